@@ -1,0 +1,49 @@
+"""Transfer learning on Keras 3 / TensorFlow: from pictures and labels to a served model.
+
+The public names, loaded when they are first used: importing this package loads neither Keras nor
+TensorFlow.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> module that has it.
+_NAMES = {
+    "Augmentation": "data",
+    "Backbone": "stages",
+    "BACKBONES": "backbones",
+    "Classification": "heads",
+    "InputError": "errors",
+    "MultiLabel": "heads",
+    "Phase": "schedules",
+    "Regression": "heads",
+    "Run": "runs",
+    "Schedule": "schedules",
+    "Trainer": "training",
+    "backbone_from_model": "backbones",
+    "backbone_of": "builders",
+    "build_backbone": "backbones",
+    "build_model": "builders",
+    "evaluate": "evaluation",
+    "freeze": "freezing",
+    "head_of": "heads",
+    "load_model": "backbones",
+    "predict": "evaluation",
+    "summary": "freezing",
+}
+_MODULES = ("data", "export")
+
+__all__ = [*_NAMES, *_MODULES, "__version__"]
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,392 @@
+"""Every `keras.applications` model that has ImageNet weights, in one table, and how one is built.
+
+The table is plain data, so that names and sizes can be checked before Keras is imported. The
+columns that could drift from Keras (parameters, stages, file names) are held by the contract tests.
+"""
+
+import difflib
+import os
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from keras_transfer.errors import InputError
+
+# How RGB 0–255 becomes what a family was trained on: channel order, then x * scale + offset.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+PREPROCESSING = {
+    "tf": dict(scale=1 / 127.5, offset=-1.0),  # to [-1, 1]
+    "128": dict(scale=1 / 128.0, offset=-1.0),  # EfficientNetV2 S, M, L
+    "torch": dict(  # zero mean and unit variance a channel over ImageNet
+        scale=[1 / (255 * s) for s in _IMAGENET_STD],
+        offset=[-m / s for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD)],
+    ),
+    "caffe": dict(bgr=True, scale=1.0, offset=[-103.939, -116.779, -123.68]),
+    "unit": dict(scale=1 / 255.0, offset=0.0),  # to [0, 1], for a user's own model
+    "none": None,  # the model takes 0–255 as it is
+}
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """One row of the table.
+
+    Attributes:
+        name: the name used everywhere, e.g. `"mobilenet_v2_0.35"`.
+        function: the function of `keras.applications`.
+        module: the module of `keras.applications` with the family's `preprocess_input`.
+        preprocessing: a key of `PREPROCESSING`.
+        size: the image size (height = width) of the ImageNet training.
+        min_size: the smallest image size that the family allows.
+        parameters: number of parameters without the ImageNet classifier.
+        stages: number of stages.
+        weights_file: the file without classifier that Keras downloads to `KERAS_HOME/models`.
+        arguments: what is passed to the function besides weights and pooling.
+    """
+
+    name: str
+    function: str
+    module: str
+    preprocessing: str
+    size: int
+    min_size: int
+    parameters: int
+    stages: int
+    weights_file: str
+    arguments: dict = field(default_factory=dict)
+
+
+def _row(name, function, module, preprocessing, size, min_size, params, stages, file, **arguments):
+    return BackboneSpec(
+        name, function, module, preprocessing, size, min_size, params, stages, file, arguments
+    )
+
+
+_TF = "_weights_tf_dim_ordering_tf_kernels_notop.h5"
+_V2 = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_"
+_V3 = "weights_mobilenet_v3_"
+
+# name, function, module, preprocessing, size, least size, parameters, stages, weights file
+# fmt: off
+_ROWS = (
+    _row("convnext_tiny", "ConvNeXtTiny", "convnext", "torch", 224, 32, 27_820_128, 22, "convnext_tiny_notop.h5"),
+    _row("convnext_small", "ConvNeXtSmall", "convnext", "torch", 224, 32, 49_454_688, 40, "convnext_small_notop.h5"),
+    _row("convnext_base", "ConvNeXtBase", "convnext", "torch", 224, 32, 87_566_464, 40, "convnext_base_notop.h5"),
+    _row("convnext_large", "ConvNeXtLarge", "convnext", "torch", 224, 32, 196_230_336, 40, "convnext_large_notop.h5"),
+    _row("convnext_xlarge", "ConvNeXtXLarge", "convnext", "torch", 224, 32, 348_147_968, 40, "convnext_xlarge_notop.h5"),
+    _row("densenet121", "DenseNet121", "densenet", "torch", 224, 32, 7_037_504, 34, "densenet121" + _TF),
+    _row("densenet169", "DenseNet169", "densenet", "torch", 224, 32, 12_642_880, 54, "densenet169" + _TF),
+    _row("densenet201", "DenseNet201", "densenet", "torch", 224, 32, 18_321_984, 62, "densenet201" + _TF),
+    _row("efficientnet_b0", "EfficientNetB0", "efficientnet", "torch", 224, 32, 4_049_564, 17, "efficientnetb0_notop.h5"),
+    _row("efficientnet_b1", "EfficientNetB1", "efficientnet", "torch", 240, 32, 6_575_232, 24, "efficientnetb1_notop.h5"),
+    _row("efficientnet_b2", "EfficientNetB2", "efficientnet", "torch", 260, 32, 7_768_562, 24, "efficientnetb2_notop.h5"),
+    _row("efficientnet_b3", "EfficientNetB3", "efficientnet", "torch", 300, 32, 10_783_528, 27, "efficientnetb3_notop.h5"),
+    _row("efficientnet_b4", "EfficientNetB4", "efficientnet", "torch", 380, 32, 17_673_816, 33, "efficientnetb4_notop.h5"),
+    _row("efficientnet_b5", "EfficientNetB5", "efficientnet", "torch", 456, 32, 28_513_520, 40, "efficientnetb5_notop.h5"),
+    _row("efficientnet_b6", "EfficientNetB6", "efficientnet", "torch", 528, 32, 40_960_136, 46, "efficientnetb6_notop.h5"),
+    _row("efficientnet_b7", "EfficientNetB7", "efficientnet", "torch", 600, 32, 64_097_680, 56, "efficientnetb7_notop.h5"),
+    _row("efficientnet_v2_b0", "EfficientNetV2B0", "efficientnet_v2", "torch", 224, 32, 5_919_312, 22, "efficientnetv2-b0_notop.h5"),
+    _row("efficientnet_v2_b1", "EfficientNetV2B1", "efficientnet_v2", "torch", 240, 32, 6_931_124, 28, "efficientnetv2-b1_notop.h5"),
+    _row("efficientnet_v2_b2", "EfficientNetV2B2", "efficientnet_v2", "torch", 260, 32, 8_769_374, 29, "efficientnetv2-b2_notop.h5"),
+    _row("efficientnet_v2_b3", "EfficientNetV2B3", "efficientnet_v2", "torch", 300, 32, 12_930_622, 33, "efficientnetv2-b3_notop.h5"),
+    _row("efficientnet_v2_s", "EfficientNetV2S", "efficientnet_v2", "128", 384, 32, 20_331_360, 42, "efficientnetv2-s_notop.h5"),
+    _row("efficientnet_v2_m", "EfficientNetV2M", "efficientnet_v2", "128", 480, 32, 53_150_388, 59, "efficientnetv2-m_notop.h5"),
+    _row("efficientnet_v2_l", "EfficientNetV2L", "efficientnet_v2", "128", 480, 32, 117_746_848, 81, "efficientnetv2-l_notop.h5"),
+    _row("inception_resnet_v2", "InceptionResNetV2", "inception_resnet_v2", "tf", 299, 75, 54_336_736, 38, "inception_resnet_v2" + _TF),
+    _row("inception_v3", "InceptionV3", "inception_v3", "tf", 299, 75, 21_802_784, 16, "inception_v3" + _TF),
+    _row("mobilenet_0.25", "MobileNet", "mobilenet", "tf", 224, 32, 218_544, 14, "mobilenet_2_5_224_tf_no_top.h5", alpha=0.25),
+    _row("mobilenet_0.5", "MobileNet", "mobilenet", "tf", 224, 32, 829_536, 14, "mobilenet_5_0_224_tf_no_top.h5", alpha=0.5),
+    _row("mobilenet_0.75", "MobileNet", "mobilenet", "tf", 224, 32, 1_832_976, 14, "mobilenet_7_5_224_tf_no_top.h5", alpha=0.75),
+    _row("mobilenet", "MobileNet", "mobilenet", "tf", 224, 32, 3_228_864, 14, "mobilenet_1_0_224_tf_no_top.h5", alpha=1.0),
+    _row("mobilenet_v2_0.35", "MobileNetV2", "mobilenet_v2", "tf", 224, 32, 410_208, 18, _V2 + "0.35_224_no_top.h5", alpha=0.35),
+    _row("mobilenet_v2_0.5", "MobileNetV2", "mobilenet_v2", "tf", 224, 32, 706_224, 18, _V2 + "0.5_224_no_top.h5", alpha=0.5),
+    _row("mobilenet_v2_0.75", "MobileNetV2", "mobilenet_v2", "tf", 224, 32, 1_382_064, 18, _V2 + "0.75_224_no_top.h5", alpha=0.75),
+    _row("mobilenet_v2", "MobileNetV2", "mobilenet_v2", "tf", 224, 32, 2_257_984, 18, _V2 + "1.0_224_no_top.h5", alpha=1.0),
+    _row("mobilenet_v2_1.3", "MobileNetV2", "mobilenet_v2", "tf", 224, 32, 3_766_048, 18, _V2 + "1.3_224_no_top.h5", alpha=1.3),
+    _row("mobilenet_v2_1.4", "MobileNetV2", "mobilenet_v2", "tf", 224, 32, 4_363_712, 18, _V2 + "1.4_224_no_top.h5", alpha=1.4),
+    _row("mobilenet_v3_large_0.75", "MobileNetV3Large", "mobilenet_v3", "tf", 224, 32, 1_808_736, 17, _V3 + "large_224_0.75_float_no_top_v2.h5", alpha=0.75),
+    _row("mobilenet_v3_large", "MobileNetV3Large", "mobilenet_v3", "tf", 224, 32, 2_996_352, 17, _V3 + "large_224_1.0_float_no_top_v2.h5", alpha=1.0),
+    _row("mobilenet_v3_large_minimalistic", "MobileNetV3Large", "mobilenet_v3", "tf", 224, 32, 1_437_608, 17, _V3 + "large_minimalistic_224_1.0_float_no_top_v2.h5", minimalistic=True),
+    _row("mobilenet_v3_small_0.75", "MobileNetV3Small", "mobilenet_v3", "tf", 224, 32, 583_160, 14, _V3 + "small_224_0.75_float_no_top_v2.h5", alpha=0.75),
+    _row("mobilenet_v3_small", "MobileNetV3Small", "mobilenet_v3", "tf", 224, 32, 939_120, 14, _V3 + "small_224_1.0_float_no_top_v2.h5", alpha=1.0),
+    _row("mobilenet_v3_small_minimalistic", "MobileNetV3Small", "mobilenet_v3", "tf", 224, 32, 441_000, 13, _V3 + "small_minimalistic_224_1.0_float_no_top_v2.h5", minimalistic=True),
+    _row("nasnet_large", "NASNetLarge", "nasnet", "tf", 331, 32, 84_887_922, 2, "nasnet_large_no_top.h5"),
+    _row("nasnet_mobile", "NASNetMobile", "nasnet", "tf", 224, 32, 4_269_716, 2, "nasnet_mobile_no_top.h5"),
+    _row("resnet50", "ResNet50", "resnet", "caffe", 224, 32, 23_587_712, 17, "resnet50" + _TF),
+    _row("resnet101", "ResNet101", "resnet", "caffe", 224, 32, 42_658_176, 34, "resnet101" + _TF),
+    _row("resnet152", "ResNet152", "resnet", "caffe", 224, 32, 58_370_944, 51, "resnet152" + _TF),
+    _row("resnet50_v2", "ResNet50V2", "resnet_v2", "tf", 224, 32, 23_564_800, 17, "resnet50v2" + _TF),
+    _row("resnet101_v2", "ResNet101V2", "resnet_v2", "tf", 224, 32, 42_626_560, 34, "resnet101v2" + _TF),
+    _row("resnet152_v2", "ResNet152V2", "resnet_v2", "tf", 224, 32, 58_331_648, 51, "resnet152v2" + _TF),
+    _row("vgg16", "VGG16", "vgg16", "caffe", 224, 32, 14_714_688, 13, "vgg16" + _TF),
+    _row("vgg19", "VGG19", "vgg19", "caffe", 224, 32, 20_024_384, 16, "vgg19" + _TF),
+    _row("xception", "Xception", "xception", "tf", 299, 71, 20_861_480, 16, "xception" + _TF),
+)
+# fmt: on
+
+BACKBONES = {row.name: row for row in _ROWS}
+
+POOLINGS = ("avg", "max", None)
+
+# Where Keras downloads the weights from; asked only to say early that there is no way to it.
+_WEIGHTS_HOST = "https://storage.googleapis.com/tensorflow/keras-applications/"
+
+
+def find_spec(name: str) -> BackboneSpec:
+    """The row of the table with this name.
+
+    Raises:
+        InputError: no such name; the message suggests the nearest ones.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), BACKBONES, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "it is neither in the table nor a file."
+    raise InputError(f"Unknown backbone '{name}': {hint} `keras-transfer backbones` lists all.")
+
+
+def is_source_model(backbone: str) -> bool:
+    """True where `backbone` means a user's own model (a `.keras` file or a run directory)."""
+    return backbone not in BACKBONES and (
+        str(backbone).endswith(".keras") or os.sep in str(backbone) or Path(backbone).exists()
+    )
+
+
+def weights_path(spec: BackboneSpec) -> Path:
+    """Where Keras keeps the ImageNet weights of this row: `$KERAS_HOME/models` or `~/.keras/models`."""
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    return Path(home) / "models" / spec.weights_file
+
+
+def check_image_size(name: str, image_size: int | None) -> None:
+    """Raises InputError where a family of the table does not allow the image size."""
+    if image_size is None or is_source_model(name):
+        return
+    spec = find_spec(name)
+    if image_size < spec.min_size:
+        raise InputError(
+            f"Image size {image_size} is too small for {name}: give {spec.min_size} or more "
+            f"(its ImageNet weights were trained at {spec.size})."
+        )
+
+
+def check_weights(spec: BackboneSpec) -> None:
+    """Raises InputError where the ImageNet weights are neither on this machine nor in reach.
+
+    Cheap: looks for the file, else asks the host for its headers, without importing Keras.
+    """
+    if weights_path(spec).is_file():
+        return
+    try:
+        request = urllib.request.Request(_WEIGHTS_HOST, method="HEAD")
+        urllib.request.urlopen(request, timeout=5)
+    except urllib.error.HTTPError:
+        return  # it answered, so Keras can try
+    except OSError as error:
+        raise _no_weights(spec, error) from None
+
+
+def _no_weights(spec, error):
+    path = weights_path(spec)
+    reason = getattr(error, "reason", error)
+    return InputError(
+        f"No ImageNet weights for {spec.name}: {path} does not exist and the download failed "
+        f"({reason}). Copy {path.name} from a machine that has it into {path.parent}, set "
+        f"KERAS_HOME to the folder that holds models/, or choose a backbone that "
+        f"`keras-transfer backbones` marks as present."
+    )
+
+
+def check_source_model(path: str) -> Path:
+    """The `.keras` file that `path` (a file or a run directory) means, seen to be one.
+
+    Raises:
+        InputError: no such file, or it was not written by Keras 3.
+    """
+    path = Path(path)
+    file = path / "model.keras" if path.is_dir() else path
+    if not file.is_file():
+        what = "is no run (it has no model.keras)" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {what}: give a .keras file or the directory of a finished run.")
+    members = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+    if not {"config.json", "model.weights.h5"} <= set(members):
+        raise InputError(
+            f"{file} is no Keras 3 model file: save the model with model.save('name.keras')."
+        )
+    return file
+
+
+def build_backbone(backbone, *, weights="imagenet", pooling="avg"):
+    """Builds a backbone of the table, or takes one from a user's own model.
+
+    Args:
+        backbone: a name of `BACKBONES`, or what `backbone_from_model` takes.
+        weights: `"imagenet"` (found in `KERAS_HOME`, else downloaded), a path to a weights file of
+            the same architecture without classifier, or None for random weights. A user's own
+            model brings its weights; None makes them random again.
+        pooling: `"avg"` or `"max"` for features [N, D], None for a feature map [N, h, w, D].
+
+    Returns:
+        A `keras_transfer.stages.Backbone`: RGB pictures [N, H, W, 3] (float or uint8, 0–255, any
+        size of at least `min_size`) to float features. The graph is the same for every `weights`.
+
+    Raises:
+        InputError: unknown name, unknown pooling, or weights that cannot be had.
+    """
+    if pooling not in POOLINGS:
+        raise InputError(f"Unknown pooling {pooling!r}: give 'avg', 'max' or None.")
+    if not isinstance(backbone, str) or is_source_model(backbone):
+        return backbone_from_model(backbone, pooling=pooling, weights=weights)
+
+    import keras
+
+    from keras_transfer.stages import Backbone, rebuild
+
+    spec = find_spec(backbone)
+    application = _application(spec, weights, pooling)
+    inputs = keras.Input((None, None, 3), name="pictures")
+    # The families that normalise by themselves do it here like all others: so the graph does not
+    # depend on `weights` (EfficientNet's does), and pictures mean the same everywhere.
+    own_preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
+    features = rebuild(application, normalise(inputs, spec.preprocessing), skip=own_preprocessing)
+    return Backbone(inputs, features, name=spec.name)
+
+
+def normalise(pictures, preprocessing: str):
+    """Applies a row of `PREPROCESSING` to a symbolic picture tensor, in float32."""
+    import keras
+
+    rule = PREPROCESSING[preprocessing]
+    if rule is None:
+        return pictures
+    if rule.get("bgr"):
+        pictures = keras.ops.flip(pictures, axis=-1)
+    return keras.layers.Rescaling(
+        rule["scale"], rule["offset"], dtype="float32", name="normalise"
+    )(pictures)
+
+
+def _application(spec, weights, pooling):
+    """The model of `keras.applications` without classifier, weights loaded."""
+    import warnings
+
+    import keras
+
+    function = getattr(keras.applications, spec.function)
+    arguments = dict(include_top=False, pooling=pooling, **spec.arguments)
+    local = weights_path(spec)
+    if weights == "imagenet" and local.is_file():
+        weights = str(local)  # Keras itself looks elsewhere when KERAS_HOME cannot be written to
+    elif weights not in ("imagenet", None) and not Path(weights).is_file():
+        raise InputError(f"No weights file {weights}: give a path, 'imagenet' or None.")
+    with warnings.catch_warnings():
+        # "Weights for input shape (224, 224) will be loaded": that is what we want.
+        warnings.filterwarnings("ignore", message=".*input_shape.*")
+        try:
+            return function(weights=None if weights is None else str(weights), **arguments)
+        except Exception as error:
+            if weights == "imagenet":
+                raise _no_weights(spec, error) from error
+            if weights is not None:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"{weights} holds no weights for {spec.name}: {reason}") from error
+            raise
+
+
+def backbone_from_model(source, *, pooling="avg", weights="imagenet", preprocessing="none"):
+    """Takes the backbone out of a user's own trained model (the source model).
+
+    A model built by this package gives back its backbone. From any other functional or sequential
+    model the head is removed: everything from the last pooling or flattening on.
+
+    Args:
+        source: a `keras.Model`, a `.keras` file or a run directory.
+        pooling: as in `build_backbone`; a backbone of this package keeps the one it was built with.
+        weights: None re-initialises the weights (training from scratch); else they are kept.
+        preprocessing: the key of `PREPROCESSING` that was applied to the pictures outside of the
+            source model; a model of this package has it inside.
+
+    Returns:
+        A `keras_transfer.stages.Backbone` that shares the source model's weights.
+
+    Raises:
+        InputError: the file is no Keras model, or the model takes no RGB pictures.
+    """
+    import keras
+
+    from keras_transfer.stages import Backbone
+
+    model = source
+    if not isinstance(source, keras.Model):
+        model = load_model(check_source_model(source))
+    inner = [layer for layer in [model, *model.layers] if isinstance(layer, Backbone)]
+    backbone = inner[0] if inner else _without_head(model, pooling, preprocessing)
+    backbone.trainable = True  # what a former schedule froze is no property of the backbone
+    if weights is None:
+        backbone = Backbone.from_config(backbone.get_config())
+    return backbone
+
+
+def load_model(path):
+    """Loads a model of this package, or any other Keras model, with safe mode on.
+
+    The same as `keras.saving.load_model(path, compile=False)` once this package's layers are
+    registered, which this function sees to.
+
+    Raises:
+        InputError: the file cannot be read as a Keras model.
+    """
+    import keras
+
+    from keras_transfer import heads, stages  # noqa: F401  (registers their layers)
+
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"Cannot load {path}: {reason}") from error
+
+
+def _without_head(model, pooling, preprocessing):
+    """The spatial part of a foreign model as a Backbone, with a pooling of our own."""
+    import keras
+
+    from keras_transfer.stages import Backbone, rebuild
+
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
+        raise InputError(
+            f"The source model '{model.name}' takes inputs of shape {shape}; a backbone takes one "
+            "batch of RGB pictures, shape (None, height, width, 3)."
+        )
+    inputs = keras.Input((None, None, 3), name="pictures")
+    outputs = rebuild(model, normalise(inputs, preprocessing))
+    features = _last_feature_map(keras.Model(inputs, outputs))
+    if pooling is not None:
+        pool = {"avg": "GlobalAveragePooling2D", "max": "GlobalMaxPooling2D"}[pooling]
+        features = getattr(keras.layers, pool)(name="pooling")(features)
+    return Backbone(inputs, features, name=model.name)
+
+
+def _last_feature_map(model):
+    """The tensor that enters the head: the last [N, h, w, D] of the chain before it is pooled."""
+    import keras
+
+    from keras_transfer.stages import chain
+
+    layers = keras.layers
+    ends = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten, layers.Reshape)
+    feature_map = None
+    for piece in chain(model):
+        # Squeeze-and-excitation pools too, but inside of a longer piece.
+        tensor = piece[-1].output_tensors[0]
+        if len(tensor.shape) != 4 or (len(piece) == 1 and isinstance(piece[0].operation, ends)):
+            break
+        if any(getattr(node.operation, "weights", ()) for node in piece) or feature_map is not None:
+            feature_map = tensor
+    if feature_map is None:
+        raise InputError(f"The source model '{model.name}' has no layer that gives a feature map.")
+    return feature_map

@@ -1,0 +1,74 @@
+"""Picture → normalise → backbone → pooling → head, as one `keras.Model`."""
+
+import keras
+
+from keras_transfer.backbones import (
+    backbone_from_model,
+    build_backbone,
+    check_image_size,
+    check_source_model,
+    find_spec,
+    is_source_model,
+    load_model,
+)
+from keras_transfer.errors import InputError
+from keras_transfer.heads import Head
+from keras_transfer.stages import Backbone
+
+
+def build_model(
+    backbone: str | Backbone | keras.Model,
+    head: Head,
+    *,
+    image_size: int | None = None,
+    weights: str | None = "imagenet",
+    pooling: str | None = "avg",
+) -> keras.Model:
+    """Builds a model for a task on a pretrained backbone.
+
+    Args:
+        backbone: a name of the table (`keras-transfer backbones`), a `Backbone`, or the user's own
+            source model: a `.keras` file, a run directory or a `keras.Model`, whose head goes.
+        head: what the model shall answer, e.g. `Classification(["ants", "bees"])`.
+        image_size: height and width of the pictures; by default that of the ImageNet training, or
+            that of the source model.
+        weights: `"imagenet"`, a path to a weights file, or None for random weights.
+        pooling: `"avg"`, `"max"`, or None (the head flattens the feature map).
+
+    Returns:
+        A `keras.Model` from RGB pictures [N, image_size, image_size, 3] (uint8 or float, 0–255) to
+        the head's float32 outputs [N, C]: logits for classification. Nothing is frozen yet.
+
+    Raises:
+        InputError: unknown backbone, image size below the family's least, weights that cannot be
+            had, or a source model that does not take pictures.
+    """
+    if isinstance(backbone, str) and not is_source_model(backbone):
+        image_size = image_size or find_spec(backbone).size
+        check_image_size(backbone, image_size)
+        backbone = build_backbone(backbone, weights=weights, pooling=pooling)
+    elif not isinstance(backbone, Backbone):
+        if not isinstance(backbone, keras.Model):
+            backbone = load_model(check_source_model(backbone))
+        image_size = image_size or backbone.input_shape[1]
+        backbone = backbone_from_model(backbone, weights=weights, pooling=pooling)
+    if image_size is None:
+        raise InputError(f"Give image_size: '{backbone.name}' does not say which it was made for.")
+    inputs = keras.Input((image_size, image_size, 3), name="pictures")
+    outputs = head.connect(backbone(inputs))
+    return keras.Model(inputs, outputs, name=f"{backbone.name}_{head.task}")
+
+
+def backbone_of(model: keras.Model) -> Backbone:
+    """The backbone inside a model that `build_model` made (or the model itself, if it is one).
+
+    Raises:
+        InputError: there is none.
+    """
+    for layer in [model, *model.layers]:
+        if isinstance(layer, Backbone):
+            return layer
+    raise InputError(
+        f"The model '{model.name}' has no keras_transfer backbone: build it with build_model, or "
+        "take its backbone with backbone_from_model."
+    )

@@ -1,0 +1,253 @@
+"""Find picture files in folders and check that they can be decoded (no TensorFlow)."""
+
+import io
+import os
+import stat
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from keras_transfer.errors import InputError
+
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
+
+# Pillow's names. Pillow opens MPO, the stereo JPEG of some phones, through "JPEG".
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+
+# Names (lower case) that operating systems leave in folders; hidden files are ignored anyway.
+_DROPPINGS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
+
+_SPLIT_OF_FOLDER = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+# Folders called like this are splits that we do not know by that name, never classes.
+_LOOKS_LIKE_A_SPLIT = {*_SPLIT_OF_FOLDER, "training", "testing"}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is left out, and why, in plain words."""
+
+    path: str
+    reason: str
+
+
+def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
+    """List every file of a labelled picture folder: split -> class -> sorted paths.
+
+    Two layouts are recognised by themselves:
+
+    - `root/<class>/...`: one split, named "all";
+    - `root/{train,val,test}/<class>/...`: the splits that exist, in this order
+      (`valid` and `validation` are accepted for `val`; other folders are ignored).
+
+    Files may lie at any depth below their class folder and are not opened here. Classes
+    are sorted by name; hidden files and droppings of the operating system are ignored.
+
+    Raises:
+        InputError: no such folder, no class folders, a single class, or a class in val
+            or test that train does not have.
+    """
+    tree = read_splits(root)
+    known = tree.get("train", tree.get("all"))
+    if len(known) < 2:
+        raise InputError(
+            f"only one class ({next(iter(known))}) in {root}; classification needs at least two"
+        )
+    for split, classes in tree.items():
+        unknown = sorted(set(classes) - set(known))
+        if unknown:
+            raise InputError(
+                f"{split} in {root} has classes that train has not: {', '.join(unknown)}; "
+                "add them to train or remove them"
+            )
+    return tree
+
+
+def read_splits(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
+    """Do what `read_tree` does, whatever the classes are: for pictures to evaluate on.
+
+    Raises:
+        InputError: no such folder, or no class folders.
+    """
+    root = Path(root).expanduser()
+    if not root.exists():
+        raise InputError(f"no such folder: {root}; check the path")
+    if not root.is_dir():
+        raise InputError(f"{root} is a file; give the folder that holds the class folders")
+    train = root / "train"
+    if train.is_dir() and _subfolders(train):
+        return {split: _read_classes(folder) for split, folder in _find_splits(root).items()}
+    classes = _read_classes(root)
+    if all(name.lower() in _LOOKS_LIKE_A_SPLIT for name in classes):
+        raise InputError(
+            f"{root} holds {', '.join(classes)} but no train/<class>/ folder; "
+            "lay the pictures out as train/<class>/ and val/<class>/"
+        )
+    return {"all": classes}
+
+
+def check_pictures(paths: list[str], *, progress: bool = True) -> tuple[list[str], list[Skipped]]:
+    """Decode every file in full, in threads; returns (good paths, skipped), both in order.
+
+    Args:
+        paths: files, whether pictures or not.
+        progress: show a bar on stderr, if that is a terminal.
+    """
+    hide_bar = None if progress else True  # None: tqdm asks whether stderr is a terminal
+    # Warnings are silenced here, not in the threads: the filters belong to the process.
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")
+        faults = list(
+            tqdm(
+                pool.map(_find_fault, paths),
+                total=len(paths),
+                desc="checking pictures",
+                unit="file",
+                disable=hide_bar,
+            )
+        )
+    good = [path for path, fault in zip(paths, faults) if fault is None]
+    skipped = [Skipped(path, fault) for path, fault in zip(paths, faults) if fault is not None]
+    return good, skipped
+
+
+def list_pictures(paths: list[str | os.PathLike]) -> list[str]:
+    """Expand files and folders to picture paths, in the order given.
+
+    A file is kept whatever its name; a folder gives every file below it with one of
+    `EXTENSIONS`, sorted.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no picture.
+    """
+    found = []
+    for path in (Path(path).expanduser() for path in paths):
+        if path.is_dir():
+            pictures = [file for file in _files_below(path) if _extension(file) in EXTENSIONS]
+            if not pictures:
+                raise InputError(
+                    f"no pictures in {path}; file types: {' '.join(sorted(EXTENSIONS))}"
+                )
+            found.extend(pictures)
+        elif path.exists():
+            found.append(str(path))
+        else:
+            raise InputError(f"no such file or folder: {path}; check the path")
+    if not found:
+        raise InputError("no pictures given; name at least one file or folder")
+    return found
+
+
+def open_picture(contents: bytes) -> Image.Image:
+    """Open encoded bytes with Pillow (lazily), whatever the file's name says.
+
+    Raises:
+        UnidentifiedImageError: the bytes are none of `FORMATS`.
+    """
+    return Image.open(io.BytesIO(contents), formats=FORMATS)
+
+
+def _find_fault(path: str) -> str | None:
+    if _extension(path) not in EXTENSIONS:
+        return f"unsupported file type {_extension(path) or '(no extension)'}"
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for ever
+            return "cannot be read: not a regular file"
+        contents = Path(path).read_bytes()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if not contents:
+        return "empty file"
+    return _find_fault_in(contents)
+
+
+def _find_fault_in(contents: bytes) -> str | None:
+    try:
+        picture = open_picture(contents)
+    except UnidentifiedImageError:
+        return "not a picture: no JPEG, PNG, GIF, BMP or WebP data"
+    except Image.DecompressionBombError as error:
+        return f"too large: {error}"
+    except Exception as error:  # plugins raise anything on a broken file
+        return f"not a picture: {_one_line(error)}"
+    try:
+        picture.load()
+    except Exception as error:
+        return f"truncated: {_one_line(error)}"
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _extension(path: str | Path) -> str:
+    return Path(path).suffix.lower()
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _DROPPINGS
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if _is_visible(entry.name))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [entry for entry in _entries(folder) if entry.is_dir()]
+
+
+def _files_below(folder: Path) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    files, seen = [], {folder.resolve()}
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        files.extend(str(Path(parent, name)) for name in names if _is_visible(name))
+        # Each real folder once: a link may lead back to a folder above it.
+        unseen = []
+        for name in sorted(filter(_is_visible, folders)):
+            real = Path(parent, name).resolve()
+            if real not in seen:
+                seen.add(real)
+                unseen.append(name)
+        folders[:] = unseen
+    return sorted(files)
+
+
+def _find_splits(root: Path) -> dict[str, Path]:
+    found = {}
+    for folder in _subfolders(root):
+        split = _SPLIT_OF_FOLDER.get(folder.name)
+        if split in found:
+            raise InputError(
+                f"{root} has two folders for {split}: {found[split].name} and {folder.name}; "
+                "keep one"
+            )
+        if split:
+            found[split] = folder
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _read_classes(folder: Path) -> dict[str, list[str]]:
+    classes = _subfolders(folder)
+    if not classes:
+        loose = any(_extension(entry) in EXTENSIONS for entry in _entries(folder))
+        where = "pictures lie directly in it" if loose else "it has no sub-folders"
+        raise InputError(
+            f"no class folders in {folder}: {where}; put each class's pictures in "
+            f"{folder / '<class>'}/"
+        )
+    return {class_folder.name: _files_below(class_folder) for class_folder in classes}

@@ -1,0 +1,292 @@
+"""A labelled picture folder as one object (no TensorFlow until a dataset is asked for)."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_transfer.data.augmentation import Augmentation
+from keras_transfer.data.files import Skipped, check_pictures, read_splits, read_tree
+from keras_transfer.data.splits import require_fraction, stratified_split
+from keras_transfer.errors import InputError
+
+_MOST_CLASSES_SHOWN = 10
+
+
+@dataclass(eq=False)
+class Examples:
+    """Picture files and their labels.
+
+    Attributes:
+        paths: files that could be decoded when they were checked, sorted within a class.
+        labels: int32 [n], positions in `ImageData.class_names`.
+    """
+
+    paths: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """Return the examples at `indices`, in that order."""
+        return Examples([self.paths[i] for i in indices], self.labels[indices])
+
+
+@dataclass(eq=False, repr=False)
+class ImageData:
+    """Labelled pictures on disk, split, checked and ready to be read.
+
+    Attributes:
+        class_names: in the order of the labels.
+        examples: for each split that exists ("train", "val", "test"), its examples.
+        skipped: files that are left out, with the reason.
+        root: the folder the pictures came from.
+    """
+
+    class_names: tuple[str, ...]
+    examples: dict[str, Examples]
+    skipped: list[Skipped]
+    root: str
+
+    @property
+    def train(self):
+        """tf.data.Dataset of (uint8 [H, W, 3], int32 label) in path order; None if missing."""
+        return self._pictures("train")
+
+    @property
+    def val(self):
+        """Like `train`, for the validation pictures."""
+        return self._pictures("val")
+
+    @property
+    def test(self):
+        """Like `train`, for the test pictures."""
+        return self._pictures("test")
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of pictures: split -> class -> count."""
+        return {
+            split: dict(
+                zip(
+                    self.class_names,
+                    np.bincount(examples.labels, minlength=len(self.class_names)).tolist(),
+                )
+            )
+            for split, examples in self.examples.items()
+        }
+
+    def batches(
+        self,
+        split: str,
+        *,
+        image_size: int,
+        batch_size: int,
+        training: bool = False,
+        augment: str | Augmentation = "light",
+        seed: int = 0,
+        start_epoch: int = 0,
+    ):
+        """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
+
+        Raises:
+            InputError: no such split or augmentation.
+        """
+        from keras_transfer.data import pipeline
+
+        return pipeline.batches(
+            self._split(split),
+            image_size=image_size,
+            batch_size=batch_size,
+            training=training,
+            augmentation=augment,
+            seed=seed,
+            start_epoch=start_epoch,
+        )
+
+    def steps(self, split: str, batch_size: int) -> int:
+        """Return the number of batches in one epoch, the smaller last one included."""
+        return -(-len(self._split(split)) // batch_size)
+
+    def describe(self) -> str:
+        """Return a few lines for people: classes, pictures in each split, skipped files."""
+        lines = [f"{self.root}: {len(self.class_names)} classes"]
+        for split, counts in self.counts.items():
+            shown = [f"{name} {n}" for name, n in list(counts.items())[:_MOST_CLASSES_SHOWN]]
+            more = len(counts) - len(shown)
+            if more:
+                shown.append(f"and {more} more")
+            lines.append(f"{split}: {sum(counts.values())} pictures ({', '.join(shown)})")
+        if self.skipped:
+            lines.append(f"skipped: {len(self.skipped)} files")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        sizes = "".join(f", {split}={len(part)}" for split, part in self.examples.items())
+        return (
+            f"ImageData({self.root!r}, classes={len(self.class_names)}{sizes}, "
+            f"skipped={len(self.skipped)})"
+        )
+
+    def _split(self, split: str) -> Examples:
+        if split not in self.examples:
+            raise InputError(
+                f"{self.root} has no {split} pictures; it has {', '.join(self.examples)}"
+            )
+        return self.examples[split]
+
+    def _pictures(self, split: str):
+        if split not in self.examples:
+            return None
+        from keras_transfer.data import pipeline
+
+        return pipeline.pictures(self.examples[split])
+
+
+def from_directory(
+    root: str | os.PathLike,
+    *,
+    val: str | os.PathLike | None = None,
+    val_split: float = 0.2,
+    seed: int = 0,
+    progress: bool = True,
+) -> ImageData:
+    """Index a picture folder, leave out what cannot be decoded, and split it.
+
+    Every file is decoded once to check it. The validation pictures are, in this order of
+    preference: those of `val`, those of `root/val`, or a stratified share of the training
+    pictures. Test pictures are those of `root/test`, if it exists.
+
+    Args:
+        root: `root/<class>/` or `root/{train,val,test}/<class>/`, see `read_tree`.
+        val: another folder `val/<class>/` with the same classes.
+        val_split: share of the training pictures for validation, where none are given.
+        seed: of that split.
+        progress: show a bar on stderr, if that is a terminal.
+
+    Raises:
+        InputError: the folder cannot be used as it is; the message says what to do.
+    """
+    root = Path(root).expanduser()
+    tree = read_tree(root)
+    train_folder = root if "all" in tree else root / "train"
+    if "all" in tree:
+        tree = {"train": tree["all"]}
+    if val is not None:
+        tree["val"] = _read_val(val, tree["train"])
+    elif "val" not in tree:
+        require_fraction(val_split)
+    # What can be told from the names alone is told before the long check.
+    _require_each_class(tree["train"], train_folder, [])
+    class_names = tuple(tree["train"])
+    tree, skipped = _check(tree, progress)
+    _require_each_class(tree["train"], train_folder, skipped)
+
+    examples = {split: _label(classes, class_names) for split, classes in tree.items()}
+    for split, part in examples.items():
+        where = val if split == "val" and val is not None else f"the {split} folder of {root}"
+        _require_pictures(part, where, skipped)
+    if "val" not in examples:
+        whole = examples["train"]
+        chosen = stratified_split(whole.labels, val_split, seed, class_names)
+        examples["train"], examples["val"] = map(whole.take, chosen)
+    return ImageData(class_names, _in_order(examples), skipped, str(root))
+
+
+def labelled_pictures(
+    root: str | os.PathLike,
+    class_names: Sequence[str],
+    *,
+    split: str | None = None,
+    progress: bool = True,
+) -> ImageData:
+    """Read pictures of known classes, to evaluate a model on; the result has one split.
+
+    Args:
+        root: `root/<class>/` or `root/{train,val,test}/<class>/`; classes may be missing.
+        class_names: the model's classes, in the order of its outputs.
+        split: "train", "val" or "test"; by default test, else val. A folder without splits
+            has the one split "all".
+        progress: show a bar on stderr, if that is a terminal.
+
+    Raises:
+        InputError: no such split, a class that the model does not know, or no picture.
+    """
+    root = Path(root).expanduser()
+    tree = read_splits(root)
+    chosen = split or next((name for name in ("test", "val", "all") if name in tree), None)
+    if chosen not in tree:
+        raise InputError(f"{root} has no split {chosen or 'test or val'}; it has {', '.join(tree)}")
+    unknown = sorted(set(tree[chosen]) - set(class_names))
+    if unknown:
+        raise InputError(
+            f"{root} has classes that the model does not know: {', '.join(unknown)}; "
+            f"it knows {', '.join(class_names)}"
+        )
+    tree, skipped = _check({chosen: tree[chosen]}, progress)
+    examples = _label(tree[chosen], tuple(class_names))
+    _require_pictures(examples, root, skipped)
+    return ImageData(tuple(class_names), {chosen: examples}, skipped, str(root))
+
+
+def _read_val(val, train: dict[str, list[str]]) -> dict[str, list[str]]:
+    tree = read_tree(val)
+    if "all" not in tree:
+        raise InputError(
+            f"{val} has splits of its own; give the one folder that holds the class folders"
+        )
+    missing, unknown = sorted(set(train) - set(tree["all"])), sorted(set(tree["all"]) - set(train))
+    if missing or unknown:
+        differences = [f"it lacks {', '.join(missing)}"] if missing else []
+        differences += [f"train lacks {', '.join(unknown)}"] if unknown else []
+        raise InputError(
+            f"the classes of {val} are not those of train: {' and '.join(differences)}; "
+            "both need the same class folders"
+        )
+    return tree["all"]
+
+
+def _check(tree, progress: bool):
+    """Drop the files that cannot be decoded; returns (tree, skipped)."""
+    paths = [path for classes in tree.values() for files in classes.values() for path in files]
+    readable, skipped = check_pictures(paths, progress=progress)
+    good = set(readable)
+    tree = {
+        split: {name: [p for p in files if p in good] for name, files in classes.items()}
+        for split, classes in tree.items()
+    }
+    return tree, skipped
+
+
+def _in_order(examples: dict[str, Examples]) -> dict[str, Examples]:
+    return {split: examples[split] for split in ("train", "val", "test") if split in examples}
+
+
+def _label(classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Examples:
+    files = [classes.get(name, []) for name in class_names]
+    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(f) for f in files])
+    return Examples([path for part in files for path in part], labels)
+
+
+def _require_pictures(examples: Examples, where, skipped: list[Skipped]) -> None:
+    if not len(examples):
+        why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
+        raise InputError(f"no readable picture in {where}{why}; add pictures or leave it out")
+
+
+def _require_each_class(
+    classes: dict[str, list[str]], folder: Path, skipped: list[Skipped]
+) -> None:
+    for name, files in classes.items():
+        if files:
+            continue
+        class_folder = folder / name
+        first = next((s for s in skipped if class_folder in Path(s.path).parents), None)
+        why = f"{first.path}: {first.reason}" if first else "it is empty"
+        raise InputError(
+            f"class {name} has no readable picture in {class_folder} ({why}); "
+            "add pictures or remove the folder"
+        )

@@ -1,0 +1,141 @@
+"""Picture to model input, as TensorFlow graph functions.
+
+Evaluation, prediction and the exported model share `resize_and_crop`; training has `augment`.
+Both cut a box out of the picture and resample it in one step with `ScaleAndTranslate`, the
+op behind `tf.image.resize(antialias=True)`: only the pixels that are kept are computed, and
+the box need not fall on whole pixels.
+"""
+
+import math
+
+import tensorflow as tf
+
+from keras_transfer.data.augmentation import Augmentation
+
+EVAL_CROP = 0.875
+
+
+def resize_and_crop(picture, size: int, crop_fraction: float = EVAL_CROP) -> tf.Tensor:
+    """Shorter side to `round(size / crop_fraction)`, aspect kept; then the central square.
+
+    Bilinear with antialias. Height and width may be unknown when the graph is built.
+
+    Args:
+        picture: [..., height, width, 3], uint8 or float, values 0-255.
+        size: side of the result in pixels.
+        crop_fraction: share of the shorter side that is kept, in (0, 1].
+
+    Returns:
+        uint8 [..., size, size, 3].
+    """
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction must lie in (0, 1], not {crop_fraction}")
+    picture = tf.convert_to_tensor(picture)
+    height, width = _height_and_width(picture)
+    side = tf.minimum(height, width) * (size / round(size / crop_fraction))
+    box = ((height - side) / 2, (width - side) / 2, side, side)
+    return _to_uint8(_resample(picture, box, size))
+
+
+def augment(picture, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
+    """Draw one variant of a training picture; the same seed gives the same variant.
+
+    Args:
+        picture: [height, width, 3], uint8 or float, values 0-255.
+        size: side of the result in pixels.
+        augmentation: what may change and how much.
+        seed: int32 or int64 [2]. Every choice has its own seed derived from it, so that
+            switching one choice on or off leaves the others as they were.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    picture = tf.convert_to_tensor(picture)
+    seeds = dict(zip(_CHOICES, tf.unstack(tf.random.split(seed, len(_CHOICES)))))
+    if augmentation.crop:
+        box = _random_box(*_height_and_width(picture), augmentation, seeds)
+        picture = _resample(picture, box, size)
+    else:
+        picture = tf.cast(resize_and_crop(picture, size), tf.float32)
+    if augmentation.flip:
+        mirror = tf.random.stateless_uniform([], seeds["flip"]) < 0.5
+        picture = tf.cond(mirror, lambda: tf.reverse(picture, [1]), lambda: picture)
+    return _to_uint8(_vary_colours(picture, augmentation, seeds))
+
+
+_CHOICES = (
+    "area",
+    "aspect",
+    "top",
+    "left",
+    "flip",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+)
+
+
+def _random_box(height, width, augmentation, seeds):
+    # First the aspect ratio, then an area among those that fit the picture at that ratio:
+    # no draw is ever rejected, and a very wide picture is not squashed.
+    log_aspect = math.log(augmentation.max_aspect)
+    aspect = tf.exp(_uniform(seeds["aspect"], -log_aspect, log_aspect))
+    largest = tf.minimum(width / (height * aspect), height * aspect / width)
+    smallest = tf.minimum(augmentation.min_area, largest)
+    area = _uniform(seeds["area"], smallest, largest) * height * width
+    box_height, box_width = tf.sqrt(area / aspect), tf.sqrt(area * aspect)
+    top = _uniform(seeds["top"], 0.0, height - box_height)
+    left = _uniform(seeds["left"], 0.0, width - box_width)
+    return top, left, box_height, box_width
+
+
+def _vary_colours(picture, augmentation, seeds):
+    if augmentation.brightness:
+        picture = picture * _factor(seeds["brightness"], augmentation.brightness)
+    if augmentation.contrast:
+        mean = tf.reduce_mean(tf.image.rgb_to_grayscale(picture))
+        picture = mean + (picture - mean) * _factor(seeds["contrast"], augmentation.contrast)
+    if augmentation.saturation:
+        grey = tf.image.rgb_to_grayscale(picture)
+        picture = grey + (picture - grey) * _factor(seeds["saturation"], augmentation.saturation)
+    if augmentation.hue:
+        turn = _uniform(seeds["hue"], -augmentation.hue, augmentation.hue)
+        # Hue is defined for colours that exist only.
+        colours = tf.clip_by_value(picture / 255.0, 0.0, 1.0)
+        picture = tf.image.adjust_hue(colours, turn) * 255.0
+    return picture
+
+
+def _uniform(seed, low, high):
+    return low + tf.random.stateless_uniform([], seed) * (high - low)
+
+
+def _factor(seed, strength):
+    return _uniform(seed, 1.0 - strength, 1.0 + strength)
+
+
+def _height_and_width(picture):
+    shape = tf.cast(tf.shape(picture)[-3:-1], tf.float32)
+    return shape[0], shape[1]
+
+
+def _resample(picture, box, size):
+    """Cut (top, left, height, width), in pixels, and scale it to float32 [..., size, size, 3]."""
+    top, left, height, width = box
+    scale = tf.stack([size / height, size / width])
+    leading = tf.shape(picture)[:-3]
+    resampled = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(picture, tf.concat([[-1], tf.shape(picture)[-3:]], 0)),
+        size=[size, size],
+        scale=scale,
+        translation=-tf.stack([top, left]) * scale,
+        kernel_type="triangle",
+        antialias=True,
+    )
+    resampled = tf.reshape(resampled, tf.concat([leading, [size, size, 3]], 0))
+    return tf.ensure_shape(resampled, [*picture.shape[:-3], size, size, 3])
+
+
+def _to_uint8(picture):
+    return tf.cast(tf.clip_by_value(tf.round(picture), 0.0, 255.0), tf.uint8)

@@ -1,0 +1,123 @@
+"""From a trained model to a SavedModel that TF Serving serves."""
+
+import os
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.transforms import resize_and_crop
+from keras_transfer.errors import InputError
+from keras_transfer.heads import Classification, head_of
+
+
+class ParityError(RuntimeError):
+    """The exported model does not answer like the Keras model; nothing was exported."""
+
+
+def saved_model(model: keras.Model, out, *, pictures=None) -> Path:
+    """Exports a SavedModel with normalisation, resizing and decoding inside.
+
+    Signatures (all outputs float32 or string, N rows each):
+
+    - `serving_default(pictures)`: float32 [N, H, W, 3], RGB 0–255, any size.
+    - `serve_uint8(pictures)`: the same for uint8.
+    - `serve_bytes(bytes)`: string [N], each an encoded JPEG, PNG, GIF or plain BMP or WebP file.
+
+    Each gives `scores` [N, C] and `class_names` [N, C]; a single-label model also `label` [N] and
+    `score` [N]. TF Serving's REST interface takes bytes as `{"b64": "…"}`.
+
+    Args:
+        model: from `build_model`.
+        out: the version directory, e.g. `serving/flowers/1`; must not exist.
+        pictures: a few uint8 pictures [H, W, 3] for the parity check; by default noise.
+
+    Returns:
+        `out`. It appears only after the exported model answered like the Keras model.
+
+    Raises:
+        InputError: `out` exists already.
+        ParityError: scores differ by more than rounding.
+    """
+    out = Path(out)
+    if out.exists():
+        raise InputError(f"{out} exists: choose another version directory for the export.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{os.getpid()}.{out.name}")
+    try:
+        _write(model, temporary)
+        _check_parity(model, temporary, _noise() if pictures is None else pictures)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _write(model, folder):
+    head = head_of(model)
+    size = model.input_shape[1]
+    names = tf.constant(head.names)
+
+    def answer(pictures):
+        scores = tf.cast(head.scores(model(pictures, training=False)), tf.float32)
+        count = tf.shape(scores)[0]
+        result = {"scores": scores, "class_names": tf.tile(names[None], [count, 1])}
+        if isinstance(head, Classification):
+            result["label"] = tf.gather(names, tf.argmax(scores, axis=1))
+            result["score"] = tf.reduce_max(scores, axis=1)
+        return result
+
+    def decode(contents):
+        picture = tf.io.decode_image(contents, channels=3, expand_animations=False)
+        picture.set_shape([None, None, 3])
+        return resize_and_crop(picture, size)
+
+    def answer_bytes(contents):
+        pictures = tf.map_fn(
+            decode, contents, fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8)
+        )
+        return answer(pictures)
+
+    def answer_pictures(pictures):
+        return answer(resize_and_crop(pictures, size))
+
+    any_size = [None, None, None, 3]
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name, function, spec in (
+        ("serving_default", answer_pictures, tf.TensorSpec(any_size, tf.float32, "pictures")),
+        ("serve_uint8", answer_pictures, tf.TensorSpec(any_size, tf.uint8, "pictures")),
+        ("serve_bytes", answer_bytes, tf.TensorSpec([None], tf.string, "bytes")),
+    ):
+        archive.add_endpoint(name, function, input_signature=[spec])
+    archive.write_out(str(folder), verbose=False)
+
+
+def _check_parity(model, folder, pictures):
+    """Asks every signature of the exported model for the same pictures as the Keras model."""
+    head = head_of(model)
+    signatures = tf.saved_model.load(str(folder)).signatures
+    half = keras.backend.standardize_dtype(model.compute_dtype) != "float32"
+    tolerance = 2e-2 if half else 1e-4
+    for picture in pictures:
+        resized = resize_and_crop(picture, model.input_shape[1])[None]
+        expected = np.asarray(head.scores(model(resized, training=False)), "float32")
+        answers = {
+            "serving_default": {"pictures": tf.cast(picture[None], tf.float32)},
+            "serve_uint8": {"pictures": tf.constant(picture[None])},
+            "serve_bytes": {"bytes": tf.io.encode_png(picture)[None]},
+        }
+        for name, request in answers.items():
+            scores = signatures[name](**request)["scores"].numpy()
+            difference = float(np.abs(scores - expected).max())
+            if not difference <= tolerance * max(1.0, float(np.abs(expected).max())):
+                raise ParityError(
+                    f"Signature {name} differs from the Keras model by {difference:g} (more than "
+                    f"{tolerance:g}): nothing was exported. Please report this."
+                )
+
+
+def _noise():
+    return np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype="uint8")

@@ -1,0 +1,65 @@
+"""What all tests share: real material where it is at hand, and a clean Keras between tests."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(autouse=True)
+def clean_keras():
+    """Keras keeps every layer of every model in a global state until told otherwise."""
+    yield
+    import sys
+
+    if "keras" in sys.modules:
+        import keras
+
+        keras.backend.clear_session(free_memory=True)
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with hymenoptera/ and sign_digits/."""
+    folder = os.environ.get("KERAS_TRANSFER_DATA")
+    if not folder or not (Path(folder) / "hymenoptera").is_dir():
+        pytest.skip("KERAS_TRANSFER_DATA names no folder with hymenoptera/: no real pictures")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """KERAS_HOME with the ImageNet weights of mobilenet_0.25 and mobilenet_v2_0.35."""
+    home = os.environ.get("KERAS_HOME")
+    if not home or not (Path(home) / "models" / "mobilenet_2_5_224_tf_no_top.h5").is_file():
+        pytest.skip("KERAS_HOME has no models/mobilenet_2_5_224_tf_no_top.h5: no real weights")
+    return Path(home)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def write_picture(path: Path, colour, size=(40, 48), noise: int = 20, seed: int = 0) -> None:
+    """Writes a noisy picture of one colour, so that classes can be told apart."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise_values = np.random.default_rng(seed).integers(-noise, noise + 1, (*size, 3))
+    pixels = np.clip(np.array(colour) + noise_values, 0, 255).astype("uint8")
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def colours(tmp_path) -> Path:
+    """DATA/{red,green,blue}/*.png: a task that a few steps can learn."""
+    folder = tmp_path / "colours"
+    for name, colour in {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}.items():
+        for i in range(12):
+            write_picture(folder / name / f"{i}.png", colour, seed=i)
+    return folder

@@ -1,0 +1,175 @@
+"""The command line: bad input ends in one line and exit code 2, at once and with nothing written."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import write_picture
+
+COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
+
+
+def run(*args, **kwargs):
+    # Measured by hand, asserted by imports: TensorFlow must not be loaded for any of these.
+    code = (
+        "import sys; from keras_transfer.cli import main\n"
+        "try: main()\n"
+        "finally: print('LOADED', [m for m in ('tensorflow', 'keras') if m in sys.modules],"
+        " file=sys.stderr)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, **kwargs
+    )
+
+
+def folder_of(path, classes, count=6):
+    for name in classes:
+        for i in range(count):
+            write_picture(path / name / f"{i}.png", COLOURS.get(name, (9, 9, 9)), seed=i)
+    return path
+
+
+def bad_folder(tmp_path, case):
+    data = tmp_path / "data"
+    if case == "no such folder":
+        return data, "no such folder"
+    if case == "no classes":
+        write_picture(data / "loose.png", (1, 2, 3))
+        return data, "class"
+    if case == "one class":
+        return folder_of(data, ["red"]), "one class"
+    if case == "class without readable picture":
+        folder_of(data, COLOURS)
+        for file in (data / "blue").iterdir():
+            file.write_bytes(b"not a picture")
+        return data, "no readable picture"
+    assert case == "too few to split"
+    folder_of(data, ["red"])
+    folder_of(data, ["blue"], count=1)
+    return data, "too few"
+
+
+CASES = {
+    "unknown backbone": (["--backbone", "resnet5"], "did you mean resnet50"),
+    "image size": (["--backbone", "xception", "--image-size", "40"], "too small for xception"),
+    "no weights": (["--backbone", "resnet50"], "Copy resnet50_weights"),
+    "unknown strategy": (["--strategy", "magic"], "Unknown strategy 'magic'"),
+    "no source model": (["--backbone", "./none.keras"], "does not exist"),
+    "no config": (["--config", "none.yaml"], "No config file"),
+    "nothing to resume": (["--resume"], "no such directory"),
+}
+
+
+def check_one_line(result, words):
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 2 and lines[0].startswith("error: "), result.stderr
+    assert words in lines[0]
+    assert lines[1] == "LOADED []"
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["no such folder", "no classes", "one class", "class without readable picture",
+     "too few to split"],
+)
+def test_bad_folders(tmp_path, case):
+    data, words = bad_folder(tmp_path, case)
+    result = run("train", data, "--out", tmp_path / "run", "--backbone", "mobilenet_0.25",
+                 "--strategy", "from_scratch")
+    check_one_line(result, words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_options(tmp_path, case):
+    options, words = CASES[case]
+    data = folder_of(tmp_path / "data", COLOURS)
+    # A proxy that nobody answers: the weights are out of reach on any machine.
+    away = {"KERAS_HOME": str(tmp_path / "home"), "https_proxy": "http://127.0.0.1:9"}
+    env = {**os.environ, **away}
+    result = run("train", data, "--out", tmp_path / "run", *options, env=env, cwd=tmp_path)
+    check_one_line(result, words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_that_is_taken(tmp_path):
+    data = folder_of(tmp_path / "data", COLOURS)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("dear")
+    result = run("train", data, "--out", tmp_path / "run")
+    check_one_line(result, "not empty")
+    assert (tmp_path / "run" / "mine").read_text() == "dear"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
+def test_what_is_no_run(tmp_path, command):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.keras").write_text("by somebody else")
+    data = [] if command == "export" else [folder_of(tmp_path / "data", COLOURS)]
+    check_one_line(run(command, tmp_path / "none", *data), "no such directory")
+    check_one_line(run(command, tmp_path / "other", *data), "is no run")
+
+
+def test_model_file_made_by_something_else(tmp_path):
+    data = folder_of(tmp_path / "data", COLOURS)
+    (tmp_path / "model.keras").write_text("by somebody else")
+    result = run("train", data, "--out", tmp_path / "run", "--backbone", tmp_path / "model.keras")
+    check_one_line(result, "no Keras 3 model file")
+
+
+def test_help_and_backbones_load_no_tensorflow():
+    for args in (["--help"], ["train", "--help"], ["backbones"], ["backbones", "--json"]):
+        result = run(*args)
+        assert result.returncode == 0 and result.stderr.strip() == "LOADED []"
+    rows = json.loads(result.stdout)
+    assert len(rows) == 52
+    assert {"name", "parameters", "image_size", "stages", "preprocessing", "weights_present"} <= set(
+        rows[0]
+    )
+
+
+def test_importing_the_package_loads_no_keras():
+    code = "import sys, keras_transfer as kt; kt.Trainer if 0 else kt.BACKBONES; print('keras' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_the_whole_road(tmp_path):
+    """train → evaluate → predict → export → train again from the run's config, by commands."""
+    data = folder_of(tmp_path / "data", COLOURS, count=10)
+    (data / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    out = tmp_path / "run"
+    options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
+    trained = run("train", data, "--out", out, *options, "--epochs", "2", "--batch-size", "8")
+    assert trained.returncode == 0, trained.stderr
+    assert "95 % interval" in trained.stdout and "1 files skipped" in trained.stdout
+    assert "broken.jpg" in (out / "skipped.csv").read_text()
+
+    evaluated = run("evaluate", out, data, "--json")
+    result = json.loads(evaluated.stdout)
+    assert result["pictures"] == 20 and result["skipped"] == 1
+    assert set(result["per_class"]) == {"blue", "red"}
+
+    picture = data / "blue" / "0.png"
+    predicted = json.loads(run("predict", out, picture, data / "red", "--json").stdout)
+    assert len(predicted["predictions"]) == 11 and len(predicted["skipped"]) == 1
+    csv_file = tmp_path / "predictions.csv"
+    assert run("predict", out, picture, "--out", csv_file).stdout == ""
+    header, row = csv_file.read_text().splitlines()
+    assert header == "path,label,score,top1,top2"
+    assert row.split(",")[1] == predicted["predictions"][0]["label"]
+
+    exported = run("export", out)
+    assert exported.returncode == 0, exported.stderr
+    assert (out / "export" / "1" / "saved_model.pb").is_file()
+    assert run("export", out).returncode == 0 and (out / "export" / "2").is_dir()
+
+    again = run("train", data, "--out", tmp_path / "again", "--config", out / "config.yaml")
+    assert again.returncode == 0, again.stderr
+    first, second = (json.loads((d / "metrics.json").read_text()) for d in (out, tmp_path / "again"))
+    assert first["val"] == second["val"]
+    assert [p["epochs"] for p in second["phases"]] == [1, 1]

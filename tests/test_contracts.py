@@ -1,0 +1,196 @@
+"""What every row of the table of backbones must hold, on its smallest pictures and random weights.
+
+Rows over 100 million parameters carry the marker `large` and are run by hand (`-m large`).
+"""
+
+import importlib
+import multiprocessing
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from keras_transfer.backbones import BACKBONES, build_backbone
+from keras_transfer.builders import backbone_of, build_model
+from keras_transfer.freezing import freeze
+from keras_transfer.heads import Classification
+
+LARGE = 100_000_000
+
+
+def _rows():
+    for spec in BACKBONES.values():
+        marks = [pytest.mark.large] if spec.parameters > LARGE else []
+        yield pytest.param(spec, id=spec.name, marks=marks)
+
+
+@pytest.fixture(scope="module")
+def fresh_process():
+    """A process that has only loaded this package's loader: it predicts from saved files."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve_predictions, args=(there,), daemon=True)
+    process.start()
+    yield here
+    here.send(None)
+    process.join(30)
+
+
+def _serve_predictions(connection):
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    from keras_transfer.backbones import load_model
+
+    while (request := connection.recv()) is not None:
+        path, pictures = request
+        model = load_model(path)
+        connection.send(np.asarray(model(pictures, training=False)))
+        keras.backend.clear_session(free_memory=True)
+
+
+def _calibrate(backbone, pictures):
+    """Gives BatchNorm the statistics of these pictures.
+
+    With the initial statistics (mean 0, variance 1) a deep random network fades to a constant,
+    and a comparison of two constants would show nothing.
+    """
+    norms = [x for x in backbone.layers if isinstance(x, keras.layers.BatchNormalization)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    backbone(pictures, training=True)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
+def _relative(a, b):
+    a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+    return np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)
+
+
+@pytest.mark.parametrize("spec", _rows())
+def test_contract(spec, rng, tmp_path, fresh_process):
+    pictures = rng.integers(0, 256, (4, spec.min_size, spec.min_size, 3)).astype("uint8")
+    head = Classification(["a", "b", "c"])
+    model = build_model(spec.name, head, image_size=spec.min_size, weights=None)
+    backbone = backbone_of(model)
+    _calibrate(backbone, pictures)
+
+    # The table says what is true.
+    assert backbone.count_params() == spec.parameters
+    assert len(backbone.stages) == spec.stages
+
+    # Shape, and features that depend on the picture.
+    features = np.asarray(backbone(pictures, training=False))
+    assert features.shape == (4, backbone.output_shape[-1])
+    assert np.isfinite(features).all()
+    assert np.ptp(features, axis=0).max() > 0
+    assert model(pictures, training=False).shape == (4, 3)
+
+    # Every layer belongs to exactly one stage.
+    staged = [layer for stage in backbone.stages for layer in stage.layers]
+    assert len(staged) == len(set(map(id, staged))) == len(backbone.layers)
+
+    # Prefix∘suffix is the whole, for every stage.
+    for k in range(1, len(backbone.stages)):
+        prefix, suffix = backbone.split(k)
+        joined = suffix(prefix(pictures, training=False), training=False)
+        assert _relative(joined, features) < 1e-4, f"cut after stage {k}"
+
+    # Frozen is frozen, whatever `training` says; and trained is not.
+    freeze(model, "all")
+    assert backbone.frozen_stages == len(backbone.stages)
+    before = [np.array(w) for w in backbone.non_trainable_weights]
+    np.testing.assert_array_equal(backbone(pictures, training=True), features)
+    for weight, value in zip(backbone.non_trainable_weights, before):
+        np.testing.assert_array_equal(weight, value)
+    assert len(model.trainable_weights) == 2  # the head's
+
+    # Half frozen: what is frozen gives inference's numbers inside of a training call.
+    if len(backbone.stages) > 2:
+        half = freeze(model, 0.5)
+        k = half.stages
+        assert 0 < k < len(backbone.stages) and half.layers <= 0.5 * half.of_layers
+        prefix, suffix = backbone.split(k)
+        keras.utils.set_random_seed(1)
+        expected = suffix(prefix(pictures, training=False), training=True)
+        keras.utils.set_random_seed(1)
+        got = backbone(pictures, training=True)
+        if not _random_layers(backbone):
+            assert _relative(got, expected) < 1e-4
+
+    # A fresh process reads the saved model and predicts the same.
+    freeze(model, "none")
+    expected = np.asarray(model(pictures, training=False))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    fresh_process.send((str(path), pictures))
+    assert _relative(fresh_process.recv(), expected) < 1e-5
+    path.unlink()
+
+
+def _random_layers(backbone):
+    return [x for x in backbone.layers if type(x).__name__ in ("Dropout", "StochasticDepth")]
+
+
+@pytest.mark.parametrize("spec", _rows())
+def test_preprocessing_is_the_familys_own(spec, rng):
+    """The same pixels through plain keras.applications and through the builder's first layers."""
+    if spec.parameters > 10_000_000 and spec.arguments:
+        pytest.skip("another width of this family is tested")
+    pixels = rng.uniform(0, 255, (2, 40, 40, 3)).astype("float32")
+    backbone = build_backbone(spec.name, weights=None)
+    ours = keras.Model(backbone.inputs[0], _normalised(backbone))(pixels)
+    np.testing.assert_allclose(ours, _family_preprocessing(spec, pixels), rtol=1e-5, atol=1e-5)
+
+
+def _normalised(backbone):
+    return backbone.get_layer("normalise").output
+
+
+def _family_preprocessing(spec, pixels):
+    """What reaches the first convolution of the family's own model with ImageNet weights."""
+    module = importlib.import_module(f"keras.applications.{spec.module}")
+    x = module.preprocess_input(pixels.copy())
+    if spec.module == "efficientnet":
+        # Inside of the model: Rescaling(1/255), Normalization with the statistics from the weights
+        # file (which hold the deviation where the variance belongs), Rescaling(1/sqrt(deviation)).
+        mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        return (x / 255 - mean) / np.sqrt(deviation) / np.sqrt(deviation)
+    application = getattr(keras.applications, spec.function)(
+        include_top=False, weights=None, **spec.arguments
+    )
+    for layer in application.layers:
+        if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
+            x = layer(x)
+    return x
+
+
+@pytest.mark.parametrize("spec", _rows())
+def test_table_names_the_file_that_keras_downloads(spec, monkeypatch):
+    """Runs Keras's own code path up to the download, and looks at what it asks for."""
+    asked = []
+
+    class Stop(Exception):
+        pass
+
+    def get_file(fname, origin, **kwargs):
+        asked.append(fname)
+        raise Stop
+
+    from keras.src.utils import file_utils
+
+    monkeypatch.setattr(file_utils, "get_file", get_file)
+    with pytest.raises(Stop):
+        getattr(keras.applications, spec.function)(
+            include_top=False, weights="imagenet", **spec.arguments
+        )
+    assert asked == [spec.weights_file]
+
+
+def test_every_function_of_keras_applications_is_in_the_table():
+    functions = {name for name in dir(keras.applications) if name[0].isupper()}
+    assert len(functions) == 40
+    assert {spec.function for spec in BACKBONES.values()} == functions
