@@ -144,7 +144,9 @@ def find_spec(name: str) -> BackboneSpec:
     if name in BACKBONES:
         return BACKBONES[name]
     near = difflib.get_close_matches(name.lower().replace("-", "_"), BACKBONES, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "it is neither in the table nor a file."
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else "it is neither in the table nor a file."
+    )
     raise InputError(f"Unknown backbone '{name}': {hint} `keras-transfer backbones` lists all.")
 
 
@@ -264,9 +266,9 @@ def normalise(pictures, preprocessing: str):
         return pictures
     if rule.get("bgr"):
         pictures = keras.ops.flip(pictures, axis=-1)
-    return keras.layers.Rescaling(
-        rule["scale"], rule["offset"], dtype="float32", name="normalise"
-    )(pictures)
+    return keras.layers.Rescaling(rule["scale"], rule["offset"], dtype="float32", name="normalise")(
+        pictures
+    )
 
 
 def _application(spec, weights, pooling):
@@ -378,7 +380,12 @@ def _last_feature_map(model):
     from keras_transfer.stages import chain
 
     layers = keras.layers
-    ends = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D, layers.Flatten, layers.Reshape)
+    ends = (
+        layers.GlobalAveragePooling2D,
+        layers.GlobalMaxPooling2D,
+        layers.Flatten,
+        layers.Reshape,
+    )
     feature_map = None
     for piece in chain(model):
         # Squeeze-and-excitation pools too, but inside of a longer piece.

@@ -7,7 +7,7 @@ once.
 import json
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,14 +24,14 @@ app = typer.Typer(
 )
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     auto = "auto"
     float32 = "float32"
     mixed_bfloat16 = "mixed_bfloat16"
     mixed_float16 = "mixed_float16"
 
 
-class Augment(str, Enum):
+class Augment(StrEnum):
     none = "none"
     light = "light"
     medium = "medium"
@@ -78,25 +78,38 @@ def train(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")],
     out: Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")],
     backbone: Annotated[
-        str, typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN.")
+        str | None,
+        typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN."),
     ] = None,
     strategy: Annotated[
-        str, typer.Option(help="feature_extraction, fine_tune or from_scratch.")
+        str | None, typer.Option(help="feature_extraction, fine_tune or from_scratch.")
     ] = None,
-    val: Annotated[Path, typer.Option(help="Folder of validation pictures, VAL/<class>/.")] = None,
-    val_split: Annotated[float, typer.Option(help="Share taken for validation. [0.2]")] = None,
-    image_size: Annotated[int, typer.Option(help="Height and width. [the backbone's]")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures a step. [32]")] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of all phases. [the strategy's]")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Highest rate. [the strategy's]")] = None,
+    val: Annotated[
+        Path | None, typer.Option(help="Folder of validation pictures, VAL/<class>/.")
+    ] = None,
+    val_split: Annotated[
+        float | None, typer.Option(help="Share taken for validation. [0.2]")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width. [the backbone's]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step. [32]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of all phases. [the strategy's]")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Highest rate. [the strategy's]")
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="[auto]", show_choices=True)] = None,
     augment: Annotated[Augment, typer.Option(help="[light]")] = None,
-    weights: Annotated[str, typer.Option(help="imagenet, none, or a weights file.")] = None,
-    seed: Annotated[int, typer.Option(help="Two runs with one seed are equal. [0]")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Two runs with one seed are equal. [0]")] = None,
     config: Annotated[
-        Path, typer.Option(help="A config.yaml; options given here win over it.")
+        Path | None, typer.Option(help="A config.yaml; options given here win over it.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
 ):
     """Train a model on a folder of labelled pictures."""
     from keras_transfer.backbones import (
@@ -227,7 +240,7 @@ def evaluate(
     run: RunPath,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")],
     split: Annotated[
-        str, typer.Option(help="Which of DATA/{train,val,test}. [test, else val, else all]")
+        str | None, typer.Option(help="Which of DATA/{train,val,test}. [test, else val, else all]")
     ] = None,
     as_json: Json = False,
 ):
@@ -264,7 +277,9 @@ def evaluate(
 def predict(
     run: RunPath,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures and folders.")],
-    out: Annotated[Path, typer.Option(help="Write a CSV file instead of printing it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a CSV file instead of printing it.")
+    ] = None,
     as_json: Json = False,
 ):
     """Predict pictures: path, label, score and the five best labels, as CSV or JSON."""
@@ -288,7 +303,7 @@ def predict(
         print(table, end="")
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     saved_model = "saved_model"
 
 
@@ -296,7 +311,9 @@ class Format(str, Enum):
 def export(
     run: RunPath,
     format: Annotated[Format, typer.Option(help="What to write.")] = Format.saved_model,
-    out: Annotated[Path, typer.Option(help="Version directory. [RUN/export/N, the next N]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Version directory. [RUN/export/N, the next N]")
+    ] = None,
 ):
     """Export a SavedModel for TF Serving, checked against the Keras model."""
     from keras_transfer.runs import Run

@@ -54,9 +54,7 @@ def run_demo(out, *, seed: int = 0) -> None:
         ("from scratch", "from_scratch", None),
     ):
         keras.utils.set_random_seed(seed)
-        model = build_model(
-            str(source_run.path), Classification(data.class_names), weights=weights
-        )
+        model = build_model(str(source_run.path), Classification(data.class_names), weights=weights)
         folder = out / strategy
         run = _train(model, strategy, data, folder, seed, epochs=EPOCHS, batch_size=8)
         curves[name] = comparison.read_curve(run)

@@ -50,8 +50,9 @@ def predict(model, paths, *, batch_size: int = 32) -> tuple[list[Prediction], li
     if not good:
         raise InputError(f"No readable picture in {paths[0]}: {skipped[0].reason}.")
     unlabelled = Examples(good, np.zeros(len(good), "int32"))
-    _, outputs = collect(model, ImageData(head.names, {"all": unlabelled}, skipped, ""), "all",
-                         batch_size=batch_size)
+    _, outputs = collect(
+        model, ImageData(head.names, {"all": unlabelled}, skipped, ""), "all", batch_size=batch_size
+    )
     predictions = []
     for path, scores in zip(good, keras.ops.convert_to_numpy(head.scores(outputs))):
         order = np.argsort(-scores, kind="stable")[:5]

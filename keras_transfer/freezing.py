@@ -129,7 +129,9 @@ def freeze(model: keras.Model, what="all", *, batch_norm: str = "frozen") -> Fro
 def summary(model: keras.Model) -> str:
     """A table of what trains: a line a stage and one for the head."""
     backbone = backbone_of(model)
-    lines = [f"{'stage':<6}{'last layer with weights':<44}{'layers':>7}{'parameters':>13}{'train':>13}"]
+    lines = [
+        f"{'stage':<6}{'last layer with weights':<44}{'layers':>7}{'parameters':>13}{'train':>13}"
+    ]
     weights, trainable = set(), set()
     for stage in backbone.stages:
         own = [w for layer in stage.layers for w in layer.weights]

@@ -29,7 +29,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         write(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

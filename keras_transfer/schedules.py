@@ -40,7 +40,9 @@ class Phase:
             ("batch_norm", self.batch_norm in ("frozen", "train")),
         ):
             if not good:
-                raise InputError(f"Phase '{self.name}': {field} cannot be {getattr(self, field)!r}.")
+                raise InputError(
+                    f"Phase '{self.name}': {field} cannot be {getattr(self, field)!r}."
+                )
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
 """The trainer: runs a schedule phase by phase over `model.fit`."""
 
-import math
 import sys
 import time
 import warnings
 
 import keras
-import numpy as np
 from tqdm.auto import tqdm
 
 from keras_transfer.errors import InputError

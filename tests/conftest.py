@@ -59,7 +59,11 @@ def write_picture(path: Path, colour, size=(40, 48), noise: int = 20, seed: int 
 def colours(tmp_path) -> Path:
     """DATA/{red,green,blue}/*.png: a task that a few steps can learn."""
     folder = tmp_path / "colours"
-    for name, colour in {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}.items():
+    for name, colour in {
+        "red": (200, 40, 40),
+        "green": (40, 200, 40),
+        "blue": (40, 40, 200),
+    }.items():
         for i in range(12):
             write_picture(folder / name / f"{i}.png", colour, seed=i)
     return folder

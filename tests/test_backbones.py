@@ -25,7 +25,7 @@ L = keras.layers
 
 
 def test_unknown_name_suggests_near_ones():
-    with pytest.raises(InputError, match="did you mean .*mobilenet_v2"):
+    with pytest.raises(InputError, match=r"did you mean .*mobilenet_v2"):
         find_spec("MobileNet-V2_0.36")
     with pytest.raises(InputError, match="neither in the table nor a file"):
         find_spec("qqqq")
@@ -97,7 +97,9 @@ def test_wrong_weights_file(tmp_path):
         build_backbone("mobilenet_0.25", weights=str(tmp_path / "other.weights.h5"))
 
 
-@pytest.mark.parametrize("pooling, shape", [("avg", (2, 256)), ("max", (2, 256)), (None, (2, 2, 2, 256))])
+@pytest.mark.parametrize(
+    "pooling, shape", [("avg", (2, 256)), ("max", (2, 256)), (None, (2, 2, 2, 256))]
+)
 def test_pooling(pooling, shape, rng):
     backbone = build_backbone("mobilenet_0.25", weights=None, pooling=pooling)
     assert backbone(rng.uniform(0, 255, (2, 64, 64, 3)).astype("float32")).shape == shape
@@ -194,7 +196,9 @@ def test_a_model_with_code_in_it_is_not_loaded(tmp_path):
 
 
 def test_names_are_snake_case_and_carry_the_width():
-    assert {"resnet50", "efficientnet_v2_b0", "vgg16", "inception_v3", "mobilenet_v2"} <= set(BACKBONES)
+    assert {"resnet50", "efficientnet_v2_b0", "vgg16", "inception_v3", "mobilenet_v2"} <= set(
+        BACKBONES
+    )
     assert {"mobilenet_0.25", "mobilenet_v2_0.35"} <= set(BACKBONES)
     for name, spec in BACKBONES.items():
         assert name == name.lower() == spec.name

@@ -73,13 +73,26 @@ def check_one_line(result, words):
 
 @pytest.mark.parametrize(
     "case",
-    ["no such folder", "no classes", "one class", "class without readable picture",
-     "too few to split"],
+    [
+        "no such folder",
+        "no classes",
+        "one class",
+        "class without readable picture",
+        "too few to split",
+    ],
 )
 def test_bad_folders(tmp_path, case):
     data, words = bad_folder(tmp_path, case)
-    result = run("train", data, "--out", tmp_path / "run", "--backbone", "mobilenet_0.25",
-                 "--strategy", "from_scratch")
+    result = run(
+        "train",
+        data,
+        "--out",
+        tmp_path / "run",
+        "--backbone",
+        "mobilenet_0.25",
+        "--strategy",
+        "from_scratch",
+    )
     check_one_line(result, words)
     assert not (tmp_path / "run").exists()
 
@@ -127,9 +140,14 @@ def test_help_and_backbones_load_no_tensorflow():
         assert result.returncode == 0 and result.stderr.strip() == "LOADED []"
     rows = json.loads(result.stdout)
     assert len(rows) == 52
-    assert {"name", "parameters", "image_size", "stages", "preprocessing", "weights_present"} <= set(
-        rows[0]
-    )
+    assert {
+        "name",
+        "parameters",
+        "image_size",
+        "stages",
+        "preprocessing",
+        "weights_present",
+    } <= set(rows[0])
 
 
 def test_importing_the_package_loads_no_keras():
@@ -170,6 +188,8 @@ def test_the_whole_road(tmp_path):
 
     again = run("train", data, "--out", tmp_path / "again", "--config", out / "config.yaml")
     assert again.returncode == 0, again.stderr
-    first, second = (json.loads((d / "metrics.json").read_text()) for d in (out, tmp_path / "again"))
+    first, second = (
+        json.loads((d / "metrics.json").read_text()) for d in (out, tmp_path / "again")
+    )
     assert first["val"] == second["val"]
     assert [p["epochs"] for p in second["phases"]] == [1, 1]

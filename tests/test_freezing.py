@@ -47,7 +47,9 @@ def test_fraction_and_stage_object(model):
     backbone = backbone_of(model)
     assert frozen_stages(backbone, backbone.stages[4]) == 5
     half = freeze(model, 0.5)
-    assert half.layers <= 0.5 * half.of_layers < half.layers + len(backbone.stages[half.stages].layers)
+    assert (
+        half.layers <= 0.5 * half.of_layers < half.layers + len(backbone.stages[half.stages].layers)
+    )
 
 
 @pytest.mark.parametrize("what", [-1, 157, 1.5, -0.1, "no_such_layer", "stage:19", True, None])
@@ -90,8 +92,9 @@ def test_freezing_forgets_what_was_before(model):
     freeze(model, "all")
     freeze(model, "none", batch_norm="train")
     assert len(model.trainable_weights) == len(
-        build_model("mobilenet_v2_0.35", Classification("ab"), image_size=32, weights=None)
-        .trainable_weights
+        build_model(
+            "mobilenet_v2_0.35", Classification("ab"), image_size=32, weights=None
+        ).trainable_weights
     )
 
 

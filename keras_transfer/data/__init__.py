@@ -11,7 +11,6 @@ from keras_transfer.data.sources import (
     ImageData,
     from_directory,
     labelled_pictures,
-    labelled_pictures,
 )
 from keras_transfer.data.splits import stratified_split
 
@@ -23,7 +22,6 @@ __all__ = [
     "Skipped",
     "check_pictures",
     "from_directory",
-    "labelled_pictures",
     "labelled_pictures",
     "list_pictures",
     "read_tree",

@@ -70,12 +70,11 @@ def batches(
 def _training_batches(examples, image_size, batch_size, augmentation, seed, start_epoch):
     paths, labels = _tensors(examples)
     count = len(examples)
-    steps = -(-count // batch_size)
 
     def epoch_rows(epoch):
         order_seed, picture_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
         order = tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)
-        batch = epoch * steps + tf.range(count, dtype=tf.int64) // batch_size
+        batch = tf.range(count, dtype=tf.int64) // batch_size
         return tf.data.Dataset.from_tensor_slices((batch, order)).map(
             lambda batch, index: (batch, index, picture_seed)
         )
@@ -86,14 +85,14 @@ def _training_batches(examples, image_size, batch_size, augmentation, seed, star
         return batch, picture, labels[index]
 
     def size_of(batch):
-        left = count - (batch % steps) * batch_size
-        return tf.minimum(left, batch_size)
+        return tf.minimum(count - batch * batch_size, batch_size)
 
     def collect(_, rows):
         return rows.map(lambda _, picture, label: (picture, label)).batch(batch_size)
 
-    # The parallel map runs over the epochs' ends without a pause; the batches, numbered
-    # through all epochs, are put together after it.
+    # The parallel map runs over the epochs' ends without a pause. The batches are put together
+    # after it, by their number in the epoch: rows come in order, so one batch is complete
+    # before the one of the same number in the next epoch begins.
     seed = tf.constant(seed, tf.int64)
     stream = (
         tf.data.Dataset.range(start_epoch, tf.int64.max)

@@ -1,0 +1,794 @@
+"""Folders to batches: layouts, checks, splits, decoding, transforms, the training stream."""
+
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_picture
+from PIL import Image
+
+from keras_transfer.data import (
+    AUGMENTATIONS,
+    Augmentation,
+    check_pictures,
+    from_directory,
+    labelled_pictures,
+    list_pictures,
+    read_tree,
+    resolve_augmentation,
+    stratified_split,
+)
+from keras_transfer.errors import InputError
+
+# --- Material ---------------------------------------------------------------------------------
+
+LEFT, TOP_RIGHT, BOTTOM_RIGHT = (200, 50, 20), (30, 180, 90), (20, 40, 220)
+
+
+def three_colours() -> Image.Image:
+    """48 x 32: left half, upper right and lower right quarter in one colour each."""
+    pixels = np.empty((32, 48, 3), np.uint8)
+    pixels[:, :24] = LEFT
+    pixels[:16, 24:] = TOP_RIGHT
+    pixels[16:, 24:] = BOTTOM_RIGHT
+    return Image.fromarray(pixels)
+
+
+def encode(picture: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_of_16_bits(pixels: np.ndarray, colour_type: int) -> bytes:
+    """PNG bytes of 16-bit pixels, by hand: Pillow cannot write such RGB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    height, width = pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def with_alpha(picture: Image.Image) -> Image.Image:
+    picture = picture.convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    return picture
+
+
+def make_folder(root: Path, counts: dict[str, int]) -> Path:
+    """root/<class>/<i>.png, where a class may be "train/cat"."""
+    for at, (name, count) in enumerate(counts.items()):
+        for i in range(count):
+            write_picture(root / name / f"{i:02}.png", (40 * at + 30, 90, 150), seed=100 * at + i)
+    return root
+
+
+@pytest.fixture
+def animals(tmp_path) -> Path:
+    return make_folder(tmp_path / "animals", {"cat": 10, "dog": 6, "emu": 4})
+
+
+def raises(part: str):
+    """Expect an InputError of one line that contains `part`."""
+    return pytest.raises(InputError, match=r"\A[^\n]*" + re.escape(str(part)) + r"[^\n]*\Z")
+
+
+# --- Folders ----------------------------------------------------------------------------------
+
+
+def test_read_tree_of_classes(animals):
+    (animals / "dog" / "young" / "small").mkdir(parents=True)
+    (animals / "dog" / "young" / "small" / "A.JPG").write_bytes(b"x")
+    (animals / "dog" / "notes.txt").write_text("kept here, judged later")
+    for dropping in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (animals / "dog" / dropping).write_bytes(b"x")
+    (animals / ".ipynb_checkpoints").mkdir()
+    (animals / "loose.png").write_bytes(b"x")
+    tree = read_tree(animals)
+    assert list(tree) == ["all"] and list(tree["all"]) == ["cat", "dog", "emu"]
+    names = [str(Path(path).relative_to(animals / "dog")) for path in tree["all"]["dog"]]
+    assert names == [*(f"{i:02}.png" for i in range(6)), "notes.txt", "young/small/A.JPG"]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_read_tree_of_splits(tmp_path, val):
+    make_folder(tmp_path, {"train/a": 3, "train/b": 2, f"{val}/a": 1, "test/b": 1, "other/c": 1})
+    tree = read_tree(tmp_path)
+    assert list(tree) == ["train", "val", "test"]
+    assert {split: {c: len(f) for c, f in classes.items()} for split, classes in tree.items()} == {
+        "train": {"a": 3, "b": 2},
+        "val": {"a": 1},
+        "test": {"b": 1},
+    }
+
+
+def test_a_class_called_train_is_no_split(tmp_path):
+    make_folder(tmp_path, {"train": 2, "tram": 2})
+    assert list(read_tree(tmp_path)["all"]) == ["train", "tram"]
+
+
+def test_a_link_back_to_its_own_folder_ends(animals):
+    (animals / "cat" / "again").symlink_to(animals / "cat")
+    assert len(read_tree(animals)["all"]["cat"]) == 10
+
+
+def test_read_tree_refuses(tmp_path, animals):
+    with raises(f"no such folder: {tmp_path / 'nowhere'}"):
+        read_tree(tmp_path / "nowhere")
+    with raises("00.png is a file; give the folder"):
+        read_tree(animals / "cat" / "00.png")
+    with raises(f"no class folders in {animals / 'cat'}: pictures lie directly in it"):
+        read_tree(animals / "cat")
+    (tmp_path / "empty").mkdir()
+    with raises("it has no sub-folders; put each class's pictures in"):
+        read_tree(tmp_path / "empty")
+    with raises("only one class (cat)"):
+        read_tree(make_folder(tmp_path / "one", {"cat": 2}))
+    with raises(f"val in {tmp_path / 'more'} has classes that train has not: zebra"):
+        read_tree(make_folder(tmp_path / "more", {"train/a": 1, "train/b": 1, "val/zebra": 1}))
+    with raises("no train/<class>/ folder"):
+        read_tree(make_folder(tmp_path / "names", {"training/a": 1, "testing/a": 1}))
+    with raises("two folders for val: val and validation"):
+        read_tree(make_folder(tmp_path / "two", {"train/a": 1, "val/a": 1, "validation/a": 1}))
+    with raises(f"no class folders in {tmp_path / 'flat' / 'val'}"):
+        read_tree(make_folder(tmp_path / "flat", {"train/a": 1, "train/b": 1, "val": 1}))
+
+
+def test_list_pictures(tmp_path, animals):
+    odd = tmp_path / "picture.without.extension"
+    odd.write_bytes(b"x")
+    (animals / "cat" / "notes.txt").write_text("no picture")
+    (animals / "cat" / "LOUD.JPG").write_bytes(b"x")
+    found = list_pictures([odd, animals / "cat", str(animals / "dog" / "03.png")])
+    assert found[0] == str(odd) and found[-1] == str(animals / "dog" / "03.png")
+    assert [Path(p).name for p in found[1:-1]] == [*(f"{i:02}.png" for i in range(10)), "LOUD.JPG"]
+    with raises(f"no such file or folder: {tmp_path / 'nowhere'}"):
+        list_pictures([animals, tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with raises(f"no pictures in {tmp_path / 'empty'}"):
+        list_pictures([tmp_path / "empty"])
+    with raises("no pictures given"):
+        list_pictures([])
+
+
+# --- The check --------------------------------------------------------------------------------
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Write files that are no pictures; returns name -> the start of the expected reason."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    jpeg, png = encode(noise, "JPEG"), encode(noise, "PNG")
+    contents = {
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated: image file is truncated"),
+        "cut_late.jpg": (jpeg[:-20], "truncated: "),
+        "cut.png": (png[: len(png) // 2], "truncated: "),
+        "empty.jpg": (b"", "empty file"),
+        "notes.txt": (b"hello", "unsupported file type .txt"),
+        "noextension": (png, "unsupported file type (no extension)"),
+        "text.jpg": (b"<html>not found</html>", "not a picture: "),
+        "tiff.jpg": (encode(noise, "TIFF"), "not a picture: "),
+    }
+    for name, (data, _) in contents.items():
+        (folder / name).write_bytes(data)
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    return {name: reason for name, (_, reason) in contents.items()} | {
+        "gone.png": "cannot be read: "
+    }
+
+
+def test_check_pictures_names_every_bad_file(tmp_path, monkeypatch, capfd):
+    expected = bad_files(tmp_path)
+    # A picture is what its bytes say, not its extension.
+    (tmp_path / "really_png.jpg").write_bytes(encode(three_colours(), "PNG"))
+    (tmp_path / "fine.webp").write_bytes(encode(three_colours(), "WEBP"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70 * 70)
+    Image.new("L", (150, 150)).save(tmp_path / "bomb.png")
+    Image.new("L", (75, 75)).save(tmp_path / "large.png")  # Pillow warns, and decodes
+    paths = sorted(map(str, tmp_path.iterdir()), reverse=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        good, skipped = check_pictures(paths)
+    assert [Path(path).name for path in good] == ["really_png.jpg", "large.png", "fine.webp"]
+    assert [item.path for item in skipped] == [path for path in paths if path not in good]
+    reasons = {Path(item.path).name: item.reason for item in skipped}
+    assert reasons.keys() == {*expected, "bomb.png"}
+    assert reasons["bomb.png"].startswith("too large: ")
+    for name, reason in expected.items():
+        assert reasons[name].startswith(reason), (name, reasons[name])
+    assert not any("\n" in reason for reason in reasons.values())
+    assert capfd.readouterr() == ("", "")  # neither warnings nor, off a terminal, a bar
+
+
+def test_check_pictures_without_permission(animals, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read whatever the mode says
+    _, (skipped,) = check_pictures([str(animals / "cat" / "00.png")])
+    assert skipped.reason == "cannot be read: Permission denied"
+
+
+# --- Splits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "fraction", "expected"),
+    [
+        ((50, 30, 20), 0.2, (10, 6, 4)),
+        ((7, 7, 7), 0.2, (2, 1, 1)),  # 4 of 21: the shares are 1.4 each
+        ((15, 12, 3), 0.25, (4, 3, 1)),  # 8 of 30 (7.5 to even): 3.75, 3, 0.75
+        ((2, 2, 96), 0.1, (1, 1, 8)),  # small classes get one each
+        ((2, 2, 2), 0.9, (1, 1, 1)),  # and keep one each
+    ],
+)
+def test_split_keeps_the_shares(counts, fraction, expected):
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], counts))
+    train, val = stratified_split(labels, fraction, seed=3)
+    assert tuple(np.bincount(labels[val], minlength=3)) == expected
+    assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(len(labels)))
+    assert np.array_equal(train, np.sort(train)) and np.array_equal(val, np.sort(val))
+
+
+def test_split_depends_on_the_seed_alone():
+    labels = np.repeat([0, 1], 50)
+    first, again, other = (stratified_split(labels, 0.2, seed)[1] for seed in (5, 5, 6))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert not np.array_equal(first % 50 < 10, np.ones(20))  # not simply the first of each class
+
+
+def test_split_refuses():
+    for fraction in (0, 1, -0.1, 1.5, float("nan")):
+        with raises("must lie between 0 and 1"):
+            stratified_split(np.array([0, 0, 1, 1]), fraction, 0)
+    with raises("too few pictures to split: class dog has 1 readable picture; add pictures or"):
+        stratified_split(np.array([0, 0, 1]), 0.5, 0, ("cat", "dog"))
+
+
+# --- ImageData --------------------------------------------------------------------------------
+
+
+def test_from_directory_splits_and_skips(animals):
+    expected = bad_files(animals / "cat")
+    data = from_directory(animals, seed=1)
+    assert data.class_names == ("cat", "dog", "emu")
+    assert data.counts == {
+        "train": {"cat": 8, "dog": 5, "emu": 3},
+        "val": {"cat": 2, "dog": 1, "emu": 1},
+    }
+    assert {Path(item.path).name for item in data.skipped} == expected.keys()
+    for part in data.examples.values():
+        assert part.labels.dtype == np.int32 and len(part) == len(part.labels)
+        folders = [Path(path).parent.name for path in part.paths]
+        assert folders == [data.class_names[label] for label in part.labels]
+        assert part.paths == sorted(part.paths)
+    assert not set(data.examples["train"].paths) & set(data.examples["val"].paths)
+    assert data.steps("train", 5) == 4 and data.steps("val", 4) == 1
+    assert from_directory(animals, seed=1).examples["val"].paths == data.examples["val"].paths
+    assert from_directory(animals, seed=2).examples["val"].paths != data.examples["val"].paths
+    assert repr(data) == f"ImageData({str(animals)!r}, classes=3, train=16, val=4, skipped=9)"
+    assert "train: 16 pictures (cat 8, dog 5, emu 3)\nval: 4 pictures" in data.describe()
+    assert data.describe().endswith("skipped: 9 files")
+
+
+def test_from_directory_with_given_splits(tmp_path):
+    make_folder(tmp_path, {"train/a": 5, "train/b": 5, "val/a": 2, "val/b": 1, "test/b": 1})
+    data = from_directory(tmp_path)
+    assert {split: len(part) for split, part in data.examples.items()} == {
+        "train": 10,
+        "val": 3,
+        "test": 1,
+    }
+    assert data.examples["test"].labels.tolist() == [1]  # the class that test lacks keeps its label
+
+
+def test_from_directory_with_test_but_no_val(tmp_path):
+    make_folder(tmp_path, {"train/a": 5, "train/b": 5, "test/a": 2})
+    data = from_directory(tmp_path, val_split=0.4)
+    assert list(data.examples) == ["train", "val", "test"]
+    assert [len(part) for part in data.examples.values()] == [6, 4, 2]
+
+
+def test_from_directory_with_another_val_folder(tmp_path, animals):
+    val = make_folder(tmp_path / "val", {"cat": 1, "dog": 2, "emu": 1})
+    data = from_directory(animals, val=val)
+    assert [len(part) for part in data.examples.values()] == [20, 4]
+    other = make_folder(tmp_path / "other", {"cat": 1, "yak": 1})
+    with raises("it lacks dog, emu and train lacks yak; both need the same class folders"):
+        from_directory(animals, val=other)
+    with raises("has splits of its own"):
+        from_directory(animals, val=make_folder(tmp_path / "s", {"train/cat": 1, "train/dog": 1}))
+
+
+def test_from_directory_refuses(tmp_path, animals):
+    with raises("must lie between 0 and 1"):
+        from_directory(animals, val_split=1)
+    (animals / "fox").mkdir()
+    with raises(f"class fox has no readable picture in {animals / 'fox'} (it is empty)"):
+        from_directory(animals)
+    (animals / "fox" / "a.jpg").write_bytes(b"")
+    with raises(f"({animals / 'fox' / 'a.jpg'}: empty file); add pictures or remove the folder"):
+        from_directory(animals)
+    (animals / "fox" / "b.png").write_bytes(encode(three_colours(), "PNG"))
+    with raises("class fox has 1 readable picture"):
+        from_directory(animals)
+    make_folder(tmp_path / "t", {"train/a": 2, "train/b": 2})
+    (tmp_path / "t" / "val" / "a").mkdir(parents=True)
+    with raises("no readable picture in the val folder"):
+        from_directory(tmp_path / "t")
+    with raises("has no test pictures; it has train, val"):
+        from_directory(make_folder(tmp_path / "u", {"a": 2, "b": 2})).batches(
+            "test", image_size=8, batch_size=2
+        )
+
+
+def test_labelled_pictures(tmp_path, animals):
+    data = labelled_pictures(animals, ("ape", "cat", "dog", "emu"))
+    assert data.counts == {"all": {"ape": 0, "cat": 10, "dog": 6, "emu": 4}}
+    make_folder(tmp_path / "s", {"train/a": 1, "val/a": 2, "test/b": 3})
+    assert labelled_pictures(tmp_path / "s", "ab").counts == {"test": {"a": 0, "b": 3}}
+    assert labelled_pictures(tmp_path / "s", "ab", split="val").counts == {"val": {"a": 2, "b": 0}}
+    with raises("has classes that the model does not know: dog, emu; it knows cat, cow"):
+        labelled_pictures(animals, ("cat", "cow"))
+    with raises("has no split test; it has all"):
+        labelled_pictures(animals, ("cat", "dog", "emu"), split="test")
+
+
+def test_tensorflow_is_not_imported_for_folders(animals):
+    code = (
+        "import sys, keras_transfer.data as d; "
+        "d.list_pictures([sys.argv[1]]); print(d.from_directory(sys.argv[1]).describe()); "
+        "print(sorted({'tensorflow', 'keras', 'sklearn'} & set(sys.modules)))"
+    )
+    lines = subprocess.run(
+        [sys.executable, "-c", code, animals], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert lines[0] == f"{animals}: 3 classes" and lines[-1] == "[]"
+
+
+# --- Decoding ---------------------------------------------------------------------------------
+
+
+def grey(colour) -> tuple[int, int, int]:
+    return (int(np.dot(colour, [0.299, 0.587, 0.114])),) * 3
+
+
+COLOURS = (LEFT, TOP_RIGHT, BOTTOM_RIGHT)
+GREYS = tuple(map(grey, COLOURS))
+RGB = three_colours()
+PALETTE = RGB.quantize(8)
+# 16 bits whose low byte is noise: scaling down gives the high byte back.
+HIGH = np.asarray(RGB).astype(np.uint16) * 256 + 77
+HIGH_GREY = np.asarray(RGB.convert("L")).astype(np.uint16)[..., None] * 256 + 77
+UPSIDE_DOWN = RGB.rotate(180)
+
+ENCODED = {
+    "JPEG": (encode(RGB, "JPEG", quality=95, subsampling=0), COLOURS),
+    "JPEG grey": (encode(RGB.convert("L"), "JPEG"), GREYS),
+    "JPEG CMYK": (encode(RGB.convert("CMYK"), "JPEG", quality=95), COLOURS),
+    "PNG": (encode(RGB, "PNG"), COLOURS),
+    "PNG grey": (encode(RGB.convert("L"), "PNG"), GREYS),
+    "PNG grey + alpha": (encode(with_alpha(RGB).convert("LA"), "PNG"), GREYS),
+    "PNG alpha": (encode(with_alpha(RGB), "PNG"), COLOURS),
+    "PNG palette": (encode(PALETTE, "PNG"), COLOURS),
+    "PNG palette + transparency": (encode(PALETTE, "PNG", transparency=0), COLOURS),
+    "PNG palette + alphas": (encode(PALETTE, "PNG", transparency=bytes([0, 99, 255])), COLOURS),
+    "PNG 1 bit": (
+        encode(RGB.convert("L").point(lambda v: v > 100, "1"), "PNG"),
+        ((0,) * 3, (255,) * 3, (0,) * 3),
+    ),
+    "PNG 16 bits grey": (png_of_16_bits(HIGH_GREY, 0), GREYS),
+    "PNG 16 bits RGB": (png_of_16_bits(HIGH, 2), COLOURS),
+    "GIF": (encode(PALETTE, "GIF"), COLOURS),
+    "GIF animated": (
+        encode(PALETTE, "GIF", save_all=True, append_images=[UPSIDE_DOWN.quantize(8)]),
+        COLOURS,
+    ),
+    "BMP": (encode(RGB, "BMP"), COLOURS),
+    "BMP grey": (encode(RGB.convert("L"), "BMP"), GREYS),
+    "BMP palette": (encode(PALETTE, "BMP"), COLOURS),
+    "BMP 1 bit": (
+        encode(RGB.convert("L").point(lambda v: v > 100, "1"), "BMP"),
+        ((0,) * 3, (255,) * 3, (0,) * 3),
+    ),
+    "WebP": (encode(RGB, "WEBP", lossless=True), COLOURS),
+    "WebP lossy": (encode(RGB, "WEBP", quality=95), COLOURS),
+    "WebP alpha": (encode(with_alpha(RGB), "WEBP", lossless=True, exact=True), COLOURS),
+    "WebP animated": (
+        encode(RGB, "WEBP", lossless=True, save_all=True, append_images=[UPSIDE_DOWN]),
+        COLOURS,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+def test_decode_gives_the_right_colours(kind):
+    from keras_transfer.data.decode import decode
+
+    contents, expected = ENCODED[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = decode(contents)
+    assert pixels.dtype == np.uint8 and pixels.shape == (32, 48, 3)
+    centres = pixels[[16, 8, 24], [12, 36, 36]].astype(int)
+    tolerance = 4 if kind.startswith(("JPEG", "WebP lossy")) else 1
+    assert np.abs(centres - expected).max() <= tolerance, centres
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+def test_every_decodable_kind_passes_the_check(kind, tmp_path):
+    path = tmp_path / "picture.PNG"
+    path.write_bytes(ENCODED[kind][0])
+    assert check_pictures([str(path)]) == ([str(path)], [])
+
+
+def test_pillow_takes_over_where_tensorflow_fails(monkeypatch):
+    import tensorflow as tf
+
+    from keras_transfer.data.decode import decode
+
+    def fail(*_, **__):
+        raise tf.errors.InvalidArgumentError(None, None, "no")
+
+    monkeypatch.setattr(tf.io, "decode_image", fail)
+    for kind in ("JPEG CMYK", "PNG 16 bits grey", "PNG palette + alphas", "GIF animated"):
+        contents, expected = ENCODED[kind]
+        pixels = decode(contents).astype(int)
+        assert np.abs(pixels[[16, 8, 24], [12, 36, 36]] - expected).max() <= 4, kind
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "F", "LA", "P", "CMYK"])
+def test_to_rgb_of_every_mode(mode):
+    from keras_transfer.data.decode import to_rgb
+
+    level = {"I": 100 * 256 + 5, "I;16": 100 * 256 + 5}.get(mode, 100)
+    if mode in ("I", "I;16", "F"):
+        picture = Image.new(mode, (2, 2), level)
+    elif mode == "P":
+        picture = Image.new("RGB", (2, 2), (level,) * 3).quantize(4)
+    else:
+        picture = Image.new("L", (2, 2), level).convert("RGB").convert(mode)
+    assert picture.mode == mode
+    assert np.asarray(to_rgb(picture)).tolist() == [[[100, 100, 100]] * 2] * 2
+
+
+def test_decode_refuses_what_is_no_picture():
+    from keras_transfer.data.decode import decode
+
+    jpeg = ENCODED["JPEG"][0]
+    for contents in (b"", b"no picture", jpeg[: len(jpeg) // 2], b"BM" + bytes(60)):
+        with pytest.raises(ValueError, match=r"not a readable picture: ."):
+            decode(contents)
+
+
+# --- Transforms -------------------------------------------------------------------------------
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    """Red is the column and green the row, in 0-255 from edge to edge."""
+    pixels = np.zeros((height, width, 3), np.float32)
+    pixels[..., 0] = (np.arange(width) + 0.5) / width * 255
+    pixels[..., 1] = ((np.arange(height) + 0.5) / height * 255)[:, None]
+    return pixels
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 200), (150, 400), (333, 120), (40, 70)])
+def test_resize_and_crop_keeps_the_centre(height, width):
+    from keras_transfer.data.transforms import resize_and_crop
+
+    result = resize_and_crop(ramp(height, width), 56).numpy().astype(float)
+    assert result.shape == (56, 56, 3) and result[..., 2].max() == 0
+    kept = 0.875 * min(height, width)  # pixels of the source along either axis
+    along = (np.arange(56) + 0.5 - 28) / 56 * kept
+    assert np.abs(result[..., 0] - 255 * (0.5 + along / width)).max() <= 1
+    assert np.abs(result[..., 1] - 255 * (0.5 + along / height)[:, None]).max() <= 1
+
+
+def test_resize_and_crop_equals_resize_then_crop(rng):
+    import tensorflow as tf
+
+    from keras_transfer.data.transforms import resize_and_crop
+
+    picture = rng.integers(0, 256, (128, 192, 3)).astype(np.uint8)
+    resized = tf.image.resize(picture, (64, 96), antialias=True).numpy()
+    ours = resize_and_crop(picture, 56).numpy().astype(float)
+    assert np.abs(ours - resized[4:60, 20:76]).max() <= 0.51
+    whole = resize_and_crop(picture, 64, crop_fraction=1).numpy().astype(float)
+    assert np.abs(whole - resized[:, 16:80]).max() <= 0.51
+    with pytest.raises(ValueError, match="crop_fraction"):
+        resize_and_crop(picture, 56, crop_fraction=1.1)
+
+
+def test_resize_and_crop_of_batches_and_unknown_sizes(rng):
+    import tensorflow as tf
+
+    from keras_transfer.data.transforms import resize_and_crop
+
+    pictures = rng.integers(0, 256, (2, 3, 90, 61, 3)).astype(np.uint8)
+    single = np.stack([[resize_and_crop(p, 24) for p in row] for row in pictures])
+    assert np.array_equal(resize_and_crop(pictures[0], 24), single[0])
+    assert np.array_equal(resize_and_crop(pictures, 24), single)
+    assert np.array_equal(resize_and_crop(pictures.astype(np.float32), 24), single)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    def in_a_graph(batch):
+        result = resize_and_crop(batch, 24)
+        assert result.shape.as_list() == [None, 24, 24, 3] and result.dtype == tf.uint8
+        return result
+
+    assert np.array_equal(in_a_graph(pictures[1]), single[1])
+    assert in_a_graph(pictures[1][:0]).shape == (0, 24, 24, 3)
+
+
+def box_of(result: np.ndarray, height: int, width: int):
+    """Read from an augmented `ramp` which box it shows: area share, aspect, mirrored."""
+    columns, rows = result[..., 0].astype(float).mean(0), result[..., 1].astype(float).mean(1)
+    span = len(columns) / (len(columns) - 1) / 255
+    across, down = (columns[-1] - columns[0]) * span, (rows[-1] - rows[0]) * span
+    return abs(across) * down, abs(across) * width / (down * height), across < 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 160), (80, 400)])
+def test_augment_draws_boxes_within_the_limits(height, width):
+    import tensorflow as tf
+
+    from keras_transfer.data.transforms import augment
+
+    variant = Augmentation(min_area=0.1)
+    draw = tf.function(lambda seed: augment(ramp(height, width), 64, variant, seed))
+    boxes = np.array([box_of(draw(tf.constant([7, i])).numpy(), height, width) for i in range(80)])
+    area, aspect, mirrored = boxes.T
+    largest = min(1, 4 / 3 * min(height, width) / max(height, width))
+    assert area.min() > 0.09 and largest * 0.8 < area.max() < largest * 1.03
+    assert 0.72 < aspect.min() < 0.85 and 1.18 < aspect.max() < 1.37
+    assert 20 <= mirrored.sum() <= 60
+
+
+def test_augment_depends_on_the_seed_alone(rng):
+    from keras_transfer.data.transforms import augment
+
+    picture = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    for name in ("light", "medium", "heavy"):
+        first, again, other = (
+            augment(picture, 32, AUGMENTATIONS[name], seed).numpy()
+            for seed in ((1, 2), (1, 2), (1, 3))
+        )
+        assert first.dtype == np.uint8 and first.shape == (32, 32, 3)
+        assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_augment_none_is_the_evaluation_transform(rng):
+    from keras_transfer.data.transforms import augment, resize_and_crop
+
+    picture = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    assert np.array_equal(
+        augment(picture, 32, AUGMENTATIONS["none"], (0, 1)), resize_and_crop(picture, 32)
+    )
+
+
+def test_each_colour_change_does_what_it_says():
+    import tensorflow as tf
+
+    from keras_transfer.data.transforms import augment
+
+    def vary(**strength):
+        variant = Augmentation(crop=False, flip=False, **strength)
+        results = [augment(picture, 16, variant, (0, i)).numpy().astype(float) for i in range(12)]
+        assert np.std([r.mean(axis=(0, 1)) + r[0, 0] for r in results], axis=0).max() > 1
+        return results
+
+    picture = np.zeros((16, 16, 3), np.uint8)
+    picture[:, :8], picture[:, 8:] = (120, 80, 40), (60, 60, 60)
+    plain = augment(picture, 16, AUGMENTATIONS["none"], (0, 0)).numpy().astype(float)
+    weights = np.array([0.2989, 0.5870, 0.1140])
+    for result in vary(brightness=0.5):
+        factor = result[0, 0, 0] / plain[0, 0, 0]
+        assert 0.49 < factor < 1.51 and np.abs(result - plain * factor).max() <= 1.5
+    for result in vary(contrast=0.5):
+        assert abs((result @ weights).mean() - (plain @ weights).mean()) < 1
+    for result in vary(saturation=0.5):
+        assert np.abs(result @ weights - plain @ weights).max() < 1.5
+        assert np.abs(result[:, 12] - 60).max() <= 1  # grey stays grey
+    for result in vary(hue=0.5):
+        assert np.abs(result[0, 0].max() - 120) <= 1 and np.abs(result[:, 12] - 60).max() <= 1
+    white = tf.fill([16, 16, 3], tf.constant(250, tf.uint8))
+    bright = [
+        augment(white, 8, Augmentation(brightness=1.0), (0, i)).numpy().max() for i in range(12)
+    ]
+    assert max(bright) == 255  # clipped, not wrapped round
+
+
+def test_augmentations_by_name():
+    assert resolve_augmentation("heavy") is AUGMENTATIONS["heavy"]
+    mine = Augmentation(hue=0.1)
+    assert resolve_augmentation(mine) is mine
+    with raises("no augmentation named 'lite'; choose one of none, light, medium, heavy"):
+        resolve_augmentation("lite")
+    for wrong in ({"hue": 0.6}, {"min_area": 0}, {"max_aspect": 0.5}, {"contrast": float("nan")}):
+        with raises(f"augmentation: {next(iter(wrong))} must lie between"):
+            Augmentation(**wrong)
+
+
+# --- The stream -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Eleven noisy pictures whose label is their index, so that a batch says which they are."""
+    from keras_transfer.data import Examples
+
+    for i in range(11):
+        write_picture(tmp_path / f"{i:02}.png", (20 * i, 100, 100), size=(50, 40), seed=i)
+    return Examples(sorted(map(str, tmp_path.iterdir())), np.arange(11, dtype=np.int32))
+
+
+def stream(examples, batches, *, batch_size=4, **options):
+    from keras_transfer.data import pipeline
+
+    dataset = pipeline.batches(
+        examples, image_size=16, batch_size=batch_size, training=True, **options
+    )
+    return list(dataset.take(batches).as_numpy_iterator())
+
+
+def test_evaluation_batches_are_in_order_and_finite(numbered):
+    from keras_transfer.data import pipeline
+    from keras_transfer.data.decode import decode
+    from keras_transfer.data.transforms import resize_and_crop
+
+    dataset = pipeline.batches(numbered, image_size=16, batch_size=4)
+    assert dataset.cardinality() == 3
+    pictures, labels = zip(*dataset.as_numpy_iterator())
+    assert [len(p) for p in pictures] == [4, 4, 3]
+    assert pictures[0].dtype == np.uint8 and labels[0].dtype == np.int32
+    assert np.concatenate(labels).tolist() == list(range(11))
+    expected = [resize_and_crop(decode(Path(path).read_bytes()), 16) for path in numbered.paths]
+    assert np.array_equal(np.concatenate(pictures), np.stack(expected))
+
+
+def test_training_epochs_have_each_example_once(numbered):
+    epochs = 3
+    rows = stream(numbered, 3 * epochs)
+    assert [len(labels) for _, labels in rows] == [4, 4, 3] * epochs
+    assert all(p.shape[1:] == (16, 16, 3) and p.dtype == np.uint8 for p, _ in rows)
+    orders = np.concatenate([labels for _, labels in rows]).reshape(epochs, 11)
+    assert (np.sort(orders, axis=1) == np.arange(11)).all()
+    assert len({tuple(order) for order in orders}) == epochs
+    # The same picture looks different from epoch to epoch.
+    pictures = np.concatenate([p for p, _ in rows]).reshape(epochs, 11, 16, 16, 3)
+    first, second = (pictures[e][np.argsort(orders[e])] for e in (0, 1))
+    assert all(not np.array_equal(a, b) for a, b in zip(first, second))
+
+
+def test_training_stream_starts_at_any_epoch(numbered):
+    whole = stream(numbered, 5 * 3, augmentation="medium", seed=9)
+    late = stream(numbered, 2 * 3, augmentation="medium", seed=9, start_epoch=3)
+    for (pictures, labels), (late_pictures, late_labels) in zip(whole[9:], late):
+        assert np.array_equal(labels, late_labels) and np.array_equal(pictures, late_pictures)
+    other = stream(numbered, 3, augmentation="medium", seed=10)
+    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(whole[:3], other))
+
+
+def test_variants_do_not_depend_on_the_batch_size(numbered):
+    small, large = (
+        stream(numbered, 6, batch_size=2, seed=4),
+        stream(numbered, 1, batch_size=64, seed=4),
+    )
+    assert len(large[0][1]) == 11
+    for position in (0, 1):
+        assert np.array_equal(np.concatenate([row[position] for row in small]), large[0][position])
+
+
+def test_training_without_augmentation_shows_the_evaluation_pictures(numbered):
+    from keras_transfer.data import pipeline
+
+    rows = stream(numbered, 3, augmentation="none")
+    pictures, labels = (np.concatenate(part) for part in zip(*rows))
+    (expected, _), *_ = pipeline.batches(numbered, image_size=16, batch_size=11)
+    assert np.array_equal(pictures[np.argsort(labels)], expected)
+
+
+def test_training_is_infinite_to_keras(numbered):
+    from keras_transfer.data import pipeline
+
+    dataset = pipeline.batches(numbered, image_size=16, batch_size=4, training=True)
+    assert dataset.cardinality() == -1  # fit asks for steps_per_epoch
+    assert dataset.element_spec[0].shape.as_list() == [None, 16, 16, 3]
+    assert dataset.element_spec[1].shape.as_list() == [None]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("damage", ["gone", "broken"])
+def test_a_file_that_goes_bad_is_named(numbered, training, damage):
+    import tensorflow as tf
+
+    from keras_transfer.data import pipeline
+
+    victim = Path(numbered.paths[5])
+    victim.unlink() if damage == "gone" else victim.write_bytes(b"broken")
+    dataset = pipeline.batches(numbered, image_size=16, batch_size=4, training=training)
+    with pytest.raises(tf.errors.OpError, match=re.escape(str(victim))):
+        list(dataset.take(3))
+
+
+def test_pictures_of_a_split(animals):
+    data = from_directory(animals, val_split=0.25)
+    assert data.test is None
+    rows = list(data.val.as_numpy_iterator())
+    assert [label for _, label in rows] == data.examples["val"].labels.tolist()
+    for (picture, _), path in zip(rows, data.examples["val"].paths):
+        assert np.array_equal(picture, np.asarray(Image.open(path)))
+    # Names that are no valid UTF-8 are as good as others.
+    odd = os.fsencode(animals / "cat") + b"/\xff\xfe.png"
+    with open(odd, "wb") as file:  # noqa: PTH123 - a path of bytes
+        file.write(ENCODED["PNG"][0])
+    data = from_directory(animals, val_split=0.25)
+    assert len(list(data.train)) + len(list(data.val)) == 21
+
+
+def test_a_living_stream_is_quiet_before_python_ends(animals):
+    # A call into Python that comes while the interpreter shuts down never returns, and the
+    # program hangs (not every time). The check is registered first, so that it runs last.
+    code = """
+import atexit, sys, time
+begun, ended = [], []
+
+def check():
+    before = len(begun)
+    time.sleep(0.3)
+    print("quiet" if before == len(begun) == len(ended) else "busy")
+
+atexit.register(check)
+import keras_transfer.data as d
+from keras_transfer.data import pipeline
+decode = pipeline.decode
+
+def slow(contents):
+    begun.append(1)
+    time.sleep(0.05)
+    ended.append(1)
+    return decode(contents)
+
+pipeline.decode = slow
+data = d.from_directory(sys.argv[1])
+rows = iter(data.batches("train", image_size=32, batch_size=8, training=True))
+next(rows)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, animals], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0 and result.stdout == "quiet\n"
+    assert "shutting down" not in result.stderr
+
+
+# --- Real pictures ----------------------------------------------------------------------------
+
+
+def test_hymenoptera(real_data):
+    data = from_directory(real_data / "hymenoptera")
+    assert data.counts == {"train": {"ants": 124, "bees": 121}, "val": {"ants": 70, "bees": 83}}
+    assert not data.skipped
+    pictures, labels = next(iter(data.batches("val", image_size=96, batch_size=8)))
+    assert pictures.shape == (8, 96, 96, 3) and labels.numpy().tolist() == [0] * 8
+    assert pictures.numpy().std() > 30  # photographs, not blank
+
+
+def test_sign_digits(real_data):
+    data = from_directory(real_data / "sign_digits", val_split=0.2, seed=0)
+    assert data.class_names == tuple("0123456789")
+    assert [len(part) for part in data.examples.values()] == [1650, 412]
+    shares = np.array(list(data.counts["val"].values())) / 41.2
+    assert np.abs(shares - 1).max() < 0.03
