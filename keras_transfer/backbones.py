@@ -113,7 +113,7 @@ _ROWS = (
     _row("mobilenet_v3_small_0.75", "MobileNetV3Small", "mobilenet_v3", "tf", 224, 32, 583_160, 14, _V3 + "small_224_0.75_float_no_top_v2.h5", alpha=0.75),
     _row("mobilenet_v3_small", "MobileNetV3Small", "mobilenet_v3", "tf", 224, 32, 939_120, 14, _V3 + "small_224_1.0_float_no_top_v2.h5", alpha=1.0),
     _row("mobilenet_v3_small_minimalistic", "MobileNetV3Small", "mobilenet_v3", "tf", 224, 32, 441_000, 13, _V3 + "small_minimalistic_224_1.0_float_no_top_v2.h5", minimalistic=True),
-    _row("nasnet_large", "NASNetLarge", "nasnet", "tf", 331, 32, 84_887_922, 2, "nasnet_large_no_top.h5"),
+    _row("nasnet_large", "NASNetLarge", "nasnet", "tf", 331, 32, 84_916_818, 2, "nasnet_large_no_top.h5"),
     _row("nasnet_mobile", "NASNetMobile", "nasnet", "tf", 224, 32, 4_269_716, 2, "nasnet_mobile_no_top.h5"),
     _row("resnet50", "ResNet50", "resnet", "caffe", 224, 32, 23_587_712, 17, "resnet50" + _TF),
     _row("resnet101", "ResNet101", "resnet", "caffe", 224, 32, 42_658_176, 34, "resnet101" + _TF),
@@ -221,35 +221,40 @@ def check_source_model(path: str) -> Path:
     return file
 
 
-def build_backbone(backbone, *, weights="imagenet", pooling="avg"):
+def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="avg"):
     """Builds a backbone of the table, or takes one from a user's own model.
 
     Args:
         backbone: a name of `BACKBONES`, or what `backbone_from_model` takes.
+        image_size: height and width of the pictures, at least the row's `min_size`; by default the
+            row's `size`, or that of the source model.
         weights: `"imagenet"` (found in `KERAS_HOME`, else downloaded), a path to a weights file of
             the same architecture without classifier, or None for random weights. A user's own
             model brings its weights; None makes them random again.
         pooling: `"avg"` or `"max"` for features [N, D], None for a feature map [N, h, w, D].
 
     Returns:
-        A `keras_transfer.stages.Backbone`: RGB pictures [N, H, W, 3] (float or uint8, 0–255, any
-        size of at least `min_size`) to float features. The graph is the same for every `weights`.
+        A `keras_transfer.stages.Backbone`: RGB pictures [N, image_size, image_size, 3] (float or
+        uint8, 0–255) to float features. The graph is the same for every `weights`.
 
     Raises:
-        InputError: unknown name, unknown pooling, or weights that cannot be had.
+        InputError: unknown name, unknown pooling, an image size that the family does not allow, or
+            weights that cannot be had.
     """
     if pooling not in POOLINGS:
         raise InputError(f"Unknown pooling {pooling!r}: give 'avg', 'max' or None.")
     if not isinstance(backbone, str) or is_source_model(backbone):
-        return backbone_from_model(backbone, pooling=pooling, weights=weights)
+        return backbone_from_model(backbone, image_size=image_size, pooling=pooling, weights=weights)
 
     import keras
 
     from keras_transfer.stages import Backbone, rebuild
 
     spec = find_spec(backbone)
-    application = _application(spec, weights, pooling)
-    inputs = keras.Input((None, None, 3), name="pictures")
+    check_image_size(backbone, image_size)
+    size = image_size or spec.size
+    application = _application(spec, size, weights, pooling)
+    inputs = keras.Input((size, size, 3), name="pictures")
     # The families that normalise by themselves do it here like all others: so the graph does not
     # depend on `weights` (EfficientNet's does), and pictures mean the same everywhere.
     own_preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
@@ -271,34 +276,57 @@ def normalise(pictures, preprocessing: str):
     )
 
 
-def _application(spec, weights, pooling):
-    """The model of `keras.applications` without classifier, weights loaded."""
-    import warnings
+def _application(spec, size, weights, pooling):
+    """The model of `keras.applications` without classifier, weights loaded.
 
-    import keras
-
-    function = getattr(keras.applications, spec.function)
-    arguments = dict(include_top=False, pooling=pooling, **spec.arguments)
+    It is built for one image size: several families choose their padding by it.
+    """
     local = weights_path(spec)
     if weights == "imagenet" and local.is_file():
         weights = str(local)  # Keras itself looks elsewhere when KERAS_HOME cannot be written to
     elif weights not in ("imagenet", None) and not Path(weights).is_file():
         raise InputError(f"No weights file {weights}: give a path, 'imagenet' or None.")
+    arguments = dict(include_top=False, pooling=pooling, **spec.arguments)
+    downloaded = _downloaded(spec, arguments) if weights == "imagenet" else None
+    try:
+        application = _function(spec)(weights=None, input_shape=(size, size, 3), **arguments)
+    except ValueError as error:  # NASNet's cells fit together at some sizes only
+        raise InputError(
+            f"{spec.name} cannot be built for image size {size}: try {spec.size} or a multiple of 32."
+        ) from error
+    if downloaded is not None:
+        application.set_weights(downloaded)
+    elif weights is not None:
+        try:
+            application.load_weights(str(weights))
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{weights} holds no weights for {spec.name}: {reason}") from error
+    return application
+
+
+def _downloaded(spec, arguments):
+    """The ImageNet weights as Keras itself fetches and verifies them."""
+    import warnings
+
     with warnings.catch_warnings():
         # "Weights for input shape (224, 224) will be loaded": that is what we want.
         warnings.filterwarnings("ignore", message=".*input_shape.*")
         try:
-            return function(weights=None if weights is None else str(weights), **arguments)
+            return _function(spec)(weights="imagenet", **arguments).get_weights()
         except Exception as error:
-            if weights == "imagenet":
-                raise _no_weights(spec, error) from error
-            if weights is not None:
-                reason = str(error).splitlines()[0]
-                raise InputError(f"{weights} holds no weights for {spec.name}: {reason}") from error
-            raise
+            raise _no_weights(spec, error) from error
 
 
-def backbone_from_model(source, *, pooling="avg", weights="imagenet", preprocessing="none"):
+def _function(spec):
+    import keras
+
+    return getattr(keras.applications, spec.function)
+
+
+def backbone_from_model(
+    source, *, image_size=None, pooling="avg", weights="imagenet", preprocessing="none"
+):
     """Takes the backbone out of a user's own trained model (the source model).
 
     A model built by this package gives back its backbone. From any other functional or sequential
@@ -306,6 +334,7 @@ def backbone_from_model(source, *, pooling="avg", weights="imagenet", preprocess
 
     Args:
         source: a `keras.Model`, a `.keras` file or a run directory.
+        image_size: height and width of the pictures; by default those of the source model.
         pooling: as in `build_backbone`; a backbone of this package keeps the one it was built with.
         weights: None re-initialises the weights (training from scratch); else they are kept.
         preprocessing: the key of `PREPROCESSING` that was applied to the pictures outside of the
@@ -315,18 +344,39 @@ def backbone_from_model(source, *, pooling="avg", weights="imagenet", preprocess
         A `keras_transfer.stages.Backbone` that shares the source model's weights.
 
     Raises:
-        InputError: the file is no Keras model, or the model takes no RGB pictures.
+        InputError: the file is no Keras model, the model takes no RGB pictures, or its layers do
+            not fit together at the image size.
     """
     import keras
 
-    from keras_transfer.stages import Backbone
+    from keras_transfer.stages import Backbone, rebuild
 
     model = source
     if not isinstance(source, keras.Model):
         model = load_model(check_source_model(source))
-    inner = [layer for layer in [model, *model.layers] if isinstance(layer, Backbone)]
-    backbone = inner[0] if inner else _without_head(model, pooling, preprocessing)
-    backbone.trainable = True  # what a former schedule froze is no property of the backbone
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
+        raise InputError(
+            f"The source model '{model.name}' takes inputs of shape {shape}; a backbone takes one "
+            "batch of RGB pictures, shape (None, height, width, 3)."
+        )
+    inputs = keras.Input((image_size or shape[1], image_size or shape[2], 3), name="pictures")
+    own = [layer for layer in [model, *model.layers] if isinstance(layer, Backbone)]
+    try:
+        if own:
+            features = rebuild(own[0], inputs)
+        else:
+            features = _without_head(model, inputs, pooling, preprocessing)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"The layers of the source model '{model.name}' do not fit together at image size "
+            f"{image_size}: it was made for {shape[1]}."
+        ) from error
+    backbone = Backbone(inputs, features, name=(own[0] if own else model).name)
+    for layer in backbone.layers:  # what a former schedule froze is no property of the backbone
+        layer.trainable = True
     if weights is None:
         backbone = Backbone.from_config(backbone.get_config())
     return backbone
@@ -352,25 +402,21 @@ def load_model(path):
         raise InputError(f"Cannot load {path}: {reason}") from error
 
 
-def _without_head(model, pooling, preprocessing):
-    """The spatial part of a foreign model as a Backbone, with a pooling of our own."""
+def _without_head(model, inputs, pooling, preprocessing):
+    """The spatial part of a foreign model on `inputs`, with a pooling of our own."""
     import keras
 
-    from keras_transfer.stages import Backbone, rebuild
+    from keras_transfer.stages import rebuild
 
-    shape = getattr(model, "input_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
-        raise InputError(
-            f"The source model '{model.name}' takes inputs of shape {shape}; a backbone takes one "
-            "batch of RGB pictures, shape (None, height, width, 3)."
-        )
-    inputs = keras.Input((None, None, 3), name="pictures")
-    outputs = rebuild(model, normalise(inputs, preprocessing))
-    features = _last_feature_map(keras.Model(inputs, outputs))
+    # Unrolled at its own size first: at another one the head might not fit any more.
+    own_inputs = keras.Input(model.input_shape[1:])
+    feature_map = _last_feature_map(keras.Model(own_inputs, rebuild(model, own_inputs)))
+    spatial_part = keras.Model(own_inputs, feature_map)
+    features = rebuild(spatial_part, normalise(inputs, preprocessing))
     if pooling is not None:
         pool = {"avg": "GlobalAveragePooling2D", "max": "GlobalMaxPooling2D"}[pooling]
         features = getattr(keras.layers, pool)(name="pooling")(features)
-    return Backbone(inputs, features, name=model.name)
+    return features
 
 
 def _last_feature_map(model):

@@ -2,15 +2,7 @@
 
 import keras
 
-from keras_transfer.backbones import (
-    backbone_from_model,
-    build_backbone,
-    check_image_size,
-    check_source_model,
-    find_spec,
-    is_source_model,
-    load_model,
-)
+from keras_transfer.backbones import build_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Head
 from keras_transfer.stages import Backbone
@@ -43,17 +35,17 @@ def build_model(
         InputError: unknown backbone, image size below the family's least, weights that cannot be
             had, or a source model that does not take pictures.
     """
-    if isinstance(backbone, str) and not is_source_model(backbone):
-        image_size = image_size or find_spec(backbone).size
-        check_image_size(backbone, image_size)
-        backbone = build_backbone(backbone, weights=weights, pooling=pooling)
-    elif not isinstance(backbone, Backbone):
-        if not isinstance(backbone, keras.Model):
-            backbone = load_model(check_source_model(backbone))
-        image_size = image_size or backbone.input_shape[1]
-        backbone = backbone_from_model(backbone, weights=weights, pooling=pooling)
+    if not isinstance(backbone, Backbone):
+        backbone = build_backbone(
+            backbone, image_size=image_size, weights=weights, pooling=pooling
+        )
+    image_size = image_size or backbone.input_shape[1]
     if image_size is None:
         raise InputError(f"Give image_size: '{backbone.name}' does not say which it was made for.")
+    if backbone.input_shape[1] not in (None, image_size):
+        raise InputError(
+            f"This backbone was built for image size {backbone.input_shape[1]}, not {image_size}."
+        )
     inputs = keras.Input((image_size, image_size, 3), name="pictures")
     outputs = head.connect(backbone(inputs))
     return keras.Model(inputs, outputs, name=f"{backbone.name}_{head.task}")

@@ -217,6 +217,8 @@ _DEFAULTS = {
 
 def _settings(config, given):
     """Defaults, overridden by the config file, overridden by the options that were given."""
+    from keras_transfer.data import Augmentation
+
     settings = dict(_DEFAULTS)
     if config is not None:
         import yaml
@@ -232,6 +234,8 @@ def _settings(config, given):
             raise InputError(f"{config} is no config: it must hold names and values.")
         settings.update({k: v for k, v in read.items() if k in _DEFAULTS or k == "schedule"})
     settings.update({key: value for key, value in given.items() if value is not None})
+    if isinstance(settings["augment"], dict):  # one of the user's own, from a run's config
+        settings["augment"] = Augmentation(**settings["augment"])
     return settings
 
 

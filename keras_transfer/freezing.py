@@ -110,7 +110,9 @@ def freeze(model: keras.Model, what="all", *, batch_norm: str = "frozen") -> Fro
         raise InputError(f"batch_norm must be one of {BATCH_NORM_POLICIES}, not {batch_norm!r}.")
     backbone = backbone_of(model)
     k = frozen_stages(backbone, what)
-    model.trainable = True
+    # Keras passes a model's flag on to its layers only when it changes: say it to each.
+    for layer in [model, *model.layers]:
+        layer.trainable = True
     backbone.trainable = k < len(backbone.stages)
     for stage in backbone.stages:
         for layer in stage.layers:

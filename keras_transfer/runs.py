@@ -52,7 +52,8 @@ def check_out(path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: give --out a directory that does not exist yet.")
     if path.is_dir() and any(path.iterdir()):
-        resumable = " or go on with --resume" if (path / STATE).is_dir() else ""
+        unfinished = (path / CONFIG).is_file() and not (path / MODEL).is_file()
+        resumable = " or go on with --resume" if unfinished else ""
         raise InputError(f"{path} exists and is not empty: choose another --out{resumable}.")
 
 

@@ -3,10 +3,12 @@
 import sys
 import time
 import warnings
+from dataclasses import asdict
 
 import keras
 from tqdm.auto import tqdm
 
+from keras_transfer.data.augmentation import resolve_augmentation
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import head_of
@@ -72,6 +74,7 @@ class Trainer:
         self.schedule = resolve_schedule(schedule, **self._numbers)
         self._recipe = schedule
         self.batch_size = batch_size
+        resolve_augmentation(augment)  # an unknown name is said here, not in the first epoch
         self.augment = augment
         self.seed = seed
 
@@ -127,9 +130,9 @@ class Trainer:
             **(extra or {}),
             "image_size": self.model.input_shape[1],
             "batch_size": self.batch_size,
-            "augment": self.augment if isinstance(self.augment, str) else repr(self.augment),
+            "augment": self.augment if isinstance(self.augment, str) else asdict(self.augment),
             "seed": self.seed,
-            "precision": keras.config.dtype_policy().name,
+            "precision": self.model.dtype_policy.name,
             "head": {"task": self.head.task, "names": list(self.head.names)},
             "schedule": self.schedule.to_dict(),
         }

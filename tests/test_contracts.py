@@ -1,6 +1,7 @@
 """What every row of the table of backbones must hold, on its smallest pictures and random weights.
 
-Rows over 100 million parameters carry the marker `large` and are run by hand (`-m large`).
+Rows over 100 million parameters, and every single cut of the deep rows, carry the marker `large`
+and are run by hand (`-m large`).
 """
 
 import importlib
@@ -17,6 +18,7 @@ from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification
 
 LARGE = 100_000_000
+DEEP = 20
 
 
 def _rows():
@@ -48,8 +50,8 @@ def _serve_predictions(connection):
         keras.backend.clear_session(free_memory=True)
 
 
-def _calibrate(backbone, pictures):
-    """Gives BatchNorm the statistics of these pictures.
+def _calibrate(backbone, size):
+    """Gives BatchNorm the statistics of noise pictures.
 
     With the initial statistics (mean 0, variance 1) a deep random network fades to a constant,
     and a comparison of two constants would show nothing.
@@ -57,10 +59,11 @@ def _calibrate(backbone, pictures):
     norms = [x for x in backbone.layers if isinstance(x, keras.layers.BatchNormalization)]
     if not norms:
         return
+    pictures = np.random.default_rng(1).integers(0, 256, (16, size, size, 3))
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-    backbone(pictures, training=True)
+    backbone(pictures.astype("uint8"), training=True)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
 
@@ -72,11 +75,11 @@ def _relative(a, b):
 
 @pytest.mark.parametrize("spec", _rows())
 def test_contract(spec, rng, tmp_path, fresh_process):
-    pictures = rng.integers(0, 256, (4, spec.min_size, spec.min_size, 3)).astype("uint8")
+    pictures = rng.integers(0, 256, (2, spec.min_size, spec.min_size, 3)).astype("uint8")
     head = Classification(["a", "b", "c"])
     model = build_model(spec.name, head, image_size=spec.min_size, weights=None)
     backbone = backbone_of(model)
-    _calibrate(backbone, pictures)
+    _calibrate(backbone, spec.min_size)
 
     # The table says what is true.
     assert backbone.count_params() == spec.parameters
@@ -84,20 +87,16 @@ def test_contract(spec, rng, tmp_path, fresh_process):
 
     # Shape, and features that depend on the picture.
     features = np.asarray(backbone(pictures, training=False))
-    assert features.shape == (4, backbone.output_shape[-1])
+    assert features.shape == (2, backbone.output_shape[-1])
     assert np.isfinite(features).all()
     assert np.ptp(features, axis=0).max() > 0
-    assert model(pictures, training=False).shape == (4, 3)
+    assert model(pictures, training=False).shape == (2, 3)
 
     # Every layer belongs to exactly one stage.
     staged = [layer for stage in backbone.stages for layer in stage.layers]
     assert len(staged) == len(set(map(id, staged))) == len(backbone.layers)
 
-    # Prefix∘suffix is the whole, for every stage.
-    for k in range(1, len(backbone.stages)):
-        prefix, suffix = backbone.split(k)
-        joined = suffix(prefix(pictures, training=False), training=False)
-        assert _relative(joined, features) < 1e-4, f"cut after stage {k}"
+    _check_cuts(backbone, pictures, features, every_cut=len(backbone.stages) <= DEEP)
 
     # Frozen is frozen, whatever `training` says; and trained is not.
     freeze(model, "all")
@@ -108,18 +107,24 @@ def test_contract(spec, rng, tmp_path, fresh_process):
         np.testing.assert_array_equal(weight, value)
     assert len(model.trainable_weights) == 2  # the head's
 
-    # Half frozen: what is frozen gives inference's numbers inside of a training call.
-    if len(backbone.stages) > 2:
-        half = freeze(model, 0.5)
-        k = half.stages
-        assert 0 < k < len(backbone.stages) and half.layers <= 0.5 * half.of_layers
-        prefix, suffix = backbone.split(k)
-        keras.utils.set_random_seed(1)
-        expected = suffix(prefix(pictures, training=False), training=True)
-        keras.utils.set_random_seed(1)
-        got = backbone(pictures, training=True)
-        if not _random_layers(backbone):
-            assert _relative(got, expected) < 1e-4
+    # Half frozen and the rest with BatchNorm in training: only the rest's statistics move.
+    k = len(backbone.stages) // 2
+    freeze(model, f"stage:{k}", batch_norm="train")
+    states = [
+        [w for x in stage.layers for w in x.non_trainable_weights + x.trainable_weights]
+        for stage in backbone.stages
+    ]
+    before = [[w.numpy() for w in weights] for weights in states]
+    backbone(pictures, training=True)
+    moved = [
+        any((w.numpy() != value).any() for w, value in zip(weights, values))
+        for weights, values in zip(states, before)
+    ]
+    has_norm = [
+        any(isinstance(x, keras.layers.BatchNormalization) for x in stage.layers)
+        for stage in backbone.stages
+    ]
+    assert moved == [False] * k + has_norm[k:]
 
     # A fresh process reads the saved model and predicts the same.
     freeze(model, "none")
@@ -131,8 +136,38 @@ def test_contract(spec, rng, tmp_path, fresh_process):
     path.unlink()
 
 
-def _random_layers(backbone):
-    return [x for x in backbone.layers if type(x).__name__ in ("Dropout", "StochasticDepth")]
+def _check_cuts(backbone, pictures, features, every_cut):
+    """Prefix∘suffix is the whole, for every stage.
+
+    In a deep row by its links: stage k turns what the first k−1 stages give into what the first k
+    give, so any prefix and the rest make the whole. Three of its cuts are made in earnest.
+    """
+    stages = backbone.stages
+    cuts = range(1, len(stages))
+    if not every_cut:
+        ends = [backbone.inputs[0], *(stage.output for stage in stages)]
+        values = keras.Model(ends[0], ends[1:])(pictures, training=False)
+        assert _relative(values[-1], features) < 1e-4
+        for k in cuts:
+            link = keras.Model(ends[k], ends[k + 1])(values[k - 1], training=False)
+            assert _relative(link, values[k]) < 1e-4, f"stage {k + 1}"
+        cuts = sorted({1, len(stages) // 2, len(stages) - 1})
+    for k in cuts:
+        prefix, suffix = backbone.split(k)
+        joined = suffix(prefix(pictures, training=False), training=False)
+        assert _relative(joined, features) < 1e-4, f"cut after stage {k}"
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(
+    "spec", [s for s in BACKBONES.values() if s.stages > DEEP], ids=lambda s: s.name
+)
+def test_every_cut_of_a_deep_row(spec, rng):
+    pictures = rng.integers(0, 256, (2, spec.min_size, spec.min_size, 3)).astype("uint8")
+    backbone = build_backbone(spec.name, image_size=spec.min_size, weights=None)
+    _calibrate(backbone, spec.min_size)
+    features = np.asarray(backbone(pictures, training=False))
+    _check_cuts(backbone, pictures, features, every_cut=True)
 
 
 @pytest.mark.parametrize("spec", _rows())
@@ -140,8 +175,8 @@ def test_preprocessing_is_the_familys_own(spec, rng):
     """The same pixels through plain keras.applications and through the builder's first layers."""
     if spec.parameters > 10_000_000 and spec.arguments:
         pytest.skip("another width of this family is tested")
-    pixels = rng.uniform(0, 255, (2, 40, 40, 3)).astype("float32")
-    backbone = build_backbone(spec.name, weights=None)
+    pixels = rng.uniform(0, 255, (2, spec.min_size, spec.min_size, 3)).astype("float32")
+    backbone = build_backbone(spec.name, image_size=spec.min_size, weights=None)
     ours = keras.Model(backbone.inputs[0], _normalised(backbone))(pixels)
     np.testing.assert_allclose(ours, _family_preprocessing(spec, pixels), rtol=1e-5, atol=1e-5)
 
@@ -162,10 +197,10 @@ def _family_preprocessing(spec, pixels):
     application = getattr(keras.applications, spec.function)(
         include_top=False, weights=None, **spec.arguments
     )
-    for layer in application.layers:
-        if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
-            x = layer(x)
-    return x
+    for layer in application.layers[1:]:
+        if not isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
+            return x
+        x = layer(x)
 
 
 @pytest.mark.parametrize("spec", _rows())

@@ -673,6 +673,12 @@ def test_training_epochs_have_each_example_once(numbered):
     assert all(not np.array_equal(a, b) for a, b in zip(first, second))
 
 
+def test_equal_pictures_get_variants_of_their_own(numbered):
+    numbered.paths = numbered.paths[:1] * 11
+    (pictures, _), *_ = stream(numbered, 1, batch_size=11)
+    assert len({picture.tobytes() for picture in pictures}) == 11
+
+
 def test_training_stream_starts_at_any_epoch(numbered):
     whole = stream(numbered, 5 * 3, augmentation="medium", seed=9)
     late = stream(numbered, 2 * 3, augmentation="medium", seed=9, start_epoch=3)
