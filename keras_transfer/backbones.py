@@ -244,7 +244,9 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
     if pooling not in POOLINGS:
         raise InputError(f"Unknown pooling {pooling!r}: give 'avg', 'max' or None.")
     if not isinstance(backbone, str) or is_source_model(backbone):
-        return backbone_from_model(backbone, image_size=image_size, pooling=pooling, weights=weights)
+        return backbone_from_model(
+            backbone, image_size=image_size, pooling=pooling, weights=weights
+        )
 
     import keras
 

@@ -36,9 +36,7 @@ def build_model(
             had, or a source model that does not take pictures.
     """
     if not isinstance(backbone, Backbone):
-        backbone = build_backbone(
-            backbone, image_size=image_size, weights=weights, pooling=pooling
-        )
+        backbone = build_backbone(backbone, image_size=image_size, weights=weights, pooling=pooling)
     image_size = image_size or backbone.input_shape[1]
     if image_size is None:
         raise InputError(f"Give image_size: '{backbone.name}' does not say which it was made for.")

@@ -15,6 +15,7 @@ from keras_transfer import comparison
 from keras_transfer.builders import build_model
 from keras_transfer.data import Augmentation, from_directory
 from keras_transfer.heads import Classification
+from keras_transfer.schedules import fine_tune, from_scratch
 from keras_transfer.stages import Backbone
 from keras_transfer.training import Trainer
 
@@ -22,6 +23,7 @@ SOURCE_DIGITS = (0, 1, 2, 3, 4, 5)
 TARGET_DIGITS = (6, 7, 8, 9)
 PICTURES_EACH = 10
 IMAGE_SIZE = 32
+SOURCE_EPOCHS = 8
 EPOCHS = 15
 # A mirrored digit is another sign, and a crop may make a 9 a 7.
 AUGMENT = Augmentation(crop=True, min_area=0.7, max_aspect=1.15, flip=False)
@@ -43,23 +45,29 @@ def run_demo(out, *, seed: int = 0) -> None:
     source = build_model(
         small_backbone(), Classification(source_data.class_names), image_size=IMAGE_SIZE
     )
-    source_run = _train(source, "from_scratch", source_data, out / "source", seed, epochs=6)
+    trainer = Trainer(source, from_scratch(epochs=SOURCE_EPOCHS), augment=AUGMENT, seed=seed)
+    source_run = trainer.fit(source_data, out / "source")
     print(f"   validation accuracy {source_run.metrics['val']['accuracy']:.3f}")
 
     print(f"2. target: digits {_list(TARGET_DIGITS)}, {PICTURES_EACH} pictures each")
     data = from_directory(out / "pictures" / "target")
-    curves = {}
-    for name, strategy, weights in (
-        ("transfer", "fine_tune", "imagenet"),
-        ("from scratch", "from_scratch", None),
+    transfer = fine_tune(
+        epochs=EPOCHS,
+        head_epochs=EPOCHS // 5,
+        head_learning_rate=3e-2,
+        learning_rate=1e-3,
+        batch_norm="train",  # the source's statistics are those of six digits only
+    )
+    runs = {}
+    for name, schedule, start in (
+        ("transfer", transfer, {}),
+        ("from scratch", from_scratch(epochs=EPOCHS), {"weights": None}),
     ):
         keras.utils.set_random_seed(seed)
-        model = build_model(str(source_run.path), Classification(data.class_names), weights=weights)
-        folder = out / strategy
-        run = _train(model, strategy, data, folder, seed, epochs=EPOCHS, batch_size=8)
-        curves[name] = comparison.read_curve(run)
-        if name == "transfer":
-            transferred = run
+        model = build_model(str(source_run.path), Classification(data.class_names), **start)
+        trainer = Trainer(model, schedule, batch_size=4, augment=AUGMENT, seed=seed)
+        runs[name] = trainer.fit(data, out / schedule.name)
+    curves = {name: comparison.read_curve(run) for name, run in runs.items()}
     print(comparison.table(curves))
     title = f"digits {_list(TARGET_DIGITS)}, {PICTURES_EACH} pictures each"
     comparison.draw(curves, out / "curves.png", title)
@@ -67,7 +75,7 @@ def run_demo(out, *, seed: int = 0) -> None:
 
     print("3. export and one request")
     picture = data.examples["val"].paths[0]
-    export = saved_model(transferred.model, transferred.next_export())
+    export = saved_model(runs["transfer"].model, runs["transfer"].next_export())
     serve = tf.saved_model.load(str(export)).signatures["serve_bytes"]
     answer = serve(bytes=tf.constant([Path(picture).read_bytes()]))
     print(
@@ -75,14 +83,6 @@ def run_demo(out, *, seed: int = 0) -> None:
         f"(score {float(answer['score'][0]):.3f})"
     )
     print(f"done in {time.perf_counter() - started:.0f} s")
-
-
-def _train(model, strategy, data, folder, seed, **numbers):
-    epochs, batch_size = numbers["epochs"], numbers.get("batch_size", 32)
-    trainer = Trainer(
-        model, strategy, epochs=epochs, batch_size=batch_size, augment=AUGMENT, seed=seed
-    )
-    return trainer.fit(data, folder)
 
 
 def write_pictures(folder: Path, seed: int) -> None:

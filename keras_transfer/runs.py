@@ -141,7 +141,8 @@ class Run:
             state["best_weights"] = f"best-{state['epoch']}.weights.h5"
         write_file(folder / state["weights"], model.save_weights)
         if best:
-            write_file(folder / state["best_weights"], model.save_weights)
+            epoch = folder / state["weights"]
+            write_file(folder / state["best_weights"], lambda copy: shutil.copyfile(epoch, copy))
         write_text(folder / "state.json", json.dumps(state))
         for file in folder.glob("*.weights.h5"):
             if file.name not in (state["weights"], state["best_weights"]):

@@ -91,7 +91,16 @@ def default_epochs(pictures: int) -> int:
 
     So that small data gets enough steps, and large data does not take all day.
     """
-    return min(18, max(6, round(16_000 / max(1, pictures))))
+    return min(18, max(6, round(14_000 / max(1, pictures))))
+
+
+def default_rate(pictures: int) -> float:
+    """Highest rate for pretrained layers where nobody gave a number: 3e-4 to 1e-3.
+
+    The more pictures, the faster: on a few hundred a rate that suits thousands destroys more than
+    it teaches (ants and bees, 245 pictures: 0.76–0.88 at 1e-3 against 0.93 at 3e-4).
+    """
+    return min(1e-3, max(3e-4, 6e-7 * pictures))
 
 
 def feature_extraction(
@@ -105,9 +114,10 @@ def feature_extraction(
 def fine_tune(
     pictures: int = 1000,
     epochs: int | None = None,
-    learning_rate: float = 3e-4,
+    learning_rate: float | None = None,
     head_epochs: int | None = None,
     head_learning_rate: float = 3e-3,
+    batch_norm: str = "frozen",
 ) -> Schedule:
     """The head on frozen features first, then every layer at a lower rate, warmed up, cosine.
 
@@ -116,13 +126,21 @@ def fine_tune(
     """
     epochs = default_epochs(pictures) if epochs is None else epochs
     head_epochs = max(1, epochs // 3) if head_epochs is None else head_epochs
+    learning_rate = default_rate(pictures) if learning_rate is None else learning_rate
     if not 0 < head_epochs < epochs:
         raise InputError(f"fine_tune needs at least 2 epochs, one a phase: not {epochs}.")
     return Schedule(
         "fine_tune",
         (
             Phase("head", "all", head_epochs, head_learning_rate),
-            Phase("all", "none", epochs - head_epochs, learning_rate, warmup=0.2),
+            Phase(
+                "all",
+                "none",
+                epochs - head_epochs,
+                learning_rate,
+                warmup=0.2,
+                batch_norm=batch_norm,
+            ),
         ),
     )
 

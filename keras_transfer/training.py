@@ -189,6 +189,7 @@ class _Progress(keras.callbacks.Callback):
     def __init__(self, run: Run):
         super().__init__()
         self.run = run
+        self.mark = time.perf_counter()  # up to here the phases' wall_seconds are counted
         self.epoch = 0  # epochs done
         self.rows = []
         self.phases = []
@@ -243,7 +244,10 @@ class _Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()
-        seconds = time.perf_counter() - self.started
+        now = time.perf_counter()
+        seconds = now - self.started
+        self.phases[-1]["wall_seconds"] += now - self.mark  # with compiling and saving
+        self.mark = now
         logs = {name: float(value) for name, value in (logs or {}).items()}
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         self.epoch = epoch + 1
@@ -258,7 +262,6 @@ class _Progress(keras.callbacks.Callback):
         )
         validation = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
         self.phases[-1]["val"] = validation
-        self.phases[-1]["wall_seconds"] += seconds
         if validation:
             # The highest accuracy (where the task has one), of equal ones the least loss.
             rank = [validation.get("accuracy", 0.0), -validation["loss"]]

@@ -85,6 +85,11 @@ def test_contract(spec, rng, tmp_path, fresh_process):
     assert backbone.count_params() == spec.parameters
     assert len(backbone.stages) == spec.stages
 
+    # The same pixels reach the first convolution as in plain keras.applications.
+    ours = keras.Model(backbone.inputs[0], backbone.get_layer("normalise").output)(pictures)
+    family = _family_preprocessing(spec, pictures.astype("float32"))
+    np.testing.assert_allclose(ours, family, rtol=1e-5, atol=1e-5)
+
     # Shape, and features that depend on the picture.
     features = np.asarray(backbone(pictures, training=False))
     assert features.shape == (2, backbone.output_shape[-1])
@@ -170,21 +175,6 @@ def test_every_cut_of_a_deep_row(spec, rng):
     _check_cuts(backbone, pictures, features, every_cut=True)
 
 
-@pytest.mark.parametrize("spec", _rows())
-def test_preprocessing_is_the_familys_own(spec, rng):
-    """The same pixels through plain keras.applications and through the builder's first layers."""
-    if spec.parameters > 10_000_000 and spec.arguments:
-        pytest.skip("another width of this family is tested")
-    pixels = rng.uniform(0, 255, (2, spec.min_size, spec.min_size, 3)).astype("float32")
-    backbone = build_backbone(spec.name, image_size=spec.min_size, weights=None)
-    ours = keras.Model(backbone.inputs[0], _normalised(backbone))(pixels)
-    np.testing.assert_allclose(ours, _family_preprocessing(spec, pixels), rtol=1e-5, atol=1e-5)
-
-
-def _normalised(backbone):
-    return backbone.get_layer("normalise").output
-
-
 def _family_preprocessing(spec, pixels):
     """What reaches the first convolution of the family's own model with ImageNet weights."""
     module = importlib.import_module(f"keras.applications.{spec.module}")
@@ -194,6 +184,9 @@ def _family_preprocessing(spec, pixels):
         # file (which hold the deviation where the variance belongs), Rescaling(1/sqrt(deviation)).
         mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
         return (x / 255 - mean) / np.sqrt(deviation) / np.sqrt(deviation)
+    if np.abs(x - pixels).max() > 0:
+        return x
+    # A placeholder: the family does it in its first layers.
     application = getattr(keras.applications, spec.function)(
         include_top=False, weights=None, **spec.arguments
     )

@@ -192,4 +192,6 @@ def test_schedules_go_to_plain_data_and_back():
 
 def test_few_pictures_are_seen_more_often():
     epochs = [resolve_schedule("fine_tune", pictures=n).epochs for n in (100, 1000, 10_000)]
-    assert epochs == [18, 16, 6]
+    assert epochs == [18, 14, 6]
+    rates = [resolve_schedule("fine_tune", pictures=n).phases[1].learning_rate for n in (100, 9999)]
+    assert rates == [3e-4, 1e-3]
