@@ -46,7 +46,7 @@ def read_curve(run: Run) -> Curve:
 
 
 def table(curves: dict[str, Curve]) -> str:
-    """A line a curve, and for each the epochs until the first curve's asymptote less a tenth."""
+    """A line a curve."""
     lines = [f"{'':<20}{'start':>10}{'slope/epoch':>13}{'asymptote':>11}{'epochs':>8}"]
     for name, c in curves.items():
         slope = "at once" if np.isnan(c.slope) else f"{c.slope:.4f}"
@@ -64,15 +64,8 @@ def draw(curves: dict[str, Curve], path: Path, title: str) -> None:
     axes = figure.add_subplot()
     for (name, curve), colour in zip(curves.items(), ("#0b6e4f", "#c0392b", "#1f4e8c")):
         epochs = np.arange(1, len(curve.accuracy) + 1)
-        axes.plot(epochs, curve.accuracy, "o-", color=colour, markersize=4, label=name)
-        axes.annotate(
-            f"{curve.asymptote:.2f}",
-            (epochs[-1], curve.accuracy[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-        )
+        label = f"{name}: {curve.start:.2f} at first, {curve.asymptote:.3f} in the end"
+        axes.plot(epochs, curve.accuracy, "o-", color=colour, markersize=4, label=label)
     axes.set(xlabel="epoch", ylabel="validation accuracy", title=title, ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -24,7 +24,7 @@ TARGET_DIGITS = (6, 7, 8, 9)
 PICTURES_EACH = 10
 IMAGE_SIZE = 32
 SOURCE_EPOCHS = 8
-EPOCHS = 15
+EPOCHS = 8
 # A mirrored digit is another sign, and a crop may make a 9 a 7.
 AUGMENT = Augmentation(crop=True, min_area=0.7, max_aspect=1.15, flip=False)
 
@@ -53,7 +53,7 @@ def run_demo(out, *, seed: int = 0) -> None:
     data = from_directory(out / "pictures" / "target")
     transfer = fine_tune(
         epochs=EPOCHS,
-        head_epochs=EPOCHS // 5,
+        head_epochs=EPOCHS * 3 // 8,
         head_learning_rate=3e-2,
         learning_rate=1e-3,
         batch_norm="train",  # the source's statistics are those of six digits only
@@ -64,12 +64,13 @@ def run_demo(out, *, seed: int = 0) -> None:
         ("from scratch", from_scratch(epochs=EPOCHS), {"weights": None}),
     ):
         keras.utils.set_random_seed(seed)
-        model = build_model(str(source_run.path), Classification(data.class_names), **start)
+        head = Classification(data.class_names, dropout=0)
+        model = build_model(str(source_run.path), head, **start)
         trainer = Trainer(model, schedule, batch_size=4, augment=AUGMENT, seed=seed)
         runs[name] = trainer.fit(data, out / schedule.name)
     curves = {name: comparison.read_curve(run) for name, run in runs.items()}
     print(comparison.table(curves))
-    title = f"digits {_list(TARGET_DIGITS)}, {PICTURES_EACH} pictures each"
+    title = f"digits {_list(TARGET_DIGITS)} from {PICTURES_EACH} pictures each"
     comparison.draw(curves, out / "curves.png", title)
     print(f"   curves: {out / 'curves.png'}")
 
