@@ -163,14 +163,27 @@ def weights_path(spec: BackboneSpec) -> Path:
     return Path(home) / "models" / spec.weights_file
 
 
-def check_image_size(name: str, image_size: int | None) -> None:
-    """Raises InputError where a family of the table does not allow the image size."""
-    if image_size is None or is_source_model(name):
+def check_backbone(backbone: str, image_size: int | None = None, weights="imagenet") -> None:
+    """Says early what would go wrong later: all that can be known before Keras is imported.
+
+    Raises:
+        InputError: unknown name, a source model that is none, an image size below the family's
+            least, or ImageNet weights that are out of reach.
+    """
+    if is_source_model(backbone):
+        check_source_model(backbone)
         return
-    spec = find_spec(name)
-    if image_size < spec.min_size:
+    spec = find_spec(backbone)
+    check_image_size(spec, image_size)
+    if weights == "imagenet":
+        check_weights(spec)
+
+
+def check_image_size(spec: BackboneSpec, image_size: int | None) -> None:
+    """Raises InputError where the family does not allow the image size."""
+    if image_size is not None and image_size < spec.min_size:
         raise InputError(
-            f"Image size {image_size} is too small for {name}: give {spec.min_size} or more "
+            f"Image size {image_size} is too small for {spec.name}: give {spec.min_size} or more "
             f"(its ImageNet weights were trained at {spec.size})."
         )
 
@@ -253,7 +266,7 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
     from keras_transfer.stages import Backbone, rebuild
 
     spec = find_spec(backbone)
-    check_image_size(backbone, image_size)
+    check_image_size(spec, image_size)
     size = image_size or spec.size
     application = _application(spec, size, weights, pooling)
     inputs = keras.Input((size, size, 3), name="pictures")

@@ -112,13 +112,7 @@ def train(
     ] = False,
 ):
     """Train a model on a folder of labelled pictures."""
-    from keras_transfer.backbones import (
-        check_image_size,
-        check_source_model,
-        check_weights,
-        find_spec,
-        is_source_model,
-    )
+    from keras_transfer.backbones import check_backbone
     from keras_transfer.data import from_directory
     from keras_transfer.runs import Run, check_out
     from keras_transfer.schedules import Schedule, resolve_schedule
@@ -145,21 +139,13 @@ def train(
     else:
         schedule = settings["strategy"]
     numbers = {"epochs": epochs, "learning_rate": learning_rate}
-    pretrained = resolve_schedule(schedule, **numbers).pretrained
+    if settings["weights"] == "none" or not resolve_schedule(schedule, **numbers).pretrained:
+        settings["weights"] = None
     name = settings["backbone"]
-    from_table = not is_source_model(name)
-    if from_table:
-        find_spec(name)
-        check_image_size(name, settings["image_size"])
-    else:
-        check_source_model(name)
+    check_backbone(name, settings["image_size"], settings["weights"])
     pictures = from_directory(
         data, val=settings["val"], val_split=settings["val_split"], seed=settings["seed"]
     )
-    if not pretrained or settings["weights"] == "none":
-        settings["weights"] = None
-    if from_table and settings["weights"] == "imagenet":
-        check_weights(find_spec(name))
     print(pictures.describe(), file=sys.stderr)
 
     _load_keras()
@@ -195,7 +181,8 @@ def train(
     low, high = wilson_interval(round(accuracy * n), n)
     print(
         f"val accuracy {accuracy:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} pictures), "
-        f"loss {metrics['val']['loss']:.4f}, best epoch {metrics['best_epoch']}, "
+        f"loss {metrics['val']['loss']:.4f}, best epoch {metrics['best_epoch']}, last epoch "
+        f"{metrics['phases'][-1]['val']['accuracy']:.4f}, "
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, skipped.csv")
