@@ -194,4 +194,4 @@ def test_few_pictures_are_seen_more_often():
     epochs = [resolve_schedule("fine_tune", pictures=n).epochs for n in (100, 1000, 10_000)]
     assert epochs == [18, 14, 6]
     rates = [resolve_schedule("fine_tune", pictures=n).phases[1].learning_rate for n in (100, 9999)]
-    assert rates == [3e-4, 1e-3]
+    assert rates == [1e-4, 1e-3]
