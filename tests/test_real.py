@@ -121,7 +121,7 @@ def test_evaluate_agrees_with_training(run, real_data):
     assert result["loss"] == pytest.approx(metrics["val"]["loss"], rel=1e-3)
 
 
-def test_the_export_answers_like_predict(run, real_data):
+def test_the_export_answers_like_predict(run, real_data, tmp_path):
     """saved_model_cli and a process without Keras, on the bytes of real JPEGs."""
     pictures = list_pictures([real_data / "hymenoptera" / "val"])[::20]
     rows = list(csv.DictReader(command("predict", run, *pictures).splitlines()))
@@ -131,12 +131,12 @@ def test_the_export_answers_like_predict(run, real_data):
     for score, row in zip(scores, rows):
         assert max(score) == pytest.approx(float(row["score"]), abs=1e-4)
 
-    tool = Path(shutil.which("saved_model_cli", path=str(Path(sys.executable).parent)))
-    file = pictures[0]
-    bytes_of_the_file = f"[{Path(file).read_bytes()!r}]"
+    tool = shutil.which("saved_model_cli", path=str(Path(sys.executable).parent))
+    contents = tmp_path / "contents.npy"
+    np.save(contents, np.array([Path(pictures[0]).read_bytes()]))
     shown = subprocess.run(
         [tool, "run", "--dir", run / "export" / "1", "--tag_set", "serve", "--signature_def",
-         "serve_bytes", "--input_exprs", f"bytes={bytes_of_the_file}"],
+         "serve_bytes", "--inputs", f"bytes={contents}"],
         capture_output=True,
         text=True,
     )  # fmt: skip
