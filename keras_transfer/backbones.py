@@ -321,16 +321,16 @@ def _application(spec, size, weights, pooling):
 
 
 def _downloaded(spec, arguments):
-    """The ImageNet weights as Keras itself fetches and verifies them."""
-    import warnings
+    """The ImageNet weights as Keras itself fetches and verifies them.
 
-    with warnings.catch_warnings():
-        # "Weights for input shape (224, 224) will be loaded": that is what we want.
-        warnings.filterwarnings("ignore", message=".*input_shape.*")
-        try:
-            return _function(spec)(weights="imagenet", **arguments).get_weights()
-        except Exception as error:
-            raise _no_weights(spec, error) from error
+    At the size of the ImageNet training: NASNetLarge built for any size is another network, which
+    the file would not fit.
+    """
+    try:
+        native = (spec.size, spec.size, 3)
+        return _function(spec)(weights="imagenet", input_shape=native, **arguments).get_weights()
+    except Exception as error:
+        raise _no_weights(spec, error) from error
 
 
 def _function(spec):
@@ -382,9 +382,9 @@ def backbone_from_model(
             features = rebuild(own[0], inputs)
         else:
             features = _without_head(model, inputs, pooling, preprocessing)
+    except InputError:
+        raise
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"The layers of the source model '{model.name}' do not fit together at image size "
             f"{image_size}: it was made for {shape[1]}."
