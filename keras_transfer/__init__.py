@@ -17,6 +17,7 @@ _NAMES = {
     "InputError": "errors",
     "MultiLabel": "heads",
     "Phase": "schedules",
+    "RECIPES": "recipes",
     "Regression": "heads",
     "Run": "runs",
     "Schedule": "schedules",
@@ -26,10 +27,14 @@ _NAMES = {
     "build_backbone": "backbones",
     "build_model": "builders",
     "evaluate": "evaluation",
+    "find_rate": "rate_finder",
     "freeze": "freezing",
     "head_of": "heads",
     "load_model": "backbones",
+    "per_weight": "optimizers",
     "predict": "evaluation",
+    "resolve_schedule": "recipes",
+    "set_precision": "precision",
     "summary": "freezing",
 }
 _MODULES = ("data", "export")

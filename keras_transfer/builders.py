@@ -5,7 +5,7 @@ import keras
 from keras_transfer.backbones import build_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Head
-from keras_transfer.stages import Backbone
+from keras_transfer.stages import Backbone, rebuild
 
 
 def build_model(
@@ -47,6 +47,36 @@ def build_model(
     inputs = keras.Input((image_size, image_size, 3), name="pictures")
     outputs = head.connect(backbone(inputs))
     return keras.Model(inputs, outputs, name=f"{backbone.name}_{head.task}")
+
+
+def at_image_size(model: keras.Model, image_size: int) -> keras.Model:
+    """The same model for pictures of another size, on shared weights: what one learns, both know.
+
+    Args:
+        model: from `build_model`.
+        image_size: differs from the model's by a multiple of 32, so that every layer pads alike.
+
+    Raises:
+        InputError: another image size, or one that is too small for the layers.
+    """
+    backbone = backbone_of(model)
+    size = model.input_shape[1]
+    if image_size == size:
+        return model
+    if (image_size - size) % 32:
+        raise InputError(
+            f"Image size {image_size} does not differ from {size} by a multiple of 32."
+        )
+    inner = keras.Input((image_size, image_size, 3), name="pictures")
+    inputs = keras.Input((image_size, image_size, 3), name="pictures")
+    try:
+        other = Backbone(inner, rebuild(backbone, inner), name=backbone.name)
+        x = other(inputs)
+    except ValueError as error:
+        raise InputError(f"{backbone.name} takes no {image_size} px: {error}") from None
+    for layer in model.layers[model.layers.index(backbone) + 1 :]:
+        x = layer(x)
+    return keras.Model(inputs, x, name=model.name)
 
 
 def backbone_of(model: keras.Model) -> Backbone:

@@ -4,6 +4,7 @@ Every check that needs neither Keras nor TensorFlow comes first, so that bad inp
 once.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -29,6 +30,11 @@ class Precision(StrEnum):
     float32 = "float32"
     mixed_bfloat16 = "mixed_bfloat16"
     mixed_float16 = "mixed_float16"
+
+
+class Keep(StrEnum):
+    best = "best"
+    last = "last"
 
 
 class Augment(StrEnum):
@@ -73,73 +79,95 @@ def backbones(as_json: Json = False):
         )
 
 
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")]
+BackboneOption = Annotated[
+    str | None, typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN.")
+]
+StrategyOption = Annotated[
+    str | None, typer.Option(help="A recipe of `keras-transfer schedule`, or a .yaml file. [lp_ft]")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any number of the strategy: `head_epochs=2`, `all.ema=0.99`, `*.weight_decay=0`.",
+    ),
+]
+ImageSize = Annotated[int | None, typer.Option(help="Height and width. [the backbone's]")]
+BatchSize = Annotated[int | None, typer.Option(help="Pictures a step. [32]")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases. [the strategy's]")]
+LearningRate = Annotated[float | None, typer.Option(help="Highest rate. [the strategy's]")]
+PrecisionOption = Annotated[Precision, typer.Option(help="[auto]", show_choices=True)]
+AugmentOption = Annotated[Augment, typer.Option(help="[light]")]
+WeightsOption = Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")]
+Seed = Annotated[int | None, typer.Option(help="Two runs with one seed are equal. [0]")]
+Config = Annotated[Path | None, typer.Option(help="A config.yaml; options given here win over it.")]
+
+
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")],
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN."),
-    ] = None,
-    strategy: Annotated[
-        str | None, typer.Option(help="feature_extraction, fine_tune or from_scratch.")
-    ] = None,
+    backbone: BackboneOption = None,
+    strategy: StrategyOption = None,
+    set: SetOption = None,
     val: Annotated[
         Path | None, typer.Option(help="Folder of validation pictures, VAL/<class>/.")
     ] = None,
     val_split: Annotated[
         float | None, typer.Option(help="Share taken for validation. [0.2]")
     ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Height and width. [the backbone's]")
+    image_size: ImageSize = None,
+    batch_size: BatchSize = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    precision: PrecisionOption = None,
+    augment: AugmentOption = None,
+    weights: WeightsOption = None,
+    seed: Seed = None,
+    keep: Annotated[
+        Keep, typer.Option(help="The epoch that is kept: best on validation, or last. [best]")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step. [32]")] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs of all phases. [the strategy's]")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Highest rate. [the strategy's]")
-    ] = None,
-    precision: Annotated[Precision, typer.Option(help="[auto]", show_choices=True)] = None,
-    augment: Annotated[Augment, typer.Option(help="[light]")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Two runs with one seed are equal. [0]")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A config.yaml; options given here win over it.")
-    ] = None,
+    config: Config = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+        bool, typer.Option("--resume", help="Go on with an interrupted run (or begin it).")
     ] = False,
 ):
     """Train a model on a folder of labelled pictures."""
     from keras_transfer.backbones import check_backbone
     from keras_transfer.data import from_directory
+    from keras_transfer.recipes import resolve_schedule
     from keras_transfer.runs import Run, check_out
-    from keras_transfer.schedules import Schedule, resolve_schedule
 
-    given = {
-        "backbone": backbone,
-        "strategy": strategy,
-        "val": val and str(val),
-        "val_split": val_split,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "precision": precision and precision.value,
-        "augment": augment and augment.value,
-        "weights": weights,
-        "seed": seed,
-    }
-    settings = _settings(config, given)
+    settings = _settings(
+        config,
+        {
+            "backbone": backbone,
+            "strategy": strategy,
+            "val": val and str(val),
+            "val_split": val_split,
+            "image_size": image_size,
+            "batch_size": batch_size,
+            "precision": precision and precision.value,
+            "augment": augment and augment.value,
+            "weights": weights,
+            "seed": seed,
+            "keep": keep and keep.value,
+        },
+    )
+    resume = resume and Run.begun(out)
     if resume:
-        Run.open(out, finished=False)
+        begun = Run.open(out, finished=False)
+        if settings["precision"] == "auto":  # it was chosen when the run began
+            settings["precision"] = begun.config["precision"]
     else:
         check_out(out)
+    overrides = _overrides(set, epochs=epochs, learning_rate=learning_rate)
+    schedule = settings["strategy"]
     if isinstance(settings.get("schedule"), dict) and not (strategy or epochs or learning_rate):
-        schedule = Schedule.from_dict(settings["schedule"])
-    else:
-        schedule = settings["strategy"]
-    numbers = {"epochs": epochs, "learning_rate": learning_rate}
-    if settings["weights"] == "none" or not resolve_schedule(schedule, **numbers).pretrained:
+        schedule = _schedule_of(config, settings["schedule"])
+    if settings["weights"] == "none" or not resolve_schedule(schedule, overrides).pretrained:
         settings["weights"] = None
     name = settings["backbone"]
     check_backbone(name, settings["image_size"], settings["weights"])
@@ -149,48 +177,204 @@ def train(
     print(pictures.describe(), file=sys.stderr)
 
     _load_keras()
-    import keras
-
-    from keras_transfer.builders import build_model
     from keras_transfer.evaluation import wilson_interval
-    from keras_transfer.heads import Classification
-    from keras_transfer.training import Trainer, set_precision
+    from keras_transfer.training import Trainer
 
-    settings["precision"] = set_precision(settings["precision"])
-    keras.utils.set_random_seed(settings["seed"])
-    model = build_model(
-        name,
-        Classification(pictures.class_names),
-        image_size=settings["image_size"],
-        weights=settings["weights"],
-    )
+    model = _build(pictures, settings)
     trainer = Trainer(
         model,
         schedule,
-        **numbers,
+        overrides=overrides,
         batch_size=settings["batch_size"],
         augment=settings["augment"],
         seed=settings["seed"],
+        keep=settings["keep"],
     )
     kept = {key: settings[key] for key in ("backbone", "strategy", "weights", "val", "val_split")}
     kept["weights"] = kept["weights"] or "none"
-    run = trainer.fit(pictures, out, config={"data": str(data), **kept}, resume=resume)
+    try:
+        run = trainer.fit(pictures, out, config={"data": str(data), **kept}, resume=resume)
+    except KeyboardInterrupt as stop:
+        print(stop, file=sys.stderr)
+        raise
     metrics = run.metrics
     n = metrics["images"]["val"]
     accuracy = metrics["val"]["accuracy"]
     low, high = wilson_interval(round(accuracy * n), n)
     print(
         f"val accuracy {accuracy:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} pictures), "
-        f"loss {metrics['val']['loss']:.4f}, best epoch {metrics['best_epoch']}, last epoch "
-        f"{metrics['phases'][-1]['val']['accuracy']:.4f}, "
+        f"loss {metrics['val']['loss']:.4f}, {settings['keep']} epoch {metrics['best_epoch']}, last "
+        f"epoch {metrics['phases'][-1]['val']['accuracy']:.4f}, "
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, skipped.csv")
 
 
+@app.command()
+def schedule(
+    strategy: Annotated[
+        str | None, typer.Argument(metavar="[STRATEGY]", help="A recipe or a .yaml file.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Number of training pictures.")] = 1000,
+    backbone: Annotated[
+        str | None, typer.Option(help="Work it out for this backbone, stage by stage.")
+    ] = None,
+    image_size: ImageSize = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
+    set: SetOption = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A .yaml file to edit and train with, or a .png picture.")
+    ] = None,
+):
+    """Show a strategy: its phases as a table, as YAML, or as a picture of each stage's rate."""
+    from keras_transfer.backbones import BACKBONES, check_backbone
+    from keras_transfer.recipes import RECIPES, resolve_schedule
+    from keras_transfer.runs import write_text
+
+    if strategy is None:
+        for name, recipe in RECIPES.items():
+            print(f"{name:<20}{recipe.__doc__.splitlines()[0]}")
+        return
+    kind = out.suffix if out else None
+    if kind not in (None, ".yaml", ".yml", ".png"):
+        raise InputError(f"Cannot write {out}: give a .yaml or a .png file.")
+    if kind == ".png" and backbone is None:
+        raise InputError("A picture needs --backbone, whose stages are drawn.")
+    overrides = _overrides(set, epochs=epochs, learning_rate=learning_rate)
+    size = image_size or (BACKBONES[backbone].size if backbone in BACKBONES else 224)
+    chosen = resolve_schedule(strategy, overrides, pictures=pictures, image_size=size)
+    if backbone is None:
+        print(chosen.table())
+    else:
+        check_backbone(backbone, image_size, None)
+        _load_keras()
+        from keras_transfer.builders import build_model
+        from keras_transfer.heads import Classification
+        from keras_transfer.plans import make_plan
+
+        model = build_model(backbone, Classification("ab"), image_size=image_size, weights=None)
+        plan = make_plan(model, chosen, pictures, batch_size)
+        print(plan.table())
+        if kind == ".png":
+            plan.draw(out)
+    if kind in (".yaml", ".yml"):
+        write_text(out, chosen.to_yaml())
+    if out:
+        print(f"wrote {out}", file=sys.stderr)
+
+
+@app.command(name="find-rate")
+def find_rate(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The picture of the test.")] = Path("rates.png"),
+    backbone: BackboneOption = None,
+    freeze: Annotated[str, typer.Option(help="What is frozen: all, none, stage:N, …")] = "none",
+    lowest: Annotated[float, typer.Option(help="First rate.")] = 1e-6,
+    highest: Annotated[float, typer.Option(help="Last rate.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Batches.")] = 100,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = None,
+    precision: PrecisionOption = None,
+    augment: AugmentOption = None,
+    weights: WeightsOption = None,
+    seed: Seed = None,
+    config: Config = None,
+):
+    """Suggest a learning rate: a range test on the real pictures, with its curve."""
+    from keras_transfer.backbones import check_backbone
+    from keras_transfer.data import from_directory
+    from keras_transfer.schedules import Phase
+
+    settings = _settings(
+        config,
+        {
+            "backbone": backbone,
+            "image_size": image_size,
+            "batch_size": batch_size,
+            "precision": precision and precision.value,
+            "augment": augment and augment.value,
+            "weights": weights,
+            "seed": seed,
+        },
+    )
+    if settings["weights"] == "none":
+        settings["weights"] = None
+    if out.suffix != ".png":
+        raise InputError(f"Cannot draw into {out}: give a .png file.")
+    check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
+    phase = Phase("range test", freeze, steps=steps)
+    pictures = from_directory(data, seed=settings["seed"])
+    _load_keras()
+    from keras_transfer import rate_finder
+
+    test = rate_finder.find_rate(
+        _build(pictures, settings),
+        pictures,
+        phase=phase,
+        lowest=lowest,
+        highest=highest,
+        steps=steps,
+        batch_size=settings["batch_size"],
+        augment=settings["augment"],
+        seed=settings["seed"],
+    )
+    test.draw(out)
+    print(f"suggested learning rate {test.suggestion:.2g} ({len(test.rates)} steps, {out})")
+
+
+def _build(pictures, settings):
+    """The model that the settings name, from its seed."""
+    import keras
+
+    from keras_transfer.builders import build_model
+    from keras_transfer.heads import Classification
+    from keras_transfer.precision import set_precision
+
+    precision = set_precision(settings["precision"], settings["backbone"], settings["image_size"])
+    print(precision, file=sys.stderr)
+    keras.utils.set_random_seed(settings["seed"])
+    return build_model(
+        settings["backbone"],
+        Classification(pictures.class_names),
+        image_size=settings["image_size"],
+        weights=settings["weights"],
+    )
+
+
+def _overrides(pairs, **arguments):
+    """`KEY=VALUE` as typed, and the options that are arguments of every recipe."""
+    import yaml
+
+    overrides = {key: value for key, value in arguments.items() if value is not None}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set {pair}: give KEY=VALUE, e.g. --set all.learning_rate=1e-4.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {pair}: '{text}' is no value.") from None
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)  # YAML reads 1e-4, without a dot, as text
+        overrides[key] = value
+    return overrides
+
+
+def _schedule_of(config, data):
+    from keras_transfer.schedules import Schedule
+
+    try:
+        return Schedule.from_dict(data)
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from None
+
+
 _DEFAULTS = {
     "backbone": "mobilenet_v2",
-    "strategy": "fine_tune",
+    "strategy": "lp_ft",
     "weights": "imagenet",
     "val": None,
     "val_split": 0.2,
@@ -199,6 +383,7 @@ _DEFAULTS = {
     "precision": "auto",
     "augment": "light",
     "seed": 0,
+    "keep": "best",
 }
 
 
@@ -357,7 +542,7 @@ def _load_keras():
 
 
 def main():
-    """Entry point: bad input is one line on stderr and exit code 2."""
+    """Entry point: bad input is one line on stderr and exit code 2; Typer makes Ctrl-C 130."""
     try:
         app()
     except InputError as error:

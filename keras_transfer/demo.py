@@ -15,7 +15,7 @@ from keras_transfer import comparison
 from keras_transfer.builders import build_model
 from keras_transfer.data import Augmentation, from_directory
 from keras_transfer.heads import Classification
-from keras_transfer.schedules import fine_tune, from_scratch
+from keras_transfer.recipes import from_scratch, lp_ft
 from keras_transfer.stages import Backbone
 from keras_transfer.training import Trainer
 
@@ -51,7 +51,7 @@ def run_demo(out, *, seed: int = 0) -> None:
 
     print(f"2. target: digits {_list(TARGET_DIGITS)}, {PICTURES_EACH} pictures each")
     data = from_directory(out / "pictures" / "target")
-    transfer = fine_tune(
+    transfer = lp_ft(
         epochs=EPOCHS,
         head_epochs=EPOCHS * 3 // 8,
         head_learning_rate=3e-2,

@@ -12,7 +12,7 @@ from keras_transfer.data.files import Skipped, check_pictures, list_pictures
 from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification, head_of
-from keras_transfer.training import jit_compile
+from keras_transfer.precision import jit_compile
 
 
 @dataclass(frozen=True)

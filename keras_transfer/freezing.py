@@ -6,9 +6,8 @@ import keras
 
 from keras_transfer.builders import backbone_of
 from keras_transfer.errors import InputError
+from keras_transfer.schedules import BATCH_NORM_POLICIES
 from keras_transfer.stages import Backbone, Stage
-
-BATCH_NORM_POLICIES = ("frozen", "train")
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,9 @@ def frozen_stages(backbone: Backbone, what) -> int:
     Args:
         backbone: the backbone that is asked about.
         what: `"all"`, `"none"`, a `Stage` (frozen up to and with it), `"stage:N"` (the first N
-            stages), the name of a layer (up to and with it), an int (that many layers, counted as
-            `backbone.layers[:k]`), or a float between 0 and 1 (that share of the layers).
+            stages), `"top:N"` (all but the last N stages), the name of a layer (up to and with it),
+            an int (that many layers, counted as `backbone.layers[:k]`), or a float between 0 and 1
+            (that share of the layers).
 
     Returns:
         The largest number of stages that together have no layer beyond those asked for.
@@ -79,8 +79,9 @@ def _layer_count(backbone, what, sizes, layers):
         return len(layers) if what == "all" else 0
     if what in layers:
         return layers.index(what) + 1
-    if what.startswith("stage:") and what[6:].isdigit() and int(what[6:]) <= len(sizes):
-        return sum(sizes[: int(what[6:])])
+    kind, _, number = what.partition(":")
+    if kind in ("stage", "top") and number.isdigit() and int(number) <= len(sizes):
+        return sum(sizes[: int(number) if kind == "stage" else len(sizes) - int(number)])
     raise InputError(
         f"Cannot freeze '{what}': {backbone.name} has no such layer; it has {len(sizes)} stages "
         f"(stage:1 to stage:{len(sizes)}). `summary(model)` lists them."
@@ -126,6 +127,12 @@ def freeze(model: keras.Model, what="all", *, batch_norm: str = "frozen") -> Fro
         trainable_parameters=_size(model.trainable_weights),
         parameters=_size(model.weights),
     )
+
+
+def stage_of_weights(model: keras.Model) -> dict[int, int]:
+    """id(weight) → index of its stage, for the weights of the backbone; the head's are missing."""
+    stages = backbone_of(model).stages
+    return {id(w): s.index for s in stages for layer in s.layers for w in layer.weights}
 
 
 def summary(model: keras.Model) -> str:

@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+
 from keras_transfer.errors import InputError
 
 CONFIG = "config.yaml"
@@ -21,14 +23,18 @@ SKIPPED = "skipped.csv"
 MODEL = "model.keras"
 EXPORT = "export"
 STATE = "state"  # what --resume needs; removed when the run is finished
+PICTURES = "pictures.json"
+START = "start.npz"
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path` and renames it."""
+    """Lets `write` fill a temporary file beside `path`, sees it on the disk and renames it."""
     # The last suffix stays: Keras chooses the format by it.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -64,11 +70,76 @@ class Run:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path) -> "Run":
-        """Makes the directory. Raises InputError where something is there already."""
+    def create(cls, path, config: dict, skipped: Iterable, pictures: dict) -> "Run":
+        """Makes the directory with its first files; it appears with all of them or not at all.
+
+        Args:
+            config: everything needed to run it again.
+            skipped: files that are left out.
+            pictures: name → fingerprint of every picture, to see whether they changed.
+
+        Raises:
+            InputError: something is there already.
+        """
         check_out(path)
-        Path(path).mkdir(parents=True, exist_ok=True)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run = cls(path.with_name(f".{os.getpid()}.{path.name}"))
+        try:
+            (run.path / STATE).mkdir(parents=True)
+            run._write_first(config, skipped, pictures)
+            run.path.replace(path)
+        finally:
+            shutil.rmtree(run.path, ignore_errors=True)
         return cls(path)
+
+    def _write_first(self, config, skipped, pictures):
+        import yaml
+
+        write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        rows = ((item.path, item.reason) for item in skipped)
+        write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
+        write_text(self.path / STATE / PICTURES, json.dumps(pictures))
+
+    @classmethod
+    def begun(cls, path) -> bool:
+        """False where there is nothing to resume yet: no directory, or an empty one."""
+        path = Path(path)
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+    @classmethod
+    def resume(cls, path, config: dict, pictures: dict) -> "Run":
+        """Opens an interrupted run of the same settings on the same pictures.
+
+        Raises:
+            InputError: it is no run, or finished, or something changed; the message says what.
+        """
+        run = cls.open(path, finished=False)
+        if run.finished:
+            shutil.rmtree(run.path / STATE, ignore_errors=True)
+            raise InputError(f"{path} is finished: there is nothing to resume.")
+        import yaml
+
+        now = yaml.safe_load(yaml.safe_dump(config))
+        changed = [*_changed_settings(run.config, now), *run._changed_pictures(pictures)]
+        if changed:
+            raise InputError(
+                f"Cannot resume {path}, it was begun otherwise: {'; '.join(changed)}. Undo that, or "
+                "start a new run with another --out."
+            )
+        for file in [*run.path.glob(".*"), *(run.path / STATE).glob(".*")]:
+            file.unlink()  # what a killed process was writing
+        return run
+
+    def _changed_pictures(self, now):
+        before = json.loads((self.path / STATE / PICTURES).read_text(encoding="utf-8"))
+        for what, names in (
+            ("new", now.keys() - before.keys()),
+            ("gone", before.keys() - now.keys()),
+            ("changed", {n for n in now.keys() & before.keys() if now[n] != before[n]}),
+        ):
+            if names:
+                yield f"{len(names)} pictures are {what} ({', '.join(sorted(names)[:3])}{', …' * (len(names) > 3)})"
 
     @classmethod
     def open(cls, path, finished: bool = True) -> "Run":
@@ -107,20 +178,11 @@ class Run:
     def model_path(self) -> Path:
         return self.path / MODEL
 
-    def write_config(self, config: dict) -> None:
-        import yaml
-
-        write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
     def write_history(self, rows: list[dict]) -> None:
         """A row an epoch; columns are those of the first row."""
         columns = list(rows[0])
         text = csv_text(columns, ([row.get(column, "") for column in columns] for row in rows))
         write_text(self.path / HISTORY, text)
-
-    def write_skipped(self, skipped: Iterable) -> None:
-        rows = ((item.path, item.reason) for item in skipped)
-        write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
 
     def finish(self, model, metrics: dict) -> None:
         """Writes metrics and model (last: its presence says that the run is finished)."""
@@ -128,36 +190,75 @@ class Run:
         write_file(self.path / MODEL, model.save)
         shutil.rmtree(self.path / STATE, ignore_errors=True)
 
-    def save_state(self, model, state: dict, best: bool) -> None:
-        """Keeps all that `load_state` needs after epoch `state["epoch"]`.
+    def save_state(self, state: dict, arrays: dict, best: dict | None) -> None:
+        """Keeps all that `load_state` and `load_best` need after epoch `state["epoch"]`.
 
-        The weights (optimizer included) go to new files; the state that names them is written
-        last, so a kill at any moment leaves the old state or the new one.
+        Arrays go to new files; the state that names them is written last, so a kill at any moment
+        leaves the old state or the new one.
+
+        Args:
+            state: plain data; `state["best"]["epoch"]` is the epoch whose weights are kept.
+            arrays: name → array.
+            best: the arrays to keep as those of the best epoch, where this one is it.
         """
         folder = self.path / STATE
-        folder.mkdir(exist_ok=True)
-        state = {**state, "weights": f"epoch-{state['epoch']}.weights.h5"}
-        if best:
-            state["best_weights"] = f"best-{state['epoch']}.weights.h5"
-        write_file(folder / state["weights"], model.save_weights)
-        if best:
-            epoch = folder / state["weights"]
-            write_file(folder / state["best_weights"], lambda copy: shutil.copyfile(epoch, copy))
+        if best is not None:
+            _write_arrays(folder / f"best-{state['epoch']}.npz", best)
+        _write_arrays(folder / f"epoch-{state['epoch']}.npz", arrays)
         write_text(folder / "state.json", json.dumps(state))
-        for file in folder.glob("*.weights.h5"):
-            if file.name not in (state["weights"], state["best_weights"]):
+        needed = (f"epoch-{state['epoch']}.npz", f"best-{state['best']['epoch']}.npz", START)
+        for file in folder.glob("*.npz"):
+            if file.name not in needed:
                 file.unlink()
 
-    def load_state(self) -> dict | None:
-        """The last state, or None where the run was killed before its first epoch ended."""
+    def load_state(self) -> tuple[dict, dict] | None:
+        """(state, arrays) of the last epoch, or None where none was finished."""
         file = self.path / STATE / "state.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not file.is_file():
+            return None
+        state = json.loads(file.read_text(encoding="utf-8"))
+        return state, _read_arrays(self.path / STATE / f"epoch-{state['epoch']}.npz")
 
-    def state_file(self, name: str) -> Path:
-        return self.path / STATE / name
+    def load_best(self, epoch: int) -> dict:
+        return _read_arrays(self.path / STATE / f"best-{epoch}.npz")
+
+    def save_start(self, arrays: dict) -> None:
+        """Keeps the weights before the first step."""
+        _write_arrays(self.path / STATE / START, arrays)
+
+    def load_start(self) -> dict | None:
+        """None where the run was killed before they were kept."""
+        file = self.path / STATE / START
+        return _read_arrays(file) if file.is_file() else None
 
     def next_export(self) -> Path:
         """`export/1`, then `export/2`, … : TF Serving serves the highest number."""
         folder = self.path / EXPORT
         numbers = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
         return folder / str(max(numbers, default=0) + 1)
+
+
+def _write_arrays(path, arrays):
+    def write(temporary):
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    write_file(path, write)
+
+
+def _read_arrays(path):
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _changed_settings(before, now, name=""):
+    """`name: old is now new` for each leaf in which nested plain data differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys(), key=str):
+            inner = f"{name}.{key}" if name else str(key)
+            yield from _changed_settings(before.get(key), now.get(key), inner)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, pair in enumerate(zip(before, now)):
+            yield from _changed_settings(*pair, f"{name}[{i}]")
+    elif before != now:
+        yield f"{name}: {before!r} is now {now!r}"

@@ -1,41 +1,24 @@
 """The trainer: runs a schedule phase by phase over `model.fit`."""
 
-import sys
-import time
+import dataclasses
 import warnings
-from dataclasses import asdict
 
 import keras
-from tqdm.auto import tqdm
+import numpy as np
 
-from keras_transfer.data.augmentation import resolve_augmentation
+from keras_transfer import recipes
+from keras_transfer.builders import at_image_size
+from keras_transfer.data.augmentation import Augmentation, resolve_augmentation
 from keras_transfer.errors import InputError
+from keras_transfer.failures import Diverged, Interrupted, Signals, explained
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import head_of
-from keras_transfer.optimizers import adamw, warmup_cosine
+from keras_transfer.optimizers import anchor_at, make_optimizer
+from keras_transfer.plans import Plan, make_plan
+from keras_transfer.precision import jit_compile
+from keras_transfer.progress import Progress, SwapAverages, assign, collected, say
 from keras_transfer.runs import Run
-from keras_transfer.schedules import Phase, Schedule, resolve_schedule
-
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
-
-
-def has_gpu() -> bool:
-    """True where the Keras backend sees an accelerator."""
-    return bool(keras.distribution.list_devices("gpu") or keras.distribution.list_devices("tpu"))
-
-
-def set_precision(precision: str = "auto") -> str:
-    """Sets Keras's global dtype policy for the models built next, and returns its name.
-
-    `"auto"` is bfloat16 on an accelerator and float32 on a CPU, where Keras's casts and unfused
-    normalisations cost more than bfloat16 gains.
-    """
-    if precision not in PRECISIONS:
-        raise InputError(f"Unknown precision '{precision}': give one of {', '.join(PRECISIONS)}.")
-    if precision == "auto":
-        precision = "mixed_bfloat16" if has_gpu() else "float32"
-    keras.config.set_dtype_policy(precision)
-    return precision
+from keras_transfer.schedules import KEEP, Schedule
 
 
 class Trainer:
@@ -43,14 +26,20 @@ class Trainer:
 
     Args:
         model: from `build_model`; its weights are changed.
-        schedule: the name of a recipe (`"feature_extraction"`, `"fine_tune"`, `"from_scratch"`) or
-            a `Schedule`.
-        epochs, learning_rate: override the recipe's numbers. By default the number of epochs
-            follows from the number of pictures, which `fit` sees.
-        batch_size: pictures a step, ≥ 1.
-        augment: `"none"`, `"light"`, `"medium"`, `"heavy"` or a `data.Augmentation`.
+        schedule: the name of a recipe (`recipes.RECIPES`), the path of a YAML file, or a `Schedule`.
+        overrides: other numbers for the recipe (`{"head_epochs": 2}`) and its phases
+            (`{"all.learning_rate": 1e-4, "*.ema": 0.99}`), see `recipes.resolve_schedule`.
+        epochs, learning_rate: short for those two arguments of the recipe. By default the number
+            of epochs follows from the number of pictures, which `fit` sees.
+        batch_size: pictures a step, ≥ 1, where the phase says nothing.
+        augment: `"none"`, `"light"`, `"medium"`, `"heavy"` or a `data.Augmentation`, where the
+            phase says nothing.
         seed: fixes order, augmentation and dropout. Two runs with the same seed, model weights and
-            machine are equal.
+            machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
+        keep: `"best"` keeps the epoch with the highest validation accuracy, then least loss;
+            `"last"` the last one, whose accuracy no choice has flattered.
+        steps_per_execution: steps that Keras runs in one call, ≥ 1. More than 1 helps where a step
+            takes a few milliseconds; the loss is then looked at after each call only.
 
     The model's image size is that of its input.
     """
@@ -58,245 +47,254 @@ class Trainer:
     def __init__(
         self,
         model: keras.Model,
-        schedule: str | Schedule = "fine_tune",
+        schedule: str | Schedule = recipes.DEFAULT,
         *,
+        overrides: dict | None = None,
         epochs: int | None = None,
         learning_rate: float | None = None,
         batch_size: int = 32,
-        augment="light",
+        augment: str | Augmentation = "light",
         seed: int = 0,
+        keep: str = "best",
+        steps_per_execution: int = 1,
     ):
-        if batch_size < 1:
+        if batch_size < 1 or steps_per_execution < 1:
             raise InputError(f"batch_size must be 1 or more, not {batch_size}.")
+        if keep not in KEEP:
+            raise InputError(f"keep must be one of {KEEP}, not {keep!r}.")
         self.model = model
         self.head = head_of(model)
-        self._numbers = dict(epochs=epochs, learning_rate=learning_rate)
-        self.schedule = resolve_schedule(schedule, **self._numbers)
         self._recipe = schedule
+        self._overrides = dict(overrides or {})
+        for name, value in (("epochs", epochs), ("learning_rate", learning_rate)):
+            if value is not None:
+                self._overrides[name] = value
         self.batch_size = batch_size
-        resolve_augmentation(augment)  # an unknown name is said here, not in the first epoch
         self.augment = augment
         self.seed = seed
+        self.keep = keep
+        self.steps_per_execution = steps_per_execution
+        # What can be wrong is said here, not after an epoch.
+        resolve_augmentation(augment)
+        self._schedule(1000)
+
+    def _schedule(self, pictures) -> Schedule:
+        schedule = recipes.resolve_schedule(
+            self._recipe,
+            self._overrides,
+            pictures=pictures,
+            image_size=self.model.input_shape[1],
+        )
+        for phase in schedule.phases:
+            _class_weights(phase.class_weights, self.head.names, np.ones(len(self.head.names)))
+            _augmentation(phase.augment)
+        return schedule
+
+    def plan(self, data) -> Plan:
+        """What `fit` would do: `print(trainer.plan(data).table())`, `.draw("plan.png")`."""
+        pictures = len(data.examples["train"])
+        return make_plan(self.model, self._schedule(pictures), pictures, self.batch_size)
 
     def fit(self, data, out, *, config: dict | None = None, resume: bool = False) -> Run:
-        """Trains, keeps the weights of the best epoch (validation accuracy, then loss), writes the run.
+        """Trains, keeps the weights of one epoch (see `keep`), writes the run.
 
         Args:
             data: a `keras_transfer.data.ImageData`.
             out: directory of the run; must not exist, or be empty, unless `resume`.
             config: what else shall stand in `config.yaml` (the command's settings).
-            resume: go on with an interrupted run of the same schedule.
+            resume: go on with an interrupted run of the same settings and pictures. The model must
+                be built as it was then. Where nothing was begun yet, it begins.
 
         Returns:
-            The finished `Run`. `self.model` has the best weights.
+            The finished `Run`. `self.model` has the kept weights.
 
         Raises:
-            InputError: the model's classes are not the data's, or `out` is not empty.
+            InputError: the model's classes are not the data's; `out` is not empty; the run to
+                resume is finished, or its settings or pictures changed; memory or disk is full.
+            Diverged: the loss became NaN or infinite; the best model before that is in the run.
+            Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
         """
         if tuple(data.class_names) != tuple(self.head.names):
             raise InputError(
                 f"The model's classes {self.head.names} are not the data's {data.class_names}: "
                 "build the head with Classification(data.class_names)."
             )
-        pictures = len(data.examples["train"])
-        self.schedule = resolve_schedule(self._recipe, pictures=pictures, **self._numbers)
+        schedule = self._schedule(len(data.examples["train"]))
+        plan = self.plan(data)
         keras.utils.set_random_seed(self.seed)
-        run = Run.open(out, finished=False) if resume else Run.create(out)
-        progress = _Progress(run)
-        restore = None
+        settings = self._config(schedule, config)
+        pictures = data.fingerprint() if hasattr(data, "fingerprint") else {}
+        resume = resume and Run.begun(out)
         if resume:
-            restore = progress.load(self._config(config))
+            run = Run.resume(out, settings, pictures)
         else:
-            run.write_config(self._config(config))
-            run.write_skipped(data.skipped)
-
-        validation = self._batches(data, "val", training=False) if "val" in data.examples else None
-        first_epoch = 0
-        for phase in self.schedule.phases:
-            if progress.epoch < first_epoch + phase.epochs:
-                self._run_phase(phase, data, validation, progress, first_epoch, restore)
-                restore = None
-            first_epoch += phase.epochs
-
-        with warnings.catch_warnings():
-            # The best epoch may be of an earlier phase, whose optimizer is of no use any more.
-            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
-            self.model.load_weights(run.state_file(progress.best["weights"]))
-        run.finish(self.model, progress.metrics(data))
+            run = Run.create(out, settings, data.skipped, pictures)
+        if schedule.zero_head:
+            for weight in self.model.layers[-1].weights:
+                weight.assign(np.zeros(weight.shape))
+        self._start = self._starting_weights(run, schedule, resume)
+        say(plan.table())
+        with Signals() as signals:
+            progress = Progress(run, self.model, self.seed, self.keep, signals)
+            arrays = progress.load() if resume else None
+            if arrays:
+                say(f"resuming after epoch {progress.epoch}")
+            try:
+                while progress.phase < len(plan.phases):
+                    planned = plan.phases[progress.phase]
+                    with explained(planned, "go on with --resume (resume=True)"):
+                        self._run_phase(planned, data, progress, arrays)
+                    arrays = None
+                with signals.protected():
+                    self._finish(run, progress, data)
+            except Diverged as error:
+                if progress.best:
+                    self._finish(run, progress, data, stopped=str(error))
+                raise
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"interrupted in epoch {progress.epoch + 1}; {progress.epoch} epochs are kept in "
+                    f"{run.path}: go on with --resume"
+                ) from None
         return run
 
-    def _config(self, extra):
+    def _config(self, schedule, extra):
         return {
             **(extra or {}),
             "image_size": self.model.input_shape[1],
             "batch_size": self.batch_size,
-            "augment": self.augment if isinstance(self.augment, str) else asdict(self.augment),
+            "augment": self.augment
+            if isinstance(self.augment, str)
+            else dataclasses.asdict(self.augment),
             "seed": self.seed,
+            "keep": self.keep,
             "precision": self.model.dtype_policy.name,
             "head": {"task": self.head.task, "names": list(self.head.names)},
-            "schedule": self.schedule.to_dict(),
+            "schedule": schedule.to_dict(),
         }
 
-    def _batches(self, data, split, *, training, start_epoch=0):
-        return data.batches(
-            split,
-            image_size=self.model.input_shape[1],
-            batch_size=self.batch_size,
-            training=training,
-            augment=self.augment,
-            seed=self.seed,
-            start_epoch=start_epoch,
-        )
+    def _starting_weights(self, run, schedule, resume):
+        """What L2-SP pulls to: the weights before the first phase, also in a resumed run."""
+        if not any(phase.l2_sp for phase in schedule.phases):
+            return {}
+        start = run.load_start() if resume else None
+        if start is None:
+            start = collected(self.model.weights, "start")
+            run.save_start(start)
+        return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
 
-    def _run_phase(self, phase: Phase, data, validation, progress, first_epoch, restore):
-        start = max(first_epoch, progress.epoch)
-        steps = data.steps("train", self.batch_size)
-        frozen = freeze(self.model, phase.freeze, batch_norm=phase.batch_norm)
-        progress.start_phase(phase, frozen)
-        if restore and start == first_epoch:
-            self.model.load_weights(restore)  # the optimizer in there was another phase's
-        rate = warmup_cosine(phase.learning_rate, steps * phase.epochs, phase.warmup)
-        self.model.compile(
-            optimizer=adamw(rate, phase.weight_decay),
-            loss=self.head.loss(),
-            metrics=self.head.metrics(),
+    def _run_phase(self, planned, data, progress, arrays):
+        """One compile and fit; `arrays` is the state to go on from, where there is one."""
+        phase = planned.phase
+        model = at_image_size(self.model, planned.image_size)
+        frozen = freeze(model, phase.freeze, batch_norm=phase.batch_norm)
+        self._set_dropout(phase)
+        head = self.head
+        if phase.label_smoothing is not None:
+            head = dataclasses.replace(head, label_smoothing=phase.label_smoothing)
+        optimizer = make_optimizer(model, phase, planned.steps)
+        if model.dtype_policy.name == "mixed_float16":
+            # Transfer is done after some hundred steps: Keras's scale would not rise within them.
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, dynamic_growth_steps=100)
+        model.compile(
+            optimizer=optimizer,
+            loss=head.loss(),
+            metrics=head.metrics(),
             jit_compile=jit_compile(),
+            steps_per_execution=self.steps_per_execution,
         )
-        if restore and start > first_epoch:
-            self.model.optimizer.build(self.model.trainable_variables)
-            self.model.load_weights(restore)
-        self.model.fit(
-            self._batches(data, "train", training=True, start_epoch=start),
-            steps_per_epoch=steps,
-            initial_epoch=start,
-            epochs=first_epoch + phase.epochs,
+        optimizer.build(model.trainable_variables)
+        anchor_at(optimizer, self._start)
+        resumed = arrays is not None and progress.phase_epoch > 0
+        if resumed:  # otherwise the optimizer in there was another phase's
+            assign(optimizer.variables, arrays, "optimizer")
+
+        watched = list(_watchers(phase, "val" in data.examples))
+        averages = [SwapAverages()] if phase.ema else []
+        if resumed and averages:
+            averages[0].resume()
+        progress.start_phase(planned, frozen, watched)
+        stream = self._batches(data, "train", planned, start_epoch=progress.epoch)
+        validation = self._batches(data, "val", planned) if "val" in data.examples else None
+        counts = np.bincount(data.examples["train"].labels, minlength=len(head.names))
+        model.fit(
+            stream,
             validation_data=validation,
-            callbacks=[progress],
+            steps_per_epoch=planned.steps_per_epoch,
+            initial_epoch=progress.epoch,
+            epochs=progress.epoch - progress.phase_epoch + planned.epochs,
+            class_weight=_class_weights(phase.class_weights, head.names, counts),
+            callbacks=[*watched, *averages, progress],
             shuffle=False,  # the stream is shuffled already
             verbose=0,
         )
 
+    def _batches(self, data, split, planned, start_epoch=None):
+        return data.batches(
+            split,
+            image_size=planned.image_size,
+            batch_size=planned.batch_size,
+            training=start_epoch is not None,
+            augment=_augmentation(planned.phase.augment) or self.augment,
+            seed=self.seed,
+            start_epoch=start_epoch or 0,
+        )
 
-def jit_compile() -> bool | str:
-    """XLA makes training slower on a CPU; on JAX there is no training without it."""
-    on_cpu = keras.backend.backend() == "tensorflow" and not has_gpu()
-    return False if on_cpu else "auto"
+    def _set_dropout(self, phase):
+        rate = self.head.dropout if phase.dropout is None else phase.dropout
+        for layer in self.model.layers:
+            if isinstance(layer, keras.layers.Dropout):
+                if rate and not hasattr(layer, "seed_generator"):
+                    raise InputError(
+                        f"Phase '{phase.name}': dropout {rate} needs a head that was built with "
+                        "dropout; this one has 0."
+                    )
+                layer.rate = rate
 
-
-class _Progress(keras.callbacks.Callback):
-    """After each epoch: history, best weights, state for resuming, and a line for the reader."""
-
-    def __init__(self, run: Run):
-        super().__init__()
-        self.run = run
-        self.mark = time.perf_counter()  # up to here the phases' wall_seconds are counted
-        self.epoch = 0  # epochs done
-        self.rows = []
-        self.phases = []
-        self.best = {}
-
-    def load(self, config: dict):
-        """Takes up an interrupted run; returns the file with its last weights, if there is one."""
-        if self.run.finished:
-            raise InputError(f"{self.run.path} is finished: there is nothing to resume.")
-        old = self.run.config
-        changed = [key for key in config if old.get(key) != config[key]]
-        if changed:
-            what = "; ".join(f"{key}: {old.get(key)!r} is now {config[key]!r}" for key in changed)
-            raise InputError(f"Cannot resume {self.run.path}, its settings changed: {what}.")
-        state = self.run.load_state()
-        if state is None:
-            return None
-        self.epoch, self.rows, self.phases = state["epoch"], state["rows"], state["phases"]
-        self.best = state["best"]
-        _say(f"resuming after epoch {self.epoch}")
-        return self.run.state_file(state["weights"])
-
-    def start_phase(self, phase, frozen):
-        if not self.phases or self.phases[-1]["name"] != phase.name:
-            self.phases.append(
-                {
-                    "name": phase.name,
-                    "epochs": phase.epochs,
-                    "frozen_stages": frozen.stages,
-                    "trainable_parameters": frozen.trainable_parameters,
-                    "wall_seconds": 0.0,
-                    "val": {},
-                }
+    def _finish(self, run, progress, data, **more):
+        progress.load_best()
+        freeze(self.model, "none", batch_norm="train")
+        # A plain optimizer: the file opens without this package's, and is a third of the size.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.model.compile(
+                optimizer=keras.optimizers.AdamW(1e-5),
+                loss=self.head.loss(),
+                metrics=self.head.metrics(),
+                jit_compile=jit_compile(),
             )
-        _say(f"phase {phase.name}: {phase.epochs} epochs, rate {phase.learning_rate:g}; {frozen}")
+        run.finish(self.model, progress.metrics(data, **more))
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.started_epoch = True
-        self.started = time.perf_counter()
-        self.bar = tqdm(
-            total=self.params["steps"],
-            desc=f"epoch {epoch + 1}/{self.params['epochs']}",
-            unit="batch",
-            leave=False,
-            disable=None,  # no bar where stderr is no terminal
+
+def _watchers(phase, has_validation):
+    """The callbacks of Keras that end a phase or lower its rate."""
+    monitor = "val_loss" if has_validation else "loss"
+    if phase.shape == "plateau":
+        yield keras.callbacks.ReduceLROnPlateau(
+            monitor, factor=phase.drop_factor, patience=phase.patience
         )
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.bar.update()
-        if not self.bar.disable:
-            self.bar.set_postfix({k: f"{float(v):.3f}" for k, v in (logs or {}).items()})
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.bar.close()
-        now = time.perf_counter()
-        seconds = now - self.started
-        self.phases[-1]["wall_seconds"] += now - self.mark  # with compiling and saving
-        self.mark = now
-        logs = {name: float(value) for name, value in (logs or {}).items()}
-        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        self.epoch = epoch + 1
-        self.rows.append(
-            {
-                "epoch": self.epoch,
-                "phase": self.phases[-1]["name"],
-                "learning_rate": rate,
-                **logs,
-                "seconds": round(seconds, 3),
-            }
-        )
-        validation = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
-        self.phases[-1]["val"] = validation
-        if validation:
-            # The highest accuracy (where the task has one), of equal ones the least loss.
-            rank = [validation.get("accuracy", 0.0), -validation["loss"]]
-        else:
-            rank = [self.epoch]  # without validation pictures the last epoch is the best
-        improved = not self.best or rank > self.best["rank"]
-        if improved:
-            name = f"best-{self.epoch}.weights.h5"
-            self.best = {"epoch": self.epoch, "rank": rank, "val": validation, "weights": name}
-        self.run.write_history(self.rows)
-        self.run.save_state(
-            self.model,
-            {
-                "epoch": self.epoch,
-                "rows": self.rows,
-                "phases": self.phases,
-                "best": self.best,
-                "best_weights": self.best["weights"],
-            },
-            best=improved,
-        )
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
-        _say(f"epoch {self.epoch}/{self.params['epochs']}  {seconds:.1f} s  {shown}")
-
-    def metrics(self, data):
-        """The content of metrics.json."""
-        return {
-            "val": self.best["val"],
-            "best_epoch": self.best["epoch"],
-            "wall_seconds": round(sum(phase["wall_seconds"] for phase in self.phases), 3),
-            "images": {split: len(examples) for split, examples in data.examples.items()},
-            "skipped": len(data.skipped),
-            "phases": self.phases,
-        }
+    if phase.early_stopping:
+        yield keras.callbacks.EarlyStopping(monitor, patience=phase.early_stopping)
 
 
-def _say(text):
-    print(text, file=sys.stderr, flush=True)
+def _augmentation(fields):
+    """The name or `Augmentation` that a phase means; None is the trainer's."""
+    if isinstance(fields, dict):
+        try:
+            return Augmentation(**fields)
+        except TypeError as error:
+            raise InputError(f"augment: {error}") from None
+    if fields is not None:
+        resolve_augmentation(fields)
+    return fields
+
+
+def _class_weights(weights, names, counts) -> dict[int, float] | None:
+    """Class index → weight, as `fit` takes it."""
+    if weights is None:
+        return None
+    if weights == "balanced":
+        return {i: float(counts.sum() / (len(names) * max(1, n))) for i, n in enumerate(counts)}
+    if set(weights) != set(names):
+        raise InputError(f"class_weights has {sorted(weights)}, but the classes are {list(names)}.")
+    return {i: float(weights[name]) for i, name in enumerate(names)}

@@ -12,8 +12,9 @@ from keras_transfer.data import from_directory
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
+from keras_transfer.recipes import lp_ft, resolve_schedule
 from keras_transfer.runs import Run
-from keras_transfer.schedules import Phase, Schedule, fine_tune, resolve_schedule
+from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.training import Trainer
 
 NAMES = ("blue", "green", "red")
@@ -90,7 +91,7 @@ def test_seeds_make_two_runs_equal(colours, tmp_path):
 
     def train(name, seed):
         model = new_model()
-        Trainer(model, "fine_tune", epochs=2, batch_size=8, seed=seed).fit(data, tmp_path / name)
+        Trainer(model, "lp_ft", epochs=2, batch_size=8, seed=seed).fit(data, tmp_path / name)
         return model.get_weights()
 
     a, b, c = train("a", 1), train("b", 1), train("c", 2)
@@ -144,9 +145,9 @@ def test_resume_with_other_settings_says_what_changed(colours, tmp_path, monkeyp
     data = from_directory(colours)
     monkeypatch.setattr(Run, "save_state", lambda *args, **kwargs: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
-        Trainer(new_model(), "fine_tune", epochs=2, batch_size=8).fit(data, tmp_path / "cut")
+        Trainer(new_model(), "lp_ft", epochs=2, batch_size=8).fit(data, tmp_path / "cut")
     with pytest.raises(InputError, match=r"batch_size: 8 is now 4"):
-        Trainer(new_model(), "fine_tune", epochs=2, batch_size=4).fit(
+        Trainer(new_model(), "lp_ft", epochs=2, batch_size=4).fit(
             data, tmp_path / "cut", resume=True
         )
 
@@ -177,7 +178,7 @@ def test_mixed_precision_trains(colours, tmp_path):
 
 
 def test_schedules_go_to_plain_data_and_back():
-    schedule = fine_tune(epochs=7)
+    schedule = lp_ft(epochs=7)
     assert Schedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
     assert [p.epochs for p in schedule.phases] == [2, 5]
     with pytest.raises(InputError, match="no schedule"):
@@ -185,13 +186,13 @@ def test_schedules_go_to_plain_data_and_back():
     with pytest.raises(InputError, match="Unknown strategy 'fine'"):
         resolve_schedule("fine")
     with pytest.raises(InputError, match="at least 2 epochs"):
-        resolve_schedule("fine_tune", epochs=1)
+        resolve_schedule("lp_ft", epochs=1)
     with pytest.raises(InputError, match="learning_rate"):
         Phase("p", "all", 1, 0.0)
 
 
 def test_few_pictures_are_seen_more_often():
-    epochs = [resolve_schedule("fine_tune", pictures=n).epochs for n in (100, 1000, 10_000)]
+    epochs = [resolve_schedule("lp_ft", pictures=n).epochs for n in (100, 1000, 10_000)]
     assert epochs == [18, 14, 6]
-    rates = [resolve_schedule("fine_tune", pictures=n).phases[1].learning_rate for n in (100, 9999)]
+    rates = [resolve_schedule("lp_ft", pictures=n).phases[1].learning_rate for n in (100, 9999)]
     assert rates == [1e-4, 1e-3]

@@ -1,0 +1,176 @@
+"""What a schedule means for one model and one data set: the trainer runs it, people look at it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_transfer.builders import backbone_of
+from keras_transfer.errors import InputError
+from keras_transfer.freezing import frozen_stages
+from keras_transfer.optimizers import RateShape, stage_rates
+from keras_transfer.runs import write_file
+from keras_transfer.schedules import Phase, Schedule, differences
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase with its numbers worked out.
+
+    Attributes:
+        phase: what the schedule says.
+        epochs: epochs, the last of which may be cut short (where the phase is given in steps).
+        steps: batches of the whole phase.
+        steps_per_epoch: batches of one pass over the training pictures.
+        batch_size, image_size: of the phase, or the trainer's and the model's.
+        frozen: number of leading stages that are frozen.
+        rates: multiplier of each stage, from the picture upwards; 0 where it is frozen.
+        head_rate: multiplier of the head.
+    """
+
+    phase: Phase
+    epochs: int
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    image_size: int
+    frozen: int
+    rates: tuple[float, ...]
+    head_rate: float
+
+    def learning_rate(self, steps) -> np.ndarray:
+        """The rate [N] at steps [N] of the phase, before multipliers."""
+        phase = self.phase
+        steps = np.asarray(steps, "float32")
+        if phase.shape == "plateau":
+            return np.full(steps.shape, phase.learning_rate, "float32")
+        shape = RateShape(
+            phase.learning_rate,
+            self.steps,
+            phase.shape,
+            phase.warmup,
+            phase.drops,
+            phase.drop_factor,
+        )
+        return keras.ops.convert_to_numpy(shape(steps))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The phases of a schedule, one after the other, for one model and one data set.
+
+    Attributes:
+        name: of the schedule.
+        phases: with their numbers worked out.
+        stage_names: of the backbone, from the picture upwards.
+    """
+
+    name: str
+    phases: tuple[PlannedPhase, ...]
+    stage_names: tuple[str, ...]
+
+    @property
+    def epochs(self) -> int:
+        return sum(planned.epochs for planned in self.phases)
+
+    def table(self) -> str:
+        """A line a phase: what is frozen, how long, at which rates, and what else differs."""
+        lines = [
+            f"{'phase':<12}{'frozen':<12}{'epochs':>6}{'steps':>8}{'px':>6}{'batch':>7}  "
+            f"{'shape':<10}{'rate: head':>11}{'last stage':>11}{'first':>10}  more"
+        ]
+        for p in self.phases:
+            # From the picture upwards; of the rates only those of stages that train.
+            trained = [f"{p.phase.learning_rate * rate:.3g}" for rate in p.rates if rate] or ["-"]
+            frozen = f"{p.frozen} of {len(p.rates)}"
+            lines.append(
+                f"{p.phase.name:<12}{frozen:<12}{p.epochs:>6}{p.steps:>8}{p.image_size:>6}"
+                f"{p.batch_size:>7}  {p.phase.shape:<10}{p.phase.learning_rate * p.head_rate:>11.3g}"
+                f"{trained[-1]:>11}{trained[0]:>10}  {_more(p.phase)}"
+            )
+        return "\n".join(lines)
+
+    def draw(self, path) -> None:
+        """Draws the rate of each stage over the epochs into a PNG file; grey is frozen."""
+        from matplotlib.colors import LogNorm
+        from matplotlib.figure import Figure  # no pyplot: it would look for a screen
+
+        rows = len(self.stage_names) + 1
+        epochs, rates, marks = [0.0], [], [0.0]
+        for p in self.phases:
+            steps = np.unique(np.linspace(0, p.steps - 1, min(p.steps, 200)).astype(int))
+            multipliers = np.array([*p.rates, p.head_rate])
+            rates.append(multipliers[:, None] * p.learning_rate(steps))
+            ends = np.append(steps[1:], p.steps) / p.steps_per_epoch
+            epochs.extend(marks[-1] + ends)
+            marks.append(marks[-1] + p.steps / p.steps_per_epoch)
+        rates = np.concatenate(rates, axis=1)
+        highest = rates.max()
+        shown = np.ma.masked_equal(rates, 0)
+        figure = Figure(figsize=(8, 2.2 + 0.16 * min(rows, 60)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_facecolor("#d9d9d9")
+        norm = LogNorm(highest * 1e-3, highest)
+        mesh = axes.pcolormesh(
+            np.array(epochs), np.arange(rows + 1), shown, norm=norm, cmap="viridis"
+        )
+        for mark, p in zip(marks, self.phases):
+            axes.axvline(mark, color="white", linewidth=1.5)
+            axes.text(mark, rows, f" {p.phase.name}", va="bottom", fontsize=9)
+        every = math.ceil(rows / 20)
+        ticks = [*range(0, rows - 1, every), rows - 1]
+        axes.set_yticks([t + 0.5 for t in ticks])
+        axes.set_yticklabels(
+            ["head" if t == rows - 1 else f"stage {t + 1}" for t in ticks], fontsize=7
+        )
+        axes.set(xlabel="epoch")
+        axes.set_title(f"{self.name}: learning rate by stage (grey: frozen)", pad=18)
+        figure.colorbar(mesh, ax=axes, label="learning rate")
+        write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=120))
+
+
+def _more(phase):
+    return ", ".join(
+        differences(phase, without=("rates", "lowest_rate", "batch_size", "image_size"))
+    )
+
+
+def make_plan(model: keras.Model, schedule: Schedule, pictures: int, batch_size: int = 32) -> Plan:
+    """Works out a schedule for a model of `build_model` and a number of training pictures.
+
+    Raises:
+        InputError: a layer or stage that the backbone does not have, or an image size that it
+            cannot take.
+    """
+    backbone = backbone_of(model)
+    stages = len(backbone.stages)
+    size = model.input_shape[1]
+    phases = []
+    for phase in schedule.phases:
+        frozen = frozen_stages(backbone, phase.freeze)
+        rates, head_rate = stage_rates(phase, stages)
+        batch = phase.batch_size or batch_size
+        per_epoch = math.ceil(pictures / batch)
+        steps = phase.steps or phase.epochs * per_epoch
+        image_size = phase.image_size or size
+        if (image_size - size) % 32 or image_size < 32:
+            raise InputError(
+                f"Phase '{phase.name}': image size {image_size} does not differ from the model's "
+                f"{size} by a multiple of 32."
+            )
+        phases.append(
+            PlannedPhase(
+                phase=phase,
+                epochs=phase.epochs or math.ceil(steps / per_epoch),
+                steps=steps,
+                steps_per_epoch=per_epoch,
+                batch_size=batch,
+                image_size=image_size,
+                frozen=frozen,
+                rates=tuple(0.0 if i < frozen else rate for i, rate in enumerate(rates)),
+                head_rate=head_rate,
+            )
+        )
+    return Plan(schedule.name, tuple(phases), tuple(stage.name for stage in backbone.stages))

@@ -1,0 +1,173 @@
+"""Kills a training at random moments, resumes it, and compares with the undisturbed run.
+
+    python scripts/torture_resume.py --kills 200
+
+Each attempt is a process of its own that trains with `resume=True` and is ended by kill -9: after a
+random time, or as soon as it has begun to write a file of its checkpoint. When a run has come to its
+end, its weights are compared with those of the run that was left alone, and the next run begins.
+The schedule has what must survive: several phases, an average of the weights, accumulated
+gradients, dropout, L2-SP, early stopping and a plateau. Exit code 1 where a weight differs.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_transfer.builders import build_model
+from keras_transfer.data import from_directory
+from keras_transfer.demo import AUGMENT, small_backbone, write_pictures
+from keras_transfer.heads import Classification
+from keras_transfer.runs import MODEL, Run
+from keras_transfer.schedules import Phase, Schedule
+from keras_transfer.training import Trainer
+
+SCHEDULE = Schedule(
+    "torture",
+    (
+        Phase("head", "all", 3, 3e-2, shape="plateau", patience=1, early_stopping=2),
+        Phase("top", "top:2", 2, 1e-3, ema=0.9, accumulate=2, class_weights="balanced"),
+        Phase("all", "none", 3, 1e-3, l2_sp=0.1, clip_norm=1.0, batch_norm="train", dropout=0.4),
+        Phase("fast", "none", steps=15, learning_rate=1e-3, optimizer="sgd", lowest_rate=0.1),
+    ),
+)
+
+
+def train(pictures: Path, out: Path) -> None:
+    data = from_directory(pictures, progress=False)
+    keras.utils.set_random_seed(0)
+    model = build_model(small_backbone(), Classification(data.class_names), image_size=32)
+    Trainer(model, SCHEDULE, batch_size=4, augment=AUGMENT).fit(data, out, resume=True)
+
+
+def attempt(pictures: Path, out: Path, seconds: float, at_checkpoint: bool) -> tuple[bool, float]:
+    """Trains in a process of its own; (was killed, seconds it ran).
+
+    The process is a fork of this one, which has imported Keras but computed nothing: the import
+    would otherwise be most of the time, and most of the kills.
+    """
+    child = os.fork()
+    if child == 0:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        code = 1
+        try:
+            errors = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(errors, 2)
+            train(pictures, out)
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    started = time.perf_counter()
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        ran = time.perf_counter() - started
+        if done:
+            if status:
+                raise RuntimeError(out.with_suffix(".log").read_text())
+            return False, ran
+        writing = at_checkpoint and ran > seconds and any((out / "state").glob(".*"))
+        if writing or (ran > seconds and not at_checkpoint):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return True, ran
+        time.sleep(0.0002)
+
+
+def weights_of(run: Path) -> list[np.ndarray]:
+    """Read in a process of its own, so that this one stays fit for forking."""
+    file = run.with_suffix(".npz")
+    child = os.fork()
+    if child == 0:
+        try:
+            model = Run(run).model
+            np.savez(file, *[keras.ops.convert_to_numpy(w) for w in model.weights])
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    with np.load(file) as arrays:
+        return [arrays[name] for name in arrays.files]
+
+
+def same(a: Path, b: Path) -> tuple[int, float]:
+    """(weights that differ in any bit, largest difference)."""
+    pairs = list(zip(weights_of(a), weights_of(b), strict=True))
+    different = sum(not np.array_equal(x, y) for x, y in pairs)
+    return different, max(float(np.abs(x - y).max()) for x, y in pairs)
+
+
+def log_of(run: Path) -> list[dict]:
+    metrics = json.loads((run / "metrics.json").read_text())
+    return [{k: p[k] for k in ("name", "epochs", "val")} for p in metrics["phases"]]
+
+
+def torture(kills: int, seed: int, folder: Path, log=print) -> int:
+    """Returns the number of weights that differed, over all runs."""
+    choose = random.Random(seed)
+    write_pictures(folder / "pictures", seed=0)
+    pictures = folder / "pictures" / "target"
+    for split in pictures.iterdir():  # few pictures: an epoch takes a fraction of a second
+        for of_class in split.iterdir():
+            for file in sorted(of_class.iterdir())[10:]:
+                file.unlink()
+    whole = folder / "whole"
+    _, duration = attempt(pictures, whole, 1e9, False)
+    log(f"undisturbed: {duration:.1f} s; phases {log_of(whole)}")
+    killed = finished = differing = at_checkpoints = attempts = 0
+    largest = 0.0
+    out = folder / "killed"
+    while killed < kills or attempts:
+        last = killed >= kills  # the run in hand is brought to its end
+        at_checkpoint = choose.random() < 0.4
+        moment = 1e9 if last else choose.uniform(0, duration * (0.4 if at_checkpoint else 0.8))
+        attempts += 1
+        was_killed, _ = attempt(pictures, out, moment, at_checkpoint and not last)
+        killed += was_killed
+        at_checkpoints += was_killed and at_checkpoint
+        if was_killed:
+            continue
+        assert (out / MODEL).is_file()
+        different, difference = same(whole, out)
+        differing += different
+        largest = max(largest, difference)
+        finished += 1
+        log(
+            f"{killed} kills, {finished} runs finished (this one in {attempts} attempts), "
+            f"{different} weights differ, same history: {log_of(whole) == log_of(out)}"
+        )
+        differing += log_of(whole) != log_of(out)
+        shutil.rmtree(out)
+        attempts = 0
+    log(
+        f"{killed} kills ({at_checkpoints} while a checkpoint was written) in {finished} runs: "
+        f"{differing} weights or histories differ, largest difference {largest:g}"
+    )
+    return differing
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        log = lambda text: print(text, flush=True)  # noqa: E731
+        sys.exit(bool(torture(options.kills, options.seed, Path(folder), log)))
+
+
+if __name__ == "__main__":
+    main()
