@@ -147,12 +147,13 @@ class Progress(keras.callbacks.Callback):
 
     def _diverged(self, batch, loss):
         phase = self.planned.phase
-        kept = f"the model of epoch {self.best['epoch']} is kept in {self.run.path}"
+        kept = "no epoch was finished, so there is no model to keep"
+        if self.best:
+            kept = f"the model of epoch {self.best['epoch']} is kept in {self.run.path}"
         raise Diverged(
             f"The loss became {loss} in phase '{phase.name}', epoch {self.epoch + 1}, step "
             f"{batch + 1}, at a learning rate of {self._rate():.3g}; "
-            f"{kept if self.best else 'no epoch was finished, so there is no model to keep'}. Try "
-            f"a tenth of the rate ({phase.learning_rate / 10:.3g}), a longer warmup, clip_norm=1, "
+            f"{kept}. Try a tenth of the rate ({phase.learning_rate / 10:.3g}), a longer warmup, clip_norm=1, "
             "or float32 if this was mixed_float16."
         )
 

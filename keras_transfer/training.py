@@ -1,6 +1,7 @@
 """The trainer: runs a schedule phase by phase over `model.fit`."""
 
 import dataclasses
+import math
 import warnings
 
 import keras
@@ -38,8 +39,9 @@ class Trainer:
             machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
         keep: `"best"` keeps the epoch with the highest validation accuracy, then least loss;
             `"last"` the last one, whose accuracy no choice has flattered.
-        steps_per_execution: steps that Keras runs in one call, ≥ 1. More than 1 helps where a step
-            takes a few milliseconds; the loss is then looked at after each call only.
+        steps_per_execution: at most so many steps in one call of Keras, ≥ 1; the largest number
+            that divides an epoch is taken. More than 1 helps where a step takes a few milliseconds
+            (`scripts/step_times.py`); the loss is then looked at after each call only.
 
     The model's image size is that of its input.
     """
@@ -201,7 +203,7 @@ class Trainer:
             loss=head.loss(),
             metrics=head.metrics(),
             jit_compile=jit_compile(),
-            steps_per_execution=self.steps_per_execution,
+            steps_per_execution=self._steps_per_execution(planned),
         )
         optimizer.build(model.trainable_variables)
         anchor_at(optimizer, self._start)
@@ -228,6 +230,11 @@ class Trainer:
             shuffle=False,  # the stream is shuffled already
             verbose=0,
         )
+
+    def _steps_per_execution(self, planned):
+        # Keras would run on into the next epoch's pictures with any other.
+        epoch = math.gcd(planned.steps_per_epoch, planned.steps)
+        return max(n for n in range(1, self.steps_per_execution + 1) if epoch % n == 0)
 
     def _batches(self, data, split, planned, start_epoch=None):
         return data.batches(

@@ -1,7 +1,6 @@
 """The trainer: what moves, what is kept, what is written, and that a seed fixes it all."""
 
 import csv
-import json
 
 import keras
 import numpy as np
@@ -12,8 +11,6 @@ from keras_transfer.data import from_directory
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
-from keras_transfer.recipes import lp_ft, resolve_schedule
-from keras_transfer.runs import Run
 from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.training import Trainer
 
@@ -100,58 +97,6 @@ def test_seeds_make_two_runs_equal(colours, tmp_path):
     assert any((first != other).any() for first, other in zip(a, c))
 
 
-class Stop(Exception):
-    pass
-
-
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_resume_ends_where_the_undisturbed_run_ends(colours, tmp_path, monkeypatch, stop_after):
-    """Stopped in the first phase, between the phases, and in the second one."""
-    data = from_directory(colours)
-    schedule = Schedule("s", (Phase("head", "all", 2, 1e-2), Phase("all", "none", 2, 1e-3)))
-
-    def trainer():
-        # No dropout: its random state is not kept between processes yet.
-        keras.utils.set_random_seed(0)
-        head = Classification(NAMES, dropout=0.0)
-        model = build_model(small_backbone(), head, image_size=32)
-        return Trainer(model, schedule, batch_size=8)
-
-    whole = trainer().fit(data, tmp_path / "whole")
-    save_state = Run.save_state
-
-    def save_and_stop(self, model, state, best):
-        save_state(self, model, state, best)
-        if state["epoch"] == stop_after:
-            raise Stop
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Run, "save_state", save_and_stop)
-        trainer().fit(data, tmp_path / "cut")
-    assert not (tmp_path / "cut" / "model.keras").exists()
-    with pytest.raises(InputError, match="--resume"):
-        trainer().fit(data, tmp_path / "cut")
-    resumed = trainer().fit(data, tmp_path / "cut", resume=True)
-
-    for a, b in zip(whole.model.weights, resumed.model.weights):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    assert resumed.metrics["best_epoch"] == whole.metrics["best_epoch"]
-    assert len((resumed.path / "history.csv").read_text().splitlines()) == 5
-    with pytest.raises(InputError, match="finished"):
-        trainer().fit(data, tmp_path / "cut", resume=True)
-
-
-def test_resume_with_other_settings_says_what_changed(colours, tmp_path, monkeypatch):
-    data = from_directory(colours)
-    monkeypatch.setattr(Run, "save_state", lambda *args, **kwargs: (_ for _ in ()).throw(Stop))
-    with pytest.raises(Stop):
-        Trainer(new_model(), "lp_ft", epochs=2, batch_size=8).fit(data, tmp_path / "cut")
-    with pytest.raises(InputError, match=r"batch_size: 8 is now 4"):
-        Trainer(new_model(), "lp_ft", epochs=2, batch_size=4).fit(
-            data, tmp_path / "cut", resume=True
-        )
-
-
 def test_wrong_classes_write_nothing(colours, tmp_path):
     with pytest.raises(InputError, match="classes"):
         Trainer(new_model(names=("a", "b", "c"))).fit(from_directory(colours), tmp_path / "run")
@@ -166,33 +111,140 @@ def test_out_that_is_not_empty_is_left_alone(colours, tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
-def test_mixed_precision_trains(colours, tmp_path):
-    keras.config.set_dtype_policy("mixed_bfloat16")
+def test_the_last_epoch_is_kept_where_that_is_asked_for(colours, tmp_path):
+    """And its weights are in the file: the average, where there is one."""
+    data = from_directory(colours)
+    phases = (Phase("head", "all", 2, 1e-2), Phase("all", "none", 2, 0.05, ema=0.5))
+    run = Trainer(new_model(), Schedule("s", phases), batch_size=8, keep="last").fit(
+        data, tmp_path / "run"
+    )
+    assert run.metrics["best_epoch"] == 4
+    model = run.model
+    batches = data.batches("val", image_size=32, batch_size=8)
+    loss = np.mean([float(model.layers[-1].head.loss()(y, model(x))) for x, y in batches])
+    assert loss == pytest.approx(run.metrics["val"]["loss"], rel=1e-4)
+
+
+def test_a_finished_run_is_plain_keras(colours, tmp_path):
+    """The file has a compiled model with an optimizer of Keras, ready for `fit`."""
+    data = from_directory(colours)
+    run = Trainer(new_model(), "lp_ft", epochs=2, batch_size=8).fit(data, tmp_path / "run")
+    model = keras.saving.load_model(run.model_path)
+    assert type(model.optimizer) is keras.optimizers.AdamW
+    model.fit(data.batches("val", image_size=32, batch_size=8), verbose=0)
+
+
+def test_a_phase_in_steps_ends_within_an_epoch(colours, tmp_path):
+    phases = (
+        Phase("few", "all", steps=6, learning_rate=1e-2),
+        Phase("one", "all", 1, 1e-2, warmup=0),
+    )
     model = new_model()
-    run = Trainer(model, "feature_extraction", epochs=2, batch_size=8).fit(
+    counted = []
+    count = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: counted.append(batch)
+    )
+    fit = keras.Model.fit
+    keras.Model.fit = lambda self, *a, callbacks, **k: fit(
+        self, *a, callbacks=[*callbacks, count], **k
+    )
+    try:
+        run = Trainer(model, Schedule("s", phases), batch_size=8).fit(
+            from_directory(colours), tmp_path / "run"
+        )
+    finally:
+        keras.Model.fit = fit
+    assert counted == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3]
+    assert [p["epochs"] for p in run.metrics["phases"]] == [2, 1]
+
+
+def test_early_stopping_ends_the_phase_and_the_next_one_begins(colours, tmp_path):
+    phases = (
+        Phase("stuck", "all", 9, 1e-30, early_stopping=2),
+        Phase("all", "none", 2, 1e-3),
+    )
+    run = Trainer(new_model(), Schedule("s", phases), batch_size=8).fit(
         from_directory(colours), tmp_path / "run"
     )
-    assert np.isfinite(run.metrics["val"]["loss"])
-    assert run.config["precision"] == "mixed_bfloat16"
-    assert run.model.layers[1].compute_dtype == "bfloat16"
+    assert [p["epochs"] for p in run.metrics["phases"]] == [3, 2]
 
 
-def test_schedules_go_to_plain_data_and_back():
-    schedule = lp_ft(epochs=7)
-    assert Schedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
-    assert [p.epochs for p in schedule.phases] == [2, 5]
-    with pytest.raises(InputError, match="no schedule"):
-        Schedule.from_dict({"name": "x", "phases": [{"nome": "head"}]})
-    with pytest.raises(InputError, match="Unknown strategy 'fine'"):
-        resolve_schedule("fine")
-    with pytest.raises(InputError, match="at least 2 epochs"):
-        resolve_schedule("lp_ft", epochs=1)
-    with pytest.raises(InputError, match="learning_rate"):
-        Phase("p", "all", 1, 0.0)
+def test_a_plateau_lowers_the_rate(colours, tmp_path):
+    phase = Phase("p", "all", 5, 1e-20, shape="plateau", patience=1, drop_factor=0.5)
+    run = Trainer(new_model(), Schedule("s", (phase,)), batch_size=8).fit(
+        from_directory(colours), tmp_path / "run"
+    )
+    with (run.path / "history.csv").open() as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert rates[0] == pytest.approx(1e-20) and rates[-1] < 0.3e-20
 
 
-def test_few_pictures_are_seen_more_often():
-    epochs = [resolve_schedule("lp_ft", pictures=n).epochs for n in (100, 1000, 10_000)]
-    assert epochs == [18, 14, 6]
-    rates = [resolve_schedule("lp_ft", pictures=n).phases[1].learning_rate for n in (100, 9999)]
-    assert rates == [1e-4, 1e-3]
+def test_classes_are_weighed(colours, tmp_path):
+    """A class that weighs nothing to speak of is not learnt; a phase's smoothing is used too."""
+    data = from_directory(colours)
+    weights = {"blue": 1.0, "green": 1.0, "red": 1e-6}
+    phase = Phase("p", "none", 6, 1e-3, class_weights=weights, batch_norm="train")
+    model = new_model()
+    Trainer(model, Schedule("s", (phase,)), batch_size=8, keep="last").fit(data, tmp_path / "run")
+    outputs = np.concatenate(
+        [model(x).numpy() for x, _ in data.batches("train", image_size=32, batch_size=8)]
+    )
+    assert 2 not in outputs.argmax(axis=1)
+    wrong = Phase("p", "none", 1, class_weights={"blue": 1.0})
+    with pytest.raises(InputError, match="class_weights has"):
+        Trainer(new_model(), Schedule("s", (wrong,)))
+
+
+def test_dropout_and_smoothing_of_a_phase(colours, tmp_path):
+    data = from_directory(colours)
+
+    def loss(**fields):
+        phase = Phase("p", "all", 1, 1e-6, augment="none", **fields)
+        run = Trainer(new_model(), Schedule("s", (phase,)), batch_size=8).fit(
+            data, tmp_path / str(len(list(tmp_path.iterdir())))
+        )
+        with (run.path / "history.csv").open() as file:
+            return float(next(csv.DictReader(file))["loss"])
+
+    plain = loss(dropout=0.0)
+    assert loss(dropout=0.0) == plain
+    assert loss(dropout=0.9) != plain
+    assert loss(dropout=0.0, label_smoothing=0.5) != plain
+    keras.utils.set_random_seed(0)
+    model = build_model(small_backbone(), Classification(NAMES, dropout=0), image_size=32)
+    with pytest.raises(InputError, match="built with dropout"):
+        Trainer(model, Schedule("s", (Phase("p", "all", 1, dropout=0.5),))).fit(
+            data, tmp_path / "none"
+        )
+
+
+def test_accumulated_batches_are_one_large_batch(colours, tmp_path):
+    """Under plain SGD, with a batch that divides the pictures: the same weights."""
+    data = from_directory(colours, val_split=0.17)
+    data.examples["train"] = data.examples["train"].take(np.arange(24))
+
+    def weights(name, **fields):
+        phase = Phase(
+            "p", "none", 2, 0.01, optimizer="sgd", shape="constant", warmup=0, dropout=0.0,
+            augment="none", **fields,
+        )  # fmt: skip
+        model = new_model()
+        Trainer(model, Schedule("s", (phase,)), keep="last").fit(data, tmp_path / name)
+        return model.get_weights()
+
+    for a, b in zip(weights("large", batch_size=24), weights("small", batch_size=8, accumulate=3)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_in_one_call_change_nothing(colours, tmp_path):
+    """Three do not divide the four steps of an epoch: two are taken."""
+    data = from_directory(colours)
+    results = []
+    for n in (1, 3):
+        model = new_model()
+        Trainer(model, "lp_ft", epochs=2, batch_size=8, steps_per_execution=n).fit(
+            data, tmp_path / str(n)
+        )
+        results.append(model.get_weights())
+    for a, b in zip(*results):
+        np.testing.assert_array_equal(a, b)

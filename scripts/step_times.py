@@ -1,0 +1,89 @@
+"""Time of a training step in each number format, and of steps bundled in one call.
+
+    python scripts/step_times.py [--backbones mobilenet_v2_0.35 resnet50] [--batch-size 16]
+
+All formats are built first and then stepped in turn, so that a busy moment of the machine hits all.
+Everything trains; BatchNorm is frozen, as in fine-tuning; pictures are random, at the backbone's own
+size. Prints the median, the spread, and the ratio to float32.
+"""
+
+import argparse
+import time
+
+import keras
+import numpy as np
+
+from keras_transfer.builders import build_model
+from keras_transfer.demo import small_backbone
+from keras_transfer.heads import Classification
+from keras_transfer.precision import PRECISIONS, jit_compile, training_step
+
+
+def timed(steps: dict, rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each function in each round, in turn."""
+    times = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - started)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def report(title: str, times: dict[str, np.ndarray], pictures: int) -> None:
+    first = np.median(next(iter(times.values())))
+    print(title)
+    for name, values in times.items():
+        middle = np.median(values)
+        print(
+            f"  {name:<18}{middle * 1e3:>9.1f} ms (from {values.min() * 1e3:.1f} to "
+            f"{values.max() * 1e3:.1f})  {pictures / middle:>8.1f} pictures/s  "
+            f"{middle / first:.2f} of the first",
+            flush=True,
+        )
+
+
+def precisions(backbone: str, batch_size: int, rounds: int) -> None:
+    steps = {}
+    for policy in PRECISIONS[1:]:
+        keras.config.set_dtype_policy(policy)
+        steps[policy] = training_step(backbone, batch_size=batch_size)
+    keras.config.set_dtype_policy("float32")
+    title = f"{backbone}, batches of {batch_size}, {keras.backend.backend()}"
+    report(title, timed(steps, rounds), batch_size)
+
+
+def bundles(rounds: int, batch_size: int = 8, count: int = 48) -> None:
+    """The demonstration's network at 32 px, whose step is short: `steps_per_execution`."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (batch_size * count, 32, 32, 3)).astype("uint8")
+    labels = np.arange(len(pictures)) % 2
+    steps = {}
+    for n in (1, 4, 16):
+        model = build_model(small_backbone(), Classification("ab"), image_size=32)
+        model.compile(
+            "sgd", model.layers[-1].head.loss(), jit_compile=jit_compile(), steps_per_execution=n
+        )
+
+        def epoch(model=model):
+            model.fit(pictures, labels, batch_size=batch_size, verbose=0)
+
+        epoch()
+        steps[f"{n} steps a call"] = epoch
+    title = f"small network of the demonstration, {count} batches of {batch_size} at 32 px"
+    report(title, timed(steps, rounds), len(pictures))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbones", nargs="*", default=["mobilenet_v2_0.35", "resnet50"])
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    bundles(options.rounds)
+    for backbone in options.backbones:
+        precisions(backbone, options.batch_size, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

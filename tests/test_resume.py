@@ -1,0 +1,150 @@
+"""A run that was ended at any moment goes on and ends as if nothing had been."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import write_picture
+
+from keras_transfer.builders import build_model
+from keras_transfer.data import from_directory
+from keras_transfer.demo import small_backbone
+from keras_transfer.errors import InputError
+from keras_transfer.heads import Classification
+from keras_transfer.recipes import RECIPES
+from keras_transfer.runs import Run
+from keras_transfer.schedules import Phase, Schedule
+from keras_transfer.training import Trainer
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+NAMES = ("blue", "green", "red")
+SCHEDULE = Schedule("s", (Phase("head", "all", 2, 1e-2), Phase("all", "none", 2, 1e-3, ema=0.9)))
+
+
+class Stop(Exception):
+    """Stands in for the death of the process, where the moment must be exact."""
+
+
+def trainer(schedule=SCHEDULE, **settings):
+    keras.utils.set_random_seed(0)
+    model = build_model(small_backbone(), Classification(NAMES), image_size=32)
+    return Trainer(model, schedule, **{"batch_size": 8, **settings})
+
+
+def stop_after(monkeypatch, epoch, before=False):
+    save_state = Run.save_state
+
+    def save_and_stop(self, state, *args):
+        if state["epoch"] == epoch and before:
+            raise Stop
+        save_state(self, state, *args)
+        if state["epoch"] == epoch:
+            raise Stop
+
+    monkeypatch.setattr(Run, "save_state", save_and_stop)
+
+
+def test_twenty_kills_at_random_moments():
+    """`scripts/torture_resume.py`: kill -9, also while a checkpoint is written, then --resume.
+
+    In a process of its own: it forks, which a process that has used TensorFlow must not.
+    """
+    result = subprocess.run(
+        [sys.executable, SCRIPTS / "torture_resume.py", "--kills", "20"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 weights or histories differ" in result.stdout.splitlines()[-1]
+    assert int(result.stdout.splitlines()[-1].split()[0]) >= 20
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("before", [True, False])
+def test_resume_ends_where_the_undisturbed_run_ends(colours, tmp_path, monkeypatch, epoch, before):
+    """Stopped in the first phase, between the phases, and in the second one."""
+    data = from_directory(colours)
+    whole = trainer().fit(data, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, epoch, before)
+        trainer().fit(data, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "model.keras").exists()
+    with pytest.raises(InputError, match="--resume"):
+        trainer().fit(data, tmp_path / "cut")
+    resumed = trainer().fit(data, tmp_path / "cut", resume=True)
+    for a, b in zip(whole.model.weights, resumed.model.weights):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert resumed.metrics["best_epoch"] == whole.metrics["best_epoch"]
+    assert len((resumed.path / "history.csv").read_text().splitlines()) == 5
+    assert not (resumed.path / "state").exists()
+    with pytest.raises(InputError, match="finished: there is nothing to resume"):
+        trainer().fit(data, tmp_path / "cut", resume=True)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "bit"])
+def test_each_recipe_resumes(colours, tmp_path, monkeypatch, name):
+    data = from_directory(colours)
+    settings = {"epochs": 5, "overrides": {"image_size": 32, "smaller_by": -32}}
+    if name != "progressive_resize":
+        settings["overrides"] = {}
+    whole = trainer(name, **settings).fit(data, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 3)
+        trainer(name, **settings).fit(data, tmp_path / "cut")
+    resumed = trainer(name, **settings).fit(data, tmp_path / "cut", resume=True)
+    for a, b in zip(whole.model.weights, resumed.model.weights):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_what_changed_is_said(colours, tmp_path, monkeypatch):
+    data = from_directory(colours)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 1)
+        trainer().fit(data, tmp_path / "cut")
+    kept = {p: p.read_bytes() for p in (tmp_path / "cut").rglob("*") if p.is_file()}
+
+    def refused(words, data=data, **settings):
+        with pytest.raises(InputError, match=words):
+            trainer(**settings).fit(data, tmp_path / "cut", resume=True)
+
+    refused("batch_size: 8 is now 4", batch_size=4)
+    refused("seed: 0 is now 1", seed=1)
+    faster = {"overrides": {"all.learning_rate": 0.5}}
+    refused(r"schedule\.phases\[1\]\.learning_rate: 0\.001 is now 0\.5", **faster)
+    write_picture(colours / "red" / "0.png", (1, 2, 3), seed=9)
+    refused(r"1 pictures are changed \(\w+: red: red/0\.png\)", from_directory(colours))
+    (colours / "red" / "0.png").unlink()
+    refused(r"pictures are gone \(.*red/0\.png", from_directory(colours))
+    write_picture(colours / "blue" / "new.png", (1, 2, 3))
+    refused(r"pictures are new \(.*blue/new\.png", from_directory(colours))
+    assert kept == {p: p.read_bytes() for p in (tmp_path / "cut").rglob("*") if p.is_file()}
+
+
+def test_resume_begins_where_nothing_was_begun(colours, tmp_path):
+    """So that one command can be repeated until it is through."""
+    (tmp_path / "empty").mkdir()
+    schedule = Schedule("s", SCHEDULE.phases[:1])
+    for out in (tmp_path / "none", tmp_path / "empty"):
+        run = trainer(schedule).fit(from_directory(colours), out, resume=True)
+        assert run.finished
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note.txt").write_text("dear")
+    with pytest.raises(InputError, match="is no run"):
+        trainer(schedule).fit(from_directory(colours), tmp_path / "mine", resume=True)
+    assert (tmp_path / "mine" / "note.txt").read_text() == "dear"
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(colours, tmp_path, monkeypatch):
+    data = from_directory(colours)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 1)
+        trainer().fit(data, tmp_path / "cut")
+    for file in ("state/.123.epoch-2.npz", ".123.history.csv"):
+        (tmp_path / "cut" / file).write_bytes(b"half")
+    resumed = trainer().fit(data, tmp_path / "cut", resume=True)
+    files = {p.name for p in resumed.path.iterdir()}
+    assert files == {"config.yaml", "metrics.json", "history.csv", "skipped.csv", "model.keras"}
