@@ -22,6 +22,7 @@ _NAMES = {
     "Run": "runs",
     "Schedule": "schedules",
     "Trainer": "training",
+    "WeightRule": "optimizers",
     "backbone_from_model": "backbones",
     "backbone_of": "builders",
     "build_backbone": "backbones",

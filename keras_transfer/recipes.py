@@ -214,7 +214,8 @@ def _head(epochs, rate, **more):
 
 
 def _all(epochs, rate, name="all", freeze="none", **more):
-    return Phase(name, freeze, epochs, rate, **{"warmup": 0.2, **more})
+    # Without a limit single batches threw runs far back at these rates.
+    return Phase(name, freeze, epochs, rate, **{"warmup": 0.2, "clip_norm": 1.0, **more})
 
 
 def _head_and_rest(recipe, pictures, epochs, head_epochs, least_rest=1):

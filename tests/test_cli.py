@@ -58,7 +58,13 @@ CASES = {
     "unknown strategy": (["--strategy", "magic"], "Unknown strategy 'magic'"),
     "no source model": (["--backbone", "./none.keras"], "does not exist"),
     "no config": (["--config", "none.yaml"], "No config file"),
-    "nothing to resume": (["--resume"], "no such directory"),
+    "no such phase": (["--set", "al.ema=0.9"], "has the phases head, all"),
+    "no such field": (["--set", "all.emma=0.9"], "a phase has the fields"),
+    "no such argument": (["--set", "k=3"], "lp_ft has the arguments"),
+    "a value out of range": (["--set", "all.ema=1.5"], "ema must be at least 0 and below 1"),
+    "no value": (["--set", "epochs"], "give KEY=VALUE"),
+    "no schedule file": (["--strategy", "none.yaml"], "No schedule file"),
+    "epochs of bit": (["--strategy", "bit", "--epochs", "3"], "bit has the arguments"),
 }
 
 
@@ -135,7 +141,14 @@ def test_model_file_made_by_something_else(tmp_path):
 
 
 def test_help_and_backbones_load_no_tensorflow():
-    for args in (["--help"], ["train", "--help"], ["backbones"], ["backbones", "--json"]):
+    schedules = (["schedule"], ["schedule", "bit", "--pictures", "300"])
+    for args in (
+        ["--help"],
+        ["train", "--help"],
+        *schedules,
+        ["backbones"],
+        ["backbones", "--json"],
+    ):
         result = run(*args)
         assert result.returncode == 0 and result.stderr.strip() == "LOADED []"
     rows = json.loads(result.stdout)
@@ -154,6 +167,34 @@ def test_importing_the_package_loads_no_keras():
     code = "import sys, keras_transfer as kt; kt.Trainer if 0 else kt.BACKBONES; print('keras' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "False"
+
+
+def test_schedules_are_shown_written_and_drawn(tmp_path):
+    shown = run("schedule").stdout
+    assert len(shown.splitlines()) == 9 and "gradual_unfreeze" in shown
+    file = tmp_path / "mine.yaml"
+    first = run("schedule", "lp_ft", "--epochs", "5", "--set", "all.ema=0.9", "--out", file)
+    assert "ema=0.9" in first.stdout
+    assert run("schedule", file).stdout == first.stdout
+    picture = tmp_path / "plan.png"
+    options = ["--backbone", "mobilenet_0.25", "--image-size", "64", "--out", picture]
+    drawn = run("schedule", file, *options)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "of 14" in drawn.stdout and picture.read_bytes().startswith(b"\x89PNG")
+    check_one_line(run("schedule", "lp_ft", "--out", picture), "needs --backbone")
+    check_one_line(run("schedule", "lp_ft", "--out", tmp_path / "x.txt"), "a .yaml or a .png")
+
+
+def test_a_rate_is_suggested(tmp_path):
+    data = folder_of(tmp_path / "data", COLOURS, count=12)
+    picture = tmp_path / "rates.png"
+    options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
+    options += ["--batch-size", "4", "--steps", "30", "--precision", "float32", "--out", picture]
+    result = run("find-rate", data, *options)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout.split()[3]) > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    check_one_line(run("find-rate", data, "--out", "x.txt"), "give a .png")
 
 
 def test_the_whole_road(tmp_path):

@@ -34,4 +34,4 @@ def test_the_demo_runs_to_its_end(tmp_path, monkeypatch, capsys):
         assert words in printed
     png = (tmp_path / "demo" / "curves.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 5000
-    assert (tmp_path / "demo" / "fine_tune" / "export" / "1" / "saved_model.pb").is_file()
+    assert (tmp_path / "demo" / "lp_ft" / "export" / "1" / "saved_model.pb").is_file()

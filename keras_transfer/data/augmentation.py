@@ -25,7 +25,7 @@ class Augmentation:
     """
 
     crop: bool = True
-    min_area: float = 0.35
+    min_area: float = 0.6
     max_aspect: float = 4 / 3
     flip: bool = True
     brightness: float = 0.0
