@@ -1,11 +1,11 @@
 """Optimizers of Keras with a rate, a decay and an anchor for each weight; shapes of the rate.
 
-Keras has `MultiOptimizer` for rates per variable. It is not used here, because its parts do not
-work together with the rest (Keras 3.15): it has no `learning_rate`, so `ReduceLROnPlateau`'s
-relatives and `LossScaleOptimizer.learning_rate` fail; each inner optimizer clips by the norm of its
-own share of the gradients; and each counts steps and evaluates the schedule for itself. Here one
-optimizer keeps all weights, and only its last step, the update of one weight, knows of stages.
-Clipping, accumulation, averages, schedules, loss scaling and saving stay those of Keras.
+Keras has `MultiOptimizer` for rates per variable. It is not used here, because it does not work
+together with the rest (Keras 3.15): each inner optimizer clips by the norm of its own share of the
+gradients, it has no `learning_rate`, which `LossScaleOptimizer` asks for, and its state is not
+restored from a saved model. Here one optimizer keeps all weights, and only its last step, the update
+of one weight, knows of stages. Clipping, accumulation, averages, schedules, loss scaling and saving
+stay those of Keras.
 """
 
 import math

@@ -1,12 +1,13 @@
-"""Accuracy and seconds of every recipe on real pictures, three splits each.
+"""Accuracy and seconds of every recipe on real pictures, three seeds each.
 
-    KERAS_HOME=… python scripts/compare_recipes.py DATA... [--seeds 0 1 2] [--out compare.csv]
+    KERAS_HOME=… python scripts/compare_recipes.py DATA... [--seeds 10 11 12] [--out FILE.csv]
 
-DATA is hymenoptera/ or sign_digits/, with the settings of `SETTINGS` below. All pictures are pooled
-and split anew for each seed, 80 % for training and 20 % for the test, alike for every recipe. Nothing
-is chosen on the test pictures: the number of epochs is fixed and the last epoch's weights are
-measured (`keep="last"`). Recipes run in turn within a seed. A line is printed and written to the
-CSV file after each run, so that an interrupted comparison goes on where it stopped.
+DATA is hymenoptera/ or sign_digits/, with the settings of `SETTINGS` below. hymenoptera has a
+validation folder; a fifth of the sign digits is split off anew for each seed, alike for every
+recipe. Nothing is chosen on those pictures: the number of epochs is fixed and the last epoch's
+weights are measured (`keep="last"`). Settings were found with the seeds 0 and 1, so others are
+reported. A line is printed and written to the CSV file after each run, so that an interrupted
+comparison goes on where it stopped.
 
 `--nested` makes the claim "the best recipe reaches …" honest: nested cross-validation. For each of
 three outer folds the recipe is chosen among `--candidates` by its accuracy on a fifth of the outer
@@ -103,17 +104,15 @@ def compare(folders, names, seeds, file: Path) -> list[dict]:
         if not done:
             writer.writeheader()
         for folder in folders:
-            data = pooled(folder)
             for seed in seeds:
-                labels = data.examples["all"].labels
-                parts = divided(data, *holdout(labels, np.arange(len(labels)), seed))
+                data = from_directory(folder, seed=seed, progress=False)
                 for name in names:
                     key = {"data": folder.name, "recipe": name, "seed": str(seed)}
                     if any(key.items() <= row.items() for row in done):
                         continue
-                    value, seconds = accuracy(parts, name, seed)
+                    value, seconds = accuracy(data, name, seed)
                     row = {**key, "accuracy": f"{value:.4f}", "seconds": f"{seconds:.0f}"}
-                    row["pictures"] = str(len(parts.examples["val"]))
+                    row["pictures"] = str(len(data.examples["val"]))
                     done.append(row)
                     writer.writerow(row)
                     out.flush()
@@ -129,7 +128,7 @@ def table(rows: list[dict]) -> str:
         lines += [
             f"\n{data}",
             "",
-            "| recipe | accuracy | each split | seconds |",
+            "| recipe | accuracy | each seed | seconds |",
             "|---|---|---|---|",
         ]
         means = {}
@@ -179,7 +178,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="+", type=Path)
     parser.add_argument("--recipes", nargs="+", default=list(recipes.RECIPES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--out", type=Path, default=Path("compare_recipes.csv"))
     parser.add_argument("--nested", action="store_true")
     parser.add_argument("--candidates", nargs="+", default=["lp_ft", "discriminative"])
