@@ -18,13 +18,18 @@ def default_epochs(pictures: int) -> int:
     return min(18, max(6, round(14_000 / max(1, pictures))))
 
 
+def default_head_epochs(pictures: int, epochs: int) -> int:
+    """Epochs of the head before the rest: about 1500 pictures seen, at most two thirds of all."""
+    return max(1, min(round(1500 / max(1, pictures)), 2 * epochs // 3))
+
+
 def default_rate(pictures: int) -> float:
-    """Highest rate for pretrained layers where nobody gave a number: 1e-4 to 1e-3.
+    """Highest rate for pretrained layers where nobody gave a number: 1e-5 to 1e-3.
 
     The more pictures, the faster: on a few hundred, a rate that suits thousands destroys more than
-    it teaches.
+    it teaches, and is best near none.
     """
-    return min(1e-3, max(1e-4, 6e-7 * pictures))
+    return min(1e-3, max(1e-5, 4e-10 * pictures**2))
 
 
 def feature_extraction(
@@ -58,7 +63,7 @@ def lp_ft(
     """The head on frozen features first, then every layer (LP-FT, arXiv:2202.10054).
 
     Training everything behind a random head would wreck the features. `epochs` counts both phases;
-    the head gets a third of them unless `head_epochs` says otherwise.
+    `default_head_epochs` of them are the head's unless `head_epochs` says otherwise.
     """
     rate = default_rate(pictures) if learning_rate is None else learning_rate
     head, rest = _head_and_rest("lp_ft", pictures, epochs, head_epochs)
@@ -100,7 +105,7 @@ def gradual_unfreeze(
     rate = default_rate(pictures) if learning_rate is None else learning_rate
     epochs = default_epochs(pictures) if epochs is None else epochs
     single = stages * stage_epochs
-    head = max(1, (epochs - single) // 3) if head_epochs is None else head_epochs
+    head = default_head_epochs(pictures, epochs - single) if head_epochs is None else head_epochs
     rest = epochs - head - single
     if stages < 1 or stage_epochs < 1 or rest < 1 or head < 1:
         raise InputError(
@@ -220,7 +225,7 @@ def _all(epochs, rate, name="all", freeze="none", **more):
 
 def _head_and_rest(recipe, pictures, epochs, head_epochs, least_rest=1):
     epochs = default_epochs(pictures) if epochs is None else epochs
-    head = max(1, epochs // 3) if head_epochs is None else head_epochs
+    head = default_head_epochs(pictures, epochs) if head_epochs is None else head_epochs
     if head < 1 or epochs - head < least_rest:
         raise InputError(
             f"{recipe} needs at least {max(1, head) + least_rest} epochs with {max(1, head)} for "

@@ -36,7 +36,7 @@ BACKBONE = "mobilenet_v2_0.35"
 # What the pictures ask for, the same for all recipes.
 SETTINGS = {
     # Photographs with much background: a larger size shows more of the insect.
-    "hymenoptera": {"image_size": 288, "epochs": 9},
+    "hymenoptera": {"image_size": 320, "epochs": 8},
     # A hand fills the picture: a crop may cut a finger off, and none of the hands is mirrored.
     "sign_digits": {
         "image_size": 224,
