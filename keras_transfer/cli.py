@@ -4,7 +4,6 @@ Every check that needs neither Keras nor TensorFlow comes first, so that bad inp
 once.
 """
 
-import contextlib
 import json
 import os
 import sys
@@ -14,6 +13,27 @@ from typing import Annotated
 
 import typer
 
+from keras_transfer.cli_options import (
+    AugmentOption,
+    BackboneOption,
+    BatchSize,
+    Config,
+    Data,
+    Epochs,
+    ImageSize,
+    Json,
+    Keep,
+    LearningRate,
+    PrecisionOption,
+    RunPath,
+    Seed,
+    SetOption,
+    StrategyOption,
+    WeightsOption,
+    overrides_of,
+    schedule_of,
+    settings_of,
+)
 from keras_transfer.errors import InputError
 
 app = typer.Typer(
@@ -23,29 +43,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Precision(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    mixed_bfloat16 = "mixed_bfloat16"
-    mixed_float16 = "mixed_float16"
-
-
-class Keep(StrEnum):
-    best = "best"
-    last = "last"
-
-
-class Augment(StrEnum):
-    none = "none"
-    light = "light"
-    medium = "medium"
-    heavy = "heavy"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The --out directory of a training.")]
 
 
 @app.command()
@@ -77,32 +74,6 @@ def backbones(as_json: Json = False):
             f"{row['least_image_size']:>6}{row['stages']:>8}  {row['preprocessing']:<14}"
             f"{'present' if row['weights_present'] else 'download'}"
         )
-
-
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")]
-BackboneOption = Annotated[
-    str | None, typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN.")
-]
-StrategyOption = Annotated[
-    str | None, typer.Option(help="A recipe of `keras-transfer schedule`, or a .yaml file. [lp_ft]")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Any number of the strategy: `head_epochs=2`, `all.ema=0.99`, `*.weight_decay=0`.",
-    ),
-]
-ImageSize = Annotated[int | None, typer.Option(help="Height and width. [the backbone's]")]
-BatchSize = Annotated[int | None, typer.Option(help="Pictures a step. [32]")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases. [the strategy's]")]
-LearningRate = Annotated[float | None, typer.Option(help="Highest rate. [the strategy's]")]
-PrecisionOption = Annotated[Precision, typer.Option(help="[auto]", show_choices=True)]
-AugmentOption = Annotated[Augment, typer.Option(help="[light]")]
-WeightsOption = Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")]
-Seed = Annotated[int | None, typer.Option(help="Two runs with one seed are equal. [0]")]
-Config = Annotated[Path | None, typer.Option(help="A config.yaml; options given here win over it.")]
 
 
 @app.command()
@@ -140,7 +111,7 @@ def train(
     from keras_transfer.recipes import resolve_schedule
     from keras_transfer.runs import Run, check_out
 
-    settings = _settings(
+    settings = settings_of(
         config,
         {
             "backbone": backbone,
@@ -163,10 +134,10 @@ def train(
             settings["precision"] = begun.config["precision"]
     else:
         check_out(out)
-    overrides = _overrides(set, epochs=epochs, learning_rate=learning_rate)
+    overrides = overrides_of(set, epochs=epochs, learning_rate=learning_rate)
     schedule = settings["strategy"]
     if isinstance(settings.get("schedule"), dict) and not (strategy or epochs or learning_rate):
-        schedule = _schedule_of(config, settings["schedule"])
+        schedule = schedule_of(config, settings["schedule"])
     if settings["weights"] == "none" or not resolve_schedule(schedule, overrides).pretrained:
         settings["weights"] = None
     name = settings["backbone"]
@@ -242,7 +213,7 @@ def schedule(
         raise InputError(f"Cannot write {out}: give a .yaml or a .png file.")
     if kind == ".png" and backbone is None:
         raise InputError("A picture needs --backbone, whose stages are drawn.")
-    overrides = _overrides(set, epochs=epochs, learning_rate=learning_rate)
+    overrides = overrides_of(set, epochs=epochs, learning_rate=learning_rate)
     size = image_size or (BACKBONES[backbone].size if backbone in BACKBONES else 224)
     chosen = resolve_schedule(strategy, overrides, pictures=pictures, image_size=size)
     if backbone is None:
@@ -287,7 +258,7 @@ def find_rate(
     from keras_transfer.data import from_directory
     from keras_transfer.schedules import Phase
 
-    settings = _settings(
+    settings = settings_of(
         config,
         {
             "backbone": backbone,
@@ -341,74 +312,6 @@ def _build(pictures, settings):
         image_size=settings["image_size"],
         weights=settings["weights"],
     )
-
-
-def _overrides(pairs, **arguments):
-    """`KEY=VALUE` as typed, and the options that are arguments of every recipe."""
-    import yaml
-
-    overrides = {key: value for key, value in arguments.items() if value is not None}
-    for pair in pairs or ():
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise InputError(f"--set {pair}: give KEY=VALUE, e.g. --set all.learning_rate=1e-4.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"--set {pair}: '{text}' is no value.") from None
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value)  # YAML reads 1e-4, without a dot, as text
-        overrides[key] = value
-    return overrides
-
-
-def _schedule_of(config, data):
-    from keras_transfer.schedules import Schedule
-
-    try:
-        return Schedule.from_dict(data)
-    except InputError as error:
-        raise InputError(f"{config}: {error}") from None
-
-
-_DEFAULTS = {
-    "backbone": "mobilenet_v2",
-    "strategy": "lp_ft",
-    "weights": "imagenet",
-    "val": None,
-    "val_split": 0.2,
-    "image_size": None,
-    "batch_size": 32,
-    "precision": "auto",
-    "augment": "light",
-    "seed": 0,
-    "keep": "best",
-}
-
-
-def _settings(config, given):
-    """Defaults, overridden by the config file, overridden by the options that were given."""
-    from keras_transfer.data import Augmentation
-
-    settings = dict(_DEFAULTS)
-    if config is not None:
-        import yaml
-
-        if not config.is_file():
-            raise InputError(f"No config file {config}: give the config.yaml of a run.")
-        try:
-            read = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            where = str(error).replace("\n", " ")
-            raise InputError(f"{config} is no YAML: {where}") from None
-        if not isinstance(read, dict):
-            raise InputError(f"{config} is no config: it must hold names and values.")
-        settings.update({k: v for k, v in read.items() if k in _DEFAULTS or k == "schedule"})
-    settings.update({key: value for key, value in given.items() if value is not None})
-    if isinstance(settings["augment"], dict):  # one of the user's own, from a run's config
-        settings["augment"] = Augmentation(**settings["augment"])
-    return settings
 
 
 @app.command()

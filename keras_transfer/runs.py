@@ -82,7 +82,7 @@ class Run:
             InputError: something is there already.
         """
         check_out(path)
-        path = Path(path)
+        path = Path(path) if Path(path).name else Path(path).resolve()  # "." has no name
         path.parent.mkdir(parents=True, exist_ok=True)
         run = cls(path.with_name(f".{os.getpid()}.{path.name}"))
         try:

@@ -64,7 +64,7 @@ def test_each_field_can_be_overridden(field, tmp_path):
 
 def test_each_argument_of_each_recipe_can_be_overridden():
     others = {"k": "stage:1", "batch_size": 64, "accumulate": 4, "image_size": 256, "stages": 2}
-    others |= {"batch_norm": "train", "steps": 11, "smaller_by": 32, "head_epochs": 2, "epochs": 9}
+    others |= {"batch_norm": "train", "steps": 11, "smaller_by": 32, "head_epochs": 4, "epochs": 9}
     others |= {"stage_epochs": 2, "pictures": 20_000, "learning_rate": 0.123, "lowest_rate": 0.3}
     others |= {"head_learning_rate": 0.2, "head_rate": 3.0, "momentum": 0.8}
     import inspect

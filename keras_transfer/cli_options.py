@@ -1,0 +1,125 @@
+"""The options of the command line, and what is made of them before Keras is imported."""
+
+import contextlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_transfer.errors import InputError
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    mixed_bfloat16 = "mixed_bfloat16"
+    mixed_float16 = "mixed_float16"
+
+
+class Keep(StrEnum):
+    best = "best"
+    last = "last"
+
+
+class Augment(StrEnum):
+    none = "none"
+    light = "light"
+    medium = "medium"
+    heavy = "heavy"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The --out directory of a training.")]
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")]
+BackboneOption = Annotated[
+    str | None, typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN.")
+]
+StrategyOption = Annotated[
+    str | None, typer.Option(help="A recipe of `keras-transfer schedule`, or a .yaml file. [lp_ft]")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any number of the strategy: `head_epochs=2`, `all.ema=0.99`, `*.weight_decay=0`.",
+    ),
+]
+ImageSize = Annotated[int | None, typer.Option(help="Height and width. [the backbone's]")]
+BatchSize = Annotated[int | None, typer.Option(help="Pictures a step. [32]")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases. [the strategy's]")]
+LearningRate = Annotated[float | None, typer.Option(help="Highest rate. [the strategy's]")]
+PrecisionOption = Annotated[Precision, typer.Option(help="[auto]", show_choices=True)]
+AugmentOption = Annotated[Augment, typer.Option(help="[light]")]
+WeightsOption = Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")]
+Seed = Annotated[int | None, typer.Option(help="Two runs with one seed are equal. [0]")]
+Config = Annotated[Path | None, typer.Option(help="A config.yaml; options given here win over it.")]
+
+
+def overrides_of(pairs, **arguments):
+    """`KEY=VALUE` as typed, and the options that are arguments of every recipe."""
+    import yaml
+
+    overrides = {key: value for key, value in arguments.items() if value is not None}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set {pair}: give KEY=VALUE, e.g. --set all.learning_rate=1e-4.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {pair}: '{text}' is no value.") from None
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)  # YAML reads 1e-4, without a dot, as text
+        overrides[key] = value
+    return overrides
+
+
+def schedule_of(config, data):
+    from keras_transfer.schedules import Schedule
+
+    try:
+        return Schedule.from_dict(data)
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from None
+
+
+DEFAULTS = {
+    "backbone": "mobilenet_v2",
+    "strategy": "lp_ft",
+    "weights": "imagenet",
+    "val": None,
+    "val_split": 0.2,
+    "image_size": None,
+    "batch_size": 32,
+    "precision": "auto",
+    "augment": "light",
+    "seed": 0,
+    "keep": "best",
+}
+
+
+def settings_of(config, given):
+    """Defaults, overridden by the config file, overridden by the options that were given."""
+    from keras_transfer.data import Augmentation
+
+    settings = dict(DEFAULTS)
+    if config is not None:
+        import yaml
+
+        if not config.is_file():
+            raise InputError(f"No config file {config}: give the config.yaml of a run.")
+        try:
+            read = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            where = str(error).replace("\n", " ")
+            raise InputError(f"{config} is no YAML: {where}") from None
+        if not isinstance(read, dict):
+            raise InputError(f"{config} is no config: it must hold names and values.")
+        settings.update({k: v for k, v in read.items() if k in DEFAULTS or k == "schedule"})
+    settings.update({key: value for key, value in given.items() if value is not None})
+    if isinstance(settings["augment"], dict):  # one of the user's own, from a run's config
+        settings["augment"] = Augmentation(**settings["augment"])
+    return settings
