@@ -86,8 +86,11 @@ def run_demo(out, *, seed: int = 0) -> None:
     print(f"done in {time.perf_counter() - started:.0f} s")
 
 
-def write_pictures(folder: Path, seed: int) -> None:
-    """Writes the digits as PNG files: source/<digit>/ and target/{train,val}/<digit>/."""
+def write_pictures(folder: Path, seed: int, splits: bool = True) -> None:
+    """Writes the digits as PNG files: source/<digit>/ and target/{train,val}/<digit>/.
+
+    Without `splits` all ten go to all/<digit>/.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -96,7 +99,9 @@ def write_pictures(folder: Path, seed: int) -> None:
     for i in order:
         digit = int(digits.target[i])
         count[digit] += 1
-        if digit in SOURCE_DIGITS:
+        if not splits:
+            split = Path("all")
+        elif digit in SOURCE_DIGITS:
             split = Path("source")
         else:
             split = Path("target") / ("train" if count[digit] <= PICTURES_EACH else "val")
