@@ -4,7 +4,7 @@ No Keras here, so that a schedule can be read and checked before Keras is import
 means for one model and one data set is worked out in `keras_transfer.plans`.
 """
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 from keras_transfer.errors import InputError
@@ -44,9 +44,11 @@ class Phase:
         clip_norm: longest gradient over all weights together, > 0; None is no limit.
         accumulate: batches whose gradients are averaged for one update, ≥ 1.
         ema: momentum of the weights' exponential average, 0 ≤ ema < 1, which is then what is
-            validated and kept; 0 is none. A new one starts with each phase.
-        batch_size, image_size, augment: where they differ from the trainer's. An image size must
-            differ from the model's by a multiple of 32, so that every layer pads alike.
+            validated and kept; 0 is none. A new one starts with each phase. BatchNorm's statistics
+            are not averaged.
+        batch_size, image_size, augment: where they differ from the trainer's (augment: a name, a
+            `data.Augmentation` or its fields). An image size must differ from the model's by a
+            multiple of 32, so that every layer pads alike.
         batch_norm: `"frozen"` or `"train"`, for the trained part of the backbone.
         dropout, label_smoothing: where they differ from the head's, in [0, 1).
         class_weights: `"balanced"` weighs each class by 1/frequency; or a weight a class, by name.
@@ -82,6 +84,8 @@ class Phase:
     early_stopping: int | None = None
 
     def __post_init__(self):
+        if is_dataclass(self.augment):  # an Augmentation
+            object.__setattr__(self, "augment", asdict(self.augment))
         for name, good, what in _CHECKS:
             value = getattr(self, name)
             if name in _NUMBERS and isinstance(value, str):

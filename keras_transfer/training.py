@@ -22,6 +22,9 @@ from keras_transfer.runs import Run
 from keras_transfer.schedules import KEEP, Schedule
 
 
+_GO_ON = "go on with --resume (resume=True)"
+
+
 class Trainer:
     """Trains a model of `build_model` along a schedule.
 
@@ -121,8 +124,8 @@ class Trainer:
                 f"The model's classes {self.head.names} are not the data's {data.class_names}: "
                 "build the head with Classification(data.class_names)."
             )
-        schedule = self._schedule(len(data.examples["train"]))
         plan = self.plan(data)
+        schedule = self._schedule(len(data.examples["train"]))
         keras.utils.set_random_seed(self.seed)
         settings = self._config(schedule, config)
         pictures = data.fingerprint() if hasattr(data, "fingerprint") else {}
@@ -144,19 +147,21 @@ class Trainer:
             try:
                 while progress.phase < len(plan.phases):
                     planned = plan.phases[progress.phase]
-                    with explained(planned, "go on with --resume (resume=True)"):
+                    with explained(planned, _GO_ON):
                         self._run_phase(planned, data, progress, arrays)
                     arrays = None
-                with signals.protected():
+                with explained(plan.phases[-1], _GO_ON), signals.protected():
                     self._finish(run, progress, data)
             except Diverged as error:
                 if progress.best:
                     self._finish(run, progress, data, stopped=str(error))
                 raise
             except KeyboardInterrupt:
+                if run.finished:
+                    raise Interrupted(f"interrupted when {run.path} was finished") from None
                 raise Interrupted(
                     f"interrupted in epoch {progress.epoch + 1}; {progress.epoch} epochs are kept in "
-                    f"{run.path}: go on with --resume"
+                    f"{run.path}: {_GO_ON}"
                 ) from None
         return run
 

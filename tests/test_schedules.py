@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from keras_transfer.data.augmentation import Augmentation
 from keras_transfer.errors import InputError
 from keras_transfer.recipes import RECIPES, lp_ft, resolve_schedule
 from keras_transfer.schedules import PHASE_FIELDS, Phase, Schedule
@@ -60,6 +61,13 @@ def test_each_field_can_be_overridden(field, tmp_path):
     everywhere = resolve_schedule("lp_ft", {f"*.{field}": value})
     assert all(getattr(phase, field) == expected for phase in everywhere.phases)
     assert Schedule.from_dict(schedule.to_dict()) == schedule
+
+
+def test_an_augmentation_becomes_plain_data():
+    phase = Phase("p", epochs=1, augment=Augmentation(flip=False))
+    assert phase.augment["flip"] is False and phase.augment["min_area"] == Augmentation().min_area
+    schedule = Schedule("s", (phase,))
+    assert Schedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
 
 
 def test_each_argument_of_each_recipe_can_be_overridden():
