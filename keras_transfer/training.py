@@ -21,7 +21,6 @@ from keras_transfer.progress import Progress, SwapAverages, assign, collected, s
 from keras_transfer.runs import Run
 from keras_transfer.schedules import KEEP, Schedule
 
-
 _GO_ON = "go on with --resume (resume=True)"
 
 

@@ -40,7 +40,7 @@ SETTINGS = {
     # A hand fills the picture: a crop may cut a finger off, and none of the hands is mirrored.
     "sign_digits": {
         "image_size": 224,
-        "epochs": 5,
+        "epochs": 4,
         "augment": {"min_area": 0.7, "max_aspect": 1.2, "flip": False},
     },
 }
