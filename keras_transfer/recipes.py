@@ -225,7 +225,10 @@ def _all(epochs, rate, name="all", freeze="none", **more):
 
 def _head_and_rest(recipe, pictures, epochs, head_epochs, least_rest=1):
     epochs = default_epochs(pictures) if epochs is None else epochs
-    head = default_head_epochs(pictures, epochs) if head_epochs is None else head_epochs
+    if head_epochs is None:
+        head = max(1, min(default_head_epochs(pictures, epochs), epochs - least_rest))
+    else:
+        head = head_epochs
     if head < 1 or epochs - head < least_rest:
         raise InputError(
             f"{recipe} needs at least {max(1, head) + least_rest} epochs with {max(1, head)} for "

@@ -84,6 +84,8 @@ def accuracy(data: ImageData, recipe: str, seed: int) -> tuple[float, float]:
         weights=None if recipe == "from_scratch" else "imagenet",
     )
     overrides = {"epochs": settings["epochs"]}
+    if recipe == "gradual_unfreeze":
+        overrides["stages"] = 2  # one by one, an epoch each: three leave none for the rest
     if recipe == "bit":
         # The rule's 256,000 pictures would take hours on two cores: as many as the others see, in
         # batches of 32.

@@ -179,17 +179,27 @@ def test_a_plateau_lowers_the_rate(colours, tmp_path):
     assert rates[0] == pytest.approx(1e-20) and rates[-1] < 0.3e-20
 
 
+def first_loss(data, out, **fields):
+    """The training loss of an epoch in which nothing is learnt to speak of."""
+    phase = Phase("p", "all", 1, 1e-9, augment="none", **{"dropout": 0.0, **fields})
+    run = Trainer(new_model(), Schedule("s", (phase,)), batch_size=8).fit(data, out)
+    with (run.path / "history.csv").open() as file:
+        return float(next(csv.DictReader(file))["loss"])
+
+
 def test_classes_are_weighed(colours, tmp_path):
-    """A class that weighs nothing to speak of is not learnt; a phase's smoothing is used too."""
     data = from_directory(colours)
-    weights = {"blue": 1.0, "green": 1.0, "red": 1e-6}
-    phase = Phase("p", "none", 6, 1e-3, class_weights=weights, batch_norm="train")
-    model = new_model()
-    Trainer(model, Schedule("s", (phase,)), batch_size=8, keep="last").fit(data, tmp_path / "run")
-    outputs = np.concatenate(
-        [model(x).numpy() for x, _ in data.batches("train", image_size=32, batch_size=8)]
-    )
-    assert 2 not in outputs.argmax(axis=1)
+
+    def loss(name, weights):
+        return first_loss(data, tmp_path / name, class_weights=weights)
+
+    plain = loss("plain", None)
+    assert loss("twice", dict.fromkeys(NAMES, 2.0)) == pytest.approx(2 * plain, rel=1e-5)
+    parts = [loss(name, {n: 1.0 if n == name else 1e-9 for n in NAMES}) for name in NAMES]
+    assert sum(parts) == pytest.approx(plain, rel=1e-5)
+    counts = np.bincount(data.examples["train"].labels)
+    balanced = sum(part * 29 / (3 * n) for part, n in zip(parts, counts))
+    assert loss("balanced", "balanced") == pytest.approx(balanced, rel=1e-5)
     wrong = Phase("p", "none", 1, class_weights={"blue": 1.0})
     with pytest.raises(InputError, match="class_weights has"):
         Trainer(new_model(), Schedule("s", (wrong,)))
@@ -199,12 +209,7 @@ def test_dropout_and_smoothing_of_a_phase(colours, tmp_path):
     data = from_directory(colours)
 
     def loss(**fields):
-        phase = Phase("p", "all", 1, 1e-6, augment="none", **fields)
-        run = Trainer(new_model(), Schedule("s", (phase,)), batch_size=8).fit(
-            data, tmp_path / str(len(list(tmp_path.iterdir())))
-        )
-        with (run.path / "history.csv").open() as file:
-            return float(next(csv.DictReader(file))["loss"])
+        return first_loss(data, tmp_path / str(len(list(tmp_path.iterdir()))), **fields)
 
     plain = loss(dropout=0.0)
     assert loss(dropout=0.0) == plain
