@@ -139,10 +139,10 @@ def table(rows: list[dict]) -> str:
             values = np.array([float(row["accuracy"]) for row in mine])
             seconds = np.mean([float(row["seconds"]) for row in mine])
             each = ", ".join(f"{v:.3f}" for v in values)
-            spread = values.std(ddof=1) if len(values) > 1 else float("nan")
+            spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
             means[name] = (
                 values.mean(),
-                f"| `{name}` | {values.mean():.4f} ± {spread:.4f} | {each} | {seconds:.0f} |",
+                f"| `{name}` | {values.mean():.4f}{spread} | {each} | {seconds:.0f} |",
             )
         lines += [line for _, line in sorted(means.values(), reverse=True)]
     return "\n".join(lines)
