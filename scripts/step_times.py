@@ -43,9 +43,9 @@ def report(title: str, times: dict[str, np.ndarray], pictures: int) -> None:
         )
 
 
-def precisions(backbone: str, batch_size: int, rounds: int) -> None:
+def precisions(backbone: str, policies, batch_size: int, rounds: int) -> None:
     steps = {}
-    for policy in PRECISIONS[1:]:
+    for policy in policies:
         keras.config.set_dtype_policy(policy)
         steps[policy] = training_step(backbone, batch_size=batch_size)
     keras.config.set_dtype_policy("float32")
@@ -77,12 +77,13 @@ def bundles(rounds: int, batch_size: int = 8, count: int = 48) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", nargs="*", default=["mobilenet_v2_0.35", "resnet50"])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS[1:], default=PRECISIONS[1:])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     bundles(options.rounds)
     for backbone in options.backbones:
-        precisions(backbone, options.batch_size, options.rounds)
+        precisions(backbone, options.precisions, options.batch_size, options.rounds)
 
 
 if __name__ == "__main__":
