@@ -4,6 +4,7 @@ import keras
 
 from keras_transfer.backbones import build_backbone
 from keras_transfer.errors import InputError
+from keras_transfer.folding import Inference, folded
 from keras_transfer.heads import Head
 from keras_transfer.stages import Backbone, rebuild
 
@@ -60,23 +61,70 @@ def at_image_size(model: keras.Model, image_size: int) -> keras.Model:
         InputError: another image size, or one that is too small for the layers.
     """
     backbone = backbone_of(model)
-    size = model.input_shape[1]
-    if image_size == size:
+    if image_size == model.input_shape[1]:
         return model
-    if (image_size - size) % 32:
-        raise InputError(
-            f"Image size {image_size} does not differ from {size} by a multiple of 32."
-        )
+    check_other_size(model, image_size)
     inner = keras.Input((image_size, image_size, 3), name="pictures")
     inputs = keras.Input((image_size, image_size, 3), name="pictures")
     try:
         other = Backbone(inner, rebuild(backbone, inner), name=backbone.name)
-        x = other(inputs)
+        outputs = _head_on(model, other(inputs))
     except ValueError as error:
         raise InputError(f"{backbone.name} takes no {image_size} px: {error}") from None
-    for layer in model.layers[model.layers.index(backbone) + 1 :]:
-        x = layer(x)
-    return keras.Model(inputs, x, name=model.name)
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def check_other_size(model: keras.Model, image_size: int) -> None:
+    """Raises InputError where `at_image_size` would, as far as it can be told from the number."""
+    size = model.input_shape[1]
+    if (image_size - size) % 32 or image_size < 32:
+        raise InputError(
+            f"Image size {image_size} does not differ from the model's {size} by a multiple of 32."
+        )
+
+
+def training_model(
+    model: keras.Model,
+    frozen: int,
+    *,
+    image_size: int | None = None,
+    from_cut: bool = False,
+    fold: bool = True,
+) -> keras.Model:
+    """The model as a phase trains it, on shared weights: the same function, made to run fast.
+
+    Args:
+        model: from `build_model`.
+        frozen: number of leading stages that do not train.
+        image_size: of the phase, see `at_image_size`.
+        from_cut: take the activations after the frozen stages (at least one) in place of pictures.
+        fold: fold BatchNorm into the convolutions of the trained part too, which must be frozen
+            there. In the frozen part it always is.
+    """
+    sized = at_image_size(model, image_size or model.input_shape[1])
+    backbone = backbone_of(sized)
+    if frozen == 0:
+        prefix, suffix = None, backbone
+    elif frozen == len(backbone.stages):
+        prefix, suffix = backbone, None
+    else:
+        prefix, suffix = backbone.split(frozen)
+    if from_cut:
+        x = inputs = keras.Input(prefix.output_shape[1:], dtype=prefix.outputs[0].dtype)
+    else:
+        x = inputs = keras.Input(sized.input_shape[1:], name="pictures")
+        if prefix is not None:
+            x = Inference(folded(prefix))(x)
+    if suffix is not None:
+        x = (folded(suffix) if fold else suffix)(x)
+    return keras.Model(inputs, _head_on(sized, x), name=model.name)
+
+
+def _head_on(model, features):
+    """The layers after the backbone, on other features."""
+    for layer in model.layers[model.layers.index(backbone_of(model)) + 1 :]:
+        features = layer(features)
+    return features
 
 
 def backbone_of(model: keras.Model) -> Backbone:

@@ -1,4 +1,6 @@
-"""The one exception that means "the user's input is wrong"."""
+"""What is said to the user."""
+
+import sys
 
 
 class InputError(ValueError):
@@ -6,3 +8,8 @@ class InputError(ValueError):
 
     The command line prints it as one line and ends with exit code 2.
     """
+
+
+def say(text: str) -> None:
+    """A line of progress on stderr."""
+    print(text, file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
+from keras_transfer.builders import backbone_of
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import stage_of_weights
 from keras_transfer.schedules import Phase
@@ -238,17 +239,17 @@ def stage_rates(phase: Phase, stages: int) -> tuple[list[float], float]:
     return decayed, phase.rates.get("head", 1.0)
 
 
-def weight_rules(model: keras.Model, phase: Phase) -> list[WeightRule]:
-    """The rule of each of `model.trainable_variables` in a phase; freeze the model first.
+def weight_rules(
+    model: keras.Model, phase: Phase, variables: Sequence | None = None
+) -> list[WeightRule]:
+    """The rule of each of `variables` (`model.trainable_variables`) in a phase; freeze it first.
 
     Vectors (biases, offsets and scales of normalisations) are spared by the decay.
     """
-    from keras_transfer.builders import backbone_of
-
     stage_of = stage_of_weights(model)
     stages, head = stage_rates(phase, len(backbone_of(model).stages))
     rules = []
-    for variable in model.trainable_variables:
+    for variable in model.trainable_variables if variables is None else variables:
         stage = stage_of.get(id(variable))
         rate = head if stage is None else stages[stage]
         if stage is not None and phase.l2_sp:
@@ -258,11 +259,25 @@ def weight_rules(model: keras.Model, phase: Phase) -> list[WeightRule]:
     return rules
 
 
-def make_optimizer(model: keras.Model, phase: Phase, steps: int) -> keras.optimizers.Optimizer:
+def rate_of(phase: Phase, steps: int) -> "float | RateShape":
+    """The learning rate of a phase of so many batches, before multipliers."""
+    if phase.shape == "plateau":
+        return float(phase.learning_rate)  # which a callback of Keras lowers
+    return RateShape(
+        phase.learning_rate, steps, phase.shape, phase.warmup, phase.drops, phase.drop_factor
+    )
+
+
+def make_optimizer(
+    model: keras.Model, phase: Phase, steps: int, variables: Sequence | None = None
+) -> keras.optimizers.Optimizer:
     """The optimizer of a phase for what trains in the model now.
 
     Args:
+        model: from `build_model`, frozen as the phase says.
         steps: batches of the whole phase.
+        variables: what the optimizer will be given, where that is not `model.trainable_variables`
+            in its order (a `training_model` has the same ones in another).
 
     Raises:
         InputError: no such optimizer, or one without such options.
@@ -280,20 +295,18 @@ def make_optimizer(model: keras.Model, phase: Phase, steps: int) -> keras.optimi
     if phase.ema:
         # Keras averages after each batch, also where the weights move at each n-th only.
         options |= {"use_ema": True, "ema_momentum": phase.ema ** (1 / phase.accumulate)}
-    if phase.shape == "plateau":
-        rate = float(phase.learning_rate)
-    else:
-        rate = RateShape(
-            phase.learning_rate, steps, phase.shape, phase.warmup, phase.drops, phase.drop_factor
-        )
     try:
         # Decay is in the rules; AdamW has one of its own by default.
         plain = OPTIMIZERS[phase.optimizer.lower()](
-            learning_rate=rate, **{"weight_decay": 0.0, **options}
+            learning_rate=rate_of(phase, steps), **{"weight_decay": 0.0, **options}
         )
     except (TypeError, ValueError) as error:
         raise InputError(
             f"Phase '{phase.name}': optimizer '{phase.optimizer}' does not take "
             f"{phase.optimizer_options}: {error}"
         ) from None
-    return per_weight(plain, weight_rules(model, phase))
+    optimizer = per_weight(plain, weight_rules(model, phase, variables))
+    if model.dtype_policy.name == "mixed_float16":
+        # Transfer is done after some hundred steps: Keras's scale would not rise within them.
+        return keras.optimizers.LossScaleOptimizer(optimizer, dynamic_growth_steps=100)
+    return optimizer

@@ -7,10 +7,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.builders import backbone_of
+from keras_transfer.builders import backbone_of, check_other_size
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import frozen_stages
-from keras_transfer.optimizers import RateShape, stage_rates
+from keras_transfer.optimizers import rate_of, stage_rates
 from keras_transfer.runs import write_file
 from keras_transfer.schedules import Phase, Schedule, differences
 
@@ -42,19 +42,10 @@ class PlannedPhase:
 
     def learning_rate(self, steps) -> np.ndarray:
         """The rate [N] at steps [N] of the phase, before multipliers."""
-        phase = self.phase
-        steps = np.asarray(steps, "float32")
-        if phase.shape == "plateau":
-            return np.full(steps.shape, phase.learning_rate, "float32")
-        shape = RateShape(
-            phase.learning_rate,
-            self.steps,
-            phase.shape,
-            phase.warmup,
-            phase.drops,
-            phase.drop_factor,
-        )
-        return keras.ops.convert_to_numpy(shape(steps))
+        rate, steps = rate_of(self.phase, self.steps), np.asarray(steps, "float32")
+        if isinstance(rate, float):
+            return np.full(steps.shape, rate, "float32")
+        return keras.ops.convert_to_numpy(rate(steps))
 
 
 @dataclass(frozen=True)
@@ -62,12 +53,12 @@ class Plan:
     """The phases of a schedule, one after the other, for one model and one data set.
 
     Attributes:
-        name: of the schedule.
+        schedule: that this is the plan of.
         phases: with their numbers worked out.
         stage_names: of the backbone, from the picture upwards.
     """
 
-    name: str
+    schedule: Schedule
     phases: tuple[PlannedPhase, ...]
     stage_names: tuple[str, ...]
 
@@ -84,10 +75,13 @@ class Plan:
         for p in self.phases:
             # From the picture upwards; of the rates only those of stages that train.
             trained = [f"{p.phase.learning_rate * rate:.3g}" for rate in p.rates if rate] or ["-"]
+            closed = p.phase.solver == "logistic"
+            head = "-" if closed else f"{p.phase.learning_rate * p.head_rate:.3g}"
+            shape = "closed" if closed else p.phase.shape
             frozen = f"{p.frozen} of {len(p.rates)}"
             lines.append(
                 f"{p.phase.name:<12}{frozen:<12}{p.epochs:>6}{p.steps:>8}{p.image_size:>6}"
-                f"{p.batch_size:>7}  {p.phase.shape:<10}{p.phase.learning_rate * p.head_rate:>11.3g}"
+                f"{p.batch_size:>7}  {shape:<10}{head:>11}"
                 f"{trained[-1]:>11}{trained[0]:>10}  {_more(p.phase)}"
             )
         return "\n".join(lines)
@@ -126,7 +120,7 @@ class Plan:
             ["head" if t == rows - 1 else f"stage {t + 1}" for t in ticks], fontsize=7
         )
         axes.set(xlabel="epoch")
-        axes.set_title(f"{self.name}: learning rate by stage (grey: frozen)", pad=18)
+        axes.set_title(f"{self.schedule.name}: learning rate by stage (grey: frozen)", pad=18)
         figure.colorbar(mesh, ax=axes, label="learning rate")
         write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=120))
 
@@ -155,11 +149,10 @@ def make_plan(model: keras.Model, schedule: Schedule, pictures: int, batch_size:
         per_epoch = math.ceil(pictures / batch)
         steps = phase.steps or phase.epochs * per_epoch
         image_size = phase.image_size or size
-        if (image_size - size) % 32 or image_size < 32:
-            raise InputError(
-                f"Phase '{phase.name}': image size {image_size} does not differ from the model's "
-                f"{size} by a multiple of 32."
-            )
+        try:
+            check_other_size(model, image_size)
+        except InputError as error:
+            raise InputError(f"Phase '{phase.name}': {error}") from None
         phases.append(
             PlannedPhase(
                 phase=phase,
@@ -173,4 +166,4 @@ def make_plan(model: keras.Model, schedule: Schedule, pictures: int, batch_size:
                 head_rate=head_rate,
             )
         )
-    return Plan(schedule.name, tuple(phases), tuple(stage.name for stage in backbone.stages))
+    return Plan(schedule, tuple(phases), tuple(stage.name for stage in backbone.stages))

@@ -1,12 +1,8 @@
 """Number formats and compilation: what suits the hardware."""
 
-import hashlib
-import json
-import os
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,7 +11,7 @@ from keras_transfer.builders import build_model
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification
-from keras_transfer.runs import write_text
+from keras_transfer.machine import cpu_flags, remembered
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 _LEAST_GAIN = 1.15  # below this a shorter number format is not worth its rounding
@@ -33,7 +29,11 @@ class Precision:
 
 
 def set_precision(
-    precision: str = "auto", backbone: str | None = None, image_size: int | None = None
+    precision: str = "auto",
+    backbone: str | None = None,
+    image_size: int | None = None,
+    *,
+    trains: bool = True,
 ) -> Precision:
     """Sets Keras's global dtype policy for the models built next.
 
@@ -47,6 +47,7 @@ def set_precision(
         precision: a name of `PRECISIONS`.
         backbone, image_size: what will be trained, as `build_model` takes it; where it matters and
             is not given, float32 is taken.
+        trains: False where all of the backbone stays frozen: no step of it is measured then.
 
     Raises:
         InputError: no such precision.
@@ -55,7 +56,7 @@ def set_precision(
         raise InputError(f"Unknown precision '{precision}': give one of {', '.join(PRECISIONS)}.")
     chosen = Precision(precision, "as asked for")
     if precision == "auto":
-        chosen = _choose(backbone, image_size)
+        chosen = _choose(backbone if trains else None, image_size)
     keras.config.set_dtype_policy(chosen.name)
     return chosen
 
@@ -76,7 +77,7 @@ def _choose(backbone, image_size):
         return Precision("mixed_bfloat16", "a TPU computes in it")
     if keras.distribution.list_devices("gpu"):
         return _for_gpu(_compute_capability(), backbone, image_size)
-    if "amx_bf16" not in _cpu_flags():
+    if "amx_bf16" not in cpu_flags():
         return Precision("float32", "this CPU has no bfloat16 matrix unit")
     return _by_measurement("this CPU multiplies bfloat16 (AMX)", backbone, image_size)
 
@@ -102,42 +103,16 @@ def _compute_capability() -> float | None:
         return None
 
 
-def _cpu_flags() -> set[str]:
-    try:
-        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:  # not Linux
-        return set()
-
-
 def _by_measurement(what, backbone, image_size):
     if backbone is None:
-        return Precision("float32", f"{what}, and what gains depends on the backbone; none given")
+        return Precision("float32", f"{what}, but no backbone is known that will train")
     try:
-        gain = _remembered(backbone, image_size)
+        key = f"{keras.__version__} {keras.backend.backend()} {backbone} {image_size}"
+        gain = remembered("bfloat16", key, lambda: bfloat16_gain(backbone, image_size))
     except Exception as error:  # a guess at speed must not stop a training
         return Precision("float32", f"{what}, but measuring failed: {error}")
     name = "mixed_bfloat16" if gain >= _LEAST_GAIN else "float32"
     return Precision(name, f"{what}; a training step in bfloat16 is {gain:.2f} times as fast")
-
-
-def _remembered(backbone, image_size):
-    """The measured gain, from the cache of this machine if it was measured before."""
-    key = f"{keras.__version__} {keras.backend.backend()} {backbone} {image_size}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keras_transfer"
-    cpu = hashlib.sha256(" ".join(sorted(_cpu_flags())).encode()).hexdigest()[:12]
-    file = cache / f"bfloat16-{cpu}.json"
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    if key not in known:
-        known[key] = bfloat16_gain(backbone, image_size)
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps(known, indent=1))
-        except OSError:
-            return known[key]  # nowhere to keep it
-    return known[key]
 
 
 def bfloat16_gain(backbone: str, image_size: int | None = None, batch_size: int = 16) -> float:

@@ -5,7 +5,6 @@ rate, order, augmentation, dropout — or in the state that is written after eac
 the optimizer's variables, and the memory of early stopping and of the plateau.
 """
 
-import sys
 import time
 
 import keras
@@ -13,6 +12,7 @@ import numpy as np
 from keras.src.random.seed_generator import global_seed_generator  # no public name
 from tqdm.auto import tqdm
 
+from keras_transfer.errors import say
 from keras_transfer.failures import Diverged, Signals
 from keras_transfer.freezing import Frozen
 from keras_transfer.plans import PlannedPhase
@@ -86,7 +86,9 @@ class Progress(keras.callbacks.Callback):
     def _save(self, best: bool):
         state = {name: getattr(self, name) for name in self._PLAIN}
         weights = collected(self.kept.variables, "model")
-        optimizer = collected(self.model.optimizer.variables, "optimizer")
+        optimizer = {}
+        if self.planned.phase.solver == "gradient":
+            optimizer = collected(self.model.optimizer.variables, "optimizer")
         with self.signals.protected():
             self.run.write_history(self.rows)
             self.run.save_state(state, {**weights, **optimizer}, weights if best else None)
@@ -112,7 +114,10 @@ class Progress(keras.callbacks.Callback):
                     "val": {},
                 }
             )
-        say(f"phase {phase.name}: {planned.epochs} epochs, rate {phase.learning_rate:g}; {frozen}")
+        how = f"{planned.epochs} epochs, rate {phase.learning_rate:g}"
+        if phase.solver == "logistic":
+            how = "in closed form"
+        say(f"phase {phase.name}: {how}; {frozen}")
 
     def on_train_begin(self, logs=None):
         if self.phase_epoch:  # resumed within a phase
@@ -168,19 +173,30 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()
+        row = {"learning_rate": self._rate()}
+        scale = getattr(self.model.optimizer, "dynamic_scale", None)
+        if scale is not None:
+            row["loss_scale"] = float(keras.ops.convert_to_numpy(scale))
+        self.record(logs or {}, row, time.perf_counter() - self.started, self.model.stop_training)
+
+    def record(self, logs: dict, more: dict, seconds: float, ended: bool = False) -> None:
+        """Counts and keeps an epoch that is done.
+
+        Args:
+            logs: its metrics, those of validation as `val_…`.
+            more: what else stands in its row of the history.
+            ended: True where the phase ends here, whatever was planned.
+        """
         now = time.perf_counter()
-        seconds = now - self.started
         entry = self.phases[-1]
         entry["wall_seconds"] += now - self.mark  # with compiling and saving
         self.mark = now
         # ReduceLROnPlateau adds the rate; its place is below.
-        logs = {k: float(v) for k, v in (logs or {}).items() if k != "learning_rate"}
-        self.epoch = epoch + 1
+        logs = {k: float(v) for k, v in logs.items() if k != "learning_rate"}
+        self.epoch += 1
         self.phase_epoch += 1
-        row = {"epoch": self.epoch, "phase": entry["name"], "learning_rate": self._rate(), **logs}
-        scale = getattr(self.model.optimizer, "dynamic_scale", None)
-        if scale is not None:
-            row["loss_scale"] = float(keras.ops.convert_to_numpy(scale))
+        epochs = self.epoch - self.phase_epoch + self.planned.epochs
+        row = {"epoch": self.epoch, "phase": entry["name"], **more, **logs}
         self.rows.append({**row, "seconds": round(seconds, 3)})
         validation = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
         entry["val"] = validation
@@ -189,7 +205,7 @@ class Progress(keras.callbacks.Callback):
         improved = not self.best or rank > self.best["rank"]
         if improved:
             self.best = {"epoch": self.epoch, "rank": rank, "val": validation}
-        if self.phase_epoch == self.planned.epochs or self.model.stop_training:
+        if self.phase_epoch == self.planned.epochs or ended:
             self.phase, self.phase_epoch = self.phase + 1, 0
         self.memory = {
             type(callback).__name__: {
@@ -201,7 +217,7 @@ class Progress(keras.callbacks.Callback):
         }
         self._save(improved)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
-        say(f"epoch {self.epoch}/{self.params['epochs']}  {seconds:.1f} s  {shown}")
+        say(f"epoch {self.epoch}/{epochs}  {seconds:.1f} s  {shown}")
 
     def _rank(self, validation):
         # Only epochs at the size that the model is used at are compared.
@@ -249,7 +265,3 @@ def reseed(model: keras.Model, seed: int, epoch: int) -> None:
         state.assign(
             np.array([value, 0], "int64").astype(keras.backend.standardize_dtype(state.dtype))
         )
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -97,11 +97,10 @@ def find_rate(
         probe = keras.Model(model.inputs, model.outputs, name=model.name)
         freeze(probe, phase.freeze, batch_norm=phase.batch_norm)
         optimizer = make_optimizer(probe, phase, steps)
-        optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
+        plain = getattr(optimizer, "inner_optimizer", optimizer)
+        plain.learning_rate = keras.optimizers.schedules.ExponentialDecay(
             lowest, decay_steps=steps - 1, decay_rate=highest / lowest
         )
-        if model.dtype_policy.name == "mixed_float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         probe.compile(optimizer=optimizer, loss=head_of(model).loss(), jit_compile=jit_compile())
         reseed(model, seed, 0)
         stream = data.batches(

@@ -33,11 +33,27 @@ def default_rate(pictures: int) -> float:
 
 
 def feature_extraction(
-    pictures: int = 1000, epochs: int | None = None, learning_rate: float = 3e-3
+    pictures: int = 1000,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    solver: str | None = None,
+    linear_head: bool = True,
 ) -> Schedule:
-    """The backbone stays as it is; only the new head learns."""
+    """The backbone stays as it is; only the new head learns.
+
+    In closed form (`solver="logistic"`) where the head is linear and neither epochs nor a rate is
+    given, else step by step. `linear_head` is the model's, and the trainer gives it.
+    """
+    if solver is None:
+        closed = linear_head and epochs is None and learning_rate is None
+    else:
+        closed = solver == "logistic"
+    if closed:
+        return Schedule("feature_extraction", (Phase("head", "all", 1, solver="logistic"),))
     epochs = default_epochs(pictures) if epochs is None else epochs
-    return Schedule("feature_extraction", (_head(epochs, learning_rate),))
+    rate = 3e-3 if learning_rate is None else learning_rate
+    more = {} if solver is None else {"solver": solver}
+    return Schedule("feature_extraction", (_head(epochs, rate, **more),))
 
 
 def fine_tune(
@@ -263,7 +279,8 @@ def resolve_schedule(
         overrides: `"PHASE.FIELD"` (or `"*.FIELD"`) → value for any field of `Phase`; a key without
             a dot is an argument of the recipe, e.g. `{"k": "stage:3", "all.ema": 0.99}`.
         known: what is known of data and model: `pictures` (the number of training pictures, from
-            which default numbers follow) and `image_size`; left out where a recipe has no use.
+            which default numbers follow), `image_size` and `linear_head`; left out where a recipe
+            has no use.
 
     Raises:
         InputError: no such recipe, file, argument, phase or field, or a value out of its range.

@@ -12,6 +12,7 @@ from keras_transfer.errors import InputError
 SHAPES = ("cosine", "one_cycle", "step", "constant", "plateau")
 BATCH_NORM_POLICIES = ("frozen", "train")
 KEEP = ("best", "last")
+SOLVERS = ("gradient", "logistic")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Phase:
         dropout, label_smoothing: where they differ from the head's, in [0, 1).
         class_weights: `"balanced"` weighs each class by 1/frequency; or a weight a class, by name.
         early_stopping: ends the phase when the validation loss has not fallen for so many epochs.
+        solver: `"gradient"`, or `"logistic"`: the head in closed form, by logistic regression on the
+            features of the frozen backbone (all of it, and a single-label head without hidden
+            layers). It takes one pass over the pictures; epochs is 1, and rate, optimizer, dropout
+            and label smoothing mean nothing. Of the augmentation only the mirror image is used.
+        views: of each training picture, where activations are computed once and something varies:
+            one of them is drawn each epoch. None leaves it to the trainer.
     """
 
     name: str
@@ -82,6 +89,8 @@ class Phase:
     label_smoothing: float | None = None
     class_weights: str | dict | None = None
     early_stopping: int | None = None
+    solver: str = "gradient"
+    views: int | None = None
 
     def __post_init__(self):
         if is_dataclass(self.augment):  # an Augmentation
@@ -100,6 +109,11 @@ class Phase:
                 raise InputError(f"Phase '{self.name}': {name} must be {what}, not {value!r}.")
         if (self.epochs is None) == (self.steps is None):
             raise InputError(f"Phase '{self.name}': give either epochs or steps.")
+        if self.solver == "logistic" and (self.freeze != "all" or self.epochs != 1):
+            raise InputError(
+                f"Phase '{self.name}': solver 'logistic' needs freeze 'all' and epochs 1, not "
+                f"{self.freeze!r} and {self.epochs}."
+            )
         if self.shape == "plateau" and self.accumulate > 1:
             raise InputError(f"Phase '{self.name}': shape 'plateau' cannot accumulate gradients.")
         object.__setattr__(self, "drops", tuple(self.drops))
@@ -160,6 +174,8 @@ _CHECKS = (
         "'balanced' or a weight above 0 for each class",
     ),
     ("early_stopping", _natural, "a whole number above 0"),
+    ("solver", lambda v: v in SOLVERS, f"one of {', '.join(SOLVERS)}"),
+    ("views", _natural, "a whole number above 0"),
 )
 _NUMBERS = [
     "learning_rate",
@@ -184,6 +200,7 @@ _OPTIONAL = [
     "label_smoothing",
     "class_weights",
     "early_stopping",
+    "views",
 ]
 PHASE_FIELDS = tuple(f.name for f in fields(Phase))
 

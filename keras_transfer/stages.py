@@ -199,17 +199,30 @@ class Backbone(keras.Model):
         return suffix(prefix(inputs, training=False), training=training)
 
 
+def clone_with(model: keras.Model, inputs, call) -> keras.KerasTensor:
+    """Applies a functional model to another symbolic tensor, `call(layer, *args)` for each layer."""
+    results = {}
+
+    def recorded(layer, *args, **kwargs):
+        results[layer] = call(layer, *args, **kwargs)
+        return results[layer]
+
+    # Cloning walks the graph for us; of its result only the tensors we made ourselves are used,
+    # since the cloned model starts at an input of its own.
+    keras.models.clone_model(
+        model,
+        input_tensors=inputs,
+        clone_function=lambda layer: layer,
+        call_function=recorded,
+    )
+    return results[model.outputs[0]._keras_history.operation]
+
+
 def rebuild(model: keras.Model, inputs, skip=()) -> keras.KerasTensor:
     """Applies the layers of a functional model, nested models unrolled, to another tensor.
 
     The weights are shared. `skip` names layer classes that are left out.
     """
-
-    results = {}
-
-    def call(layer, *args, **kwargs):
-        results[layer] = apply(layer, *args, **kwargs)
-        return results[layer]
 
     def apply(layer, *args, **kwargs):
         if isinstance(layer, skip):
@@ -217,7 +230,7 @@ def rebuild(model: keras.Model, inputs, skip=()) -> keras.KerasTensor:
         if isinstance(layer, keras.Sequential):
             x = args[0]
             for inner in layer.layers:
-                x = call(inner, x)
+                x = apply(inner, x)
             return x
         if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
             return rebuild(layer, args[0], skip)
@@ -225,9 +238,4 @@ def rebuild(model: keras.Model, inputs, skip=()) -> keras.KerasTensor:
 
     if isinstance(model, keras.Sequential):
         return apply(model, inputs)
-    # Cloning walks the graph for us; of its result only the tensors we made ourselves are used,
-    # since the cloned model starts at an input of its own.
-    keras.models.clone_model(
-        model, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
-    )
-    return results[model.outputs[0]._keras_history.operation]
+    return clone_with(model, inputs, apply)

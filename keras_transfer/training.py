@@ -2,25 +2,33 @@
 
 import dataclasses
 import math
+import time
 import warnings
 
 import keras
 import numpy as np
 
 from keras_transfer import recipes
-from keras_transfer.builders import at_image_size
-from keras_transfer.data.augmentation import Augmentation, resolve_augmentation
-from keras_transfer.errors import InputError
+from keras_transfer.builders import training_model
+from keras_transfer.data.augmentation import Augmentation, View, resolve_augmentation
+from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged, Interrupted, Signals, explained
+from keras_transfer.features.caching import Caching, check_cache, plan_caching
+from keras_transfer.features.engines import check_engine
+from keras_transfer.features.extraction import Activations, extract
+from keras_transfer.features.prefix import prefix_of
+from keras_transfer.features.store import Store
 from keras_transfer.freezing import freeze
-from keras_transfer.heads import head_of
+from keras_transfer.heads import Classification, head_of
 from keras_transfer.optimizers import anchor_at, make_optimizer
 from keras_transfer.plans import Plan, make_plan
 from keras_transfer.precision import jit_compile
-from keras_transfer.progress import Progress, SwapAverages, assign, collected, say
+from keras_transfer.progress import Progress, SwapAverages, assign, collected
 from keras_transfer.runs import Run
 from keras_transfer.schedules import KEEP, Schedule
+from keras_transfer.solvers import logistic_regression
 
+_HEAD_STEPS = 64
 _GO_ON = "go on with --resume (resume=True)"
 
 
@@ -44,6 +52,12 @@ class Trainer:
         steps_per_execution: at most so many steps in one call of Keras, ≥ 1; the largest number
             that divides an epoch is taken. More than 1 helps where a step takes a few milliseconds
             (`scripts/step_times.py`); the loss is then looked at after each call only.
+        cache: where the activations of frozen stages are kept, so that they are computed once:
+            `"disk"` (for later runs too, see `features.store`), `"memory"`, `"off"`, or `"auto"`:
+            on disk where the estimated gain is worth it, see `features.caching`.
+        engine: what computes them, see `features.engines`: `"auto"`, `"keras"` or `"openvino"`.
+        feature_dtype: number format they are kept in; `"auto"` is that of the model where it fits,
+            else float16.
 
     The model's image size is that of its input.
     """
@@ -61,11 +75,16 @@ class Trainer:
         seed: int = 0,
         keep: str = "best",
         steps_per_execution: int = 1,
+        cache: str = "auto",
+        engine: str = "auto",
+        feature_dtype: str = "auto",
     ):
         if batch_size < 1 or steps_per_execution < 1:
             raise InputError(f"batch_size must be 1 or more, not {batch_size}.")
         if keep not in KEEP:
             raise InputError(f"keep must be one of {KEEP}, not {keep!r}.")
+        check_cache(cache, feature_dtype)
+        check_engine(engine)
         self.model = model
         self.head = head_of(model)
         self._recipe = schedule
@@ -78,6 +97,9 @@ class Trainer:
         self.seed = seed
         self.keep = keep
         self.steps_per_execution = steps_per_execution
+        self.cache = cache
+        self.engine = engine
+        self.feature_dtype = feature_dtype
         # What can be wrong is said here, not after an epoch.
         resolve_augmentation(augment)
         self._schedule(1000)
@@ -88,16 +110,47 @@ class Trainer:
             self._overrides,
             pictures=pictures,
             image_size=self.model.input_shape[1],
+            linear_head=self._closed_form_obstacle() is None,
         )
         for phase in schedule.phases:
+            if phase.solver == "logistic" and self._closed_form_obstacle():
+                raise InputError(
+                    f"Phase '{phase.name}': solver 'logistic' {self._closed_form_obstacle()}."
+                )
             _class_weights(phase.class_weights, self.head.names, np.ones(len(self.head.names)))
             _augmentation(phase.augment)
         return schedule
+
+    def _closed_form_obstacle(self) -> str | None:
+        """Why the head has no closed form; None where it has one."""
+        if not isinstance(self.head, Classification):
+            return f"gives classes, not {self.head.task}"
+        if self.head.hidden:
+            return "gives one linear layer, and this head has hidden ones"
+        if len(self.model.layers[1].output.shape) > 2:
+            return "needs pooled features"
+        return None
 
     def plan(self, data) -> Plan:
         """What `fit` would do: `print(trainer.plan(data).table())`, `.draw("plan.png")`."""
         pictures = len(data.examples["train"])
         return make_plan(self.model, self._schedule(pictures), pictures, self.batch_size)
+
+    def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
+        """For each phase how its frozen part would be computed once, or None and why not."""
+        pictures = {split: len(part) for split, part in data.examples.items()}
+        return [
+            plan_caching(
+                self.cache,
+                planned,
+                self.model,
+                pictures,
+                self._augment(planned.phase),
+                store=Store(),
+                dtype=self.feature_dtype,
+            )
+            for planned in self.plan(data).phases
+        ]
 
     def fit(self, data, out, *, config: dict | None = None, resume: bool = False) -> Run:
         """Trains, keeps the weights of one epoch (see `keep`), writes the run.
@@ -124,11 +177,17 @@ class Trainer:
                 "build the head with Classification(data.class_names)."
             )
         plan = self.plan(data)
-        schedule = self._schedule(len(data.examples["train"]))
+        schedule = plan.schedule
         keras.utils.set_random_seed(self.seed)
-        settings = self._config(schedule, config)
-        pictures = data.fingerprint() if hasattr(data, "fingerprint") else {}
+        pictures = data.fingerprint()
         resume = resume and Run.begun(out)
+        if resume:
+            # What was decided by the room on the disk is not decided again.
+            decided = Run.open(out, finished=False).config.get("caching", [])
+            caching = [Caching(**fields) if fields else None for fields in decided]
+        else:
+            caching, reasons = zip(*self.plan_caching(data))
+        settings = self._config(schedule, caching, config)
         if resume:
             run = Run.resume(out, settings, pictures)
         else:
@@ -138,6 +197,10 @@ class Trainer:
                 weight.assign(np.zeros(weight.shape))
         self._start = self._starting_weights(run, schedule, resume)
         say(plan.table())
+        if not resume:
+            for planned, chosen, reason in zip(plan.phases, caching, reasons):
+                if planned.frozen:
+                    say(f"cache: phase {planned.phase.name} {chosen or f'trains on pictures: {reason}'}")
         with Signals() as signals:
             progress = Progress(run, self.model, self.seed, self.keep, signals)
             arrays = progress.load() if resume else None
@@ -147,7 +210,11 @@ class Trainer:
                 while progress.phase < len(plan.phases):
                     planned = plan.phases[progress.phase]
                     with explained(planned, _GO_ON):
-                        self._run_phase(planned, data, progress, arrays)
+                        features = self._features(planned, caching[progress.phase], data)
+                        if planned.phase.solver == "logistic":
+                            self._solve_phase(planned, data, progress, features)
+                        else:
+                            self._run_phase(planned, data, progress, features, arrays)
                     arrays = None
                 with explained(plan.phases[-1], _GO_ON), signals.protected():
                     self._finish(run, progress, data)
@@ -164,7 +231,7 @@ class Trainer:
                 ) from None
         return run
 
-    def _config(self, schedule, extra):
+    def _config(self, schedule, caching, extra):
         return {
             **(extra or {}),
             "image_size": self.model.input_shape[1],
@@ -175,6 +242,10 @@ class Trainer:
             "seed": self.seed,
             "keep": self.keep,
             "precision": self.model.dtype_policy.name,
+            "cache": self.cache,
+            "engine": self.engine,
+            "feature_dtype": self.feature_dtype,
+            "caching": [chosen and chosen.to_dict() for chosen in caching],
             "head": {"task": self.head.task, "names": list(self.head.names)},
             "schedule": schedule.to_dict(),
         }
@@ -189,25 +260,92 @@ class Trainer:
             run.save_start(start)
         return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
 
-    def _run_phase(self, planned, data, progress, arrays):
+    def _features(self, planned, caching, data) -> dict[str, Activations]:
+        """Split → activations of a phase that trains on them; empty for others."""
+        if caching is None:
+            return {}
+        prefix = prefix_of(self.model, planned.frozen, planned.image_size)
+        views = {"train": caching.training_views(self._augment(planned.phase))}
+        return {
+            split: extract(
+                prefix,
+                data.examples[split],
+                views.get(split, (View(),)),
+                dtype=caching.dtype,
+                engine=self.engine,
+                store=Store(),
+                on_disk=caching.where == "disk",
+            )
+            for split in ("train", "val")
+            if split in data.examples
+        }
+
+    def _solve_phase(self, planned, data, progress, features):
+        """The head by logistic regression, as an epoch of its own."""
+        started = time.perf_counter()
+        frozen = freeze(self.model, "all")
+        progress.start_phase(planned, frozen, [])
+        train = features["train"]
+        rows = np.arange(len(data.examples["train"]))
+        labels = data.examples["train"].labels
+        counts = np.bincount(labels, minlength=len(self.head.names))
+        found = logistic_regression(
+            np.concatenate([train.gather(rows, view) for view in range(train.views)]).astype("float32"),
+            np.tile(labels, train.views),
+            np.tile(rows, train.views),
+            class_weights=_class_weights(planned.phase.class_weights, self.head.names, counts),
+            seed=self.seed,
+        )
+        self.model.layers[-1].kernel.assign(found.kernel)
+        self.model.layers[-1].bias.assign(found.bias)
+        logs = {}
+        for split, prefix in (("train", ""), ("val", "val_")):
+            if split in features:
+                logs |= self._measured(features[split], data.examples[split].labels, prefix)
+        chosen = f"strength {found.strength:.3g}"
+        if found.cross_validation is not None:
+            chosen += f" by cross-validation, log loss {found.cross_validation:.4f}"
+        say(f"head: {chosen}")
+        progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
+
+    def _measured(self, activations, labels, prefix):
+        """Loss and metrics of the last layer on activations in their first view."""
+        rows = np.arange(len(labels))
+        values = [
+            keras.ops.convert_to_numpy(
+                self.model.layers[-1](activations.gather(part).astype("float32"))
+            )
+            for part in np.array_split(rows, math.ceil(len(rows) / 4096))
+        ]
+        outputs = np.concatenate(values)
+        logs = {f"{prefix}loss": float(self.head.loss()(labels, outputs))}
+        for metric in self.head.metrics():
+            metric.update_state(labels, outputs)
+            logs[prefix + metric.name] = float(metric.result())
+        return logs
+
+    def _run_phase(self, planned, data, progress, features, arrays):
         """One compile and fit; `arrays` is the state to go on from, where there is one."""
         phase = planned.phase
-        model = at_image_size(self.model, planned.image_size)
-        frozen = freeze(model, phase.freeze, batch_norm=phase.batch_norm)
+        frozen = freeze(self.model, phase.freeze, batch_norm=phase.batch_norm)
+        model = training_model(
+            self.model,
+            planned.frozen,
+            image_size=planned.image_size,
+            from_cut=bool(features),
+            fold=phase.batch_norm == "frozen",
+        )
         self._set_dropout(phase)
         head = self.head
         if phase.label_smoothing is not None:
             head = dataclasses.replace(head, label_smoothing=phase.label_smoothing)
-        optimizer = make_optimizer(model, phase, planned.steps)
-        if model.dtype_policy.name == "mixed_float16":
-            # Transfer is done after some hundred steps: Keras's scale would not rise within them.
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, dynamic_growth_steps=100)
+        optimizer = make_optimizer(self.model, phase, planned.steps, model.trainable_variables)
         model.compile(
             optimizer=optimizer,
             loss=head.loss(),
             metrics=head.metrics(),
             jit_compile=jit_compile(),
-            steps_per_execution=self._steps_per_execution(planned),
+            steps_per_execution=self._steps_per_execution(planned, bool(features)),
         )
         optimizer.build(model.trainable_variables)
         anchor_at(optimizer, self._start)
@@ -220,8 +358,10 @@ class Trainer:
         if resumed and averages:
             averages[0].resume()
         progress.start_phase(planned, frozen, watched)
-        stream = self._batches(data, "train", planned, start_epoch=progress.epoch)
-        validation = self._batches(data, "val", planned) if "val" in data.examples else None
+        stream = self._batches(data, "train", planned, features, start_epoch=progress.epoch)
+        validation = None
+        if "val" in data.examples:
+            validation = self._batches(data, "val", planned, features)
         counts = np.bincount(data.examples["train"].labels, minlength=len(head.names))
         model.fit(
             stream,
@@ -235,20 +375,35 @@ class Trainer:
             verbose=0,
         )
 
-    def _steps_per_execution(self, planned):
+    def _steps_per_execution(self, planned, from_cut):
+        most = self.steps_per_execution
+        if from_cut and planned.frozen == len(planned.rates):
+            most = max(most, _HEAD_STEPS)  # a head's step is shorter than the call of it
         # Keras would run on into the next epoch's pictures with any other.
         epoch = math.gcd(planned.steps_per_epoch, planned.steps)
-        return max(n for n in range(1, self.steps_per_execution + 1) if epoch % n == 0)
+        return max(n for n in range(1, most + 1) if epoch % n == 0)
 
-    def _batches(self, data, split, planned, start_epoch=None):
+    def _augment(self, phase):
+        return _augmentation(phase.augment) or self.augment
+
+    def _batches(self, data, split, planned, features, start_epoch=None):
+        options = {"batch_size": planned.batch_size}
+        order = {"seed": self.seed, "start_epoch": start_epoch or 0}
+        if features:
+            from keras_transfer.features import batches
+
+            labels = data.examples[split].labels
+            options["dtype"] = prefix_of(self.model, planned.frozen).model.outputs[0].dtype
+            if start_epoch is None:
+                return batches.batches(features[split], labels, **options)
+            return batches.training_batches(features[split], labels, **options, **order)
         return data.batches(
             split,
             image_size=planned.image_size,
-            batch_size=planned.batch_size,
             training=start_epoch is not None,
-            augment=_augmentation(planned.phase.augment) or self.augment,
-            seed=self.seed,
-            start_epoch=start_epoch or 0,
+            augment=self._augment(planned.phase),
+            **options,
+            **order,
         )
 
     def _set_dropout(self, phase):

@@ -4,7 +4,13 @@ Nothing here imports TensorFlow until a dataset is asked for, so that wrong inpu
 answered at once. `decode`, `transforms` and `pipeline` do need it: import them by name.
 """
 
-from keras_transfer.data.augmentation import AUGMENTATIONS, Augmentation, resolve_augmentation
+from keras_transfer.data.augmentation import (
+    AUGMENTATIONS,
+    Augmentation,
+    View,
+    resolve_augmentation,
+    views_of,
+)
 from keras_transfer.data.files import Skipped, check_pictures, list_pictures, read_tree
 from keras_transfer.data.sources import (
     Examples,
@@ -20,6 +26,7 @@ __all__ = [
     "Examples",
     "ImageData",
     "Skipped",
+    "View",
     "check_pictures",
     "from_directory",
     "labelled_pictures",
@@ -27,4 +34,5 @@ __all__ = [
     "read_tree",
     "resolve_augmentation",
     "stratified_split",
+    "views_of",
 ]

@@ -1,6 +1,6 @@
 """What may change in a training picture: plain data (no TensorFlow)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from keras_transfer.errors import InputError
 
@@ -57,6 +57,34 @@ AUGMENTATIONS = {
     "medium": Augmentation(brightness=0.2, contrast=0.2, saturation=0.2),
     "heavy": Augmentation(min_area=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05),
 }
+
+
+@dataclass(frozen=True)
+class View:
+    """One fixed way to look at a picture, the same whenever it is asked for.
+
+    Attributes:
+        kind: `"plain"` (as in evaluation), `"mirror"` (the same, left and right exchanged) or
+            `"augmented"` (one variant, which follows from the picture's content and `number`).
+        number: of an augmented view, ≥ 0.
+        augmentation: of an augmented view.
+    """
+
+    kind: str = "plain"
+    number: int = 0
+    augmentation: Augmentation | None = None
+
+    def identity(self) -> dict:
+        """Plain data that tells this view from any other."""
+        return asdict(self)
+
+
+def views_of(augmentation: str | Augmentation, count: int) -> tuple[View, ...]:
+    """`count` augmented views, or the plain one where nothing varies."""
+    augmentation = resolve_augmentation(augmentation)
+    if augmentation == AUGMENTATIONS["none"]:
+        return (View(),)
+    return tuple(View("augmented", number, augmentation) for number in range(count))
 
 
 def resolve_augmentation(augmentation: str | Augmentation) -> Augmentation:

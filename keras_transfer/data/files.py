@@ -1,5 +1,6 @@
 """Find picture files in folders and check that they can be decoded (no TensorFlow)."""
 
+import hashlib
 import io
 import os
 import stat
@@ -118,6 +119,33 @@ def check_pictures(paths: list[str], *, progress: bool = True) -> tuple[list[str
     good = [path for path, fault in zip(paths, faults) if fault is None]
     skipped = [Skipped(path, fault) for path, fault in zip(paths, faults) if fault is not None]
     return good, skipped
+
+
+def digest_files(paths: list[str], *, progress: bool = True) -> list[bytes]:
+    """A 16-byte digest (BLAKE2b) of each file's whole content, in order.
+
+    Raises:
+        InputError: a file cannot be read any more.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(
+            tqdm(
+                pool.map(_digest, paths),
+                total=len(paths),
+                desc="reading pictures",
+                unit="file",
+                leave=False,
+                disable=None if progress else True,
+            )
+        )
+
+
+def _digest(path):
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read any more: {error.strerror}.") from None
 
 
 def list_pictures(paths: list[str | os.PathLike]) -> list[str]:

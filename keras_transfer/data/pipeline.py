@@ -4,12 +4,13 @@ import atexit
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.augmentation import Augmentation, resolve_augmentation
+from keras_transfer.data.augmentation import Augmentation, View, resolve_augmentation
 from keras_transfer.data.decode import decode
 from keras_transfer.data.sources import Examples
 from keras_transfer.data.transforms import augment, resize_and_crop
@@ -67,13 +68,58 @@ def batches(
     )
 
 
+def views(
+    examples: Examples, chosen: Sequence[int], views: Sequence[View], image_size: int, batch_size: int
+) -> tf.data.Dataset:
+    """Fixed views of some examples, each file decoded once.
+
+    Args:
+        chosen: positions in `examples`, in the order wanted.
+        views: what to make of each; an augmented view follows from the file's content and the
+            view's number.
+        batch_size: examples a batch, the last of which may be smaller.
+
+    Returns:
+        uint8 [V, B, image_size, image_size, 3], in order.
+    """
+    paths = tf.constant([os.fsencode(examples.paths[i]) for i in chosen], tf.string)
+    seeds = tf.constant(
+        [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen], tf.int64
+    )
+
+    def prepare(path, seed):
+        picture = _load(path)
+        plain = resize_and_crop(picture, image_size)
+        made = {
+            "plain": lambda view: plain,
+            "mirror": lambda view: tf.reverse(plain, [1]),
+            "augmented": lambda view: augment(
+                picture, image_size, view.augmentation, tf.stack([seed, view.number])
+            ),
+        }
+        return tf.stack([made[view.kind](view) for view in views])
+
+    return (
+        tf.data.Dataset.from_tensor_slices((paths, seeds))
+        .map(prepare, tf.data.AUTOTUNE, deterministic=True)
+        .batch(batch_size)
+        .map(lambda batch: tf.transpose(batch, [1, 0, 2, 3, 4]) if len(views) > 1 else batch[None, :, 0])
+        .prefetch(2)
+    )
+
+
+def epoch_order(count: int, seed, epoch) -> tuple[tf.Tensor, tf.Tensor]:
+    """(order int32 [count], seed int64 [2] of the pictures' variants) of an epoch."""
+    order_seed, picture_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
+    return tf.random.experimental.stateless_shuffle(tf.range(count), order_seed), picture_seed
+
+
 def _training_batches(examples, image_size, batch_size, augmentation, seed, start_epoch):
     paths, labels = _tensors(examples)
     count = len(examples)
 
     def epoch_rows(epoch):
-        order_seed, picture_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)
+        order, picture_seed = epoch_order(count, seed, epoch)
         batch = tf.range(count, dtype=tf.int64) // batch_size
         return tf.data.Dataset.from_tensor_slices((batch, order)).map(
             lambda batch, index: (batch, index, picture_seed)
@@ -118,7 +164,7 @@ def _load(path):
 
 def _read(path: bytes) -> np.ndarray:
     name = os.fsdecode(path)
-    with _calls:
+    with python_calls:
         try:
             return decode(Path(name).read_bytes())
         except (OSError, ValueError) as error:
@@ -126,7 +172,7 @@ def _read(path: bytes) -> np.ndarray:
             raise ValueError(f"{name}: {reason}") from error
 
 
-class _Calls:
+class _PythonCalls:
     """Calls from tf.data's threads into Python, to be ended before the interpreter is.
 
     A stream prefetches for as long as it lives. Python kills a thread that asks for the
@@ -160,5 +206,5 @@ class _Calls:
             time.sleep(0.01)
 
 
-_calls = _Calls()
-atexit.register(_calls.close)
+python_calls = _PythonCalls()
+atexit.register(python_calls.close)

@@ -1,15 +1,21 @@
 """A labelled picture folder as one object (no TensorFlow until a dataset is asked for)."""
 
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from keras_transfer.data.augmentation import Augmentation
-from keras_transfer.data.files import Skipped, check_pictures, read_splits, read_tree
+from keras_transfer.data.files import (
+    Skipped,
+    check_pictures,
+    digest_files,
+    read_splits,
+    read_tree,
+)
 from keras_transfer.data.splits import require_fraction, stratified_split
 from keras_transfer.errors import InputError
 
@@ -30,6 +36,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """A digest of each file's content, read once."""
+        return digest_files(self.paths)
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""
@@ -113,19 +124,15 @@ class ImageData:
         return -(-len(self._split(split)) // batch_size)
 
     def fingerprint(self) -> dict[str, str]:
-        """`split: class: path` → size and checksum of the file's first 64 KiB.
+        """`split: class: path` → digest of the file's content.
 
         Two equal fingerprints mean the same pictures with the same labels in the same splits.
         """
-        prints = {}
-        for split, examples in self.examples.items():
-            for path, label in zip(examples.paths, examples.labels):
-                with Path(path).open("rb") as file:
-                    head = zlib.crc32(file.read(1 << 16))
-                    size = os.fstat(file.fileno()).st_size
-                name = os.path.relpath(path, self.root)
-                prints[f"{split}: {self.class_names[label]}: {name}"] = f"{size}-{head:08x}"
-        return prints
+        return {
+            f"{split}: {self.class_names[label]}: {os.path.relpath(path, self.root)}": digest.hex()
+            for split, examples in self.examples.items()
+            for path, label, digest in zip(examples.paths, examples.labels, examples.digests)
+        }
 
     def describe(self) -> str:
         """Return a few lines for people: classes, pictures in each split, skipped files."""

@@ -1,0 +1,63 @@
+"""Activations as tf.data batches, in the order that pictures would come in."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.data.pipeline import epoch_order, python_calls
+from keras_transfer.features.extraction import Activations
+
+
+def batches(
+    activations: Activations, labels: np.ndarray, *, batch_size: int, dtype: str = "float32"
+) -> tf.data.Dataset:
+    """Every picture once, in order, in its first view: (`dtype` [B, …], int32 [B])."""
+    rows = tf.data.Dataset.range(len(labels), output_type=tf.int32).batch(batch_size)
+    loaded = _loader(activations, labels, dtype)
+    return rows.map(lambda rows: loaded(rows, tf.zeros_like(rows))).prefetch(tf.data.AUTOTUNE)
+
+
+def training_batches(
+    activations: Activations,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    dtype: str = "float32",
+    seed: int = 0,
+    start_epoch: int = 0,
+) -> tf.data.Dataset:
+    """An endless stream of epochs, like `pipeline.batches` of the same pictures and seed.
+
+    In each epoch each picture comes once, in a view that depends on (seed, epoch, picture).
+    """
+    count, views = len(labels), activations.views
+    loaded = _loader(activations, labels, dtype)
+    seed = tf.constant(seed, tf.int64)
+
+    def epoch_batches(epoch):
+        order, view_seed = epoch_order(count, seed, epoch)
+        chosen = tf.random.stateless_uniform([count], view_seed, 0, views, tf.int32)
+        return tf.data.Dataset.from_tensor_slices((order, chosen)).batch(batch_size)
+
+    stream = (
+        tf.data.Dataset.range(start_epoch, tf.int64.max)
+        .flat_map(epoch_batches)
+        .map(loaded, tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def _loader(activations, labels, dtype):
+    kept = activations.tables[0].shards[0]
+    targets = tf.constant(labels, tf.int32)
+
+    def gather(rows, views):
+        with python_calls:
+            return activations.gather(rows, views)
+
+    def load(rows, views):
+        values = tf.numpy_function(gather, [rows, views], tf.as_dtype(kept.dtype))
+        values = tf.cast(tf.ensure_shape(values, [None, *kept.shape[1:]]), dtype)
+        return values, tf.gather(targets, rows)
+
+    return load

@@ -1,0 +1,146 @@
+"""Where it pays to compute the frozen part once: a decision, with its reason, for each phase."""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+
+from keras_transfer.data.augmentation import View, resolve_augmentation, views_of
+from keras_transfer.errors import InputError
+from keras_transfer.features.prefix import prefix_of, stage_costs
+from keras_transfer.features.store import DTYPES, Store
+from keras_transfer.plans import PlannedPhase
+
+CACHES = ("auto", "off", "memory", "disk")
+_MOST_VIEWS = 8
+_LEAST_GAIN = 1.2
+# An inference graph against the forward part of a training step, measured: 0.4 to 0.5
+# (`scripts/benchmark.py`).
+_ENGINE = 0.5
+
+
+@dataclass(frozen=True)
+class Caching:
+    """How a phase gets its activations.
+
+    Attributes:
+        where: `"disk"` or `"memory"`.
+        views: number of views of each training picture.
+        mirror: the two views are the picture and its mirror image (the closed path's).
+        dtype: that they are kept in.
+        bytes: that they take, estimated.
+        gain: estimated time of the phase without over that with the cache.
+    """
+
+    where: str
+    views: int
+    mirror: bool
+    dtype: str
+    bytes: int
+    gain: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def training_views(self, augmentation) -> tuple[View, ...]:
+        if self.mirror:
+            return (View(), View("mirror"))[: self.views]
+        return views_of(augmentation, self.views)
+
+    def __str__(self):
+        kept = f"{self.views} views" if self.views > 1 else "one view"
+        return (
+            f"trains on activations, {kept} a picture, {_shown(self.bytes)} of {self.dtype} "
+            f"{'on disk' if self.where == 'disk' else 'in memory'} (estimated gain {self.gain:.1f})"
+        )
+
+
+def plan_caching(
+    asked: str,
+    planned: PlannedPhase,
+    model,
+    pictures: dict[str, int],
+    augmentation,
+    *,
+    store: Store,
+    dtype: str = "auto",
+) -> tuple[Caching | None, str]:
+    """(how, why) of a phase; None where it trains on pictures.
+
+    Args:
+        asked: a name of `CACHES`.
+        planned: the phase.
+        model: of `build_model`.
+        pictures: number of them in `"train"` and, if there are any, `"val"`.
+        augmentation: of the phase.
+        dtype: `"auto"` is the precision of the prefix where that fits, else float16.
+
+    Raises:
+        InputError: memory or disk was asked for and has no room.
+    """
+    closed = planned.phase.solver == "logistic"
+    if planned.frozen == 0:
+        return None, "nothing is frozen"
+    if asked == "off" and not closed:
+        return None, "as asked for"
+    prefix = prefix_of(model, planned.frozen, planned.image_size)
+    native = prefix.model.outputs[0].dtype if dtype == "auto" else dtype
+    choices = [native] if dtype != "auto" or native != "float32" else ["float32", "float16"]
+    resolved = resolve_augmentation(augmentation)
+    if closed:
+        most = 2 if resolved.flip else 1
+    elif len(views_of(augmentation, 2)) == 1:
+        most = 1
+    else:
+        most = planned.phase.views or min(_MOST_VIEWS, max(1, planned.epochs // 2))
+
+    where = "memory" if asked in ("memory", "off") else "disk"
+    room = _free_memory() // 2 if where == "memory" else store.free()
+    fewest = most if closed or planned.phase.views else 1
+    for kept in choices:
+        for views in range(most, fewest - 1, -1):
+            rows = pictures["train"] * views + pictures.get("val", 0)
+            size = rows * prefix.size * (2 if kept != "float32" else 4)
+            if size <= room:
+                gain = _gain(model, planned, pictures, views)
+                if asked == "auto" and not closed and gain < _LEAST_GAIN:
+                    return None, f"the cache would gain too little (estimated {gain:.1f} times)"
+                return Caching(where, views, closed, kept, size, gain), ""
+    message = f"{_shown(size)} of activations do not fit into {_shown(room)} free {where}"
+    if asked == "auto" and not closed:
+        return None, message
+    raise InputError(
+        f"Phase '{planned.phase.name}': {message}. Make room (`keras-transfer cache`), allow more "
+        "(KERAS_TRANSFER_CACHE_GB), set fewer views, or "
+        + ("train in steps (--set solver=gradient)." if closed else "use --cache off.")
+    )
+
+
+def check_cache(cache: str, dtype: str) -> None:
+    """Raises InputError for names that mean nothing."""
+    if cache not in CACHES:
+        raise InputError(f"cache must be one of {', '.join(CACHES)}, not {cache!r}.")
+    if dtype not in ("auto", *DTYPES[:3]):
+        raise InputError(f"feature_dtype must be auto, {', '.join(DTYPES[:3])}, not {dtype!r}.")
+
+
+def _gain(model, planned, pictures, views):
+    from keras_transfer.builders import backbone_of
+
+    costs = stage_costs(backbone_of(model))
+    prefix, suffix = sum(costs[: planned.frozen]), sum(costs[planned.frozen :])
+    train, val = pictures["train"], pictures.get("val", 0)
+    above = planned.epochs * suffix * (3 * train + val)  # a step back costs two forward
+    without = planned.epochs * prefix * (train + val) + above
+    return without / (_ENGINE * prefix * (views * train + val) + above)
+
+
+def _free_memory():
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not Linux
+        return 4 << 30
+
+
+def _shown(size):
+    unit = min(4, int(math.log2(max(1, size)) // 10))
+    return f"{size / (1 << 10 * unit):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"

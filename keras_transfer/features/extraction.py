@@ -1,0 +1,176 @@
+"""Activations of pictures at a cut: found in the store, or computed and kept there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from tqdm.auto import tqdm
+
+from keras_transfer.data.augmentation import View
+from keras_transfer.data.sources import Examples
+from keras_transfer.errors import InputError, say
+from keras_transfer.features.engines import ENGINES, choose_engine, engine_version, trusted
+from keras_transfer.features.prefix import Prefix
+from keras_transfer.features.store import DTYPES, Store, Table, Writer
+
+_FORMAT = 1  # of what a row means: raise it when decoding, views or preprocessing change
+_BATCH = 32
+_SAMPLE = 256  # pictures on which engines are compared
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a prefix gives for some pictures, one table a view.
+
+    Attributes:
+        tables: of each view.
+        places: (shard, row) of each picture in each table, int64 [V, N, 2].
+        engine: that computed them.
+    """
+
+    tables: tuple[Table, ...]
+    places: np.ndarray
+    engine: str
+
+    @property
+    def views(self) -> int:
+        return len(self.tables)
+
+    def gather(self, rows: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
+        """Activations [N, …] of the pictures `rows` [N] in the `views` [N] (or one view)."""
+        views = np.broadcast_to(views, np.shape(rows))
+        first = self.tables[0].shards[0]
+        out = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for view in np.unique(views):
+            here = views == view
+            out[here] = self.tables[view].gather(self.places[view][rows[here]])
+        return out
+
+
+def extract(
+    prefix: Prefix,
+    examples: Examples,
+    views: Sequence[View] = (View(),),
+    *,
+    dtype: str = "float32",
+    engine: str = "auto",
+    store: Store | None = None,
+    on_disk: bool = True,
+) -> Activations:
+    """The activations of every example in every view; what the store has is not computed again.
+
+    Args:
+        prefix: see `prefix_of`.
+        dtype: a name of `store.DTYPES` that is a float, to keep them in.
+        engine: a name of `engines.ENGINES`, or `"auto"`, see `engines.choose_engine`.
+        store: where they are looked for and kept; by default the user's.
+        on_disk: False keeps what is computed now in memory only.
+
+    Raises:
+        InputError: values that the dtype cannot hold, or a file that cannot be read any more.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"Unknown dtype '{dtype}': give one of {', '.join(DTYPES)}.")
+    store = store or Store()
+
+    def tables_of(name):
+        tables = tuple(_table(store, prefix, name, view, dtype) for view in views)
+        for table in tables:
+            table.refresh()
+            for damage in table.damaged:
+                say(f"cache: a damaged shard was removed and is computed again ({damage})")
+        return tables
+
+    def missing_in(tables):
+        return sorted({i for table in tables for i in table.missing(examples.digests)})
+
+    names = [n for n in ENGINES if trusted(n, prefix)] if engine == "auto" else [engine]
+    found = {name: tables_of(name) for name in names}
+    name = min(found, key=lambda n: len(missing_in(found[n])))
+    missing = missing_in(found[name])
+    if missing:
+        # Spread over the classes, which lie one after the other.
+        sample = np.unique(np.linspace(0, len(missing) - 1, _SAMPLE).astype(int))
+        sample = [missing[i] for i in sample]
+        choice = choose_engine(
+            engine,
+            prefix,
+            lambda: _pictures(examples, sample, prefix.image_size),
+            examples.labels[sample],
+            len(missing) * len(views),
+        )
+        if choice.name != name:
+            name = choice.name
+            found[name] = found.get(name) or tables_of(name)
+            missing = missing_in(found[name])
+        _compute(choice.run, prefix, examples, missing, views, found[name], dtype, on_disk)
+        if on_disk:
+            store.trim(keep=[table.key for table in found[name]])
+        say(f"features of {len(missing)} pictures computed; engine {name}: {choice.reason}")
+    places = np.stack([table.locate(examples.digests) for table in found[name]])
+    return Activations(found[name], places, name)
+
+
+def _table(store, prefix, engine, view, dtype):
+    identity = {
+        "format": _FORMAT,
+        "keras": keras.__version__,
+        "prefix": prefix.fingerprint,
+        "image_size": prefix.image_size,
+        "engine": engine_version(engine),
+        "view": view.identity(),
+        "dtype": dtype,
+    }
+    shown = view.kind if view.kind != "augmented" else f"augmented {view.number + 1}"
+    about = {
+        "backbone": prefix.name,
+        "image_size": prefix.image_size,
+        "shape": list(prefix.shape),
+        "dtype": dtype,
+        "engine": engine,
+        "view": shown,
+    }
+    return store.table(identity, about)
+
+
+def _pictures(examples, chosen, image_size):
+    from keras_transfer.data import pipeline
+
+    (batch,) = pipeline.views(examples, chosen, [View()], image_size, len(chosen))
+    return batch[0].numpy()
+
+
+def _compute(run: Callable, prefix, examples, missing, views, tables, dtype, on_disk):
+    from keras_transfer.data import pipeline
+
+    share = max(1 << 20, (64 << 20) // len(views))  # what waits in memory is bounded, over all views
+    writers = [Writer(table, on_disk, share) for table in tables]
+    batches = pipeline.views(examples, missing, views, prefix.image_size, _BATCH)
+    bar = tqdm(total=len(missing), desc="features", unit="picture", leave=False, disable=None)
+    done = 0
+    try:
+        for batch in batches:
+            count = batch.shape[1]
+            digests = [examples.digests[i] for i in missing[done : done + count]]
+            for writer, pictures in zip(writers, batch):
+                writer.add(digests, _cast(run(pictures), dtype))
+            done += count
+            bar.update(count)
+    finally:  # what is computed is kept, also where the run is interrupted
+        for writer in writers:
+            writer.flush()
+        bar.close()
+    full = next((writer.full for writer in writers if writer.full), None)
+    if full:
+        say(f"cache: it cannot be written to ({full}); the rest is kept in memory")
+
+
+def _cast(rows, dtype):
+    short = rows.astype(dtype)
+    if dtype != "float32" and not np.isfinite(short.astype("float32")).all():
+        raise InputError(
+            f"Activations up to {np.abs(rows.astype('float32')).max():.3g} do not fit into {dtype}: "
+            "use bfloat16 or float32 (feature_dtype), or --cache off."
+        )
+    return short

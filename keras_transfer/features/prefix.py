@@ -1,0 +1,72 @@
+"""The frozen part of a network: what it is, and what it costs."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import keras
+
+from keras_transfer.builders import at_image_size, backbone_of
+from keras_transfer.stages import Backbone
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first stages of a backbone, from uint8 pictures to the activations at the cut.
+
+    Attributes:
+        model: [N, H, W, 3] → [N, …]; shares the backbone's weights.
+        name: for people.
+    """
+
+    model: keras.Model
+    name: str
+
+    @property
+    def image_size(self) -> int:
+        return self.model.input_shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the activations of one picture."""
+        return tuple(self.model.output_shape[1:])
+
+    @property
+    def size(self) -> int:
+        """Numbers of one picture's activations."""
+        return math.prod(self.shape)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the graph and all its weights; names of layers do not matter."""
+        text = json.dumps(self.model.get_config(), sort_keys=True, default=str)
+        for i, layer in enumerate(sorted(self.model.layers, key=lambda x: -len(x.name))):
+            text = text.replace(f'"{layer.name}"', f'"#{i}"')
+        text = text.replace(f'"{self.model.name}"', '"model"')
+        digest = hashlib.blake2b(text.encode(), digest_size=16)
+        for weight in self.model.weights:
+            digest.update(keras.ops.convert_to_numpy(weight).tobytes())
+        return digest.hexdigest()
+
+
+def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) -> Prefix:
+    """The first `stages` stages (at least one) of a model's backbone, at one of its image sizes."""
+    backbone = backbone_of(model)
+    name = f"{backbone.name}, {stages} of {len(backbone.stages)} stages"
+    backbone = backbone_of(at_image_size(model, image_size or model.input_shape[1]))
+    whole = stages == len(backbone.stages)
+    return Prefix(backbone if whole else backbone.split(stages)[0], name)
+
+
+def stage_costs(backbone: Backbone) -> list[float]:
+    """Multiplications of each stage for one picture, forward: those of its weight matrices."""
+    costs = []
+    for stage in backbone.stages:
+        total = 0.0
+        for layer in stage.layers:
+            places = math.prod(layer.output.shape[1:-1]) if layer.weights else 0
+            total += places * sum(math.prod(w.shape) for w in layer.weights if len(w.shape) > 1)
+        costs.append(total)
+    return costs
