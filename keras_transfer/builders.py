@@ -1,5 +1,7 @@
 """Picture → normalise → backbone → pooling → head, as one `keras.Model`."""
 
+import weakref
+
 import keras
 
 from keras_transfer.backbones import build_backbone
@@ -60,18 +62,36 @@ def at_image_size(model: keras.Model, image_size: int) -> keras.Model:
     Raises:
         InputError: another image size, or one that is too small for the layers.
     """
-    backbone = backbone_of(model)
     if image_size == model.input_shape[1]:
         return model
-    check_other_size(model, image_size)
-    inner = keras.Input((image_size, image_size, 3), name="pictures")
     inputs = keras.Input((image_size, image_size, 3), name="pictures")
-    try:
-        other = Backbone(inner, rebuild(backbone, inner), name=backbone.name)
-        outputs = _head_on(model, other(inputs))
-    except ValueError as error:
-        raise InputError(f"{backbone.name} takes no {image_size} px: {error}") from None
+    outputs = _head_on(model, backbone_at(model, image_size)(inputs))
     return keras.Model(inputs, outputs, name=model.name)
+
+
+# Kept outside of the backbones, which would take them for layers of their own.
+_twins = weakref.WeakKeyDictionary()
+
+
+def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
+    """The model's backbone for pictures of one size (by default the model's), on shared weights.
+
+    Raises:
+        InputError: see `at_image_size`.
+    """
+    backbone = backbone_of(model)
+    image_size = image_size or model.input_shape[1]
+    if backbone.input_shape[1] == image_size:
+        return backbone
+    check_other_size(model, image_size)
+    twins = _twins.setdefault(backbone, {})
+    if image_size not in twins:
+        inputs = keras.Input((image_size, image_size, 3), name="pictures")
+        try:
+            twins[image_size] = Backbone(inputs, rebuild(backbone, inputs), name=backbone.name)
+        except ValueError as error:
+            raise InputError(f"{backbone.name} takes no {image_size} px: {error}") from None
+    return twins[image_size]
 
 
 def check_other_size(model: keras.Model, image_size: int) -> None:
@@ -101,8 +121,7 @@ def training_model(
         fold: fold BatchNorm into the convolutions of the trained part too, which must be frozen
             there. In the frozen part it always is.
     """
-    sized = at_image_size(model, image_size or model.input_shape[1])
-    backbone = backbone_of(sized)
+    backbone = backbone_at(model, image_size)
     if frozen == 0:
         prefix, suffix = None, backbone
     elif frozen == len(backbone.stages):
@@ -112,12 +131,12 @@ def training_model(
     if from_cut:
         x = inputs = keras.Input(prefix.output_shape[1:], dtype=prefix.outputs[0].dtype)
     else:
-        x = inputs = keras.Input(sized.input_shape[1:], name="pictures")
+        x = inputs = keras.Input(backbone.input_shape[1:], name="pictures")
         if prefix is not None:
             x = Inference(folded(prefix))(x)
     if suffix is not None:
         x = (folded(suffix) if fold else suffix)(x)
-    return keras.Model(inputs, _head_on(sized, x), name=model.name)
+    return keras.Model(inputs, _head_on(model, x), name=model.name)
 
 
 def _head_on(model, features):

@@ -17,8 +17,10 @@ from keras_transfer.cli_options import (
     AugmentOption,
     BackboneOption,
     BatchSize,
+    CacheOption,
     Config,
     Data,
+    EngineOption,
     Epochs,
     ImageSize,
     Json,
@@ -100,6 +102,8 @@ def train(
     keep: Annotated[
         Keep, typer.Option(help="The epoch that is kept: best on validation, or last. [best]")
     ] = None,
+    cache: CacheOption = None,
+    engine: EngineOption = None,
     config: Config = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run (or begin it).")
@@ -108,25 +112,27 @@ def train(
     """Train a model on a folder of labelled pictures."""
     from keras_transfer.backbones import check_backbone
     from keras_transfer.data import from_directory
+    from keras_transfer.features import check_engine
     from keras_transfer.recipes import resolve_schedule
     from keras_transfer.runs import Run, check_out
 
     settings = settings_of(
         config,
-        {
-            "backbone": backbone,
-            "strategy": strategy,
-            "val": val and str(val),
-            "val_split": val_split,
-            "image_size": image_size,
-            "batch_size": batch_size,
-            "precision": precision and precision.value,
-            "augment": augment and augment.value,
-            "weights": weights,
-            "seed": seed,
-            "keep": keep and keep.value,
-        },
+        backbone=backbone,
+        strategy=strategy,
+        val=val,
+        val_split=val_split,
+        image_size=image_size,
+        batch_size=batch_size,
+        precision=precision,
+        augment=augment,
+        weights=weights,
+        seed=seed,
+        keep=keep,
+        cache=cache,
+        engine=engine,
     )
+    check_engine(settings["engine"])
     resume = resume and Run.begun(out)
     if resume:
         begun = Run.open(out, finished=False)
@@ -138,7 +144,8 @@ def train(
     schedule = settings["strategy"]
     if isinstance(settings.get("schedule"), dict) and not (strategy or epochs or learning_rate):
         schedule = schedule_of(config, settings["schedule"])
-    if settings["weights"] == "none" or not resolve_schedule(schedule, overrides).pretrained:
+    resolved = resolve_schedule(schedule, overrides)
+    if not resolved.pretrained:
         settings["weights"] = None
     name = settings["backbone"]
     check_backbone(name, settings["image_size"], settings["weights"])
@@ -151,7 +158,8 @@ def train(
     from keras_transfer.evaluation import wilson_interval
     from keras_transfer.training import Trainer
 
-    model = _build(pictures, settings)
+    trains = any(phase.freeze != "all" for phase in resolved.phases)
+    model = _build(pictures, settings, trains)
     trainer = Trainer(
         model,
         schedule,
@@ -160,6 +168,9 @@ def train(
         augment=settings["augment"],
         seed=settings["seed"],
         keep=settings["keep"],
+        cache=settings["cache"],
+        engine=settings["engine"],
+        feature_dtype=settings["feature_dtype"],
     )
     kept = {key: settings[key] for key in ("backbone", "strategy", "weights", "val", "val_split")}
     kept["weights"] = kept["weights"] or "none"
@@ -260,18 +271,14 @@ def find_rate(
 
     settings = settings_of(
         config,
-        {
-            "backbone": backbone,
-            "image_size": image_size,
-            "batch_size": batch_size,
-            "precision": precision and precision.value,
-            "augment": augment and augment.value,
-            "weights": weights,
-            "seed": seed,
-        },
+        backbone=backbone,
+        image_size=image_size,
+        batch_size=batch_size,
+        precision=precision,
+        augment=augment,
+        weights=weights,
+        seed=seed,
     )
-    if settings["weights"] == "none":
-        settings["weights"] = None
     if out.suffix != ".png":
         raise InputError(f"Cannot draw into {out}: give a .png file.")
     check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
@@ -295,15 +302,17 @@ def find_rate(
     print(f"suggested learning rate {test.suggestion:.2g} ({len(test.rates)} steps, {out})")
 
 
-def _build(pictures, settings):
-    """The model that the settings name, from its seed."""
+def _build(pictures, settings, trains=True):
+    """The model that the settings name, from its seed; `trains`: the backbone too."""
     import keras
 
     from keras_transfer.builders import build_model
     from keras_transfer.heads import Classification
     from keras_transfer.precision import set_precision
 
-    precision = set_precision(settings["precision"], settings["backbone"], settings["image_size"])
+    precision = set_precision(
+        settings["precision"], settings["backbone"], settings["image_size"], trains=trains
+    )
     print(precision, file=sys.stderr)
     keras.utils.set_random_seed(settings["seed"])
     return build_model(
@@ -406,6 +415,57 @@ def export(
 
     saved_model(run.model, out)
     print(f"{out}: SavedModel with serving_default, serve_uint8 and serve_bytes")
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
+    limit: Annotated[
+        float | None,
+        typer.Option(help="Remove what was not used for longest, down to so many gigabytes."),
+    ] = None,
+    as_json: Json = False,
+):
+    """List the activations kept on this machine, with their sizes; remove them."""
+    import time
+
+    from keras_transfer.features.store import Store, shown_bytes
+
+    if limit is not None and limit < 0:
+        raise InputError(f"--limit {limit:g}: give a number of gigabytes, 0 or more.")
+    store = Store()
+    removed = 0
+    if clear or limit is not None:
+        removed = store.trim(limit=0 if clear else int(limit * (1 << 30)))
+    tables = store.list()
+    if as_json:
+        rows = [{"key": t.key, "bytes": t.bytes, "used": t.used, **t.about} for t in tables]
+        total = sum(t.bytes for t in tables)
+        print(
+            json.dumps(
+                {
+                    "folder": str(store.root),
+                    "limit": store.limit,
+                    "bytes": total,
+                    "removed": removed,
+                    "tables": rows,
+                },
+                indent=2,
+            )
+        )
+        return
+    if removed:
+        print(f"removed {shown_bytes(removed)}", file=sys.stderr)
+    print(f"{'size':>10}  {'last used':<17}{'px':>4}  {'view':<13}{'engine':<10}{'of'}")
+    for table in tables:
+        about = {"image_size": "?", "view": "?", "engine": "?", "backbone": "unknown"} | table.about
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(table.used))
+        print(
+            f"{shown_bytes(table.bytes):>10}  {used:<17}{about['image_size']:>4}  "
+            f"{about['view']:<13}{about['engine']:<10}{about['backbone']}"
+        )
+    total = shown_bytes(sum(t.bytes for t in tables))
+    print(f"{total} of at most {shown_bytes(store.limit)} in {store.root}")
 
 
 @app.command()

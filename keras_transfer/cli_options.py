@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from keras_transfer.errors import InputError
+from keras_transfer.recipes import DEFAULT
 
 
 class Precision(StrEnum):
@@ -20,6 +21,19 @@ class Precision(StrEnum):
 class Keep(StrEnum):
     best = "best"
     last = "last"
+
+
+class Cache(StrEnum):
+    auto = "auto"
+    off = "off"
+    memory = "memory"
+    disk = "disk"
+
+
+class Engine(StrEnum):
+    auto = "auto"
+    keras = "keras"
+    openvino = "openvino"
 
 
 class Augment(StrEnum):
@@ -54,6 +68,10 @@ PrecisionOption = Annotated[Precision, typer.Option(help="[auto]", show_choices=
 AugmentOption = Annotated[Augment, typer.Option(help="[light]")]
 WeightsOption = Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")]
 Seed = Annotated[int | None, typer.Option(help="Two runs with one seed are equal. [0]")]
+CacheOption = Annotated[
+    Cache, typer.Option(help="Where activations of frozen stages are kept. [auto]")
+]
+EngineOption = Annotated[Engine, typer.Option(help="What computes them. [auto]")]
 Config = Annotated[Path | None, typer.Option(help="A config.yaml; options given here win over it.")]
 
 
@@ -88,7 +106,7 @@ def schedule_of(config, data):
 
 DEFAULTS = {
     "backbone": "mobilenet_v2",
-    "strategy": "lp_ft",
+    "strategy": DEFAULT,
     "weights": "imagenet",
     "val": None,
     "val_split": 0.2,
@@ -98,10 +116,13 @@ DEFAULTS = {
     "augment": "light",
     "seed": 0,
     "keep": "best",
+    "cache": "auto",
+    "engine": "auto",
+    "feature_dtype": "auto",
 }
 
 
-def settings_of(config, given):
+def settings_of(config, **given):
     """Defaults, overridden by the config file, overridden by the options that were given."""
     from keras_transfer.data import Augmentation
 
@@ -119,7 +140,15 @@ def settings_of(config, given):
         if not isinstance(read, dict):
             raise InputError(f"{config} is no config: it must hold names and values.")
         settings.update({k: v for k, v in read.items() if k in DEFAULTS or k == "schedule"})
-    settings.update({key: value for key, value in given.items() if value is not None})
+    settings.update(
+        {
+            key: str(value) if isinstance(value, (Path, StrEnum)) else value
+            for key, value in given.items()
+            if value is not None
+        }
+    )
+    if settings["weights"] == "none":
+        settings["weights"] = None
     if isinstance(settings["augment"], dict):  # one of the user's own, from a run's config
         settings["augment"] = Augmentation(**settings["augment"])
     return settings

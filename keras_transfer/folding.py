@@ -7,6 +7,7 @@ a CPU takes as long as the convolution itself.
 
 import keras
 from keras import ops
+from keras.src.backend import AutocastScope  # no public name
 
 from keras_transfer.stages import clone_with
 
@@ -75,18 +76,11 @@ class FoldedConv(keras.layers.Layer):
         return keras.KerasTensor(self.conv.compute_output_shape(x.shape), dtype=self.compute_dtype)
 
     def call(self, x):
-        conv, norm = self.conv, self.norm
-        scale = ops.rsqrt(norm.moving_variance.value + norm.epsilon)
-        if norm.scale:
-            scale = scale * norm.gamma.value
-        bias = -norm.moving_mean.value * scale
-        if norm.center:
-            bias = bias + norm.beta.value
-        if conv.use_bias:
-            bias = bias + conv.bias.value * scale
-        kernel = conv.kernel.value
+        # Out of the scope in which an outer model's policy rounds what is read.
+        with AutocastScope(None):
+            kernel, bias = self._folded()
+        conv = self.conv
         depthwise = isinstance(conv, keras.layers.DepthwiseConv2D)
-        kernel = kernel * (ops.reshape(scale, kernel.shape[2:]) if depthwise else scale)
         convolve = ops.depthwise_conv if depthwise else ops.conv
         x = convolve(
             ops.cast(x, self.compute_dtype),
@@ -98,6 +92,22 @@ class FoldedConv(keras.layers.Layer):
         )
         return x + ops.cast(bias, self.compute_dtype)
 
+    def _folded(self):
+        """(kernel, bias), in full precision."""
+        conv, norm = self.conv, self.norm
+        scale = ops.rsqrt(norm.moving_variance.value + norm.epsilon)
+        if norm.scale:
+            scale = scale * norm.gamma.value
+        bias = -norm.moving_mean.value * scale
+        if norm.center:
+            bias = bias + norm.beta.value
+        if conv.use_bias:
+            bias = bias + conv.bias.value * scale
+        kernel = conv.kernel.value
+        if isinstance(conv, keras.layers.DepthwiseConv2D):
+            scale = ops.reshape(scale, kernel.shape[2:])
+        return kernel * scale, bias
+
 
 class Inference(keras.layers.Layer):
     """A model that runs in inference mode whatever `training` the outer model is called with."""
@@ -108,7 +118,9 @@ class Inference(keras.layers.Layer):
         self.built = True
 
     def compute_output_spec(self, x):
-        return keras.KerasTensor((x.shape[0], *self.model.output_shape[1:]), self.model.outputs[0].dtype)
+        return keras.KerasTensor(
+            (x.shape[0], *self.model.output_shape[1:]), self.model.outputs[0].dtype
+        )
 
     def call(self, x):
         return self.model(x, training=False)

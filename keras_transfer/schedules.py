@@ -259,6 +259,8 @@ class Schedule:
             change = {name: value}
             if name in ("epochs", "steps") and value is not None:
                 change["steps" if name == "epochs" else "epochs"] = None  # one of the two
+            if change == {"solver": "logistic"}:
+                change |= {"epochs": 1, "steps": None}  # it has no others
             for each in phases if where == "*" else [where]:
                 phases[each] = replace(phases[each], **change)
         return replace(self, phases=tuple(phases.values()))

@@ -13,8 +13,8 @@ from keras_transfer.builders import training_model
 from keras_transfer.data.augmentation import Augmentation, View, resolve_augmentation
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged, Interrupted, Signals, explained
+from keras_transfer.features import check_engine
 from keras_transfer.features.caching import Caching, check_cache, plan_caching
-from keras_transfer.features.engines import check_engine
 from keras_transfer.features.extraction import Activations, extract
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.features.store import Store
@@ -200,7 +200,9 @@ class Trainer:
         if not resume:
             for planned, chosen, reason in zip(plan.phases, caching, reasons):
                 if planned.frozen:
-                    say(f"cache: phase {planned.phase.name} {chosen or f'trains on pictures: {reason}'}")
+                    say(
+                        f"cache: phase {planned.phase.name} {chosen or f'trains on pictures: {reason}'}"
+                    )
         with Signals() as signals:
             progress = Progress(run, self.model, self.seed, self.keep, signals)
             arrays = progress.load() if resume else None
@@ -290,7 +292,9 @@ class Trainer:
         labels = data.examples["train"].labels
         counts = np.bincount(labels, minlength=len(self.head.names))
         found = logistic_regression(
-            np.concatenate([train.gather(rows, view) for view in range(train.views)]).astype("float32"),
+            np.concatenate([train.gather(rows, view) for view in range(train.views)]).astype(
+                "float32"
+            ),
             np.tile(labels, train.views),
             np.tile(rows, train.views),
             class_weights=_class_weights(planned.phase.class_weights, self.head.names, counts),

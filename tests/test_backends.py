@@ -12,7 +12,7 @@ import pytest
 import keras_transfer
 
 FOLDER = Path(keras_transfer.__file__).parent
-MODEL_AND_TRAINING = ["backbones", "builders", "failures", "freezing", "heads", "optimizers", "plans", "precision", "progress", "rate_finder", "recipes", "runs", "schedules", "stages", "training"]  # fmt: skip
+MODEL_AND_TRAINING = ["backbones", "builders", "failures", "features/caching", "features/prefix", "features/store", "folding", "freezing", "heads", "optimizers", "plans", "precision", "progress", "rate_finder", "recipes", "runs", "schedules", "solvers", "stages", "training"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODEL_AND_TRAINING)
@@ -69,13 +69,16 @@ class Arrays:
     class_names, skipped = ("a", "b"), []
     examples = {"train": Part(range(16)), "val": Part(range(16))}
 
+    def fingerprint(self):
+        return {}
+
     def batches(self, split, *, training, **_):
         return (Batch()[0] for _ in itertools.count()) if training else Batch()
 
 assert keras.backend.backend() == "jax"
 keras.utils.set_random_seed(0)
 model = build_model(small_backbone(), Classification(("a", "b")), image_size=32)
-run = Trainer(model, "lp_ft", epochs=3, batch_size=16).fit(Arrays(), sys.argv[1])
+run = Trainer(model, "lp_ft", epochs=3, batch_size=16, cache="off").fit(Arrays(), sys.argv[1])
 print(run.metrics["val"]["accuracy"])
 """
 

@@ -24,7 +24,7 @@ def machine(monkeypatch, tmp_path):
     def make(gpu=False, tpu=False, capability=None, flags="", gain=None):
         devices = {"gpu": ["gpu:0"] * gpu, "tpu": ["tpu:0"] * tpu}
         monkeypatch.setattr(keras.distribution, "list_devices", lambda kind: devices[kind])
-        monkeypatch.setattr(precision, "_cpu_flags", lambda: set(flags.split()))
+        monkeypatch.setattr(precision, "cpu_flags", lambda: set(flags.split()))
 
         def driver(command, **_):
             if capability is None:
@@ -36,7 +36,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(precision, "bfloat16_gain", lambda *what: measured.append(what) or gain)
         return measured
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path))
     return make
 
 

@@ -69,7 +69,11 @@ def batches(
 
 
 def views(
-    examples: Examples, chosen: Sequence[int], views: Sequence[View], image_size: int, batch_size: int
+    examples: Examples,
+    chosen: Sequence[int],
+    views: Sequence[View],
+    image_size: int,
+    batch_size: int,
 ) -> tf.data.Dataset:
     """Fixed views of some examples, each file decoded once.
 
@@ -103,7 +107,11 @@ def views(
         tf.data.Dataset.from_tensor_slices((paths, seeds))
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size)
-        .map(lambda batch: tf.transpose(batch, [1, 0, 2, 3, 4]) if len(views) > 1 else batch[None, :, 0])
+        .map(
+            lambda batch: (
+                tf.transpose(batch, [1, 0, 2, 3, 4]) if len(views) > 1 else batch[None, :, 0]
+            )
+        )
         .prefetch(2)
     )
 

@@ -1,17 +1,17 @@
 """Where it pays to compute the frozen part once: a decision, with its reason, for each phase."""
 
-import math
 import os
 from dataclasses import asdict, dataclass
 
+from keras_transfer.builders import backbone_at
 from keras_transfer.data.augmentation import View, resolve_augmentation, views_of
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import prefix_of, stage_costs
-from keras_transfer.features.store import DTYPES, Store
+from keras_transfer.features.store import DTYPES, Store, shown_bytes
 from keras_transfer.plans import PlannedPhase
 
 CACHES = ("auto", "off", "memory", "disk")
-_MOST_VIEWS = 8
+_MOST_VIEWS = 4
 _LEAST_GAIN = 1.2
 # An inference graph against the forward part of a training step, measured: 0.4 to 0.5
 # (`scripts/benchmark.py`).
@@ -49,7 +49,7 @@ class Caching:
     def __str__(self):
         kept = f"{self.views} views" if self.views > 1 else "one view"
         return (
-            f"trains on activations, {kept} a picture, {_shown(self.bytes)} of {self.dtype} "
+            f"trains on activations, {kept} a picture, {shown_bytes(self.bytes)} of {self.dtype} "
             f"{'on disk' if self.where == 'disk' else 'in memory'} (estimated gain {self.gain:.1f})"
         )
 
@@ -105,7 +105,7 @@ def plan_caching(
                 if asked == "auto" and not closed and gain < _LEAST_GAIN:
                     return None, f"the cache would gain too little (estimated {gain:.1f} times)"
                 return Caching(where, views, closed, kept, size, gain), ""
-    message = f"{_shown(size)} of activations do not fit into {_shown(room)} free {where}"
+    message = f"{shown_bytes(size)} of activations do not fit into {shown_bytes(room)} free {where}"
     if asked == "auto" and not closed:
         return None, message
     raise InputError(
@@ -124,9 +124,7 @@ def check_cache(cache: str, dtype: str) -> None:
 
 
 def _gain(model, planned, pictures, views):
-    from keras_transfer.builders import backbone_of
-
-    costs = stage_costs(backbone_of(model))
+    costs = stage_costs(backbone_at(model, planned.image_size))
     prefix, suffix = sum(costs[: planned.frozen]), sum(costs[planned.frozen :])
     train, val = pictures["train"], pictures.get("val", 0)
     above = planned.epochs * suffix * (3 * train + val)  # a step back costs two forward
@@ -139,8 +137,3 @@ def _free_memory():
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # not Linux
         return 4 << 30
-
-
-def _shown(size):
-    unit = min(4, int(math.log2(max(1, size)) // 10))
-    return f"{size / (1 << 10 * unit):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"

@@ -6,7 +6,6 @@ checked against.
 """
 
 import importlib.metadata
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_transfer.errors import InputError
+from keras_transfer.features import has_openvino
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.folding import folded
 from keras_transfer.machine import cpu_flags, remembered
@@ -74,17 +73,6 @@ class Choice:
     reason: str
 
 
-def check_engine(name: str) -> None:
-    """Raises InputError where there is no such engine, or it is not installed."""
-    if name not in ("auto", *ENGINES):
-        raise InputError(f"Unknown engine '{name}': give auto, {', '.join(ENGINES)}.")
-    if name == "openvino" and not _has_openvino():
-        raise InputError(
-            "Engine 'openvino' is not installed: pip install 'keras_transfer[openvino]', or leave "
-            "--engine auto."
-        )
-
-
 def choose_engine(
     asked: str,
     prefix: Prefix,
@@ -105,18 +93,20 @@ def choose_engine(
     """
     if asked != "auto":
         return Choice(asked, ENGINES[asked](prefix), "as asked for")
-    usable = _has_openvino() and _has_bfloat16() and keras.backend.backend() == "tensorflow"
+    usable = has_openvino() and _has_bfloat16() and keras.backend.backend() == "tensorflow"
     if not usable:
         return Choice("keras", keras_engine(prefix), "the one that this machine gains by")
     made = {}
     if not trusted("openvino", prefix):
         made["keras"] = keras_engine(prefix)
         pictures = sample()
-        few = pictures[: 32]
+        few = pictures[:32]
         made["keras"](few)  # traces
         work = _seconds(made["keras"], few) * left / len(few)
         if work < _WORTH_MEASURING:
-            return Choice("keras", made["keras"], f"{work:.0f} s of work: too little to compare others")
+            return Choice(
+                "keras", made["keras"], f"{work:.0f} s of work: too little to compare others"
+            )
 
     def measure():
         made["openvino"] = openvino_engine(prefix)
@@ -146,7 +136,7 @@ def trusted(name: str, prefix: Prefix) -> bool:
     """True for Keras, and for an engine that was compared with it on this machine and taken."""
     if name == "keras":
         return True
-    if not _has_openvino():
+    if not has_openvino():
         return False
     nothing = {"gain": 0.0, "error": 1.0, "probe": 1.0}
     return _good(remembered("engines", _key(name, prefix)) or nothing)
@@ -157,21 +147,26 @@ def compare(reference: Run, other: Run, pictures: np.ndarray, labels: np.ndarray
     expected, got = reference(pictures), other(pictures)
     gains = [_seconds(reference, pictures) / _seconds(other, pictures) for _ in range(3)]
     expected, got = (x.astype("float32").reshape(len(x), -1) for x in (expected, got))
-    error = float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
+    if not np.isfinite(got).all():
+        return {"gain": float(np.median(gains)), "error": 1.0, "probe": 1.0}
+    error = np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30)
     return {
         "gain": float(np.median(gains)),
-        "error": error if np.isfinite(error) else 1.0,
+        "error": float(error),
         "probe": _probe_loss(expected, got, labels),
     }
 
 
 def _probe_loss(expected, got, labels):
     from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
     fitted, measured = np.arange(len(labels)) % 2 == 0, np.arange(len(labels)) % 2 == 1
     if len(np.unique(labels[fitted])) < 2:
         return 0.0
-    probe = RidgeClassifier(alpha=float(expected.shape[1])).fit(expected[fitted], labels[fitted])
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=float(expected.shape[1])))
+    probe.fit(expected[fitted], labels[fitted])
     plain, other = (probe.score(x[measured], labels[measured]) for x in (expected, got))
     return float(plain - other)
 
@@ -192,10 +187,6 @@ def _seconds(run, pictures):
     started = time.perf_counter()
     run(pictures)
     return time.perf_counter() - started
-
-
-def _has_openvino():
-    return importlib.util.find_spec("openvino") is not None
 
 
 def _format():

@@ -144,7 +144,9 @@ def _pictures(examples, chosen, image_size):
 def _compute(run: Callable, prefix, examples, missing, views, tables, dtype, on_disk):
     from keras_transfer.data import pipeline
 
-    share = max(1 << 20, (64 << 20) // len(views))  # what waits in memory is bounded, over all views
+    share = max(
+        1 << 20, (64 << 20) // len(views)
+    )  # what waits in memory is bounded, over all views
     writers = [Writer(table, on_disk, share) for table in tables]
     batches = pipeline.views(examples, missing, views, prefix.image_size, _BATCH)
     bar = tqdm(total=len(missing), desc="features", unit="picture", leave=False, disable=None)
@@ -153,7 +155,7 @@ def _compute(run: Callable, prefix, examples, missing, views, tables, dtype, on_
         for batch in batches:
             count = batch.shape[1]
             digests = [examples.digests[i] for i in missing[done : done + count]]
-            for writer, pictures in zip(writers, batch):
+            for writer, pictures in zip(writers, batch.numpy()):
                 writer.add(digests, _cast(run(pictures), dtype))
             done += count
             bar.update(count)

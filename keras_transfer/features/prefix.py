@@ -8,8 +8,8 @@ from functools import cached_property
 
 import keras
 
-from keras_transfer.builders import at_image_size, backbone_of
-from keras_transfer.stages import Backbone
+from keras_transfer.builders import backbone_at
+from keras_transfer.stages import Backbone, chain
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,22 @@ class Prefix:
 
 def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) -> Prefix:
     """The first `stages` stages (at least one) of a model's backbone, at one of its image sizes."""
-    backbone = backbone_of(model)
+    backbone = backbone_at(model, image_size)
     name = f"{backbone.name}, {stages} of {len(backbone.stages)} stages"
-    backbone = backbone_of(at_image_size(model, image_size or model.input_shape[1]))
     whole = stages == len(backbone.stages)
     return Prefix(backbone if whole else backbone.split(stages)[0], name)
 
 
 def stage_costs(backbone: Backbone) -> list[float]:
-    """Multiplications of each stage for one picture, forward: those of its weight matrices."""
-    costs = []
-    for stage in backbone.stages:
-        total = 0.0
-        for layer in stage.layers:
-            places = math.prod(layer.output.shape[1:-1]) if layer.weights else 0
-            total += places * sum(math.prod(w.shape) for w in layer.weights if len(w.shape) > 1)
-        costs.append(total)
-    return costs
+    """Multiplications of each stage for one picture, forward: those of its weight matrices.
+
+    Args:
+        backbone: built for one image size.
+    """
+    costs = {}
+    for node in (node for piece in chain(backbone) for node in piece):
+        weights = getattr(node.operation, "weights", ())
+        places = math.prod(node.output_tensors[0].shape[1:-1]) if weights else 0
+        matrices = sum(math.prod(w.shape) for w in weights if len(w.shape) > 1)
+        costs[id(node.operation)] = costs.get(id(node.operation), 0.0) + float(places * matrices)
+    return [sum(costs[id(layer)] for layer in stage.layers) for stage in backbone.stages]

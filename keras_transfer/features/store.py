@@ -14,6 +14,7 @@ removed, and its rows are computed again.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -150,7 +151,7 @@ class Table:
 
     def refresh(self) -> None:
         """Opens the shards that were not seen yet; damaged ones are removed and listed."""
-        for file in sorted(self.folder.glob("*.shard")):
+        for file in sorted(self.folder.glob("[!.]*.shard")):  # a dot: in the making
             if file.name in self._open:
                 continue
             try:
@@ -334,6 +335,12 @@ def read_shard(path: Path, verify: bool = True) -> tuple[list[bytes], np.ndarray
     if verify and zlib.crc32(rows.view("uint8").reshape(-1)) != header["rows_crc"]:
         raise Damaged("its rows are damaged")
     return [names[i : i + DIGEST] for i in range(0, len(names), DIGEST)], rows
+
+
+def shown_bytes(size: int) -> str:
+    """A number of bytes for people."""
+    unit = min(4, int(math.log2(max(1, size)) // 10))
+    return f"{size / (1 << 10 * unit):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
 def _aligned(position):

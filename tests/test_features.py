@@ -1,0 +1,475 @@
+"""The frozen part computed once: the right numbers, found again, and the same training."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import yaml
+from conftest import write_picture
+
+from keras_transfer.builders import build_model
+from keras_transfer.data import Augmentation, View, from_directory
+from keras_transfer.data.transforms import augment, resize_and_crop
+from keras_transfer.errors import InputError
+from keras_transfer.features import engines, extraction
+from keras_transfer.features.caching import plan_caching
+from keras_transfer.features.engines import ENGINES, choose_engine, compare
+from keras_transfer.features.extraction import extract
+from keras_transfer.features.prefix import prefix_of, stage_costs
+from keras_transfer.features.store import Store
+from keras_transfer.heads import Classification, MultiLabel
+from keras_transfer.schedules import Phase, Schedule
+from keras_transfer.stages import Backbone
+from keras_transfer.training import Trainer
+
+NAME, SIZE = "mobilenet_0.25", 64
+LIGHT = Augmentation()
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def data(colours):
+    return from_directory(colours, progress=False)
+
+
+def model_of(data, weights=None, name=NAME, seed=0, **head):
+    keras.utils.set_random_seed(seed)
+    return build_model(
+        name, Classification(data.class_names, **head), image_size=SIZE, weights=weights
+    )
+
+
+def no_computing(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the features were there already")
+
+    monkeypatch.setattr(extraction, "choose_engine", refuse)
+
+
+# -- extraction -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stages", [3, 8, 14])
+def test_they_are_the_activations_at_the_cut(data, store, stages):
+    model = model_of(data)
+    backbone = model.layers[1]
+    found = extract(prefix_of(model, stages), data.examples["train"], store=store)
+    rows = np.array([7, 0, 28])
+    (batch,) = data.batches("train", image_size=SIZE, batch_size=100)
+    whole = stages == len(backbone.stages)
+    part = backbone if whole else backbone.split(stages)[0]
+    expected = np.asarray(part(np.asarray(batch[0])[rows], training=False))
+    np.testing.assert_allclose(found.gather(rows), expected, rtol=1e-4, atol=1e-5)
+    assert expected.std() > 0
+
+
+def test_views_are_what_they_say_and_always_the_same(data, store):
+    model = model_of(data)
+    prefix = prefix_of(model, 14)
+    views = (View(), View("mirror"), *(View("augmented", n, LIGHT) for n in range(2)))
+    examples = data.examples["train"]
+    found = extract(prefix, examples, views, store=store)
+    for row in (3, 20):
+        picture = next(iter(data.train.skip(row)))[0]
+        plain = resize_and_crop(picture, SIZE).numpy()
+        seed = int.from_bytes(examples.digests[row][:8], "little") >> 1
+        made = [plain, plain[:, ::-1], *(augment(picture, SIZE, LIGHT, (seed, n)) for n in (0, 1))]
+        expected = np.asarray(model.layers[1](np.stack(made), training=False))
+        got = found.gather(np.full(4, row), np.arange(4))
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        assert len({x.tobytes() for x in got}) == 4
+
+
+def test_a_second_time_nothing_is_computed(data, store, monkeypatch):
+    """Neither for another head, nor for some of the pictures, in another order."""
+    first = extract(prefix_of(model_of(data), 8), data.examples["train"], store=store)
+    no_computing(monkeypatch)
+    keras.backend.clear_session()
+    other = model_of(data, hidden=(4,))
+    part = data.examples["train"].take(np.array([9, 2, 4]))
+    again = extract(prefix_of(other, 8), part, store=store)
+    np.testing.assert_array_equal(again.gather(np.arange(3)), first.gather(np.array([9, 2, 4])))
+
+
+@pytest.mark.parametrize("change", ["weight", "cut", "size", "view", "dtype"])
+def test_other_numbers_are_never_found(data, store, monkeypatch, change):
+    model = model_of(data)
+    examples = data.examples["train"]
+    extract(prefix_of(model, 8), examples, store=store)
+    no_computing(monkeypatch)
+    if change == "weight":
+        kernel = model.layers[1].stages[2].layers[-3].weights[0]
+        values = kernel.numpy()
+        values.flat[0] = np.nextafter(values.flat[0], np.float32(9))
+        kernel.assign(values)
+    prefix = prefix_of(model, 7 if change == "cut" else 8, 96 if change == "size" else SIZE)
+    views = (View("mirror"),) if change == "view" else (View(),)
+    dtype = "float16" if change == "dtype" else "float32"
+    with pytest.raises(AssertionError, match="there already"):
+        extract(prefix, examples, views, dtype=dtype, store=store)
+
+
+def test_weights_behind_the_cut_do_not_matter(data, store, monkeypatch):
+    model = model_of(data)
+    extract(prefix_of(model, 8), data.examples["train"], store=store)
+    for weight in model.layers[1].stages[9].layers[0].weights:
+        weight.assign(weight + 1)
+    no_computing(monkeypatch)
+    extract(prefix_of(model, 8), data.examples["train"], store=store)
+
+
+def test_a_changed_picture_is_computed_again(colours, store):
+    data = from_directory(colours, progress=False)
+    prefix = prefix_of(model_of(data), 8)
+    before = extract(prefix, data.examples["train"], store=store)
+    changed = data.examples["train"].paths[5]
+    write_picture(type(colours)(changed), (200, 40, 40), seed=99)
+    again = from_directory(colours, progress=False).examples["train"]
+    after = extract(prefix, again, store=store)
+    rows = np.arange(len(again))
+    same = (before.gather(rows) == after.gather(rows)).reshape(len(rows), -1).all(1)
+    assert list(np.flatnonzero(~same)) == [5]
+    (shards,) = [len(table.shards) for table in after.tables]
+    assert shards == 2 and after.tables[0].shards[1].shape[0] == 1
+
+
+def test_a_damaged_entry_is_rebuilt(data, store, capsys):
+    model = model_of(data)
+    first = extract(prefix_of(model, 8), data.examples["train"], store=store)
+    rows = np.arange(len(data.examples["train"]))
+    expected = first.gather(rows)
+    (file,) = store.root.glob("*/*.shard")
+    contents = bytearray(file.read_bytes())
+    contents[-100] ^= 1
+    shutil.copy(file, file.with_suffix(".kept"))  # the mapped file stays as it is
+    file.unlink()
+    file.write_bytes(contents)
+    again = extract(prefix_of(model, 8), data.examples["train"], store=store)
+    np.testing.assert_array_equal(again.gather(rows), expected)
+    assert "a damaged shard was removed and is computed again" in capsys.readouterr().err
+
+
+def test_values_that_float16_cannot_hold(data, store):
+    model = model_of(data)
+    for weight in model.layers[1].stages[0].layers[-2].weights[:1]:  # a BatchNorm's scale
+        weight.assign(weight * 0 + 1e6)
+    inputs = model.layers[1].inputs[0]
+    x = keras.layers.Rescaling(1e6)(model.layers[1].stages[2].output)
+    prefix = extraction.Prefix(keras.Model(inputs, x), "loud")
+    with pytest.raises(InputError, match=r"do not fit into float16: use bfloat16 or float32"):
+        extract(prefix, data.examples["train"], dtype="float16", store=store)
+    loud = extract(prefix, data.examples["train"], dtype="bfloat16", store=store)
+    exact = extract(prefix, data.examples["train"], dtype="float32", store=store)
+    rows = np.arange(5)
+    np.testing.assert_allclose(loud.gather(rows).astype("float32"), exact.gather(rows), rtol=8e-3)
+
+
+def test_costs_are_the_published_ones():
+    """Multiply-adds in the papers: ResNet-50 3.8–4.1, MobileNetV2 0.30, VGG16 15.5 (10⁹, 224 px)."""
+    from keras_transfer.backbones import build_backbone
+
+    for name, low, high in (
+        ("resnet50", 3.8, 4.1),
+        ("mobilenet_v2", 0.29, 0.31),
+        ("vgg16", 15.3, 15.5),
+    ):
+        assert low < sum(stage_costs(build_backbone(name, weights=None))) / 1e9 < high
+        keras.backend.clear_session()
+
+
+# -- engines --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_agree_with_keras(engine, real_weights, real_data):
+    if engine != "keras":
+        pytest.importorskip(engine, reason=f"{engine} is not installed")
+    data = from_directory(real_data / "hymenoptera", progress=False)
+    model = model_of(data, "imagenet", "mobilenet_v2_0.35")
+    (batch, _), *_ = data.batches("val", image_size=SIZE, batch_size=64).take(1)
+    backbone: Backbone = model.layers[1]
+    for stages in (6, len(backbone.stages)):
+        prefix = prefix_of(model, stages)
+        expected = np.asarray(prefix.model(batch, training=False))
+        run = ENGINES[engine](prefix)
+        for part in (batch, batch[:7]):  # any size of batch
+            got = run(part.numpy())
+            error = np.linalg.norm(got - expected[: len(got)]) / np.linalg.norm(
+                expected[: len(got)]
+            )
+            assert error < (1e-5 if engine == "keras" else 1e-2)
+
+
+def fakes(monkeypatch, tmp_path, error=0.0, gain=5.0):
+    """OpenVINO as an engine that is `gain` times as fast, on a clock of its own."""
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path))
+    monkeypatch.setattr(engines, "has_openvino", lambda: True)
+    monkeypatch.setattr(engines, "_has_bfloat16", lambda: True)
+    monkeypatch.setattr(engines, "engine_version", lambda name: name)
+    made = []
+
+    def engine(name, factor):
+        def make(prefix):
+            made.append(name)
+            run = lambda pictures: np.asarray(prefix.model(pictures)) * factor  # noqa: E731
+            run.seconds = 1.0 if name == "keras" else 1.0 / gain
+            return run
+
+        return make
+
+    monkeypatch.setattr(engines, "keras_engine", engine("keras", 1.0))
+    monkeypatch.setattr(engines, "openvino_engine", engine("openvino", 1.0 + error))
+    monkeypatch.setattr(engines, "_seconds", lambda run, pictures: run.seconds)
+    return made
+
+
+@pytest.mark.parametrize(
+    "error, gain, left, expected, reason",
+    [
+        (0.001, 5.0, 10_000, "openvino", "5.0 times as fast, relative error 0.0010"),
+        (0.02, 5.0, 10_000, "keras", "relative error 0.0200"),
+        (0.001, 1.1, 10_000, "keras", "1.1 times as fast"),
+        (0.001, 5.0, 100, "keras", "too little to compare"),
+        (float("nan"), 5.0, 10_000, "keras", "relative error 1.0000"),
+    ],
+)
+def test_auto_takes_what_is_faster_and_right(
+    data, monkeypatch, tmp_path, error, gain, left, expected, reason
+):
+    made = fakes(monkeypatch, tmp_path, error, gain)
+    prefix = prefix_of(model_of(data), 3)
+    (batch, labels), *_ = data.batches("train", image_size=SIZE, batch_size=32).take(1)
+    first = choose_engine("auto", prefix, lambda: batch.numpy(), labels.numpy(), left)
+    assert first.name == expected and reason in first.reason
+    assert engines.trusted("openvino", prefix) == (expected == "openvino")
+    made.clear()
+    # What was found is remembered: an engine that is trusted is made at once.
+    again = choose_engine("auto", prefix, lambda: batch.numpy(), labels.numpy(), left)
+    assert again.name == expected and (made == ["openvino"]) == (expected == "openvino")
+
+
+def test_an_engine_that_fails_is_not_taken(data, monkeypatch, tmp_path):
+    fakes(monkeypatch, tmp_path)
+
+    def broken(prefix):
+        raise RuntimeError("unsupported operation")
+
+    monkeypatch.setattr(engines, "openvino_engine", broken)
+    (batch, labels), *_ = data.batches("train", image_size=SIZE, batch_size=32).take(1)
+    chosen = choose_engine(
+        "auto", prefix_of(model_of(data), 3), lambda: batch.numpy(), labels.numpy(), 10_000
+    )
+    assert chosen.name == "keras" and "unsupported operation" in chosen.reason
+
+
+def test_a_probe_sees_what_the_error_does_not():
+    """Two classes that differ in one small direction, which the other engine loses."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    exact = rng.normal(0, 1e-3, (200, 8)).astype("float32")
+    exact[:, 0] += 100  # large, and the same for all
+    exact[:, 1] += 0.05 * labels
+    blunt = exact.copy()
+    blunt[:, 1] = 0.025
+    runs = [lambda _, x=x: x for x in (exact, blunt)]
+    found = compare(*runs, np.zeros(200), labels)
+    assert found["error"] < 1e-3 and found["probe"] > 0.3
+    assert compare(runs[0], runs[0], np.zeros(200), labels)["probe"] == 0
+
+
+# -- what pays ------------------------------------------------------------------------------------
+
+
+def planned_caching(model, data, phase, asked="auto", pictures=None, augment="light", **options):
+    trainer = Trainer(model, Schedule("s", (phase,)), cache=asked)
+    (planned,) = trainer.plan(data).phases
+    pictures = pictures or {"train": 29, "val": 7}
+    return plan_caching(asked, planned, model, pictures, augment, **options)
+
+
+def test_what_pays_is_cached(data, tmp_path):
+    model, store = model_of(data), Store(tmp_path, limit=1 << 40)
+    head = Phase("head", "all", epochs=6)
+    found, _ = planned_caching(model, data, head, store=store)
+    assert (found.where, found.views, found.dtype) == ("disk", 3, "float32")
+    assert found.bytes == (29 * 3 + 7) * 256 * 4
+    plain, _ = planned_caching(model, data, head, augment="none", store=store)
+    assert plain.views == 1 and plain.gain > found.gain > 1.2
+    two, _ = planned_caching(model, data, Phase("h", "all", 6, views=2), store=store)
+    assert two.views == 2
+    memory, _ = planned_caching(model, data, head, asked="memory", store=store)
+    assert memory.where == "memory"
+
+    low, why = planned_caching(model, data, Phase("p", "stage:2", 2), store=store)
+    assert low is None and "gain too little" in why
+    none, why = planned_caching(model, data, Phase("p", "none", 2), store=store)
+    assert none is None and why == "nothing is frozen"
+    off, _ = planned_caching(model, data, head, asked="off", store=store)
+    assert off is None
+
+
+def test_what_does_not_fit_gets_shorter_numbers_fewer_views_or_is_left(data, tmp_path):
+    model = model_of(data)
+    head = Phase("head", "all", epochs=6)
+    many = {"train": 1000, "val": 0}
+    row = 256 * 4
+    for room, expected in ((3000, (3, "float32")), (2000, (2, "float32")), (600, (1, "float16"))):
+        found, _ = planned_caching(
+            model, data, head, pictures=many, store=Store(tmp_path, room * row)
+        )
+        assert (found.views, found.dtype) == expected
+    small = Store(tmp_path, 100 * row)
+    none, why = planned_caching(model, data, head, pictures=many, store=small)
+    assert none is None and "do not fit into 100 KiB free disk" in why
+    with pytest.raises(InputError, match=r"Phase 'head': .* do not fit.*Make room"):
+        planned_caching(model, data, head, asked="disk", pictures=many, store=small)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cache": "yes"}, "cache must be one of auto, off"),
+        ({"engine": "onnx"}, "Unknown engine 'onnx'"),
+        ({"feature_dtype": "int8"}, "feature_dtype must be auto, float32"),
+    ],
+)
+def test_names_that_mean_nothing(data, options, message):
+    with pytest.raises(InputError, match=message):
+        Trainer(model_of(data), **options)
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+def trained(data, out, schedule, weights=None, **options):
+    model = model_of(data, weights)
+    run = Trainer(model, schedule, batch_size=8, **options).fit(data, out)
+    return model, run
+
+
+@pytest.mark.parametrize("freezing", ["stage:3", "stage:8", "stage:11", "all"])
+def test_without_augmentation_the_trained_weights_agree(data, tmp_path, freezing, monkeypatch):
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
+    schedule = Schedule(
+        "s", (Phase("p", freezing, 3, 1e-3, augment="none", dropout=0.0, optimizer="sgd"),)
+    )
+    start = [w.numpy() for w in model_of(data).weights]
+    weights, histories = [], []
+    for cache in ("off", "disk", "memory"):
+        model, run = trained(data, tmp_path / cache, schedule, cache=cache)
+        weights.append([w.numpy() for w in model.weights])
+        histories.append((run.path / "history.csv").read_text())
+        assert (run.config["caching"][0] or {}).get("where") == (None if cache == "off" else cache)
+    moved = max(np.abs(a - b).max() for a, b in zip(start, weights[0]))
+    for with_cache in weights[1:]:
+        for a, b in zip(weights[0], with_cache):
+            np.testing.assert_allclose(a, b, atol=1e-3 * moved + 1e-6)
+    assert moved > 1e-4
+
+
+def test_augmented_views_stay_alive_and_only_train(data, tmp_path, monkeypatch):
+    """Each epoch draws anew; validation sees the plain view."""
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
+    schedule = Schedule("s", (Phase("p", "all", 4, 1e-3, views=3, dropout=0.0),))
+    model, run = trained(data, tmp_path / "run", schedule, cache="disk", keep="last")
+    kinds = sorted(info.about["view"] for info in Store().list())
+    assert kinds == ["augmented 1", "augmented 2", "augmented 3", "plain"]
+    from keras_transfer.evaluation import evaluate
+
+    measured = evaluate(run.model, data)
+    assert measured["loss"] == pytest.approx(run.metrics["val"]["loss"], rel=1e-3)
+
+    from keras_transfer.features.batches import training_batches
+
+    prefix = prefix_of(model, 14)
+    examples = data.examples["train"]
+    views = tuple(View("augmented", n, LIGHT) for n in range(3))
+    found = extract(prefix, examples, views)
+    stream = training_batches(found, examples.labels, batch_size=8, seed=0)
+    epochs = [
+        np.concatenate([np.asarray(x) for x, _ in stream.skip(4 * e).take(4)]) for e in (0, 1)
+    ]
+    rows = {found.gather(np.array([r]), v).tobytes(): (r, v) for r in range(29) for v in range(3)}
+    drawn = [dict(rows[x.tobytes()] for x in epoch) for epoch in epochs]
+    assert all(len(epoch) == 29 for epoch in drawn)  # each picture once
+    assert drawn[0] != drawn[1] and {v for epoch in drawn for v in epoch.values()} == {0, 1, 2}
+    (late,) = training_batches(found, examples.labels, batch_size=8, seed=0, start_epoch=1).take(1)
+    np.testing.assert_array_equal(np.asarray(late[0]), epochs[1][:8])
+
+
+def test_an_interrupted_run_keeps_its_decisions(data, tmp_path, monkeypatch):
+    """Also where the disk has room no more; and ends with the same weights."""
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
+    schedule = Schedule(
+        "s", (Phase("head", "all", 2, 1e-2), Phase("top", "stage:8", 2, 1e-3, ema=0.9))
+    )
+
+    def fit(out, **options):
+        trainer = Trainer(model_of(data), schedule, batch_size=8, cache="disk")
+        return trainer.fit(data, out, **options)
+
+    whole = fit(tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    from keras_transfer.runs import Run
+
+    save = Run.save_state
+
+    def stop(self, state, *args):
+        save(self, state, *args)
+        if state["epoch"] == 3:
+            raise Stop
+
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        patched.setattr(Run, "save_state", stop)
+        fit(tmp_path / "cut")
+    Store().trim(limit=0)  # and what was computed is gone
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE_GB", "0")
+    resumed = fit(tmp_path / "cut", resume=True)
+    for a, b in zip(whole.model.get_weights(), resumed.model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_feature_extraction_is_closed_and_a_plain_model(data, tmp_path, monkeypatch, real_weights):
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
+    _, run = trained(data, tmp_path / "run", "feature_extraction", "imagenet")
+    assert run.metrics["val"]["accuracy"] == 1.0
+    assert [p["epochs"] for p in run.metrics["phases"]] == [1]
+    assert {info.about["view"] for info in Store().list()} == {"plain", "mirror"}
+    from keras_transfer.evaluation import evaluate
+
+    measured = evaluate(keras.saving.load_model(run.path / "model.keras", compile=False), data)
+    assert measured["loss"] == pytest.approx(run.metrics["val"]["loss"], rel=1e-3, abs=1e-6)
+    config = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert config["schedule"]["phases"][0]["solver"] == "logistic"
+    assert json.loads((run.path / "metrics.json").read_text())["best_epoch"] == 1
+
+
+def test_closed_then_everything(data, tmp_path):
+    overrides = {"head.solver": "logistic", "all.epochs": 1}
+    model = model_of(data)
+    run = Trainer(model, "lp_ft", overrides=overrides, batch_size=8, cache="memory").fit(
+        data, tmp_path / "run"
+    )
+    assert [p["epochs"] for p in run.metrics["phases"]] == [1, 1]
+
+
+def test_heads_without_a_closed_form(data):
+    closed = Schedule("s", (Phase("head", "all", 1, solver="logistic"),))
+    for head, reason in (
+        (Classification(data.class_names, hidden=(8,)), "hidden ones"),
+        (MultiLabel(data.class_names), "not multi_label"),
+    ):
+        model = build_model(NAME, head, image_size=SIZE, weights=None)
+        with pytest.raises(InputError, match=f"'head': solver 'logistic' .*{reason}"):
+            Trainer(model, closed)
+        (phase,) = Trainer(model, "feature_extraction").plan(data).schedule.phases
+        assert phase.solver == "gradient"
