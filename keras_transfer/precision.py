@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_transfer.builders import build_model
+from keras_transfer.builders import build_model, training_model
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification
@@ -136,11 +136,10 @@ def bfloat16_gain(backbone: str, image_size: int | None = None, batch_size: int 
 
 def training_step(backbone: str, image_size: int | None = None, batch_size: int = 16):
     """A function that does one training step of a whole model on random pictures, compiled."""
-    model = build_model(backbone, Classification("ab"), image_size=image_size, weights=None)
-    freeze(model, "none")
-    model.compile(
-        keras.optimizers.SGD(1e-4), model.layers[-1].head.loss(), jit_compile=jit_compile()
-    )
+    head = Classification("ab")
+    whole = build_model(backbone, head, image_size=image_size, weights=None)
+    model = training_model(whole, freeze(whole, "none").stages)
+    model.compile(keras.optimizers.SGD(1e-4), head.loss(), jit_compile=jit_compile())
     shape = (batch_size, *model.input_shape[1:])
     pictures = np.random.default_rng(0).integers(0, 256, shape, "uint8")
     labels = np.arange(batch_size) % 2

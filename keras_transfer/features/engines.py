@@ -1,14 +1,14 @@
 """Engines: a prefix made ready to run forward only, as fast as this machine can.
 
 An engine is a function from a `Prefix` to a function from uint8 pictures [N, H, W, 3] to its
-activations [N, …] as a NumPy array. `ENGINES` lists them, Keras first: it is what the others are
-checked against.
+activations [N, …] as a NumPy array.
 """
 
 import importlib.metadata
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import keras
 import numpy as np
@@ -42,8 +42,8 @@ def keras_engine(prefix: Prefix) -> Run:
     return lambda pictures: frozen(tf.convert_to_tensor(pictures))[0].numpy()
 
 
-def openvino_engine(prefix: Prefix) -> Run:
-    """OpenVINO on the CPU; bfloat16 where the CPU multiplies it."""
+def openvino_engine(prefix: Prefix, form: str) -> Run:
+    """OpenVINO on the CPU, computing in `form` (`"bf16"` or `"f32"`)."""
     import openvino
     import tensorflow as tf
 
@@ -52,15 +52,17 @@ def openvino_engine(prefix: Prefix) -> Run:
     function = tf.function(lambda x: model(x, training=False), input_signature=[signature])
     settings = {
         "PERFORMANCE_HINT": "LATENCY",  # all cores on one batch; batches come one after the other
-        "INFERENCE_PRECISION_HINT": _format(),
+        "INFERENCE_PRECISION_HINT": form,
     }
     compiled = openvino.Core().compile_model(openvino.convert_model(function), "CPU", settings)
     return lambda pictures: compiled(np.asarray(pictures))[0].copy()
 
 
+# What rows in the store are marked with; `keras` is what the others are compared with.
 ENGINES: dict[str, Callable[[Prefix], Run]] = {
     "keras": keras_engine,
-    "openvino": openvino_engine,
+    "openvino_bf16": partial(openvino_engine, form="bf16"),
+    "openvino_f32": partial(openvino_engine, form="f32"),
 }
 
 
@@ -73,6 +75,18 @@ class Choice:
     reason: str
 
 
+def usable_engines(asked: str, prefix: Prefix) -> list[str]:
+    """Names of `ENGINES` whose numbers may stand for the prefix's, as far as this machine knows.
+
+    Keras's always may, unless OpenVINO was asked for; OpenVINO's where `choose_engine` compared
+    them and found them right (and, for `"auto"`, faster).
+    """
+    names = [] if asked == "openvino" else ["keras"]
+    if asked != "keras":
+        names += [n for n in _others() if _fine(remembered("engines", _key(n, prefix)), asked)]
+    return names
+
+
 def choose_engine(
     asked: str,
     prefix: Prefix,
@@ -80,66 +94,58 @@ def choose_engine(
     labels: np.ndarray,
     left: int,
 ) -> Choice:
-    """Makes the engine asked for, or the fastest that can be trusted.
+    """Makes the fastest engine that can be trusted.
+
+    The others are compared with Keras on a sample, once a machine and prefix. One may stand for it
+    if its relative error is at most 0.01 and a classifier that was fitted on Keras's features of
+    half of the sample is, on the other half, at most half a point less accurate on its features.
 
     Args:
-        asked: a name of `ENGINES`, or `"auto"`: others than Keras are timed on the sample and
-            compared with it, once a machine and prefix, where enough work is left to gain by it.
-            One is taken if it is faster, its relative error is at most 0.01, and a classifier
-            that was fitted on Keras's features of half of the pictures is, on the other half, at
-            most half a point less accurate on its features.
+        asked: `"keras"`; `"openvino"`, the fastest of its number formats that is right; or
+            `"auto"`, the fastest of all, where enough work is left to gain by comparing.
         sample: gives some of the pictures to come, uint8 [N, H, W, 3], with `labels` int [N].
         left: pictures to come.
     """
-    if asked != "auto":
-        return Choice(asked, ENGINES[asked](prefix), "as asked for")
-    usable = has_openvino() and _has_bfloat16() and keras.backend.backend() == "tensorflow"
-    if not usable:
-        return Choice("keras", keras_engine(prefix), "the one that this machine gains by")
-    made = {}
-    if not trusted("openvino", prefix):
-        made["keras"] = keras_engine(prefix)
-        pictures = sample()
-        few = pictures[:32]
-        made["keras"](few)  # traces
-        work = _seconds(made["keras"], few) * left / len(few)
+    if asked == "keras" or not _others():
+        reason = "as asked for" if asked == "keras" else "no other is here, or none gains"
+        return Choice("keras", ENGINES["keras"](prefix), reason)
+    made, pictures = {}, []
+
+    def engine(name):
+        if name not in made:
+            made[name] = ENGINES[name](prefix)
+        return made[name]
+
+    def measure(name):
+        pictures.extend([] if pictures else [sample()])
+        try:
+            return compare(engine("keras"), engine(name), pictures[0], labels)
+        except Exception as error:  # a faster engine is no reason to fail
+            return {"gain": 0.0, "error": 1.0, "probe": 1.0, "failed": str(error)}
+
+    if asked == "auto" and usable_engines(asked, prefix) == ["keras"]:
+        pictures.append(sample())
+        few = pictures[0][:32]
+        engine("keras")(few)  # traces
+        work = _seconds(engine("keras"), few) * left / len(few)
         if work < _WORTH_MEASURING:
-            return Choice(
-                "keras", made["keras"], f"{work:.0f} s of work: too little to compare others"
-            )
-
-    def measure():
-        made["openvino"] = openvino_engine(prefix)
-        return compare(made["keras"], made["openvino"], pictures, labels)
-
-    try:
-        found = remembered("engines", _key("openvino", prefix), measure)
-    except Exception as error:  # a faster engine is no reason to fail
-        return Choice("keras", made["keras"], f"openvino failed: {error}")
-    what = (
-        f"openvino is {found['gain']:.1f} times as fast, relative error {found['error']:.4f}, "
-        f"a probe loses {100 * found['probe']:.1f} points"
-    )
-    if not _good(found):
-        return Choice("keras", made.get("keras") or keras_engine(prefix), what)
-    return Choice("openvino", made.get("openvino") or openvino_engine(prefix), what)
+            reason = f"{work:.0f} s of work: too little to compare others"
+            return Choice("keras", engine("keras"), reason)
+    found = {
+        name: remembered("engines", _key(name, prefix), partial(measure, name))
+        for name in _others()
+    }
+    reason = "; ".join(f"{name} {_shown(result)}" for name, result in found.items())
+    fine = [name for name in found if _fine(found[name], asked)]
+    chosen = max(fine, key=lambda name: found[name]["gain"], default="keras")
+    return Choice(chosen, engine(chosen), reason)
 
 
 def engine_version(name: str) -> str:
-    """Name, release and number format of an engine: what its numbers depend on."""
+    """Name and release of an engine: what its numbers depend on."""
     if name == "keras":
         return f"keras {keras.backend.backend()}"
-    return f"{name} {importlib.metadata.version(name)} {_format()}"
-
-
-def trusted(name: str, prefix: Prefix) -> bool:
-    """True for Keras, and for an engine that was compared with it on this machine and taken."""
-    if name == "keras":
-        return True
-    if not has_openvino():
-        return False
-    nothing = {"gain": 0.0, "error": 1.0, "probe": 1.0}
-    return _good(remembered("engines", _key(name, prefix)) or nothing)
+    return f"{name} {importlib.metadata.version('openvino')}"
 
 
 def compare(reference: Run, other: Run, pictures: np.ndarray, labels: np.ndarray) -> dict:
@@ -148,7 +154,7 @@ def compare(reference: Run, other: Run, pictures: np.ndarray, labels: np.ndarray
     gains = [_seconds(reference, pictures) / _seconds(other, pictures) for _ in range(3)]
     expected, got = (x.astype("float32").reshape(len(x), -1) for x in (expected, got))
     if not np.isfinite(got).all():
-        return {"gain": float(np.median(gains)), "error": 1.0, "probe": 1.0}
+        return {"gain": 0.0, "error": 1.0, "probe": 1.0, "failed": "not finite"}
     error = np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30)
     return {
         "gain": float(np.median(gains)),
@@ -171,11 +177,27 @@ def _probe_loss(expected, got, labels):
     return float(plain - other)
 
 
-def _good(found):
+def _others():
+    """Names of the engines beside Keras that this machine has, and that may gain."""
+    if not has_openvino() or keras.backend.backend() != "tensorflow":
+        return []
+    return [
+        name for name in ENGINES if name == "openvino_f32" or (_has_bfloat16() and name != "keras")
+    ]
+
+
+def _fine(found, asked):
+    """True where a comparison (None: there was none) lets an engine stand for Keras."""
+    right = found and found["error"] <= _MOST_ERROR and found["probe"] <= _MOST_PROBE_LOSS
+    return bool(right) and (asked == "openvino" or found["gain"] >= _LEAST_GAIN)
+
+
+def _shown(found):
+    if "failed" in found:
+        return f"failed ({found['failed']})"
     return (
-        found["gain"] >= _LEAST_GAIN
-        and found["error"] <= _MOST_ERROR
-        and found["probe"] <= _MOST_PROBE_LOSS
+        f"is {found['gain']:.1f} times as fast, relative error {found['error']:.4f}, probe "
+        f"{-100 * found['probe']:+.1f} points"
     )
 
 
@@ -187,10 +209,6 @@ def _seconds(run, pictures):
     started = time.perf_counter()
     run(pictures)
     return time.perf_counter() - started
-
-
-def _format():
-    return "bf16" if _has_bfloat16() else "f32"
 
 
 def _has_bfloat16():

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import Examples
 from keras_transfer.errors import InputError, say
-from keras_transfer.features.engines import ENGINES, choose_engine, engine_version, trusted
+from keras_transfer.features.engines import choose_engine, engine_version, usable_engines
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import DTYPES, Store, Table, Writer
 
@@ -63,7 +63,7 @@ def extract(
     Args:
         prefix: see `prefix_of`.
         dtype: a name of `store.DTYPES` that is a float, to keep them in.
-        engine: a name of `engines.ENGINES`, or `"auto"`, see `engines.choose_engine`.
+        engine: `"auto"`, `"keras"` or `"openvino"`, see `engines.choose_engine`.
         store: where they are looked for and kept; by default the user's.
         on_disk: False keeps what is computed now in memory only.
 
@@ -85,10 +85,9 @@ def extract(
     def missing_in(tables):
         return sorted({i for table in tables for i in table.missing(examples.digests)})
 
-    names = [n for n in ENGINES if trusted(n, prefix)] if engine == "auto" else [engine]
-    found = {name: tables_of(name) for name in names}
-    name = min(found, key=lambda n: len(missing_in(found[n])))
-    missing = missing_in(found[name])
+    found = {name: tables_of(name) for name in usable_engines(engine, prefix)}
+    name = min(found, key=lambda n: len(missing_in(found[n])), default=None)
+    missing = missing_in(found[name]) if name else list(range(len(examples)))
     if missing:
         # Spread over the classes, which lie one after the other.
         sample = np.unique(np.linspace(0, len(missing) - 1, _SAMPLE).astype(int))

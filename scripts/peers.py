@@ -1,0 +1,101 @@
+"""What `benchmark.py` compares with, each as its documentation writes it. Prints one line of JSON.
+
+python scripts/peers.py guide hymenoptera
+python scripts/peers.py torch          # needs torch alone, on any Python that has it
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+EPOCHS = {"hymenoptera": (10, 5), "sign_digits": (5, 2)}
+
+
+def guide(name: str) -> dict:
+    """The Keras guide "Transfer learning & fine-tuning" on one of the picture folders.
+
+    Folder → random flip and rotation → frozen MobileNetV2 0.35 at 224 px → global average →
+    Dropout 0.2 → Dense, Adam 1e-3; then everything, Adam 1e-5. Compiled as the guide does.
+    """
+    import keras
+
+    keras.utils.set_random_seed(0)
+    folder = Path(os.environ["KERAS_TRANSFER_DATA"]) / name
+    options = dict(image_size=(224, 224), batch_size=32)
+    if (folder / "train").is_dir():
+        parts = [
+            keras.utils.image_dataset_from_directory(
+                folder / part, shuffle=part == "train", **options
+            )
+            for part in ("train", "val")
+        ]
+    else:
+        parts = keras.utils.image_dataset_from_directory(
+            folder, validation_split=0.2, subset="both", seed=0, **options
+        )
+    classes = len(parts[0].class_names)
+    train, val = (part.prefetch(2) for part in parts)
+    base = keras.applications.MobileNetV2(
+        alpha=0.35, include_top=False, weights="imagenet", input_shape=(224, 224, 3)
+    )
+    base.trainable = False
+    inputs = keras.Input((224, 224, 3))
+    x = keras.layers.RandomFlip("horizontal")(inputs)
+    x = keras.layers.RandomRotation(0.1)(x)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
+    x = base(x, training=False)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dropout(0.2)(x)
+    model = keras.Model(inputs, keras.layers.Dense(classes)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    head_epochs, all_epochs = EPOCHS[name]
+    model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+    model.fit(train, validation_data=val, epochs=head_epochs, verbose=0)
+    base.trainable = True
+    model.compile(keras.optimizers.Adam(1e-5), loss, metrics=["accuracy"])
+    history = model.fit(train, validation_data=val, epochs=all_epochs, verbose=0).history
+    return {"accuracy": history["val_accuracy"][-1]}
+
+
+def torch(batch_size: int = 32, seconds: float = 6.0) -> dict:
+    """ResNet-50 of PyTorch, eager: pictures/s forward and in a training step, in two formats."""
+    import numpy as np
+    import torch as t
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    from gpu_step_times import torch_resnet50
+
+    pictures = np.random.default_rng(0).normal(size=(batch_size, 3, 224, 224)).astype("float32")
+    pictures = t.from_numpy(pictures).to(memory_format=t.channels_last)
+    labels = t.arange(batch_size) % 2
+    model = torch_resnet50().to(memory_format=t.channels_last)
+    optimizer = t.optim.AdamW(model.parameters(), 1e-5)
+
+    def forward():
+        with t.inference_mode():
+            model(pictures)
+
+    def step():
+        optimizer.zero_grad()
+        t.nn.functional.cross_entropy(model(pictures), labels).backward()
+        optimizer.step()
+
+    found = {}
+    for form, half in (("float32", False), ("bfloat16", True)):
+        for name, run, training in (("forward", forward, False), ("step", step, True)):
+            model.train(training)
+            with t.autocast("cpu", t.bfloat16, enabled=half):
+                run()
+                count, started = 0, time.perf_counter()
+                while time.perf_counter() - started < seconds:
+                    run()
+                    count += 1
+            took = time.perf_counter() - started
+            found[f"{name} {form}"] = batch_size * count / took
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({"guide": guide, "torch": torch}[sys.argv[1]](*sys.argv[2:])))
