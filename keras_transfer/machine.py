@@ -28,6 +28,15 @@ def cpu_flags() -> set[str]:
         return set()
 
 
+def free_memory() -> int:
+    """Bytes that a program could still take; 4 GiB where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+        return 1024 * int(text.split("MemAvailable:")[1].split()[0])
+    except (OSError, IndexError, ValueError):  # not Linux
+        return 4 << 30
+
+
 def remembered(subject: str, key: str, measure: Callable[[], object] | None = None):
     """What `measure` said when it was first asked on this kind of machine; plain data.
 

@@ -66,6 +66,8 @@ class Progress(keras.callbacks.Callback):
         self.best = {}
         self.memory = {}
         self.watched = []  # callbacks with a memory
+        self.save_seconds = 0.0  # the state is written when so much time has gone since
+        self._saved, self._unsaved_best = 0.0, None
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -84,14 +86,20 @@ class Progress(keras.callbacks.Callback):
         return arrays
 
     def _save(self, best: bool):
-        state = {name: getattr(self, name) for name in self._PLAIN}
         weights = collected(self.kept.variables, "model")
+        if best:
+            self._unsaved_best = weights
+        # Within a phase, of epochs that take a moment, not each is written.
+        if self.phase_epoch and time.perf_counter() - self._saved < self.save_seconds:
+            return
+        state = {name: getattr(self, name) for name in self._PLAIN}
         optimizer = {}
         if self.planned.phase.solver == "gradient":
             optimizer = collected(self.model.optimizer.variables, "optimizer")
         with self.signals.protected():
             self.run.write_history(self.rows)
-            self.run.save_state(state, {**weights, **optimizer}, weights if best else None)
+            self.run.save_state(state, {**weights, **optimizer}, self._unsaved_best)
+        self._saved, self._unsaved_best = time.perf_counter(), None
 
     def load_best(self):
         """Puts the weights of the kept epoch into the model."""

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 import warnings
+from functools import cached_property
 
 import keras
 import numpy as np
@@ -20,6 +21,7 @@ from keras_transfer.features.prefix import prefix_of
 from keras_transfer.features.store import Store
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification, head_of
+from keras_transfer.machine import free_memory
 from keras_transfer.optimizers import anchor_at, make_optimizer
 from keras_transfer.plans import Plan, make_plan
 from keras_transfer.precision import jit_compile
@@ -28,6 +30,7 @@ from keras_transfer.runs import Run
 from keras_transfer.schedules import KEEP, Schedule
 from keras_transfer.solvers import logistic_regression
 
+_MOST_PICTURES = 4 << 30  # bytes of decoded pictures in memory
 _HEAD_STEPS = 64
 _GO_ON = "go on with --resume (resume=True)"
 
@@ -54,7 +57,8 @@ class Trainer:
             (`scripts/step_times.py`); the loss is then looked at after each call only.
         cache: where the activations of frozen stages are kept, so that they are computed once:
             `"disk"` (for later runs too, see `features.store`), `"memory"`, `"off"`, or `"auto"`:
-            on disk where the estimated gain is worth it, see `features.caching`.
+            on disk where the estimated gain is worth it, see `features.caching`. Phases that train
+            on pictures keep decoded ones in memory where they fit, unless it is `"off"`.
         engine: what computes them, see `features.engines`: `"auto"`, `"keras"` or `"openvino"`.
         feature_dtype: number format they are kept in; `"auto"` is that of the model where it fits,
             else float16.
@@ -277,6 +281,7 @@ class Trainer:
                 engine=self.engine,
                 store=Store(),
                 on_disk=caching.where == "disk",
+                memory=self._memory,
             )
             for split in ("train", "val")
             if split in data.examples
@@ -362,6 +367,8 @@ class Trainer:
         if resumed and averages:
             averages[0].resume()
         progress.start_phase(planned, frozen, watched)
+        # An epoch of a head alone may be shorter than the writing of its state.
+        progress.save_seconds = 1.0 if features and planned.frozen == len(planned.rates) else 0.0
         stream = self._batches(data, "train", planned, features, start_epoch=progress.epoch)
         validation = None
         if "val" in data.examples:
@@ -401,6 +408,8 @@ class Trainer:
             if start_epoch is None:
                 return batches.batches(features[split], labels, **options)
             return batches.training_batches(features[split], labels, **options, **order)
+        if self.cache != "off" and planned.epochs > 1:
+            options["memory"] = self._memory
         return data.batches(
             split,
             image_size=planned.image_size,
@@ -409,6 +418,12 @@ class Trainer:
             **options,
             **order,
         )
+
+    @cached_property
+    def _memory(self):
+        from keras_transfer.data.pipeline import PictureMemory
+
+        return PictureMemory(min(_MOST_PICTURES, free_memory() // 4))
 
     def _set_dropout(self, phase):
         rate = self.head.dropout if phase.dropout is None else phase.dropout

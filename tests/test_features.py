@@ -247,7 +247,7 @@ def fakes(monkeypatch, tmp_path, errors, gains):
 
 def choose(data, asked, prefix, left=10_000):
     (batch, labels), *_ = data.batches("train", image_size=SIZE, batch_size=32).take(1)
-    return choose_engine(asked, prefix, batch.numpy, labels.numpy(), left)
+    return choose_engine(asked, prefix, lambda count: (batch.numpy(), labels.numpy()), left)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +277,7 @@ def test_auto_takes_what_is_faster_and_right(
     usable = engines.usable_engines("auto", prefix)
     assert set(others) <= set(usable) if others else usable == ["keras"]
     made.clear()
+    prefix = prefix_of(model_of(data), 3)
     # What was found is remembered: an engine that is trusted is made at once, and no other.
     again = choose(data, "auto", prefix, left)
     assert again.name == expected and made == [expected]

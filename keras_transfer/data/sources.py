@@ -101,6 +101,7 @@ class ImageData:
         augment: str | Augmentation = "light",
         seed: int = 0,
         start_epoch: int = 0,
+        memory=None,
     ):
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
 
@@ -117,6 +118,7 @@ class ImageData:
             augmentation=augment,
             seed=seed,
             start_epoch=start_epoch,
+            memory=memory,
         )
 
     def steps(self, split: str, batch_size: int) -> int:

@@ -1,6 +1,5 @@
 """Where it pays to compute the frozen part once: a decision, with its reason, for each phase."""
 
-import os
 from dataclasses import asdict, dataclass
 
 from keras_transfer.builders import backbone_at
@@ -8,6 +7,7 @@ from keras_transfer.data.augmentation import View, resolve_augmentation, views_o
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import prefix_of, stage_costs
 from keras_transfer.features.store import DTYPES, Store, shown_bytes
+from keras_transfer.machine import free_memory
 from keras_transfer.plans import PlannedPhase
 
 CACHES = ("auto", "off", "memory", "disk")
@@ -94,7 +94,7 @@ def plan_caching(
         most = planned.phase.views or min(_MOST_VIEWS, max(1, planned.epochs // 2))
 
     where = "memory" if asked in ("memory", "off") else "disk"
-    room = _free_memory() // 2 if where == "memory" else store.free()
+    room = free_memory() // 2 if where == "memory" else store.free()
     fewest = most if closed or planned.phase.views else 1
     for kept in choices:
         for views in range(most, fewest - 1, -1):
@@ -130,10 +130,3 @@ def _gain(model, planned, pictures, views):
     above = planned.epochs * suffix * (3 * train + val)  # a step back costs two forward
     without = planned.epochs * prefix * (train + val) + above
     return without / (_ENGINE * prefix * (views * train + val) + above)
-
-
-def _free_memory():
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not Linux
-        return 4 << 30

@@ -22,6 +22,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 _MOST_ERROR = 1e-2
 _MOST_PROBE_LOSS = 0.005
 _LEAST_GAIN = 1.2
+_SAMPLE, _FEW = 256, 32  # pictures to compare on, and to see what is at stake
 _WORTH_MEASURING = 20.0  # seconds of Keras's work left; converting and compiling take some
 
 
@@ -90,8 +91,7 @@ def usable_engines(asked: str, prefix: Prefix) -> list[str]:
 def choose_engine(
     asked: str,
     prefix: Prefix,
-    sample: Callable[[], np.ndarray],
-    labels: np.ndarray,
+    sample: Callable[[int], tuple[np.ndarray, np.ndarray]],
     left: int,
 ) -> Choice:
     """Makes the fastest engine that can be trusted.
@@ -103,29 +103,30 @@ def choose_engine(
     Args:
         asked: `"keras"`; `"openvino"`, the fastest of its number formats that is right; or
             `"auto"`, the fastest of all, where enough work is left to gain by comparing.
-        sample: gives some of the pictures to come, uint8 [N, H, W, 3], with `labels` int [N].
+        sample: gives so many of the pictures to come, uint8 [N, H, W, 3], with labels int [N]; at
+            least one of them.
         left: pictures to come.
     """
-    if asked == "keras" or not _others():
-        reason = "as asked for" if asked == "keras" else "no other is here, or none gains"
-        return Choice("keras", ENGINES["keras"](prefix), reason)
-    made, pictures = {}, []
 
     def engine(name):
-        if name not in made:
-            made[name] = ENGINES[name](prefix)
-        return made[name]
+        if name not in prefix.engines:
+            prefix.engines[name] = ENGINES[name](prefix)
+        return prefix.engines[name]
+
+    if asked == "keras" or not _others():
+        reason = "as asked for" if asked == "keras" else "no other is here, or none gains"
+        return Choice("keras", engine("keras"), reason)
+    drawn = []
 
     def measure(name):
-        pictures.extend([] if pictures else [sample()])
+        drawn.extend([] if drawn else [sample(_SAMPLE)])
         try:
-            return compare(engine("keras"), engine(name), pictures[0], labels)
+            return compare(engine("keras"), engine(name), *drawn[0])
         except Exception as error:  # a faster engine is no reason to fail
             return {"gain": 0.0, "error": 1.0, "probe": 1.0, "failed": str(error)}
 
     if asked == "auto" and usable_engines(asked, prefix) == ["keras"]:
-        pictures.append(sample())
-        few = pictures[0][:32]
+        few, _ = sample(_FEW)
         engine("keras")(few)  # traces
         work = _seconds(engine("keras"), few) * left / len(few)
         if work < _WORTH_MEASURING:

@@ -16,7 +16,6 @@ from keras_transfer.features.store import DTYPES, Store, Table, Writer
 
 _FORMAT = 1  # of what a row means: raise it when decoding, views or preprocessing change
 _BATCH = 32
-_SAMPLE = 256  # pictures on which engines are compared
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ def extract(
     engine: str = "auto",
     store: Store | None = None,
     on_disk: bool = True,
+    memory=None,
 ) -> Activations:
     """The activations of every example in every view; what the store has is not computed again.
 
@@ -66,6 +66,7 @@ def extract(
         engine: `"auto"`, `"keras"` or `"openvino"`, see `engines.choose_engine`.
         store: where they are looked for and kept; by default the user's.
         on_disk: False keeps what is computed now in memory only.
+        memory: a `data.pipeline.PictureMemory` for pictures that another prefix will look at.
 
     Raises:
         InputError: values that the dtype cannot hold, or a file that cannot be read any more.
@@ -89,21 +90,20 @@ def extract(
     name = min(found, key=lambda n: len(missing_in(found[n])), default=None)
     missing = missing_in(found[name]) if name else list(range(len(examples)))
     if missing:
-        # Spread over the classes, which lie one after the other.
-        sample = np.unique(np.linspace(0, len(missing) - 1, _SAMPLE).astype(int))
-        sample = [missing[i] for i in sample]
-        choice = choose_engine(
-            engine,
-            prefix,
-            lambda: _pictures(examples, sample, prefix.image_size),
-            examples.labels[sample],
-            len(missing) * len(views),
-        )
+
+        def sample(count):
+            # Spread over the classes, which lie one after the other.
+            spread = np.unique(np.linspace(0, len(missing) - 1, count).astype(int))
+            chosen = [missing[i] for i in spread]
+            pictures = _pictures(examples, chosen, prefix.image_size)
+            return pictures, examples.labels[chosen]
+
+        choice = choose_engine(engine, prefix, sample, len(missing) * len(views))
         if choice.name != name:
             name = choice.name
             found[name] = found.get(name) or tables_of(name)
             missing = missing_in(found[name])
-        _compute(choice.run, prefix, examples, missing, views, found[name], dtype, on_disk)
+        _compute(choice.run, prefix, examples, missing, views, found[name], dtype, on_disk, memory)
         if on_disk:
             store.trim(keep=[table.key for table in found[name]])
         say(f"features of {len(missing)} pictures computed; engine {name}: {choice.reason}")
@@ -140,14 +140,14 @@ def _pictures(examples, chosen, image_size):
     return batch[0].numpy()
 
 
-def _compute(run: Callable, prefix, examples, missing, views, tables, dtype, on_disk):
+def _compute(run: Callable, prefix, examples, missing, views, tables, dtype, on_disk, memory):
     from keras_transfer.data import pipeline
 
     share = max(
         1 << 20, (64 << 20) // len(views)
     )  # what waits in memory is bounded, over all views
     writers = [Writer(table, on_disk, share) for table in tables]
-    batches = pipeline.views(examples, missing, views, prefix.image_size, _BATCH)
+    batches = pipeline.views(examples, missing, views, prefix.image_size, _BATCH, memory)
     bar = tqdm(total=len(missing), desc="features", unit="picture", leave=False, disable=None)
     done = 0
     try:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import keras
@@ -19,10 +19,12 @@ class Prefix:
     Attributes:
         model: [N, H, W, 3] → [N, …]; shares the backbone's weights.
         name: for people.
+        engines: what was made ready to run it, by name.
     """
 
     model: keras.Model
     name: str
+    engines: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def image_size(self) -> int:
