@@ -65,13 +65,14 @@ class Progress(keras.callbacks.Callback):
         self.phases = []
         self.best = {}
         self.memory = {}
+        self.engines = {}  # phase → what computed its activations
         self.watched = []  # callbacks with a memory
         self.save_seconds = 0.0  # the state is written when so much time has gone since
         self._saved, self._unsaved_best = 0.0, None
 
     # -- state ------------------------------------------------------------------------------------
 
-    _PLAIN = ("phase", "phase_epoch", "epoch", "rows", "phases", "best", "memory")
+    _PLAIN = ("phase", "phase_epoch", "epoch", "rows", "phases", "best", "memory", "engines")
     _MEMORY = ("best", "wait", "cooldown_counter", "best_epoch")
 
     def load(self) -> dict[str, np.ndarray] | None:

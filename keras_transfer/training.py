@@ -216,7 +216,7 @@ class Trainer:
                 while progress.phase < len(plan.phases):
                     planned = plan.phases[progress.phase]
                     with explained(planned, _GO_ON):
-                        features = self._features(planned, caching[progress.phase], data)
+                        features = self._features(planned, caching[progress.phase], data, progress)
                         if planned.phase.solver == "logistic":
                             self._solve_phase(planned, data, progress, features)
                         else:
@@ -266,26 +266,29 @@ class Trainer:
             run.save_start(start)
         return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
 
-    def _features(self, planned, caching, data) -> dict[str, Activations]:
+    def _features(self, planned, caching, data, progress) -> dict[str, Activations]:
         """Split → activations of a phase that trains on them; empty for others."""
         if caching is None:
             return {}
         prefix = prefix_of(self.model, planned.frozen, planned.image_size)
         views = {"train": caching.training_views(self._augment(planned.phase))}
-        return {
-            split: extract(
+        found = {}
+        for split in ("train", "val"):
+            if split not in data.examples:
+                continue
+            found[split] = extract(
                 prefix,
                 data.examples[split],
                 views.get(split, (View(),)),
                 dtype=caching.dtype,
-                engine=self.engine,
+                # Once chosen it is that of the other split too, and of the run when it is resumed.
+                engine=progress.engines.get(planned.phase.name, self.engine),
                 store=Store(),
                 on_disk=caching.where == "disk",
                 memory=self._memory,
             )
-            for split in ("train", "val")
-            if split in data.examples
-        }
+            progress.engines[planned.phase.name] = found[split].engine
+        return found
 
     def _solve_phase(self, planned, data, progress, features):
         """The head by logistic regression, as an epoch of its own."""

@@ -93,7 +93,8 @@ def accuracy(data: ImageData, recipe: str, seed: int) -> tuple[float, float]:
         overrides = {"steps": steps, "batch_size": 32, "accumulate": 1}
     if "augment" in settings:
         overrides["*.augment"] = settings["augment"]
-    trainer = Trainer(model, recipe, overrides=overrides, seed=seed, keep="last")
+    # Pictures in every phase: recipes are compared, not the few views that a cache draws from.
+    trainer = Trainer(model, recipe, overrides=overrides, seed=seed, keep="last", cache="off")
     with tempfile.TemporaryDirectory() as out:
         value = trainer.fit(data, Path(out) / "run").metrics["val"]["accuracy"]
     return value, time.perf_counter() - started

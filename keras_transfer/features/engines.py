@@ -82,8 +82,10 @@ def usable_engines(asked: str, prefix: Prefix) -> list[str]:
     Keras's always may, unless OpenVINO was asked for; OpenVINO's where `choose_engine` compared
     them and found them right (and, for `"auto"`, faster).
     """
+    if asked in ENGINES:
+        return [asked]
     names = [] if asked == "openvino" else ["keras"]
-    if asked != "keras":
+    if asked in ("auto", "openvino"):
         names += [n for n in _others() if _fine(remembered("engines", _key(n, prefix)), asked)]
     return names
 
@@ -101,7 +103,7 @@ def choose_engine(
     half of the sample is, on the other half, at most half a point less accurate on its features.
 
     Args:
-        asked: `"keras"`; `"openvino"`, the fastest of its number formats that is right; or
+        asked: a name of `ENGINES`; `"openvino"`, the fastest of its number formats that is right; or
             `"auto"`, the fastest of all, where enough work is left to gain by comparing.
         sample: gives so many of the pictures to come, uint8 [N, H, W, 3], with labels int [N]; at
             least one of them.
@@ -113,9 +115,10 @@ def choose_engine(
             prefix.engines[name] = ENGINES[name](prefix)
         return prefix.engines[name]
 
-    if asked == "keras" or not _others():
-        reason = "as asked for" if asked == "keras" else "no other is here, or none gains"
-        return Choice("keras", engine("keras"), reason)
+    if asked in ENGINES:
+        return Choice(asked, engine(asked), "as asked for")
+    if not _others():
+        return Choice("keras", engine("keras"), "no other is here, or none gains")
     drawn = []
 
     def measure(name):

@@ -63,7 +63,7 @@ def extract(
     Args:
         prefix: see `prefix_of`.
         dtype: a name of `store.DTYPES` that is a float, to keep them in.
-        engine: `"auto"`, `"keras"` or `"openvino"`, see `engines.choose_engine`.
+        engine: `"auto"`, `"openvino"`, or a name of `engines.ENGINES`, see `choose_engine` there.
         store: where they are looked for and kept; by default the user's.
         on_disk: False keeps what is computed now in memory only.
         memory: a `data.pipeline.PictureMemory` for pictures that another prefix will look at.
