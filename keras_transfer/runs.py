@@ -199,11 +199,11 @@ class Run:
         Args:
             state: plain data; `state["best"]["epoch"]` is the epoch whose weights are kept.
             arrays: name → array.
-            best: the arrays to keep as those of the best epoch, where this one is it.
+            best: the arrays of that epoch, where they were not given before.
         """
         folder = self.path / STATE
         if best is not None:
-            _write_arrays(folder / f"best-{state['epoch']}.npz", best)
+            _write_arrays(folder / f"best-{state['best']['epoch']}.npz", best)
         _write_arrays(folder / f"epoch-{state['epoch']}.npz", arrays)
         write_text(folder / "state.json", json.dumps(state))
         needed = (f"epoch-{state['epoch']}.npz", f"best-{state['best']['epoch']}.npz", START)

@@ -488,6 +488,16 @@ def test_feature_extraction_is_closed_and_a_plain_model(data, tmp_path, monkeypa
     assert json.loads((run.path / "metrics.json").read_text())["best_epoch"] == 1
 
 
+def test_the_best_of_epochs_too_short_to_be_written_one_by_one(data, tmp_path):
+    schedule = Schedule("s", (Phase("p", "all", 12, 0.3, shape="constant", augment="none"),))
+    _, run = trained(data, tmp_path / "run", schedule, cache="memory")
+    from keras_transfer.evaluation import evaluate
+
+    assert 1 < run.metrics["best_epoch"] < 12
+    measured = evaluate(run.model, data)
+    assert measured["loss"] == pytest.approx(run.metrics["val"]["loss"], rel=1e-3)
+
+
 def test_closed_then_everything(data, tmp_path):
     overrides = {"head.solver": "logistic", "all.epochs": 1}
     model = model_of(data)

@@ -149,7 +149,7 @@ def test_a_phase_in_steps_ends_within_an_epoch(colours, tmp_path):
         self, *a, callbacks=[*callbacks, count], **k
     )
     try:
-        run = Trainer(model, Schedule("s", phases), batch_size=8).fit(
+        run = Trainer(model, Schedule("s", phases), batch_size=8, cache="off").fit(
             from_directory(colours), tmp_path / "run"
         )
     finally:
