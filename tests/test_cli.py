@@ -234,3 +234,25 @@ def test_the_whole_road(tmp_path):
     )
     assert first["val"] == second["val"]
     assert [p["epochs"] for p in second["phases"]] == [1, 1]
+
+
+def test_cache_lists_limits_and_clears(tmp_path):
+    import numpy as np
+
+    from keras_transfer.features.store import DIGEST, Store
+
+    env = {**os.environ, "KERAS_TRANSFER_CACHE": str(tmp_path)}
+    store = Store(tmp_path / "features")
+    about = {"backbone": "resnet50, 3 of 9 stages", "image_size": 224, "view": "plain"}
+    for name in "ab":
+        table = store.table({"name": name}, {**about, "engine": "keras"})
+        table.add([bytes(DIGEST)], np.zeros((1, 1000), "float32"))
+    shown = run("cache", env=env)
+    assert shown.stdout.count("resnet50, 3 of 9 stages") == 2 and "LOADED []" in shown.stderr
+    found = json.loads(run("cache", "--json", env=env).stdout)
+    assert found["bytes"] > 8000 and [t["engine"] for t in found["tables"]] == ["keras"] * 2
+    less = run("cache", "--limit", "0.000005", env=env)  # gigabytes: one of the two
+    assert less.stdout.count("resnet50") == 1 and "removed 4" in less.stderr
+    assert "resnet50" not in run("cache", "--clear", env=env).stdout
+    wrong = run("cache", "--limit", "-1", env=env)
+    assert wrong.returncode == 2 and "--limit -1" in wrong.stderr

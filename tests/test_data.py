@@ -798,3 +798,31 @@ def test_sign_digits(real_data):
     assert [len(part) for part in data.examples.values()] == [1650, 412]
     shares = np.array(list(data.counts["val"].values())) / 41.2
     assert np.abs(shares - 1).max() < 0.03
+
+
+def test_pictures_in_memory_are_the_same_and_read_once(colours, monkeypatch):
+    """Training and evaluation with a memory, and with one that has room for a part only."""
+    from keras_transfer.data import pipeline
+
+    data = from_directory(colours, progress=False)
+    options = dict(image_size=32, batch_size=8)
+    steps = data.steps("train", 8)
+
+    def seen(memory):
+        training = data.batches("train", training=True, memory=memory, **options)
+        plain = data.batches("val", memory=memory, **options)
+        batches = [*training.take(2 * steps), *plain, *plain]
+        return [np.asarray(pictures) for pictures, _ in batches]
+
+    expected = seen(None)
+    read, decode = [], pipeline.decode
+    monkeypatch.setattr(pipeline, "decode", lambda contents: read.append(1) or decode(contents))
+    one = 40 * 48 * 3  # evaluation takes its room first: 7 of 32 x 32, less than four of these
+    for limit, kept in ((1 << 30, 29), (10 * one, 6)):
+        read.clear()
+        memory = pipeline.PictureMemory(limit)
+        for pictures, other in zip(seen(memory), expected, strict=True):
+            np.testing.assert_array_equal(pictures, other)
+        assert len(memory._pictures) == kept and memory.bytes <= limit
+        # At the border of two epochs a file may be read before it is remembered.
+        assert len(read) >= 29 + 7 and (kept < 29 or len(read) <= 29 + 7 + 4)
