@@ -30,7 +30,7 @@ from keras_transfer.runs import Run
 from keras_transfer.schedules import KEEP, Schedule
 from keras_transfer.solvers import logistic_regression
 
-_MOST_PICTURES = 4 << 30  # bytes of decoded pictures in memory
+_MOST_PICTURES = 1 << 30  # bytes of decoded pictures in memory
 _HEAD_STEPS = 64
 _GO_ON = "go on with --resume (resume=True)"
 
@@ -142,6 +142,9 @@ class Trainer:
 
     def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
         """For each phase how its frozen part would be computed once, or None and why not."""
+        return self._caching(self.plan(data), data)
+
+    def _caching(self, plan, data):
         pictures = {split: len(part) for split, part in data.examples.items()}
         return [
             plan_caching(
@@ -153,7 +156,7 @@ class Trainer:
                 store=Store(),
                 dtype=self.feature_dtype,
             )
-            for planned in self.plan(data).phases
+            for planned in plan.phases
         ]
 
     def fit(self, data, out, *, config: dict | None = None, resume: bool = False) -> Run:
@@ -190,7 +193,7 @@ class Trainer:
             decided = Run.open(out, finished=False).config.get("caching", [])
             caching = [Caching(**fields) if fields else None for fields in decided]
         else:
-            caching, reasons = zip(*self.plan_caching(data))
+            caching, reasons = zip(*self._caching(plan, data))
         settings = self._config(schedule, caching, config)
         if resume:
             run = Run.resume(out, settings, pictures)

@@ -103,19 +103,10 @@ def check_pictures(paths: list[str], *, progress: bool = True) -> tuple[list[str
         paths: files, whether pictures or not.
         progress: show a bar on stderr, if that is a terminal.
     """
-    hide_bar = None if progress else True  # None: tqdm asks whether stderr is a terminal
     # Warnings are silenced here, not in the threads: the filters belong to the process.
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        faults = list(
-            tqdm(
-                pool.map(_find_fault, paths),
-                total=len(paths),
-                desc="checking pictures",
-                unit="file",
-                disable=hide_bar,
-            )
-        )
+        faults = _each(_find_fault, paths, "checking pictures", progress)
     good = [path for path, fault in zip(paths, faults) if fault is None]
     skipped = [Skipped(path, fault) for path, fault in zip(paths, faults) if fault is not None]
     return good, skipped
@@ -127,17 +118,15 @@ def digest_files(paths: list[str], *, progress: bool = True) -> list[bytes]:
     Raises:
         InputError: a file cannot be read any more.
     """
+    return _each(_digest, paths, "reading pictures", progress)
+
+
+def _each(function, paths, title, progress):
+    """What `function` says of each file, in order; in threads, with a bar on stderr."""
+    disable = None if progress else True  # None: tqdm asks whether stderr is a terminal
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(
-            tqdm(
-                pool.map(_digest, paths),
-                total=len(paths),
-                desc="reading pictures",
-                unit="file",
-                leave=False,
-                disable=None if progress else True,
-            )
-        )
+        answers = pool.map(function, paths)
+        return list(tqdm(answers, total=len(paths), desc=title, unit="file", disable=disable))
 
 
 def _digest(path):

@@ -85,9 +85,7 @@ def usable_engines(asked: str, prefix: Prefix) -> list[str]:
     if asked in ENGINES:
         return [asked]
     names = [] if asked == "openvino" else ["keras"]
-    if asked in ("auto", "openvino"):
-        names += [n for n in _others() if _fine(remembered("engines", _key(n, prefix)), asked)]
-    return names
+    return names + [n for n in _others() if _fine(remembered("engines", _key(n, prefix)), asked)]
 
 
 def choose_engine(
