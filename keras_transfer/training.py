@@ -11,14 +11,13 @@ import numpy as np
 
 from keras_transfer import recipes
 from keras_transfer.builders import training_model
-from keras_transfer.data.augmentation import Augmentation, View, resolve_augmentation
+from keras_transfer.data.augmentation import Augmentation, resolve_augmentation
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged, Interrupted, Signals, explained
 from keras_transfer.features import check_engine
 from keras_transfer.features.caching import Caching, check_cache, plan_caching
-from keras_transfer.features.extraction import Activations, extract
-from keras_transfer.features.prefix import prefix_of
 from keras_transfer.features.store import Store
+from keras_transfer.features.supply import Supply
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification, head_of
 from keras_transfer.machine import free_memory
@@ -215,11 +214,24 @@ class Trainer:
             arrays = progress.load() if resume else None
             if arrays:
                 say(f"resuming after epoch {progress.epoch}")
+            supply = Supply(
+                self.model,
+                data,
+                plan.phases,
+                caching,
+                [
+                    c and c.training_views(self._augment(p.phase))
+                    for c, p in zip(caching, plan.phases)
+                ],
+                engine=self.engine,
+                engines=progress.engines,
+                memory=self._memory,
+            )
             try:
                 while progress.phase < len(plan.phases):
                     planned = plan.phases[progress.phase]
                     with explained(planned, _GO_ON):
-                        features = self._features(planned, caching[progress.phase], data, progress)
+                        features = supply.of(progress.phase)
                         if planned.phase.solver == "logistic":
                             self._solve_phase(planned, data, progress, features)
                         else:
@@ -268,30 +280,6 @@ class Trainer:
             start = collected(self.model.weights, "start")
             run.save_start(start)
         return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
-
-    def _features(self, planned, caching, data, progress) -> dict[str, Activations]:
-        """Split → activations of a phase that trains on them; empty for others."""
-        if caching is None:
-            return {}
-        prefix = prefix_of(self.model, planned.frozen, planned.image_size)
-        views = {"train": caching.training_views(self._augment(planned.phase))}
-        found = {}
-        for split in ("train", "val"):
-            if split not in data.examples:
-                continue
-            found[split] = extract(
-                prefix,
-                data.examples[split],
-                views.get(split, (View(),)),
-                dtype=caching.dtype,
-                # Once chosen it is that of the other split too, and of the run when it is resumed.
-                engine=progress.engines.get(planned.phase.name, self.engine),
-                store=Store(),
-                on_disk=caching.where == "disk",
-                memory=self._memory,
-            )
-            progress.engines[planned.phase.name] = found[split].engine
-        return found
 
     def _solve_phase(self, planned, data, progress, features):
         """The head by logistic regression, as an epoch of its own."""
@@ -373,12 +361,13 @@ class Trainer:
         if resumed and averages:
             averages[0].resume()
         progress.start_phase(planned, frozen, watched)
-        # An epoch of a head alone may be shorter than the writing of its state.
-        progress.save_seconds = 1.0 if features and planned.frozen == len(planned.rates) else 0.0
-        stream = self._batches(data, "train", planned, features, start_epoch=progress.epoch)
+        # An epoch on activations may be shorter than the writing of its state.
+        progress.save_seconds = 1.0 if features else 0.0
+        dtype = model.inputs[0].dtype
+        stream = self._batches(data, "train", planned, features, dtype, start_epoch=progress.epoch)
         validation = None
         if "val" in data.examples:
-            validation = self._batches(data, "val", planned, features)
+            validation = self._batches(data, "val", planned, features, dtype)
         counts = np.bincount(data.examples["train"].labels, minlength=len(head.names))
         model.fit(
             stream,
@@ -403,14 +392,14 @@ class Trainer:
     def _augment(self, phase):
         return _augmentation(phase.augment) or self.augment
 
-    def _batches(self, data, split, planned, features, start_epoch=None):
+    def _batches(self, data, split, planned, features, dtype, start_epoch=None):
         options = {"batch_size": planned.batch_size}
         order = {"seed": self.seed, "start_epoch": start_epoch or 0}
         if features:
             from keras_transfer.features import batches
 
             labels = data.examples[split].labels
-            options["dtype"] = prefix_of(self.model, planned.frozen).model.outputs[0].dtype
+            options["dtype"] = dtype
             if start_epoch is None:
                 return batches.batches(features[split], labels, **options)
             return batches.training_batches(features[split], labels, **options, **order)

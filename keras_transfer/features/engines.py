@@ -1,7 +1,7 @@
 """Engines: a prefix made ready to run forward only, as fast as this machine can.
 
-An engine is a function from a `Prefix` to a function from uint8 pictures [N, H, W, 3] to its
-activations [N, …] as a NumPy array.
+An engine is a function from a `Prefix` to a function from its input (uint8 pictures [N, H, W, 3]) to
+its activations [N, …] as a NumPy array.
 """
 
 import importlib.metadata
@@ -37,7 +37,7 @@ def keras_engine(prefix: Prefix) -> Run:
         convert_variables_to_constants_v2,
     )
 
-    signature = tf.TensorSpec([None, *prefix.model.input_shape[1:]], tf.uint8)
+    signature = tf.TensorSpec([None, *prefix.model.input_shape[1:]], prefix.takes)
     function = tf.function(lambda x: model(x, training=False), autograph=False)
     frozen = convert_variables_to_constants_v2(function.get_concrete_function(signature))
     return lambda pictures: frozen(tf.convert_to_tensor(pictures))[0].numpy()
@@ -49,7 +49,7 @@ def openvino_engine(prefix: Prefix, form: str) -> Run:
     import tensorflow as tf
 
     model = folded(prefix.model)
-    signature = tf.TensorSpec([None, *prefix.model.input_shape[1:]], tf.uint8)
+    signature = tf.TensorSpec([None, *prefix.model.input_shape[1:]], prefix.takes)
     function = tf.function(lambda x: model(x, training=False), input_signature=[signature])
     settings = {
         "PERFORMANCE_HINT": "LATENCY",  # all cores on one batch; batches come one after the other
@@ -91,8 +91,8 @@ def usable_engines(asked: str, prefix: Prefix) -> list[str]:
 def choose_engine(
     asked: str,
     prefix: Prefix,
-    sample: Callable[[int], tuple[np.ndarray, np.ndarray]],
-    left: int,
+    sample: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
+    left: int = 0,
 ) -> Choice:
     """Makes the fastest engine that can be trusted.
 
@@ -104,7 +104,7 @@ def choose_engine(
         asked: a name of `ENGINES`; `"openvino"`, the fastest of its number formats that is right; or
             `"auto"`, the fastest of all, where enough work is left to gain by comparing.
         sample: gives so many of the pictures to come, uint8 [N, H, W, 3], with labels int [N]; at
-            least one of them.
+            least one of them. Not needed where `asked` is a name of `ENGINES`.
         left: pictures to come.
     """
 

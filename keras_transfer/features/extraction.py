@@ -47,6 +47,21 @@ class Activations:
         return out
 
 
+@dataclass(frozen=True)
+class Source:
+    """Activations at an earlier cut, to compute those of a prefix from in place of pictures.
+
+    Attributes:
+        rest: the stages between the two cuts.
+        activations: of the same examples, not rounded.
+        views: that they are of.
+    """
+
+    rest: Prefix
+    activations: Activations
+    views: tuple[View, ...]
+
+
 def extract(
     prefix: Prefix,
     examples: Examples,
@@ -57,6 +72,7 @@ def extract(
     store: Store | None = None,
     on_disk: bool = True,
     memory=None,
+    source: Callable[[], Source] | None = None,
 ) -> Activations:
     """The activations of every example in every view; what the store has is not computed again.
 
@@ -67,6 +83,7 @@ def extract(
         store: where they are looked for and kept; by default the user's.
         on_disk: False keeps what is computed now in memory only.
         memory: a `data.pipeline.PictureMemory` for pictures that another prefix will look at.
+        source: gives what to compute from where something is missing, by default the pictures.
 
     Raises:
         InputError: values that the dtype cannot hold, or a file that cannot be read any more.
@@ -90,23 +107,27 @@ def extract(
     name = min(found, key=lambda n: len(missing_in(found[n])), default=None)
     missing = missing_in(found[name]) if name else list(range(len(examples)))
     if missing:
-
-        def sample(count):
-            # Spread over the classes, which lie one after the other.
-            spread = np.unique(np.linspace(0, len(missing) - 1, count).astype(int))
-            chosen = [missing[i] for i in spread]
-            pictures = _pictures(examples, chosen, prefix.image_size)
-            return pictures, examples.labels[chosen]
-
-        choice = choose_engine(engine, prefix, sample, len(missing) * len(views))
+        if source:
+            given = source()
+            choice = choose_engine(given.activations.engine, given.rest)
+        else:
+            choice = choose_engine(
+                engine, prefix, _sampler(prefix, examples, missing), len(missing) * len(views)
+            )
         if choice.name != name:
             name = choice.name
             found[name] = found.get(name) or tables_of(name)
             missing = missing_in(found[name])
-        _compute(choice.run, prefix, examples, missing, views, found[name], dtype, on_disk, memory)
+        if source:
+            batches = _derived(given, missing, views)
+        else:
+            batches = _pictures(prefix, examples, missing, views, memory)
+        digests = [examples.digests[i] for i in missing]
+        _compute(choice.run, batches, digests, found[name], dtype, on_disk)
         if on_disk:
             store.trim(keep=[table.key for table in found[name]])
-        say(f"features of {len(missing)} pictures computed; engine {name}: {choice.reason}")
+        how = "from those of an earlier cut" if source else choice.reason
+        say(f"features of {len(missing)} pictures computed; engine {name}: {how}")
     places = np.stack([table.locate(examples.digests) for table in found[name]])
     return Activations(found[name], places, name)
 
@@ -133,29 +154,46 @@ def _table(store, prefix, engine, view, dtype):
     return store.table(identity, about)
 
 
-def _pictures(examples, chosen, image_size):
+def _sampler(prefix, examples, missing):
     from keras_transfer.data import pipeline
 
-    (batch,) = pipeline.views(examples, chosen, [View()], image_size, len(chosen))
-    return batch[0].numpy()
+    def sample(count):
+        # Spread over the classes, which lie one after the other.
+        spread = np.unique(np.linspace(0, len(missing) - 1, count).astype(int))
+        chosen = [missing[i] for i in spread]
+        (batch,) = pipeline.views(examples, chosen, [View()], prefix.image_size, len(chosen))
+        return batch[0].numpy(), examples.labels[chosen]
+
+    return sample
 
 
-def _compute(run: Callable, prefix, examples, missing, views, tables, dtype, on_disk, memory):
+def _pictures(prefix, examples, missing, views, memory):
+    """Batches of input, [V, B, …]."""
     from keras_transfer.data import pipeline
 
-    share = max(
-        1 << 20, (64 << 20) // len(views)
-    )  # what waits in memory is bounded, over all views
+    for batch in pipeline.views(examples, missing, views, prefix.image_size, _BATCH, memory):
+        yield batch.numpy()
+
+
+def _derived(source, missing, views):
+    """The same, of an earlier cut's activations."""
+    kept = [source.views.index(view) for view in views]
+    for start in range(0, len(missing), _BATCH):
+        rows = np.asarray(missing[start : start + _BATCH])
+        yield np.stack([source.activations.gather(rows, v) for v in kept]).astype(source.rest.takes)
+
+
+def _compute(run: Callable, batches, digests, tables, dtype, on_disk):
+    # What waits in memory is bounded, over all views.
+    share = max(1 << 20, (64 << 20) // len(tables))
     writers = [Writer(table, on_disk, share) for table in tables]
-    batches = pipeline.views(examples, missing, views, prefix.image_size, _BATCH, memory)
-    bar = tqdm(total=len(missing), desc="features", unit="picture", leave=False, disable=None)
+    bar = tqdm(total=len(digests), desc="features", unit="picture", leave=False, disable=None)
     done = 0
     try:
         for batch in batches:
             count = batch.shape[1]
-            digests = [examples.digests[i] for i in missing[done : done + count]]
-            for writer, pictures in zip(writers, batch.numpy()):
-                writer.add(digests, _cast(run(pictures), dtype))
+            for writer, inputs in zip(writers, batch):
+                writer.add(digests[done : done + count], _cast(run(inputs), dtype))
             done += count
             bar.update(count)
     finally:  # what is computed is kept, also where the run is interrupted

@@ -19,11 +19,13 @@ class Prefix:
     Attributes:
         model: [N, H, W, 3] → [N, …]; shares the backbone's weights.
         name: for people.
+        takes: dtype of its input; what starts at a cut takes the activations there.
         engines: what was made ready to run it, by name.
     """
 
     model: keras.Model
     name: str
+    takes: str = "uint8"
     engines: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -42,8 +44,9 @@ class Prefix:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the graph and all its weights; names of layers do not matter."""
+        """A digest of the graph and all its weights; names of layers and what trains do not matter."""
         text = json.dumps(self.model.get_config(), sort_keys=True, default=str)
+        text = text.replace('"trainable": false', '"trainable": true')
         for i, layer in enumerate(sorted(self.model.layers, key=lambda x: -len(x.name))):
             text = text.replace(f'"{layer.name}"', f'"#{i}"')
         text = text.replace(f'"{self.model.name}"', '"model"')
