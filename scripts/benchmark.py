@@ -9,6 +9,7 @@ rounds, and the ratio of the medians. Sections:
 whole       `feature_extraction`, whole command against the Keras guide's recipe, whole process
 again       how soon a second run with another head starts training, its packages imported
 cache       20 epochs with a frozen part, with the cache (empty at the start) and without
+cuts        accuracy with the cache and without, frozen up to three different stages
 extraction  forward only: the engines against `model.predict`
 step        a fine-tuning step: the trainer's model against the guide's `fit`
 pipeline    pictures from files: our batches against `image_dataset_from_directory`
@@ -208,7 +209,24 @@ def cache(table, options):
         )
 
 
-def fit(name, recipe, augment, backbone, where, folder, epochs):
+def cuts(table, options):
+    """The same accuracy with the cache as without, whatever the cut."""
+    for name in SIZES:
+        for k in ("stage:4", "stage:9", "stage:14"):
+            found = {"auto": [], "off": []}
+            with tempfile.TemporaryDirectory() as folder:
+                for where, results in found.items():
+                    arguments = (name, "freeze_k", "none", BACKBONE, where, f"{folder}/{where}", 8)
+                    results.append(own("fit", *arguments, k, cache=folder))
+            accuracies = [results[0]["accuracy"] for results in found.values()]
+            table.add(
+                f"8 epochs, `freeze_k` at {k}, {name} {SIZES[name]} px: cache against none",
+                *([r["fit"] for r in results] for results in found.values()),
+                note="accuracy {:.4f} and {:.4f}".format(*accuracies),
+            )
+
+
+def fit(name, recipe, augment, backbone, where, folder, epochs, k=None):
     import keras
 
     import keras_transfer as kt
@@ -220,7 +238,7 @@ def fit(name, recipe, augment, backbone, where, folder, epochs):
     model = kt.build_model(backbone, head, image_size=SIZES[name], weights=weights)
     overrides = {"epochs": int(epochs)}
     if recipe == "freeze_k":
-        overrides["k"] = f"stage:{len(kt.backbone_of(model).stages) // 2}"
+        overrides["k"] = k or f"stage:{len(kt.backbone_of(model).stages) // 2}"
     trainer = kt.Trainer(
         model, recipe, overrides=overrides, augment=augment, cache=where, keep="last"
     )
@@ -503,7 +521,9 @@ def extract_pictures(folder, count):
     }
 
 
-SECTIONS = {f.__name__: f for f in (whole, again, cache, extraction, step, pipeline, growth, torch)}
+SECTIONS = {
+    f.__name__: f for f in (whole, again, cache, cuts, extraction, step, pipeline, growth, torch)
+}
 CHILDREN = (
     start_of_training,
     fit,
