@@ -75,7 +75,7 @@ def run_demo(out, *, seed: int = 0) -> None:
     print(f"   curves: {out / 'curves.png'}")
 
     print("3. export and one request")
-    picture = data.examples["val"].paths[0]
+    picture = data.examples["val"].names[0]
     export = saved_model(runs["transfer"].model, runs["transfer"].next_export())
     serve = tf.saved_model.load(str(export)).signatures["serve_bytes"]
     answer = serve(bytes=tf.constant([Path(picture).read_bytes()]))

@@ -51,8 +51,8 @@ def pooled(folder: Path) -> ImageData:
     """All pictures of a data set, whatever its splits."""
     data = from_directory(folder, progress=False)
     parts = data.examples.values()
-    order = np.argsort([path for part in parts for path in part.paths], kind="stable")
-    paths = [path for part in parts for path in part.paths]
+    order = np.argsort([path for part in parts for path in part.names], kind="stable")
+    paths = [path for part in parts for path in part.names]
     labels = np.concatenate([part.labels for part in parts])
     whole = Examples([paths[i] for i in order], labels[order])
     return ImageData(data.class_names, {"all": whole}, data.skipped, data.root)

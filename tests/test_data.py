@@ -272,13 +272,13 @@ def test_from_directory_splits_and_skips(animals):
     assert {Path(item.path).name for item in data.skipped} == expected.keys()
     for part in data.examples.values():
         assert part.labels.dtype == np.int32 and len(part) == len(part.labels)
-        folders = [Path(path).parent.name for path in part.paths]
+        folders = [Path(path).parent.name for path in part.names]
         assert folders == [data.class_names[label] for label in part.labels]
-        assert part.paths == sorted(part.paths)
-    assert not set(data.examples["train"].paths) & set(data.examples["val"].paths)
+        assert part.names == sorted(part.names)
+    assert not set(data.examples["train"].names) & set(data.examples["val"].names)
     assert data.steps("train", 5) == 4 and data.steps("val", 4) == 1
-    assert from_directory(animals, seed=1).examples["val"].paths == data.examples["val"].paths
-    assert from_directory(animals, seed=2).examples["val"].paths != data.examples["val"].paths
+    assert from_directory(animals, seed=1).examples["val"].names == data.examples["val"].names
+    assert from_directory(animals, seed=2).examples["val"].names != data.examples["val"].names
     assert repr(data) == f"ImageData({str(animals)!r}, classes=3, train=16, val=4, skipped=9)"
     assert "train: 16 pictures (cat 8, dog 5, emu 3)\nval: 4 pictures" in data.describe()
     assert data.describe().endswith("skipped: 9 files")
@@ -655,7 +655,7 @@ def test_evaluation_batches_are_in_order_and_finite(numbered):
     assert [len(p) for p in pictures] == [4, 4, 3]
     assert pictures[0].dtype == np.uint8 and labels[0].dtype == np.int32
     assert np.concatenate(labels).tolist() == list(range(11))
-    expected = [resize_and_crop(decode(Path(path).read_bytes()), 16) for path in numbered.paths]
+    expected = [resize_and_crop(decode(Path(path).read_bytes()), 16) for path in numbered.names]
     assert np.array_equal(np.concatenate(pictures), np.stack(expected))
 
 
@@ -674,7 +674,7 @@ def test_training_epochs_have_each_example_once(numbered):
 
 
 def test_equal_pictures_get_variants_of_their_own(numbered):
-    numbered.paths = numbered.paths[:1] * 11
+    numbered = type(numbered)(numbered.names[:1] * 11, numbered.labels)
     (pictures, _), *_ = stream(numbered, 1, batch_size=11)
     assert len({picture.tobytes() for picture in pictures}) == 11
 
@@ -723,7 +723,7 @@ def test_a_file_that_goes_bad_is_named(numbered, training, damage):
 
     from keras_transfer.data import pipeline
 
-    victim = Path(numbered.paths[5])
+    victim = Path(numbered.names[5])
     victim.unlink() if damage == "gone" else victim.write_bytes(b"broken")
     dataset = pipeline.batches(numbered, image_size=16, batch_size=4, training=training)
     with pytest.raises(tf.errors.OpError, match=re.escape(str(victim))):
@@ -735,7 +735,7 @@ def test_pictures_of_a_split(animals):
     assert data.test is None
     rows = list(data.val.as_numpy_iterator())
     assert [label for _, label in rows] == data.examples["val"].labels.tolist()
-    for (picture, _), path in zip(rows, data.examples["val"].paths):
+    for (picture, _), path in zip(rows, data.examples["val"].names):
         assert np.array_equal(picture, np.asarray(Image.open(path)))
     # Names that are no valid UTF-8 are as good as others.
     odd = os.fsencode(animals / "cat") + b"/\xff\xfe.png"
@@ -802,6 +802,7 @@ def test_sign_digits(real_data):
 
 def test_pictures_in_memory_are_the_same_and_read_once(colours, monkeypatch):
     """Training and evaluation with a memory, and with one that has room for a part only."""
+    from keras_transfer.data import decode as decoding
     from keras_transfer.data import pipeline
 
     data = from_directory(colours, progress=False)
@@ -815,14 +816,14 @@ def test_pictures_in_memory_are_the_same_and_read_once(colours, monkeypatch):
         return [np.asarray(pictures) for pictures, _ in batches]
 
     expected = seen(None)
-    read, decode = [], pipeline.decode
-    monkeypatch.setattr(pipeline, "decode", lambda contents: read.append(1) or decode(contents))
+    read, decode = [], decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda contents: read.append(1) or decode(contents))
     one = 40 * 48 * 3  # evaluation takes its room first: 7 of 32 x 32, less than four of these
     for limit, kept in ((1 << 30, 29), (10 * one, 6)):
         read.clear()
         memory = pipeline.PictureMemory(limit)
         for pictures, other in zip(seen(memory), expected, strict=True):
             np.testing.assert_array_equal(pictures, other)
-        assert len(memory._pictures) == kept and memory.bytes <= limit
+        assert len(memory._pixels) == kept and memory.bytes <= limit
         # At the border of two epochs a file may be read before it is remembered.
         assert len(read) >= 29 + 7 and (kept < 29 or len(read) <= 29 + 7 + 4)

@@ -50,7 +50,7 @@ def test_labels_and_outputs_belong_together(colours, tmp_path):
     assert not skipped
     expected = [NAMES[i] for i in outputs.argmax(axis=1)]
     assert [p.label for p in predictions] == expected
-    assert [p.path for p in predictions] == whole.examples["all"].paths
+    assert [p.path for p in predictions] == whole.examples["all"].names
 
 
 def test_metrics_by_hand(tmp_path):

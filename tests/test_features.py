@@ -128,7 +128,7 @@ def test_a_changed_picture_is_computed_again(colours, store):
     data = from_directory(colours, progress=False)
     prefix = prefix_of(model_of(data), 8)
     before = extract(prefix, data.examples["train"], store=store)
-    changed = data.examples["train"].paths[5]
+    changed = data.examples["train"].names[5]
     write_picture(type(colours)(changed), (200, 40, 40), seed=99)
     again = from_directory(colours, progress=False).examples["train"]
     after = extract(prefix, again, store=store)

@@ -1,27 +1,25 @@
 """Examples to tf.data batches."""
 
 import atexit
-import os
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.augmentation import Augmentation, View, resolve_augmentation
-from keras_transfer.data.decode import decode
+from keras_transfer.data.pictures import Pictures
 from keras_transfer.data.sources import Examples
 from keras_transfer.data.transforms import augment, resize_and_crop
 
 
 def pictures(examples: Examples) -> tf.data.Dataset:
     """Decoded pictures of their own sizes, in order: (uint8 [H, W, 3], int32 label)."""
-    paths, labels = _tensors(examples)
+    load = _loader(examples.pictures)
     return (
-        tf.data.Dataset.from_tensor_slices((paths, labels))
-        .map(lambda path, label: (_load(path), label), tf.data.AUTOTUNE, deterministic=True)
+        tf.data.Dataset.from_tensor_slices(_rows(examples))
+        .map(lambda index, label: (load(index), label), tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -60,12 +58,12 @@ def batches(
         return _training_batches(
             examples, image_size, batch_size, variant, seed, start_epoch, memory
         )
-    paths, labels = _tensors(examples)
+    load = _loader(examples.pictures)
 
-    def prepare(path, label):
-        return resize_and_crop(_load(path), image_size), label
+    def prepare(index, label):
+        return resize_and_crop(load(index), image_size), label
 
-    made = tf.data.Dataset.from_tensor_slices((paths, labels)).map(
+    made = tf.data.Dataset.from_tensor_slices(_rows(examples)).map(
         prepare, tf.data.AUTOTUNE, deterministic=True
     )
     if memory is not None and memory.reserve(len(examples) * 3 * image_size**2):
@@ -82,7 +80,8 @@ class PictureMemory:
 
     def __init__(self, limit: int):
         self.limit, self.bytes = limit, 0
-        self._pictures: dict[bytes, np.ndarray] = {}
+        self._pixels: dict[tuple[int, int], np.ndarray] = {}
+        self._known = []  # keeps what the keys stand for alive
 
     def reserve(self, size: int) -> bool:
         """True where so many bytes still fit; they are taken then."""
@@ -90,14 +89,21 @@ class PictureMemory:
         self.bytes += size if fits else 0
         return fits
 
-    def read(self, path: bytes) -> np.ndarray:
-        """The file's picture, decoded or remembered."""
-        picture = self._pictures.get(path)
-        if picture is None:
-            picture = _read(path)
-            if self.reserve(picture.nbytes):
-                self._pictures[path] = picture
-        return picture
+    def reader(self, pictures: Pictures):
+        """`pictures.pixels`, remembered."""
+        if all(known is not pictures for known in self._known):
+            self._known.append(pictures)
+
+        def pixels(index):
+            key = (id(pictures), int(index))
+            picture = self._pixels.get(key)
+            if picture is None:
+                picture = pictures.pixels(index)
+                if self.reserve(picture.nbytes):
+                    self._pixels[key] = picture
+            return picture
+
+        return pixels
 
 
 def views(
@@ -120,13 +126,13 @@ def views(
     Returns:
         uint8 [V, B, image_size, image_size, 3], in order.
     """
-    paths = tf.constant([os.fsencode(examples.paths[i]) for i in chosen], tf.string)
+    load = _loader(examples.pictures, memory)
     seeds = tf.constant(
         [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen], tf.int64
     )
 
-    def prepare(path, seed):
-        picture = _load(path, None if memory is None else memory.read)
+    def prepare(index, seed):
+        picture = load(index)
         plain = resize_and_crop(picture, image_size)
         made = {
             "plain": lambda view: plain,
@@ -138,7 +144,7 @@ def views(
         return tf.stack([made[view.kind](view) for view in views])
 
     return (
-        tf.data.Dataset.from_tensor_slices((paths, seeds))
+        tf.data.Dataset.from_tensor_slices((tf.constant(chosen, tf.int32), seeds))
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size)
         .map(
@@ -157,8 +163,8 @@ def epoch_order(count: int, seed, epoch) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _training_batches(examples, image_size, batch_size, augmentation, seed, start_epoch, memory):
-    read = _read if memory is None else memory.read
-    paths, labels = _tensors(examples)
+    load = _loader(examples.pictures, memory)
+    labels = tf.constant(examples.labels)
     count = len(examples)
 
     def epoch_rows(epoch):
@@ -170,7 +176,7 @@ def _training_batches(examples, image_size, batch_size, augmentation, seed, star
 
     def prepare(batch, index, picture_seed):
         picture_seed = tf.random.fold_in(picture_seed, index)
-        picture = augment(_load(paths[index], read), image_size, augmentation, picture_seed)
+        picture = augment(load(index), image_size, augmentation, picture_seed)
         return batch, picture, labels[index]
 
     def size_of(batch):
@@ -193,28 +199,24 @@ def _training_batches(examples, image_size, batch_size, augmentation, seed, star
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def _tensors(examples):
-    # Paths as bytes: a file name need not be valid UTF-8.
-    paths = tf.constant([os.fsencode(path) for path in examples.paths], tf.string)
-    return paths, tf.constant(examples.labels, tf.int32)
+def _rows(examples):
+    return tf.range(len(examples)), tf.constant(examples.labels)
 
 
-def _load(path, read=None):
+def _loader(pictures, memory=None):
+    """A graph function from a position to uint8 [H, W, 3]."""
+    pixels = pictures.pixels if memory is None else memory.reader(pictures)
+
+    def read(index):
+        with python_calls:
+            return pixels(index)
+
     # In Python rather than in the graph, for the formats that TensorFlow decodes wrongly, and for
     # messages that name the file. In the graph it is a tenth to a half faster, fused with the crop
     # no more than that.
-    picture = tf.numpy_function(read or _read, [path], tf.uint8)
-    return tf.ensure_shape(picture, [None, None, 3])
-
-
-def _read(path: bytes) -> np.ndarray:
-    name = os.fsdecode(path)
-    with python_calls:
-        try:
-            return decode(Path(name).read_bytes())
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"{name}: {reason}") from error
+    return lambda index: tf.ensure_shape(
+        tf.numpy_function(read, [index], tf.uint8), [None, None, 3]
+    )
 
 
 class _PythonCalls:

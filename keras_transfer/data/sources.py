@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ from keras_transfer.data.augmentation import Augmentation
 from keras_transfer.data.files import (
     Skipped,
     check_pictures,
-    digest_files,
     read_splits,
     read_tree,
 )
+from keras_transfer.data.pictures import Pictures, as_pictures
 from keras_transfer.data.splits import require_fraction, stratified_split
 from keras_transfer.errors import InputError
 
@@ -24,27 +23,36 @@ _MOST_CLASSES_SHOWN = 10
 
 @dataclass(eq=False)
 class Examples:
-    """Picture files and their labels.
+    """Pictures and their labels.
 
     Attributes:
-        paths: files that could be decoded when they were checked, sorted within a class.
+        pictures: where they lie, see `data.pictures`; a list of paths becomes `Files`. Files are
+            those that could be decoded when they were checked, sorted within a class.
         labels: int32 [n], positions in `ImageData.class_names`.
     """
 
-    paths: list[str]
+    pictures: Pictures | list[str]
     labels: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def __post_init__(self):
+        self.pictures = as_pictures(self.pictures)
 
-    @cached_property
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def names(self) -> list[str]:
+        """What to call each picture: its path, where it is a file."""
+        return self.pictures.names
+
+    @property
     def digests(self) -> list[bytes]:
-        """A digest of each file's content, read once."""
-        return digest_files(self.paths)
+        """A digest of each picture's content, read once."""
+        return self.pictures.digests
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""
-        return Examples([self.paths[i] for i in indices], self.labels[indices])
+        return Examples(self.pictures.take(indices), self.labels[indices])
 
 
 @dataclass(eq=False, repr=False)
@@ -133,7 +141,7 @@ class ImageData:
         return {
             f"{split}: {self.class_names[label]}: {os.path.relpath(path, self.root)}": digest.hex()
             for split, examples in self.examples.items()
-            for path, label, digest in zip(examples.paths, examples.labels, examples.digests)
+            for path, label, digest in zip(examples.names, examples.labels, examples.digests)
         }
 
     def describe(self) -> str:
