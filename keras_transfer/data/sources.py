@@ -222,11 +222,29 @@ def from_directory(
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
         _require_pictures(part, where, skipped)
+    return assembled(class_names, examples, skipped, root, val_split=val_split, seed=seed)
+
+
+def assembled(
+    class_names: Sequence[str],
+    examples: dict[str, Examples],
+    skipped: list[Skipped],
+    root,
+    *,
+    val_split: float,
+    seed: int,
+) -> ImageData:
+    """What every source ends with: validation pictures are split off where there are none.
+
+    Raises:
+        InputError: the training pictures cannot be split.
+    """
     if "val" not in examples:
         whole = examples["train"]
         chosen = stratified_split(whole.labels, val_split, seed, class_names)
         examples["train"], examples["val"] = map(whole.take, chosen)
-    return ImageData(class_names, _in_order(examples), skipped, str(root))
+    in_order = {split: examples[split] for split in ("train", "val", "test") if split in examples}
+    return ImageData(tuple(class_names), in_order, skipped, str(root))
 
 
 def labelled_pictures(
@@ -292,10 +310,6 @@ def _check(tree, progress: bool):
         for split, classes in tree.items()
     }
     return tree, skipped
-
-
-def _in_order(examples: dict[str, Examples]) -> dict[str, Examples]:
-    return {split: examples[split] for split in ("train", "val", "test") if split in examples}
 
 
 def _label(classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Examples:
