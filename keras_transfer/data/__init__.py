@@ -4,6 +4,7 @@ Nothing here imports TensorFlow until a dataset is asked for, so that wrong inpu
 answered at once. `decode`, `transforms` and `pipeline` do need it: import them by name.
 """
 
+from keras_transfer.data.arrays import from_arrays, from_dataset
 from keras_transfer.data.augmentation import (
     AUGMENTATIONS,
     Augmentation,
@@ -12,6 +13,7 @@ from keras_transfer.data.augmentation import (
     views_of,
 )
 from keras_transfer.data.files import Skipped, check_pictures, list_pictures, read_tree
+from keras_transfer.data.records import from_records, write_records
 from keras_transfer.data.sources import (
     Examples,
     ImageData,
@@ -19,6 +21,8 @@ from keras_transfer.data.sources import (
     labelled_pictures,
 )
 from keras_transfer.data.splits import stratified_split
+from keras_transfer.data.tables import from_table
+from keras_transfer.data.tfds import from_tfds
 
 __all__ = [
     "AUGMENTATIONS",
@@ -28,11 +32,17 @@ __all__ = [
     "Skipped",
     "View",
     "check_pictures",
+    "from_arrays",
+    "from_dataset",
     "from_directory",
+    "from_records",
+    "from_table",
+    "from_tfds",
     "labelled_pictures",
     "list_pictures",
     "read_tree",
     "resolve_augmentation",
     "stratified_split",
     "views_of",
+    "write_records",
 ]

@@ -106,7 +106,7 @@ def check_pictures(paths: list[str], *, progress: bool = True) -> tuple[list[str
     # Warnings are silenced here, not in the threads: the filters belong to the process.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        faults = _each(_find_fault, paths, "checking pictures", progress)
+        faults = each(_find_fault, paths, "checking pictures", progress)
     good = [path for path, fault in zip(paths, faults) if fault is None]
     skipped = [Skipped(path, fault) for path, fault in zip(paths, faults) if fault is not None]
     return good, skipped
@@ -118,15 +118,15 @@ def digest_files(paths: list[str], *, progress: bool = True) -> list[bytes]:
     Raises:
         InputError: a file cannot be read any more.
     """
-    return _each(_digest, paths, "reading pictures", progress)
+    return each(_digest, paths, "reading pictures", progress)
 
 
-def _each(function, paths, title, progress):
-    """What `function` says of each file, in order; in threads, with a bar on stderr."""
+def each(function, items, title, progress):
+    """What `function` says of each item, in order; in threads, with a bar on stderr."""
     disable = None if progress else True  # None: tqdm asks whether stderr is a terminal
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        answers = pool.map(function, paths)
-        return list(tqdm(answers, total=len(paths), desc=title, unit="file", disable=disable))
+        answers = pool.map(function, items)
+        return list(tqdm(answers, total=len(items), desc=title, unit="file", disable=disable))
 
 
 def _digest(path):
@@ -182,12 +182,13 @@ def _find_fault(path: str) -> str | None:
         contents = Path(path).read_bytes()
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    return fault_in(contents)
+
+
+def fault_in(contents: bytes) -> str | None:
+    """Why the bytes of a picture file cannot be decoded; None where they can."""
     if not contents:
         return "empty file"
-    return _find_fault_in(contents)
-
-
-def _find_fault_in(contents: bytes) -> str | None:
     try:
         picture = open_picture(contents)
     except UnidentifiedImageError:

@@ -1,28 +1,39 @@
-"""Where pictures lie: each place gives a picture's pixels by its position (no TensorFlow until then)."""
+"""Where pictures lie: each place gives a picture's pixels by its position.
+
+A place has `names` (list[str]), `pixels(i)` (uint8 [H, W, 3]; ValueError naming it where it cannot be
+read), `digests` (16 bytes each, of the content), `take(indices)` and `len`. TensorFlow is imported when
+the first picture is decoded.
+"""
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from keras_transfer.data.files import digest_files
+from keras_transfer.data.files import digest_files, each, fault_in
 
 
-class Files:
-    """Picture files on disk.
+class Encoded:
+    """Pictures as the bytes of picture files; `contents` says where those come from."""
 
-    Args:
-        names: their paths.
-    """
-
-    def __init__(self, names: Sequence[str]):
-        self.names = list(names)
+    names: list[str]
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def contents(self, index: int) -> bytes:
+        """The encoded bytes.
+
+        Raises:
+            OSError: they cannot be read.
+            ValueError: they are damaged.
+        """
+        raise NotImplementedError
 
     def pixels(self, index: int) -> np.ndarray:
         """The picture, uint8 [H, W, 3].
@@ -32,21 +43,57 @@ class Files:
         """
         from keras_transfer.data.decode import decode
 
-        name = self.names[index]
         try:
-            return decode(Path(name).read_bytes())
+            return decode(self.contents(index))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"{name}: {reason}") from error
+            raise ValueError(f"{self.names[index]}: {reason}") from error
 
     @cached_property
     def digests(self) -> list[bytes]:
         """A digest of each picture's content."""
+        return [digest(self.contents(i)) for i in range(len(self))]
+
+
+class Files(Encoded):
+    """Picture files on disk.
+
+    Args:
+        names: their paths.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = list(names)
+
+    def contents(self, index: int) -> bytes:
+        return Path(self.names[index]).read_bytes()
+
+    @cached_property
+    def digests(self) -> list[bytes]:
         return digest_files(self.names)
 
     def take(self, indices) -> "Files":
         """The pictures at `indices`, in that order."""
         return Files([self.names[i] for i in indices])
+
+
+class Contents(Encoded):
+    """Encoded pictures in memory.
+
+    Args:
+        encoded: the bytes of each picture's file.
+        names: for messages and predictions; by default `picture 0` and so on.
+    """
+
+    def __init__(self, encoded: Sequence[bytes], names: Sequence[str] | None = None):
+        self.encoded = list(encoded)
+        self.names = _numbered(len(self.encoded)) if names is None else list(names)
+
+    def contents(self, index: int) -> bytes:
+        return self.encoded[index]
+
+    def take(self, indices) -> "Contents":
+        return Contents([self.encoded[i] for i in indices], [self.names[i] for i in indices])
 
 
 class Arrays:
@@ -59,7 +106,7 @@ class Arrays:
 
     def __init__(self, arrays: Sequence[np.ndarray], names: Sequence[str] | None = None):
         self.arrays = arrays
-        self.names = [f"picture {i}" for i in range(len(arrays))] if names is None else list(names)
+        self.names = _numbered(len(arrays)) if names is None else list(names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,25 +116,60 @@ class Arrays:
 
     @cached_property
     def digests(self) -> list[bytes]:
-        return [_digest(array) for array in self.arrays]
+        return [digest(repr(a.shape).encode(), np.ascontiguousarray(a).data) for a in self.arrays]
 
     def take(self, indices) -> "Arrays":
         return Arrays([self.arrays[i] for i in indices], [self.names[i] for i in indices])
 
 
-def _digest(array):
-    digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.digest()
+def find_faults(pictures, *, progress: bool = True) -> list[str | None]:
+    """Why each picture cannot be used, in plain words; None where it can. For places in memory or
+    in shards; files are checked by `files.check_pictures`."""
+
+    def fault(index):
+        if isinstance(pictures, Arrays):
+            return _array_fault(pictures.arrays[index])
+        try:
+            return fault_in(pictures.contents(index))
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    return each(fault, range(len(pictures)), "checking pictures", progress)
 
 
-Pictures = Files | Arrays
+def encoded_bytes(pictures, index: int) -> bytes:
+    """A picture as the bytes of a file; one that is an array as PNG."""
+    if isinstance(pictures, Encoded):
+        return pictures.contents(index)
+    buffer = io.BytesIO()
+    Image.fromarray(pictures.pixels(index)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-def as_pictures(pictures) -> Pictures:
+def _array_fault(array):
+    if getattr(array, "dtype", None) != np.uint8:
+        return f"not uint8 but {getattr(array, 'dtype', type(array).__name__)}"
+    if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
+        return f"not of shape [height, width, 3] but {list(array.shape)}"
+    return None
+
+
+def digest(*parts) -> bytes:
+    """16 bytes (BLAKE2b) that stand for the content of some bytes."""
+    made = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        made.update(part)
+    return made.digest()
+
+
+def as_pictures(pictures):
     """Paths as `Files`; anything else as it is."""
     if isinstance(pictures, (list, tuple)) and all(
         isinstance(p, (str, os.PathLike)) for p in pictures
     ):
         return Files([str(p) for p in pictures])
     return pictures
+
+
+def _numbered(count):
+    return [f"picture {i}" for i in range(count)]

@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.augmentation import Augmentation, View, resolve_augmentation
-from keras_transfer.data.pictures import Pictures
 from keras_transfer.data.sources import Examples
 from keras_transfer.data.transforms import augment, resize_and_crop
 
@@ -89,7 +88,7 @@ class PictureMemory:
         self.bytes += size if fits else 0
         return fits
 
-    def reader(self, pictures: Pictures):
+    def reader(self, pictures):
         """`pictures.pixels`, remembered."""
         if all(known is not pictures for known in self._known):
             self._known.append(pictures)

@@ -14,7 +14,7 @@ from keras_transfer.data.files import (
     read_splits,
     read_tree,
 )
-from keras_transfer.data.pictures import Pictures, as_pictures
+from keras_transfer.data.pictures import as_pictures
 from keras_transfer.data.splits import require_fraction, stratified_split
 from keras_transfer.errors import InputError
 
@@ -31,7 +31,7 @@ class Examples:
         labels: int32 [n], positions in `ImageData.class_names`.
     """
 
-    pictures: Pictures | list[str]
+    pictures: object
     labels: np.ndarray
 
     def __post_init__(self):

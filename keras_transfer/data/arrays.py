@@ -1,0 +1,169 @@
+"""NumPy arrays and `tf.data.Dataset`s of the user's as sources."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from keras_transfer.data.files import Skipped
+from keras_transfer.data.pictures import Arrays, find_faults
+from keras_transfer.data.sources import Examples, ImageData, assembled
+from keras_transfer.errors import InputError
+from keras_transfer.machine import free_memory
+
+
+def from_arrays(
+    train: tuple,
+    val: tuple | None = None,
+    test: tuple | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    val_split: float = 0.2,
+    seed: int = 0,
+    progress: bool = True,
+) -> ImageData:
+    """Pictures and labels that are in memory.
+
+    Args:
+        train, val, test: (pictures, labels) of each split. Pictures are uint8 [N, H, W, 3] or
+            [N, H, W] (grey), values 0–255, or a sequence of such pictures of their own sizes; whole
+            numbers 0–255 in another number format are taken too. Labels are integers [N] or names.
+        class_names: of the integers 0, 1, …; by default the numbers (or the names, sorted).
+        val_split: share of the training pictures for validation, where none are given.
+        seed: of that split.
+        progress: show a bar on stderr, if that is a terminal.
+
+    Raises:
+        InputError: other shapes or values, or labels that the classes do not have.
+    """
+    parts = {
+        split: part for split, part in (("train", train), ("val", val), ("test", test)) if part
+    }
+    for split, part in parts.items():
+        if len(part) != 2 or len(part[0]) != len(part[1]):
+            lengths = " and ".join(str(len(x)) for x in part)
+            raise InputError(f"{split} must be (pictures, labels) of one length, not {lengths}.")
+    names, labels = encode_labels({s: part[1] for s, part in parts.items()}, class_names)
+    examples, skipped = {}, []
+    for split, (given, _) in parts.items():
+        shown = [f"{split} {i}" for i in range(len(given))]
+        pictures = Arrays([_as_rgb(x, n) for x, n in zip(given, shown)], shown)
+        faults = find_faults(pictures, progress=progress)
+        good = [i for i, fault in enumerate(faults) if fault is None]
+        skipped += [Skipped(shown[i], fault) for i, fault in enumerate(faults) if fault]
+        if not good:
+            why = f": {skipped[0].path} is {skipped[0].reason}" if skipped else ""
+            raise InputError(f"No usable picture in {split}{why}.")
+        examples[split] = Examples(pictures.take(good), labels[split][good])
+    return assembled(names, examples, skipped, "arrays", val_split=val_split, seed=seed)
+
+
+def from_dataset(
+    train, val=None, test=None, *, class_names: Sequence[str] | None = None, **options
+) -> ImageData:
+    """`tf.data.Dataset`s of the user's: finite, unbatched, (picture [H, W, 3], integer label).
+
+    They are read once and kept in memory, so that order, splits and augmentation are as
+    reproducible as those of files; of what is larger than half of the free memory write TFRecords
+    or files.
+
+    Args:
+        train, val, test: of each split.
+        class_names, options: see `from_arrays`.
+
+    Raises:
+        InputError: a data set that is infinite, batched or too large, or see `from_arrays`.
+    """
+    parts = {"train": train, "val": val, "test": test}
+    read = {split: _read(part, split) for split, part in parts.items() if part is not None}
+    return from_arrays(**read, class_names=class_names, **options)
+
+
+def encode_labels(
+    labels: dict[str, Sequence], class_names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """(class names, int32 labels of each split) from integers or names.
+
+    Integers are positions in `class_names`; names become the sorted set of those in `train`.
+
+    Raises:
+        InputError: a label that train (or `class_names`) does not have, or fewer than two classes.
+    """
+    values = {split: np.asarray(part) for split, part in labels.items()}
+    train = values["train"]
+    numbers = np.issubdtype(train.dtype, np.integer) or train.dtype == bool
+    if not numbers and not all(isinstance(x, (str, np.str_)) for x in train.tolist()):
+        raise InputError(f"Labels must be integers or names, not {train.dtype} ({train[:1]}).")
+    if numbers:
+        count = max(int(train.max(initial=-1)) + 1, 0)
+        names = tuple(map(str, range(count) if class_names is None else class_names))
+        known = dict(enumerate(names))
+        index = {i: i for i in known}
+    else:
+        names = tuple(sorted(set(train.tolist())) if class_names is None else class_names)
+        index = {name: i for i, name in enumerate(names)}
+    if len(names) < 2:
+        raise InputError(f"only one class ({', '.join(names)}); classification needs at least two")
+    encoded = {}
+    for split, part in values.items():
+        unknown = sorted(set(part.tolist()) - set(index), key=str)
+        if unknown:
+            shown = ", ".join(map(str, unknown[:5]))
+            raise InputError(
+                f"{split} has labels that are none of the {len(names)} classes: {shown}"
+            )
+        encoded[split] = np.array([index[label] for label in part.tolist()], np.int32)
+    return names, encoded
+
+
+def _as_rgb(picture, name):
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 and picture.size:
+        low, high = picture.min(), picture.max()
+        if low >= 0 and high <= 1 and np.issubdtype(picture.dtype, np.floating):
+            raise InputError(
+                f"{name} has values from {low:g} to {high:g}: pictures are RGB 0–255 here, so "
+                "multiply by 255 (the model normalises inside)."
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of NaN
+            whole = picture.astype(np.uint8)
+        if not np.array_equal(whole, picture):
+            raise InputError(
+                f"{name} has values from {low:g} to {high:g} of {picture.dtype}: give whole numbers "
+                "0–255, at best uint8."
+            )
+        picture = whole
+    if picture.ndim == 2:
+        picture = picture[..., None]
+    if picture.ndim == 3 and picture.shape[-1] == 1:
+        picture = np.repeat(picture, 3, axis=-1)
+    return picture
+
+
+def _read(dataset, split):
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise InputError(f"{split} must give (picture, label), not {spec}.")
+    if spec[0].shape.rank not in (None, 3) or spec[1].shape.rank not in (None, 0):
+        raise InputError(
+            f"{split} must give one picture [H, W, 3] and one label at a time: take the batches "
+            "apart with .unbatch()."
+        )
+    count = int(dataset.cardinality())
+    if count == -1:
+        raise InputError(f"{split} is infinite: leave .repeat() out.")
+    room, size = free_memory() // 2, 0
+    pictures, labels = [], []
+    bar = tqdm(dataset.as_numpy_iterator(), desc=f"reading {split}", unit="picture", disable=None)
+    for picture, label in bar:
+        pictures.append(picture)
+        labels.append(label)
+        size += picture.nbytes
+        if size > room:
+            raise InputError(
+                f"{split} is larger than half of the free memory ({len(pictures)} pictures take "
+                f"{size >> 20} MiB): write its pictures to files or TFRecords."
+            )
+    return pictures, labels

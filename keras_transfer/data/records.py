@@ -1,0 +1,245 @@
+"""TFRecord shards as a source: written from any data set, read back at random."""
+
+import json
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from keras_transfer.data.files import Skipped
+from keras_transfer.data.pictures import Encoded, encoded_bytes, find_faults
+from keras_transfer.data.sources import Examples, ImageData, assembled
+from keras_transfer.errors import InputError
+
+# The schema: one `tf.train.Example` a picture, named as TensorFlow's own conversion scripts do.
+IMAGE, LABEL, NAME = "image/encoded", "image/class/label", "image/filename"
+_SCHEMA = "schema.json"
+_SHARD = 128 << 20  # bytes: large enough to read fast, small enough to move
+_HEADER, _FOOTER = 12, 4  # of a record: length and its CRC; CRC of the data
+
+
+class Records(Encoded):
+    """Pictures inside TFRecord shards, each found by its place.
+
+    Args:
+        shards: paths.
+        places: int64 [N, 3], of each picture shard, offset and length of the record's data.
+        names: for messages and predictions.
+        image_key: name of the feature that holds the encoded picture.
+    """
+
+    def __init__(self, shards, places: np.ndarray, names: Sequence[str], image_key: str = IMAGE):
+        self.shards = [str(shard) for shard in shards]
+        self.places, self.names, self.image_key = places, list(names), image_key
+        self._files, self._lock = {}, threading.Lock()
+
+    def contents(self, index: int) -> bytes:
+        return _one(self._example(index), self.image_key, "bytes_list")
+
+    def take(self, indices) -> "Records":
+        names = [self.names[i] for i in indices]
+        return Records(self.shards, self.places[indices], names, self.image_key)
+
+    def _example(self, index):
+        shard, offset, length = self.places[index]
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = Path(self.shards[shard]).open("rb")  # noqa: SIM115
+        data = os.pread(self._files[shard].fileno(), int(length), int(offset))
+        if len(data) < length:
+            raise ValueError("the shard was cut short")
+        return parse(data)
+
+
+def parse(data: bytes):
+    """The features of a serialized `tf.train.Example`, by name.
+
+    Raises:
+        ValueError: it is none.
+    """
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    try:
+        return tf.train.Example.FromString(data).features.feature
+    except DecodeError:
+        raise ValueError("not a tf.train.Example") from None
+
+
+def scan(shard) -> np.ndarray:
+    """(offset, length) of each record's data in a TFRecord file, int64 [N, 2].
+
+    Only lengths are read. A file that ends within a record gives the whole ones before it.
+    """
+    found, position = [], 0
+    size = Path(shard).stat().st_size
+    with Path(shard).open("rb") as file:
+        while position + _HEADER <= size:
+            file.seek(position)
+            (length,) = struct.unpack("<Q", file.read(8))
+            if position + _HEADER + length + _FOOTER > size:
+                break
+            found.append((position + _HEADER, length))
+            position += _HEADER + length + _FOOTER
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def write_records(
+    data: ImageData, out, *, shard_bytes: int = _SHARD, progress: bool = True
+) -> Path:
+    """Writes a data set as TFRecord shards, `OUT/train-00000.tfrecord` and so on, with its schema.
+
+    Encoded pictures are copied as they are, arrays are written as PNG: nothing is lost. Each record
+    is a `tf.train.Example` with `image/encoded`, `image/class/label` and `image/filename`.
+
+    Args:
+        data: of any source.
+        out: a folder that does not exist; it appears when it is complete.
+        shard_bytes: least size of a shard, except a split's last one.
+
+    Raises:
+        InputError: `out` exists, or a picture cannot be read any more.
+    """
+    out = Path(out).expanduser()
+    if out.exists():
+        raise InputError(f"{out} exists: choose another folder for the records.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{os.getpid()}.{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        shards = {
+            split: _write_split(examples, temporary, split, shard_bytes, progress)
+            for split, examples in data.examples.items()
+        }
+        schema = {"class_names": list(data.class_names), "shards": shards}
+        (temporary / _SCHEMA).write_text(json.dumps(schema, indent=2), encoding="utf-8")
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def from_records(
+    folder, *, val_split: float = 0.2, seed: int = 0, progress: bool = True
+) -> ImageData:
+    """Reads what `write_records` wrote. Records are found by their offsets, so order, splits and
+    augmentation are those of any other source.
+
+    Args:
+        folder: of `write_records`.
+        val_split: share of the training pictures for validation, where there are none.
+        seed: of that split.
+        progress: show a bar on stderr, if that is a terminal.
+
+    Raises:
+        InputError: it is not such a folder, or a shard is missing.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        schema = json.loads((folder / _SCHEMA).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{folder} has no {_SCHEMA} ({error.strerror}): give a folder of write_records."
+        ) from None
+    names = tuple(schema["class_names"])
+    examples, skipped = {}, []
+    for split, shards in schema["shards"].items():
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing:
+            raise InputError(f"{folder} lacks {missing[0]}: copy the whole folder.")
+        part, faulty = read_shards(
+            [folder / shard for shard in shards], names, split=split, progress=progress
+        )
+        examples[split] = part
+        skipped += faulty
+    return assembled(names, examples, skipped, folder, val_split=val_split, seed=seed)
+
+
+def read_shards(
+    shards: Sequence[Path],
+    class_names: Sequence[str],
+    *,
+    split: str,
+    image_key: str = IMAGE,
+    label_key: str = LABEL,
+    progress: bool = True,
+) -> tuple[Examples, list[Skipped]]:
+    """The pictures of some shards that can be decoded, and the others with the reason."""
+    places, names, labels, skipped = [], [], [], []
+    for number, shard in enumerate(shards):
+        found = scan(shard)
+        end = int(found[-1].sum()) + _FOOTER if len(found) else 0
+        if end < shard.stat().st_size:
+            skipped.append(Skipped(str(shard), f"cut short after {len(found)} records"))
+        records = Records([shard], np.insert(found, 0, 0, axis=1), [""] * len(found))
+        for row, (offset, length) in enumerate(found):
+            name = f"{shard}#{row}"
+            try:
+                features = records._example(row)
+                label = _one(features, label_key, "int64_list")
+                if not 0 <= label < len(class_names):
+                    raise ValueError(f"label {label}, but there are {len(class_names)} classes")
+            except ValueError as error:
+                skipped.append(Skipped(name, str(error)))
+                continue
+            kept = features[NAME].bytes_list.value if NAME in features else ()
+            names.append(os.fsdecode(kept[0]) if kept else name)
+            places.append((number, offset, length))
+            labels.append(label)
+    whole = Records(shards, np.array(places, np.int64).reshape(-1, 3), names, image_key)
+    faults = find_faults(whole, progress=progress)
+    good = np.array([i for i, fault in enumerate(faults) if fault is None], int)
+    skipped += [Skipped(names[i], fault) for i, fault in enumerate(faults) if fault is not None]
+    if not len(good):
+        why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
+        raise InputError(f"No readable picture in the {split} shards{why}.")
+    return Examples(whole.take(good), np.array(labels, np.int32)[good]), skipped
+
+
+def _write_split(examples, folder, split, shard_bytes, progress):
+    import tensorflow as tf
+
+    shards, size, writer = [], shard_bytes, None
+    disable = None if progress else True
+    for index in tqdm(
+        range(len(examples)), desc=f"writing {split}", unit="picture", disable=disable
+    ):
+        if size >= shard_bytes:
+            if writer:
+                writer.close()
+            shards.append(f"{split}-{len(shards):05}.tfrecord")
+            writer, size = tf.io.TFRecordWriter(str(folder / shards[-1])), 0
+        values = {
+            IMAGE: encoded_bytes(examples.pictures, index),
+            LABEL: int(examples.labels[index]),
+            NAME: os.fsencode(examples.names[index]),
+        }
+        record = tf.train.Example(
+            features=tf.train.Features(feature={k: _feature(v) for k, v in values.items()})
+        ).SerializeToString()
+        writer.write(record)
+        size += len(record)
+    if writer:
+        writer.close()
+    return shards
+
+
+def _one(features, key, kind):
+    values = getattr(features[key], kind).value if key in features else ()
+    if len(values) != 1:
+        raise ValueError(f"{len(values)} values of {key}, not one")
+    return values[0]
+
+
+def _feature(value):
+    import tensorflow as tf
+
+    if isinstance(value, int):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
