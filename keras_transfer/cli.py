@@ -111,7 +111,7 @@ def train(
 ):
     """Train a model on a folder of labelled pictures."""
     from keras_transfer.backbones import check_backbone
-    from keras_transfer.data import from_directory
+    from keras_transfer.data import open_data
     from keras_transfer.features import check_engine
     from keras_transfer.recipes import resolve_schedule
     from keras_transfer.runs import Run, check_out
@@ -149,7 +149,7 @@ def train(
         settings["weights"] = None
     name = settings["backbone"]
     check_backbone(name, settings["image_size"], settings["weights"])
-    pictures = from_directory(
+    pictures = open_data(
         data, val=settings["val"], val_split=settings["val_split"], seed=settings["seed"]
     )
     print(pictures.describe(), file=sys.stderr)
@@ -266,7 +266,7 @@ def find_rate(
 ):
     """Suggest a learning rate: a range test on the real pictures, with its curve."""
     from keras_transfer.backbones import check_backbone
-    from keras_transfer.data import from_directory
+    from keras_transfer.data import open_data
     from keras_transfer.schedules import Phase
 
     settings = settings_of(
@@ -283,7 +283,7 @@ def find_rate(
         raise InputError(f"Cannot draw into {out}: give a .png file.")
     check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
     phase = Phase("range test", freeze, steps=steps)
-    pictures = from_directory(data, seed=settings["seed"])
+    pictures = open_data(data, seed=settings["seed"])
     _load_keras()
     from keras_transfer import rate_finder
 

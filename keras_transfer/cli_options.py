@@ -45,7 +45,13 @@ class Augment(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The --out directory of a training.")]
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="DATA/<class>/*.jpg, a .csv or .parquet table, a folder of TFRecords, or tfds:NAME.",
+    ),
+]
 BackboneOption = Annotated[
     str | None, typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN.")
 ]

@@ -13,6 +13,7 @@ from keras_transfer.data.augmentation import (
     views_of,
 )
 from keras_transfer.data.files import Skipped, check_pictures, list_pictures, read_tree
+from keras_transfer.data.opening import open_data
 from keras_transfer.data.records import from_records, write_records
 from keras_transfer.data.sources import (
     Examples,
@@ -40,6 +41,7 @@ __all__ = [
     "from_tfds",
     "labelled_pictures",
     "list_pictures",
+    "open_data",
     "read_tree",
     "resolve_augmentation",
     "stratified_split",
