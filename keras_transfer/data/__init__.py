@@ -12,7 +12,8 @@ from keras_transfer.data.augmentation import (
     resolve_augmentation,
     views_of,
 )
-from keras_transfer.data.files import Skipped, check_pictures, list_pictures, read_tree
+from keras_transfer.data.files import Skipped, list_pictures, read_tree
+from keras_transfer.data.index import Checked, check_files, check_pictures
 from keras_transfer.data.records import from_records, write_records
 from keras_transfer.data.sources import (
     Examples,
@@ -27,10 +28,12 @@ from keras_transfer.data.tfds import from_tfds
 __all__ = [
     "AUGMENTATIONS",
     "Augmentation",
+    "Checked",
     "Examples",
     "ImageData",
     "Skipped",
     "View",
+    "check_files",
     "check_pictures",
     "from_arrays",
     "from_dataset",
