@@ -45,13 +45,23 @@ class Augment(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The --out directory of a training.")]
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="DATA/<class>/*.jpg, a .csv or .parquet table, a folder of TFRecords, or tfds:NAME.",
+    ),
+]
 BackboneOption = Annotated[
     str | None, typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN.")
 ]
 StrategyOption = Annotated[
     str | None, typer.Option(help="A recipe of `keras-transfer schedule`, or a .yaml file. [lp_ft]")
 ]
+ValOption = Annotated[
+    Path | None, typer.Option(help="Folder of validation pictures, VAL/<class>/.")
+]
+ValSplit = Annotated[float | None, typer.Option(help="Share taken for validation. [0.2]")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

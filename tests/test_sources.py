@@ -16,6 +16,7 @@ from keras_transfer.data import (
     from_records,
     from_table,
     from_tfds,
+    open_data,
     write_records,
 )
 from keras_transfer.data.decode import decode
@@ -358,3 +359,37 @@ def test_a_folder_that_moved_gives_the_same_data(folder, tmp_path):
     shutil.move(folder, tmp_path / "moved")
     second = from_directory(tmp_path / "moved", progress=False)
     assert first == second.fingerprint()
+
+
+# -- one name for all -----------------------------------------------------------------------------
+
+
+def test_a_path_or_name_opens_what_it_stands_for(folder, tmp_path):
+    import tensorflow_datasets as tfds
+
+    whole = from_directory(folder, progress=False)
+    for source in ("csv", "records"):
+        through(source, folder, tmp_path)
+    for path in (folder, tmp_path / "table.csv", tmp_path / "records"):
+        assert open_data(path, progress=False).counts == whole.counts
+    with tfds.testing.mock_data(num_examples=60), pytest.raises(InputError, match="mnist has the"):
+        open_data("tfds:mnist", progress=False)
+    with pytest.raises(InputError, match=r"is a table: mark its validation pictures there"):
+        open_data(tmp_path / "table.csv", val=folder, progress=False)
+    with pytest.raises(InputError, match="no such folder"):
+        open_data(tmp_path / "nothing", progress=False)
+
+
+def test_the_command_trains_on_a_table(folder, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from keras_transfer.cli import app
+
+    through("csv", folder, tmp_path)
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
+    options = (
+        "--backbone mobilenet_0.25 --weights none --image-size 32 --strategy feature_extraction"
+    )
+    arguments = ["train", str(tmp_path / "table.csv"), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*arguments, *options.split()])
+    assert result.exit_code == 0 and "val accuracy" in result.stdout, result.output

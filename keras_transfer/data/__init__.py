@@ -14,7 +14,9 @@ from keras_transfer.data.augmentation import (
 )
 from keras_transfer.data.files import Skipped, list_pictures, read_tree
 from keras_transfer.data.index import Checked, check_files, check_pictures
+from keras_transfer.data.opening import open_data
 from keras_transfer.data.records import from_records, write_records
+from keras_transfer.data.report import Report, Twins, check_data, find_twins, report_on
 from keras_transfer.data.sources import (
     Examples,
     ImageData,
@@ -31,10 +33,14 @@ __all__ = [
     "Checked",
     "Examples",
     "ImageData",
+    "Report",
     "Skipped",
+    "Twins",
     "View",
+    "check_data",
     "check_files",
     "check_pictures",
+    "find_twins",
     "from_arrays",
     "from_dataset",
     "from_directory",
@@ -43,7 +49,9 @@ __all__ = [
     "from_tfds",
     "labelled_pictures",
     "list_pictures",
+    "open_data",
     "read_tree",
+    "report_on",
     "resolve_augmentation",
     "stratified_split",
     "views_of",

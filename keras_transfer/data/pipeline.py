@@ -12,6 +12,8 @@ from keras_transfer.data.augmentation import Augmentation, View, resolve_augment
 from keras_transfer.data.sources import Examples
 from keras_transfer.data.transforms import augment, resize_and_crop
 
+_AHEAD = 64 << 20  # bytes of fixed views that may wait
+
 
 def pictures(examples: Examples) -> tf.data.Dataset:
     """Decoded pictures of their own sizes, in order: (uint8 [H, W, 3], int32 label)."""
@@ -151,7 +153,7 @@ def views(
                 tf.transpose(batch, [1, 0, 2, 3, 4]) if len(views) > 1 else batch[None, :, 0]
             )
         )
-        .prefetch(2)
+        .prefetch(max(2, min(16, _AHEAD // (batch_size * len(views) * 3 * image_size**2))))
     )
 
 

@@ -18,7 +18,7 @@ from keras_transfer.errors import InputError
 
 # The schema: one `tf.train.Example` a picture, named as TensorFlow's own conversion scripts do.
 IMAGE, LABEL, NAME = "image/encoded", "image/class/label", "image/filename"
-_SCHEMA = "schema.json"
+SCHEMA = "schema.json"
 _SHARD = 128 << 20  # bytes: large enough to read fast, small enough to move
 _HEADER, _FOOTER = 12, 4  # of a record: length and its CRC; CRC of the data
 
@@ -118,7 +118,7 @@ def write_records(
             for split, examples in data.examples.items()
         }
         schema = {"class_names": list(data.class_names), "shards": shards}
-        (temporary / _SCHEMA).write_text(json.dumps(schema, indent=2), encoding="utf-8")
+        (temporary / SCHEMA).write_text(json.dumps(schema, indent=2), encoding="utf-8")
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -142,10 +142,10 @@ def from_records(
     """
     folder = Path(folder).expanduser()
     try:
-        schema = json.loads((folder / _SCHEMA).read_text(encoding="utf-8"))
+        schema = json.loads((folder / SCHEMA).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"{folder} has no {_SCHEMA} ({error.strerror}): give a folder of write_records."
+            f"{folder} has no {SCHEMA} ({error.strerror}): give a folder of write_records."
         ) from None
     names = tuple(schema["class_names"])
     examples, skipped = {}, []

@@ -10,8 +10,9 @@ import numpy as np
 
 from keras_transfer.data.files import Skipped, read_splits
 from keras_transfer.data.index import check_files
+from keras_transfer.data.opening import open_data
 from keras_transfer.data.pictures import Files
-from keras_transfer.data.sources import Examples, ImageData, from_directory
+from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.errors import InputError
 
 _SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # borders of the histogram, pixels
@@ -77,9 +78,12 @@ def find_twins(data: ImageData) -> Twins:
     """Pictures with the same content, within and across splits; no file is read that was checked."""
     parts = [(split, part) for split, part in data.examples.items() if len(part)]
     digests = [d for _, part in parts for d in part.digests]
-    rows = np.frombuffer(b"".join(digests), np.dtype("V16"))
-    _, group, counts = np.unique(rows, return_inverse=True, return_counts=True)
-    several = np.flatnonzero(counts[group] > 1)
+    rows = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+    order = np.lexsort(rows.T)
+    differs = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
+    group = np.zeros(len(rows), np.int64)
+    group[order[1:]] = np.cumsum(differs)
+    several = np.flatnonzero(np.bincount(group)[group] > 1)
     starts = np.cumsum([0, *(len(part) for _, part in parts)])
     groups: dict[int, list[Member]] = {}
     for row in several:
@@ -183,32 +187,33 @@ class Report:
                 yield f"{title}: " + ", ".join(f"{name}: {count}" for name, count in found.items())
 
 
-def check_directory(
-    root: str | os.PathLike,
+def check_data(
+    source: str | os.PathLike,
     *,
     val: str | os.PathLike | None = None,
     val_split: float = 0.2,
     seed: int = 0,
     progress: bool = True,
 ) -> Report:
-    """What there is to know of a folder of pictures, with the splits that `from_directory` makes.
+    """What there is to know of labelled pictures, with the splits that `open_data` makes.
 
-    Where `from_directory` refuses the folder (a class without a readable picture, say), what is in
-    it is reported all the same, and the reason.
+    Where it refuses a folder (a class has no readable picture, say), what is in the folder is
+    reported all the same, and the reason.
 
     Args:
-        root, val, val_split, seed: see `from_directory`.
+        source, val, val_split, seed: see `open_data`.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         InputError: nothing in it can be used.
     """
     try:
-        data = from_directory(root, val=val, val_split=val_split, seed=seed, progress=progress)
+        data = open_data(source, val=val, val_split=val_split, seed=seed, progress=progress)
         return report_on(data)
     except InputError as problem:
-        data = _as_it_is(root, progress)
-        if not any(len(part) for part in data.examples.values()):
+        folder = Path(source).expanduser()
+        data = _as_it_is(folder, progress) if folder.is_dir() else None
+        if data is None or not any(len(part) for part in data.examples.values()):
             raise
         return report_on(data, problem=str(problem))
 
@@ -246,9 +251,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _as_it_is(root, progress) -> ImageData:
+def _as_it_is(root, progress) -> ImageData | None:
     """The folder's own splits and all classes that occur, whether one can train on them or not."""
-    tree = read_splits(root)
+    try:
+        tree = read_splits(root)
+    except InputError:
+        return None
     names = sorted({name for classes in tree.values() for name in classes})
     examples, skipped = {}, []
     for split, classes in tree.items():
@@ -261,7 +269,7 @@ def _as_it_is(root, progress) -> ImageData:
         rows = checked.usable()
         examples[split] = Examples(checked.files(rows), labels[rows])
         skipped += checked.skipped
-    return ImageData(tuple(names), examples, skipped, str(Path(root).expanduser()))
+    return ImageData(tuple(names), examples, skipped, str(root))
 
 
 def _label(class_names, label) -> str:

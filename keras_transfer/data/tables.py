@@ -11,6 +11,7 @@ from keras_transfer.data.index import check_pictures
 from keras_transfer.data.sources import Examples, ImageData, assembled
 from keras_transfer.errors import InputError
 
+TABLES = (".csv", ".tsv", ".parquet")
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -107,8 +108,8 @@ def read_columns(table) -> tuple[dict[str, Sequence], str]:
             raise InputError(f"{path}: Parquet needs `pip install pyarrow`.") from None
         read = pyarrow.parquet.read_table(path)
         return {name: read[name].to_pylist() for name in read.column_names}, str(path)
-    if kind not in (".csv", ".tsv"):
-        raise InputError(f"{path} is no .csv, .tsv or .parquet file.")
+    if kind not in TABLES:
+        raise InputError(f"{path} is none of {', '.join(TABLES)}.")
     return _read_csv(path, "\t" if kind == ".tsv" else ","), str(path)
 
 

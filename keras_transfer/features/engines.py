@@ -22,8 +22,9 @@ Run = Callable[[np.ndarray], np.ndarray]
 _MOST_ERROR = 1e-2
 _MOST_PROBE_LOSS = 0.005
 _LEAST_GAIN = 1.2
-_SAMPLE, _FEW = 256, 32  # pictures to compare on, and to see what is at stake
-_WORTH_MEASURING = 20.0  # seconds of Keras's work left; converting and compiling take some
+_SAMPLE = 256  # pictures to compare on
+# Multiplications left, 10 to 30 seconds on two cores: converting, compiling and comparing take some.
+_WORTH_MEASURING = 1e12
 
 
 def keras_engine(prefix: Prefix) -> Run:
@@ -126,13 +127,9 @@ def choose_engine(
         except Exception as error:  # a faster engine is no reason to fail
             return {"gain": 0.0, "error": 1.0, "probe": 1.0, "failed": str(error)}
 
-    if asked == "auto" and usable_engines(asked, prefix) == ["keras"]:
-        few, _ = sample(_FEW)
-        engine("keras")(few)  # traces
-        work = _seconds(engine("keras"), few) * left / len(few)
-        if work < _WORTH_MEASURING:
-            reason = f"{work:.0f} s of work: too little to compare others"
-            return Choice("keras", engine("keras"), reason)
+    unknown = usable_engines(asked, prefix) == ["keras"]
+    if asked == "auto" and unknown and prefix.cost * left < _WORTH_MEASURING:
+        return Choice("keras", engine("keras"), "too little work to compare others")
     found = {
         name: remembered("engines", _key(name, prefix), partial(measure, name))
         for name in _others()

@@ -111,6 +111,9 @@ def extract(
             given = source()
             choice = choose_engine(given.activations.engine, given.rest)
         else:
+            expected = missing
+            # The first batches are read while the engine is made.
+            batches = _pictures(prefix, examples, missing, views, memory)
             choice = choose_engine(
                 engine, prefix, _sampler(prefix, examples, missing), len(missing) * len(views)
             )
@@ -120,7 +123,7 @@ def extract(
             missing = missing_in(found[name])
         if source:
             batches = _derived(given, missing, views)
-        else:
+        elif missing != expected:
             batches = _pictures(prefix, examples, missing, views, memory)
         digests = [examples.digests[i] for i in missing]
         _compute(choice.run, batches, digests, found[name], dtype, on_disk)
@@ -171,8 +174,8 @@ def _pictures(prefix, examples, missing, views, memory):
     """Batches of input, [V, B, …]."""
     from keras_transfer.data import pipeline
 
-    for batch in pipeline.views(examples, missing, views, prefix.image_size, _BATCH, memory):
-        yield batch.numpy()
+    stream = pipeline.views(examples, missing, views, prefix.image_size, _BATCH, memory)
+    return map(lambda batch: batch.numpy(), iter(stream))
 
 
 def _derived(source, missing, views):

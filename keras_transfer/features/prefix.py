@@ -43,6 +43,11 @@ class Prefix:
         return math.prod(self.shape)
 
     @cached_property
+    def cost(self) -> float:
+        """Multiplications for one picture, see `stage_costs`."""
+        return sum(_layer_costs(self.model).values())
+
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of the graph and all its weights; names of layers and what trains do not matter."""
         text = json.dumps(self.model.get_config(), sort_keys=True, default=str)
@@ -70,10 +75,15 @@ def stage_costs(backbone: Backbone) -> list[float]:
     Args:
         backbone: built for one image size.
     """
+    costs = _layer_costs(backbone)
+    return [sum(costs[id(layer)] for layer in stage.layers) for stage in backbone.stages]
+
+
+def _layer_costs(model):
     costs = {}
-    for node in (node for piece in chain(backbone) for node in piece):
+    for node in (node for piece in chain(model) for node in piece):
         weights = getattr(node.operation, "weights", ())
         places = math.prod(node.output_tensors[0].shape[1:-1]) if weights else 0
         matrices = sum(math.prod(w.shape) for w in weights if len(w.shape) > 1)
         costs[id(node.operation)] = costs.get(id(node.operation), 0.0) + float(places * matrices)
-    return [sum(costs[id(layer)] for layer in stage.layers) for stage in backbone.stages]
+    return costs
