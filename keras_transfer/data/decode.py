@@ -59,7 +59,8 @@ def _for_tensorflow(contents: bytes) -> bytes | None:
 
     Measured with TensorFlow 2.21: a palette BMP comes out as its palette indices, a 1-bit
     BMP fails, a WebP with transparency or animation fails (and with channels=0 an animated
-    one corrupts the heap). Plain 24-bit BMP and WebP give the same pixels in both.
+    one corrupts the heap). Plain 24-bit BMP and WebP give the same pixels in both. A GIF comes out
+    as large as the largest of its pictures, whatever its canvas is.
     """
     if contents[:2] == b"BM" or (contents[:4] == b"RIFF" and contents[8:12] == b"WEBP"):
         return None
@@ -72,17 +73,13 @@ def first_frame(gif: bytes) -> bytes | None:
     """The file with its first picture only; TensorFlow would unpack all of them.
 
     Returns:
-        None where there is none, or it is larger than Pillow would take.
+        None where that picture does not fill the canvas, which TensorFlow does not know of.
     """
     try:
         at = 13 + _colours(gif[10])
         while gif[at] == 0x21:  # an extension
             at = _blocks_end(gif, at + 2)
-        if gif[at] != 0x2C:
-            return None
-        width, height = (int.from_bytes(gif[at + i : at + i + 2], "little") for i in (5, 7))
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and width * height > limit:
+        if gif[at] != 0x2C or gif[at + 1 : at + 9] != bytes(4) + gif[6:10]:
             return None
         return gif[: _blocks_end(gif, at + 11 + _colours(gif[at + 9]))] + b";"
     except IndexError:  # cut short

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from keras_transfer.data.exif import orientation
 from keras_transfer.data.files import EXTENSIONS, open_picture
 
+_STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
 MOST_BYTES = 512 << 20  # of a file: more than the largest picture needs in any format
 
 
@@ -97,10 +98,8 @@ def examine(contents: bytes) -> Facts:
         return Facts(fault="empty file")
     try:
         picture = open_picture(contents)
-    except UnidentifiedImageError:
-        return Facts(fault="not a picture: no JPEG, PNG, GIF, BMP or WebP data")
     except Exception as error:  # plugins raise anything on a broken file
-        return Facts(fault=_fault(error, "not a picture"))
+        return Facts(fault=_fault(error, contents))
     facts = Facts(
         picture.width, picture.height, picture.mode, picture.format, orientation(contents)
     )
@@ -108,7 +107,7 @@ def examine(contents: bytes) -> Facts:
         with DECODING.taken(picture.width * picture.height):
             picture.load()
     except Exception as error:
-        return facts._replace(fault=_fault(error, "damaged"))
+        return facts._replace(fault=_fault(error, contents))
     return facts
 
 
@@ -120,10 +119,17 @@ def digest(*parts) -> bytes:
     return made.digest()
 
 
-def _fault(error, otherwise):
+def _fault(error, contents):
     text = " ".join(str(error).split()) or type(error).__name__
+    kind = next((kind for start, kind in _STARTS.items() if contents.startswith(start)), None)
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {text}"
+    if kind == "WebP" and (size := 8 + int.from_bytes(contents[4:8], "little")) > len(contents):
+        return f"truncated: {len(contents):,} of {size:,} bytes"
     if re.search("truncated|premature|unexpected end", text, re.IGNORECASE):
         return f"truncated: {text}"
-    return f"{otherwise}: {text}"
+    if isinstance(error, UnidentifiedImageError):
+        if kind is None:
+            return "not a picture: no JPEG, PNG, GIF, BMP or WebP data"
+        return f"damaged: it begins as {kind}, but the header cannot be read"
+    return f"damaged: {text}"

@@ -34,15 +34,16 @@ def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
         "bmp": _same(head[:2], b"BM"),
         "webp": _same(head[:4], b"RIFF") & _same(head[8:12], b"WEBP"),
     }
-    with tf.control_dependencies(list(_checks(contents, head, kinds))):
-        picture = tf.io.decode_image(
-            tf.identity(contents), channels=3, expand_animations=False, dtype=tf.uint8
-        )
-    picture = tf.ensure_shape(picture, [None, None, 3])
+    width, height = _size(contents, head, kinds)
+    with tf.control_dependencies(list(_checks(data, head, kinds, width * height))):
+        picture = tf.io.decode_image(tf.identity(contents), channels=3, expand_animations=False)
+    as_said = tf.reduce_all(tf.shape(picture, tf.int64)[:2] == tf.stack([height, width]))
+    with tf.control_dependencies([tf.debugging.Assert(as_said, ["not of the size it says"])]):
+        picture = tf.ensure_shape(tf.identity(picture), [None, None, 3])
     return _upright(picture, _orientation(data, kinds))
 
 
-def _checks(contents, head, kinds):
+def _checks(data, head, kinds, pixels):
     """TensorFlow's decoders allocate whatever a header asks for, and take any BMP for plain."""
     yield tf.debugging.Assert(
         tf.reduce_any(list(kinds.values())), ["no JPEG, PNG, GIF, BMP or WebP data"]
@@ -52,9 +53,11 @@ def _checks(contents, head, kinds):
         ~kinds["bmp"] | ((bits == 24) & (packing == 0) & (header >= 40)),
         ["of BMP files only plain ones of 24 bits are served"],
     )
+    yield tf.debugging.Assert(
+        tf.cond(kinds["gif"], lambda: _fills_canvas(data, head), lambda: True),
+        ["of GIF files only those are served whose first picture fills the canvas"],
+    )
     if Image.MAX_IMAGE_PIXELS is not None:
-        width, height = _size(contents, head, kinds)
-        pixels = width * height
         yield tf.debugging.Assert(
             (pixels >= 0) & (pixels <= Image.MAX_IMAGE_PIXELS), ["too many pixels:", pixels]
         )
@@ -86,6 +89,24 @@ def _size(contents, head, kinds):
         ],
         lambda: (jpeg[1], jpeg[0]),
     )
+
+
+def _fills_canvas(data, head):
+    """Whether the first picture of a GIF is as large as its canvas."""
+    end = tf.size(data, tf.int64)
+    table = tf.gather(tf.constant([3 << n for n in range(1, 9)], tf.int64), head[10] % 8)
+    first = 13 + tf.where(head[10] >= 128, table, 0)  # after the colours
+
+    def extends(at, inside, number):
+        return (inside | (_window(data, at, 1)[0] == 0x21)) & (at < end) & (number < MOST_PARTS)
+
+    def block(at, inside, number):
+        length = tf.cast(_window(data, at, 1)[0], tf.int64)
+        return tf.where(inside, at + 1 + length, at + 2), ~inside | (length > 0), number + 1
+
+    at, _, _ = tf.while_loop(extends, block, (first, tf.constant(False), 0))
+    found = _window(data, at, 9)
+    return _same(found[:5], b"\x2c\0\0\0\0") & tf.reduce_all(found[5:] == head[6:10])
 
 
 def _orientation(data, kinds):
