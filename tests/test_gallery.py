@@ -19,15 +19,8 @@ from keras_transfer.data import check_files, check_pictures, from_directory
 from keras_transfer.data.examine import Room, examine
 from keras_transfer.data.exif import orientation, upright
 
+pytestmark = pytest.mark.usefixtures("cache")
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """An index of this test's own."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

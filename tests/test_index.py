@@ -14,13 +14,7 @@ from PIL import Image
 from keras_transfer.data import check_files, check_pictures, index
 from keras_transfer.data.files import digest_files
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """An index of this test's own."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

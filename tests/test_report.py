@@ -13,13 +13,7 @@ from keras_transfer.data import check_data, find_twins, from_directory
 from keras_transfer.data.report import printable
 from keras_transfer.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """An index of this test's own."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
