@@ -31,6 +31,8 @@ from keras_transfer.cli_options import (
     Seed,
     SetOption,
     StrategyOption,
+    ValOption,
+    ValSplit,
     WeightsOption,
     overrides_of,
     schedule_of,
@@ -79,18 +81,30 @@ def backbones(as_json: Json = False):
 
 
 @app.command()
+def check(
+    data: Data,
+    val: ValOption = None,
+    val_split: ValSplit = None,
+    seed: Seed = None,
+    as_json: Json = False,
+):
+    """Check pictures: faulty files, duplicates, leakage between splits, sizes."""
+    from keras_transfer.data import check_data
+
+    settings = settings_of(None, val=val, val_split=val_split, seed=seed)
+    report = check_data(data, **{key: settings[key] for key in ("val", "val_split", "seed")})
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
+
+
+@app.command()
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")],
     backbone: BackboneOption = None,
     strategy: StrategyOption = None,
     set: SetOption = None,
-    val: Annotated[
-        Path | None, typer.Option(help="Folder of validation pictures, VAL/<class>/.")
-    ] = None,
-    val_split: Annotated[
-        float | None, typer.Option(help="Share taken for validation. [0.2]")
-    ] = None,
+    val: ValOption = None,
+    val_split: ValSplit = None,
     image_size: ImageSize = None,
     batch_size: BatchSize = None,
     epochs: Epochs = None,
@@ -506,6 +520,7 @@ def _load_keras():
 
 def main():
     """Entry point: bad input is one line on stderr and exit code 2; Typer makes Ctrl-C 130."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be in no encoding
     try:
         app()
     except InputError as error:

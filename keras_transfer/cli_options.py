@@ -58,6 +58,10 @@ BackboneOption = Annotated[
 StrategyOption = Annotated[
     str | None, typer.Option(help="A recipe of `keras-transfer schedule`, or a .yaml file. [lp_ft]")
 ]
+ValOption = Annotated[
+    Path | None, typer.Option(help="Folder of validation pictures, VAL/<class>/.")
+]
+ValSplit = Annotated[float | None, typer.Option(help="Share taken for validation. [0.2]")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from keras_transfer.data.files import Skipped, check_pictures, list_pictures
+from keras_transfer.data.files import Skipped, list_pictures
+from keras_transfer.data.index import check_pictures
 from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification, head_of
@@ -47,14 +48,14 @@ def predict(model, paths, *, batch_size: int = 32) -> tuple[list[Prediction], li
     """
     head = head_of(model)
     good, skipped = check_pictures(list_pictures(paths))
-    if not good:
+    if not len(good):
         raise InputError(f"No readable picture in {paths[0]}: {skipped[0].reason}.")
     unlabelled = Examples(good, np.zeros(len(good), "int32"))
     _, outputs = collect(
         model, ImageData(head.names, {"all": unlabelled}, skipped, ""), "all", batch_size=batch_size
     )
     predictions = []
-    for path, scores in zip(good, keras.ops.convert_to_numpy(head.scores(outputs))):
+    for path, scores in zip(good.names, keras.ops.convert_to_numpy(head.scores(outputs))):
         order = np.argsort(-scores, kind="stable")[:5]
         top = tuple((head.names[i], float(scores[i])) for i in order)
         predictions.append(Prediction(path, *top[0], top))

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.serving import decode_in_graph
 from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification, head_of
@@ -24,7 +25,8 @@ def saved_model(model: keras.Model, out, *, pictures=None) -> Path:
 
     - `serving_default(pictures)`: float32 [N, H, W, 3], RGB 0–255, any size.
     - `serve_uint8(pictures)`: the same for uint8.
-    - `serve_bytes(bytes)`: string [N], each an encoded JPEG, PNG, GIF or plain BMP or WebP file.
+    - `serve_bytes(bytes)`: string [N], each an encoded JPEG, PNG, GIF or plain BMP or WebP file,
+      turned as its EXIF orientation says, see `data.serving`.
 
     Each gives `scores` [N, C] and `class_names` [N, C]; a single-label model also `label` [N] and
     `score` [N]. TF Serving's REST interface takes bytes as `{"b64": "…"}`.
@@ -70,9 +72,7 @@ def _write(model, folder):
         return result
 
     def decode(contents):
-        picture = tf.io.decode_image(contents, channels=3, expand_animations=False)
-        picture.set_shape([None, None, 3])
-        return resize_and_crop(picture, size)
+        return resize_and_crop(decode_in_graph(contents), size)
 
     def answer_bytes(contents):
         pictures = tf.map_fn(

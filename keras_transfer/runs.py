@@ -41,7 +41,9 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    # A file's name need not be UTF-8: its bytes are written as they are.
+    data = text.encode("utf-8", "surrogateescape")
+    write_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def csv_text(header: Iterable[str], rows: Iterable[Iterable]) -> str:

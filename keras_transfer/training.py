@@ -12,6 +12,7 @@ import numpy as np
 from keras_transfer import recipes
 from keras_transfer.builders import training_model
 from keras_transfer.data.augmentation import Augmentation, resolve_augmentation
+from keras_transfer.data.report import find_twins
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged, Interrupted, Signals, explained
 from keras_transfer.features import check_engine
@@ -186,6 +187,8 @@ class Trainer:
         schedule = plan.schedule
         keras.utils.set_random_seed(self.seed)
         pictures = data.fingerprint()
+        if warning := find_twins(data).warning:
+            say(warning)
         resume = resume and Run.begun(out)
         if resume:
             # What was decided by the room on the disk is not decided again.

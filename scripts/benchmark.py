@@ -492,7 +492,7 @@ def extract_pictures(folder, count):
     import keras
 
     import keras_transfer as kt
-    from keras_transfer.data.files import check_pictures
+    from keras_transfer.data.index import check_pictures
     from keras_transfer.data.sources import Examples, ImageData
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of

@@ -41,6 +41,14 @@ def real_weights() -> Path:
 
 
 @pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache folder of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)
 

@@ -12,9 +12,11 @@ from keras_transfer.data.augmentation import (
     resolve_augmentation,
     views_of,
 )
-from keras_transfer.data.files import Skipped, check_pictures, list_pictures, read_tree
+from keras_transfer.data.files import Skipped, list_pictures, read_tree
+from keras_transfer.data.index import Checked, check_files, check_pictures
 from keras_transfer.data.opening import open_data
 from keras_transfer.data.records import from_records, write_records
+from keras_transfer.data.report import Report, Twins, check_data, find_twins, report_on
 from keras_transfer.data.sources import (
     Examples,
     ImageData,
@@ -28,11 +30,17 @@ from keras_transfer.data.tfds import from_tfds
 __all__ = [
     "AUGMENTATIONS",
     "Augmentation",
+    "Checked",
     "Examples",
     "ImageData",
+    "Report",
     "Skipped",
+    "Twins",
     "View",
+    "check_data",
+    "check_files",
     "check_pictures",
+    "find_twins",
     "from_arrays",
     "from_dataset",
     "from_directory",
@@ -43,6 +51,7 @@ __all__ = [
     "list_pictures",
     "open_data",
     "read_tree",
+    "report_on",
     "resolve_augmentation",
     "stratified_split",
     "views_of",

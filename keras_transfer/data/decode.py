@@ -1,21 +1,24 @@
-"""Encoded picture bytes to RGB pixels."""
+"""Encoded picture bytes to RGB pixels, upright."""
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from keras_transfer.data.examine import DECODING
+from keras_transfer.data.exif import orientation, upright
 from keras_transfer.data.files import open_picture
 
 
 def decode(contents: bytes) -> np.ndarray:
-    """Decode JPEG, PNG, GIF, BMP or WebP to RGB.
+    """Decode JPEG, PNG, GIF, BMP or WebP to RGB, turned as EXIF's orientation says.
 
     Of an animation the first frame is taken; transparency is dropped; 16 bits are scaled
-    down to 8; EXIF orientation is not applied (nor is it by TensorFlow or torchvision).
+    down to 8.
 
     TensorFlow's decoder comes first, because an exported model has that one: JPEG decoders
     differ by several levels. Pillow takes what TensorFlow 2.21 does not decode or decodes
-    wrongly, see `_needs_pillow`.
+    wrongly, see `_for_tensorflow`. Pillow always reads the header first: TensorFlow would try to
+    decode any number of pixels.
 
     Args:
         contents: the bytes of the file.
@@ -24,34 +27,74 @@ def decode(contents: bytes) -> np.ndarray:
         uint8 [height, width, 3], 0-255.
 
     Raises:
-        ValueError: neither decoder can read the bytes; the message says why.
+        ValueError: neither decoder can read the bytes, or they are too many pixels; the message
+            says why.
     """
-    if not _needs_pillow(contents):
-        try:
-            # Eager and on the CPU, also when called from a tf.data thread beside a GPU.
-            with tf.device("CPU:0"):
-                return tf.io.decode_image(contents, channels=3, expand_animations=False).numpy()
-        except tf.errors.OpError:
-            pass
-    return _decode_with_pillow(contents)
-
-
-def _needs_pillow(contents: bytes) -> bool:
-    # Measured with TensorFlow 2.21: a palette BMP comes out as its palette indices, a 1-bit
-    # BMP fails, a WebP with transparency or animation fails (and with channels=0 an animated
-    # one corrupts the heap). Plain 24-bit BMP and WebP give the same pixels in both.
-    is_bmp = contents[:2] == b"BM"
-    is_webp = contents[:4] == b"RIFF" and contents[8:12] == b"WEBP"
-    return is_bmp or is_webp
-
-
-def _decode_with_pillow(contents: bytes) -> np.ndarray:
     try:
         picture = open_picture(contents)
-        picture.load()
-        return np.array(to_rgb(picture))
+        with DECODING.taken(picture.width * picture.height):
+            pixels = _decode_with_tensorflow(contents)
+            if pixels is None:
+                picture.load()
+                pixels = np.array(to_rgb(picture))
+            return upright(pixels, orientation(contents))
     except Exception as error:  # Pillow's plugins raise many types on broken data
         raise ValueError(f"not a readable picture: {error}") from error
+
+
+def _decode_with_tensorflow(contents):
+    contents = _for_tensorflow(contents)
+    if contents is None:
+        return None
+    try:
+        # Eager and on the CPU, also when called from a tf.data thread beside a GPU.
+        with tf.device("CPU:0"):
+            return tf.io.decode_image(contents, channels=3, expand_animations=False).numpy()
+    except tf.errors.OpError:
+        return None
+
+
+def _for_tensorflow(contents: bytes) -> bytes | None:
+    """What TensorFlow gets to decode; None where that is Pillow's work.
+
+    Measured with TensorFlow 2.21: a palette BMP comes out as its palette indices, a 1-bit
+    BMP fails, a WebP with transparency or animation fails (and with channels=0 an animated
+    one corrupts the heap). Plain 24-bit BMP and WebP give the same pixels in both. A GIF comes out
+    as large as the largest of its pictures, whatever its canvas is.
+    """
+    if contents[:2] == b"BM" or (contents[:4] == b"RIFF" and contents[8:12] == b"WEBP"):
+        return None
+    if contents[:4] == b"GIF8":
+        return first_frame(contents)
+    return contents
+
+
+def first_frame(gif: bytes) -> bytes | None:
+    """The file with its first picture only; TensorFlow would unpack all of them.
+
+    Returns:
+        None where that picture does not fill the canvas, which TensorFlow does not know of.
+    """
+    try:
+        at = 13 + _colours(gif[10])
+        while gif[at] == 0x21:  # an extension
+            at = _blocks_end(gif, at + 2)
+        if gif[at] != 0x2C or gif[at + 1 : at + 9] != bytes(4) + gif[6:10]:
+            return None
+        return gif[: _blocks_end(gif, at + 11 + _colours(gif[at + 9]))] + b";"
+    except IndexError:  # cut short
+        return None
+
+
+def _colours(flags):
+    """Bytes of the colour table that follows."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _blocks_end(gif, at):
+    while gif[at]:
+        at += 1 + gif[at]
+    return at + 1
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -1,15 +1,16 @@
-"""Find picture files in folders and check that they can be decoded (no TensorFlow)."""
+"""Find picture files in folders and open them (no TensorFlow)."""
 
 import hashlib
 import io
 import os
-import stat
-import warnings
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from keras_transfer.errors import InputError
@@ -21,6 +22,8 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 
 # Names (lower case) that operating systems leave in folders; hidden files are ignored anyway.
 _DROPPINGS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
+
+_AHEAD = 256
 
 _SPLIT_OF_FOLDER = {
     "train": "train",
@@ -96,22 +99,6 @@ def read_splits(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
     return {"all": classes}
 
 
-def check_pictures(paths: list[str], *, progress: bool = True) -> tuple[list[str], list[Skipped]]:
-    """Decode every file in full, in threads; returns (good paths, skipped), both in order.
-
-    Args:
-        paths: files, whether pictures or not.
-        progress: show a bar on stderr, if that is a terminal.
-    """
-    # Warnings are silenced here, not in the threads: the filters belong to the process.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        faults = each(_find_fault, paths, "checking pictures", progress)
-    good = [path for path, fault in zip(paths, faults) if fault is None]
-    skipped = [Skipped(path, fault) for path, fault in zip(paths, faults) if fault is not None]
-    return good, skipped
-
-
 def digest_files(paths: list[str], *, progress: bool = True) -> list[bytes]:
     """A 16-byte digest (BLAKE2b) of each file's whole content, in order.
 
@@ -124,9 +111,22 @@ def digest_files(paths: list[str], *, progress: bool = True) -> list[bytes]:
 def each(function, items, title, progress):
     """What `function` says of each item, in order; in threads, with a bar on stderr."""
     disable = None if progress else True  # None: tqdm asks whether stderr is a terminal
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        answers = pool.map(function, items)
-        return list(tqdm(answers, total=len(items), desc=title, unit="file", disable=disable))
+    answers = in_threads(function, items)
+    return list(tqdm(answers, total=len(items), desc=title, unit="file", disable=disable))
+
+
+def in_threads(function: Callable, items: Iterable) -> Iterator:
+    """The same, one by one; of the items no more than a few hundred are taken ahead."""
+    pool, waiting = ThreadPoolExecutor(os.cpu_count()), deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # where it was interrupted
 
 
 def _digest(path):
@@ -169,43 +169,20 @@ def open_picture(contents: bytes) -> Image.Image:
 
     Raises:
         UnidentifiedImageError: the bytes are none of `FORMATS`.
+        Image.DecompressionBombError: more pixels than `Image.MAX_IMAGE_PIXELS`, where Pillow
+            itself only warns. Nothing may decode such a file: its size says nothing of the memory.
     """
-    return Image.open(io.BytesIO(contents), formats=FORMATS)
-
-
-def _find_fault(path: str) -> str | None:
-    if _extension(path) not in EXTENSIONS:
-        return f"unsupported file type {_extension(path) or '(no extension)'}"
+    limit = Image.MAX_IMAGE_PIXELS
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for ever
-            return "cannot be read: not a regular file"
-        contents = Path(path).read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return fault_in(contents)
-
-
-def fault_in(contents: bytes) -> str | None:
-    """Why the bytes of a picture file cannot be decoded; None where they can."""
-    if not contents:
-        return "empty file"
-    try:
-        picture = open_picture(contents)
-    except UnidentifiedImageError:
-        return "not a picture: no JPEG, PNG, GIF, BMP or WebP data"
-    except Image.DecompressionBombError as error:
-        return f"too large: {error}"
-    except Exception as error:  # plugins raise anything on a broken file
-        return f"not a picture: {_one_line(error)}"
-    try:
-        picture.load()
-    except Exception as error:
-        return f"truncated: {_one_line(error)}"
-    return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        picture = Image.open(io.BytesIO(contents), formats=FORMATS)
+        pixels = picture.width * picture.height
+    except Image.DecompressionBombError as error:  # over twice the limit
+        pixels = int(re.search(r"\d+", str(error))[0])
+    if limit is not None and pixels > limit:
+        raise Image.DecompressionBombError(
+            f"{pixels:,} pixels, at most {limit:,} are read; make it smaller"
+        )
+    return picture
 
 
 def _extension(path: str | Path) -> str:

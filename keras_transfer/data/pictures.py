@@ -5,7 +5,6 @@ read), `digests` (16 bytes each, of the content), `take(indices)` and `len`. Ten
 the first picture is decoded.
 """
 
-import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from keras_transfer.data.files import digest_files, each, fault_in
+from keras_transfer.data.examine import digest, examine
+from keras_transfer.data.files import digest_files, each
 
 
 class Encoded:
@@ -60,21 +60,27 @@ class Files(Encoded):
 
     Args:
         names: their paths.
+        known: their digests, uint8 [N, 16], where they are known already; else the files are read
+            for them.
     """
 
-    def __init__(self, names: Sequence[str]):
+    def __init__(self, names: Sequence[str], known: np.ndarray | None = None):
         self.names = list(names)
+        self._known = known
 
     def contents(self, index: int) -> bytes:
         return Path(self.names[index]).read_bytes()
 
     @cached_property
     def digests(self) -> list[bytes]:
-        return digest_files(self.names)
+        if self._known is None:
+            return digest_files(self.names)
+        return [row.tobytes() for row in self._known]
 
     def take(self, indices) -> "Files":
         """The pictures at `indices`, in that order."""
-        return Files([self.names[i] for i in indices])
+        known = None if self._known is None else self._known[indices]
+        return Files([self.names[i] for i in indices], known)
 
 
 class Contents(Encoded):
@@ -124,13 +130,13 @@ class Arrays:
 
 def find_faults(pictures, *, progress: bool = True) -> list[str | None]:
     """Why each picture cannot be used, in plain words; None where it can. For places in memory or
-    in shards; files are checked by `files.check_pictures`."""
+    in shards; files are checked by `index.check_pictures`."""
 
     def fault(index):
         if isinstance(pictures, Arrays):
             return _array_fault(pictures.arrays[index])
         try:
-            return fault_in(pictures.contents(index))
+            return examine(pictures.contents(index)).fault
         except (OSError, ValueError) as error:
             return str(error)
 
@@ -152,14 +158,6 @@ def _array_fault(array):
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
         return f"not of shape [height, width, 3] but {list(array.shape)}"
     return None
-
-
-def digest(*parts) -> bytes:
-    """16 bytes (BLAKE2b) that stand for the content of some bytes."""
-    made = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        made.update(part)
-    return made.digest()
 
 
 def as_pictures(pictures):

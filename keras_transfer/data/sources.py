@@ -8,12 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.augmentation import Augmentation
-from keras_transfer.data.files import (
-    Skipped,
-    check_pictures,
-    read_splits,
-    read_tree,
-)
+from keras_transfer.data.files import Skipped, read_splits, read_tree
+from keras_transfer.data.index import Checked, check_files
 from keras_transfer.data.pictures import as_pictures
 from keras_transfer.data.splits import require_fraction, stratified_split
 from keras_transfer.errors import InputError
@@ -215,10 +211,11 @@ def from_directory(
     # What can be told from the names alone is told before the long check.
     _require_each_class(tree["train"], train_folder, [])
     class_names = tuple(tree["train"])
-    tree, skipped = _check(tree, progress)
+    tree, checked = _check(tree, progress)
+    skipped = checked.skipped
     _require_each_class(tree["train"], train_folder, skipped)
 
-    examples = {split: _label(classes, class_names) for split, classes in tree.items()}
+    examples = {split: _label(checked, classes, class_names) for split, classes in tree.items()}
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
         _require_pictures(part, where, skipped)
@@ -277,10 +274,10 @@ def labelled_pictures(
             f"{root} has classes that the model does not know: {', '.join(unknown)}; "
             f"it knows {', '.join(class_names)}"
         )
-    tree, skipped = _check({chosen: tree[chosen]}, progress)
-    examples = _label(tree[chosen], tuple(class_names))
-    _require_pictures(examples, root, skipped)
-    return ImageData(tuple(class_names), {chosen: examples}, skipped, str(root))
+    tree, checked = _check({chosen: tree[chosen]}, progress)
+    examples = _label(checked, tree[chosen], tuple(class_names))
+    _require_pictures(examples, root, checked.skipped)
+    return ImageData(tuple(class_names), {chosen: examples}, checked.skipped, str(root))
 
 
 def _read_val(val, train: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -301,21 +298,23 @@ def _read_val(val, train: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _check(tree, progress: bool):
-    """Drop the files that cannot be decoded; returns (tree, skipped)."""
+    """Check all files: (split -> class -> rows of the usable ones, what was found in the rows)."""
     paths = [path for classes in tree.values() for files in classes.values() for path in files]
-    readable, skipped = check_pictures(paths, progress=progress)
-    good = set(readable)
-    tree = {
-        split: {name: [p for p in files if p in good] for name, files in classes.items()}
-        for split, classes in tree.items()
-    }
-    return tree, skipped
+    checked = check_files(paths, progress=progress)
+    rows, start = {}, 0
+    for split, classes in tree.items():
+        rows[split] = {}
+        for name, files in classes.items():
+            rows[split][name] = checked.usable(range(start, start + len(files)))
+            start += len(files)
+    return rows, checked
 
 
-def _label(classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Examples:
-    files = [classes.get(name, []) for name in class_names]
-    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(f) for f in files])
-    return Examples([path for part in files for path in part], labels)
+def _label(checked: Checked, classes: dict[str, np.ndarray], class_names) -> Examples:
+    nothing = np.zeros(0, np.int64)
+    rows = [classes.get(name, nothing) for name in class_names]
+    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(r) for r in rows])
+    return Examples(checked.files(np.concatenate(rows)), labels)
 
 
 def _require_pictures(examples: Examples, where, skipped: list[Skipped]) -> None:
@@ -328,7 +327,7 @@ def _require_each_class(
     classes: dict[str, list[str]], folder: Path, skipped: list[Skipped]
 ) -> None:
     for name, files in classes.items():
-        if files:
+        if len(files):
             continue
         class_folder = folder / name
         first = next((s for s in skipped if class_folder in Path(s.path).parents), None)

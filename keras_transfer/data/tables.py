@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from keras_transfer.data.arrays import encode_labels
-from keras_transfer.data.files import Skipped, check_pictures
+from keras_transfer.data.files import Skipped
+from keras_transfer.data.index import check_pictures
 from keras_transfer.data.sources import Examples, ImageData, assembled
 from keras_transfer.errors import InputError
 
@@ -79,10 +80,10 @@ def from_table(
         found = sorted(zip(labels[split].tolist(), part))  # by class, then path
         good, faulty = check_pictures([path for _, path in found], progress=progress)
         skipped += faulty
-        if not good:
+        if not len(good):
             raise InputError(_nothing(name, split, faulty))
         label_of = {path: label for label, path in found}
-        examples[split] = Examples(good, _array([label_of[path] for path in good]))
+        examples[split] = Examples(good, _array([label_of[path] for path in good.names]))
     return assembled(names, examples, skipped, base, val_split=val_split, seed=seed)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from keras_transfer.data.files import Skipped, check_pictures
-from keras_transfer.data.pictures import Contents, Files, find_faults
+from keras_transfer.data.files import Skipped
+from keras_transfer.data.index import check_pictures
+from keras_transfer.data.pictures import Contents, find_faults
 from keras_transfer.data.records import read_shards
 from keras_transfer.data.sources import Examples, ImageData, assembled
 from keras_transfer.errors import InputError
@@ -128,8 +129,8 @@ def _read_split(tfds, builder, split, its_name, class_names, image, label, progr
     if files and not encoded:
         order = np.lexsort((files, labels))  # as the pictures of a folder are
         label_of = dict(zip(files, labels))
-        good, skipped = check_pictures([files[i] for i in order], progress=progress)
-        pictures, labels = Files(good), np.array([label_of[path] for path in good], np.int32)
+        pictures, skipped = check_pictures([files[i] for i in order], progress=progress)
+        labels = np.array([label_of[path] for path in pictures.names], np.int32)
     else:
         whole = Contents(encoded, [f"{builder.name}/{its_name} {i}" for i in range(len(encoded))])
         faults = find_faults(whole, progress=progress)

@@ -14,7 +14,7 @@ from keras_transfer.features.engines import choose_engine, engine_version, usabl
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import DTYPES, Store, Table, Writer
 
-_FORMAT = 1  # of what a row means: raise it when decoding, views or preprocessing change
+_FORMAT = 2  # of what a row means: raise it when decoding, views or preprocessing change
 _BATCH = 32
 
 
