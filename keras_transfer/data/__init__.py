@@ -18,7 +18,8 @@ from keras_transfer.data.sources import (
     from_directory,
     labelled_pictures,
 )
-from keras_transfer.data.splits import stratified_split
+from keras_transfer.data.split_rule import SplitRule, read_split_file
+from keras_transfer.data.splits import folds, split
 
 __all__ = [
     "AUGMENTATIONS",
@@ -26,13 +27,16 @@ __all__ = [
     "Examples",
     "ImageData",
     "Skipped",
+    "SplitRule",
     "View",
     "check_pictures",
+    "folds",
     "from_directory",
     "labelled_pictures",
     "list_pictures",
+    "read_split_file",
     "read_tree",
     "resolve_augmentation",
-    "stratified_split",
+    "split",
     "views_of",
 ]

@@ -22,7 +22,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 # Names (lower case) that operating systems leave in folders; hidden files are ignored anyway.
 _DROPPINGS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
 
-_SPLIT_OF_FOLDER = {
+SPLIT_OF_FOLDER = {
     "train": "train",
     "val": "val",
     "valid": "val",
@@ -30,7 +30,7 @@ _SPLIT_OF_FOLDER = {
     "test": "test",
 }
 # Folders called like this are splits that we do not know by that name, never classes.
-_LOOKS_LIKE_A_SPLIT = {*_SPLIT_OF_FOLDER, "training", "testing"}
+_LOOKS_LIKE_A_SPLIT = {*SPLIT_OF_FOLDER, "training", "testing"}
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _files_below(folder: Path) -> list[str]:
 def _find_splits(root: Path) -> dict[str, Path]:
     found = {}
     for folder in _subfolders(root):
-        split = _SPLIT_OF_FOLDER.get(folder.name)
+        split = SPLIT_OF_FOLDER.get(folder.name)
         if split in found:
             raise InputError(
                 f"{root} has two folders for {split}: {found[split].name} and {folder.name}; "
