@@ -1,7 +1,7 @@
 """A labelled picture folder as one object (no TensorFlow until a dataset is asked for)."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from keras_transfer.data.files import (
     read_tree,
 )
 from keras_transfer.data.pictures import Pictures, as_pictures
-from keras_transfer.data.splits import require_fraction, stratified_split
+from keras_transfer.data.split_rule import SplitRule, read_split_file
 from keras_transfer.errors import InputError
 
 _MOST_CLASSES_SHOWN = 10
@@ -109,6 +109,8 @@ class ImageData:
         augment: str | Augmentation = "light",
         seed: int = 0,
         start_epoch: int = 0,
+        class_weights: np.ndarray | None = None,
+        equal_classes: bool = False,
         memory=None,
     ):
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
@@ -126,6 +128,8 @@ class ImageData:
             augmentation=augment,
             seed=seed,
             start_epoch=start_epoch,
+            class_weights=class_weights,
+            equal_classes=equal_classes,
             memory=memory,
         )
 
@@ -143,6 +147,14 @@ class ImageData:
             for split, examples in self.examples.items()
             for path, label, digest in zip(examples.names, examples.labels, examples.digests)
         }
+
+    def split_table(self) -> list[tuple[str, str, str]]:
+        """(path relative to the root, class, split) of each picture: a list for `split_file`."""
+        return [
+            (name, self.class_names[label], split)
+            for split, examples in self.examples.items()
+            for name, label in zip(_relative(examples.names, self.root), examples.labels)
+        ]
 
     def describe(self) -> str:
         """Return a few lines for people: classes, pictures in each split, skipped files."""
@@ -184,6 +196,11 @@ def from_directory(
     *,
     val: str | os.PathLike | None = None,
     val_split: float = 0.2,
+    test_split: float = 0.0,
+    groups: str | Callable[[str], str] | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    split_file: str | os.PathLike | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> ImageData:
@@ -191,18 +208,21 @@ def from_directory(
 
     Every file is decoded once to check it. The validation pictures are, in this order of
     preference: those of `val`, those of `root/val`, or a stratified share of the training
-    pictures. Test pictures are those of `root/test`, if it exists.
+    pictures. Test pictures are those of `root/test`, or a share where one is asked for. An explicit
+    list in `split_file` wins over all of these.
 
     Args:
         root: `root/<class>/` or `root/{train,val,test}/<class>/`, see `read_tree`.
         val: another folder `val/<class>/` with the same classes.
-        val_split: share of the training pictures for validation, where none are given.
-        seed: of that split.
+        val_split, test_split: shares for validation, where none are given, and for testing.
+        groups, folds, fold, split_file: other ways to split, see `SplitRule`.
+        seed: of the split. It does not depend on names: a renamed file stays on its side.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         InputError: the folder cannot be used as it is; the message says what to do.
     """
+    rule = SplitRule(val_split, test_split, groups, folds, fold, split_file, seed)
     root = Path(root).expanduser()
     tree = read_tree(root)
     train_folder = root if "all" in tree else root / "train"
@@ -210,9 +230,9 @@ def from_directory(
         tree = {"train": tree["all"]}
     if val is not None:
         tree["val"] = _read_val(val, tree["train"])
-    elif "val" not in tree:
-        require_fraction(val_split)
     # What can be told from the names alone is told before the long check.
+    drawn = rule.shares(tree) or folds
+    listed = rule.listed
     _require_each_class(tree["train"], train_folder, [])
     class_names = tuple(tree["train"])
     tree, skipped = _check(tree, progress)
@@ -222,10 +242,8 @@ def from_directory(
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
         _require_pictures(part, where, skipped)
-    if "val" not in examples:
-        whole = examples["train"]
-        chosen = stratified_split(whole.labels, val_split, seed, class_names)
-        examples["train"], examples["val"] = map(whole.take, chosen)
+    if drawn or listed:
+        examples = _divided(examples, rule, root, class_names, skipped)
     return ImageData(class_names, _in_order(examples), skipped, str(root))
 
 
@@ -234,6 +252,7 @@ def labelled_pictures(
     class_names: Sequence[str],
     *,
     split: str | None = None,
+    split_file: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> ImageData:
     """Read pictures of known classes, to evaluate a model on; the result has one split.
@@ -243,6 +262,7 @@ def labelled_pictures(
         class_names: the model's classes, in the order of its outputs.
         split: "train", "val" or "test"; by default test, else val. A folder without splits
             has the one split "all".
+        split_file: a list of splits (of a run), for such a folder: `split` is what it says.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
@@ -251,6 +271,8 @@ def labelled_pictures(
     root = Path(root).expanduser()
     tree = read_splits(root)
     chosen = split or next((name for name in ("test", "val", "all") if name in tree), None)
+    if "all" in tree and split not in (None, "all") and split_file is not None:
+        tree[split] = _listed(tree["all"], root, split, split_file)
     if chosen not in tree:
         raise InputError(f"{root} has no split {chosen or 'test or val'}; it has {', '.join(tree)}")
     unknown = sorted(set(tree[chosen]) - set(class_names))
@@ -263,6 +285,18 @@ def labelled_pictures(
     examples = _label(tree[chosen], tuple(class_names))
     _require_pictures(examples, root, skipped)
     return ImageData(tuple(class_names), {chosen: examples}, skipped, str(root))
+
+
+def _listed(classes, root, split, split_file):
+    """The files of each class that a list puts into a split."""
+    listed = read_split_file(split_file)
+    chosen = {
+        name: [f for f, short in zip(files, _relative(files, root)) if listed.get(short) == split]
+        for name, files in classes.items()
+    }
+    if not any(chosen.values()):
+        raise InputError(f"{split_file} names no {split} picture in {root}")
+    return chosen
 
 
 def _read_val(val, train: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -292,6 +326,20 @@ def _check(tree, progress: bool):
         for split, classes in tree.items()
     }
     return tree, skipped
+
+
+def _divided(examples, rule, root, class_names, skipped):
+    """The examples by the rule, which may take them out of the splits that they are in."""
+    names = [name for part in examples.values() for name in part.names]
+    whole = Examples(names, np.concatenate([part.labels for part in examples.values()]))
+    given = np.repeat(list(examples), [len(part) for part in examples.values()])
+    left_out = _relative((item.path for item in skipped), root)
+    splits = rule.assign(whole, _relative(names, root), given, class_names, left_out)
+    return {split: whole.take(np.flatnonzero(splits == split)) for split in set(splits)}
+
+
+def _relative(names, root) -> list[str]:
+    return [os.path.relpath(name, root).replace(os.sep, "/") for name in names]
 
 
 def _in_order(examples: dict[str, Examples]) -> dict[str, Examples]:
