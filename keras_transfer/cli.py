@@ -384,7 +384,8 @@ def evaluate(
     low, high = result["accuracy_interval"]
     print(
         f"accuracy {result['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, "
-        f"{result['pictures']} pictures of {split}), loss {result['loss']:.4f}, "
+        f"{result['pictures']} pictures of {split}), balanced "
+        f"{result['balanced_accuracy']:.4f}, loss {result['loss']:.4f}, "
         f"{result['skipped']} files skipped"
     )
     print(f"{'class':<24}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}")

@@ -29,14 +29,16 @@ def class_measures(head, labels: np.ndarray, outputs: np.ndarray) -> dict:
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    classes = np.arange(len(head.names))
-    several = labels.ndim == 2
-    predicted = (outputs > 0).astype("int32") if several else outputs.argmax(axis=1)
-    rows = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
-    precision, recall, f1, support = (np.atleast_1d(row) for row in rows)
-    if several:
-        balanced = [_mean_recall(y, p) for y, p in zip(labels.T, predicted.T)]
+    def measured(labels, predicted, classes):
+        return precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+
+    if labels.ndim == 2:
+        columns = list(zip(labels.T, (outputs > 0).astype("int32").T))
+        precision, recall, f1, support = np.hstack([measured(y, p, [1]) for y, p in columns])
+        balanced = [_mean_recall(y, p) for y, p in columns]
     else:
+        classes = np.arange(len(head.names))
+        precision, recall, f1, support = measured(labels, outputs.argmax(axis=1), classes)
         balanced = recall[support > 0]
     return {
         "per_class": {

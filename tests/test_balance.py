@@ -12,8 +12,9 @@ from sklearn.metrics import balanced_accuracy_score, classification_report
 
 from keras_transfer.builders import build_model
 from keras_transfer.data import Examples, ImageData, from_directory
+from keras_transfer.data import decode as decoding
 from keras_transfer.data.balance import class_weights
-from keras_transfer.data.pictures import Arrays, Files
+from keras_transfer.data.pictures import Arrays
 from keras_transfer.data.pipeline import batches, epoch_order, sample_weights
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
@@ -334,11 +335,11 @@ SPOILT = (Phase("all", "none", 2, 1e-3), Phase("head", "all", 1, 1e3, shape="con
 )
 def test_a_run_says_each_class(unequal, tmp_path, monkeypatch, phases, cache, again):
     """Of the kept epoch; and pictures are decoded again only where nothing else is left."""
-    finish, pixels, decoded = Trainer._finish, Files.pixels, []
+    finish, decode, decoded = Trainer._finish, decoding.decode, []
 
     def watched(*args, **kwargs):
         with monkeypatch.context() as patch:
-            patch.setattr(Files, "pixels", lambda *a: decoded.append(a) or pixels(*a))
+            patch.setattr(decoding, "decode", lambda file: decoded.append(1) or decode(file))
             finish(*args, **kwargs)
 
     monkeypatch.setattr(Trainer, "_finish", watched)
