@@ -16,12 +16,16 @@ import typer
 from keras_transfer.cli_options import (
     AugmentOption,
     BackboneOption,
+    BalanceOption,
     BatchSize,
     CacheOption,
     Config,
     Data,
     EngineOption,
     Epochs,
+    Fold,
+    Folds,
+    Group,
     ImageSize,
     Json,
     Keep,
@@ -30,7 +34,9 @@ from keras_transfer.cli_options import (
     RunPath,
     Seed,
     SetOption,
+    SplitFile,
     StrategyOption,
+    TestSplit,
     ValOption,
     ValSplit,
     WeightsOption,
@@ -105,6 +111,12 @@ def train(
     set: SetOption = None,
     val: ValOption = None,
     val_split: ValSplit = None,
+    test_split: TestSplit = None,
+    group: Group = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    split: SplitFile = None,
+    balance: BalanceOption = None,
     image_size: ImageSize = None,
     batch_size: BatchSize = None,
     epochs: Epochs = None,
@@ -136,6 +148,12 @@ def train(
         strategy=strategy,
         val=val,
         val_split=val_split,
+        test_split=test_split,
+        group=group,
+        folds=folds,
+        fold=fold,
+        split=split,
+        balance=balance,
         image_size=image_size,
         batch_size=batch_size,
         precision=precision,
@@ -163,8 +181,17 @@ def train(
         settings["weights"] = None
     name = settings["backbone"]
     check_backbone(name, settings["image_size"], settings["weights"])
+    # A resumed run goes on with the split that it began with.
     pictures = open_data(
-        data, val=settings["val"], val_split=settings["val_split"], seed=settings["seed"]
+        data,
+        val=settings["val"],
+        val_split=settings["val_split"],
+        test_split=settings["test_split"],
+        groups=settings["group"],
+        folds=None if resume else settings["folds"],
+        fold=None if resume else settings["fold"],
+        split_file=begun.split_path if resume else settings["split"],
+        seed=settings["seed"],
     )
     print(pictures.describe(), file=sys.stderr)
 
@@ -182,11 +209,13 @@ def train(
         augment=settings["augment"],
         seed=settings["seed"],
         keep=settings["keep"],
+        balance=settings["balance"],
         cache=settings["cache"],
         engine=settings["engine"],
         feature_dtype=settings["feature_dtype"],
     )
-    kept = {key: settings[key] for key in ("backbone", "strategy", "weights", "val", "val_split")}
+    split_by = ("val", "val_split", "test_split", "group", "folds", "fold", "split")
+    kept = {key: settings[key] for key in ("backbone", "strategy", "weights", *split_by)}
     kept["weights"] = kept["weights"] or "none"
     try:
         run = trainer.fit(pictures, out, config={"data": str(data), **kept}, resume=resume)
@@ -203,7 +232,7 @@ def train(
         f"epoch {metrics['phases'][-1]['val']['accuracy']:.4f}, "
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
     )
-    print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, skipped.csv")
+    print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
 
 
 @app.command()
@@ -342,7 +371,11 @@ def evaluate(
     run: RunPath,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")],
     split: Annotated[
-        str | None, typer.Option(help="Which of DATA/{train,val,test}. [test, else val, else all]")
+        str | None,
+        typer.Option(
+            help="Which of DATA/{train,val,test}, or of the run's own parts. "
+            "[test, else val, else all]"
+        ),
     ] = None,
     as_json: Json = False,
 ):
@@ -351,7 +384,9 @@ def evaluate(
     from keras_transfer.runs import Run
 
     run = Run.open(run)
-    pictures = labelled_pictures(data, run.config["head"]["names"], split=split)
+    pictures = labelled_pictures(
+        data, run.config["head"]["names"], split=split, split_file=run.split_path
+    )
     _load_keras()
     from keras_transfer import evaluation
 
@@ -364,7 +399,8 @@ def evaluate(
     low, high = result["accuracy_interval"]
     print(
         f"accuracy {result['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, "
-        f"{result['pictures']} pictures of {split}), loss {result['loss']:.4f}, "
+        f"{result['pictures']} pictures of {split}), balanced "
+        f"{result['balanced_accuracy']:.4f}, loss {result['loss']:.4f}, "
         f"{result['skipped']} files skipped"
     )
     print(f"{'class':<24}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}")

@@ -23,6 +23,12 @@ class Keep(StrEnum):
     last = "last"
 
 
+class Balance(StrEnum):
+    none = "none"
+    weights = "weights"
+    sampling = "sampling"
+
+
 class Cache(StrEnum):
     auto = "auto"
     off = "off"
@@ -78,6 +84,24 @@ PrecisionOption = Annotated[Precision, typer.Option(help="[auto]", show_choices=
 AugmentOption = Annotated[Augment, typer.Option(help="[light]")]
 WeightsOption = Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")]
 Seed = Annotated[int | None, typer.Option(help="Two runs with one seed are equal. [0]")]
+ValSplit = Annotated[float | None, typer.Option(help="Share taken for validation. [0.2]")]
+TestSplit = Annotated[float | None, typer.Option(help="Share kept for testing. [0]")]
+Group = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Regular expression whose (brackets) find in a path what must not be parted.",
+    ),
+]
+Folds = Annotated[int | None, typer.Option(metavar="K", help="Cross-validation in K folds.")]
+Fold = Annotated[int | None, typer.Option(metavar="I", help="The fold to validate on, 1 to K.")]
+SplitFile = Annotated[
+    Path | None,
+    typer.Option("--split", metavar="FILE.csv", help="Columns path, split: RUN/split.csv, say."),
+]
+BalanceOption = Annotated[
+    Balance, typer.Option(help="Classes of unequal size: weigh or draw them alike. [none]")
+]
 CacheOption = Annotated[
     Cache, typer.Option(help="Where activations of frozen stages are kept. [auto]")
 ]
@@ -120,12 +144,18 @@ DEFAULTS = {
     "weights": "imagenet",
     "val": None,
     "val_split": 0.2,
+    "test_split": 0.0,
+    "group": None,
+    "folds": None,
+    "fold": None,
+    "split": None,
     "image_size": None,
     "batch_size": 32,
     "precision": "auto",
     "augment": "light",
     "seed": 0,
     "keep": "best",
+    "balance": "none",
     "cache": "auto",
     "engine": "auto",
     "feature_dtype": "auto",

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
 
 from keras_transfer.data.files import Skipped, list_pictures
 from keras_transfer.data.index import check_pictures
 from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification, head_of
+from keras_transfer.measures import class_measures, outputs_of
 from keras_transfer.precision import jit_compile
 
 
@@ -72,13 +72,13 @@ def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32
 
     Returns:
         Plain data for JSON: `pictures`, `accuracy`, `accuracy_interval` (95 %, Wilson), `loss`,
-        `top5` (where there are more than five classes), `per_class` (precision, recall, f1,
-        support for each name) and `confusion` (row: true class, column: predicted).
+        `top5` (where there are more than five classes), `per_class` and `balanced_accuracy` (see
+        `measures.class_measures`) and `confusion` (row: true class, column: predicted).
 
     Raises:
         InputError: other classes than the model's, or no such split.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix
 
     head = head_of(model)
     if not isinstance(head, Classification):
@@ -88,7 +88,6 @@ def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32
     labels, outputs = collect(model, data, split, batch_size=batch_size)
     predicted = outputs.argmax(axis=1)
     classes = np.arange(len(head.names))
-    per_class = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
     correct = int((predicted == labels).sum())
     result = {
         "pictures": len(labels),
@@ -99,10 +98,7 @@ def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32
     if len(head.names) > 5:
         in_top5 = (np.argsort(-outputs, axis=1)[:, :5] == labels[:, None]).any(axis=1)
         result["top5"] = float(in_top5.mean())
-    result["per_class"] = {
-        name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
-        for name, p, r, f, s in zip(head.names, *per_class)
-    }
+    result |= class_measures(head, labels, outputs)
     result["confusion"] = confusion_matrix(labels, predicted, labels=classes).tolist()
     return result
 
@@ -112,13 +108,7 @@ def collect(model, data: ImageData, split: str, *, batch_size: int = 32):
     if not model.compiled:
         model.jit_compile = jit_compile()
     batches = data.batches(split, image_size=model.input_shape[1], batch_size=batch_size)
-    labels, outputs = [], []
-    for pictures, batch_labels in tqdm(
-        batches, total=data.steps(split, batch_size), unit="batch", leave=False, disable=None
-    ):
-        labels.append(np.asarray(batch_labels))
-        outputs.append(np.asarray(model.predict_on_batch(pictures), "float32"))
-    return np.concatenate(labels), np.concatenate(outputs)
+    return outputs_of(model, batches, data.steps(split, batch_size))
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -98,9 +98,7 @@ class MultiLabel(Head):
     task = "multi_label"
 
     def loss(self):
-        return keras.losses.BinaryCrossentropy(
-            from_logits=True, label_smoothing=self.label_smoothing
-        )
+        return LabelCrossentropy(label_smoothing=self.label_smoothing)
 
     def metrics(self):
         return [
@@ -176,6 +174,27 @@ class SparseCrossentropy(keras.losses.Loss):
         return keras.losses.categorical_crossentropy(
             one_hot, y_pred, from_logits=True, label_smoothing=self.label_smoothing
         )
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class LabelCrossentropy(keras.losses.Loss):
+    """Binary cross entropy of 0/1 targets [N, C] and logits [N, C]: the mean over both.
+
+    Keras's takes the mean over the labels first, so that sample weights could only be of pictures;
+    here they may be of single labels [N, C] too.
+    """
+
+    def __init__(self, label_smoothing=0.0, name="crossentropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        y_true = keras.ops.cast(y_true, y_pred.dtype)
+        y_true = y_true * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        return keras.ops.binary_crossentropy(y_true, y_pred, from_logits=True)
 
     def get_config(self):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}

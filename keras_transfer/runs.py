@@ -20,6 +20,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.json"
 HISTORY = "history.csv"
 SKIPPED = "skipped.csv"
+SPLIT = "split.csv"
 MODEL = "model.keras"
 EXPORT = "export"
 STATE = "state"  # what --resume needs; removed when the run is finished
@@ -72,13 +73,16 @@ class Run:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path, config: dict, skipped: Iterable, pictures: dict) -> "Run":
+    def create(
+        cls, path, config: dict, skipped: Iterable, pictures: dict, split: Iterable = ()
+    ) -> "Run":
         """Makes the directory with its first files; it appears with all of them or not at all.
 
         Args:
             config: everything needed to run it again.
             skipped: files that are left out.
             pictures: name → fingerprint of every picture, to see whether they changed.
+            split: (path, class, split) of every picture.
 
         Raises:
             InputError: something is there already.
@@ -89,18 +93,19 @@ class Run:
         run = cls(path.with_name(f".{os.getpid()}.{path.name}"))
         try:
             (run.path / STATE).mkdir(parents=True)
-            run._write_first(config, skipped, pictures)
+            run._write_first(config, skipped, pictures, split)
             run.path.replace(path)
         finally:
             shutil.rmtree(run.path, ignore_errors=True)
         return cls(path)
 
-    def _write_first(self, config, skipped, pictures):
+    def _write_first(self, config, skipped, pictures, split):
         import yaml
 
         write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         rows = ((item.path, item.reason) for item in skipped)
         write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
+        write_text(self.path / SPLIT, csv_text(("path", "label", "split"), split))
         write_text(self.path / STATE / PICTURES, json.dumps(pictures))
 
     @classmethod
@@ -175,6 +180,11 @@ class Run:
         from keras_transfer.backbones import load_model
 
         return load_model(self.path / MODEL)
+
+    @property
+    def split_path(self) -> Path:
+        """The list of what trained and what validated, for `split_file`."""
+        return self.path / SPLIT
 
     @property
     def model_path(self) -> Path:

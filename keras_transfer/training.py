@@ -12,6 +12,7 @@ import numpy as np
 from keras_transfer import recipes
 from keras_transfer.builders import training_model
 from keras_transfer.data.augmentation import Augmentation, resolve_augmentation
+from keras_transfer.data.balance import check_balance, check_class_weights, class_weights
 from keras_transfer.data.report import find_twins
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged, Interrupted, Signals, explained
@@ -22,6 +23,7 @@ from keras_transfer.features.supply import Supply
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification, head_of
 from keras_transfer.machine import free_memory
+from keras_transfer.measures import class_measures, outputs_of
 from keras_transfer.optimizers import anchor_at, make_optimizer
 from keras_transfer.plans import Plan, make_plan
 from keras_transfer.precision import jit_compile
@@ -52,6 +54,10 @@ class Trainer:
             machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
         keep: `"best"` keeps the epoch with the highest validation accuracy, then least loss;
             `"last"` the last one, whose accuracy no choice has flattered.
+        balance: what is done about classes of unequal size: `"none"`; `"weights"`: each weighs by
+            inverse frequency, see `data.balance.class_weights`; `"sampling"`: an epoch has as many
+            pictures, of each class equally many (a closed form has no epochs: weights there). A
+            phase's `class_weights` win over it.
         steps_per_execution: at most so many steps in one call of Keras, ≥ 1; the largest number
             that divides an epoch is taken. More than 1 helps where a step takes a few milliseconds
             (`scripts/step_times.py`); the loss is then looked at after each call only.
@@ -78,6 +84,7 @@ class Trainer:
         augment: str | Augmentation = "light",
         seed: int = 0,
         keep: str = "best",
+        balance: str = "none",
         steps_per_execution: int = 1,
         cache: str = "auto",
         engine: str = "auto",
@@ -91,6 +98,7 @@ class Trainer:
         check_engine(engine)
         self.model = model
         self.head = head_of(model)
+        check_balance(balance, self.head.task)
         self._recipe = schedule
         self._overrides = dict(overrides or {})
         for name, value in (("epochs", epochs), ("learning_rate", learning_rate)):
@@ -100,6 +108,7 @@ class Trainer:
         self.augment = augment
         self.seed = seed
         self.keep = keep
+        self.balance = balance
         self.steps_per_execution = steps_per_execution
         self.cache = cache
         self.engine = engine
@@ -121,7 +130,7 @@ class Trainer:
                 raise InputError(
                     f"Phase '{phase.name}': solver 'logistic' {self._closed_form_obstacle()}."
                 )
-            _class_weights(phase.class_weights, self.head.names, np.ones(len(self.head.names)))
+            check_class_weights(phase.class_weights, self.head.names, self.head.task)
             _augmentation(phase.augment)
         return schedule
 
@@ -200,11 +209,12 @@ class Trainer:
         if resume:
             run = Run.resume(out, settings, pictures)
         else:
-            run = Run.create(out, settings, data.skipped, pictures)
+            run = Run.create(out, settings, data.skipped, pictures, data.split_table())
         if schedule.zero_head:
             for weight in self.model.layers[-1].weights:
                 weight.assign(np.zeros(weight.shape))
         self._start = self._starting_weights(run, schedule, resume)
+        self._validated = None
         say(plan.table())
         if not resume:
             for planned, chosen, reason in zip(plan.phases, caching, reasons):
@@ -241,10 +251,10 @@ class Trainer:
                             self._run_phase(planned, data, progress, features, arrays)
                     arrays = None
                 with explained(plan.phases[-1], _GO_ON), signals.protected():
-                    self._finish(run, progress, data)
+                    self._finish(run, progress, data, plan)
             except Diverged as error:
                 if progress.best:
-                    self._finish(run, progress, data, stopped=str(error))
+                    self._finish(run, progress, data, plan, stopped=str(error))
                 raise
             except KeyboardInterrupt:
                 if run.finished:
@@ -265,6 +275,7 @@ class Trainer:
             else dataclasses.asdict(self.augment),
             "seed": self.seed,
             "keep": self.keep,
+            "balance": self.balance,
             "precision": self.model.dtype_policy.name,
             "cache": self.cache,
             "engine": self.engine,
@@ -292,14 +303,16 @@ class Trainer:
         train = features["train"]
         rows = np.arange(len(data.examples["train"]))
         labels = data.examples["train"].labels
-        counts = np.bincount(labels, minlength=len(self.head.names))
+        weights = planned.phase.class_weights or ("balanced" if self.balance != "none" else None)
+        if weights is not None:
+            weights = dict(enumerate(class_weights(weights, self.head.names, labels).tolist()))
         found = logistic_regression(
             np.concatenate([train.gather(rows, view) for view in range(train.views)]).astype(
                 "float32"
             ),
             np.tile(labels, train.views),
             np.tile(rows, train.views),
-            class_weights=_class_weights(planned.phase.class_weights, self.head.names, counts),
+            class_weights=weights,
             seed=self.seed,
         )
         self.model.layers[-1].kernel.assign(found.kernel)
@@ -307,23 +320,35 @@ class Trainer:
         logs = {}
         for split, prefix in (("train", ""), ("val", "val_")):
             if split in features:
-                logs |= self._measured(features[split], data.examples[split].labels, prefix)
+                labels = data.examples[split].labels
+                outputs = self._head_outputs(features[split], len(labels))
+                logs |= self._measured(labels, outputs, prefix)
         chosen = f"strength {found.strength:.3g}"
         if found.cross_validation is not None:
             chosen += f" by cross-validation, log loss {found.cross_validation:.4f}"
         say(f"head: {chosen}")
+        if "val" in features:
+            self._validated = (
+                planned,
+                lambda: (
+                    data.examples["val"].labels,
+                    self._head_outputs(features["val"], len(data.examples["val"])),
+                ),
+            )
         progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
 
-    def _measured(self, activations, labels, prefix):
-        """Loss and metrics of the last layer on activations in their first view."""
-        rows = np.arange(len(labels))
+    def _head_outputs(self, activations, count):
+        """Outputs of the last layer on activations in their first view."""
         values = [
             keras.ops.convert_to_numpy(
                 self.model.layers[-1](activations.gather(part).astype("float32"))
             )
-            for part in np.array_split(rows, math.ceil(len(rows) / 4096))
+            for part in np.array_split(np.arange(count), math.ceil(count / 4096))
         ]
-        outputs = np.concatenate(values)
+        return np.concatenate(values)
+
+    def _measured(self, labels, outputs, prefix):
+        """Loss and metrics of outputs."""
         logs = {f"{prefix}loss": float(self.head.loss()(labels, outputs))}
         for metric in self.head.metrics():
             metric.update_state(labels, outputs)
@@ -371,14 +396,13 @@ class Trainer:
         validation = None
         if "val" in data.examples:
             validation = self._batches(data, "val", planned, features, dtype)
-        counts = np.bincount(data.examples["train"].labels, minlength=len(head.names))
+            self._validated = planned, lambda: outputs_of(model, validation)
         model.fit(
             stream,
             validation_data=validation,
             steps_per_epoch=planned.steps_per_epoch,
             initial_epoch=progress.epoch,
             epochs=progress.epoch - progress.phase_epoch + planned.epochs,
-            class_weight=_class_weights(phase.class_weights, head.names, counts),
             callbacks=[*watched, *averages, progress],
             shuffle=False,  # the stream is shuffled already
             verbose=0,
@@ -397,7 +421,10 @@ class Trainer:
 
     def _batches(self, data, split, planned, features, dtype, start_epoch=None):
         options = {"batch_size": planned.batch_size}
-        order = {"seed": self.seed, "start_epoch": start_epoch or 0}
+        order = {}
+        if start_epoch is not None:
+            order = {"seed": self.seed, "start_epoch": start_epoch}
+            order |= self._balancing(planned.phase, data.examples["train"].labels)
         if features:
             from keras_transfer.features import batches
 
@@ -417,6 +444,15 @@ class Trainer:
             **order,
         )
 
+    def _balancing(self, phase, labels):
+        """How the training stream makes up for classes of unequal size."""
+        if phase.class_weights is None and self.balance == "sampling":
+            return {"equal_classes": True}
+        weights = phase.class_weights or ("balanced" if self.balance == "weights" else None)
+        if weights is None:
+            return {}
+        return {"class_weights": class_weights(weights, self.head.names, labels)}
+
     @cached_property
     def _memory(self):
         from keras_transfer.data.pipeline import PictureMemory
@@ -434,7 +470,7 @@ class Trainer:
                     )
                 layer.rate = rate
 
-    def _finish(self, run, progress, data, **more):
+    def _finish(self, run, progress, data, plan, **more):
         progress.load_best()
         freeze(self.model, "none", batch_norm="train")
         # A plain optimizer: the file opens without this package's, and is a third of the size.
@@ -446,7 +482,30 @@ class Trainer:
                 metrics=self.head.metrics(),
                 jit_compile=jit_compile(),
             )
-        run.finish(self.model, progress.metrics(data, **more))
+        metrics = progress.metrics(data, **more)
+        if "val" in data.examples and self.head.task != "regression":
+            labels, outputs = self._val_outputs(progress, data, plan)
+            metrics["val"] = {**metrics["val"], **class_measures(self.head, labels, outputs)}
+        run.finish(self.model, metrics)
+
+    def _val_outputs(self, progress, data, plan):
+        """Labels and outputs of the kept weights on the validation pictures.
+
+        From what the last phase was validated with: its activations, or pictures that are decoded
+        already. Activations hold for the kept weights where their part of the network has not been
+        trained since.
+        """
+        if self._validated is not None:
+            planned, outputs = self._validated
+            ends = np.cumsum([entry["epochs"] for entry in progress.phases])
+            since = plan.phases[np.searchsorted(ends, progress.best["epoch"]) :]
+            own_size = planned.image_size == self.model.input_shape[1]
+            if own_size and all(later.frozen >= planned.frozen for later in since):
+                return outputs()
+        batches = data.batches(
+            "val", image_size=self.model.input_shape[1], batch_size=self.batch_size
+        )
+        return outputs_of(self.model, batches, data.steps("val", self.batch_size))
 
 
 def _watchers(phase, has_validation):
@@ -470,14 +529,3 @@ def _augmentation(fields):
     if fields is not None:
         resolve_augmentation(fields)
     return fields
-
-
-def _class_weights(weights, names, counts) -> dict[int, float] | None:
-    """Class index → weight, as `fit` takes it."""
-    if weights is None:
-        return None
-    if weights == "balanced":
-        return {i: float(counts.sum() / (len(names) * max(1, n))) for i, n in enumerate(counts)}
-    if set(weights) != set(names):
-        raise InputError(f"class_weights has {sorted(weights)}, but the classes are {list(names)}.")
-    return {i: float(weights[name]) for i, name in enumerate(names)}

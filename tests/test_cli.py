@@ -1,5 +1,6 @@
 """The command line: bad input ends in one line and exit code 2, at once and with nothing written."""
 
+import csv
 import json
 import os
 import subprocess
@@ -64,6 +65,10 @@ CASES = {
     "a value out of range": (["--set", "all.ema=1.5"], "ema must be at least 0 and below 1"),
     "no value": (["--set", "epochs"], "give KEY=VALUE"),
     "no schedule file": (["--strategy", "none.yaml"], "No schedule file"),
+    "a share": (["--val-split", "1.5"], "must lie between 0 and 1"),
+    "a group": (["--group", "(a"], "not a regular expression"),
+    "a fold": (["--folds", "3"], "--fold"),
+    "no list": (["--split", "none.csv"], "cannot read the list of splits none.csv"),
     "epochs of bit": (["--strategy", "bit", "--epochs", "3"], "bit has the arguments"),
 }
 
@@ -203,7 +208,19 @@ def test_the_whole_road(tmp_path):
     (data / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     out = tmp_path / "run"
     options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
-    trained = run("train", data, "--out", out, *options, "--epochs", "2", "--batch-size", "8")
+    trained = run(
+        "train",
+        data,
+        "--out",
+        out,
+        *options,
+        "--epochs",
+        "2",
+        "--batch-size",
+        "8",
+        "--test-split",
+        "0.1",
+    )
     assert trained.returncode == 0, trained.stderr
     assert "95 % interval" in trained.stdout and "1 files skipped" in trained.stdout
     assert "broken.jpg" in (out / "skipped.csv").read_text()
@@ -212,6 +229,13 @@ def test_the_whole_road(tmp_path):
     result = json.loads(evaluated.stdout)
     assert result["pictures"] == 20 and result["skipped"] == 1
     assert set(result["per_class"]) == {"blue", "red"}
+
+    with (out / "split.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    tested = [row["path"] for row in rows if row["split"] == "test"]
+    assert len(rows) == 20 and {path.split("/")[0] for path in tested} == {"blue", "red"}
+    result = json.loads(run("evaluate", out, data, "--split", "test", "--json").stdout)
+    assert result["pictures"] == len(tested) == 2
 
     picture = data / "blue" / "0.png"
     predicted = json.loads(run("predict", out, picture, data / "red", "--json").stdout)

@@ -24,7 +24,6 @@ from keras_transfer.data import (
     list_pictures,
     read_tree,
     resolve_augmentation,
-    stratified_split,
 )
 from keras_transfer.errors import InputError
 
@@ -220,42 +219,6 @@ def test_check_pictures_without_permission(animals, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read whatever the mode says
     _, (skipped,) = check_pictures([str(animals / "cat" / "00.png")])
     assert skipped.reason == "cannot be read: Permission denied"
-
-
-# --- Splits -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("counts", "fraction", "expected"),
-    [
-        ((50, 30, 20), 0.2, (10, 6, 4)),
-        ((7, 7, 7), 0.2, (2, 1, 1)),  # 4 of 21: the shares are 1.4 each
-        ((15, 12, 3), 0.25, (4, 3, 1)),  # 8 of 30 (7.5 to even): 3.75, 3, 0.75
-        ((2, 2, 96), 0.1, (1, 1, 8)),  # small classes get one each
-        ((2, 2, 2), 0.9, (1, 1, 1)),  # and keep one each
-    ],
-)
-def test_split_keeps_the_shares(counts, fraction, expected):
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], counts))
-    train, val = stratified_split(labels, fraction, seed=3)
-    assert tuple(np.bincount(labels[val], minlength=3)) == expected
-    assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(len(labels)))
-    assert np.array_equal(train, np.sort(train)) and np.array_equal(val, np.sort(val))
-
-
-def test_split_depends_on_the_seed_alone():
-    labels = np.repeat([0, 1], 50)
-    first, again, other = (stratified_split(labels, 0.2, seed)[1] for seed in (5, 5, 6))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert not np.array_equal(first % 50 < 10, np.ones(20))  # not simply the first of each class
-
-
-def test_split_refuses():
-    for fraction in (0, 1, -0.1, 1.5, float("nan")):
-        with raises("must lie between 0 and 1"):
-            stratified_split(np.array([0, 0, 1, 1]), fraction, 0)
-    with raises("too few pictures to split: class dog has 1 readable picture; add pictures or"):
-        stratified_split(np.array([0, 0, 1]), 0.5, 0, ("cat", "dog"))
 
 
 # --- ImageData --------------------------------------------------------------------------------

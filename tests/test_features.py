@@ -547,13 +547,15 @@ def test_a_deeper_cut_follows_from_a_later_phase_s(data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         pictures.Files, "contents", lambda self, i: read.append(i) or contents(self, i)
     )
-    model, run = trained(data, tmp_path / "run", schedule, cache="disk")
+    _, run = trained(data, tmp_path / "run", schedule, cache="disk")
     assert len(read) == 29 + 7
     assert [row["frozen_stages"] for row in run.metrics["phases"]] == [14, 11, 8]
     assert len(Store().list()) == 3  # views of training and validation pictures are one table
 
     read.clear()
-    fresh = model_of(data)  # seeded alike, and nothing below the cuts was trained in the first phase
+    fresh = model_of(
+        data
+    )  # seeded alike, and nothing below the cuts was trained in the first phase
     rows = np.arange(29)
     for stages in (14, 11, 8):
         prefix = prefix_of(fresh, stages)

@@ -100,6 +100,28 @@ def test_each_recipe_resumes(colours, tmp_path, monkeypatch, name):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
+def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkeypatch):
+    """Whatever rule divided the pictures when it began."""
+    from keras_transfer import cli
+
+    seen = []
+
+    def stop(self, data, *args, **kwargs):
+        seen.append(data)
+        raise Stop
+
+    monkeypatch.setattr(Trainer, "fit", stop)
+    rows = [
+        (str(p.relative_to(colours)), p.parent.name, "val" if p.stem in "34" else "train")
+        for p in sorted(colours.glob("*/*.png"))
+    ]
+    Run.create(tmp_path / "run", {"precision": "float32"}, [], {}, rows)
+    options = {"backbone": "mobilenet_0.25", "weights": "none", "image_size": 32, "folds": 3}
+    with pytest.raises(Stop):
+        cli.train(colours, tmp_path / "run", **options, fold=1, resume=True)
+    assert sorted(seen[0].split_table()) == sorted(rows)
+
+
 def test_what_changed_is_said(colours, tmp_path, monkeypatch):
     data = from_directory(colours)
     with monkeypatch.context() as patch, pytest.raises(Stop):
@@ -147,4 +169,11 @@ def test_what_a_killed_process_was_writing_is_cleared_away(colours, tmp_path, mo
         (tmp_path / "cut" / file).write_bytes(b"half")
     resumed = trainer().fit(data, tmp_path / "cut", resume=True)
     files = {p.name for p in resumed.path.iterdir()}
-    assert files == {"config.yaml", "metrics.json", "history.csv", "skipped.csv", "model.keras"}
+    assert files == {
+        "config.yaml",
+        "metrics.json",
+        "history.csv",
+        "skipped.csv",
+        "split.csv",
+        "model.keras",
+    }

@@ -33,7 +33,14 @@ def test_a_run_learns_and_writes_its_files(colours, tmp_path):
     run = trainer.fit(data, tmp_path / "run")
 
     files = {p.name for p in run.path.iterdir()}
-    assert files == {"config.yaml", "metrics.json", "history.csv", "skipped.csv", "model.keras"}
+    assert files == {
+        "config.yaml",
+        "metrics.json",
+        "history.csv",
+        "skipped.csv",
+        "split.csv",
+        "model.keras",
+    }
     with (run.path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"]

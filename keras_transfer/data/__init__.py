@@ -23,7 +23,8 @@ from keras_transfer.data.sources import (
     from_directory,
     labelled_pictures,
 )
-from keras_transfer.data.splits import stratified_split
+from keras_transfer.data.split_rule import SplitRule, read_split_file
+from keras_transfer.data.splits import folds, split
 from keras_transfer.data.tables import from_table
 from keras_transfer.data.tfds import from_tfds
 
@@ -35,12 +36,14 @@ __all__ = [
     "ImageData",
     "Report",
     "Skipped",
+    "SplitRule",
     "Twins",
     "View",
     "check_data",
     "check_files",
     "check_pictures",
     "find_twins",
+    "folds",
     "from_arrays",
     "from_dataset",
     "from_directory",
@@ -50,10 +53,11 @@ __all__ = [
     "labelled_pictures",
     "list_pictures",
     "open_data",
+    "read_split_file",
     "read_tree",
     "report_on",
     "resolve_augmentation",
-    "stratified_split",
+    "split",
     "views_of",
     "write_records",
 ]

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.pictures import Arrays, find_faults
 from keras_transfer.data.sources import Examples, ImageData, assembled
+from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError
 from keras_transfer.machine import free_memory
 
@@ -19,9 +20,8 @@ def from_arrays(
     test: tuple | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    val_split: float = 0.2,
-    seed: int = 0,
     progress: bool = True,
+    **rule,
 ) -> ImageData:
     """Pictures and labels that are in memory.
 
@@ -30,9 +30,8 @@ def from_arrays(
             [N, H, W] (grey), values 0–255, or a sequence of such pictures of their own sizes; whole
             numbers 0–255 in another number format are taken too. Labels are integers [N] or names.
         class_names: of the integers 0, 1, …; by default the numbers (or the names, sorted).
-        val_split: share of the training pictures for validation, where none are given.
-        seed: of that split.
         progress: show a bar on stderr, if that is a terminal.
+        rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
         InputError: other shapes or values, or labels that the classes do not have.
@@ -56,7 +55,7 @@ def from_arrays(
             why = f": {skipped[0].path} is {skipped[0].reason}" if skipped else ""
             raise InputError(f"No usable picture in {split}{why}.")
         examples[split] = Examples(pictures.take(good), labels[split][good])
-    return assembled(names, examples, skipped, "arrays", val_split=val_split, seed=seed)
+    return assembled(names, examples, skipped, "arrays", SplitRule(**rule))
 
 
 def from_dataset(

@@ -25,7 +25,7 @@ _DROPPINGS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
 
 _AHEAD = 256
 
-_SPLIT_OF_FOLDER = {
+SPLIT_OF_FOLDER = {
     "train": "train",
     "val": "val",
     "valid": "val",
@@ -33,7 +33,7 @@ _SPLIT_OF_FOLDER = {
     "test": "test",
 }
 # Folders called like this are splits that we do not know by that name, never classes.
-_LOOKS_LIKE_A_SPLIT = {*_SPLIT_OF_FOLDER, "training", "testing"}
+_LOOKS_LIKE_A_SPLIT = {*SPLIT_OF_FOLDER, "training", "testing"}
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _files_below(folder: Path) -> list[str]:
 def _find_splits(root: Path) -> dict[str, Path]:
     found = {}
     for folder in _subfolders(root):
-        split = _SPLIT_OF_FOLDER.get(folder.name)
+        split = SPLIT_OF_FOLDER.get(folder.name)
         if split in found:
             raise InputError(
                 f"{root} has two folders for {split}: {found[split].name} and {folder.name}; "

@@ -160,6 +160,40 @@ def _array_fault(array):
     return None
 
 
+class _Joined:
+    """Several places as one."""
+
+    def __init__(self, places, rows: np.ndarray):
+        self.places, self.rows = places, rows  # int64 [N, 2]: which place, which picture there
+        self.names = [places[p].names[i] for p, i in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pixels(self, index: int) -> np.ndarray:
+        place, row = self.rows[index]
+        return self.places[place].pixels(row)
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        return [self.places[p].digests[i] for p, i in self.rows]
+
+    def take(self, indices):
+        rows = self.rows[indices]
+        used = np.unique(rows[:, 0])
+        if len(used) == 1:
+            return self.places[used[0]].take(rows[:, 1])
+        return _Joined(self.places, rows)
+
+
+def joined(places: Sequence):
+    """The pictures of several places, one after the other."""
+    if len(places) == 1:
+        return places[0]
+    rows = [(p, i) for p, place in enumerate(places) for i in range(len(place))]
+    return _Joined(places, np.array(rows, np.int64).reshape(-1, 2))
+
+
 def as_pictures(pictures):
     """Paths as `Files`; anything else as it is."""
     if isinstance(pictures, (list, tuple)) and all(

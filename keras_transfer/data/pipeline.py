@@ -34,18 +34,24 @@ def batches(
     augmentation: str | Augmentation = "light",
     seed: int = 0,
     start_epoch: int = 0,
+    class_weights: np.ndarray | None = None,
+    equal_classes: bool = False,
     memory: "PictureMemory | None" = None,
 ) -> tf.data.Dataset:
     """Batches (uint8 [B, image_size, image_size, 3], values 0-255; int32 [B]).
 
     Not training: every example once, in order, through `resize_and_crop`; the last batch may
-    be smaller. `augmentation`, `seed` and `start_epoch` are not used.
+    be smaller. `augmentation`, `seed`, `start_epoch` and the balance are not used.
 
     Training: an endless stream of epochs from `start_epoch` on (give `fit` its
     `steps_per_epoch`, see `ImageData.steps`). Each epoch has every example exactly once and
     ends in a batch of its own, maybe smaller. The order depends on (seed, epoch) alone and a
     picture's variant on (seed, epoch, index of the example) alone, so a stream started at
     epoch 3 repeats what one started at 0 gives from its fourth epoch on.
+
+    With `equal_classes` an epoch has as many examples, of each class equally many, see
+    `epoch_order`. With `class_weights` the batches have the weights for the loss as a third part,
+    see `sample_weights`.
 
     With `memory` a file is decoded once; evaluation keeps what it made of it, too, where that fits.
 
@@ -56,9 +62,10 @@ def batches(
     """
     if training:
         variant = resolve_augmentation(augmentation)
-        return _training_batches(
-            examples, image_size, batch_size, variant, seed, start_epoch, memory
+        stream = _training_batches(
+            examples, image_size, batch_size, variant, seed, start_epoch, equal_classes, memory
         )
+        return weighted(stream, class_weights).prefetch(tf.data.AUTOTUNE)
     load = _loader(examples.pictures)
 
     def prepare(index, label):
@@ -157,26 +164,86 @@ def views(
     )
 
 
-def epoch_order(count: int, seed, epoch) -> tuple[tf.Tensor, tf.Tensor]:
-    """(order int32 [count], seed int64 [2] of the pictures' variants) of an epoch."""
+def weighted(batches: tf.data.Dataset, class_weights: np.ndarray | None) -> tf.data.Dataset:
+    """(inputs, labels) with the labels' weights, where there are any; endless as before."""
+    if class_weights is None:
+        return batches
+    weights = tf.constant(class_weights, tf.float32)
+    return batches.map(lambda inputs, labels: (inputs, labels, sample_weights(labels, weights)))
+
+
+def sample_weights(labels, class_weights) -> tf.Tensor:
+    """What examples weigh in the loss: the sum over classes of label share times weight.
+
+    Args:
+        labels: int [B], or shares float [B, C] where pictures are mixed; 0/1 or shares [B, C] of
+            several labels a picture.
+        class_weights: float32 [C]; of several labels [C, 2], see `data.balance.class_weights`.
+
+    Returns:
+        float32 [B]; of several labels [B, C], each with its own.
+    """
+    if class_weights.shape.rank == 2:
+        labels = tf.cast(labels, tf.float32)
+        return labels * class_weights[:, 1] + (1 - labels) * class_weights[:, 0]
+    if labels.shape.rank == 1:
+        return tf.gather(class_weights, labels)
+    return tf.linalg.matvec(tf.cast(labels, tf.float32), class_weights)
+
+
+def epoch_order(
+    count: int, seed, epoch, classes: np.ndarray | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(order int32 [count], seed int64 [2] of the pictures' variants) of an epoch.
+
+    Each example comes once. With `classes` int [count] each class comes equally often, to one, and
+    each example of a class as often as the others, to one.
+    """
     order_seed, picture_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
-    return tf.random.experimental.stateless_shuffle(tf.range(count), order_seed), picture_seed
+    order = _shuffle(tf.range(count), order_seed)
+    if classes is not None:
+        order = _equally_drawn(order, classes, order_seed)
+    return order, picture_seed
 
 
-def _training_batches(examples, image_size, batch_size, augmentation, seed, start_epoch, memory):
+_shuffle = tf.random.experimental.stateless_shuffle
+
+
+def _equally_drawn(order, classes, seed):
+    present, classes = np.unique(classes, return_inverse=True)
+    counts = np.bincount(classes)
+    starts = np.cumsum(counts) - counts
+    class_seed, place_seed = tf.unstack(tf.random.split(seed, 2))
+    # The examples class by class, each class in this epoch's order: its slots take them in turn.
+    in_order = tf.gather(tf.constant(classes, tf.int32), order)
+    by_class = tf.gather(order, tf.argsort(in_order, stable=True))
+    slots = tf.range(len(classes))
+    turns = _shuffle(tf.range(len(present)), class_seed)  # the first ones may come once more
+    which = tf.gather(turns, slots % len(present))
+    turn = (slots // len(present)) % tf.gather(tf.constant(counts, tf.int32), which)
+    places = tf.gather(tf.constant(starts, tf.int32), which) + turn
+    return _shuffle(tf.gather(by_class, places), place_seed)
+
+
+def _training_batches(
+    examples, image_size, batch_size, augmentation, seed, start_epoch, equal_classes, memory
+):
     load = _loader(examples.pictures, memory)
     labels = tf.constant(examples.labels)
     count = len(examples)
+    classes = examples.labels if equal_classes else None
 
     def epoch_rows(epoch):
-        order, picture_seed = epoch_order(count, seed, epoch)
+        order, picture_seed = epoch_order(count, seed, epoch, classes)
         batch = tf.range(count, dtype=tf.int64) // batch_size
-        return tf.data.Dataset.from_tensor_slices((batch, order)).map(
-            lambda batch, index: (batch, index, picture_seed)
+        # What comes twice in an epoch comes in two variants.
+        variant = order if classes is None else tf.range(count)
+        return tf.data.Dataset.from_tensor_slices((batch, order, variant)).map(
+            lambda batch, index, variant: (batch, index, variant, picture_seed)
         )
 
-    def prepare(batch, index, picture_seed):
-        picture_seed = tf.random.fold_in(picture_seed, index)
+    def prepare(batch, index, variant, picture_seed):
+        picture_seed = tf.random.fold_in(picture_seed, variant)
         picture = augment(load(index), image_size, augmentation, picture_seed)
         return batch, picture, labels[index]
 
@@ -195,7 +262,6 @@ def _training_batches(examples, image_size, batch_size, augmentation, seed, star
         .flat_map(epoch_rows)
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
         .group_by_window(lambda batch, *_: batch, collect, window_size_func=size_of)
-        .prefetch(tf.data.AUTOTUNE)
     )
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.pictures import Encoded, encoded_bytes, find_faults
 from keras_transfer.data.sources import Examples, ImageData, assembled
+from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError
 
 # The schema: one `tf.train.Example` a picture, named as TensorFlow's own conversion scripts do.
@@ -125,17 +126,14 @@ def write_records(
     return out
 
 
-def from_records(
-    folder, *, val_split: float = 0.2, seed: int = 0, progress: bool = True
-) -> ImageData:
+def from_records(folder, *, progress: bool = True, **rule) -> ImageData:
     """Reads what `write_records` wrote. Records are found by their offsets, so order, splits and
     augmentation are those of any other source.
 
     Args:
         folder: of `write_records`.
-        val_split: share of the training pictures for validation, where there are none.
-        seed: of that split.
         progress: show a bar on stderr, if that is a terminal.
+        rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
         InputError: it is not such a folder, or a shard is missing.
@@ -158,7 +156,7 @@ def from_records(
         )
         examples[split] = part
         skipped += faulty
-    return assembled(names, examples, skipped, folder, val_split=val_split, seed=seed)
+    return assembled(names, examples, skipped, folder, SplitRule(**rule))
 
 
 def read_shards(

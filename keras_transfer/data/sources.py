@@ -1,7 +1,7 @@
 """A labelled picture folder as one object (no TensorFlow until a dataset is asked for)."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import numpy as np
 from keras_transfer.data.augmentation import Augmentation
 from keras_transfer.data.files import Skipped, read_splits, read_tree
 from keras_transfer.data.index import Checked, check_files
-from keras_transfer.data.pictures import as_pictures
-from keras_transfer.data.splits import require_fraction, stratified_split
+from keras_transfer.data.pictures import as_pictures, joined
+from keras_transfer.data.split_rule import SplitRule, read_split_file
 from keras_transfer.errors import InputError
 
 _MOST_CLASSES_SHOWN = 10
@@ -105,6 +105,8 @@ class ImageData:
         augment: str | Augmentation = "light",
         seed: int = 0,
         start_epoch: int = 0,
+        class_weights: np.ndarray | None = None,
+        equal_classes: bool = False,
         memory=None,
     ):
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
@@ -122,6 +124,8 @@ class ImageData:
             augmentation=augment,
             seed=seed,
             start_epoch=start_epoch,
+            class_weights=class_weights,
+            equal_classes=equal_classes,
             memory=memory,
         )
 
@@ -139,6 +143,14 @@ class ImageData:
             for split, examples in self.examples.items()
             for path, label, digest in zip(examples.names, examples.labels, examples.digests)
         }
+
+    def split_table(self) -> list[tuple[str, str, str]]:
+        """(path relative to the root, class, split) of each picture: a list for `split_file`."""
+        return [
+            (name, self.class_names[label], split)
+            for split, examples in self.examples.items()
+            for name, label in zip(_relative(examples.names, self.root), examples.labels)
+        ]
 
     def describe(self) -> str:
         """Return a few lines for people: classes, pictures in each split, skipped files."""
@@ -180,6 +192,11 @@ def from_directory(
     *,
     val: str | os.PathLike | None = None,
     val_split: float = 0.2,
+    test_split: float = 0.0,
+    groups: str | Callable[[str], str] | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    split_file: str | os.PathLike | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> ImageData:
@@ -187,18 +204,21 @@ def from_directory(
 
     Every file is decoded once to check it. The validation pictures are, in this order of
     preference: those of `val`, those of `root/val`, or a stratified share of the training
-    pictures. Test pictures are those of `root/test`, if it exists.
+    pictures. Test pictures are those of `root/test`, or a share where one is asked for. An explicit
+    list in `split_file` wins over all of these.
 
     Args:
         root: `root/<class>/` or `root/{train,val,test}/<class>/`, see `read_tree`.
         val: another folder `val/<class>/` with the same classes.
-        val_split: share of the training pictures for validation, where none are given.
-        seed: of that split.
+        val_split, test_split: shares for validation, where none are given, and for testing.
+        groups, folds, fold, split_file: other ways to split, see `SplitRule`.
+        seed: of the split. It does not depend on names: a renamed file stays on its side.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         InputError: the folder cannot be used as it is; the message says what to do.
     """
+    rule = SplitRule(val_split, test_split, groups, folds, fold, split_file, seed)
     root = Path(root).expanduser()
     tree = read_tree(root)
     train_folder = root if "all" in tree else root / "train"
@@ -206,9 +226,8 @@ def from_directory(
         tree = {"train": tree["all"]}
     if val is not None:
         tree["val"] = _read_val(val, tree["train"])
-    elif "val" not in tree:
-        require_fraction(val_split)
     # What can be told from the names alone is told before the long check.
+    rule.check(tree)
     _require_each_class(tree["train"], train_folder, [])
     class_names = tuple(tree["train"])
     tree, checked = _check(tree, progress)
@@ -219,7 +238,7 @@ def from_directory(
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
         _require_pictures(part, where, skipped)
-    return assembled(class_names, examples, skipped, root, val_split=val_split, seed=seed)
+    return assembled(class_names, examples, skipped, root, rule)
 
 
 def assembled(
@@ -227,19 +246,15 @@ def assembled(
     examples: dict[str, Examples],
     skipped: list[Skipped],
     root,
-    *,
-    val_split: float,
-    seed: int,
+    rule: SplitRule,
 ) -> ImageData:
-    """What every source ends with: validation pictures are split off where there are none.
+    """What every source ends with: what is not divided yet is divided by the rule.
 
     Raises:
-        InputError: the training pictures cannot be split.
+        InputError: the pictures cannot be divided so.
     """
-    if "val" not in examples:
-        whole = examples["train"]
-        chosen = stratified_split(whole.labels, val_split, seed, class_names)
-        examples["train"], examples["val"] = map(whole.take, chosen)
+    if rule.check(examples):
+        examples = _divided(examples, rule, root, class_names, skipped)
     in_order = {split: examples[split] for split in ("train", "val", "test") if split in examples}
     return ImageData(tuple(class_names), in_order, skipped, str(root))
 
@@ -249,6 +264,7 @@ def labelled_pictures(
     class_names: Sequence[str],
     *,
     split: str | None = None,
+    split_file: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> ImageData:
     """Read pictures of known classes, to evaluate a model on; the result has one split.
@@ -258,6 +274,7 @@ def labelled_pictures(
         class_names: the model's classes, in the order of its outputs.
         split: "train", "val" or "test"; by default test, else val. A folder without splits
             has the one split "all".
+        split_file: a list of splits (of a run), for such a folder: `split` is what it says.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
@@ -266,6 +283,8 @@ def labelled_pictures(
     root = Path(root).expanduser()
     tree = read_splits(root)
     chosen = split or next((name for name in ("test", "val", "all") if name in tree), None)
+    if "all" in tree and split not in (None, "all") and split_file is not None:
+        tree[split] = _listed(tree["all"], root, split, split_file)
     if chosen not in tree:
         raise InputError(f"{root} has no split {chosen or 'test or val'}; it has {', '.join(tree)}")
     unknown = sorted(set(tree[chosen]) - set(class_names))
@@ -278,6 +297,18 @@ def labelled_pictures(
     examples = _label(checked, tree[chosen], tuple(class_names))
     _require_pictures(examples, root, checked.skipped)
     return ImageData(tuple(class_names), {chosen: examples}, checked.skipped, str(root))
+
+
+def _listed(classes, root, split, split_file):
+    """The files of each class that a list puts into a split."""
+    listed = read_split_file(split_file)
+    chosen = {
+        name: [f for f, short in zip(files, _relative(files, root)) if listed.get(short) == split]
+        for name, files in classes.items()
+    }
+    if not any(chosen.values()):
+        raise InputError(f"{split_file} names no {split} picture in {root}")
+    return chosen
 
 
 def _read_val(val, train: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -308,6 +339,22 @@ def _check(tree, progress: bool):
             rows[split][name] = checked.usable(range(start, start + len(files)))
             start += len(files)
     return rows, checked
+
+
+def _divided(examples, rule, root, class_names, skipped):
+    """The examples by the rule, which may take them out of the splits that they are in."""
+    whole = Examples(
+        joined([part.pictures for part in examples.values()]),
+        np.concatenate([part.labels for part in examples.values()]),
+    )
+    given = np.repeat(list(examples), [len(part) for part in examples.values()])
+    left_out = _relative((item.path for item in skipped), root)
+    splits = rule.assign(whole, _relative(whole.names, root), given, class_names, left_out)
+    return {split: whole.take(np.flatnonzero(splits == split)) for split in set(splits)}
+
+
+def _relative(names, root) -> list[str]:
+    return [os.path.relpath(name, root).replace(os.sep, "/") for name in names]
 
 
 def _label(checked: Checked, classes: dict[str, np.ndarray], class_names) -> Examples:

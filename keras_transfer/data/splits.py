@@ -1,70 +1,311 @@
-"""Split examples into training and validation parts (numpy only)."""
+"""Divide examples into training, validation and test parts (NumPy only).
 
-from collections.abc import Sequence
+One rule for all kinds of labels. Examples that belong together (copies of one picture, pictures of
+one person) are a group. Groups are ranked by a hash of the seed and of their name, so no example
+has a say in the rank of another. A part takes groups in that order, each one that brings its class
+counts nearer to their quotas. Where every group is one picture, this is an exactly stratified
+sample; and a picture that is added, removed or renamed leaves almost all others where they were.
+"""
+
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from keras_transfer.errors import InputError
 
+_MOST_BINS, _LEAST_IN_BIN = 10, 10
 
-def stratified_split(
+
+def split(
     labels: np.ndarray,
-    fraction: float,
-    seed: int,
+    shares: Mapping[str, float],
+    keys: Sequence[bytes | str],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    fixed: Sequence[str | None] | None = None,
+    seed: int = 0,
     class_names: Sequence[str] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a validation part that keeps the class shares.
+) -> dict[str, np.ndarray]:
+    """Draw parts that keep the class shares; what is left is the part "train".
 
-    The validation part has `round(n * fraction)` examples, shared out among the classes by
-    largest remainder, except that every class has at least one example on each side.
+    A part of one-picture groups has `round(n * share)` examples, shared out among the classes by
+    largest remainder, except that every class has at least one example in every part. With larger
+    groups a class is off its quota by about half a group.
 
     Args:
-        labels: whole numbers of shape [n].
-        fraction: share of the validation part, strictly between 0 and 1.
-        seed: any whole number; the same one gives the same split.
-        class_names: name of each label, for the error message only.
+        labels: whole numbers [n]; or 0/1 of shape [n, L], any number of labels a picture; or float
+            [n] or [n, C], which are divided at quantiles.
+        shares: name of a part → its share of all examples, each in (0, 1), together below 1. They
+            are drawn in this order: the first does not depend on the others.
+        keys: what each example is known by, its content's digest; examples of equal keys are copies
+            and are never parted.
+        groups: a name for each example; those of one name are never parted. By default the keys.
+        fixed: for each example the part where it is, None for those to be drawn. A group goes where
+            its fixed examples are; the rule fills up the quotas that they leave.
+        seed: any whole number; the same one gives the same parts.
+        class_names: name of each label, for error messages only.
 
     Returns:
-        Indices into `labels`, (train, val), each sorted, disjoint and together complete.
+        Part → sorted indices into `labels`; disjoint and together complete.
 
     Raises:
-        InputError: `fraction` out of range, or a class with fewer than two examples.
+        InputError: a share out of range; or, where nothing is fixed, a class that cannot be in every
+            part.
     """
-    require_fraction(fraction)
-    classes, counts = np.unique(labels, return_counts=True)
-    for label, count in zip(classes, counts):
-        if count < 2:
-            name = class_names[label] if class_names is not None else label
-            raise InputError(
-                f"too few pictures to split: class {name} has {count} readable picture; "
-                "add pictures or give a validation folder with --val"
-            )
-    rng = np.random.default_rng(abs(int(seed)))
-    val = [
-        rng.permutation(np.flatnonzero(labels == label))[:size]
-        for label, size in zip(classes, _val_sizes(counts, fraction))
-    ]
-    in_val = np.zeros(len(labels), bool)
-    in_val[np.concatenate(val)] = True
-    return np.flatnonzero(~in_val), np.flatnonzero(in_val)
+    for name, share in shares.items():
+        require_fraction(share, name)
+    if sum(shares.values()) >= 1:
+        raise InputError(
+            f"the shares {', '.join(f'{k} {v}' for k, v in shares.items())} leave nothing to train on"
+        )
+    pool = _Pool(labels, keys, groups, seed, class_names)
+    whole = pool.counts_of(None)
+    if fixed is None:
+        pool.require(len(shares) + 1)
+    else:
+        pool.fix(fixed, ["train", *shares])
+    for i, (name, share) in enumerate(shares.items()):
+        pool.draw(name, whole, share, keep=len(shares) - i, strict=fixed is None)
+    parts = pool.parts()
+    if fixed is not None:  # where a list has copies on two sides, they stay there
+        parts = np.array([given or part for given, part in zip(fixed, parts)], object)
+    names = dict.fromkeys(["train", *shares, *parts])
+    return {name: np.flatnonzero(parts == name) for name in names}
 
 
-def require_fraction(fraction: float) -> None:
+def folds(
+    labels: np.ndarray,
+    count: int,
+    keys: Sequence[bytes | str],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    class_names: Sequence[str] | None = None,
+) -> list[np.ndarray]:
+    """The validation parts of `count`-fold cross-validation, by the rule of `split`.
+
+    The first fold is `1/count` of all examples, the next one `1/(count - 1)` of what is left, and so
+    on. Arguments not named here are those of `split`.
+
+    Args:
+        count: number of folds, at least 2.
+
+    Returns:
+        For each fold sorted indices into `labels`; disjoint and together complete.
+
+    Raises:
+        InputError: a class with too few groups to be in every fold.
+    """
+    pool = _Pool(labels, keys, groups, seed, class_names)
+    pool.require(count)
+    for i in range(count - 1):
+        pool.draw(i, pool.counts_of(None), 1 / (count - i), keep=count - 1 - i)
+    parts = pool.parts(rest=count - 1)
+    return [np.flatnonzero(parts == i) for i in range(count)]
+
+
+def require_fraction(fraction: float, part: str = "val") -> None:
     """Raise InputError unless 0 < fraction < 1."""
     if not 0 < fraction < 1:
+        name = {"val": "validation"}.get(part, part)
         raise InputError(
-            f"the validation share must lie between 0 and 1 (both excluded), not {fraction}; "
-            "0.2 is usual (--val-split 0.2)"
+            f"the {name} share must lie between 0 and 1 (both excluded), not {fraction}; "
+            f"0.2 is usual (--{part}-split 0.2)"
         )
 
 
-def _val_sizes(counts: np.ndarray, fraction: float) -> np.ndarray:
-    quotas = counts * fraction
-    sizes = np.clip(np.floor(quotas).astype(int), 1, counts - 1)
-    target = np.clip(round(counts.sum() * fraction), len(counts), (counts - 1).sum())
+class _Pool:
+    """Groups of examples by rank, the class counts of each, and the parts they were drawn into.
+
+    A class is a column of counts; so is a quantile bin of a target, which may be missing in a part.
+    """
+
+    def __init__(self, labels, keys, groups, seed, class_names):
+        rows, columns, self.classes = _columns(np.asarray(labels))
+        self.class_names = class_names
+        names = keys if groups is None else groups
+        number = _numbers(names)
+        if groups is not None:
+            number = _joined(number, _numbers(keys))
+        rank = {}
+        for group, name in zip(number, names):
+            rank.setdefault(group, set()).add(name)
+        # Of groups that a copy joins, the first by hash gives its rank.
+        hashes = {group: min(_hash(seed, name) for name in some) for group, some in rank.items()}
+        position = {group: i for i, group in enumerate(sorted(hashes, key=hashes.get))}
+        self.group = np.array([position[group] for group in number])
+        # For each group its columns and its counts in them.
+        width = len(self.classes)
+        cells, counts = np.unique(self.group[rows] * width + columns, return_counts=True)
+        starts = np.searchsorted(cells, np.arange(len(position) + 1) * width).tolist()
+        pairs = list(zip((cells % width).tolist(), counts.tolist()))
+        self.held = [pairs[a:b] for a, b in pairwise(starts)]
+        self.part = [None] * len(position)
+        self.required = np.array([name is not None for name in self.classes])
+
+    def counts_of(self, part) -> np.ndarray:
+        """Examples of each column in a part; None is what was not drawn."""
+        counts = np.zeros(len(self.classes), int)
+        for held, where in zip(self.held, self.part):
+            if where == part:
+                for column, n in held:
+                    counts[column] += n
+        return counts
+
+    def require(self, parts: int) -> None:
+        """Raise InputError where a class has not enough groups for so many parts."""
+        if len(self.held) < parts:
+            raise InputError(
+                f"too few pictures to split: {len(self.held)} groups for {parts} parts; add pictures"
+            )
+        groups = self._groups_left()
+        counts = self.counts_of(None)
+        for column in np.flatnonzero(self.required & (counts > 0) & (groups < parts)):
+            n, g = int(counts[column]), int(groups[column])
+            have = f"{n} readable picture{'s' * (n != 1)}"
+            if g < n:
+                have += f", which belong together in {g} group{'s' * (g != 1)}"
+            if parts > 2:
+                have += f", for {parts} parts"
+            raise InputError(
+                f"too few pictures to split: class {self._name(column)} has {have}; "
+                "add pictures or give a validation folder with --val"
+            )
+
+    def fix(self, fixed, order) -> None:
+        """Put each group where its examples are; those on several sides to the first of `order`."""
+        for group, part in zip(self.group, fixed):
+            if part is not None:
+                sides = {part, self.part[group]} - {None}
+                self.part[group] = next((p for p in order if p in sides), part)
+
+    def draw(self, name, whole, share, keep: int, strict: bool = True) -> None:
+        """Draw the part `name`.
+
+        Args:
+            whole: counts of what it shall be a share of.
+            keep: number of parts that come after it, each of which needs a group of every class.
+            strict: a class must be in it.
+
+        Raises:
+            InputError: no group of a class can be taken.
+        """
+        have = self.counts_of(name)
+        left = self.counts_of(None) + have + self.counts_of("train")
+        most = np.maximum(left - keep * self.required, 0)
+        quotas = _quotas(whole, share, np.minimum(self.required, most), most)
+        weights = 1 / np.maximum(quotas, 1)  # as in chi-square: a rare class counts as much
+        room = np.where(self.required, self._groups_left() - keep, len(self.held)).tolist()
+        have, quotas, weights = have.tolist(), quotas.tolist(), weights.tolist()
+
+        def gain(held):
+            return sum(weights[c] * n * (2 * (quotas[c] - have[c]) - n) for c, n in held)
+
+        def fits(group):
+            return self.part[group] is None and all(room[c] > 0 for c, _ in self.held[group])
+
+        def take(group):
+            self.part[group] = name
+            for c, n in self.held[group]:
+                have[c] += n
+                room[c] -= 1
+
+        for group, held in enumerate(self.held):
+            if fits(group) and gain(held) > 0:
+                take(group)
+        missing = [c for c in np.flatnonzero(self.required & (left > 0)) if not have[c]]
+        for column in sorted(missing, key=room.__getitem__):
+            if have[column]:  # came with another
+                continue
+            able = [g for g, held in enumerate(self.held) if column in dict(held) and fits(g)]
+            if able:
+                take(max(able, key=lambda g: gain(self.held[g])))
+            elif strict:
+                raise InputError(
+                    f"no split found that has class {self._name(column)} in every part and parts no "
+                    "group; take another seed, smaller groups or fewer parts, or give a validation "
+                    "folder with --val"
+                )
+
+    def parts(self, rest="train") -> np.ndarray:
+        """The part of each example [n]; `rest` where none was drawn."""
+        by_group = np.array([rest if part is None else part for part in self.part], object)
+        return by_group[self.group]
+
+    def _groups_left(self):
+        """Groups of each column that no part but training has."""
+        groups = np.zeros(len(self.classes), int)
+        for held, part in zip(self.held, self.part):
+            if part in (None, "train"):
+                for column, _ in held:
+                    groups[column] += 1
+        return groups
+
+    def _name(self, column):
+        label = self.classes[column]
+        return label if self.class_names is None else self.class_names[label]
+
+
+def _columns(labels):
+    """(examples, their columns, the class of each column or None where no class)."""
+    rows = np.arange(len(labels))
+    if labels.ndim == 2 and np.isin(labels, (0, 1)).all():
+        having, columns = np.nonzero(labels)
+        width = labels.shape[1]
+        # A column of all examples: the part's size counts too, whatever labels a picture has.
+        columns = np.concatenate([columns, np.full(len(labels), width)])
+        return np.concatenate([having, rows]), columns, [*range(width), None]
+    if labels.dtype.kind == "f":
+        targets = labels.reshape(len(labels), -1)
+        bins = [_quantile_bins(target) for target in targets.T]
+        columns = np.concatenate([bin + i * _MOST_BINS for i, bin in enumerate(bins)])
+        return np.tile(rows, len(bins)), columns, [None] * (len(bins) * _MOST_BINS)
+    classes, columns = np.unique(labels, return_inverse=True)
+    return rows, columns, classes.tolist()
+
+
+def _quantile_bins(values):
+    count = min(_MOST_BINS, max(1, len(values) // _LEAST_IN_BIN))
+    edges = np.quantile(values, np.arange(1, count) / count)
+    return np.searchsorted(edges, values, side="right")
+
+
+def _numbers(names):
+    """A number for each different name."""
+    known = {}
+    return [known.setdefault(name, len(known)) for name in names]
+
+
+def _joined(groups, keys):
+    """Numbers of groups, those made one that share a key."""
+    root = list(range(max(groups) + 1))
+
+    def find(group):
+        while root[group] != group:
+            root[group] = group = root[root[group]]
+        return group
+
+    first = {}
+    for group, key in zip(groups, keys):
+        root[find(group)] = find(first.setdefault(key, group))
+    return [find(group) for group in groups]
+
+
+def _hash(seed, name):
+    name = name if isinstance(name, bytes) else str(name).encode()
+    return hashlib.blake2b(f"{seed}:".encode() + name, digest_size=8).digest()
+
+
+def _quotas(counts, share, least, most):
+    """Whole numbers near `counts * share` that add up to that of the sum (largest remainder)."""
+    wanted = counts * share
+    sizes = np.clip(np.floor(wanted).astype(int), least, most)
+    target = np.clip(round(counts.sum() * share), least.sum(), most.sum())
     # One example at a time, to or from the class that is furthest from its quota.
     while sizes.sum() < target:
-        sizes[np.argmax(np.where(sizes < counts - 1, quotas - sizes, -np.inf))] += 1
+        sizes[np.argmax(np.where(sizes < most, wanted - sizes, -np.inf))] += 1
     while sizes.sum() > target:
-        sizes[np.argmin(np.where(sizes > 1, quotas - sizes, np.inf))] -= 1
+        sizes[np.argmin(np.where(sizes > least, wanted - sizes, np.inf))] -= 1
     return sizes

@@ -9,6 +9,7 @@ from keras_transfer.data.arrays import encode_labels
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.index import check_pictures
 from keras_transfer.data.sources import Examples, ImageData, assembled
+from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -23,9 +24,8 @@ def from_table(
     split_column: str | None = None,
     root: str | os.PathLike | None = None,
     class_names: Sequence[str] | None = None,
-    val_split: float = 0.2,
-    seed: int = 0,
     progress: bool = True,
+    **rule,
 ) -> ImageData:
     """Pictures named in a table, one row each.
 
@@ -37,9 +37,8 @@ def from_table(
         split_column: `train`, `val` or `test` of each; by default `split`, where there is one.
         root: by default the table's folder, or the working directory.
         class_names: in the order wanted; by default sorted.
-        val_split: share of the training pictures for validation, where none are marked.
-        seed: of that split.
         progress: show a bar on stderr, if that is a terminal.
+        rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
         InputError: a column that the table does not have, empty cells, or no usable picture.
@@ -84,7 +83,7 @@ def from_table(
             raise InputError(_nothing(name, split, faulty))
         label_of = {path: label for label, path in found}
         examples[split] = Examples(good, _array([label_of[path] for path in good.names]))
-    return assembled(names, examples, skipped, base, val_split=val_split, seed=seed)
+    return assembled(names, examples, skipped, base, SplitRule(**rule))
 
 
 def read_columns(table) -> tuple[dict[str, Sequence], str]:

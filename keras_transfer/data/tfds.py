@@ -11,6 +11,7 @@ from keras_transfer.data.index import check_pictures
 from keras_transfer.data.pictures import Contents, find_faults
 from keras_transfer.data.records import read_shards
 from keras_transfer.data.sources import Examples, ImageData, assembled
+from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError
 
 _SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
@@ -23,9 +24,8 @@ def from_tfds(
     splits: Mapping[str, str] | None = None,
     image: str = "image",
     label: str = "label",
-    val_split: float = 0.2,
-    seed: int = 0,
     progress: bool = True,
+    **rule,
 ) -> ImageData:
     """A data set of TensorFlow Datasets, with its own splits.
 
@@ -39,9 +39,8 @@ def from_tfds(
         splits: `{"train": …, "val": …, "test": …}` → the data set's names for them, where they are
             not train, validation and test.
         image, label: names of the features.
-        val_split: share of the training pictures for validation, where there are none.
-        seed: of that split.
         progress: show a bar on stderr, if that is a terminal.
+        rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
         InputError: no such data set, split or feature; or features that are no picture and class.
@@ -66,7 +65,7 @@ def from_tfds(
             tfds, builder, split, its_name, names, image, label, progress
         )
         skipped += faulty
-    return assembled(names, examples, skipped, builder.name, val_split=val_split, seed=seed)
+    return assembled(names, examples, skipped, builder.name, SplitRule(**rule))
 
 
 def _prepared(tfds, builder, data_dir):

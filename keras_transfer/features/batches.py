@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.pipeline import epoch_order, python_calls
+from keras_transfer.data.pipeline import epoch_order, python_calls, weighted
 from keras_transfer.features.extraction import Activations
 
 
@@ -24,17 +24,21 @@ def training_batches(
     dtype: str = "float32",
     seed: int = 0,
     start_epoch: int = 0,
+    class_weights: np.ndarray | None = None,
+    equal_classes: bool = False,
 ) -> tf.data.Dataset:
-    """An endless stream of epochs, like `pipeline.batches` of the same pictures and seed.
+    """An endless stream of epochs, like `pipeline.batches` of the same pictures, seed and balance.
 
-    In each epoch each picture comes once, in a view that depends on (seed, epoch, picture).
+    In each epoch each picture comes once (unless classes are drawn equally), in a view that depends
+    on (seed, epoch, picture).
     """
     count, views = len(labels), activations.views
     loaded = _loader(activations, labels, dtype)
+    classes = labels if equal_classes else None
     seed = tf.constant(seed, tf.int64)
 
     def epoch_batches(epoch):
-        order, view_seed = epoch_order(count, seed, epoch)
+        order, view_seed = epoch_order(count, seed, epoch, classes)
         chosen = tf.random.stateless_uniform([count], view_seed, 0, views, tf.int32)
         return tf.data.Dataset.from_tensor_slices((order, chosen)).batch(batch_size)
 
@@ -42,8 +46,8 @@ def training_batches(
         tf.data.Dataset.range(start_epoch, tf.int64.max)
         .flat_map(epoch_batches)
         .map(loaded, tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
     )
+    stream = weighted(stream, class_weights).prefetch(tf.data.AUTOTUNE)
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
