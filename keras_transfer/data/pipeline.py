@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.augmentation import Augmentation, View, resolve_augmentation
+from keras_transfer.data.augmentation import View, resolve_augmentation
+from keras_transfer.data.mixing import Mix, mixer
 from keras_transfer.data.pictures import Pictures
 from keras_transfer.data.sources import Examples
-from keras_transfer.data.transforms import augment, resize_and_crop
+from keras_transfer.data.transforms import augmenter, resize_and_crop
 
 
 def pictures(examples: Examples) -> tf.data.Dataset:
@@ -30,10 +31,12 @@ def batches(
     image_size: int,
     batch_size: int,
     training: bool = False,
-    augmentation: str | Augmentation = "light",
+    augmentation="light",
     seed: int = 0,
     start_epoch: int = 0,
     memory: "PictureMemory | None" = None,
+    mix: Mix = Mix(),
+    classes: int = 0,
 ) -> tf.data.Dataset:
     """Batches (uint8 [B, image_size, image_size, 3], values 0-255; int32 [B]).
 
@@ -48,6 +51,10 @@ def batches(
 
     With `memory` a file is decoded once; evaluation keeps what it made of it, too, where that fits.
 
+    `augmentation` is what `resolve_augmentation` takes. With a `mix`, labels are shares of `classes`
+    classes, float32 [B, classes] (one-hot in evaluation, where nothing is mixed); what is mixed
+    depends on (seed, epoch, number of the batch) alone.
+
     Raises:
         InputError: no such augmentation.
         tf.errors.OpError: while iterating, a file that cannot be read or decoded any more;
@@ -56,7 +63,7 @@ def batches(
     if training:
         variant = resolve_augmentation(augmentation)
         return _training_batches(
-            examples, image_size, batch_size, variant, seed, start_epoch, memory
+            examples, image_size, batch_size, variant, seed, start_epoch, memory, mix, classes
         )
     load = _loader(examples.pictures)
 
@@ -68,7 +75,10 @@ def batches(
     )
     if memory is not None and memory.reserve(len(examples) * 3 * image_size**2):
         made = made.cache()
-    return made.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    made = made.batch(batch_size)
+    if mix:
+        made = made.map(lambda pictures, labels: (pictures, _shares(labels, classes)))
+    return made.prefetch(tf.data.AUTOTUNE)
 
 
 class PictureMemory:
@@ -131,14 +141,20 @@ def views(
         [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen], tf.int64
     )
 
+    variants = {
+        view.augmentation: augmenter(view.augmentation, image_size, examples.names)
+        for view in views
+        if view.kind == "augmented"
+    }
+
     def prepare(index, seed):
         picture = load(index)
         plain = resize_and_crop(picture, image_size)
         made = {
             "plain": lambda view: plain,
             "mirror": lambda view: tf.reverse(plain, [1]),
-            "augmented": lambda view: augment(
-                picture, image_size, view.augmentation, tf.stack([seed, view.number])
+            "augmented": lambda view: variants[view.augmentation](
+                picture, tf.stack([seed, view.number]), index
             ),
         }
         return tf.stack([made[view.kind](view) for view in views])
@@ -162,8 +178,11 @@ def epoch_order(count: int, seed, epoch) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.random.experimental.stateless_shuffle(tf.range(count), order_seed), picture_seed
 
 
-def _training_batches(examples, image_size, batch_size, augmentation, seed, start_epoch, memory):
+def _training_batches(
+    examples, image_size, batch_size, augmentation, seed, start_epoch, memory, mix, classes
+):
     load = _loader(examples.pictures, memory)
+    vary = augmenter(augmentation, image_size, examples.names)
     labels = tf.constant(examples.labels)
     count = len(examples)
 
@@ -175,15 +194,23 @@ def _training_batches(examples, image_size, batch_size, augmentation, seed, star
         )
 
     def prepare(batch, index, picture_seed):
-        picture_seed = tf.random.fold_in(picture_seed, index)
-        picture = augment(load(index), image_size, augmentation, picture_seed)
-        return batch, picture, labels[index]
+        # A batch's seed is none of its pictures': their numbers are not negative.
+        batch_seed = tf.random.fold_in(picture_seed, -1 - batch)
+        picture = vary(load(index), tf.random.fold_in(picture_seed, index), index)
+        return batch, picture, labels[index], batch_seed
 
     def size_of(batch):
         return tf.minimum(count - batch * batch_size, batch_size)
 
     def collect(_, rows):
-        return rows.map(lambda _, picture, label: (picture, label)).batch(batch_size)
+        return rows.map(lambda _, *row: row).batch(batch_size)
+
+    blend = mixer(mix) if mix else None
+
+    def finish(pictures, labels, seeds):
+        if blend is None:
+            return pictures, labels
+        return blend(pictures, _shares(labels, classes), seeds[0])
 
     # The parallel map runs over the epochs' ends without a pause. The batches are put together
     # after it, by their number in the epoch: rows come in order, so one batch is complete
@@ -194,9 +221,17 @@ def _training_batches(examples, image_size, batch_size, augmentation, seed, star
         .flat_map(epoch_rows)
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
         .group_by_window(lambda batch, *_: batch, collect, window_size_func=size_of)
+        .map(finish, tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def _shares(labels, classes):
+    """Classes as numbers [B] to one-hot float32 [B, classes]; what has columns already stays."""
+    if labels.shape.rank == 1:
+        return tf.one_hot(labels, classes)
+    return tf.cast(labels, tf.float32)
 
 
 def _rows(examples):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.augmentation import Augmentation
 from keras_transfer.data.files import (
     Skipped,
     check_pictures,
     read_splits,
     read_tree,
 )
+from keras_transfer.data.mixing import Mix
 from keras_transfer.data.pictures import Pictures, as_pictures
 from keras_transfer.data.splits import require_fraction, stratified_split
 from keras_transfer.errors import InputError
@@ -106,10 +106,11 @@ class ImageData:
         image_size: int,
         batch_size: int,
         training: bool = False,
-        augment: str | Augmentation = "light",
+        augment="light",
         seed: int = 0,
         start_epoch: int = 0,
         memory=None,
+        mix: Mix = Mix(),
     ):
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
 
@@ -127,6 +128,8 @@ class ImageData:
             seed=seed,
             start_epoch=start_epoch,
             memory=memory,
+            mix=mix,
+            classes=len(self.class_names),
         )
 
     def steps(self, split: str, batch_size: int) -> int:
