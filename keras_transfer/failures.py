@@ -1,6 +1,7 @@
 """What training itself brings: divergence, full memory, a full disk, interruption."""
 
 import errno
+import re
 import signal
 import threading
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class Signals:
 
 @contextmanager
 def explained(planned, resumable: str):
-    """Turns errors that more memory or disk would have prevented into an InputError.
+    """Turns what the user can mend, too little memory or disk too, into an InputError.
 
     Args:
         planned: the `PlannedPhase` that runs.
@@ -67,6 +68,9 @@ def explained(planned, resumable: str):
     except InputError:
         raise
     except Exception as error:
+        said = re.search(r"InputError: (.+)", str(error))
+        if said:  # by a function of ours that TensorFlow called
+            raise InputError(said[1]) from error
         if _out_of_memory(error):
             raise InputError(_less(planned)) from error
         if _disk_full(error):

@@ -202,7 +202,9 @@ def _from_file(path) -> Variation:
     except OSError as error:
         raise InputError(f"augment: {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"augment: {path} is no YAML or JSON: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"augment: {path} is no YAML or JSON: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(given, dict):
         raise InputError(f"augment: {path} must hold names and values")
     try:

@@ -37,6 +37,7 @@ def batches(
     memory: "PictureMemory | None" = None,
     mix: Mix = Mix(),
     classes: int = 0,
+    class_weights: dict[int, float] | None = None,
 ) -> tf.data.Dataset:
     """Batches (uint8 [B, image_size, image_size, 3], values 0-255; int32 [B]).
 
@@ -51,9 +52,10 @@ def batches(
 
     With `memory` a file is decoded once; evaluation keeps what it made of it, too, where that fits.
 
-    `augmentation` is what `resolve_augmentation` takes. With a `mix`, labels are shares of `classes`
-    classes, float32 [B, classes] (one-hot in evaluation, where nothing is mixed); what is mixed
-    depends on (seed, epoch, number of the batch) alone.
+    `augmentation` is what `resolve_augmentation` takes. With a `mix`, training labels are shares of
+    `classes` classes, float32 [B, classes]; with `class_weights` (class → weight) a third element,
+    float32 [B], weighs each picture by its shares. What is mixed depends on (seed, epoch, number of
+    the batch) alone.
 
     Raises:
         InputError: no such augmentation.
@@ -62,8 +64,9 @@ def batches(
     """
     if training:
         variant = resolve_augmentation(augmentation)
+        blend = _blend(mix, classes, class_weights)
         return _training_batches(
-            examples, image_size, batch_size, variant, seed, start_epoch, memory, mix, classes
+            examples, image_size, batch_size, variant, seed, start_epoch, memory, blend
         )
     load = _loader(examples.pictures)
 
@@ -75,10 +78,7 @@ def batches(
     )
     if memory is not None and memory.reserve(len(examples) * 3 * image_size**2):
         made = made.cache()
-    made = made.batch(batch_size)
-    if mix:
-        made = made.map(lambda pictures, labels: (pictures, _shares(labels, classes)))
-    return made.prefetch(tf.data.AUTOTUNE)
+    return made.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
 class PictureMemory:
@@ -179,7 +179,7 @@ def epoch_order(count: int, seed, epoch) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _training_batches(
-    examples, image_size, batch_size, augmentation, seed, start_epoch, memory, mix, classes
+    examples, image_size, batch_size, augmentation, seed, start_epoch, memory, blend
 ):
     load = _loader(examples.pictures, memory)
     vary = augmenter(augmentation, image_size, examples.names)
@@ -205,13 +205,6 @@ def _training_batches(
     def collect(_, rows):
         return rows.map(lambda _, *row: row).batch(batch_size)
 
-    blend = mixer(mix) if mix else None
-
-    def finish(pictures, labels, seeds):
-        if blend is None:
-            return pictures, labels
-        return blend(pictures, _shares(labels, classes), seeds[0])
-
     # The parallel map runs over the epochs' ends without a pause. The batches are put together
     # after it, by their number in the epoch: rows come in order, so one batch is complete
     # before the one of the same number in the next epoch begins.
@@ -221,17 +214,27 @@ def _training_batches(
         .flat_map(epoch_rows)
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
         .group_by_window(lambda batch, *_: batch, collect, window_size_func=size_of)
-        .map(finish, tf.data.AUTOTUNE, deterministic=True)
+        .map(blend, tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def _shares(labels, classes):
-    """Classes as numbers [B] to one-hot float32 [B, classes]; what has columns already stays."""
-    if labels.shape.rank == 1:
-        return tf.one_hot(labels, classes)
-    return tf.cast(labels, tf.float32)
+def _blend(mix, classes, class_weights):
+    """The last step of a training batch: (pictures, labels, seeds [B, 2]) → what `fit` takes."""
+    if not mix:
+        return lambda pictures, labels, seeds: (pictures, labels)
+    mixed = mixer(mix)
+
+    def blend(pictures, labels, seeds):
+        weights = None
+        if class_weights:
+            weights = tf.gather([float(class_weights[i]) for i in range(classes)], labels)
+        one_hot = labels.shape.rank == 1
+        shares = tf.one_hot(labels, classes) if one_hot else tf.cast(labels, tf.float32)
+        return mixed(pictures, shares, seeds[0], weights)
+
+    return blend
 
 
 def _rows(examples):

@@ -111,6 +111,7 @@ class ImageData:
         start_epoch: int = 0,
         memory=None,
         mix: Mix = Mix(),
+        class_weights: dict[int, float] | None = None,
     ):
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
 
@@ -130,6 +131,7 @@ class ImageData:
             memory=memory,
             mix=mix,
             classes=len(self.class_names),
+            class_weights=class_weights,
         )
 
     def steps(self, split: str, batch_size: int) -> int:

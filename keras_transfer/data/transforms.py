@@ -122,9 +122,7 @@ def _rotate(picture, degrees):
     size = tf.cast(tf.shape(picture)[0], tf.float32)
     angle = degrees * (math.pi / 180)
     cos, sin, centre = tf.cos(angle), tf.sin(angle), (size - 1) / 2
-    matrix = [
-        [cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin), 0.0, 0.0]
-    ]
+    matrix = [[cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin), 0.0, 0.0]]
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=picture[None],
         transforms=matrix,
