@@ -1,12 +1,11 @@
 """What training itself brings: divergence, full memory, a full disk, interruption."""
 
 import errno
-import re
 import signal
 import threading
 from contextlib import contextmanager
 
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, said_in
 
 
 class Diverged(InputError):
@@ -68,9 +67,8 @@ def explained(planned, resumable: str):
     except InputError:
         raise
     except Exception as error:
-        said = re.search(r"InputError: (.+)", str(error))
-        if said:  # by a function of ours that TensorFlow called
-            raise InputError(said[1]) from error
+        if said := said_in(error):
+            raise said from error
         if _out_of_memory(error):
             raise InputError(_less(planned)) from error
         if _disk_full(error):

@@ -25,8 +25,9 @@ class Augmentation:
         contrast: largest relative change of the distance to the mean grey, in [0, 1].
         saturation: largest relative change of the distance to each pixel's grey, in [0, 1].
         hue: largest turn of the hue, as a share of the colour circle, in [0, 0.5].
-        rand_augment: strength, in [0, 1], of two operations drawn after all else from the eleven of
-            RandAugment (arXiv:1909.13719, `keras.layers.RandAugment`): turns, shifts, colours.
+        rand_augment: strength, in [0, 1], of two operations drawn last from ten of RandAugment
+            (arXiv:1909.13719, by `keras.layers.RandAugment`): turns, shears, shifts, colours. 1 is
+            the widest range of the paper.
 
     Raises:
         InputError: a value out of its range.
@@ -77,7 +78,7 @@ AUGMENTATIONS = {
     "light": Augmentation(),
     "medium": Augmentation(brightness=0.2, contrast=0.2, saturation=0.2),
     "heavy": Augmentation(min_area=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05),
-    "randaugment": Augmentation(rand_augment=0.1),
+    "randaugment": Augmentation(rand_augment=0.5),
 }
 
 # What pictures are varied by: ours, or that of a library. Each knows whether it mirrors (`flip`),

@@ -111,9 +111,21 @@ def _of_size(picture, size, crop_fraction=EVAL_CROP):
 
 @cache
 def _rand_augment(strength):
-    with tf.init_scope():  # a layer has variables, which belong to no graph
-        # Keras turns by up to `factor` of a full circle, and to one side only.
-        layer = keras.layers.RandAugment(value_range=(0, 255), factor=strength, dtype="float32")
+    layers, float32 = keras.layers, {"dtype": "float32"}
+    bits = (8 - round(4 * strength), 8)
+    with tf.init_scope():  # layers have variables, which belong to no graph
+        layer = layers.RandAugment(value_range=(0, 255), factor=strength, **float32)
+        # The paper's widest ranges, times the strength. Those of Keras are others: a full circle at
+        # 1, and one bit a colour at the least strength.
+        layer.random_rotation = layers.RandomRotation(strength * 30 / 360, **float32)
+        layer.random_shear = layers.RandomShear(0.3 * strength, 0.3 * strength, **float32)
+        layer.random_translation = layers.RandomTranslation(
+            0.45 * strength, 0.45 * strength, **float32
+        )
+        layer.random_brightness = layers.RandomBrightness(0.45 * strength, **float32)
+        layer.random_posterization = layers.RandomPosterization(bits, **float32)
+        # Of Keras it turns most of any picture to its negative, at every strength.
+        layer._AUGMENT_LAYERS = [name for name in layer._AUGMENT_LAYERS if name != "solarization"]
     return drawn_from_seed(layer)
 
 
