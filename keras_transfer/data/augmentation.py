@@ -183,11 +183,11 @@ def _from_dict(given) -> Variation:
         )
     if preset is None:
         return Augmentation(**own)
-    if preset not in AUGMENTATIONS:
+    if str(preset) not in AUGMENTATIONS:
         raise InputError(
             f"augment: no preset named {preset!r}; choose one of {', '.join(AUGMENTATIONS)}"
         )
-    return replace(AUGMENTATIONS[preset], **own)
+    return replace(AUGMENTATIONS[str(preset)], **own)
 
 
 def _from_file(path) -> Variation:

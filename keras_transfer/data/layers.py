@@ -1,6 +1,7 @@
 """A Keras layer as augmentation, its draws a function of the picture's seed alone."""
 
 import json
+import random
 from dataclasses import dataclass
 
 from keras_transfer.errors import InputError
@@ -14,7 +15,8 @@ class KerasLayer:
     0-255, and is called with `training=True`.
 
     Attributes:
-        text: what `keras.saving.serialize_keras_object` gives, as JSON. Two with the same text are
+        text: what `keras.saving.serialize_keras_object` gives, as JSON, without seeds, which mean
+            nothing here, and with names that depend on the layer alone. Two with the same text are
             equal.
     """
 
@@ -47,7 +49,7 @@ class KerasLayer:
             InputError: no such layer, or arguments that it does not take.
         """
         _made(fields)
-        return cls(json.dumps(fields, sort_keys=True))
+        return cls(json.dumps(_anonymous(fields), sort_keys=True))
 
     def to_dict(self) -> dict:
         return json.loads(self.text)
@@ -114,12 +116,44 @@ def drawn_from_seed(layer):
         draws.seed, draws.count = tf.cast(seed, tf.int64), 0
         shared = global_seed_generator()  # of layers that name no generator
         shared.next = draws.next
+        # AugMix draws its operations with this, once, while the graph is made.
+        state = random.getstate()
+        random.seed(0)
         try:
             return layer(batch, training=True)
         finally:
+            random.setstate(state)
             del shared.next
 
     return call
+
+
+def _anonymous(fields):
+    """The same layer, without what differs from one making of it to the next."""
+    names = {}
+
+    def find(value):
+        if isinstance(value, dict):
+            config, kind = value.get("config"), value.get("class_name", "DTypePolicy")
+            named = isinstance(config, dict) and "name" in config
+            if named and not kind.endswith("DTypePolicy"):  # whose name is its value
+                names.setdefault(config["name"], f"layer_{len(names)}")
+            for inner in value.values():
+                find(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                find(inner)
+
+    def renamed(value, key=None):
+        if isinstance(value, dict):
+            return {k: None if k == "seed" else renamed(v, k) for k, v in value.items()}
+        if isinstance(value, list):  # a model's graph, too, names its layers
+            return [renamed(inner) for inner in value]
+        in_place = key not in ("class_name", "module", "registered_name")
+        return names.get(value, value) if isinstance(value, str) and in_place else value
+
+    find(fields)
+    return renamed(fields)
 
 
 def _made(fields):
