@@ -36,6 +36,7 @@ _NAMES = {
     "predict": "evaluation",
     "resolve_schedule": "recipes",
     "set_precision": "precision",
+    "show_batch": "data.sheet",
     "summary": "freezing",
 }
 _MODULES = ("data", "export")

@@ -42,11 +42,10 @@ class Engine(StrEnum):
     openvino = "openvino"
 
 
-class Augment(StrEnum):
+class MixKind(StrEnum):
     none = "none"
-    light = "light"
-    medium = "medium"
-    heavy = "heavy"
+    mixup = "mixup"
+    cutmix = "cutmix"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -81,7 +80,17 @@ BatchSize = Annotated[int | None, typer.Option(help="Pictures a step. [32]")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases. [the strategy's]")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest rate. [the strategy's]")]
 PrecisionOption = Annotated[Precision, typer.Option(help="[auto]", show_choices=True)]
-AugmentOption = Annotated[Augment, typer.Option(help="[light]")]
+AugmentOption = Annotated[
+    str | None,
+    typer.Option(help="none, light, medium, heavy, randaugment, or a .yaml or .json file. [light]"),
+]
+NoFlip = Annotated[
+    bool, typer.Option("--no-flip", help="No mirror images: for signs, text, digits.")
+]
+MixOption = Annotated[
+    MixKind, typer.Option(help="Mix pictures of a batch, and their labels alike. [none]")
+]
+MixAlpha = Annotated[float | None, typer.Option(help="How strongly. [0.2 for mixup, 1 for cutmix]")]
 WeightsOption = Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")]
 Seed = Annotated[int | None, typer.Option(help="Two runs with one seed are equal. [0]")]
 ValSplit = Annotated[float | None, typer.Option(help="Share taken for validation. [0.2]")]
@@ -153,6 +162,8 @@ DEFAULTS = {
     "batch_size": 32,
     "precision": "auto",
     "augment": "light",
+    "mix": "none",
+    "mix_alpha": None,
     "seed": 0,
     "keep": "best",
     "balance": "none",
@@ -162,9 +173,9 @@ DEFAULTS = {
 }
 
 
-def settings_of(config, **given):
+def settings_of(config, *, no_flip=False, **given):
     """Defaults, overridden by the config file, overridden by the options that were given."""
-    from keras_transfer.data import Augmentation
+    from keras_transfer.data import Mix, plain_augmentation, without_flip
 
     settings = dict(DEFAULTS)
     if config is not None:
@@ -189,6 +200,8 @@ def settings_of(config, **given):
     )
     if settings["weights"] == "none":
         settings["weights"] = None
-    if isinstance(settings["augment"], dict):  # one of the user's own, from a run's config
-        settings["augment"] = Augmentation(**settings["augment"])
+    if no_flip:
+        settings["augment"] = without_flip(settings["augment"])
+    settings["augment"] = plain_augmentation(settings["augment"])
+    Mix(settings["mix"], settings["mix_alpha"])
     return settings

@@ -1,5 +1,6 @@
 """What is said to the user."""
 
+import re
 import sys
 
 
@@ -8,6 +9,12 @@ class InputError(ValueError):
 
     The command line prints it as one line and ends with exit code 2.
     """
+
+
+def said_in(error: Exception) -> InputError | None:
+    """The InputError that a function of ours raised when TensorFlow called it; None if none did."""
+    found = re.search(r"InputError: (.+)", str(error))
+    return InputError(found[1]) if found else None
 
 
 def say(text: str) -> None:

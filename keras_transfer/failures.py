@@ -5,7 +5,7 @@ import signal
 import threading
 from contextlib import contextmanager
 
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, said_in
 
 
 class Diverged(InputError):
@@ -56,7 +56,7 @@ class Signals:
 
 @contextmanager
 def explained(planned, resumable: str):
-    """Turns errors that more memory or disk would have prevented into an InputError.
+    """Turns what the user can mend, too little memory or disk too, into an InputError.
 
     Args:
         planned: the `PlannedPhase` that runs.
@@ -67,6 +67,8 @@ def explained(planned, resumable: str):
     except InputError:
         raise
     except Exception as error:
+        if said := said_in(error):
+            raise said from error
         if _out_of_memory(error):
             raise InputError(_less(planned)) from error
         if _disk_full(error):

@@ -74,7 +74,10 @@ class Head:
 
 
 class Classification(Head):
-    """One class a picture. Targets are integers [N]; outputs are logits, scores their softmax."""
+    """One class a picture. Targets are integers [N]; outputs are logits, scores their softmax.
+
+    Loss and metrics also take shares of the classes, float [N, C], see `data.mixing`.
+    """
 
     task = "single_label"
     least_names = 2
@@ -83,9 +86,9 @@ class Classification(Head):
         return SparseCrossentropy(label_smoothing=self.label_smoothing)
 
     def metrics(self):
-        metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        metrics = [Accuracy(name="accuracy")]
         if len(self.names) > 5:
-            metrics.append(keras.metrics.SparseTopKCategoricalAccuracy(5, name="top5"))
+            metrics.append(TopAccuracy(5, name="top5"))
         return metrics
 
     def scores(self, outputs):
@@ -157,7 +160,7 @@ class TaskOutput(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable("keras_transfer")
 class SparseCrossentropy(keras.losses.Loss):
-    """Cross entropy of integer targets [N] and logits [N, C], with label smoothing.
+    """Cross entropy of integer targets [N] (or shares [N, C]) and logits [N, C], with label smoothing.
 
     Keras smooths only one-hot targets.
     """
@@ -167,12 +170,15 @@ class SparseCrossentropy(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, y_true, y_pred):
-        if not self.label_smoothing:
+        if _are_shares(y_true, y_pred):
+            shares = y_true
+        elif not self.label_smoothing:
             return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
-        y_true = keras.ops.reshape(y_true, (-1,))
-        one_hot = keras.ops.one_hot(y_true, y_pred.shape[-1], dtype=y_pred.dtype)
+        else:
+            y_true = keras.ops.reshape(y_true, (-1,))
+            shares = keras.ops.one_hot(y_true, y_pred.shape[-1], dtype=y_pred.dtype)
         return keras.losses.categorical_crossentropy(
-            one_hot, y_pred, from_logits=True, label_smoothing=self.label_smoothing
+            shares, y_pred, from_logits=True, label_smoothing=self.label_smoothing
         )
 
     def get_config(self):
@@ -198,6 +204,29 @@ class LabelCrossentropy(keras.losses.Loss):
 
     def get_config(self):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+class Accuracy(keras.metrics.SparseCategoricalAccuracy):
+    """Share of right answers; of targets that are shares [N, C] the largest is the right one."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(_classes(y_true, y_pred), y_pred, sample_weight)
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class TopAccuracy(keras.metrics.SparseTopKCategoricalAccuracy):
+    """Share of pictures whose right answer is among the highest k, like `Accuracy`."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(_classes(y_true, y_pred), y_pred, sample_weight)
+
+
+def _are_shares(y_true, y_pred):
+    return len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]
+
+
+def _classes(y_true, y_pred):
+    return keras.ops.argmax(y_true, axis=-1) if _are_shares(y_true, y_pred) else y_true
 
 
 def head_of(model: keras.Model) -> Head:

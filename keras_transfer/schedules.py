@@ -4,9 +4,11 @@ No Keras here, so that a schedule can be read and checked before Keras is import
 means for one model and one data set is worked out in `keras_transfer.plans`.
 """
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from keras_transfer.data.augmentation import plain_augmentation
+from keras_transfer.data.mixing import MIXES
 from keras_transfer.errors import InputError
 
 SHAPES = ("cosine", "one_cycle", "step", "constant", "plateau")
@@ -47,17 +49,18 @@ class Phase:
         ema: momentum of the weights' exponential average, 0 ≤ ema < 1, which is then what is
             validated and kept; 0 is none. A new one starts with each phase. BatchNorm's statistics
             are not averaged.
-        batch_size, image_size, augment: where they differ from the trainer's (augment: a name, a
-            `data.Augmentation` or its fields). An image size must differ from the model's by a
-            multiple of 32, so that every layer pads alike.
+        batch_size, image_size, augment, mix, mix_alpha: where they differ from the trainer's
+            (augment: see `data.resolve_augmentation`, kept as plain data; mix and mix_alpha: see
+            `data.Mix`). An image size must differ from the model's by a multiple of 32, so that
+            every layer pads alike.
         batch_norm: `"frozen"` or `"train"`, for the trained part of the backbone.
         dropout, label_smoothing: where they differ from the head's, in [0, 1).
         class_weights: `"balanced"` weighs each class by 1/frequency; or a weight a class, by name.
         early_stopping: ends the phase when the validation loss has not fallen for so many epochs.
         solver: `"gradient"`, or `"logistic"`: the head in closed form, by logistic regression on the
             features of the frozen backbone (all of it, and a single-label head without hidden
-            layers). It takes one pass over the pictures; epochs is 1, and rate, optimizer, dropout
-            and label smoothing mean nothing. Of the augmentation only the mirror image is used.
+            layers). It takes one pass over the pictures; epochs is 1, and rate, optimizer, dropout,
+            label smoothing and mix mean nothing. Of the augmentation only the mirror image is used.
         views: of each training picture, where activations are computed once and something varies:
             one of them is drawn each epoch. None leaves it to the trainer.
     """
@@ -84,6 +87,8 @@ class Phase:
     batch_size: int | None = None
     image_size: int | None = None
     augment: str | dict | None = None
+    mix: str | None = None
+    mix_alpha: float | None = None
     batch_norm: str = "frozen"
     dropout: float | None = None
     label_smoothing: float | None = None
@@ -93,8 +98,11 @@ class Phase:
     views: int | None = None
 
     def __post_init__(self):
-        if is_dataclass(self.augment):  # an Augmentation
-            object.__setattr__(self, "augment", asdict(self.augment))
+        try:
+            if self.augment is not None:
+                object.__setattr__(self, "augment", plain_augmentation(self.augment))
+        except InputError as error:
+            raise InputError(f"Phase '{self.name}': {error}") from None
         for name, good, what in _CHECKS:
             value = getattr(self, name)
             if name in _NUMBERS and isinstance(value, str):
@@ -138,10 +146,6 @@ def _share(value):
     return 0 <= value < 1
 
 
-def _dict_or_str(value):
-    return isinstance(value, (str, dict))
-
-
 # Field, what it must hold, and the same in words.
 _CHECKS = (
     ("freeze", lambda v: isinstance(v, (str, int, float)), "a name, a number or a share"),
@@ -164,7 +168,8 @@ _CHECKS = (
     ("ema", _share, "at least 0 and below 1"),
     ("batch_size", _natural, "a whole number above 0"),
     ("image_size", _natural, "a whole number above 0"),
-    ("augment", _dict_or_str, "a name, or the fields of an Augmentation"),
+    ("mix", lambda v: v in MIXES, f"one of {', '.join(MIXES)}"),
+    ("mix_alpha", _positive, "above 0"),
     ("batch_norm", lambda v: v in BATCH_NORM_POLICIES, f"one of {BATCH_NORM_POLICIES}"),
     ("dropout", _share, "at least 0 and below 1"),
     ("label_smoothing", _share, "at least 0 and below 1"),
@@ -186,6 +191,7 @@ _NUMBERS = [
     "l2_sp",
     "clip_norm",
     "ema",
+    "mix_alpha",
     "dropout",
     "label_smoothing",
 ]
@@ -195,7 +201,8 @@ _OPTIONAL = [
     "clip_norm",
     "batch_size",
     "image_size",
-    "augment",
+    "mix",
+    "mix_alpha",
     "dropout",
     "label_smoothing",
     "class_weights",

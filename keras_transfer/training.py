@@ -11,8 +11,9 @@ import numpy as np
 
 from keras_transfer import recipes
 from keras_transfer.builders import training_model
-from keras_transfer.data.augmentation import Augmentation, resolve_augmentation
+from keras_transfer.data.augmentation import plain_augmentation, resolve_augmentation
 from keras_transfer.data.balance import check_balance, check_class_weights, class_weights
+from keras_transfer.data.mixing import Mix
 from keras_transfer.data.report import find_twins
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged, Interrupted, Signals, explained
@@ -48,8 +49,13 @@ class Trainer:
         epochs, learning_rate: short for those two arguments of the recipe. By default the number
             of epochs follows from the number of pictures, which `fit` sees.
         batch_size: pictures a step, ≥ 1, where the phase says nothing.
-        augment: `"none"`, `"light"`, `"medium"`, `"heavy"` or a `data.Augmentation`, where the
-            phase says nothing.
+        augment: how training pictures vary, where the phase says nothing: `"none"`, `"light"`,
+            `"medium"`, `"heavy"`, `"randaugment"`, a `data.Augmentation`, a transform of
+            albumentations, a Keras layer, or a file, see `data.resolve_augmentation`.
+        mix: `"none"`, `"mixup"` or `"cutmix"`: training pictures of a batch are mixed with each
+            other, and their labels alike, where the phase says nothing. Such a phase trains on
+            pictures: nothing of it is cached. A head in closed form is not touched by it.
+        mix_alpha: how strongly, see `data.Mix`.
         seed: fixes order, augmentation and dropout. Two runs with the same seed, model weights and
             machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
         keep: `"best"` keeps the epoch with the highest validation accuracy, then least loss;
@@ -81,7 +87,9 @@ class Trainer:
         epochs: int | None = None,
         learning_rate: float | None = None,
         batch_size: int = 32,
-        augment: str | Augmentation = "light",
+        augment="light",
+        mix: str = "none",
+        mix_alpha: float | None = None,
         seed: int = 0,
         keep: str = "best",
         balance: str = "none",
@@ -105,7 +113,10 @@ class Trainer:
             if value is not None:
                 self._overrides[name] = value
         self.batch_size = batch_size
-        self.augment = augment
+        # What can be wrong is said here, not after an epoch.
+        self.augment = plain_augmentation(augment)
+        self.mix, self.mix_alpha = mix, mix_alpha
+        Mix(mix, mix_alpha)
         self.seed = seed
         self.keep = keep
         self.balance = balance
@@ -113,8 +124,6 @@ class Trainer:
         self.cache = cache
         self.engine = engine
         self.feature_dtype = feature_dtype
-        # What can be wrong is said here, not after an epoch.
-        resolve_augmentation(augment)
         self._schedule(1000)
 
     def _schedule(self, pictures) -> Schedule:
@@ -131,7 +140,11 @@ class Trainer:
                     f"Phase '{phase.name}': solver 'logistic' {self._closed_form_obstacle()}."
                 )
             check_class_weights(phase.class_weights, self.head.names, self.head.task)
-            _augmentation(phase.augment)
+            if self._mix(phase) and self.head.task == "regression":
+                raise InputError(
+                    f"Phase '{phase.name}': mix is for classes and labels, not for regression: "
+                    "half of each of two pictures does not measure their mean."
+                )
         return schedule
 
     def _closed_form_obstacle(self) -> str | None:
@@ -162,6 +175,7 @@ class Trainer:
                 self.model,
                 pictures,
                 self._augment(planned.phase),
+                self._mix(planned.phase),
                 store=Store(),
                 dtype=self.feature_dtype,
             )
@@ -270,9 +284,9 @@ class Trainer:
             **(extra or {}),
             "image_size": self.model.input_shape[1],
             "batch_size": self.batch_size,
-            "augment": self.augment
-            if isinstance(self.augment, str)
-            else dataclasses.asdict(self.augment),
+            "augment": self.augment,
+            "mix": self.mix,
+            "mix_alpha": self.mix_alpha,
             "seed": self.seed,
             "keep": self.keep,
             "balance": self.balance,
@@ -417,7 +431,13 @@ class Trainer:
         return max(n for n in range(1, most + 1) if epoch % n == 0)
 
     def _augment(self, phase):
-        return _augmentation(phase.augment) or self.augment
+        return resolve_augmentation(self.augment if phase.augment is None else phase.augment)
+
+    def _mix(self, phase):
+        if phase.solver == "logistic":
+            return Mix()
+        kind = self.mix if phase.mix is None else phase.mix
+        return Mix(kind, self.mix_alpha if phase.mix_alpha is None else phase.mix_alpha)
 
     def _batches(self, data, split, planned, features, dtype, start_epoch=None):
         options = {"batch_size": planned.batch_size}
@@ -440,6 +460,7 @@ class Trainer:
             image_size=planned.image_size,
             training=start_epoch is not None,
             augment=self._augment(planned.phase),
+            mix=self._mix(planned.phase),
             **options,
             **order,
         )
@@ -517,15 +538,3 @@ def _watchers(phase, has_validation):
         )
     if phase.early_stopping:
         yield keras.callbacks.EarlyStopping(monitor, patience=phase.early_stopping)
-
-
-def _augmentation(fields):
-    """The name or `Augmentation` that a phase means; None is the trainer's."""
-    if isinstance(fields, dict):
-        try:
-            return Augmentation(**fields)
-        except TypeError as error:
-            raise InputError(f"augment: {error}") from None
-    if fields is not None:
-        resolve_augmentation(fields)
-    return fields

@@ -63,6 +63,14 @@ def write_picture(path: Path, colour, size=(40, 48), noise: int = 20, seed: int 
     Image.fromarray(pixels).save(path)
 
 
+def ramp(height: int, width: int) -> np.ndarray:
+    """Red is the column and green the row, in 0-255 from edge to edge."""
+    pixels = np.zeros((height, width, 3), np.float32)
+    pixels[..., 0] = (np.arange(width) + 0.5) / width * 255
+    pixels[..., 1] = ((np.arange(height) + 0.5) / height * 255)[:, None]
+    return pixels
+
+
 @pytest.fixture
 def colours(tmp_path) -> Path:
     """DATA/{red,green,blue}/*.png: a task that a few steps can learn."""

@@ -12,18 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import ramp, write_picture
 from PIL import Image
 
 from keras_transfer.data import (
-    AUGMENTATIONS,
-    Augmentation,
     check_pictures,
     from_directory,
     labelled_pictures,
     list_pictures,
     read_tree,
-    resolve_augmentation,
 )
 from keras_transfer.errors import InputError
 
@@ -440,14 +437,6 @@ def test_decode_refuses_what_is_no_picture():
 # --- Transforms -------------------------------------------------------------------------------
 
 
-def ramp(height: int, width: int) -> np.ndarray:
-    """Red is the column and green the row, in 0-255 from edge to edge."""
-    pixels = np.zeros((height, width, 3), np.float32)
-    pixels[..., 0] = (np.arange(width) + 0.5) / width * 255
-    pixels[..., 1] = ((np.arange(height) + 0.5) / height * 255)[:, None]
-    return pixels
-
-
 @pytest.mark.parametrize(("height", "width"), [(200, 200), (150, 400), (333, 120), (40, 70)])
 def test_resize_and_crop_keeps_the_centre(height, width):
     from keras_transfer.data.transforms import resize_and_crop
@@ -494,95 +483,6 @@ def test_resize_and_crop_of_batches_and_unknown_sizes(rng):
 
     assert np.array_equal(in_a_graph(pictures[1]), single[1])
     assert in_a_graph(pictures[1][:0]).shape == (0, 24, 24, 3)
-
-
-def box_of(result: np.ndarray, height: int, width: int):
-    """Read from an augmented `ramp` which box it shows: area share, aspect, mirrored."""
-    columns, rows = result[..., 0].astype(float).mean(0), result[..., 1].astype(float).mean(1)
-    span = len(columns) / (len(columns) - 1) / 255
-    across, down = (columns[-1] - columns[0]) * span, (rows[-1] - rows[0]) * span
-    return abs(across) * down, abs(across) * width / (down * height), across < 0
-
-
-@pytest.mark.parametrize(("height", "width"), [(120, 160), (80, 400)])
-def test_augment_draws_boxes_within_the_limits(height, width):
-    import tensorflow as tf
-
-    from keras_transfer.data.transforms import augment
-
-    variant = Augmentation(min_area=0.1)
-    draw = tf.function(lambda seed: augment(ramp(height, width), 64, variant, seed))
-    boxes = np.array([box_of(draw(tf.constant([7, i])).numpy(), height, width) for i in range(80)])
-    area, aspect, mirrored = boxes.T
-    largest = min(1, 4 / 3 * min(height, width) / max(height, width))
-    assert area.min() > 0.09 and largest * 0.8 < area.max() < largest * 1.03
-    assert 0.72 < aspect.min() < 0.85 and 1.18 < aspect.max() < 1.37
-    assert 20 <= mirrored.sum() <= 60
-
-
-def test_augment_depends_on_the_seed_alone(rng):
-    from keras_transfer.data.transforms import augment
-
-    picture = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
-    for name in ("light", "medium", "heavy"):
-        first, again, other = (
-            augment(picture, 32, AUGMENTATIONS[name], seed).numpy()
-            for seed in ((1, 2), (1, 2), (1, 3))
-        )
-        assert first.dtype == np.uint8 and first.shape == (32, 32, 3)
-        assert np.array_equal(first, again) and not np.array_equal(first, other)
-
-
-def test_augment_none_is_the_evaluation_transform(rng):
-    from keras_transfer.data.transforms import augment, resize_and_crop
-
-    picture = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
-    assert np.array_equal(
-        augment(picture, 32, AUGMENTATIONS["none"], (0, 1)), resize_and_crop(picture, 32)
-    )
-
-
-def test_each_colour_change_does_what_it_says():
-    import tensorflow as tf
-
-    from keras_transfer.data.transforms import augment
-
-    def vary(**strength):
-        variant = Augmentation(crop=False, flip=False, **strength)
-        results = [augment(picture, 16, variant, (0, i)).numpy().astype(float) for i in range(12)]
-        assert np.std([r.mean(axis=(0, 1)) + r[0, 0] for r in results], axis=0).max() > 1
-        return results
-
-    picture = np.zeros((16, 16, 3), np.uint8)
-    picture[:, :8], picture[:, 8:] = (120, 80, 40), (60, 60, 60)
-    plain = augment(picture, 16, AUGMENTATIONS["none"], (0, 0)).numpy().astype(float)
-    weights = np.array([0.2989, 0.5870, 0.1140])
-    for result in vary(brightness=0.5):
-        factor = result[0, 0, 0] / plain[0, 0, 0]
-        assert 0.49 < factor < 1.51 and np.abs(result - plain * factor).max() <= 1.5
-    for result in vary(contrast=0.5):
-        assert abs((result @ weights).mean() - (plain @ weights).mean()) < 1
-    for result in vary(saturation=0.5):
-        assert np.abs(result @ weights - plain @ weights).max() < 1.5
-        assert np.abs(result[:, 12] - 60).max() <= 1  # grey stays grey
-    for result in vary(hue=0.5):
-        assert np.abs(result[0, 0].max() - 120) <= 1 and np.abs(result[:, 12] - 60).max() <= 1
-    white = tf.fill([16, 16, 3], tf.constant(250, tf.uint8))
-    bright = [
-        augment(white, 8, Augmentation(brightness=1.0), (0, i)).numpy().max() for i in range(12)
-    ]
-    assert max(bright) == 255  # clipped, not wrapped round
-
-
-def test_augmentations_by_name():
-    assert resolve_augmentation("heavy") is AUGMENTATIONS["heavy"]
-    mine = Augmentation(hue=0.1)
-    assert resolve_augmentation(mine) is mine
-    with raises("no augmentation named 'lite'; choose one of none, light, medium, heavy"):
-        resolve_augmentation("lite")
-    for wrong in ({"hue": 0.6}, {"min_area": 0}, {"max_aspect": 0.5}, {"contrast": float("nan")}):
-        with raises(f"augmentation: {next(iter(wrong))} must lie between"):
-            Augmentation(**wrong)
 
 
 # --- The stream -------------------------------------------------------------------------------

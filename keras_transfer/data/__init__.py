@@ -9,11 +9,14 @@ from keras_transfer.data.augmentation import (
     AUGMENTATIONS,
     Augmentation,
     View,
+    plain_augmentation,
     resolve_augmentation,
     views_of,
+    without_flip,
 )
 from keras_transfer.data.files import Skipped, list_pictures, read_tree
 from keras_transfer.data.index import Checked, check_files, check_pictures
+from keras_transfer.data.mixing import MIXES, Mix
 from keras_transfer.data.opening import open_data
 from keras_transfer.data.records import from_records, write_records
 from keras_transfer.data.report import Report, Twins, check_data, find_twins, report_on
@@ -30,10 +33,12 @@ from keras_transfer.data.tfds import from_tfds
 
 __all__ = [
     "AUGMENTATIONS",
+    "MIXES",
     "Augmentation",
     "Checked",
     "Examples",
     "ImageData",
+    "Mix",
     "Report",
     "Skipped",
     "SplitRule",
@@ -53,11 +58,13 @@ __all__ = [
     "labelled_pictures",
     "list_pictures",
     "open_data",
+    "plain_augmentation",
     "read_split_file",
     "read_tree",
     "report_on",
     "resolve_augmentation",
     "split",
     "views_of",
+    "without_flip",
     "write_records",
 ]

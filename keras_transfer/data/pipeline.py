@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.augmentation import Augmentation, View, resolve_augmentation
+from keras_transfer.data.augmentation import View, resolve_augmentation
+from keras_transfer.data.mixing import Mix, mixer
 from keras_transfer.data.sources import Examples
-from keras_transfer.data.transforms import augment, resize_and_crop
+from keras_transfer.data.transforms import augmenter, resize_and_crop
 
 _AHEAD = 64 << 20  # bytes of fixed views that may wait
 
@@ -31,12 +32,14 @@ def batches(
     image_size: int,
     batch_size: int,
     training: bool = False,
-    augmentation: str | Augmentation = "light",
+    augmentation="light",
     seed: int = 0,
     start_epoch: int = 0,
     class_weights: np.ndarray | None = None,
     equal_classes: bool = False,
     memory: "PictureMemory | None" = None,
+    mix: Mix = Mix(),
+    classes: int = 0,
 ) -> tf.data.Dataset:
     """Batches (uint8 [B, image_size, image_size, 3], values 0-255; int32 [B]).
 
@@ -55,6 +58,10 @@ def batches(
 
     With `memory` a file is decoded once; evaluation keeps what it made of it, too, where that fits.
 
+    `augmentation` is what `resolve_augmentation` takes. With a `mix`, training labels are shares of
+    `classes` classes, float32 [B, classes]. What is mixed depends on (seed, epoch, number of the
+    batch) alone.
+
     Raises:
         InputError: no such augmentation.
         tf.errors.OpError: while iterating, a file that cannot be read or decoded any more;
@@ -62,8 +69,17 @@ def batches(
     """
     if training:
         variant = resolve_augmentation(augmentation)
+        blend = _blend(mix, classes)
         stream = _training_batches(
-            examples, image_size, batch_size, variant, seed, start_epoch, equal_classes, memory
+            examples,
+            image_size,
+            batch_size,
+            variant,
+            seed,
+            start_epoch,
+            equal_classes,
+            memory,
+            blend,
         )
         return weighted(stream, class_weights).prefetch(tf.data.AUTOTUNE)
     load = _loader(examples.pictures)
@@ -139,14 +155,20 @@ def views(
         [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen], tf.int64
     )
 
+    variants = {
+        view.augmentation: augmenter(view.augmentation, image_size, examples.names)
+        for view in views
+        if view.kind == "augmented"
+    }
+
     def prepare(index, seed):
         picture = load(index)
         plain = resize_and_crop(picture, image_size)
         made = {
             "plain": lambda view: plain,
             "mirror": lambda view: tf.reverse(plain, [1]),
-            "augmented": lambda view: augment(
-                picture, image_size, view.augmentation, tf.stack([seed, view.number])
+            "augmented": lambda view: variants[view.augmentation](
+                picture, tf.stack([seed, view.number]), index
             ),
         }
         return tf.stack([made[view.kind](view) for view in views])
@@ -226,9 +248,10 @@ def _equally_drawn(order, classes, seed):
 
 
 def _training_batches(
-    examples, image_size, batch_size, augmentation, seed, start_epoch, equal_classes, memory
+    examples, image_size, batch_size, augmentation, seed, start_epoch, equal_classes, memory, blend
 ):
     load = _loader(examples.pictures, memory)
+    vary = augmenter(augmentation, image_size, examples.names)
     labels = tf.constant(examples.labels)
     count = len(examples)
     classes = examples.labels if equal_classes else None
@@ -243,15 +266,16 @@ def _training_batches(
         )
 
     def prepare(batch, index, variant, picture_seed):
-        picture_seed = tf.random.fold_in(picture_seed, variant)
-        picture = augment(load(index), image_size, augmentation, picture_seed)
-        return batch, picture, labels[index]
+        # A batch's seed is none of its pictures': their numbers are not negative.
+        batch_seed = tf.random.fold_in(picture_seed, -1 - batch)
+        picture = vary(load(index), tf.random.fold_in(picture_seed, variant), index)
+        return batch, picture, labels[index], batch_seed
 
     def size_of(batch):
         return tf.minimum(count - batch * batch_size, batch_size)
 
     def collect(_, rows):
-        return rows.map(lambda _, picture, label: (picture, label)).batch(batch_size)
+        return rows.map(lambda _, *row: row).batch(batch_size)
 
     # The parallel map runs over the epochs' ends without a pause. The batches are put together
     # after it, by their number in the epoch: rows come in order, so one batch is complete
@@ -262,8 +286,23 @@ def _training_batches(
         .flat_map(epoch_rows)
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
         .group_by_window(lambda batch, *_: batch, collect, window_size_func=size_of)
+        .map(blend, tf.data.AUTOTUNE, deterministic=True)
     )
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def _blend(mix, classes):
+    """The last step of a training batch: (pictures, labels, seeds [B, 2]) → (pictures, labels)."""
+    if not mix:
+        return lambda pictures, labels, seeds: (pictures, labels)
+    mixed = mixer(mix)
+
+    def blend(pictures, labels, seeds):
+        one_hot = labels.shape.rank == 1
+        shares = tf.one_hot(labels, classes) if one_hot else tf.cast(labels, tf.float32)
+        return mixed(pictures, shares, seeds[0])
+
+    return blend
 
 
 def _rows(examples):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.augmentation import Augmentation
 from keras_transfer.data.files import Skipped, read_splits, read_tree
 from keras_transfer.data.index import Checked, check_files
+from keras_transfer.data.mixing import Mix
 from keras_transfer.data.pictures import as_pictures, joined
 from keras_transfer.data.split_rule import SplitRule, read_split_file
 from keras_transfer.errors import InputError
@@ -102,12 +102,13 @@ class ImageData:
         image_size: int,
         batch_size: int,
         training: bool = False,
-        augment: str | Augmentation = "light",
+        augment="light",
         seed: int = 0,
         start_epoch: int = 0,
         class_weights: np.ndarray | None = None,
         equal_classes: bool = False,
         memory=None,
+        mix: Mix = Mix(),
     ):
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
 
@@ -127,6 +128,8 @@ class ImageData:
             class_weights=class_weights,
             equal_classes=equal_classes,
             memory=memory,
+            mix=mix,
+            classes=len(self.class_names),
         )
 
     def steps(self, split: str, batch_size: int) -> int:

@@ -7,10 +7,13 @@ the box need not fall on whole pixels.
 """
 
 import math
+from functools import cache
 
+import keras
 import tensorflow as tf
 
-from keras_transfer.data.augmentation import Augmentation
+from keras_transfer.data.augmentation import Augmentation, Variation
+from keras_transfer.data.layers import KerasLayer, drawn_from_seed
 
 EVAL_CROP = 0.875
 
@@ -60,7 +63,86 @@ def augment(picture, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
     if augmentation.flip:
         mirror = tf.random.stateless_uniform([], seeds["flip"]) < 0.5
         picture = tf.cond(mirror, lambda: tf.reverse(picture, [1]), lambda: picture)
-    return _to_uint8(_vary_colours(picture, augmentation, seeds))
+    if augmentation.rotate:
+        picture = _rotate(picture, _uniform(seeds["rotate"], -1.0, 1.0) * augmentation.rotate)
+    picture = _vary_colours(picture, augmentation, seeds)
+    if augmentation.rand_augment:
+        operations = _rand_augment(augmentation.rand_augment)
+        picture = operations(_to_uint8(picture)[None], seeds["rand_augment"])[0]
+    return _to_uint8(picture)
+
+
+def augmenter(augmentation: Variation, size: int, names):
+    """A graph function (picture uint8 [H, W, 3], seed [2], index) → uint8 [size, size, 3].
+
+    Args:
+        augmentation: of `resolve_augmentation`.
+        size: side of the result in pixels.
+        names: what to call the picture of each index, for errors.
+
+    Raises:
+        InputError: a Keras layer that fails on pictures of that size.
+    """
+    if isinstance(augmentation, Augmentation):
+        return lambda picture, seed, index: augment(picture, size, augmentation, seed)
+    if isinstance(augmentation, KerasLayer):
+        layer = augmentation.varied(size)
+
+        def vary(picture, seed, index):
+            plain = tf.cast(resize_and_crop(picture, size), tf.float32)
+            # What the layer has cut is not cut again.
+            return _of_size(layer(plain[None], seed)[0], size, crop_fraction=1.0)
+
+        return vary
+    transform = augmentation.varied(names)
+    return lambda picture, seed, index: _of_size(transform(picture, seed, index), size)
+
+
+def _of_size(picture, size, crop_fraction=EVAL_CROP):
+    """Leaves what has the size as it is, to the bit; the rest is resized and cropped to it."""
+    fits = tf.reduce_all(tf.equal(tf.shape(picture)[:2], size))
+    made = tf.cond(
+        fits,
+        lambda: _to_uint8(tf.cast(picture, tf.float32)),
+        lambda: resize_and_crop(picture, size, crop_fraction),
+    )
+    return tf.ensure_shape(made, [size, size, 3])
+
+
+@cache
+def _rand_augment(strength):
+    layers, float32 = keras.layers, {"dtype": "float32"}
+    bits = (8 - round(4 * strength), 8)
+    with tf.init_scope():  # layers have variables, which belong to no graph
+        layer = layers.RandAugment(value_range=(0, 255), factor=strength, **float32)
+        # The paper's widest ranges, times the strength. Those of Keras are others: a full circle at
+        # 1, and one bit a colour at the least strength.
+        layer.random_rotation = layers.RandomRotation(strength * 30 / 360, **float32)
+        layer.random_shear = layers.RandomShear(0.3 * strength, 0.3 * strength, **float32)
+        layer.random_translation = layers.RandomTranslation(
+            0.45 * strength, 0.45 * strength, **float32
+        )
+        layer.random_brightness = layers.RandomBrightness(0.45 * strength, **float32)
+        layer.random_posterization = layers.RandomPosterization(bits, **float32)
+        # Of Keras it turns most of any picture to its negative, at every strength.
+        layer._AUGMENT_LAYERS = [name for name in layer._AUGMENT_LAYERS if name != "solarization"]
+    return drawn_from_seed(layer)
+
+
+def _rotate(picture, degrees):
+    """Turns float32 [size, size, 3] about its centre, the corners filled by reflection."""
+    size = tf.cast(tf.shape(picture)[0], tf.float32)
+    angle = degrees * (math.pi / 180)
+    cos, sin, centre = tf.cos(angle), tf.sin(angle), (size - 1) / 2
+    matrix = [[cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin), 0.0, 0.0]]
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=picture[None],
+        transforms=matrix,
+        output_shape=tf.shape(picture)[:2],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+    )[0]
 
 
 _CHOICES = (
@@ -73,6 +155,8 @@ _CHOICES = (
     "contrast",
     "saturation",
     "hue",
+    "rotate",
+    "rand_augment",
 )
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from keras_transfer.builders import backbone_at
 from keras_transfer.data.augmentation import View, resolve_augmentation, views_of
+from keras_transfer.data.mixing import Mix
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import prefix_of, stage_costs
 from keras_transfer.features.store import DTYPES, Store, shown_bytes
@@ -60,6 +61,7 @@ def plan_caching(
     model,
     pictures: dict[str, int],
     augmentation,
+    mix: Mix = Mix(),
     *,
     store: Store,
     dtype: str = "auto",
@@ -71,7 +73,7 @@ def plan_caching(
         planned: the phase.
         model: of `build_model`.
         pictures: number of them in `"train"` and, if there are any, `"val"`.
-        augmentation: of the phase.
+        augmentation, mix: of the phase.
         dtype: `"auto"` is the precision of the prefix where that fits, else float16.
 
     Raises:
@@ -82,6 +84,8 @@ def plan_caching(
         return None, "nothing is frozen"
     if asked == "off" and not closed:
         return None, "as asked for"
+    if mix and not closed:
+        return None, f"{mix.kind} mixes pictures with each other"
     prefix = prefix_of(model, planned.frozen, planned.image_size)
     native = prefix.model.outputs[0].dtype if dtype == "auto" else dtype
     choices = [native] if dtype != "auto" or native != "float32" else ["float32", "float16"]
