@@ -136,6 +136,12 @@ def train(
     ] = None,
     cache: CacheOption = None,
     engine: EngineOption = None,
+    data_service: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a tf.data service that reads the pictures, grpc://HOST:PORT."
+        ),
+    ] = None,
     config: Config = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run (or begin it).")
@@ -224,6 +230,7 @@ def train(
         cache=settings["cache"],
         engine=settings["engine"],
         feature_dtype=settings["feature_dtype"],
+        data_service=data_service,
     )
     split_by = ("val", "val_split", "test_split", "group", "folds", "fold", "split")
     kept = {key: settings[key] for key in ("backbone", "strategy", "weights", *split_by)}

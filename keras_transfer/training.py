@@ -74,6 +74,8 @@ class Trainer:
         engine: what computes them, see `features.engines`: `"auto"`, `"keras"` or `"openvino"`.
         feature_dtype: number format they are kept in; `"auto"` is that of the model where it fits,
             else float16.
+        data_service: address of a tf.data service (`"grpc://HOST:PORT"`), whose workers read, resize
+            and augment what phases train on in pictures, see `data.service`.
 
     The model's image size is that of its input.
     """
@@ -97,6 +99,7 @@ class Trainer:
         cache: str = "auto",
         engine: str = "auto",
         feature_dtype: str = "auto",
+        data_service: str | None = None,
     ):
         if batch_size < 1 or steps_per_execution < 1:
             raise InputError(f"batch_size must be 1 or more, not {batch_size}.")
@@ -124,6 +127,7 @@ class Trainer:
         self.cache = cache
         self.engine = engine
         self.feature_dtype = feature_dtype
+        self.data_service = data_service
         self._schedule(1000)
 
     def _schedule(self, pictures) -> Schedule:
@@ -453,7 +457,9 @@ class Trainer:
             if start_epoch is None:
                 return batches.batches(features[split], labels, **options)
             return batches.training_batches(features[split], labels, **options, **order)
-        if self.cache != "off" and planned.epochs > 1:
+        if self.data_service:
+            options["service"] = self.data_service
+        elif self.cache != "off" and planned.epochs > 1:
             options["memory"] = self._memory
         return data.batches(
             split,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import write_picture
 
-from keras_transfer.data import Examples, from_directory
+from keras_transfer.data import Examples, Mix, from_directory
 from keras_transfer.data.service import service_batches
 from keras_transfer.errors import InputError
 
@@ -74,6 +74,23 @@ def test_two_workers_give_every_picture_once_an_epoch(service, numbered):
     np.testing.assert_array_equal(next(iter(late))[0], got[2 * steps][0])
 
 
+@pytest.mark.parametrize("options", [{"mix": Mix("mixup", 1.0)}, {"equal_classes": True}])
+def test_mixing_and_balance_are_those_of_one_process(service, numbered, options):
+    from keras_transfer.data import pipeline
+
+    labels = np.array([0] * 30 + [1] * 7, np.int32)
+    examples = Examples(numbered.pictures, labels)
+    weights = np.array([1.0, 3.0], np.float32)
+    options = dict(training=True, classes=2, class_weights=weights, **options, **OPTIONS)
+    for one, other in zip(
+        service_batches(examples, service, **options).take(12),
+        pipeline.batches(examples, **options).take(12),
+        strict=True,
+    ):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_evaluation_is_in_order_and_ends(service, numbered):
     from keras_transfer.data import pipeline
 
@@ -122,3 +139,8 @@ def test_what_it_cannot_do_is_said(numbered):
     arrays = Examples(Arrays(np.zeros((4, 8, 8, 3), "uint8")), np.arange(4, dtype="int32"))
     with pytest.raises(InputError, match="reads files"):
         service_batches(arrays, "grpc://localhost:1", **OPTIONS)
+    import albumentations
+
+    compose = albumentations.Compose([albumentations.HorizontalFlip()])
+    with pytest.raises(InputError, match="without albumentations"):
+        service_batches(numbered, "", training=True, augmentation=compose, **OPTIONS)

@@ -40,6 +40,7 @@ def batches(
     memory: "PictureMemory | None" = None,
     mix: Mix = Mix(),
     classes: int = 0,
+    service: str | None = None,
 ) -> tf.data.Dataset:
     """Batches (uint8 [B, image_size, image_size, 3], values 0-255; int32 [B]).
 
@@ -62,14 +63,34 @@ def batches(
     `classes` classes, float32 [B, classes]. What is mixed depends on (seed, epoch, number of the
     batch) alone.
 
+    With `service`, the address of a tf.data service, its workers make the batches, see
+    `data.service`.
+
     Raises:
         InputError: no such augmentation.
         tf.errors.OpError: while iterating, a file that cannot be read or decoded any more;
             the message names it.
     """
+    if service:
+        from keras_transfer.data.service import service_batches
+
+        return service_batches(
+            examples,
+            service,
+            image_size=image_size,
+            batch_size=batch_size,
+            training=training,
+            augmentation=augmentation,
+            seed=seed,
+            start_epoch=start_epoch,
+            class_weights=class_weights,
+            equal_classes=equal_classes,
+            mix=mix,
+            classes=classes,
+        )
     if training:
         variant = resolve_augmentation(augmentation)
-        blend = _blend(mix, classes)
+        blend = blender(mix, classes)
         stream = _training_batches(
             examples,
             image_size,
@@ -291,7 +312,7 @@ def _training_batches(
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def _blend(mix, classes):
+def blender(mix, classes):
     """The last step of a training batch: (pictures, labels, seeds [B, 2]) → (pictures, labels)."""
     if not mix:
         return lambda pictures, labels, seeds: (pictures, labels)

@@ -4,12 +4,14 @@ import os
 
 import tensorflow as tf
 
-from keras_transfer.data.augmentation import Augmentation, resolve_augmentation
+from keras_transfer.data.augmentation import resolve_augmentation
+from keras_transfer.data.compose import Albumentations
+from keras_transfer.data.mixing import Mix
 from keras_transfer.data.pictures import Files
-from keras_transfer.data.pipeline import epoch_order
+from keras_transfer.data.pipeline import blender, epoch_order, weighted
 from keras_transfer.data.serving import decode_in_graph
 from keras_transfer.data.sources import Examples
-from keras_transfer.data.transforms import augment, resize_and_crop
+from keras_transfer.data.transforms import augmenter, resize_and_crop
 from keras_transfer.errors import InputError
 
 _MOST_WAITING = 256  # batches that came before an earlier one: more means that it is lost
@@ -22,9 +24,13 @@ def service_batches(
     image_size: int,
     batch_size: int,
     training: bool = False,
-    augmentation: str | Augmentation = "light",
+    augmentation="light",
     seed: int = 0,
     start_epoch: int = 0,
+    class_weights=None,
+    equal_classes: bool = False,
+    mix: Mix = Mix(),
+    classes: int = 0,
 ) -> tf.data.Dataset:
     """What `pipeline.batches` gives, made by the workers of a tf.data service.
 
@@ -44,37 +50,42 @@ def service_batches(
     if not isinstance(examples.pictures, Files):
         raise InputError("The tf.data service reads files: write these pictures to a folder first.")
     variant = resolve_augmentation(augmentation)
-    if training and not isinstance(variant, Augmentation):
+    if training and isinstance(variant, Albumentations):
         raise InputError(
-            "The tf.data service runs without Python: choose a preset or an Augmentation for it."
+            "The tf.data service runs without Python, and so without albumentations: choose a preset, "
+            "an Augmentation or a Keras layer for it."
         )
     count = len(examples)
     steps = -(-count // batch_size)
     paths = tf.constant([os.fsencode(name) for name in examples.names])
     labels = tf.constant(examples.labels)
+    vary = augmenter(variant, image_size, examples.names)
+    drawn = examples.labels if equal_classes else None
 
-    def load(path):
-        return decode_in_graph(tf.io.read_file(path))
+    def order_in(number):
+        return epoch_order(count, tf.constant(seed, tf.int64), number // steps, drawn)
+
+    def load(index):
+        return decode_in_graph(tf.io.read_file(paths[index]))
 
     def batch_of(number):
-        first = number % steps * batch_size
+        places = tf.range(count)[number % steps * batch_size :][:batch_size]
         if training:
-            order, picture_seed = epoch_order(count, tf.constant(seed, tf.int64), number // steps)
-            chosen = order[first : first + batch_size]
+            order, picture_seed = order_in(number)
+            chosen = tf.gather(order, places)
+            variants = chosen if drawn is None else places
+
+            def prepare(row):
+                index, variant = row
+                return vary(load(index), tf.random.fold_in(picture_seed, variant), index)
         else:
-            chosen = tf.range(count)[first : first + batch_size]
+            chosen = variants = places
 
-        def prepare(index):
-            if not training:
-                return resize_and_crop(load(paths[index]), image_size)
-            own_seed = tf.random.fold_in(picture_seed, index)
-            return augment(load(paths[index]), image_size, variant, own_seed)
+            def prepare(row):
+                return resize_and_crop(load(row[0]), image_size)
 
-        pictures = tf.map_fn(
-            prepare,
-            chosen,
-            fn_output_signature=tf.TensorSpec([image_size, image_size, 3], tf.uint8),
-        )
+        made = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
+        pictures = tf.map_fn(prepare, (chosen, variants), fn_output_signature=made)
         return number, pictures, tf.gather(labels, chosen)
 
     first, last = (start_epoch * steps, tf.int64.max) if training else (0, steps)
@@ -87,24 +98,35 @@ def service_batches(
             )
         )
     )
-    signature = (
-        tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
-        tf.TensorSpec([None, *examples.labels.shape[1:]], labels.dtype),
+    stream = tf.data.Dataset.from_generator(
+        lambda: _in_order(made, first),
+        output_signature=(
+            tf.TensorSpec([], tf.int64),
+            tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
+            tf.TensorSpec([None, *examples.labels.shape[1:]], labels.dtype),
+        ),
     )
-    ordered = tf.data.Dataset.from_generator(
-        lambda: _in_order(made, first), output_signature=signature
-    )
-    cardinality = tf.data.INFINITE_CARDINALITY if training else steps
-    return ordered.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(2)
+    if not training:
+        stream = stream.map(lambda number, *batch: batch)
+        return stream.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
+    blend = blender(mix, classes)
+
+    def finish(number, pictures, labels):
+        batch_seed = tf.random.fold_in(order_in(number)[1], -1 - number % steps)
+        return blend(pictures, labels, batch_seed[None])
+
+    stream = weighted(stream.map(finish), class_weights)
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return stream.apply(endless).prefetch(2)
 
 
 def _in_order(made, expected):
-    """(pictures, labels) of (number, pictures, labels), by number."""
+    """The batches, which begin with their number, by that number."""
     waiting = {}
     for number, *batch in made:
         waiting[int(number)] = batch
         while expected in waiting:
-            yield tuple(waiting.pop(expected))
+            yield expected, *waiting.pop(expected)
             expected += 1
         if len(waiting) > _MOST_WAITING:
             break

@@ -109,6 +109,7 @@ class ImageData:
         equal_classes: bool = False,
         memory=None,
         mix: Mix = Mix(),
+        service: str | None = None,
     ):
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
 
@@ -130,6 +131,7 @@ class ImageData:
             memory=memory,
             mix=mix,
             classes=len(self.class_names),
+            service=service,
         )
 
     def steps(self, split: str, batch_size: int) -> int:
