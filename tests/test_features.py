@@ -262,7 +262,7 @@ def choose(data, asked, prefix, left=10**9):
         ),
         ((0.02, 0.0), (5.0, 2.0), 10**9, "openvino_f32", "relative error 0.0200"),
         ((0.02, 0.0), (5.0, 1.1), 10**9, "keras", "1.1 times as fast"),
-        ((0.001, 0.0), (5.0, 2.0), 100, "keras", "too little to compare"),
+        ((0.001, 0.0), (5.0, 2.0), 100, "keras", "too little work to compare"),
         ((float("nan"), 0.0), (5.0, 1.0), 10**9, "keras", "openvino_bf16 failed (not finite)"),
     ],
 )
@@ -518,3 +518,48 @@ def test_heads_without_a_closed_form(data):
             Trainer(model, closed)
         (phase,) = Trainer(model, "feature_extraction").plan(data).schedule.phases
         assert phase.solver == "gradient"
+
+
+def test_what_trains_is_no_part_of_a_fingerprint(data):
+    from keras_transfer.freezing import freeze
+
+    model = model_of(data)
+    before = prefix_of(model, 8).fingerprint
+    freeze(model, "stage:4")
+    assert prefix_of(model, 8).fingerprint == before
+    assert prefix_of(model, 7).fingerprint != before
+
+
+def test_a_deeper_cut_follows_from_a_later_phase_s(data, tmp_path, monkeypatch):
+    """Each picture is decoded once for all cuts, and the numbers are those of the whole prefix."""
+    from keras_transfer.data import pictures
+
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
+    schedule = Schedule(
+        "s",
+        (
+            Phase("head", "all", 1, 1e-2, augment="none"),
+            Phase("top", "stage:11", 1, 1e-4, augment="none"),
+            Phase("more", "stage:8", 1, 1e-4, augment="none"),
+        ),
+    )
+    read, contents = [], pictures.Files.contents
+    monkeypatch.setattr(
+        pictures.Files, "contents", lambda self, i: read.append(i) or contents(self, i)
+    )
+    model, run = trained(data, tmp_path / "run", schedule, cache="disk")
+    assert len(read) == 29 + 7
+    assert [row["frozen_stages"] for row in run.metrics["phases"]] == [14, 11, 8]
+    assert len(Store().list()) == 3  # views of training and validation pictures are one table
+
+    read.clear()
+    fresh = model_of(data)  # seeded alike, and nothing below the cuts was trained in the first phase
+    rows = np.arange(29)
+    for stages in (14, 11, 8):
+        prefix = prefix_of(fresh, stages)
+        found = extract(prefix, data.examples["train"])
+        assert not read, stages
+        again = extract(prefix, data.examples["train"], store=Store(tmp_path / "other"))
+        assert read
+        np.testing.assert_allclose(found.gather(rows), again.gather(rows), rtol=1e-4, atol=1e-5)
+        read.clear()

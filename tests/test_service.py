@@ -1,0 +1,122 @@
+"""The tf.data service: workers in processes of their own make the batches."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_picture
+
+from keras_transfer.data import Examples, from_directory
+from keras_transfer.data.service import service_batches
+from keras_transfer.errors import InputError
+
+WORKER = """
+import sys, tensorflow as tf
+server = tf.data.experimental.service.WorkerServer(
+    tf.data.experimental.service.WorkerConfig(dispatcher_address=sys.argv[1], heartbeat_interval_ms=500)
+)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def service():
+    """A dispatcher here and two workers in other processes; gives its address."""
+    import tensorflow as tf
+
+    dispatcher = tf.data.experimental.service.DispatchServer()
+    address = dispatcher.target
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, address.split("://")[1]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
+    yield address
+    for worker in workers:
+        worker.kill()
+        worker.communicate()
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Thirty-seven pictures whose label is their index."""
+    for i in range(37):
+        write_picture(tmp_path / f"{i:02}.png", (6 * i, 100, 100), size=(50, 40), seed=i)
+    return Examples(sorted(map(str, tmp_path.iterdir())), np.arange(37, dtype=np.int32))
+
+
+OPTIONS = dict(image_size=16, batch_size=4)
+
+
+def test_two_workers_give_every_picture_once_an_epoch(service, numbered):
+    """In the order, and with the augmentation, of one process."""
+    from keras_transfer.data import pipeline
+
+    epochs, steps = 3, 10
+    options = dict(training=True, augmentation="medium", seed=5, **OPTIONS)
+    got = list(service_batches(numbered, service, **options).take(epochs * steps))
+    orders = np.concatenate([np.asarray(labels) for _, labels in got]).reshape(epochs, 37)
+    assert (np.sort(orders, axis=1) == np.arange(37)).all()
+    assert len({tuple(order) for order in orders}) == epochs
+    expected = list(pipeline.batches(numbered, **options).take(epochs * steps))
+    for (pictures, labels), (others, other_labels) in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(labels, other_labels)
+        np.testing.assert_array_equal(pictures, others)
+    late = service_batches(numbered, service, start_epoch=2, **options)
+    np.testing.assert_array_equal(next(iter(late))[0], got[2 * steps][0])
+
+
+def test_evaluation_is_in_order_and_ends(service, numbered):
+    from keras_transfer.data import pipeline
+
+    got = service_batches(numbered, service, **OPTIONS)
+    assert got.cardinality() == 10
+    for one, other in zip(got, pipeline.batches(numbered, **OPTIONS), strict=True):
+        np.testing.assert_array_equal(one[1], other[1])
+        np.testing.assert_array_equal(one[0], other[0])
+
+
+def test_a_trainer_feeds_from_it(service, colours, tmp_path, monkeypatch):
+    """The same run as without it."""
+    import keras
+
+    from keras_transfer.builders import build_model
+    from keras_transfer.heads import Classification
+    from keras_transfer.training import Trainer
+
+    data = from_directory(colours, progress=False)
+    runs = []
+    for address in (None, service):
+        keras.utils.set_random_seed(0)
+        model = build_model(
+            "mobilenet_0.25", Classification(data.class_names), image_size=32, weights=None
+        )
+        trainer = Trainer(
+            model, "fine_tune", epochs=2, cache="off", data_service=address, batch_size=8
+        )
+        runs.append(trainer.fit(data, tmp_path / f"run{address is None}"))
+    histories = [[row["loss"] for row in _history(run)] for run in runs]
+    assert histories[0] == pytest.approx(histories[1], rel=1e-5)
+
+
+def _history(run):
+    import csv
+
+    with (run.path / "history.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if k == "loss"} for row in csv.DictReader(file)]
+
+
+def test_what_it_cannot_do_is_said(numbered):
+    from keras_transfer.data.pictures import Arrays
+
+    arrays = Examples(Arrays(np.zeros((4, 8, 8, 3), "uint8")), np.arange(4, dtype="int32"))
+    with pytest.raises(InputError, match="reads files"):
+        service_batches(arrays, "grpc://localhost:1", **OPTIONS)
