@@ -761,8 +761,8 @@ def check():
 
 atexit.register(check)
 import keras_transfer.data as d
-from keras_transfer.data import pipeline
-decode = pipeline.decode
+from keras_transfer.data import decode as decoding
+decode = decoding.decode
 
 def slow(contents):
     begun.append(1)
@@ -770,7 +770,7 @@ def slow(contents):
     ended.append(1)
     return decode(contents)
 
-pipeline.decode = slow
+decoding.decode = slow
 data = d.from_directory(sys.argv[1])
 rows = iter(data.batches("train", image_size=32, batch_size=8, training=True))
 next(rows)
