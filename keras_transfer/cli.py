@@ -442,6 +442,7 @@ def predict(
 ):
     """Predict pictures: path, label, score and the five best labels, as CSV or JSON."""
     from keras_transfer.data import list_pictures
+    from keras_transfer.data.report import printable
     from keras_transfer.runs import Run, write_text
 
     run = Run.open(run)
@@ -451,7 +452,7 @@ def predict(
 
     predictions, skipped = evaluation.predict(run.model, paths)
     for item in skipped:
-        print(f"skipped {item.path}: {item.reason}", file=sys.stderr)
+        print(f"skipped {printable(item.path)}: {item.reason}", file=sys.stderr)
     table = evaluation.predictions_csv(predictions)
     if out is not None:
         write_text(out, table)

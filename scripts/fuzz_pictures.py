@@ -41,7 +41,8 @@ def seeds(rng) -> list[bytes]:
     alpha.putalpha(grey)
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a note"
-    frames = dict(save_all=True, append_images=[rgb.rotate(180).quantize(16)], duration=50)
+    turned = rgb.rotate(180)
+    frames = dict(save_all=True, append_images=[turned.quantize(16)], duration=50)
     made = [
         (rgb, "JPEG", {}),
         (rgb, "JPEG", {"progressive": True, "exif": exif}),
@@ -58,6 +59,7 @@ def seeds(rng) -> list[bytes]:
         (palette, "BMP", {}),
         (rgb, "WEBP", {"exif": exif}),
         (alpha, "WEBP", {"lossless": True}),
+        (rgb, "WEBP", {"save_all": True, "append_images": [turned]}),
     ]
     files = []
     for picture, kind, options in made:

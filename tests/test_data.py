@@ -193,16 +193,17 @@ def test_check_pictures_names_every_bad_file(tmp_path, monkeypatch, capfd):
     (tmp_path / "fine.webp").write_bytes(encode(three_colours(), "WEBP"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70 * 70)
     Image.new("L", (150, 150)).save(tmp_path / "bomb.png")
-    Image.new("L", (75, 75)).save(tmp_path / "large.png")  # Pillow warns, and decodes
+    Image.new("L", (75, 75)).save(tmp_path / "large.png")  # Pillow only warns
     paths = sorted(map(str, tmp_path.iterdir()), reverse=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         good, skipped = check_pictures(paths)
-    assert [Path(path).name for path in good] == ["really_png.jpg", "large.png", "fine.webp"]
-    assert [item.path for item in skipped] == [path for path in paths if path not in good]
+    assert [Path(path).name for path in good.names] == ["really_png.jpg", "fine.webp"]
+    assert [item.path for item in skipped] == [path for path in paths if path not in good.names]
     reasons = {Path(item.path).name: item.reason for item in skipped}
-    assert reasons.keys() == {*expected, "bomb.png"}
-    assert reasons["bomb.png"].startswith("too large: ")
+    assert reasons.keys() == {*expected, "bomb.png", "large.png"}
+    assert reasons["bomb.png"].startswith("too large: 22,500 pixels, at most 4,900 are read")
+    assert reasons["large.png"].startswith("too large: 5,625 pixels, at most 4,900 are read")
     for name, reason in expected.items():
         assert reasons[name].startswith(reason), (name, reasons[name])
     assert not any("\n" in reason for reason in reasons.values())
@@ -392,7 +393,8 @@ def test_decode_gives_the_right_colours(kind):
 def test_every_decodable_kind_passes_the_check(kind, tmp_path):
     path = tmp_path / "picture.PNG"
     path.write_bytes(ENCODED[kind][0])
-    assert check_pictures([str(path)]) == ([str(path)], [])
+    good, skipped = check_pictures([str(path)])
+    assert good.names == [str(path)] and skipped == []
 
 
 def test_pillow_takes_over_where_tensorflow_fails(monkeypatch):
@@ -622,8 +624,8 @@ def check():
 
 atexit.register(check)
 import keras_transfer.data as d
-from keras_transfer.data import pipeline
-decode = pipeline.decode
+from keras_transfer.data import decode as decoding
+decode = decoding.decode
 
 def slow(contents):
     begun.append(1)
@@ -631,7 +633,7 @@ def slow(contents):
     ended.append(1)
     return decode(contents)
 
-pipeline.decode = slow
+decoding.decode = slow
 data = d.from_directory(sys.argv[1])
 rows = iter(data.batches("train", image_size=32, batch_size=8, training=True))
 next(rows)

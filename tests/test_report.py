@@ -108,6 +108,12 @@ def test_a_folder_that_training_refuses_is_reported(tmp_path):
     assert "class dog has no readable picture" in report.problem
     assert "train would stop: class dog" in report.text()
     assert len(report.twins.groups) == 1
+    for wrong, words in (
+        ({"val_split": 2}, "validation share"),
+        ({"val": tmp_path / "none"}, "no such"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_data(tmp_path / "d", **wrong)
     for file in (tmp_path / "d" / "cat").iterdir():
         file.write_bytes(b"no picture")
     with pytest.raises(InputError, match="no readable picture"):

@@ -13,6 +13,7 @@ from keras_transfer.data.index import check_files
 from keras_transfer.data.opening import open_data
 from keras_transfer.data.pictures import Files
 from keras_transfer.data.sources import Examples, ImageData
+from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError
 
 _SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # borders of the histogram, pixels
@@ -205,8 +206,11 @@ def check_data(
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
-        InputError: nothing in it can be used.
+        InputError: nothing in it can be used, or `val` or `val_split` is wrong.
     """
+    require_fraction(val_split)
+    if val is not None:
+        read_splits(val)
     try:
         data = open_data(source, val=val, val_split=val_split, seed=seed, progress=progress)
         return report_on(data)
