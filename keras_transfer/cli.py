@@ -95,14 +95,27 @@ def check(
     val: ValOption = None,
     val_split: ValSplit = None,
     seed: Seed = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="A .png file: pictures as the model sees them, before and after."),
+    ] = None,
     as_json: Json = False,
 ):
     """Check pictures: faulty files, duplicates, leakage between splits, sizes."""
-    from keras_transfer.data import check_data
+    from keras_transfer.data import check_data, open_data
 
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise InputError(f"Cannot draw into {sheet}: give a .png file.")
     settings = settings_of(None, val=val, val_split=val_split, seed=seed)
-    report = check_data(data, **{key: settings[key] for key in ("val", "val_split", "seed")})
+    options = {key: settings[key] for key in ("val", "val_split", "seed")}
+    report = check_data(data, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
+    if sheet is not None:
+        _load_keras()
+        from keras_transfer.data.sheet import sheet as draw
+
+        draw(open_data(data, **options), sheet)
+        print(f"wrote {sheet}", file=sys.stderr)
 
 
 @app.command()
