@@ -52,6 +52,7 @@ def bad_folder(tmp_path, case):
     return data, "too few"
 
 
+UNTRAINED = ("--weights", "none")
 CASES = {
     "unknown backbone": (["--backbone", "resnet5"], "did you mean resnet50"),
     "image size": (["--backbone", "xception", "--image-size", "40"], "too small for xception"),
@@ -65,10 +66,10 @@ CASES = {
     "a value out of range": (["--set", "all.ema=1.5"], "ema must be at least 0 and below 1"),
     "no value": (["--set", "epochs"], "give KEY=VALUE"),
     "no schedule file": (["--strategy", "none.yaml"], "No schedule file"),
-    "a share": (["--val-split", "1.5"], "must lie between 0 and 1"),
-    "a group": (["--group", "(a"], "not a regular expression"),
-    "a fold": (["--folds", "3"], "--fold"),
-    "no list": (["--split", "none.csv"], "cannot read the list of splits none.csv"),
+    "a share": ([*UNTRAINED, "--val-split", "1.5"], "must lie between 0 and 1"),
+    "a group": ([*UNTRAINED, "--group", "(a"], "not a regular expression"),
+    "a fold": ([*UNTRAINED, "--folds", "3"], "--fold"),
+    "no list": ([*UNTRAINED, "--split", "none.csv"], "cannot read the list of splits none.csv"),
     "epochs of bit": (["--strategy", "bit", "--epochs", "3"], "bit has the arguments"),
 }
 

@@ -102,7 +102,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         grey = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
         picture = Image.fromarray(grey.astype(np.uint8))
-    if picture.mode == "P":
+    if picture.mode == "P" and "transparency" in picture.info:
         # By way of RGBA: straight to RGB, Pillow warns when the palette has transparency.
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
