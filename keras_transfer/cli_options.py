@@ -36,6 +36,11 @@ class Engine(StrEnum):
     openvino = "openvino"
 
 
+class Task(StrEnum):
+    single_label = "single_label"
+    multi_label = "multi_label"
+
+
 class Augment(StrEnum):
     none = "none"
     light = "light"
@@ -48,6 +53,13 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The --out director
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")]
 BackboneOption = Annotated[
     str | None, typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN.")
+]
+TaskOption = Annotated[
+    Task,
+    typer.Option(
+        help="One class a picture, or several labels: those of all folders it lies in. "
+        "[single_label]"
+    ),
 ]
 StrategyOption = Annotated[
     str | None, typer.Option(help="A recipe of `keras-transfer schedule`, or a .yaml file. [lp_ft]")
@@ -105,6 +117,7 @@ def schedule_of(config, data):
 
 
 DEFAULTS = {
+    "task": "single_label",
     "backbone": "mobilenet_v2",
     "strategy": DEFAULT,
     "weights": "imagenet",

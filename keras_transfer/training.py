@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_transfer import recipes
-from keras_transfer.builders import training_model
+from keras_transfer.builders import head_layers, training_model
 from keras_transfer.data.augmentation import Augmentation, resolve_augmentation
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged, Interrupted, Signals, explained
@@ -19,7 +19,15 @@ from keras_transfer.features.caching import Caching, check_cache, plan_caching
 from keras_transfer.features.store import Store
 from keras_transfer.features.supply import Supply
 from keras_transfer.freezing import freeze
-from keras_transfer.heads import Classification, head_of
+from keras_transfer.heads import (
+    Classification,
+    Head,
+    by_head,
+    check_targets,
+    compile_arguments,
+    fit_heads,
+    heads_of,
+)
 from keras_transfer.machine import free_memory
 from keras_transfer.optimizers import anchor_at, make_optimizer
 from keras_transfer.plans import Plan, make_plan
@@ -27,10 +35,11 @@ from keras_transfer.precision import jit_compile
 from keras_transfer.progress import Progress, SwapAverages, assign, collected
 from keras_transfer.runs import Run
 from keras_transfer.schedules import KEEP, Schedule
-from keras_transfer.solvers import logistic_regression
+from keras_transfer.solvers import solve
 
 _MOST_PICTURES = 1 << 30  # bytes of decoded pictures in memory
 _HEAD_STEPS = 64
+_MEASURED = 1024  # activations in one batch
 _GO_ON = "go on with --resume (resume=True)"
 
 
@@ -49,7 +58,8 @@ class Trainer:
             phase says nothing.
         seed: fixes order, augmentation and dropout. Two runs with the same seed, model weights and
             machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
-        keep: `"best"` keeps the epoch with the highest validation accuracy, then least loss;
+        keep: `"best"` keeps the epoch with the highest validation accuracy (of labels: mean average
+            precision), then least loss; of numbers and several heads the least loss alone;
             `"last"` the last one, whose accuracy no choice has flattered.
         steps_per_execution: at most so many steps in one call of Keras, ≥ 1; the largest number
             that divides an epoch is taken. More than 1 helps where a step takes a few milliseconds
@@ -89,7 +99,7 @@ class Trainer:
         check_cache(cache, feature_dtype)
         check_engine(engine)
         self.model = model
-        self.head = head_of(model)
+        heads_of(model)
         self._recipe = schedule
         self._overrides = dict(overrides or {})
         for name, value in (("epochs", epochs), ("learning_rate", learning_rate)):
@@ -120,15 +130,28 @@ class Trainer:
                 raise InputError(
                     f"Phase '{phase.name}': solver 'logistic' {self._closed_form_obstacle()}."
                 )
-            _class_weights(phase.class_weights, self.head.names, np.ones(len(self.head.names)))
+            if phase.class_weights is not None and not isinstance(self.head, Classification):
+                raise InputError(f"Phase '{phase.name}': class_weights needs one class a picture.")
+            if phase.class_weights is not None:
+                _class_weights(phase.class_weights, self.head.names, np.ones(len(self.head.names)))
             _augmentation(phase.augment)
+            self._smoothed(phase)
         return schedule
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """Those of the model, see `heads_of`."""
+        return heads_of(self.model)
+
+    @property
+    def head(self) -> Head | None:
+        """The model's head; None where it has several."""
+        heads = list(self.heads.values())
+        return heads[0] if len(heads) == 1 else None
 
     def _closed_form_obstacle(self) -> str | None:
         """Why the head has no closed form; None where it has one."""
-        if not isinstance(self.head, Classification):
-            return f"gives classes, not {self.head.task}"
-        if self.head.hidden:
+        if any(head.hidden for head in self.heads.values()):
             return "gives one linear layer, and this head has hidden ones"
         if len(self.model.layers[1].output.shape) > 2:
             return "needs pooled features"
@@ -172,16 +195,13 @@ class Trainer:
             The finished `Run`. `self.model` has the kept weights.
 
         Raises:
-            InputError: the model's classes are not the data's; `out` is not empty; the run to
+            InputError: the model's heads are not the data's; `out` is not empty; the run to
                 resume is finished, or its settings or pictures changed; memory or disk is full.
             Diverged: the loss became NaN or infinite; the best model before that is in the run.
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
         """
-        if tuple(data.class_names) != tuple(self.head.names):
-            raise InputError(
-                f"The model's classes {self.head.names} are not the data's {data.class_names}: "
-                "build the head with Classification(data.class_names)."
-            )
+        check_targets(self.heads, data)
+        fit_heads(self.model, data.examples["train"].labels)
         plan = self.plan(data)
         schedule = plan.schedule
         keras.utils.set_random_seed(self.seed)
@@ -199,7 +219,7 @@ class Trainer:
         else:
             run = Run.create(out, settings, data.skipped, pictures)
         if schedule.zero_head:
-            for weight in self.model.layers[-1].weights:
+            for weight in (w for name in self.heads for w in self.model.get_layer(name).weights):
                 weight.assign(np.zeros(weight.shape))
         self._start = self._starting_weights(run, schedule, resume)
         say(plan.table())
@@ -267,9 +287,13 @@ class Trainer:
             "engine": self.engine,
             "feature_dtype": self.feature_dtype,
             "caching": [chosen and chosen.to_dict() for chosen in caching],
-            "head": {"task": self.head.task, "names": list(self.head.names)},
+            **self._described_heads(),
             "schedule": schedule.to_dict(),
         }
+
+    def _described_heads(self):
+        heads = {n: {"task": h.task, "names": list(h.names)} for n, h in self.heads.items()}
+        return {"heads": heads} if self.head is None else {"head": heads.popitem()[1]}
 
     def _starting_weights(self, run, schedule, resume):
         """What L2-SP pulls to: the weights before the first phase, also in a resumed run."""
@@ -282,50 +306,49 @@ class Trainer:
         return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
 
     def _solve_phase(self, planned, data, progress, features):
-        """The head by logistic regression, as an epoch of its own."""
+        """The heads in closed form, as an epoch of their own."""
         started = time.perf_counter()
         frozen = freeze(self.model, "all")
         progress.start_phase(planned, frozen, [])
         train = features["train"]
         rows = np.arange(len(data.examples["train"]))
-        labels = data.examples["train"].labels
-        counts = np.bincount(labels, minlength=len(self.head.names))
-        found = logistic_regression(
-            np.concatenate([train.gather(rows, view) for view in range(train.views)]).astype(
-                "float32"
-            ),
-            np.tile(labels, train.views),
-            np.tile(rows, train.views),
-            class_weights=_class_weights(planned.phase.class_weights, self.head.names, counts),
-            seed=self.seed,
-        )
-        self.model.layers[-1].kernel.assign(found.kernel)
-        self.model.layers[-1].bias.assign(found.bias)
+        activations = np.concatenate(
+            [train.gather(rows, view) for view in range(train.views)]
+        ).astype("float32")
+        labels = by_head(self.heads, data.examples["train"].labels)
+        for name, head in self.heads.items():
+            found = solve(
+                head.task,
+                activations,
+                np.concatenate([head.from_units(labels[name])] * train.views),
+                np.tile(rows, train.views),
+                class_weights=self._class_weights(planned.phase, data),
+                seed=self.seed,
+            )
+            layer = self.model.get_layer(name)
+            layer.kernel.assign(found.kernel)
+            layer.bias.assign(found.bias)
+            say(f"head: {found}" if self.head else f"head {name}: {found}")
         logs = {}
         for split, prefix in (("train", ""), ("val", "val_")):
             if split in features:
-                logs |= self._measured(features[split], data.examples[split].labels, prefix)
-        chosen = f"strength {found.strength:.3g}"
-        if found.cross_validation is not None:
-            chosen += f" by cross-validation, log loss {found.cross_validation:.4f}"
-        say(f"head: {chosen}")
+                measured = self._measured(planned, features[split], data.examples[split].labels)
+                logs |= {prefix + name: value for name, value in measured.items()}
         progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
 
-    def _measured(self, activations, labels, prefix):
-        """Loss and metrics of the last layer on activations in their first view."""
-        rows = np.arange(len(labels))
-        values = [
-            keras.ops.convert_to_numpy(
-                self.model.layers[-1](activations.gather(part).astype("float32"))
-            )
-            for part in np.array_split(rows, math.ceil(len(rows) / 4096))
-        ]
-        outputs = np.concatenate(values)
-        logs = {f"{prefix}loss": float(self.head.loss()(labels, outputs))}
-        for metric in self.head.metrics():
-            metric.update_state(labels, outputs)
-            logs[prefix + metric.name] = float(metric.result())
-        return logs
+    def _measured(self, planned, activations, labels):
+        """Loss and metrics of the heads on activations in their first view."""
+        from keras_transfer.features import batches
+
+        model = training_model(
+            self.model, planned.frozen, image_size=planned.image_size, from_cut=True
+        )
+        # Eagerly: it is one pass, and a graph takes longer to make.
+        model.compile(**compile_arguments(self.heads), run_eagerly=True)
+        stream = batches.batches(
+            activations, labels, batch_size=_MEASURED, dtype=model.inputs[0].dtype
+        )
+        return model.evaluate(stream, return_dict=True, verbose=0)
 
     def _run_phase(self, planned, data, progress, features, arrays):
         """One compile and fit; `arrays` is the state to go on from, where there is one."""
@@ -339,14 +362,10 @@ class Trainer:
             fold=phase.batch_norm == "frozen",
         )
         self._set_dropout(phase)
-        head = self.head
-        if phase.label_smoothing is not None:
-            head = dataclasses.replace(head, label_smoothing=phase.label_smoothing)
         optimizer = make_optimizer(self.model, phase, planned.steps, model.trainable_variables)
         model.compile(
             optimizer=optimizer,
-            loss=head.loss(),
-            metrics=head.metrics(),
+            **compile_arguments(self._smoothed(phase)),
             jit_compile=jit_compile(),
             steps_per_execution=self._steps_per_execution(planned, bool(features)),
         )
@@ -368,18 +387,36 @@ class Trainer:
         validation = None
         if "val" in data.examples:
             validation = self._batches(data, "val", planned, features, dtype)
-        counts = np.bincount(data.examples["train"].labels, minlength=len(head.names))
         model.fit(
             stream,
             validation_data=validation,
             steps_per_epoch=planned.steps_per_epoch,
             initial_epoch=progress.epoch,
             epochs=progress.epoch - progress.phase_epoch + planned.epochs,
-            class_weight=_class_weights(phase.class_weights, head.names, counts),
+            class_weight=self._class_weights(phase, data),
             callbacks=[*watched, *averages, progress],
             shuffle=False,  # the stream is shuffled already
             verbose=0,
         )
+
+    def _smoothed(self, phase):
+        """The heads with the phase's label smoothing, which numbers have none of."""
+        heads = self.heads
+        if phase.label_smoothing is None:
+            return heads
+        return {
+            name: dataclasses.replace(head, label_smoothing=phase.label_smoothing)
+            if head.task != "regression" or self.head
+            else head
+            for name, head in heads.items()
+        }
+
+    def _class_weights(self, phase, data):
+        if phase.class_weights is None:
+            return None
+        names = self.head.names
+        counts = np.bincount(data.examples["train"].labels, minlength=len(names))
+        return _class_weights(phase.class_weights, names, counts)
 
     def _steps_per_execution(self, planned, from_cut):
         most = self.steps_per_execution
@@ -421,9 +458,11 @@ class Trainer:
         return PictureMemory(min(_MOST_PICTURES, free_memory() // 4))
 
     def _set_dropout(self, phase):
-        rate = self.head.dropout if phase.dropout is None else phase.dropout
-        for layer in self.model.layers:
-            if isinstance(layer, keras.layers.Dropout):
+        for name, layers in head_layers(self.model).items():
+            rate = self.heads[name].dropout if phase.dropout is None else phase.dropout
+            for layer in layers:
+                if not isinstance(layer, keras.layers.Dropout):
+                    continue
                 if rate and not hasattr(layer, "seed_generator"):
                     raise InputError(
                         f"Phase '{phase.name}': dropout {rate} needs a head that was built with "
@@ -439,8 +478,7 @@ class Trainer:
             warnings.simplefilter("ignore")
             self.model.compile(
                 optimizer=keras.optimizers.AdamW(1e-5),
-                loss=self.head.loss(),
-                metrics=self.head.metrics(),
+                **compile_arguments(self.heads),
                 jit_compile=jit_compile(),
             )
         run.finish(self.model, progress.metrics(data, **more))

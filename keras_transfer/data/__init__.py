@@ -19,6 +19,7 @@ from keras_transfer.data.sources import (
     labelled_pictures,
 )
 from keras_transfer.data.splits import stratified_split
+from keras_transfer.data.targets import Target, read_targets
 
 __all__ = [
     "AUGMENTATIONS",
@@ -26,11 +27,13 @@ __all__ = [
     "Examples",
     "ImageData",
     "Skipped",
+    "Target",
     "View",
     "check_pictures",
     "from_directory",
     "labelled_pictures",
     "list_pictures",
+    "read_targets",
     "read_tree",
     "resolve_augmentation",
     "stratified_split",

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_transfer.data.augmentation import Augmentation, View, resolve_augmentation
 from keras_transfer.data.pictures import Pictures
 from keras_transfer.data.sources import Examples
+from keras_transfer.data.targets import map_labels
 from keras_transfer.data.transforms import augment, resize_and_crop
 
 
@@ -164,7 +165,7 @@ def epoch_order(count: int, seed, epoch) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _training_batches(examples, image_size, batch_size, augmentation, seed, start_epoch, memory):
     load = _loader(examples.pictures, memory)
-    labels = tf.constant(examples.labels)
+    labels = map_labels(tf.constant, examples.labels)
     count = len(examples)
 
     def epoch_rows(epoch):
@@ -177,7 +178,7 @@ def _training_batches(examples, image_size, batch_size, augmentation, seed, star
     def prepare(batch, index, picture_seed):
         picture_seed = tf.random.fold_in(picture_seed, index)
         picture = augment(load(index), image_size, augmentation, picture_seed)
-        return batch, picture, labels[index]
+        return batch, picture, map_labels(lambda array: array[index], labels)
 
     def size_of(batch):
         return tf.minimum(count - batch * batch_size, batch_size)
@@ -200,7 +201,7 @@ def _training_batches(examples, image_size, batch_size, augmentation, seed, star
 
 
 def _rows(examples):
-    return tf.range(len(examples)), tf.constant(examples.labels)
+    return tf.range(len(examples)), map_labels(tf.constant, examples.labels)
 
 
 def _loader(pictures, memory=None):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data import targets
 from keras_transfer.data.augmentation import Augmentation
+from keras_transfer.data.copies import merge_copies
 from keras_transfer.data.files import (
     Skipped,
     check_pictures,
@@ -16,9 +18,10 @@ from keras_transfer.data.files import (
 )
 from keras_transfer.data.pictures import Pictures, as_pictures
 from keras_transfer.data.splits import require_fraction, stratified_split
+from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 
-_MOST_CLASSES_SHOWN = 10
+FOLDER_TASKS = ("single_label", "multi_label")
 
 
 @dataclass(eq=False)
@@ -28,11 +31,12 @@ class Examples:
     Attributes:
         pictures: where they lie, see `data.pictures`; a list of paths becomes `Files`. Files are
             those that could be decoded when they were checked, sorted within a class.
-        labels: int32 [n], positions in `ImageData.class_names`.
+        labels: int32 [n], positions in `ImageData.class_names`; for other tasks and several heads
+            see `data.targets`.
     """
 
     pictures: Pictures | list[str]
-    labels: np.ndarray
+    labels: np.ndarray | dict[str, np.ndarray]
 
     def __post_init__(self):
         self.pictures = as_pictures(self.pictures)
@@ -52,7 +56,8 @@ class Examples:
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""
-        return Examples(self.pictures.take(indices), self.labels[indices])
+        labels = targets.map_labels(lambda array: array[indices], self.labels)
+        return Examples(self.pictures.take(indices), labels)
 
 
 @dataclass(eq=False, repr=False)
@@ -60,16 +65,34 @@ class ImageData:
     """Labelled pictures on disk, split, checked and ready to be read.
 
     Attributes:
-        class_names: in the order of the labels.
+        class_names: in the order of the labels: of classes, of labels, or of numbers; of several
+            heads there are none.
         examples: for each split that exists ("train", "val", "test"), its examples.
         skipped: files that are left out, with the reason.
         root: the folder the pictures came from.
+        targets: what the labels are, a `data.targets.Target`; of several heads a dict of them. By
+            default one class a picture.
     """
 
     class_names: tuple[str, ...]
     examples: dict[str, Examples]
     skipped: list[Skipped]
     root: str
+    targets: Target | dict[str, Target] | None = None
+
+    def __post_init__(self):
+        if self.targets is None:
+            self.targets = Target("single_label", self.class_names)
+
+    @property
+    def task(self) -> str | dict[str, str]:
+        """`single_label`, `multi_label` or `regression`; of several heads a dict."""
+        return targets.map_labels(lambda target: target.task, self.targets)
+
+    @property
+    def names(self) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
+        """Of the classes, labels or numbers; of several heads a dict."""
+        return targets.map_labels(lambda target: target.names, self.targets)
 
     @property
     def train(self):
@@ -88,14 +111,15 @@ class ImageData:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of pictures: split -> class -> count."""
+        """Number of pictures: split -> class (or label) -> count.
+
+        Raises:
+            InputError: several heads.
+        """
+        if isinstance(self.targets, dict):
+            raise InputError(f"The data have no classes but heads: {', '.join(self.targets)}.")
         return {
-            split: dict(
-                zip(
-                    self.class_names,
-                    np.bincount(examples.labels, minlength=len(self.class_names)).tolist(),
-                )
-            )
+            split: targets.counts_of(examples.labels, self.targets)
             for split, examples in self.examples.items()
         }
 
@@ -139,20 +163,22 @@ class ImageData:
         Two equal fingerprints mean the same pictures with the same labels in the same splits.
         """
         return {
-            f"{split}: {self.class_names[label]}: {os.path.relpath(path, self.root)}": digest.hex()
+            f"{split}: {label}: {os.path.relpath(path, self.root)}": digest.hex()
             for split, examples in self.examples.items()
-            for path, label, digest in zip(examples.names, examples.labels, examples.digests)
+            for path, label, digest in zip(
+                examples.names, targets.shown(examples.labels, self.targets), examples.digests
+            )
         }
 
     def describe(self) -> str:
         """Return a few lines for people: classes, pictures in each split, skipped files."""
-        lines = [f"{self.root}: {len(self.class_names)} classes"]
-        for split, counts in self.counts.items():
-            shown = [f"{name} {n}" for name, n in list(counts.items())[:_MOST_CLASSES_SHOWN]]
-            more = len(counts) - len(shown)
-            if more:
-                shown.append(f"and {more} more")
-            lines.append(f"{split}: {sum(counts.values())} pictures ({', '.join(shown)})")
+        what = {"single_label": "classes", "multi_label": "labels", "regression": "targets"}
+        several = isinstance(self.targets, dict)
+        kind = f"{len(self.targets)} heads" if several else f"{len(self.names)} {what[self.task]}"
+        lines = [f"{self.root}: {kind}"]
+        for split, examples in self.examples.items():
+            summary = targets.summary(examples.labels, self.targets)
+            lines.append(f"{split}: {len(examples)} pictures ({summary})")
         if self.skipped:
             lines.append(f"skipped: {len(self.skipped)} files")
         return "\n".join(lines)
@@ -185,6 +211,7 @@ def from_directory(
     val: str | os.PathLike | None = None,
     val_split: float = 0.2,
     seed: int = 0,
+    task: str = "single_label",
     progress: bool = True,
 ) -> ImageData:
     """Index a picture folder, leave out what cannot be decoded, and split it.
@@ -198,11 +225,14 @@ def from_directory(
         val: another folder `val/<class>/` with the same classes.
         val_split: share of the training pictures for validation, where none are given.
         seed: of that split.
+        task: `"multi_label"`: the folders are labels, and a picture that lies in several of them has
+            several, see `data.copies.merge_copies`.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         InputError: the folder cannot be used as it is; the message says what to do.
     """
+    require_folder_task(task)
     root = Path(root).expanduser()
     tree = read_tree(root)
     train_folder = root if "all" in tree else root / "train"
@@ -218,15 +248,17 @@ def from_directory(
     tree, skipped = _check(tree, progress)
     _require_each_class(tree["train"], train_folder, skipped)
 
-    examples = {split: _label(classes, class_names) for split, classes in tree.items()}
+    target = Target(task, class_names)
+    examples = {split: _label(classes, target, progress) for split, classes in tree.items()}
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
         _require_pictures(part, where, skipped)
     if "val" not in examples:
         whole = examples["train"]
-        chosen = stratified_split(whole.labels, val_split, seed, class_names)
+        names = class_names if task == "single_label" else None
+        chosen = stratified_split(targets.strata(whole.labels), val_split, seed, names)
         examples["train"], examples["val"] = map(whole.take, chosen)
-    return ImageData(class_names, _in_order(examples), skipped, str(root))
+    return ImageData(class_names, _in_order(examples), skipped, str(root), target)
 
 
 def labelled_pictures(
@@ -234,6 +266,7 @@ def labelled_pictures(
     class_names: Sequence[str],
     *,
     split: str | None = None,
+    task: str = "single_label",
     progress: bool = True,
 ) -> ImageData:
     """Read pictures of known classes, to evaluate a model on; the result has one split.
@@ -243,11 +276,13 @@ def labelled_pictures(
         class_names: the model's classes, in the order of its outputs.
         split: "train", "val" or "test"; by default test, else val. A folder without splits
             has the one split "all".
+        task: as in `from_directory`.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         InputError: no such split, a class that the model does not know, or no picture.
     """
+    require_folder_task(task)
     root = Path(root).expanduser()
     tree = read_splits(root)
     chosen = split or next((name for name in ("test", "val", "all") if name in tree), None)
@@ -260,9 +295,19 @@ def labelled_pictures(
             f"it knows {', '.join(class_names)}"
         )
     tree, skipped = _check({chosen: tree[chosen]}, progress)
-    examples = _label(tree[chosen], tuple(class_names))
+    target = Target(task, tuple(class_names))
+    examples = _label(tree[chosen], target, progress)
     _require_pictures(examples, root, skipped)
-    return ImageData(tuple(class_names), {chosen: examples}, skipped, str(root))
+    return ImageData(target.names, {chosen: examples}, skipped, str(root), target)
+
+
+def require_folder_task(task) -> None:
+    """Raises InputError for a task whose labels folders cannot say."""
+    if task not in FOLDER_TASKS:
+        raise InputError(
+            f"Folders say {' or '.join(FOLDER_TASKS)}, not {task}: for numbers and several heads "
+            "give a table."
+        )
 
 
 def _read_val(val, train: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -298,7 +343,10 @@ def _in_order(examples: dict[str, Examples]) -> dict[str, Examples]:
     return {split: examples[split] for split in ("train", "val", "test") if split in examples}
 
 
-def _label(classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Examples:
+def _label(classes: dict[str, list[str]], target: Target, progress: bool) -> Examples:
+    class_names = target.names
+    if target.task == "multi_label":
+        return Examples(*merge_copies(classes, class_names, progress=progress))
     files = [classes.get(name, []) for name in class_names]
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(f) for f in files])
     return Examples([path for part in files for path in part], labels)
