@@ -55,7 +55,8 @@ def build_model(
     inputs = keras.Input((image_size, image_size, 3), name="pictures")
     features = backbone(inputs)
     if isinstance(head, dict):
-        outputs = {name: one.connect(features, name) for name, one in head.items()}
+        # Sorted, as Keras sorts them when it saves.
+        outputs = {name: head[name].connect(features, name) for name in sorted(head)}
         return keras.Model(inputs, outputs, name=f"{backbone.name}_{'_'.join(head)}")
     return keras.Model(inputs, head.connect(features), name=f"{backbone.name}_{head.task}")
 

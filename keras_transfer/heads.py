@@ -284,7 +284,7 @@ def head_for(data, **options) -> "Head | dict[str, Head]":
 
 
 def heads_of(model: keras.Model) -> dict[str, Head]:
-    """The heads of a model by name; the only head of a model is called `output`.
+    """The heads of a model, sorted by name; the only head of a model is called `output`.
 
     Raises:
         InputError: the model was not built by this package.
@@ -294,7 +294,7 @@ def heads_of(model: keras.Model) -> dict[str, Head]:
         raise InputError(
             f"The model '{model.name}' has no head of keras_transfer: use build_model."
         )
-    return heads
+    return dict(sorted(heads.items()))
 
 
 def head_of(model: keras.Model) -> Head:
