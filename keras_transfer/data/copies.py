@@ -8,8 +8,9 @@ import numpy as np
 
 from keras_transfer.data.files import digest_files, open_picture
 
-_SIDE = 32
-_MOST_DIFFERENCE = 0.005  # of the range, on average; another quality or size of a file makes less
+# Of 80 photographs, half the size or JPEG quality 40 makes at most 0.007 of the range on average, and
+# the nearest two pictures, of one hand, differ by 0.017.
+_SIDE, _MOST_DIFFERENCE = 8, 0.01
 
 
 def merge_copies(
