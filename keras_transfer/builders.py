@@ -1,5 +1,6 @@
 """Picture → normalise → backbone → pooling → head, as one `keras.Model`."""
 
+import re
 import weakref
 
 import keras
@@ -7,13 +8,13 @@ import keras
 from keras_transfer.backbones import build_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.folding import Inference, folded
-from keras_transfer.heads import Head
+from keras_transfer.heads import Head, TaskOutput
 from keras_transfer.stages import Backbone, rebuild
 
 
 def build_model(
     backbone: str | Backbone | keras.Model,
-    head: Head,
+    head: Head | dict[str, Head],
     *,
     image_size: int | None = None,
     weights: str | None = "imagenet",
@@ -24,7 +25,8 @@ def build_model(
     Args:
         backbone: a name of the table (`keras-transfer backbones`), a `Backbone`, or the user's own
             source model: a `.keras` file, a run directory or a `keras.Model`, whose head goes.
-        head: what the model shall answer, e.g. `Classification(["ants", "bees"])`.
+        head: what the model shall answer, e.g. `Classification(["ants", "bees"])`; or name → head
+            for several on one backbone, e.g. `{"kind": Classification(…), "age": Regression(…)}`.
         image_size: height and width of the pictures; by default that of the ImageNet training, or
             that of the source model.
         weights: `"imagenet"`, a path to a weights file, or None for random weights.
@@ -32,12 +34,15 @@ def build_model(
 
     Returns:
         A `keras.Model` from RGB pictures [N, image_size, image_size, 3] (uint8 or float, 0–255) to
-        the head's float32 outputs [N, C]: logits for classification. Nothing is frozen yet.
+        the head's float32 outputs [N, C]: logits for classes and labels, values for numbers; of
+        several heads a dict of them. Nothing is frozen yet.
 
     Raises:
         InputError: unknown backbone, image size below the family's least, weights that cannot be
-            had, or a source model that does not take pictures.
+            had, a source model that does not take pictures, or names that are none for heads.
     """
+    if isinstance(head, dict):
+        _check_names(head)
     if not isinstance(backbone, Backbone):
         backbone = build_backbone(backbone, image_size=image_size, weights=weights, pooling=pooling)
     image_size = image_size or backbone.input_shape[1]
@@ -48,8 +53,24 @@ def build_model(
             f"This backbone was built for image size {backbone.input_shape[1]}, not {image_size}."
         )
     inputs = keras.Input((image_size, image_size, 3), name="pictures")
-    outputs = head.connect(backbone(inputs))
-    return keras.Model(inputs, outputs, name=f"{backbone.name}_{head.task}")
+    features = backbone(inputs)
+    if isinstance(head, dict):
+        # Sorted, as Keras sorts them when it saves.
+        outputs = {name: head[name].connect(features, name) for name in sorted(head)}
+        return keras.Model(inputs, outputs, name=f"{backbone.name}_{'_'.join(head)}")
+    return keras.Model(inputs, head.connect(features), name=f"{backbone.name}_{head.task}")
+
+
+def _check_names(heads):
+    if len(heads) < 2:
+        raise InputError("A dict of heads needs two or more: give a single head itself.")
+    for name in heads:
+        # They become names of layers, metrics, columns and outputs of the exported model.
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", str(name)) or name in ("pictures", "loss"):
+            raise InputError(
+                f"{name!r} is no name for a head: take letters, digits and _, beginning with a "
+                "letter (and neither 'pictures' nor 'loss')."
+            )
 
 
 def at_image_size(model: keras.Model, image_size: int) -> keras.Model:
@@ -140,10 +161,26 @@ def training_model(
 
 
 def _head_on(model, features):
-    """The layers after the backbone, on other features."""
-    for layer in model.layers[model.layers.index(backbone_of(model)) + 1 :]:
-        features = layer(features)
-    return features
+    """The layers after the backbone, on other features: the output, of several heads a dict."""
+    outputs = {}
+    for name, layers in head_layers(model).items():
+        outputs[name] = features
+        for layer in layers:
+            outputs[name] = layer(outputs[name])
+    return outputs if len(outputs) > 1 else outputs.popitem()[1]
+
+
+def head_layers(model) -> dict[str, list[keras.layers.Layer]]:
+    """Name of each head → its layers, from the features to the output."""
+    chains = {}
+    for output in model.layers:
+        if isinstance(output, TaskOutput):
+            chain, node = [], output._inbound_nodes[0]  # the first is that of the model itself
+            while not isinstance(node.operation, Backbone):
+                chain.insert(0, node.operation)
+                (node,) = node.parent_nodes
+            chains[output.name] = chain
+    return chains
 
 
 def backbone_of(model: keras.Model) -> Backbone:

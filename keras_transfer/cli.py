@@ -39,6 +39,7 @@ from keras_transfer.cli_options import (
     SetOption,
     SplitFile,
     StrategyOption,
+    TaskOption,
     TestSplit,
     ValOption,
     ValSplit,
@@ -122,6 +123,7 @@ def check(
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")],
+    task: TaskOption = None,
     backbone: BackboneOption = None,
     strategy: StrategyOption = None,
     set: SetOption = None,
@@ -169,6 +171,7 @@ def train(
 
     settings = settings_of(
         config,
+        task=task,
         backbone=backbone,
         strategy=strategy,
         val=val,
@@ -220,11 +223,11 @@ def train(
         fold=None if resume else settings["fold"],
         split_file=begun.split_path if resume else settings["split"],
         seed=settings["seed"],
+        task=settings["task"],
     )
     print(pictures.describe(), file=sys.stderr)
 
     _load_keras()
-    from keras_transfer.evaluation import wilson_interval
     from keras_transfer.training import Trainer
 
     trains = any(phase.freeze != "all" for phase in resolved.phases)
@@ -248,22 +251,33 @@ def train(
     split_by = ("val", "val_split", "test_split", "group", "folds", "fold", "split")
     kept = {key: settings[key] for key in ("backbone", "strategy", "weights", *split_by)}
     kept["weights"] = kept["weights"] or "none"
+    kept["task"] = settings["task"]
     try:
         run = trainer.fit(pictures, out, config={"data": str(data), **kept}, resume=resume)
     except KeyboardInterrupt as stop:
         print(stop, file=sys.stderr)
         raise
     metrics = run.metrics
-    n = metrics["images"]["val"]
-    accuracy = metrics["val"]["accuracy"]
-    low, high = wilson_interval(round(accuracy * n), n)
     print(
-        f"val accuracy {accuracy:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} pictures), "
-        f"loss {metrics['val']['loss']:.4f}, {settings['keep']} epoch {metrics['best_epoch']}, last "
-        f"epoch {metrics['phases'][-1]['val']['accuracy']:.4f}, "
+        f"val {_shown_val(metrics)}, {settings['keep']} epoch {metrics['best_epoch']}, "
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
+
+
+def _shown_val(metrics):
+    """The kept epoch's metrics as they suit the task."""
+    from keras_transfer.measures import wilson_interval
+
+    val, last, n = metrics["val"], metrics["phases"][-1]["val"], metrics["images"]["val"]
+    if "accuracy" not in val:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in val.items())
+        return f"{shown} ({n} pictures)"
+    low, high = wilson_interval(round(val["accuracy"] * n), n)
+    return (
+        f"accuracy {val['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} pictures), "
+        f"loss {val['loss']:.4f}, last epoch {last['accuracy']:.4f}"
+    )
 
 
 @app.command()
@@ -383,7 +397,7 @@ def _build(pictures, settings, trains=True):
     import keras
 
     from keras_transfer.builders import build_model
-    from keras_transfer.heads import Classification
+    from keras_transfer.heads import head_for
     from keras_transfer.precision import set_precision
 
     precision = set_precision(
@@ -393,7 +407,7 @@ def _build(pictures, settings, trains=True):
     keras.utils.set_random_seed(settings["seed"])
     return build_model(
         settings["backbone"],
-        Classification(pictures.class_names),
+        head_for(pictures),
         image_size=settings["image_size"],
         weights=settings["weights"],
     )
@@ -417,8 +431,11 @@ def evaluate(
     from keras_transfer.runs import Run
 
     run = Run.open(run)
+    if "head" not in run.config:
+        raise InputError(f"{run.path} has several heads, which folders cannot label.")
+    head = run.config["head"]
     pictures = labelled_pictures(
-        data, run.config["head"]["names"], split=split, split_file=run.split_path
+        data, head["names"], split=split, split_file=run.split_path, task=head["task"]
     )
     _load_keras()
     from keras_transfer import evaluation
@@ -429,19 +446,7 @@ def evaluate(
     if as_json:
         print(json.dumps(result, indent=2))
         return
-    low, high = result["accuracy_interval"]
-    print(
-        f"accuracy {result['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, "
-        f"{result['pictures']} pictures of {split}), balanced "
-        f"{result['balanced_accuracy']:.4f}, loss {result['loss']:.4f}, "
-        f"{result['skipped']} files skipped"
-    )
-    print(f"{'class':<24}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}")
-    for name, row in result["per_class"].items():
-        print(
-            f"{name[:23]:<24}{row['precision']:>10.3f}{row['recall']:>10.3f}"
-            f"{row['f1']:>10.3f}{row['support']:>10}"
-        )
+    print(evaluation.shown(result, split))
 
 
 @app.command()
@@ -453,7 +458,7 @@ def predict(
     ] = None,
     as_json: Json = False,
 ):
-    """Predict pictures: path, label, score and the five best labels, as CSV or JSON."""
+    """Predict pictures, as CSV or JSON: path, and what the run's task gives (label and score, …)."""
     from keras_transfer.data import list_pictures
     from keras_transfer.data.report import printable
     from keras_transfer.runs import Run, write_text

@@ -42,6 +42,11 @@ class Engine(StrEnum):
     openvino = "openvino"
 
 
+class Task(StrEnum):
+    single_label = "single_label"
+    multi_label = "multi_label"
+
+
 class MixKind(StrEnum):
     none = "none"
     mixup = "mixup"
@@ -59,6 +64,13 @@ Data = Annotated[
 ]
 BackboneOption = Annotated[
     str | None, typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN.")
+]
+TaskOption = Annotated[
+    Task,
+    typer.Option(
+        help="One class a picture, or several labels: those of all folders it lies in. "
+        "[single_label]"
+    ),
 ]
 StrategyOption = Annotated[
     str | None, typer.Option(help="A recipe of `keras-transfer schedule`, or a .yaml file. [lp_ft]")
@@ -148,6 +160,7 @@ def schedule_of(config, data):
 
 
 DEFAULTS = {
+    "task": "single_label",
     "backbone": "mobilenet_v2",
     "strategy": DEFAULT,
     "weights": "imagenet",

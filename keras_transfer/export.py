@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_transfer.data.serving import decode_in_graph
 from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.errors import InputError
-from keras_transfer.heads import Classification, head_of
+from keras_transfer.heads import by_head, heads_of
 
 
 class ParityError(RuntimeError):
@@ -28,8 +28,9 @@ def saved_model(model: keras.Model, out, *, pictures=None) -> Path:
     - `serve_bytes(bytes)`: string [N], each an encoded JPEG, PNG, GIF or plain BMP or WebP file,
       turned as its EXIF orientation says, see `data.serving`.
 
-    Each gives `scores` [N, C] and `class_names` [N, C]; a single-label model also `label` [N] and
-    `score` [N]. TF Serving's REST interface takes bytes as `{"b64": "…"}`.
+    Each gives `scores` [N, C] (of a regression model the values) and `class_names` [N, C]; a
+    single-label model also `label` [N] and `score` [N]. A model with several heads gives the same
+    for each, with the head's name: `scores_kind`, `class_names_kind`, … TF Serving's REST interface takes bytes as `{"b64": "…"}`.
 
     Args:
         model: from `build_model`.
@@ -58,17 +59,17 @@ def saved_model(model: keras.Model, out, *, pictures=None) -> Path:
 
 
 def _write(model, folder):
-    head = head_of(model)
     size = model.input_shape[1]
-    names = tf.constant(head.names)
 
     def answer(pictures):
-        scores = tf.cast(head.scores(model(pictures, training=False)), tf.float32)
-        count = tf.shape(scores)[0]
-        result = {"scores": scores, "class_names": tf.tile(names[None], [count, 1])}
-        if isinstance(head, Classification):
-            result["label"] = tf.gather(names, tf.argmax(scores, axis=1))
-            result["score"] = tf.reduce_max(scores, axis=1)
+        result = {}
+        for suffix, head, scores in _scores(model, pictures):
+            names, count = tf.constant(head.names), tf.shape(scores)[0]
+            result[f"scores{suffix}"] = scores
+            result[f"class_names{suffix}"] = tf.tile(names[None], [count, 1])
+            if head.task == "single_label":
+                result[f"label{suffix}"] = tf.gather(names, tf.argmax(scores, axis=1))
+                result[f"score{suffix}"] = tf.reduce_max(scores, axis=1)
         return result
 
     def decode(contents):
@@ -95,28 +96,37 @@ def _write(model, folder):
     archive.write_out(str(folder), verbose=False)
 
 
+def _scores(model, pictures):
+    """For each head (what ends the names of its outputs, the head, its scores float32 [N, C])."""
+    heads = heads_of(model)
+    outputs = by_head(heads, model(pictures, training=False))
+    for name, head in heads.items():
+        suffix = f"_{name}" if len(heads) > 1 else ""
+        yield suffix, head, tf.cast(head.scores(outputs[name]), tf.float32)
+
+
 def _check_parity(model, folder, pictures):
     """Asks every signature of the exported model for the same pictures as the Keras model."""
-    head = head_of(model)
     signatures = tf.saved_model.load(str(folder)).signatures
     half = keras.backend.standardize_dtype(model.compute_dtype) != "float32"
     tolerance = 2e-2 if half else 1e-4
     for picture in pictures:
         resized = resize_and_crop(picture, model.input_shape[1])[None]
-        expected = np.asarray(head.scores(model(resized, training=False)), "float32")
+        expected = [(suffix, scores.numpy()) for suffix, _, scores in _scores(model, resized)]
         answers = {
             "serving_default": {"pictures": tf.cast(picture[None], tf.float32)},
             "serve_uint8": {"pictures": tf.constant(picture[None])},
             "serve_bytes": {"bytes": tf.io.encode_png(picture)[None]},
         }
         for name, request in answers.items():
-            scores = signatures[name](**request)["scores"].numpy()
-            difference = float(np.abs(scores - expected).max())
-            if not difference <= tolerance * max(1.0, float(np.abs(expected).max())):
-                raise ParityError(
-                    f"Signature {name} differs from the Keras model by {difference:g} (more than "
-                    f"{tolerance:g}): nothing was exported. Please report this."
-                )
+            answer = signatures[name](**request)
+            for suffix, wanted in expected:
+                difference = float(np.abs(answer[f"scores{suffix}"].numpy() - wanted).max())
+                if not difference <= tolerance * max(1.0, float(np.abs(wanted).max())):
+                    raise ParityError(
+                        f"Signature {name} differs from the Keras model by {difference:g} (more "
+                        f"than {tolerance:g}): nothing was exported. Please report this."
+                    )
 
 
 def _noise():

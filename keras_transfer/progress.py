@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from keras_transfer.errors import say
 from keras_transfer.failures import Diverged, Signals
 from keras_transfer.freezing import Frozen
+from keras_transfer.heads import heads_of
 from keras_transfer.plans import PlannedPhase
 from keras_transfer.runs import Run
 
@@ -57,6 +58,8 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self.run, self.kept, self.seed, self.keep = run, model, seed, keep
         self.signals = signals
+        heads = list(heads_of(model).values())
+        self.ranked_by = heads[0].ranked_by if len(heads) == 1 else None
         self.mark = time.perf_counter()  # up to here the phases' wall_seconds are counted
         self.phase = 0  # index of the phase in hand
         self.phase_epoch = 0  # its epochs that are done
@@ -233,8 +236,8 @@ class Progress(keras.callbacks.Callback):
         own_size = float(self.planned.image_size == self.kept.input_shape[1])
         if not validation or self.keep == "last":
             return [own_size, self.epoch]
-        # The highest accuracy (where the task has one), of equal ones the least loss.
-        return [own_size, validation.get("accuracy", 0.0), -validation["loss"]]
+        # The highest metric that the head is ranked by, of equal ones the least loss.
+        return [own_size, validation.get(self.ranked_by, 0.0), -validation["loss"]]
 
     def metrics(self, data, **more) -> dict:
         """The content of metrics.json."""

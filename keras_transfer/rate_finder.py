@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from keras_transfer.builders import backbone_of
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import freeze
-from keras_transfer.heads import head_of
+from keras_transfer.heads import compile_arguments, fit_heads, heads_of
 from keras_transfer.optimizers import make_optimizer
 from keras_transfer.precision import jit_compile
 from keras_transfer.progress import reseed
@@ -94,14 +94,16 @@ def find_rate(
     phase = phase or Phase("range test", "none", steps=steps)
     with _untouched(model):
         # A model of its own on the same layers: the user's keeps its optimizer.
-        probe = keras.Model(model.inputs, model.outputs, name=model.name)
+        probe = keras.Model(model.inputs, model.output, name=model.name)
         freeze(probe, phase.freeze, batch_norm=phase.batch_norm)
         optimizer = make_optimizer(probe, phase, steps)
         plain = getattr(optimizer, "inner_optimizer", optimizer)
         plain.learning_rate = keras.optimizers.schedules.ExponentialDecay(
             lowest, decay_steps=steps - 1, decay_rate=highest / lowest
         )
-        probe.compile(optimizer=optimizer, loss=head_of(model).loss(), jit_compile=jit_compile())
+        fit_heads(model, data.examples["train"].labels)
+        arguments = {**compile_arguments(heads_of(model)), "metrics": None}
+        probe.compile(optimizer=optimizer, **arguments, jit_compile=jit_compile())
         reseed(model, seed, 0)
         stream = data.batches(
             "train",
@@ -157,6 +159,7 @@ def _untouched(model):
     flags = [layer.trainable for layer in layers]
     variables = [*model.variables, global_seed_generator().state]
     values = [keras.ops.convert_to_numpy(v).copy() for v in variables]
+    heads = heads_of(model)
     states = random.getstate(), np.random.get_state()
     try:
         yield
@@ -165,5 +168,7 @@ def _untouched(model):
             layer.trainable = flag
         for variable, value in zip(variables, values):
             variable.assign(value)
+        for name, head in heads.items():
+            model.get_layer(name).head = head
         random.setstate(states[0])
         np.random.set_state(states[1])

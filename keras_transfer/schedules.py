@@ -58,9 +58,10 @@ class Phase:
         class_weights: `"balanced"` weighs each class by 1/frequency; or a weight a class, by name.
         early_stopping: ends the phase when the validation loss has not fallen for so many epochs.
         solver: `"gradient"`, or `"logistic"`: the head in closed form, by logistic regression on the
-            features of the frozen backbone (all of it, and a single-label head without hidden
-            layers). It takes one pass over the pictures; epochs is 1, and rate, optimizer, dropout,
-            label smoothing and mix mean nothing. Of the augmentation only the mirror image is used.
+            features of the frozen backbone (all of it, and a head without hidden layers); of several
+            labels by one for each, of numbers by ridge regression. It takes one pass over the
+            pictures; epochs is 1, and rate, optimizer, dropout, label smoothing and mix mean
+            nothing. Of the augmentation only the mirror image is used.
         views: of each training picture, where activations are computed once and something varies:
             one of them is drawn each epoch. None leaves it to the trainer.
     """

@@ -4,13 +4,13 @@ import dataclasses
 import math
 import time
 import warnings
-from functools import cached_property
+from functools import cached_property, partial
 
 import keras
 import numpy as np
 
 from keras_transfer import recipes
-from keras_transfer.builders import training_model
+from keras_transfer.builders import head_layers, training_model
 from keras_transfer.data.augmentation import plain_augmentation, resolve_augmentation
 from keras_transfer.data.balance import check_balance, check_class_weights, class_weights
 from keras_transfer.data.mixing import Mix
@@ -22,19 +22,27 @@ from keras_transfer.features.caching import Caching, check_cache, plan_caching
 from keras_transfer.features.store import Store
 from keras_transfer.features.supply import Supply
 from keras_transfer.freezing import freeze
-from keras_transfer.heads import Classification, head_of
+from keras_transfer.heads import (
+    Head,
+    by_head,
+    check_targets,
+    compile_arguments,
+    fit_heads,
+    heads_of,
+)
 from keras_transfer.machine import free_memory
-from keras_transfer.measures import class_measures, outputs_of
+from keras_transfer.measures import measured, outputs_of
 from keras_transfer.optimizers import anchor_at, make_optimizer
 from keras_transfer.plans import Plan, make_plan
 from keras_transfer.precision import jit_compile
 from keras_transfer.progress import Progress, SwapAverages, assign, collected
 from keras_transfer.runs import Run
 from keras_transfer.schedules import KEEP, Schedule
-from keras_transfer.solvers import logistic_regression
+from keras_transfer.solvers import solve
 
 _MOST_PICTURES = 1 << 30  # bytes of decoded pictures in memory
 _HEAD_STEPS = 64
+_MEASURED = 1024  # activations in one batch
 _GO_ON = "go on with --resume (resume=True)"
 
 
@@ -58,7 +66,8 @@ class Trainer:
         mix_alpha: how strongly, see `data.Mix`.
         seed: fixes order, augmentation and dropout. Two runs with the same seed, model weights and
             machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
-        keep: `"best"` keeps the epoch with the highest validation accuracy, then least loss;
+        keep: `"best"` keeps the epoch with the highest validation accuracy (of labels: mean average
+            precision), then least loss; of numbers and several heads the least loss alone;
             `"last"` the last one, whose accuracy no choice has flattered.
         balance: what is done about classes of unequal size: `"none"`; `"weights"`: each weighs by
             inverse frequency, see `data.balance.class_weights`; `"sampling"`: an epoch has as many
@@ -108,8 +117,8 @@ class Trainer:
         check_cache(cache, feature_dtype)
         check_engine(engine)
         self.model = model
-        self.head = head_of(model)
-        check_balance(balance, self.head.task)
+        tasks = [head.task for head in heads_of(model).values()]
+        check_balance(balance, tasks)
         self._recipe = schedule
         self._overrides = dict(overrides or {})
         for name, value in (("epochs", epochs), ("learning_rate", learning_rate)):
@@ -143,19 +152,29 @@ class Trainer:
                 raise InputError(
                     f"Phase '{phase.name}': solver 'logistic' {self._closed_form_obstacle()}."
                 )
-            check_class_weights(phase.class_weights, self.head.names, self.head.task)
-            if self._mix(phase) and self.head.task == "regression":
+            check_class_weights(phase.class_weights, self.heads)
+            if self._mix(phase) and (self.head is None or self.head.task == "regression"):
                 raise InputError(
-                    f"Phase '{phase.name}': mix is for classes and labels, not for regression: "
-                    "half of each of two pictures does not measure their mean."
+                    f"Phase '{phase.name}': mix is for one head of classes or labels: half of each of "
+                    "two pictures does not measure their mean."
                 )
+            self._smoothed(phase)
         return schedule
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """Those of the model, see `heads_of`."""
+        return heads_of(self.model)
+
+    @property
+    def head(self) -> Head | None:
+        """The model's head; None where it has several."""
+        heads = list(self.heads.values())
+        return heads[0] if len(heads) == 1 else None
 
     def _closed_form_obstacle(self) -> str | None:
         """Why the head has no closed form; None where it has one."""
-        if not isinstance(self.head, Classification):
-            return f"gives classes, not {self.head.task}"
-        if self.head.hidden:
+        if any(head.hidden for head in self.heads.values()):
             return "gives one linear layer, and this head has hidden ones"
         if len(self.model.layers[1].output.shape) > 2:
             return "needs pooled features"
@@ -200,16 +219,13 @@ class Trainer:
             The finished `Run`. `self.model` has the kept weights.
 
         Raises:
-            InputError: the model's classes are not the data's; `out` is not empty; the run to
+            InputError: the model's heads are not the data's; `out` is not empty; the run to
                 resume is finished, or its settings or pictures changed; memory or disk is full.
             Diverged: the loss became NaN or infinite; the best model before that is in the run.
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
         """
-        if tuple(data.class_names) != tuple(self.head.names):
-            raise InputError(
-                f"The model's classes {self.head.names} are not the data's {data.class_names}: "
-                "build the head with Classification(data.class_names)."
-            )
+        check_targets(self.heads, data)
+        fit_heads(self.model, data.examples["train"].labels)
         plan = self.plan(data)
         schedule = plan.schedule
         keras.utils.set_random_seed(self.seed)
@@ -229,7 +245,7 @@ class Trainer:
         else:
             run = Run.create(out, settings, data.skipped, pictures, data.split_table())
         if schedule.zero_head:
-            for weight in self.model.layers[-1].weights:
+            for weight in (w for name in self.heads for w in self.model.get_layer(name).weights):
                 weight.assign(np.zeros(weight.shape))
         self._start = self._starting_weights(run, schedule, resume)
         self._validated = None
@@ -299,9 +315,13 @@ class Trainer:
             "engine": self.engine,
             "feature_dtype": self.feature_dtype,
             "caching": [chosen and chosen.to_dict() for chosen in caching],
-            "head": {"task": self.head.task, "names": list(self.head.names)},
+            **self._described_heads(),
             "schedule": schedule.to_dict(),
         }
+
+    def _described_heads(self):
+        heads = {n: {"task": h.task, "names": list(h.names)} for n, h in self.heads.items()}
+        return {"heads": heads} if self.head is None else {"head": heads.popitem()[1]}
 
     def _starting_weights(self, run, schedule, resume):
         """What L2-SP pulls to: the weights before the first phase, also in a resumed run."""
@@ -314,64 +334,49 @@ class Trainer:
         return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
 
     def _solve_phase(self, planned, data, progress, features):
-        """The head by logistic regression, as an epoch of its own."""
+        """The heads in closed form, as an epoch of their own."""
         started = time.perf_counter()
         frozen = freeze(self.model, "all")
         progress.start_phase(planned, frozen, [])
         train = features["train"]
         rows = np.arange(len(data.examples["train"]))
-        labels = data.examples["train"].labels
+        activations = np.concatenate(
+            [train.gather(rows, view) for view in range(train.views)]
+        ).astype("float32")
+        labels = by_head(self.heads, data.examples["train"].labels)
         weights = planned.phase.class_weights or ("balanced" if self.balance != "none" else None)
-        if weights is not None:
-            weights = dict(enumerate(class_weights(weights, self.head.names, labels).tolist()))
-        found = logistic_regression(
-            np.concatenate([train.gather(rows, view) for view in range(train.views)]).astype(
-                "float32"
-            ),
-            np.tile(labels, train.views),
-            np.tile(rows, train.views),
-            class_weights=weights,
-            seed=self.seed,
+        for name, head in self.heads.items():
+            found = solve(
+                head.task,
+                activations,
+                np.concatenate([head.from_units(labels[name])] * train.views),
+                np.tile(rows, train.views),
+                class_weights=weights and class_weights(weights, head.names, labels[name]),
+                seed=self.seed,
+            )
+            layer = self.model.get_layer(name)
+            layer.kernel.assign(found.kernel)
+            layer.bias.assign(found.bias)
+            say(f"head: {found}" if self.head else f"head {name}: {found}")
+        model = training_model(
+            self.model, planned.frozen, image_size=planned.image_size, from_cut=True
         )
-        self.model.layers[-1].kernel.assign(found.kernel)
-        self.model.layers[-1].bias.assign(found.bias)
+        # Eagerly: it is one pass, and a graph takes longer to make.
+        model.compile(**compile_arguments(self.heads), run_eagerly=True)
         logs = {}
         for split, prefix in (("train", ""), ("val", "val_")):
             if split in features:
-                labels = data.examples[split].labels
-                outputs = self._head_outputs(features[split], len(labels))
-                logs |= self._measured(labels, outputs, prefix)
-        chosen = f"strength {found.strength:.3g}"
-        if found.cross_validation is not None:
-            chosen += f" by cross-validation, log loss {found.cross_validation:.4f}"
-        say(f"head: {chosen}")
-        if "val" in features:
-            self._validated = (
-                planned,
-                lambda: (
-                    data.examples["val"].labels,
-                    self._head_outputs(features["val"], len(data.examples["val"])),
-                ),
-            )
+                stream = self._measured_on(features[split], data.examples[split].labels, model)
+                found = model.evaluate(stream, return_dict=True, verbose=0)
+                logs |= {prefix + name: value for name, value in found.items()}
+                self._validated = planned, partial(outputs_of, model, stream)
         progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
 
-    def _head_outputs(self, activations, count):
-        """Outputs of the last layer on activations in their first view."""
-        values = [
-            keras.ops.convert_to_numpy(
-                self.model.layers[-1](activations.gather(part).astype("float32"))
-            )
-            for part in np.array_split(np.arange(count), math.ceil(count / 4096))
-        ]
-        return np.concatenate(values)
+    def _measured_on(self, activations, labels, model):
+        from keras_transfer.features import batches
 
-    def _measured(self, labels, outputs, prefix):
-        """Loss and metrics of outputs."""
-        logs = {f"{prefix}loss": float(self.head.loss()(labels, outputs))}
-        for metric in self.head.metrics():
-            metric.update_state(labels, outputs)
-            logs[prefix + metric.name] = float(metric.result())
-        return logs
+        dtype = model.inputs[0].dtype
+        return batches.batches(activations, labels, batch_size=_MEASURED, dtype=dtype)
 
     def _run_phase(self, planned, data, progress, features, arrays):
         """One compile and fit; `arrays` is the state to go on from, where there is one."""
@@ -385,14 +390,10 @@ class Trainer:
             fold=phase.batch_norm == "frozen",
         )
         self._set_dropout(phase)
-        head = self.head
-        if phase.label_smoothing is not None:
-            head = dataclasses.replace(head, label_smoothing=phase.label_smoothing)
         optimizer = make_optimizer(self.model, phase, planned.steps, model.trainable_variables)
         model.compile(
             optimizer=optimizer,
-            loss=head.loss(),
-            metrics=head.metrics(),
+            **compile_arguments(self._smoothed(phase)),
             jit_compile=jit_compile(),
             steps_per_execution=self._steps_per_execution(planned, bool(features)),
         )
@@ -414,7 +415,7 @@ class Trainer:
         validation = None
         if "val" in data.examples:
             validation = self._batches(data, "val", planned, features, dtype)
-            self._validated = planned, lambda: outputs_of(model, validation)
+            self._validated = planned, partial(outputs_of, model, validation)
         model.fit(
             stream,
             validation_data=validation,
@@ -425,6 +426,18 @@ class Trainer:
             shuffle=False,  # the stream is shuffled already
             verbose=0,
         )
+
+    def _smoothed(self, phase):
+        """The heads with the phase's label smoothing, which numbers have none of."""
+        heads = self.heads
+        if phase.label_smoothing is None:
+            return heads
+        return {
+            name: dataclasses.replace(head, label_smoothing=phase.label_smoothing)
+            if head.task != "regression" or self.head
+            else head
+            for name, head in heads.items()
+        }
 
     def _steps_per_execution(self, planned, from_cut):
         most = self.steps_per_execution
@@ -487,9 +500,11 @@ class Trainer:
         return PictureMemory(min(_MOST_PICTURES, free_memory() // 4))
 
     def _set_dropout(self, phase):
-        rate = self.head.dropout if phase.dropout is None else phase.dropout
-        for layer in self.model.layers:
-            if isinstance(layer, keras.layers.Dropout):
+        for name, layers in head_layers(self.model).items():
+            rate = self.heads[name].dropout if phase.dropout is None else phase.dropout
+            for layer in layers:
+                if not isinstance(layer, keras.layers.Dropout):
+                    continue
                 if rate and not hasattr(layer, "seed_generator"):
                     raise InputError(
                         f"Phase '{phase.name}': dropout {rate} needs a head that was built with "
@@ -505,14 +520,13 @@ class Trainer:
             warnings.simplefilter("ignore")
             self.model.compile(
                 optimizer=keras.optimizers.AdamW(1e-5),
-                loss=self.head.loss(),
-                metrics=self.head.metrics(),
+                **compile_arguments(self.heads),
                 jit_compile=jit_compile(),
             )
         metrics = progress.metrics(data, **more)
-        if "val" in data.examples and self.head.task != "regression":
-            labels, outputs = self._val_outputs(progress, data, plan)
-            metrics["val"] = {**metrics["val"], **class_measures(self.head, labels, outputs)}
+        if "val" in data.examples:
+            details = measured(self.heads, *self._val_outputs(progress, data, plan))
+            metrics["val"] = {**details, **metrics["val"]}
         run.finish(self.model, metrics)
 
     def _val_outputs(self, progress, data, plan):

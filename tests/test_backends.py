@@ -12,7 +12,7 @@ import pytest
 import keras_transfer
 
 FOLDER = Path(keras_transfer.__file__).parent
-MODEL_AND_TRAINING = ["backbones", "builders", "failures", "features/caching", "features/prefix", "features/store", "folding", "freezing", "heads", "optimizers", "plans", "precision", "progress", "rate_finder", "recipes", "runs", "schedules", "solvers", "stages", "training"]  # fmt: skip
+MODEL_AND_TRAINING = ["backbones", "builders", "failures", "features/caching", "features/prefix", "features/store", "folding", "freezing", "heads", "metrics", "optimizers", "plans", "precision", "progress", "rate_finder", "recipes", "runs", "schedules", "solvers", "stages", "training"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODEL_AND_TRAINING)
@@ -49,6 +49,7 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled())
 import keras, numpy as np
 from keras_transfer.builders import build_model
+from keras_transfer.data.targets import Target
 from keras_transfer.demo import small_backbone
 from keras_transfer.heads import Classification
 from keras_transfer.training import Trainer
@@ -67,6 +68,7 @@ class Batch(keras.utils.PyDataset):
 class Arrays:
     # What the trainer needs of an ImageData.
     class_names, skipped = ("a", "b"), []
+    targets = Target("single_label", class_names)
     examples = {"train": Part(range(16)), "val": Part(range(16))}
 
     def fingerprint(self):

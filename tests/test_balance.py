@@ -21,7 +21,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.features.batches import training_batches
 from keras_transfer.heads import Classification, LabelCrossentropy, MultiLabel, Regression
-from keras_transfer.measures import class_measures
+from keras_transfer.measures import measured
 from keras_transfer.progress import Progress
 from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.training import Trainer
@@ -298,7 +298,7 @@ def test_sampling_in_training(unequal, tmp_path, monkeypatch):
 
 def test_measures_are_those_of_scikit_learn(rng):
     labels, outputs = rng.integers(0, 3, 50), rng.normal(size=(50, 3))
-    found = class_measures(Classification(NAMES), labels, outputs)
+    found = measured({"output": Classification(NAMES)}, labels, outputs)
     predicted = outputs.argmax(axis=1)
     report = classification_report(labels, predicted, target_names=NAMES, output_dict=True)
     for name in NAMES:
@@ -306,13 +306,13 @@ def test_measures_are_those_of_scikit_learn(rng):
         assert found["per_class"][name] == pytest.approx(expected)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
     several = (rng.random((50, 3)) < 0.3).astype(int)
-    found = class_measures(MultiLabel(NAMES), several, outputs)
+    found = measured({"output": MultiLabel(NAMES)}, several, outputs)
     report = classification_report(several, outputs > 0, target_names=NAMES, output_dict=True, zero_division=0)  # fmt: skip
-    assert found["per_class"]["red"]["recall"] == pytest.approx(report["red"]["recall"])
+    assert found["per_label"]["red"]["recall"] == pytest.approx(report["red"]["recall"])
     each = [balanced_accuracy_score(y, p) for y, p in zip(several.T, outputs.T > 0)]
     assert found["balanced_accuracy"] == pytest.approx(np.mean(each))
-    only = class_measures(MultiLabel(["one"]), np.array([[1], [0]]), np.array([[2.0], [1.0]]))
-    assert only["per_class"]["one"]["precision"] == 0.5 and only["balanced_accuracy"] == 0.5
+    only = measured({"o": MultiLabel(["one"])}, np.array([[1], [0]]), np.array([[2.0], [1.0]]))
+    assert only["per_label"]["one"]["precision"] == 0.5 and only["balanced_accuracy"] == 0.5
 
 
 CLOSED = Phase("closed", "all", 1, solver="logistic")
@@ -353,8 +353,8 @@ def test_a_run_says_each_class(unequal, tmp_path, monkeypatch, phases, cache, ag
     n = sum(row["support"] for row in rows)
     correct = sum(row["recall"] * row["support"] for row in rows)
     assert correct / n == pytest.approx(val["accuracy"])
-    measured = evaluate(run.model, unequal)
-    assert measured["balanced_accuracy"] == pytest.approx(val["balanced_accuracy"])
-    assert measured["per_class"] == val["per_class"]
+    found = evaluate(run.model, unequal)
+    assert found["balanced_accuracy"] == pytest.approx(val["balanced_accuracy"])
+    assert found["per_class"] == val["per_class"]
     assert bool(decoded) == again
     assert run.metrics["best_epoch"] == 1 or phases is not TRAINED_ON

@@ -17,9 +17,9 @@ from keras_transfer.evaluation import (
     predict,
     predictions_csv,
     predictions_json,
-    wilson_interval,
 )
 from keras_transfer.heads import Classification, Regression
+from keras_transfer.measures import wilson_interval
 from keras_transfer.training import Trainer
 
 NAMES = ("blue", "green", "red")
@@ -100,7 +100,7 @@ def test_inputs_that_cannot_be_measured(colours, tmp_path):
         evaluate(model_for(), data, "test")
     with pytest.raises(InputError, match="does not know: green, red"):
         labelled_pictures(colours, ("blue", "yellow"))
-    with pytest.raises(InputError, match="single-label"):
+    with pytest.raises(InputError, match="is regression, but the data are single_label"):
         evaluate(build_model(small_backbone(), Regression("x"), image_size=32), data)
     (tmp_path / "bad.png").write_bytes(b"no")
     with pytest.raises(InputError, match="No readable picture"):

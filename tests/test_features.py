@@ -509,11 +509,11 @@ def test_closed_then_everything(data, tmp_path):
 
 def test_heads_without_a_closed_form(data):
     closed = Schedule("s", (Phase("head", "all", 1, solver="logistic"),))
-    for head, reason in (
-        (Classification(data.class_names, hidden=(8,)), "hidden ones"),
-        (MultiLabel(data.class_names), "not multi_label"),
+    for head, pooling, reason in (
+        (Classification(data.class_names, hidden=(8,)), "avg", "hidden ones"),
+        (MultiLabel(data.class_names), None, "pooled features"),
     ):
-        model = build_model(NAME, head, image_size=SIZE, weights=None)
+        model = build_model(NAME, head, image_size=SIZE, weights=None, pooling=pooling)
         with pytest.raises(InputError, match=f"'head': solver 'logistic' .*{reason}"):
             Trainer(model, closed)
         (phase,) = Trainer(model, "feature_extraction").plan(data).schedule.phases

@@ -60,7 +60,7 @@ def test_few_pictures_and_class_weights():
     keep = np.r_[0:40, 40:48]  # five of one for one of the other
     plain, balanced = (
         logistic_regression(features[keep], labels[keep], np.arange(48), class_weights=weights)
-        for weights in (None, {0: 1.0, 1: 5.0})
+        for weights in (None, np.array([1.0, 5.0]))
     )
     predicted = [(features @ f.kernel + f.bias).argmax(1).mean() for f in (plain, balanced)]
     assert predicted[1] > predicted[0]

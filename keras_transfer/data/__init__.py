@@ -29,6 +29,7 @@ from keras_transfer.data.sources import (
 from keras_transfer.data.split_rule import SplitRule, read_split_file
 from keras_transfer.data.splits import folds, split
 from keras_transfer.data.tables import from_table
+from keras_transfer.data.targets import Target, read_targets
 from keras_transfer.data.tfds import from_tfds
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Report",
     "Skipped",
     "SplitRule",
+    "Target",
     "Twins",
     "View",
     "check_data",
@@ -60,6 +62,7 @@ __all__ = [
     "open_data",
     "plain_augmentation",
     "read_split_file",
+    "read_targets",
     "read_tree",
     "report_on",
     "resolve_augmentation",

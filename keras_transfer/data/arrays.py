@@ -10,6 +10,7 @@ from keras_transfer.data.files import Skipped
 from keras_transfer.data.pictures import Arrays, find_faults
 from keras_transfer.data.sources import Examples, ImageData, assembled
 from keras_transfer.data.split_rule import SplitRule
+from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 from keras_transfer.machine import free_memory
 
@@ -20,6 +21,7 @@ def from_arrays(
     test: tuple | None = None,
     *,
     class_names: Sequence[str] | None = None,
+    task: str = "single_label",
     progress: bool = True,
     **rule,
 ) -> ImageData:
@@ -28,8 +30,11 @@ def from_arrays(
     Args:
         train, val, test: (pictures, labels) of each split. Pictures are uint8 [N, H, W, 3] or
             [N, H, W] (grey), values 0–255, or a sequence of such pictures of their own sizes; whole
-            numbers 0–255 in another number format are taken too. Labels are integers [N] or names.
-        class_names: of the integers 0, 1, …; by default the numbers (or the names, sorted).
+            numbers 0–255 in another number format are taken too. Labels are integers [N] or names; of
+            other tasks 0 and 1 [N, L], or numbers [N] or [N, D].
+        class_names: of the integers 0, 1, … (by default the numbers, or the names, sorted); of other
+            tasks the names of the columns.
+        task: `"single_label"`, `"multi_label"` or `"regression"`.
         progress: show a bar on stderr, if that is a terminal.
         rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
@@ -43,11 +48,16 @@ def from_arrays(
         if len(part) != 2 or len(part[0]) != len(part[1]):
             lengths = " and ".join(str(len(x)) for x in part)
             raise InputError(f"{split} must be (pictures, labels) of one length, not {lengths}.")
-    names, labels = encode_labels({s: part[1] for s, part in parts.items()}, class_names)
+    given = {split: part[1] for split, part in parts.items()}
+    if task == "single_label":
+        names, labels = encode_labels(given, class_names)
+    else:
+        names, labels = _columns(given, class_names, task)
+    target = Target(task, names)
     examples, skipped = {}, []
-    for split, (given, _) in parts.items():
-        shown = [f"{split} {i}" for i in range(len(given))]
-        pictures = Arrays([_as_rgb(x, n) for x, n in zip(given, shown)], shown)
+    for split, (arrays, _) in parts.items():
+        shown = [f"{split} {i}" for i in range(len(arrays))]
+        pictures = Arrays([_as_rgb(x, n) for x, n in zip(arrays, shown)], shown)
         faults = find_faults(pictures, progress=progress)
         good = [i for i, fault in enumerate(faults) if fault is None]
         skipped += [Skipped(shown[i], fault) for i, fault in enumerate(faults) if fault]
@@ -55,7 +65,7 @@ def from_arrays(
             why = f": {skipped[0].path} is {skipped[0].reason}" if skipped else ""
             raise InputError(f"No usable picture in {split}{why}.")
         examples[split] = Examples(pictures.take(good), labels[split][good])
-    return assembled(names, examples, skipped, "arrays", SplitRule(**rule))
+    return assembled(target, examples, skipped, "arrays", SplitRule(**rule))
 
 
 def from_dataset(
@@ -114,6 +124,24 @@ def encode_labels(
             )
         encoded[split] = np.array([index[label] for label in part.tolist()], np.int32)
     return names, encoded
+
+
+def _columns(labels, names, task):
+    """(names, float32 [N, C] of each split) of labels that are 0 and 1, or numbers."""
+    found = {}
+    for split, values in labels.items():
+        values = np.asarray(values, np.float32)
+        found[split] = values = values[:, None] if values.ndim == 1 else values
+        if values.ndim != 2 or not np.isfinite(values).all():
+            raise InputError(f"{split}: {task} labels must be finite numbers of shape [N, C].")
+        if task == "multi_label" and not np.isin(values, (0, 1)).all():
+            raise InputError(f"{split}: multi_label labels must be 0 or 1.")
+    width = found["train"].shape[1]
+    names = tuple(map(str, range(width) if names is None else names))
+    if {values.shape[1] for values in found.values()} != {len(names)}:
+        widths = ", ".join(f"{split} {values.shape[1]}" for split, values in found.items())
+        raise InputError(f"Labels have different numbers of columns: {widths}; names {len(names)}.")
+    return names, found
 
 
 def _as_rgb(picture, name):

@@ -1,6 +1,6 @@
 """Classes of unequal size: what each class weighs in the loss (NumPy only)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -9,26 +9,37 @@ from keras_transfer.errors import InputError
 BALANCES = ("none", "weights", "sampling")
 
 
-def check_balance(balance: str, task: str) -> None:
-    """Raise InputError where a way to balance does not exist or means nothing for a task."""
+def check_balance(balance: str, tasks: Sequence[str]) -> None:
+    """Raise InputError where a way to balance does not exist or means nothing for a model's tasks."""
     if balance not in BALANCES:
         raise InputError(f"balance must be one of {', '.join(BALANCES)}, not {balance!r}.")
-    if balance != "none" and task == "regression":
+    if balance == "none":
+        return
+    if "regression" in tasks:
         raise InputError(
             "balance means nothing for regression, which has no classes: leave it none."
         )
-    if balance == "sampling" and task != "single_label":
+    if len(tasks) > 1:
+        raise InputError("balance means nothing for several heads: leave it none.")
+    if balance == "sampling" and tasks[0] != "single_label":
         raise InputError(
             "balance 'sampling' needs one class a picture: use 'weights' for several labels."
         )
 
 
-def check_class_weights(weights: str | dict | None, names: Sequence[str], task: str) -> None:
-    """Raise InputError where `weights` are not those of the classes `names`."""
-    if weights is not None and task == "regression":
+def check_class_weights(weights: str | dict | None, heads: Mapping) -> None:
+    """Raise InputError where `weights` are not those of the classes of a model's only head."""
+    if weights is None:
+        return
+    if len(heads) > 1:
+        raise InputError("class_weights mean nothing for several heads.")
+    (head,) = heads.values()
+    if head.task == "regression":
         raise InputError("class_weights mean nothing for regression, which has no classes.")
-    if isinstance(weights, dict) and set(weights) != set(names):
-        raise InputError(f"class_weights has {sorted(weights)}, but the classes are {list(names)}.")
+    if isinstance(weights, dict) and set(weights) != set(head.names):
+        raise InputError(
+            f"class_weights has {sorted(weights)}, but the classes are {list(head.names)}."
+        )
 
 
 def class_weights(weights: str | dict, names: Sequence[str], labels: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_transfer.data.augmentation import View, resolve_augmentation
 from keras_transfer.data.mixing import Mix, mixer
 from keras_transfer.data.sources import Examples
+from keras_transfer.data.targets import map_labels
 from keras_transfer.data.transforms import augmenter, resize_and_crop
 
 _AHEAD = 64 << 20  # bytes of fixed views that may wait
@@ -273,7 +274,7 @@ def _training_batches(
 ):
     load = _loader(examples.pictures, memory)
     vary = augmenter(augmentation, image_size, examples.names)
-    labels = tf.constant(examples.labels)
+    labels = map_labels(tf.constant, examples.labels)
     count = len(examples)
     classes = examples.labels if equal_classes else None
 
@@ -290,7 +291,7 @@ def _training_batches(
         # A batch's seed is none of its pictures': their numbers are not negative.
         batch_seed = tf.random.fold_in(picture_seed, -1 - batch)
         picture = vary(load(index), tf.random.fold_in(picture_seed, variant), index)
-        return batch, picture, labels[index], batch_seed
+        return batch, picture, map_labels(lambda array: array[index], labels), batch_seed
 
     def size_of(batch):
         return tf.minimum(count - batch * batch_size, batch_size)
@@ -327,7 +328,7 @@ def blender(mix, classes):
 
 
 def _rows(examples):
-    return tf.range(len(examples)), tf.constant(examples.labels)
+    return tf.range(len(examples)), map_labels(tf.constant, examples.labels)
 
 
 def _loader(pictures, memory=None):

@@ -15,6 +15,7 @@ from keras_transfer.data.files import Skipped
 from keras_transfer.data.pictures import Encoded, encoded_bytes, find_faults
 from keras_transfer.data.sources import Examples, ImageData, assembled
 from keras_transfer.data.split_rule import SplitRule
+from keras_transfer.data.targets import Target, joined, map_labels
 from keras_transfer.errors import InputError
 
 # The schema: one `tf.train.Example` a picture, named as TensorFlow's own conversion scripts do.
@@ -96,7 +97,8 @@ def write_records(
     """Writes a data set as TFRecord shards, `OUT/train-00000.tfrecord` and so on, with its schema.
 
     Encoded pictures are copied as they are, arrays are written as PNG: nothing is lost. Each record
-    is a `tf.train.Example` with `image/encoded`, `image/class/label` and `image/filename`.
+    is a `tf.train.Example` with `image/encoded`, `image/filename` and `image/class/label`: an integer,
+    or 0 and 1 or numbers (float); of several heads `image/class/label/HEAD`.
 
     Args:
         data: of any source.
@@ -118,7 +120,9 @@ def write_records(
             split: _write_split(examples, temporary, split, shard_bytes, progress)
             for split, examples in data.examples.items()
         }
-        schema = {"class_names": list(data.class_names), "shards": shards}
+        targets = data.targets if isinstance(data.targets, dict) else {"": data.targets}
+        written = {head: [target.task, target.names] for head, target in targets.items()}
+        schema = {"targets": written, "shards": shards}
         (temporary / SCHEMA).write_text(json.dumps(schema, indent=2), encoding="utf-8")
         temporary.rename(out)
     finally:
@@ -145,23 +149,24 @@ def from_records(folder, *, progress: bool = True, **rule) -> ImageData:
         raise InputError(
             f"{folder} has no {SCHEMA} ({error.strerror}): give a folder of write_records."
         ) from None
-    names = tuple(schema["class_names"])
+    target = {head: Target(*fields) for head, fields in schema["targets"].items()}
+    target = target.get("", target)
     examples, skipped = {}, []
     for split, shards in schema["shards"].items():
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
             raise InputError(f"{folder} lacks {missing[0]}: copy the whole folder.")
         part, faulty = read_shards(
-            [folder / shard for shard in shards], names, split=split, progress=progress
+            [folder / shard for shard in shards], target, split=split, progress=progress
         )
         examples[split] = part
         skipped += faulty
-    return assembled(names, examples, skipped, folder, SplitRule(**rule))
+    return assembled(target, examples, skipped, folder, SplitRule(**rule))
 
 
 def read_shards(
     shards: Sequence[Path],
-    class_names: Sequence[str],
+    target: Target | dict[str, Target],
     *,
     split: str,
     image_key: str = IMAGE,
@@ -180,9 +185,7 @@ def read_shards(
             name = f"{shard}#{row}"
             try:
                 features = records._example(row)
-                label = _one(features, label_key, "int64_list")
-                if not 0 <= label < len(class_names):
-                    raise ValueError(f"label {label}, but there are {len(class_names)} classes")
+                label = _label(features, label_key, target)
             except ValueError as error:
                 skipped.append(Skipped(name, str(error)))
                 continue
@@ -197,7 +200,7 @@ def read_shards(
     if not len(good):
         why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
         raise InputError(f"No readable picture in the {split} shards{why}.")
-    return Examples(whole.take(good), np.array(labels, np.int32)[good]), skipped
+    return Examples(whole.take(good), joined([labels[i] for i in good])), skipped
 
 
 def _write_split(examples, folder, split, shard_bytes, progress):
@@ -215,9 +218,13 @@ def _write_split(examples, folder, split, shard_bytes, progress):
             writer, size = tf.io.TFRecordWriter(str(folder / shards[-1])), 0
         values = {
             IMAGE: encoded_bytes(examples.pictures, index),
-            LABEL: int(examples.labels[index]),
             NAME: os.fsencode(examples.names[index]),
         }
+        label = map_labels(lambda array: array[index], examples.labels)  # noqa: B023
+        if isinstance(label, dict):
+            values |= {f"{LABEL}/{head}": value for head, value in label.items()}
+        else:
+            values[LABEL] = label
         record = tf.train.Example(
             features=tf.train.Features(feature={k: _feature(v) for k, v in values.items()})
         ).SerializeToString()
@@ -226,6 +233,22 @@ def _write_split(examples, folder, split, shard_bytes, progress):
     if writer:
         writer.close()
     return shards
+
+
+def _label(features, key, target):
+    """The labels of one record as an array of one row; of several heads a dict of them."""
+    if isinstance(target, dict):
+        return {head: _label(features, f"{key}/{head}", one) for head, one in target.items()}
+    count = len(target.names)
+    if target.task == "single_label":
+        label = _one(features, key, "int64_list")
+        if not 0 <= label < count:
+            raise ValueError(f"label {label}, but there are {count} classes")
+        return np.array([label], np.int32)
+    values = features[key].float_list.value if key in features else ()
+    if len(values) != count:
+        raise ValueError(f"{len(values)} values of {key}, not {count}")
+    return np.array([values], np.float32)
 
 
 def _one(features, key, kind):
@@ -238,6 +261,8 @@ def _one(features, key, kind):
 def _feature(value):
     import tensorflow as tf
 
-    if isinstance(value, int):
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+    if isinstance(value, bytes):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+    if np.issubdtype(value.dtype, np.integer):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=value.tolist()))

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data import targets
+from keras_transfer.data.copies import merge_copies
 from keras_transfer.data.files import Skipped, read_splits, read_tree
 from keras_transfer.data.index import Checked, check_files
 from keras_transfer.data.mixing import Mix
 from keras_transfer.data.pictures import as_pictures, joined
 from keras_transfer.data.split_rule import SplitRule, read_split_file
+from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 
-_MOST_CLASSES_SHOWN = 10
+FOLDER_TASKS = ("single_label", "multi_label")
 
 
 @dataclass(eq=False)
@@ -24,11 +27,12 @@ class Examples:
     Attributes:
         pictures: where they lie, see `data.pictures`; a list of paths becomes `Files`. Files are
             those that could be decoded when they were checked, sorted within a class.
-        labels: int32 [n], positions in `ImageData.class_names`.
+        labels: int32 [n], positions in `ImageData.class_names`; for other tasks and several heads
+            see `data.targets`.
     """
 
     pictures: object
-    labels: np.ndarray
+    labels: np.ndarray | dict[str, np.ndarray]
 
     def __post_init__(self):
         self.pictures = as_pictures(self.pictures)
@@ -48,7 +52,8 @@ class Examples:
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""
-        return Examples(self.pictures.take(indices), self.labels[indices])
+        labels = targets.map_labels(lambda array: array[indices], self.labels)
+        return Examples(self.pictures.take(indices), labels)
 
 
 @dataclass(eq=False, repr=False)
@@ -56,16 +61,34 @@ class ImageData:
     """Labelled pictures on disk, split, checked and ready to be read.
 
     Attributes:
-        class_names: in the order of the labels.
+        class_names: in the order of the labels: of classes, of labels, or of numbers; of several
+            heads there are none.
         examples: for each split that exists ("train", "val", "test"), its examples.
         skipped: files that are left out, with the reason.
         root: the folder the pictures came from.
+        targets: what the labels are, a `data.targets.Target`; of several heads a dict of them. By
+            default one class a picture.
     """
 
     class_names: tuple[str, ...]
     examples: dict[str, Examples]
     skipped: list[Skipped]
     root: str
+    targets: Target | dict[str, Target] | None = None
+
+    def __post_init__(self):
+        if self.targets is None:
+            self.targets = Target("single_label", self.class_names)
+
+    @property
+    def task(self) -> str | dict[str, str]:
+        """`single_label`, `multi_label` or `regression`; of several heads a dict."""
+        return targets.map_labels(lambda target: target.task, self.targets)
+
+    @property
+    def names(self) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
+        """Of the classes, labels or numbers; of several heads a dict."""
+        return targets.map_labels(lambda target: target.names, self.targets)
 
     @property
     def train(self):
@@ -84,14 +107,15 @@ class ImageData:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of pictures: split -> class -> count."""
+        """Number of pictures: split -> class (or label) -> count.
+
+        Raises:
+            InputError: several heads.
+        """
+        if isinstance(self.targets, dict):
+            raise InputError(f"The data have no classes but heads: {', '.join(self.targets)}.")
         return {
-            split: dict(
-                zip(
-                    self.class_names,
-                    np.bincount(examples.labels, minlength=len(self.class_names)).tolist(),
-                )
-            )
+            split: targets.counts_of(examples.labels, self.targets)
             for split, examples in self.examples.items()
         }
 
@@ -144,28 +168,32 @@ class ImageData:
         Two equal fingerprints mean the same pictures with the same labels in the same splits.
         """
         return {
-            f"{split}: {self.class_names[label]}: {os.path.relpath(path, self.root)}": digest.hex()
+            f"{split}: {label}: {os.path.relpath(path, self.root)}": digest.hex()
             for split, examples in self.examples.items()
-            for path, label, digest in zip(examples.names, examples.labels, examples.digests)
+            for path, label, digest in zip(
+                examples.names, targets.shown(examples.labels, self.targets), examples.digests
+            )
         }
 
     def split_table(self) -> list[tuple[str, str, str]]:
-        """(path relative to the root, class, split) of each picture: a list for `split_file`."""
+        """(path relative to the root, label in words, split) of each picture: a list for `split_file`."""
         return [
-            (name, self.class_names[label], split)
+            (name, label, split)
             for split, examples in self.examples.items()
-            for name, label in zip(_relative(examples.names, self.root), examples.labels)
+            for name, label in zip(
+                _relative(examples.names, self.root), targets.shown(examples.labels, self.targets)
+            )
         ]
 
     def describe(self) -> str:
         """Return a few lines for people: classes, pictures in each split, skipped files."""
-        lines = [f"{self.root}: {len(self.class_names)} classes"]
-        for split, counts in self.counts.items():
-            shown = [f"{name} {n}" for name, n in list(counts.items())[:_MOST_CLASSES_SHOWN]]
-            more = len(counts) - len(shown)
-            if more:
-                shown.append(f"and {more} more")
-            lines.append(f"{split}: {sum(counts.values())} pictures ({', '.join(shown)})")
+        what = {"single_label": "classes", "multi_label": "labels", "regression": "targets"}
+        several = isinstance(self.targets, dict)
+        kind = f"{len(self.targets)} heads" if several else f"{len(self.names)} {what[self.task]}"
+        lines = [f"{self.root}: {kind}"]
+        for split, examples in self.examples.items():
+            summary = targets.summary(examples.labels, self.targets)
+            lines.append(f"{split}: {len(examples)} pictures ({summary})")
         if self.skipped:
             lines.append(f"skipped: {len(self.skipped)} files")
         return "\n".join(lines)
@@ -203,6 +231,7 @@ def from_directory(
     fold: int | None = None,
     split_file: str | os.PathLike | None = None,
     seed: int = 0,
+    task: str = "single_label",
     progress: bool = True,
 ) -> ImageData:
     """Index a picture folder, leave out what cannot be decoded, and split it.
@@ -218,11 +247,14 @@ def from_directory(
         val_split, test_split: shares for validation, where none are given, and for testing.
         groups, folds, fold, split_file: other ways to split, see `SplitRule`.
         seed: of the split. It does not depend on names: a renamed file stays on its side.
+        task: `"multi_label"`: the folders are labels, and a picture that lies in several of them has
+            several, see `data.copies.merge_copies`.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         InputError: the folder cannot be used as it is; the message says what to do.
     """
+    require_folder_task(task)
     rule = SplitRule(val_split, test_split, groups, folds, fold, split_file, seed)
     root = Path(root).expanduser()
     tree = read_tree(root)
@@ -239,15 +271,16 @@ def from_directory(
     skipped = checked.skipped
     _require_each_class(tree["train"], train_folder, skipped)
 
-    examples = {split: _label(checked, classes, class_names) for split, classes in tree.items()}
+    target = Target(task, class_names)
+    examples = {split: _label(checked, classes, target) for split, classes in tree.items()}
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
         _require_pictures(part, where, skipped)
-    return assembled(class_names, examples, skipped, root, rule)
+    return assembled(target, examples, skipped, root, rule)
 
 
 def assembled(
-    class_names: Sequence[str],
+    target: Target | dict[str, Target],
     examples: dict[str, Examples],
     skipped: list[Skipped],
     root,
@@ -259,9 +292,10 @@ def assembled(
         InputError: the pictures cannot be divided so.
     """
     if rule.check(examples):
-        examples = _divided(examples, rule, root, class_names, skipped)
+        examples = _divided(examples, rule, root, target, skipped)
     in_order = {split: examples[split] for split in ("train", "val", "test") if split in examples}
-    return ImageData(tuple(class_names), in_order, skipped, str(root))
+    names = () if isinstance(target, dict) else target.names
+    return ImageData(names, in_order, skipped, str(root), target)
 
 
 def labelled_pictures(
@@ -270,6 +304,7 @@ def labelled_pictures(
     *,
     split: str | None = None,
     split_file: str | os.PathLike | None = None,
+    task: str = "single_label",
     progress: bool = True,
 ) -> ImageData:
     """Read pictures of known classes, to evaluate a model on; the result has one split.
@@ -280,11 +315,13 @@ def labelled_pictures(
         split: "train", "val" or "test"; by default test, else val. A folder without splits
             has the one split "all".
         split_file: a list of splits (of a run), for such a folder: `split` is what it says.
+        task: as in `from_directory`.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         InputError: no such split, a class that the model does not know, or no picture.
     """
+    require_folder_task(task)
     root = Path(root).expanduser()
     tree = read_splits(root)
     chosen = split or next((name for name in ("test", "val", "all") if name in tree), None)
@@ -299,9 +336,19 @@ def labelled_pictures(
             f"it knows {', '.join(class_names)}"
         )
     tree, checked = _check({chosen: tree[chosen]}, progress)
-    examples = _label(checked, tree[chosen], tuple(class_names))
+    target = Target(task, tuple(class_names))
+    examples = _label(checked, tree[chosen], target)
     _require_pictures(examples, root, checked.skipped)
-    return ImageData(tuple(class_names), {chosen: examples}, checked.skipped, str(root))
+    return ImageData(target.names, {chosen: examples}, checked.skipped, str(root), target)
+
+
+def require_folder_task(task) -> None:
+    """Raises InputError for a task whose labels folders cannot say."""
+    if task not in FOLDER_TASKS:
+        raise InputError(
+            f"Folders say {' or '.join(FOLDER_TASKS)}, not {task}: for numbers and several heads "
+            "give a table."
+        )
 
 
 def _listed(classes, root, split, split_file):
@@ -346,15 +393,14 @@ def _check(tree, progress: bool):
     return rows, checked
 
 
-def _divided(examples, rule, root, class_names, skipped):
+def _divided(examples, rule, root, target, skipped):
     """The examples by the rule, which may take them out of the splits that they are in."""
-    whole = Examples(
-        joined([part.pictures for part in examples.values()]),
-        np.concatenate([part.labels for part in examples.values()]),
-    )
-    given = np.repeat(list(examples), [len(part) for part in examples.values()])
+    parts = list(examples.values())
+    labels = targets.joined([part.labels for part in parts])
+    whole = Examples(joined([part.pictures for part in parts]), labels)
+    given = np.repeat(list(examples), [len(part) for part in parts])
     left_out = _relative((item.path for item in skipped), root)
-    splits = rule.assign(whole, _relative(whole.names, root), given, class_names, left_out)
+    splits = rule.assign(whole, _relative(whole.names, root), given, target, left_out)
     return {split: whole.take(np.flatnonzero(splits == split)) for split in set(splits)}
 
 
@@ -362,11 +408,14 @@ def _relative(names, root) -> list[str]:
     return [os.path.relpath(name, root).replace(os.sep, "/") for name in names]
 
 
-def _label(checked: Checked, classes: dict[str, np.ndarray], class_names) -> Examples:
+def _label(checked: Checked, classes: dict[str, np.ndarray], target: Target) -> Examples:
     nothing = np.zeros(0, np.int64)
-    rows = [classes.get(name, nothing) for name in class_names]
-    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(r) for r in rows])
-    return Examples(checked.files(np.concatenate(rows)), labels)
+    rows = [classes.get(name, nothing) for name in target.names]
+    labels = np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])
+    files = checked.files(np.concatenate(rows))
+    if target.task == "multi_label":
+        return Examples(*merge_copies(files, labels, target.names))
+    return Examples(files, labels)
 
 
 def _require_pictures(examples: Examples, where, skipped: list[Skipped]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_transfer.data.files import SPLIT_OF_FOLDER
 from keras_transfer.data.splits import folds, require_fraction, split
+from keras_transfer.data.targets import strata
 from keras_transfer.errors import InputError, say
 
 _MOST_LISTED = 10
@@ -122,7 +123,7 @@ class SplitRule:
         examples,
         names: Sequence[str],
         given: np.ndarray,
-        class_names: Sequence[str],
+        target,
         skipped: Sequence[str] = (),
     ) -> np.ndarray:
         """The split of each example.
@@ -131,7 +132,7 @@ class SplitRule:
             examples: a `data.Examples`, all of them.
             names: their paths relative to the root, with forward slashes.
             given: the split that the folder of each gives; "train" is what is divided.
-            class_names: for messages.
+            target: what their labels are, see `data.targets`.
             skipped: names that are left out, which a list may name.
 
         Returns:
@@ -148,7 +149,7 @@ class SplitRule:
         open_places = fixed.count(None)
         if open_places:
             shares = self.shares(set(given))
-            labels = examples.labels[pool]
+            labels, class_names = strata(examples.take(pool).labels, target)
             keys = [examples.digests[i] for i in pool]
             groups = self._groups([names[i] for i in pool])
             rule = {"groups": groups, "seed": self.seed, "class_names": class_names}
@@ -163,7 +164,7 @@ class SplitRule:
                 splits[i] = listed.get(name, splits[i])
             if open_places:
                 say(f"{self.split_file} does not name {open_places} pictures: split by the rule")
-            self._check(splits, examples.labels, class_names)
+            self._check(splits, examples.labels, target)
         return splits
 
     def _folded(self, labels, shares, keys, groups, seed, class_names):
@@ -215,11 +216,12 @@ class SplitRule:
             )
         return {name: s for name, s in listed.items() if name in there}
 
-    def _check(self, splits, labels, class_names):
+    def _check(self, splits, labels, target):
         for part in ("train", "val"):
             if part not in splits:
                 raise InputError(f"{self.split_file} leaves no picture in {part}: name some")
-        if labels.ndim == 1 and labels.dtype.kind != "f":
+        labels, class_names = strata(labels, target)
+        if labels.ndim == 1:
             missing = set(labels.tolist()) - set(labels[splits == "train"].tolist())
             if missing:
                 raise InputError(

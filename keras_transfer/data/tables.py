@@ -5,23 +5,26 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from keras_transfer.data.arrays import encode_labels
-from keras_transfer.data.files import Skipped
+from keras_transfer.data.files import SPLIT_OF_FOLDER, Skipped
 from keras_transfer.data.index import check_pictures
 from keras_transfer.data.sources import Examples, ImageData, assembled
 from keras_transfer.data.split_rule import SplitRule
+from keras_transfer.data.targets import Target, map_labels, read_targets, shown
 from keras_transfer.errors import InputError
 
 TABLES = (".csv", ".tsv", ".parquet")
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def from_table(
     table,
     *,
     path_column: str = "path",
-    label_column: str = "label",
+    label_column: str | None = None,
+    label_columns: str | Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
+    heads: Mapping[str, Mapping] | None = None,
     split_column: str | None = None,
+    group_column: str | None = None,
     root: str | os.PathLike | None = None,
     class_names: Sequence[str] | None = None,
     progress: bool = True,
@@ -33,10 +36,12 @@ def from_table(
         table: a `.csv`, `.tsv` or `.parquet` file, a pandas `DataFrame`, or a mapping of column
             names to sequences. (Parquet needs `pip install pyarrow`.)
         path_column: the pictures' files; relative ones lie below `root`.
-        label_column: the class of each, names or integers.
+        label_column: the class of each, names or integers; by default `label`.
+        label_columns, targets, heads: other labels in its place, see `data.targets.read_targets`.
         split_column: `train`, `val` or `test` of each; by default `split`, where there is one.
+        group_column: what is never parted in a split, a person or a patient.
         root: by default the table's folder, or the working directory.
-        class_names: in the order wanted; by default sorted.
+        class_names: of `label_column` in the order wanted; by default sorted.
         progress: show a bar on stderr, if that is a terminal.
         rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
@@ -44,46 +49,76 @@ def from_table(
         InputError: a column that the table does not have, empty cells, or no usable picture.
     """
     columns, name = read_columns(table)
-    for column in (path_column, label_column, *([split_column] if split_column else ())):
-        if column not in columns:
-            raise InputError(f"{name} has no column {column!r}; it has {', '.join(columns)}.")
     split_column = split_column or ("split" if "split" in columns else None)
+    for column in (path_column, split_column, group_column):
+        if column is not None and column not in columns:
+            raise InputError(f"{name} has no column {column!r}; it has {', '.join(columns)}.")
     base = Path(root or (Path(table).parent if isinstance(table, (str, Path)) else "."))
     base = base.expanduser()
-    if not len(columns[path_column]):
-        raise InputError(f"{name} has no rows.")
+    kinds = dict(
+        label_column=label_column, label_columns=label_columns, targets=targets, heads=heads
+    )
+    if not any(kinds.values()):
+        kinds["label_column"] = "label"
+    paths = [base / path for path in _filled(columns, path_column, name)]
+    splits = _splits(columns, split_column, name, len(paths))
+    if group_column is not None:
+        groups = dict(zip(paths, _filled(columns, group_column, name)))
+        rule["groups"] = lambda relative: groups[Path(os.path.normpath(base / relative))]
+        groups = {Path(os.path.normpath(path)): group for path, group in groups.items()}
 
-    rows = {}  # split → path → label; sorted by path, as the pictures of a folder are
-    for number, path in enumerate(columns[path_column], 1):
-        label = columns[label_column][number - 1]
-        if _empty(path) or _empty(label):
-            what = path_column if _empty(path) else label_column
-            raise InputError(
-                f"{name}, row {number}: {what} is empty; fill it in or remove the row."
-            )
-        split = columns[split_column][number - 1] if split_column else "train"
-        if str(split).lower() not in _SPLITS:
-            raise InputError(f"{name}, row {number}: split {split!r} is none of train, val, test.")
-        part = rows.setdefault(_SPLITS[str(split).lower()], {})
-        path = str(base / path)
-        if part.setdefault(path, label) != label:
-            raise InputError(
-                f"{name}, row {number}: {path} has two labels, {part[path]} and {label}; "
-                "keep one, or train with several labels a picture."
-            )
-    if "train" not in rows:
-        raise InputError(f"{name} has no row of train; it has {', '.join(rows)}.")
-    names, labels = encode_labels({s: list(part.values()) for s, part in rows.items()}, class_names)
+    known = class_names and Target("single_label", class_names)
     examples, skipped = {}, []
-    for split, part in rows.items():
-        found = sorted(zip(labels[split].tolist(), part))  # by class, then path
-        good, faulty = check_pictures([path for _, path in found], progress=progress)
+    for split in ("train", "val", "test"):
+        rows = [i for i, given in enumerate(splits) if given == split]
+        if not rows:
+            continue
+        part = {column: [values[i] for i in rows] for column, values in columns.items()}
+        numbers = [i + 1 for i in rows]
+        labels, known = read_targets(part, **kinds, known=known, table=name, rows=numbers)
+        labels_of = {}  # path → place in `labels`
+        for place, i in enumerate(rows):
+            first = labels_of.setdefault(str(paths[i]), place)
+            one, other = shown(map_labels(lambda a: a[[first, place]], labels), known)  # noqa: B023
+            if one != other:
+                raise InputError(
+                    f"{name}, row {i + 1}: {paths[i]} has two labels, {one} and {other}; keep one, or "
+                    "train with several labels a picture (label_columns)."
+                )
+        ordered = isinstance(known, Target) and known.task == "single_label"
+        found = sorted(labels_of, key=lambda p: (labels[labels_of[p]] if ordered else 0, p))
+        good, faulty = check_pictures(found, progress=progress)
         skipped += faulty
         if not len(good):
             raise InputError(_nothing(name, split, faulty))
-        label_of = {path: label for label, path in found}
-        examples[split] = Examples(good, _array([label_of[path] for path in good.names]))
-    return assembled(names, examples, skipped, base, SplitRule(**rule))
+        places = [labels_of[path] for path in good.names]
+        examples[split] = Examples(good, map_labels(lambda a: a[places], labels))  # noqa: B023
+    return assembled(known, examples, skipped, base, SplitRule(**rule))
+
+
+def _filled(columns, column, table):
+    for number, value in enumerate(columns[column], 1):
+        if value is None or value == "" or value != value:  # NaN is what pandas has for nothing
+            raise InputError(
+                f"{table}, row {number}: {column} is empty; fill it in or remove the row."
+            )
+    if not len(columns[column]):
+        raise InputError(f"{table} has no rows.")
+    return columns[column]
+
+
+def _splits(columns, column, table, count):
+    """The split of each row."""
+    if column is None:
+        return ["train"] * count
+    splits = [SPLIT_OF_FOLDER.get(str(given).strip().lower()) for given in columns[column]]
+    if None in splits:
+        row = splits.index(None)
+        given = columns[column][row]
+        raise InputError(f"{table}, row {row + 1}: split {given!r} is none of train, val, test.")
+    if "train" not in splits:
+        raise InputError(f"{table} has no row of train; it has {', '.join(sorted(set(splits)))}.")
+    return splits
 
 
 def read_columns(table) -> tuple[dict[str, Sequence], str]:
@@ -129,16 +164,6 @@ def _read_csv(path, delimiter):
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-def _empty(value):
-    return value is None or value == "" or value != value  # NaN is what pandas has for nothing
-
-
 def _nothing(name, split, faulty: list[Skipped]):
     why = f" ({faulty[0].path}: {faulty[0].reason})" if faulty else ""
     return f"{name} names no readable picture of {split}{why}; check the paths and root."
-
-
-def _array(labels):
-    import numpy as np
-
-    return np.array(labels, np.int32)

@@ -12,6 +12,7 @@ from keras_transfer.data.pictures import Contents, find_faults
 from keras_transfer.data.records import read_shards
 from keras_transfer.data.sources import Examples, ImageData, assembled
 from keras_transfer.data.split_rule import SplitRule
+from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 
 _SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
@@ -58,14 +59,14 @@ def from_tfds(
                 f"{builder.name} has no {what} called {name!r} ({kind.__name__}); its features are "
                 f"{', '.join(features)}: name one."
             )
-    names = tuple(features[label].names)
+    target = Target("single_label", tuple(features[label].names))
     examples, skipped = {}, []
     for split, its_name in _chosen(builder, splits).items():
         examples[split], faulty = _read_split(
-            tfds, builder, split, its_name, names, image, label, progress
+            tfds, builder, split, its_name, target, image, label, progress
         )
         skipped += faulty
-    return assembled(names, examples, skipped, builder.name, SplitRule(**rule))
+    return assembled(target, examples, skipped, builder.name, SplitRule(**rule))
 
 
 def _prepared(tfds, builder, data_dir):
@@ -104,11 +105,11 @@ def _chosen(builder, splits):
     return splits
 
 
-def _read_split(tfds, builder, split, its_name, class_names, image, label, progress):
+def _read_split(tfds, builder, split, its_name, target, image, label, progress):
     shards = [Path(p) for p in _shards(builder, its_name)]
     if shards:
         keys = dict(image_key=image, label_key=label)
-        return read_shards(shards, class_names, split=split, progress=progress, **keys)
+        return read_shards(shards, target, split=split, progress=progress, **keys)
     dataset = builder.as_dataset(
         split=its_name, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False
     )

@@ -4,6 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.pipeline import epoch_order, python_calls, weighted
+from keras_transfer.data.targets import count as count_of
+from keras_transfer.data.targets import map_labels
 from keras_transfer.features.extraction import Activations
 
 
@@ -11,7 +13,7 @@ def batches(
     activations: Activations, labels: np.ndarray, *, batch_size: int, dtype: str = "float32"
 ) -> tf.data.Dataset:
     """Every picture once, in order, in its first view: (`dtype` [B, …], int32 [B])."""
-    rows = tf.data.Dataset.range(len(labels), output_type=tf.int32).batch(batch_size)
+    rows = tf.data.Dataset.range(count_of(labels), output_type=tf.int32).batch(batch_size)
     loaded = _loader(activations, labels, dtype)
     return rows.map(lambda rows: loaded(rows, tf.zeros_like(rows))).prefetch(tf.data.AUTOTUNE)
 
@@ -32,7 +34,7 @@ def training_batches(
     In each epoch each picture comes once (unless classes are drawn equally), in a view that depends
     on (seed, epoch, picture).
     """
-    count, views = len(labels), activations.views
+    count, views = count_of(labels), activations.views
     loaded = _loader(activations, labels, dtype)
     classes = labels if equal_classes else None
     seed = tf.constant(seed, tf.int64)
@@ -53,7 +55,7 @@ def training_batches(
 
 def _loader(activations, labels, dtype):
     kept = activations.tables[0].shards[0]
-    targets = tf.constant(labels, tf.int32)
+    targets = map_labels(tf.constant, labels)
 
     def gather(rows, views):
         with python_calls:
@@ -62,6 +64,6 @@ def _loader(activations, labels, dtype):
     def load(rows, views):
         values = tf.numpy_function(gather, [rows, views], tf.as_dtype(kept.dtype))
         values = tf.cast(tf.ensure_shape(values, [None, *kept.shape[1:]]), dtype)
-        return values, tf.gather(targets, rows)
+        return values, map_labels(lambda array: tf.gather(array, rows), targets)
 
     return load

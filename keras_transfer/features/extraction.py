@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import Examples
+from keras_transfer.data.targets import rough_classes
 from keras_transfer.errors import InputError, say
 from keras_transfer.features.engines import choose_engine, engine_version, usable_engines
 from keras_transfer.features.prefix import Prefix
@@ -165,7 +166,7 @@ def _sampler(prefix, examples, missing):
         spread = np.unique(np.linspace(0, len(missing) - 1, count).astype(int))
         chosen = [missing[i] for i in spread]
         (batch,) = pipeline.views(examples, chosen, [View()], prefix.image_size, len(chosen))
-        return batch[0].numpy(), examples.labels[chosen]
+        return batch[0].numpy(), rough_classes(examples.labels)[chosen]
 
     return sample
 
