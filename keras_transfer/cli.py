@@ -271,7 +271,7 @@ def _shown_val(metrics):
 
     val, last, n = metrics["val"], metrics["phases"][-1]["val"], metrics["images"]["val"]
     if "accuracy" not in val:
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in val.items())
+        shown = ", ".join(f"{name} {val[name]:.4f}" for name in last)
         return f"{shown} ({n} pictures)"
     low, high = wilson_interval(round(val["accuracy"] * n), n)
     return (
