@@ -91,9 +91,7 @@ def service_batches(
         tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
         tf.TensorSpec([None, *examples.labels.shape[1:]], labels.dtype),
     )
-    ordered = tf.data.Dataset.from_generator(
-        lambda: _in_order(made, first), output_signature=signature
-    )
+    ordered = tf.data.Dataset.from_generator(lambda: _in_order(made, first), output_signature=signature)
     cardinality = tf.data.INFINITE_CARDINALITY if training else steps
     return ordered.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(2)
 
