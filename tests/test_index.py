@@ -76,6 +76,16 @@ def test_a_changed_file_is_read_again(pictures, read):
     assert checked.faults.keys() == {4, 10, 11} and path.name in read
 
 
+def test_digests_are_those_of_the_files_when_they_are_asked_for(pictures, read):
+    """Features are kept under them: a file changed after the check must not pass for the old one."""
+    good, _ = check_pictures(pictures)
+    part, before = good.take([4, 2, 7]), digest_files(good.names)
+    write_picture(Path(good.names[2]), (200, 0, 0))
+    assert part.digests == digest_files(part.names)
+    assert [d in before for d in part.digests] == [True, False, True]
+    assert len(read) == 12  # the changed one is read for its digest only
+
+
 def test_what_changes_while_it_is_read_is_not_remembered(pictures, read, monkeypatch):
     look = index.examine_file
 
@@ -212,9 +222,9 @@ def test_columns_are_compact():
     before = tracemalloc.get_traced_memory()[0]
     for row in range(50_000):
         facts = index.Facts(300, 200, "RGB", "JPEG", 6, digests[row % 100])
-        checked.set(row, facts)
+        checked.set(row, (9, 9, 9, 9), facts)
     assert tracemalloc.get_traced_memory()[0] - before < 10_000  # nothing for a file
     tracemalloc.stop()
     assert sum(column.nbytes for column in vars(checked).values() if hasattr(column, "nbytes")) <= (
-        50_000 * 41
+        50_000 * 73
     )

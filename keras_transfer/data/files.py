@@ -108,6 +108,17 @@ def digest_files(paths: list[str], *, progress: bool = True) -> list[bytes]:
     return each(_digest, paths, "reading pictures", progress)
 
 
+def stamp_of(path: str) -> tuple[int, int, int, int]:
+    """(size, time of change in ns, time of the inode's change in ns, inode): another whenever the
+    file is. Zeros where there is no file."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a million times
+    except OSError:
+        return 0, 0, 0, 0
+    inode = found.st_ino & (1 << 63) - 1  # SQLite's and NumPy's numbers have a sign
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode
+
+
 def each(function, items, title, progress):
     """What `function` says of each item, in order; in threads, with a bar on stderr."""
     disable = None if progress else True  # None: tqdm asks whether stderr is a terminal

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from keras_transfer.data.examine import Facts, examine_file
-from keras_transfer.data.files import Skipped, in_threads
+from keras_transfer.data.files import Skipped, in_threads, stamp_of
 from keras_transfer.data.pictures import Files
 from keras_transfer.errors import say
 from keras_transfer.machine import cache_folder
@@ -45,6 +45,7 @@ class Checked:
         mode, format: bytes [N], Pillow's names.
         orientation: uint8 [N], EXIF's 1–8.
         digests: uint8 [N, 16], BLAKE2b of the whole file; zeros where it was not read.
+        stamps: int64 [N, 4], of the files when they were examined, see `files.stamp_of`.
         faults: position → why the file cannot be used.
     """
 
@@ -55,9 +56,11 @@ class Checked:
         self.mode, self.format = np.zeros((2, count), "S8")
         self.orientation = np.ones(count, np.uint8)
         self.digests = np.zeros((count, 16), np.uint8)
+        self.stamps = np.zeros((count, 4), np.int64)
         self.faults: dict[int, str] = {}
 
-    def set(self, at: int, facts: Facts) -> None:
+    def set(self, at: int, stamp: tuple[int, int, int, int], facts: Facts) -> None:
+        self.stamps[at] = stamp
         self.width[at], self.height[at] = facts.width, facts.height
         self.mode[at], self.format[at] = facts.mode, facts.format
         self.orientation[at] = facts.orientation
@@ -73,7 +76,8 @@ class Checked:
 
     def files(self, rows: np.ndarray) -> Files:
         """The files at `rows` as a place of pictures, with their digests."""
-        return Files([self.names[row] for row in rows], self.digests[rows])
+        known = self.digests[rows], self.stamps[rows]
+        return Files([self.names[row] for row in rows], known)
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -107,9 +111,9 @@ def check_files(paths: Sequence[str], *, progress: bool = True) -> Checked:
     # Warnings are silenced here, not in the threads: the filters belong to the process.
     with bar, warnings.catch_warnings(), _Index(cache_folder() / _FILE) as index:
         warnings.simplefilter("ignore")
-        for row, key, stamp, facts in in_threads(_examine, _unknown(checked, index, bar)):
-            checked.set(row, facts)
-            if stamp is not None:
+        for row, key, stamp, settled, facts in in_threads(_examine, _unknown(checked, index, bar)):
+            checked.set(row, stamp, facts)
+            if settled:
                 index.keep(key, stamp, facts)
             bar.update()
     return checked
@@ -123,35 +127,23 @@ def _unknown(checked, index, bar) -> Iterator[tuple]:
         known = index.find(keys)
         for row, (path, key) in enumerate(zip(paths, keys), start):
             stamp, facts = known.get(key, (None, None))
-            if facts is not None and stamp == _stamp(path):
-                checked.set(row, facts)
+            if facts is not None and stamp == stamp_of(path):
+                checked.set(row, stamp, facts)
                 bar.update()
             else:
                 yield row, path, key
 
 
 def _examine(unknown):
-    """(row, key, stamp, facts); the stamp is None where the facts may not be true for long."""
+    """(row, key, stamp, whether the facts will be true for as long as the stamp is, facts)."""
     row, path, key = unknown
-    before, now = _stamp(path), time.time_ns()
+    stamp, now = stamp_of(path), time.time_ns()
     facts = examine_file(path)
-    if before is None or not facts.digest or _stamp(path) != before:
-        return row, key, None, facts
-    _, mtime, ctime, _ = before
+    _, mtime, ctime, _ = stamp
     # Within one tick of the file system's clock another change has the same time.
     coarse = mtime % 1_000_000_000 == ctime % 1_000_000_000 == 0
-    settled = now - ctime > (2_000_000_000 if coarse else 100_000_000)
-    return row, key, before if settled else None, facts
-
-
-def _stamp(path) -> tuple[int, int, int, int] | None:
-    """What changes whenever the file does; None where there is no file."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a million times
-    except OSError:
-        return None
-    inode = found.st_ino & (1 << 63) - 1  # SQLite's numbers have a sign
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode
+    old = now - ctime > (2_000_000_000 if coarse else 100_000_000)
+    return row, key, stamp, bool(facts.digest) and old and stamp_of(path) == stamp, facts
 
 
 def _key(path) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from keras_transfer.data.examine import digest, examine
-from keras_transfer.data.files import digest_files, each
+from keras_transfer.data.files import digest_files, each, stamp_of
 
 
 class Encoded:
@@ -60,11 +60,11 @@ class Files(Encoded):
 
     Args:
         names: their paths.
-        known: their digests, uint8 [N, 16], where they are known already; else the files are read
-            for them.
+        known: their digests, uint8 [N, 16], and the stamps of the files they are of, int64 [N, 4]
+            (`files.stamp_of`), so that only a file that has changed is read for its digest.
     """
 
-    def __init__(self, names: Sequence[str], known: np.ndarray | None = None):
+    def __init__(self, names: Sequence[str], known: tuple[np.ndarray, np.ndarray] | None = None):
         self.names = list(names)
         self._known = known
 
@@ -75,11 +75,17 @@ class Files(Encoded):
     def digests(self) -> list[bytes]:
         if self._known is None:
             return digest_files(self.names)
-        return [row.tobytes() for row in self._known]
+        digests, stamps = self._known
+        now = np.array([stamp_of(name) for name in self.names], np.int64).reshape(-1, 4)
+        found = [row.tobytes() for row in digests]
+        changed = np.flatnonzero((now != stamps).any(axis=1))
+        for i, read in zip(changed, digest_files([self.names[i] for i in changed])):
+            found[i] = read
+        return found
 
     def take(self, indices) -> "Files":
         """The pictures at `indices`, in that order."""
-        known = None if self._known is None else self._known[indices]
+        known = self._known and tuple(column[indices] for column in self._known)
         return Files([self.names[i] for i in indices], known)
 
 
