@@ -129,11 +129,11 @@ class _Pool:
         number = _numbers(names)
         if groups is not None:
             number = _joined(number, _numbers(keys))
-        rank = {}
+        hashes = {}
         for group, name in zip(number, names):
-            rank.setdefault(group, set()).add(name)
-        # Of groups that a copy joins, the first by hash gives its rank.
-        hashes = {group: min(_hash(seed, name) for name in some) for group, some in rank.items()}
+            found = _hash(seed, name)
+            # Of groups that a copy joins, the first by hash gives its rank.
+            hashes[group] = min(found, hashes.get(group, found))
         position = {group: i for i, group in enumerate(sorted(hashes, key=hashes.get))}
         self.group = np.array([position[group] for group in number])
         # For each group its columns and its counts in them.
