@@ -553,7 +553,9 @@ def test_a_deeper_cut_follows_from_a_later_phase_s(data, tmp_path, monkeypatch):
     assert len(Store().list()) == 3  # views of training and validation pictures are one table
 
     read.clear()
-    fresh = model_of(data)  # seeded alike, and nothing below the cuts was trained in the first phase
+    fresh = model_of(
+        data
+    )  # seeded alike, and nothing below the cuts was trained in the first phase
     rows = np.arange(29)
     for stages in (14, 11, 8):
         prefix = prefix_of(fresh, stages)

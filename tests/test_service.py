@@ -128,7 +128,9 @@ def _history(run):
     import csv
 
     with (run.path / "history.csv").open() as file:
-        return [{k: float(v) for k, v in row.items() if k == "loss"} for row in csv.DictReader(file)]
+        return [
+            {k: float(v) for k, v in row.items() if k == "loss"} for row in csv.DictReader(file)
+        ]
 
 
 def test_what_it_cannot_do_is_said(numbered):
