@@ -19,6 +19,7 @@ from keras_transfer.cli_options import (
     BalanceOption,
     BatchSize,
     CacheOption,
+    ColumnOption,
     Config,
     Data,
     EngineOption,
@@ -44,6 +45,7 @@ from keras_transfer.cli_options import (
     ValOption,
     ValSplit,
     WeightsOption,
+    columns_of,
     overrides_of,
     schedule_of,
     settings_of,
@@ -96,6 +98,8 @@ def check(
     val: ValOption = None,
     val_split: ValSplit = None,
     seed: Seed = None,
+    task: TaskOption = None,
+    column: ColumnOption = None,
     sheet: Annotated[
         Path | None,
         typer.Option(help="A .png file: pictures as the model sees them, before and after."),
@@ -107,8 +111,10 @@ def check(
 
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise InputError(f"Cannot draw into {sheet}: give a .png file.")
-    settings = settings_of(None, val=val, val_split=val_split, seed=seed)
-    options = {key: settings[key] for key in ("val", "val_split", "seed")}
+    settings = settings_of(
+        None, val=val, val_split=val_split, seed=seed, task=task, columns=columns_of(column)
+    )
+    options = {key: settings[key] for key in ("val", "val_split", "seed", "task", "columns")}
     report = check_data(data, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
     if sheet is not None:
@@ -124,6 +130,7 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")],
     task: TaskOption = None,
+    column: ColumnOption = None,
     backbone: BackboneOption = None,
     strategy: StrategyOption = None,
     set: SetOption = None,
@@ -171,6 +178,7 @@ def train(
 
     settings = settings_of(
         config,
+        columns=columns_of(column),
         task=task,
         backbone=backbone,
         strategy=strategy,
@@ -224,6 +232,7 @@ def train(
         split_file=begun.split_path if resume else settings["split"],
         seed=settings["seed"],
         task=settings["task"],
+        columns=settings["columns"],
     )
     print(pictures.describe(), file=sys.stderr)
 
@@ -251,7 +260,7 @@ def train(
     split_by = ("val", "val_split", "test_split", "group", "folds", "fold", "split")
     kept = {key: settings[key] for key in ("backbone", "strategy", "weights", *split_by)}
     kept["weights"] = kept["weights"] or "none"
-    kept["task"] = settings["task"]
+    kept |= {"task": settings["task"], "columns": settings["columns"]}
     try:
         run = trainer.fit(pictures, out, config={"data": str(data), **kept}, resume=resume)
     except KeyboardInterrupt as stop:

@@ -120,6 +120,14 @@ SplitFile = Annotated[
     Path | None,
     typer.Option("--split", metavar="FILE.csv", help="Columns path, split: RUN/split.csv, say."),
 ]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="KIND=NAME[,NAME]",
+        help="Columns of a table: path, label, labels, targets, split, group. Repeatable.",
+    ),
+]
 BalanceOption = Annotated[
     Balance, typer.Option(help="Classes of unequal size: weigh or draw them alike. [none]")
 ]
@@ -150,6 +158,30 @@ def overrides_of(pairs, **arguments):
     return overrides
 
 
+_COLUMNS = {
+    "path": "path_column",
+    "label": "label_column",
+    "labels": "label_columns",
+    "targets": "targets",
+    "split": "split_column",
+    "group": "group_column",
+}
+
+
+def columns_of(pairs):
+    """`KIND=NAME,NAME` as typed → arguments of `from_table`; None where there are none."""
+    if not pairs:
+        return None
+    columns = {}
+    for pair in pairs:
+        kind, equals, names = pair.partition("=")
+        if not equals or kind not in _COLUMNS or not names:
+            raise InputError(f"--column {pair}: give KIND=NAME, KIND one of {', '.join(_COLUMNS)}.")
+        several = kind == "targets" or "," in names
+        columns[_COLUMNS[kind]] = names.split(",") if several else names
+    return columns
+
+
 def schedule_of(config, data):
     from keras_transfer.schedules import Schedule
 
@@ -161,6 +193,7 @@ def schedule_of(config, data):
 
 DEFAULTS = {
     "task": "single_label",
+    "columns": None,
     "backbone": "mobilenet_v2",
     "strategy": DEFAULT,
     "weights": "imagenet",

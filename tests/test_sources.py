@@ -183,7 +183,7 @@ def test_a_table_may_be_a_mapping_a_frame_or_parquet(folder, tmp_path):
         ("path,label,split\na.png,x,val\n", "no row of train"),
         ("path,label\n", "has no rows"),
         ("", "is empty"),
-        ("path,label\na.png,x\nb.png,x\n", "only one class"),
+        ("path,label\na.png,x\nb.png,x\n", "label has one class only (x)"),
         ("path,label\na.png,x\nb.png,y\n", "no readable picture of train"),
     ],
 )
@@ -393,3 +393,88 @@ def test_the_command_trains_on_a_table(folder, tmp_path, monkeypatch):
     arguments = ["train", str(tmp_path / "table.csv"), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, [*arguments, *options.split()])
     assert result.exit_code == 0 and "val accuracy" in result.stdout, result.output
+
+
+def test_the_command_trains_on_other_columns(folder, tmp_path, monkeypatch):
+    """Numbers in columns of other names, and nobody on both sides."""
+    from typer.testing import CliRunner
+
+    from keras_transfer.cli import app
+
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "redness", "size", "person"])
+        for i, path in enumerate(sorted(folder.rglob("*.png"))):
+            red = int(path.parent.name == "red") + 0.1 * i
+            rows.writerow([path.relative_to(tmp_path), red, i, f"p{i % 6}"])
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
+    columns = ["path=file", "targets=redness,size", "group=person"]
+    options = (
+        "--backbone mobilenet_0.25 --weights none --image-size 32 --strategy feature_extraction"
+    )
+    arguments = [
+        "train",
+        str(tmp_path / "table.csv"),
+        "--out",
+        str(tmp_path / "run"),
+        *options.split(),
+    ]
+    runner = CliRunner()
+    result = runner.invoke(app, [*arguments, *(x for c in columns for x in ("--column", c))])
+    assert result.exit_code == 0 and "r2" in result.stdout, result.output
+    with (tmp_path / "run" / "split.csv").open() as file:
+        splits = {row["path"]: row["split"] for row in csv.DictReader(file)}
+    with (tmp_path / "table.csv").open() as file:
+        people = {row["file"]: row["person"] for row in csv.DictReader(file)}
+    sides = {}
+    for path, side in splits.items():
+        sides.setdefault(people[path], set()).add(side)
+    assert len(sides) == 6 and all(len(side) == 1 for side in sides.values())
+    assert {side for s in sides.values() for side in s} == {"train", "val"}
+    wrong = runner.invoke(app, ["check", str(folder), "--column", "path=file"])
+    assert "is no table" in str(wrong.exception)
+    wrong = runner.invoke(app, [*arguments, "--column", "file"])
+    assert "give KIND=NAME" in str(wrong.exception)
+
+
+def test_any_labels_go_through_records_and_arrays(tmp_path):
+    """Several labels, numbers and several heads, to the bit."""
+    from keras_transfer.data import Examples, ImageData, Target
+    from keras_transfer.data.pictures import Arrays
+
+    rng = np.random.default_rng(0)
+    several, numbers = (rng.random((8, 3)) < 0.5).astype("float32"), rng.normal(0, 9, (8, 2))
+    numbers = numbers.astype("float32")
+    classes = np.arange(8, dtype="int32") % 2
+    targets = {
+        "kind": Target("single_label", ("a", "b")),
+        "tags": Target("multi_label", ("x", "y", "z")),
+        "sizes": Target("regression", ("w", "h")),
+    }
+    labels = {"kind": classes, "tags": several, "sizes": numbers}
+    for name, (target, values) in {
+        "heads": (targets, labels),
+        **{name: (targets[name], labels[name]) for name in targets},
+    }.items():
+        pictures = Arrays(list(_pictures()))
+        data = ImageData((), {"train": Examples(pictures, values)}, [], "", target)
+        write_records(data, tmp_path / name, progress=False)
+        read = from_records(tmp_path / name, val_split=0.25, progress=False)
+        assert read.targets == target
+        found = {n: i for i, n in enumerate(pictures.names)}
+        for part in read.examples.values():
+            rows = [found[n] for n in part.names]
+            for key in labels if isinstance(values, dict) else [None]:
+                a, b = (part.labels, values) if key is None else (part.labels[key], values[key])
+                np.testing.assert_array_equal(a, b[rows])
+                assert a.dtype == b.dtype
+    tagged = from_arrays(
+        (_pictures(), several), task="multi_label", class_names="xyz", val_split=0.25
+    )
+    assert tagged.targets == targets["tags"]
+    measured = from_arrays((_pictures(), numbers[:, 0]), task="regression", val_split=0.25)
+    assert measured.examples["train"].labels.shape[1] == 1
+    with pytest.raises(InputError, match="must be 0 or 1"):
+        from_arrays((_pictures(), numbers), task="multi_label")
+    with pytest.raises(InputError, match="finite numbers"):
+        from_arrays((_pictures(), numbers * np.nan), task="regression")

@@ -14,6 +14,7 @@ from keras_transfer.data.opening import open_data
 from keras_transfer.data.pictures import Files
 from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.data.splits import require_fraction
+from keras_transfer.data.targets import map_labels, shown, summary
 from keras_transfer.errors import InputError
 
 _SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # borders of the histogram, pixels
@@ -91,7 +92,7 @@ def find_twins(data: ImageData) -> Twins:
         number = int(np.searchsorted(starts, row, "right")) - 1
         split, part = parts[number]
         at = row - starts[number]
-        label = _label(data.class_names, part.labels[at])
+        (label,) = shown(map_labels(lambda array: array[[at]], part.labels), data.targets)  # noqa: B023
         groups.setdefault(int(group[row]), []).append(Member(split, label, part.names[at]))
     return Twins(list(groups.values()))
 
@@ -103,7 +104,9 @@ class Report:
     Attributes:
         root: the folder.
         problem: why `train` would refuse it; None where it would not.
-        counts: split → class → number of usable pictures.
+        pictures: split → number of usable ones.
+        labels: split → what they are labelled with, in a line.
+        counts: split → class (or label) → number of them; of numbers and several heads there are none.
         faulty: files that are left out.
         twins: pictures with the same content.
         sizes: shorter side in pixels, as `"64-127"`, → number of files.
@@ -113,6 +116,8 @@ class Report:
 
     root: str
     problem: str | None
+    pictures: dict[str, int]
+    labels: dict[str, str]
     counts: dict[str, dict[str, int]]
     faulty: list[Skipped]
     twins: Twins
@@ -128,6 +133,8 @@ class Report:
         return {
             "root": self.root,
             "problem": self.problem,
+            "pictures": self.pictures,
+            "labels": self.labels,
             "counts": self.counts,
             "faulty": [{"path": s.path, "reason": s.reason} for s in self.faulty],
             "duplicates": [[_plain(member) for member in group] for group in self.twins.groups],
@@ -146,16 +153,19 @@ class Report:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        usable = sum(sum(counts.values()) for counts in self.counts.values())
+        usable = sum(self.pictures.values())
         yield f"{printable(self.root)}: {usable} usable pictures, {len(self.faulty)} faulty files"
         if self.problem:
             yield f"train would stop: {printable(self.problem)}"
         yield ""
-        splits = list(self.counts)
-        yield f"{'class':<24}" + "".join(f"{split:>10}" for split in splits)
-        for name in next(iter(self.counts.values()), {}):
-            row = "".join(f"{self.counts[split][name]:>10}" for split in splits)
-            yield f"{printable(name)[:23]:<24}{row}"
+        if self.counts:
+            yield f"{'class':<24}" + "".join(f"{split:>10}" for split in self.counts)
+            for name in next(iter(self.counts.values())):
+                row = "".join(f"{counts[name]:>10}" for counts in self.counts.values())
+                yield f"{printable(name)[:23]:<24}{row}"
+        else:
+            for split, count in self.pictures.items():
+                yield f"{split}: {count} pictures ({printable(self.labels[split])})"
         yield from _listed(
             "faulty files, left out",
             [f"{printable(s.path)}: {printable(s.reason)}" for s in self.faulty],
@@ -195,6 +205,7 @@ def check_data(
     val_split: float = 0.2,
     seed: int = 0,
     progress: bool = True,
+    **options,
 ) -> Report:
     """What there is to know of labelled pictures, with the splits that `open_data` makes.
 
@@ -202,7 +213,7 @@ def check_data(
     reported all the same, and the reason.
 
     Args:
-        source, val, val_split, seed: see `open_data`.
+        source, val, val_split, seed, options: see `open_data`.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
@@ -212,7 +223,9 @@ def check_data(
     if val is not None:
         read_splits(val)
     try:
-        data = open_data(source, val=val, val_split=val_split, seed=seed, progress=progress)
+        data = open_data(
+            source, val=val, val_split=val_split, seed=seed, progress=progress, **options
+        )
         return report_on(data)
     except InputError as problem:
         folder = Path(source).expanduser()
@@ -230,6 +243,7 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
         if isinstance(part.pictures, Files)
         for name in part.names
     ]
+    has_none = isinstance(data.targets, dict) or data.task == "regression"
     checked = check_files(paths, progress=False)
     turned = checked.orientation >= 5
     widths = np.where(turned, checked.height, checked.width)
@@ -237,7 +251,9 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
     return Report(
         root=data.root,
         problem=problem,
-        counts=data.counts,
+        pictures={split: len(part) for split, part in data.examples.items()},
+        labels={s: summary(part.labels, data.targets) for s, part in data.examples.items()},
+        counts={} if has_none else data.counts,
         faulty=data.skipped,
         twins=find_twins(data),
         sizes=_histogram(np.minimum(widths, heights)),
@@ -274,12 +290,6 @@ def _as_it_is(root, progress) -> ImageData | None:
         examples[split] = Examples(checked.files(rows), labels[rows])
         skipped += checked.skipped
     return ImageData(tuple(names), examples, skipped, str(root))
-
-
-def _label(class_names, label) -> str:
-    if np.ndim(label) == 0 and np.issubdtype(np.asarray(label).dtype, np.integer):
-        return class_names[label]
-    return str(np.asarray(label).tolist())
 
 
 def _counted(values) -> list[tuple]:
