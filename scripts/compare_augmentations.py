@@ -16,6 +16,7 @@ Each line is printed, and written to the Markdown file, when it is known.
 
 import argparse
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -46,29 +47,45 @@ class Report:
             self.out.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
 
 
-def few(data: ImageData, seed: int) -> ImageData:
-    """`PER_CLASS` training pictures a class; the held-out half is `test`."""
+def people(data: ImageData) -> np.ndarray:
+    """Whose hand each picture shows: cameras number on, and each person begins with the sign for 0."""
     whole = data.examples["all"]
-    order = np.random.default_rng(0).permutation(len(whole))
-    held_out, rest = np.sort(order[: len(whole) // 2]), order[len(whole) // 2 :]
-    rest = np.random.default_rng(seed).permutation(np.sort(rest))
+    numbers = np.array([int(re.sub(r"\D", "", Path(name).stem)) for name in whole.names])
+    return np.searchsorted(np.sort(numbers[whole.labels == 0]), numbers, side="right")
+
+
+def few(data: ImageData, seed: int, by: str) -> ImageData:
+    """`PER_CLASS` training pictures a class; the held-out half, as `test`, is of nobody among them.
+
+    `by="pictures"` draws pictures regardless of people instead.
+    """
+    whole = data.examples["all"]
+    owner = people(data) if by == "people" else np.arange(len(whole))
+    owners = np.random.default_rng(0).permutation(np.unique(owner))
+    held_out, rest = np.split(owners, [len(owners) // 2])
+    if by == "people":
+        rest = [
+            one for one in rest if len(set(whole.labels[owner == one])) == len(data.class_names)
+        ]
+    order = np.random.default_rng(seed).permutation(rest)
+    mine = np.concatenate([np.flatnonzero(owner == one) for one in order])
     chosen = [
-        rest[whole.labels[rest] == label][:PER_CLASS] for label in range(len(data.class_names))
+        mine[whole.labels[mine] == label][:PER_CLASS] for label in range(len(data.class_names))
     ]
-    parts = {"train": whole.take(np.sort(np.concatenate(chosen))), "test": whole.take(held_out)}
+    parts = {
+        "train": whole.take(np.sort(np.concatenate(chosen))),
+        "test": whole.take(np.flatnonzero(np.isin(owner, held_out))),
+    }
     return ImageData(data.class_names, parts, data.skipped, data.root)
 
 
-def measured(data: ImageData, augment, seed: int, overrides: dict, mix: str) -> tuple[float, float]:
-    """(accuracy on the held-out half, seconds)."""
+def measured(data, augment, seed: int, overrides: dict, mix: str, size: int) -> float:
+    """Accuracy on the held-out half."""
     import keras
 
-    started = time.perf_counter()
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
-    model = kt.build_model(
-        BACKBONE, kt.Classification(data.class_names), image_size=SIZE["sign_digits"]
-    )
+    model = kt.build_model(BACKBONE, kt.Classification(data.class_names), image_size=size)
     trainer = kt.Trainer(
         model,
         SCHEDULE,
@@ -81,7 +98,7 @@ def measured(data: ImageData, augment, seed: int, overrides: dict, mix: str) -> 
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer.fit(data, Path(folder) / "run")
-    return kt.evaluate(model, data, "test")["accuracy"], time.perf_counter() - started
+    return kt.evaluate(model, data, "test")["accuracy"]
 
 
 def accuracy(report, options):
@@ -89,8 +106,11 @@ def accuracy(report, options):
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     data = kt.data.labelled_pictures(folder, names, progress=False)
     settings = {**OVERRIDES, **overrides_of(options.set)}
-    count = len(data.examples["all"]) // 2
-    report.add(f"{SCHEDULE} {settings}, {PER_CLASS} pictures a class, {count} held out\n")
+    count = len(few(data, 0, options.by).examples["test"])
+    report.add(
+        f"{SCHEDULE} {settings}, {options.image_size} px, {PER_CLASS} pictures a class, {count} held "
+        f"out by {options.by}\n"
+    )
     report.add(
         "| augmentation | "
         + " | ".join(f"seed {s}" for s in options.seeds)
@@ -100,10 +120,11 @@ def accuracy(report, options):
     first = None
     for name in options.augment:
         given, _, mix = name.partition("+")
-        values = [
-            100 * measured(few(data, seed), without_flip(given), seed, settings, mix or "none")[0]
-            for seed in options.seeds
-        ]
+        values = []
+        for seed in options.seeds:
+            drawn, augment = few(data, seed, options.by), without_flip(given)
+            score = measured(drawn, augment, seed, settings, mix or "none", options.image_size)
+            values.append(100 * score)
         first = first or values
         each = " | ".join(f"{value:.2f}" for value in values)
         gain = np.subtract(values, first)
@@ -182,6 +203,8 @@ def main():
     parser.add_argument("--augment", nargs="+", default=["none", "light", "medium", "heavy"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--by", choices=("people", "pictures"), default="people")
+    parser.add_argument("--image-size", type=int, default=SIZE["sign_digits"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
