@@ -16,7 +16,8 @@ def outputs_of(model: keras.Model, batches, total: int | None = None):
     labels, outputs = [], []
     for inputs, batch_labels in tqdm(batches, total=total, unit="batch", leave=False, disable=None):
         labels.append(map_labels(np.asarray, batch_labels))
-        found = model.predict_on_batch(inputs)
+        # JAX takes no tensor of tf.data.
+        found = model.predict_on_batch(keras.ops.convert_to_tensor(inputs))
         outputs.append(map_labels(lambda values: np.asarray(values, "float32"), found))
     return joined(labels), joined(outputs)
 

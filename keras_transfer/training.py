@@ -272,7 +272,7 @@ class Trainer:
                 ],
                 engine=self.engine,
                 engines=progress.engines,
-                memory=self._memory,
+                memory=self._memory if any(caching) else None,
             )
             try:
                 while progress.phase < len(plan.phases):
