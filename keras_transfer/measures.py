@@ -10,7 +10,11 @@ def outputs_of(model: keras.Model, batches, total: int | None = None):
     labels, outputs = [], []
     for inputs, batch_labels in tqdm(batches, total=total, unit="batch", leave=False, disable=None):
         labels.append(np.asarray(batch_labels))
-        outputs.append(np.asarray(model.predict_on_batch(inputs), "float32"))
+        count, size = len(labels[-1]), len(labels[0])
+        if count < size:  # filled up: another shape would be compiled anew
+            inputs = np.asarray(inputs)
+            inputs = np.concatenate([inputs, np.repeat(inputs[-1:], size - count, axis=0)])
+        outputs.append(np.asarray(model.predict_on_batch(inputs), "float32")[:count])
     return np.concatenate(labels), np.concatenate(outputs)
 
 
