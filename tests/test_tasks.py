@@ -16,12 +16,11 @@ from PIL import Image
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from keras_transfer import export, predict
+from keras_transfer import export, predict, show_batch
 from keras_transfer.builders import build_model
 from keras_transfer.data import Examples, ImageData, from_directory, labelled_pictures, read_targets
 from keras_transfer.data.splits import split
 from keras_transfer.data.targets import Target, shown, strata, summary
-from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predictions_csv, predictions_json
@@ -51,33 +50,31 @@ LABELS = {
 }
 
 
+def share_of_skin(path):
+    """Of the pixels: those that are redder than blue by far, on a grey ground."""
+    pixels = np.asarray(Image.open(path).convert("RGB"), "float32")
+    return float((pixels[..., 0] - pixels[..., 2] > 25).mean())
+
+
 @pytest.fixture(scope="module")
 def hands(real_data, real_weights):
-    """(paths, digits [240]): 24 pictures of each sign digit."""
+    """A table of 24 pictures of each sign digit: paths, digits, and what can be said of them."""
     folder = real_data / "sign_digits"
-    paths = [sorted((folder / str(digit)).iterdir())[::8][:24] for digit in range(10)]
-    return [str(p) for part in paths for p in part], np.repeat(np.arange(10), 24)
-
-
-def brightness_of(paths):
-    """Mean grey of what the model is shown, 0–255."""
-    pictures = (np.asarray(Image.open(path).convert("RGB")) for path in paths)
-    return [float(np.asarray(resize_and_crop(p, SIZE)).mean()) for p in pictures]
-
-
-def columns_of(hands):
-    paths, digits = hands
+    found = [sorted((folder / str(digit)).iterdir())[::8][:24] for digit in range(10)]
+    paths, digits = [str(p) for part in found for p in part], np.repeat(np.arange(10), 24)
     return {
+        "path": paths,
+        "number": digits,
         "digit": [f"sign {digit}" for digit in digits],
-        "brightness": brightness_of(paths),
+        "hand": [100 * share_of_skin(path) for path in paths],  # per cent
         "stretched": [(0, 1, 2, 3, 4, 5, 3, 3, 3, 3)[d] for d in digits],
         **{name: [int(d in those) for d in digits] for name, those in LABELS.items()},
     }
 
 
 def data_of(hands, **options):
-    paths, digits = hands
-    labels, target = read_targets(columns_of(hands), **options)
+    paths, digits = hands["path"], hands["number"]
+    labels, target = read_targets(hands, **options)
     whole = Examples(paths, labels)
     train, val = split(digits, {"val": 0.25}, list(map(str, range(len(digits))))).values()
     return ImageData(
@@ -95,9 +92,9 @@ def trained(data, out, strategy="feature_extraction", **options):
     return Trainer(model, strategy, augment="none", cache="memory", **options).fit(data, out)
 
 
-def answers_of(run, paths, tmp_path):
+def answers_of(model, paths, tmp_path):
     """Outputs of serve_bytes, after the parity check of `saved_model`."""
-    folder = export.saved_model(run.model, tmp_path / "export" / "1")
+    folder = export.saved_model(model, tmp_path / "export" / "1")
     serve = tf.saved_model.load(str(folder)).signatures["serve_bytes"]
     return {k: v.numpy() for k, v in serve(bytes=[tf.io.read_file(p) for p in paths]).items()}
 
@@ -109,12 +106,12 @@ def test_labels_from_source_to_served(hands, tmp_path):
     data = data_of(hands, label_columns=list(LABELS))
     run = trained(data, tmp_path / "run")
     assert run.config["schedule"]["phases"][0]["solver"] == "logistic"
-    result = evaluate(run.model, data)
+    model = run.model
+    result = evaluate(model, data)
     assert result["task"] == "multi_label" and result["one_class"] == []
     assert result["auc"] > 0.93 and result["map"] > 0.9 and result["f1_macro"] > 0.8
 
     # Against scikit-learn, on the outputs.
-    model = run.model
     labels, outputs = collect(model, data, "val")
     scores = 1 / (1 + np.exp(-outputs.astype("float64")))
     assert result["map"] == pytest.approx(sk.average_precision_score(labels, scores))
@@ -146,20 +143,21 @@ def test_labels_from_source_to_served(hands, tmp_path):
     document = json.loads(json.dumps(predictions_json(predictions, [])))
     assert document["predictions"][3]["scores"]["thumb"] == predictions[3].scores["thumb"]
 
-    answer = answers_of(run, paths[:3], tmp_path)
+    answer = answers_of(model, paths[:3], tmp_path)
     assert set(answer) == {"scores", "class_names"}
     np.testing.assert_allclose(answer["scores"], scores[:3], atol=2e-3)  # another JPEG decoder
 
 
 def test_numbers_from_source_to_served(hands, tmp_path):
-    data = data_of(hands, targets=["brightness", "stretched"])
+    data = data_of(hands, targets=["hand", "stretched"])
     run = trained(data, tmp_path / "run")
-    result = evaluate(run.model, data)
-    assert result["per_target"]["brightness"]["r2"] > 0.3
+    model = run.model
+    result = evaluate(model, data)
+    assert result["per_target"]["hand"]["r2"] > 0.5
     assert result["per_target"]["stretched"]["r2"] > 0.6
 
-    labels, outputs = collect(run.model, data, "val")
-    assert 100 < outputs[:, 0].mean() < 220 and abs(outputs[:, 1].mean() - 2.7) < 0.5  # units
+    labels, outputs = collect(model, data, "val")
+    np.testing.assert_allclose(outputs.mean(0), labels.mean(0), rtol=0.15)  # in their units
     for i, row in enumerate(result["per_target"].values()):
         true, got = labels[:, i], outputs[:, i]
         assert row["r2"] == pytest.approx(sk.r2_score(true, got), rel=1e-4)
@@ -172,33 +170,33 @@ def test_numbers_from_source_to_served(hands, tmp_path):
     scale = data.examples["train"].labels.std(axis=0)
     assert result["loss"] == pytest.approx((((outputs - labels) / scale) ** 2).mean(), rel=1e-4)
 
-    predictions, _ = predict(run.model, data.examples["val"].names)
-    values = [[p.values[name] for name in ("brightness", "stretched")] for p in predictions]
+    predictions, _ = predict(model, data.examples["val"].names)
+    values = [[p.values[name] for name in ("hand", "stretched")] for p in predictions]
     np.testing.assert_allclose(values, outputs, rtol=1e-4, atol=1e-4)
     rows = list(csv.DictReader(io.StringIO(predictions_csv(predictions))))
-    assert list(rows[0]) == ["path", "brightness", "stretched"]
-    assert float(rows[0]["brightness"]) == pytest.approx(values[0][0], rel=1e-5)
-    answer = answers_of(run, data.examples["val"].names[:3], tmp_path)
+    assert list(rows[0]) == ["path", "hand", "stretched"]
+    assert float(rows[0]["hand"]) == pytest.approx(values[0][0], rel=1e-5)
+    answer = answers_of(model, data.examples["val"].names[:3], tmp_path)
     np.testing.assert_allclose(answer["scores"], outputs[:3], rtol=2e-2, atol=2e-2)
-    assert answer["class_names"][0].tolist() == [b"brightness", b"stretched"]
+    assert answer["class_names"][0].tolist() == [b"hand", b"stretched"]
 
 
 HEADS = {
     "sign": {"label_column": "digit"},
     "fingers": {"label_columns": ["index", "little", "thumb"]},
-    "light": {"targets": ["brightness"]},
+    "light": {"targets": ["hand"]},
 }
 
 
 def test_three_heads_from_source_to_served(hands, tmp_path):
     data = data_of(hands, heads=HEADS)
     run = trained(data, tmp_path / "run")
-    assert run.config["heads"]["light"] == {"task": "regression", "names": ["brightness"]}
+    assert run.config["heads"]["light"] == {"task": "regression", "names": ["hand"]}
     model = run.model
     result = evaluate(model, data)
     assert result["heads"]["sign"]["accuracy"] > 0.6
     assert result["heads"]["fingers"]["map"] > 0.9
-    assert result["heads"]["light"]["r2"] > 0.3
+    assert result["heads"]["light"]["r2"] > 0.5
     assert result["loss"] == pytest.approx(sum(h["loss"] for h in result["heads"].values()))
     val = run.metrics["val"]
     assert val["sign_accuracy"] == pytest.approx(result["heads"]["sign"]["accuracy"])
@@ -214,17 +212,17 @@ def test_three_heads_from_source_to_served(hands, tmp_path):
 
     paths = data.examples["val"].names
     predictions, _ = predict(model, paths[:4])
-    assert [p.heads["light"].values["brightness"] for p in predictions] == pytest.approx(
+    assert [p.heads["light"].values["hand"] for p in predictions] == pytest.approx(
         outputs["light"][:4, 0].tolist(), rel=1e-4
     )
     rows = list(csv.DictReader(io.StringIO(predictions_csv(predictions))))
     header = ["fingers_labels", *(f"fingers_{n}" for n in ("index", "little", "thumb"))]
-    header += ["light_brightness", "sign_label", "sign_score"]
+    header += ["light_hand", "sign_label", "sign_score"]
     assert list(rows[0])[:8] == ["path", *header]
     assert rows[0]["sign_label"] == f"sign {outputs['sign'][0].argmax()}"
     assert set(predictions_json(predictions, [])["predictions"][0]["heads"]) == set(HEADS)
 
-    answer = answers_of(run, paths[:3], tmp_path)
+    answer = answers_of(model, paths[:3], tmp_path)
     assert {f"{kind}_{name}" for kind in ("scores", "class_names") for name in HEADS} | {
         "label_sign",
         "score_sign",
@@ -235,44 +233,17 @@ def test_three_heads_from_source_to_served(hands, tmp_path):
     ]
 
 
-def test_three_heads_train_in_steps_and_are_resumed_to_the_bit(hands, tmp_path):
-    """Head on activations, then everything on pictures; and each head learns."""
+def test_three_heads_train_in_steps_on_activations(hands, tmp_path):
     data = data_of(hands, heads=HEADS)
-    phases = (
-        Phase("head", "all", 12, 2e-2, label_smoothing=0.05),
-        Phase("top", "top:1", 1, 1e-4, rates={"head": 2.0}),
-    )
-    schedule = Schedule("s", phases)
-    run = trained(data, tmp_path / "run", schedule)
+    phase = Phase("head", "all", 12, 2e-2, label_smoothing=0.05)
+    run = trained(data, tmp_path / "run", Schedule("s", (phase,)))
     history = list(csv.DictReader((run.path / "history.csv").open()))
-    first, last = history[0], history[-2]
-    assert float(last["loss"]) < 0.6 * float(first["loss"])
-    for name in ("sign", "fingers", "light"):
-        assert float(last[f"{name}_loss"]) < float(first[f"{name}_loss"])
+    for name in ("loss", "sign_loss", "fingers_loss", "light_loss"):
+        assert float(history[-1][name]) < 0.7 * float(history[0][name])
     best = min(history, key=lambda row: float(row["val_loss"]))
     assert run.metrics["best_epoch"] == int(best["epoch"])
     result = evaluate(run.model, data)
     assert result["heads"]["fingers"]["map"] > 0.8 and result["heads"]["sign"]["accuracy"] > 0.5
-
-    # Stopped in the second phase and resumed.
-    stopped, record = tmp_path / "stopped", keras.Model.fit
-
-    def stop(self, *args, initial_epoch=0, **kwargs):
-        if initial_epoch == 12:
-            raise KeyboardInterrupt
-        return record(self, *args, initial_epoch=initial_epoch, **kwargs)
-
-    keras.Model.fit = stop
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            trained(data, stopped, schedule)
-    finally:
-        keras.Model.fit = record
-    keras.utils.set_random_seed(0)
-    model = build_model("mobilenet_0.25", head_for(data), image_size=SIZE)
-    again = Trainer(model, schedule, augment="none", cache="memory").fit(data, stopped, resume=True)
-    for a, b in zip(run.model.get_weights(), again.model.get_weights()):
-        np.testing.assert_array_equal(a, b)
 
 
 # -- heads ------------------------------------------------------------------------------------------
@@ -338,6 +309,31 @@ def two_headed(colours):
         part.labels = {"colour": part.labels, "red": year}
     data.targets = {"colour": data.targets, "red": Target("regression", ["redness"])}
     return data
+
+
+def test_two_heads_are_resumed_to_the_bit(colours, tmp_path):
+    data, fit = two_headed(colours), keras.Model.fit
+    schedule = Schedule("s", (Phase("head", "all", 2, 1e-2), Phase("all", "none", 1, 1e-3)))
+
+    def run(name, **options):
+        keras.utils.set_random_seed(0)
+        trainer = Trainer(heads_model(head_for(data)), schedule, batch_size=8, cache="off")
+        return trainer.fit(data, tmp_path / name, **options).model.get_weights()
+
+    def stop(self, *args, initial_epoch=0, **kwargs):
+        if initial_epoch == 2:
+            raise KeyboardInterrupt
+        return fit(self, *args, initial_epoch=initial_epoch, **kwargs)
+
+    whole = run("whole")
+    keras.Model.fit = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped")
+    finally:
+        keras.Model.fit = fit
+    for a, b in zip(whole, run("stopped", resume=True)):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_numbers_of_any_size_learn_at_the_rates_of_classes(colours, tmp_path):
@@ -623,6 +619,9 @@ def test_a_picture_in_several_folders_has_several_labels(tagged):
     assert whole.examples["all"].labels.sum() == sum(map(sum, rows))
     with pytest.raises(InputError, match="give a table"):
         from_directory(tagged, task="regression")
+    figure = show_batch(data, 3, mix="mixup", image_size=32, variants=1)
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert "ants|insects" in texts
 
 
 def test_a_label_with_one_class_is_left_out_and_said(tagged, real_weights, tmp_path):
@@ -658,5 +657,3 @@ def test_the_command_trains_and_measures_labels(tagged, real_weights, tmp_path):
     result = json.loads(measured.stdout)
     assert result["task"] == "multi_label" and result["map"] > 0.9 and result["skipped"] == 0
     assert set(result["per_label"]) == {"ants", "insects", "outdoors"}
-    predicted = run_command("predict", run, tagged / "ants")
-    assert predicted.stdout.splitlines()[0] == "path,labels,ants,insects,outdoors"

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure  # no pyplot: it would look for a screen
 from keras_transfer.data.augmentation import AUGMENTATIONS, View, resolve_augmentation, views_of
 from keras_transfer.data.mixing import Mix
 from keras_transfer.data.sources import ImageData
+from keras_transfer.data.targets import rough_classes, shown
 from keras_transfer.errors import InputError, said_in
 
 _CELL = 1.25  # inches
@@ -65,11 +66,13 @@ def show_batch(
     mix = Mix(mix, mix_alpha)
     if split not in data.examples:
         raise InputError(f"{data.root} has no {split} pictures; it has {', '.join(data.examples)}")
+    if mix and data.task not in ("single_label", "multi_label"):
+        raise InputError("show_batch: only pictures with one head of classes or labels are mixed.")
     whole = data.examples[split]
-    examples = whole.take(_spread(whole.labels, n, seed))
+    examples = whole.take(_spread(rough_classes(whole.labels), n, seed))
     captions = [
-        (data.class_names[label], Path(name).name)
-        for label, name in zip(examples.labels, examples.names)
+        (label, Path(name).name)
+        for label, name in zip(shown(examples.labels, data.targets), examples.names)
     ]
     views = [View(), *(view for _, of_one in named for view in of_one)]
     pictures = _pictures(examples, list(dict.fromkeys(views)), image_size)
@@ -153,8 +156,8 @@ def _mixed(pictures, labels, class_names, mix, seed):
 
     from keras_transfer.data.mixing import mixer
 
-    one_hot = tf.one_hot(labels, len(class_names))
-    pictures, shares = mixer(mix)(tf.constant(pictures), one_hot, tf.constant([seed, 0], tf.int64))
+    whole = labels if labels.ndim == 2 else tf.one_hot(labels, len(class_names))
+    pictures, shares = mixer(mix)(tf.constant(pictures), whole, tf.constant([seed, 0], tf.int64))
     texts = []
     for row in shares.numpy():
         order = [i for i in np.argsort(-row, kind="stable")[:2] if row[i] > 0.005]
