@@ -1,18 +1,24 @@
 """One pass of predictions, and how good they are class by class."""
 
+from itertools import islice
+
 import keras
 import numpy as np
 from tqdm.auto import tqdm
 
 
-def outputs_of(model: keras.Model, batches, total: int | None = None):
-    """Labels [N] (or [N, C]) and raw outputs float32 [N, C], from one pass over (inputs, labels)."""
+def outputs_of(model: keras.Model, batches, total: int):
+    """Labels [N] (or [N, C]) and raw outputs float32 [N, C], from one pass over (inputs, labels).
+
+    `total` is the number of batches; a `keras.utils.PyDataset` does not end by itself.
+    """
     labels, outputs = [], []
-    for inputs, batch_labels in tqdm(batches, total=total, unit="batch", leave=False, disable=None):
+    bar = tqdm(islice(batches, total), total=total, unit="batch", leave=False, disable=None)
+    for inputs, batch_labels in bar:
+        inputs = np.asarray(inputs)
         labels.append(np.asarray(batch_labels))
         count, size = len(labels[-1]), len(labels[0])
         if count < size:  # filled up: another shape would be compiled anew
-            inputs = np.asarray(inputs)
             inputs = np.concatenate([inputs, np.repeat(inputs[-1:], size - count, axis=0)])
         outputs.append(np.asarray(model.predict_on_batch(inputs), "float32")[:count])
     return np.concatenate(labels), np.concatenate(outputs)

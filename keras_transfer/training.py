@@ -393,7 +393,8 @@ class Trainer:
         validation = None
         if "val" in data.examples:
             validation = self._batches(data, "val", planned, features, dtype)
-            self._validated = planned, lambda: outputs_of(model, validation)
+            steps = math.ceil(len(data.examples["val"]) / planned.batch_size)
+            self._validated = planned, lambda: outputs_of(model, validation, steps)
         model.fit(
             stream,
             validation_data=validation,
