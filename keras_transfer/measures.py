@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 def outputs_of(model: keras.Model, batches, total: int):
     """Labels [N] (or [N, C]) and raw outputs float32 [N, C], from one pass over (inputs, labels).
 
-    `total` is the number of batches; a `keras.utils.PyDataset` does not end by itself.
+    `total` is the number of batches that are taken.
     """
     labels, outputs = [], []
     bar = tqdm(islice(batches, total), total=total, unit="batch", leave=False, disable=None)
