@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from tqdm.auto import tqdm
 
-from keras_transfer.data.targets import joined, map_labels
+from keras_transfer.data.targets import count, joined, map_labels
 from keras_transfer.heads import by_head
 
 
@@ -16,9 +16,11 @@ def outputs_of(model: keras.Model, batches, total: int | None = None):
     labels, outputs = [], []
     for inputs, batch_labels in tqdm(batches, total=total, unit="batch", leave=False, disable=None):
         labels.append(map_labels(np.asarray, batch_labels))
-        # JAX takes no tensor of tf.data.
-        found = model.predict_on_batch(keras.ops.convert_to_tensor(inputs))
-        outputs.append(map_labels(lambda values: np.asarray(values, "float32"), found))
+        inputs, rows, size = np.asarray(inputs), count(labels[-1]), count(labels[0])
+        if rows < size:  # filled up: another shape would be compiled anew
+            inputs = np.concatenate([inputs, np.repeat(inputs[-1:], size - rows, axis=0)])
+        found = model.predict_on_batch(inputs)
+        outputs.append(map_labels(lambda values: np.asarray(values, "float32")[:rows], found))  # noqa: B023
     return joined(labels), joined(outputs)
 
 
