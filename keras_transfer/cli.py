@@ -425,7 +425,7 @@ def _build(pictures, settings, trains=True):
 @app.command()
 def evaluate(
     run: RunPath,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg, or a table.")],
     split: Annotated[
         str | None,
         typer.Option(
@@ -433,18 +433,22 @@ def evaluate(
             "[test, else val, else all]"
         ),
     ] = None,
+    column: ColumnOption = None,
     as_json: Json = False,
 ):
     """Measure a run on labelled pictures."""
-    from keras_transfer.data import labelled_pictures
+    from keras_transfer.data import open_labelled
+    from keras_transfer.data.targets import described
     from keras_transfer.runs import Run
 
     run = Run.open(run)
-    if "head" not in run.config:
-        raise InputError(f"{run.path} has several heads, which folders cannot label.")
-    head = run.config["head"]
-    pictures = labelled_pictures(
-        data, head["names"], split=split, split_file=run.split_path, task=head["task"]
+    config = run.config
+    pictures = open_labelled(
+        data,
+        described(config),
+        split=split,
+        split_file=run.split_path,
+        columns=columns_of(column) or config.get("columns"),
     )
     _load_keras()
     from keras_transfer import evaluation

@@ -1,6 +1,7 @@
 """The same pictures through every source; and what each source refuses."""
 
 import csv
+import json
 import re
 import shutil
 from pathlib import Path
@@ -431,6 +432,17 @@ def test_the_command_trains_on_other_columns(folder, tmp_path, monkeypatch):
         sides.setdefault(people[path], set()).add(side)
     assert len(sides) == 6 and all(len(side) == 1 for side in sides.values())
     assert {side for s in sides.values() for side in s} == {"train", "val"}
+    # Measured on its own table it is what training said.
+    again = ["evaluate", str(tmp_path / "run"), str(tmp_path / "table.csv"), "--json"]
+    measured = json.loads(runner.invoke(app, [*again, "--split", "val"]).stdout)
+    said = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert measured["pictures"] == said["images"]["val"]
+    assert measured["mae"] == pytest.approx(said["val"]["mae"], rel=1e-3)
+    assert json.loads(runner.invoke(app, again).stdout)["pictures"] == len(splits)
+    wrong = runner.invoke(app, [*again, "--split", "test"])
+    assert "has no split test" in str(wrong.exception)
+    wrong = runner.invoke(app, ["evaluate", str(tmp_path / "run"), str(folder)])
+    assert "give a table" in str(wrong.exception)
     wrong = runner.invoke(app, ["check", str(folder), "--column", "path=file"])
     assert "train would stop" in wrong.output and "is no table" in wrong.output
     wrong = runner.invoke(app, [*arguments, "--column", "file"])

@@ -21,6 +21,7 @@ from keras_transfer.builders import build_model
 from keras_transfer.data import Examples, ImageData, from_directory, labelled_pictures, read_targets
 from keras_transfer.data.splits import split
 from keras_transfer.data.targets import Target, shown, strata, summary
+from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predictions_csv, predictions_json
@@ -102,7 +103,7 @@ def answers_of(model, paths, tmp_path):
 # -- the whole way ----------------------------------------------------------------------------------
 
 
-def test_labels_from_source_to_served(hands, tmp_path):
+def test_labels_from_source_to_predictions(hands, tmp_path):
     data = data_of(hands, label_columns=list(LABELS))
     run = trained(data, tmp_path / "run")
     assert run.config["schedule"]["phases"][0]["solver"] == "logistic"
@@ -143,12 +144,8 @@ def test_labels_from_source_to_served(hands, tmp_path):
     document = json.loads(json.dumps(predictions_json(predictions, [])))
     assert document["predictions"][3]["scores"]["thumb"] == predictions[3].scores["thumb"]
 
-    answer = answers_of(model, paths[:3], tmp_path)
-    assert set(answer) == {"scores", "class_names"}
-    np.testing.assert_allclose(answer["scores"], scores[:3], atol=2e-3)  # another JPEG decoder
 
-
-def test_numbers_from_source_to_served(hands, tmp_path):
+def test_numbers_from_source_to_predictions(hands, tmp_path):
     data = data_of(hands, targets=["hand", "stretched"])
     run = trained(data, tmp_path / "run")
     model = run.model
@@ -176,9 +173,6 @@ def test_numbers_from_source_to_served(hands, tmp_path):
     rows = list(csv.DictReader(io.StringIO(predictions_csv(predictions))))
     assert list(rows[0]) == ["path", "hand", "stretched"]
     assert float(rows[0]["hand"]) == pytest.approx(values[0][0], rel=1e-5)
-    answer = answers_of(model, data.examples["val"].names[:3], tmp_path)
-    np.testing.assert_allclose(answer["scores"], outputs[:3], rtol=2e-2, atol=2e-2)
-    assert answer["class_names"][0].tolist() == [b"hand", b"stretched"]
 
 
 HEADS = {
@@ -276,6 +270,19 @@ def test_saved_models_open_in_safe_mode_and_compiled(head, tmp_path, rng):
     for name, values in by_head(heads_of(model), model(x)).items():
         np.testing.assert_array_equal(by_head(heads_of(model), loaded(x))[name], values)
     assert loaded.evaluate(x, labels, verbose=0, return_dict=True) == pytest.approx(expected)
+
+
+def test_numbers_are_served_in_their_units(tmp_path, rng):
+    """Labels alone are served in tests/test_export.py, all together above."""
+    model = heads_model(Regression(["year", "share"], mean=(2000.0, 0.5), scale=(10.0, 0.1)))
+    folder = export.saved_model(model, tmp_path / "1")
+    pictures = rng.integers(0, 256, (2, 32, 32, 3), dtype="uint8")
+    answer = tf.saved_model.load(str(folder)).signatures["serve_uint8"](pictures=pictures)
+    assert set(answer) == {"scores", "class_names"}
+    assert answer["class_names"].numpy().tolist() == [[b"year", b"share"]] * 2
+    expected = np.asarray(model(resize_and_crop(pictures, 32)))
+    np.testing.assert_allclose(answer["scores"], expected, rtol=1e-5)
+    assert (abs(expected - [2000, 0.5]) < [200, 2]).all()
 
 
 def test_the_weights_of_heads_are_those_of_their_losses(rng):

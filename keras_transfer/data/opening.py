@@ -4,9 +4,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from keras_transfer.data.records import SCHEMA, from_records
-from keras_transfer.data.sources import ImageData, from_directory
+from keras_transfer.data.sources import ImageData, from_directory, labelled_pictures
+from keras_transfer.data.split_rule import read_split_file
 from keras_transfer.data.tables import TABLES, from_table
+from keras_transfer.data.targets import Target
 from keras_transfer.data.tfds import from_tfds
 from keras_transfer.errors import InputError
 
@@ -55,3 +59,46 @@ def open_data(
             f"{source} is {kind}: mark its validation pictures there; --val is for folders."
         )
     return opened()
+
+
+def open_labelled(
+    source: str | os.PathLike,
+    known: Target | dict[str, Target],
+    *,
+    split: str | None = None,
+    split_file: str | os.PathLike | None = None,
+    columns: Mapping | None = None,
+    progress: bool = True,
+) -> ImageData:
+    """Opens pictures to measure a model on: a folder (`labelled_pictures`) or a table.
+
+    Args:
+        known: what the model answers.
+        split: by default test, else val, else all; "all" is what has no splits.
+        split_file: a list of splits (of a run), for a source without splits of its own.
+        columns: of a table, as in `open_data`.
+
+    Raises:
+        InputError: no such split, labels that the model does not know, or no picture.
+    """
+    path = Path(source).expanduser()
+    if path.suffix.lower() not in TABLES:
+        if isinstance(known, dict):
+            raise InputError(f"{path} is a folder, which cannot label several heads: give a table.")
+        options = dict(split=split, split_file=split_file, task=known.task, progress=progress)
+        return labelled_pictures(path, known.names, **options)
+    columns = {name: value for name, value in (columns or {}).items() if value is not None}
+    columns.pop("group_column", None)
+    if isinstance(known, Target) and known.task == "multi_label":
+        columns.setdefault("label_columns", columns.pop("label_column", "label"))
+    data = from_table(path, **columns, known=known, progress=progress)
+    chosen = split or next((n for n in ("test", "val", "all", "train") if n in data.examples), "")
+    if "all" in data.examples and chosen != "all" and split_file is not None:
+        listed, whole = read_split_file(split_file), data.examples["all"]
+        relative = [os.path.relpath(name, data.root).replace(os.sep, "/") for name in whole.names]
+        rows = [i for i, name in enumerate(relative) if listed.get(name) == chosen]
+        data.examples = {chosen: whole.take(np.array(rows, int))} if rows else {}
+    if chosen not in data.examples:
+        raise InputError(f"{path} has no split {chosen}; it has {', '.join(data.examples)}.")
+    data.examples = {chosen: data.examples[chosen]}
+    return data

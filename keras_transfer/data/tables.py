@@ -27,6 +27,7 @@ def from_table(
     group_column: str | None = None,
     root: str | os.PathLike | None = None,
     class_names: Sequence[str] | None = None,
+    known: Target | dict[str, Target] | None = None,
     progress: bool = True,
     **rule,
 ) -> ImageData:
@@ -42,6 +43,8 @@ def from_table(
         group_column: what is never parted in a split, a person or a patient.
         root: by default the table's folder, or the working directory.
         class_names: of `label_column` in the order wanted; by default sorted.
+        known: what a model answers, to measure it: the labels must fit, and nothing is divided; rows
+            without a split are the split "all".
         progress: show a bar on stderr, if that is a terminal.
         rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
@@ -61,15 +64,17 @@ def from_table(
     if not any(kinds.values()):
         kinds["label_column"] = "label"
     paths = [base / path for path in _filled(columns, path_column, name)]
-    splits = _splits(columns, split_column, name, len(paths))
+    splits = _splits(columns, split_column, name, len(paths), "all" if known else "train")
     if group_column is not None:
         groups = dict(zip(paths, _filled(columns, group_column, name)))
         rule["groups"] = lambda relative: groups[Path(os.path.normpath(base / relative))]
         groups = {Path(os.path.normpath(path)): group for path, group in groups.items()}
 
-    known = class_names and Target("single_label", class_names)
+    divided = known is not None
+    if class_names and not divided:
+        known = Target("single_label", class_names)
     examples, skipped = {}, []
-    for split in ("train", "val", "test"):
+    for split in ("train", "val", "test", "all"):
         rows = [i for i, given in enumerate(splits) if given == split]
         if not rows:
             continue
@@ -93,6 +98,9 @@ def from_table(
             raise InputError(_nothing(name, split, faulty))
         places = [labels_of[path] for path in good.names]
         examples[split] = Examples(good, map_labels(lambda a: a[places], labels))  # noqa: B023
+    if divided:
+        names = () if isinstance(known, dict) else known.names
+        return ImageData(names, examples, skipped, str(base), known)
     return assembled(known, examples, skipped, base, SplitRule(**rule))
 
 
@@ -107,16 +115,16 @@ def _filled(columns, column, table):
     return columns[column]
 
 
-def _splits(columns, column, table, count):
-    """The split of each row."""
+def _splits(columns, column, table, count, without):
+    """The split of each row; `without` where the table has none."""
     if column is None:
-        return ["train"] * count
+        return [without] * count
     splits = [SPLIT_OF_FOLDER.get(str(given).strip().lower()) for given in columns[column]]
     if None in splits:
         row = splits.index(None)
         given = columns[column][row]
         raise InputError(f"{table}, row {row + 1}: split {given!r} is none of train, val, test.")
-    if "train" not in splits:
+    if without == "train" and "train" not in splits:
         raise InputError(f"{table} has no row of train; it has {', '.join(sorted(set(splits)))}.")
     return splits
 

@@ -35,6 +35,13 @@ class Target:
         object.__setattr__(self, "names", tuple(map(str, self.names)))
 
 
+def described(config: dict) -> "Target | dict[str, Target]":
+    """What a run answers, as its `config.yaml` says it."""
+    if "heads" in config:
+        return {name: Target(**head) for name, head in config["heads"].items()}
+    return Target(**config["head"])
+
+
 # -- from columns ---------------------------------------------------------------------------------
 
 
