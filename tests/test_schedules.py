@@ -31,6 +31,8 @@ OTHER = {
     "batch_size": 5,
     "image_size": 64,
     "augment": "none",
+    "mix": "cutmix",
+    "mix_alpha": 0.5,
     "batch_norm": "train",
     "dropout": 0.4,
     "label_smoothing": 0.2,

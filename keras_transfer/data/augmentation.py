@@ -26,8 +26,8 @@ class Augmentation:
         saturation: largest relative change of the distance to each pixel's grey, in [0, 1].
         hue: largest turn of the hue, as a share of the colour circle, in [0, 0.5].
         rand_augment: strength, in [0, 1], of two operations drawn last from ten of RandAugment
-            (arXiv:1909.13719, by `keras.layers.RandAugment`): turns, shears, shifts, colours. 1 is
-            the widest range of the paper.
+            (arXiv:1909.13719, each a layer of Keras): turns, shears, shifts, colours. 1 is the
+            widest range of the paper.
 
     Raises:
         InputError: a value out of its range.
