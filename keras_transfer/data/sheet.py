@@ -161,7 +161,7 @@ def _mixed(pictures, labels, class_names, mix, seed):
     texts = []
     for row in shares.numpy():
         order = [i for i in np.argsort(-row, kind="stable")[:2] if row[i] > 0.005]
-        texts.append(" + ".join(f"{row[i]:.2f} {_short(class_names[i], 9)}" for i in order))
+        texts.append(", ".join(f"{_short(class_names[i], 9)}: {row[i]:.0%}" for i in order))
     return pictures.numpy(), texts
 
 
