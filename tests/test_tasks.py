@@ -5,8 +5,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -643,24 +641,18 @@ def test_a_label_with_one_class_is_left_out_and_said(tagged, real_weights, tmp_p
     json.dumps(result, allow_nan=False)
 
 
-def run_command(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "keras_transfer.cli", *map(str, args)],
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_the_command_trains_and_measures_labels(tagged, real_weights, tmp_path):
-    run = tmp_path / "run"
-    options = ["--task", "multi_label", "--backbone", "mobilenet_0.25", "--image-size", "64"]
-    done = run_command(
-        "train", tagged, "--out", run, *options, "--strategy", "feature_extraction",
-        "--precision", "float32",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    from typer.testing import CliRunner
+
+    from keras_transfer.cli import app
+
+    run, runner = str(tmp_path / "run"), CliRunner()
+    options = "--task multi_label --backbone mobilenet_0.25 --image-size 64 --precision float32"
+    options += " --strategy feature_extraction"
+    done = runner.invoke(app, ["train", str(tagged), "--out", run, *options.split()])
+    assert done.exit_code == 0, done.output
     assert ", map 0." in done.stdout and " pictures), best epoch 1" in done.stdout
-    measured = run_command("evaluate", run, tagged, "--json")
+    measured = runner.invoke(app, ["evaluate", run, str(tagged), "--json"])
     result = json.loads(measured.stdout)
     assert result["task"] == "multi_label" and result["map"] > 0.9 and result["skipped"] == 0
     assert set(result["per_label"]) == {"ants", "insects", "outdoors"}
