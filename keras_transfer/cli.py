@@ -171,7 +171,7 @@ def train(
 ):
     """Train a model on a folder of labelled pictures."""
     from keras_transfer.backbones import check_backbone
-    from keras_transfer.data import open_data
+    from keras_transfer.data import open_data, require_source
     from keras_transfer.features import check_engine
     from keras_transfer.recipes import resolve_schedule
     from keras_transfer.runs import Run, check_out
@@ -218,6 +218,7 @@ def train(
     resolved = resolve_schedule(schedule, overrides)
     if not resolved.pretrained:
         settings["weights"] = None
+    require_source(data)
     name = settings["backbone"]
     check_backbone(name, settings["image_size"], settings["weights"])
     # A resumed run goes on with the split that it began with.

@@ -17,7 +17,7 @@ from keras_transfer.data.augmentation import (
 from keras_transfer.data.files import Skipped, list_pictures, read_tree
 from keras_transfer.data.index import Checked, check_files, check_pictures
 from keras_transfer.data.mixing import MIXES, Mix
-from keras_transfer.data.opening import open_data, open_labelled
+from keras_transfer.data.opening import open_data, open_labelled, require_source
 from keras_transfer.data.records import from_records, write_records
 from keras_transfer.data.report import Report, Twins, check_data, find_twins, report_on
 from keras_transfer.data.sources import (
@@ -66,6 +66,7 @@ __all__ = [
     "read_targets",
     "read_tree",
     "report_on",
+    "require_source",
     "resolve_augmentation",
     "split",
     "views_of",

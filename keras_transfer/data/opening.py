@@ -17,6 +17,12 @@ from keras_transfer.errors import InputError
 TFDS = "tfds:"
 
 
+def require_source(source: str | os.PathLike) -> None:
+    """Raises InputError where nothing lies at a path, at once."""
+    if not str(source).startswith(TFDS) and not Path(source).expanduser().exists():
+        raise InputError(f"no such folder or file: {source}; check the path")
+
+
 def open_data(
     source: str | os.PathLike,
     *,

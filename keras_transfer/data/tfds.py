@@ -1,5 +1,6 @@
 """TensorFlow Datasets as a source."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -77,8 +78,13 @@ def _prepared(tfds, builder, data_dir):
         if not Path(builder.data_dir).exists():
             builder.download_and_prepare()
         return builder
-    except tfds.core.DatasetNotFoundError as error:
-        raise InputError(f"TensorFlow Datasets has none of this name: {error}") from None
+    except tfds.core.DatasetNotFoundError:
+        near = difflib.get_close_matches(builder, tfds.list_builders(), 5)
+        hint = f"; near are {', '.join(near)}" if near else ""
+        raise InputError(
+            f"TensorFlow Datasets has none of this name: {builder}{hint}. Check the name, or say where "
+            "it lies (data_dir)."
+        ) from None
     except Exception as error:  # of the network, of the data set's own scripts
         message = " ".join(str(error).split())[:300]
         raise InputError(
