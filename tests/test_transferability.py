@@ -1,11 +1,13 @@
 """Transferability scores against other implementations, at their edges, and on real features."""
 
 import json
+from dataclasses import replace
 
 import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from keras_transfer.backbones import BACKBONES, build_backbone
 from keras_transfer.data import Examples, ImageData, from_directory
@@ -21,6 +23,13 @@ from keras_transfer.transferability.formulas import LEEP, NCE, HScore, LogME, Ne
 from keras_transfer.transferability.probe import probe
 from keras_transfer.transferability.scoring import score_features
 from keras_transfer.transferability.table import Score, rank_scores
+
+
+@pytest.fixture(autouse=True)
+def one_core():
+    """So small products wait for each other longer than they take."""
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 def blobs(count, width, classes=3, distance=0.6, seed=0):
@@ -169,28 +178,37 @@ def test_errors_are_those_of_leaving_each_picture_out(kind, width):
         left_out.append(value(kind(given[rows]), labels[rows]))
     influence = (len(labels) - 1) * (whole - np.array(left_out))
     parts = kind(given).parts(labels)
-    assert np.corrcoef(influence, parts)[0, 1] > 0.9
-    assert parts.std() == pytest.approx(influence.std(), rel=0.25)
+    assert np.corrcoef(influence, parts)[0, 1] > 0.98
+    assert parts.std() == pytest.approx(influence.std(), rel=0.12)
 
 
-def test_errors_are_the_spread_over_other_samples():
+@pytest.mark.parametrize("width", [10, 200])
+def test_errors_are_the_spread_over_other_samples(width):
     """Of the scores, and of the difference between two kinds of features of the same pictures."""
-    found = {key: [] for key in ("probe", "knn", "logme", "h_score")}
-    differences = []
-    for seed in range(40):
+    kinds = {"knn": lambda x: Neighbours(x, np.arange(120)), "logme": LogME, "h_score": HScore}
+    found = {key: [] for key in (*kinds, "difference", "probe")}
+    centres = np.random.default_rng(99).normal(0, 2 / np.sqrt(width), (3, width))
+    for seed in range(50):
         rng = np.random.default_rng(seed)
         labels = rng.permutation(np.arange(120) % 3)
-        noise = rng.normal(0, 1, (120, 10))
-        centres = np.random.default_rng(99).normal(0, 0.7, (3, 10))
-        features = centres[labels] + noise
+        features = centres[labels] + rng.normal(size=(120, width))
         worse = features + rng.normal(0, 0.7, features.shape)
-        scores, other = (score_features(x, labels) for x in (features, worse))
-        for key, values in found.items():
-            values.append((scores[key].value, scores[key].error))
-        differences.append(scores["logme"].minus(other["logme"]))
-    for values in (*found.values(), differences):
-        values, errors = np.array(values).T
-        assert 0.65 < errors.mean() / values.std(ddof=1) < 1.5
+
+        def score(make, features, labels=labels):
+            made = make(features)
+            return Score.of(value(made, labels), made.parts(labels), np.arange(120), chance=0.0)
+
+        for key, make in kinds.items():
+            one = score(make, features)
+            found[key].append((one.value, one.error))
+        found["difference"].append(score(LogME, features).minus(score(LogME, worse)))
+        if seed < 15:
+            right = probe(features, labels, np.arange(120))
+            one = Score.of(right.mean(), right, np.arange(120), chance=0.0, share=True)
+            found["probe"].append((one.value, one.error))
+    for key, pairs in found.items():
+        values, errors = np.array(pairs).T
+        assert 0.7 < errors.mean() / values.std(ddof=1) < 1.45, key
 
 
 def test_all_right_is_not_certain():
@@ -264,12 +282,12 @@ def test_scale_and_order_do_not_matter(rng):
 def test_random_labels_have_no_signal():
     """One in a hundred may have; and the probe stays at chance."""
     signals, probes = [], []
-    for seed in range(30):
+    for seed in range(12):
         features, _ = blobs(60, 40, seed=seed)
         scores = score_features(features, np.random.default_rng(seed).integers(0, 3, 60))
         signals.append(scores.signal)
         probes.append(scores["probe"].value - scores["probe"].chance)
-    assert sum(signals) <= 2 and np.mean(probes) < 0.02
+    assert sum(signals) <= 1 and np.mean(probes) < 0.02
 
 
 def test_copies_of_a_picture_do_not_know_each_other(rng):
@@ -353,17 +371,17 @@ def test_labels_without_meaning_are_not_ranked():
     assert "no signal" in ranking.table() and "=" not in ranking.table().split("no signal")[0]
 
 
-def test_more_backbones_are_more_chances():
-    """Each of ten is tested at 1 %; together they still are."""
-    signals = 0
-    for seed in range(15):
-        rng = np.random.default_rng(seed)
-        labels = rng.integers(0, 2, 40)
-        scores = [score_features(rng.normal(size=(40, 5)), labels) for _ in range(10)]
-        joint = rank_scores(scores)
-        assert joint.p_value >= min(s.p_value for s in scores)
-        signals += joint.signal
-    assert signals <= 1
+def test_more_backbones_are_more_chances(rng):
+    """Ten backbones without a signal: one of them seems to have one far too often, all together
+    do not."""
+    features, labels = blobs(30, 3)
+    scores = score_features(features, labels)
+    alone = together = 0
+    for _ in range(300):
+        chance = [replace(scores, statistics=rng.normal(size=100)) for _ in range(10)]
+        alone += any(one.signal for one in chance)
+        together += rank_scores(chance).signal
+    assert alone > 15 and together <= 9
 
 
 def test_what_cannot_be_ranked_is_said():
@@ -411,10 +429,10 @@ def test_other_labels_are_refused(cache):
 
 @pytest.fixture(scope="module")
 def signs(real_data, tmp_path_factory):
-    """400 sign digits for training."""
+    """300 sign digits for training."""
     data = from_directory(real_data / "sign_digits", progress=False)
     train = data.examples["train"]
-    chosen = train.take(stratified(train.labels, 400))
+    chosen = train.take(stratified(train.labels, 300))
     return ImageData(data.class_names, {"train": chosen}, [], data.root)
 
 
@@ -443,7 +461,7 @@ def test_real_features_know_sign_digits_better_than_random_ones(real_scores):
         assert difference > 3 * error, key
     assert "leep" not in real.scores  # its classifier is not among the weights
     assert real.prior["parameters"] == BACKBONES["mobilenet_v2_0.35"].parameters
-    assert real.pictures == 400 and real.width == 1280
+    assert real.pictures == 300 and real.width == 1280
 
 
 def test_real_backbones_are_ranked_with_errors(real_scores):

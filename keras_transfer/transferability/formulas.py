@@ -8,6 +8,8 @@ that of a difference of two scores on the same pictures is that of the differenc
 """
 
 import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.special import xlogy
 
 _CHUNK = 4_000_000  # numbers in a matrix of one-hot labels
 # Ratios λ = α/β of LogME, as multiples of the mean squared singular value.
@@ -105,49 +107,76 @@ class HScore:
     """Variance between the classes in units of the features' covariance (Bao et al. 2019).
 
     With the covariance shrunk by Ledoit and Wolf's rule, tr(Σ_a⁻¹ (1 - a) Σ_between), without which
-    it means nothing for N < D (Ibrahim et al. 2021).
+    it means nothing for N < D (Ibrahim et al. 2021). That is tr((T + ρ)⁻¹ N Σ_between) of the scatter
+    T = N Σ and a ridge ρ = a tr(T) / (D (1 - a)).
 
     Args:
         features: float64 [N, D].
     """
 
     def __init__(self, features):
-        from sklearn.covariance import ledoit_wolf_shrinkage
-
         count, self.width = features.shape
-        centred = features - features.mean(axis=0)
-        u, singular = _svd(centred, np.linalg.norm(features))
-        self.shrinkage = float(ledoit_wolf_shrinkage(centred)) if len(singular) else 0.0
+        u, singular = _svd(features - features.mean(axis=0), np.linalg.norm(features))
         self.z = u * singular  # the centred features, rotated
-        spectrum = singular**2 / count
-        self.spectrum = (
-            1 - self.shrinkage
-        ) * spectrum + self.shrinkage * spectrum.sum() / self.width
-        self.white = self.z / np.sqrt(self.spectrum)
+        self.scatter = singular**2
+        self.norm = np.square(self.z).sum(axis=1)
+        moments = self.norm.sum(), np.square(self.scatter).sum(), np.square(self.norm).sum()
+        self.ridge = _ledoit_wolf_ridge(count, self.width, *moments)
+        self.white = self.z / np.sqrt(self.scatter + self.ridge)
 
     def values(self, labelings):
         return _by_chunk(self._values, labelings)
 
     def parts(self, labels):
-        counts = np.bincount(labels)
-        share = counts / len(labels)
-        means = (np.eye(len(counts))[labels].T @ self.z) / counts[:, None]
-        directions = means / self.spectrum
-        along = self.z @ directions.T  # [N, C]
-        spread = (means * directions).sum(axis=1)
-        own = along[np.arange(len(labels)), labels]
-        between = 2 * own - spread[labels]  # of a change in the class means and shares
-        total = np.square(along) @ share  # of a change in the covariance, then in its mean variance
-        norm = np.square(self.z).sum(axis=1) / self.width
-        within = (1 - self.shrinkage) * total + self.shrinkage * norm * (
-            share @ np.square(directions).sum(axis=1)
+        """Of leaving out each picture in turn. The inverse without one row is that of the whole and
+        a product (Sherman and Morrison); the change of the ridge counts to first order, and much."""
+        counts, count = np.bincount(labels), len(labels)
+        onehot = np.eye(len(counts))[labels]
+        sums = onehot.T @ self.white
+        along, leverage = self.white @ sums.T, np.square(self.white).sum(axis=1, keepdims=True)
+        # A picture leaves its class, and moves the mean that all are centred on.
+        left = counts - onehot
+        shift = left / (count - 1) - onehot
+        spread = np.square(sums).sum(axis=1) + 2 * shift * along + shift**2 * leverage
+        room = (count - 1) / count - leverage
+        freed = (along + shift * leverage) ** 2 / np.where(room > 1e-9, room, np.inf)
+        without = ((spread + freed) / np.maximum(left, 1)).sum(axis=1, where=left > 0)
+        slope = -(np.square(sums) / (self.scatter + self.ridge) / counts[:, None]).sum()
+        # Linear in 1 / (ridge + typical): a ridge without bounds moves the score by little.
+        ridges, typical = self._ridges(), self.norm.sum() / self.width
+        moved = (
+            (ridges - self.ridge) * (self.ridge + typical) / np.maximum(ridges + typical, 1e-300)
         )
-        return (1 - self.shrinkage) * (between - within)
+        return -(count - 1) * (without + slope * moved)
+
+    def _ridges(self):
+        """The ridge without each picture [N]."""
+        count, norm = len(self.z), self.norm
+        moved = norm + (2 * self.z @ self.z.T + norm[:, None] / (count - 1)) / (count - 1)
+        np.fill_diagonal(moved, 0)
+        kept = count / (count - 1)
+        square = np.square(self.scatter).sum() - 2 * kept * np.square(self.z) @ self.scatter
+        return _ledoit_wolf_ridge(
+            count - 1,
+            self.width,
+            self.norm.sum() - kept * norm,
+            square + (kept * norm) ** 2,
+            np.square(moved).sum(axis=1),
+        )
 
     def _values(self, onehot, counts):
         sums = onehot.reshape(len(onehot), -1).T @ self.white
-        spread = np.square(sums).sum(axis=1).reshape(counts.shape)
-        return (1 - self.shrinkage) * (spread / counts).sum(axis=1) / len(onehot)
+        return (np.square(sums).sum(axis=1).reshape(counts.shape) / counts).sum(axis=1)
+
+
+def _ledoit_wolf_ridge(count, width, trace, square, fourth):
+    """ρ, from tr T, tr T² and the sum of the centred rows' fourth powers, numbers or arrays."""
+    tiny = 1e-300
+    distance = square / (count**2 * width) - (trace / (count * width)) ** 2
+    noise = (fourth / count - square / count**2) / (count * width)
+    # At most the distance: there all that is left is a sphere. A little less, so that ρ is finite.
+    amount = np.clip(noise / np.maximum(distance, tiny), 0, 1 - 1e-9)
+    return np.maximum(amount * trace / (width * (1 - amount)), tiny)
 
 
 class Neighbours:
@@ -164,7 +193,6 @@ class Neighbours:
     """
 
     def __init__(self, features, groups, k: int = 5, seed: int = 0):
-        from scipy.sparse import csr_matrix
         from sklearn.neighbors import NearestNeighbors
 
         count = len(features)
@@ -231,12 +259,22 @@ class NCE:
         _, self.source = np.unique(probabilities.argmax(axis=1), return_inverse=True)
 
     def values(self, labelings):
-        return np.array([self.parts(labels).mean() for labels in labelings])
+        return np.array([np.log(np.divide(*self._counts(y))).mean() for y in labelings])
 
     def parts(self, labels):
+        both, own = self._counts(labels)
+        # What the sum loses with one picture less in the cell and in the row.
+        return _loss(both) - _loss(own)
+
+    def _counts(self, labels):
+        """Pictures of the same source class and label, and of the same source class [N]."""
         joint = np.zeros((self.source.max() + 1, labels.max() + 1))
         np.add.at(joint, (self.source, labels), 1)
-        return np.log(joint[self.source, labels] / joint.sum(axis=1)[self.source])
+        return joint[self.source, labels], joint.sum(axis=1)[self.source]
+
+
+def _loss(n):
+    return xlogy(n, n) - xlogy(n - 1, n - 1)
 
 
 def _svd(matrix, size):

@@ -39,7 +39,6 @@ def probe(
     folds = min(_FOLDS, int(pictures.max()))
     if folds < 2:
         return None
-    strength = _strength(features, labels, groups, pictures, seed)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
 
     def right(train, test):
@@ -54,6 +53,7 @@ def probe(
     ):
         # Classes of fewer pictures than folds are meant, and fits that do not converge rank alike.
         warnings.simplefilter("ignore")
+        strength = _strength(features, labels, groups, pictures, seed)
         splits = splitter.split(features, labels, groups)
         for test, correct in joblib.Parallel()(joblib.delayed(right)(*split) for split in splits):
             found[test] = correct

@@ -45,37 +45,50 @@ def score_features(
     Raises:
         InputError: shapes that do not fit, values that are not finite, or a single class.
     """
+    from threadpoolctl import threadpool_limits
+
     rows = np.asarray(features).astype("float64")
     labels, groups = _checked(rows, labels, groups, shuffles)
-    measures = {"knn": Neighbours(rows, groups, seed=seed)}
     rows = _unit_scale(rows)
-    measures |= {"logme": LogME(rows), "h_score": HScore(rows)}
-    if probabilities is not None:
-        theta = _checked_probabilities(probabilities, len(labels))
-        measures |= {"leep": LEEP(theta), "nce": NCE(theta)}
+    theta = None if probabilities is None else _checked_probabilities(probabilities, len(labels))
     # The labels themselves come first, the shuffles after.
     labelings = np.stack([labels, *_shuffled(labels, groups, shuffles, seed)])
-    found, values = {"probe": _probe(rows, labels, groups, seed)}, {}
-    for key in tqdm(measures, desc="scores", unit="score", leave=False, disable=None):
-        values[key] = measures[key].values(labelings)
-        found[key] = Score.of(
-            values[key][0],
-            measures[key].parts(labels),
-            groups,
-            chance=float(values[key][1:].mean()),
-            share=key == "knn",
-        )
-    statistics = np.max([_standardised(values[key]) for key in ("knn", "logme")], axis=0)
+    # BLAS on one core: where others use the cores too, it waits for them longer than it computes.
+    with threadpool_limits(1, "blas"):
+        found, values = {"probe": _probe(rows, labels, groups, seed)}, {}
+        measures = _measures(rows, groups, theta, seed)
+        for key, make in tqdm(measures.items(), desc=name, unit="score", leave=False, disable=None):
+            measure = make()
+            values[key] = measure.values(labelings)
+            found[key] = Score.of(
+                values[key][0],
+                measure.parts(labels),
+                groups,
+                chance=float(values[key][1:].mean()),
+                share=key == "knn",
+            )
     return Scores(
         name=name,
         scores=found,
         pictures=len(np.unique(groups)),
         classes=int(labels.max()) + 1,
         width=rows.shape[1],
-        statistics=statistics,
+        statistics=np.max([_standardised(values[key]) for key in ("knn", "logme")], axis=0),
         prior=prior or {},
         sample=sample_of(labels, groups, shuffles, seed),
     )
+
+
+def _measures(rows, groups, theta, seed):
+    """Name → what makes the score: its matrices are in memory only while it is computed."""
+    measures = {
+        "knn": lambda: Neighbours(rows, groups, seed=seed),
+        "logme": lambda: LogME(rows),
+        "h_score": lambda: HScore(rows),
+    }
+    if theta is not None:
+        measures |= {"leep": lambda: LEEP(theta), "nce": lambda: NCE(theta)}
+    return measures
 
 
 def _probe(rows, labels, groups, seed):
