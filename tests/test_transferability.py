@@ -518,3 +518,11 @@ def test_features_after_some_stages(real_weights, signs, cache):
     scores = score_backbone(prefix_of(backbone, 5), data, engine="keras")
     assert scores.width == backbone.stages[4].output.shape[-1] and scores.pictures == 20
     assert scores.prior["parameters"] < 218_544 and "5 of 14" in scores.name
+
+
+def test_a_backbone_that_is_built_again_has_the_same_features():
+    """Keras numbers the layers' names on, which must not change where features are kept."""
+    first, second = (build_backbone("mobilenet_v2_0.35", image_size=32, weights=None) for _ in "ab")
+    other = prefix_of(second, 18).fingerprint
+    second.set_weights(first.get_weights())
+    assert prefix_of(first, 18).fingerprint == prefix_of(second, 18).fingerprint != other

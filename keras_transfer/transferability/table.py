@@ -280,7 +280,7 @@ def _prior_text(prior):
 
 
 def _verdict(signal, p_value):
-    shown = f"p = {p_value:.2g}, of shuffled labels"
+    shown = f"(p = {p_value:.2g} by shuffling the labels)"
     if signal:
-        return f"signal: the features tell the classes apart ({shown})"
-    return f"no signal: shuffled labels do as well ({shown}), so the scores rank nothing"
+        return f"signal: the features tell the classes apart {shown}"
+    return f"no signal: the scores rank nothing, shuffled labels do as well {shown}"
