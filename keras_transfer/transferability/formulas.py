@@ -188,19 +188,15 @@ class Neighbours:
         features: float64 [N, D].
         groups: int [N], rows of one picture, which are no neighbours of each other.
         k: number of neighbours.
-        seed: of the order among equally near ones, which must not follow the order of the rows:
-            there the classes lie one after the other.
     """
 
-    def __init__(self, features, groups, k: int = 5, seed: int = 0):
+    def __init__(self, features, groups, k: int = 5):
         from sklearn.neighbors import NearestNeighbors
 
         count = len(features)
-        order = np.random.default_rng(seed).permutation(count)
         asked = min(count, k + np.bincount(groups).max())
         search = NearestNeighbors(n_neighbors=asked, metric="cosine", algorithm="brute")
-        distance, found = search.fit(features[order]).kneighbors(features)
-        found = order[found]
+        distance, found = search.fit(features).kneighbors(features)
         other = groups[found] != groups[:, None]
         nearest = other & (np.cumsum(other, axis=1) <= k)
         # Relative to the nearest, so that exp cannot run over; the vote is the same.

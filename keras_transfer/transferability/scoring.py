@@ -56,7 +56,7 @@ def score_features(
     # BLAS on one core: where others use the cores too, it waits for them longer than it computes.
     with threadpool_limits(1, "blas"):
         found, values = {"probe": _probe(rows, labels, groups, seed)}, {}
-        measures = _measures(rows, groups, theta, seed)
+        measures = _measures(rows, groups, theta)
         for key, make in tqdm(measures.items(), desc=name, unit="score", leave=False, disable=None):
             measure = make()
             values[key] = measure.values(labelings)
@@ -79,10 +79,10 @@ def score_features(
     )
 
 
-def _measures(rows, groups, theta, seed):
+def _measures(rows, groups, theta):
     """Name → what makes the score: its matrices are in memory only while it is computed."""
     measures = {
-        "knn": lambda: Neighbours(rows, groups, seed=seed),
+        "knn": lambda: Neighbours(rows, groups),
         "logme": lambda: LogME(rows),
         "h_score": lambda: HScore(rows),
     }
