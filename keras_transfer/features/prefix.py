@@ -52,7 +52,7 @@ class Prefix:
         """A digest of the graph and all its weights; names of layers and what trains do not matter."""
         text = json.dumps(self.model.get_config(), sort_keys=True, default=str)
         text = text.replace('"trainable": false', '"trainable": true')
-        for i, layer in enumerate(sorted(self.model.layers, key=lambda x: -len(x.name))):
+        for i, layer in sorted(enumerate(self.model.layers), key=lambda x: -len(x[1].name)):
             text = text.replace(f'"{layer.name}"', f'"#{i}"')
         text = text.replace(f'"{self.model.name}"', '"model"')
         digest = hashlib.blake2b(text.encode(), digest_size=16)

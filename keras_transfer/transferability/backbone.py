@@ -1,0 +1,155 @@
+"""The scores of a backbone on the pictures of a data set, from features that are computed once."""
+
+import re
+
+import keras
+import numpy as np
+
+from keras_transfer.backbones import (
+    BACKBONES,
+    build_backbone,
+    check_backbone,
+    is_source_model,
+    weights_path,
+)
+from keras_transfer.builders import backbone_of
+from keras_transfer.data.sources import Examples, ImageData
+from keras_transfer.errors import InputError
+from keras_transfer.features.extraction import extract
+from keras_transfer.features.prefix import Prefix, prefix_of
+from keras_transfer.features.store import Store
+from keras_transfer.transferability.scoring import score_features
+from keras_transfer.transferability.table import Scores
+
+MOST_PICTURES = 2000
+_SURE = 5  # of each class, before a large class gets more
+
+
+def score_backbone(
+    backbone: str | keras.Model | Prefix,
+    data: ImageData,
+    *,
+    name: str | None = None,
+    image_size: int | None = None,
+    most: int = MOST_PICTURES,
+    engine: str = "auto",
+    store: Store | None = None,
+    shuffles: int = 99,
+    seed: int = 0,
+) -> Scores:
+    """How well a backbone's features suit the training pictures, before anything is trained.
+
+    Only the split `train` is looked at, and of it a stratified sample (see `stratified`). The
+    features are those after global average pooling, found in the cache or computed into it.
+    Identical files stay together in all folds. LEEP and NCE are added for a name of the table
+    whose ImageNet classifier lies beside the other weights (it is not downloaded).
+
+    Args:
+        backbone: a name of the table or a source model, with its weights; a model that has a
+            `Backbone`; or a `Prefix`, to score the features after some stages.
+        data: one class a picture.
+        name: what to call it; by default its own name.
+        image_size: of the pictures, by default that of the ImageNet training. A model and a
+            `Prefix` have theirs.
+        most: pictures in the sample.
+        engine, store: see `features.extraction.extract`.
+        shuffles, seed: see `score_features`; the seed is that of the sample too.
+
+    Raises:
+        InputError: other labels than one class a picture, no training pictures, a single class, or
+            what `build_backbone` and `extract` raise.
+    """
+    sample = _sample(data, most, seed)
+    classifier = None
+    if isinstance(backbone, str):
+        check_backbone(backbone, image_size)
+        network = build_backbone(backbone, image_size=image_size)
+        if not is_source_model(backbone):
+            classifier = imagenet_classifier(network)
+        backbone = network
+    if isinstance(backbone, Prefix):
+        prefix, own_name = backbone, backbone.name
+    else:
+        backbone = backbone_of(backbone)
+        prefix, own_name = prefix_of(backbone, len(backbone.stages)), backbone.name
+    found = extract(prefix, sample, engine=engine, store=store)
+    features = found.gather(np.arange(len(sample)))
+    if features.ndim > 2:
+        features = features.mean(axis=tuple(range(1, features.ndim - 1)), dtype="float32")
+    return score_features(
+        features,
+        sample.labels,
+        groups=np.unique(sample.digests, return_inverse=True)[1],
+        probabilities=None if classifier is None else np.asarray(classifier(features)),
+        name=name or own_name,
+        prior={
+            "parameters": prefix.model.count_params(),
+            "multiplications": round(prefix.cost),
+        },
+        shuffles=shuffles,
+        seed=seed,
+    )
+
+
+def stratified(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Sorted positions [≤ most] of a sample in which each class has its share, but at least five
+    pictures (or all it has), as far as `most` allows.
+
+    Args:
+        labels: int [N].
+        most: size of the sample.
+        seed: which pictures of each class.
+    """
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turn = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank = np.arange(len(members))
+        turn[members] = np.where(rank < _SURE, rank - _SURE, (rank + 0.5) / len(members))
+    return np.sort(order[np.argsort(turn[order], kind="stable")][:most])
+
+
+def imagenet_classifier(backbone) -> keras.Model | None:
+    """Features [N, D] of a backbone of the table → probabilities [N, 1000] of the ImageNet classes.
+
+    None where the file with the classifier is not on this machine, or the classifier does not start
+    from averaged features (VGG).
+    """
+    spec = BACKBONES[backbone.name]
+    no_top = weights_path(spec)
+    file = no_top.with_name(re.sub(r"_no_?top(_v2)?", "", no_top.name))
+    if not file.is_file():
+        return None
+    whole = getattr(keras.applications, spec.function)(weights=None, **spec.arguments)
+    pooling, layers = _pooling(whole)
+    if pooling is None:
+        return None
+    whole.load_weights(file)
+    features = keras.Input(backbone.output_shape[1:])
+    x = keras.layers.Reshape((1, 1, -1))(features) if pooling.keepdims else features
+    # What the backbone has after its own pooling (ConvNeXt's normalisation) is not done twice.
+    for layer in layers[len(_pooling(backbone)[1]) :]:
+        x = layer(x)
+    return keras.Model(features, x)
+
+
+def _pooling(model):
+    """(the last global average pooling or None, the layers after it)."""
+    kind = keras.layers.GlobalAveragePooling2D
+    place = max((i for i, x in enumerate(model.layers) if isinstance(x, kind)), default=None)
+    return (None, []) if place is None else (model.layers[place], model.layers[place + 1 :])
+
+
+def _sample(data, most, seed) -> Examples:
+    if data.task != "single_label":
+        shown = data.task if isinstance(data.task, str) else "several heads"
+        raise InputError(
+            f"The labels of {data.root} are {shown}: transferability scores take one class a "
+            "picture (single_label)."
+        )
+    if "train" not in data.examples:
+        raise InputError(f"{data.root} has no train pictures; it has {', '.join(data.examples)}.")
+    train = data.examples["train"]
+    return train.take(stratified(train.labels, most, seed))
