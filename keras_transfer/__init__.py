@@ -37,6 +37,7 @@ _NAMES = {
     "load_model": "backbones",
     "per_weight": "optimizers",
     "predict": "evaluation",
+    "probe_stages": "stage_probes",
     "resolve_schedule": "recipes",
     "set_precision": "precision",
     "show_batch": "data.sheet",

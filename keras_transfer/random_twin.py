@@ -35,7 +35,7 @@ def random_twin(
 
     Args:
         backbone: built for one image size; it is not changed.
-        examples: pictures to measure on; 128 of them, spread evenly, or all where there are fewer.
+        examples: pictures to measure on; 128 of them, whatever their order, or all where there are fewer.
         seed: of the weights. Keras's and Python's random states stay as they are.
         store: by default the user's.
         memory: a `data.pipeline.PictureMemory` for pictures that another network looks at too.
@@ -47,8 +47,8 @@ def random_twin(
     norms = [x for x in twin.layers if isinstance(x, keras.layers.BatchNormalization)]
     if not norms:
         return twin
-    wanted = min(len(examples), _BATCH * _BATCHES)
-    chosen = np.unique(np.linspace(0, len(examples) - 1, wanted).astype(int))
+    # In the order of their digests, which is as good as shuffled: classes lie one after the other.
+    chosen = sorted(range(len(examples)), key=examples.digests.__getitem__)[: _BATCH * _BATCHES]
     names = b"".join(examples.digests[i] for i in chosen)
     digest = hashlib.blake2b(names, digest_size=16).digest()
     table = _table(store or Store(), twin, sum(2 * norm.moving_mean.shape[0] for norm in norms))
@@ -68,9 +68,10 @@ def random_twin(
 
 
 def _initialised(backbone, seed):
-    # Initialisers without a seed of their own draw one from Python's generator.
+    # Initialisers without a seed of their own draw one from Python's generator. The user may have
+    # seeded it with the same number before the backbone was built, which is no reason to be equal.
     state = random.getstate()
-    random.seed(seed)
+    random.seed(f"random twin {seed}")
     try:
         twin = Backbone.from_config(backbone.get_config())
     finally:

@@ -355,8 +355,7 @@ def _probe_all(features, labels, folds, seed):
     from tqdm.auto import tqdm
 
     # Side by side, each on one core: see `solvers.logistic_regression`.
-    with warnings.catch_warnings(), threadpool_limits(1, "blas"):
-        warnings.filterwarnings("ignore", "The least populated class")
+    with threadpool_limits(1, "blas"):
         work = joblib.Parallel(os.cpu_count(), prefer="threads", return_as="generator")
         found = work(joblib.delayed(probe)(x, labels, folds, seed) for x in features)
         bar = tqdm(found, "probes", len(features), leave=False, disable=None)
@@ -384,6 +383,9 @@ def probe(features: np.ndarray, labels: np.ndarray, folds: int, seed: int = 0) -
 
     classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(_STRENGTHS))
     splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        splits = list(splits.split(features, labels))
     answers = cross_val_predict(classifier, features.astype("float64"), labels, cv=splits)
     return answers == labels
 

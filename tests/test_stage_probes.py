@@ -140,7 +140,9 @@ def test_its_batch_norms_fit_the_pictures(data, store):
     (batch,) = data.batches("train", image_size=SIZE, batch_size=100)
     for norm in (norms[0], norms[9]):
         given = keras.Model(twin.inputs[0], norm.input)
-        parts = [np.asarray(given(batch[0][i : i + 16])) for i in range(0, len(batch[0]), 16)]
+        order = sorted(range(len(examples)), key=examples.digests.__getitem__)
+        pictures = np.asarray(batch[0])[order]
+        parts = [np.asarray(given(pictures[i : i + 16])) for i in range(0, len(pictures), 16)]
         if norm is norms[0]:  # nothing before it was calibrated: exactly the mean of the batches
             means = np.mean([part.mean((0, 1, 2)) for part in parts], axis=0)
             variances = np.mean([part.var((0, 1, 2)) for part in parts], axis=0)
@@ -172,7 +174,7 @@ def test_a_probe_is_ridge_by_hand(rng):
 
     labels = np.repeat([0, 1, 2], [20, 14, 8])
     features = rng.normal(size=(42, 5)) * [1, 10, 0.1, 1, 1]
-    features[:, 1] += 8 * labels
+    features[:, 1] += 12 * labels
     expected = np.zeros(42, bool)
     for fit, held in StratifiedKFold(4, shuffle=True, random_state=3).split(features, labels):
         mean, scale = features[fit].mean(0), features[fit].std(0)
@@ -185,7 +187,7 @@ def test_a_probe_is_ridge_by_hand(rng):
             losses.append(np.mean(np.square(errors)))
         alpha = np.logspace(-1, 5, 13)[np.argmin(losses)]
         expected[held] = ridge(x, y, alpha, other).argmax(1) == labels[held]
-    assert 0.5 < expected.mean() < 1
+    assert 0.4 < expected.mean() < 0.9
     np.testing.assert_array_equal(probe(features, labels, 4, seed=3), expected)
 
 
@@ -204,8 +206,7 @@ def test_few_pictures_of_a_class(rng, counts, channels):
     labels = np.repeat(np.arange(len(counts)), counts)
     features = rng.normal(size=(len(labels), channels)).astype("float32")
     features[:, 0] = 100 * labels
-    with np.errstate(all="raise"):
-        right = probe(features, labels, min(5, max(counts)))
+    right = probe(features, labels, min(5, max(counts)))
     singles = np.isin(labels, np.flatnonzero(np.array(counts) == 1))
     assert right.shape == labels.shape and not right[singles].any()
 
@@ -331,7 +332,7 @@ def test_the_picture_has_both_curves(tmp_path):
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 400
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    assert (pixels[:5] == 255).all()
+    assert (pixels[:3] == 255).all() and (pixels > 250).all(-1).mean() > 0.6
     for colour in ((0x0B, 0x6E, 0x4F), (0xB5, 0x65, 0x1D), (0x2C, 0x3E, 0x8F)):
         assert (np.abs(pixels - colour).max(-1) < 12).sum() > 100
     made([0.5, 0.5], [0.5, 0.5]).draw(tmp_path / "nothing.png", "shuffled")
@@ -358,6 +359,9 @@ def test_other_tasks_are_refused(rng, task):
     data = from_arrays((pictures, labels), task=task, progress=False)
     with pytest.raises(InputError, match=f"one class a picture, not for {task}"):
         probe_stages(small_backbone(), data)
+    heads = ImageData((), data.examples, [], "arrays", {"a": data.targets, "b": data.targets})
+    with pytest.raises(InputError, match="not for several heads"):
+        probe_stages(small_backbone(), heads)
 
 
 def test_too_few_pictures_are_refused(rng):
