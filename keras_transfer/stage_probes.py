@@ -20,7 +20,7 @@ from keras_transfer.runs import write_file
 from keras_transfer.solvers import some_rows
 
 FOLDS = 5
-_STRENGTH = 32.0  # over the number of channels: C of the logistic regression
+_WIDTH = 128  # channels at which the logistic regression has C = 1
 _STEPS = 300
 # Of the binomial test. Folds share the pictures that their probes are fitted on, which makes right
 # answers by chance vary more than it allows for: hence no more.
@@ -252,10 +252,8 @@ class StageProbes:
         else:
             axes.set_xlabel("stage")
         shown = "no signal" if not self.signal else f"similarity {self.similarity:.2f}"
-        axes.set_title(f"{title or self.backbone}: {shown}", fontsize=11)
-        axes.set(
-            ylabel=f"accuracy of a linear probe ± error ({self.pictures} pictures)", ylim=(0, 1.02)
-        )
+        axes.set_title(f"{title or self.backbone}: {shown} ({self.pictures} pictures)", fontsize=11)
+        axes.set(ylabel="accuracy of a linear probe ± error", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
         write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=110))
@@ -383,10 +381,10 @@ def stratified_folds(labels: np.ndarray, folds: int, seed: int = 0) -> list[tupl
 def probe(features: np.ndarray, labels: np.ndarray, splits: list[tuple]) -> np.ndarray:
     """Which pictures a linear probe names rightly that was fitted on the others, bool [N].
 
-    Logistic regression on standardised channels with C = 32 / D: the penalty grows with the width, so
-    that logits of wide stages are not free to spread further than those of narrow ones. (Ridge
-    regression would do for wide stages; in narrow ones, where a class can lie between others, it
-    misses up to 9 points.)
+    Logistic regression on standardised channels with C = (128 / D)²: next to no penalty where there
+    are a few channels, whose small differences may be all there is, and a strong one where there are
+    more channels than pictures. On three data sets that was as good as or better than C = 1,
+    C = 32 / D, and ridge regression, which misses up to 9 points in narrow stages.
 
     Args:
         features: float [N, D].
@@ -398,7 +396,7 @@ def probe(features: np.ndarray, labels: np.ndarray, splits: list[tuple]) -> np.n
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    regression = LogisticRegression(C=_STRENGTH / features.shape[1], max_iter=_STEPS)
+    regression = LogisticRegression(C=(_WIDTH / features.shape[1]) ** 2, max_iter=_STEPS)
     classifier = make_pipeline(StandardScaler(), regression)
     answers = cross_val_predict(classifier, features.astype("float64"), labels, cv=splits)
     return answers == labels
