@@ -37,6 +37,7 @@ _NAMES = {
     "load_model": "backbones",
     "per_weight": "optimizers",
     "predict": "evaluation",
+    "probe_stages": "stage_probes",
     "rank_scores": "transferability.table",
     "resolve_schedule": "recipes",
     "score_backbone": "transferability.backbone",

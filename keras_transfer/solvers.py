@@ -108,7 +108,7 @@ def logistic_regression(
         if folds < 2:
             strength, loss = 1.0, None
         else:
-            chosen = _some(labels, groups, seed, most)
+            chosen = some_rows(labels, groups, seed, most)
             splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
                 scaled[chosen], labels[chosen], groups[chosen]
             )
@@ -212,7 +212,7 @@ def _scaled(features):
     return scaled, mean, scale
 
 
-def _some(labels, groups, seed, most):
+def some_rows(labels, groups, seed, most):
     """Rows of at most `most` rows' worth of pictures, each class in its share."""
     if len(labels) <= most:
         return np.arange(len(labels))
