@@ -48,6 +48,17 @@ def cache(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+# What stands in the folder of a finished run.
+RUN_FILES = {
+    "config.yaml",
+    "metrics.json",
+    "history.csv",
+    "skipped.csv",
+    "split.csv",
+    "model.keras",
+}
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

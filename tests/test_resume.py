@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import RUN_FILES, write_picture
 
 from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
@@ -173,11 +173,4 @@ def test_what_a_killed_process_was_writing_is_cleared_away(colours, tmp_path, mo
         (tmp_path / "cut" / file).write_bytes(b"half")
     resumed = trainer().fit(data, tmp_path / "cut", resume=True)
     files = {p.name for p in resumed.path.iterdir()}
-    assert files == {
-        "config.yaml",
-        "metrics.json",
-        "history.csv",
-        "skipped.csv",
-        "split.csv",
-        "model.keras",
-    }
+    assert files == RUN_FILES

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from conftest import write_picture
 
-from keras_transfer.data import Examples, Mix, from_directory
-from keras_transfer.data.service import service_batches
+from keras_transfer.data import Examples, Mix, from_directory, pipeline
 from keras_transfer.errors import InputError
 
 WORKER = """
@@ -58,11 +57,9 @@ OPTIONS = dict(image_size=16, batch_size=4)
 
 def test_two_workers_give_every_picture_once_an_epoch(service, numbered):
     """In the order, and with the augmentation, of one process."""
-    from keras_transfer.data import pipeline
-
     epochs, steps = 3, 10
     options = dict(training=True, augmentation="medium", seed=5, **OPTIONS)
-    got = list(service_batches(numbered, service, **options).take(epochs * steps))
+    got = list(pipeline.batches(numbered, service=service, **options).take(epochs * steps))
     orders = np.concatenate([np.asarray(labels) for _, labels in got]).reshape(epochs, 37)
     assert (np.sort(orders, axis=1) == np.arange(37)).all()
     assert len({tuple(order) for order in orders}) == epochs
@@ -70,20 +67,18 @@ def test_two_workers_give_every_picture_once_an_epoch(service, numbered):
     for (pictures, labels), (others, other_labels) in zip(got, expected, strict=True):
         np.testing.assert_array_equal(labels, other_labels)
         np.testing.assert_array_equal(pictures, others)
-    late = service_batches(numbered, service, start_epoch=2, **options)
+    late = pipeline.batches(numbered, service=service, start_epoch=2, **options)
     np.testing.assert_array_equal(next(iter(late))[0], got[2 * steps][0])
 
 
 @pytest.mark.parametrize("options", [{"mix": Mix("mixup", 1.0)}, {"equal_classes": True}])
 def test_mixing_and_balance_are_those_of_one_process(service, numbered, options):
-    from keras_transfer.data import pipeline
-
     labels = np.array([0] * 30 + [1] * 7, np.int32)
     examples = Examples(numbered.pictures, labels)
     weights = np.array([1.0, 3.0], np.float32)
     options = dict(training=True, classes=2, class_weights=weights, **options, **OPTIONS)
     for one, other in zip(
-        service_batches(examples, service, **options).take(12),
+        pipeline.batches(examples, service=service, **options).take(12),
         pipeline.batches(examples, **options).take(12),
         strict=True,
     ):
@@ -92,9 +87,7 @@ def test_mixing_and_balance_are_those_of_one_process(service, numbered, options)
 
 
 def test_evaluation_is_in_order_and_ends(service, numbered):
-    from keras_transfer.data import pipeline
-
-    got = service_batches(numbered, service, **OPTIONS)
+    got = pipeline.batches(numbered, service=service, **OPTIONS)
     assert got.cardinality() == 10
     for one, other in zip(got, pipeline.batches(numbered, **OPTIONS), strict=True):
         np.testing.assert_array_equal(one[1], other[1])
@@ -138,9 +131,11 @@ def test_what_it_cannot_do_is_said(numbered):
 
     arrays = Examples(Arrays(np.zeros((4, 8, 8, 3), "uint8")), np.arange(4, dtype="int32"))
     with pytest.raises(InputError, match="reads files"):
-        service_batches(arrays, "grpc://localhost:1", **OPTIONS)
+        pipeline.batches(arrays, service="grpc://localhost:1", **OPTIONS)
     import albumentations
 
     compose = albumentations.Compose([albumentations.HorizontalFlip()])
     with pytest.raises(InputError, match="without albumentations"):
-        service_batches(numbered, "", training=True, augmentation=compose, **OPTIONS)
+        pipeline.batches(
+            numbered, service="grpc://localhost:1", training=True, augmentation=compose, **OPTIONS
+        )

@@ -5,6 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+from conftest import RUN_FILES
 
 from keras_transfer.builders import backbone_of, build_model
 from keras_transfer.data import from_directory
@@ -33,14 +34,7 @@ def test_a_run_learns_and_writes_its_files(colours, tmp_path):
     run = trainer.fit(data, tmp_path / "run")
 
     files = {p.name for p in run.path.iterdir()}
-    assert files == {
-        "config.yaml",
-        "metrics.json",
-        "history.csv",
-        "skipped.csv",
-        "split.csv",
-        "model.keras",
-    }
+    assert files == RUN_FILES
     with (run.path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"]

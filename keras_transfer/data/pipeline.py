@@ -72,38 +72,22 @@ def batches(
         tf.errors.OpError: while iterating, a file that cannot be read or decoded any more;
             the message names it.
     """
+    variant = resolve_augmentation(augmentation) if training else None
     if service:
         from keras_transfer.data.service import service_batches
 
-        return service_batches(
-            examples,
-            service,
-            image_size=image_size,
-            batch_size=batch_size,
-            training=training,
-            augmentation=augmentation,
-            seed=seed,
-            start_epoch=start_epoch,
-            class_weights=class_weights,
-            equal_classes=equal_classes,
-            mix=mix,
-            classes=classes,
+        stream = service_batches(
+            examples, service, image_size, batch_size, variant, seed, start_epoch, equal_classes
+        )
+        if not training:
+            return stream
+    elif training:
+        stream = _training_batches(
+            examples, image_size, batch_size, variant, seed, start_epoch, equal_classes, memory
         )
     if training:
-        variant = resolve_augmentation(augmentation)
-        blend = blender(mix, classes)
-        stream = _training_batches(
-            examples,
-            image_size,
-            batch_size,
-            variant,
-            seed,
-            start_epoch,
-            equal_classes,
-            memory,
-            blend,
-        )
-        return weighted(stream, class_weights).prefetch(tf.data.AUTOTUNE)
+        mixed = stream.map(_blender(mix, classes), tf.data.AUTOTUNE, deterministic=True)
+        return weighted(mixed, class_weights).prefetch(tf.data.AUTOTUNE)
     load = _loader(examples.pictures)
 
     def prepare(index, label):
@@ -270,7 +254,7 @@ def _equally_drawn(order, classes, seed):
 
 
 def _training_batches(
-    examples, image_size, batch_size, augmentation, seed, start_epoch, equal_classes, memory, blend
+    examples, image_size, batch_size, augmentation, seed, start_epoch, equal_classes, memory
 ):
     load = _loader(examples.pictures, memory)
     vary = augmenter(augmentation, image_size, examples.names)
@@ -308,13 +292,12 @@ def _training_batches(
         .flat_map(epoch_rows)
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
         .group_by_window(lambda batch, *_: batch, collect, window_size_func=size_of)
-        .map(blend, tf.data.AUTOTUNE, deterministic=True)
     )
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def blender(mix, classes):
-    """The last step of a training batch: (pictures, labels, seeds [B, 2]) → (pictures, labels)."""
+def _blender(mix, classes):
+    """A function of a training batch (pictures, labels, seeds [B, 2], all equal) → (pictures, labels)."""
     if not mix:
         return lambda pictures, labels, seeds: (pictures, labels)
     mixed = mixer(mix)

@@ -4,11 +4,9 @@ import os
 
 import tensorflow as tf
 
-from keras_transfer.data.augmentation import resolve_augmentation
 from keras_transfer.data.compose import Albumentations
-from keras_transfer.data.mixing import Mix
 from keras_transfer.data.pictures import Files
-from keras_transfer.data.pipeline import blender, epoch_order, weighted
+from keras_transfer.data.pipeline import epoch_order
 from keras_transfer.data.serving import decode_in_graph
 from keras_transfer.data.sources import Examples
 from keras_transfer.data.transforms import augmenter, resize_and_crop
@@ -20,17 +18,12 @@ _MOST_WAITING = 256  # batches that came before an earlier one: more means that 
 def service_batches(
     examples: Examples,
     address: str,
-    *,
     image_size: int,
     batch_size: int,
-    training: bool = False,
-    augmentation="light",
-    seed: int = 0,
-    start_epoch: int = 0,
-    class_weights=None,
-    equal_classes: bool = False,
-    mix: Mix = Mix(),
-    classes: int = 0,
+    variant,
+    seed: int,
+    start_epoch: int,
+    equal_classes: bool,
 ) -> tf.data.Dataset:
     """What `pipeline.batches` gives, made by the workers of a tf.data service.
 
@@ -39,8 +32,14 @@ def service_batches(
     and decode as an exported model does, so that they need this package no more than it needs them.
 
     Args:
-        address: of the dispatcher, `"grpc://HOST:PORT"`.
         examples: of files.
+        address: of the dispatcher, `"grpc://HOST:PORT"`.
+        variant: of `resolve_augmentation`; None is evaluation.
+        image_size, batch_size, seed, start_epoch, equal_classes: see `pipeline.batches`.
+
+    Returns:
+        Evaluation: (pictures, labels), once and in order. Training: an endless stream of (pictures,
+        labels, seeds int64 [1, 2] of the batch), neither mixed nor weighted yet.
 
     Raises:
         InputError: pictures that are no files, or an augmentation that needs Python.
@@ -49,17 +48,17 @@ def service_batches(
     """
     if not isinstance(examples.pictures, Files):
         raise InputError("The tf.data service reads files: write these pictures to a folder first.")
-    variant = resolve_augmentation(augmentation)
-    if training and isinstance(variant, Albumentations):
+    if isinstance(variant, Albumentations):
         raise InputError(
             "The tf.data service runs without Python, and so without albumentations: choose a preset, "
             "an Augmentation or a Keras layer for it."
         )
+    training = variant is not None
     count = len(examples)
     steps = -(-count // batch_size)
     paths = tf.constant([os.fsencode(name) for name in examples.names])
     labels = tf.constant(examples.labels)
-    vary = augmenter(variant, image_size, examples.names)
+    vary = augmenter(variant, image_size, examples.names) if training else None
     drawn = examples.labels if equal_classes else None
 
     def order_in(number):
@@ -109,15 +108,13 @@ def service_batches(
     if not training:
         stream = stream.map(lambda number, *batch: batch)
         return stream.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
-    blend = blender(mix, classes)
 
-    def finish(number, pictures, labels):
+    def seeded(number, pictures, labels):
         batch_seed = tf.random.fold_in(order_in(number)[1], -1 - number % steps)
-        return blend(pictures, labels, batch_seed[None])
+        return pictures, labels, batch_seed[None]
 
-    stream = weighted(stream.map(finish), class_weights)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return stream.apply(endless).prefetch(2)
+    return stream.map(seeded).apply(endless)
 
 
 def _in_order(made, expected):

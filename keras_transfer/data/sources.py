@@ -11,7 +11,6 @@ from keras_transfer.data import targets
 from keras_transfer.data.copies import merge_copies
 from keras_transfer.data.files import Skipped, read_splits, read_tree
 from keras_transfer.data.index import Checked, check_files
-from keras_transfer.data.mixing import Mix
 from keras_transfer.data.pictures import as_pictures, joined
 from keras_transfer.data.split_rule import SplitRule, read_split_file
 from keras_transfer.data.targets import Target
@@ -119,22 +118,7 @@ class ImageData:
             for split, examples in self.examples.items()
         }
 
-    def batches(
-        self,
-        split: str,
-        *,
-        image_size: int,
-        batch_size: int,
-        training: bool = False,
-        augment="light",
-        seed: int = 0,
-        start_epoch: int = 0,
-        class_weights: np.ndarray | None = None,
-        equal_classes: bool = False,
-        memory=None,
-        mix: Mix = Mix(),
-        service: str | None = None,
-    ):
+    def batches(self, split: str, *, image_size: int, batch_size: int, augment="light", **options):
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
 
         Raises:
@@ -146,16 +130,9 @@ class ImageData:
             self._split(split),
             image_size=image_size,
             batch_size=batch_size,
-            training=training,
             augmentation=augment,
-            seed=seed,
-            start_epoch=start_epoch,
-            class_weights=class_weights,
-            equal_classes=equal_classes,
-            memory=memory,
-            mix=mix,
             classes=len(self.class_names),
-            service=service,
+            **options,
         )
 
     def steps(self, split: str, batch_size: int) -> int:
