@@ -182,7 +182,7 @@ def imagenet_classifier(backbone) -> keras.Model | None:
         return None
     whole.load_weights(file)
     features = keras.Input(backbone.output_shape[1:])
-    x = keras.layers.Reshape((1, 1, -1))(features) if pooling.keepdims else features
+    x = keras.layers.Reshape((1, 1, -1), name="as_map")(features) if pooling.keepdims else features
     # What the backbone has after its own pooling (ConvNeXt's normalisation) is not done twice.
     for layer in layers[len(_pooling(backbone)[1]) :]:
         x = layer(x)
