@@ -23,6 +23,8 @@ _NAMES = {
     "Schedule": "schedules",
     "Trainer": "training",
     "WeightRule": "optimizers",
+    "activation_shift": "likeness",
+    "advise": "advisor",
     "backbone_from_model": "backbones",
     "backbone_of": "builders",
     "build_backbone": "backbones",

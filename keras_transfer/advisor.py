@@ -21,6 +21,7 @@ from keras_transfer.choices import (
     CHEAPER,
     DEFAULT_POLICY,
     DIFFERENT,
+    MINUTES,
     POLICIES,
     SIMILAR,
     Choice,
@@ -30,7 +31,6 @@ from keras_transfer.choices import (
 from keras_transfer.errors import InputError, say
 from keras_transfer.recipes import default_epochs, resolve_schedule
 
-MINUTES = 30.0
 # Tried where no weights are on this machine: small and middling ones.
 SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")
 _MOST_BACKBONES = 6
@@ -89,6 +89,11 @@ class Advice:
             "stages": self.probes and self.probes.to_dict(),
             "notes": list(self.notes),
         }
+
+    def brief(self) -> dict:
+        """What a run remembers of it."""
+        whole = self.to_dict()
+        return {key: whole[key] for key in ("policy", "choice", "data", "notes")}
 
     def text(self) -> str:
         """The same for people."""
@@ -251,7 +256,9 @@ def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAUL
     if not minutes > 0:
         raise InputError(f"minutes {minutes:g}: give a number above 0.")
     if backbones is None:
-        return candidates(image_size)
+        found = candidates(image_size)
+        check_backbone(found[0], image_size)
+        return found
     if not backbones:
         raise InputError("There is no backbone to look at: name one or more, or none at all.")
     for backbone in backbones:
@@ -274,6 +281,15 @@ def candidates(image_size: int | None = None) -> list[str]:
         left = ", ".join(spec.name for spec in present[_MOST_BACKBONES:])
         say(f"advisor: looks at {_MOST_BACKBONES} backbones; not at {left}")
     return [spec.name for spec in present[:_MOST_BACKBONES]]
+
+
+def fallback_backbone(image_size: int | None = None) -> str:
+    """The backbone where nothing can be measured: the first of the shortlist, or the largest of those
+    whose weights are on this machine."""
+    names = candidates(image_size)
+    if names[0] in SHORTLIST:
+        return names[0]
+    return max(names, key=lambda name: BACKBONES[name].parameters)
 
 
 class _Budget:

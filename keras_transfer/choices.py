@@ -6,6 +6,7 @@ from keras_transfer.errors import InputError
 
 POLICIES = ("evidence", "classical")
 DEFAULT_POLICY = "evidence"
+MINUTES = 30.0  # that training may take, where nobody said
 
 # Shift of activations (`likeness.activation_shift`): insects, a part of ImageNet, have 0.01 to
 # 0.03, hands on white 0.11 to 0.16, digits 0.19 and more. Set with seed 0 of `scripts/regret.py`.

@@ -31,9 +31,11 @@ from keras_transfer.cli_options import (
     Json,
     Keep,
     LearningRate,
+    MinutesOption,
     MixAlpha,
     MixOption,
     NoFlip,
+    PolicyOption,
     PrecisionOption,
     RunPath,
     Seed,
@@ -126,6 +128,75 @@ def check(
 
 
 @app.command()
+def advise(
+    data: Data,
+    backbones: Annotated[
+        str | None,
+        typer.Option(
+            help="Names and RUNs to choose from, with commas. [those whose weights are here]"
+        ),
+    ] = None,
+    val: ValOption = None,
+    val_split: ValSplit = None,
+    group: Group = None,
+    split: SplitFile = None,
+    column: ColumnOption = None,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = None,
+    minutes: MinutesOption = None,
+    policy: PolicyOption = None,
+    seed: Seed = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="A .png file: accuracy after each stage of the backbone.")
+    ] = None,
+    as_json: Json = False,
+):
+    """Say which backbone and which strategy suit the data, what that costs here, and why."""
+    from keras_transfer.advisor import check_advice
+    from keras_transfer.data import open_data, require_source
+
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise InputError(f"Cannot draw into {picture}: give a .png file.")
+    settings = settings_of(
+        None,
+        val=val,
+        val_split=val_split,
+        group=group,
+        split=split,
+        columns=columns_of(column),
+        image_size=image_size,
+        batch_size=batch_size,
+        minutes=minutes,
+        policy=policy,
+        seed=seed,
+    )
+    asked = {key: settings[key] for key in ("image_size", "minutes", "policy")}
+    names = backbones and [name.strip() for name in backbones.split(",")]
+    require_source(data)
+    check_advice(names, **asked)
+    pictures = open_data(
+        data,
+        groups=settings["group"],
+        split_file=settings["split"],
+        **{key: settings[key] for key in ("val", "val_split", "seed", "columns")},
+    )
+    _load_keras()
+    from keras_transfer import advisor
+
+    advice = advisor.advise(
+        pictures,
+        backbones=names,
+        batch_size=settings["batch_size"],
+        seed=settings["seed"],
+        **asked,
+    )
+    if picture is not None:
+        advice.draw(picture)
+        print(f"wrote {picture}", file=sys.stderr)
+    print(json.dumps(advice.to_dict(), indent=2) if as_json else advice.text())
+
+
+@app.command()
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")],
@@ -158,6 +229,8 @@ def train(
     ] = None,
     cache: CacheOption = None,
     engine: EngineOption = None,
+    minutes: MinutesOption = None,
+    policy: PolicyOption = None,
     data_service: Annotated[
         str | None,
         typer.Option(
@@ -170,10 +243,11 @@ def train(
     ] = False,
 ):
     """Train a model on a folder of labelled pictures."""
+    from keras_transfer.advisor import SHORTLIST, check_advice
     from keras_transfer.backbones import check_backbone
     from keras_transfer.data import open_data, require_source
     from keras_transfer.features import check_engine
-    from keras_transfer.recipes import resolve_schedule
+    from keras_transfer.recipes import AUTO, resolve_schedule
     from keras_transfer.runs import Run, check_out
 
     settings = settings_of(
@@ -202,25 +276,33 @@ def train(
         keep=keep,
         cache=cache,
         engine=engine,
+        minutes=minutes,
+        policy=policy,
     )
     check_engine(settings["engine"])
     resume = resume and Run.begun(out)
     if resume:
         begun = Run.open(out, finished=False)
-        if settings["precision"] == "auto":  # it was chosen when the run began
-            settings["precision"] = begun.config["precision"]
+        for name in ("precision", "backbone", "strategy"):  # chosen when the run began
+            if settings[name] == "auto":
+                settings[name] = begun.config[name]
     else:
         check_out(out)
     overrides = overrides_of(set, epochs=epochs, learning_rate=learning_rate)
     schedule = settings["strategy"]
     if isinstance(settings.get("schedule"), dict) and not (strategy or epochs or learning_rate):
         schedule = schedule_of(config, settings["schedule"])
-    resolved = resolve_schedule(schedule, overrides)
-    if not resolved.pretrained:
+    if schedule == AUTO and settings["weights"] is None:
+        schedule = settings["strategy"] = "from_scratch"
+    if schedule != AUTO and not resolve_schedule(schedule, overrides).pretrained:
         settings["weights"] = None
+    if settings["backbone"] == AUTO and settings["weights"] is None:
+        settings["backbone"] = SHORTLIST[0]  # nothing to advise on
     require_source(data)
-    name = settings["backbone"]
-    check_backbone(name, settings["image_size"], settings["weights"])
+    if settings["backbone"] == AUTO:
+        check_advice(None, settings["image_size"], settings["minutes"], settings["policy"])
+    else:
+        check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
     # A resumed run goes on with the split that it began with.
     pictures = open_data(
         data,
@@ -240,28 +322,42 @@ def train(
     _load_keras()
     from keras_transfer.training import Trainer
 
-    trains = any(phase.freeze != "all" for phase in resolved.phases)
+    options = {
+        name: settings[name]
+        for name in (
+            "batch_size",
+            "augment",
+            "mix",
+            "mix_alpha",
+            "seed",
+            "balance",
+            "cache",
+            "engine",
+            "feature_dtype",
+        )
+    }
+    advice = begun.config.get("advice") if resume else None
+    if advice:
+        overrides = {**advice["choice"]["overrides"], **overrides}
+    if AUTO in (settings["backbone"], schedule):
+        schedule, overrides, advice = _settled(pictures, settings, schedule, overrides, options)
+    phases = resolve_schedule(schedule, overrides).phases
+    trains = any(phase.freeze != "all" for phase in phases)
     model = _build(pictures, settings, trains)
     trainer = Trainer(
         model,
         schedule,
         overrides=overrides,
-        batch_size=settings["batch_size"],
-        augment=settings["augment"],
-        mix=settings["mix"],
-        mix_alpha=settings["mix_alpha"],
-        seed=settings["seed"],
         keep=settings["keep"],
-        balance=settings["balance"],
-        cache=settings["cache"],
-        engine=settings["engine"],
-        feature_dtype=settings["feature_dtype"],
         data_service=data_service,
+        **options,
     )
     split_by = ("val", "val_split", "test_split", "group", "folds", "fold", "split")
     kept = {key: settings[key] for key in ("backbone", "strategy", "weights", *split_by)}
     kept["weights"] = kept["weights"] or "none"
     kept |= {"task": settings["task"], "columns": settings["columns"]}
+    if advice is not None:
+        kept["advice"] = advice
     try:
         run = trainer.fit(pictures, out, config={"data": str(data), **kept}, resume=resume)
     except KeyboardInterrupt as stop:
@@ -273,6 +369,34 @@ def train(
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
+
+
+def _settled(pictures, settings, schedule, overrides, options):
+    """(schedule, overrides, advice as plain data) in place of `auto`; settings get the names."""
+    from keras_transfer.auto import decide, trained
+    from keras_transfer.recipes import AUTO
+
+    def build(backbone):
+        return _build(pictures, {**settings, "backbone": backbone})
+
+    choice, advice = decide(
+        pictures,
+        trained(build, overrides=overrides, **options),
+        backbones=None if settings["backbone"] == AUTO else [settings["backbone"]],
+        strategy=schedule,
+        image_size=settings["image_size"],
+        batch_size=settings["batch_size"],
+        minutes=settings["minutes"],
+        policy=settings["policy"],
+        engine=settings["engine"],
+        seed=settings["seed"],
+    )
+    settings["backbone"] = choice.backbone
+    if schedule == AUTO:
+        settings["strategy"] = choice.strategy
+    if choice.strategy == "from_scratch":
+        settings["weights"] = None
+    return choice.strategy, {**choice.overrides, **overrides}, advice and advice.brief()
 
 
 def _shown_val(metrics):

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from keras_transfer.choices import DEFAULT_POLICY, MINUTES
 from keras_transfer.errors import InputError
-from keras_transfer.recipes import DEFAULT
+from keras_transfer.recipes import AUTO
 
 
 class Precision(StrEnum):
@@ -47,6 +48,11 @@ class Task(StrEnum):
     multi_label = "multi_label"
 
 
+class Policy(StrEnum):
+    evidence = "evidence"
+    classical = "classical"
+
+
 class MixKind(StrEnum):
     none = "none"
     mixup = "mixup"
@@ -63,7 +69,11 @@ Data = Annotated[
     ),
 ]
 BackboneOption = Annotated[
-    str | None, typer.Option(help="A name of `keras-transfer backbones`, a .keras file or a RUN.")
+    str | None,
+    typer.Option(
+        help="A name of `keras-transfer backbones`, a .keras file, a RUN, or auto: what the advisor "
+        "says. [auto]"
+    ),
 ]
 TaskOption = Annotated[
     Task,
@@ -73,7 +83,17 @@ TaskOption = Annotated[
     ),
 ]
 StrategyOption = Annotated[
-    str | None, typer.Option(help="A recipe of `keras-transfer schedule`, or a .yaml file. [lp_ft]")
+    str | None,
+    typer.Option(
+        help="A recipe of `keras-transfer schedule`, a .yaml file, or auto: what the advisor says. "
+        "[auto]"
+    ),
+]
+MinutesOption = Annotated[
+    float | None, typer.Option(help="What training may take; the advice keeps to it. [30]")
+]
+PolicyOption = Annotated[
+    Policy | None, typer.Option(help="Rules of the advice. [evidence]", show_choices=True)
 ]
 ValOption = Annotated[
     Path | None, typer.Option(help="Folder of validation pictures, VAL/<class>/.")
@@ -194,8 +214,8 @@ def schedule_of(config, data):
 DEFAULTS = {
     "task": "single_label",
     "columns": None,
-    "backbone": "mobilenet_v2",
-    "strategy": DEFAULT,
+    "backbone": AUTO,
+    "strategy": AUTO,
     "weights": "imagenet",
     "val": None,
     "val_split": 0.2,
@@ -216,6 +236,8 @@ DEFAULTS = {
     "cache": "auto",
     "engine": "auto",
     "feature_dtype": "auto",
+    "minutes": MINUTES,
+    "policy": DEFAULT_POLICY,
 }
 
 

@@ -64,6 +64,20 @@ def activation_shift(
     return float(np.mean(shifts))
 
 
+def is_untrained(backbone: Backbone) -> bool:
+    """True where no BatchNorm has seen a picture: the weights are random.
+
+    False for a backbone without BatchNorm, of which it cannot be told.
+    """
+    norms = [
+        layer
+        for stage in backbone.stages
+        for layer in stage.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    return bool(norms) and not any(np.any(ops.convert_to_numpy(n.moving_mean)) for n in norms)
+
+
 def _divergence(mean, variance, mean0, variance0, epsilon):
     """KL(N(mean, variance) ‖ N(mean0, variance0)) of each channel; epsilon keeps still channels quiet."""
     variance, variance0 = variance + epsilon, variance0 + epsilon

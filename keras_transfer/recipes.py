@@ -9,6 +9,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.schedules import Phase, Schedule
 
 DEFAULT = "lp_ft"
+AUTO = "auto"  # the advisor's choice, see `auto`
 
 
 def default_epochs(pictures: int) -> int:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_transfer import recipes
-from keras_transfer.builders import head_layers, training_model
+from keras_transfer.builders import backbone_of, head_layers, training_model
 from keras_transfer.data.augmentation import plain_augmentation, resolve_augmentation
 from keras_transfer.data.balance import check_balance, check_class_weights, class_weights
 from keras_transfer.data.mixing import Mix
@@ -51,7 +51,9 @@ class Trainer:
 
     Args:
         model: from `build_model`; its weights are changed.
-        schedule: the name of a recipe (`recipes.RECIPES`), the path of a YAML file, or a `Schedule`.
+        schedule: the name of a recipe (`recipes.RECIPES`), the path of a YAML file, a `Schedule`, or
+            `"auto"`: what the advisor says of the first data that `fit` or `plan` sees (`auto.decide`),
+            after which it is settled.
         overrides: other numbers for the recipe (`{"head_epochs": 2}`) and its phases
             (`{"all.learning_rate": 1e-4, "*.ema": 0.99}`), see `recipes.resolve_schedule`.
         epochs, learning_rate: short for those two arguments of the recipe. By default the number
@@ -92,7 +94,7 @@ class Trainer:
     def __init__(
         self,
         model: keras.Model,
-        schedule: str | Schedule = recipes.DEFAULT,
+        schedule: str | Schedule = recipes.AUTO,
         *,
         overrides: dict | None = None,
         epochs: int | None = None,
@@ -137,7 +139,9 @@ class Trainer:
         self.engine = engine
         self.feature_dtype = feature_dtype
         self.data_service = data_service
-        self._schedule(1000)
+        self.advice = None
+        if schedule != recipes.AUTO:
+            self._schedule(1000)
 
     def _schedule(self, pictures) -> Schedule:
         schedule = recipes.resolve_schedule(
@@ -182,12 +186,55 @@ class Trainer:
 
     def plan(self, data) -> Plan:
         """What `fit` would do: `print(trainer.plan(data).table())`, `.draw("plan.png")`."""
+        if self._recipe == recipes.AUTO:
+            self._settle(data)
         pictures = len(data.examples["train"])
         return make_plan(self.model, self._schedule(pictures), pictures, self.batch_size)
 
     def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
         """For each phase how its frozen part would be computed once, or None and why not."""
         return self._caching(self.plan(data), data)
+
+    def _settle(self, data):
+        """The advisor's choice in place of `"auto"`; the model's weights stay as they are."""
+        from keras_transfer.auto import decide, trained
+        from keras_transfer.likeness import is_untrained
+
+        if is_untrained(backbone_of(self.model)):
+            say("no advice: the backbone's weights are random, so everything is trained")
+            self._recipe = "from_scratch"
+            return
+        start = self.model.get_weights()
+
+        def build(_):
+            self.model.set_weights(start)
+            return self.model
+
+        options = (
+            "batch_size",
+            "augment",
+            "mix",
+            "mix_alpha",
+            "seed",
+            "balance",
+            "cache",
+            "engine",
+        )
+        choice, self.advice = decide(
+            data,
+            trained(
+                build,
+                overrides=self._overrides,
+                **{option: getattr(self, option) for option in options},
+            ),
+            backbones=[self.model],
+            batch_size=self.batch_size,
+            engine=self.engine,
+            seed=self.seed,
+        )
+        self.model.set_weights(start)
+        self._recipe = choice.strategy
+        self._overrides = {**choice.overrides, **self._overrides}
 
     def _caching(self, plan, data):
         pictures = {split: len(part) for split, part in data.examples.items()}
@@ -226,13 +273,16 @@ class Trainer:
         """
         check_targets(self.heads, data)
         fit_heads(self.model, data.examples["train"].labels)
+        resume = resume and Run.begun(out)
+        if resume and self._recipe == recipes.AUTO:
+            begun = Run.open(out, finished=False).config
+            self._recipe, self._overrides = Schedule.from_dict(begun["schedule"]), {}
         plan = self.plan(data)
         schedule = plan.schedule
         keras.utils.set_random_seed(self.seed)
         pictures = data.fingerprint()
         if warning := find_twins(data).warning:
             say(warning)
-        resume = resume and Run.begun(out)
         if resume:
             # What was decided by the room on the disk is not decided again.
             decided = Run.open(out, finished=False).config.get("caching", [])
