@@ -97,7 +97,27 @@ def runs_of(task, data, seed, what):
 
 
 def advised(task, data, seed, policy):
-    raise NotImplementedError
+    """(accuracy, what was chosen) of `--backbone auto --strategy auto`."""
+    from keras_transfer.auto import decide, trained
+
+    def build(backbone):
+        import keras
+
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(seed)
+        head = kt.Classification(data.class_names)
+        return kt.build_model(backbone, head, image_size=task.image_size)
+
+    choice, _ = decide(
+        data,
+        trained(build, augment=task.augment, seed=seed),
+        backbones=BACKBONES,
+        policy=policy,
+        image_size=task.image_size,
+        seed=seed,
+    )
+    accuracy = fitted(task, data, choice.backbone, choice.strategy, choice.overrides, seed)
+    return accuracy, str(choice)
 
 
 def measure(task, seed, what, done, write):
