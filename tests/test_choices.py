@@ -133,7 +133,7 @@ def test_of_few_pictures_it_is_not_claimed_that_there_is_no_signal(pictures, cla
 
 
 def test_unknown_policies_are_refused():
-    with pytest.raises(InputError, match="Unknown policy 'magic'.*evidence, classical"):
+    with pytest.raises(InputError, match=r"Unknown policy 'magic'.*evidence, classical"):
         choose(facts_of(), "magic")
     assert DEFAULT_POLICY in POLICIES
 
@@ -161,9 +161,9 @@ def test_a_choice_in_a_line():
 
 def test_numbers_for_what_is_not_chosen_yet():
     check_overrides({"epochs": 5, "learning_rate": 1e-3, "*.weight_decay": 0.0})
-    with pytest.raises(InputError, match="may choose feature_extraction: Cannot set k.*Name a str"):
+    with pytest.raises(InputError, match=r"may choose feature_extraction: Cannot set k.*Name a str"):
         check_overrides({"k": 0.5})
-    with pytest.raises(InputError, match="may choose freeze_k: .*at least 2 epochs"):
+    with pytest.raises(InputError, match=r"may choose freeze_k: .*at least 2 epochs"):
         check_overrides({"epochs": 1})
     with pytest.raises(InputError, match="weight_decay must be at least 0"):
         check_overrides({"*.weight_decay": -1})
