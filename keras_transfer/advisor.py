@@ -34,6 +34,7 @@ from keras_transfer.recipes import default_epochs, resolve_schedule
 # Tried where no weights are on this machine: small and middling ones.
 SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")
 _MOST_BACKBONES = 6
+_MOST_PICTURES = 1000  # of the sample: standard errors of a point and a half at most
 _LEAST_EPOCHS = 0.5  # of the default number, before another strategy is taken
 
 
@@ -187,6 +188,7 @@ def advise(
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
     _check_data(data)
+    from keras_transfer.likeness import activation_shift
     from keras_transfer.transferability.backbone import score_backbone
     from keras_transfer.transferability.table import rank_scores
 
@@ -195,7 +197,9 @@ def advise(
     for backbone in backbones:
         name = backbone if isinstance(backbone, str) else backbone.name
         try:
-            found = score_backbone(backbone, data, name=name, image_size=image_size, **options)
+            found = score_backbone(
+                backbone, data, name=name, image_size=image_size, most=_MOST_PICTURES, **options
+            )
         except InputError as error:
             if len(backbones) == 1:
                 raise
@@ -210,7 +214,7 @@ def advise(
         ranking = rank_scores(scores)
     facts = _facts(data, scores, ranking)
     first = _network(by_name[facts.ranked[0]], image_size)
-    shift = _shift(first, data, seed)
+    shift = activation_shift(first, data.examples["train"], seed=seed, store=store)
     facts = replace(facts, shift=shift)
     wanted = choose(facts, policy)
     budget = _Budget(data, by_name, {facts.ranked[0]: first}, image_size, batch_size, 60 * minutes)
@@ -405,12 +409,6 @@ def _network(backbone, image_size):
     if isinstance(backbone, str):
         return build_backbone(backbone, image_size=image_size)
     return backbone_at(backbone, image_size)
-
-
-def _shift(network, data, seed):
-    from keras_transfer.likeness import activation_shift
-
-    return activation_shift(network, data.examples["train"], seed=seed)
 
 
 def _timed(choice):
