@@ -29,7 +29,7 @@ from keras_transfer.choices import (
     choose,
 )
 from keras_transfer.errors import InputError, say
-from keras_transfer.recipes import default_epochs, resolve_schedule
+from keras_transfer.recipes import AUTO, default_epochs, resolve_schedule
 
 # Tried where no weights are on this machine: small and middling ones.
 SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")
@@ -52,6 +52,7 @@ class Advice:
         minutes: that the choice had to keep to.
         image_size: of the chosen backbone's pictures.
         probes: accuracy after each stage of the chosen backbone; None where it was not asked for.
+        symmetry: what mirror images showed; None where that could not be told.
         notes: what else should be known.
     """
 
@@ -64,6 +65,7 @@ class Advice:
     minutes: float
     image_size: int
     probes: object = None
+    symmetry: object = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
@@ -83,6 +85,7 @@ class Advice:
                 "size": facts.size,
                 "shift": facts.shift,
                 "likeness": facts.likeness,
+                "mirror": self.symmetry and vars(self.symmetry),
                 "signal": facts.signal,
             },
             "ranking": self.ranking and self.ranking.to_dict(),
@@ -99,6 +102,8 @@ class Advice:
     def text(self) -> str:
         """The same for people."""
         parts = [self._data(), self._likeness()]
+        if self.symmetry:
+            parts.append(self._symmetry())
         if self.ranking:
             parts.append(self.ranking.table())
         if self.probes:
@@ -142,8 +147,14 @@ class Advice:
             f"different above {DIFFERENT:g})"
         )
 
+    def _symmetry(self):
+        what = "are told apart: no flips" if self.symmetry.told_apart else "show the same: flips"
+        lost = f"{100 * self.symmetry.drop:.1f} ± {100 * self.symmetry.error:.1f} points"
+        return f"mirror images {what} (a probe loses {lost} on them)"
+
     def _choice(self):
         lines = [f"advice ({self.policy}): {_timed(self.choice)}", f"  because {self.choice.why}"]
+        lines.append(f"  augmentation: {_shown(self.choice.augment)}")
         if self.contender:
             lines.append(f"  contender: {_timed(self.contender)}")
         others = [cost for cost in self.costs if str(cost) != str(self.choice)]
@@ -188,7 +199,9 @@ def advise(
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
     _check_data(data)
+    from keras_transfer.features.prefix import prefix_of
     from keras_transfer.likeness import activation_shift
+    from keras_transfer.symmetry import mirror_symmetry
     from keras_transfer.transferability.backbone import score_backbone
     from keras_transfer.transferability.table import rank_scores
 
@@ -215,7 +228,9 @@ def advise(
     facts = _facts(data, scores, ranking)
     first = _network(by_name[facts.ranked[0]], image_size)
     shift = activation_shift(first, data.examples["train"], seed=seed, store=store)
-    facts = replace(facts, shift=shift)
+    prefix = prefix_of(first, len(first.stages))
+    symmetry = mirror_symmetry(prefix, data.examples["train"], **options)
+    facts = replace(facts, shift=shift, mirror=not (symmetry and symmetry.told_apart))
     wanted = choose(facts, policy)
     budget = _Budget(data, by_name, {facts.ranked[0]: first}, image_size, batch_size, 60 * minutes)
     choice, more = budget.first_that_fits(wanted[0], facts)
@@ -245,6 +260,7 @@ def advise(
         minutes=minutes,
         image_size=network.input_shape[1],
         probes=found,
+        symmetry=symmetry,
         notes=tuple(notes),
     )
 
@@ -269,6 +285,16 @@ def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAUL
         if isinstance(backbone, str):
             check_backbone(backbone, image_size)
     return list(backbones)
+
+
+def named(backbones: str) -> list[str] | None:
+    """`"auto"`, a name, or several with commas → as `advise` takes them; `auto` among them means all
+    whose weights are on this machine."""
+    names = [name.strip() for name in backbones.split(",") if name.strip()]
+    if names == [AUTO]:
+        return None
+    found = [each for name in names for each in (candidates() if name == AUTO else [name])]
+    return list(dict.fromkeys(found))
 
 
 def candidates(image_size: int | None = None) -> list[str]:
@@ -409,6 +435,12 @@ def _network(backbone, image_size):
     if isinstance(backbone, str):
         return build_backbone(backbone, image_size=image_size)
     return backbone_at(backbone, image_size)
+
+
+def _shown(augment):
+    if isinstance(augment, str):
+        return augment
+    return augment["preset"] + ("" if augment["flip"] else ", without flips")
 
 
 def _timed(choice):

@@ -50,7 +50,7 @@ def decide(
     except InputError as error:
         name = backbones[0] if backbones else fallback_backbone(options.get("image_size"))
         name = name if isinstance(name, str) else name.name
-        choice = Choice(name, DEFAULT if strategy == AUTO else strategy, {}, str(error))
+        choice = Choice(name, DEFAULT if strategy == AUTO else strategy, why=str(error))
         say(f"no advice ({error}): {choice}")
         return choice, None
     say(advice.text())
@@ -89,12 +89,19 @@ def race(
     return choices[int(np.argmax(found))]
 
 
-def trained(build: Callable[[str], keras.Model], *, overrides: dict | None = None, **options):
+def trained(
+    build: Callable[[str], keras.Model],
+    *,
+    overrides: dict | None = None,
+    augment=AUTO,
+    **options,
+):
     """A `train` for `decide`: a `Trainer` on a model that is built for each choice.
 
     Args:
         build: name of a backbone → model with the weights to start from.
         overrides: what the user has set; wins over the choice's.
+        augment: as `Trainer` takes it; `"auto"` is the choice's.
         options: of `Trainer`.
     """
     from keras_transfer.training import Trainer
@@ -104,6 +111,7 @@ def trained(build: Callable[[str], keras.Model], *, overrides: dict | None = Non
             build(choice.backbone),
             choice.strategy,
             overrides={**choice.overrides, **(overrides or {}), **more},
+            augment=choice.augment if augment == AUTO else augment,
             keep="last",
             **options,
         )

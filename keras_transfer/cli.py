@@ -133,7 +133,7 @@ def advise(
     backbones: Annotated[
         str | None,
         typer.Option(
-            help="Names and RUNs to choose from, with commas. [those whose weights are here]"
+            help="Names and RUNs to choose from, with commas; auto: those whose weights are here. [auto]"
         ),
     ] = None,
     val: ValOption = None,
@@ -152,8 +152,9 @@ def advise(
     as_json: Json = False,
 ):
     """Say which backbone and which strategy suit the data, what that costs here, and why."""
-    from keras_transfer.advisor import check_advice
+    from keras_transfer.advisor import check_advice, named
     from keras_transfer.data import open_data, require_source
+    from keras_transfer.recipes import AUTO
 
     if picture is not None and picture.suffix.lower() != ".png":
         raise InputError(f"Cannot draw into {picture}: give a .png file.")
@@ -171,7 +172,7 @@ def advise(
         seed=seed,
     )
     asked = {key: settings[key] for key in ("image_size", "minutes", "policy")}
-    names = backbones and [name.strip() for name in backbones.split(",")]
+    names = named(backbones or AUTO)
     require_source(data)
     check_advice(names, **asked)
     pictures = open_data(
@@ -243,7 +244,7 @@ def train(
     ] = False,
 ):
     """Train a model on a folder of labelled pictures."""
-    from keras_transfer.advisor import SHORTLIST, check_advice
+    from keras_transfer.advisor import SHORTLIST, check_advice, named
     from keras_transfer.backbones import check_backbone
     from keras_transfer.data import open_data, require_source
     from keras_transfer.features import check_engine
@@ -283,7 +284,7 @@ def train(
     resume = resume and Run.begun(out)
     if resume:
         begun = Run.open(out, finished=False)
-        for name in ("precision", "backbone", "strategy"):  # chosen when the run began
+        for name in ("precision", "backbone", "strategy", "augment"):  # chosen as the run began
             if settings[name] == "auto":
                 settings[name] = begun.config[name]
     else:
@@ -299,8 +300,14 @@ def train(
     if settings["backbone"] == AUTO and settings["weights"] is None:
         settings["backbone"] = SHORTLIST[0]  # nothing to advise on
     require_source(data)
-    if settings["backbone"] == AUTO:
-        check_advice(None, settings["image_size"], settings["minutes"], settings["policy"])
+    several = settings["backbone"] == AUTO or "," in settings["backbone"]
+    if several:
+        check_advice(
+            named(settings["backbone"]),
+            settings["image_size"],
+            settings["minutes"],
+            settings["policy"],
+        )
     else:
         check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
     # A resumed run goes on with the split that it began with.
@@ -339,7 +346,7 @@ def train(
     advice = begun.config.get("advice") if resume else None
     if advice:
         overrides = {**advice["choice"]["overrides"], **overrides}
-    if AUTO in (settings["backbone"], schedule):
+    if several or schedule == AUTO:
         schedule, overrides, advice = _settled(pictures, settings, schedule, overrides, options)
     phases = resolve_schedule(schedule, overrides).phases
     trains = any(phase.freeze != "all" for phase in phases)
@@ -373,6 +380,7 @@ def train(
 
 def _settled(pictures, settings, schedule, overrides, options):
     """(schedule, overrides, advice as plain data) in place of `auto`; settings get the names."""
+    from keras_transfer.advisor import named
     from keras_transfer.auto import decide, trained
     from keras_transfer.recipes import AUTO
 
@@ -382,7 +390,7 @@ def _settled(pictures, settings, schedule, overrides, options):
     choice, advice = decide(
         pictures,
         trained(build, overrides=overrides, **options),
-        backbones=None if settings["backbone"] == AUTO else [settings["backbone"]],
+        backbones=named(settings["backbone"]),
         strategy=schedule,
         image_size=settings["image_size"],
         batch_size=settings["batch_size"],
@@ -394,6 +402,8 @@ def _settled(pictures, settings, schedule, overrides, options):
     settings["backbone"] = choice.backbone
     if schedule == AUTO:
         settings["strategy"] = choice.strategy
+    if options["augment"] == AUTO:
+        options["augment"] = choice.augment
     if choice.strategy == "from_scratch":
         settings["weights"] = None
     return choice.strategy, {**choice.overrides, **overrides}, advice and advice.brief()

@@ -71,8 +71,8 @@ Data = Annotated[
 BackboneOption = Annotated[
     str | None,
     typer.Option(
-        help="A name of `keras-transfer backbones`, a .keras file, a RUN, or auto: what the advisor "
-        "says. [auto]"
+        help="A name of `keras-transfer backbones`, a .keras file, a RUN, or auto; several with "
+        "commas: the advisor chooses. [auto]"
     ),
 ]
 TaskOption = Annotated[
@@ -114,7 +114,10 @@ LearningRate = Annotated[float | None, typer.Option(help="Highest rate. [the str
 PrecisionOption = Annotated[Precision, typer.Option(help="[auto]", show_choices=True)]
 AugmentOption = Annotated[
     str | None,
-    typer.Option(help="none, light, medium, heavy, randaugment, or a .yaml or .json file. [light]"),
+    typer.Option(
+        help="none, light, medium, heavy, randaugment, a .yaml or .json file, or auto: what the "
+        "advisor says. [auto]"
+    ),
 ]
 NoFlip = Annotated[
     bool, typer.Option("--no-flip", help="No mirror images: for signs, text, digits.")
@@ -227,7 +230,7 @@ DEFAULTS = {
     "image_size": None,
     "batch_size": 32,
     "precision": "auto",
-    "augment": "light",
+    "augment": AUTO,
     "mix": "none",
     "mix_alpha": None,
     "seed": 0,
@@ -269,7 +272,9 @@ def settings_of(config, *, no_flip=False, **given):
     if settings["weights"] == "none":
         settings["weights"] = None
     if no_flip:
-        settings["augment"] = without_flip(settings["augment"])
-    settings["augment"] = plain_augmentation(settings["augment"])
+        given = settings["augment"]
+        settings["augment"] = without_flip("light" if given == AUTO else given)
+    if settings["augment"] != AUTO:
+        settings["augment"] = plain_augmentation(settings["augment"])
     Mix(settings["mix"], settings["mix_alpha"])
     return settings

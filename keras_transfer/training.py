@@ -61,7 +61,8 @@ class Trainer:
         batch_size: pictures a step, ≥ 1, where the phase says nothing.
         augment: how training pictures vary, where the phase says nothing: `"none"`, `"light"`,
             `"medium"`, `"heavy"`, `"randaugment"`, a `data.Augmentation`, a transform of
-            albumentations, a Keras layer, or a file, see `data.resolve_augmentation`.
+            albumentations, a Keras layer, or a file, see `data.resolve_augmentation`; or `"auto"`:
+            what the advisor says with an `"auto"` schedule, else `"light"`.
         mix: `"none"`, `"mixup"` or `"cutmix"`: training pictures of a batch are mixed with each
             other, and their labels alike, where the phase says nothing. Such a phase trains on
             pictures: nothing of it is cached. A head in closed form is not touched by it.
@@ -100,7 +101,7 @@ class Trainer:
         epochs: int | None = None,
         learning_rate: float | None = None,
         batch_size: int = 32,
-        augment="light",
+        augment=recipes.AUTO,
         mix: str = "none",
         mix_alpha: float | None = None,
         seed: int = 0,
@@ -128,7 +129,8 @@ class Trainer:
                 self._overrides[name] = value
         self.batch_size = batch_size
         # What can be wrong is said here, not after an epoch.
-        self.augment = plain_augmentation(augment)
+        self._any_augment = augment == recipes.AUTO
+        self.augment = plain_augmentation("light" if self._any_augment else augment)
         self.mix, self.mix_alpha = mix, mix_alpha
         Mix(mix, mix_alpha)
         self.seed = seed
@@ -226,6 +228,7 @@ class Trainer:
                 build,
                 overrides=self._overrides,
                 **{option: getattr(self, option) for option in options},
+                augment=recipes.AUTO if self._any_augment else self.augment,
             ),
             backbones=[self.model],
             batch_size=self.batch_size,
@@ -235,6 +238,8 @@ class Trainer:
         self.model.set_weights(start)
         self._recipe = choice.strategy
         self._overrides = {**choice.overrides, **self._overrides}
+        if self._any_augment:
+            self.augment = plain_augmentation(choice.augment)
 
     def _caching(self, plan, data):
         pictures = {split: len(part) for split, part in data.examples.items()}
@@ -277,6 +282,8 @@ class Trainer:
         if resume and self._recipe == recipes.AUTO:
             begun = Run.open(out, finished=False).config
             self._recipe, self._overrides = Schedule.from_dict(begun["schedule"]), {}
+            if self._any_augment:
+                self.augment = begun["augment"]
         plan = self.plan(data)
         schedule = plan.schedule
         keras.utils.set_random_seed(self.seed)
