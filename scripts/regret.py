@@ -196,9 +196,7 @@ def _is(row, task, way):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "tasks", nargs="*", default=list(TASKS), metavar="TASK", choices=[*TASKS, []]
-    )
+    parser.add_argument("tasks", nargs="*", default=list(TASKS), metavar="TASK")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--what", nargs="+", default=["grid", *POLICIES, "bit"])
     parser.add_argument("--rows", type=Path, default=Path("regret.csv"))
