@@ -21,7 +21,7 @@ from keras_transfer.features import check_engine
 from keras_transfer.features.caching import Caching, check_cache, plan_caching
 from keras_transfer.features.store import Store
 from keras_transfer.features.supply import Supply
-from keras_transfer.freezing import freeze
+from keras_transfer.freezing import freeze, limit_momentum
 from keras_transfer.heads import (
     Head,
     by_head,
@@ -228,6 +228,9 @@ class Trainer:
         fit_heads(self.model, data.examples["train"].labels)
         plan = self.plan(data)
         schedule = plan.schedule
+        follows = [p.steps_per_epoch for p in plan.phases if p.phase.batch_norm == "train"]
+        if follows:
+            limit_momentum(self.model, min(follows))
         keras.utils.set_random_seed(self.seed)
         pictures = data.fingerprint()
         if warning := find_twins(data).warning:
