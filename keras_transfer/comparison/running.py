@@ -112,8 +112,8 @@ class Experiment:
         self.scratch_budget = float(scratch_budget)
         self.augment = plain_augmentation(augment)
         self.precision, self.keep_models = precision, keep_models
-        labels = data.examples["train"].labels
-        self.sizes = _check_sizes(sizes, np.bincount(labels, minlength=len(data.class_names)))
+        self._counts = np.bincount(data.examples["train"].labels)
+        self.sizes = _check_sizes(sizes, int(self._counts.max()))
         self.seeds = _check_seeds(seeds)
         if show not in (None, *self.sizes):
             raise InputError(
@@ -124,7 +124,7 @@ class Experiment:
             raise InputError("Random weights have nothing to transfer: leave weights out.")
         check_backbone(self.backbone, image_size, weights)
         for size, arm in product(self.sizes, ARMS):  # wrong overrides are said now
-            self._epochs(arm, len(draw_pictures(labels, size, self.seeds[0])))
+            self._epochs(arm, size)
         if not resolve_schedule(self.strategy, self._of_transfer(100)).pretrained:
             raise InputError(
                 f"Strategy '{self._strategy_name()}' trains from scratch itself: give one that transfers."
@@ -133,29 +133,30 @@ class Experiment:
 
     # -- what is trained --------------------------------------------------------------------------
 
+    def _pictures(self, size):
+        return int(np.minimum(self._counts, size).sum())
+
     def _of_transfer(self, pictures):
         """Overrides of the strategy, with a length where it takes one and none is given."""
         recipe = RECIPES.get(self.strategy) if isinstance(self.strategy, str) else None
         if recipe is None or "epochs" not in inspect.signature(recipe).parameters:
             return self.overrides
-        (alone,) = resolve_schedule(SCRATCH, pictures=pictures).phases
-        return {"epochs": alone.epochs, **self.overrides}
+        alone = self._length(SCRATCH, {}, pictures)
+        return {"epochs": alone, **self.overrides}
 
-    def _epochs(self, arm, pictures):
-        """Epochs of an arm on so many pictures."""
-        transfer = resolve_schedule(self.strategy, self._of_transfer(pictures), pictures=pictures)
-        epochs = sum(
-            phase.epochs or -(-phase.steps // -(-pictures // (phase.batch_size or self.batch_size)))
-            for phase in transfer.phases
-        )
+    def _epochs(self, arm, size):
+        """Epochs of an arm at a size."""
+        pictures = self._pictures(size)
+        epochs = self._length(self.strategy, self._of_transfer(pictures), pictures)
         if arm == "transfer":
             return epochs
-        overrides = {
-            "epochs": max(1, round(epochs * self.scratch_budget)),
-            **self.scratch_overrides,
-        }
-        (phase,) = resolve_schedule(SCRATCH, overrides, pictures=pictures).phases
-        return phase.epochs
+        epochs = max(1, round(epochs * self.scratch_budget))
+        return self._length(SCRATCH, {"epochs": epochs, **self.scratch_overrides}, pictures)
+
+    def _length(self, strategy, overrides, pictures):
+        phases = resolve_schedule(strategy, overrides, pictures=pictures).phases
+        batches = [-(-pictures // (phase.batch_size or self.batch_size)) for phase in phases]
+        return sum(phase.epochs or -(-phase.steps // n) for phase, n in zip(phases, batches))
 
     def _strategy_name(self):
         return self.strategy.name if isinstance(self.strategy, Schedule) else self.strategy
@@ -227,14 +228,10 @@ class Experiment:
         }
         jobs = list(product(draws, ARMS))
         curves = {}
-        with tqdm(
-            total=sum(len(draws[key]) * self._epochs(arm, len(draws[key])) for key, arm in jobs),
-            unit=" pictures",
-            unit_scale=True,
-            disable=None,
-        ) as bar:
+        seen = [self._pictures(size) * self._epochs(arm, size) for (size, _), arm in jobs]
+        with tqdm(total=sum(seen), unit=" pictures", unit_scale=True, disable=None) as bar:
             for done, (key, arm) in enumerate(jobs):
-                bar.set_description(f"{done}/{len(jobs)} runs, {key[0]} a class, {arm}")
+                bar.set_description(f"{done} of {len(jobs)} runs; {key[0]} a class, {arm}")
                 try:
                     curves[key, arm] = self._curve(*key, arm, draws[key])
                 except KeyboardInterrupt:
@@ -242,19 +239,18 @@ class Experiment:
                         f"interrupted after {done} of {len(jobs)} runs, which are kept in {self.out}: "
                         "give the same command again to go on"
                     ) from None
-                bar.update(len(draws[key]) * self._epochs(arm, len(draws[key])))
-        pictures = {size: len(draws[size, self.seeds[0]]) for size in self.sizes}
-        found = self._result(curves, pictures)
+                bar.update(seen[done])
+        found = self._result(curves)
         found.write(self.out, a_class=self.show)
         return found
 
-    def _result(self, curves, pictures):
+    def _result(self, curves):
         val = self.data.examples["val"].labels
         chance = float(np.bincount(val).max() / len(val))
         sizes = [
             AtSize(
                 size,
-                pictures[size],
+                self._pictures(size),
                 *(tuple(curves[(size, seed), arm] for seed in self.seeds) for arm in ARMS),
                 chance,
             )
@@ -278,13 +274,15 @@ class Experiment:
             folder.mkdir(parents=True, exist_ok=True)
             with _said_into(folder / f"{arm}.log"):
                 if not run.finished:
-                    self._train(run.path, seed, arm, rows)
+                    self._train(run.path, size, seed, arm, rows)
+            if "stopped" in run.metrics:
+                raise InputError(f"{run.path}, which cannot be compared: {run.metrics['stopped']}")
             write_text(file, json.dumps({"accuracy": read_curve(run).accuracy}) + "\n")
         if not self.keep_models:
             run.model_path.unlink(missing_ok=True)
         return Curve.of(json.loads(file.read_text(encoding="utf-8"))["accuracy"])
 
-    def _train(self, out, seed, arm, rows):
+    def _train(self, out, size, seed, arm, rows):
         import keras
 
         from keras_transfer.builders import build_model
@@ -309,7 +307,7 @@ class Experiment:
         )
         overrides = self._of_transfer(len(rows))
         if not transfers:
-            overrides = {**self.scratch_overrides, "epochs": self._epochs(arm, len(rows))}
+            overrides = {**self.scratch_overrides, "epochs": self._epochs(arm, size)}
         trainer = Trainer(
             model,
             self.strategy if transfers else SCRATCH,
@@ -360,8 +358,7 @@ def _check_data(data):
             raise InputError(f"{data.root} has no {split} pictures; it has {list(data.examples)}.")
 
 
-def _check_sizes(sizes, counts):
-    most = int(counts.max())
+def _check_sizes(sizes, most):
     if sizes is None:
         doubled = [_LEAST * 2**i for i in range(64) if _LEAST * 2**i * 2**0.5 < most]
         return (*doubled, most)

@@ -8,6 +8,7 @@ import numpy as np
 from keras_transfer.comparison.curves import CONFIDENCE
 
 _RESAMPLES = 2000
+_ROUNDING = 1e-9  # means of equal accuracies may differ in the last digit
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ def pictures_needed(pictures: np.ndarray, accuracy: np.ndarray, level: float) ->
     from scipy.optimize import isotonic_regression
 
     rising = isotonic_regression(accuracy).x
-    if level > rising[-1]:
+    if level > rising[-1] + _ROUNDING:
         return np.inf
-    if level < rising[0]:
+    if level < rising[0] - _ROUNDING:
         return 0.0
-    after = int(np.argmax(rising >= level))
+    after = int(np.argmax(rising >= level - _ROUNDING))
     if after == 0:
         return float(pictures[0])
     share = (level - rising[after - 1]) / (rising[after] - rising[after - 1])
