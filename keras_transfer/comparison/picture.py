@@ -24,6 +24,7 @@ def draw(comparison, size, path, title: str | None = None) -> None:
     left, right = figure.subplots(1, 2)
     _draw_epochs(left, size)
     _draw_sizes(right, comparison, size)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     seeds = len(comparison.seeds)
     figure.suptitle(
         f"{title or f'{comparison.backbone}, {comparison.strategy}'}: transfer against training from "
@@ -34,7 +35,7 @@ def draw(comparison, size, path, title: str | None = None) -> None:
 
 
 def _draw_epochs(axes, size):
-    for arm, name in _NAMES.items():
+    for arm in _NAMES:
         # With early stopping seeds differ in length: as far as all of them go.
         shortest = min(len(curve.accuracy) for curve in getattr(size, arm))
         rows = np.array([curve.accuracy[:shortest] for curve in getattr(size, arm)])
@@ -42,7 +43,7 @@ def _draw_epochs(axes, size):
         axes.fill_between(
             epochs, rows.min(axis=0), rows.max(axis=0), color=_COLOUR[arm], alpha=0.18, lw=0
         )
-        axes.plot(epochs, mean, "-", color=_COLOUR[arm], lw=2, label=name)
+        axes.plot(epochs, mean, "-", color=_COLOUR[arm], lw=2)
     found = size.advantages
     longest = max(len(c.accuracy) for arm in _NAMES for c in getattr(size, arm))
     ends = [size.mean(arm, "asymptote") for arm in _NAMES]
@@ -79,7 +80,6 @@ def _draw_epochs(axes, size):
     )
     axes.set_title(f"{size.a_class} pictures a class", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", fontsize=9)
 
 
 def _draw_sizes(axes, comparison, chosen):
@@ -125,7 +125,6 @@ def _draw_sizes(axes, comparison, chosen):
     )
     axes.set_title("with more pictures", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
 
 
 def _arrow(axes, start, end):
