@@ -1,5 +1,6 @@
 """What trains: from (model, what to freeze) to the weights that train and the mode of the rest."""
 
+import contextlib
 from dataclasses import dataclass
 
 import keras
@@ -8,6 +9,8 @@ from keras_transfer.builders import backbone_of
 from keras_transfer.errors import InputError
 from keras_transfer.schedules import BATCH_NORM_POLICIES
 from keras_transfer.stages import Backbone, Stage
+
+_QUICK = 0.9  # momentum of BatchNorm's averages
 
 
 @dataclass(frozen=True)
@@ -129,18 +132,28 @@ def freeze(model: keras.Model, what="all", *, batch_norm: str = "frozen") -> Fro
     )
 
 
-def limit_momentum(model: keras.Model, steps: int) -> None:
-    """Lets BatchNorm that trains follow within about `steps` steps, an epoch.
+@contextlib.contextmanager
+def quick_statistics(model: keras.Model):
+    """Within it, BatchNorm's moving averages span the last ten batches or so, whatever was built.
 
-    Keras's MobileNetV2 has a momentum of 0.999, made for a million pictures: after 280 steps from
-    random weights its moving statistics were still three quarters what they were initialised to, and
-    a network that had learnt was validated at chance. No momentum is lowered below 0.9.
+    Momenta of `keras.applications` (0.99 to 0.999) are for hundreds of thousands of steps. After a
+    thousand steps a network from scratch would still be evaluated with a third of the statistics
+    that it was born with, and name one class for every picture.
     """
-    limit = max(0.9, 1 - 3 / steps)
-    for stage in backbone_of(model).stages:
-        for layer in stage.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.momentum = min(layer.momentum, limit)
+    norms = [
+        layer
+        for stage in backbone_of(model).stages
+        for layer in stage.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = min(norm.momentum, _QUICK)
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
 
 
 def stage_of_weights(model: keras.Model) -> dict[int, int]:

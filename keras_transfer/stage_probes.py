@@ -19,6 +19,7 @@ from keras_transfer.machine import free_memory
 from keras_transfer.runs import write_file
 from keras_transfer.solvers import some_rows
 
+_VERSION = 1  # of probes: raise it when folds, probe or twin give other answers
 FOLDS = 5
 _WIDTH = 128  # channels at which the logistic regression has C = 1
 _STEPS = 300
@@ -275,7 +276,8 @@ def probe_stages(
     """Fits a linear probe after every stage of a backbone and of its random twin.
 
     Stage outputs are averaged over their places, so a probe sees what is in a picture and not
-    where. Both networks run over the pictures once, and the store keeps what came out.
+    where. Both networks run over the pictures once, and the store keeps what came out, and what the
+    probes answered: the same again makes no twin and fits nothing.
 
     Args:
         model: of `build_model`, or a `Backbone`; its weights are not changed.
@@ -294,7 +296,8 @@ def probe_stages(
     # Late, as wrong input is answered before Keras is imported.
     from keras_transfer.builders import backbone_at
     from keras_transfer.data.pipeline import PictureMemory
-    from keras_transfer.features.extraction import extract
+    from keras_transfer.features.extraction import extract, features_identity
+    from keras_transfer.features.kept import digest_of, kept
     from keras_transfer.features.pooled import pooled_stages, stage_columns
     from keras_transfer.features.store import Store
     from keras_transfer.random_twin import random_twin
@@ -306,23 +309,41 @@ def probe_stages(
             "which has one."
         )
     store = store or Store()
-    memory = PictureMemory(min(_MEMORY, free_memory() // 4))
-    twin = random_twin(backbone, examples, seed=seed, store=store, memory=memory)
-    rows, columns = np.arange(len(examples)), stage_columns(backbone)
-    features = []
-    for network in (backbone, twin):
-        found = extract(
-            pooled_stages(network), examples, engine=engine, store=store, memory=memory
-        ).gather(rows)
-        features += [found[:, part] for part in columns]
+    prefix = pooled_stages(backbone)
     folds = int(min(FOLDS, np.bincount(labels).max()))
-    correct = _probe_all(features, labels, folds, seed)
+
+    def compute():
+        memory = PictureMemory(min(_MEMORY, free_memory() // 4))
+        twin = random_twin(backbone, examples, seed=seed, store=store, memory=memory)
+        rows, columns = np.arange(len(examples)), stage_columns(backbone)
+        features = []
+        for network in (prefix, pooled_stages(twin)):
+            found = extract(network, examples, engine=engine, store=store, memory=memory)
+            gathered = found.gather(rows)
+            features += [gathered[:, part] for part in columns]
+        return {"correct": _probe_all(features, labels, folds, seed).astype(int).tolist()}
+
+    identity = {
+        **features_identity(prefix),  # the twin follows from it, the seed and the pictures
+        "engine": engine,
+        "sample": digest_of(examples.digests, labels),
+        "folds": folds,
+        "seed": seed,
+    }
+    about = {
+        "backbone": f"{prefix.name}: probes on {len(examples)} pictures",
+        "image_size": prefix.image_size,
+        "engine": engine,
+        "view": "probes",
+    }
+    found = kept(store, f"stage probes {_VERSION}", identity, about, compute)
+    correct, stages = np.array(found["correct"], bool), len(backbone.stages)
     return StageProbes(
         backbone=backbone.name,
         image_size=backbone.input_shape[1],
         names=tuple(stage.name for stage in backbone.stages),
-        correct=correct[: len(columns)],
-        random_correct=correct[len(columns) :],
+        correct=correct[:stages],
+        random_correct=correct[stages:],
         chance=float(np.bincount(labels).max() / len(labels)),
         folds=folds,
     )

@@ -21,7 +21,7 @@ from keras_transfer.features import check_engine
 from keras_transfer.features.caching import Caching, check_cache, plan_caching
 from keras_transfer.features.store import Store
 from keras_transfer.features.supply import Supply
-from keras_transfer.freezing import freeze, limit_momentum
+from keras_transfer.freezing import freeze, quick_statistics
 from keras_transfer.heads import (
     Head,
     by_head,
@@ -228,9 +228,6 @@ class Trainer:
         fit_heads(self.model, data.examples["train"].labels)
         plan = self.plan(data)
         schedule = plan.schedule
-        follows = [p.steps_per_epoch for p in plan.phases if p.phase.batch_norm == "train"]
-        if follows:
-            limit_momentum(self.model, min(follows))
         keras.utils.set_random_seed(self.seed)
         pictures = data.fingerprint()
         if warning := find_twins(data).warning:
@@ -419,16 +416,17 @@ class Trainer:
         if "val" in data.examples:
             validation = self._batches(data, "val", planned, features, dtype)
             self._validated = planned, partial(outputs_of, model, validation)
-        model.fit(
-            stream,
-            validation_data=validation,
-            steps_per_epoch=planned.steps_per_epoch,
-            initial_epoch=progress.epoch,
-            epochs=progress.epoch - progress.phase_epoch + planned.epochs,
-            callbacks=[*watched, *averages, progress],
-            shuffle=False,  # the stream is shuffled already
-            verbose=0,
-        )
+        with quick_statistics(self.model):
+            model.fit(
+                stream,
+                validation_data=validation,
+                steps_per_epoch=planned.steps_per_epoch,
+                initial_epoch=progress.epoch,
+                epochs=progress.epoch - progress.phase_epoch + planned.epochs,
+                callbacks=[*watched, *averages, progress],
+                shuffle=False,  # the stream is shuffled already
+                verbose=0,
+            )
 
     def _smoothed(self, phase):
         """The heads with the phase's label smoothing, which numbers have none of."""

@@ -136,12 +136,19 @@ def extract(
     return Activations(found[name], places, name)
 
 
-def _table(store, prefix, engine, view, dtype):
-    identity = {
+def features_identity(prefix: Prefix) -> dict:
+    """What features of a prefix depend on, besides picture, view, engine and dtype; plain data."""
+    return {
         "format": _FORMAT,
         "keras": keras.__version__,
         "prefix": prefix.fingerprint,
         "image_size": prefix.image_size,
+    }
+
+
+def _table(store, prefix, engine, view, dtype):
+    identity = {
+        **features_identity(prefix),
         "engine": engine_version(engine),
         "view": view.identity(),
         "dtype": dtype,

@@ -50,11 +50,8 @@ class Prefix:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the graph and all its weights; names of layers and what trains do not matter."""
-        text = json.dumps(self.model.get_config(), sort_keys=True, default=str)
-        text = text.replace('"trainable": false', '"trainable": true')
-        for i, layer in sorted(enumerate(self.model.layers), key=lambda x: -len(x[1].name)):
-            text = text.replace(f'"{layer.name}"', f'"#{i}"')
-        text = text.replace(f'"{self.model.name}"', '"model"')
+        graph = _nameless(self.model.get_config())
+        text = json.dumps(graph, sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=16)
         for weight in self.model.weights:
             digest.update(keras.ops.convert_to_numpy(weight).tobytes())
@@ -77,6 +74,45 @@ def stage_costs(backbone: Backbone) -> list[float]:
     """
     costs = _layer_costs(backbone)
     return [sum(costs[id(layer)] for layer in stage.layers) for stage in backbone.stages]
+
+
+def _nameless(config, places=None):
+    """The configuration of a model with places in the graph for names, which Keras counts up.
+
+    Names are told by where they stand: a layer may be called like a setting (MobileNetV3 has one
+    with the name "activation").
+
+    Args:
+        places: name → place, of the operations of the model that it is a part of.
+    """
+    if isinstance(config, (list, tuple)):
+        return [_nameless(item, places) for item in config]
+    if not isinstance(config, dict):
+        return config
+    if "layers" in config and "output_layers" in config:
+        places = {layer["name"]: i for i, layer in enumerate(config["layers"])}
+    found = {}
+    for key, value in config.items():
+        if key in ("trainable", "name"):
+            continue
+        if key == "keras_history":
+            found[key] = [places[value[0]], *value[1:]]
+        elif key in ("input_layers", "output_layers"):
+            found[key] = _placed(value, places)
+        elif str(config.get("class_name")).endswith("Policy"):
+            found[key] = value  # the name is what it says
+        else:
+            found[key] = _nameless(value, places)
+    return found
+
+
+def _placed(outputs, places):
+    """[name, node, tensor], or nested lists and dicts of such, with the place for the name."""
+    if isinstance(outputs, dict):
+        return {key: _placed(value, places) for key, value in outputs.items()}
+    if outputs and isinstance(outputs[0], str):
+        return [places[outputs[0]], *outputs[1:]]
+    return [_placed(value, places) for value in outputs]
 
 
 def _layer_costs(model):

@@ -1,6 +1,8 @@
 """The scores of a backbone on the pictures of a data set, from features that are computed once."""
 
 import re
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,15 +14,17 @@ from keras_transfer.backbones import (
     is_source_model,
     weights_path,
 )
-from keras_transfer.builders import backbone_of
+from keras_transfer.builders import backbone_at
 from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.errors import InputError
-from keras_transfer.features.extraction import extract
+from keras_transfer.features.extraction import extract, features_identity
+from keras_transfer.features.kept import digest_of, kept
 from keras_transfer.features.prefix import Prefix, prefix_of
 from keras_transfer.features.store import Store
 from keras_transfer.transferability.scoring import score_features
-from keras_transfer.transferability.table import Scores
+from keras_transfer.transferability.table import Score, Scores
 
+_VERSION = 1  # of scores: raise it when formulas, probe or shuffles give other numbers
 MOST_PICTURES = 2000
 _SURE = 5  # of each class, before a large class gets more
 
@@ -42,7 +46,8 @@ def score_backbone(
     Only the split `train` is looked at, and of it a stratified sample (see `stratified`). The
     features are those after global average pooling, found in the cache or computed into it.
     Identical files stay together in all folds. LEEP and NCE are added for a name of the table
-    whose ImageNet classifier lies beside the other weights (it is not downloaded).
+    whose ImageNet classifier lies beside the other weights (it is not downloaded). The scores are
+    kept in the store too: the same backbone on the same pictures and labels is not scored again.
 
     Args:
         backbone: a name of the table or a source model, with its weights; a model that has a
@@ -60,34 +65,85 @@ def score_backbone(
             what `build_backbone` and `extract` raise.
     """
     sample = _sample(data, most, seed)
-    classifier = None
+    store = store or Store()
+    file = None
     if isinstance(backbone, str):
         check_backbone(backbone, image_size)
         network = build_backbone(backbone, image_size=image_size)
-        if not is_source_model(backbone):
-            classifier = imagenet_classifier(network)
+        file = None if is_source_model(backbone) else _classifier_file(backbone)
         backbone = network
     if isinstance(backbone, Prefix):
         prefix, own_name = backbone, backbone.name
     else:
-        backbone = backbone_of(backbone)
+        backbone = backbone_at(backbone)
+        if backbone.input_shape[1] is None:
+            raise InputError(
+                f"The backbone '{backbone.name}' takes any image size: give a model of build_model, "
+                "which has one."
+            )
         prefix, own_name = prefix_of(backbone, len(backbone.stages)), backbone.name
-    found = extract(prefix, sample, engine=engine, store=store)
-    features = found.gather(np.arange(len(sample)))
+
+    def compute():
+        features = _features(prefix, sample, engine, store)
+        classifier = None if file is None else imagenet_classifier(backbone)
+        return _plain(
+            score_features(
+                features,
+                sample.labels,
+                groups=np.unique(sample.digests, return_inverse=True)[1],
+                probabilities=None if classifier is None else np.asarray(classifier(features)),
+                name=name or own_name,
+                shuffles=shuffles,
+                seed=seed,
+            )
+        )
+
+    identity = {
+        **features_identity(prefix),
+        "engine": engine,
+        "sample": digest_of(sample.digests, sample.labels),
+        "classifier": file and _stamp(file),
+        "shuffles": shuffles,
+        "seed": seed,
+    }
+    about = {
+        "backbone": f"{prefix.name}: scores of {len(sample)} pictures",
+        "image_size": prefix.image_size,
+        "engine": engine,
+        "view": "scores",
+    }
+    found = kept(store, f"transferability {_VERSION}", identity, about, compute)
+    prior = {"parameters": prefix.model.count_params(), "multiplications": round(prefix.cost)}
+    return _restored(found, name or own_name, prior)
+
+
+def _features(prefix, sample, engine, store):
+    """Averaged over their places, float32 [N, D]."""
+    features = extract(prefix, sample, engine=engine, store=store).gather(np.arange(len(sample)))
     if features.ndim > 2:
         features = features.mean(axis=tuple(range(1, features.ndim - 1)), dtype="float32")
-    return score_features(
-        features,
-        sample.labels,
-        groups=np.unique(sample.digests, return_inverse=True)[1],
-        probabilities=None if classifier is None else np.asarray(classifier(features)),
-        name=name or own_name,
-        prior={
-            "parameters": prefix.model.count_params(),
-            "multiplications": round(prefix.cost),
-        },
-        shuffles=shuffles,
-        seed=seed,
+    return features
+
+
+def _plain(scores: Scores) -> dict:
+    """All but what is known without the data: name and prior."""
+    plain = {key: value for key, value in vars(scores).items() if key not in ("name", "prior")}
+    plain["statistics"] = scores.statistics.tolist()
+    plain["scores"] = {key: asdict(score) for key, score in scores.scores.items()}
+    for score in plain["scores"].values():
+        if score["residuals"] is not None:
+            score["residuals"] = score["residuals"].tolist()
+    return plain
+
+
+def _restored(plain: dict, name: str, prior: dict) -> Scores:
+    scores = {key: Score(**score) for key, score in plain["scores"].items()}
+    for key, score in scores.items():
+        if score.residuals is not None:
+            scores[key] = replace(score, residuals=np.array(score.residuals))
+    statistics = np.array(plain["statistics"])
+    return Scores(
+        **{**plain, "scores": scores, "statistics": statistics, "name": name, "prior": prior}
     )
 
 
@@ -117,10 +173,8 @@ def imagenet_classifier(backbone) -> keras.Model | None:
     None where the file with the classifier is not on this machine, or the classifier does not start
     from averaged features (VGG).
     """
-    spec = BACKBONES[backbone.name]
-    no_top = weights_path(spec)
-    file = no_top.with_name(re.sub(r"_no_?top(_v2)?", "", no_top.name))
-    if not file.is_file():
+    spec, file = BACKBONES[backbone.name], _classifier_file(backbone.name)
+    if file is None:
         return None
     whole = getattr(keras.applications, spec.function)(weights=None, **spec.arguments)
     pooling, layers = _pooling(whole)
@@ -128,11 +182,23 @@ def imagenet_classifier(backbone) -> keras.Model | None:
         return None
     whole.load_weights(file)
     features = keras.Input(backbone.output_shape[1:])
-    x = keras.layers.Reshape((1, 1, -1))(features) if pooling.keepdims else features
+    x = keras.layers.Reshape((1, 1, -1), name="as_map")(features) if pooling.keepdims else features
     # What the backbone has after its own pooling (ConvNeXt's normalisation) is not done twice.
     for layer in layers[len(_pooling(backbone)[1]) :]:
         x = layer(x)
     return keras.Model(features, x)
+
+
+def _classifier_file(name) -> Path | None:
+    """The weights of a row of the table with its ImageNet classifier, where they are here."""
+    no_top = weights_path(BACKBONES[name])
+    file = no_top.with_name(re.sub(r"_no_?top(_v2)?", "", no_top.name))
+    return file if file.is_file() else None
+
+
+def _stamp(file):
+    found = file.stat()
+    return [file.name, found.st_size, found.st_mtime_ns]
 
 
 def _pooling(model):

@@ -1,0 +1,405 @@
+"""Which backbone and which strategy suit the data, and why: measured, before anything is trained.
+
+Looks at the training pictures only: how many there are, how much they look like what a backbone was
+trained on (`likeness`), how well each backbone's features tell the classes apart
+(`transferability`), where in the network that happens (`stage_probes`), and how long a batch takes
+here (`timing`). The rules that follow are in `choices`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from keras_transfer.backbones import (
+    BACKBONES,
+    check_backbone,
+    find_spec,
+    weights_path,
+)
+from keras_transfer.choices import (
+    CHEAPER,
+    DEFAULT_POLICY,
+    DIFFERENT,
+    POLICIES,
+    SIMILAR,
+    Choice,
+    Facts,
+    choose,
+)
+from keras_transfer.errors import InputError, say
+from keras_transfer.recipes import default_epochs, resolve_schedule
+
+MINUTES = 30.0
+# Tried where no weights are on this machine: small and middling ones.
+SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")
+_MOST_BACKBONES = 6
+_LEAST_EPOCHS = 0.5  # of the default number, before another strategy is taken
+
+
+@dataclass(frozen=True, eq=False)
+class Advice:
+    """What to train, and why.
+
+    Attributes:
+        choice: what to train.
+        contender: what is worth a race against it (see `auto.race`); None where nothing is.
+        facts: what the rules looked at.
+        policy: the rules.
+        ranking: the backbones by their features; None where those could not be compared.
+        costs: what each strategy would take on this machine with the chosen backbone.
+        minutes: that the choice had to keep to.
+        image_size: of the chosen backbone's pictures.
+        probes: accuracy after each stage of the chosen backbone; None where it was not asked for.
+        notes: what else should be known.
+    """
+
+    choice: Choice
+    contender: Choice | None
+    facts: Facts
+    policy: str
+    ranking: object
+    costs: tuple[Choice, ...]
+    minutes: float
+    image_size: int
+    probes: object = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict:
+        """Plain data, for JSON."""
+        facts = self.facts
+        return {
+            "choice": self.choice.to_dict(),
+            "contender": self.contender and self.contender.to_dict(),
+            "policy": self.policy,
+            "minutes": self.minutes,
+            "image_size": self.image_size,
+            "data": {
+                "pictures": facts.pictures,
+                "classes": facts.classes,
+                "smallest_class": facts.least,
+                "largest_class": facts.most,
+                "size": facts.size,
+                "shift": facts.shift,
+                "likeness": facts.likeness,
+                "signal": facts.signal,
+            },
+            "ranking": self.ranking and self.ranking.to_dict(),
+            "costs": [cost.to_dict() for cost in self.costs],
+            "stages": self.probes and self.probes.to_dict(),
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """The same for people."""
+        parts = [self._data(), self._likeness()]
+        if self.ranking:
+            parts.append(self.ranking.table())
+        if self.probes:
+            parts.append(self.probes.verdict)
+        parts += [f"note: {note}" for note in self.notes]
+        parts.append(self._choice())
+        return "\n".join(parts)
+
+    def __str__(self):
+        return self.text()
+
+    def draw(self, path) -> None:
+        """Draws the accuracy after each stage into a PNG file.
+
+        Raises:
+            InputError: the stages were not probed.
+        """
+        if self.probes is None:
+            raise InputError("The stages were not probed: advise with probes=True to draw them.")
+        self.probes.draw(path)
+
+    def _data(self):
+        facts = self.facts
+        each = f"{facts.least}" if facts.least == facts.most else f"{facts.least} to {facts.most}"
+        return (
+            f"{facts.pictures} training pictures of {facts.classes} classes, {each} a class: "
+            f"{facts.size}"
+        )
+
+    def _likeness(self):
+        facts = self.facts
+        if facts.shift is None:
+            return "likeness to the pretraining pictures: unknown (no BatchNorm remembers them)"
+        shown = {
+            "similar": "similar to the pretraining pictures",
+            "different": "different from the pretraining pictures",
+            "between": "neither similar to the pretraining pictures nor clearly different",
+        }[facts.likeness]
+        return (
+            f"shift of activations {facts.shift:.3f}: {shown} (similar below {SIMILAR:g}, "
+            f"different above {DIFFERENT:g})"
+        )
+
+    def _choice(self):
+        lines = [f"advice ({self.policy}): {_timed(self.choice)}", f"  because {self.choice.why}"]
+        if self.contender:
+            lines.append(f"  contender: {_timed(self.contender)}")
+        others = [cost for cost in self.costs if str(cost) != str(self.choice)]
+        if others:
+            lines.append("  others: " + "; ".join(map(_timed, others)))
+        return "\n".join(lines)
+
+
+def advise(
+    data,
+    *,
+    backbones: Sequence | None = None,
+    image_size: int | None = None,
+    batch_size: int = 32,
+    minutes: float = MINUTES,
+    policy: str = DEFAULT_POLICY,
+    probes: bool = True,
+    engine: str = "auto",
+    store=None,
+    seed: int = 0,
+) -> Advice:
+    """Measures data and backbones and says what to train.
+
+    Args:
+        data: a `keras_transfer.data.ImageData` of one class a picture; only its training pictures
+            are looked at.
+        backbones: names of the table, source models (files or runs), or models of `build_model`;
+            by default those whose ImageNet weights are on this machine (six at most, of
+            `SHORTLIST` first), or else the shortlist, downloaded.
+        image_size: of the pictures, by default each backbone's own.
+        batch_size: of training, for its cost.
+        minutes: that training may take; what would take longer is not advised.
+        policy: see `choices.choose`.
+        probes: measure the accuracy after each stage of the chosen backbone, too: for a look, no
+            rule needs it.
+        engine, store: see `features.extraction.extract`.
+        seed: of samples and folds.
+
+    Raises:
+        InputError: another task, too few pictures or classes, no backbone, or a backbone that
+            cannot be had.
+    """
+    backbones = check_advice(backbones, image_size, minutes, policy)
+    _check_data(data)
+    from keras_transfer.transferability.backbone import score_backbone
+    from keras_transfer.transferability.table import rank_scores
+
+    options = {"engine": engine, "store": store, "seed": seed}
+    by_name, scores, notes = {}, [], []
+    for backbone in backbones:
+        name = backbone if isinstance(backbone, str) else backbone.name
+        try:
+            found = score_backbone(backbone, data, name=name, image_size=image_size, **options)
+        except InputError as error:
+            if len(backbones) == 1:
+                raise
+            notes.append(f"{name} is left out: {error}")
+            continue
+        by_name[name] = backbone
+        scores.append(found)
+    if not scores:
+        raise InputError("No backbone can be had. " + " ".join(notes))
+    ranking = None
+    if all(found["probe"].value is not None for found in scores):
+        ranking = rank_scores(scores)
+    facts = _facts(data, scores, ranking)
+    first = _network(by_name[facts.ranked[0]], image_size)
+    shift = _shift(first, data, seed)
+    facts = replace(facts, shift=shift)
+    wanted = choose(facts, policy)
+    budget = _Budget(data, by_name, {facts.ranked[0]: first}, image_size, batch_size, 60 * minutes)
+    choice, more = budget.first_that_fits(wanted[0], facts)
+    notes += more
+    contender = None
+    if len(wanted) > 1 and not more:
+        contender = budget.timed(wanted[1])
+        contender = contender if contender.seconds <= budget.seconds else None
+    network = budget.network(choice.backbone)
+    found = None
+    if probes:
+        from keras_transfer.stage_probes import probe_stages
+
+        found = probe_stages(network, data, **options)
+        if found.stages_worth_keeping == 0:
+            notes.append(
+                f"no stage of {choice.backbone} is better than random weights for these classes: "
+                "transfer may bring nothing, or harm; `keras-transfer compare` measures it"
+            )
+    return Advice(
+        choice=choice,
+        contender=contender,
+        facts=facts,
+        policy=policy,
+        ranking=ranking,
+        costs=budget.costs(choice),
+        minutes=minutes,
+        image_size=network.input_shape[1],
+        probes=found,
+        notes=tuple(notes),
+    )
+
+
+def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAULT_POLICY) -> list:
+    """The backbones to look at, after all checks that need neither data nor Keras.
+
+    Raises:
+        InputError: see `advise`.
+    """
+    if policy not in POLICIES:
+        raise InputError(f"Unknown policy '{policy}': give one of {', '.join(POLICIES)}.")
+    if not minutes > 0:
+        raise InputError(f"minutes {minutes:g}: give a number above 0.")
+    if backbones is None:
+        return candidates(image_size)
+    if not backbones:
+        raise InputError("There is no backbone to look at: name one or more, or none at all.")
+    for backbone in backbones:
+        if isinstance(backbone, str):
+            check_backbone(backbone, image_size)
+    return list(backbones)
+
+
+def candidates(image_size: int | None = None) -> list[str]:
+    """Backbones whose ImageNet weights are on this machine, else those worth a download.
+
+    At most six, those of `SHORTLIST` first, then the smaller ones; all take the image size.
+    """
+    fitting = [spec for spec in BACKBONES.values() if spec.min_size <= (image_size or spec.size)]
+    present = [spec for spec in fitting if weights_path(spec).is_file()]
+    if not present:
+        return [find_spec(name).name for name in SHORTLIST]
+    present.sort(key=lambda spec: (spec.name not in SHORTLIST, spec.parameters))
+    if len(present) > _MOST_BACKBONES:
+        left = ", ".join(spec.name for spec in present[_MOST_BACKBONES:])
+        say(f"advisor: looks at {_MOST_BACKBONES} backbones; not at {left}")
+    return [spec.name for spec in present[:_MOST_BACKBONES]]
+
+
+class _Budget:
+    """What choices cost, timed when first asked."""
+
+    def __init__(self, data, backbones, networks, image_size, batch_size, seconds):
+        self.pictures = len(data.examples["train"])
+        self.backbones, self.networks = backbones, networks
+        self.image_size, self.batch_size, self.seconds = image_size, batch_size, seconds
+
+    def network(self, name):
+        if name not in self.networks:
+            self.networks[name] = _network(self.backbones[name], self.image_size)
+        return self.networks[name]
+
+    def timed(self, choice: Choice) -> Choice:
+        from keras_transfer.plans import make_plan
+        from keras_transfer.timing import speed_of, stage_shares
+
+        network = self.network(choice.backbone)
+        schedule = resolve_schedule(
+            choice.strategy,
+            choice.overrides,
+            pictures=self.pictures,
+            image_size=network.input_shape[1],
+            linear_head=True,
+        )
+        plan = make_plan(network, schedule, self.pictures, self.batch_size)
+        speed = speed_of(network, self.batch_size)
+        seconds = speed.seconds(plan, stage_shares(network), self.pictures)
+        return replace(choice, seconds=round(seconds, 1))
+
+    def first_that_fits(self, choice: Choice, facts: Facts):
+        """(the choice, or what comes nearest to it in the time there is; notes about that)."""
+        wanted = self.timed(choice)
+        if wanted.seconds <= self.seconds:
+            return wanted, []
+        note = (
+            f"{_timed(wanted)} would take longer than the {self.seconds / 60:g} minutes there are"
+        )
+        for backbone in facts.ranked:
+            own = replace(choice, backbone=backbone)
+            for other in (own, *(self._instead(own, *cheaper) for cheaper in CHEAPER)):
+                timed = self._shortened(other)
+                if timed.seconds <= self.seconds:
+                    return timed, [note]
+        return timed, [note, "nothing fits; this is the cheapest"]
+
+    def _instead(self, choice, strategy, overrides):
+        rate = {k: v for k, v in choice.overrides.items() if k == "learning_rate"}
+        return replace(
+            choice, strategy=strategy, overrides={**overrides, **(rate if overrides else {})}
+        )
+
+    def _shortened(self, choice):
+        """With fewer epochs where that is enough, else as it is."""
+        timed = self.timed(choice)
+        epochs = default_epochs(self.pictures)
+        fitting = int(epochs * self.seconds / timed.seconds)
+        if timed.seconds <= self.seconds or choice.strategy == "feature_extraction":
+            return timed
+        if fitting < max(3, _LEAST_EPOCHS * epochs):
+            return timed
+        return self.timed(replace(choice, overrides={**choice.overrides, "epochs": fitting}))
+
+    def costs(self, choice: Choice) -> tuple[Choice, ...]:
+        """Of each strategy with the chosen backbone."""
+        every = (*CHEAPER, ("lp_ft", {}), ("from_scratch", {}))
+        plain = Choice(choice.backbone, choice.strategy)
+        return tuple(
+            self.timed(replace(plain, strategy=strategy, overrides=overrides))
+            for strategy, overrides in every
+        )
+
+
+def _check_data(data):
+    if data.task != "single_label":
+        shown = data.task if isinstance(data.task, str) else "several heads"
+        raise InputError(
+            f"The labels of {data.root} are {shown}: advice is for one class a picture."
+        )
+    if "train" not in data.examples:
+        raise InputError(f"{data.root} has no train pictures; it has {', '.join(data.examples)}.")
+
+
+def _facts(data, scores, ranking) -> Facts:
+    counts = np.bincount(data.examples["train"].labels, minlength=len(data.class_names))
+    rows = list(ranking.rows if ranking else scores)
+    signal = ranking.signal if ranking else any(row.signal for row in rows)
+    tied = [row for row in rows if ranking and row.name in ranking.best] or rows
+    # Features that cannot be told apart: the larger network, whose size is a prior that is hard to
+    # beat (arXiv:2510.06448), and without which small data would choose by chance.
+    tied = sorted(tied, key=lambda row: -row.prior["multiplications"])
+    rest = [row for row in rows if row not in tied]
+    return Facts(
+        pictures=int(counts.sum()),
+        classes=len(counts),
+        least=int(counts.min()),
+        most=int(counts.max()),
+        shift=None,
+        signal=signal,
+        ranked=tuple(row.name for row in [*tied, *rest]),
+        tied=len(tied),
+        probe=tied[0]["probe"].value,
+    )
+
+
+def _network(backbone, image_size):
+    """The `Backbone` that a name or a model means."""
+    from keras_transfer.backbones import build_backbone
+    from keras_transfer.builders import backbone_at
+
+    if isinstance(backbone, str):
+        return build_backbone(backbone, image_size=image_size)
+    return backbone_at(backbone, image_size)
+
+
+def _shift(network, data, seed):
+    from keras_transfer.likeness import activation_shift
+
+    return activation_shift(network, data.examples["train"], seed=seed)
+
+
+def _timed(choice):
+    if choice.seconds is None:
+        return str(choice)
+    seconds = choice.seconds
+    shown = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{choice}, about {shown}"

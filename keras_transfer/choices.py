@@ -1,0 +1,164 @@
+"""From facts of the data to a backbone and a strategy: the rules, as a pure function."""
+
+from dataclasses import dataclass, field, replace
+
+from keras_transfer.errors import InputError
+
+POLICIES = ("evidence", "classical")
+DEFAULT_POLICY = "evidence"
+
+# Shift of activations (`likeness.activation_shift`): insects, a part of ImageNet, have 0.01 to
+# 0.03, hands on white 0.11 to 0.16, digits 0.19 and more. Set with seed 0 of `scripts/regret.py`.
+SIMILAR, DIFFERENT = 0.05, 0.09
+# Pictures, and pictures a class.
+SMALL, SMALL_CLASS = 2000, 20
+LARGE, LARGE_CLASS = 20_000, 100
+BOLD_RATE = 1e-3  # where the features have to change
+
+# The field's four scenarios: (size, likeness) → strategy.
+CLASSICAL = {
+    ("small", "similar"): ("feature_extraction", {}),
+    ("small", "different"): ("freeze_k", {"k": 1 / 3}),
+    ("large", "similar"): ("lp_ft", {}),
+    ("large", "different"): ("from_scratch", {}),
+}
+
+# With less time than the choice takes, in this order.
+CHEAPER = (
+    ("freeze_k", {"k": 1 / 3}),
+    ("freeze_k", {"k": 2 / 3}),
+    ("feature_extraction", {}),
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the data and the backbones before anything is trained.
+
+    Attributes:
+        pictures, classes: of the training part; `least` and `most` are those of its smallest and
+            largest class.
+        shift: see `likeness.activation_shift`; None where no backbone has one.
+        signal: the features say something about the labels.
+        ranked: names of backbones, the one to take first.
+        tied: how many of them, from the first, are not told apart by their features.
+        probe: accuracy of a linear probe on the first one's features; None where it cannot be had.
+    """
+
+    pictures: int
+    classes: int
+    least: int
+    most: int
+    shift: float | None
+    signal: bool
+    ranked: tuple[str, ...]
+    tied: int = 1
+    probe: float | None = None
+
+    @property
+    def size(self) -> str:
+        """`"small"`, `"medium"` or `"large"`."""
+        a_class = self.pictures / self.classes
+        if self.pictures < SMALL or a_class < SMALL_CLASS:
+            return "small"
+        return "large" if self.pictures >= LARGE and a_class >= LARGE_CLASS else "medium"
+
+    @property
+    def likeness(self) -> str:
+        """`"similar"`, `"between"`, `"different"`, or `"unknown"`."""
+        if self.shift is None:
+            return "unknown"
+        if self.shift < SIMILAR:
+            return "similar"
+        return "different" if self.shift > DIFFERENT else "between"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backbone and a schedule.
+
+    Attributes:
+        backbone: a name of the table or a source model.
+        strategy: a name of `recipes.RECIPES`.
+        overrides: as `Trainer` takes them.
+        why: in plain words.
+        seconds: estimated time of training on this machine; None where no batch was timed.
+    """
+
+    backbone: str
+    strategy: str
+    overrides: dict = field(default_factory=dict)
+    why: str = ""
+    seconds: float | None = None
+
+    def to_dict(self) -> dict:
+        return {
+            "backbone": self.backbone,
+            "strategy": self.strategy,
+            "overrides": self.overrides,
+            "seconds": self.seconds,
+            "why": self.why,
+        }
+
+    def __str__(self):
+        numbers = "".join(
+            f" {key}={value:.3g}" if isinstance(value, float) else f" {key}={value}"
+            for key, value in self.overrides.items()
+        )
+        return f"{self.backbone} {self.strategy}{numbers}"
+
+
+def choose(facts: Facts, policy: str = DEFAULT_POLICY) -> tuple[Choice, ...]:
+    """The choices for these facts, the best first; a second one is worth a race against the first.
+
+    Args:
+        policy: `"classical"`: the matrix of the field's textbooks, size by likeness, the same
+            backbone for all; or `"evidence"`: what was best on real tasks (`scripts/regret.py`).
+
+    Raises:
+        InputError: no such policy.
+    """
+    if policy not in POLICIES:
+        raise InputError(f"Unknown policy '{policy}': give one of {', '.join(POLICIES)}.")
+    best = facts.ranked[0]
+    if not facts.signal:
+        why = (
+            "the features carry no signal for these labels, so nothing is gained by training longer: "
+            "the cheapest choice; look at the labels first"
+        )
+        return (Choice(best, "feature_extraction", {}, why),)
+    return (_classical if policy == "classical" else _evidence)(facts)
+
+
+def _classical(facts):
+    strategy, overrides = CLASSICAL.get((facts.size, facts.likeness), ("lp_ft", {}))
+    where = f"{facts.size} and {facts.likeness}"
+    why = f"textbook: {where}"
+    if (facts.size, facts.likeness) not in CLASSICAL:
+        why = f"between the textbook's scenarios ({where}): everything, from pretrained weights"
+    return (Choice(facts.ranked[0], strategy, overrides, why),)
+
+
+def _evidence(facts):
+    best = facts.ranked[0]
+    if facts.likeness == "similar" and facts.size == "small":
+        head = Choice(
+            best,
+            "feature_extraction",
+            {},
+            "few pictures that look like those of the pretraining: its features fit as they are, and "
+            "training them on so few does more harm than good",
+        )
+        return (head, Choice(best, "lp_ft", {}, "the head first, then everything, gently"))
+    bold = {} if facts.likeness == "similar" else {"learning_rate": BOLD_RATE}
+    unlike = {
+        "similar": "there are enough pictures to train everything",
+        "between": "the pictures differ somewhat from those of the pretraining",
+        "different": "the pictures differ from those of the pretraining: every layer has to adapt",
+        "unknown": "it cannot be told how much the pictures look like those of the pretraining",
+    }[facts.likeness]
+    first = Choice(best, "lp_ft", bold, f"{unlike}; the head first, so that it does not wreck them")
+    if facts.tied > 1:
+        why = "its features are as good, so far as they can be told apart"
+        return (first, replace(first, backbone=facts.ranked[1], why=why))
+    return (first, Choice(best, "freeze_k", {"k": 1 / 3, **bold}, "the first layers are general"))

@@ -1,0 +1,150 @@
+"""What following the advice costs in accuracy, against having tried everything.
+
+    KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/regret.py [TASK…] [--seeds 1 2]
+                 [--what grid classical evidence bit] [--rows FILE.csv]
+
+For each task of `tasks.py` and each seed
+
+grid        head only, two thirds and one third of the stages frozen, LP-FT of all, and from scratch,
+            with the two backbones whose real weights are at hand, each with the defaults of its
+            recipe;
+classical, evidence  what `--backbone auto --strategy auto` does with that policy, from nothing: its
+            looking around is part of its time;
+bit         the BiT-HyperRule: 500 updates from a head of zeros, in batches of 64 rather than 512.
+
+are trained on the training pictures and measured on the test pictures in the last epoch, so that
+nothing is chosen on them. The regret of a choice is the best accuracy in the grid, picked after the
+fact with the test pictures, less its own. Times are seconds of processor time, which other work on
+the machine does not change much, with a cache of their own for each. A row is written after each
+run, so that an interrupted table goes on; without tasks to run the table is printed again.
+Thresholds were set with seed 0; other seeds are reported.
+"""
+
+import argparse
+import csv
+import os
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks import TASKS
+
+import keras_transfer as kt
+
+BACKBONES = ("mobilenet_v2_0.35", "mobilenet_0.25")
+CANDIDATES = {
+    "head only": ("feature_extraction", {}),
+    "freeze 2/3": ("freeze_k", {"k": 2 / 3}),
+    "freeze 1/3": ("freeze_k", {"k": 1 / 3}),
+    "LP-FT": ("lp_ft", {}),
+    "from scratch": ("from_scratch", {}),
+}
+BIT = ("bit", {"batch_size": 64, "accumulate": 1})
+POLICIES = ("classical", "evidence")
+FIELDS = ("task", "seed", "what", "backbone", "accuracy", "cpu", "seconds", "choice")
+
+
+@contextmanager
+def cache_of_its_own():
+    """An empty cache for each way to choose, which the runs of the grid share among them."""
+    before = os.environ.get("KERAS_TRANSFER_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["KERAS_TRANSFER_CACHE"] = folder
+        yield
+    os.environ.pop("KERAS_TRANSFER_CACHE")
+    if before is not None:
+        os.environ["KERAS_TRANSFER_CACHE"] = before
+
+
+def fitted(task, data, backbone, recipe, overrides, seed, **options) -> float:
+    """Accuracy on the test pictures after the last epoch."""
+    import keras
+
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    model = kt.build_model(
+        backbone,
+        kt.Classification(data.class_names),
+        image_size=task.image_size,
+        weights=None if recipe == "from_scratch" else "imagenet",
+    )
+    settings = {"augment": task.augment, "seed": seed, "keep": "last", **options}
+    trainer = kt.Trainer(model, recipe, overrides=overrides, **settings)
+    with tempfile.TemporaryDirectory() as out:
+        return trainer.fit(data, Path(out) / "run").metrics["val"]["accuracy"]
+
+
+def runs_of(task, data, seed, what):
+    """(name, backbone, what trains it: () → accuracy or (accuracy, choice)) of one way to choose."""
+    if what == "grid":
+        for name, (recipe, overrides) in CANDIDATES.items():
+            for backbone in BACKBONES:
+                yield (
+                    name,
+                    backbone,
+                    lambda b=backbone, r=recipe, o=overrides: fitted(task, data, b, r, o, seed),
+                )
+    elif what == "bit":
+        recipe, overrides = BIT
+        yield (
+            "BiT",
+            BACKBONES[0],
+            lambda: fitted(task, data, BACKBONES[0], recipe, overrides, seed),
+        )
+    else:
+        yield what, "auto", lambda: advised(task, data, seed, what)
+
+
+def advised(task, data, seed, policy):
+    raise NotImplementedError
+
+
+def measure(task, seed, what, done, write):
+    with cache_of_its_own():
+        data = task.data(seed)
+        for name, backbone, train in runs_of(task, data, seed, what):
+            key = {"task": task.name, "seed": str(seed), "what": name, "backbone": backbone}
+            if any(key.items() <= row.items() for row in done):
+                continue
+            wall, cpu = time.perf_counter(), time.process_time()
+            found = train()
+            accuracy, choice = found if isinstance(found, tuple) else (found, "")
+            numbers = {
+                "accuracy": f"{accuracy:.4f}",
+                "cpu": f"{time.process_time() - cpu:.1f}",
+                "seconds": f"{time.perf_counter() - wall:.1f}",
+                "choice": choice,
+            }
+            write({**key, **numbers})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "tasks", nargs="*", default=list(TASKS), metavar="TASK", choices=[*TASKS, []]
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--what", nargs="+", default=["grid", *POLICIES, "bit"])
+    parser.add_argument("--rows", type=Path, default=Path("regret.csv"))
+    options = parser.parse_args()
+    done = list(csv.DictReader(options.rows.open())) if options.rows.exists() else []
+    with options.rows.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if not done:
+            writer.writeheader()
+
+        def write(row):
+            done.append(row)
+            writer.writerow(row)
+            file.flush()
+            print(" ".join(f"{value}" for value in row.values()), flush=True)
+
+        for seed in options.seeds:
+            for name in options.tasks:
+                for what in options.what:
+                    measure(TASKS[name], seed, what, done, write)
+
+
+if __name__ == "__main__":
+    main()
