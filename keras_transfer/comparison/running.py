@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stderr
 from itertools import product
@@ -277,7 +278,10 @@ class Experiment:
                     self._train(run.path, size, seed, arm, rows)
             if "stopped" in run.metrics:
                 raise InputError(f"{run.path}, which cannot be compared: {run.metrics['stopped']}")
-            write_text(file, json.dumps({"accuracy": read_curve(run).accuracy}) + "\n")
+            curve = read_curve(run)
+            write_text(file, json.dumps({"accuracy": curve.accuracy}) + "\n")
+            shown = f"{size} a class, seed {seed}, {arm}: {curve.start:.3f} at first"
+            tqdm.write(f"{shown}, {curve.asymptote:.3f} in the end", file=sys.stderr)
         if not self.keep_models:
             run.model_path.unlink(missing_ok=True)
         return Curve.of(json.loads(file.read_text(encoding="utf-8"))["accuracy"])
