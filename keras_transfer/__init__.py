@@ -29,6 +29,7 @@ _NAMES = {
     "backbone_of": "builders",
     "build_backbone": "backbones",
     "build_model": "builders",
+    "compare": "comparison.running",
     "compile_arguments": "heads",
     "evaluate": "evaluation",
     "find_rate": "rate_finder",

@@ -50,7 +50,9 @@ from keras_transfer.cli_options import (
     columns_of,
     overrides_of,
     schedule_of,
+    seeds_of,
     settings_of,
+    sizes_of,
 )
 from keras_transfer.errors import InputError
 
@@ -555,6 +557,105 @@ def _build(pictures, settings, trains=True):
         image_size=settings["image_size"],
         weights=settings["weights"],
     )
+
+
+@app.command()
+def compare(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Directory of the comparison; one begun goes on.")],
+    column: ColumnOption = None,
+    backbone: BackboneOption = None,
+    strategy: StrategyOption = None,
+    set: SetOption = None,
+    set_scratch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="The same for training from scratch."),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="5,20,all", help="Training pictures a class. [doubling from 5 to all]"
+        ),
+    ] = None,
+    show: Annotated[
+        int | None, typer.Option(help="The size whose curves are drawn. [the middle one]")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="How many, or which: 10,11,12.")] = "3",
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of transfer. [what from_scratch asks for]")
+    ] = None,
+    learning_rate: LearningRate = None,
+    scratch_budget: Annotated[
+        float, typer.Option(help="Epochs from scratch for each epoch of transfer.")
+    ] = 1.0,
+    val: ValOption = None,
+    val_split: ValSplit = None,
+    group: Group = None,
+    split: SplitFile = None,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = None,
+    precision: PrecisionOption = None,
+    augment: AugmentOption = None,
+    no_flip: NoFlip = False,
+    weights: WeightsOption = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Leave the model of each run on the disk.")
+    ] = False,
+    as_json: Json = False,
+):
+    """Compare transfer with training from scratch: start, slope, end, pictures saved."""
+    from keras_transfer.comparison.result import JSON, PICTURE, TABLE
+    from keras_transfer.comparison.running import Experiment
+    from keras_transfer.data import open_data, require_source
+
+    settings = settings_of(
+        None,
+        columns=columns_of(column),
+        backbone=backbone,
+        strategy=strategy,
+        val=val,
+        val_split=val_split,
+        group=group,
+        split=split,
+        image_size=image_size,
+        batch_size=batch_size,
+        precision=precision,
+        augment=augment,
+        no_flip=no_flip,
+        weights=weights,
+    )
+    chosen = {"sizes": sizes_of(sizes), "seeds": seeds_of(seeds)}
+    require_source(data)
+    pictures = open_data(
+        data,
+        val=settings["val"],
+        val_split=settings["val_split"],
+        groups=settings["group"],
+        split_file=settings["split"],
+        columns=settings["columns"],
+    )
+    print(pictures.describe(), file=sys.stderr)
+    same = ("backbone", "strategy", "image_size", "batch_size", "augment", "weights", "precision")
+    experiment = Experiment(
+        pictures,
+        out,
+        overrides=overrides_of(set, learning_rate=learning_rate),
+        scratch_overrides=overrides_of(set_scratch),
+        epochs=epochs,
+        scratch_budget=scratch_budget,
+        keep_models=keep_models,
+        show=show,
+        **{key: settings[key] for key in same},
+        **chosen,
+    )
+    _load_keras()
+    try:
+        found = experiment.run()
+    except KeyboardInterrupt as stop:
+        print(stop, file=sys.stderr)
+        raise
+    print(json.dumps(found.to_dict(), indent=2) if as_json else found)
+    print(f"wrote {TABLE}, {JSON} and {PICTURE} in {out}", file=sys.stderr)
 
 
 @app.command()
