@@ -424,6 +424,135 @@ def _build(pictures, settings, trains=True):
 
 
 @app.command()
+def tune(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the search; the same goes on with it.")],
+    trials: Annotated[
+        int | None, typer.Option(help="Trainings in all. [20, without --minutes]")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin none that would end later, over all calls.")
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LOW..HIGH",
+            help="Search elsewhere: `learning_rate=1e-5..1e-3`, `augment=none,light`, `k=3`, "
+            "`*.weight_decay=1e-5..1e-1`.",
+        ),
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="A .yaml file of such ranges; --search wins over it.")
+    ] = None,
+    task: TaskOption = None,
+    column: ColumnOption = None,
+    backbone: BackboneOption = None,
+    strategy: StrategyOption = None,
+    set: SetOption = None,
+    val: ValOption = None,
+    val_split: ValSplit = None,
+    test_split: TestSplit = None,
+    group: Group = None,
+    split: SplitFile = None,
+    balance: BalanceOption = None,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = None,
+    epochs: Epochs = None,
+    precision: PrecisionOption = None,
+    augment: AugmentOption = None,
+    no_flip: NoFlip = False,
+    weights: WeightsOption = None,
+    seed: Seed = None,
+    cache: CacheOption = None,
+    engine: EngineOption = None,
+    config: Config = None,
+    as_json: Json = False,
+):
+    """Search rate, decay per stage, frozen stages, dropout and augmentation; needs Optuna."""
+    from keras_transfer.backbones import check_backbone
+    from keras_transfer.data import open_data, require_source
+    from keras_transfer.features import check_engine
+    from keras_transfer.recipes import resolve_schedule
+    from keras_transfer.search_space import check_base, check_fields, read_space, space_of
+    from keras_transfer.study import check_budget, check_folder, require_optuna
+
+    require_optuna()
+    check_budget(trials, minutes)
+    check_folder(out)
+    settings = settings_of(
+        config,
+        columns=columns_of(column),
+        task=task,
+        backbone=backbone,
+        strategy=strategy,
+        val=val,
+        val_split=val_split,
+        test_split=test_split,
+        group=group,
+        split=split,
+        balance=balance,
+        image_size=image_size,
+        batch_size=batch_size,
+        precision=precision,
+        augment=augment,
+        no_flip=no_flip,
+        weights=weights,
+        seed=seed,
+        cache=cache,
+        engine=engine,
+    )
+    check_engine(settings["engine"])
+    overrides = overrides_of(set, epochs=epochs)
+    given = space_of(space, search)
+    around = settings["strategy"]
+    if isinstance(settings.get("schedule"), dict) and not (strategy or epochs):
+        around = schedule_of(config, settings["schedule"])
+    base = resolve_schedule(around, overrides)
+    check_base(base)
+    check_fields(read_space(given), base)
+    require_source(data)
+    check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
+    splitting = ("val_split", "test_split", "folds", "fold", "seed", "task", "columns")
+    pictures = open_data(
+        data,
+        val=settings["val"],
+        groups=settings["group"],
+        split_file=settings["split"],
+        **{name: settings[name] for name in splitting},
+    )
+    print(pictures.describe(), file=sys.stderr)
+    _load_keras()
+    from keras_transfer.tuning import tune as search_in
+
+    used = ("batch_size", "mix", "mix_alpha", "keep", "balance", "cache", "engine", "feature_dtype")
+    named = ("backbone", "strategy", "weights", "val", "group", "split", *splitting)
+    kept = {name: settings[name] for name in named if name != "seed"}
+    try:
+        tuned = search_in(
+            _build(pictures, settings),
+            pictures,
+            out,
+            trials=trials,
+            minutes=minutes,
+            strategy=around,
+            overrides=overrides,
+            space=given,
+            augment=settings["augment"],
+            seed=settings["seed"],
+            config={"data": str(data), **kept, "weights": kept["weights"] or "none"},
+            **{name: settings[name] for name in used},
+        )
+    except KeyboardInterrupt as stop:
+        print(stop, file=sys.stderr)
+        raise
+    if as_json:
+        print(json.dumps(tuned.to_dict(), indent=2))
+        return
+    print(f"{tuned.table()}\n\n{tuned.verdict}")
+    print(f"{out}: best.yaml (for train --config), trials.csv, tune.png, {tuned.run.path.name}/")
+
+
+@app.command()
 def evaluate(
     run: RunPath,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg, or a table.")],
