@@ -89,7 +89,8 @@ def open_study(path, settings: dict, *, warmup: int) -> Iterator:
         )
         for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            study.enqueue_trial(trial.params)
+            if not trial.user_attrs.get("reason"):
+                study.enqueue_trial(trial.params)
         yield study
 
 
@@ -112,7 +113,11 @@ def ask(study, space: dict, seed: int):
 
 def ended(study) -> list:
     """The trials that came to an end of their own: not those whose process was killed."""
-    return [t for t in study.trials if t.state.is_finished() and "seconds" in t.user_attrs]
+    return [
+        t
+        for t in study.trials
+        if t.state.is_finished() and (t.state.name != "FAIL" or t.user_attrs.get("reason"))
+    ]
 
 
 def _distribution(part):

@@ -73,7 +73,8 @@ def tune(
 
     Raises:
         InputError: Optuna is not installed, no validation pictures, a space that does not fit the
-            schedule or the model, another search in `out`, or a first three trials that all failed.
+            schedule or the model, another search in `out`, or none of the first three
+            trials that comes to its end.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     require_optuna()
@@ -183,8 +184,8 @@ class _Tuner:
         except optuna.TrialPruned:
             state = optuna.trial.TrialState.PRUNED
         except InputError as error:  # diverged, out of memory: the others may do better
-            reason = " ".join(str(error).split())
-        # The seconds say that it came to an end, see `study.ended`.
+            # Without one the trial would count as killed, see `study.ended`.
+            reason = " ".join(str(error).split()) or type(error).__name__
         for name, found in (
             ("val", reports.val),
             ("epochs", reports.epochs),
@@ -205,10 +206,8 @@ class _Tuner:
         for folder in self.out.glob("trial-*"):
             if tuned.best is None or folder != self._folder(tuned.best.number):
                 shutil.rmtree(folder, ignore_errors=True)
-        if tuned.best is None and len(tuned.trials) >= _HOPELESS:
-            raise InputError(
-                f"The first {len(tuned.trials)} trials all failed; the last: {tuned.trials[-1].reason}"
-            )
+        if len(tuned.trials) >= _HOPELESS:
+            _require_best(tuned)
         if tuned.best is not None:
             text = (self._folder(tuned.best.number) / CONFIG).read_text(encoding="utf-8")
             about = (
@@ -225,7 +224,7 @@ class _Tuner:
             folder=self.out,
             metric=self.metric or "loss",
             pictures=len(self.data.examples["val"]),
-            space=tuple(self.search.space),
+            space=self.search.space,
             default=self.search.default,
             trials=trials_of(study),
             test=study.user_attrs.get("test"),
@@ -235,6 +234,7 @@ class _Tuner:
     def _concluded(self, study):
         """The best is measured on the test pictures, once; the picture is drawn."""
         tuned = self._tidy(study)
+        _require_best(tuned)
         if "test" in self.data.examples and (tuned.test or {}).get("trial") != tuned.best.number:
             from keras_transfer.evaluation import evaluate
 
@@ -245,6 +245,14 @@ class _Tuner:
         tuned.write(self.out)
         tuned.draw(self.out / "tune.png")
         return tuned
+
+
+def _require_best(tuned):
+    if tuned.best is None:
+        count = len(tuned.trials)
+        raise InputError(
+            f"None of {count} trials came to its end; the last: {tuned.trials[-1].reason}"
+        )
 
 
 def _spent(study, trials, minutes):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.runs import Run, csv_text, write_file, write_text
-from keras_transfer.search_space import shown_values
+from keras_transfer.search_space import Space, shown_values
 from keras_transfer.study import ended
 
 BEST = "best.yaml"
@@ -68,7 +68,7 @@ class Tuned:
         folder: of the search.
         metric: by which the best was chosen; of `"loss"` the least, else the highest value.
         pictures: in the validation split.
-        space: names of the parameters.
+        space: name → `Range` or `Choice` of each parameter.
         default: values of the schedule that was searched around.
         trials: in the order they were made.
         test: numbers of the best trial on the test pictures, where there are any.
@@ -78,7 +78,7 @@ class Tuned:
     folder: Path
     metric: str
     pictures: int
-    space: tuple[str, ...]
+    space: Space
     default: dict
     trials: tuple[Trial, ...]
     test: dict | None = None
@@ -241,13 +241,15 @@ class Tuned:
             if trial.state == "failed":
                 axes.axvline(trial.number, color=_COLOURS["failed"], lw=1, label="failed")
         handles, labels = axes.get_legend_handles_labels()
-        axes.legend(*zip(*dict(zip(labels, zip(handles, labels))).values()), fontsize=9)
+        once = dict(zip(labels, handles))
+        axes.legend(once.values(), once.keys(), fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="trial", ylabel=f"val {self.metric}")
         axes.set_title(f"best: trial {self.best.number}, val {self.shown(self.best)}", fontsize=11)
         axes.grid(alpha=0.3)
 
     def _draw_parameter(self, axes, name):
-        """Value over one parameter; texts side by side, large ranges by their logarithm."""
+        """Value over one parameter."""
         for state in ("complete", "pruned"):
             points = [t for t in self.trials if t.state == state and t.value is not None]
             axes.plot(
@@ -259,7 +261,7 @@ class Tuned:
             )
         values = [t.values[name] for t in self.trials]
         if all(isinstance(v, (int, float)) for v in values):
-            if min(values) > 0 and max(values) > 20 * min(values):
+            if getattr(self.space[name], "log", False):
                 axes.set_xscale("log")
             axes.plot(
                 self.best.values[name], self._number(self.best.value), "*", color="black", ms=12

@@ -322,6 +322,9 @@ def test_a_trial_that_fails_is_noted(data, tmp_path, quick):
         InputError, match="first 3 trials all failed; the last: The loss became nan"
     ):
         searched(data, tmp_path / "b")
+    quick.made.clear()
+    with pytest.raises(InputError, match="None of 1 trials"):
+        searched(data, tmp_path / "d", trials=1)
     # A fault of ours is no trial that failed.
     quick.made.clear()
     quick.events = {1: RuntimeError("a fault")}
@@ -404,9 +407,9 @@ def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache):
     options += ["--epochs", "2", "--no-flip", "--test-split", "0.2", "--engine", "keras"]
     options += ["--search", "k=6..13", "--search", "augment=none,light without flip"]
     command = ["tune", str(colours), "--out", str(out), *options, "--json"]
-    found = CliRunner().invoke(app, [*command, "--trials", "3"], catch_exceptions=False)
+    found = CliRunner().invoke(app, [*command, "--trials", "2"], catch_exceptions=False)
     result = json.loads(found.stdout)
-    assert [t["state"] for t in result["trials"]] == ["complete"] * 3
+    assert [t["state"] for t in result["trials"]] == ["complete"] * 2
     assert 6 <= result["best"]["values"]["k"] <= 13 and result["test"]["pictures"] == 6
     assert {f.name for f in out.iterdir()} == {
         "best.yaml",
@@ -427,5 +430,5 @@ def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache):
     assert run.config["augment"] == config["augment"]
     assert run.split_path.read_text() == best.split_path.read_text()
     # The same command has nothing left to do.
-    done = CliRunner().invoke(app, [*command, "--trials", "3"], catch_exceptions=False)
+    done = CliRunner().invoke(app, [*command, "--trials", "2"], catch_exceptions=False)
     assert json.loads(done.stdout)["trials"] == result["trials"]
