@@ -48,6 +48,7 @@ _NAMES = {
     "set_precision": "precision",
     "show_batch": "data.sheet",
     "summary": "freezing",
+    "tune": "tuning",
 }
 _MODULES = ("data", "export")
 

@@ -5,7 +5,6 @@ once.
 """
 
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from keras_transfer.cli_choosing import advise, compare, tune
+from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, settled
 from keras_transfer.cli_options import (
     AugmentOption,
     BackboneOption,
@@ -50,9 +51,7 @@ from keras_transfer.cli_options import (
     columns_of,
     overrides_of,
     schedule_of,
-    seeds_of,
     settings_of,
-    sizes_of,
 )
 from keras_transfer.errors import InputError
 
@@ -122,81 +121,11 @@ def check(
     report = check_data(data, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
     if sheet is not None:
-        _load_keras()
+        load_keras()
         from keras_transfer.data.sheet import sheet as draw
 
         draw(open_data(data, **options), sheet)
         print(f"wrote {sheet}", file=sys.stderr)
-
-
-@app.command()
-def advise(
-    data: Data,
-    backbones: Annotated[
-        str | None,
-        typer.Option(
-            help="Names and RUNs to choose from, with commas; auto: those whose weights are here. [auto]"
-        ),
-    ] = None,
-    val: ValOption = None,
-    val_split: ValSplit = None,
-    group: Group = None,
-    split: SplitFile = None,
-    column: ColumnOption = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = None,
-    minutes: MinutesOption = None,
-    policy: PolicyOption = None,
-    seed: Seed = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="A .png file: accuracy after each stage of the backbone.")
-    ] = None,
-    as_json: Json = False,
-):
-    """Say which backbone and which strategy suit the data, what that costs here, and why."""
-    from keras_transfer.advisor import check_advice, named
-    from keras_transfer.data import open_data, require_source
-    from keras_transfer.recipes import AUTO
-
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise InputError(f"Cannot draw into {picture}: give a .png file.")
-    settings = settings_of(
-        None,
-        val=val,
-        val_split=val_split,
-        group=group,
-        split=split,
-        columns=columns_of(column),
-        image_size=image_size,
-        batch_size=batch_size,
-        minutes=minutes,
-        policy=policy,
-        seed=seed,
-    )
-    asked = {key: settings[key] for key in ("image_size", "minutes", "policy")}
-    names = named(backbones or AUTO)
-    require_source(data)
-    check_advice(names, **asked)
-    pictures = open_data(
-        data,
-        groups=settings["group"],
-        split_file=settings["split"],
-        **{key: settings[key] for key in ("val", "val_split", "seed", "columns")},
-    )
-    _load_keras()
-    from keras_transfer import advisor
-
-    advice = advisor.advise(
-        pictures,
-        backbones=names,
-        batch_size=settings["batch_size"],
-        seed=settings["seed"],
-        **asked,
-    )
-    if picture is not None:
-        advice.draw(picture)
-        print(f"wrote {picture}", file=sys.stderr)
-    print(json.dumps(advice.to_dict(), indent=2) if as_json else advice.text())
 
 
 @app.command()
@@ -246,8 +175,7 @@ def train(
     ] = False,
 ):
     """Train a model on a folder of labelled pictures."""
-    from keras_transfer.advisor import SHORTLIST, check_advice, named
-    from keras_transfer.backbones import check_backbone
+    from keras_transfer.advisor import SHORTLIST
     from keras_transfer.data import open_data, require_source
     from keras_transfer.features import check_engine
     from keras_transfer.recipes import AUTO, resolve_schedule
@@ -302,16 +230,7 @@ def train(
     if settings["backbone"] == AUTO and settings["weights"] is None:
         settings["backbone"] = SHORTLIST[0]  # nothing to advise on
     require_source(data)
-    several = settings["backbone"] == AUTO or "," in settings["backbone"]
-    if several:
-        check_advice(
-            named(settings["backbone"]),
-            settings["image_size"],
-            settings["minutes"],
-            settings["policy"],
-        )
-    else:
-        check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
+    check_choice(settings)
     # A resumed run goes on with the split that it began with.
     pictures = open_data(
         data,
@@ -328,7 +247,7 @@ def train(
     )
     print(pictures.describe(), file=sys.stderr)
 
-    _load_keras()
+    load_keras()
     from keras_transfer.training import Trainer
 
     options = {
@@ -348,11 +267,11 @@ def train(
     advice = begun.config.get("advice") if resume else None
     if advice:
         overrides = {**advice["choice"]["overrides"], **overrides}
-    if several or schedule == AUTO:
-        schedule, overrides, advice = _settled(pictures, settings, schedule, overrides, options)
+    if is_open(settings["backbone"]) or schedule == AUTO:
+        schedule, overrides, advice = settled(pictures, settings, schedule, overrides, options)
     phases = resolve_schedule(schedule, overrides).phases
     trains = any(phase.freeze != "all" for phase in phases)
-    model = _build(pictures, settings, trains)
+    model = build_for(pictures, settings, trains)
     trainer = Trainer(
         model,
         schedule,
@@ -378,37 +297,6 @@ def train(
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
-
-
-def _settled(pictures, settings, schedule, overrides, options):
-    """(schedule, overrides, advice as plain data) in place of `auto`; settings get the names."""
-    from keras_transfer.advisor import named
-    from keras_transfer.auto import decide, trained
-    from keras_transfer.recipes import AUTO
-
-    def build(backbone):
-        return _build(pictures, {**settings, "backbone": backbone})
-
-    choice, advice = decide(
-        pictures,
-        trained(build, overrides=overrides, **options),
-        backbones=named(settings["backbone"]),
-        strategy=schedule,
-        image_size=settings["image_size"],
-        batch_size=settings["batch_size"],
-        minutes=settings["minutes"],
-        policy=settings["policy"],
-        engine=settings["engine"],
-        seed=settings["seed"],
-    )
-    settings["backbone"] = choice.backbone
-    if schedule == AUTO:
-        settings["strategy"] = choice.strategy
-    if options["augment"] == AUTO:
-        options["augment"] = choice.augment
-    if choice.strategy == "from_scratch":
-        settings["weights"] = None
-    return choice.strategy, {**choice.overrides, **overrides}, advice and advice.brief()
 
 
 def _shown_val(metrics):
@@ -465,7 +353,7 @@ def schedule(
         print(chosen.table())
     else:
         check_backbone(backbone, image_size, None)
-        _load_keras()
+        load_keras()
         from keras_transfer.builders import build_model
         from keras_transfer.heads import Classification
         from keras_transfer.plans import make_plan
@@ -520,11 +408,11 @@ def find_rate(
     check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
     phase = Phase("range test", freeze, steps=steps)
     pictures = open_data(data, seed=settings["seed"])
-    _load_keras()
+    load_keras()
     from keras_transfer import rate_finder
 
     test = rate_finder.find_rate(
-        _build(pictures, settings),
+        build_for(pictures, settings),
         pictures,
         phase=phase,
         lowest=lowest,
@@ -536,126 +424,6 @@ def find_rate(
     )
     test.draw(out)
     print(f"suggested learning rate {test.suggestion:.2g} ({len(test.rates)} steps, {out})")
-
-
-def _build(pictures, settings, trains=True):
-    """The model that the settings name, from its seed; `trains`: the backbone too."""
-    import keras
-
-    from keras_transfer.builders import build_model
-    from keras_transfer.heads import head_for
-    from keras_transfer.precision import set_precision
-
-    precision = set_precision(
-        settings["precision"], settings["backbone"], settings["image_size"], trains=trains
-    )
-    print(precision, file=sys.stderr)
-    keras.utils.set_random_seed(settings["seed"])
-    return build_model(
-        settings["backbone"],
-        head_for(pictures),
-        image_size=settings["image_size"],
-        weights=settings["weights"],
-    )
-
-
-@app.command()
-def compare(
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Directory of the comparison; one begun goes on.")],
-    column: ColumnOption = None,
-    backbone: BackboneOption = None,
-    strategy: StrategyOption = None,
-    set: SetOption = None,
-    set_scratch: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="The same for training from scratch."),
-    ] = None,
-    sizes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="5,20,all", help="Training pictures a class. [doubling from 5 to all]"
-        ),
-    ] = None,
-    show: Annotated[
-        int | None, typer.Option(help="The size whose curves are drawn. [the middle one]")
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="How many, or which: 10,11,12.")] = "3",
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs of transfer. [what from_scratch asks for]")
-    ] = None,
-    learning_rate: LearningRate = None,
-    scratch_budget: Annotated[
-        float, typer.Option(help="Epochs from scratch for each epoch of transfer.")
-    ] = 1.0,
-    val: ValOption = None,
-    val_split: ValSplit = None,
-    group: Group = None,
-    split: SplitFile = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = None,
-    precision: PrecisionOption = None,
-    augment: AugmentOption = None,
-    no_flip: NoFlip = False,
-    weights: WeightsOption = None,
-    keep_models: Annotated[
-        bool, typer.Option("--keep-models", help="Leave the model of each run on the disk.")
-    ] = False,
-    as_json: Json = False,
-):
-    """Compare transfer with training from scratch: start, slope, end, pictures saved."""
-    from keras_transfer.comparison.result import JSON, PICTURE, TABLE
-    from keras_transfer.comparison.running import Experiment
-    from keras_transfer.data import open_data, require_source
-
-    settings = settings_of(
-        None,
-        columns=columns_of(column),
-        backbone=backbone,
-        strategy=strategy,
-        val=val,
-        val_split=val_split,
-        group=group,
-        split=split,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        weights=weights,
-    )
-    chosen = {"sizes": sizes_of(sizes), "seeds": seeds_of(seeds)}
-    require_source(data)
-    pictures = open_data(
-        data,
-        val=settings["val"],
-        val_split=settings["val_split"],
-        groups=settings["group"],
-        split_file=settings["split"],
-        columns=settings["columns"],
-    )
-    print(pictures.describe(), file=sys.stderr)
-    same = ("backbone", "strategy", "image_size", "batch_size", "augment", "weights", "precision")
-    experiment = Experiment(
-        pictures,
-        out,
-        overrides=overrides_of(set, learning_rate=learning_rate),
-        scratch_overrides=overrides_of(set_scratch),
-        epochs=epochs,
-        scratch_budget=scratch_budget,
-        keep_models=keep_models,
-        show=show,
-        **{key: settings[key] for key in same},
-        **chosen,
-    )
-    _load_keras()
-    try:
-        found = experiment.run()
-    except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
-        raise
-    print(json.dumps(found.to_dict(), indent=2) if as_json else found)
-    print(f"wrote {TABLE}, {JSON} and {PICTURE} in {out}", file=sys.stderr)
 
 
 @app.command()
@@ -686,7 +454,7 @@ def evaluate(
         split_file=run.split_path,
         columns=columns_of(column) or config.get("columns"),
     )
-    _load_keras()
+    load_keras()
     from keras_transfer import evaluation
 
     (split,) = pictures.examples
@@ -714,7 +482,7 @@ def predict(
 
     run = Run.open(run)
     list_pictures(paths)  # a wrong path is said before TensorFlow is loaded
-    _load_keras()
+    load_keras()
     from keras_transfer import evaluation
 
     predictions, skipped = evaluation.predict(run.model, paths)
@@ -748,7 +516,7 @@ def export(
     out = out or run.next_export()
     if out.exists():
         raise InputError(f"{out} exists: choose another version directory for the export.")
-    _load_keras()
+    load_keras()
     from keras_transfer.export import saved_model
 
     saved_model(run.model, out)
@@ -817,29 +585,14 @@ def demo(
     from keras_transfer.runs import check_out
 
     check_out(out)
-    _load_keras()
+    load_keras()
     from keras_transfer.demo import run_demo
 
     run_demo(out, seed=seed)
 
 
-def _load_keras():
-    """Imports Keras and its backend without their start-up notes on stderr.
-
-    TensorFlow's libraries write them before any log level is read. Errors are Python exceptions
-    and are not lost.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import keras  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
+for command in (advise, compare, tune):
+    app.command()(command)
 
 
 def main():

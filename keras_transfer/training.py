@@ -257,7 +257,9 @@ class Trainer:
             for planned in plan.phases
         ]
 
-    def fit(self, data, out, *, config: dict | None = None, resume: bool = False) -> Run:
+    def fit(
+        self, data, out, *, config: dict | None = None, resume: bool = False, callbacks=()
+    ) -> Run:
         """Trains, keeps the weights of one epoch (see `keep`), writes the run.
 
         Args:
@@ -266,6 +268,8 @@ class Trainer:
             config: what else shall stand in `config.yaml` (the command's settings).
             resume: go on with an interrupted run of the same settings and pictures. The model must
                 be built as it was then. Where nothing was begun yet, it begins.
+            callbacks: of Keras, told of each epoch once it is kept (an epoch's number counts on over
+                the phases; a head in closed form has none). What they raise ends the training.
 
         Returns:
             The finished `Run`. `self.model` has the kept weights.
@@ -277,6 +281,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
         """
         check_targets(self.heads, data)
+        self._callbacks = list(callbacks)
         fit_heads(self.model, data.examples["train"].labels)
         resume = resume and Run.begun(out)
         if resume and self._recipe == recipes.AUTO:
@@ -480,7 +485,7 @@ class Trainer:
                 steps_per_epoch=planned.steps_per_epoch,
                 initial_epoch=progress.epoch,
                 epochs=progress.epoch - progress.phase_epoch + planned.epochs,
-                callbacks=[*watched, *averages, progress],
+                callbacks=[*watched, *averages, progress, *self._callbacks],
                 shuffle=False,  # the stream is shuffled already
                 verbose=0,
             )
