@@ -154,29 +154,26 @@ def _classical(facts):
 
 
 def _evidence(facts):
+    """LP-FT, whose rate depends on the likeness: on few pictures nothing else was better by more
+    than chance, the textbook's head alone for what looks familiar included."""
     best = facts.ranked[0]
-    if facts.likeness == "similar" and facts.size == "small":
-        head = Choice(
-            best,
-            "feature_extraction",
-            why="few pictures that look like those of the pretraining: its features fit as they are, and "
-            "training them on so few does more harm than good",
-        )
-        return (head, Choice(best, "lp_ft", why="the head first, then everything, gently"))
-    bold = {} if facts.likeness == "similar" else {"learning_rate": BOLD_RATE}
-    unlike = {
-        "similar": "there are enough pictures to train everything",
+    similar = facts.likeness == "similar"
+    rate = {} if similar else {"learning_rate": BOLD_RATE}
+    because = {
+        "similar": "the pictures look like those of the pretraining: every layer is trained, gently",
         "between": "the pictures differ somewhat from those of the pretraining",
         "different": "the pictures differ from those of the pretraining: every layer has to adapt",
         "unknown": "it cannot be told how much the pictures look like those of the pretraining",
     }[facts.likeness]
     first = Choice(
-        best, "lp_ft", bold, why=f"{unlike}; the head first, so that it does not wreck them"
+        best, "lp_ft", rate, why=f"{because}; the head first, so that it does not wreck them"
     )
     if facts.tied > 1:
-        why = "its features are as good, so far as they can be told apart"
-        return (first, replace(first, backbone=facts.ranked[1], why=why))
-    return (
-        first,
-        Choice(best, "freeze_k", {"k": 1 / 3, **bold}, why="the first layers are general"),
-    )
+        other = replace(
+            first, backbone=facts.ranked[1], why="its features are as good, as far as can be told"
+        )
+    elif similar:
+        other = Choice(best, "feature_extraction", why="its features may fit as they are")
+    else:
+        other = Choice(best, "freeze_k", {"k": 1 / 3, **rate}, why="the first layers are general")
+    return (first, other)
