@@ -29,6 +29,7 @@ _NAMES = {
     "backbone_of": "builders",
     "build_backbone": "backbones",
     "build_model": "builders",
+    "compare": "comparison.running",
     "compile_arguments": "heads",
     "evaluate": "evaluation",
     "find_rate": "rate_finder",
@@ -47,6 +48,7 @@ _NAMES = {
     "set_precision": "precision",
     "show_batch": "data.sheet",
     "summary": "freezing",
+    "tune": "tuning",
 }
 _MODULES = ("data", "export")
 

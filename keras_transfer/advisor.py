@@ -29,11 +29,12 @@ from keras_transfer.choices import (
     choose,
 )
 from keras_transfer.errors import InputError, say
-from keras_transfer.recipes import default_epochs, resolve_schedule
+from keras_transfer.recipes import AUTO, default_epochs, resolve_schedule
 
 # Tried where no weights are on this machine: small and middling ones.
 SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")
 _MOST_BACKBONES = 6
+_MOST_PICTURES = 1000  # of the sample: standard errors of a point and a half at most
 _LEAST_EPOCHS = 0.5  # of the default number, before another strategy is taken
 
 
@@ -51,6 +52,7 @@ class Advice:
         minutes: that the choice had to keep to.
         image_size: of the chosen backbone's pictures.
         probes: accuracy after each stage of the chosen backbone; None where it was not asked for.
+        symmetry: what mirror images showed; None where that could not be told.
         notes: what else should be known.
     """
 
@@ -63,6 +65,7 @@ class Advice:
     minutes: float
     image_size: int
     probes: object = None
+    symmetry: object = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
@@ -82,6 +85,7 @@ class Advice:
                 "size": facts.size,
                 "shift": facts.shift,
                 "likeness": facts.likeness,
+                "mirror": self.symmetry and vars(self.symmetry),
                 "signal": facts.signal,
             },
             "ranking": self.ranking and self.ranking.to_dict(),
@@ -98,6 +102,8 @@ class Advice:
     def text(self) -> str:
         """The same for people."""
         parts = [self._data(), self._likeness()]
+        if self.symmetry:
+            parts.append(self._symmetry())
         if self.ranking:
             parts.append(self.ranking.table())
         if self.probes:
@@ -141,8 +147,14 @@ class Advice:
             f"different above {DIFFERENT:g})"
         )
 
+    def _symmetry(self):
+        what = "are told apart: no flips" if self.symmetry.told_apart else "show the same: flips"
+        lost = f"{100 * self.symmetry.drop:.1f} ± {100 * self.symmetry.error:.1f} points"
+        return f"mirror images {what} (a probe loses {lost} on them)"
+
     def _choice(self):
         lines = [f"advice ({self.policy}): {_timed(self.choice)}", f"  because {self.choice.why}"]
+        lines.append(f"  augmentation: {_shown(self.choice.augment)}")
         if self.contender:
             lines.append(f"  contender: {_timed(self.contender)}")
         others = [cost for cost in self.costs if _kind(cost) != _kind(self.choice)]
@@ -187,6 +199,9 @@ def advise(
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
     _check_data(data)
+    from keras_transfer.features.prefix import prefix_of
+    from keras_transfer.likeness import activation_shift
+    from keras_transfer.symmetry import mirror_symmetry
     from keras_transfer.transferability.backbone import score_backbone
     from keras_transfer.transferability.table import rank_scores
 
@@ -195,7 +210,9 @@ def advise(
     for backbone in backbones:
         name = _name(backbone)
         try:
-            found = score_backbone(backbone, data, name=name, image_size=image_size, **options)
+            found = score_backbone(
+                backbone, data, name=name, image_size=image_size, most=_MOST_PICTURES, **options
+            )
         except InputError as error:
             if len(backbones) == 1:
                 raise
@@ -210,8 +227,10 @@ def advise(
         ranking = rank_scores(scores)
     facts = _facts(data, scores, ranking)
     first = _network(by_name[facts.ranked[0]], image_size)
-    shift = _shift(first, data, seed)
-    facts = replace(facts, shift=shift)
+    shift = activation_shift(first, data.examples["train"], seed=seed, store=store)
+    prefix = prefix_of(first, len(first.stages))
+    symmetry = mirror_symmetry(prefix, data.examples["train"], **options)
+    facts = replace(facts, shift=shift, mirror=not (symmetry and symmetry.told_apart))
     wanted = choose(facts, policy)
     budget = _Budget(data, by_name, {facts.ranked[0]: first}, image_size, batch_size, 60 * minutes)
     choice, more = budget.first_that_fits(wanted[0], facts)
@@ -241,6 +260,7 @@ def advise(
         minutes=minutes,
         image_size=network.input_shape[1],
         probes=found,
+        symmetry=symmetry,
         notes=tuple(notes),
     )
 
@@ -269,6 +289,16 @@ def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAUL
     if twice:
         raise InputError(f"Two backbones are called '{twice[0]}': give each once, by its own name.")
     return list(backbones)
+
+
+def named(backbones: str) -> list[str] | None:
+    """`"auto"`, a name, or several with commas → as `advise` takes them; `auto` among them means all
+    whose weights are on this machine."""
+    names = [name.strip() for name in backbones.split(",") if name.strip()]
+    if names == [AUTO]:
+        return None
+    found = [each for name in names for each in (candidates() if name == AUTO else [name])]
+    return list(dict.fromkeys(found))
 
 
 def candidates(image_size: int | None = None) -> list[str]:
@@ -422,10 +452,10 @@ def _network(backbone, image_size):
     return backbone_at(backbone, image_size)
 
 
-def _shift(network, data, seed):
-    from keras_transfer.likeness import activation_shift
-
-    return activation_shift(network, data.examples["train"], seed=seed)
+def _shown(augment):
+    if isinstance(augment, str):
+        return augment
+    return augment["preset"] + ("" if augment["flip"] else ", without flips")
 
 
 def _name(backbone):

@@ -57,12 +57,12 @@ def decide(
     except InputError as error:
         name = backbones[0] if backbones else fallback_backbone(options.get("image_size"))
         name = name if isinstance(name, str) else name.name
-        choice = Choice(name, DEFAULT if strategy == AUTO else strategy, {}, str(error))
+        choice = Choice(name, DEFAULT if strategy == AUTO else strategy, why=str(error))
         say(f"no advice ({error}): {choice}")
         return choice, None
     if strategy != AUTO:
         why = "the strategy was given; of the backbones, the one whose features suit the data best"
-        choice = Choice(advice.choice.backbone, strategy, {}, why)
+        choice = replace(advice.choice, strategy=strategy, overrides={}, why=why, seconds=None)
         shown = replace(choice, strategy=getattr(strategy, "name", str(strategy)))
         advice = replace(advice, choice=shown, contender=None)
         say(advice.text())
@@ -101,12 +101,19 @@ def race(
     return choices[int(np.argmax(found))]
 
 
-def trained(build: Callable[[str], keras.Model], *, overrides: dict | None = None, **options):
+def trained(
+    build: Callable[[str], keras.Model],
+    *,
+    overrides: dict | None = None,
+    augment=AUTO,
+    **options,
+):
     """A `train` for `decide`: a `Trainer` on a model that is built for each choice.
 
     Args:
         build: name of a backbone → model with the weights to start from.
         overrides: what the user has set; wins over the choice's.
+        augment: as `Trainer` takes it; `"auto"` is the choice's.
         options: of `Trainer`.
     """
     from keras_transfer.training import Trainer
@@ -116,6 +123,7 @@ def trained(build: Callable[[str], keras.Model], *, overrides: dict | None = Non
             build(choice.backbone),
             choice.strategy,
             overrides={**choice.overrides, **(overrides or {}), **more},
+            augment=choice.augment if augment == AUTO else augment,
             keep="last",
             **options,
         )

@@ -16,6 +16,7 @@ SIMILAR, DIFFERENT = 0.05, 0.09
 SMALL, SMALL_CLASS = 2000, 20
 LARGE, LARGE_CLASS = 20_000, 100
 FEW, FEW_CLASS = 20, 5  # of fewer a real signal is missed too often to say that there is none
+FEW_A_CLASS = 50  # more augmentation below
 BOLD_RATE = 1e-3  # where the features have to change
 
 # The field's four scenarios: (size, likeness) → strategy.
@@ -48,6 +49,7 @@ class Facts:
         ranked: names of backbones, the one to take first.
         tied: how many of them, from the first, are not told apart by their features.
         probe: accuracy of a linear probe on the first one's features; None where it cannot be had.
+        mirror: a mirror image shows the same class, as far as can be told.
     """
 
     pictures: int
@@ -59,6 +61,7 @@ class Facts:
     ranked: tuple[str, ...]
     tied: int = 1
     probe: float | None = None
+    mirror: bool = True
 
     @property
     def size(self) -> str:
@@ -86,6 +89,7 @@ class Choice:
         backbone: a name of the table or a source model.
         strategy: a name of `recipes.RECIPES`.
         overrides: as `Trainer` takes them.
+        augment: as `Trainer` takes it.
         why: in plain words.
         seconds: estimated time of training on this machine; None where no batch was timed.
     """
@@ -93,6 +97,7 @@ class Choice:
     backbone: str
     strategy: str
     overrides: dict = field(default_factory=dict)
+    augment: str | dict = "light"
     why: str = ""
     seconds: float | None = None
 
@@ -101,6 +106,7 @@ class Choice:
             "backbone": self.backbone,
             "strategy": self.strategy,
             "overrides": self.overrides,
+            "augment": self.augment,
             "seconds": self.seconds,
             "why": self.why,
         }
@@ -135,8 +141,15 @@ def choose(facts: Facts, policy: str = DEFAULT_POLICY) -> tuple[Choice, ...]:
             else "the features carry no signal for these labels, so nothing is gained by training "
             "longer: the cheapest choice; look at the labels first"
         )
-        return (Choice(best, "feature_extraction", {}, why),)
-    return (_classical if policy == "classical" else _evidence)(facts)
+        return (Choice(best, "feature_extraction", {}, "none", why),)
+    found = (_classical if policy == "classical" else _evidence)(facts)
+    return tuple(replace(choice, augment=_augment(facts)) for choice in found)
+
+
+def _augment(facts):
+    """More of it where few pictures would be learnt by heart (docs/data-augmentation.md)."""
+    preset = "medium" if facts.pictures / facts.classes < FEW_A_CLASS else "light"
+    return preset if facts.mirror else {"preset": preset, "flip": False}
 
 
 def check_overrides(overrides: dict) -> None:
@@ -160,29 +173,30 @@ def _classical(facts):
     why = f"textbook: {where}"
     if (facts.size, facts.likeness) not in CLASSICAL:
         why = f"between the textbook's scenarios ({where}): everything, from pretrained weights"
-    return (Choice(facts.ranked[0], strategy, overrides, why),)
+    return (Choice(facts.ranked[0], strategy, overrides, why=why),)
 
 
 def _evidence(facts):
+    """LP-FT, whose rate depends on the likeness: on few pictures nothing else was better by more
+    than chance, the textbook's head alone for what looks familiar included."""
     best = facts.ranked[0]
-    if facts.likeness == "similar" and facts.size == "small":
-        head = Choice(
-            best,
-            "feature_extraction",
-            {},
-            "few pictures that look like those of the pretraining: its features fit as they are, and "
-            "training them on so few does more harm than good",
-        )
-        return (head, Choice(best, "lp_ft", {}, "the head first, then everything, gently"))
-    bold = {} if facts.likeness == "similar" else {"learning_rate": BOLD_RATE}
-    unlike = {
-        "similar": "there are enough pictures to train everything",
+    similar = facts.likeness == "similar"
+    rate = {} if similar else {"learning_rate": BOLD_RATE}
+    because = {
+        "similar": "the pictures look like those of the pretraining: every layer is trained, gently",
         "between": "the pictures differ somewhat from those of the pretraining",
         "different": "the pictures differ from those of the pretraining: every layer has to adapt",
         "unknown": "it cannot be told how much the pictures look like those of the pretraining",
     }[facts.likeness]
-    first = Choice(best, "lp_ft", bold, f"{unlike}; the head first, so that it does not wreck them")
+    first = Choice(
+        best, "lp_ft", rate, why=f"{because}; the head first, so that it does not wreck them"
+    )
     if facts.tied > 1:
-        why = "its features are as good, so far as they can be told apart"
-        return (first, replace(first, backbone=facts.ranked[1], why=why))
-    return (first, Choice(best, "freeze_k", {"k": 1 / 3, **bold}, "the first layers are general"))
+        other = replace(
+            first, backbone=facts.ranked[1], why="its features are as good, as far as can be told"
+        )
+    elif similar:
+        other = Choice(best, "feature_extraction", why="its features may fit as they are")
+    else:
+        other = Choice(best, "freeze_k", {"k": 1 / 3, **rate}, why="the first layers are general")
+    return (first, other)

@@ -5,7 +5,6 @@ once.
 """
 
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from keras_transfer.cli_choosing import advise, compare, tune
+from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, settled
 from keras_transfer.cli_options import (
     AugmentOption,
     BackboneOption,
@@ -120,80 +121,11 @@ def check(
     report = check_data(data, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
     if sheet is not None:
-        _load_keras()
+        load_keras()
         from keras_transfer.data.sheet import sheet as draw
 
         draw(open_data(data, **options), sheet)
         print(f"wrote {sheet}", file=sys.stderr)
-
-
-@app.command()
-def advise(
-    data: Data,
-    backbones: Annotated[
-        str | None,
-        typer.Option(
-            help="Names and RUNs to choose from, with commas. [those whose weights are here]"
-        ),
-    ] = None,
-    val: ValOption = None,
-    val_split: ValSplit = None,
-    group: Group = None,
-    split: SplitFile = None,
-    column: ColumnOption = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = None,
-    minutes: MinutesOption = None,
-    policy: PolicyOption = None,
-    seed: Seed = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="A .png file: accuracy after each stage of the backbone.")
-    ] = None,
-    as_json: Json = False,
-):
-    """Say which backbone and which strategy suit the data, what that costs here, and why."""
-    from keras_transfer.advisor import check_advice
-    from keras_transfer.data import open_data, require_source
-
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise InputError(f"Cannot draw into {picture}: give a .png file.")
-    settings = settings_of(
-        None,
-        val=val,
-        val_split=val_split,
-        group=group,
-        split=split,
-        columns=columns_of(column),
-        image_size=image_size,
-        batch_size=batch_size,
-        minutes=minutes,
-        policy=policy,
-        seed=seed,
-    )
-    asked = {key: settings[key] for key in ("image_size", "minutes", "policy")}
-    names = backbones and [name.strip() for name in backbones.split(",")]
-    require_source(data)
-    check_advice(names, **asked)
-    pictures = open_data(
-        data,
-        groups=settings["group"],
-        split_file=settings["split"],
-        **{key: settings[key] for key in ("val", "val_split", "seed", "columns")},
-    )
-    _load_keras()
-    from keras_transfer import advisor
-
-    advice = advisor.advise(
-        pictures,
-        backbones=names,
-        batch_size=settings["batch_size"],
-        seed=settings["seed"],
-        **asked,
-    )
-    if picture is not None:
-        advice.draw(picture)
-        print(f"wrote {picture}", file=sys.stderr)
-    print(json.dumps(advice.to_dict(), indent=2) if as_json else advice.text())
 
 
 @app.command()
@@ -243,8 +175,7 @@ def train(
     ] = False,
 ):
     """Train a model on a folder of labelled pictures."""
-    from keras_transfer.advisor import SHORTLIST, check_advice
-    from keras_transfer.backbones import check_backbone
+    from keras_transfer.advisor import SHORTLIST
     from keras_transfer.choices import check_overrides
     from keras_transfer.data import open_data, require_source
     from keras_transfer.features import check_engine
@@ -284,7 +215,7 @@ def train(
     resume = resume and Run.begun(out)
     if resume:
         begun = Run.open(out, finished=False)
-        for name in ("precision", "backbone", "strategy"):  # chosen when the run began
+        for name in ("precision", "backbone", "strategy", "augment"):  # chosen as the run began
             if settings[name] == "auto":
                 settings[name] = begun.config[name]
     else:
@@ -302,10 +233,7 @@ def train(
     if settings["backbone"] == AUTO and settings["weights"] is None:
         settings["backbone"] = SHORTLIST[0]  # nothing to advise on
     require_source(data)
-    if settings["backbone"] == AUTO:
-        check_advice(None, settings["image_size"], settings["minutes"], settings["policy"])
-    else:
-        check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
+    check_choice(settings)
     # A resumed run goes on with the split that it began with.
     pictures = open_data(
         data,
@@ -322,7 +250,7 @@ def train(
     )
     print(pictures.describe(), file=sys.stderr)
 
-    _load_keras()
+    load_keras()
     from keras_transfer.training import Trainer
 
     options = {
@@ -342,11 +270,11 @@ def train(
     advice = begun.config.get("advice") if resume else None
     if advice:
         overrides = {**advice["choice"]["overrides"], **overrides}
-    if AUTO in (settings["backbone"], schedule):
-        schedule, overrides, advice = _settled(pictures, settings, schedule, overrides, options)
+    if is_open(settings["backbone"]) or schedule == AUTO:
+        schedule, overrides, advice = settled(pictures, settings, schedule, overrides, options)
     phases = resolve_schedule(schedule, overrides).phases
     trains = any(phase.freeze != "all" for phase in phases)
-    model = _build(pictures, settings, trains)
+    model = build_for(pictures, settings, trains)
     trainer = Trainer(
         model,
         schedule,
@@ -372,34 +300,6 @@ def train(
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
-
-
-def _settled(pictures, settings, schedule, overrides, options):
-    """(schedule, overrides, advice as plain data) in place of `auto`; settings get the names."""
-    from keras_transfer.auto import decide, trained
-    from keras_transfer.recipes import AUTO
-
-    def build(backbone):
-        return _build(pictures, {**settings, "backbone": backbone})
-
-    choice, advice = decide(
-        pictures,
-        trained(build, overrides=overrides, **options),
-        backbones=None if settings["backbone"] == AUTO else [settings["backbone"]],
-        strategy=schedule,
-        image_size=settings["image_size"],
-        batch_size=settings["batch_size"],
-        minutes=settings["minutes"],
-        policy=settings["policy"],
-        engine=settings["engine"],
-        seed=settings["seed"],
-    )
-    settings["backbone"] = choice.backbone
-    if schedule == AUTO:
-        settings["strategy"] = choice.strategy
-    if choice.strategy == "from_scratch":
-        settings["weights"] = None
-    return choice.strategy, {**choice.overrides, **overrides}, advice and advice.brief()
 
 
 def _shown_val(metrics):
@@ -456,7 +356,7 @@ def schedule(
         print(chosen.table())
     else:
         check_backbone(backbone, image_size, None)
-        _load_keras()
+        load_keras()
         from keras_transfer.builders import build_model
         from keras_transfer.heads import Classification
         from keras_transfer.plans import make_plan
@@ -511,11 +411,11 @@ def find_rate(
     check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
     phase = Phase("range test", freeze, steps=steps)
     pictures = open_data(data, seed=settings["seed"])
-    _load_keras()
+    load_keras()
     from keras_transfer import rate_finder
 
     test = rate_finder.find_rate(
-        _build(pictures, settings),
+        build_for(pictures, settings),
         pictures,
         phase=phase,
         lowest=lowest,
@@ -527,27 +427,6 @@ def find_rate(
     )
     test.draw(out)
     print(f"suggested learning rate {test.suggestion:.2g} ({len(test.rates)} steps, {out})")
-
-
-def _build(pictures, settings, trains=True):
-    """The model that the settings name, from its seed; `trains`: the backbone too."""
-    import keras
-
-    from keras_transfer.builders import build_model
-    from keras_transfer.heads import head_for
-    from keras_transfer.precision import set_precision
-
-    precision = set_precision(
-        settings["precision"], settings["backbone"], settings["image_size"], trains=trains
-    )
-    print(precision, file=sys.stderr)
-    keras.utils.set_random_seed(settings["seed"])
-    return build_model(
-        settings["backbone"],
-        head_for(pictures),
-        image_size=settings["image_size"],
-        weights=settings["weights"],
-    )
 
 
 @app.command()
@@ -578,7 +457,7 @@ def evaluate(
         split_file=run.split_path,
         columns=columns_of(column) or config.get("columns"),
     )
-    _load_keras()
+    load_keras()
     from keras_transfer import evaluation
 
     (split,) = pictures.examples
@@ -606,7 +485,7 @@ def predict(
 
     run = Run.open(run)
     list_pictures(paths)  # a wrong path is said before TensorFlow is loaded
-    _load_keras()
+    load_keras()
     from keras_transfer import evaluation
 
     predictions, skipped = evaluation.predict(run.model, paths)
@@ -640,7 +519,7 @@ def export(
     out = out or run.next_export()
     if out.exists():
         raise InputError(f"{out} exists: choose another version directory for the export.")
-    _load_keras()
+    load_keras()
     from keras_transfer.export import saved_model
 
     saved_model(run.model, out)
@@ -709,29 +588,14 @@ def demo(
     from keras_transfer.runs import check_out
 
     check_out(out)
-    _load_keras()
+    load_keras()
     from keras_transfer.demo import run_demo
 
     run_demo(out, seed=seed)
 
 
-def _load_keras():
-    """Imports Keras and its backend without their start-up notes on stderr.
-
-    TensorFlow's libraries write them before any log level is read. Errors are Python exceptions
-    and are not lost.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import keras  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
+for command in (advise, compare, tune):
+    app.command()(command)
 
 
 def main():

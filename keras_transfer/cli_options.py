@@ -71,8 +71,8 @@ Data = Annotated[
 BackboneOption = Annotated[
     str | None,
     typer.Option(
-        help="A name of `keras-transfer backbones`, a .keras file, a RUN, or auto: what the advisor "
-        "says. [auto]"
+        help="A name of `keras-transfer backbones`, a .keras file, a RUN, or auto; several with "
+        "commas: the advisor chooses. [auto]"
     ),
 ]
 TaskOption = Annotated[
@@ -114,7 +114,10 @@ LearningRate = Annotated[float | None, typer.Option(help="Highest rate. [the str
 PrecisionOption = Annotated[Precision, typer.Option(help="[auto]", show_choices=True)]
 AugmentOption = Annotated[
     str | None,
-    typer.Option(help="none, light, medium, heavy, randaugment, or a .yaml or .json file. [light]"),
+    typer.Option(
+        help="none, light, medium, heavy, randaugment, a .yaml or .json file, or auto: what the "
+        "advisor says. [auto]"
+    ),
 ]
 NoFlip = Annotated[
     bool, typer.Option("--no-flip", help="No mirror images: for signs, text, digits.")
@@ -178,6 +181,24 @@ def overrides_of(pairs, **arguments):
     return overrides
 
 
+def sizes_of(text):
+    """`5,20,all` as typed → whole numbers, None for all; None where nothing was typed."""
+    if text is None:
+        return None
+    sizes = [part.strip() for part in text.split(",")]
+    if not all(size == "all" or size.isdigit() for size in sizes):
+        raise InputError(f"--sizes {text}: give numbers and commas, e.g. 5,20,80,all.")
+    return [None if size == "all" else int(size) for size in sizes]
+
+
+def seeds_of(text):
+    """`3` as typed → 0, 1, 2; `10,11` → these."""
+    seeds = [part.strip() for part in text.split(",")]
+    if not all(seed.isdigit() for seed in seeds):
+        raise InputError(f"--seeds {text}: give how many, e.g. 3, or which, e.g. 10,11,12.")
+    return list(range(int(text))) if len(seeds) == 1 else [int(seed) for seed in seeds]
+
+
 _COLUMNS = {
     "path": "path_column",
     "label": "label_column",
@@ -227,7 +248,7 @@ DEFAULTS = {
     "image_size": None,
     "batch_size": 32,
     "precision": "auto",
-    "augment": "light",
+    "augment": AUTO,
     "mix": "none",
     "mix_alpha": None,
     "seed": 0,
@@ -269,7 +290,9 @@ def settings_of(config, *, no_flip=False, **given):
     if settings["weights"] == "none":
         settings["weights"] = None
     if no_flip:
-        settings["augment"] = without_flip(settings["augment"])
-    settings["augment"] = plain_augmentation(settings["augment"])
+        given = settings["augment"]
+        settings["augment"] = without_flip("light" if given == AUTO else given)
+    if settings["augment"] != AUTO:
+        settings["augment"] = plain_augmentation(settings["augment"])
     Mix(settings["mix"], settings["mix_alpha"])
     return settings

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 from PIL import Image
 
-from keras_transfer import comparison
 from keras_transfer.builders import build_model
+from keras_transfer.comparison import curves
 from keras_transfer.data import Augmentation, from_directory
 from keras_transfer.heads import Classification
 from keras_transfer.recipes import from_scratch, lp_ft
@@ -68,10 +68,10 @@ def run_demo(out, *, seed: int = 0) -> None:
         model = build_model(str(source_run.path), head, **start)
         trainer = Trainer(model, schedule, batch_size=4, augment=AUGMENT, seed=seed)
         runs[name] = trainer.fit(data, out / schedule.name)
-    curves = {name: comparison.read_curve(run) for name, run in runs.items()}
-    print(comparison.table(curves))
+    found = {name: curves.read_curve(run) for name, run in runs.items()}
+    print(curves.table(found, chance=max(_shares(data.counts["val"]))))
     title = f"digits {_list(TARGET_DIGITS)} from {PICTURES_EACH} pictures each"
-    comparison.draw(curves, out / "curves.png", title)
+    curves.draw(found, out / "curves.png", title)
     print(f"   curves: {out / 'curves.png'}")
 
     print("3. export and one request")
@@ -130,6 +130,10 @@ def _conv(x, filters, kernel, strides=1):
     x = keras.layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False)(x)
     # Few steps: statistics that follow quickly.
     return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
+
+
+def _shares(counts):
+    return [count / sum(counts.values()) for count in counts.values()]
 
 
 def _list(digits):

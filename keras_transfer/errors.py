@@ -2,6 +2,7 @@
 
 import re
 import sys
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -17,6 +18,21 @@ def said_in(error: Exception) -> InputError | None:
     return InputError(found[1]) if found else None
 
 
+_silent = False
+
+
 def say(text: str) -> None:
-    """A line of progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line of progress on stderr, unless `silence` is in force."""
+    if not _silent:
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def silence():
+    """Nothing is said inside: for many trainings of which only the outcome is shown."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before

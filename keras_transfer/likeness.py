@@ -5,20 +5,28 @@ trained on. Where the same channels have other means and variances on new pictur
 are something else (the statistics that AdaBN, arXiv:1603.04779, exchanges for this reason).
 """
 
+from functools import partial
+
 import keras
 import numpy as np
 from keras import ops
 
+from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import Examples
 from keras_transfer.errors import InputError
+from keras_transfer.features.extraction import features_identity
+from keras_transfer.features.kept import digest_of, kept
+from keras_transfer.features.prefix import prefix_of
+from keras_transfer.features.store import Store
 from keras_transfer.stages import Backbone, clone_with
 
-_PICTURES = 256
+_PICTURES = 128
+_VERSION = 1  # of the formula: raise it when it changes
 _BATCH = 32
 
 
 def activation_shift(
-    backbone: Backbone, examples: Examples, *, most: int = _PICTURES, seed: int = 0, memory=None
+    backbone: Backbone, examples: Examples, *, most: int = _PICTURES, seed: int = 0, store=None
 ) -> float | None:
     """How far the activations of pictures are from those of the pictures that it learnt from.
 
@@ -32,7 +40,7 @@ def activation_shift(
         backbone: with pretrained weights, built for one image size.
         examples: the pictures; of more than `most` a random sample is looked at.
         seed: of the sample.
-        memory: a `data.pipeline.PictureMemory` with decoded pictures, to read them once.
+        store: a `features.store.Store` where the answer is kept; by default the user's.
 
     Returns:
         ≥ 0, or None where the backbone has no BatchNorm (ConvNeXt, VGG).
@@ -40,28 +48,41 @@ def activation_shift(
     Raises:
         InputError: a backbone without an image size.
     """
-    from keras_transfer.data import pipeline
-    from keras_transfer.data.augmentation import View
-
     size = backbone.input_shape[1]
     if size is None:
         raise InputError(f"The backbone '{backbone.name}' takes any image size: build it for one.")
+    rows = np.sort(np.random.default_rng(seed).permutation(len(examples))[:most])
+    sample = examples.take(rows)
+    whole = prefix_of(backbone, len(backbone.stages))
+    identity = {**features_identity(whole), "sample": digest_of(sample.digests)}
+    about = {
+        "backbone": f"{backbone.name}: shift of activations of {len(sample)} pictures",
+        "image_size": size,
+        "engine": "keras",
+        "view": "plain",
+    }
+    compute = partial(_measured, backbone, sample)
+    return kept(store or Store(), f"activation shift {_VERSION}", identity, about, compute)["shift"]
+
+
+def _measured(backbone, sample):
+    from keras_transfer.data import pipeline
+
     model, norms = _moments(backbone)
     if not norms:
-        return None
-    rows = np.sort(np.random.default_rng(seed).permutation(len(examples))[:most])
-    stream = pipeline.views(examples, rows, [View()], size, _BATCH, memory)
+        return {"shift": None}
+    stream = pipeline.views(sample, range(len(sample)), [View()], backbone.input_shape[1], _BATCH)
     # Over places and pictures: averages of the pictures' own.
-    moments = np.concatenate([np.asarray(model(batch[0], training=False)) for batch in stream])
+    moments = np.concatenate([model.predict_on_batch(batch[0]) for batch in stream])
     mean, square = np.split(moments.astype("float64").mean(axis=0), 2)
-    variance = square - mean**2
+    variance = np.maximum(square - mean**2, 0)
     shifts, start = [], 0
     for norm in norms:
         channels = slice(start, start := start + norm.moving_mean.shape[0])
         learnt = ops.convert_to_numpy(norm.moving_mean), ops.convert_to_numpy(norm.moving_variance)
-        here = mean[channels], np.maximum(variance[channels], 0)
-        shifts.append(np.median(_divergence(*here, *learnt, norm.epsilon)))
-    return float(np.mean(shifts))
+        divergence = _divergence(mean[channels], variance[channels], *learnt, norm.epsilon)
+        shifts.append(np.median(divergence))
+    return {"shift": float(np.mean(shifts))}
 
 
 def is_untrained(backbone: Backbone) -> bool:

@@ -128,7 +128,7 @@ class Run:
         import yaml
 
         now = yaml.safe_load(yaml.safe_dump(config))
-        changed = [*_changed_settings(run.config, now), *run._changed_pictures(pictures)]
+        changed = [*changed_settings(run.config, now), *run._changed_pictures(pictures)]
         if changed:
             raise InputError(
                 f"Cannot resume {path}, it was begun otherwise: {'; '.join(changed)}. Undo that, or "
@@ -263,14 +263,14 @@ def _read_arrays(path):
         return dict(arrays)
 
 
-def _changed_settings(before, now, name=""):
+def changed_settings(before, now, name=""):
     """`name: old is now new` for each leaf in which nested plain data differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys(), key=str):
             inner = f"{name}.{key}" if name else str(key)
-            yield from _changed_settings(before.get(key), now.get(key), inner)
+            yield from changed_settings(before.get(key), now.get(key), inner)
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for i, pair in enumerate(zip(before, now)):
-            yield from _changed_settings(*pair, f"{name}[{i}]")
+            yield from changed_settings(*pair, f"{name}[{i}]")
     elif before != now:
         yield f"{name}: {before!r} is now {now!r}"

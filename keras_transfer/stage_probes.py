@@ -402,25 +402,31 @@ def stratified_folds(labels: np.ndarray, folds: int, seed: int = 0) -> list[tupl
 def probe(features: np.ndarray, labels: np.ndarray, splits: list[tuple]) -> np.ndarray:
     """Which pictures a linear probe names rightly that was fitted on the others, bool [N].
 
-    Logistic regression on standardised channels with C = (128 / D)²: next to no penalty where there
-    are a few channels, whose small differences may be all there is, and a strong one where there are
-    more channels than pictures. On three data sets that was within a standard error
-    of C = 32 / D or better, up to 21 points in narrow stages.
-
     Args:
         features: float [N, D].
         labels: int [N].
         splits: of `stratified_folds`.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
+
+    classifier = classifier_for(features.shape[1])
+    answers = cross_val_predict(classifier, features.astype("float64"), labels, cv=splits)
+    return answers == labels
+
+
+def classifier_for(width: int):
+    """Logistic regression on `width` standardised channels with C = (128 / width)².
+
+    Next to no penalty where there are a few channels, whose small differences may be all there is,
+    and a strong one where there are more channels than pictures. On three data sets that was within
+    a standard error of C = 32 / width or better, up to 21 points in narrow stages.
+    """
+    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    regression = LogisticRegression(C=(_WIDTH / features.shape[1]) ** 2, max_iter=_STEPS)
-    classifier = make_pipeline(StandardScaler(), regression)
-    answers = cross_val_predict(classifier, features.astype("float64"), labels, cv=splits)
-    return answers == labels
+    regression = LogisticRegression(C=(_WIDTH / width) ** 2, max_iter=_STEPS)
+    return make_pipeline(StandardScaler(), regression)
 
 
 def _mean(right):

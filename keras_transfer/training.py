@@ -62,7 +62,8 @@ class Trainer:
         batch_size: pictures a step, ≥ 1, where the phase says nothing.
         augment: how training pictures vary, where the phase says nothing: `"none"`, `"light"`,
             `"medium"`, `"heavy"`, `"randaugment"`, a `data.Augmentation`, a transform of
-            albumentations, a Keras layer, or a file, see `data.resolve_augmentation`.
+            albumentations, a Keras layer, or a file, see `data.resolve_augmentation`; or `"auto"`:
+            what the advisor says with an `"auto"` schedule, else `"light"`.
         mix: `"none"`, `"mixup"` or `"cutmix"`: training pictures of a batch are mixed with each
             other, and their labels alike, where the phase says nothing. Such a phase trains on
             pictures: nothing of it is cached. A head in closed form is not touched by it.
@@ -101,7 +102,7 @@ class Trainer:
         epochs: int | None = None,
         learning_rate: float | None = None,
         batch_size: int = 32,
-        augment="light",
+        augment=recipes.AUTO,
         mix: str = "none",
         mix_alpha: float | None = None,
         seed: int = 0,
@@ -129,7 +130,8 @@ class Trainer:
                 self._overrides[name] = value
         self.batch_size = batch_size
         # What can be wrong is said here, not after an epoch.
-        self.augment = plain_augmentation(augment)
+        self._any_augment = augment == recipes.AUTO
+        self.augment = plain_augmentation("light" if self._any_augment else augment)
         self.mix, self.mix_alpha = mix, mix_alpha
         Mix(mix, mix_alpha)
         self.seed = seed
@@ -215,7 +217,6 @@ class Trainer:
 
         options = (
             "batch_size",
-            "augment",
             "mix",
             "mix_alpha",
             "seed",
@@ -229,6 +230,7 @@ class Trainer:
                 build,
                 overrides=self._overrides,
                 **{option: getattr(self, option) for option in options},
+                augment=recipes.AUTO if self._any_augment else self.augment,
             ),
             backbones=[self.model],
             batch_size=self.batch_size,
@@ -238,6 +240,8 @@ class Trainer:
         self.model.set_weights(start)
         self._recipe = choice.strategy
         self._overrides = {**choice.overrides, **self._overrides}
+        if self._any_augment:
+            self.augment = plain_augmentation(choice.augment)
 
     def _caching(self, plan, data):
         pictures = {split: len(part) for split, part in data.examples.items()}
@@ -255,7 +259,9 @@ class Trainer:
             for planned in plan.phases
         ]
 
-    def fit(self, data, out, *, config: dict | None = None, resume: bool = False) -> Run:
+    def fit(
+        self, data, out, *, config: dict | None = None, resume: bool = False, callbacks=()
+    ) -> Run:
         """Trains, keeps the weights of one epoch (see `keep`), writes the run.
 
         Args:
@@ -264,6 +270,8 @@ class Trainer:
             config: what else shall stand in `config.yaml` (the command's settings).
             resume: go on with an interrupted run of the same settings and pictures. The model must
                 be built as it was then. Where nothing was begun yet, it begins.
+            callbacks: of Keras, told of each epoch once it is kept (an epoch's number counts on over
+                the phases; a head in closed form has none). What they raise ends the training.
 
         Returns:
             The finished `Run`. `self.model` has the kept weights.
@@ -275,11 +283,14 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
         """
         check_targets(self.heads, data)
+        self._callbacks = list(callbacks)
         fit_heads(self.model, data.examples["train"].labels)
         resume = resume and Run.begun(out)
         if resume and self._recipe == recipes.AUTO:
             begun = Run.open(out, finished=False).config
             self._recipe, self._overrides = Schedule.from_dict(begun["schedule"]), {}
+            if self._any_augment:
+                self.augment = begun["augment"]
         plan = self.plan(data)
         schedule = plan.schedule
         keras.utils.set_random_seed(self.seed)
@@ -476,7 +487,7 @@ class Trainer:
                 steps_per_epoch=planned.steps_per_epoch,
                 initial_epoch=progress.epoch,
                 epochs=progress.epoch - progress.phase_epoch + planned.epochs,
-                callbacks=[*watched, *averages, progress],
+                callbacks=[*watched, *averages, progress, *self._callbacks],
                 shuffle=False,  # the stream is shuffled already
                 verbose=0,
             )

@@ -1,19 +1,18 @@
-"""The demonstration, shortened, and the three numbers of a learning curve."""
+"""The demonstration, shortened, and what it says of its curves."""
 
-import numpy as np
-import pytest
-
-from keras_transfer import comparison, demo
+from keras_transfer import demo
+from keras_transfer.comparison import curves
 
 
-def test_start_slope_and_asymptote():
-    curve = comparison.Curve.of([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8])
-    assert curve.start == 0.2 and curve.asymptote == pytest.approx(0.8)
-    assert curve.slope == pytest.approx(0.2)
-    at_once = comparison.Curve.of([0.9, 0.9, 0.9])
-    assert np.isnan(at_once.slope)
-    text = comparison.table({"transfer": at_once, "from scratch": curve})
-    assert "at once" in text and "0.800" in text
+def test_the_table_of_two_curves():
+    low = curves.Curve.of([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8])
+    high = curves.Curve.of([0.9, 0.9, 0.9])
+    text = curves.table({"transfer": high, "from scratch": low}, chance=0.2)
+    assert "epochs to 0.77" in text
+    rows = [line.split() for line in text.splitlines()[1:]]
+    assert rows[0][1:] == ["0.900", "1", "0.5700", "0.900", "3"]
+    assert rows[1][2:] == ["0.200", "4", "0.1425", "0.800", "8"]
+    assert "–" in curves.table({"transfer": high, "from scratch": low}, chance=0.85)
 
 
 def test_pictures_of_source_and_target_do_not_mix(tmp_path):

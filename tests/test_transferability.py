@@ -10,10 +10,13 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from keras_transfer.backbones import BACKBONES, build_backbone
+from keras_transfer.builders import build_model
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import prefix_of
+from keras_transfer.heads import Classification
+from keras_transfer.runs import Run
 from keras_transfer.transferability.backbone import (
     imagenet_classifier,
     score_backbone,
@@ -524,6 +527,45 @@ def test_features_after_some_stages(real_weights, signs, cache):
     scores = score_backbone(prefix_of(backbone, 5), data, engine="keras")
     assert scores.width == backbone.stages[4].output.shape[-1] and scores.pictures == 20
     assert scores.prior["parameters"] < 218_544 and "5 of 14" in scores.name
+
+
+def test_source_models_are_ranked_beside_imagenet(signs, real_scores, real_weights, tmp_path):
+    """A run of this package, and a .keras file of plain Keras: by their paths, with their prior."""
+    keras.utils.set_random_seed(1)
+    run = Run(tmp_path / "runs" / "birds")
+    run.path.mkdir(parents=True)
+    head = Classification(["finch", "tit"])
+    build_model("mobilenet_v2_0.35", head, image_size=96, weights=None).save(run.model_path)
+    plain = keras.Sequential(
+        [
+            keras.Input((96, 96, 3)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(8, 3, strides=4),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3),
+        ]
+    )
+    plain.save(tmp_path / "plain.keras")
+    options = dict(engine="keras")
+    found = [
+        score_backbone(run.path, signs, **options),
+        score_backbone(str(tmp_path / "plain.keras"), signs, **options),
+    ]
+    assert [row.name for row in found] == [str(run.path), str(tmp_path / "plain.keras")]
+    assert found[0].prior == real_scores["random"].prior  # the same graph, and no head
+    assert found[0].prior["parameters"] == BACKBONES["mobilenet_v2_0.35"].parameters
+    assert found[1].prior["parameters"] == 8 * 27 + 8 + 4 * 8 and found[1].width == 8
+    assert found[1].prior["multiplications"] > 8 * 27 * 23 * 23
+    ranking = rank_scores([*found, real_scores["v1"]])
+    assert ranking.rows[0].name == "mobilenet_0.25" and ranking.best == ("mobilenet_0.25",)
+    assert str(run.path) in ranking.table() and f"{8 * 27 + 40:,}" in ranking.table()
+    # A source that knows the task is best, whatever its backbone is called.
+    better = build_model("mobilenet_0.25", head, image_size=96)
+    better.save(tmp_path / "better.keras")
+    ranking = rank_scores([*found, score_backbone(tmp_path / "better.keras", signs, **options)])
+    assert ranking.best == (str(tmp_path / "better.keras"),)
+    assert "leep" not in ranking.rows[0].scores  # which needs a row of the table
 
 
 def test_a_backbone_that_is_built_again_has_the_same_features():

@@ -1,5 +1,6 @@
 """The scores of a backbone on the pictures of a data set, from features that are computed once."""
 
+import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ _SURE = 5  # of each class, before a large class gets more
 
 
 def score_backbone(
-    backbone: str | keras.Model | Prefix,
+    backbone: str | os.PathLike | keras.Model | Prefix,
     data: ImageData,
     *,
     name: str | None = None,
@@ -50,12 +51,13 @@ def score_backbone(
     kept in the store too: the same backbone on the same pictures and labels is not scored again.
 
     Args:
-        backbone: a name of the table or a source model, with its weights; a model that has a
-            `Backbone`; or a `Prefix`, to score the features after some stages.
+        backbone: a name of the table; a source model of one's own (a `.keras` file or a run
+            directory); a model that has a `Backbone`; or a `Prefix`, to score the features after
+            some stages.
         data: one class a picture.
-        name: what to call it; by default its own name.
-        image_size: of the pictures, by default that of the ImageNet training. A model and a
-            `Prefix` have theirs.
+        name: what to call it; by default its own name, or the path of a source model.
+        image_size: of the pictures, by default that of the ImageNet training, or of the source
+            model. A model and a `Prefix` have theirs.
         most: pictures in the sample.
         engine, store: see `features.extraction.extract`.
         shuffles, seed: see `score_features`; the seed is that of the sample too.
@@ -67,11 +69,14 @@ def score_backbone(
     sample = _sample(data, most, seed)
     store = store or Store()
     file = None
-    if isinstance(backbone, str):
+    if isinstance(backbone, (str, os.PathLike)):
+        backbone = os.fspath(backbone)
         check_backbone(backbone, image_size)
-        network = build_backbone(backbone, image_size=image_size)
-        file = None if is_source_model(backbone) else _classifier_file(backbone)
-        backbone = network
+        if is_source_model(backbone):
+            name = name or backbone  # its backbone may be called like one of the table
+        else:
+            file = _classifier_file(backbone)
+        backbone = build_backbone(backbone, image_size=image_size)
     if isinstance(backbone, Prefix):
         prefix, own_name = backbone, backbone.name
     else:
