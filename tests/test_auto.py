@@ -1,5 +1,8 @@
 """`auto`: the advisor's choice and the race, in the trainer and in the command."""
 
+import json
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification, MultiLabel
 from keras_transfer.runs import Run
+from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.training import Trainer
 
 
@@ -140,14 +144,27 @@ def never(*_):
     raise AssertionError("nothing is to be raced")
 
 
-def test_a_strategy_that_is_given_keeps_its_own_numbers(data):
+def test_a_strategy_that_is_given_keeps_its_own_numbers(data, monkeypatch):
     model = trained_model()
-    free, _ = decide(data, never, backbones=[model], engine="keras")
-    assert free.overrides  # which belong to the advisor's own strategy
-    choice, advice = decide(data, never, backbones=[model], strategy="lp_ft", engine="keras")
-    assert (choice.backbone, choice.strategy, choice.overrides) == (model.name, "lp_ft", {})
-    # What the run remembers, and a resumed one reads.
-    assert advice.brief()["choice"]["overrides"] == {} and advice.contender is None
+    choice, advice = decide(data, never, backbones=[model], strategy="fine_tune", engine="keras")
+    assert (choice.backbone, choice.strategy, choice.overrides) == (model.name, "fine_tune", {})
+    assert advice.choice.strategy != "fine_tune" and choice.augment == advice.choice.augment
+
+    # What the command keeps of it is read when the run goes on.
+    from keras_transfer import cli_models
+
+    given = Schedule("mine", (Phase("all", epochs=1),))
+    bold = replace(advice.choice, overrides={"learning_rate": 1e-3})
+    monkeypatch.setattr(
+        cli_models,
+        "_decided",
+        lambda *_: (replace(bold, strategy=given, overrides={}), replace(advice, choice=bold)),
+    )
+    settings = {"backbone": "auto", "strategy": "mine.yaml"}
+    schedule, overrides, kept = cli_models.settled(data, settings, given, {}, {"augment": "auto"})
+    assert schedule is given and overrides == {} and settings["strategy"] == "mine.yaml"
+    assert kept["choice"]["overrides"] == {} and kept["choice"]["strategy"] == "mine"
+    json.dumps(kept)
 
 
 def test_wrong_options_are_no_reason_to_fall_back(data):
