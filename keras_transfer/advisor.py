@@ -157,7 +157,7 @@ class Advice:
         lines.append(f"  augmentation: {_shown(self.choice.augment)}")
         if self.contender:
             lines.append(f"  contender: {_timed(self.contender)}")
-        others = [cost for cost in self.costs if str(cost) != str(self.choice)]
+        others = [cost for cost in self.costs if _kind(cost) != _kind(self.choice)]
         if others:
             lines.append("  others: " + "; ".join(map(_timed, others)))
         return "\n".join(lines)
@@ -208,7 +208,7 @@ def advise(
     options = {"engine": engine, "store": store, "seed": seed}
     by_name, scores, notes = {}, [], []
     for backbone in backbones:
-        name = backbone if isinstance(backbone, str) else backbone.name
+        name = _name(backbone)
         try:
             found = score_backbone(
                 backbone, data, name=name, image_size=image_size, most=_MOST_PICTURES, **options
@@ -284,6 +284,10 @@ def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAUL
     for backbone in backbones:
         if isinstance(backbone, str):
             check_backbone(backbone, image_size)
+    names = [_name(backbone) for backbone in backbones]
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise InputError(f"Two backbones are called '{twice[0]}': give each once, by its own name.")
     return list(backbones)
 
 
@@ -360,13 +364,17 @@ class _Budget:
         note = (
             f"{_timed(wanted)} would take longer than the {self.seconds / 60:g} minutes there are"
         )
+        why = f"it comes nearest to {wanted} in the time there is"
+        tried = []
         for backbone in facts.ranked:
-            own = replace(choice, backbone=backbone)
+            own = replace(choice, backbone=backbone, why=why)
             for other in (own, *(self._instead(own, *cheaper) for cheaper in CHEAPER)):
                 timed = self._shortened(other)
                 if timed.seconds <= self.seconds:
                     return timed, [note]
-        return timed, [note, "nothing fits; this is the cheapest"]
+                tried.append(timed)
+        cheapest = min(tried, key=lambda choice: choice.seconds)
+        return cheapest, [note, "nothing fits; this is the cheapest"]
 
     def _instead(self, choice, strategy, overrides):
         rate = {k: v for k, v in choice.overrides.items() if k == "learning_rate"}
@@ -403,6 +411,13 @@ def _check_data(data):
         )
     if "train" not in data.examples:
         raise InputError(f"{data.root} has no train pictures; it has {', '.join(data.examples)}.")
+    train = data.examples["train"]
+    different = train.labels[np.unique(train.digests, return_index=True)[1]]
+    if (np.bincount(different) > 1).sum() < 2:
+        raise InputError(
+            f"{data.root} has no two classes with two different training pictures each: nothing can "
+            "be measured; add pictures."
+        )
 
 
 def _facts(data, scores, ranking) -> Facts:
@@ -441,6 +456,14 @@ def _shown(augment):
     if isinstance(augment, str):
         return augment
     return augment["preset"] + ("" if augment["flip"] else ", without flips")
+
+
+def _name(backbone):
+    return backbone if isinstance(backbone, str) else backbone.name
+
+
+def _kind(choice):
+    return choice.strategy, choice.overrides.get("k")
 
 
 def _timed(choice):

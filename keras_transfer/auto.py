@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.advisor import Advice, advise, fallback_backbone
+from keras_transfer.advisor import Advice, advise, check_advice, fallback_backbone
 from keras_transfer.choices import Choice
 from keras_transfer.data.sources import ImageData
 from keras_transfer.errors import InputError, say
@@ -38,24 +38,36 @@ def decide(
         data: only its training pictures are looked at.
         train: (choice, data with `train` and `val`, more overrides) → accuracy on `val`.
         backbones: see `advise`.
-        strategy: a recipe that is given; then only the backbone is chosen, without a race.
+        strategy: what is given (as `Trainer` takes it); then only the backbone is chosen, without a
+            race.
         seed: of the advice, and of what is held out for the race.
         options: of `advise`.
 
     Returns:
         (the choice, the advice it is from or None).
+
+    Raises:
+        InputError: a wrong option, or a backbone that cannot be had.
     """
+    # A wrong request is refused; what cannot be measured falls back.
+    asked = {key: options[key] for key in ("image_size", "minutes", "policy") if key in options}
+    looked_at = check_advice(backbones, **asked)
     try:
-        advice = advise(data, backbones=backbones, seed=seed, probes=False, **options)
+        advice = advise(data, backbones=looked_at, seed=seed, probes=False, **options)
     except InputError as error:
         name = backbones[0] if backbones else fallback_backbone(options.get("image_size"))
         name = name if isinstance(name, str) else name.name
         choice = Choice(name, DEFAULT if strategy == AUTO else strategy, why=str(error))
         say(f"no advice ({error}): {choice}")
         return choice, None
-    say(advice.text())
     if strategy != AUTO:
-        return replace(advice.choice, strategy=strategy, overrides={}, seconds=None), advice
+        why = "the strategy was given; of the backbones, the one whose features suit the data best"
+        choice = replace(advice.choice, strategy=strategy, overrides={}, why=why, seconds=None)
+        shown = replace(choice, strategy=getattr(strategy, "name", str(strategy)))
+        advice = replace(advice, choice=shown, contender=None)
+        say(advice.text())
+        return choice, advice
+    say(advice.text())
     if advice.contender is None or advice.facts.pictures < RACED_FROM:
         return advice.choice, advice
     both = advice.choice, advice.contender

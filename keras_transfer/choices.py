@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from keras_transfer.errors import InputError
+from keras_transfer.recipes import resolve_schedule
 
 POLICIES = ("evidence", "classical")
 DEFAULT_POLICY = "evidence"
@@ -14,6 +15,7 @@ SIMILAR, DIFFERENT = 0.05, 0.09
 # Pictures, and pictures a class.
 SMALL, SMALL_CLASS = 2000, 20
 LARGE, LARGE_CLASS = 20_000, 100
+FEW, FEW_CLASS = 20, 5  # of fewer a real signal is missed too often to say that there is none
 FEW_A_CLASS = 50  # more augmentation below
 BOLD_RATE = 1e-3  # where the features have to change
 
@@ -31,6 +33,8 @@ CHEAPER = (
     ("freeze_k", {"k": 2 / 3}),
     ("feature_extraction", {}),
 )
+# All that can come out.
+STRATEGIES = ("feature_extraction", "freeze_k", "lp_ft", "from_scratch")
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,13 @@ def choose(facts: Facts, policy: str = DEFAULT_POLICY) -> tuple[Choice, ...]:
         raise InputError(f"Unknown policy '{policy}': give one of {', '.join(POLICIES)}.")
     best = facts.ranked[0]
     if not facts.signal:
+        few = facts.pictures < FEW or facts.pictures / facts.classes < FEW_CLASS
         why = (
-            "the features carry no signal for these labels, so nothing is gained by training longer: "
-            "the cheapest choice; look at the labels first"
+            "so few pictures show no signal, nor that there is none: the cheapest choice; more "
+            "pictures would tell"
+            if few
+            else "the features carry no signal for these labels, so nothing is gained by training "
+            "longer: the cheapest choice; look at the labels first"
         )
         return (Choice(best, "feature_extraction", {}, "none", why),)
     found = (_classical if policy == "classical" else _evidence)(facts)
@@ -142,6 +150,21 @@ def _augment(facts):
     """More of it where few pictures would be learnt by heart (docs/data-augmentation.md)."""
     preset = "medium" if facts.pictures / facts.classes < FEW_A_CLASS else "light"
     return preset if facts.mirror else {"preset": preset, "flip": False}
+
+
+def check_overrides(overrides: dict) -> None:
+    """Refuses numbers that not every strategy has, before one is chosen.
+
+    Raises:
+        InputError: such a number, or one out of its range.
+    """
+    for strategy in STRATEGIES:
+        try:
+            resolve_schedule(strategy, overrides)
+        except InputError as error:
+            raise InputError(
+                f"The advisor may choose {strategy}: {error} Name a strategy to set numbers of its own."
+            ) from None
 
 
 def _classical(facts):

@@ -176,6 +176,7 @@ def train(
 ):
     """Train a model on a folder of labelled pictures."""
     from keras_transfer.advisor import SHORTLIST
+    from keras_transfer.choices import check_overrides
     from keras_transfer.data import open_data, require_source
     from keras_transfer.features import check_engine
     from keras_transfer.recipes import AUTO, resolve_schedule
@@ -225,7 +226,9 @@ def train(
         schedule = schedule_of(config, settings["schedule"])
     if schedule == AUTO and settings["weights"] is None:
         schedule = settings["strategy"] = "from_scratch"
-    if schedule != AUTO and not resolve_schedule(schedule, overrides).pretrained:
+    if schedule == AUTO:
+        check_overrides(overrides)
+    elif not resolve_schedule(schedule, overrides).pretrained:
         settings["weights"] = None
     if settings["backbone"] == AUTO and settings["weights"] is None:
         settings["backbone"] = SHORTLIST[0]  # nothing to advise on

@@ -83,7 +83,17 @@ def stage_shares(backbone) -> np.ndarray:
 
 def _timed(backbone, batch_size):
     model = build_model(backbone, Classification("ab"))
+    layers = [backbone, *backbone.layers]
+    flags = [layer.trainable for layer in layers]
     freeze(model, "none")
+    try:
+        return _seconds(model, batch_size)
+    finally:
+        for layer, flag in zip(layers, flags):
+            layer.trainable = flag
+
+
+def _seconds(model, batch_size):
     started = time.perf_counter()
     step = training_model(model, 0)
     # A rate of zero: what is timed is not changed.

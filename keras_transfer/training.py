@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_transfer import recipes
 from keras_transfer.builders import backbone_of, head_layers, training_model
+from keras_transfer.choices import check_overrides
 from keras_transfer.data.augmentation import plain_augmentation, resolve_augmentation
 from keras_transfer.data.balance import check_balance, check_class_weights, class_weights
 from keras_transfer.data.mixing import Mix
@@ -142,7 +143,9 @@ class Trainer:
         self.feature_dtype = feature_dtype
         self.data_service = data_service
         self.advice = None
-        if schedule != recipes.AUTO:
+        if schedule == recipes.AUTO:
+            check_overrides(self._overrides)
+        else:
             self._schedule(1000)
 
     def _schedule(self, pictures) -> Schedule:
@@ -214,7 +217,6 @@ class Trainer:
 
         options = (
             "batch_size",
-            "augment",
             "mix",
             "mix_alpha",
             "seed",

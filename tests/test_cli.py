@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import write_picture
+from typer.testing import CliRunner
 
 COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
 
@@ -23,6 +24,13 @@ def run(*args, **kwargs):
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, **kwargs
     )
+
+
+def here(*args):
+    """The command in this process, which has TensorFlow already."""
+    from keras_transfer.cli import app
+
+    return CliRunner().invoke(app, [*map(str, args)])
 
 
 def folder_of(path, classes, count=6):
@@ -53,6 +61,7 @@ def bad_folder(tmp_path, case):
 
 
 UNTRAINED = ("--weights", "none")
+LP_FT = ("--strategy", "lp_ft")
 CASES = {
     "unknown backbone": (["--backbone", "resnet5"], "did you mean resnet50"),
     "image size": (["--backbone", "xception", "--image-size", "40"], "too small for xception"),
@@ -60,11 +69,16 @@ CASES = {
     "unknown strategy": (["--strategy", "magic"], "Unknown strategy 'magic'"),
     "no source model": (["--backbone", "./none.keras"], "does not exist"),
     "no config": (["--config", "none.yaml"], "No config file"),
-    "no such phase": (["--set", "al.ema=0.9"], "has the phases head, all"),
-    "no such field": (["--set", "all.emma=0.9"], "a phase has the fields"),
-    "no such argument": (["--set", "k=3"], "lp_ft has the arguments"),
-    "a value out of range": (["--set", "all.ema=1.5"], "ema must be at least 0 and below 1"),
-    "no value": (["--set", "epochs"], "give KEY=VALUE"),
+    "no such phase": ([*LP_FT, "--set", "al.ema=0.9"], "has the phases head, all"),
+    "no such field": ([*LP_FT, "--set", "all.emma=0.9"], "a phase has the fields"),
+    "no such argument": ([*LP_FT, "--set", "k=3"], "lp_ft has the arguments"),
+    "a value out of range": (
+        [*LP_FT, "--set", "all.ema=1.5"],
+        "ema must be at least 0 and below 1",
+    ),
+    "no value": ([*LP_FT, "--set", "epochs"], "give KEY=VALUE"),
+    "a number of one strategy": (["--set", "k=0.3"], "may choose feature_extraction: Cannot set k"),
+    "minutes": (["--minutes", "0"], "minutes 0: give a number above 0"),
     "no schedule file": (["--strategy", "none.yaml"], "No schedule file"),
     "a share": ([*UNTRAINED, "--val-split", "1.5"], "must lie between 0 and 1"),
     "a group": ([*UNTRAINED, "--group", "(a"], "not a regular expression"),
@@ -196,25 +210,26 @@ def test_a_rate_is_suggested(tmp_path):
     picture = tmp_path / "rates.png"
     options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
     options += ["--batch-size", "4", "--steps", "30", "--precision", "float32", "--out", picture]
-    result = run("find-rate", data, *options)
-    assert result.returncode == 0, result.stderr
+    result = here("find-rate", data, *options)
+    assert result.exit_code == 0, result.output
     assert float(result.stdout.split()[3]) > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     check_one_line(run("find-rate", data, "--out", "x.txt"), "give a .png")
 
 
-def test_the_whole_road(tmp_path):
+def test_the_whole_road(tmp_path, cache):
     """train → evaluate → predict → export → train again from the run's config, by commands."""
     data = folder_of(tmp_path / "data", COLOURS, count=10)
     (data / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     out = tmp_path / "run"
     options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
-    trained = run(
+    trained = here(
         "train",
         data,
         "--out",
         out,
         *options,
+        *LP_FT,
         "--epochs",
         "2",
         "--batch-size",
@@ -222,11 +237,11 @@ def test_the_whole_road(tmp_path):
         "--test-split",
         "0.1",
     )
-    assert trained.returncode == 0, trained.stderr
+    assert trained.exit_code == 0, trained.output
     assert "95 % interval" in trained.stdout and "1 files skipped" in trained.stdout
     assert "broken.jpg" in (out / "skipped.csv").read_text()
 
-    evaluated = run("evaluate", out, data, "--json")
+    evaluated = here("evaluate", out, data, "--json")
     result = json.loads(evaluated.stdout)
     assert result["pictures"] == 20 and result["skipped"] == 1
     assert set(result["per_class"]) == {"blue", "red"}
@@ -235,25 +250,25 @@ def test_the_whole_road(tmp_path):
         rows = list(csv.DictReader(file))
     tested = [row["path"] for row in rows if row["split"] == "test"]
     assert len(rows) == 20 and {path.split("/")[0] for path in tested} == {"blue", "red"}
-    result = json.loads(run("evaluate", out, data, "--split", "test", "--json").stdout)
+    result = json.loads(here("evaluate", out, data, "--split", "test", "--json").stdout)
     assert result["pictures"] == len(tested) == 2
 
     picture = data / "blue" / "0.png"
-    predicted = json.loads(run("predict", out, picture, data / "red", "--json").stdout)
+    predicted = json.loads(here("predict", out, picture, data / "red", "--json").stdout)
     assert len(predicted["predictions"]) == 11 and len(predicted["skipped"]) == 1
     csv_file = tmp_path / "predictions.csv"
-    assert run("predict", out, picture, "--out", csv_file).stdout == ""
+    assert here("predict", out, picture, "--out", csv_file).stdout == ""
     header, row = csv_file.read_text().splitlines()
     assert header == "path,label,score,top1,top2"
     assert row.split(",")[1] == predicted["predictions"][0]["label"]
 
-    exported = run("export", out)
-    assert exported.returncode == 0, exported.stderr
+    exported = here("export", out)
+    assert exported.exit_code == 0, exported.output
     assert (out / "export" / "1" / "saved_model.pb").is_file()
-    assert run("export", out).returncode == 0 and (out / "export" / "2").is_dir()
+    assert here("export", out).exit_code == 0 and (out / "export" / "2").is_dir()
 
-    again = run("train", data, "--out", tmp_path / "again", "--config", out / "config.yaml")
-    assert again.returncode == 0, again.stderr
+    again = here("train", data, "--out", tmp_path / "again", "--config", out / "config.yaml")
+    assert again.exit_code == 0, again.output
     first, second = (
         json.loads((d / "metrics.json").read_text()) for d in (out, tmp_path / "again")
     )

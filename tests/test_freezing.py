@@ -1,12 +1,16 @@
 """What `freeze` means by each way to say it."""
 
 import keras
+import numpy as np
 import pytest
 
 from keras_transfer.builders import backbone_of, build_model
+from keras_transfer.data import from_directory
+from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
-from keras_transfer.freezing import freeze, frozen_stages, summary
+from keras_transfer.freezing import freeze, frozen_stages, quick_statistics, summary
 from keras_transfer.heads import Classification
+from keras_transfer.training import Trainer
 
 
 @pytest.fixture
@@ -112,3 +116,40 @@ def test_a_foreign_model_says_what_to_do():
     foreign = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     with pytest.raises(InputError, match="build_model"):
         freeze(foreign, "all")
+
+
+# -- statistics that follow -----------------------------------------------------------------------
+
+
+def norms_of(model):
+    norm = keras.layers.BatchNormalization
+    return [layer for layer in backbone_of(model).layers if isinstance(layer, norm)]
+
+
+def test_quick_statistics_give_the_momenta_back():
+    model = build_model(small_backbone(), Classification("ab"), image_size=32)
+    for layer in norms_of(model):
+        layer.momentum = 0.999
+    norms_of(model)[0].momentum = 0.5  # quick enough
+    momenta = [layer.momentum for layer in norms_of(model)]
+    with quick_statistics(model):
+        assert [layer.momentum for layer in norms_of(model)] == [0.5] + [0.9] * (len(momenta) - 1)
+    assert [layer.momentum for layer in norms_of(model)] == momenta
+    with pytest.raises(RuntimeError, match="boom"), quick_statistics(model):
+        raise RuntimeError("boom")
+    assert [layer.momentum for layer in norms_of(model)] == momenta
+
+
+def test_a_network_from_scratch_is_evaluated_as_it_learnt(colours, tmp_path, cache):
+    """At 0.999 the statistics after these steps are nearly those that it was born with."""
+    data = from_directory(colours, progress=False)
+    keras.utils.set_random_seed(0)
+    model = build_model(small_backbone(), Classification(data.class_names), image_size=32)
+    for layer in norms_of(model):
+        layer.momentum = 0.999
+    trainer = Trainer(model, "from_scratch", epochs=8, batch_size=8, keep="last")
+    run = trainer.fit(data, tmp_path / "run")
+    assert run.metrics["val"]["accuracy"] > 0.9
+    assert {layer.momentum for layer in norms_of(model)} == {0.999}
+    moved = [float(np.abs(layer.moving_variance - 1).max()) for layer in norms_of(model)]
+    assert max(moved) > 0.5

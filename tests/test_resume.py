@@ -115,7 +115,8 @@ def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkey
         (str(p.relative_to(colours)), p.parent.name, "val" if p.stem in "34" else "train")
         for p in sorted(colours.glob("*/*.png"))
     ]
-    Run.create(tmp_path / "run", {"precision": "float32"}, [], {}, rows)
+    begun = {"precision": "float32", "strategy": "lp_ft"}
+    Run.create(tmp_path / "run", begun, [], {}, rows)
     options = {"backbone": "mobilenet_0.25", "weights": "none", "image_size": 32, "folds": 3}
     with pytest.raises(Stop):
         cli.train(colours, tmp_path / "run", **options, fold=1, resume=True)
