@@ -400,17 +400,18 @@ def test_without_optuna_one_line(colours, tmp_path, monkeypatch):
 # -- real trainings -------------------------------------------------------------------------------
 
 
-def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache):
+def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache, real_weights):
     """By the command, from pictures to `train --config best.yaml`, bit for bit."""
     out = tmp_path / "search"
-    options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
+    options = ["--backbone", "mobilenet_0.25", "--batch-size", "4", "--image-size", "32"]
     options += ["--epochs", "2", "--no-flip", "--test-split", "0.2", "--engine", "keras"]
     options += ["--search", "k=6..13", "--search", "augment=none,light without flip"]
     command = ["tune", str(colours), "--out", str(out), *options, "--json"]
     found = CliRunner().invoke(app, [*command, "--trials", "2"], catch_exceptions=False)
     result = json.loads(found.stdout)
     assert [t["state"] for t in result["trials"]] == ["complete"] * 2
-    assert 6 <= result["best"]["values"]["k"] <= 13 and result["test"]["pictures"] == 6
+    assert 6 <= result["best"]["values"]["k"] <= 13 and result["test"]["pictures"] == 7
+    assert len({t["loss"] for t in result["trials"]}) == 2
     assert {f.name for f in out.iterdir()} == {
         "best.yaml",
         "study.jsonl",
