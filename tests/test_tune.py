@@ -28,6 +28,7 @@ from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.search_space import Choice, Range, Search, read_space, space_of
 from keras_transfer.training import Trainer
 from keras_transfer.tuning import tune
+from keras_transfer.tuning_report import Tuned
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
@@ -215,6 +216,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(Quick, "made", [])
     monkeypatch.setattr("keras_transfer.evaluation.evaluate", lambda *_: {"accuracy": 0.5})
     monkeypatch.setattr(Run, "model", None)
+    monkeypatch.setattr(Quick, "draw", staticmethod(Tuned.draw), raising=False)
+    monkeypatch.setattr(Tuned, "draw", lambda *_: None)  # which takes longer than the search
     return Quick
 
 
@@ -253,7 +256,8 @@ def test_a_search_finds_what_is_better(data, tmp_path, quick):
     assert rows[best.number]["k"] == str(best.values["k"])
     assert set(tuned.importances) == set(tuned.space)
     assert max(tuned.importances, key=tuned.importances.get) in ("learning_rate", "k")
-    with Image.open(tmp_path / "a" / "tune.png") as picture:
+    quick.draw(tuned, tmp_path / "tune.png")
+    with Image.open(tmp_path / "tune.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 400
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     for colour in ((0x0B, 0x6E, 0x4F), (0xB5, 0x65, 0x1D)):
@@ -319,7 +323,7 @@ def test_a_trial_that_fails_is_noted(data, tmp_path, quick):
     quick.made.clear()
     quick.events = dict.fromkeys(range(9), Diverged("The loss became nan"))
     with pytest.raises(
-        InputError, match="first 3 trials all failed; the last: The loss became nan"
+        InputError, match="None of 3 trials came to its end; the last: The loss became nan"
     ):
         searched(data, tmp_path / "b")
     quick.made.clear()
