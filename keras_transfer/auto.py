@@ -60,14 +60,11 @@ def decide(
         choice = Choice(name, DEFAULT if strategy == AUTO else strategy, why=str(error))
         say(f"no advice ({error}): {choice}")
         return choice, None
+    say(advice.text())
     if strategy != AUTO:
         why = "the strategy was given; of the backbones, the one whose features suit the data best"
         choice = replace(advice.choice, strategy=strategy, overrides={}, why=why, seconds=None)
-        shown = replace(choice, strategy=getattr(strategy, "name", str(strategy)))
-        advice = replace(advice, choice=shown, contender=None)
-        say(advice.text())
         return choice, advice
-    say(advice.text())
     if advice.contender is None or advice.facts.pictures < RACED_FROM:
         return advice.choice, advice
     both = advice.choice, advice.contender

@@ -216,7 +216,7 @@ def train(
     if resume:
         begun = Run.open(out, finished=False)
         for name in ("precision", "backbone", "strategy", "augment"):  # chosen as the run began
-            if settings[name] == "auto":
+            if settings[name] == AUTO or (name == "backbone" and is_open(settings[name])):
                 settings[name] = begun.config[name]
     else:
         check_out(out)

@@ -62,7 +62,11 @@ def settled(pictures, settings, schedule, overrides, options):
         options["augment"] = choice.augment
     if choice.strategy == "from_scratch":
         settings["weights"] = None
-    return choice.strategy, {**choice.overrides, **overrides}, advice and advice.brief()
+    if advice is not None:
+        # With the strategy that was given, where one was: a resumed run reads its numbers there.
+        name = getattr(choice.strategy, "name", str(choice.strategy))
+        advice = {**advice.brief(), "choice": {**choice.to_dict(), "strategy": name}}
+    return choice.strategy, {**choice.overrides, **overrides}, advice
 
 
 def pinned(pictures, settings) -> dict:

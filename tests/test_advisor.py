@@ -204,8 +204,8 @@ def test_backbones_of_this_machine_come_first(tmp_path, monkeypatch, capsys):
     assert candidates(64) == by_size[:2]  # too small for the other
     put("resnet50", "vgg16", "densenet121", "nasnet_mobile")
     found = candidates()
-    assert found[0] == "resnet50" and len(found) == 6 and "vgg16" not in found
-    assert "not at vgg16" in capsys.readouterr().err
+    assert found[0] == "resnet50" and len(found) == 6 and "xception" not in found
+    assert "not at xception" in capsys.readouterr().err
     assert fallback_backbone() == "resnet50"
 
 

@@ -1,10 +1,13 @@
 """`auto`: the advisor's choice and the race, in the trainer and in the command."""
 
+import json
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 import yaml
-from conftest import write_picture
+from conftest import tiny_backbone, write_picture
 
 from keras_transfer import auto, timing
 from keras_transfer.advisor import advise
@@ -14,10 +17,10 @@ from keras_transfer.choices import STRATEGIES, Choice
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.pictures import Arrays
 from keras_transfer.data.targets import Target
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification, MultiLabel
 from keras_transfer.runs import Run
+from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.training import Trainer
 
 
@@ -35,7 +38,7 @@ def data(colours):
 def trained_model(names=("blue", "green", "red")):
     """Small, with statistics as if it had been trained."""
     keras.utils.set_random_seed(0)
-    model = build_model(small_backbone(), Classification(names), image_size=32)
+    model = build_model(tiny_backbone(), Classification(names), image_size=32)
     rng = np.random.default_rng(0)
     for weight in model.weights:
         if weight.path.endswith("moving_mean"):
@@ -140,14 +143,27 @@ def never(*_):
     raise AssertionError("nothing is to be raced")
 
 
-def test_a_strategy_that_is_given_keeps_its_own_numbers(data):
+def test_a_strategy_that_is_given_keeps_its_own_numbers(data, monkeypatch):
     model = trained_model()
-    free, _ = decide(data, never, backbones=[model], engine="keras")
-    assert free.overrides  # which belong to the advisor's own strategy
-    choice, advice = decide(data, never, backbones=[model], strategy="lp_ft", engine="keras")
-    assert (choice.backbone, choice.strategy, choice.overrides) == (model.name, "lp_ft", {})
-    # What the run remembers, and a resumed one reads.
-    assert advice.brief()["choice"]["overrides"] == {} and advice.contender is None
+    choice, advice = decide(data, never, backbones=[model], strategy="fine_tune", engine="keras")
+    assert (choice.backbone, choice.strategy, choice.overrides) == (model.name, "fine_tune", {})
+    assert advice.choice.strategy != "fine_tune" and choice.augment == advice.choice.augment
+
+    # What the command keeps of it is read when the run goes on.
+    from keras_transfer import cli_models
+
+    given = Schedule("mine", (Phase("all", epochs=1),))
+    bold = replace(advice.choice, overrides={"learning_rate": 1e-3})
+    monkeypatch.setattr(
+        cli_models,
+        "_decided",
+        lambda *_: (replace(bold, strategy=given, overrides={}), replace(advice, choice=bold)),
+    )
+    settings = {"backbone": "auto", "strategy": "mine.yaml"}
+    schedule, overrides, kept = cli_models.settled(data, settings, given, {}, {"augment": "auto"})
+    assert schedule is given and overrides == {} and settings["strategy"] == "mine.yaml"
+    assert kept["choice"]["overrides"] == {} and kept["choice"]["strategy"] == "mine"
+    json.dumps(kept)
 
 
 def test_wrong_options_are_no_reason_to_fall_back(data):
@@ -239,7 +255,7 @@ def test_a_killed_run_goes_on_with_its_schedule(data, tmp_path, monkeypatch):
 def test_random_weights_are_trained_from_scratch(data, monkeypatch, capsys):
     monkeypatch.setattr(auto, "decide", never)
     keras.utils.set_random_seed(0)
-    model = build_model(small_backbone(), Classification(data.class_names), image_size=32)
+    model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
     assert Trainer(model).plan(data).schedule.name == "from_scratch"
     assert "weights are random" in capsys.readouterr().err
 
@@ -262,7 +278,7 @@ def test_numbers_of_the_user_win_over_the_advice(data, monkeypatch):
 
 
 def test_the_command_needs_a_folder_only(real_weights, tmp_path, monkeypatch):
-    """Real weights on tiny pictures; what was chosen can be read and trained again."""
+    """Real weights on tiny pictures; what was chosen can be read, and needs no advice again."""
     from typer.testing import CliRunner
 
     from keras_transfer.cli import app
@@ -282,10 +298,15 @@ def test_the_command_needs_a_folder_only(real_weights, tmp_path, monkeypatch):
     assert config["advice"]["data"]["pictures"] == 24
 
     monkeypatch.setattr(auto, "decide", never)
-    again = tmp_path / "again"
-    result = CliRunner().invoke(app, [*train, str(again), "--config", str(out / "config.yaml")])
-    assert result.exit_code == 0, result.output
-    assert yaml.safe_load((again / "config.yaml").read_text())["schedule"] == config["schedule"]
+    seen = []
+    monkeypatch.setattr(Trainer, "fit", lambda self, *_, **__: seen.append(self) or Run.open(out))
+    again = CliRunner().invoke(
+        app, [*train, str(tmp_path / "b"), "--config", str(out / "config.yaml")]
+    )
+    assert again.exit_code == 0, again.output
+    (trainer,) = seen
+    assert trainer.augment == config["augment"]
+    assert trainer._schedule(24).to_dict() == config["schedule"]
 
 
 def test_advice_of_a_model_changes_nothing_in_it(data):

@@ -27,12 +27,16 @@ def test_no_import_of_tensorflow_anywhere(module):
     assert not {name for name in names if name.split(".")[0] in ("tensorflow", "tf", "jax")}
 
 
+def _path():
+    return os.pathsep.join([str(Path(__file__).parent), *sys.path])
+
+
 def python(code, *args, **env):
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
         capture_output=True,
         text=True,
-        env={**os.environ, "KERAS_BACKEND": "jax", **env},
+        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": _path(), **env},
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -48,10 +52,10 @@ class NotInstalled:
 
 sys.meta_path.insert(0, NotInstalled())
 import keras, numpy as np
+from conftest import tiny_backbone
 from keras_transfer.builders import build_model
 from keras_transfer.data import Examples, ImageData
 from keras_transfer.data.pictures import Arrays
-from keras_transfer.demo import small_backbone
 from keras_transfer.heads import Classification
 from keras_transfer.training import Trainer
 
@@ -74,7 +78,7 @@ parts = {split: Examples(Arrays(pictures), labels) for split in ("train", "val")
 data = WithoutStreams(("a", "b"), parts, [], "")
 assert keras.backend.backend() == "jax"
 keras.utils.set_random_seed(0)
-model = build_model(small_backbone(), Classification(("a", "b")), image_size=32)
+model = build_model(tiny_backbone(), Classification(("a", "b")), image_size=32)
 run = Trainer(model, "lp_ft", epochs=3, batch_size=16, cache="off").fit(data, sys.argv[1])
 print(run.metrics["val"]["accuracy"])
 """
@@ -88,9 +92,9 @@ def test_it_trains_where_there_is_no_tensorflow(tmp_path):
 ON_JAX = """
 import json, sys, keras
 from pathlib import Path
+from conftest import tiny_backbone
 from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
-from keras_transfer.demo import small_backbone
 from keras_transfer.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules import Phase, Schedule
@@ -105,7 +109,7 @@ schedule = Schedule("s", (
 
 def trainer():
     keras.utils.set_random_seed(0)
-    model = build_model(small_backbone(), Classification(data.class_names), image_size=32)
+    model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
     return Trainer(model, schedule, batch_size=8)
 
 whole = trainer().fit(data, sys.argv[2] + "/whole")

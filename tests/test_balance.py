@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import write_picture
+from conftest import tiny_backbone, write_picture
 from sklearn.metrics import balanced_accuracy_score, classification_report
 
 from keras_transfer.builders import build_model
@@ -16,7 +16,6 @@ from keras_transfer.data import decode as decoding
 from keras_transfer.data.balance import class_weights
 from keras_transfer.data.pictures import Arrays
 from keras_transfer.data.pipeline import batches, epoch_order, sample_weights
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.features.batches import training_batches
@@ -42,7 +41,7 @@ def unequal(tmp_path):
 def new_trainer(schedule, head=None, **options):
     keras.utils.set_random_seed(0)
     head = head or Classification(NAMES, dropout=0)
-    model = build_model(small_backbone(), head, image_size=32)
+    model = build_model(tiny_backbone(), head, image_size=32)
     return Trainer(model, schedule, **{"batch_size": 8, "cache": "memory", **options})
 
 
@@ -126,7 +125,7 @@ def test_several_labels_are_weighed_in_training(rng, tmp_path):
         Examples(pictures, labels), image_size=32, batch_size=16, training=True,
         augmentation="none", class_weights=weights,
     )  # fmt: skip
-    model = build_model(small_backbone(), MultiLabel(NAMES, dropout=0), image_size=32)
+    model = build_model(tiny_backbone(), MultiLabel(NAMES, dropout=0), image_size=32)
     model.trainable = False  # BatchNorm stands still
     model.compile("sgd", MultiLabel(NAMES).loss(), jit_compile=False)
     loss = model.fit(stream, steps_per_epoch=1, verbose=0).history["loss"][0]

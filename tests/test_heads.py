@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from conftest import tiny_backbone
 
 from keras_transfer.builders import build_model
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification, MultiLabel, Regression, SparseCrossentropy, head_of
 
@@ -40,7 +40,7 @@ def test_the_head_travels_through_save_and_load(head, tmp_path, rng):
     ],
 )
 def test_each_task_learns_two_pictures_by_heart(head, targets):
-    model = build_model(small_backbone(), head, image_size=32)
+    model = build_model(tiny_backbone(), head, image_size=32)
     x = np.stack([np.zeros((32, 32, 3)), np.full((32, 32, 3), 255)]).astype("uint8")
     y = np.array(targets)
     model.compile(

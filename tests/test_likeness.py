@@ -21,6 +21,11 @@ def examples_of(pictures):
     return Examples(Arrays(pictures), np.zeros(len(pictures), "int32"))
 
 
+@pytest.fixture(autouse=True)
+def own_cache(cache):
+    """Where the answers are kept."""
+
+
 @pytest.fixture
 def pictures(rng):
     """Of many brightnesses, uint8 [40, 32, 32, 3]."""

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import tiny_backbone
 
 from keras_transfer.builders import build_model
 from keras_transfer.demo import small_backbone
@@ -169,7 +170,7 @@ def test_everything_at_once_is_saved_and_restored(name, rate, tmp_path, rng):
         freeze="stage:1",
     )
     keras.utils.set_random_seed(0)
-    model = small_model()
+    model = build_model(tiny_backbone(), Classification("abc"), image_size=32)
     freeze(model, phase.freeze, batch_norm=phase.batch_norm)
     optimizer = make_optimizer(model, phase, 20)
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)

@@ -6,11 +6,11 @@ import subprocess
 import keras
 import numpy as np
 import pytest
+from conftest import tiny_backbone
 
 from keras_transfer import precision
 from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
 from keras_transfer.schedules import Phase, Schedule
@@ -91,7 +91,7 @@ def test_training_in_each_precision(colours, tmp_path, policy):
     """Head, losses and weights are float32; under float16 the loss scale is at work."""
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(0)
-    model = build_model(small_backbone(), Classification(("blue", "green", "red")), image_size=32)
+    model = build_model(tiny_backbone(), Classification(("blue", "green", "red")), image_size=32)
     half = policy.removeprefix("mixed_")
     assert model.layers[1].compute_dtype == half
     assert model.layers[-1].compute_dtype == "float32"

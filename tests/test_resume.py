@@ -7,11 +7,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import RUN_FILES, write_picture
+from conftest import RUN_FILES, tiny_backbone, write_colours, write_picture
 
 from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
 from keras_transfer.recipes import RECIPES
@@ -30,7 +29,7 @@ class Stop(Exception):
 
 def trainer(schedule=SCHEDULE, **settings):
     keras.utils.set_random_seed(0)
-    model = build_model(small_backbone(), Classification(NAMES), image_size=32)
+    model = build_model(tiny_backbone(), Classification(NAMES), image_size=32)
     return Trainer(model, schedule, **{"batch_size": 8, **settings})
 
 
@@ -62,12 +61,22 @@ def test_twenty_kills_at_random_moments():
     assert int(result.stdout.splitlines()[-1].split()[0]) >= 20
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(data, weights of the run, its metrics)."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    data = from_directory(write_colours(folder / "colours"))
+    whole = trainer().fit(data, folder / "whole")
+    return data, whole.model.get_weights(), whole.metrics
+
+
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 @pytest.mark.parametrize("before", [True, False])
-def test_resume_ends_where_the_undisturbed_run_ends(colours, tmp_path, monkeypatch, epoch, before):
+def test_resume_ends_where_the_undisturbed_run_ends(
+    undisturbed, tmp_path, monkeypatch, epoch, before
+):
     """Stopped in the first phase, between the phases, and in the second one."""
-    data = from_directory(colours)
-    whole = trainer().fit(data, tmp_path / "whole")
+    data, weights, metrics = undisturbed
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, epoch, before)
         trainer().fit(data, tmp_path / "cut")
@@ -75,9 +84,9 @@ def test_resume_ends_where_the_undisturbed_run_ends(colours, tmp_path, monkeypat
     with pytest.raises(InputError, match="--resume"):
         trainer().fit(data, tmp_path / "cut")
     resumed = trainer().fit(data, tmp_path / "cut", resume=True)
-    for a, b in zip(whole.model.weights, resumed.model.weights):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
-    assert resumed.metrics["best_epoch"] == whole.metrics["best_epoch"]
+    for a, b in zip(weights, resumed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert resumed.metrics["best_epoch"] == metrics["best_epoch"]
     assert len((resumed.path / "history.csv").read_text().splitlines()) == 5
     assert not (resumed.path / "state").exists()
     with pytest.raises(InputError, match="finished: there is nothing to resume"):
