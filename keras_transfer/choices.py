@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from keras_transfer.errors import InputError
-from keras_transfer.recipes import resolve_schedule
+from keras_transfer.recipes import default_epochs, resolve_schedule
 
 POLICIES = ("evidence", "classical")
 DEFAULT_POLICY = "evidence"
@@ -18,6 +18,8 @@ LARGE, LARGE_CLASS = 20_000, 100
 FEW, FEW_CLASS = 20, 5  # of fewer a real signal is missed too often to say that there is none
 FEW_A_CLASS = 50  # more augmentation below
 BOLD_RATE = 1e-3  # where the features have to change
+BOLD_PICTURES = 14_000  # seen over all epochs, at least, and
+BOLD_EPOCHS = 200  # at most so many epochs for it
 
 # The field's four scenarios: (size, likeness) → strategy.
 CLASSICAL = {
@@ -181,7 +183,7 @@ def _evidence(facts):
     than chance, the textbook's head alone for what looks familiar included."""
     best = facts.ranked[0]
     similar = facts.likeness == "similar"
-    rate = {} if similar else {"learning_rate": BOLD_RATE}
+    rate = {} if similar else {"learning_rate": BOLD_RATE, **_longer(facts.pictures)}
     because = {
         "similar": "the pictures look like those of the pretraining: every layer is trained, gently",
         "between": "the pictures differ somewhat from those of the pretraining",
@@ -200,3 +202,10 @@ def _evidence(facts):
     else:
         other = Choice(best, "freeze_k", {"k": 1 / 3, **rate}, why="the first layers are general")
     return (first, other)
+
+
+def _longer(pictures):
+    """Epochs beyond the recipe's, which is a compromise, where few pictures have to change much: 50
+    hands were named rightly in 89 % rather than 81 to 85 % after 200 epochs rather than 57."""
+    epochs = min(BOLD_EPOCHS, round(BOLD_PICTURES / max(1, pictures)))
+    return {"epochs": epochs} if epochs > default_epochs(pictures) else {}

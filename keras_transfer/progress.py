@@ -71,6 +71,7 @@ class Progress(keras.callbacks.Callback):
         self.engines = {}  # phase → what computed its activations
         self.watched = []  # callbacks with a memory
         self.save_seconds = 0.0  # the state is written when so much time has gone since
+        self.validates = False  # an epoch without a validation is not judged
         self._saved, self._unsaved_best = 0.0, None
 
     # -- state ------------------------------------------------------------------------------------
@@ -211,10 +212,11 @@ class Progress(keras.callbacks.Callback):
         row = {"epoch": self.epoch, "phase": entry["name"], **more, **logs}
         self.rows.append({**row, "seconds": round(seconds, 3)})
         validation = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
-        entry["val"] = validation
+        entry["val"] = validation or entry["val"]
         entry["epochs"] = self.phase_epoch
         rank = self._rank(validation)
-        improved = not self.best or rank > self.best["rank"]
+        judged = bool(validation) or not self.validates
+        improved = judged and (not self.best or rank > self.best["rank"])
         if improved:
             self.best = {"epoch": self.epoch, "rank": rank, "val": validation}
         if self.phase_epoch == self.planned.epochs or ended:

@@ -191,8 +191,8 @@ class Run:
         return self.path / MODEL
 
     def write_history(self, rows: list[dict]) -> None:
-        """A row an epoch; columns are those of the first row."""
-        columns = list(rows[0])
+        """A row an epoch; what a row does not have is left empty."""
+        columns = list(dict.fromkeys(column for row in rows for column in row))
         text = csv_text(columns, ([row.get(column, "") for column in columns] for row in rows))
         write_text(self.path / HISTORY, text)
 

@@ -43,6 +43,7 @@ from keras_transfer.solvers import solve
 
 _MOST_PICTURES = 1 << 30  # bytes of decoded pictures in memory
 _HEAD_STEPS = 64
+_FORWARD = 1 / 3  # of a training step
 _MEASURED = 1024  # activations in one batch
 _GO_ON = "go on with --resume (resume=True)"
 
@@ -80,6 +81,9 @@ class Trainer:
         steps_per_execution: at most so many steps in one call of Keras, ≥ 1; the largest number
             that divides an epoch is taken. More than 1 helps where a step takes a few milliseconds
             (`scripts/step_times.py`); the loss is then looked at after each call only.
+        validate_every: epochs from one validation to the next; the first and the last of a phase are
+            always validated, and only validated ones are kept. By default each, but of few training
+            pictures and many to validate on so seldom that it takes no longer than training.
         cache: where the activations of frozen stages are kept, so that they are computed once:
             `"disk"` (for later runs too, see `features.store`), `"memory"`, `"off"`, or `"auto"`:
             on disk where the estimated gain is worth it, see `features.caching`. Phases that train
@@ -109,13 +113,19 @@ class Trainer:
         keep: str = "best",
         balance: str = "none",
         steps_per_execution: int = 1,
+        validate_every: int | None = None,
         cache: str = "auto",
         engine: str = "auto",
         feature_dtype: str = "auto",
         data_service: str | None = None,
     ):
-        if batch_size < 1 or steps_per_execution < 1:
-            raise InputError(f"batch_size must be 1 or more, not {batch_size}.")
+        for name, value in (
+            ("batch_size", batch_size),
+            ("steps_per_execution", steps_per_execution),
+            ("validate_every", 1 if validate_every is None else validate_every),
+        ):
+            if value < 1:
+                raise InputError(f"{name} must be 1 or more, not {value}.")
         if keep not in KEEP:
             raise InputError(f"keep must be one of {KEEP}, not {keep!r}.")
         check_cache(cache, feature_dtype)
@@ -138,6 +148,7 @@ class Trainer:
         self.keep = keep
         self.balance = balance
         self.steps_per_execution = steps_per_execution
+        self.validate_every = validate_every
         self.cache = cache
         self.engine = engine
         self.feature_dtype = feature_dtype
@@ -322,6 +333,7 @@ class Trainer:
                     )
         with Signals() as signals:
             progress = Progress(run, self.model, self.seed, self.keep, signals)
+            progress.validates = "val" in data.examples
             arrays = progress.load() if resume else None
             if arrays:
                 say(f"resuming after epoch {progress.epoch}")
@@ -487,10 +499,23 @@ class Trainer:
                 steps_per_epoch=planned.steps_per_epoch,
                 initial_epoch=progress.epoch,
                 epochs=progress.epoch - progress.phase_epoch + planned.epochs,
+                validation_freq=self._validated_epochs(planned, data, progress, watched, features),
                 callbacks=[*watched, *averages, progress, *self._callbacks],
                 shuffle=False,  # the stream is shuffled already
                 verbose=0,
             )
+
+    def _validated_epochs(self, planned, data, progress, watched, features):
+        """Numbers of the phase's epochs, counted from 1 over all phases, that end with a validation."""
+        every = self.validate_every
+        if watched or features:  # it is looked at each time, or costs next to nothing
+            every = every or 1
+        if every is None:
+            passes = data.steps("val", planned.batch_size) if "val" in data.examples else 0
+            every = math.ceil(passes * _FORWARD / planned.steps_per_epoch)
+        first = progress.epoch - progress.phase_epoch + 1
+        last = first + planned.epochs - 1
+        return sorted({*range(first, last + 1, max(1, every)), last})
 
     def _smoothed(self, phase):
         """The heads with the phase's label smoothing, which numbers have none of."""

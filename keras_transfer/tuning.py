@@ -4,6 +4,7 @@ A trial is a run of the `Trainer` like any other; the study lies in a folder (`s
 search that was killed goes on.
 """
 
+import gc
 import hashlib
 import json
 import math
@@ -82,9 +83,11 @@ def tune(
     if "val" not in data.examples:
         raise InputError(f"{data.root} has no val pictures, by which a search must choose.")
     tuner = _Tuner(model, data, out, strategy, overrides, space, augment, seed, options, config)
+    if trials is None and minutes is None:
+        trials = TRIALS
     start = model.get_weights()
     try:
-        return tuner.run(TRIALS if trials is minutes is None else trials, minutes, start)
+        return tuner.run(trials, minutes, start)
     finally:
         model.set_weights(start)
 
@@ -151,6 +154,7 @@ class _Tuner:
                     self.model.set_weights(start)
                     self._try(study)
                     self._tidy(study).write(self.out)
+                    gc.collect()  # networks refer to themselves, and their memory is not Python's
                     bar.update()
             except KeyboardInterrupt:
                 raise Interrupted(

@@ -242,10 +242,12 @@ class Tuned:
                 axes.axvline(trial.number, color=_COLOURS["failed"], lw=1, label="failed")
         handles, labels = axes.get_legend_handles_labels()
         once = dict(zip(labels, handles))
-        axes.legend(once.values(), once.keys(), fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.figure.legend(
+            once.values(), once.keys(), loc="outside upper center", ncols=5, fontsize=9
+        )
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="trial", ylabel=f"val {self.metric}")
-        axes.set_title(f"best: trial {self.best.number}, val {self.shown(self.best)}", fontsize=11)
+        axes.set_title(f"best: trial {self.best.number}, val {self.shown(self.best)}", fontsize=10)
         axes.grid(alpha=0.3)
 
     def _draw_parameter(self, axes, name):

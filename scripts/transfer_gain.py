@@ -2,9 +2,9 @@
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/transfer_gain.py --out DIR [--task sign_digits]
 
-Draws `docs/compare.png` with the settings below: hands of people who are in no training picture, 20
-training pictures a class in the left panel. Both rates were found with seed 10 at 20 a class, which
-is not among the seeds reported. What was interrupted goes on.
+The settings below are those of the sign digits: hands of people who are in no training picture, 20
+training pictures a class in the picture's left panel. Both rates were found at 20 a class with seed
+10, which is not among the seeds reported, but on the same people. What was interrupted goes on.
 """
 
 import argparse

@@ -28,6 +28,7 @@ from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.search_space import Choice, Range, Search, read_space, space_of
 from keras_transfer.training import Trainer
 from keras_transfer.tuning import tune
+from keras_transfer.tuning_report import Tuned
 
 pytest.importorskip("optuna", reason="Optuna is not installed")
 
@@ -215,6 +216,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(Quick, "made", [])
     monkeypatch.setattr("keras_transfer.evaluation.evaluate", lambda *_: {"accuracy": 0.5})
     monkeypatch.setattr(Run, "model", None)
+    monkeypatch.setattr(Quick, "draw", staticmethod(Tuned.draw), raising=False)
+    monkeypatch.setattr(Tuned, "draw", lambda *_: None)  # which takes longer than the search
     return Quick
 
 
@@ -253,7 +256,8 @@ def test_a_search_finds_what_is_better(data, tmp_path, quick):
     assert rows[best.number]["k"] == str(best.values["k"])
     assert set(tuned.importances) == set(tuned.space)
     assert max(tuned.importances, key=tuned.importances.get) in ("learning_rate", "k")
-    with Image.open(tmp_path / "a" / "tune.png") as picture:
+    quick.draw(tuned, tmp_path / "tune.png")
+    with Image.open(tmp_path / "tune.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 400
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     for colour in ((0x0B, 0x6E, 0x4F), (0xB5, 0x65, 0x1D)):
@@ -319,7 +323,7 @@ def test_a_trial_that_fails_is_noted(data, tmp_path, quick):
     quick.made.clear()
     quick.events = dict.fromkeys(range(9), Diverged("The loss became nan"))
     with pytest.raises(
-        InputError, match="first 3 trials all failed; the last: The loss became nan"
+        InputError, match="None of 3 trials came to its end; the last: The loss became nan"
     ):
         searched(data, tmp_path / "b")
     quick.made.clear()
@@ -400,17 +404,18 @@ def test_without_optuna_one_line(colours, tmp_path, monkeypatch):
 # -- real trainings -------------------------------------------------------------------------------
 
 
-def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache):
+def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache, real_weights):
     """By the command, from pictures to `train --config best.yaml`, bit for bit."""
     out = tmp_path / "search"
-    options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
+    options = ["--backbone", "mobilenet_0.25", "--batch-size", "4", "--image-size", "32"]
     options += ["--epochs", "2", "--no-flip", "--test-split", "0.2", "--engine", "keras"]
     options += ["--search", "k=6..13", "--search", "augment=none,light without flip"]
     command = ["tune", str(colours), "--out", str(out), *options, "--json"]
     found = CliRunner().invoke(app, [*command, "--trials", "2"], catch_exceptions=False)
     result = json.loads(found.stdout)
     assert [t["state"] for t in result["trials"]] == ["complete"] * 2
-    assert 6 <= result["best"]["values"]["k"] <= 13 and result["test"]["pictures"] == 6
+    assert 6 <= result["best"]["values"]["k"] <= 13 and result["test"]["pictures"] == 7
+    assert len({t["loss"] for t in result["trials"]}) == 2
     assert {f.name for f in out.iterdir()} == {
         "best.yaml",
         "study.jsonl",

@@ -320,6 +320,7 @@ class Experiment:
             augment=self.augment,
             seed=seed,
             keep="last",
+            validate_every=1,
         )
         trainer.fit(data, out, resume=True)
 
