@@ -29,13 +29,13 @@ from keras_transfer.choices import (
     choose,
 )
 from keras_transfer.errors import InputError, say
-from keras_transfer.recipes import AUTO, default_epochs, resolve_schedule
+from keras_transfer.recipes import AUTO, resolve_schedule
 
 # Tried where no weights are on this machine: small and middling ones.
 SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")
 _MOST_BACKBONES = 6
 _MOST_PICTURES = 1000  # of the sample: standard errors of a point and a half at most
-_LEAST_EPOCHS = 0.5  # of the default number, before another strategy is taken
+_LEAST_EPOCHS = 0.5  # of the choice's own number, before another strategy is taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,8 +340,15 @@ class _Budget:
         return self.networks[name]
 
     def timed(self, choice: Choice) -> Choice:
-        from keras_transfer.plans import make_plan
         from keras_transfer.timing import speed_of, stage_shares
+
+        network = self.network(choice.backbone)
+        speed = speed_of(network, self.batch_size)
+        seconds = speed.seconds(self._plan(choice), stage_shares(network), self.pictures)
+        return replace(choice, seconds=round(seconds, 1))
+
+    def _plan(self, choice):
+        from keras_transfer.plans import make_plan
 
         network = self.network(choice.backbone)
         schedule = resolve_schedule(
@@ -351,10 +358,7 @@ class _Budget:
             image_size=network.input_shape[1],
             linear_head=True,
         )
-        plan = make_plan(network, schedule, self.pictures, self.batch_size)
-        speed = speed_of(network, self.batch_size)
-        seconds = speed.seconds(plan, stage_shares(network), self.pictures)
-        return replace(choice, seconds=round(seconds, 1))
+        return make_plan(network, schedule, self.pictures, self.batch_size)
 
     def first_that_fits(self, choice: Choice, facts: Facts):
         """(the choice, or what comes nearest to it in the time there is; notes about that)."""
@@ -385,7 +389,7 @@ class _Budget:
     def _shortened(self, choice):
         """With fewer epochs where that is enough, else as it is."""
         timed = self.timed(choice)
-        epochs = default_epochs(self.pictures)
+        epochs = sum(phase.epochs for phase in self._plan(choice).phases)
         fitting = int(epochs * self.seconds / timed.seconds)
         if timed.seconds <= self.seconds or choice.strategy == "feature_extraction":
             return timed

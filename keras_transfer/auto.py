@@ -80,7 +80,7 @@ def race(
     *,
     seed: int = 0,
 ) -> Choice:
-    """The choice that is best after a fifth of its epochs, on a fifth of the training pictures that
+    """The choice that is best after a fifth of the recipe's epochs, on a fifth of the training pictures that
     are held out for it; of equals the first.
 
     Args:

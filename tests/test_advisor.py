@@ -97,7 +97,7 @@ def test_the_text_has_the_reasons(advice):
 def test_json_is_plain_data(advice, source):
     plain = json.loads(json.dumps(advice.to_dict(), allow_nan=False))
     assert plain["choice"]["backbone"] == source
-    assert plain["choice"]["overrides"] == {"learning_rate": 1e-3}
+    assert plain["choice"]["overrides"] == {"learning_rate": 1e-3, "epochs": 194}
     assert plain["data"]["pictures"] == 72 and plain["data"]["likeness"] == "different"
     assert {row["backbone"] for row in plain["ranking"]["backbones"]} == {"mobilenet_0.25", source}
     assert [cost["strategy"] for cost in plain["costs"]][2:] == [
@@ -145,18 +145,20 @@ def quick(data, **options):
 
 def test_what_takes_too_long_is_not_advised(data, real_weights):
     whole = quick(data)
-    assert whole.choice.strategy == "lp_ft" and "epochs" not in whole.choice.overrides
+    epochs = whole.choice.overrides["epochs"]
+    assert whole.choice.strategy == "lp_ft" and epochs == 194
     assert not whole.notes
     minutes = 0.7 * whole.choice.seconds / 60
     shorter = quick(data, minutes=minutes)
-    assert shorter.choice.strategy == "lp_ft" and shorter.choice.overrides["epochs"] > 20
+    assert (
+        shorter.choice.strategy == "lp_ft"
+        and 0.5 * epochs < shorter.choice.overrides["epochs"] < 0.8 * epochs
+    )
     assert shorter.choice.seconds <= 60 * minutes < whole.choice.seconds
     assert shorter.contender is None
     (note,) = shorter.notes
     assert f"would take longer than the {minutes:g} minutes" in note and note in shorter.text()
-    assert shorter.choice.why == f"it comes nearest to {whole.choice} in the time there is".replace(
-        str(whole.choice), str(choose(whole.facts)[0])
-    )
+    assert shorter.choice.why == f"it comes nearest to {whole.choice} in the time there is"
 
 
 def test_little_time_means_another_strategy_and_none_means_the_cheapest(data, real_weights):

@@ -93,8 +93,9 @@ def test_everything_is_trained_gently_where_pictures_look_familiar(size, likenes
         assert first.overrides == second.overrides == {}
     else:
         assert (first.strategy, second.strategy) == ("lp_ft", "freeze_k")
-        assert first.overrides == {"learning_rate": BOLD_RATE}
-        assert second.overrides == {"k": 1 / 3, "learning_rate": BOLD_RATE}
+        # 400 pictures have to be seen longer than the recipe's 20 epochs.
+        bold = {"learning_rate": BOLD_RATE} | ({"epochs": 35} if size == "small" else {})
+        assert first.overrides == bold and second.overrides == {"k": 1 / 3, **bold}
     said = {
         "similar": "look like those of the pretraining",
         "between": "differ somewhat",
@@ -113,6 +114,12 @@ def test_augmentation_is_more_for_few_and_mirrors_only_what_may_be_mirrored(poli
         for choice in choose(replace(facts, mirror=False), policy):
             assert choice.augment == {"preset": preset, "flip": False}
     assert choose(replace(few, signal=False), policy)[0].augment == "none"
+
+
+@pytest.mark.parametrize("pictures, epochs", [(20, 200), (50, 200), (100, 140), (1400, None)])
+def test_few_pictures_that_have_to_change_much_are_seen_longer(pictures, epochs):
+    facts = Facts(pictures, 2, pictures // 2, pictures // 2, 0.2, True, ("a",))
+    assert choose(facts, "evidence")[0].overrides.get("epochs") == epochs
 
 
 def test_backbones_that_are_not_told_apart_race():
