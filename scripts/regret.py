@@ -154,44 +154,55 @@ def measure(task, seed, what, done, write):
 def table(rows) -> str:
     """Markdown: accuracy of each way to choose, with its regret; means over the seeds of a task."""
     tasks = [name for name in TASKS if any(row["task"] == name for row in rows)]
-    ways = [way for way in WAYS if all(any(_is(r, t, way) for r in rows) for t in tasks)]
-    lines = ["| task | best of the grid | " + " | ".join(WAYS[way][0] for way in ways) + " |"]
-    lines.append("|---|---|" + "---|" * len(ways))
-    regrets, costs, whole = {way: [] for way in ways}, dict.fromkeys(ways, 0.0), 0.0
+    titles = [title for title, *_ in WAYS.values()]
+    lines = ["| task | best of the grid | " + " | ".join(titles) + " |"]
+    lines.append("|---|---|" + "---|" * len(WAYS))
+    regrets = {way: [] for way in WAYS}
+    spent = {way: [] for way in WAYS}  # (seconds, those of the grid)
     for task in tasks:
-        found = {way: [] for way in ways}
+        found = {way: [] for way in WAYS}
         bests = []
         for seed in sorted({row["seed"] for row in rows if row["task"] == task}):
             mine = [row for row in rows if row["task"] == task and row["seed"] == seed]
             grid = [row for row in mine if row["what"] in CANDIDATES]
             best = max(grid, key=lambda row: float(row["accuracy"]))
             bests.append(best)
-            whole += sum(float(row["cpu"]) for row in grid)
-            for way in ways:
-                (row,) = [row for row in mine if _is(row, task, way)]
-                regret = float(best["accuracy"]) - float(row["accuracy"])
-                found[way].append((float(row["accuracy"]), regret))
-                costs[way] += float(row["cpu"])
+            for way in WAYS:
+                for row in (row for row in mine if _is(row, way)):
+                    regret = float(best["accuracy"]) - float(row["accuracy"])
+                    found[way].append((float(row["accuracy"]), regret))
+                    whole = sum(float(row["cpu"]) for row in grid)
+                    spent[way].append((float(row["cpu"]), whole))
         names = ", ".join(dict.fromkeys(f"{row['what']} `{row['backbone']}`" for row in bests))
         cells = [f"{100 * np.mean([float(row['accuracy']) for row in bests]):.1f} ({names})"]
-        for way in ways:
+        for way in WAYS:
+            if not found[way]:
+                cells.append("–")
+                continue
             accuracy, regret = np.mean(found[way], axis=0)
             regrets[way].append(regret)
             cells.append(f"{100 * accuracy:.1f} ({-100 * regret:+.1f})")
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     summaries = {
         "**mean regret**": lambda way: f"**{100 * np.mean(regrets[way]):.2f}**",
-        "gains counted as none": lambda way: f"{100 * np.mean(np.maximum(regrets[way], 0)):.2f}",
-        "worst": lambda way: f"{100 * np.max(regrets[way]):.1f}",
-        "share of the grid's time": lambda way: f"{100 * costs[way] / whole:.0f} %",
+        "the same, gains counted as 0": lambda way: _points(np.mean(np.maximum(regrets[way], 0))),
+        "worst": lambda way: _points(np.max(regrets[way])),
+        "share of the grid's time": lambda way: (
+            f"{100 * np.divide(*np.sum(spent[way], axis=0)):.0f} %"
+        ),
     }
     for name, cell in summaries.items():
-        lines.append(f"| {name} | | " + " | ".join(cell(way) for way in ways) + " |")
+        cells = [cell(way) if regrets[way] else "–" for way in WAYS]
+        lines.append(f"| {name} | | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _is(row, task, way):
-    return row["task"] == task and (row["what"], row["backbone"]) == WAYS[way][1:]
+def _points(share):
+    return f"{100 * share:.2f}"
+
+
+def _is(row, way):
+    return (row["what"], row["backbone"]) == WAYS[way][1:]
 
 
 def main():
