@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import tiny_backbone, write_picture
+from conftest import write_picture
 
 from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
@@ -29,7 +29,7 @@ HEAD = Phase("head", "all", 2, 1e-2)
 
 def new_model():
     keras.utils.set_random_seed(0)
-    return build_model(tiny_backbone(), Classification(NAMES), image_size=32)
+    return build_model(small_backbone(), Classification(NAMES), image_size=32)
 
 
 @pytest.mark.parametrize("shape", ["cosine", "plateau"])
