@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--scratch-rate", type=float, default=3e-3)
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 20, 40, 80])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 80])
     parser.add_argument("--show", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
