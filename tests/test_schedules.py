@@ -178,13 +178,13 @@ def test_a_schedule_says_what_is_wrong_with_it():
 
 def test_few_pictures_are_seen_more_often():
     phases = [resolve_schedule("lp_ft", pictures=n).phases for n in (100, 1000, 10_000)]
-    assert [sum(p.epochs for p in each) for each in phases] == [18, 14, 6]
-    assert [each[1].learning_rate for each in (phases[0], phases[2])] == [1e-5, 1e-3]
+    assert [sum(p.epochs for p in each) for each in phases] == [40, 13, 6]
+    assert [each[1].learning_rate for each in (phases[0], phases[2])] == pytest.approx([3e-4, 1e-3])
 
 
 def test_the_head_sees_enough_pictures_first():
     heads = [resolve_schedule("lp_ft", pictures=n).phases[0].epochs for n in (50, 245, 1650, 10**5)]
-    assert heads == [12, 6, 1, 1]
+    assert heads == [30, 6, 1, 1]
 
 
 def test_bit_follows_its_rule():
