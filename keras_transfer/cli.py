@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from keras_transfer.cli_choosing import advise, compare, tune
-from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, settled
+from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, pinned, settled
 from keras_transfer.cli_options import (
     AugmentOption,
     BackboneOption,
@@ -391,7 +391,6 @@ def find_rate(
     config: Config = None,
 ):
     """Suggest a learning rate: a range test on the real pictures, with its curve."""
-    from keras_transfer.backbones import check_backbone
     from keras_transfer.data import open_data
     from keras_transfer.schedules import Phase
 
@@ -408,10 +407,11 @@ def find_rate(
     )
     if out.suffix != ".png":
         raise InputError(f"Cannot draw into {out}: give a .png file.")
-    check_backbone(settings["backbone"], settings["image_size"], settings["weights"])
+    check_choice(settings)
     phase = Phase("range test", freeze, steps=steps)
     pictures = open_data(data, seed=settings["seed"])
     load_keras()
+    pinned(pictures, settings)
     from keras_transfer import rate_finder
 
     test = rate_finder.find_rate(

@@ -702,7 +702,7 @@ def test_a_phase_keeps_what_it_was_given_as_plain_data():
 def test_options_of_the_command(tmp_path):
     from keras_transfer.cli_options import settings_of
 
-    assert settings_of(None)["augment"] == "light"
+    assert settings_of(None)["augment"] == "auto"
     plain = settings_of(None, augment="medium", no_flip=True)["augment"]
     assert plain == {**AUGMENTATIONS["medium"].to_dict(), "flip": False}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"augment": plain, "mix": "mixup"}))

@@ -124,7 +124,7 @@ def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkey
         (str(p.relative_to(colours)), p.parent.name, "val" if p.stem in "34" else "train")
         for p in sorted(colours.glob("*/*.png"))
     ]
-    begun = {"precision": "float32", "strategy": "lp_ft"}
+    begun = {"precision": "float32", "strategy": "lp_ft", "augment": "light"}
     Run.create(tmp_path / "run", begun, [], {}, rows)
     options = {"backbone": "mobilenet_0.25", "weights": "none", "image_size": 32, "folds": 3}
     with pytest.raises(Stop):

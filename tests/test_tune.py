@@ -255,7 +255,8 @@ def test_a_search_finds_what_is_better(data, tmp_path, quick):
     assert [float(row["accuracy"]) for row in rows] == [t.value for t in tuned.trials]
     assert rows[best.number]["k"] == str(best.values["k"])
     assert set(tuned.importances) == set(tuned.space)
-    assert max(tuned.importances, key=tuned.importances.get) in ("learning_rate", "k")
+    # What the made-up accuracy does not depend on matters less than what it does.
+    assert tuned.importances["dropout"] < tuned.importances["learning_rate"]
     quick.draw(tuned, tmp_path / "tune.png")
     with Image.open(tmp_path / "tune.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 400
