@@ -34,7 +34,8 @@ from keras_transfer.recipes import AUTO, resolve_schedule
 # Tried where no weights are on this machine: small and middling ones.
 SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")
 _MOST_BACKBONES = 6
-_MOST_PICTURES = 1000  # of the sample: standard errors of a point and a half at most
+_MOST_PROBED = 600  # after each stage
+_MOST_PICTURES = 800  # of the sample: standard errors of a point and a half at most
 _LEAST_EPOCHS = 0.5  # of the choice's own number, before another strategy is taken
 
 
@@ -206,12 +207,19 @@ def advise(
     from keras_transfer.transferability.table import rank_scores
 
     options = {"engine": engine, "store": store, "seed": seed}
-    by_name, scores, notes = {}, [], []
+    by_name, networks, scores, notes = {}, {}, [], []
     for backbone in backbones:
         name = _name(backbone)
         try:
+            networks[name] = _network(backbone, image_size)
             found = score_backbone(
-                backbone, data, name=name, image_size=image_size, most=_MOST_PICTURES, **options
+                backbone,
+                data,
+                name=name,
+                image_size=image_size,
+                network=networks[name],
+                most=_MOST_PICTURES,
+                **options,
             )
         except InputError as error:
             if len(backbones) == 1:
@@ -226,13 +234,13 @@ def advise(
     if all(found["probe"].value is not None for found in scores):
         ranking = rank_scores(scores)
     facts = _facts(data, scores, ranking)
-    first = _network(by_name[facts.ranked[0]], image_size)
+    first = networks[facts.ranked[0]]
     shift = activation_shift(first, data.examples["train"], seed=seed, store=store)
     prefix = prefix_of(first, len(first.stages))
     symmetry = mirror_symmetry(prefix, data.examples["train"], **options)
     facts = replace(facts, shift=shift, mirror=not (symmetry and symmetry.told_apart))
     wanted = choose(facts, policy)
-    budget = _Budget(data, by_name, {facts.ranked[0]: first}, image_size, batch_size, 60 * minutes)
+    budget = _Budget(data, by_name, networks, image_size, batch_size, 60 * minutes)
     choice, more = budget.first_that_fits(wanted[0], facts)
     notes += more
     contender = None
@@ -244,7 +252,7 @@ def advise(
     if probes:
         from keras_transfer.stage_probes import probe_stages
 
-        found = probe_stages(network, data, **options)
+        found = probe_stages(network, data, most=_MOST_PROBED, **options)
         if found.stages_worth_keeping == 0:
             notes.append(
                 f"no stage of {choice.backbone} is better than random weights for these classes: "

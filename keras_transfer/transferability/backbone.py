@@ -36,6 +36,7 @@ def score_backbone(
     *,
     name: str | None = None,
     image_size: int | None = None,
+    network: keras.Model | None = None,
     most: int = MOST_PICTURES,
     engine: str = "auto",
     store: Store | None = None,
@@ -58,6 +59,7 @@ def score_backbone(
         name: what to call it; by default its own name, or the path of a source model.
         image_size: of the pictures, by default that of the ImageNet training, or of the source
             model. A model and a `Prefix` have theirs.
+        network: what a name means, where it is built already.
         most: pictures in the sample.
         engine, store: see `features.extraction.extract`.
         shuffles, seed: see `score_features`; the seed is that of the sample too.
@@ -76,7 +78,7 @@ def score_backbone(
             name = name or backbone  # its backbone may be called like one of the table
         else:
             file = _classifier_file(backbone)
-        backbone = build_backbone(backbone, image_size=image_size)
+        backbone = network or build_backbone(backbone, image_size=image_size)
     if isinstance(backbone, Prefix):
         prefix, own_name = backbone, backbone.name
     else:
