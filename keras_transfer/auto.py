@@ -135,8 +135,7 @@ def _course(data, seed):
     from sklearn.model_selection import StratifiedGroupKFold
 
     train = data.examples["train"]
-    groups = np.unique(train.digests, return_inverse=True)[1]
     splitter = StratifiedGroupKFold(round(1 / _HELD_OUT), shuffle=True, random_state=seed)
-    rest, held_out = next(splitter.split(train.labels, train.labels, groups))
+    rest, held_out = next(splitter.split(train.labels, train.labels, train.copies))
     parts = {"train": train.take(rest), "val": train.take(held_out)}
     return ImageData(data.class_names, parts, [], data.root, data.targets)

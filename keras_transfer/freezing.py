@@ -8,7 +8,7 @@ import keras
 from keras_transfer.builders import backbone_of
 from keras_transfer.errors import InputError
 from keras_transfer.schedules import BATCH_NORM_POLICIES
-from keras_transfer.stages import Backbone, Stage
+from keras_transfer.stages import Backbone, Stage, batch_norms
 
 _QUICK = 0.9  # momentum of BatchNorm's averages
 
@@ -140,12 +140,7 @@ def quick_statistics(model: keras.Model):
     thousand steps a network from scratch would still be evaluated with a third of the statistics
     that it was born with, and name one class for every picture.
     """
-    norms = [
-        layer
-        for stage in backbone_of(model).stages
-        for layer in stage.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
+    norms = batch_norms(backbone_of(model))
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:

@@ -18,7 +18,7 @@ from keras_transfer.features.extraction import features_identity
 from keras_transfer.features.kept import digest_of, kept
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.features.store import Store
-from keras_transfer.stages import Backbone, clone_with
+from keras_transfer.stages import Backbone, batch_norms, clone_with
 
 _PICTURES = 128
 _VERSION = 1  # of the formula: raise it when it changes
@@ -90,12 +90,7 @@ def is_untrained(backbone: Backbone) -> bool:
 
     False for a backbone without BatchNorm, of which it cannot be told.
     """
-    norms = [
-        layer
-        for stage in backbone.stages
-        for layer in stage.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
+    norms = batch_norms(backbone)
     return bool(norms) and not any(np.any(ops.convert_to_numpy(n.moving_mean)) for n in norms)
 
 

@@ -14,6 +14,8 @@ from keras_transfer.optimizers import rate_of, stage_rates
 from keras_transfer.runs import write_file
 from keras_transfer.schedules import Phase, Schedule, differences
 
+FORWARD = 1 / 3  # of a training step: one of its three passes, the others go back
+
 
 @dataclass(frozen=True)
 class PlannedPhase:

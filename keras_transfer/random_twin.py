@@ -10,7 +10,7 @@ from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import Examples
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import Store, Writer
-from keras_transfer.stages import Backbone
+from keras_transfer.stages import Backbone, batch_norms
 
 _FORMAT = 1  # of the statistics kept: raise it when they are measured otherwise
 _BATCH, _BATCHES = 16, 8
@@ -44,7 +44,7 @@ def random_twin(
         InputError: a picture that cannot be read any more.
     """
     twin = _initialised(backbone, seed)
-    norms = [x for x in twin.layers if isinstance(x, keras.layers.BatchNormalization)]
+    norms = batch_norms(twin)
     if not norms:
         return twin
     # In the order of their digests, which is as good as shuffled: classes lie one after the other.

@@ -199,6 +199,11 @@ class Backbone(keras.Model):
         return suffix(prefix(inputs, training=False), training=training)
 
 
+def batch_norms(backbone: keras.Model) -> list:
+    """The BatchNorm layers of a backbone, in the order of its layers."""
+    return [x for x in backbone.layers if isinstance(x, keras.layers.BatchNormalization)]
+
+
 def clone_with(model: keras.Model, inputs, call) -> keras.KerasTensor:
     """Applies a functional model to another symbolic tensor, `call(layer, *args)` for each layer."""
     results = {}

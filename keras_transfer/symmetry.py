@@ -9,6 +9,7 @@ from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import Examples
 from keras_transfer.features.extraction import extract, features_identity
 from keras_transfer.features.kept import digest_of, kept
+from keras_transfer.features.pooled import averaged
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import Store
 
@@ -85,28 +86,21 @@ def _measured(prefix, sample, engine, store, seed):
     from sklearn.model_selection import StratifiedGroupKFold
     from threadpoolctl import threadpool_limits
 
-    groups = np.unique(sample.digests, return_inverse=True)[1]
     folds = min(_FOLDS, int(np.bincount(sample.labels).max()))
     if folds < 2:
         return {}
     found = extract(prefix, sample, (View(), View("mirror")), engine=engine, store=store)
     every = np.arange(len(sample))
-    plain, mirrored = (_pooled(found.gather(every, view)) for view in range(2))
+    plain, mirrored = (averaged(found.gather(every, view)).astype("float64") for view in range(2))
     lost = np.zeros(len(sample))
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with threadpool_limits(1, "blas"):
-        for train, test in _splits(splitter, plain, sample.labels, groups):
+        for train, test in _splits(splitter, plain, sample.labels, sample.copies):
             probe = _fitted(plain[train], sample.labels[train])
             right = [probe.predict(x[test]) == sample.labels[test] for x in (plain, mirrored)]
             lost[test] = right[0].astype(int) - right[1]
     error = lost.std(ddof=1) / np.sqrt(len(lost))
     return {"drop": float(lost.mean()), "error": float(error), "pictures": len(sample)}
-
-
-def _pooled(features):
-    if features.ndim == 2:
-        return features.astype("float64")
-    return features.mean(axis=tuple(range(1, features.ndim - 1)), dtype="float64")
 
 
 def _splits(splitter, features, labels, groups):

@@ -11,11 +11,10 @@ from keras_transfer.builders import build_model, training_model
 from keras_transfer.features.prefix import stage_costs
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification, compile_arguments, heads_of
-from keras_transfer.plans import Plan
+from keras_transfer.plans import FORWARD, Plan
 from keras_transfer.precision import jit_compile
 
 _TIMED = 3
-_FORWARD = 1 / 3  # of a training step: one of its three passes, the others go back
 _VIEWS = 3  # of the pictures on whose activations a head trains, see `features.caching`
 
 
@@ -46,7 +45,7 @@ class Speed:
             frozen = float(shares[: planned.frozen].sum())
             if planned.frozen > computed:
                 views = 1 if planned.phase.solver == "logistic" else _VIEWS
-                total += views * pictures * self.step * _FORWARD * frozen
+                total += views * pictures * self.step * FORWARD * frozen
                 computed = planned.frozen
             seen = planned.steps * planned.batch_size
             scale = (planned.image_size / plan.phases[-1].image_size) ** 2

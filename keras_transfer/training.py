@@ -34,7 +34,7 @@ from keras_transfer.heads import (
 from keras_transfer.machine import free_memory
 from keras_transfer.measures import measured, outputs_of
 from keras_transfer.optimizers import anchor_at, make_optimizer
-from keras_transfer.plans import Plan, make_plan
+from keras_transfer.plans import FORWARD, Plan, make_plan
 from keras_transfer.precision import jit_compile
 from keras_transfer.progress import Progress, SwapAverages, assign, collected
 from keras_transfer.runs import Run
@@ -43,7 +43,6 @@ from keras_transfer.solvers import solve
 
 _MOST_PICTURES = 1 << 30  # bytes of decoded pictures in memory
 _HEAD_STEPS = 64
-_FORWARD = 1 / 3  # of a training step
 _MEASURED = 1024  # activations in one batch
 _GO_ON = "go on with --resume (resume=True)"
 
@@ -512,7 +511,7 @@ class Trainer:
             every = every or 1
         if every is None:
             passes = data.steps("val", planned.batch_size) if "val" in data.examples else 0
-            every = math.ceil(passes * _FORWARD / planned.steps_per_epoch)
+            every = math.ceil(passes * FORWARD / planned.steps_per_epoch)
         first = progress.epoch - progress.phase_epoch + 1
         last = first + planned.epochs - 1
         return sorted({*range(first, last + 1, max(1, every)), last})

@@ -106,6 +106,22 @@ def colours(tmp_path) -> Path:
     return write_colours(tmp_path / "colours")
 
 
+@pytest.fixture
+def data(colours):
+    """`colours`, indexed and split."""
+    from keras_transfer.data import from_directory
+
+    return from_directory(colours, progress=False)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A feature store of the test's own."""
+    from keras_transfer.features.store import Store
+
+    return Store(tmp_path / "store")
+
+
 def write_colours(folder: Path) -> Path:
     """What `colours` is, for a fixture that several tests share."""
     for name, colour in {

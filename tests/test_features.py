@@ -28,16 +28,6 @@ NAME, SIZE = "mobilenet_0.25", 64
 LIGHT = Augmentation()
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def data(colours):
-    return from_directory(colours, progress=False)
-
-
 def model_of(data, weights=None, name=NAME, seed=0, **head):
     keras.utils.set_random_seed(seed)
     return build_model(

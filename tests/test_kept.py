@@ -7,7 +7,6 @@ import pytest
 from keras_transfer import stage_probes
 from keras_transfer.backbones import build_backbone
 from keras_transfer.builders import build_model
-from keras_transfer.data import from_directory
 from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
@@ -19,16 +18,6 @@ from keras_transfer.stage_probes import probe_stages
 from keras_transfer.transferability import backbone as scoring
 from keras_transfer.transferability.backbone import score_backbone
 from keras_transfer.transferability.table import rank_scores
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def data(colours):
-    return from_directory(colours, progress=False)
 
 
 @pytest.fixture

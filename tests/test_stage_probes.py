@@ -21,23 +21,12 @@ from keras_transfer.features.engines import ENGINES
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.pooled import pooled_stages, stage_columns
 from keras_transfer.features.prefix import prefix_of
-from keras_transfer.features.store import Store
 from keras_transfer.heads import Classification
 from keras_transfer.random_twin import random_twin
 from keras_transfer.stage_probes import StageProbes, probe, probe_stages, stratified_folds
 from keras_transfer.stages import Backbone
 
 NAME, SIZE = "mobilenet_0.25", 64
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def data(colours):
-    return from_directory(colours, progress=False)
 
 
 def model_of(data, weights=None, size=SIZE, name=NAME):

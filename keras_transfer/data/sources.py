@@ -49,6 +49,11 @@ class Examples:
         """A digest of each picture's content, read once."""
         return self.pictures.digests
 
+    @property
+    def copies(self) -> np.ndarray:
+        """Number of each picture's content, int [N]: identical files have the same."""
+        return np.unique(self.digests, return_inverse=True)[1]
+
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""
         labels = targets.map_labels(lambda array: array[indices], self.labels)

@@ -3,6 +3,7 @@
 from itertools import accumulate
 
 import keras
+import numpy as np
 
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.stages import Backbone
@@ -43,3 +44,10 @@ def stage_columns(backbone: Backbone) -> list[slice]:
     """Where each stage's channels lie in what `pooled_stages` gives."""
     ends = list(accumulate(stage.output.shape[-1] for stage in backbone.stages))
     return [slice(start, end) for start, end in zip([0, *ends], ends)]
+
+
+def averaged(features: np.ndarray) -> np.ndarray:
+    """Features [N, …, D] averaged over their places, float32; [N, D] as they are."""
+    if features.ndim == 2:
+        return features
+    return features.mean(axis=tuple(range(1, features.ndim - 1)), dtype="float32")

@@ -20,6 +20,7 @@ from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.features.extraction import extract, features_identity
 from keras_transfer.features.kept import digest_of, kept
+from keras_transfer.features.pooled import averaged
 from keras_transfer.features.prefix import Prefix, prefix_of
 from keras_transfer.features.store import Store
 from keras_transfer.transferability.scoring import score_features
@@ -97,7 +98,7 @@ def score_backbone(
             score_features(
                 features,
                 sample.labels,
-                groups=np.unique(sample.digests, return_inverse=True)[1],
+                groups=sample.copies,
                 probabilities=None if classifier is None else np.asarray(classifier(features)),
                 name=name or own_name,
                 shuffles=shuffles,
@@ -126,10 +127,8 @@ def score_backbone(
 
 def _features(prefix, sample, engine, store):
     """Averaged over their places, float32 [N, D]."""
-    features = extract(prefix, sample, engine=engine, store=store).gather(np.arange(len(sample)))
-    if features.ndim > 2:
-        features = features.mean(axis=tuple(range(1, features.ndim - 1)), dtype="float32")
-    return features
+    found = extract(prefix, sample, engine=engine, store=store)
+    return averaged(found.gather(np.arange(len(sample))))
 
 
 def _plain(scores: Scores) -> dict:
