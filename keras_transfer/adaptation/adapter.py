@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_transfer import precision
 from keras_transfer.adaptation import BATCH_NORM, losses, progress
 from keras_transfer.adaptation.adabn import apply_adabn
 from keras_transfer.adaptation.methods import Batch, resolve_methods
@@ -24,7 +25,6 @@ from keras_transfer.builders import backbone_of
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import quick_statistics
 from keras_transfer.optimizers import make_optimizer
-from keras_transfer.precision import jit_compile
 from keras_transfer.schedules import Phase
 
 
@@ -152,13 +152,13 @@ class Adapter(keras.Model):
 
     # -- compiled like any Keras model ------------------------------------------------------------
 
-    def compile(self, optimizer="adam", loss=None, metrics=None, *, jit=None, **options):
+    def compile(self, optimizer="adam", loss=None, metrics=None, *, jit_compile=None, **options):
         """Like `keras.Model.compile`.
 
         Args:
             optimizer: of Keras; for a rate of each stage see `make_optimizer`.
             loss, metrics: on the source's labels and logits; by default the head's.
-            jit: `jit_compile` of Keras; by default what suits the machine.
+            jit_compile: by default what suits the machine.
             options: `run_eagerly`, `steps_per_execution`, …
         """
         if self.source_free and (loss is not None or metrics is not None):
@@ -174,7 +174,7 @@ class Adapter(keras.Model):
             optimizer,
             loss,
             metrics=metrics,
-            jit_compile=jit_compile() if jit is None else jit,
+            jit_compile=precision.jit_compile() if jit_compile is None else jit_compile,
             **options,
         )
 
