@@ -89,8 +89,12 @@ class BatchMoments(keras.layers.Layer):
         self.built = True
 
     def compute_output_spec(self, x):
-        channels = keras.KerasTensor((x.shape[self.norm.axis],), "float32")
-        return keras.KerasTensor(x.shape, x.dtype), channels, channels
+        channels = (x.shape[self.norm.axis],)
+        return (
+            keras.KerasTensor(x.shape, x.dtype),
+            keras.KerasTensor(channels, "float32"),
+            keras.KerasTensor(channels, "float32"),
+        )
 
     def call(self, x):
         norm = self.norm
