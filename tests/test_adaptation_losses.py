@@ -60,7 +60,8 @@ def test_on_jax():
     """All of this file once more."""
     pytest.importorskip("jax", reason="JAX is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "not on_jax"]
-    env = {**os.environ, "KERAS_BACKEND": "jax"}
+    # Small numbers: compiling takes the time.
+    env = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     result = subprocess.run(command, capture_output=True, text=True, env=env)
     assert result.returncode == 0, result.stdout
     assert "passed" in result.stdout and "skipped" not in result.stdout
@@ -127,6 +128,14 @@ def test_coral(domains):
     assert number(losses.coral(source, target)) == pytest.approx(expected, rel=1e-5)
     assert number(losses.coral(source, source + 5.0)) == pytest.approx(0, abs=1e-9)
     assert np.isfinite(number(losses.coral(source, target[:1])))  # a domain's last batch
+
+
+def test_coral_of_wide_features(domains, monkeypatch):
+    """Without the matrices of D × D it is the same number."""
+    expected = number(losses.coral(*domains))
+    monkeypatch.setattr(losses, "_MOST_COVARIANCE", 2)
+    assert number(losses.coral(*domains)) == pytest.approx(expected, rel=1e-4)
+    assert number(losses.coral(domains[0], domains[0])) == pytest.approx(0, abs=1e-6)
 
 
 def by_loops(x, y, scales=(-3, -2, -1, 0, 1), mean=None):

@@ -10,6 +10,7 @@ from keras import ops
 
 MMD_SCALES = (-3, -2, -1, 0, 1)
 _TINY = 1e-8
+_MOST_COVARIANCE = 2048  # features up to which CORAL makes the D × D matrices
 
 
 # -- adversarial ----------------------------------------------------------------------------------
@@ -68,13 +69,26 @@ def randomised_product(mapped_features, mapped_probabilities):
 
 def coral(source, target):
     """‖C_s − C_t‖²_F / 4D² of the covariances of two sets of features (arXiv:1607.01719)."""
-    difference = _covariance(source) - _covariance(target)
-    return ops.sum(ops.square(difference)) / (4.0 * source.shape[1] ** 2)
+    width = source.shape[1]
+    source, target = _centred(source), _centred(target)
+    if width <= _MOST_COVARIANCE:
+        covariances = [ops.matmul(ops.transpose(x), x) for x in (source, target)]
+        squared = ops.sum(ops.square(covariances[0] - covariances[1]))
+    else:
+        # ‖AᵀA − BᵀB‖² = ‖AAᵀ‖² + ‖BBᵀ‖² − 2‖ABᵀ‖²: no matrix of D × D.
+        squared = _squared_products(source, source) + _squared_products(target, target)
+        squared = ops.relu(squared - 2.0 * _squared_products(source, target))
+    return squared / (4.0 * width**2)
 
 
-def _covariance(x):
+def _centred(x):
+    """x less its mean, and such that xᵀx is the covariance."""
     x = x - ops.mean(x, axis=0, keepdims=True)
-    return ops.matmul(ops.transpose(x), x) / ops.maximum(_count(x) - 1.0, 1.0)
+    return x / ops.sqrt(ops.maximum(_count(x) - 1.0, 1.0))
+
+
+def _squared_products(x, y):
+    return ops.sum(ops.square(ops.matmul(x, ops.transpose(y))))
 
 
 def mmd(source, target, scales=MMD_SCALES):
