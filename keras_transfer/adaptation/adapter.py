@@ -195,37 +195,35 @@ class Adapter(keras.Model):
         """Logits of pictures; of a dict of both domains what the losses need."""
         if not isinstance(inputs, dict):
             return self.model(inputs, training=training)
-        features = self._features(inputs, training)
-        joined = features["joined"]
-        logits = ops.cast(self.classifier(joined, training=training), "float32")
-        joined = ops.cast(joined, "float32")
-        n = features["source_size"]
-        if n is None:
-            domain = next(iter(inputs))
-            return {f"{domain}_features": joined, f"{domain}_logits": logits}
+        features, n = self._features(inputs, training)
+        logits = ops.cast(self.classifier(features, training=training), "float32")
+        features = ops.cast(features, "float32")
+        if len(inputs) == 1:
+            ((domain, _),) = inputs.items()
+            return {f"{domain}_features": features, f"{domain}_logits": logits}
         return {
-            "source_features": joined[:n],
+            "source_features": features[:n],
             "source_logits": logits[:n],
-            "target_features": joined[n:],
+            "target_features": features[n:],
             "target_logits": logits[n:],
         }
 
     def _features(self, inputs, training):
+        """(features of all pictures, the source's first; how many of both are the source's)."""
         if len(inputs) == 1:
-            ((pictures),) = inputs.values()
-            return {"joined": self.encoder(pictures, training=training), "source_size": None}
+            return self.encoder(*inputs.values(), training=training), None
         source, target = inputs["source"], inputs["target"]
         n = ops.shape(source)[0]
-        if self.source_encoder is None:
-            if source.dtype != target.dtype:
-                source, target = ops.cast(source, "float32"), ops.cast(target, "float32")
-            both = ops.concatenate([source, target], axis=0)
-            return {"joined": self.encoder(both, training=training), "source_size": n}
-        parts = [
-            self.source_encoder(source, training=training),
-            self.encoder(target, training=training),
-        ]
-        return {"joined": ops.concatenate(parts, axis=0), "source_size": n}
+        if self.source_encoder is not None:
+            parts = [
+                self.source_encoder(source, training=training),
+                self.encoder(target, training=training),
+            ]
+            return ops.concatenate(parts, axis=0), n
+        if source.dtype != target.dtype:
+            source, target = ops.cast(source, "float32"), ops.cast(target, "float32")
+        both = ops.concatenate([source, target], axis=0)
+        return self.encoder(both, training=training), n
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if not isinstance(x, dict):
@@ -367,6 +365,8 @@ class Adapter(keras.Model):
                     verbose=0,
                     **options,
                 )
+        else:  # the state was kept before Keras put the averages of an EMA into the weights
+            self.optimizer.finalize_variable_values(self.trainable_weights)
         if self.methods and self.methods[-1].name == "adabn":
             apply_adabn(self.model, streams["target"], most=steps_per_epoch)
         return self._history(kept)

@@ -23,21 +23,19 @@ class Stream:
     ):
         if isinstance(given, Stream):
             given, length = given.given, length or given.length
+        iterable = hasattr(given, "__iter__") or hasattr(given, "__getitem__")
+        if isinstance(given, np.ndarray):
+            raise InputError(
+                f"The {domain} is an array: give batches, e.g. "
+                f"tf.data.Dataset.from_tensor_slices({domain}).batch(32)."
+            )
+        if not iterable and not callable(given):
+            raise InputError(
+                f"The {domain} must be batches (a tf.data.Dataset, a PyDataset, …), not "
+                f"{type(given).__name__}."
+            )
         self.given, self.domain = given, domain
-        if not callable(given) or hasattr(given, "__iter__") or hasattr(given, "__getitem__"):
-            self.starts = None
-            if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
-                raise InputError(
-                    f"The {domain} must be batches (a tf.data.Dataset, a PyDataset, …), not "
-                    f"{type(given).__name__}."
-                )
-            if isinstance(given, np.ndarray):
-                raise InputError(
-                    f"The {domain} is an array: give batches, e.g. "
-                    f"tf.data.Dataset.from_tensor_slices({domain}).batch(32)."
-                )
-        else:
-            self.starts = given
+        self.starts = None if iterable else given
         self.length = length or _length(given)
 
     def first(self):
@@ -107,10 +105,7 @@ def _length(given):
 
 
 def _pass(given):
-    if hasattr(given, "__iter__"):
-        yield_from = iter(given)
-        return yield_from
-    return _items(given)
+    return iter(given) if hasattr(given, "__iter__") else _items(given)
 
 
 def _items(given):
