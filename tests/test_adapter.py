@@ -299,9 +299,10 @@ def test_adabn_is_the_statistics_of_all_pictures():
 
 def test_adabn_comes_where_it_stands():
     alone = small_model(bottleneck=4)
-    adapter(alone, "adabn").fit(*streams(), epochs=1, verbose=0)
+    target = [domain(64, 1, target=True)[0]]
+    adapter(alone, "adabn").fit(streams()[0], target=target, epochs=1, verbose=0)
     plain = small_model(bottleneck=4)
-    source, target = streams()
+    source, _ = streams()
     adapter(plain, []).fit(source, epochs=1, verbose=0)
     for a, b in zip(alone.trainable_weights, plain.trainable_weights):
         np.testing.assert_array_equal(a.numpy(), b.numpy())  # trained on the source alone
@@ -426,7 +427,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(tmp_path):
     for a, b in zip(whole.weights, resumed.weights):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     assert rest.epoch == [0, 1, 2]
-    assert rest.history == pytest.approx(history.history)
+    assert rest.history == history.history
     finished, _, same = run(tmp_path / "cut", callbacks=[killed_after(0)])  # nothing is left to do
     assert same.history == rest.history
     np.testing.assert_array_equal(finished.get_weights()[0], whole.get_weights()[0])

@@ -105,14 +105,13 @@ def _length(given):
 
 
 def _pass(given):
-    return iter(given) if hasattr(given, "__iter__") else _items(given)
+    return _with_its_end(given) if hasattr(given, "on_epoch_end") else iter(given)
 
 
-def _items(given):
-    for i in range(len(given)):
-        yield given[i]
-    if hasattr(given, "on_epoch_end"):
-        given.on_epoch_end()
+def _with_its_end(given):
+    """A pass of a PyDataset, which may shuffle itself after it."""
+    yield from given
+    given.on_epoch_end()
 
 
 def _arrays(batch):
