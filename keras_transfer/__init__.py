@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that has it.
 _NAMES = {
+    "Adapter": "adaptation.adapter",
     "Augmentation": "data",
     "Backbone": "stages",
     "BACKBONES": "backbones",
@@ -24,6 +25,7 @@ _NAMES = {
     "Trainer": "training",
     "WeightRule": "optimizers",
     "activation_shift": "likeness",
+    "adapt": "adaptation.easy",
     "advise": "advisor",
     "backbone_from_model": "backbones",
     "backbone_of": "builders",
@@ -50,7 +52,7 @@ _NAMES = {
     "summary": "freezing",
     "tune": "tuning",
 }
-_MODULES = ("data", "export")
+_MODULES = ("adaptation", "data", "export")
 
 __all__ = [*_NAMES, *_MODULES, "__version__"]
 

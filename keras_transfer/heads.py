@@ -13,6 +13,8 @@ import numpy as np
 from keras_transfer.errors import InputError
 from keras_transfer.metrics import R2, LabelF1, LabelRanking
 
+BOTTLENECK = "bottleneck"  # name of the layer whose output the bottleneck is
+
 
 @dataclass(frozen=True)
 class Head:
@@ -24,6 +26,8 @@ class Head:
         dropout: share of the features (and of each hidden layer) dropped in training, 0 ≤ d < 1.
         label_smoothing: share of the target spread over all classes, 0 ≤ s < 1.
         weight: of this head's loss in the sum, where a model has several heads, > 0.
+        bottleneck: width of a linear layer with BatchNorm and ReLU right after the features, as
+            domain adaptation has it (`adaptation`); None is none.
     """
 
     names: tuple[str, ...]
@@ -31,6 +35,7 @@ class Head:
     dropout: float = 0.2
     label_smoothing: float = 0.0
     weight: float = 1.0
+    bottleneck: int | None = None
 
     task: ClassVar[str]
     ranked_by: ClassVar[str | None]  # the metric whose highest value is best; None: the least loss
@@ -49,6 +54,8 @@ class Head:
                 raise InputError(f"{field} must be in [0, 1), not {getattr(self, field)}.")
         if not self.weight > 0:
             raise InputError(f"weight of a head must be above 0, not {self.weight}.")
+        if self.bottleneck is not None and self.bottleneck < 1:
+            raise InputError(f"bottleneck must be 1 or more, not {self.bottleneck}.")
 
     least_names: ClassVar[int] = 1
 
@@ -63,6 +70,10 @@ class Head:
         x, prefix = features, f"{name}_" if name else ""
         if len(x.shape) > 2:
             x = keras.layers.Flatten(name=f"{prefix}flatten")(x)
+        if self.bottleneck:
+            x = keras.layers.Dense(self.bottleneck, name=f"{prefix}bottleneck_dense")(x)
+            x = keras.layers.BatchNormalization(momentum=0.9, name=f"{prefix}bottleneck_norm")(x)
+            x = keras.layers.ReLU(name=f"{prefix}{BOTTLENECK}")(x)
         for i, width in enumerate(self.hidden):
             x = keras.layers.Dropout(self.dropout, name=f"{prefix}dropout_{i}")(x)
             x = keras.layers.Dense(width, activation="relu", name=f"{prefix}hidden_{i}")(x)

@@ -29,8 +29,8 @@ class RateShape(keras.optimizers.schedules.LearningRateSchedule):
         learning_rate: the highest rate, > 0.
         steps: steps of the whole phase, ≥ 1.
         shape: `"cosine"` to 0 (SGDR, arXiv:1608.03983), `"one_cycle"` (up from 1/25, down to 1/10⁴
-            of the rate, both in cosines; arXiv:1708.07120, without its momentum cycle), `"step"`
-            or `"constant"`.
+            of the rate, both in cosines; arXiv:1708.07120, without its momentum cycle), `"step"`,
+            `"constant"`, or `"annealed"`: (1 + 10·share)^−0.75 (arXiv:1505.07818).
         warmup: share of the steps in which the rate rises, linearly but for `"one_cycle"`.
         drops: of `"step"`: shares of all steps after which the rate is multiplied by `drop_factor`.
     """
@@ -92,6 +92,7 @@ _AFTER = {
     "one_cycle": lambda shape, fallen, share: 1e-4 + (1 - 1e-4) * _half_cosine(fallen),
     "step": _steps_down,
     "constant": lambda shape, fallen, share: ops.ones_like(fallen),
+    "annealed": lambda shape, fallen, share: ops.power(1.0 + 10.0 * share, -0.75),
 }
 
 

@@ -11,7 +11,7 @@ from keras_transfer.data.augmentation import plain_augmentation
 from keras_transfer.data.mixing import MIXES
 from keras_transfer.errors import InputError
 
-SHAPES = ("cosine", "one_cycle", "step", "constant", "plateau")
+SHAPES = ("cosine", "one_cycle", "step", "constant", "annealed", "plateau")
 BATCH_NORM_POLICIES = ("frozen", "train")
 KEEP = ("best", "last")
 SOLVERS = ("gradient", "logistic")
@@ -28,8 +28,9 @@ class Phase:
         steps: batches, ≥ 1, with an epoch's end after each pass. One of the two is given.
         learning_rate: highest rate of the phase, > 0.
         shape: of the rate over the phase: `"cosine"` (to 0), `"one_cycle"` (up and down in cosines,
-            give it a warmup of about 0.3), `"step"`, `"constant"`, or `"plateau"` (times
-            `drop_factor` when the validation loss has not fallen for `patience` epochs).
+            give it a warmup of about 0.3), `"step"`, `"constant"`, `"annealed"` (times (1 + 10·p)^−0.75
+            at progress p, as domain adaptation has it), or `"plateau"` (times `drop_factor` when the
+            validation loss has not fallen for `patience` epochs).
         warmup: share of the steps in which the rate rises, 0 ≤ warmup < 1; not with `"plateau"`.
         drops: of `"step"`: shares of the phase after which the rate is multiplied by `drop_factor`.
         drop_factor: of `"step"` and `"plateau"`, 0 < factor < 1.

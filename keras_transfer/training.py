@@ -193,7 +193,7 @@ class Trainer:
 
     def _closed_form_obstacle(self) -> str | None:
         """Why the head has no closed form; None where it has one."""
-        if any(head.hidden for head in self.heads.values()):
+        if any(head.hidden or head.bottleneck for head in self.heads.values()):
             return "gives one linear layer, and this head has hidden ones"
         if len(self.model.layers[1].output.shape) > 2:
             return "needs pooled features"
