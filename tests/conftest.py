@@ -11,6 +11,14 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Nothing that earlier runs of this machine left behind; workers side by side share theirs."""
+    base = tmp_path_factory.getbasetemp()
+    worker = "PYTEST_XDIST_WORKER" in os.environ
+    os.environ["KERAS_TRANSFER_CACHE"] = str((base.parent if worker else base) / "cache")
+
+
 @pytest.fixture(autouse=True)
 def clean_keras():
     """Keras keeps every layer of every model in a global state until told otherwise."""

@@ -291,6 +291,21 @@ def test_an_engine_that_fails_is_not_taken(data, monkeypatch, tmp_path):
     monkeypatch.setitem(ENGINES, "openvino_bf16", broken)
     chosen = choose(data, "auto", prefix_of(model_of(data), 3))
     assert chosen.name == "keras" and "failed (unsupported operation)" in chosen.reason
+    # It may have been for this once: the next process tries again.
+    assert "openvino_bf16" not in engines.usable_engines("auto", prefix_of(model_of(data), 3))
+    assert not any("failed" in path.read_text() for path in tmp_path.rglob("engines-*.json"))
+
+
+def test_a_stop_within_a_converter_stops_the_program(data, monkeypatch, tmp_path):
+    """OpenVINO makes of a KeyboardInterrupt an error of its own."""
+    fakes(monkeypatch, tmp_path, (0.0, 0.0), (5.0, 1.0))
+
+    def stopped(prefix):
+        raise RuntimeError("Converting input model\nKeyboardInterrupt: <EMPTY MESSAGE>")
+
+    monkeypatch.setitem(ENGINES, "openvino_bf16", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        choose(data, "auto", prefix_of(model_of(data), 3))
 
 
 def test_a_probe_sees_what_the_error_does_not():

@@ -122,19 +122,21 @@ def choose_engine(
 
     def measure(name):
         drawn.extend([] if drawn else [sample(_SAMPLE)])
+        return compare(engine("keras"), engine(name), *drawn[0])
+
+    def result(name):
         try:
-            return compare(engine("keras"), engine(name), *drawn[0])
-        except Exception as error:  # a faster engine is no reason to fail
+            return remembered("engines", _key(name, prefix), partial(measure, name))
+        except Exception as error:  # a faster engine is no reason to fail; not remembered
+            if "KeyboardInterrupt" in str(error):  # OpenVINO's converter makes it an error of its own
+                raise KeyboardInterrupt from error
             return {"gain": 0.0, "error": 1.0, "probe": 1.0, "failed": str(error)}
 
     unknown = usable_engines(asked, prefix) == ["keras"]
     if asked == "auto" and unknown and prefix.cost * left < _WORTH_MEASURING:
         return Choice("keras", engine("keras"), "too little work to compare others")
-    found = {
-        name: remembered("engines", _key(name, prefix), partial(measure, name))
-        for name in _others()
-    }
-    reason = "; ".join(f"{name} {_shown(result)}" for name, result in found.items())
+    found = {name: result(name) for name in _others()}
+    reason = "; ".join(f"{name} {_shown(how)}" for name, how in found.items())
     fine = [name for name in found if _fine(found[name], asked)]
     chosen = max(fine, key=lambda name: found[name]["gain"], default="keras")
     return Choice(chosen, engine(chosen), reason)
