@@ -195,6 +195,8 @@ def test_the_selected_epoch_is_always_among_the_candidates_so_far():
             # Few values, so that there are ties.
             sureness = rng.integers(1, 5) / 5
             answers = blend(sureness, 3, 12)[: rng.choice([9, 12])]
+            if rng.random() < 0.3:  # collapsed, though with more information than some others
+                answers = np.tile([[0.51, 0.49, 0], [0.51, 0, 0.49]], (6, 1))
             selector.add(epoch, rng.choice([0.7, 0.82, 0.9, 0.94]), answers)
             # Weights once thrown away do not come back.
             kept = (kept | {epoch}) & set(selector.candidates)
