@@ -55,6 +55,7 @@ class DomainTask:
         batch_size: pictures of each domain in a step.
         learning_rate: of SGD at the start.
         backbone_rate: factor of that for the backbone.
+        weight_decay: see `kt.Phase`.
         discriminator: settings of the methods that have one.
         shot_beta: weight of SHOT's pseudo-labels.
     """
@@ -67,8 +68,28 @@ class DomainTask:
     batch_size: int
     learning_rate: float
     backbone_rate: float
+    weight_decay: float
     discriminator: dict
     shot_beta: float
+
+    def phase(self, epochs: int | None = None) -> kt.Phase:
+        """How it is trained, as in DANN: momentum, and a rate that falls as (1 + 10 p)^-0.75.
+
+        Args:
+            epochs: another number of them.
+        """
+        return kt.Phase(
+            "adapt",
+            epochs=epochs or self.epochs,
+            learning_rate=self.learning_rate,
+            shape="annealed",
+            warmup=0.0,
+            rates={"backbone": self.backbone_rate},
+            optimizer="sgd",
+            optimizer_options={"momentum": 0.9, "nesterov": True},
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+        )
 
 
 def pixels(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
@@ -279,8 +300,8 @@ def dann_model(domains: Domains):
 
 
 def mobilenet(domains: Domains):
-    """`mobilenet_v2_0.35` with ImageNet weights."""
-    head = kt.Classification(domains.source.class_names)
+    """`mobilenet_v2_0.35` with ImageNet weights, and a bottleneck as the Transfer-Learning-Library has."""
+    head = kt.Classification(domains.source.class_names, bottleneck=256, dropout=0.0)
     return kt.build_model("mobilenet_v2_0.35", head, image_size=HAND_SIZE)
 
 
@@ -292,6 +313,7 @@ SMALL = {
     "batch_size": 64,
     "learning_rate": 0.01,
     "backbone_rate": 1.0,
+    "weight_decay": 0.0,
     "discriminator": PAPER,
     "shot_beta": 0.1,
 }
@@ -310,6 +332,7 @@ TASKS = {
             batch_size=32,
             learning_rate=0.01,
             backbone_rate=0.1,
+            weight_decay=1e-3,
             discriminator={},
             shot_beta=0.3,
         ),
