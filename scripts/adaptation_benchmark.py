@@ -24,6 +24,7 @@ goes on; the tables are printed at the end (`--table`: at once).
 import argparse
 import csv
 import time
+from itertools import product
 from pathlib import Path
 
 import keras
@@ -47,12 +48,13 @@ class Trial:
     """One task with one seed: its pictures as arrays, and what trains on them.
 
     Args:
-        epochs: another number than the task's.
+        epochs: passes over the longer of the two training sets.
         folder: where source models are kept.
     """
 
-    def __init__(self, task, seed: int, epochs: int | None, folder: Path):
+    def __init__(self, task, seed: int, epochs: int, folder: Path):
         self.task, self.seed = task, seed
+        self.reference = None  # accuracy of `source_only` on the source's validation pictures
         self.phase = task.phase(epochs)
         self.domains = task.domains()
         source, target = self.domains.source.examples, self.domains.target.examples
@@ -64,7 +66,7 @@ class Trial:
         self.weights = folder / f"{task.name}-{seed}-{self.phase.epochs}.weights.h5"
 
     def run(self, method: str) -> dict:
-        """Trains; returns what was measured, or {} where the method does not suit the network."""
+        """Trains with a method or a bound; returns what was measured, or {} where the method does not suit the network."""
         started = time.perf_counter()
         if method == "adabn":
             model = self.source_model()
@@ -72,7 +74,7 @@ class Trial:
                 return {}
             from keras_transfer.adaptation import adabn
 
-            record = Record(self, model)
+            record = Record(self, model, sourceless=True)
             adabn(model, self.batches(self.target[0]))
             record.measure(1)
         elif method == "shot":
@@ -111,7 +113,7 @@ class Trial:
         adapter = Adapter(model, chosen, seed=self.seed)
         epochs = self.phase.epochs
         adapter.compile(adapter.make_optimizer(self.phase, epochs * self.steps))
-        record = Record(self, model)
+        record = Record(self, model, sourceless=source is None)
         adapter.fit(
             source,
             target,
@@ -139,16 +141,18 @@ class Record(keras.callbacks.Callback):
     Args:
         trial: whose pictures are measured on.
         measured: the model that the adapter trains.
+        sourceless: the method leaves the source behind, and is not vetoed for it.
     """
 
-    def __init__(self, trial: Trial, measured: keras.Model):
+    def __init__(self, trial: Trial, measured: keras.Model, sourceless: bool):
         from keras_transfer.adaptation.selection import Selector
 
         super().__init__()
-        self.trial, self.measured = trial, measured
+        self.trial, self.measured, self.sourceless = trial, measured, sourceless
         self.unlabelled = trial.target[0][:MOST_UNLABELLED]
         classes = len(trial.domains.source.class_names)
-        self.selector = Selector(np.bincount(trial.source[1], minlength=classes))
+        shares = np.bincount(trial.source[1], minlength=classes)
+        self.selector = Selector(shares, source_accuracy=trial.reference)
         self.times = []  # (seconds, processor seconds) of the steps of each epoch
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -162,8 +166,9 @@ class Record(keras.callbacks.Callback):
         self.measure(epoch + 1)
 
     def measure(self, epoch: int) -> None:
-        source = self._accuracy(*self.trial.validation)
-        self.selector.add(epoch, source, keras.ops.softmax(self._logits(self.unlabelled)))
+        self.source = self._accuracy(*self.trial.validation)
+        answers = keras.ops.softmax(self._logits(self.unlabelled))
+        self.selector.add(epoch, None if self.sourceless else self.source, answers)
         self.selector.report(epoch, self._accuracy(*self.trial.test))
 
     def _accuracy(self, pictures, labels):
@@ -178,7 +183,7 @@ class Record(keras.callbacks.Callback):
             "target": s.target_accuracy(s.last),
             "selected": s.target_accuracy(s.selected),
             "oracle": s.target_accuracy(s.oracle),
-            "source": s.scores[-1].source_accuracy,
+            "source": self.source,
             "selected_epoch": s.selected,
             "oracle_epoch": s.oracle,
         }
@@ -224,7 +229,9 @@ def table(rows: list[dict], task: str) -> str:
         ratios = [_ratios(mine, method, key) for key in ("step_ms", "step_cpu_ms")]
         cells = [method, _percent(found, "target")]
         cells.append("" if not shares or method in BOUNDS else _mean_spread(shares, " %"))
-        cells += [_percent(found, key) for key in ("selected", "oracle", "source")]
+        chosen = ("selected", "oracle") if method != BOUNDS[1] else ()
+        cells += [_percent(found, key) for key in chosen] or ["", ""]
+        cells.append(_percent(found, "source"))
         cells.append(" / ".join(f"{np.mean(r):.2f}" for r in ratios if r))
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
@@ -288,24 +295,28 @@ def _shown_seeds(mine):
 
 
 def measure(options, done, write):
-    for seed in options.seeds:
-        for name in options.tasks:
-            trial = None
-            for method in (BOUNDS[0], *options.methods, BOUNDS[1]):
-                epochs = options.epochs or TASKS[name].epochs
-                key = dict(zip(FIELDS, (name, str(seed), str(epochs), method)))
-                if any(key.items() <= row.items() for row in done):
-                    continue
-                trial = trial or Trial(
-                    TASKS[name], seed, options.epochs, options.rows.with_suffix("")
-                )
-                found = trial.run(method)
-                shown = {
-                    n: f"{v:.4f}" if isinstance(v, float) else v
-                    for n, v in found.items()
-                    if v is not None
-                }
-                write({**dict.fromkeys(NUMBERS, ""), **key, **shown})
+    for seed, name in product(options.seeds, options.tasks):
+        trial = None
+        epochs = options.epochs or TASKS[name].epochs
+        for method in (BOUNDS[0], *options.methods, BOUNDS[1]):
+            key = _key(name, seed, epochs, method)
+            if _row(done, key):
+                continue
+            trial = trial or Trial(TASKS[name], seed, epochs, options.rows.with_suffix(""))
+            before = _row(done, _key(name, seed, epochs, BOUNDS[0]))
+            adapts = before and method not in BOUNDS
+            trial.reference = float(before["source"]) if adapts else None
+            found = {n: v for n, v in trial.run(method).items() if v is not None}
+            shown = {n: f"{v:.4f}" if isinstance(v, float) else v for n, v in found.items()}
+            write({**dict.fromkeys(NUMBERS, ""), **key, **shown})
+
+
+def _key(*values):
+    return dict(zip(FIELDS, map(str, values)))
+
+
+def _row(rows, key):
+    return next((row for row in rows if key.items() <= row.items()), None)
 
 
 def main():

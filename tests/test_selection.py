@@ -140,6 +140,15 @@ def test_the_reference_of_the_veto_may_be_given():
     assert selector.selected is None and selector.last == 1
 
 
+def test_without_a_source_only_collapse_vetoes():
+    selector = Selector(EVEN, source_accuracy=0.99)
+    selector.add(1, None, blend(0.5))
+    selector.add(2, None, COLLAPSED)
+    assert [selector.veto(s) is None for s in selector.scores] == [True, False]
+    assert selector.selected == 1 and selector.candidates == [1, 2]
+    assert selector.table().splitlines()[2].split("|")[2].strip() == "–"
+
+
 def test_answers_that_collapse_are_not_selected():
     selector = Selector([1, 1, 1, 1])
     selector.add(1, 0.9, blend(0.2, 4))

@@ -108,14 +108,14 @@ class EpochScores:
 
     Attributes:
         epoch: its number.
-        source_accuracy: on validation pictures of the source, 0–1.
+        source_accuracy: on validation pictures of the source, 0–1; None without a source.
         information, nuclear_norm, density: of the answers for target pictures, see the functions.
         classes: that the answers amount to, see `effective_classes`.
         pictures: of the target that answered.
     """
 
     epoch: int
-    source_accuracy: float
+    source_accuracy: float | None
     information: float
     nuclear_norm: float
     density: float
@@ -167,13 +167,14 @@ class Selector:
         self._oracle: dict[int, float] = {}
 
     def add(
-        self, epoch: int, source_accuracy: float, target_probabilities: np.ndarray
+        self, epoch: int, source_accuracy: float | None, target_probabilities: np.ndarray
     ) -> EpochScores:
         """Scores an epoch.
 
         Args:
             epoch: its number, higher than those before.
-            source_accuracy: on validation pictures of the source, 0–1.
+            source_accuracy: on validation pictures of the source, 0–1; None for a method that works
+                without the source and may leave it behind (SHOT, AdaBN): then it vetoes nothing.
             target_probabilities: float [N, C], the answers for unlabelled target pictures; the same
                 pictures each time.
 
@@ -190,9 +191,8 @@ class Selector:
             raise InputError(f"Epoch {epoch} comes after epoch {self.scores[-1].epoch}.")
         found = {name: score(p) for name, score in CRITERIA.items()}
         classes = effective_classes(np.bincount(p.argmax(axis=1), minlength=p.shape[1]))
-        scores = EpochScores(
-            epoch, float(source_accuracy), classes=classes, pictures=len(p), **found
-        )
+        source = None if source_accuracy is None else float(source_accuracy)
+        scores = EpochScores(epoch, source, classes=classes, pictures=len(p), **found)
         self.scores.append(scores)
         return scores
 
@@ -202,14 +202,11 @@ class Selector:
 
     def veto(self, scores: EpochScores) -> str | None:
         """Why an epoch must not be taken, in words; None where it may."""
-        reference = self.source_accuracy
+        source, reference = scores.source_accuracy, self.source_accuracy
         if reference is None:
-            reference = max(s.source_accuracy for s in self.scores)
-        if scores.source_accuracy < reference - self.tolerance - 1e-9:
-            return (
-                f"source validation fell from {100 * reference:.1f} to "
-                f"{100 * scores.source_accuracy:.1f} %"
-            )
+            reference = max((_or_0(s.source_accuracy) for s in self.scores), default=0.0)
+        if source is not None and source < reference - self.tolerance - 1e-9:
+            return f"source validation fell from {100 * reference:.1f} to {100 * source:.1f} %"
         expected = min(effective_classes(self.source_shares), scores.pictures)
         if scores.classes < expected / 2 or scores.classes < 1 + 1e-9:
             return f"answers amount to {scores.classes:.1f} of {expected:.1f} classes"
@@ -247,7 +244,7 @@ class Selector:
 
     def _rules_out(self, better, scores):
         names = (*self.criteria, "source_accuracy", "classes")
-        if any(getattr(better, name) < getattr(scores, name) for name in names):
+        if any(_or_0(getattr(better, name)) < _or_0(getattr(scores, name)) for name in names):
             return False
         above = any(getattr(better, name) > getattr(scores, name) for name in self.criteria)
         return above or better.epoch > scores.epoch
@@ -303,7 +300,7 @@ class Selector:
             target = self.target_accuracy(s.epoch)
             cells = (
                 " ".join([str(s.epoch), *marks]),
-                f"{100 * s.source_accuracy:.1f}",
+                "–" if s.source_accuracy is None else f"{100 * s.source_accuracy:.1f}",
                 f"{s.information:.3f}",
                 f"{s.nuclear_norm:.4f}",
                 f"{s.density:.3f}",
@@ -325,6 +322,10 @@ def _checked(probabilities):
             "These are no probabilities: each row must be ≥ 0 and sum to 1 (softmax of the logits)."
         )
     return p
+
+
+def _or_0(value):
+    return 0.0 if value is None else value
 
 
 def _entropy(p):
