@@ -1,6 +1,7 @@
 """Pairs of domains to adapt between: what `adaptation_benchmark.py` is measured with.
 
-    KERAS_TRANSFER_DATA=… python scripts/domains.py [SHEET.png]    pictures of all of them
+    KERAS_TRANSFER_DATA=… python scripts/domains.py SHEET.png      pictures of all of them
+    KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/domains.py   how far they are apart
 
 Each has labelled pictures of a source (`train`, `val`) and pictures of a target (`train`, whose labels
 are for the upper bound alone, and `test`). All is made from the pictures in `KERAS_TRANSFER_DATA` and
@@ -51,6 +52,7 @@ class DomainTask:
         title: for people.
         domains: makes the pair.
         build: makes a new model for it.
+        image_size: height and width.
         epochs: passes over the longer of the two training sets.
         batch_size: pictures of each domain in a step.
         learning_rate: of SGD at the start.
@@ -64,6 +66,7 @@ class DomainTask:
     title: str
     domains: Callable[[], Domains]
     build: Callable[[Domains], object]
+    image_size: int
     epochs: int
     batch_size: int
     learning_rate: float
@@ -234,10 +237,10 @@ def _hands(examples):
 
 
 # Of the other camera; light is linear, 0–1.
-CAST = (1.0, 0.55, 0.22)  # what a bulb gives of red, green and blue
-LIGHT = 0.12  # of the light that the first camera had
-BLUR = 1.6  # px, standard deviation
-PHOTONS = 150  # that white would give in a pixel
+CAST = (1.0, 0.75, 0.45)  # what a bulb gives of red, green and blue
+LIGHT = 0.35  # of the light that the first camera had
+BLUR = 1.2  # px, standard deviation
+PHOTONS = 800  # that white would give in a pixel
 
 
 def other_camera(pictures: np.ndarray, seed: int) -> np.ndarray:
@@ -310,6 +313,7 @@ def mobilenet(domains: Domains):
 PAPER = {"hidden": (100,), "batch_norm": False}  # DANN's discriminator for MNIST
 SMALL = {
     "build": dann_model,
+    "image_size": SIZE,
     "batch_size": 64,
     "learning_rate": 0.01,
     "backbone_rate": 1.0,
@@ -328,6 +332,7 @@ TASKS = {
             "sign digits → by lamplight",
             hands_to_other_camera,
             mobilenet,
+            HAND_SIZE,
             epochs=20,
             batch_size=32,
             learning_rate=0.01,
@@ -373,5 +378,36 @@ def draw(path: Path, each: int = 12) -> None:
     figure.savefig(path, dpi=80)
 
 
+def distances(backbone: str = "mobilenet_v2_0.35", most: int = 500) -> str:
+    """Markdown: how far the domains of each task are apart, and pictures of each source from others
+    of the same source."""
+    lines = [
+        "| pair | proxy-A | MMD² | p | Fréchet (by chance) | source probe | worth trying |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    pairs = {}
+    for task in TASKS.values():
+        source, target = task.domains().source, task.domains().target
+        pairs[f"{source.root}, other pictures"] = source, source.examples["val"], task
+        pairs[f"{source.root} → {target.root}"] = source, target, task
+    for name, (source, target, task) in pairs.items():
+        size = max(64, task.image_size)  # what the backbone takes at least
+        found = kt.domain_distance(source, target, backbone=backbone, image_size=size, most=most)
+        cells = (
+            name,
+            f"{found.proxy_a.value:.2f} ± {found.proxy_a.error:.2f}",
+            f"{found.mmd.value:.4f} ± {found.mmd.error:.4f}",
+            f"{found.mmd.p_value:.3f}",
+            f"{found.frechet:.3f} ({found.frechet_by_chance:.3f})",
+            f"{100 * found.source_accuracy:.1f} ± {100 * found.source_error:.1f}",
+            "yes" if found.worth_trying else "no",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    draw(Path(sys.argv[1] if len(sys.argv) > 1 else "domains.png"))
+    if len(sys.argv) > 1:
+        draw(Path(sys.argv[1]))
+    else:
+        print(distances())

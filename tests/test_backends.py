@@ -12,7 +12,7 @@ import pytest
 import keras_transfer
 
 FOLDER = Path(keras_transfer.__file__).parent
-MODEL_AND_TRAINING = ["backbones", "builders", "failures", "features/caching", "features/prefix", "features/store", "folding", "freezing", "heads", "metrics", "optimizers", "plans", "precision", "progress", "rate_finder", "recipes", "runs", "schedules", "solvers", "stages", "training"]  # fmt: skip
+MODEL_AND_TRAINING = ["adaptation/selection", "backbones", "builders", "distances", "domains", "failures", "features/caching", "features/prefix", "features/store", "folding", "freezing", "heads", "metrics", "optimizers", "plans", "precision", "progress", "rate_finder", "recipes", "runs", "schedules", "solvers", "stages", "training"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODEL_AND_TRAINING)
