@@ -238,9 +238,9 @@ def _hands(examples):
 
 # Of the other camera; light is linear, 0–1.
 CAST = (1.0, 0.75, 0.45)  # what a bulb gives of red, green and blue
-LIGHT = 0.35  # of the light that the first camera had
-BLUR = 1.2  # px, standard deviation
-PHOTONS = 800  # that white would give in a pixel
+LIGHT = 0.5  # of the light that the first camera had
+BLUR = 1.0  # px, standard deviation
+PHOTONS = 1500  # that white would give in a pixel
 
 
 def other_camera(pictures: np.ndarray, seed: int) -> np.ndarray:
