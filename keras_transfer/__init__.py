@@ -33,6 +33,7 @@ _NAMES = {
     "build_model": "builders",
     "compare": "comparison.running",
     "compile_arguments": "heads",
+    "domain_distance": "domains",
     "evaluate": "evaluation",
     "find_rate": "rate_finder",
     "freeze": "freezing",

@@ -12,8 +12,8 @@ import pytest
 import keras_transfer
 
 FOLDER = Path(keras_transfer.__file__).parent
-ADAPTATION = ["adabn", "adapter", "easy", "losses", "methods", "network", "progress", "shot", "streams"]  # fmt: skip
-MODEL_AND_TRAINING = [*[f"adaptation/{name}" for name in ADAPTATION], "advisor", "auto", "backbones", "builders", "choices", "failures", "features/caching", "features/prefix", "features/store", "folding", "freezing", "heads", "likeness", "metrics", "optimizers", "plans", "precision", "progress", "rate_finder", "recipes", "runs", "schedules", "solvers", "stages", "timing", "training"]  # fmt: skip
+ADAPTATION = ["adabn", "adapter", "easy", "losses", "methods", "network", "progress", "selection", "shot", "streams"]  # fmt: skip
+MODEL_AND_TRAINING = [*[f"adaptation/{name}" for name in ADAPTATION], "advisor", "auto", "backbones", "builders", "choices", "distances", "domains", "failures", "features/caching", "features/prefix", "features/store", "folding", "freezing", "heads", "likeness", "metrics", "optimizers", "plans", "precision", "progress", "rate_finder", "recipes", "runs", "schedules", "solvers", "stages", "timing", "training"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODEL_AND_TRAINING)

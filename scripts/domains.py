@@ -1,0 +1,413 @@
+"""Pairs of domains to adapt between: what `adaptation_benchmark.py` is measured with.
+
+    KERAS_TRANSFER_DATA=… python scripts/domains.py SHEET.png      pictures of all of them
+    KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/domains.py   how far they are apart
+
+Each has labelled pictures of a source (`train`, `val`) and pictures of a target (`train`, whose labels
+are for the upper bound alone, and `test`). All is made from the pictures in `KERAS_TRANSFER_DATA` and
+from what scikit-learn brings; every random choice has a fixed seed, so that the data sets are the same
+in each run, whatever the seed of the training.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tasks import people
+
+import keras_transfer as kt
+from keras_transfer.data import Examples, ImageData
+from keras_transfer.data.pictures import Arrays
+
+DIGITS = tuple("0123456789")
+SIZE = 28  # of MNIST
+PHOTOGRAPH = 500  # longest side that patches are cut from: about that of BSDS500
+HAND_SIZE = 96
+
+
+@dataclass(frozen=True, eq=False)
+class Domains:
+    """A source and a target of the same classes.
+
+    Attributes:
+        source: pictures `train` and `val`.
+        target: pictures `train` and `test`.
+    """
+
+    source: ImageData
+    target: ImageData
+
+
+@dataclass(frozen=True)
+class DomainTask:
+    """A pair of domains with what its trainings share, whatever the method.
+
+    Attributes:
+        name: as it is asked for.
+        title: for people.
+        domains: makes the pair.
+        build: makes a new model for it.
+        image_size: height and width.
+        epochs: passes over the longer of the two training sets.
+        batch_size: pictures of each domain in a step.
+        learning_rate: of SGD at the start.
+        backbone_rate: factor of that for the backbone.
+        weight_decay: see `kt.Phase`.
+        discriminator: settings of the methods that have one.
+        shot_beta: weight of SHOT's pseudo-labels.
+    """
+
+    name: str
+    title: str
+    domains: Callable[[], Domains]
+    build: Callable[[Domains], object]
+    image_size: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    backbone_rate: float
+    weight_decay: float
+    discriminator: dict
+    shot_beta: float
+
+    def phase(self, epochs: int | None = None) -> kt.Phase:
+        """How it is trained, as in DANN: momentum, and a rate that falls as (1 + 10 p)^-0.75.
+
+        Args:
+            epochs: another number of them.
+        """
+        return kt.Phase(
+            "adapt",
+            epochs=epochs or self.epochs,
+            learning_rate=self.learning_rate,
+            shape="annealed",
+            warmup=0.0,
+            rates={"backbone": self.backbone_rate},
+            optimizer="sgd",
+            optimizer_options={"momentum": 0.9, "nesterov": True},
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+        )
+
+
+def pixels(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """(pictures uint8 [N, H, W, 3], labels int32 [N]) of examples of one size."""
+    return np.stack(examples.pictures.arrays), examples.labels
+
+
+# -- digits ---------------------------------------------------------------------------------------
+
+
+@cache
+def mnist() -> tuple[np.ndarray, np.ndarray]:
+    """10,000 digits, uint8 [N, 28, 28], and their labels."""
+    with np.load(_shared("mnist_10k.npz")) as file:
+        return file["x"], file["y"].astype("int32")
+
+
+# Of MNIST. Whoever trains on a target sees the source's validation digits there, without labels;
+# nobody but the test sees the test digits.
+TRAIN, VAL, TRAIN_AND_VAL, TEST = slice(7200), slice(7200, 8000), slice(8000), slice(8000, None)
+
+
+@cache
+def mnist_to_mnistm() -> Domains:
+    """Digits → the same inverted by a patch of a photograph, as in MNIST-M (DANN, JMLR 2016).
+
+    Per channel |patch − digit|, the digit being 255 where MNIST is above 0. MNIST-M takes BSDS500's
+    photographs; these are of insects, so it is "MNIST-M-like". As there, digits of the source train
+    the target too, on other ground; test digits and test photographs are others.
+    """
+    x, y = mnist()
+    train = blended(x[TRAIN_AND_VAL], photographs("train"), seed=1)
+    test = blended(x[TEST], photographs("val"), seed=2)
+    target = _data("mnistm", train=(train, y[TRAIN_AND_VAL]), test=(test, y[TEST]))
+    return Domains(_mnist_source(), target)
+
+
+def blended(digits: np.ndarray, photos: list[np.ndarray], seed: int) -> np.ndarray:
+    """|patch − digit| of each digit [N, H, W] with a random patch of a random photograph.
+
+    Returns:
+        uint8 [N, H, W, 3].
+    """
+    rng = np.random.default_rng(seed)
+    height, width = digits.shape[1:]
+    made = np.empty((*digits.shape, 3), "uint8")
+    for i, digit in enumerate(digits):
+        photo = photos[rng.integers(len(photos))]
+        top = rng.integers(photo.shape[0] - height + 1)
+        left = rng.integers(photo.shape[1] - width + 1)
+        patch = photo[top : top + height, left : left + width].astype("int16")  # signed
+        made[i] = np.abs(patch - np.where(digit > 0, 255, 0)[..., None])
+    return made
+
+
+@cache
+def photographs(split: str) -> list[np.ndarray]:
+    """Those of hymenoptera, RGB, at most 500 px long. One file there is no photograph."""
+    found = []
+    for path in sorted(_shared("hymenoptera").glob(f"{split}/*/*.jp*g")):
+        with Image.open(path) as photo:
+            photo = photo.convert("RGB")
+            photo.thumbnail((PHOTOGRAPH, PHOTOGRAPH), Image.Resampling.LANCZOS)
+            found.append(np.asarray(photo))
+    return found
+
+
+@cache
+def mnist_to_digits() -> Domains:
+    """MNIST → the 8×8 scans that come with scikit-learn, which fill their frame."""
+    x, y = _scans()
+    target = _data("digits", train=(x[:1437], y[:1437]), test=(x[1437:], y[1437:]))
+    return Domains(_mnist_source(), target)
+
+
+@cache
+def digits_to_mnist() -> Domains:
+    """The same from the scans, a fifth as many, to MNIST."""
+    x, y = _scans()
+    source = _data("digits", train=(x[:1437], y[:1437]), val=(x[1437:], y[1437:]))
+    x, y = mnist()
+    target = _data(
+        "mnist", train=(_rgb(x[TRAIN_AND_VAL]), y[TRAIN_AND_VAL]), test=(_rgb(x[TEST]), y[TEST])
+    )
+    return Domains(source, target)
+
+
+def _scans():
+    """(uint8 [1797, 28, 28, 3], labels): in the order of the writers, so that the last 360 are by
+    others than the first."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    grey = np.round(x.reshape(-1, 8, 8) * 255 / 16).astype("uint8")
+    large = [Image.fromarray(p).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for p in grey]
+    return _rgb(np.stack(large)), y.astype("int32")
+
+
+def _mnist_source():
+    x, y = mnist()
+    return _data("mnist", train=(_rgb(x[TRAIN]), y[TRAIN]), val=(_rgb(x[VAL]), y[VAL]))
+
+
+def _rgb(grey):
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+# -- hands ----------------------------------------------------------------------------------------
+
+
+@cache
+def hands_to_other_camera() -> Domains:
+    """Sign digits → other people's hands through a poor camera by the light of a bulb.
+
+    Of 218 people half are the source's (a fifth of them to validate), the others the target's (two
+    fifths of them to test on): no hand is in two parts.
+    """
+    folder = _shared("sign_digits")
+    data = kt.data.labelled_pictures(folder, DIGITS, progress=False)
+    whole = data.examples["all"]
+    owner = people(data)
+    order = np.random.default_rng(0).permutation(np.unique(owner))
+    ends = (np.array([0.4, 0.5, 0.8]) * len(order)).round().astype(int)
+    parts = [whole.take(np.flatnonzero(np.isin(owner, part))) for part in np.split(order, ends)]
+    clean = [_hands(part) for part in parts[:2]]
+    shifted = [
+        (other_camera(_hands(part)[0], seed), part.labels) for seed, part in enumerate(parts[2:])
+    ]
+    return Domains(
+        _data("hands", train=clean[0], val=clean[1]),
+        _data("hands by lamplight", train=shifted[0], test=shifted[1]),
+    )
+
+
+def _hands(examples):
+    made = []
+    for name in examples.names:
+        with Image.open(name) as picture:
+            picture = picture.convert("RGB")
+            made.append(picture.resize((HAND_SIZE, HAND_SIZE), Image.Resampling.LANCZOS))
+    return np.stack(made), examples.labels
+
+
+# Of the other camera; light is linear, 0–1.
+CAST = (1.0, 0.75, 0.45)  # what a bulb gives of red, green and blue
+LIGHT = 0.5  # of the light that the first camera had
+BLUR = 1.0  # px, standard deviation
+PHOTONS = 1500  # that white would give in a pixel
+
+
+def other_camera(pictures: np.ndarray, seed: int) -> np.ndarray:
+    """Out of focus, by the light of a bulb, with little of it: a cast, dark, and noisy.
+
+    Each picture has a little more or less of all three.
+
+    Args:
+        pictures: uint8 [N, H, W, 3].
+        seed: of the noise and of the differences between pictures.
+
+    Returns:
+        uint8 [N, H, W, 3].
+    """
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    made = np.empty_like(pictures)
+    for i, picture in enumerate(pictures):
+        light = (picture / 255.0) ** 2.2
+        light = gaussian_filter(light, (blur := BLUR * rng.uniform(0.8, 1.2), blur, 0))
+        light = light * np.array(CAST) ** rng.uniform(0.8, 1.2) * LIGHT * rng.uniform(0.7, 1.4)
+        light = rng.poisson(light * PHOTONS) / PHOTONS
+        made[i] = np.round(255 * np.clip(light, 0, 1) ** (1 / 2.2))
+    return made
+
+
+# -- models ---------------------------------------------------------------------------------------
+
+
+def dann_network(mean) -> "kt.Backbone":
+    """The features of DANN's network for MNIST (Ganin et al., JMLR 2016): a `Backbone`.
+
+    Convolution 5×5 to 32, pooling, convolution 5×5 to 48, pooling; with the head's hidden layers of
+    100 and 100 (`Classification(…, hidden=(100, 100))`) it is their network. It has no BatchNorm.
+
+    Args:
+        mean: of the training pictures of both domains [3], 0–255, which is subtracted.
+    """
+    import keras
+
+    from keras_transfer.stages import Backbone
+
+    layers = keras.layers
+    inputs = keras.Input((SIZE, SIZE, 3), name="pictures")
+    offset = [-float(value) / 255 for value in mean]
+    x = layers.Rescaling([1 / 255] * 3, offset=offset, name="normalise")(inputs)
+    for width in (32, 48):
+        x = layers.Conv2D(width, 5, activation="relu", name=f"conv_{width}")(x)
+        x = layers.MaxPooling2D(2, name=f"pool_{width}")(x)
+    return Backbone(inputs, layers.Flatten(name="features")(x), name="dann_mnist")
+
+
+def dann_model(domains: Domains):
+    """DANN's network with its head, for a pair of domains."""
+    parts = [pixels(data.examples["train"])[0] for data in (domains.source, domains.target)]
+    mean = np.mean([part.mean(axis=(0, 1, 2)) for part in parts], axis=0)
+    head = kt.Classification(domains.source.class_names, hidden=(100, 100), dropout=0.0)
+    return kt.build_model(dann_network(mean), head, image_size=SIZE)
+
+
+def mobilenet(domains: Domains):
+    """`mobilenet_v2_0.35` with ImageNet weights, and a bottleneck as the Transfer-Learning-Library has."""
+    head = kt.Classification(domains.source.class_names, bottleneck=256, dropout=0.0)
+    return kt.build_model("mobilenet_v2_0.35", head, image_size=HAND_SIZE)
+
+
+# -- the table ------------------------------------------------------------------------------------
+
+PAPER = {"hidden": (100,), "batch_norm": False}  # DANN's discriminator for MNIST
+SMALL = {
+    "build": dann_model,
+    "image_size": SIZE,
+    "batch_size": 64,
+    "learning_rate": 0.01,
+    "backbone_rate": 1.0,
+    "weight_decay": 0.0,
+    "discriminator": PAPER,
+    "shot_beta": 0.1,
+}
+TASKS = {
+    task.name: task
+    for task in (
+        DomainTask("mnistm", "MNIST → MNIST-M-like", mnist_to_mnistm, epochs=30, **SMALL),
+        DomainTask("mnist_digits", "MNIST → digits", mnist_to_digits, epochs=15, **SMALL),
+        DomainTask("digits_mnist", "digits → MNIST", digits_to_mnist, epochs=15, **SMALL),
+        DomainTask(
+            "hands",
+            "sign digits → by lamplight",
+            hands_to_other_camera,
+            mobilenet,
+            HAND_SIZE,
+            epochs=20,
+            batch_size=32,
+            learning_rate=0.01,
+            backbone_rate=0.1,
+            weight_decay=1e-3,
+            discriminator={},
+            shot_beta=0.3,
+        ),
+    )
+}
+
+
+def _data(name, **parts) -> ImageData:
+    examples = {split: Examples(Arrays(x), y) for split, (x, y) in parts.items()}
+    return ImageData(DIGITS, examples, [], name)
+
+
+def _shared(name) -> Path:
+    return Path(os.environ["KERAS_TRANSFER_DATA"]) / name
+
+
+def draw(path: Path, each: int = 12) -> None:
+    """A sheet with a row of pictures from every part of every task, digits 0 to 9 in turn."""
+    from matplotlib.figure import Figure
+
+    rows = []
+    for task in TASKS.values():
+        domains = task.domains()
+        for role, data in (("source", domains.source), ("target", domains.target)):
+            for split, part in data.examples.items():
+                x, y = pixels(part)
+                # Of each digit one after the other.
+                turn = [np.flatnonzero(y == i % 10)[i // 10] for i in range(each)]
+                rows.append((f"{task.name}\n{role} {split}, {len(part)}", x[turn], y[turn]))
+    figure = Figure(figsize=(each + 2, len(rows)), layout="constrained", facecolor="white")
+    grid = figure.subplots(len(rows), each)
+    for line, (name, pictures, labels) in zip(grid, rows):
+        for axes, picture, label in zip(line, pictures, labels):
+            axes.imshow(picture)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(str(label), fontsize=7, pad=1)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    figure.savefig(path, dpi=80)
+
+
+def distances(backbone: str = "mobilenet_v2_0.35", most: int = 500) -> str:
+    """Markdown: how far the domains of each task are apart, and pictures of each source from others
+    of the same source."""
+    lines = [
+        "| pair | proxy-A | MMD² | p | Fréchet (by chance) | source probe | worth trying |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    pairs = {}
+    for task in TASKS.values():
+        source, target = task.domains().source, task.domains().target
+        pairs[f"{source.root}, other pictures"] = source, source.examples["val"], task
+        pairs[f"{source.root} → {target.root}"] = source, target, task
+    for name, (source, target, task) in pairs.items():
+        size = max(64, task.image_size)  # what the backbone takes at least
+        found = kt.domain_distance(source, target, backbone=backbone, image_size=size, most=most)
+        cells = (
+            name,
+            f"{found.proxy_a.value:.2f} ± {found.proxy_a.error:.2f}",
+            f"{found.mmd.value:.4f} ± {found.mmd.error:.4f}",
+            f"{found.mmd.p_value:.3f}",
+            f"{found.frechet:.3f} ({found.frechet_by_chance:.3f})",
+            f"{100 * found.source_accuracy:.1f} ± {100 * found.source_error:.1f}",
+            "yes" if found.worth_trying else "no",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        draw(Path(sys.argv[1]))
+    else:
+        print(distances())
