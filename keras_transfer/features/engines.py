@@ -128,7 +128,9 @@ def choose_engine(
         try:
             return remembered("engines", _key(name, prefix), partial(measure, name))
         except Exception as error:  # a faster engine is no reason to fail; not remembered
-            if "KeyboardInterrupt" in str(error):  # OpenVINO's converter makes it an error of its own
+            if "KeyboardInterrupt" in str(
+                error
+            ):  # OpenVINO's converter makes it an error of its own
                 raise KeyboardInterrupt from error
             return {"gain": 0.0, "error": 1.0, "probe": 1.0, "failed": str(error)}
 
