@@ -33,7 +33,10 @@ from domains import TASKS, pixels
 
 from keras_transfer.errors import silence
 
-METHODS = ("coral", "mmd", "dann", "cdan", "cdan_e", "mcc", "adabn", "shot", "mcc+dann")
+METHODS = (
+    *("coral", "mmd", "dann", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot"),
+    *("mcc+dann", "fixmatch+dann"),
+)
 BOUNDS = ("source_only", "target_only")
 WITH_DISCRIMINATOR = ("dann", "cdan", "cdan_e")
 MOST_UNLABELLED = 2000  # target pictures that the selection looks at
@@ -72,10 +75,10 @@ class Trial:
             model = self.source_model()
             if not any(isinstance(x, keras.layers.BatchNormalization) for x in _layers(model)):
                 return {}
-            from keras_transfer.adaptation import adabn
+            from keras_transfer.adaptation import apply_adabn
 
             record = Record(self, model, sourceless=True)
-            adabn(model, self.batches(self.target[0]))
+            apply_adabn(model, self.batches(self.target[0]))
             record.measure(1)
         elif method == "shot":
             model = self.source_model()
@@ -89,8 +92,11 @@ class Trial:
             elif method == "target_only":
                 record = self.fit(model, [], self.batches(*self.target))
             else:
-                batches = self.batches(*self.source), self.batches(self.target[0])
-                record = self.fit(model, method.split("+"), *batches)
+                names = method.split("+")
+                target = self.batches(self.target[0])
+                if "fixmatch" in names:
+                    target = self.two_views(target)
+                record = self.fit(model, names, self.batches(*self.source), target)
         return {**record.numbers(), "seconds": time.perf_counter() - started}
 
     def new_model(self):
@@ -133,6 +139,18 @@ class Trial:
         seed = 2 * self.seed + (labels is None)
         made = tf.data.Dataset.from_tensor_slices(parts).shuffle(len(pictures), seed=seed)
         return made.batch(self.task.batch_size, drop_remainder=True)
+
+    def two_views(self, batches):
+        """(pictures, the same strongly varied), as FixMatch needs them."""
+        import tensorflow as tf
+
+        vary = self.task.strong(self.seed)
+
+        def both(pictures):
+            varied = vary(tf.cast(pictures, "float32"), training=True)
+            return pictures, tf.cast(varied, pictures.dtype)
+
+        return batches.map(both)
 
 
 class Record(keras.callbacks.Callback):

@@ -7,7 +7,7 @@ Loaded when it is first used: the names of the methods are known without Keras.
 
 import importlib
 
-METHOD_NAMES = ("dann", "coral", "mmd", "cdan", "cdan_e", "mcc", "adabn", "shot")
+METHOD_NAMES = ("dann", "coral", "mmd", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot")
 BATCH_NORM = ("joint", "per_domain", "frozen")
 
 _NAMES = {
@@ -18,6 +18,7 @@ _NAMES = {
     "CDANE": "methods",
     "DANN": "methods",
     "DeepCORAL": "methods",
+    "FixMatch": "methods",
     "MCC": "methods",
     "MMD": "methods",
     "Method": "methods",

@@ -35,8 +35,10 @@ def apply_adabn(model: keras.Model, pictures, *, most: int = _MOST) -> int:
         raise InputError(
             f"AdaBN needs BatchNorm, and {model.name} has none: take another method or backbone."
         )
-    stream = Stream(pictures, "target")
-    check_target(stream.first(), model.input_shape[1:])
+    stream = pictures if isinstance(pictures, Stream) else Stream(pictures, "target")
+    first = stream.first()
+    # An adapter's stream is checked; it may give other views beside the pictures.
+    check_target(pictures_of(first) if stream is pictures else first, model.input_shape[1:])
     moments, norms = _moments(model)
     found, counts = [], []
     for batch in stream.once(most):

@@ -112,6 +112,10 @@ class Adapter(keras.Model):
         """True where the target takes part in the steps."""
         return any(method.in_steps for method in self.methods)
 
+    @property
+    def _views(self):
+        return any(method.views for method in self.methods)
+
     def _set_batch_norm(self, frozen):
         norms = norms_of(self.model, frozen)
         names = [method.name for method in self.methods]
@@ -146,8 +150,7 @@ class Adapter(keras.Model):
         if self._aligns:
             names += ["align_loss", "lambda", "target_entropy"]
             in_steps = [method.name for method in self.methods if method.in_steps]
-            if any(network is not None for network in self.networks):
-                names.append("domain_accuracy")
+            names += dict.fromkeys(name for method in self.methods for name in method.logs)
             if len(in_steps) > 1:
                 names += [
                     f"{what}_{name}" for name in in_steps for what in ("align_loss", "lambda")
@@ -199,35 +202,26 @@ class Adapter(keras.Model):
         """Logits of pictures; of a dict of both domains what the losses need."""
         if not isinstance(inputs, dict):
             return self.model(inputs, training=training)
-        features, n = self._features(inputs, training)
+        features, sizes = self._features(inputs, training)
         logits = ops.cast(self.classifier(features, training=training), "float32")
         features = ops.cast(features, "float32")
-        if len(inputs) == 1:
-            ((domain, _),) = inputs.items()
-            return {f"{domain}_features": features, f"{domain}_logits": logits}
-        return {
-            "source_features": features[:n],
-            "source_logits": logits[:n],
-            "target_features": features[n:],
-            "target_logits": logits[n:],
-        }
+        found, start = {}, 0
+        for part, n in sizes.items():
+            found[f"{part}_features"] = features[start : start + n]
+            found[f"{part}_logits"] = logits[start : start + n]
+            start += n
+        return found
 
     def _features(self, inputs, training):
-        """(features of all pictures, the source's first; how many of both are the source's)."""
-        if len(inputs) == 1:
-            return self.encoder(*inputs.values(), training=training), None
-        source, target = inputs["source"], inputs["target"]
-        n = ops.shape(source)[0]
+        """(features of all pictures, part after part; part → how many of them are its)."""
+        sizes = {part: ops.shape(pictures)[0] for part, pictures in inputs.items()}
+        if len({pictures.dtype for pictures in inputs.values()}) > 1:
+            inputs = {part: ops.cast(pictures, "float32") for part, pictures in inputs.items()}
+        parts, found = dict(inputs), []
         if self.source_encoder is not None:
-            parts = [
-                self.source_encoder(source, training=training),
-                self.encoder(target, training=training),
-            ]
-            return ops.concatenate(parts, axis=0), n
-        if source.dtype != target.dtype:
-            source, target = ops.cast(source, "float32"), ops.cast(target, "float32")
-        both = ops.concatenate([source, target], axis=0)
-        return self.encoder(both, training=training), n
+            found.append(self.source_encoder(parts.pop("source"), training=training))
+        found.append(self.encoder(_joined(parts.values()), training=training))
+        return _joined(found), sizes
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if not isinstance(x, dict):
@@ -310,7 +304,8 @@ class Adapter(keras.Model):
             source: batches (pictures [N, H, W, 3], integers [N]) or with weights [N] as a third
                 part: a `tf.data.Dataset`, a `PyDataset`, a data loader, or a function of a number n
                 that gives the endless batches from the n-th on. None for SHOT.
-            target: batches of pictures alone, of any such kind.
+            target: batches of pictures alone, of any such kind; for FixMatch of (pictures, other
+                views of them).
             epochs: ≥ 1.
             steps_per_epoch: by default the batches of the longer stream.
             validation_data: as Keras takes it: labelled pictures, by which nothing is chosen here.
@@ -397,7 +392,7 @@ class Adapter(keras.Model):
             raise InputError("fit needs the target: target=batches of pictures.")
         if target is not None:
             streams["target"] = Stream(target, "target")
-            check_target(streams["target"].first(), shape)
+            check_target(streams["target"].first(), shape, self._views)
         return streams if self.methods else {"source": streams["source"]}
 
     def _joined(self, streams, start):
@@ -410,6 +405,8 @@ class Adapter(keras.Model):
                     inputs[domain], *rest = batch
                 else:
                     inputs[domain] = pictures_of(batch)
+                    if self._views:
+                        inputs["view"] = batch[1]
             return (inputs, *rest)
 
         return together(streams, start, join)
@@ -454,3 +451,8 @@ class Adapter(keras.Model):
             history.history = kept.history
             history.epoch = list(range(kept.epoch))
         return history
+
+
+def _joined(parts):
+    parts = list(parts)
+    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=0)

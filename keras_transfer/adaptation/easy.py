@@ -9,7 +9,7 @@ from keras_transfer.adaptation.adapter import Adapter
 from keras_transfer.adaptation.methods import resolve_methods
 from keras_transfer.adaptation.network import single_label_head
 from keras_transfer.adaptation.progress import missing_classes
-from keras_transfer.adaptation.streams import Stream
+from keras_transfer.adaptation.streams import Stream, two_views
 from keras_transfer.builders import backbone_of
 from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.errors import InputError, say
@@ -52,6 +52,7 @@ def adapt(
     epochs: int | None = None,
     batch_size: int = 32,
     augment="light",
+    strong="randaugment",
     batch_norm: str = "joint",
     seed: int = 0,
     callbacks=(),
@@ -74,6 +75,7 @@ def adapt(
             trainer takes for so many pictures.
         batch_size: of each domain, where the phase says nothing.
         augment: of the training pictures of both domains, where the phase says nothing.
+        strong: of the other view of a target picture, for FixMatch.
         batch_norm, seed, callbacks, verbose, state: see `Adapter` and `Adapter.fit`.
 
     Returns:
@@ -107,6 +109,10 @@ def adapt(
         # Another order: pictures of equal place in both domains must not meet in every batch.
         "target": _stream("target", unlabelled, seed + 1_000_003, settings),
     }
+    if any(method.views for method in methods):
+        strongly = {**settings, "augmentation": strong}
+        others = _stream("target", unlabelled, seed + 1_000_003, strongly)
+        streams["target"] = two_views(streams["target"], others)
     validation = None
     if "val" in source.examples:
         validation = source.batches("val", image_size=size, batch_size=batch)

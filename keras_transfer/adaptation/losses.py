@@ -162,6 +162,25 @@ def information_maximisation(logits):
 # -- pseudo-labels --------------------------------------------------------------------------------
 
 
+def pseudo_labels(logits, view_logits, threshold):
+    """(cross entropy of other views against the classes that are named with certainty, the share of
+    these among all), both scalars (FixMatch, arXiv:2001.07685).
+
+    The mean is over all examples, so that few certain ones count little. No gradient through
+    `logits`.
+
+    Args:
+        logits: of the pictures as they are [N, C].
+        view_logits: of their other views [N, C].
+        threshold: least probability, 0 to 1.
+    """
+    probabilities = ops.stop_gradient(ops.softmax(logits))
+    sure = ops.cast(ops.max(probabilities, axis=-1) >= threshold, "float32")
+    named = ops.one_hot(ops.argmax(probabilities, axis=-1), logits.shape[-1])
+    each = -ops.sum(named * ops.log_softmax(view_logits), axis=-1)
+    return ops.mean(sure * each), ops.mean(sure)
+
+
 def centroids(features, probabilities, rounds=1):
     """Directions of the classes among unlabelled features [C, D + 1] (SHOT, arXiv:2002.08546).
 

@@ -19,12 +19,16 @@ _MOST_PRODUCT = 4096  # width from which CDAN's product is randomised
 
 
 class Batch(NamedTuple):
-    """What a method sees of a step: float32; the numbers of pictures may differ."""
+    """What a method sees of a step: float32; the numbers of pictures may differ.
+
+    `view_logits` are of other views of the target's pictures, None where no method asks for them.
+    """
 
     source_features: object  # [N, D]
     source_logits: object  # [N, C]
     target_features: object  # [M, D]
     target_logits: object  # [M, C]
+    view_logits: object = None  # [M, C]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Method:
     in_steps: ClassVar[bool] = True  # has a loss in each step
     moves_features: ClassVar[bool] = True  # its loss says nothing to the classifier
     source_free: ClassVar[bool] = False
+    views: ClassVar[bool] = False  # needs a second, strongly augmented view of the target
+    logs: ClassVar[tuple[str, ...]] = ()  # names of what `loss` logs
 
     def __post_init__(self):
         for field in ("weight", "gamma"):
@@ -93,6 +99,7 @@ class DANN(Method):
 
     name = "dann"
     title = "DANN"
+    logs = ("domain_accuracy",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -252,6 +259,30 @@ class MCC(Method):
 
 
 @dataclass(frozen=True)
+class FixMatch(Method):
+    """Predictions that strong augmentation does not change (Sohn et al., arXiv:2001.07685).
+
+    Where the model is sure of a target picture, the class that it names is what it has to answer for
+    another, strongly augmented view of it. As the Transfer-Learning-Library has it for adaptation.
+
+    Attributes:
+        threshold: least probability of the class named, 0 to 1.
+    """
+
+    threshold: float = 0.9
+
+    name = "fixmatch"
+    title = "FixMatch"
+    moves_features = False
+    views = True
+    logs = ("sure",)
+
+    def loss(self, batch, strength, network=None, training=True):
+        found, sure = losses.pseudo_labels(batch.target_logits, batch.view_logits, self.threshold)
+        return strength * found, {"sure": sure}
+
+
+@dataclass(frozen=True)
 class AdaBN(Method):
     """BatchNorm's statistics are those of the target, the weights stay (Li et al., arXiv:1603.04779).
 
@@ -294,7 +325,8 @@ class SHOT(Method):
 
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (DANN, DeepCORAL, MMD, CDAN, CDANE, MCC, AdaBN, SHOT)
+    method.name: method
+    for method in (DANN, DeepCORAL, MMD, CDAN, CDANE, MCC, FixMatch, AdaBN, SHOT)
 }
 
 

@@ -88,6 +88,16 @@ def together(streams: dict[str, Stream], start: int, join: Callable):
     return (join(*(_arrays(batch) for batch in batches)) for batches in zip(*parts))
 
 
+def two_views(pictures: Stream, others: Stream) -> Stream:
+    """Batches of both, (pictures, other views of them); both streams are of tf.data, in one order."""
+
+    def start(number):
+        batches = pictures.endless(number)
+        return type(batches).zip((batches, others.endless(number)))
+
+    return Stream(start, pictures.domain, pictures.length)
+
+
 def is_tf_data(given) -> bool:
     """True for a `tf.data.Dataset`, told without TensorFlow."""
     return hasattr(given, "element_spec") and hasattr(given, "repeat")
@@ -124,18 +134,29 @@ def _arrays(batch):
 
 
 def pictures_of(batch):
-    """The pictures of a target's batch: the batch itself, or the only part of it."""
+    """The pictures of a target's batch: the batch itself, or the first part of it."""
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
-def check_target(batch, shape: tuple) -> None:
-    """Raises InputError where a batch of the target has more than pictures of that [H, W, 3]."""
-    if isinstance(batch, dict) or (isinstance(batch, (tuple, list)) and len(batch) != 1):
+def check_target(batch, shape: tuple, views: bool = False) -> None:
+    """Raises InputError where a batch of the target is not pictures of that [H, W, 3] alone.
+
+    Args:
+        views: it must be pictures and another view of each.
+    """
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    if isinstance(batch, dict) or (len(parts) != 1 and not views):
         raise InputError(
             "The target gives more than pictures: leave its labels out (with tf.data: "
             "target.map(lambda pictures, labels: pictures)), so that they can reach nothing."
         )
-    _check_pictures(pictures_of(batch), "target", shape)
+    if views and len(parts) != 2:
+        raise InputError(
+            "FixMatch needs another view of each target picture: give (pictures, strongly augmented "
+            "pictures), with tf.data: target.map(lambda pictures: (pictures, augment(pictures)))."
+        )
+    for part in parts:
+        _check_pictures(part, "target", shape)
 
 
 def check_source(batch, shape: tuple, classes: int) -> None:
