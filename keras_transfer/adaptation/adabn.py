@@ -31,10 +31,7 @@ def apply_adabn(model: keras.Model, pictures, *, most: int = _MOST) -> int:
     Raises:
         InputError: the model has no BatchNorm; no picture, pictures of another size, or labels.
     """
-    if not norms_of(model):
-        raise InputError(
-            f"AdaBN needs BatchNorm, and {model.name} has none: take another method or backbone."
-        )
+    check_norms(model)
     stream = Stream(pictures, "target")
     check_target(stream.first(), model.input_shape[1:])
     moments, norms = _moments(model)
@@ -52,6 +49,14 @@ def apply_adabn(model: keras.Model, pictures, *, most: int = _MOST) -> int:
         norm.moving_mean.assign(mean[channels])
         norm.moving_variance.assign(variance[channels])
     return sum(counts)
+
+
+def check_norms(model: keras.Model) -> None:
+    """Raises InputError where a model has no BatchNorm."""
+    if not norms_of(model):
+        raise InputError(
+            f"AdaBN needs BatchNorm, and {model.name} has none: take another method or backbone."
+        )
 
 
 def _moments(model):

@@ -200,6 +200,11 @@ class Selector:
         """Notes an accuracy on labels of the target, 0–1, for `oracle`; nothing else depends on it."""
         self._oracle[epoch] = float(target_accuracy)
 
+    def back_to(self, epoch: int) -> None:
+        """Forgets all that is known of later epochs: a run that was killed goes on there."""
+        self.scores = [scores for scores in self.scores if scores.epoch <= epoch]
+        self._oracle = {e: value for e, value in self._oracle.items() if e <= epoch}
+
     def veto(self, scores: EpochScores) -> str | None:
         """Why an epoch must not be taken, in words; None where it may."""
         source, reference = scores.source_accuracy, self.source_accuracy
