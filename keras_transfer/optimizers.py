@@ -130,7 +130,7 @@ class _PerWeight:
         for index, (rule, variable) in enumerate(zip(self.rules.rules, variables)):
             if rule.anchored:
                 anchor = self.add_variable_from_reference(variable, name="anchor")
-                anchor.assign(variable)
+                anchor.assign(ops.copy(variable))  # on JAX they would share a buffer
                 self.rules.anchors[index] = anchor
 
     def _apply_weight_decay(self, variables):

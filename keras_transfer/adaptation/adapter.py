@@ -338,7 +338,7 @@ class Adapter(keras.Model):
             raise InputError("epochs and steps_per_epoch must be 1 or more.")
         for variable, value in ((self.step, 0), (self.steps, epochs * steps_per_epoch)):
             variable.assign(float(value))
-        self.seen.assign(ops.zeros_like(self.seen))
+        self.seen.assign(ops.zeros(self.seen.shape))
         self.optimizer.build(self.trainable_variables)
         kept = None
         if state is not None:

@@ -122,8 +122,9 @@ class OtherDomainNorm(keras.layers.BatchNormalization):
 
     def build(self, input_shape):
         super().build(input_shape)
-        self.moving_mean.assign(self.shared.moving_mean)
-        self.moving_variance.assign(self.shared.moving_variance)
+        # Through NumPy: JAX would have two variables share one buffer, and give it up twice.
+        self.moving_mean.assign(ops.convert_to_numpy(self.shared.moving_mean))
+        self.moving_variance.assign(ops.convert_to_numpy(self.shared.moving_variance))
 
     def call(self, inputs, training=None, mask=None):
         x = super().call(inputs, training=training, mask=mask)
