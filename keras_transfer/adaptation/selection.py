@@ -211,7 +211,7 @@ class Selector:
         if reference is None:
             reference = max((_or_0(s.source_accuracy) for s in self.scores), default=0.0)
         if source is not None and source < reference - self.tolerance - 1e-9:
-            return f"source validation fell from {100 * reference:.1f} to {100 * source:.1f} %"
+            return f"source validation {100 * source:.1f} %, it can be {100 * reference:.1f} %"
         expected = min(effective_classes(self.source_shares), scores.pictures)
         if scores.classes < expected / 2 or scores.classes < 1 + 1e-9:
             return f"answers amount to {scores.classes:.1f} of {expected:.1f} classes"
