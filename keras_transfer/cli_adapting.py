@@ -80,6 +80,7 @@ def adapt(
     as_json: Json = False,
 ):
     """Adapt a model: labelled pictures of SOURCE, unlabelled ones of TARGET, a model for TARGET."""
+    from keras_transfer.adaptation.outcome import outcome
     from keras_transfer.adaptation.running import Adaptation
     from keras_transfer.recipes import AUTO
 
@@ -128,5 +129,5 @@ def adapt(
     if as_json:
         print(json.dumps(run.metrics, indent=2))
         return
-    print(adaptation.outcome(run))
+    print(outcome(run))
     print(f"{out}: report.html, model.keras, metrics.json, history.csv, config.yaml, skipped.csv")

@@ -1,5 +1,6 @@
 """Adapting from folder to folder: checks before Keras is imported, the run directory, resuming."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -127,7 +128,7 @@ class Adaptation:
         self.batch_norm, self.bottleneck, self.keep = batch_norm, bottleneck, keep
         self.seed, self.target_labels = seed, target_labels
         self.opened = {"val": val and str(val), "val_split": val_split, "columns": columns}
-        self.target_folder = str(target)
+        self.target_folder = str(Path(target).expanduser())
         pictures = _below(target)
         if isinstance(source, ImageData):
             self.source = source
@@ -168,27 +169,6 @@ class Adaptation:
             lines[-1] += f"; labels of {len(labelled)} for reporting only"
         return "\n".join(lines)
 
-    @staticmethod
-    def outcome(run: Run) -> str:
-        """A line for people: what a finished run came to."""
-        metrics = run.metrics
-        found = metrics["adaptation"]
-        parts = []
-        if found["target"]:
-            low, high = found["target"]["accuracy_interval"]
-            parts.append(
-                f"target accuracy {found['target']['accuracy']:.4f} (95 % interval {low:.3f}–"
-                f"{high:.3f}, {found['target']['pictures']} pictures)"
-            )
-        if metrics["val"]:
-            parts.append(f"source val accuracy {metrics['val']['accuracy']:.4f}")
-        epochs = found["selection"]["epochs"][-1]["epoch"]
-        parts.append(f"{found['keep']} epoch {found['epoch']} of {epochs}")
-        parts.append(
-            f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
-        )
-        return ", ".join(parts)
-
     # -- running ----------------------------------------------------------------------------------
 
     def run(self) -> Run:
@@ -204,28 +184,24 @@ class Adaptation:
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
         """
         from keras_transfer.adaptation.easy import adapt
-        from keras_transfer.adaptation.report import feature_map, write_report
+        from keras_transfer.freezing import freeze
 
         model = self._build()
+        policy = "frozen" if self.batch_norm == "frozen" else "train"
+        frozen = freeze(model, self.freeze, batch_norm=policy)
+        say(str(frozen))
         schedule = self._schedule(model)
         config = self._config(model, schedule)
         pictures = {**self.source.fingerprint(), **self._target_fingerprint()}
-        skipped = [*self.source.skipped, *self.target_skipped]
         if self.resumes:
             run = Run.resume(self.out, config, pictures)
         else:
-            run = Run.create(self.out, config, skipped, pictures, self.source.split_table())
-        sampled = {
-            "source": self.source.examples["train"],
-            "target": self.target,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-        }
-        before = feature_map(model, **sampled)
+            run = Run.create(self.out, config, self._skipped(), pictures, self.source.split_table())
         plans = self._plans(model, schedule)
         with Signals() as signals:
             try:
                 with explained(plans["adapt"], "go on with --resume (resume=True)"):
+                    before = self._feature_map(model)
                     adapted = adapt(
                         model,
                         self.source,
@@ -242,21 +218,7 @@ class Adaptation:
                         state=run.state_path,
                     )
                     with signals.protected():
-                        rows = _rows(adapted, plans)
-                        metrics = self._metrics(model, adapted, rows, plans)
-                        run.write_history(rows)
-                        write_report(
-                            run.report_path,
-                            config=config,
-                            metrics=metrics,
-                            rows=rows,
-                            selector=adapted.selector,
-                            before=before,
-                            after=feature_map(model, **sampled),
-                            skipped=skipped,
-                            command=self.command(),
-                        )
-                        run.finish(model, metrics)
+                        self._finish(run, model, adapted, frozen, plans, before)
             except KeyboardInterrupt:
                 if run.finished:
                     raise Interrupted(f"interrupted when {run.path} was finished") from None
@@ -265,6 +227,48 @@ class Adaptation:
                     "(resume=True)"
                 ) from None
         return run
+
+    def _finish(self, run, model, adapted, frozen, plans, before):
+        """Writes what the run says of itself, the model last."""
+        from keras_transfer.adaptation.outcome import history_rows, metrics_of
+        from keras_transfer.adaptation.report import write_report
+
+        rows, skipped = history_rows(adapted, plans), self._skipped()
+        metrics = metrics_of(
+            model,
+            adapted,
+            rows,
+            frozen,
+            source=self.source,
+            report=self.report,
+            methods=self.methods,
+            keep=self.keep,
+            target_pictures=len(self.target),
+            skipped=len(skipped),
+            batch_size=self.batch_size,
+        )
+        run.write_history(rows)
+        write_report(
+            run.report_path,
+            config=run.config,
+            metrics=metrics,
+            rows=rows,
+            selector=adapted.selector,
+            before=before,
+            after=self._feature_map(model),
+            skipped=skipped,
+            command=self.command(),
+        )
+        run.finish(model, metrics)
+
+    def _feature_map(self, model):
+        from keras_transfer.adaptation.report import feature_map
+
+        train = self.source.examples["train"]
+        return feature_map(model, train, self.target, batch_size=self.batch_size, seed=self.seed)
+
+    def _skipped(self):
+        return [*self.source.skipped, *self.target_skipped]
 
     def _build(self):
         import keras
@@ -362,56 +366,9 @@ class Adaptation:
         return words
 
     def _target_fingerprint(self):
-        pairs = zip(self.target.names, self.target.digests)
-        return {f"target: {name}": digest.hex() for name, digest in pairs}
-
-    def _metrics(self, model, adapted, rows, plans):
-        from keras_transfer.evaluation import evaluate
-        from keras_transfer.freezing import freeze
-
-        frozen = freeze(model, self.freeze, batch_norm="train")
-        freeze(model, "none", batch_norm="train")
-        val, target = {}, None
-        if "val" in self.source.examples:
-            found = evaluate(model, self.source, "val", batch_size=self.batch_size)
-            val = {name: found[name] for name in ("accuracy", "loss")}
-        if self.report:
-            (split,) = self.report.examples
-            found = evaluate(model, self.report, split, batch_size=self.batch_size)
-            names = ("pictures", "accuracy", "accuracy_interval", "balanced_accuracy", "loss")
-            target = {name: found[name] for name in names}
-        phases = []
-        for name in plans:
-            mine = [row for row in rows if row["phase"] == name]
-            phases.append(
-                {
-                    "name": name,
-                    "epochs": len(mine),
-                    "frozen_stages": frozen.stages,
-                    "trainable_parameters": frozen.trainable_parameters,
-                    "wall_seconds": round(sum(row["seconds"] for row in mine), 3),
-                    "val": {
-                        key.removeprefix("val_"): value
-                        for key, value in mine[-1].items()
-                        if key.startswith("val_")
-                    },
-                }
-            )
-        images = {split: len(part) for split, part in self.source.examples.items()}
         return {
-            "val": val,
-            "best_epoch": sum(phase["epochs"] for phase in phases[:-1]) + adapted.epoch,
-            "wall_seconds": round(sum(phase["wall_seconds"] for phase in phases), 3),
-            "images": {**images, "target": len(self.target)},
-            "skipped": len(self.source.skipped) + len(self.target_skipped),
-            "phases": phases,
-            "adaptation": {
-                "method": self.methods,
-                "keep": self.keep,
-                "epoch": adapted.epoch,
-                "target": target,
-                "selection": adapted.selector.to_dict(),
-            },
+            f"target: {os.path.relpath(name, self.target_folder)}": digest.hex()
+            for name, digest in zip(self.target.names, self.target.digests)
         }
 
 
@@ -462,20 +419,3 @@ def _clock():
                 logs["seconds"] = round(time.perf_counter() - self.started, 3)
 
     return Clock()
-
-
-def _rows(adapted, plans) -> list[dict]:
-    """The history, a dict an epoch."""
-    rows = []
-    for name, planned in plans.items():
-        history = adapted.source_history if name == "source" else adapted.history
-        rates = planned.learning_rate((np.arange(planned.epochs) + 1) * planned.steps_per_epoch - 1)
-        for i, rate in enumerate(rates):
-            found = {key: values[i] for key, values in history.items()}
-            seconds = found.pop("seconds")
-            row = {"epoch": len(rows) + 1, "phase": name, "learning_rate": float(rate), **found}
-            target = adapted.selector.target_accuracy(i + 1) if name == "adapt" else None
-            if target is not None:
-                row["target_accuracy"] = target
-            rows.append({**row, "seconds": seconds})
-    return rows
