@@ -346,6 +346,7 @@ def test_frozen_stages_stay_and_the_bottleneck_is_what_is_aligned():
     hidden = small_model(hidden=(5, 4))
     assert Adapter(hidden, "mmd").encoder.output_shape == (None, 8)
     assert Adapter(hidden, "mmd", feature_layer="hidden_0").encoder.output_shape == (None, 5)
+    assert Adapter(hidden, "shot").encoder.output_shape == (None, 4)
     with pytest.raises(InputError, match="no layer 'hidden_7'"):
         Adapter(hidden, "mmd", feature_layer="hidden_7")
 

@@ -8,6 +8,7 @@ from keras_transfer.adaptation import BATCH_NORM, losses, progress
 from keras_transfer.adaptation.adabn import apply_adabn, check_norms
 from keras_transfer.adaptation.methods import Batch, resolve_methods
 from keras_transfer.adaptation.network import (
+    LAST,
     feature_models,
     norms_of,
     other_domain_encoder,
@@ -52,7 +53,7 @@ class Adapter(keras.Model):
             came with. The statistics of frozen stages stay in any case; a bottleneck's are joint
             where those of the backbone are frozen.
         feature_layer: layer of the head whose output is aligned [N, D]; by default the bottleneck
-            where the head has one, else the backbone's output.
+            where the head has one, else the backbone's output; for SHOT what the last layer takes.
         seed: of discriminators, dropout and random maps.
 
     Raises:
@@ -71,6 +72,9 @@ class Adapter(keras.Model):
         super().__init__(name=f"{model.name}_adapter", dtype="float32")
         self.model = model
         self.head, self.methods, self.seed = head, chosen, seed
+        # To SHOT all but the last layer are features: only the classes' directions stand still.
+        if feature_layer is None and any(method.source_free for method in chosen):
+            feature_layer = LAST
         self.batch_norm, self.feature_layer = batch_norm, feature_layer
         frozen = backbone_of(model).frozen_stages
         self._set_batch_norm(frozen)

@@ -9,6 +9,8 @@ from keras_transfer.folding import Inference, folded
 from keras_transfer.heads import BOTTLENECK, head_of
 from keras_transfer.stages import clone_with
 
+LAST = "last"
+
 
 def single_label_head(model: keras.Model):
     """The model's head; InputError where it has several, or answers something else than classes."""
@@ -27,13 +29,16 @@ def cut_head(model: keras.Model, feature_layer: str | None = None) -> tuple[list
     Args:
         model: from `build_model`, with one head.
         feature_layer: name of the head's layer that gives the features [N, D]; by default the
-            bottleneck where the head has one, else the backbone (its map flattened).
+            bottleneck where the head has one, else the backbone (its map flattened). `LAST` is
+            whatever stands before the last layer.
 
     Raises:
         InputError: the head has no such layer, or it is the last one.
     """
     ((_, layers),) = head_layers(model).items()
     names = [layer.name for layer in layers]
+    if feature_layer == LAST:
+        return layers[:-1], layers[-1:]
     if feature_layer is None:
         feature_layer = next((n for n in (BOTTLENECK, "flatten") if n in names), None)
     elif feature_layer not in names[:-1]:
