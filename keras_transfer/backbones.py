@@ -58,6 +58,11 @@ class BackboneSpec:
     weights_file: str
     arguments: dict = field(default_factory=dict)
 
+    @property
+    def batch_norm(self) -> bool:
+        """True where the family has BatchNorm."""
+        return self.module not in ("convnext", "vgg16", "vgg19")
+
 
 def _row(name, function, module, preprocessing, size, min_size, params, stages, file, **arguments):
     return BackboneSpec(

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from keras_transfer.cli_adapting import adapt
 from keras_transfer.cli_choosing import advise, compare, tune
 from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, pinned, settled
 from keras_transfer.cli_options import (
@@ -594,7 +595,7 @@ def demo(
     run_demo(out, seed=seed)
 
 
-for command in (advise, compare, tune):
+for command in (advise, compare, tune, adapt):
     app.command()(command)
 
 

@@ -24,6 +24,17 @@ class Keep(StrEnum):
     last = "last"
 
 
+class KeepEpoch(StrEnum):
+    last = "last"
+    selected = "selected"
+
+
+class BatchNorm(StrEnum):
+    joint = "joint"
+    per_domain = "per_domain"
+    frozen = "frozen"
+
+
 class Balance(StrEnum):
     none = "none"
     weights = "weights"

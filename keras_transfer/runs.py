@@ -22,6 +22,7 @@ HISTORY = "history.csv"
 SKIPPED = "skipped.csv"
 SPLIT = "split.csv"
 MODEL = "model.keras"
+REPORT = "report.html"
 EXPORT = "export"
 STATE = "state"  # what --resume needs; removed when the run is finished
 PICTURES = "pictures.json"
@@ -157,7 +158,7 @@ class Run:
         if not (run.path / CONFIG).is_file():
             raise InputError(f"{path} is no run: it has no {CONFIG}. Give the --out of a training.")
         if finished and not (run.path / MODEL).is_file():
-            raise InputError(f"{path} is not finished: go on with `keras-transfer train --resume`.")
+            raise InputError(f"{path} is not finished: go on with --resume.")
         return run
 
     @property
@@ -190,6 +191,15 @@ class Run:
     def model_path(self) -> Path:
         return self.path / MODEL
 
+    @property
+    def report_path(self) -> Path:
+        return self.path / REPORT
+
+    @property
+    def state_path(self) -> Path:
+        """A folder for what resuming needs; gone when the run is finished."""
+        return self.path / STATE
+
     def write_history(self, rows: list[dict]) -> None:
         """A row an epoch; what a row does not have is left empty."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -215,8 +225,8 @@ class Run:
         """
         folder = self.path / STATE
         if best is not None:
-            _write_arrays(folder / f"best-{state['best']['epoch']}.npz", best)
-        _write_arrays(folder / f"epoch-{state['epoch']}.npz", arrays)
+            write_arrays(folder / f"best-{state['best']['epoch']}.npz", best)
+        write_arrays(folder / f"epoch-{state['epoch']}.npz", arrays)
         write_text(folder / "state.json", json.dumps(state))
         needed = (f"epoch-{state['epoch']}.npz", f"best-{state['best']['epoch']}.npz", START)
         for file in folder.glob("*.npz"):
@@ -229,19 +239,19 @@ class Run:
         if not file.is_file():
             return None
         state = json.loads(file.read_text(encoding="utf-8"))
-        return state, _read_arrays(self.path / STATE / f"epoch-{state['epoch']}.npz")
+        return state, read_arrays(self.path / STATE / f"epoch-{state['epoch']}.npz")
 
     def load_best(self, epoch: int) -> dict:
-        return _read_arrays(self.path / STATE / f"best-{epoch}.npz")
+        return read_arrays(self.path / STATE / f"best-{epoch}.npz")
 
     def save_start(self, arrays: dict) -> None:
         """Keeps the weights before the first step."""
-        _write_arrays(self.path / STATE / START, arrays)
+        write_arrays(self.path / STATE / START, arrays)
 
     def load_start(self) -> dict | None:
         """None where the run was killed before they were kept."""
         file = self.path / STATE / START
-        return _read_arrays(file) if file.is_file() else None
+        return read_arrays(file) if file.is_file() else None
 
     def next_export(self) -> Path:
         """`export/1`, then `export/2`, … : TF Serving serves the highest number."""
@@ -250,7 +260,9 @@ class Run:
         return folder / str(max(numbers, default=0) + 1)
 
 
-def _write_arrays(path, arrays):
+def write_arrays(path: Path, arrays: dict) -> None:
+    """Name → array, as an .npz file."""
+
     def write(temporary):
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
@@ -258,7 +270,8 @@ def _write_arrays(path, arrays):
     write_file(path, write)
 
 
-def _read_arrays(path):
+def read_arrays(path: Path) -> dict:
+    """What `write_arrays` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 

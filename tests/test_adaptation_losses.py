@@ -266,6 +266,19 @@ def test_a_class_without_members_attracts_nothing():
     np.testing.assert_array_equal(losses.nearest_centroid(features, found), [0, 0, 1])
 
 
+def test_certain_pictures_teach_their_other_views():
+    logits = np.log([[0.95, 0.05], [0.6, 0.4], [0.08, 0.92]]).astype("float32")
+    views = np.log([[0.5, 0.5], [0.1, 0.9], [0.75, 0.25]]).astype("float32")
+    found, sure = losses.pseudo_labels(logits, views, 0.9)
+    assert number(found) == pytest.approx(-(np.log(0.5) + np.log(0.25)) / 3, rel=1e-5)
+    assert number(sure) == pytest.approx(2 / 3)
+    still = gradient(lambda t: losses.pseudo_labels(t, views, 0.9)[0], logits)
+    assert not still.any()  # the plain view is the teacher
+    moved = gradient(lambda t: losses.pseudo_labels(logits, t, 0.9)[0], views)
+    expected = np.array([[0.5 - 1, 0.5], [0, 0], [0.75, 0.25 - 1]]) / 3
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+
+
 # -- methods --------------------------------------------------------------------------------------
 
 

@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from keras_transfer.adaptation import METHOD_NAMES, METHODS, Adapter, adapt, apply_adabn, losses
 from keras_transfer.adaptation.adapter import Adapter as SameAdapter
-from keras_transfer.adaptation.methods import DANN, MCC, MMD, SHOT, AdaBN, DeepCORAL
-from keras_transfer.adaptation.streams import Stream, together
+from keras_transfer.adaptation.easy import _stream, _stronger
+from keras_transfer.adaptation.methods import DANN, MCC, MMD, SHOT, AdaBN, DeepCORAL, FixMatch
+from keras_transfer.adaptation.streams import Stream, together, two_views
 from keras_transfer.builders import backbone_of, build_model
 from keras_transfer.data import from_arrays
 from keras_transfer.errors import InputError
@@ -163,6 +164,38 @@ def test_aligned_features_beat_those_of_the_source_alone():
     alone = found.pop("[]")
     assert alone < 0.75
     assert min(found.values()) > alone + 0.1, (alone, found)
+
+
+@pytest.mark.parametrize("batch_norm", ["joint", "per_domain", "frozen"])
+def test_other_views_learn_what_the_plain_ones_are_sure_of(batch_norm):
+    """Green says nothing in the other views: what remains to answer by is red."""
+    source, target = streams(256, 256, 32)
+
+    def grey(pictures):
+        return pictures, pictures * np.array([1, 0, 1], "uint8") + np.array([0, 127, 0], "uint8")
+
+    model = small_model(norm=batch_norm != "frozen")
+    if batch_norm == "per_domain":
+        methods = [FixMatch(threshold=0.6), SMALL]
+    else:
+        methods = [FixMatch(threshold=0.6)]
+    made = adapter(model, methods, batch_norm=batch_norm)
+    history = made.fit(source, target=target.map(grey), epochs=3, verbose=0).history
+    assert {"sure", "align_loss", "class_loss"} <= set(history)
+    assert 0 < history["sure"][-1] <= 1
+    # As a step sees it, by hand: what the target's logits name with certainty, of the views.
+    x, _ = next(iter(source))
+    y, views = next(iter(target.map(grey)))
+    outputs = made({"source": x, "target": y, "view": views}, training=False)
+    assert [len(outputs[f"{part}_logits"]) for part in ("source", "target", "view")] == [32, 32, 32]
+    np.testing.assert_allclose(
+        outputs["view_logits"], model.predict(views, verbose=0), rtol=1e-3, atol=1e-4
+    )
+    with pytest.raises(InputError, match="FixMatch needs another view of each target picture"):
+        adapter(small_model(), "fixmatch").fit(source, target=target, verbose=0)
+    with pytest.raises(InputError, match="labels in place of pictures"):
+        labelled = target.map(lambda x: (x, tf.zeros(tf.shape(x)[0], tf.int32)))
+        adapter(small_model(), "fixmatch").fit(source, target=labelled, verbose=0)
 
 
 # -- streams --------------------------------------------------------------------------------------
@@ -533,6 +566,33 @@ def test_adapt_does_all_and_target_labels_reach_nothing(tmp_path):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     assert model.optimizer is not None and all(layer.trainable for layer in model.layers)
     model.evaluate(image_data(target=True).batches("val", image_size=SIZE, batch_size=8), verbose=0)
+
+
+def test_adapt_makes_the_other_views():
+    seen = []
+
+    class Watching(FixMatch):
+        def loss(self, batch, strength, network=None, training=True):
+            seen.append(batch.view_logits.shape)
+            return super().loss(batch, strength, network, training)
+
+    phase = Phase("p", "none", 1, 1e-2, batch_size=8, augment="none", warmup=0.0)
+    data = image_data(target=True)
+    history = adapt(small_model(), image_data(), data, Watching(), phase=phase, verbose=0)
+    assert "sure" in history.history and seen
+    # Of one picture both views, the plain one as it is.
+    examples = data.examples["train"]
+    settings = {"image_size": SIZE, "batch_size": 8}
+    plain = _stream("target", examples, 3, {**settings, "augmentation": "none"})
+    strong = _stream("target", examples, 3, {**settings, "augmentation": _stronger("none")})
+    batches = [*two_views(plain, strong).once(9)]
+    assert len(batches) == plain.length
+    originals = np.concatenate([pictures for pictures, _ in batches])
+    views = np.concatenate([other for _, other in batches])
+    np.testing.assert_array_equal(originals, np.concatenate([*plain.once(9)]))
+    assert (originals != views).any(axis=(1, 2, 3)).mean() > 0.5
+    far = np.abs(originals[None].astype(int) - views[:, None]).mean(axis=(2, 3, 4))
+    assert (far.argmin(axis=1) == np.arange(len(views))).mean() > 0.2  # by chance one in 24
 
 
 def test_adapt_makes_the_model_of_the_source_that_shot_starts_from(tmp_path):

@@ -16,6 +16,7 @@ from keras_transfer.backbones import BACKBONES, build_backbone
 from keras_transfer.builders import backbone_of, build_model
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification
+from keras_transfer.stages import batch_norms
 
 LARGE = 100_000_000
 DEEP = 20
@@ -84,6 +85,7 @@ def test_contract(spec, rng, tmp_path, fresh_process):
     # The table says what is true.
     assert backbone.count_params() == spec.parameters
     assert len(backbone.stages) == spec.stages
+    assert bool(batch_norms(backbone)) == spec.batch_norm
 
     # The same pixels reach the first convolution as in plain keras.applications.
     ours = keras.Model(backbone.inputs[0], backbone.get_layer("normalise").output)(pictures)

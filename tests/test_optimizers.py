@@ -101,6 +101,17 @@ def test_l2_sp_pulls_to_the_start():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_the_annealed_rate_by_hand():
+    """(1 + 10·p)^−0.75 at progress p of all steps, whatever the warm-up (arXiv:1505.07818)."""
+    shape = RateShape(0.01, 100, "annealed", warmup=0.0)
+    expected = {0: 0.01, 10: 0.01 * 0.594604, 50: 0.01 * 0.260847, 100: 0.01 * 0.165560}
+    for step, rate in expected.items():  # 2^−0.75, 6^−0.75, 11^−0.75
+        assert float(shape(step)) == pytest.approx(rate, rel=1e-5)
+    warmed = RateShape(0.01, 100, "annealed", warmup=0.1)
+    assert float(warmed(0)) == pytest.approx(0.01 / 11, rel=1e-5)
+    assert float(warmed(10)) == pytest.approx(0.01 * 0.594604, rel=1e-5)
+
+
 def test_l2_sp_is_for_the_backbone_and_decay_for_the_head():
     model = small_model()
     freeze(model, "none")

@@ -31,10 +31,7 @@ def apply_adabn(model: keras.Model, pictures, *, most: int = _MOST) -> int:
     Raises:
         InputError: the model has no BatchNorm; no picture, pictures of another size, or labels.
     """
-    if not norms_of(model):
-        raise InputError(
-            f"AdaBN needs BatchNorm, and {model.name} has none: take another method or backbone."
-        )
+    check_norms(model)
     stream = pictures if isinstance(pictures, Stream) else Stream(pictures, "target")
     first = stream.first()
     # An adapter's stream is checked; it may give other views beside the pictures.
@@ -54,6 +51,14 @@ def apply_adabn(model: keras.Model, pictures, *, most: int = _MOST) -> int:
         norm.moving_mean.assign(mean[channels])
         norm.moving_variance.assign(variance[channels])
     return sum(counts)
+
+
+def check_norms(model: keras.Model) -> None:
+    """Raises InputError where a model has no BatchNorm."""
+    if not norms_of(model):
+        raise InputError(
+            f"AdaBN needs BatchNorm, and {model.name} has none: take another method or backbone."
+        )
 
 
 def _moments(model):

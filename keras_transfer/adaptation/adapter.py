@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_transfer import precision
 from keras_transfer.adaptation import BATCH_NORM, losses, progress
-from keras_transfer.adaptation.adabn import apply_adabn
+from keras_transfer.adaptation.adabn import apply_adabn, check_norms
 from keras_transfer.adaptation.methods import Batch, resolve_methods
 from keras_transfer.adaptation.network import (
     LAST,
@@ -119,11 +119,8 @@ class Adapter(keras.Model):
     def _set_batch_norm(self, frozen):
         norms = norms_of(self.model, frozen)
         names = [method.name for method in self.methods]
-        if "adabn" in names and not norms_of(self.model):
-            raise InputError(
-                f"AdaBN needs BatchNorm, and {self.model.name} has none: take another method or "
-                "backbone."
-            )
+        if "adabn" in names:
+            check_norms(self.model)
         if self.batch_norm == "per_domain" and not norms:
             raise InputError(
                 f"batch_norm 'per_domain' needs BatchNorm in the part that trains, and "

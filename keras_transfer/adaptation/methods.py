@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_transfer.adaptation import losses
+from keras_transfer.adaptation import check_methods, check_together, losses
 from keras_transfer.errors import InputError
 
 _MOST_PRODUCT = 4096  # width from which CDAN's product is randomised
@@ -341,23 +341,13 @@ def resolve_methods(methods) -> tuple[Method, ...]:
     if isinstance(methods, (str, Method, type)):
         methods = (methods,)
     found = tuple(_resolved(method) for method in methods)
-    names = [method.name for method in found]
-    if len(set(names)) < len(names):
-        raise InputError(f"A method is there twice: {', '.join(names)}.")
-    if len(found) > 1 and any(method.source_free for method in found):
-        raise InputError(
-            f"Cannot combine {', '.join(names)}: SHOT never sees the source, the others need it. "
-            "Run it on the model that the others have made."
-        )
-    if "adabn" in names[1:-1]:
-        raise InputError("AdaBN comes first (before the training) or last (after it).")
+    check_together([method.name for method in found])
     return found
 
 
 def _resolved(method):
     if isinstance(method, str):
-        if method not in METHODS:
-            raise InputError(f"Unknown method '{method}': give one of {', '.join(METHODS)}.")
+        check_methods([method])
         return METHODS[method]()
     if isinstance(method, type) and issubclass(method, Method):
         return method()

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged
 from keras_transfer.progress import assign, collected, reseed
-from keras_transfer.runs import changed_settings, write_file
+from keras_transfer.runs import changed_settings, read_arrays, write_arrays
 
 FILE = "adapter.npz"
 
@@ -114,8 +114,7 @@ class State(keras.callbacks.Callback):
         """
         if not self.path.is_file():
             return
-        with np.load(self.path, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = read_arrays(self.path)
         kept = json.loads(str(arrays.pop("about")))
         changed = list(changed_settings(kept["settings"], self.settings))
         if changed:
@@ -142,9 +141,4 @@ class State(keras.callbacks.Callback):
             **collected(self.model.variables, "model"),
             **collected(self.model.optimizer.variables, "optimizer"),
         }
-
-        def write(temporary):
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
-
-        write_file(self.path, write)
+        write_arrays(self.path, arrays)

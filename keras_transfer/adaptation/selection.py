@@ -200,13 +200,18 @@ class Selector:
         """Notes an accuracy on labels of the target, 0–1, for `oracle`; nothing else depends on it."""
         self._oracle[epoch] = float(target_accuracy)
 
+    def back_to(self, epoch: int) -> None:
+        """Forgets all that is known of later epochs: a run that was killed goes on there."""
+        self.scores = [scores for scores in self.scores if scores.epoch <= epoch]
+        self._oracle = {e: value for e, value in self._oracle.items() if e <= epoch}
+
     def veto(self, scores: EpochScores) -> str | None:
         """Why an epoch must not be taken, in words; None where it may."""
         source, reference = scores.source_accuracy, self.source_accuracy
         if reference is None:
             reference = max((_or_0(s.source_accuracy) for s in self.scores), default=0.0)
         if source is not None and source < reference - self.tolerance - 1e-9:
-            return f"source validation fell from {100 * reference:.1f} to {100 * source:.1f} %"
+            return f"source validation {100 * source:.1f} %, it can be {100 * reference:.1f} %"
         expected = min(effective_classes(self.source_shares), scores.pictures)
         if scores.classes < expected / 2 or scores.classes < 1 + 1e-9:
             return f"answers amount to {scores.classes:.1f} of {expected:.1f} classes"
