@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from keras_transfer.cli_choosing import advise, compare, tune
+from keras_transfer.cli_evaluating import evaluate
 from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, pinned, settled
 from keras_transfer.cli_options import (
     AugmentOption,
@@ -430,46 +431,6 @@ def find_rate(
 
 
 @app.command()
-def evaluate(
-    run: RunPath,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg, or a table.")],
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="Which of DATA/{train,val,test}, or of the run's own parts. "
-            "[test, else val, else all]"
-        ),
-    ] = None,
-    column: ColumnOption = None,
-    as_json: Json = False,
-):
-    """Measure a run on labelled pictures."""
-    from keras_transfer.data import open_labelled
-    from keras_transfer.data.targets import described
-    from keras_transfer.runs import Run
-
-    run = Run.open(run)
-    config = run.config
-    pictures = open_labelled(
-        data,
-        described(config),
-        split=split,
-        split_file=run.split_path,
-        columns=columns_of(column) or config.get("columns"),
-    )
-    load_keras()
-    from keras_transfer import evaluation
-
-    (split,) = pictures.examples
-    result = evaluation.evaluate(run.model, pictures, split)
-    result["skipped"] = len(pictures.skipped)
-    if as_json:
-        print(json.dumps(result, indent=2))
-        return
-    print(evaluation.shown(result, split))
-
-
-@app.command()
 def predict(
     run: RunPath,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures and folders.")],
@@ -594,7 +555,7 @@ def demo(
     run_demo(out, seed=seed)
 
 
-for command in (advise, compare, tune):
+for command in (advise, compare, evaluate, tune):
     app.command()(command)
 
 

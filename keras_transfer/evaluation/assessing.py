@@ -49,9 +49,9 @@ def assess(
         InputError: labels of other tasks or names than the model's, no such split, outputs that are
             not finite, a precision out of range, or a calibration of other heads or views.
     """
-    if precision is not None:
-        check_precision(precision)
     views, heads = views_for(tta, augmentation), heads_of(model)
+    if precision is not None:
+        check_precision(precision, {head.task for head in heads.values()})
     check_targets(heads, data)
     if calibration is not None:
         _check_calibration(calibration, heads, tta)
@@ -82,6 +82,7 @@ def assess(
     document = {
         "split": split,
         "pictures": len(paths),
+        "skipped": len(data.skipped),
         "tta": tta,
         "calibrated_on": calibration
         and {"split": calibration.split, "pictures": calibration.pictures},

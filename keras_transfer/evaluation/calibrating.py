@@ -1,6 +1,6 @@
 """What is fitted on validation pictures, after training: temperatures and thresholds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -91,10 +91,14 @@ def calibrate(
     return Calibration(split, len(data.examples[split]), tta, found)
 
 
-def check_precision(precision: float) -> None:
-    """Raises InputError for what is no share."""
+def check_precision(precision: float, tasks: Collection[str] = ("single_label",)) -> None:
+    """Raises InputError for what is no share, or where no head of these tasks gives one class."""
     if not 0 < precision <= 1:
         raise InputError(f"precision {precision:g}: give a share above 0, at most 1, e.g. 0.99.")
+    if "single_label" not in tasks:
+        raise InputError(
+            f"precision is for answers of one class a picture; this model's are {', '.join(tasks)}."
+        )
 
 
 def fitted(

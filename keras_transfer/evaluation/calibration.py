@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_transfer.evaluation.intervals import bootstrap, number, share
+from keras_transfer.evaluation.intervals import RESAMPLES, bootstrap, number, share
 from keras_transfer.evaluation.probabilities import PROBABILITIES, blocks
 
 BINS = 15
@@ -21,7 +21,9 @@ def reliability(confidence: np.ndarray, right: np.ndarray, *, seed: int = 0) -> 
         Plain data: `ece`, the expected calibration error Σ_b n_b/n · |right_b − confidence_b| over 15
         bins of equal width (Naeini et al. 2015; Guo et al. 2017), and `ece_adaptive`, over bins of as
         many pictures each, as far as ties allow (Nguyen and O'Connor 2015), both with bootstrap
-        intervals; and `bins`, those of equal width that are not empty: `low`, `high`, `count`,
+        intervals and `by_chance`: what a model that is as sure as it is right stays below in 95 of
+        100 such samples (consistency resampling, Bröcker and Smith 2007), for the error of a sample is
+        never 0. Up to that the interval begins at 0. And `bins`, those of equal width that are not empty: `low`, `high`, `count`,
         `confidence` (mean), `right` (share, with its Wilson interval).
     """
     confidence, right = np.asarray(confidence, "float64"), np.asarray(right, "float64")
@@ -32,6 +34,10 @@ def reliability(confidence: np.ndarray, right: np.ndarray, *, seed: int = 0) -> 
         return [np.abs(counts @ gaps).sum() / (counts.sum() * each) for gaps, _ in found]
 
     ece, adaptive = bootstrap(errors, pictures, seed=seed)
+    for error, (_, bins) in zip((ece, adaptive), found):
+        error["by_chance"] = _by_chance(confidence, bins, seed)
+        if error["low"] is not None and error["value"] <= error["by_chance"]:
+            error["low"] = 0.0
     bins = found[0][1].reshape(-1)
     confidence, right, edges = confidence.reshape(-1), right.reshape(-1), _even(confidence)
     rows = []
@@ -66,6 +72,16 @@ def _gaps(confidence, right, edges):
     rows = np.arange(len(confidence)).reshape(-1, *(1,) * (confidence.ndim - 1))
     np.add.at(gaps, (np.broadcast_to(rows, bins.shape), bins), confidence - right)
     return gaps, bins
+
+
+def _by_chance(confidence, bins, seed):
+    """The 95 % quantile of the error where each is right with the probability that is said.
+
+    The sum of a bin then has the variance Σ p (1 − p), and is taken to be normal.
+    """
+    spread = np.sqrt(np.bincount(bins.reshape(-1), (confidence * (1 - confidence)).reshape(-1)))
+    drawn = np.random.default_rng(seed).standard_normal((RESAMPLES, len(spread))) * spread
+    return number(np.quantile(np.abs(drawn).sum(axis=1), 0.95) / confidence.size)
 
 
 def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:

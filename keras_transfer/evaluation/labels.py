@@ -120,10 +120,10 @@ def _per_label(names, labels, predicted, at_best, ranks, best):
 
 def _f1(labels, predicted):
     """Macro and micro F1, from how often each picture is drawn."""
-    columns = np.stack([labels & predicted, labels, predicted]).astype("float64")
+    columns = np.hstack([labels & predicted, labels, predicted]).astype("float64")
 
     def statistic(counts):
-        right, support, found = counts @ columns
+        right, support, found = np.split(counts @ columns, 3)
         return _f1_of(right, support, found).mean(), _f1_of(right.sum(), support.sum(), found.sum())
 
     return statistic

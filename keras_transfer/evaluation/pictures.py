@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.comparison.curves import COLOURS
+from keras_transfer.data.report import printable
 from keras_transfer.runs import write_file
 
 _LABELLED = 30  # classes whose names fit beside a matrix
@@ -81,21 +82,25 @@ def draw_confusion(head: dict):
     order = similarity_order(counts)
     place = {names[c]: i for i, c in enumerate(order)}
     side = 8 if many else max(3.5, 1.5 + 0.35 * len(names))
-    figure = _figure(side + (4.5 if many else 2), side)
-    axes = figure.subplots()
+    figure = _figure(side + (3.5 if many else 0), side + 0.8)
+    axes, beside = (
+        figure.subplots(1, 2, width_ratios=[side, 3.5]) if many else (figure.subplots(), None)
+    )
     shares = row_shares(counts)[np.ix_(order, order)]
     # Few mistakes in a hundred must still be seen: colours follow the square root.
     image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, location="bottom", fraction=0.03, pad=0.02)
     ticks = np.array([0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.set_ticks(np.sqrt(ticks), labels=[f"{100 * t:.0f} %" for t in ticks])
     axes.set(xlabel="predicted", ylabel="true")
     if many:
-        _name_pairs(axes, head, place)
+        _name_pairs(axes, beside, head, place)
     else:
-        shown = [names[c][:24] for c in order]
-        axes.set_xticks(range(len(names)), shown, rotation=60, ha="right", fontsize=8)
-        axes.set_yticks(range(len(names)), shown, fontsize=8)
+        shown = [printable(names[c])[:24] for c in order]
+        axes.set_xticks(
+            range(len(names)), shown, rotation=60, ha="right", fontsize=8, parse_math=False
+        )
+        axes.set_yticks(range(len(names)), shown, fontsize=8, parse_math=False)
         for (i, j), n in np.ndenumerate(counts[np.ix_(order, order)]):
             if n:
                 dark = shares[i, j] > 0.35
@@ -110,24 +115,30 @@ def draw_confusion(head: dict):
     return figure
 
 
-def _name_pairs(axes, head, place):
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set(xlabel=f"predicted ({len(place)} classes)", ylabel="true")
+def _name_pairs(axes, beside, head, place):
+    axes.set(xticks=[], yticks=[], xlabel=f"predicted ({len(place)} classes)")
     lines = ["most confused (true → predicted)"]
     for number, pair in enumerate(head["confused"][:_PAIRS], 1):
         x, y = place[pair["predicted"]], place[pair["label"]]
         axes.plot(x, y, "s", ms=7, mfc="none", mec=COLOURS[1], mew=1.2)
+        # Away from the diagonal, where the squares are dense.
+        side, align = (6, "left") if x > y else (-6, "right")
         axes.annotate(
-            str(number), (x, y), (5, 5), textcoords="offset points", fontsize=8, color=COLOURS[1]
+            str(number),
+            (x, y),
+            (side, 0),
+            textcoords="offset points",
+            fontsize=9,
+            color=COLOURS[1],
+            ha=align,
+            va="center",
         )
         lines.append(
-            f"{number}. {pair['label'][:20]} → {pair['predicted'][:20]}: {pair['count']} "
+            f"{number}. {printable(pair['label'])[:20]} → {printable(pair['predicted'])[:20]}: {pair['count']} "
             f"({100 * pair['share']:.0f} %)"
         )
-    axes.text(
-        1.22, 1.0, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=9, linespacing=1.6
-    )
+    beside.set_axis_off()
+    beside.text(0, 1, "\n".join(lines), va="top", fontsize=9, linespacing=1.6, parse_math=False)
 
 
 def draw_reliability(head: dict):
@@ -221,7 +232,10 @@ def draw_curves(head: dict):
         )
         axes.grid(alpha=0.3)
         if kind == "roc":
-            axes.plot([0, 1], [0, 1], ":", color=_GREY)
+            axes.plot(x, x, ":", color=_GREY)
+            # What matters is at the left: the axis is stretched there.
+            axes.set_xscale("function", functions=(np.sqrt, np.square))
+            axes.set_xticks([0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1])
             axes.set(xlabel="false positive rate", ylabel="true positive rate")
         else:
             axes.set(xlabel="recall", ylabel="precision")

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_transfer.data.report import printable
 from keras_transfer.runs import csv_text, write_text
 
 EVALUATION = "evaluation.json"
@@ -18,7 +19,7 @@ class Evaluation:
 
     Attributes:
         document: everything, as plain data for JSON, see docs/evaluation.md: `split`, `pictures`,
-            `tta`, `calibrated_on` and, by name, `heads` (of a single head the name is `output`).
+            `skipped` (files), `tta`, `calibrated_on` and, by name, `heads` (of a single head the name is `output`).
         brief: what `evaluate` returns.
         predictions: column → a text a picture: path, truth, prediction, scores, slices.
     """
@@ -50,7 +51,7 @@ class Evaluation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Without indents: a confusion of 1,000 classes would be a million lines.
-        document = json.dumps(self.document, allow_nan=False, ensure_ascii=False)
+        document = json.dumps(self.document, allow_nan=False)
         write_text(folder / EVALUATION, document + "\n")
         write_text(folder / PREDICTIONS, self.predictions_csv())
         return [folder / EVALUATION, folder / PREDICTIONS, *draw(self.document, folder)]
@@ -59,6 +60,8 @@ class Evaluation:
 def markdown(document: dict) -> str:
     """`Evaluation.table` of a document, which may have been read from evaluation.json."""
     where = f"{document['pictures']} pictures of {document['split']}"
+    if document["skipped"]:
+        where += f", {document['skipped']} files skipped"
     if document["tta"] is not None:
         where += f", mean of views ({document['tta']})"
     calibrated = document["calibrated_on"]
@@ -188,7 +191,7 @@ def _table(header, rows):
 
 
 def _plain(cell):
-    return " ".join(str(cell).split()).replace("|", "\\|")
+    return " ".join(printable(str(cell)).split()).replace("|", "\\|")
 
 
 def _cell(value, digits=3):

@@ -65,11 +65,11 @@ def _per_target(names, labels, errors, seed):
     """`mae`, `rmse`, `r2` and `bias` of each target, with bootstrap intervals."""
     # About the mean: squares of numbers far from zero would leave nothing but rounding.
     centred = labels - labels.mean(axis=0)
-    columns = np.stack([np.abs(errors), np.square(errors), errors, centred, np.square(centred)])
+    columns = np.hstack([np.abs(errors), np.square(errors), errors, centred, np.square(centred)])
     flat = np.ptp(labels, axis=0) == 0
 
     def statistic(counts):
-        absolute, squared, bias, mean, square = counts @ columns / counts.sum()
+        absolute, squared, bias, mean, square = np.split(counts @ columns / counts.sum(), 5)
         spread = np.where(flat, 0, square - mean**2)
         with np.errstate(divide="ignore", invalid="ignore"):
             r2 = np.where(spread > 1e-12 * square, 1 - squared / spread, np.nan)
