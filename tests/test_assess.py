@@ -248,6 +248,25 @@ def test_the_command_in_short_and_in_full(trained, tmp_path):
     assert shown.strip() == evaluation_of({"output": head}).table().replace("of test", "of val")
 
 
+def test_the_command_slices_by_a_column(trained, tmp_path):
+    path, data = trained[0].path, trained[1]
+    rows = [
+        (f"{name}/{i}.png", name, ("old", "new")[i % 3 > 0]) for name in NAMES for i in range(12)
+    ]
+    table = data / "table.csv"
+    table.write_text("\n".join(",".join(row) for row in [("path", "label", "camera"), *rows]))
+    done = here("evaluate", path, table, "--slice", "camera", "--json")
+    assert done.exit_code == 0, done.output
+    slices = json.loads(done.stdout)["evaluation"]["heads"]["output"]["slices"]["camera"]
+    assert [(row["value"], row["pictures"]) for row in slices] == [("new", 24), ("old", 12)]
+    out = tmp_path / "out"
+    assert here("evaluate", path, table, "--slice", "camera", "--out", out).exit_code == 0
+    with (out / "predictions.csv").open() as file:
+        for row in csv.DictReader(file):
+            number = int(row["path"].rpartition("/")[2].partition(".")[0])
+            assert row["camera"] == ("old", "new")[number % 3 > 0]
+
+
 def test_the_command_keeps_a_calibration(trained):
     path, data = trained[0].path, trained[1]
     first = here("evaluate", path, data, "--calibrate", "--precision", "0.7", "--json")

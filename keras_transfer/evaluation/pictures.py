@@ -81,7 +81,7 @@ def draw_confusion(head: dict):
     many = len(names) > _LABELLED
     order = similarity_order(counts)
     place = {names[c]: i for i, c in enumerate(order)}
-    side = 8 if many else max(3.5, 1.5 + 0.35 * len(names))
+    side = 8 if many else max(4, 1.5 + 0.35 * len(names))
     figure = _figure(side + (3.5 if many else 0), side + 0.8)
     axes, beside = (
         figure.subplots(1, 2, width_ratios=[side, 3.5]) if many else (figure.subplots(), None)
@@ -90,7 +90,7 @@ def draw_confusion(head: dict):
     # Few mistakes in a hundred must still be seen: colours follow the square root.
     image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, location="bottom", fraction=0.03, pad=0.02)
-    ticks = np.array([0, 0.01, 0.05, 0.2, 0.5, 1])
+    ticks = np.array([0, *([0.01] if many else []), 0.05, 0.2, 0.5, 1])
     bar.set_ticks(np.sqrt(ticks), labels=[f"{100 * t:.0f} %" for t in ticks])
     axes.set(xlabel="predicted", ylabel="true")
     if many:
@@ -109,8 +109,8 @@ def draw_confusion(head: dict):
     figure.suptitle(
         f"Accuracy {100 * accuracy['value']:.1f} % "
         f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}], {head['pictures']} pictures"
-        + (", similar classes side by side" if len(names) > 2 else ""),
-        fontsize=11,
+        + ("\nsimilar classes side by side" if len(names) > 2 else ""),
+        fontsize=10,
     )
     return figure
 
@@ -156,10 +156,11 @@ def draw_reliability(head: dict):
         x = np.array([b["confidence"] for b in bins])
         y = np.array([b["right"]["value"] for b in bins])
         ends = np.array([[b["right"]["low"], b["right"]["high"]] for b in bins]).T
-        label = f"ECE {100 * found[when]['ece']['value']:.1f} %"
+        ece = found[when]["ece"]
+        label = f"ECE {100 * ece['value']:.1f} % (by chance up to {100 * ece['by_chance']:.1f} %)"
         if found["after"] is not None:
             label = f"{when}: {label}" + (
-                f", temperature {found['temperature']:.2f}" if when == "after" else ""
+                f"\ntemperature {found['temperature']:.2f}" if when == "after" else ""
             )
         error = np.maximum(np.abs(ends - y), 0)
         upper.errorbar(x, y, error, fmt="o-", color=colour, capsize=2, ms=4, lw=1.3, label=label)

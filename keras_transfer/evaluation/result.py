@@ -207,4 +207,6 @@ def _cell(value, digits=3):
 def _ends(value, digits):
     if value["low"] is None:
         return ""
-    return f"{value['low']:.{digits}f}, {value['high']:.{digits}f}"
+    ends = f"{value['low']:.{digits}f}, {value['high']:.{digits}f}"
+    chance = f" (by chance up to {value['by_chance']:.{digits}f})" if "by_chance" in value else ""
+    return ends + chance
