@@ -135,7 +135,7 @@ def test_calibration_is_fitted_kept_and_tried(trained, whole, tmp_path):
     assert [row["wanted"] for row in rows] == [0.8, 0.9]
     assert not any(row["chosen_here"] for row in rows)
     assert rows[0]["precision"]["value"] >= 0.8  # on the same pictures
-    assert "calibrated on 36 pictures of all" in measured.table()
+    assert "calibrated on 36 pictures of all (the same split" in measured.table()
     with pytest.raises(InputError, match="is for tta none, not mirror"):
         assess(model, whole, "all", calibration=again, tta="mirror")
     other = Calibration("val", 3, None, {"kind": fitted})
@@ -178,7 +178,7 @@ def test_several_heads_each_by_itself(colours, tmp_path):
         found.brief["heads"]["size"]["mae"], rel=1e-5
     )
     columns = set(found.predictions)
-    assert {"path", "folder", "colour_label", "tags_b", "size_number_predicted"} <= columns
+    assert {"path", "slice_folder", "colour_label", "tags_b", "size_number_predicted"} <= columns
     found.save(tmp_path / "out")
     with (tmp_path / "out" / "predictions.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(whole)
@@ -264,7 +264,7 @@ def test_the_command_slices_by_a_column(trained, tmp_path):
     with (out / "predictions.csv").open() as file:
         for row in csv.DictReader(file):
             number = int(row["path"].rpartition("/")[2].partition(".")[0])
-            assert row["camera"] == ("old", "new")[number % 3 > 0]
+            assert row["slice_camera"] == ("old", "new")[number % 3 > 0]
 
 
 def test_the_command_keeps_a_calibration(trained):

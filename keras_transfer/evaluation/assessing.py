@@ -78,7 +78,7 @@ def assess(
         documents[name] = document
         prefix = f"{name}_" if len(heads) > 1 else ""
         rows |= {f"{prefix}{column}": values for column, values in columns.items()}
-        rows |= {by: list(values) for by, values in (slices or {}).items()}
+    rows |= {f"slice_{by}": list(values) for by, values in (slices or {}).items()}
     document = {
         "split": split,
         "pictures": len(paths),

@@ -30,7 +30,8 @@ def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32
         - of several heads `heads`: the same for each; `loss` is the weighted sum.
 
     Raises:
-        InputError: labels of other tasks or names than the model's, or no such split.
+        InputError: labels of other tasks or names than the model's, no such split, or outputs that are
+            not finite.
     """
     heads = heads_of(model)
     check_targets(heads, data)

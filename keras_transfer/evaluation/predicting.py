@@ -142,7 +142,7 @@ def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction],
         could not be read.
 
     Raises:
-        InputError: a path does not exist, or there is no picture.
+        InputError: a path does not exist, there is no picture, or outputs are not finite.
     """
     good, skipped = check_pictures(list_pictures(paths))
     if not len(good):

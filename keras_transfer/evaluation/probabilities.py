@@ -70,7 +70,7 @@ class Softmax:
     @cached_property
     def confidence(self) -> np.ndarray:
         """Probability of the predicted class, float64 [N]."""
-        return np.exp(self.log_of(self.predicted))
+        return np.exp(np.minimum(self.log_of(self.predicted), 0))
 
     def log_of(self, classes: np.ndarray) -> np.ndarray:
         """Logarithm of the probability of one class a picture, int [N] → float64 [N]."""

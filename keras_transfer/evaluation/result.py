@@ -67,6 +67,8 @@ def markdown(document: dict) -> str:
     calibrated = document["calibrated_on"]
     if calibrated:
         where += f"; calibrated on {calibrated['pictures']} pictures of {calibrated['split']}"
+        if calibrated["split"] == document["split"]:
+            where += " (the same split, which flatters)"
     parts = [f"{where[0].upper()}{where[1:]}."]
     for name, head in document["heads"].items():
         if len(document["heads"]) > 1:
