@@ -307,7 +307,11 @@ def test_what_is_wrong_is_said_at_once(tmp_path):
         (["--out", file], "is a file"),
         (["--calibrate"], "names no val picture"),
     ):
-        check_one_line(run("evaluate", folder, data, *options), words)
+        assert words in str(here("evaluate", folder, data, *options).exception)
     table = tmp_path / "table.csv"
     table.write_text("path,label\ndata/red/0.png,red\n")
-    check_one_line(run("evaluate", folder, table, "--slice", "camera"), "no column 'camera'")
+    # The last to be found out, so that nothing before it loads Keras.
+    missing = run("evaluate", folder, data, "--calibrate", "--slice", "size", "--tta", "mirror")
+    check_one_line(missing, "names no val picture")
+    missing = here("evaluate", folder, table, "--slice", "camera")
+    assert "no column 'camera'" in str(missing.exception)

@@ -226,10 +226,10 @@ def test_the_interval_of_a_mean_area_is_the_bootstraps(rng):
     labels, logits = logits_of(rng, count=300, classes=3, sure=1.0)
     scores = softmax(logits, axis=1)
     found = ranking(lambda c: scores[:, c], lambda c: labels == c, 3, 300)
-    draws = [rng.integers(300, size=300) for _ in range(400)]
+    draws = [rng.integers(300, size=300) for _ in range(200)]
     areas = [sk.roc_auc_score(labels[d], scores[d], multi_class="ovr") for d in draws]
     reach = (found.macro_auc["high"] - found.macro_auc["low"]) / 2
-    assert reach == pytest.approx(1.96 * np.std(areas), rel=0.15)
+    assert reach == pytest.approx(1.96 * np.std(areas), rel=0.2)
 
 
 def test_one_picture_of_a_class_gives_an_area_but_no_interval(rng):
@@ -342,13 +342,13 @@ def test_probabilities_at_the_ends_have_bins():
 def test_a_calibrated_model_is_not_told_from_one(rng):
     """The error of a sample is above 0 always; percentiles of resamples would never reach 0."""
     below = hits = 0
-    for _ in range(60):
+    for _ in range(30):
         confidence = rng.uniform(0.5, 1, size=300)
         found = reliability(confidence, rng.random(300) < confidence)["ece"]
         assert found["value"] > 0.01
         below += found["value"] <= found["by_chance"]
         hits += found["low"] == 0
-    assert 52 <= below <= 60 and hits >= 52  # 57 expected
+    assert below >= 25 and hits >= 25  # 28.5 expected
     confidence = np.full(400, 0.9)
     drawn = np.abs((rng.random((2000, 400)) < 0.9).mean(axis=1) - 0.9)
     found = reliability(confidence, np.ones(400))["ece"]
