@@ -253,12 +253,18 @@ def test_wilson_is_scipys():
 
 
 def test_bootstrap_is_scipys_basic_one(rng):
-    values = rng.gamma(2.0, size=80)
-    (mine,) = bootstrap(lambda n: n @ values / n.sum(), 80, highest=np.inf, resamples=4000)
-    theirs = stats.bootstrap((values,), np.mean, method="basic", n_resamples=4000)
-    ends = theirs.confidence_interval
-    assert (mine["low"], mine["high"]) == pytest.approx((ends.low, ends.high), abs=0.03)
-    again = bootstrap(lambda n: n @ values / n.sum(), 80, highest=np.inf, resamples=4000)
+    values = rng.gamma(1.0, size=15)  # few and skew: percentiles would be elsewhere
+    (mine,) = bootstrap(lambda n: n @ values / n.sum(), 15, highest=np.inf, resamples=4000)
+    ends = {
+        method: stats.bootstrap(
+            (values,), np.mean, method=method, n_resamples=4000, random_state=0
+        ).confidence_interval
+        for method in ("basic", "percentile")
+    }
+    theirs = ends["basic"]
+    assert (mine["low"], mine["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.05)
+    assert abs(theirs.high - ends["percentile"].high) > 0.1
+    again = bootstrap(lambda n: n @ values / n.sum(), 15, highest=np.inf, resamples=4000)
     assert again == [mine]  # seeded
 
 
@@ -567,6 +573,16 @@ def test_numbers_agree_with_scikit_learn(rng):
     alone, _ = measure_values(["year"], labels[:1, :1], values[:1, :1], ["0"])
     assert alone["per_target"]["year"]["r2"]["value"] is None
     assert alone["per_target"]["year"]["mae"]["low"] is None
+
+
+def test_numbers_far_from_zero_keep_their_spread(rng):
+    """Seconds since 1970, a few of them apart."""
+    labels = 1.7e9 + rng.normal(0, 3, (50, 1))
+    values = labels + rng.normal(0, 1, (50, 1))
+    found, _ = measure_values(["time"], labels, values, [""] * 50)
+    assert found["per_target"]["time"]["r2"]["value"] == pytest.approx(
+        sk.r2_score(labels, values), rel=1e-5
+    )
 
 
 # -- views ------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ def measure_values(
     }
     rows = {}
     for i, name in enumerate(names):
-        rows[name] = [f"{x:.7g}" for x in labels[:, i]]
-        rows[f"{name}_predicted"] = [f"{x:.7g}" for x in values[:, i]]
+        rows[name] = [f"{x:.9g}" for x in labels[:, i]]
+        rows[f"{name}_predicted"] = [f"{x:.9g}" for x in values[:, i]]
     return document, rows
 
 
