@@ -14,6 +14,7 @@ import typer
 
 from keras_transfer.cli_adapting import adapt
 from keras_transfer.cli_choosing import advise, compare, tune
+from keras_transfer.cli_evaluating import evaluate
 from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, pinned, settled
 from keras_transfer.cli_options import (
     AugmentOption,
@@ -305,7 +306,7 @@ def train(
 
 def _shown_val(metrics):
     """The kept epoch's metrics as they suit the task."""
-    from keras_transfer.measures import wilson_interval
+    from keras_transfer.evaluation.intervals import wilson_interval
 
     val, last, n = metrics["val"], metrics["phases"][-1]["val"], metrics["images"]["val"]
     if "accuracy" not in val:
@@ -428,46 +429,6 @@ def find_rate(
     )
     test.draw(out)
     print(f"suggested learning rate {test.suggestion:.2g} ({len(test.rates)} steps, {out})")
-
-
-@app.command()
-def evaluate(
-    run: RunPath,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg, or a table.")],
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="Which of DATA/{train,val,test}, or of the run's own parts. "
-            "[test, else val, else all]"
-        ),
-    ] = None,
-    column: ColumnOption = None,
-    as_json: Json = False,
-):
-    """Measure a run on labelled pictures."""
-    from keras_transfer.data import open_labelled
-    from keras_transfer.data.targets import described
-    from keras_transfer.runs import Run
-
-    run = Run.open(run)
-    config = run.config
-    pictures = open_labelled(
-        data,
-        described(config),
-        split=split,
-        split_file=run.split_path,
-        columns=columns_of(column) or config.get("columns"),
-    )
-    load_keras()
-    from keras_transfer import evaluation
-
-    (split,) = pictures.examples
-    result = evaluation.evaluate(run.model, pictures, split)
-    result["skipped"] = len(pictures.skipped)
-    if as_json:
-        print(json.dumps(result, indent=2))
-        return
-    print(evaluation.shown(result, split))
 
 
 @app.command()
@@ -595,7 +556,7 @@ def demo(
     run_demo(out, seed=seed)
 
 
-for command in (advise, compare, tune, adapt):
+for command in (advise, compare, evaluate, tune, adapt):
     app.command()(command)
 
 

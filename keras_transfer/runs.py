@@ -24,6 +24,7 @@ SPLIT = "split.csv"
 MODEL = "model.keras"
 REPORT = "report.html"
 EXPORT = "export"
+CALIBRATION = "calibration.json"  # fitted after the training, where that was asked for
 STATE = "state"  # what --resume needs; removed when the run is finished
 PICTURES = "pictures.json"
 START = "start.npz"
@@ -174,6 +175,16 @@ class Run:
     @property
     def metrics(self) -> dict:
         return json.loads((self.path / METRICS).read_text(encoding="utf-8"))
+
+    @property
+    def calibration(self) -> dict | None:
+        """What `write_calibration` was given: `evaluation.Calibration.from_dict` reads it; or None."""
+        file = self.path / CALIBRATION
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def write_calibration(self, calibration: dict) -> None:
+        """Keeps temperatures and thresholds beside the model, in place of earlier ones."""
+        write_text(self.path / CALIBRATION, json.dumps(calibration, indent=2) + "\n")
 
     @property
     def model(self):
