@@ -182,6 +182,7 @@ def domain_distance(
     # Late, as wrong input is answered before Keras is imported.
     from keras_transfer.features.extraction import extract, features_identity
     from keras_transfer.features.kept import digest_of, kept
+    from keras_transfer.features.pooled import averaged
     from keras_transfer.features.prefix import prefix_of
     from keras_transfer.features.store import Store
 
@@ -190,11 +191,10 @@ def domain_distance(
     store = store or Store()
 
     def compute():
-        features = []
-        for part in (source, target):
-            found = extract(prefix, part, engine=engine, store=store).gather(np.arange(len(part)))
-            places = tuple(range(1, found.ndim - 1))
-            features.append(found.astype("float32").mean(axis=places) if places else found)
+        features = [
+            averaged(extract(prefix, part, engine=engine, store=store).gather(np.arange(len(part))))
+            for part in (source, target)
+        ]
         groups = np.unique([*source.digests, *target.digests], return_inverse=True)[1]
         return measured(*features, labels, groups, seed=seed)
 
