@@ -16,8 +16,9 @@ only). Times are those of the training steps, without the first epoch (compilati
 measuring; beside the time on the clock, which other work on the machine changes, stands the
 processor's.
 
-SHOT and AdaBN alone start from the model of `source_only`, which is kept beside the rows. AdaBN is left
-out where the network has no BatchNorm. A row is written after each run, so that an interrupted benchmark
+AdaBN alone starts from the model of `source_only`, and is left out where the network has no BatchNorm.
+SHOT starts from `shot_source`, a model of the source alone as its authors have it: with a bottleneck that
+has BatchNorm, and smoothed labels. Both models are kept beside the rows. A row is written after each run, so that an interrupted benchmark
 goes on; the tables are printed at the end (`--table`: at once).
 """
 
@@ -34,10 +35,12 @@ from domains import TASKS, pixels
 from keras_transfer.errors import silence
 
 METHODS = (
-    *("coral", "mmd", "dann", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot"),
+    *("coral", "mmd", "dann", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot_source", "shot"),
     *("mcc+dann", "fixmatch+dann"),
 )
 BOUNDS = ("source_only", "target_only")
+# Models of the source alone → more of their heads.
+SOURCES = {"source_only": {}, "shot_source": {"bottleneck": 256, "label_smoothing": 0.1}}
 WITH_DISCRIMINATOR = ("dann", "cdan", "cdan_e")
 MOST_UNLABELLED = 2000  # target pictures that the selection looks at
 NUMBERS = (
@@ -66,7 +69,7 @@ class Trial:
         # One number for all trainings, the bounds too.
         longest = max(len(self.source[0]), len(self.target[0]))
         self.steps = longest // task.batch_size
-        self.weights = folder / f"{task.name}-{seed}-{self.phase.epochs}.weights.h5"
+        self.folder = folder
 
     def run(self, method: str) -> dict:
         """Trains with a method or a bound; returns what was measured, or {} where the method does not suit the network."""
@@ -74,7 +77,7 @@ class Trial:
         names = method.split("+")
         target = self.two_views() if "fixmatch" in names else self.batches(self.target[0])
         if method == "adabn":
-            model = self.source_model()
+            model = self.source_model("source_only")
             if not _norms(model):
                 return {}
             from keras_transfer.adaptation import apply_adabn
@@ -84,30 +87,34 @@ class Trial:
             choice.measure(1)
             found = _accuracies(choice)
         elif method == "shot":
-            found = self.fit(self.source_model(), [method], target=target)
-        elif method == "source_only":
-            model = self.new_model()
+            found = self.fit(self.source_model("shot_source"), [method], target=target)
+        elif method in SOURCES:
+            model = self.new_model(**SOURCES[method])
             found = self.fit(model, [], self.batches(*self.source))
-            self.weights.parent.mkdir(parents=True, exist_ok=True)
-            model.save_weights(self.weights)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            model.save_weights(self._weights(method))
         elif method == "target_only":
             found = self.fit(self.new_model(), [], self.batches(*self.target))
         else:
             found = self.fit(self.new_model(), names, self.batches(*self.source), target)
         return {**found, "seconds": time.perf_counter() - started}
 
-    def new_model(self):
+    def new_model(self, **head):
         keras.backend.clear_session()
         keras.utils.set_random_seed(self.seed)
-        return self.task.build(self.domains)
+        return self.task.build(self.domains, **head)
 
-    def source_model(self):
-        """A model with the weights of `source_only`, which is trained first where it was not yet."""
-        if not self.weights.exists():
-            self.run("source_only")
-        model = self.new_model()
-        model.load_weights(self.weights)
+    def source_model(self, name):
+        """A model with the weights of one of `SOURCES`, which is trained first where it was not yet."""
+        if not self._weights(name).exists():
+            self.run(name)
+        model = self.new_model(**SOURCES[name])
+        model.load_weights(self._weights(name))
         return model
+
+    def _weights(self, name):
+        ending = "" if name == "source_only" else f"-{name}"
+        return self.folder / f"{self.task.name}-{self.seed}-{self.phase.epochs}{ending}.weights.h5"
 
     def fit(self, model, methods, source=None, target=None) -> dict:
         from keras_transfer.adaptation import Adapter
@@ -322,7 +329,7 @@ def measure(options, done, write):
                 continue
             trial = trial or Trial(TASKS[name], seed, epochs, options.rows.with_suffix(""))
             before = _row(done, _key(name, seed, epochs, BOUNDS[0]))
-            adapts = before and method not in BOUNDS
+            adapts = before and method not in (*BOUNDS, *SOURCES)
             trial.reference = float(before["source"]) if adapts else None
             found = {n: v for n, v in trial.run(method).items() if v is not None}
             shown = {n: f"{v:.4f}" if isinstance(v, float) else v for n, v in found.items()}

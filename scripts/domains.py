@@ -51,7 +51,7 @@ class DomainTask:
         name: as it is asked for.
         title: for people.
         domains: makes the pair.
-        build: makes a new model for it.
+        build: makes a new model for it, with more settings of its head where they are given.
         image_size: height and width.
         epochs: passes over the longer of the two training sets.
         batch_size: pictures of each domain in a step.
@@ -66,7 +66,7 @@ class DomainTask:
     name: str
     title: str
     domains: Callable[[], Domains]
-    build: Callable[[Domains], object]
+    build: Callable[..., object]
     image_size: int
     epochs: int
     batch_size: int
@@ -296,17 +296,19 @@ def dann_network(mean) -> "kt.Backbone":
     return Backbone(inputs, layers.Flatten(name="features")(x), name="dann_mnist")
 
 
-def dann_model(domains: Domains):
-    """DANN's network with its head, for a pair of domains."""
+def dann_model(domains: Domains, **head):
+    """DANN's network with its head, for a pair of domains; `head` is more of `kt.Classification`."""
     parts = [pixels(data.examples["train"])[0] for data in (domains.source, domains.target)]
     mean = np.mean([part.mean(axis=(0, 1, 2)) for part in parts], axis=0)
-    head = kt.Classification(domains.source.class_names, hidden=(100, 100), dropout=0.0)
+    head = {"hidden": (100, 100), "dropout": 0.0, **head}
+    head = kt.Classification(domains.source.class_names, **head)
     return kt.build_model(dann_network(mean), head, image_size=SIZE)
 
 
-def mobilenet(domains: Domains):
+def mobilenet(domains: Domains, **head):
     """`mobilenet_v2_0.35` with ImageNet weights, and a bottleneck as the Transfer-Learning-Library has."""
-    head = kt.Classification(domains.source.class_names, bottleneck=256, dropout=0.0)
+    head = {"bottleneck": 256, "dropout": 0.0, **head}
+    head = kt.Classification(domains.source.class_names, **head)
     return kt.build_model("mobilenet_v2_0.35", head, image_size=HAND_SIZE)
 
 
