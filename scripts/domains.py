@@ -57,7 +57,7 @@ class DomainTask:
         batch_size: pictures of each domain in a step.
         learning_rate: of SGD at the start.
         backbone_rate: factor of that for the backbone.
-        weight_decay: see `kt.Phase`.
+        weight_decay, clip_norm: see `kt.Phase`.
         discriminator: settings of the methods that have one.
         shot_beta: weight of SHOT's pseudo-labels.
         strong: makes from a seed the layer that varies the target's pictures for FixMatch.
@@ -73,6 +73,7 @@ class DomainTask:
     learning_rate: float
     backbone_rate: float
     weight_decay: float
+    clip_norm: float | None
     discriminator: dict
     shot_beta: float
     strong: Callable
@@ -93,6 +94,7 @@ class DomainTask:
             optimizer="sgd",
             optimizer_options={"momentum": 0.9, "nesterov": True},
             weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
             batch_size=self.batch_size,
         )
 
@@ -349,6 +351,7 @@ SMALL = {
     "learning_rate": 0.01,
     "backbone_rate": 1.0,
     "weight_decay": 0.0,
+    "clip_norm": None,
     "discriminator": PAPER,
     "shot_beta": 0.1,
     "strong": partial(varied, inverted=0.5),
@@ -365,11 +368,12 @@ TASKS = {
             hands_to_other_camera,
             mobilenet,
             HAND_SIZE,
-            epochs=8,
+            epochs=14,
             batch_size=32,
             learning_rate=0.01,
             backbone_rate=0.1,
             weight_decay=1e-3,
+            clip_norm=5.0,
             discriminator={},
             shot_beta=0.3,
             strong=varied,
