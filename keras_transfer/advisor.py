@@ -276,8 +276,7 @@ def advise(
     if target is not None:
         from keras_transfer.domains import domain_distance
 
-        size = network.input_shape[1]
-        distance = domain_distance(data, target, backbone=network, image_size=size, **options)
+        distance = domain_distance(data, target, backbone=network, **options)
     return Advice(
         choice=choice,
         contender=contender,

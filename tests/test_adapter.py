@@ -21,7 +21,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification, MultiLabel
 from keras_transfer.schedules import Phase
-from keras_transfer.stages import Backbone
+from keras_transfer.stages import Backbone, batch_norms
 
 SIZE = 4
 SMALL = DANN(hidden=(16,), batch_norm=False)
@@ -69,12 +69,7 @@ def adapter(model, methods, **options):
 
 
 def norms(model):
-    return [
-        layer
-        for stage in backbone_of(model).stages
-        for layer in stage.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
+    return batch_norms(backbone_of(model))
 
 
 def test_names():

@@ -63,7 +63,7 @@ def _calibrate(backbone, size):
     With the initial statistics (mean 0, variance 1) a deep random network fades to a constant,
     and a comparison of two constants would show nothing.
     """
-    norms = [x for x in backbone.layers if isinstance(x, keras.layers.BatchNormalization)]
+    norms = batch_norms(backbone)
     if not norms:
         return
     pictures = np.random.default_rng(1).integers(0, 256, (16, size, size, 3))

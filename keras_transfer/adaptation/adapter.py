@@ -224,8 +224,8 @@ class Adapter(keras.Model):
         parts, found = dict(inputs), []
         if self.source_encoder is not None:
             found.append(self.source_encoder(parts.pop("source"), training=training))
-        found.append(self.encoder(_joined(parts.values()), training=training))
-        return _joined(found), sizes
+        found.append(self.encoder(_concatenated(parts.values()), training=training))
+        return _concatenated(found), sizes
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if not isinstance(x, dict):
@@ -458,6 +458,6 @@ class Adapter(keras.Model):
         return history
 
 
-def _joined(parts):
+def _concatenated(parts):
     parts = list(parts)
     return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=0)

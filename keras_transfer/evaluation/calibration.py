@@ -125,6 +125,25 @@ def _sigmoid_loss(logits, labels, temperature):
     return total / logits.size
 
 
+def before_and_after(probabilities, labels, confidence_of, right, temperature, seed: int) -> dict:
+    """What `calibration_of` gives before and after a temperature; `after` is None where there is none.
+
+    Args:
+        probabilities: `Softmax` or `Sigmoid`, with the temperature.
+        confidence_of: gives of such probabilities the array that is compared with `right`.
+        temperature: as it is reported; None: none was fitted.
+    """
+
+    def measured(found):
+        return calibration_of(found, labels, confidence_of(found), right, seed=seed)
+
+    final = measured(probabilities)
+    if temperature is None:
+        return {"temperature": None, "before": final, "after": None}
+    plain = type(probabilities)(probabilities.logits)
+    return {"temperature": temperature, "before": measured(plain), "after": final}
+
+
 def calibration_of(probabilities, labels, confidence, right, *, seed: int = 0) -> dict:
     """`log_loss`, `brier` and what `reliability` gives, of `Softmax` or `Sigmoid` probabilities."""
     return {

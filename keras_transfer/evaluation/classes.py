@@ -1,11 +1,12 @@
 """Everything that is measured of a head with one class a picture, as plain data."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
 
 from keras_transfer.evaluation.abstention import at_threshold, risk_coverage, threshold_for
-from keras_transfer.evaluation.calibration import calibration_of
+from keras_transfer.evaluation.calibration import before_and_after
 from keras_transfer.evaluation.intervals import bootstrap, interval, number, share
 from keras_transfer.evaluation.probabilities import Softmax
 from keras_transfer.evaluation.ranking import ranking
@@ -75,7 +76,9 @@ def measure_classes(
         "confusion": matrix.tolist(),
         "confused": confused(names, matrix),
         "curves": ranks.curves(),
-        "calibration": _calibration(soft, labels, right, temperature, seed),
+        "calibration": before_and_after(
+            soft, labels, attrgetter("confidence"), right, temperature, seed
+        ),
         "abstention": {
             **risk_coverage(confidence, right),
             "thresholds": _thresholds(confidence, right, thresholds or {}, precision),
@@ -151,15 +154,6 @@ def confused(names: Sequence[str], matrix: np.ndarray, most: int = _CONFUSED) ->
         }
         for r, c in zip(rows[order], columns[order])
     ]
-
-
-def _calibration(soft, labels, right, temperature, seed):
-    final = calibration_of(soft, labels, soft.confidence, right, seed=seed)
-    if temperature is None:
-        return {"temperature": None, "before": final, "after": None}
-    plain = Softmax(soft.logits)
-    before = calibration_of(plain, labels, plain.confidence, right, seed=seed)
-    return {"temperature": temperature, "before": before, "after": final}
 
 
 def _thresholds(confidence, right, known, precision):

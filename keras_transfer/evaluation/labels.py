@@ -1,10 +1,11 @@
 """Everything that is measured of a head with any number of labels a picture, as plain data."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
 
-from keras_transfer.evaluation.calibration import calibration_of
+from keras_transfer.evaluation.calibration import before_and_after
 from keras_transfer.evaluation.intervals import bootstrap, number, share
 from keras_transfer.evaluation.probabilities import Sigmoid
 from keras_transfer.evaluation.ranking import ranking
@@ -60,7 +61,9 @@ def measure_labels(
         "per_label": table,
         "one_class": [name for i, name in enumerate(names) if i not in ranks.ranked],
         "curves": ranks.curves(),
-        "calibration": _calibration(sigmoid, labels, temperature, seed),
+        "calibration": before_and_after(
+            sigmoid, labels, attrgetter("scores"), labels, temperature, seed
+        ),
         "mistakes": _mistakes(names, labels, predicted, scores, paths, most),
         "slices": {
             by: sliced(values, lambda at: {"exact": share(int(exact[at].sum()), len(at))})
@@ -131,15 +134,6 @@ def _f1(labels, predicted):
 
 def _f1_of(right, support, found):
     return 2 * right / np.maximum(support + found, 1)
-
-
-def _calibration(sigmoid, labels, temperature, seed):
-    final = calibration_of(sigmoid, labels, sigmoid.scores, labels, seed=seed)
-    if temperature is None:
-        return {"temperature": None, "before": final, "after": None}
-    plain = Sigmoid(sigmoid.logits)
-    before = calibration_of(plain, labels, plain.scores, labels, seed=seed)
-    return {"temperature": temperature, "before": before, "after": final}
 
 
 def _mistakes(names, labels, predicted, scores, paths, most):
