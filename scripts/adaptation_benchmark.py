@@ -16,10 +16,11 @@ only). Times are those of the training steps, without the first epoch (compilati
 measuring; beside the time on the clock, which other work on the machine changes, stands the
 processor's.
 
-AdaBN alone starts from the model of `source_only`, and is left out where the network has no BatchNorm.
-SHOT starts from `shot_source`, a model of the source alone as its authors have it: with a bottleneck that
-has BatchNorm, and smoothed labels. Both models are kept beside the rows. A row is written after each run, so that an interrupted benchmark
-goes on; the tables are printed at the end (`--table`: at once).
+AdaBN alone starts from the model of `source_only`. SHOT starts from `shot_source`, a model of the source
+alone as its authors have it: with a bottleneck that has BatchNorm, and smoothed labels. Both models are
+kept beside the rows. Where the network has no BatchNorm these methods are left out. A row is written
+after each run, so that an interrupted benchmark goes on; the tables are printed at the end (`--table`:
+at once).
 """
 
 import argparse
@@ -41,6 +42,7 @@ METHODS = (
 BOUNDS = ("source_only", "target_only")
 # Models of the source alone → more of their heads.
 SOURCES = {"source_only": {}, "shot_source": {"bottleneck": 256, "label_smoothing": 0.1}}
+NEED_NORMS = ("adabn", "shot_source", "shot")
 WITH_DISCRIMINATOR = ("dann", "cdan", "cdan_e")
 MOST_UNLABELLED = 2000  # target pictures that the selection looks at
 NUMBERS = (
@@ -76,12 +78,12 @@ class Trial:
         started = time.perf_counter()
         names = method.split("+")
         target = self.two_views() if "fixmatch" in names else self.batches(self.target[0])
+        if method in NEED_NORMS and not _norms(self.new_model()):
+            return {}
         if method == "adabn":
-            model = self.source_model("source_only")
-            if not _norms(model):
-                return {}
             from keras_transfer.adaptation import apply_adabn
 
+            model = self.source_model("source_only")
             choice = self.choice(model, sourceless=True)
             apply_adabn(model, target)
             found = _accuracies(choice, choice.measure(1)["val_accuracy"])
