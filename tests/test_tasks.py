@@ -218,6 +218,7 @@ def test_three_heads_from_source_to_served(hands, tmp_path):
     assert {f"{kind}_{name}" for kind in ("scores", "class_names") for name in HEADS} | {
         "label_sign",
         "score_sign",
+        "error",
     } == set(answer)
     np.testing.assert_allclose(answer["scores_light"], outputs["light"][:3], rtol=2e-2)
     assert answer["label_sign"].tolist() == [

@@ -22,14 +22,16 @@ from keras_transfer.export.converters import (
 )
 from keras_transfer.export.folder import whole
 from keras_transfer.export.parity import (
+    HALF_ROUNDING,
     MOST_LOST,
+    ROUNDING,
     Parity,
     compare,
     require_parity,
     require_quality,
 )
 from keras_transfer.export.sample import Sample, drawn, noise
-from keras_transfer.export.serving import ask_files, check_signatures, write_saved_model
+from keras_transfer.export.serving import ask_files, check_signatures, in_half, write_saved_model
 from keras_transfer.heads import heads_of
 from keras_transfer.precision import jit_compile
 
@@ -241,15 +243,17 @@ def temperatures_of(run) -> dict[str, float]:
 
 def _drawn(run, given, split, size, count, heads) -> Sample | None:
     """Pictures of a split; None where the run's own data are gone, or are of a kind without files."""
-    config = run.config
+    config, wanted = run.config, split
     source = given if given is not None else config.get("data")
+    if given is None and split == "val" and config.get("val"):
+        source, wanted = config["val"], None  # validated on a folder of their own
     if source is None or (given is None and not Path(source).expanduser().exists()):
         return None
     try:
         data = open_labelled(
             source,
             described(config),
-            split=split,
+            split=wanted,
             split_file=run.split_path,
             columns=config.get("columns"),
             progress=False,
@@ -276,7 +280,7 @@ def _parity_on_files(model, folder, temperatures, sample):
         of=sample.of,
         answered=answered,
     )
-    require_parity(parity, "SavedModel")
+    require_parity(parity, "SavedModel", HALF_ROUNDING if in_half(model) else ROUNDING)
     return parity
 
 

@@ -26,13 +26,15 @@ class Sample:
     files: tuple[str, ...] | None = None
 
 
-def drawn(data: ImageData, split: str, size: int, count: int, heads) -> Sample:
-    """`count` pictures of a split, evenly spread over it, for it is sorted by class; all of fewer.
+def drawn(data: ImageData, of: str, size: int, count: int, heads) -> Sample:
+    """`count` pictures, evenly spread over them, for they are sorted by class; all of fewer.
 
     Args:
+        data: with a single split.
+        of: what to call them.
         heads: names of the model's heads.
     """
-    whole = data.examples[split]
+    ((split, whole),) = data.examples.items()
     rows = np.unique(np.linspace(0, len(whole) - 1, min(count, len(whole))).round().astype(int))
     examples = whole.take(rows)
     part = replace(data, examples={split: examples})
@@ -41,7 +43,7 @@ def drawn(data: ImageData, split: str, size: int, count: int, heads) -> Sample:
     labels = examples.labels
     labels = labels if isinstance(labels, dict) else dict.fromkeys(heads, labels)
     files = tuple(examples.names)
-    return Sample(split, pictures, labels, files if all(map(_is_file, files)) else None)
+    return Sample(of, pictures, labels, files if all(map(_is_file, files)) else None)
 
 
 def noise(size: int, count: int = 32, seed: int = 0) -> Sample:

@@ -11,7 +11,7 @@ from keras_transfer.builders import backbone_of
 from keras_transfer.data.serving import decode_in_graph
 from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.export.answers import answering, suffix, write_labels
-from keras_transfer.export.parity import ParityError
+from keras_transfer.export.parity import HALF_ROUNDING, ParityError
 from keras_transfer.export.warmup import write_warmup
 from keras_transfer.heads import heads_of
 
@@ -132,8 +132,7 @@ def check_signatures(
         ParityError: answers differ by more than rounding.
     """
     signatures = tf.saved_model.load(str(folder)).signatures
-    half = keras.backend.standardize_dtype(model.compute_dtype) != "float32"
-    tolerance = 2e-2 if half else 1e-4
+    tolerance = HALF_ROUNDING if in_half(model) else 1e-4
     answers, backbone = answering(model, temperatures), backbone_of(model)
     for picture in pictures:
         resized = resize_and_crop(picture, model.input_shape[1])[None]
@@ -155,6 +154,11 @@ def check_signatures(
                         f"Signature {name} differs from the Keras model by {difference:g} (more "
                         f"than {tolerance:g}): nothing was exported. Please report this."
                     )
+
+
+def in_half(model: keras.Model) -> bool:
+    """Whether the model computes in 16 bits."""
+    return keras.backend.standardize_dtype(model.compute_dtype) != "float32"
 
 
 def ask_files(folder: Path, files, batch_size: int = 32) -> tuple[dict, np.ndarray]:
