@@ -13,6 +13,7 @@ _NAMES = {
     "Adapter": "adaptation.adapter",
     "Augmentation": "data",
     "Backbone": "stages",
+    "Client": "client",
     "Calibration": "evaluation.calibrating",
     "BACKBONES": "backbones",
     "Classification": "heads",

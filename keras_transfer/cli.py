@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from keras_transfer.cli_adapting import adapt
+from keras_transfer.cli_asking import ask
 from keras_transfer.cli_choosing import advise, compare, tune
 from keras_transfer.cli_evaluating import evaluate
 from keras_transfer.cli_exporting import export
@@ -530,7 +531,7 @@ def demo(
     run_demo(out, seed=seed)
 
 
-for command in (advise, compare, evaluate, export, tune, adapt):
+for command in (advise, compare, evaluate, export, ask, tune, adapt):
     app.command()(command)
 
 
