@@ -128,7 +128,7 @@ def _asking(model, exported):
 
 def _data(run, config, metrics):
     images = metrics.get("images", {})
-    shown = ", ".join(f"{count} of {split}" for split, count in images.items())
+    shown = ", ".join(f"{count} {split}" for split, count in images.items())
     lines = [
         f"`{_source(config)}`: {shown or 'unknown'} pictures; {metrics.get('skipped', 0)} files "
         "were left out as faulty."
@@ -159,8 +159,12 @@ def _training(config, metrics, model):
 
 def _quality(run, metrics, temperatures):
     val, count = metrics.get("val", {}), metrics.get("images", {}).get("val")
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in val.items() if _is_number(value))
-    lines = [f"On the validation pictures, which chose the epoch: {shown or 'not measured'}."]
+    shown = ", ".join(
+        f"{name} {value:.4f}"
+        for name, value in val.items()
+        if isinstance(value, float) and not name.startswith("pictures")
+    )
+    lines = [f"On the validation pictures: {shown or 'not measured'}."]
     if "accuracy" in val and count:
         low, high = wilson_interval(round(val["accuracy"] * count), count)
         lines[0] += f" 95 % interval of the accuracy {low:.3f}–{high:.3f} ({count} pictures)."
@@ -173,10 +177,6 @@ def _quality(run, metrics, temperatures):
     if found is not None:
         lines.append("### Evaluation\n\n" + markdown(found))
     return "\n\n".join(lines)
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _parity(exported):

@@ -7,6 +7,8 @@ Each file takes `pictures`, uint8 [N, S, S, 3] (of LiteRT one at a time, N = 1),
 import contextlib
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +20,24 @@ import tensorflow as tf
 from keras_transfer.errors import InputError
 
 Ask = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Nothing of what LiteRT's libraries write to stderr, which no log level holds back."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def _signature(answers, batch):
+    return [tf.TensorSpec([batch, *answers.input_shape[1:]], tf.uint8, "pictures")]
 
 
 # -- LiteRT -----------------------------------------------------------------------------------------
@@ -38,16 +58,17 @@ def _write_litert(answers, folder, examples):
             },
         }
     # One picture: kernels of the CPU are chosen when the file is loaded, for shapes that it knows.
-    signature = [tf.TensorSpec([1, *answers.input_shape[1:]], tf.uint8, "pictures")]
-    file = str(folder / "model.tflite")
-    answers.export(file, format="litert", verbose=False, input_signature=signature, **options)
+    options["input_signature"] = _signature(answers, 1)
+    with _quiet():
+        answers.export(str(folder / "model.tflite"), format="litert", verbose=False, **options)
 
 
 def _ask_litert(folder):
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet():
         # It is said to go with TensorFlow 2.20; 2.21 has it, and needs no package for it.
-        warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated.*")
+        warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated")
         interpreter = tf.lite.Interpreter(str(folder / "model.tflite"))
+        interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
 
     def ask(pictures):
@@ -66,7 +87,9 @@ def _write_onnx(answers, folder, examples):
     file = folder / "model.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Keras mends tf2onnx for NumPy 2
-        answers.export(str(file), format="onnx", verbose=False)
+        answers.export(
+            str(file), format="onnx", verbose=False, input_signature=_signature(answers, None)
+        )
     model = onnx.load(str(file))
     _name_onnx(model.graph, sorted(answers.output))
     onnx.save(model, str(file))
@@ -130,7 +153,9 @@ def _write_openvino(answers, folder, examples):
     import openvino
 
     draft, file = folder / "draft.xml", folder / "model.xml"
-    answers.export(str(draft), format="openvino", verbose=False)
+    answers.export(
+        str(draft), format="openvino", verbose=False, input_signature=_signature(answers, None)
+    )
     model = openvino.Core().read_model(draft)
     for output, name in zip(model.outputs, sorted(answers.output)):
         output.get_tensor().set_names({name})
