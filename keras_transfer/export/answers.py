@@ -57,15 +57,10 @@ def _layers(model):
         yield from _layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
-def write_labels(folder: Path, heads: Mapping[str, Head]) -> list[Path]:
-    """Writes `labels.txt` (of several heads `labels_NAME.txt`): the name of each score, a line each.
-
-    Returns the files.
-    """
-    files = []
+def write_labels(folder: Path, heads: Mapping[str, Head]) -> None:
+    """Writes `labels.txt` (of several heads `labels_NAME.txt`): the name of each score, a line each."""
     for name, head in heads.items():
-        files.append(folder / f"labels{suffix(heads, name)}.txt")
         # The line's number is the column: a name may not take two.
         lines = [" ".join(label.splitlines()) + "\n" for label in head.names]
-        files[-1].write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
-    return files
+        file = folder / f"labels{suffix(heads, name)}.txt"
+        file.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))

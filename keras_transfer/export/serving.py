@@ -1,6 +1,7 @@
 """A SavedModel for TF Serving: decoding, turning, resizing and normalising are inside of it."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -27,7 +28,18 @@ def write_saved_model(
     """Writes the SavedModel that `saved_model` describes into an empty folder."""
     heads, size = heads_of(model), model.input_shape[1]
     answers, backbone = answering(model, temperatures), backbone_of(model)
+    rows, contents = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.string, "bytes")
 
+    # Functions of their own: all signatures share one graph of the network and one of the decoder.
+    @partial(tf.function, autograph=False, input_signature=[contents])
+    def decoded(contents):
+        return _decoded(contents, size)
+
+    @partial(
+        tf.function,
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8), rows],
+    )
     def answer(pictures, error):
         scores, fine = answers(pictures, training=False), error == ""
         result = {"error": error}
@@ -39,9 +51,8 @@ def write_saved_model(
             result[f"scores{end}"] = of_head
             result[f"class_names{end}"] = tf.tile(names[None], [tf.shape(of_head)[0], 1])
             if head.task == "single_label":
-                result[f"label{end}"] = tf.where(
-                    fine, tf.gather(names, tf.argmax(of_head, axis=1)), ""
-                )
+                label = tf.gather(names, tf.argmax(of_head, axis=1))
+                result[f"label{end}"] = tf.where(fine, label, "")
                 result[f"score{end}"] = tf.reduce_max(of_head, axis=1)
         return result
 
@@ -55,10 +66,10 @@ def write_saved_model(
         return answer(resize_and_crop(pictures, size), none)
 
     def answer_bytes(contents):
-        return answer(*_decoded(contents, size))
+        return answer(*decoded(contents))
 
     def embed_bytes(contents):
-        pictures, error = _decoded(contents, size)
+        pictures, error = decoded(contents)
         features = backbone(pictures, training=False)
         if len(features.shape) > 2:  # a backbone without pooling
             features = tf.reduce_mean(features, axis=list(range(1, len(features.shape) - 1)))
@@ -66,9 +77,9 @@ def write_saved_model(
         fine = tf.expand_dims(error == "", 1)
         return {"features": tf.where(fine, features, tf.zeros_like(features)), "error": error}
 
-    any_size, contents = [None, None, None, 3], tf.TensorSpec([None], tf.string, "bytes")
+    any_size = [None, None, None, 3]
+    # Keras finds the variables that the functions use; `track` would write each of them twice.
     archive = keras.export.ExportArchive()
-    archive.track(model)
     for function, spec, name in (
         (answer_floats, tf.TensorSpec(any_size, tf.float32, "pictures"), "serving_default"),
         (answer_pixels, tf.TensorSpec(any_size, tf.uint8, "pictures"), "serve_uint8"),
@@ -76,12 +87,9 @@ def write_saved_model(
         (embed_bytes, contents, "features"),
     ):
         archive.add_endpoint(name, function, input_signature=[spec])
-    labels = write_labels(folder, heads)
-    for file in labels:
-        archive.track(tf.saved_model.Asset(str(file)))
     archive.write_out(str(folder), verbose=False)
-    for file in labels:  # they are in assets/ now
-        file.unlink()
+    (folder / "assets").mkdir(exist_ok=True)
+    write_labels(folder / "assets", heads)
     write_warmup(folder, _warm_up(size))
 
 
