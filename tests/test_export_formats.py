@@ -2,21 +2,23 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 from conftest import write_colours, write_picture
 from PIL import Image
+from typer.testing import CliRunner
 
 from keras_transfer import export
+from keras_transfer.backbones import BACKBONES
 from keras_transfer.builders import build_model
+from keras_transfer.cli import app
 from keras_transfer.data import from_directory
 from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
+from keras_transfer.export.card import _LICENCES, write_card
 from keras_transfer.export.parity import (
     Parity,
     ParityError,
@@ -53,6 +55,12 @@ def run(tmp_path_factory):
     model = build_model(small_backbone(), Classification(data.class_names), image_size=32)
     trainer = Trainer(model, "feature_extraction", augment="none", cache="memory")
     return trainer.fit(data, folder / "run", config={"data": str(folder / "colours")})
+
+
+@pytest.fixture(scope="module")
+def converted(run, tmp_path_factory):
+    """The run as LiteRT."""
+    return export.export_run(run, "litert", out=tmp_path_factory.mktemp("litert") / "1")
 
 
 @pytest.fixture
@@ -107,8 +115,10 @@ def build_in_float32(model):
     return exact
 
 
-def test_int8_of_a_run_is_small_and_as_good(format, run, tmp_path):
-    whole = export.export_run(run, format, out=tmp_path / "float")
+def test_int8_of_a_run_is_small_and_as_good(format, run, converted, tmp_path):
+    whole = converted
+    if format != "litert":
+        whole = export.export_run(run, format, out=tmp_path / "float")
     small = export.export_run(run, format, int8=True, out=tmp_path / "int8")
     assert whole.parity.labelled and whole.parity.of == "val"
     assert min(whole.parity.agreement.values()) == 1 and whole.parity.difference < 1e-4
@@ -187,38 +197,41 @@ def test_a_run_is_exported_with_calibration_and_card(run, tmp_path):
     assert "not calibrated" in (second.path / "README.md").read_text()
 
 
-def test_the_card_says_whose_weights_and_how_good(run, tmp_path, monkeypatch):
+def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monkeypatch):
     config = {**run.config, "backbone": "mobilenet_v2_0.35", "weights": "imagenet"}
-    monkeypatch.setattr(type(run), "config", config)
-    (run.path / "evaluation").mkdir()
-    head = {
-        "task": "regression",
-        "per_target": {"u": {"mae": {"value": 0.25, "low": 0.2, "high": 0.3}}},
-        "slices": {},
-    }
+    mae = {"value": 0.25, "low": 0.2, "high": 0.3}
+    head = {"task": "regression", "per_target": {"u": {"mae": mae}}, "slices": {}}
     document = {"split": "test", "pictures": 7, "skipped": 0, "tta": None, "calibrated_on": None}
     document["heads"] = {"output": head}
-    file = run.path / "evaluation" / "evaluation.json"
-    file.write_text(json.dumps(document))
-    try:
-        card = (export.export_run(run, "litert", out=tmp_path / "1").path / "README.md").read_text()
-    finally:
-        file.unlink()
-        file.parent.rmdir()
+    monkeypatch.setattr(type(run), "config", config)
+    monkeypatch.setattr(type(run), "evaluation", document)
+    write_card(tmp_path, run, run.model, converted, {})
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("# mobilenet_v2_0.35 for colours")
     assert "released under the Apache License 2.0 (tensorflow/models)" in card
     assert "7 pictures of test." in card and "0.2500" in card and "0.2000, 0.3000" in card
 
 
+def test_a_run_finds_its_evaluation(run):
+    assert run.evaluation is None
+    file = run.path / "evaluation" / "evaluation.json"
+    file.parent.mkdir()
+    file.write_text('{"split": "test"}')
+    try:
+        assert run.evaluation == {"split": "test"}
+    finally:
+        file.unlink()
+        file.parent.rmdir()
+
+
 def test_every_backbone_has_a_licence():
-    from keras_transfer.backbones import BACKBONES
-    from keras_transfer.export.card import _LICENCES
 
     assert {spec.module for spec in BACKBONES.values()} == set(_LICENCES)
 
 
-def test_the_cards_own_code_prepares_pictures_as_training_does(run, tmp_path, rng):
-    card = export.export_run(run, "litert", out=tmp_path / "1").path / "README.md"
-    (code,) = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+def test_the_cards_own_code_prepares_pictures_as_training_does(converted, tmp_path, rng):
+    card = (converted.path / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     pixels = rng.integers(0, 256, (12, 17, 3), dtype="uint8").repeat(9, 0).repeat(9, 1)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -270,22 +283,21 @@ def test_where_the_pictures_are_gone(run, tmp_path, monkeypatch, capsys):
 
 def test_the_command(run, tmp_path):
     def command(*words):
-        return subprocess.run(
-            [sys.executable, "-m", "keras_transfer.cli", "export", *map(str, words)],
-            capture_output=True,
-            text=True,
-        )
+        return CliRunner().invoke(app, ["export", *map(str, words)])
 
-    done = command(run.path, "--format", "litert", "--int8", "--out", tmp_path / "1", "--json")
-    assert done.returncode == 0, done.stderr
+    done = command(run.path, "--format", "litert", "--out", tmp_path / "1", "--json")
+    assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
-    assert document["path"] == str(tmp_path / "1") and document["int8"] is True
-    assert document["parity"]["lost"] <= 0.02
-    wrong = command(run.path, "--int8")
-    assert wrong.returncode == 2 and "SavedModel has no int8" in wrong.stderr
-    assert len(wrong.stderr.splitlines()) == 1
-    wrong = command(run.path, "--format", "litert", "--out", tmp_path / "1")
-    assert wrong.returncode == 2 and "exists: choose another" in wrong.stderr
+    assert document["path"] == str(tmp_path / "1") and document["int8"] is False
+    assert document["parity"]["lost"] == 0 and document["parity"]["of"] == "val"
+    for words, said in (
+        (("--int8",), "SavedModel has no int8"),
+        (("--format", "litert", "--out", tmp_path / "1"), "exists: choose another"),
+        (("--max-loss", "2"), "--max-loss 2: give a share"),
+        (("--data", tmp_path / "none"), "check --data"),
+    ):
+        wrong = command(run.path, *words)
+        assert isinstance(wrong.exception, InputError) and said in str(wrong.exception)
 
 
 # -- parity -------------------------------------------------------------------------------------------
