@@ -209,7 +209,7 @@ def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monk
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("# mobilenet_v2_0.35 for colours")
     assert "released under the Apache License 2.0 (tensorflow/models)" in card
-    assert "7 pictures of test." in card and "0.2500" in card and "0.2000, 0.3000" in card
+    assert "7 pictures of test." in card and "| u | 0.2500 |" in card
 
 
 def test_a_run_finds_its_evaluation(run):
