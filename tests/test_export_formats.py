@@ -28,6 +28,7 @@ from keras_transfer.export.parity import (
 )
 from keras_transfer.export.sample import Sample
 from keras_transfer.heads import Classification, MultiLabel, Regression
+from keras_transfer.stages import Backbone
 from keras_transfer.training import Trainer
 
 FORMATS = ("litert", "onnx", "openvino")
@@ -141,6 +142,29 @@ def test_int8_that_loses_too_much_is_refused(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
     kept = export.convert(run.model, tmp_path / "1", "litert", **options, most_lost=1.0)
     assert kept.parity.lost > 0.02
+
+
+def test_int8_folds_batch_norm_into_depthwise_convolutions(tmp_path):
+    """Channels that differ by a factor of 10,000 before BatchNorm: one range does not fit them all."""
+    pytest.importorskip("onnxruntime")
+    keras.utils.set_random_seed(2)
+    layers, scales = keras.layers, np.logspace(-2, 2, 16)
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = layers.Conv2D(16, 3, strides=2, activation="relu6")(x)
+    x = layers.DepthwiseConv2D(3, use_bias=False, name="depthwise")(x)
+    x = layers.ReLU(6.0)(layers.BatchNormalization(name="norm")(x))
+    backbone = Backbone(inputs, layers.GlobalAveragePooling2D()(x), name="uneven")
+    kernel = backbone.get_layer("depthwise").kernel
+    kernel.assign(kernel.numpy() * scales[:, None])
+    backbone.get_layer("norm").moving_variance.assign(0.01 * scales**2)
+    model = build_model(backbone, Classification("abcd"), image_size=32)
+    rng = np.random.default_rng(1)
+    colours = rng.integers(0, 256, (200, 1, 1, 3)) + rng.integers(-20, 20, (200, 32, 32, 3))
+    examples = np.clip(colours, 0, 255).astype("uint8")
+    options = dict(int8=True, examples=examples[:100], sample=Sample("test", examples[100:]))
+    found = export.convert(model, tmp_path / "1", "onnx", **options, most_lost=1.0)
+    assert found.parity.agreement["output"] >= 0.9
 
 
 def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, monkeypatch):

@@ -109,6 +109,7 @@ def _name_onnx(graph, names):
 
 def _quantize_onnx(file, examples):
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         def __init__(self):
@@ -118,22 +119,21 @@ def _quantize_onnx(file, examples):
             picture = next(self.examples, None)
             return None if picture is None else {"pictures": picture[None]}
 
-    whole = file.with_name("float.onnx")
-    file.rename(whole)
-    root, level = logging.getLogger(), logging.getLogger().level
-    root.setLevel(logging.ERROR)  # it advises a preparation that tf2onnx has done
+    prepared = file.with_name("prepared.onnx")
+    # BatchNorm goes into the convolutions: with scales of its own after them MobileNetV2 answers by
+    # chance. Its shapes are known without the symbolic inference, which needs another package.
+    quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
     try:
         quantize_static(
-            whole,
-            file,
+            str(prepared),
+            str(file),
             Reader(),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
     finally:
-        root.setLevel(level)
-        whole.unlink()
+        prepared.unlink()
 
 
 def _ask_onnx(folder):
