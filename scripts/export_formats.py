@@ -91,9 +91,14 @@ def main():
     parser.add_argument("--backbone", default="mobilenet_v2_0.35")
     parser.add_argument("--image-size", type=int, default=None)
     parser.add_argument("--families", action="store_true", help="one of each, random weights")
+    parser.add_argument(
+        "--formats", nargs="+", default=["saved_model", "litert", "onnx", "openvino"]
+    )
     parser.add_argument("--float", action="store_true", help="leave int8 out")
     options = parser.parse_args()
-    kinds = [(name, int8) for name, int8 in KINDS if not (int8 and options.float)]
+    kinds = [
+        kind for kind in KINDS if kind[0] in options.formats and not (kind[1] and options.float)
+    ]
     for name, int8 in list(kinds):
         check_format(name, int8)
     data = from_directory(options.data, val_split=0.2, seed=0)

@@ -24,12 +24,17 @@ Ask = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 @contextlib.contextmanager
 def _quiet():
-    """Nothing of what LiteRT's libraries write to stderr, which no log level holds back."""
+    """Nothing of what LiteRT's libraries write to stderr, which no log level holds back.
+
+    `tf.lite.Interpreter` is said to go with TensorFlow 2.20; 2.21 has it, and it needs no package.
+    """
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated")
+            yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
@@ -64,9 +69,7 @@ def _write_litert(answers, folder, examples):
 
 
 def _ask_litert(folder):
-    with warnings.catch_warnings(), _quiet():
-        # It is said to go with TensorFlow 2.20; 2.21 has it, and needs no package for it.
-        warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated")
+    with _quiet():
         interpreter = tf.lite.Interpreter(str(folder / "model.tflite"))
         interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
