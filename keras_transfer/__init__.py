@@ -16,6 +16,7 @@ _NAMES = {
     "Calibration": "evaluation.calibrating",
     "BACKBONES": "backbones",
     "Classification": "heads",
+    "Client": "client",
     "Evaluation": "evaluation.result",
     "InputError": "errors",
     "MultiLabel": "heads",

@@ -6,15 +6,16 @@ once.
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from keras_transfer.cli_adapting import adapt
+from keras_transfer.cli_asking import ask
 from keras_transfer.cli_choosing import advise, compare, tune
 from keras_transfer.cli_evaluating import evaluate
+from keras_transfer.cli_exporting import export
 from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, pinned, settled
 from keras_transfer.cli_options import (
     AugmentOption,
@@ -462,32 +463,6 @@ def predict(
         print(table, end="")
 
 
-class Format(StrEnum):
-    saved_model = "saved_model"
-
-
-@app.command()
-def export(
-    run: RunPath,
-    format: Annotated[Format, typer.Option(help="What to write.")] = Format.saved_model,
-    out: Annotated[
-        Path | None, typer.Option(help="Version directory. [RUN/export/N, the next N]")
-    ] = None,
-):
-    """Export a SavedModel for TF Serving, checked against the Keras model."""
-    from keras_transfer.runs import Run
-
-    run = Run.open(run)
-    out = out or run.next_export()
-    if out.exists():
-        raise InputError(f"{out} exists: choose another version directory for the export.")
-    load_keras()
-    from keras_transfer.export import saved_model
-
-    saved_model(run.model, out)
-    print(f"{out}: SavedModel with serving_default, serve_uint8 and serve_bytes")
-
-
 @app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
@@ -556,7 +531,7 @@ def demo(
     run_demo(out, seed=seed)
 
 
-for command in (advise, compare, evaluate, tune, adapt):
+for command in (advise, compare, evaluate, export, ask, tune, adapt):
     app.command()(command)
 
 

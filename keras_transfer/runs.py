@@ -24,6 +24,7 @@ SPLIT = "split.csv"
 MODEL = "model.keras"
 REPORT = "report.html"
 EXPORT = "export"
+EVALUATION = "evaluation/evaluation.json"  # where `evaluate --out RUN/evaluation` was asked for
 CALIBRATION = "calibration.json"  # fitted after the training, where that was asked for
 STATE = "state"  # what --resume needs; removed when the run is finished
 PICTURES = "pictures.json"
@@ -187,6 +188,12 @@ class Run:
         write_text(self.path / CALIBRATION, json.dumps(calibration, indent=2) + "\n")
 
     @property
+    def evaluation(self) -> dict | None:
+        """The document of an `evaluation.Evaluation` that was saved to RUN/evaluation, or None."""
+        file = self.path / EVALUATION
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    @property
     def model(self):
         """The best model, loaded anew at each access (a plain `keras.Model`)."""
         from keras_transfer.backbones import load_model
@@ -264,11 +271,23 @@ class Run:
         file = self.path / STATE / START
         return read_arrays(file) if file.is_file() else None
 
-    def next_export(self) -> Path:
-        """`export/1`, then `export/2`, … : TF Serving serves the highest number."""
+    def next_export(self, format: str = "saved_model", int8: bool = False) -> Path:
+        """`export/1`, then `export/2`, … : TF Serving serves the highest number.
+
+        Other formats have versions of their own, in `export/FORMAT/` or `export/FORMAT_int8/`: TF
+        Serving would try to load whatever lies in a folder with a number for a name.
+        """
         folder = self.path / EXPORT
+        if format != "saved_model":
+            folder /= f"{format}_int8" if int8 else format
         numbers = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
         return folder / str(max(numbers, default=0) + 1)
+
+
+def read_split(path: Path) -> list[dict]:
+    """The rows of `Run.split_path`: path, label, split."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
 
 
 def write_arrays(path: Path, arrays: dict) -> None:

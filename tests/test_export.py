@@ -1,4 +1,4 @@
-"""Exports answer like the Keras model, in processes that never heard of Keras."""
+"""SavedModels answer like the Keras model, in processes that never heard of Keras."""
 
 import json
 import shutil
@@ -15,13 +15,28 @@ from keras_transfer.builders import build_model
 from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
+from keras_transfer.export import exporting
+from keras_transfer.export.folder import whole
+from keras_transfer.export.serving import NOT_FINITE, UNREADABLE
 from keras_transfer.heads import Classification, MultiLabel
+
+
+def new_model():
+    keras.utils.set_random_seed(3)
+    return build_model(small_backbone(), Classification(["ant", "bee", "füße"]), image_size=32)
 
 
 @pytest.fixture
 def model():
-    keras.utils.set_random_seed(3)
-    return build_model(small_backbone(), Classification(["ant", "bee", "füße"]), image_size=32)
+    return new_model()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An export of `model`, and its signatures."""
+    folder = export.saved_model(new_model(), tmp_path_factory.mktemp("serving") / "models" / "1")
+    loaded = tf.saved_model.load(str(folder))
+    return folder, loaded.signatures, loaded  # the signatures live as long as it
 
 
 @pytest.fixture
@@ -29,11 +44,10 @@ def pictures(rng):
     return rng.integers(0, 256, (2, 50, 70, 3), dtype="uint8")
 
 
-def test_every_signature_gives_the_keras_models_scores(model, pictures, tmp_path):
-    folder = export.saved_model(model, tmp_path / "serving" / "1")
+def test_every_signature_gives_the_keras_models_scores(exported, model, pictures):
+    _, signatures, _ = exported
     resized = resize_and_crop(pictures, 32)
     expected = np.asarray(model.layers[-1].head.scores(model(resized)))
-    signatures = tf.saved_model.load(str(folder)).signatures
     encoded = tf.stack([tf.io.encode_png(p) for p in pictures])
     for name, request in {
         "serving_default": {"pictures": tf.cast(pictures, tf.float32)},
@@ -53,14 +67,14 @@ def test_multi_label_has_scores_and_names(pictures, tmp_path):
     model = build_model(small_backbone(), MultiLabel(["wings", "legs"]), image_size=32)
     folder = export.saved_model(model, tmp_path / "1")
     answer = tf.saved_model.load(str(folder)).signatures["serve_uint8"](pictures=pictures)
-    assert set(answer) == {"scores", "class_names"}
+    assert set(answer) == {"scores", "class_names", "error"}
 
 
-def test_pictures_of_different_sizes_in_one_request(model, rng, tmp_path):
-    folder = export.saved_model(model, tmp_path / "1")
+def test_pictures_of_different_sizes_in_one_request(exported, rng):
+    _, signatures, _ = exported
     sizes = [(20, 90), (64, 64), (200, 33)]
     pictures = [rng.integers(0, 256, (*s, 3), dtype="uint8") for s in sizes]
-    serve = tf.saved_model.load(str(folder)).signatures["serve_bytes"]
+    serve = signatures["serve_bytes"]
     together = serve(bytes=tf.stack([tf.io.encode_png(p) for p in pictures]))["scores"]
     for i, picture in enumerate(pictures):
         alone = serve(bytes=tf.io.encode_png(picture)[None])["scores"]
@@ -76,14 +90,14 @@ def test_mixed_precision_gives_float32(pictures, tmp_path):
 
 
 def test_an_export_that_differs_is_refused(model, tmp_path, monkeypatch):
-    write = export._write
+    write = exporting.write_saved_model
 
-    def write_another(model, folder):
+    def write_another(model, folder, temperatures):
         model.get_layer("output").bias.assign([5.0, 0.0, 0.0])
-        write(model, folder)
+        write(model, folder, temperatures)
         model.get_layer("output").bias.assign([0.0, 0.0, 0.0])
 
-    monkeypatch.setattr(export, "_write", write_another)
+    monkeypatch.setattr(exporting, "write_saved_model", write_another)
     with pytest.raises(export.ParityError, match="differs from the Keras model"):
         export.saved_model(model, tmp_path / "serving" / "1")
     assert list((tmp_path / "serving").iterdir()) == []
@@ -94,6 +108,131 @@ def test_a_version_is_never_overwritten(model, tmp_path):
     with pytest.raises(InputError, match="exists"):
         export.saved_model(model, tmp_path / "1")
 
+
+def test_a_broken_picture_is_marked_and_the_others_are_answered(exported, pictures):
+    _, signatures, _ = exported
+    good = [tf.io.encode_png(p).numpy() for p in pictures]
+    mixed = [good[0], b"no picture", good[1], tf.io.encode_jpeg(pictures[0]).numpy()[:90], b""]
+    serve, embed = signatures["serve_bytes"], signatures["features"]
+    alone, answer = serve(bytes=tf.constant(good)), serve(bytes=tf.constant(mixed))
+    assert [e.decode() for e in answer["error"].numpy()] == ["", UNREADABLE, "", *[UNREADABLE] * 2]
+    fine, broken = [0, 2], [1, 3, 4]
+    for name in ("scores", "score"):
+        np.testing.assert_allclose(answer[name].numpy()[fine], alone[name], atol=1e-6)
+        assert not answer[name].numpy()[broken].any()
+    assert answer["label"].numpy()[fine].tolist() == alone["label"].numpy().tolist()
+    assert answer["label"].numpy()[broken].tolist() == [b""] * 3
+    features = embed(bytes=tf.constant(mixed))
+    assert [bool(e) for e in features["error"].numpy()] == [False, True, False, True, True]
+    expected = embed(bytes=tf.constant(good))["features"].numpy()
+    np.testing.assert_allclose(features["features"].numpy()[fine], expected, atol=1e-5)
+    assert expected.any() and not features["features"].numpy()[broken].any()
+    # All of a request may be broken.
+    assert serve(bytes=tf.constant([b"x"]))["error"].numpy().tolist() == [UNREADABLE.encode()]
+
+
+def test_floats_that_are_not_finite_are_marked(exported, pictures):
+    _, signatures, _ = exported
+    serve = signatures["serving_default"]
+    floats = pictures.astype("float32")
+    alone = serve(pictures=floats[1:])["scores"].numpy()
+    floats[0, 3, 4, 0] = np.nan
+    answer = serve(pictures=floats)
+    assert answer["error"].numpy().tolist() == [NOT_FINITE.encode(), b""]
+    np.testing.assert_allclose(answer["scores"].numpy(), [[0, 0, 0], alone[0]], atol=1e-6)
+
+
+def test_features_are_the_backbones(exported, model, pictures):
+    _, signatures, _ = exported
+    from keras_transfer.builders import backbone_of
+
+    embed = signatures["features"]
+    got = embed(bytes=tf.stack([tf.io.encode_png(p) for p in pictures]))["features"]
+    expected = np.asarray(backbone_of(model)(resize_and_crop(pictures, 32)))
+    assert got.shape == (2, 128)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_the_temperature_is_in_the_scores(model, pictures, tmp_path):
+    folder = export.saved_model(model, tmp_path / "1", temperatures={"output": 2.5})
+    serve = tf.saved_model.load(str(folder)).signatures["serve_uint8"]
+    logits = np.asarray(model(resize_and_crop(pictures, 32)), "float64") / 2.5
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(serve(pictures=pictures)["scores"], expected, atol=1e-5)
+
+
+def test_names_are_an_asset(exported):
+    folder, _, _ = exported
+    names = (folder / "assets" / "labels.txt").read_text(encoding="utf-8")
+    assert names.splitlines() == ["ant", "bee", "füße"]
+    assert not (folder / "labels.txt").exists()
+
+
+def test_warm_up_requests_are_tf_servings_and_can_be_answered(exported):
+    folder, signatures, _ = exported
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    records = tf.data.TFRecordDataset(str(folder / "assets.extra" / "tf_serving_warmup_requests"))
+    asked = []
+    for record in records.as_numpy_iterator():
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+        assert log.WhichOneof("log_type") == "predict_log"
+        request = log.predict_log.request
+        inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
+        answer = signatures[request.model_spec.signature_name](**inputs)
+        assert not any(answer["error"].numpy())
+        asked.append((request.model_spec.signature_name, len(answer["error"])))
+    assert {name for name, _ in asked} == set(signatures)
+    assert ("serve_bytes", 8) in asked and len(asked) <= 1000
+
+
+# -- the folder ---------------------------------------------------------------------------------------
+
+
+def test_a_reader_sees_the_version_whole_or_not_at_all(model, tmp_path):
+    """What TF Serving does: it lists the folder again and again, and loads each new number."""
+    from threading import Event, Thread
+
+    base, done, seen = tmp_path / "flowers", Event(), []
+    base.mkdir()
+
+    def look_on():
+        while True:
+            last = done.is_set()
+            for version in (p for p in base.iterdir() if p.name.isdecimal()):
+                seen.append(sorted(str(f.relative_to(version)) for f in version.rglob("*")))
+            if last:
+                return
+
+    reader = Thread(target=look_on)
+    reader.start()
+    try:
+        export.saved_model(model, base / "1")
+    finally:
+        done.set()
+        reader.join()
+    assert [p.name for p in base.iterdir()] == ["1"]
+    assert seen and all(files == seen[-1] for files in seen)
+    assert {"saved_model.pb", "variables/variables.index", "assets/labels.txt"} <= set(seen[-1])
+    assert "assets.extra/tf_serving_warmup_requests" in seen[-1]
+
+
+def test_while_it_is_written_its_name_is_no_version(tmp_path):
+    with whole(tmp_path / "7") as folder:
+        (folder / "part").write_text("half")
+        assert [p.name.isdecimal() for p in tmp_path.iterdir()] == [False]
+    assert (tmp_path / "7" / "part").read_text() == "half"
+
+
+def test_of_two_exports_to_one_version_the_second_fails(tmp_path):
+    with pytest.raises(InputError, match="exists"), whole(tmp_path / "1") as folder:
+        (folder / "mine").touch()
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1" / "theirs").touch()
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["1", "1/theirs"]
+
+
+# -- without Keras ------------------------------------------------------------------------------------
 
 # TensorFlow imports Keras where it finds it, so this process must not find it.
 WITHOUT_KERAS = """
@@ -128,20 +267,21 @@ def served_without_keras(folder, *paths):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_a_process_without_keras_answers(model, pictures, tmp_path):
-    folder = export.saved_model(model, tmp_path / "1")
+def test_a_process_without_keras_answers(exported, model, pictures, tmp_path):
+    folder, _, _ = exported
     (tmp_path / "p.png").write_bytes(tf.io.encode_png(pictures[0]).numpy())
-    labels, scores = served_without_keras(folder, tmp_path / "p.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "p.png").read_bytes()[:300])
+    labels, scores = served_without_keras(folder, tmp_path / "broken.png", tmp_path / "p.png")
     expected = np.asarray(model.layers[-1].head.scores(model(resize_and_crop(pictures[:1], 32))))
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
-    assert labels == [["ant", "bee", "füße"][int(expected.argmax())]]
+    np.testing.assert_allclose(scores, [[0, 0, 0], *expected], atol=1e-5)
+    assert labels == ["", ["ant", "bee", "füße"][int(expected.argmax())]]
 
 
-def test_requests_in_tf_servings_messages(model, pictures, tmp_path):
+def test_requests_in_tf_servings_messages(exported, pictures):
     """The request a TF Serving client sends, taken apart as the server does."""
+    _, signatures, _ = exported
     from tensorflow_serving.apis import predict_pb2
 
-    folder = export.saved_model(model, tmp_path / "1")
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "flowers"
     request.model_spec.signature_name = "serve_bytes"
@@ -149,8 +289,7 @@ def test_requests_in_tf_servings_messages(model, pictures, tmp_path):
     request.inputs["bytes"].CopyFrom(tf.make_tensor_proto(encoded))
     received = predict_pb2.PredictRequest.FromString(request.SerializeToString())
 
-    loaded = tf.saved_model.load(str(folder))
-    signature = loaded.signatures[received.model_spec.signature_name]
+    signature = signatures[received.model_spec.signature_name]
     inputs = {key: tf.constant(tf.make_ndarray(proto)) for key, proto in received.inputs.items()}
     response = predict_pb2.PredictResponse()
     for key, value in signature(**inputs).items():
@@ -159,8 +298,8 @@ def test_requests_in_tf_servings_messages(model, pictures, tmp_path):
     assert tf.make_ndarray(response.outputs["label"])[0] in (b"ant", b"bee", "füße".encode())
 
 
-def test_saved_model_cli_sees_the_signatures(model, tmp_path):
-    folder = export.saved_model(model, tmp_path / "1")
+def test_saved_model_cli_sees_the_signatures(exported):
+    folder, _, _ = exported
     tool = shutil.which("saved_model_cli", path=str(sys.prefix) + "/bin")
     shown = subprocess.run(
         [tool, "show", "--dir", folder, "--tag_set", "serve", "--signature_def", "serve_bytes"],
@@ -168,5 +307,5 @@ def test_saved_model_cli_sees_the_signatures(model, tmp_path):
         text=True,
     ).stdout
     assert "inputs['bytes'] tensor_info" in shown and "DT_STRING" in shown
-    for output in ("label", "score", "scores", "class_names"):
+    for output in ("label", "score", "scores", "class_names", "error"):
         assert f"outputs['{output}'] tensor_info" in shown

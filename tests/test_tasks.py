@@ -218,6 +218,7 @@ def test_three_heads_from_source_to_served(hands, tmp_path):
     assert {f"{kind}_{name}" for kind in ("scores", "class_names") for name in HEADS} | {
         "label_sign",
         "score_sign",
+        "error",
     } == set(answer)
     np.testing.assert_allclose(answer["scores_light"], outputs["light"][:3], rtol=2e-2)
     assert answer["label_sign"].tolist() == [
@@ -276,7 +277,7 @@ def test_numbers_are_served_in_their_units(tmp_path, rng):
     folder = export.saved_model(model, tmp_path / "1")
     pictures = rng.integers(0, 256, (2, 32, 32, 3), dtype="uint8")
     answer = tf.saved_model.load(str(folder)).signatures["serve_uint8"](pictures=pictures)
-    assert set(answer) == {"scores", "class_names"}
+    assert set(answer) == {"scores", "class_names", "error"}
     assert answer["class_names"].numpy().tolist() == [[b"year", b"share"]] * 2
     expected = np.asarray(model(resize_and_crop(pictures, 32)))
     np.testing.assert_allclose(answer["scores"], expected, rtol=1e-5)

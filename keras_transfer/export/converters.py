@@ -1,0 +1,239 @@
+"""LiteRT, ONNX and OpenVINO through Keras's exporters: written, quantized to int8, and asked.
+
+Each file takes `pictures`, uint8 [N, S, S, 3] (of LiteRT one at a time, N = 1), and gives the outputs of
+`answers.answering` under their names.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.errors import InputError
+
+Ask = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Nothing of what LiteRT's libraries write to stderr, which no log level holds back.
+
+    `tf.lite.Interpreter` is said to go with TensorFlow 2.20; 2.21 has it, and it needs no package.
+    """
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated")
+            yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def _signature(answers, batch):
+    return [tf.TensorSpec([batch, *answers.input_shape[1:]], tf.uint8, "pictures")]
+
+
+# -- LiteRT -----------------------------------------------------------------------------------------
+
+
+def _write_litert(answers, folder, examples):
+    options = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}}
+    if examples is not None:
+        options = {
+            "optimizations": [tf.lite.Optimize.DEFAULT],
+            "representative_dataset": lambda: ({"pictures": x[None]} for x in examples),
+            # What has no int8 kernel stays in float; pictures and scores keep their types.
+            "target_spec": {
+                "supported_ops": [
+                    tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+                    tf.lite.OpsSet.TFLITE_BUILTINS,
+                ]
+            },
+        }
+    # One picture: kernels of the CPU are chosen when the file is loaded, for shapes that it knows.
+    options["input_signature"] = _signature(answers, 1)
+    with _quiet():
+        answers.export(str(folder / "model.tflite"), format="litert", verbose=False, **options)
+
+
+def _ask_litert(folder):
+    with _quiet():
+        interpreter = tf.lite.Interpreter(str(folder / "model.tflite"))
+        interpreter.allocate_tensors()
+    runner = interpreter.get_signature_runner()
+
+    def ask(pictures):
+        rows = [runner(pictures=picture[None]) for picture in pictures]
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    return ask
+
+
+# -- ONNX -------------------------------------------------------------------------------------------
+
+
+def _write_onnx(answers, folder, examples):
+    import onnx
+
+    file = folder / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Keras mends tf2onnx for NumPy 2
+        answers.export(
+            str(file), format="onnx", verbose=False, input_signature=_signature(answers, None)
+        )
+    model = onnx.load(str(file))
+    _name_onnx(model.graph, sorted(answers.output))
+    onnx.save(model, str(file))
+    if examples is not None:
+        _quantize_onnx(file, examples)
+
+
+def _name_onnx(graph, names):
+    """Calls the outputs by the names of the answers, where the converter has not."""
+    new = {output.name: name for output, name in zip(graph.output, names)}
+    for node in graph.node:
+        for wires in (node.input, node.output):
+            wires[:] = [new.get(wire, wire) for wire in wires]
+    for output in graph.output:
+        output.name = new[output.name]
+
+
+def _quantize_onnx(file, examples):
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.examples = iter(examples)
+
+        def get_next(self):
+            picture = next(self.examples, None)
+            return None if picture is None else {"pictures": picture[None]}
+
+    prepared = file.with_name("prepared.onnx")
+    # BatchNorm goes into the convolutions: with scales of its own after them MobileNetV2 answers by
+    # chance. Its shapes are known without the symbolic inference, which needs another package.
+    quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
+    try:
+        quantize_static(
+            str(prepared),
+            str(file),
+            Reader(),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        prepared.unlink()
+
+
+def _ask_onnx(folder):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return lambda pictures: dict(zip(names, session.run(names, {"pictures": pictures})))
+
+
+# -- OpenVINO ---------------------------------------------------------------------------------------
+
+
+def _write_openvino(answers, folder, examples):
+    import openvino
+
+    draft, file = folder / "draft.xml", folder / "model.xml"
+    answers.export(
+        str(draft), format="openvino", verbose=False, input_signature=_signature(answers, None)
+    )
+    model = openvino.Core().read_model(draft)
+    for output, name in zip(model.outputs, sorted(answers.output)):
+        output.get_tensor().set_names({name})
+    if examples is not None:
+        model = _quantized_openvino(model, examples)
+    openvino.save_model(model, file, compress_to_fp16=False)
+    del model  # it reads its weights from the draft
+    for part in (draft, draft.with_suffix(".bin")):
+        part.unlink()
+
+
+def _quantized_openvino(model, examples):
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    dataset = nncf.Dataset([picture[None] for picture in examples])
+    with contextlib.redirect_stdout(io.StringIO()):  # bars of its own
+        return nncf.quantize(model, dataset, subset_size=len(examples))
+
+
+def _ask_openvino(folder):
+    import openvino
+
+    # By default OpenVINO computes in bfloat16 where the CPU can, which is another question than
+    # whether the file is right.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", settings)
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def ask(pictures):
+        found = compiled(pictures)
+        return {name: found[i].copy() for i, name in enumerate(names)}
+
+    return ask
+
+
+_WRITERS = {"litert": _write_litert, "onnx": _write_onnx, "openvino": _write_openvino}
+_ASKERS = {
+    "model.tflite": _ask_litert,
+    "model.onnx": _ask_onnx,
+    "model.xml": _ask_openvino,
+}
+CONVERTED = tuple(_WRITERS)
+
+
+def write_converted(
+    answers: keras.Model, folder: Path, format: str, examples: np.ndarray | None
+) -> None:
+    """Writes the files of a format into a folder.
+
+    Args:
+        answers: of `answers.answering`, in float32.
+        format: one of `CONVERTED`.
+        examples: pictures that show which values occur, uint8 [N, S, S, 3], for int8; None for float32.
+    """
+    _WRITERS[format](answers, folder, examples)
+
+
+def open_export(folder) -> Ask:
+    """Loads what `convert` wrote.
+
+    Returns:
+        A function from pictures, uint8 [N, S, S, 3] after the resize and crop of evaluation, to
+        float32 scores [N, C] by name: `scores`, or of several heads `scores_NAME`.
+
+    Raises:
+        InputError: no such export.
+    """
+    folder = Path(folder)
+    for name, ask in _ASKERS.items():
+        if (folder / name).is_file():
+            return ask(folder)
+    raise InputError(f"{folder} has none of {', '.join(_ASKERS)}: give the folder of an export.")
+
+
+def scores_by_head(scores: Mapping[str, np.ndarray], ends: Mapping[str, str]) -> dict:
+    """Name of each head → its scores, of outputs named `scores` and the head's suffix."""
+    return {name: scores[f"scores{end}"] for name, end in ends.items()}

@@ -1,0 +1,188 @@
+"""A SavedModel for TF Serving: decoding, turning, resizing and normalising are inside of it."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_transfer.builders import backbone_of
+from keras_transfer.data.serving import decode_in_graph
+from keras_transfer.data.transforms import resize_and_crop
+from keras_transfer.export.answers import answering, suffix, write_labels
+from keras_transfer.export.parity import HALF_ROUNDING, ParityError
+from keras_transfer.export.warmup import write_warmup
+from keras_transfer.heads import heads_of
+
+SIGNATURES = ("serving_default", "serve_uint8", "serve_bytes", "features")
+UNREADABLE = "cannot be read as a picture (JPEG, PNG, GIF, BMP or WebP)"
+NOT_FINITE = "has values that are not finite"
+_WARM_UP_BATCHES = (1, 8)
+
+
+def write_saved_model(
+    model: keras.Model, folder: Path, temperatures: Mapping[str, float] | None
+) -> None:
+    """Writes the SavedModel that `saved_model` describes into an empty folder."""
+    heads, size = heads_of(model), model.input_shape[1]
+    answers, backbone = answering(model, temperatures), backbone_of(model)
+    rows, contents = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.string, "bytes")
+
+    # Functions of their own: all signatures share one graph of the network and one of the decoder.
+    @partial(tf.function, autograph=False, input_signature=[contents])
+    def decoded(contents):
+        return _decoded(contents, size)
+
+    @partial(
+        tf.function,
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8), rows],
+    )
+    def answer(pictures, error):
+        scores, fine = answers(pictures, training=False), error == ""
+        result = {"error": error}
+        for name, head in heads.items():
+            end, names = suffix(heads, name), tf.constant(head.names)
+            of_head = tf.cast(scores[f"scores{end}"], tf.float32)
+            # Zeros, for JSON has no NaN.
+            of_head = tf.where(fine[:, None], of_head, tf.zeros_like(of_head))
+            result[f"scores{end}"] = of_head
+            result[f"class_names{end}"] = tf.tile(names[None], [tf.shape(of_head)[0], 1])
+            if head.task == "single_label":
+                label = tf.gather(names, tf.argmax(of_head, axis=1))
+                result[f"label{end}"] = tf.where(fine, label, "")
+                result[f"score{end}"] = tf.reduce_max(of_head, axis=1)
+        return result
+
+    def answer_floats(pictures):
+        fine = tf.reduce_all(tf.math.is_finite(pictures), axis=[1, 2, 3])
+        pictures = tf.where(fine[:, None, None, None], pictures, tf.zeros_like(pictures))
+        return answer(resize_and_crop(pictures, size), tf.where(fine, "", NOT_FINITE))
+
+    def answer_pixels(pictures):
+        none = tf.fill(tf.shape(pictures)[:1], "")
+        return answer(resize_and_crop(pictures, size), none)
+
+    def answer_bytes(contents):
+        return answer(*decoded(contents))
+
+    def embed_bytes(contents):
+        pictures, error = decoded(contents)
+        features = backbone(pictures, training=False)
+        if len(features.shape) > 2:  # a backbone without pooling
+            features = tf.reduce_mean(features, axis=list(range(1, len(features.shape) - 1)))
+        features = tf.cast(features, tf.float32)
+        fine = tf.expand_dims(error == "", 1)
+        return {"features": tf.where(fine, features, tf.zeros_like(features)), "error": error}
+
+    any_size = [None, None, None, 3]
+    # Keras finds the variables that the functions use; `track` would write each of them twice.
+    archive = keras.export.ExportArchive()
+    for function, spec, name in (
+        (answer_floats, tf.TensorSpec(any_size, tf.float32, "pictures"), "serving_default"),
+        (answer_pixels, tf.TensorSpec(any_size, tf.uint8, "pictures"), "serve_uint8"),
+        (answer_bytes, contents, "serve_bytes"),
+        (embed_bytes, contents, "features"),
+    ):
+        archive.add_endpoint(name, function, input_signature=[spec])
+    archive.write_out(str(folder), verbose=False)
+    (folder / "assets").mkdir(exist_ok=True)
+    write_labels(folder / "assets", heads)
+    write_warmup(folder, _warm_up(size))
+
+
+def _decoded(contents, size):
+    """Encoded pictures [N] → (uint8 [N, size, size, 3], what is wrong with each, "" if nothing).
+
+    Nothing in a graph catches an error but tf.data, which leaves such a picture out; the others carry
+    their row with them. Decoding goes on side by side too.
+    """
+    count = tf.shape(contents)[0]
+
+    def decode(row, content):
+        return row, resize_and_crop(decode_in_graph(content), size)
+
+    # One more row, that is always there: a batch of nothing has no shape.
+    spare = tf.data.Dataset.from_tensors((count, tf.zeros([size, size, 3], tf.uint8)))
+    readable = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
+    readable = readable.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    readable = readable.concatenate(spare).batch(tf.cast(count, tf.int64) + 1)
+    rows, pictures = readable.get_single_element()
+    # Where each row lies among those that could be read; the spare, which comes last, for the others.
+    place = tf.tensor_scatter_nd_update(
+        tf.fill([count + 1], tf.size(rows) - 1), rows[:, None], tf.range(tf.size(rows))
+    )[:count]
+    error = tf.where(place == tf.size(rows) - 1, UNREADABLE, "")
+    return tf.ensure_shape(tf.gather(pictures, place), [None, size, size, 3]), error
+
+
+def _warm_up(size):
+    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype="uint8")
+    encoded = tf.io.encode_jpeg(picture).numpy()
+    for batch in _WARM_UP_BATCHES:
+        for signature in ("serve_bytes", "features"):
+            yield signature, {"bytes": np.array([encoded] * batch, object)}
+    yield "serving_default", {"pictures": picture[None].astype("float32")}
+    yield "serve_uint8", {"pictures": picture[None]}
+
+
+def check_signatures(
+    model: keras.Model, folder: Path, pictures, temperatures: Mapping[str, float] | None
+) -> None:
+    """Asks every signature for the same pictures as the Keras model.
+
+    Args:
+        pictures: each uint8 [H, W, 3].
+
+    Raises:
+        ParityError: answers differ by more than rounding.
+    """
+    signatures = tf.saved_model.load(str(folder)).signatures
+    tolerance = HALF_ROUNDING if in_half(model) else 1e-4
+    answers, backbone = answering(model, temperatures), backbone_of(model)
+    for picture in pictures:
+        resized = resize_and_crop(picture, model.input_shape[1])[None]
+        wanted = {name: np.asarray(x, "float32") for name, x in answers(resized).items()}
+        features = np.asarray(tf.cast(backbone(resized, training=False), tf.float32))
+        features = features.reshape(1, -1, features.shape[-1]).mean(axis=1)
+        encoded = tf.io.encode_png(picture)[None]
+        for name, request, expected in (
+            ("serving_default", {"pictures": tf.cast(picture[None], tf.float32)}, wanted),
+            ("serve_uint8", {"pictures": tf.constant(picture[None])}, wanted),
+            ("serve_bytes", {"bytes": encoded}, wanted),
+            ("features", {"bytes": encoded}, {"features": features}),
+        ):
+            answer = signatures[name](**request)
+            for output, values in expected.items():
+                difference = float(np.abs(answer[output].numpy() - values).max())
+                if not difference <= tolerance * max(1.0, float(np.abs(values).max())):
+                    raise ParityError(
+                        f"Signature {name} differs from the Keras model by {difference:g} (more "
+                        f"than {tolerance:g}): nothing was exported. Please report this."
+                    )
+
+
+def in_half(model: keras.Model) -> bool:
+    """Whether the model computes in 16 bits."""
+    return keras.backend.standardize_dtype(model.compute_dtype) != "float32"
+
+
+def ask_files(folder: Path, files, batch_size: int = 32) -> tuple[dict, np.ndarray]:
+    """Asks `serve_bytes` for files.
+
+    Returns:
+        (name of each output of scores → float32 [N, C], which rows were answered, bool [N]).
+    """
+    loaded = tf.saved_model.load(str(folder))  # kept: its signatures do not keep it alive
+    serve, parts = loaded.signatures["serve_bytes"], []
+    for start in range(0, len(files), batch_size):
+        contents = [Path(file).read_bytes() for file in files[start : start + batch_size]]
+        parts.append(serve(bytes=tf.constant(contents)))
+    joined = {
+        name: np.concatenate([part[name].numpy() for part in parts])
+        for name in parts[0]
+        if name == "error" or name.startswith("scores")
+    }
+    return joined, joined.pop("error") == b""
