@@ -41,6 +41,7 @@ _NAMES = {
     "evaluate": "evaluation.measuring",
     "find_rate": "rate_finder",
     "freeze": "freezing",
+    "grad_cam": "gradcam",
     "head_for": "heads",
     "head_of": "heads",
     "heads_of": "heads",
