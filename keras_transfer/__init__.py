@@ -36,6 +36,7 @@ _NAMES = {
     "build_model": "builders",
     "calibrate": "evaluation.calibrating",
     "compare": "comparison.running",
+    "compare_runs": "report.comparing",
     "compile_arguments": "heads",
     "domain_distance": "domains",
     "evaluate": "evaluation.measuring",
@@ -57,6 +58,7 @@ _NAMES = {
     "show_batch": "data.sheet",
     "summary": "freezing",
     "tune": "tuning",
+    "write_report": "report.writing",
 }
 _MODULES = ("adaptation", "data", "export")
 

@@ -143,7 +143,7 @@ def test_tasks_and_several_heads(rng):
             grad_cam(model, pictures, head=name, batch_size=2),
             grad_cam(model, pictures, chosen[name], head=name, batch_size=2),
         )
-    with pytest.raises(InputError, match="which head.*kind, size, sort"):
+    with pytest.raises(InputError, match=r"which head.*kind, size, sort"):
         grad_cam(model, pictures)
 
 
