@@ -90,12 +90,12 @@ def confusion(head: dict) -> list[str]:
 
 
 def taken_for(counts: np.ndarray, names: Sequence[str], most: int = 3) -> list[str]:
-    """Of each class in words, what it is most often taken for: `bees 3, wasps 1`."""
+    """Of each class in words, what it is most often taken for: `bees ×3, wasps ×1`."""
     texts = []
     for i, row in enumerate(np.array(counts)):
         row[i] = 0
         best = [c for c in np.argsort(-row, kind="stable")[:most] if row[c]]
-        texts.append(", ".join(f"{printable(names[c])} {row[c]}" for c in best))
+        texts.append(", ".join(f"{printable(names[c])} ×{row[c]}" for c in best))
     return texts
 
 

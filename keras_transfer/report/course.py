@@ -48,7 +48,8 @@ def schedule(plan, metrics: dict) -> list[str]:
 
 
 def curves(rows: list[dict], best_epoch: int) -> str:
-    """HTML: a figure a measure, of training and validation, with the phases and the kept epoch.
+    """HTML: a figure a measure, of training and validation, with the phases and the kept epoch; of
+    a single epoch, which is no curve, a table.
 
     Args:
         rows: of `Run.history`.
@@ -56,6 +57,13 @@ def curves(rows: list[dict], best_epoch: int) -> str:
     measures = measured(rows)
     if not measures:
         return ""
+    if len(rows) == 1:
+        found = [[rows[0].get(of + name) for of in ("", "val_")] for name in measures]
+        cells = [
+            (_title(name), *("–" if v is None else f"{v:.4g}" for v in values))
+            for name, values in zip(measures, found)
+        ]
+        return page.table(("after the only epoch", "training", "validation"), cells, "measures")
     starts = _starts(rows)
 
     def drawing(name):
@@ -91,7 +99,9 @@ def curves_beside(histories: dict[str, list[dict]], names) -> str:
             for (run, rows), colour in zip(histories.items(), page.COLOURS):
                 points = [(r["epoch"], r[f"val_{name}"]) for r in rows if f"val_{name}" in r]
                 if points:
-                    axes.plot(*zip(*points), "o-", color=colour, label=run, ms=3.5, lw=1.5)
+                    # "_" would hide a line from the legend, "$" begin a formula.
+                    label = "\u200b" + run.replace("$", r"\$")
+                    axes.plot(*zip(*points), "o-", color=colour, label=label, ms=3.5, lw=1.5)
             _frame(axes, name, [], max(map(len, histories.values())))
             axes.legend(fontsize=9)
 
@@ -116,7 +126,7 @@ def _starts(rows):
 
 
 def _frame(axes, name, starts, epochs):
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set(xlabel="epoch", xlim=(0.5, max(epochs, 1) + 0.5))
     if name.rpartition("_")[2] in _UP_TO_ONE:
         low, _ = axes.get_ylim()

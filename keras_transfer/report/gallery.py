@@ -16,7 +16,7 @@ _SIDES = ((60, 176), (250, 128), (None, 80))  # (up to so many thumbnails, pixel
 _QUALITY = 72
 _LEVELS = 16  # of heat: four bits a point
 _HEAT_SIDE = 14  # points; browsers smooth what they enlarge
-_HEAT = (255, 60, 0)
+_MILD, _HOT = np.array((255, 215, 0, 0)), np.array((225, 0, 70, 185))  # colour and opacity
 _MOST_LISTED = 1000  # without a picture
 
 STYLE = """
@@ -76,12 +76,12 @@ def items_of(head: dict, kind: str) -> list[Item]:
 
 def _class(entry, place):
     label, predicted = entry["label"], entry["predicted"]
-    first = f"{printable(predicted)} {entry['score']:.2f}"
+    first = f"{printable(predicted)} ({entry['score']:.2f})"
     if label == predicted:
         others = [top for top in entry["top"] if top["label"] != predicted][:1]
-        second = "".join(f", {printable(o['label'])} {o['score']:.2f}" for o in others)
+        second = "".join(f", {printable(o['label'])} ({o['score']:.2f})" for o in others)
         return Item(entry["path"], f"{first}{second}: right", {"answer": place[predicted]})
-    text = f"{first}, but it is {printable(label)} {entry['label_score']:.2f}"
+    text = f"{first}, but it is {printable(label)} ({entry['label_score']:.2f})"
     return Item(entry["path"], text, {"answer": place[predicted], "truth": place[label]})
 
 
@@ -112,7 +112,7 @@ def gallery(name: str, items: Sequence[Item], shots: dict[str, Shot], room: int)
     pictured, listed = [], []
     count = sum(item.path in shots for item in items)
     side = next(pixels for most, pixels in _SIDES if most is None or count <= most)
-    heats = set()
+    heats, places = set(), None
     for item in items:
         shot = shots.get(item.path)
         drawn = "" if shot is None else _drawn(item, shot, side)
@@ -122,10 +122,11 @@ def gallery(name: str, items: Sequence[Item], shots: dict[str, Shot], room: int)
             continue
         room -= len(drawn)
         heats |= shot.heats.keys() & item.heats.keys()
+        places = places or next((heat.shape for heat in shot.heats.values()), None)
         pictured.append(drawn)
     parts = []
     if pictured:
-        choice = _choice(name, heats) if heats else ""
+        choice = _choice(name, heats, places) if heats else ""
         shown = "\n".join(pictured)
         parts.append(
             f'<div class="gallery" data-heat="answer">{choice}<ol class="shots">\n{shown}\n</ol></div>'
@@ -138,7 +139,7 @@ def gallery(name: str, items: Sequence[Item], shots: dict[str, Shot], room: int)
     return "\n".join(parts), room
 
 
-def _choice(name, heats):
+def _choice(name, heats, places):
     choices = [("answer", "the answer")]
     if "truth" in heats:
         choices.append(("truth", "the true class"))
@@ -148,7 +149,11 @@ def _choice(name, heats):
         f"{' checked' * (value == 'answer')}> {text}</label>"
         for value, text in choices
     )
-    return f'<fieldset class="choice"><legend>Mark what speaks for:</legend>{made}</fieldset>'
+    note = f"Grad-CAM, {places[0]} × {places[1]} places: yellow speaks for it a little, red most."
+    return (
+        f'<fieldset class="choice"><legend>Mark what speaks for:</legend>{made}</fieldset>'
+        + page.paragraph(note, soft=True)
+    )
 
 
 def _drawn(item, shot, side):
@@ -184,16 +189,17 @@ def _jpeg(picture, side):
 
 
 def _heat_png(heat):
-    """One colour, the more opaque the more heat: a few hundred bytes."""
+    """From yellow to red, the more opaque the more heat: a few hundred bytes."""
     if max(heat.shape) > _HEAT_SIDE:
         image = Image.fromarray(heat.astype("float32")).resize((_HEAT_SIDE,) * 2)
         heat = np.asarray(image)
     levels = np.round(np.clip(heat, 0, 1) * (_LEVELS - 1)).astype("uint8")
     image = Image.fromarray(levels, "P")
-    image.putpalette(_HEAT * _LEVELS)
-    opacity = bytes(round(200 * i / (_LEVELS - 1)) for i in range(_LEVELS))
+    ramp = np.linspace(0, 1, _LEVELS)[:, None]
+    colours = np.round(_MILD + (_HOT - _MILD) * ramp**1.5).astype("uint8")
+    image.putpalette(colours[:, :3].tobytes())
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", bits=4, transparency=opacity, optimize=True)
+    image.save(buffer, "PNG", bits=4, transparency=colours[:, 3].tobytes(), optimize=True)
     return buffer.getvalue()
 
 
