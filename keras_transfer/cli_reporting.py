@@ -50,8 +50,9 @@ def report(
     from keras_transfer.report.writing import check_run
 
     check_run(run)
-    found = None
-    if data is not None:
+    found, own = None, run.config.get("data")
+    # Of the run's own pictures only those that it was not trained on, unless that is asked for.
+    if data is not None and not (own and data.absolute() == Path(own).absolute()):
         found = open_labelled(
             data,
             described(run.config),

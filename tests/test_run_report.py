@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import keras
 import numpy as np
@@ -96,7 +97,7 @@ def checked(text) -> Page:
     assert all(th.get("scope") in ("col", "row") for th in page.all("th"))
     levels = [level for level, _ in page.headings]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(b <= a + 1 for a, b in zip(levels, levels[1:]))
+    assert all(b <= a + 1 for a, b in pairwise(levels))
     regions = [d for d in page.all("div") if d.get("tabindex") == "0"]
     assert regions and all(d["role"] == "region" and d["aria-label"] for d in regions)
     assert page.all("html")[0]["lang"] == "en"
@@ -356,8 +357,9 @@ def test_the_command(run, tmp_path):
     assert shown.exit_code == 0 and str(out) in shown.stdout
     page = checked(out.read_text())
     assert "pictures of train" in page.said and not run.report_path.exists()
-    shown = cli(run.path, "--out", out, "--data", run.config["data"], "--pictures", 0)
-    assert shown.exit_code == 0 and "pictures of all" in checked(out.read_text()).said
+    for data, part in ((run.config["data"], "val"), (write_colours(tmp_path / "new"), "all")):
+        shown = cli(run.path, "--out", out, "--data", data, "--pictures", 0)
+        assert shown.exit_code == 0 and f"pictures of {part}" in checked(out.read_text()).said
     shutil.copytree(run.path, tmp_path / "second")
     assert cli(run.path, tmp_path / "second", "--out", out).exit_code == 0
     assert "differ by chance alone" in checked(out.read_text()).said

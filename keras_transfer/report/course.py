@@ -100,7 +100,7 @@ def curves_beside(histories: dict[str, list[dict]], names) -> str:
                 points = [(r["epoch"], r[f"val_{name}"]) for r in rows if f"val_{name}" in r]
                 if points:
                     # "_" would hide a line from the legend, "$" begin a formula.
-                    label = "\u200b" + run.replace("$", r"\$")
+                    label = " " + run.replace("$", r"\$")
                     axes.plot(*zip(*points), "o-", color=colour, label=label, ms=3.5, lw=1.5)
             _frame(axes, name, [], max(map(len, histories.values())))
             axes.legend(fontsize=9)

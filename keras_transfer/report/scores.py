@@ -68,8 +68,6 @@ def _per_name(head):
 
     def column(title, key, digits=3):
         values = [row[key] for row in rows]
-        if not any(row["support"] for row in rows):
-            values = [None] * len(rows)
         return Column(title, values, [_number(v, digits) for v in values])
 
     # A class without pictures has no recall: it stands last, however it is sorted.

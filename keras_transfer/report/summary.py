@@ -29,7 +29,8 @@ def title(run: Run) -> str:
 
 def data_name(run: Run) -> str:
     """What the pictures are called, in a word."""
-    data = run.config.get("data")
+    config = run.config
+    data = config.get("data") or config.get("source")  # of an adaptation
     return printable(Path(data).name or data) if data else "pictures in memory"
 
 
