@@ -329,13 +329,13 @@ def test_other_pictures_and_a_head_in_closed_form(tmp_path, rng):
         write_report(run, data, split="test")
 
 
-def test_runs_beside_each_other(finished, tmp_path):
-    other = trained(tmp_path / "$other_", finished.config["data"], augment="none")
-    before = checked(compare_runs([finished, other], tmp_path / "c.html").read_text()).said
-    assert "after `keras-transfer report" in before.replace("After", "after")
-    for run in (finished, other):
-        write_report(run, pictures=0)
-    page = checked(compare_runs([finished.path, other.path], tmp_path / "c.html").read_text())
+def test_runs_beside_each_other(run, tmp_path):
+    other = trained(tmp_path / "$other_", run.config["data"], augment="none")
+    page = checked(compare_runs([run, other], tmp_path / "c.html").read_text())
+    assert "After `keras-transfer report RUN`" in page.said
+    for one in (run, other):
+        write_report(one, pictures=0)
+    page = checked(compare_runs([run.path, other.path], tmp_path / "c.html").read_text())
     assert "2 runs compared" in page.said and "run, $other_: all on colours" in page.said
     value = other.evaluation["heads"]["output"]["accuracy"]
     assert f"{value['value']:.4f} [{value['low']:.3f}, {value['high']:.3f}]" in page.said
@@ -343,7 +343,7 @@ def test_runs_beside_each_other(finished, tmp_path):
     assert "different pictures" not in page.said
     settings = page.said.partition("Settings that differ")[2]
     assert "augment" in settings and "batch_size" not in settings
-    for wrong, words in (([finished], "1 runs"), ([finished, finished], "given twice")):
+    for wrong, words in (([run], "1 runs"), ([run, run], "given twice")):
         with pytest.raises(InputError, match=words):
             compare_runs(wrong, tmp_path / "c.html")
 

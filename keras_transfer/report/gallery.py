@@ -114,9 +114,9 @@ def gallery(name: str, items: Sequence[Item], shots: dict[str, Shot], room: int)
     side = next(pixels for most, pixels in _SIDES if most is None or count <= most)
     heats, places = set(), None
     for item in items:
-        shot = shots.get(item.path)
+        shot = shots.get(item.path) if room else None
         drawn = "" if shot is None else _drawn(item, shot, side)
-        if not drawn or len(drawn) > room:
+        if shot is None or len(drawn) > room:
             room = room if shot is None else 0  # in order: none after the first without room
             listed.append(item)
             continue
