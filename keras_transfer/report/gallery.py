@@ -25,6 +25,7 @@ STYLE = """
 .shot { position: relative; aspect-ratio: 1; overflow: hidden; border-radius: .4rem; background: var(--box) }
 .shot img { position: absolute; inset: 0; width: 100%; height: 100% } .shot .heat { display: none }
 .gallery[data-heat=answer] .heat.answer, .gallery[data-heat=truth] .heat.truth { display: block }
+.shots li { content-visibility: auto; contain-intrinsic-size: auto 8.5rem auto 12rem }
 .shots figcaption { font-size: .85rem; line-height: 1.35; margin-top: .25rem }
 .shots small { display: block } .choice { border: 0; padding: 0; margin: .5rem 0 .8rem }
 .choice legend { float: left; padding: 0; margin-right: .75rem }
@@ -166,13 +167,13 @@ def _drawn(item, shot, side):
     )
     alt = f"{text}" + (f". {places}" if places else "")
     layers = "".join(
-        f'<img class="heat {kind}" src="{page.data_uri("image/png", _heat_png(heat))}" alt="">'
+        f'<img class="heat {kind}" src="{page.data_uri("image/png", _heat_png(heat))}" alt="" decoding="async">'
         for kind, heat in sorted(shot.heats.items())
         if kind in item.heats
     )
     name = html.escape(printable(item.path).replace("\\", "/").rpartition("/")[2])
     return (
-        f'<li><figure><div class="shot"><img src="{photo}" alt="{alt}">{layers}</div>'
+        f'<li><figure><div class="shot"><img src="{photo}" alt="{alt}" decoding="async">{layers}</div>'
         f'<figcaption>{text}<small class="soft" title="{path}">{name}</small></figcaption>'
         "</figure></li>"
     )
