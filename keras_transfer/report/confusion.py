@@ -23,7 +23,8 @@ STYLE = f"""
 .matrix td.right {{ background: rgb({" ".join(map(str, RIGHT))} / var(--s, 0)) }}
 .matrix thead th {{ writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
   padding: .6rem .2rem; max-height: 12rem }}
-.matrix thead td {{ border: 0; background: none; vertical-align: bottom; white-space: normal }}
+.matrix thead td {{ border: 0; background: none }}
+.matrix caption {{ text-align: left; padding: .25rem 0; color: var(--soft) }}
 .matrix tbody th {{ position: sticky; left: 0; background: var(--page); text-align: right }}
 .map {{ position: relative; max-width: 44rem; border: 1px solid var(--line) }}
 .map img {{ display: block; width: 100%; image-rendering: pixelated; touch-action: pan-y; cursor: crosshair }}
@@ -120,10 +121,10 @@ def _table(counts, names, order, label):
     for r in order:
         cells = "".join(_cell(counts[r, c], shares[r, c], r == c) for c in order)
         rows.append(f'<tr><th scope="row">{html.escape(names[r])}</th>{cells}</tr>')
-    corner = "<td>true ↓ predicted →</td>"
     body = "\n".join(rows)
     made = (
-        f'<table class="matrix"><thead><tr>{corner}{heads}</tr></thead>\n'
+        '<table class="matrix"><caption>Rows: true. Columns: predicted.</caption>'
+        f"<thead><tr><td></td>{heads}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody></table>"
     )
     return page.scrolling(made, f"confusion matrix, {label}")

@@ -51,7 +51,7 @@ def facts(run: Run, model) -> str:
         "Pictures": ", ".join(f"{n:,} {part}" for part, n in parts.items()) + left_out,
         "Asked for": "; ".join(_asked(config)),
         "Strategy": f"{config['schedule']['name']}{chosen}",
-        "Pictures are": f"{config['image_size']} px, {config['batch_size']} a step, "
+        "Steps": f"{config['batch_size']} pictures of {config['image_size']} px, "
         f"{config['precision']}, seed {config['seed']}",
         "Variation": _augmentation(config),
         "Kept": f"epoch {metrics['best_epoch']} of {_epochs(metrics)} ({config['keep']}); "
