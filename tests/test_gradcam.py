@@ -113,9 +113,9 @@ def test_it_is_the_formula_on_a_split_model(k, rng):
     assert np.allclose(grad_cam(model, pictures, 1, stage=k - 1), wanted, atol=0.03)
 
 
-@pytest.mark.parametrize("name", ("mobilenet_v2_0.35", "convnext_tiny", "vgg16"))
+@pytest.mark.parametrize("name", ("mobilenet_v2_0.35", "vgg16"))
 def test_the_map_is_the_last_one_before_the_pooling(name):
-    """ConvNeXt normalises after it, VGG ends in one of its own."""
+    """MobileNet's head convolution, VGG's own pooling."""
     backbone = build_backbone(name, image_size=64, weights=None)
     model = build_model(backbone, MultiLabel("ab"), image_size=64)
     pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("uint8")

@@ -141,9 +141,7 @@ def _measured_on(run, document, note):
     calibrated = document["calibrated_on"]
     if calibrated:
         same = ", the same ones" if calibrated["split"] == document["split"] else ""
-        text += (
-            f". Temperature from {calibrated['pictures']} pictures of {calibrated['split']}{same}"
-        )
+        text += f". Temperature and thresholds from {calibrated['pictures']} pictures of {calibrated['split']}{same}"
     return text + "."
 
 
