@@ -103,6 +103,7 @@ class Plan:
 
     def draw_on(self, axes) -> None:
         """Draws the same into matplotlib's `axes`, with a bar of colours beside them."""
+        from matplotlib import colormaps
         from matplotlib.colors import LogNorm
 
         rows = len(self.stage_names) + 1
@@ -118,10 +119,10 @@ class Plan:
         rates = np.concatenate(rates, axis=1)
         highest = rates.max() or 1.0
         shown = np.ma.masked_equal(rates, 0)
-        axes.set_facecolor("#c9c9c9")
+        colours = colormaps["viridis"].with_extremes(bad="#b9b9b9")
         norm = LogNorm(highest * 1e-3, highest)
         mesh = axes.pcolormesh(
-            np.array(epochs), np.arange(rows + 1), shown, norm=norm, cmap="viridis", rasterized=True
+            np.array(epochs), np.arange(rows + 1), shown, norm=norm, cmap=colours, rasterized=True
         )
         for mark, p in zip(marks, self.phases):
             axes.axvline(mark, color="white", linewidth=1.5)

@@ -24,7 +24,7 @@ STYLE = f"""
 .matrix thead th {{ writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
   padding: .6rem .2rem; max-height: 12rem }}
 .matrix thead td {{ border: 0; background: none }}
-.matrix caption {{ text-align: left; padding: .25rem 0; color: var(--soft) }}
+.matrix caption {{ text-align: left; padding: .25rem 0; white-space: nowrap; color: var(--soft) }}
 .matrix tbody th {{ position: sticky; left: 0; background: var(--page); text-align: right }}
 .map {{ position: relative; max-width: 44rem; border: 1px solid var(--line) }}
 .map img {{ display: block; width: 100%; image-rendering: pixelated; touch-action: pan-y; cursor: crosshair }}
