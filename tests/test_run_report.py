@@ -372,7 +372,7 @@ def test_the_command(run, tmp_path):
 
 def test_bad_input_is_answered_before_keras(run, tmp_path):
     (tmp_path / "adapted").mkdir()
-    (tmp_path / "adapted" / "config.yaml").write_text("method: dann\n")
+    (tmp_path / "adapted" / "config.yaml").write_text("method: dann\nschedule: {}\n")
     (tmp_path / "adapted" / "model.keras").write_bytes(b"")
     code = """
 import sys

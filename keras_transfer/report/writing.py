@@ -13,7 +13,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibrating import Calibration
 from keras_transfer.report import confusion, course, gallery, scores, sorting, summary
 from keras_transfer.report.gallery import Item, Shot, items_of
-from keras_transfer.runs import CONFIG, Run, write_text
+from keras_transfer.runs import Run, write_text
 
 PICTURES = 48
 STYLE = "".join(part.STYLE for part in (sorting, confusion, gallery, summary))
@@ -74,10 +74,10 @@ def write_report(
 
 def check_run(run: Run) -> None:
     """Raises InputError for a run that has another kind of report."""
-    if "schedule" not in run.config:
+    if "method" in run.config:
         raise InputError(
-            f"{run.path} is no run of `train`: its {CONFIG} has no schedule. `keras-transfer adapt` "
-            "wrote the report of its runs itself."
+            f"{run.path} is no run of `train` but of `adapt`, which wrote the report of it itself: "
+            f"{run.report_path}."
         )
 
 
