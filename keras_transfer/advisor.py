@@ -54,6 +54,7 @@ class Advice:
         image_size: of the chosen backbone's pictures.
         probes: accuracy after each stage of the chosen backbone; None where it was not asked for.
         symmetry: what mirror images showed; None where that could not be told.
+        distance: how far the target's pictures are from these; None where no target was given.
         notes: what else should be known.
     """
 
@@ -67,6 +68,7 @@ class Advice:
     image_size: int
     probes: object = None
     symmetry: object = None
+    distance: object = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
@@ -92,6 +94,7 @@ class Advice:
             "ranking": self.ranking and self.ranking.to_dict(),
             "costs": [cost.to_dict() for cost in self.costs],
             "stages": self.probes and self.probes.to_dict(),
+            "target": self.distance and self.distance.to_dict(),
             "notes": list(self.notes),
         }
 
@@ -109,6 +112,8 @@ class Advice:
             parts.append(self.ranking.table())
         if self.probes:
             parts.append(self.probes.verdict)
+        if self.distance:
+            parts.append(self._target())
         parts += [f"note: {note}" for note in self.notes]
         parts.append(self._choice())
         return "\n".join(parts)
@@ -153,6 +158,12 @@ class Advice:
         lost = f"{100 * self.symmetry.drop:.1f} ± {100 * self.symmetry.error:.1f} points"
         return f"mirror images {what} (a probe loses {lost} on them)"
 
+    def _target(self):
+        lines = [f"target: {self.distance.verdict}"]
+        if self.distance.worth_trying:
+            lines.append("  `keras-transfer adapt` does it")
+        return "\n".join(lines)
+
     def _choice(self):
         lines = [f"advice ({self.policy}): {_timed(self.choice)}", f"  because {self.choice.why}"]
         lines.append(f"  augmentation: {_shown(self.choice.augment)}")
@@ -167,6 +178,7 @@ class Advice:
 def advise(
     data,
     *,
+    target=None,
     backbones: Sequence | None = None,
     image_size: int | None = None,
     batch_size: int = 32,
@@ -182,6 +194,8 @@ def advise(
     Args:
         data: a `keras_transfer.data.ImageData` of one class a picture; only its training pictures
             are looked at.
+        target: `ImageData` or `Examples` of pictures on which the model is to be used, if they are
+            of another kind; their labels are not looked at. See `domain_distance`.
         backbones: names of the table, source models (files or runs), or models of `build_model`;
             by default those whose ImageNet weights are on this machine (six at most, of
             `SHORTLIST` first), or else the shortlist, downloaded.
@@ -258,6 +272,12 @@ def advise(
                 f"no stage of {choice.backbone} is better than random weights for these classes: "
                 "transfer may bring nothing, or harm; `keras-transfer compare` measures it"
             )
+    distance = None
+    if target is not None:
+        from keras_transfer.domains import domain_distance
+
+        size = network.input_shape[1]
+        distance = domain_distance(data, target, backbone=network, image_size=size, **options)
     return Advice(
         choice=choice,
         contender=contender,
@@ -269,6 +289,7 @@ def advise(
         image_size=network.input_shape[1],
         probes=found,
         symmetry=symmetry,
+        distance=distance,
         notes=tuple(notes),
     )
 

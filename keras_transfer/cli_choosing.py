@@ -48,6 +48,10 @@ from keras_transfer.errors import InputError
 
 def advise(
     data: Data,
+    target: Annotated[
+        Path | None,
+        typer.Option(help="Unlabelled pictures that the model is for: is adaptation worth trying?"),
+    ] = None,
     backbones: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +75,7 @@ def advise(
 ):
     """Say which backbone and which strategy suit the data, what that costs here, and why."""
     from keras_transfer.advisor import check_advice, named
-    from keras_transfer.data import open_data, require_source
+    from keras_transfer.data import open_data, require_source, unlabelled_pictures
     from keras_transfer.recipes import AUTO
 
     if picture is not None and picture.suffix.lower() != ".png":
@@ -99,11 +103,13 @@ def advise(
         split_file=settings["split"],
         **{key: settings[key] for key in ("val", "val_split", "seed", "columns")},
     )
+    where = target and unlabelled_pictures(target)[0]
     load_keras()
     from keras_transfer import advisor
 
     advice = advisor.advise(
         pictures,
+        target=where,
         backbones=names,
         batch_size=settings["batch_size"],
         seed=settings["seed"],

@@ -180,8 +180,9 @@ def domain_distance(
         backbone = os.fspath(backbone)
         check_backbone(backbone, image_size)
     # Late, as wrong input is answered before Keras is imported.
-    from keras_transfer.features.extraction import extract, features_identity
-    from keras_transfer.features.kept import digest_of, kept
+    from keras_transfer.features.extraction import extract
+    from keras_transfer.features.kept import concluded, digest_of
+    from keras_transfer.features.pooled import averaged
     from keras_transfer.features.prefix import prefix_of
     from keras_transfer.features.store import Store
 
@@ -190,28 +191,25 @@ def domain_distance(
     store = store or Store()
 
     def compute():
-        features = []
-        for part in (source, target):
-            found = extract(prefix, part, engine=engine, store=store).gather(np.arange(len(part)))
-            places = tuple(range(1, found.ndim - 1))
-            features.append(found.astype("float32").mean(axis=places) if places else found)
+        features = [
+            averaged(extract(prefix, part, engine=engine, store=store).gather(np.arange(len(part))))
+            for part in (source, target)
+        ]
         groups = np.unique([*source.digests, *target.digests], return_inverse=True)[1]
         return measured(*features, labels, groups, seed=seed)
 
-    identity = {
-        **features_identity(prefix),
-        "engine": engine,
-        "source": digest_of(source.digests, np.zeros(0) if labels is None else labels),
-        "target": digest_of(target.digests),
-        "seed": seed,
-    }
-    about = {
-        "backbone": f"{prefix.name}: distance of {len(source)} and {len(target)} pictures",
-        "image_size": prefix.image_size,
-        "engine": engine,
-        "view": "distances",
-    }
-    found = kept(store, f"domain distance {_VERSION}", identity, about, compute)
+    found = concluded(
+        prefix,
+        store,
+        f"domain distance {_VERSION}",
+        compute,
+        of=f"distance of {len(source)} and {len(target)} pictures",
+        engine=engine,
+        view="distances",
+        source=digest_of(source.digests, np.zeros(0) if labels is None else labels),
+        target=digest_of(target.digests),
+        seed=seed,
+    )
     return DomainDistance(
         source=_name(data_a, "source"),
         target=_name(data_b, "target"),

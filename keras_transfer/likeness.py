@@ -14,8 +14,7 @@ from keras import ops
 from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import Examples
 from keras_transfer.errors import InputError
-from keras_transfer.features.extraction import features_identity
-from keras_transfer.features.kept import digest_of, kept
+from keras_transfer.features.kept import concluded, digest_of
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.features.store import Store
 from keras_transfer.stages import Backbone, batch_norms, clone_with
@@ -54,15 +53,15 @@ def activation_shift(
     rows = np.sort(np.random.default_rng(seed).permutation(len(examples))[:most])
     sample = examples.take(rows)
     whole = prefix_of(backbone, len(backbone.stages))
-    identity = {**features_identity(whole), "sample": digest_of(sample.digests)}
-    about = {
-        "backbone": f"{backbone.name}: shift of activations of {len(sample)} pictures",
-        "image_size": size,
-        "engine": "keras",
-        "view": "plain",
-    }
-    compute = partial(_measured, backbone, sample)
-    return kept(store or Store(), f"activation shift {_VERSION}", identity, about, compute)["shift"]
+    found = concluded(
+        whole,
+        store or Store(),
+        f"activation shift {_VERSION}",
+        partial(_measured, backbone, sample),
+        of=f"shift of activations of {len(sample)} pictures",
+        sample=digest_of(sample.digests),
+    )
+    return found["shift"]
 
 
 def _measured(backbone, sample):

@@ -296,8 +296,8 @@ def probe_stages(
     # Late, as wrong input is answered before Keras is imported.
     from keras_transfer.builders import backbone_at
     from keras_transfer.data.pipeline import PictureMemory
-    from keras_transfer.features.extraction import extract, features_identity
-    from keras_transfer.features.kept import digest_of, kept
+    from keras_transfer.features.extraction import extract
+    from keras_transfer.features.kept import concluded, digest_of
     from keras_transfer.features.pooled import pooled_stages, stage_columns
     from keras_transfer.features.store import Store
     from keras_transfer.random_twin import random_twin
@@ -323,20 +323,18 @@ def probe_stages(
             features += [gathered[:, part] for part in columns]
         return {"correct": _probe_all(features, labels, folds, seed).astype(int).tolist()}
 
-    identity = {
-        **features_identity(prefix),  # the twin follows from it, the seed and the pictures
-        "engine": engine,
-        "sample": digest_of(examples.digests, labels),
-        "folds": folds,
-        "seed": seed,
-    }
-    about = {
-        "backbone": f"{prefix.name}: probes on {len(examples)} pictures",
-        "image_size": prefix.image_size,
-        "engine": engine,
-        "view": "probes",
-    }
-    found = kept(store, f"stage probes {_VERSION}", identity, about, compute)
+    found = concluded(
+        prefix,  # the twin follows from it, the seed and the pictures
+        store,
+        f"stage probes {_VERSION}",
+        compute,
+        of=f"probes on {len(examples)} pictures",
+        engine=engine,
+        view="probes",
+        sample=digest_of(examples.digests, labels),
+        folds=folds,
+        seed=seed,
+    )
     correct, stages = np.array(found["correct"], bool), len(backbone.stages)
     return StageProbes(
         backbone=backbone.name,

@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import Examples
-from keras_transfer.features.extraction import extract, features_identity
-from keras_transfer.features.kept import digest_of, kept
+from keras_transfer.features.extraction import extract
+from keras_transfer.features.kept import concluded, digest_of
 from keras_transfer.features.pooled import averaged
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import Store
@@ -65,20 +65,17 @@ def mirror_symmetry(
     rows = np.random.default_rng(seed).permutation(len(examples))[:most]
     sample = examples.take(np.sort(rows))
     store = store or Store()
-    identity = {
-        **features_identity(prefix),
-        "engine": engine,
-        "sample": digest_of(sample.digests, sample.labels),
-        "seed": seed,
-    }
-    about = {
-        "backbone": f"{prefix.name}: {len(sample)} pictures and their mirror images",
-        "image_size": prefix.image_size,
-        "engine": engine,
-        "view": "mirror",
-    }
-    compute = partial(_measured, prefix, sample, engine, store, seed)
-    found = kept(store, f"symmetry {_VERSION}", identity, about, compute)
+    found = concluded(
+        prefix,
+        store,
+        f"symmetry {_VERSION}",
+        partial(_measured, prefix, sample, engine, store, seed),
+        of=f"{len(sample)} pictures and their mirror images",
+        engine=engine,
+        view="mirror",
+        sample=digest_of(sample.digests, sample.labels),
+        seed=seed,
+    )
     return Symmetry(**found) if found else None
 
 

@@ -16,8 +16,9 @@ only). Times are those of the training steps, without the first epoch (compilati
 measuring; beside the time on the clock, which other work on the machine changes, stands the
 processor's.
 
-SHOT and AdaBN alone start from the model of `source_only`, which is kept beside the rows. AdaBN is left
-out where the network has no BatchNorm. A row is written after each run, so that an interrupted benchmark
+AdaBN alone starts from the model of `source_only`, and is left out where the network has no BatchNorm.
+SHOT starts from `shot_source`, a model of the source alone as its authors have it: with a bottleneck that
+has BatchNorm, and smoothed labels. Both models are kept beside the rows. A row is written after each run, so that an interrupted benchmark
 goes on; the tables are printed at the end (`--table`: at once).
 """
 
@@ -34,10 +35,12 @@ from domains import TASKS, pixels
 from keras_transfer.errors import silence
 
 METHODS = (
-    *("coral", "mmd", "dann", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot"),
+    *("coral", "mmd", "dann", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot_source", "shot"),
     *("mcc+dann", "fixmatch+dann"),
 )
 BOUNDS = ("source_only", "target_only")
+# Models of the source alone → more of their heads.
+SOURCES = {"source_only": {}, "shot_source": {"bottleneck": 256, "label_smoothing": 0.1}}
 WITH_DISCRIMINATOR = ("dann", "cdan", "cdan_e")
 MOST_UNLABELLED = 2000  # target pictures that the selection looks at
 NUMBERS = (
@@ -66,71 +69,88 @@ class Trial:
         # One number for all trainings, the bounds too.
         longest = max(len(self.source[0]), len(self.target[0]))
         self.steps = longest // task.batch_size
-        self.weights = folder / f"{task.name}-{seed}-{self.phase.epochs}.weights.h5"
+        self.folder = folder
 
     def run(self, method: str) -> dict:
         """Trains with a method or a bound; returns what was measured, or {} where the method does not suit the network."""
         started = time.perf_counter()
+        names = method.split("+")
+        target = self.two_views() if "fixmatch" in names else self.batches(self.target[0])
         if method == "adabn":
-            model = self.source_model()
-            if not any(isinstance(x, keras.layers.BatchNormalization) for x in _layers(model)):
+            model = self.source_model("source_only")
+            if not _norms(model):
                 return {}
             from keras_transfer.adaptation import apply_adabn
 
-            record = Record(self, model, sourceless=True)
-            apply_adabn(model, self.batches(self.target[0]))
-            record.measure(1)
+            choice = self.choice(model, sourceless=True)
+            apply_adabn(model, target)
+            choice.measure(1)
+            found = _accuracies(choice)
         elif method == "shot":
-            model = self.source_model()
-            record = self.fit(model, [method], target=self.batches(self.target[0]))
+            found = self.fit(self.source_model("shot_source"), [method], target=target)
+        elif method in SOURCES:
+            model = self.new_model(**SOURCES[method])
+            found = self.fit(model, [], self.batches(*self.source))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            model.save_weights(self._weights(method))
+        elif method == "target_only":
+            found = self.fit(self.new_model(), [], self.batches(*self.target))
         else:
-            model = self.new_model()
-            if method == "source_only":
-                record = self.fit(model, [], self.batches(*self.source))
-                self.weights.parent.mkdir(parents=True, exist_ok=True)
-                model.save_weights(self.weights)
-            elif method == "target_only":
-                record = self.fit(model, [], self.batches(*self.target))
-            else:
-                names = method.split("+")
-                target = self.batches(self.target[0])
-                if "fixmatch" in names:
-                    target = self.two_views(target)
-                record = self.fit(model, names, self.batches(*self.source), target)
-        return {**record.numbers(), "seconds": time.perf_counter() - started}
+            found = self.fit(self.new_model(), names, self.batches(*self.source), target)
+        return {**found, "seconds": time.perf_counter() - started}
 
-    def new_model(self):
+    def new_model(self, **head):
         keras.backend.clear_session()
         keras.utils.set_random_seed(self.seed)
-        return self.task.build(self.domains)
+        return self.task.build(self.domains, **head)
 
-    def source_model(self):
-        """A model with the weights of `source_only`, which is trained first where it was not yet."""
-        if not self.weights.exists():
-            self.run("source_only")
-        model = self.new_model()
-        model.load_weights(self.weights)
+    def source_model(self, name):
+        """A model with the weights of one of `SOURCES`, which is trained first where it was not yet."""
+        if not self._weights(name).exists():
+            self.run(name)
+        model = self.new_model(**SOURCES[name])
+        model.load_weights(self._weights(name))
         return model
 
-    def fit(self, model, methods, source=None, target=None) -> "Record":
+    def _weights(self, name):
+        ending = "" if name == "source_only" else f"-{name}"
+        return self.folder / f"{self.task.name}-{self.seed}-{self.phase.epochs}{ending}.weights.h5"
+
+    def fit(self, model, methods, source=None, target=None) -> dict:
         from keras_transfer.adaptation import Adapter
 
         chosen = [_configured(name, self.task) for name in methods]
         adapter = Adapter(model, chosen, seed=self.seed)
         epochs = self.phase.epochs
         adapter.compile(adapter.make_optimizer(self.phase, epochs * self.steps))
-        record = Record(self, model, sourceless=source is None)
+        clock, choice = Clock(), self.choice(model, sourceless=source is None)
         adapter.fit(
             source,
             target,
             epochs=epochs,
             steps_per_epoch=self.steps,
-            callbacks=[record],
+            callbacks=[clock, choice],
             verbose=0,
         )
-        return record
+        return {**_accuracies(choice), **clock.step(self.steps)}
 
-    def batches(self, pictures, labels=None):
+    def choice(self, model, sourceless: bool):
+        """What scores the epochs, without labels of the target and, for the table, with them."""
+        from keras_transfer.adaptation import EpochChoice
+
+        classes = len(self.domains.source.class_names)
+        return EpochChoice(
+            model,
+            _chunks(self.target[0][:MOST_UNLABELLED]),
+            np.bincount(self.source[1], minlength=classes),
+            source=_chunks(*self.validation),
+            sourceless=sourceless,
+            target_report=_chunks(*self.test),
+            source_accuracy=self.reference,
+            verbose=False,
+        )
+
+    def batches(self, pictures, labels=None, size: int | None = None):
         """One shuffled pass, of pictures alone or with their labels."""
         import tensorflow as tf
 
@@ -138,10 +158,10 @@ class Trial:
         # In orders of their own: the digits of the two domains are the same ones.
         seed = 2 * self.seed + (labels is None)
         made = tf.data.Dataset.from_tensor_slices(parts).shuffle(len(pictures), seed=seed)
-        return made.batch(self.task.batch_size, drop_remainder=True)
+        return made.batch(size or self.task.batch_size, drop_remainder=True)
 
-    def two_views(self, batches):
-        """(pictures, the same strongly varied), as FixMatch needs them."""
+    def two_views(self):
+        """(pictures, the same strongly varied), as FixMatch needs them: both together are a batch."""
         import tensorflow as tf
 
         vary = self.task.strong(self.seed)
@@ -150,28 +170,15 @@ class Trial:
             varied = vary(tf.cast(pictures, "float32"), training=True)
             return pictures, tf.cast(varied, pictures.dtype)
 
-        return batches.map(both)
+        return self.batches(self.target[0], size=self.task.batch_size // 2).map(both)
 
 
-class Record(keras.callbacks.Callback):
-    """Times the steps of each epoch and measures the model after it.
+class Clock(keras.callbacks.Callback):
+    """Times the steps of each epoch, without what is done between epochs."""
 
-    Args:
-        trial: whose pictures are measured on.
-        measured: the model that the adapter trains.
-        sourceless: the method leaves the source behind, and is not vetoed for it.
-    """
-
-    def __init__(self, trial: Trial, measured: keras.Model, sourceless: bool):
-        from keras_transfer.adaptation.selection import Selector
-
+    def __init__(self):
         super().__init__()
-        self.trial, self.measured, self.sourceless = trial, measured, sourceless
-        self.unlabelled = trial.target[0][:MOST_UNLABELLED]
-        classes = len(trial.domains.source.class_names)
-        shares = np.bincount(trial.source[1], minlength=classes)
-        self.selector = Selector(shares, source_accuracy=trial.reference)
-        self.times = []  # (seconds, processor seconds) of the steps of each epoch
+        self.times = []  # (seconds, processor seconds) of each epoch
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = self.ended = _clocks()
@@ -181,44 +188,44 @@ class Record(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.times.append(self.ended - self.started)
-        self.measure(epoch + 1)
 
-    def measure(self, epoch: int) -> None:
-        self.source = self._accuracy(*self.trial.validation)
-        answers = keras.ops.softmax(self._logits(self.unlabelled))
-        self.selector.add(epoch, None if self.sourceless else self.source, answers)
-        self.selector.report(epoch, self._accuracy(*self.trial.test))
+    def step(self, steps: int) -> dict:
+        """Milliseconds of a step; the first epoch, which compiles, is left out where there are others."""
+        later = np.mean(self.times[1:] or self.times, axis=0) / steps
+        return dict(zip(("step_ms", "step_cpu_ms"), 1000 * later))
 
-    def _accuracy(self, pictures, labels):
-        return float((self._logits(pictures).argmax(axis=1) == labels).mean())
 
-    def _logits(self, pictures):
-        return self.measured.predict(pictures, batch_size=500, verbose=0)
+def _accuracies(choice):
+    from keras_transfer.measures import outputs_of
 
-    def numbers(self) -> dict:
-        s = self.selector
-        found = {
-            "target": s.target_accuracy(s.last),
-            "selected": s.target_accuracy(s.selected),
-            "oracle": s.target_accuracy(s.oracle),
-            "source": self.source,
-            "selected_epoch": s.selected,
-            "oracle_epoch": s.oracle,
-        }
-        if self.times:  # the first epoch has the compilation, where there are others
-            later = np.mean(self.times[1:] or self.times, axis=0) / self.trial.steps
-            found |= dict(zip(("step_ms", "step_cpu_ms"), 1000 * later))
-        return found
+    s = choice.selector
+    labels, logits = outputs_of(choice.network, choice.source)
+    return {
+        "target": s.target_accuracy(s.last),
+        "selected": s.target_accuracy(s.selected),
+        "oracle": s.target_accuracy(s.oracle),
+        "source": float((logits.argmax(axis=1) == labels).mean()),
+        "selected_epoch": s.selected,
+        "oracle_epoch": s.oracle,
+    }
+
+
+def _chunks(*arrays):
+    """Batches of 500 rows of each."""
+    cuts = range(0, len(arrays[0]), 500)
+    parts = [tuple(array[i : i + 500] for array in arrays) for i in cuts]
+    return parts if len(arrays) > 1 else [part for (part,) in parts]
 
 
 def _clocks():
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def _layers(model):
+def _norms(model):
     from keras_transfer.builders import backbone_of
+    from keras_transfer.stages import batch_norms
 
-    return [*model.layers, *backbone_of(model).layers]
+    return batch_norms(backbone_of(model))
 
 
 def _configured(name, task):
@@ -322,7 +329,7 @@ def measure(options, done, write):
                 continue
             trial = trial or Trial(TASKS[name], seed, epochs, options.rows.with_suffix(""))
             before = _row(done, _key(name, seed, epochs, BOUNDS[0]))
-            adapts = before and method not in BOUNDS
+            adapts = before and method not in (*BOUNDS, *SOURCES)
             trial.reference = float(before["source"]) if adapts else None
             found = {n: v for n, v in trial.run(method).items() if v is not None}
             shown = {n: f"{v:.4f}" if isinstance(v, float) else v for n, v in found.items()}

@@ -51,13 +51,13 @@ class DomainTask:
         name: as it is asked for.
         title: for people.
         domains: makes the pair.
-        build: makes a new model for it.
+        build: makes a new model for it, with more settings of its head where they are given.
         image_size: height and width.
         epochs: passes over the longer of the two training sets.
         batch_size: pictures of each domain in a step.
         learning_rate: of SGD at the start.
         backbone_rate: factor of that for the backbone.
-        weight_decay: see `kt.Phase`.
+        weight_decay, clip_norm: see `kt.Phase`.
         discriminator: settings of the methods that have one.
         shot_beta: weight of SHOT's pseudo-labels.
         strong: makes from a seed the layer that varies the target's pictures for FixMatch.
@@ -66,13 +66,14 @@ class DomainTask:
     name: str
     title: str
     domains: Callable[[], Domains]
-    build: Callable[[Domains], object]
+    build: Callable[..., object]
     image_size: int
     epochs: int
     batch_size: int
     learning_rate: float
     backbone_rate: float
     weight_decay: float
+    clip_norm: float | None
     discriminator: dict
     shot_beta: float
     strong: Callable
@@ -93,6 +94,7 @@ class DomainTask:
             optimizer="sgd",
             optimizer_options={"momentum": 0.9, "nesterov": True},
             weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
             batch_size=self.batch_size,
         )
 
@@ -296,17 +298,19 @@ def dann_network(mean) -> "kt.Backbone":
     return Backbone(inputs, layers.Flatten(name="features")(x), name="dann_mnist")
 
 
-def dann_model(domains: Domains):
-    """DANN's network with its head, for a pair of domains."""
+def dann_model(domains: Domains, **head):
+    """DANN's network with its head, for a pair of domains; `head` is more of `kt.Classification`."""
     parts = [pixels(data.examples["train"])[0] for data in (domains.source, domains.target)]
     mean = np.mean([part.mean(axis=(0, 1, 2)) for part in parts], axis=0)
-    head = kt.Classification(domains.source.class_names, hidden=(100, 100), dropout=0.0)
+    head = {"hidden": (100, 100), "dropout": 0.0, **head}
+    head = kt.Classification(domains.source.class_names, **head)
     return kt.build_model(dann_network(mean), head, image_size=SIZE)
 
 
-def mobilenet(domains: Domains):
+def mobilenet(domains: Domains, **head):
     """`mobilenet_v2_0.35` with ImageNet weights, and a bottleneck as the Transfer-Learning-Library has."""
-    head = kt.Classification(domains.source.class_names, bottleneck=256, dropout=0.0)
+    head = {"bottleneck": 256, "dropout": 0.0, **head}
+    head = kt.Classification(domains.source.class_names, **head)
     return kt.build_model("mobilenet_v2_0.35", head, image_size=HAND_SIZE)
 
 
@@ -347,6 +351,7 @@ SMALL = {
     "learning_rate": 0.01,
     "backbone_rate": 1.0,
     "weight_decay": 0.0,
+    "clip_norm": None,
     "discriminator": PAPER,
     "shot_beta": 0.1,
     "strong": partial(varied, inverted=0.5),
@@ -363,11 +368,12 @@ TASKS = {
             hands_to_other_camera,
             mobilenet,
             HAND_SIZE,
-            epochs=8,
+            epochs=14,
             batch_size=32,
             learning_rate=0.01,
             backbone_rate=0.1,
             weight_decay=1e-3,
+            clip_norm=5.0,
             discriminator={},
             shot_beta=0.3,
             strong=varied,

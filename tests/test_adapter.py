@@ -421,12 +421,32 @@ def test_shot_moves_the_features_and_leaves_the_classifier():
     adapter(model, []).fit(source, epochs=10, verbose=0)
     before, kernel = accuracy(model, shifted, labels), model.get_layer("output").kernel.numpy()
     assert before < 0.8
-    made = adapter(model, SHOT(beta=0.1))
+    made = adapter(model, SHOT())
     history = made.fit(target=target, epochs=3, verbose=0).history
     assert set(history) == {"loss", "align_loss", "lambda", "target_entropy"}
     assert accuracy(model, shifted, labels) > 0.95
     np.testing.assert_array_equal(kernel, model.get_layer("output").kernel.numpy())
-    assert made.centroids.numpy().any(axis=1).all()
+    assert made.pseudo_labels.centroids.numpy().any(axis=1).all()
+
+
+def test_pseudo_labels_stand_still_within_an_epoch():
+    """They are what the model said when it began, whatever it has become since."""
+    pictures, _ = domain(64, 0, True)
+    target = tf.data.Dataset.from_tensor_slices(pictures).batch(32)
+    model = small_model(bottleneck=6)
+    made = adapter(model, "shot")
+    made.pseudo_labels.renew(Stream(target, "target"), 9)
+    features = made.encoder.predict(pictures, verbose=0)
+    answers = keras.ops.softmax(model.predict(pictures, verbose=0))
+    centroids = losses.centroids(features, answers)
+    labels = np.asarray(losses.nearest_centroid(features, centroids))
+    np.testing.assert_array_equal(made.pseudo_labels(pictures), labels)
+    model.set_weights([-weight for weight in model.get_weights()])
+    np.testing.assert_array_equal(made.pseudo_labels(pictures), labels)
+    made.pseudo_labels.renew(Stream(target, "target"), 9)
+    assert (np.asarray(made.pseudo_labels(pictures)) != labels).any()
+    trained = {id(weight) for weight in made.trainable_variables}
+    assert not trained & {id(weight) for weight in made.pseudo_labels.copy.weights}
 
 
 # -- resume ---------------------------------------------------------------------------------------
@@ -533,6 +553,9 @@ def test_wrong_streams(change, words):
 
 
 def test_shot_takes_no_source_and_no_loss():
+    with pytest.raises(InputError, match=r"SHOT needs BatchNorm.*bottleneck=256"):
+        Adapter(small_model(norm=False), "shot")
+    Adapter(small_model(norm=False, bottleneck=4), "shot")
     made = Adapter(small_model(), "shot")
     with pytest.raises(InputError, match="sees no labels"):
         made.compile("sgd", loss="mse")

@@ -6,6 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_transfer import advisor, timing
 from keras_transfer.advisor import SHORTLIST, Advice, advise, candidates, fallback_backbone
@@ -135,6 +136,30 @@ def test_the_command_prints_one_document(advice, folder, source, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_it_says_whether_adaptation_is_worth_trying(data, folder, source, tmp_path):
+    """The hands themselves, and the same in the dark."""
+    same = advise(data, target=data, backbones=[source], image_size=SIZE, probes=False)
+    assert not same.distance.worth_trying and not same.to_dict()["target"]["worth_trying"]
+    assert (
+        "Adaptation is not worth trying" in same.text()
+        and "keras-transfer adapt" not in same.text()
+    )
+    for i, file in enumerate(sorted((folder / "train").rglob("*.*"))):
+        with Image.open(file) as picture:
+            picture.convert("RGB").point(lambda value: value // 5).save(tmp_path / f"{i}.png")
+    from typer.testing import CliRunner
+
+    from keras_transfer.cli import app
+
+    command = ["advise", str(folder), "--backbones", source, "--image-size", str(SIZE)]
+    result = CliRunner().invoke(app, [*command, "--target", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "target: Adaptation is worth trying" in result.stdout
+    assert "`keras-transfer adapt` does it" in result.stdout
+    result = CliRunner().invoke(app, [*command, "--target", str(tmp_path / "nowhere")])
+    assert isinstance(result.exception, InputError) and "nowhere" in str(result.exception)
+
+
 # -- what it keeps to -----------------------------------------------------------------------------
 
 
@@ -246,7 +271,7 @@ def test_the_same_backbone_twice(data):
         advise(data, backbones=models)
 
 
-def test_poor_data_ends_in_one_clear_error(monkeypatch):
+def test_poor_data_ends_in_one_clear_error(monkeypatch, real_weights):
     """Before anything is computed."""
     monkeypatch.setattr(advisor, "_network", None)
     twin = few([0, 1]).examples["train"].take(np.array([0, 0, 1, 1]))

@@ -14,7 +14,7 @@ from keras_transfer.adaptation.network import (
     other_domain_encoder,
     single_label_head,
 )
-from keras_transfer.adaptation.shot import Centroids
+from keras_transfer.adaptation.shot import PseudoLabels, Renew
 from keras_transfer.adaptation.streams import (
     Stream,
     check_source,
@@ -96,7 +96,9 @@ class Adapter(keras.Model):
         self.step = self._kept("step")
         self.steps = self._kept("steps")
         self.seen = self._kept("seen", (classes,))
-        self.centroids = self._kept("centroids", (classes, width + 1)) if self.source_free else None
+        self.pseudo_labels = None
+        if self.source_free:
+            self.pseudo_labels = PseudoLabels(model, feature_layer, classes)
         self._make_trackers()
         self.built = True
 
@@ -121,6 +123,11 @@ class Adapter(keras.Model):
         names = [method.name for method in self.methods]
         if "adabn" in names:
             check_norms(self.model)
+        if self.source_free and not norms_of(self.model):
+            raise InputError(
+                f"SHOT needs BatchNorm, and {self.model.name} has none: give the head a bottleneck "
+                "(Classification(names, bottleneck=256))."
+            )
         if self.batch_norm == "per_domain" and not norms:
             raise InputError(
                 f"batch_norm 'per_domain' needs BatchNorm in the part that trains, and "
@@ -231,6 +238,8 @@ class Adapter(keras.Model):
         else:
             total = sum(self.losses, total)
         if "target_logits" in y_pred:
+            if self.source_free:
+                y_pred = {**y_pred, "pseudo_labels": self.pseudo_labels(x["target"])}
             total = total + self._align(y_pred, training)
         if training:
             self.step.assign_add(1.0)
@@ -246,7 +255,6 @@ class Adapter(keras.Model):
                 continue
             strength = method.strength(done)
             strengths.append(strength)
-            network = self.centroids if method.source_free else network
             loss, logs = method.loss(batch, strength, network, training)
             align = align + loss
             for name, value in logs.items():
@@ -418,7 +426,7 @@ class Adapter(keras.Model):
     def _callbacks(self, streams, steps, verbose, callbacks, kept):
         yield progress.Reseed(self.seed)
         if self.source_free:
-            yield Centroids(streams["target"], steps)
+            yield Renew(streams["target"], steps)
         if verbose != 0:
             yield progress.Lines()
         yield progress.StopWhereLost()

@@ -21,14 +21,15 @@ _MOST_PRODUCT = 4096  # width from which CDAN's product is randomised
 class Batch(NamedTuple):
     """What a method sees of a step: float32; the numbers of pictures may differ.
 
-    `view_logits` are of other views of the target's pictures, None where no method asks for them.
+    The last two are None where no method asks for them.
     """
 
     source_features: object  # [N, D]
     source_logits: object  # [N, C]
     target_features: object  # [M, D]
     target_logits: object  # [M, C]
-    view_logits: object = None  # [M, C]
+    view_logits: object = None  # of other views of the target's pictures [M, C]
+    pseudo_labels: object = None  # int [M], see `shot`
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,8 @@ class SHOT(Method):
 
     The classifier stands still. The features learn to make predictions that are certain and
     diverse, and that agree with pseudo-labels: the class whose centroid among the target's features
-    is nearest. Centroids are computed anew before each epoch; `weight` is on all of it.
+    was nearest when the epoch began; `weight` is on all of it. It needs BatchNorm somewhere, as its
+    authors' bottleneck has: without any it unlearns (see docs/adaptation.md).
 
     Attributes:
         beta: weight of the pseudo-labels, ≥ 0 (the paper takes 0.1 for digits).
@@ -315,10 +317,8 @@ class SHOT(Method):
     source_free = True
 
     def loss(self, batch, strength, network=None, training=True):
-        """`network` is the centroids, float32 [C, D + 1]."""
-        labels = ops.stop_gradient(losses.nearest_centroid(batch.target_features, network))
         agreement = keras.losses.sparse_categorical_crossentropy(
-            labels, batch.target_logits, from_logits=True
+            batch.pseudo_labels, batch.target_logits, from_logits=True
         )
         certain = losses.information_maximisation(batch.target_logits)
         return strength * (certain + self.beta * ops.mean(agreement)), {}

@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from keras_transfer.adaptation import BATCH_NORM, KEEP, check_methods
 from keras_transfer.advisor import fallback_backbone
 from keras_transfer.backbones import check_backbone, find_spec, is_source_model
 from keras_transfer.data import (
-    Examples,
     ImageData,
-    check_pictures,
     labelled_pictures,
-    list_pictures,
     open_data,
     plain_augmentation,
     require_source,
+    unlabelled_pictures,
     without_flip,
 )
 from keras_transfer.errors import InputError, say
@@ -129,7 +125,7 @@ class Adaptation:
         self.seed, self.target_labels = seed, target_labels
         self.opened = {"val": val and str(val), "val_split": val_split, "columns": columns}
         self.target_folder = str(Path(target).expanduser())
-        pictures = _below(target)
+        self.target, self.target_skipped = unlabelled_pictures(target)
         if isinstance(source, ImageData):
             self.source = source
         else:
@@ -137,7 +133,6 @@ class Adaptation:
             split = {"split_file": begun.split_path} if begun else {}
             self.source = open_data(source, **self.opened, **split, seed=seed)
         self._check_source()
-        self.target, self.target_skipped = _readable(pictures, target)
         self.report = None
         if target_labels:
             self.report = labelled_pictures(target, self.source.class_names)
@@ -383,23 +378,6 @@ def _names(method) -> list[str]:
 
 def _no_batch_norm(backbone):
     return f"AdaBN needs BatchNorm, and {backbone} has none: take another method or backbone."
-
-
-def _below(target) -> list[str]:
-    """Paths of the files below TARGET that are called like pictures."""
-    folder = Path(target).expanduser()
-    if folder.is_file():
-        raise InputError(f"{target} is a file: give a folder of pictures as the target.")
-    return list_pictures([folder])
-
-
-def _readable(paths, target):
-    """(the target's pictures without labels, files left out)."""
-    files, skipped = check_pictures(paths)
-    if not len(files):
-        first = skipped[0]
-        raise InputError(f"no readable picture in {target} ({first.path}: {first.reason})")
-    return Examples(files, np.zeros(len(files), "int32")), skipped
 
 
 def _plain(fields):

@@ -25,6 +25,7 @@ from keras_transfer.data.sources import (
     ImageData,
     from_directory,
     labelled_pictures,
+    unlabelled_pictures,
 )
 from keras_transfer.data.split_rule import SplitRule, read_split_file
 from keras_transfer.data.splits import folds, split
@@ -69,6 +70,7 @@ __all__ = [
     "require_source",
     "resolve_augmentation",
     "split",
+    "unlabelled_pictures",
     "views_of",
     "without_flip",
     "write_records",

@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_transfer.data import targets
 from keras_transfer.data.copies import merge_copies
-from keras_transfer.data.files import Skipped, read_splits, read_tree
-from keras_transfer.data.index import Checked, check_files
+from keras_transfer.data.files import Skipped, list_pictures, read_splits, read_tree
+from keras_transfer.data.index import Checked, check_files, check_pictures
 from keras_transfer.data.pictures import as_pictures, joined
 from keras_transfer.data.split_rule import SplitRule, read_split_file
 from keras_transfer.data.targets import Target
@@ -322,6 +322,27 @@ def labelled_pictures(
     examples = _label(checked, tree[chosen], target)
     _require_pictures(examples, root, checked.skipped)
     return ImageData(target.names, {chosen: examples}, checked.skipped, str(root), target)
+
+
+def unlabelled_pictures(
+    root: str | os.PathLike, *, progress: bool = True
+) -> tuple[Examples, list[Skipped]]:
+    """Read the pictures below a folder, whatever folders and names say of them.
+
+    Returns:
+        (the readable pictures, all labels 0; the files left out).
+
+    Raises:
+        InputError: no such folder, or no readable picture in it.
+    """
+    folder = Path(root).expanduser()
+    if folder.is_file():
+        raise InputError(f"{root} is a file: give a folder of pictures.")
+    files, skipped = check_pictures(list_pictures([folder]), progress=progress)
+    if not len(files):
+        first = skipped[0]
+        raise InputError(f"no readable picture in {root} ({first.path}: {first.reason})")
+    return Examples(files, np.zeros(len(files), "int32")), skipped
 
 
 def require_folder_task(task) -> None:

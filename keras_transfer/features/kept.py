@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from keras_transfer.features.extraction import features_identity
+from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import DIGEST, Store, Writer
 
 _ROW = bytes(DIGEST)  # a table of one row
@@ -30,6 +32,34 @@ def kept(store: Store, what: str, identity: dict, about: dict, compute: Callable
         store.trim(keep=[table.key])
     (row,) = table.gather(table.locate([_ROW]))
     return json.loads(row.tobytes())
+
+
+def concluded(
+    prefix: Prefix,
+    store: Store,
+    what: str,
+    compute: Callable[[], dict],
+    *,
+    of: str,
+    engine: str = "keras",
+    view: str = "plain",
+    **identity,
+) -> dict:
+    """`kept`, of what follows from a prefix's features.
+
+    Args:
+        of: what was looked at, for people.
+        engine, view: by which, and of what, the features are.
+        identity: all that the answer depends on beside the prefix and the engine.
+    """
+    identity = {**features_identity(prefix), "engine": engine, **identity}
+    about = {
+        "backbone": f"{prefix.name}: {of}",
+        "image_size": prefix.image_size,
+        "engine": engine,
+        "view": view,
+    }
+    return kept(store, what, identity, about, compute)
 
 
 def digest_of(*parts: list[bytes] | np.ndarray) -> str:

@@ -18,8 +18,8 @@ from keras_transfer.backbones import (
 from keras_transfer.builders import backbone_at
 from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.errors import InputError
-from keras_transfer.features.extraction import extract, features_identity
-from keras_transfer.features.kept import digest_of, kept
+from keras_transfer.features.extraction import extract
+from keras_transfer.features.kept import concluded, digest_of
 from keras_transfer.features.pooled import averaged
 from keras_transfer.features.prefix import Prefix, prefix_of
 from keras_transfer.features.store import Store
@@ -106,21 +106,19 @@ def score_backbone(
             )
         )
 
-    identity = {
-        **features_identity(prefix),
-        "engine": engine,
-        "sample": digest_of(sample.digests, sample.labels),
-        "classifier": file and _stamp(file),
-        "shuffles": shuffles,
-        "seed": seed,
-    }
-    about = {
-        "backbone": f"{prefix.name}: scores of {len(sample)} pictures",
-        "image_size": prefix.image_size,
-        "engine": engine,
-        "view": "scores",
-    }
-    found = kept(store, f"transferability {_VERSION}", identity, about, compute)
+    found = concluded(
+        prefix,
+        store,
+        f"transferability {_VERSION}",
+        compute,
+        of=f"scores of {len(sample)} pictures",
+        engine=engine,
+        view="scores",
+        sample=digest_of(sample.digests, sample.labels),
+        classifier=file and _stamp(file),
+        shuffles=shuffles,
+        seed=seed,
+    )
     prior = {"parameters": prefix.model.count_params(), "multiplications": round(prefix.cost)}
     return _restored(found, name or own_name, prior)
 
