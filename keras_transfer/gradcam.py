@@ -10,8 +10,6 @@ from keras import ops
 from keras_transfer.builders import backbone_of, head_layers
 from keras_transfer.errors import InputError
 from keras_transfer.heads import heads_of
-from keras_transfer.measures import answers
-from keras_transfer.precision import jit_compile
 from keras_transfer.stages import chain
 
 
@@ -81,7 +79,8 @@ def grad_cam(
     heat = []
     for start in range(0, len(pictures), batch_size):
         rows = slice(start, start + batch_size)
-        maps = answers(prefix, pictures[rows], min(batch_size, len(pictures)))
+        # Layer by layer: for so few pictures the compilation of a graph would take longer.
+        maps = ops.convert_to_numpy(ops.cast(prefix(pictures[rows], training=False), "float32"))
         chosen = None if classes is None else classes[rows]
         if chosen is None:
             found = ops.convert_to_numpy(logits(ops.convert_to_tensor(maps)))
@@ -149,7 +148,6 @@ def _parts(model, stage):
     if stage not in cuts:
         cut = _feature_map(backbone, stage)
         prefix = keras.Model(backbone.inputs[0], cut, name=f"{backbone.name}_map")
-        prefix.jit_compile = jit_compile()
         # A backbone without pooling may end in the very map.
         whole = cut is backbone.outputs[0]
         suffix = keras.layers.Identity() if whole else keras.Model(cut, backbone.outputs[0])
