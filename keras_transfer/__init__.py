@@ -37,11 +37,13 @@ _NAMES = {
     "build_model": "builders",
     "calibrate": "evaluation.calibrating",
     "compare": "comparison.running",
+    "compare_runs": "report.comparing",
     "compile_arguments": "heads",
     "domain_distance": "domains",
     "evaluate": "evaluation.measuring",
     "find_rate": "rate_finder",
     "freeze": "freezing",
+    "grad_cam": "gradcam",
     "head_for": "heads",
     "head_of": "heads",
     "heads_of": "heads",
@@ -57,6 +59,7 @@ _NAMES = {
     "show_batch": "data.sheet",
     "summary": "freezing",
     "tune": "tuning",
+    "write_report": "report.writing",
 }
 _MODULES = ("adaptation", "data", "export")
 

@@ -56,6 +56,7 @@ from keras_transfer.cli_options import (
     schedule_of,
     settings_of,
 )
+from keras_transfer.cli_reporting import report
 from keras_transfer.errors import InputError
 
 app = typer.Typer(
@@ -173,6 +174,9 @@ def train(
         ),
     ] = None,
     config: Config = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, epoch by epoch.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run (or begin it).")
     ] = False,
@@ -293,7 +297,8 @@ def train(
     if advice is not None:
         kept["advice"] = advice
     try:
-        run = trainer.fit(pictures, out, config={"data": str(data), **kept}, resume=resume)
+        given = {"resume": resume, "tensorboard": tensorboard}
+        run = trainer.fit(pictures, out, config={"data": str(data), **kept}, **given)
     except KeyboardInterrupt as stop:
         print(stop, file=sys.stderr)
         raise
@@ -531,7 +536,7 @@ def demo(
     run_demo(out, seed=seed)
 
 
-for command in (advise, compare, evaluate, export, ask, tune, adapt):
+for command in (advise, compare, evaluate, report, export, ask, tune, adapt):
     app.command()(command)
 
 

@@ -1,8 +1,11 @@
 """A page of HTML that needs nothing but itself: no network, light and dark, readable on a phone.
 
 Figures are matplotlib's, as SVG in the page, whose lines and letters take the colour of the text.
+The page itself forbids browsers to fetch anything, and to run any script but its own.
 """
 
+import base64
+import hashlib
 import html
 import io
 import re
@@ -47,26 +50,58 @@ pre { background: var(--box); padding: .8rem; border-radius: .5rem; overflow-x: 
 """
 
 
-def page(title: str, *parts: str) -> str:
+def page(title: str, *parts: str, style: str = "", script: str = "") -> str:
     """The whole document.
 
     Args:
         title: plain text.
         parts: HTML, one after the other.
+        style: more CSS.
+        script: JavaScript that runs once all is there.
     """
     shown = html.escape(title)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"script-src 'sha256-{digest}'" if script else "script-src 'none'"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; {allowed}"
+    body = _with_own_ids("\n".join(part for part in parts if part))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{shown}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n<h1>{shown}</h1>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
+        f"<title>{shown}</title>\n<style>{_CSS}{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{shown}</h1>\n{body}\n</main>\n"
+        + (f"<script>{script}</script>\n" if script else "")
+        + "</body>\n</html>\n"
     )
 
 
-def section(title: str, *parts: str) -> str:
-    """A heading and what stands under it (HTML)."""
-    return f"<section>\n<h2>{html.escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
+def _with_own_ids(body):
+    """Figures that were drawn one by one name their parts alike: each gets names of its own."""
+    number = 0
+
+    def renamed(figure):
+        nonlocal number
+        number += 1
+        text = figure[0]
+        used = set(re.findall(r"""(?:url\(|href=")#([^)"]+)""", text))
+        text = re.sub(
+            r' id="([^"]*)"', lambda m: f' id="f{number}-{m[1]}"' if m[1] in used else "", text
+        )
+        return re.sub(r"""(url\(|href=")#""", rf"\g<1>#f{number}-", text)
+
+    return re.sub(r"<svg\b.*?</svg>", renamed, body, flags=re.DOTALL)
+
+
+def section(title: str, *parts: str, name: str | None = None) -> str:
+    """A heading and what stands under it (HTML); `name`: what links lead to."""
+    at = f' id="{html.escape(name)}"' if name else ""
+    shown = "\n".join(part for part in parts if part)
+    return f"<section{at}>\n<h2>{html.escape(title)}</h2>\n{shown}\n</section>"
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """A picture's bytes as an address; `kind` e.g. `image/png`."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def paragraph(text: str, soft: bool = False) -> str:
@@ -81,20 +116,33 @@ def numbers(found: dict[str, str]) -> str:
     return f'<div class="grid numbers">{"".join(cells)}</div>'
 
 
-def table(header: Iterable, rows: Iterable[Iterable]) -> str:
-    """Cells are plain text; where it is too wide for the page, it scrolls."""
+def table(header: Iterable, rows: Iterable[Iterable], label: str = "table") -> str:
+    """Cells are plain text; where it is too wide for the page, it scrolls.
 
-    def row(cells, tag):
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+    Args:
+        label: what it is, for who does not see it.
+    """
 
+    def row(cells, tag, more=""):
+        shown = (f"<{tag}{more}>{html.escape(str(c))}</{tag}>" for c in cells)
+        return f"<tr>{''.join(shown)}</tr>"
+
+    head = row(header, "th", ' scope="col"')
     body = "\n".join(row(cells, "td") for cells in rows)
-    return f'<div class="wide" tabindex="0"><table>\n{row(header, "th")}\n{body}\n</table></div>'
+    return scrolling(f"<table>\n{head}\n{body}\n</table>", label)
 
 
-def markdown_table(text: str) -> str:
+def scrolling(part: str, label: str, kind: str = "wide") -> str:
+    """HTML that may be wider than the page: it scrolls by itself, with the keyboard too."""
+    shown = html.escape(label)
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="{shown}">{part}</div>'
+
+
+def markdown_table(text: str, label: str = "table") -> str:
     """A table in Markdown as HTML."""
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
-    return table(cells[0], cells[2:])
+    lines = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in text.splitlines()]
+    cells = [[c.strip().replace("\\|", "|") for c in line] for line in lines]
+    return table(cells[0], cells[2:], label)
 
 
 def code(text: str) -> str:
@@ -108,7 +156,7 @@ def grid(*parts: str, large: bool = False) -> str:
 
 
 def figure(draw: Callable, title: str, *, width: float = 5.0, height: float = 3.0) -> str:
-    """A figure in the page.
+    """A figure in the page, drawn in the colour of the text.
 
     Args:
         draw: is given a matplotlib `Axes`; its colours should be of middle lightness (`COLOURS`).

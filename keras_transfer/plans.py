@@ -90,31 +90,45 @@ class Plan:
 
     def draw(self, path) -> None:
         """Draws the rate of each stage over the epochs into a PNG file; grey is frozen."""
-        from matplotlib.colors import LogNorm
         from matplotlib.figure import Figure  # no pyplot: it would look for a screen
+
+        figure = Figure(figsize=(8, self.height), layout="constrained")
+        self.draw_on(figure.add_subplot())
+        write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=120))
+
+    @property
+    def height(self) -> float:
+        """Of the drawing, in inches, where it is 8 wide."""
+        return 2.2 + 0.16 * min(len(self.stage_names) + 1, 60)
+
+    def draw_on(self, axes) -> None:
+        """Draws the same into matplotlib's `axes`, with a bar of colours beside them."""
+        from matplotlib import colormaps
+        from matplotlib.colors import LogNorm
 
         rows = len(self.stage_names) + 1
         epochs, rates, marks = [0.0], [], [0.0]
         for p in self.phases:
             steps = np.unique(np.linspace(0, p.steps - 1, min(p.steps, 200)).astype(int))
-            multipliers = np.array([*p.rates, p.head_rate])
+            closed = p.phase.solver == "logistic"  # no rate at all
+            multipliers = np.array([*p.rates, 0.0 if closed else p.head_rate])
             rates.append(multipliers[:, None] * p.learning_rate(steps))
             ends = np.append(steps[1:], p.steps) / p.steps_per_epoch
             epochs.extend(marks[-1] + ends)
             marks.append(marks[-1] + p.steps / p.steps_per_epoch)
         rates = np.concatenate(rates, axis=1)
-        highest = rates.max()
+        highest = rates.max() or 1.0
         shown = np.ma.masked_equal(rates, 0)
-        figure = Figure(figsize=(8, 2.2 + 0.16 * min(rows, 60)), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_facecolor("#d9d9d9")
+        colours = colormaps["viridis"].with_extremes(bad="#b9b9b9")
         norm = LogNorm(highest * 1e-3, highest)
         mesh = axes.pcolormesh(
-            np.array(epochs), np.arange(rows + 1), shown, norm=norm, cmap="viridis"
+            np.array(epochs), np.arange(rows + 1), shown, norm=norm, cmap=colours, rasterized=True
         )
         for mark, p in zip(marks, self.phases):
             axes.axvline(mark, color="white", linewidth=1.5)
-            axes.text(mark, rows, f" {p.phase.name}", va="bottom", fontsize=9)
+            closed = " (closed form)" if p.phase.solver == "logistic" else ""
+            name = f" {p.phase.name}{closed}"
+            axes.text(mark, rows, name, va="bottom", fontsize=9, parse_math=False)
         every = math.ceil(rows / 20)
         ticks = [*range(0, rows - 1, every), rows - 1]
         axes.set_yticks([t + 0.5 for t in ticks])
@@ -122,9 +136,9 @@ class Plan:
             ["head" if t == rows - 1 else f"stage {t + 1}" for t in ticks], fontsize=7
         )
         axes.set(xlabel="epoch")
-        axes.set_title(f"{self.schedule.name}: learning rate by stage (grey: frozen)", pad=18)
-        figure.colorbar(mesh, ax=axes, label="learning rate")
-        write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=120))
+        title = f"{self.schedule.name}: learning rate by stage (grey: frozen)"
+        axes.set_title(title, pad=18, parse_math=False)
+        axes.figure.colorbar(mesh, ax=axes, label="learning rate")
 
 
 def _more(phase):

@@ -72,6 +72,7 @@ class Progress(keras.callbacks.Callback):
         self.watched = []  # callbacks with a memory
         self.save_seconds = 0.0  # the state is written when so much time has gone since
         self.validates = False  # an epoch without a validation is not judged
+        self.told = None  # a function of an epoch's row
         self._saved, self._unsaved_best = 0.0, None
 
     # -- state ------------------------------------------------------------------------------------
@@ -230,6 +231,8 @@ class Progress(keras.callbacks.Callback):
             for callback in self.watched
         }
         self._save(improved)
+        if self.told is not None:
+            self.told(self.rows[-1])
         shown = "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
         say(f"epoch {self.epoch}/{epochs}  {seconds:.1f} s  {shown}")
 

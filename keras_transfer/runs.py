@@ -24,7 +24,9 @@ SPLIT = "split.csv"
 MODEL = "model.keras"
 REPORT = "report.html"
 EXPORT = "export"
-EVALUATION = "evaluation/evaluation.json"  # where `evaluate --out RUN/evaluation` was asked for
+EVALUATION = "evaluation.json"  # what the report measured
+COMPARISON = "comparison.html"
+TENSORBOARD = "tensorboard"
 CALIBRATION = "calibration.json"  # fitted after the training, where that was asked for
 STATE = "state"  # what --resume needs; removed when the run is finished
 PICTURES = "pictures.json"
@@ -56,6 +58,12 @@ def csv_text(header: Iterable[str], rows: Iterable[Iterable]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def _csv_rows(path):
+    # Names of files need not be UTF-8: their bytes are kept as they are.
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def check_out(path) -> None:
@@ -189,9 +197,32 @@ class Run:
 
     @property
     def evaluation(self) -> dict | None:
-        """The document of an `evaluation.Evaluation` that was saved to RUN/evaluation, or None."""
+        """What `write_evaluation` was given; None where nothing was."""
         file = self.path / EVALUATION
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def write_evaluation(self, document: dict) -> None:
+        """Keeps the document of an `Evaluation` beside the model, in place of an earlier one."""
+        write_text(self.path / EVALUATION, json.dumps(document, allow_nan=False) + "\n")
+
+    @property
+    def history(self) -> list[dict]:
+        """A dict an epoch: `epoch`, `phase`, and what has a number there."""
+        rows = _csv_rows(self.path / HISTORY)
+        return [
+            {k: v if k == "phase" else float(v) for k, v in row.items() if v != ""} for row in rows
+        ]
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(path, reason) of each file that was left out."""
+        return [(row["path"], row["reason"]) for row in _csv_rows(self.path / SKIPPED)]
+
+    @property
+    def split(self) -> dict[str, str]:
+        """Path → part of each picture that was trained or measured on; empty in old runs."""
+        file = self.path / SPLIT
+        return {row["path"]: row["split"] for row in _csv_rows(file)} if file.is_file() else {}
 
     @property
     def model(self):
@@ -212,6 +243,11 @@ class Run:
     @property
     def report_path(self) -> Path:
         return self.path / REPORT
+
+    @property
+    def tensorboard_path(self) -> Path:
+        """The folder of TensorBoard's event files, where they were asked for."""
+        return self.path / TENSORBOARD
 
     @property
     def state_path(self) -> Path:

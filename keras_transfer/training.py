@@ -270,7 +270,14 @@ class Trainer:
         ]
 
     def fit(
-        self, data, out, *, config: dict | None = None, resume: bool = False, callbacks=()
+        self,
+        data,
+        out,
+        *,
+        config: dict | None = None,
+        resume: bool = False,
+        callbacks=(),
+        tensorboard: bool = False,
     ) -> Run:
         """Trains, keeps the weights of one epoch (see `keep`), writes the run.
 
@@ -282,6 +289,8 @@ class Trainer:
                 be built as it was then. Where nothing was begun yet, it begins.
             callbacks: of Keras, told of each epoch once it is kept (an epoch's number counts on over
                 the phases; a head in closed form has none). What they raise ends the training.
+            tensorboard: write each epoch's numbers into `RUN/tensorboard`, as it ends; of a resumed run
+                those from there on.
 
         Returns:
             The finished `Run`. `self.model` has the kept weights.
@@ -333,6 +342,10 @@ class Trainer:
         with Signals() as signals:
             progress = Progress(run, self.model, self.seed, self.keep, signals)
             progress.validates = "val" in data.examples
+            if tensorboard:
+                from keras_transfer.tensorboard import EpochLog
+
+                progress.told = EpochLog(run.tensorboard_path)
             arrays = progress.load() if resume else None
             if arrays:
                 say(f"resuming after epoch {progress.epoch}")

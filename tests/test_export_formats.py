@@ -236,20 +236,7 @@ def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monk
     assert "7 pictures of test." in card and "| u | 0.2500 |" in card
 
 
-def test_a_run_finds_its_evaluation(run):
-    assert run.evaluation is None
-    file = run.path / "evaluation" / "evaluation.json"
-    file.parent.mkdir()
-    file.write_text('{"split": "test"}')
-    try:
-        assert run.evaluation == {"split": "test"}
-    finally:
-        file.unlink()
-        file.parent.rmdir()
-
-
 def test_every_backbone_has_a_licence():
-
     assert {spec.module for spec in BACKBONES.values()} == set(_LICENCES)
 
 

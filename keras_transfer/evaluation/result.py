@@ -78,6 +78,11 @@ def markdown(document: dict) -> str:
     return "\n\n".join(parts)
 
 
+def summary(head: dict) -> str:
+    """Markdown: the measures of one head with their intervals; of numbers a row a target."""
+    return next(iter(_SECTIONS[head["task"]](head)))
+
+
 def _classes(head):
     summary = [
         (name, head[key])
