@@ -109,7 +109,6 @@ PolicyOption = Annotated[
 ValOption = Annotated[
     Path | None, typer.Option(help="Folder of validation pictures, VAL/<class>/.")
 ]
-ValSplit = Annotated[float | None, typer.Option(help="Share taken for validation. [0.2]")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
