@@ -96,12 +96,12 @@ def train(
     ] = False,
 ):
     """Train a model on a folder of labelled pictures."""
-    from keras_transfer.advisor import SHORTLIST
     from keras_transfer.choices import check_overrides
     from keras_transfer.data import open_data, require_source
     from keras_transfer.features import check_engine
     from keras_transfer.recipes import AUTO, resolve_schedule
     from keras_transfer.runs import Run, check_out
+    from keras_transfer.shortlist import SHORTLIST
 
     settings = settings_of(
         config,
