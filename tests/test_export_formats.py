@@ -338,6 +338,9 @@ def test_parity_by_hand():
     assert found.quality["c"] == pytest.approx((1.0, 1 - (0.1 + 0.04) / 4 / 5))
     assert found.lost == 0.25 and found.difference == pytest.approx(0.45)
     assert found.text().startswith("same answer for 75.00 %, accuracy 0.7500 → 0.5000")
+    assert found.answers == {"a": 2, "b": 2, "c": 2} and "one answer" not in found.text()
+    constant = {**EXPECTED, "a": np.tile([0.9, 0.1], (4, 1))}
+    assert "all of them one answer" in compare(HEADS, constant, got, labels, of="val").text()
 
     # Without labels the Keras model's answers stand for them; rows that were not answered are out.
     answered = np.array([False, True, True, True])
@@ -349,7 +352,9 @@ def test_parity_by_hand():
 def test_what_is_refused():
     def parity(agreement, difference, lost=0.0):
         quality = {"a": (0.9, 0.9 - lost), "b": (0.5, 0.7)}
-        return Parity(300, "val", 0, True, {"a": 1.0, "b": agreement}, difference, quality)
+        return Parity(
+            300, "val", 0, True, {"a": 1.0, "b": agreement}, difference, quality, {"a": 2}
+        )
 
     require_parity(parity(0.99, 0.3), "onnx")
     require_parity(parity(0.9, 1e-4), "onnx")  # ties
