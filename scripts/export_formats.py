@@ -1,7 +1,8 @@
 """Every export format of a model: size, speed, and whether it answers as the Keras model does.
 
     python scripts/export_formats.py DATA [--backbones NAME …] [--weights imagenet|none] [--families]
-                 [--image-size N] [--formats litert …] [--rows FILE.csv] [--table]
+                 [--image-size N] [--per-class N] [--val-split SHARE] [--formats litert …]
+                 [--rows FILE.csv] [--table]
 
 DATA is a folder of class folders. A head is fitted on features computed once, the model is exported in
 each format, in int8 where there is one (ranges measured on 200 training pictures, any loss allowed), and
@@ -65,9 +66,16 @@ def measure(options, backbone, wanted, write):
     from keras_transfer.training import Trainer
 
     keras.utils.set_random_seed(0)
-    data = from_directory(options.data, val_split=0.2, seed=0, progress=False)
     folder = Path(tempfile.mkdtemp())
     try:
+        pictures = options.data
+        if options.per_class:
+            pictures = folder / "pictures"
+            for kind in sorted(path for path in options.data.iterdir() if path.is_dir()):
+                (pictures / kind.name).mkdir(parents=True)
+                for picture in sorted(kind.iterdir())[: options.per_class]:
+                    shutil.copy(picture, pictures / kind.name)
+        data = from_directory(pictures, val_split=options.val_split, seed=0, progress=False)
         model = network(backbone, head_for(data), data, options, folder)
         trainer = Trainer(model, "feature_extraction", augment="none", cache="memory")
         kept = {"data": data.root, "backbone": backbone, "weights": options.weights}
@@ -89,7 +97,7 @@ def network(backbone, head, data, options, folder):
     from keras_transfer.features.store import Store
     from keras_transfer.random_twin import random_twin
 
-    size = options.image_size or BACKBONES[backbone].size
+    size = image_size(options, backbone)
     if options.weights == "imagenet":
         return build_model(backbone, head, image_size=size, weights="imagenet")
     initial = build_backbone(backbone, image_size=size, weights=None)
@@ -247,7 +255,9 @@ def main():
     parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2_0.35"])
     parser.add_argument("--weights", choices=("imagenet", "none"), default="imagenet")
     parser.add_argument("--families", action="store_true", help="one of each, random weights")
-    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--image-size", type=int, help="or the least that the family takes")
+    parser.add_argument("--per-class", type=int, help="pictures of each class that are used")
+    parser.add_argument("--val-split", type=float, default=0.2)
     parser.add_argument("--formats", nargs="+", default=list(TITLES), choices=list(TITLES))
     parser.add_argument("--rows", type=Path, default=Path("export.csv"))
     parser.add_argument("--table", action="store_true")
@@ -263,9 +273,14 @@ def main():
         print(tables(read(options.rows)))
 
 
+def image_size(options, backbone):
+    spec = BACKBONES[backbone]
+    return max(options.image_size or spec.size, spec.min_size)
+
+
 def run(options, backbone):
     """Measures what is not in the rows yet; here where it is the only backbone, else in a process."""
-    size = options.image_size or BACKBONES[backbone].size
+    size = image_size(options, backbone)
     key = dict(zip(KEYS, (backbone, options.weights, str(size))))
     done = read(options.rows) if options.rows.exists() else []
     kept = {row["format"] for row in done if key.items() <= row.items()}
@@ -275,6 +290,8 @@ def run(options, backbone):
     if len(options.backbones) > 1:
         words = [options.data, "--backbones", backbone, "--weights", options.weights]
         words += ["--image-size", size, "--rows", options.rows, "--formats", *wanted]
+        words += ["--val-split", options.val_split]
+        words += ["--per-class", options.per_class] if options.per_class else []
         subprocess.run([sys.executable, __file__, *map(str, words)])  # the others go on if it dies
         return
 

@@ -18,7 +18,7 @@ from keras_transfer.data import from_directory
 from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
-from keras_transfer.export.card import _LICENCES, write_card
+from keras_transfer.export.card import _LICENCES, _UNCONFIRMED, write_card
 from keras_transfer.export.parity import (
     Parity,
     ParityError,
@@ -235,9 +235,16 @@ def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monk
     assert "released under the Apache License 2.0 (tensorflow/models)" in card
     assert "7 pictures of test." in card and "| u | 0.2500 |" in card
 
+    monkeypatch.setattr(type(run), "config", {**config, "backbone": "convnext_tiny"})
+    write_card(tmp_path, run, run.model, converted, {})
+    card = (tmp_path / "README.md").read_text()
+    assert "ported from facebookresearch/ConvNeXt, a repository under the MIT License" in card
+    assert "not confirmed that the weights" in card
+
 
 def test_every_backbone_has_a_licence():
-    assert {spec.module for spec in BACKBONES.values()} == set(_LICENCES)
+    assert {spec.module for spec in BACKBONES.values()} == _LICENCES.keys() | _UNCONFIRMED.keys()
+    assert not _LICENCES.keys() & _UNCONFIRMED.keys()
 
 
 def test_the_cards_own_code_prepares_pictures_as_training_does(converted, tmp_path, rng):
