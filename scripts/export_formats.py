@@ -23,7 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -51,6 +56,7 @@ for _spec in sorted(BACKBONES.values(), key=lambda spec: spec.parameters):
 KEYS = ("backbone", "weights", "image_size", "format")
 # `accuracy` and `answers` (how many different ones it gave) are the Keras model's, on the same pictures.
 NUMBERS = ("mb", "pictures_per_s", "agreement", "lost", "difference", "accuracy", "answers")
+PICTURES, EXAMPLES = 300, 200  # that `export_run` takes as well
 FIELDS = (*KEYS, *NUMBERS, "refused")
 
 
@@ -82,8 +88,9 @@ def measure(options, backbone, wanted, write):
         run = trainer.fit(data, folder / "run", config=kept)
         stream = data.batches("val", image_size=model.input_shape[1], batch_size=32)
         batch = next(iter(stream))[0].numpy()
+        measuring = Measuring(run, run.model, data, batch, folder)
         for name in wanted:
-            row = measured(run, name, batch)
+            row = measuring.row(name)
             write({**dict.fromkeys((*NUMBERS, "refused"), ""), "format": name, **row})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -109,38 +116,75 @@ def network(backbone, head, data, options, folder):
     return build_model(twin, head, image_size=size)
 
 
-def measured(run, name, batch) -> dict:
-    """The numbers of one format."""
-    import tensorflow as tf
+@dataclass
+class Measuring:
+    """The formats of one run; its model is loaded and its pictures are decoded once for all of them.
 
-    from keras_transfer.export import export_run, open_export
+    Args:
+        batch: uint8 [N, S, S, 3], to measure the speed on.
+        folder: where exports may lie.
+    """
 
-    if name == "keras":
-        return {"pictures_per_s": speed(run.model.predict_on_batch, batch)}
-    format, int8 = KINDS[name]
-    try:
-        found = export_run(run, format, int8=int8, most_lost=1.0)
-    except Exception as error:  # a row of the table
-        return {"refused": f"{type(error).__name__}: {error}"}
-    if format == "saved_model":
+    run: Any
+    model: Any
+    data: Any
+    batch: np.ndarray
+    folder: Path
+
+    def row(self, name) -> dict:
+        """The numbers of one format."""
+        if name == "keras":
+            return {"pictures_per_s": speed(self.model.predict_on_batch, self.batch)}
+        try:
+            found = self.exported(name)
+        except Exception as error:  # a row of the table
+            return {"refused": f"{type(error).__name__}: {error}"}
+        parity = found.parity
+        return {
+            "mb": found.bytes / 1e6,
+            "pictures_per_s": speed(self.ask(found), self.batch),
+            "agreement": min(parity.agreement.values()),
+            "lost": parity.lost,
+            "difference": parity.difference,
+            "accuracy": next(iter(parity.quality.values()))[0],
+            "answers": min(parity.answers.values()),
+        }
+
+    def exported(self, name):
+        from keras_transfer.export import convert, export_run
+
+        format, int8 = KINDS[name]
+        if format == "saved_model":
+            return export_run(self.run)
+        options = dict(int8=int8, examples=self.examples.pictures) if int8 else {}
+        out = self.folder / name
+        return convert(self.model, out, format, sample=self.sample, most_lost=1.0, **options)
+
+    def ask(self, found):
+        import tensorflow as tf
+
+        from keras_transfer.export import open_export
+
+        if found.format != "saved_model":
+            return open_export(found.path)
         loaded = tf.saved_model.load(str(found.path))  # its signatures do not keep it alive
         serve = loaded.signatures["serve_uint8"]
+        return lambda pictures: (loaded, serve(pictures=tf.constant(pictures))["scores"].numpy())
 
-        def ask(pictures):
-            return serve(pictures=tf.constant(pictures))["scores"].numpy()
+    @cached_property
+    def sample(self):
+        return self.drawn("val", PICTURES)
 
-    else:
-        ask = open_export(found.path)
-    parity = found.parity
-    return {
-        "mb": found.bytes / 1e6,
-        "pictures_per_s": speed(ask, batch),
-        "agreement": min(parity.agreement.values()),
-        "lost": parity.lost,
-        "difference": parity.difference,
-        "accuracy": next(iter(parity.quality.values()))[0],
-        "answers": min(parity.answers.values()),
-    }
+    @cached_property
+    def examples(self):
+        return self.drawn("train", EXAMPLES)
+
+    def drawn(self, split, count):
+        from keras_transfer.export.sample import drawn
+        from keras_transfer.heads import heads_of
+
+        part = replace(self.data, examples={split: self.data.examples[split]})
+        return drawn(part, split, self.model.input_shape[1], count, heads_of(self.model))
 
 
 def speed(ask, batch) -> float:
