@@ -7,6 +7,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import tiny_backbone, write_colours, write_picture
 from PIL import Image
 from typer.testing import CliRunner
@@ -19,7 +20,7 @@ from keras_transfer.data import from_directory
 from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
-from keras_transfer.export import exporting
+from keras_transfer.export import converters, exporting
 from keras_transfer.export.card import _LICENCES, _UNCONFIRMED, write_card
 from keras_transfer.export.parity import (
     Parity,
@@ -176,6 +177,38 @@ def test_int8_folds_batch_norm_into_depthwise_convolutions(tmp_path):
     options = dict(int8=True, examples=examples[:100], sample=Sample("test", examples[100:]))
     found = export.convert(model, tmp_path / "1", "onnx", **options, most_lost=1.0)
     assert found.parity.agreement["output"] >= 0.9
+
+
+def test_onnx_takes_what_convnext_is_made_of(pictures, tmp_path):
+    """A grouped convolution, which Keras has compiled by XLA, and the exact GELU, made of Erfc."""
+    pytest.importorskip("tf2onnx")
+    keras.utils.set_random_seed(4)
+    layers = keras.layers
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = layers.Activation("gelu")(layers.Conv2D(8, 4, strides=4)(x))
+    x = layers.LayerNormalization(epsilon=1e-6)(layers.Conv2D(8, 3, groups=8)(x))
+    backbone = Backbone(inputs, layers.GlobalAveragePooling2D()(x), name="grouped")
+    model = build_model(backbone, Classification("abc"), image_size=32)
+    export.convert(model, tmp_path / "1", "onnx")
+    logits = np.asarray(model(pictures), "float64")
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    got = export.open_export(tmp_path / "1")(pictures)["scores"]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert not tf.config.functions_run_eagerly()
+
+
+def test_what_a_format_has_no_operation_for_is_said(run, tmp_path, monkeypatch):
+    def refuse(answers, folder, examples):
+        raise RuntimeError("no kernel for Foo\nin the graph")
+
+    monkeypatch.setitem(converters._WRITERS, "litert", refuse)
+    with pytest.raises(InputError, match=r"as litert: no kernel for Foo\. Nothing .* openvino\)"):
+        export.convert(run.model, tmp_path / "1", "litert")
+    examples = np.zeros((2, 32, 32, 3), "uint8")
+    with pytest.raises(InputError, match=r"litert in int8: .* Export it without int8, or in"):
+        export.convert(run.model, tmp_path / "1", "litert", int8=True, examples=examples)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, monkeypatch):
