@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import tiny_backbone
+from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_transfer import export
 from keras_transfer.builders import build_model
@@ -21,6 +22,7 @@ from keras_transfer.export import exporting, serving
 from keras_transfer.export.folder import whole
 from keras_transfer.export.serving import NOT_FINITE, UNREADABLE
 from keras_transfer.heads import Classification, MultiLabel
+from keras_transfer.stages import Backbone
 
 
 def new_model():
@@ -119,6 +121,19 @@ def test_mixed_precision_gives_float32(pictures, tmp_path):
     folder = export.saved_model(model, tmp_path / "1")
     answer = tf.saved_model.load(str(folder)).signatures["serve_uint8"](pictures=pictures)
     assert answer["scores"].dtype == tf.float32
+
+
+def test_nothing_is_left_for_xla(tmp_path):
+    """TF Serving has no XLA on CPUs by default; Keras compiles grouped convolutions by it."""
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(8, 3, groups=8)(keras.layers.Conv2D(8, 4, strides=4)(inputs))
+    backbone = Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="grouped")
+    model = build_model(backbone, Classification("ab"), image_size=32)
+    folder = export.saved_model(model, tmp_path / "1")
+    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    functions = saved.meta_graphs[0].graph_def.library.function
+    compiled = [f.signature.name for f in functions if f.attr["_XlaMustCompile"].b]
+    assert len(functions) > 4 and compiled == []
 
 
 def test_an_export_that_differs_is_refused(exported, model, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.errors import InputError
+from keras_transfer.export.answers import inlined
 
 Ask = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -89,7 +90,7 @@ def _write_onnx(answers, folder, examples):
 
     file = folder / "model.onnx"
     _teach_erfc()
-    with _quiet(), warnings.catch_warnings(), _inlined():
+    with _quiet(), warnings.catch_warnings(), inlined():
         warnings.simplefilter("ignore", FutureWarning)  # Keras mends tf2onnx for NumPy 2
         answers.export(
             str(file), format="onnx", verbose=False, input_signature=_signature(answers, None)
@@ -100,21 +101,6 @@ def _write_onnx(answers, folder, examples):
     onnx.save(model, str(file))
     if examples is not None:
         _quantize_onnx(file, examples)
-
-
-@contextlib.contextmanager
-def _inlined():
-    """Functions within the traced one become part of its graph, those for XLA too.
-
-    Keras has a grouped convolution (ConvNeXt) compiled by XLA, for TensorFlow's own does not run on every
-    CPU; as a call of a function it is nothing that tf2onnx knows.
-    """
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
 
 
 def _teach_erfc():

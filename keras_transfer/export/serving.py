@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_transfer.builders import backbone_of
 from keras_transfer.data.serving import decode_in_graph
 from keras_transfer.data.transforms import resize_and_crop
-from keras_transfer.export.answers import answering, suffix, write_labels
+from keras_transfer.export.answers import answering, inlined, suffix, write_labels
 from keras_transfer.export.parity import HALF_ROUNDING, ROUNDING, ParityError
 from keras_transfer.export.warmup import write_warmup
 from keras_transfer.heads import heads_of
@@ -57,6 +57,16 @@ def write_saved_model(
                 result[f"score{end}"] = tf.reduce_max(of_head, axis=1)
         return result
 
+    @partial(tf.function, autograph=False, input_signature=[answer.input_signature[0]])
+    def embed(pictures):
+        features = backbone(pictures, training=False)
+        if len(features.shape) > 2:  # a backbone without pooling
+            features = tf.reduce_mean(features, axis=list(range(1, len(features.shape) - 1)))
+        return tf.cast(features, tf.float32)
+
+    with inlined():
+        answer, embed = answer.get_concrete_function(), embed.get_concrete_function()
+
     def answer_floats(pictures):
         fine = tf.reduce_all(tf.math.is_finite(pictures), axis=[1, 2, 3])
         pictures = tf.where(fine[:, None, None, None], pictures, tf.zeros_like(pictures))
@@ -71,11 +81,7 @@ def write_saved_model(
 
     def embed_bytes(contents):
         pictures, error = decoded(contents)
-        features = backbone(pictures, training=False)
-        if len(features.shape) > 2:  # a backbone without pooling
-            features = tf.reduce_mean(features, axis=list(range(1, len(features.shape) - 1)))
-        features = tf.cast(features, tf.float32)
-        fine = tf.expand_dims(error == "", 1)
+        features, fine = embed(pictures), tf.expand_dims(error == "", 1)
         return {"features": tf.where(fine, features, tf.zeros_like(features)), "error": error}
 
     any_size = [None, None, None, 3]
