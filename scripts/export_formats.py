@@ -350,7 +350,7 @@ def run(options, backbone):
     def write(row):
         shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
         with options.rows.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             if not file.tell():
                 writer.writeheader()
             writer.writerow(key | shown)
