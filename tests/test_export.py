@@ -1,10 +1,12 @@
 """SavedModels answer like the Keras model, in processes that never heard of Keras."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from threading import Event, Thread
 
 import keras
@@ -268,18 +270,9 @@ def test_of_two_exports_to_one_version_the_second_fails(tmp_path):
 
 # -- without Keras ------------------------------------------------------------------------------------
 
-# TensorFlow imports Keras where it finds it, so this process must not find it.
 WITHOUT_KERAS = """
-import importlib.machinery
 import sys
-
-class Finder(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        hidden = name.split(".")[0] in ("keras", "keras_transfer")
-        return None if hidden else super().find_spec(name, path, target)
-
-sys.meta_path = [Finder if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+import without_keras
 import json
 import tensorflow as tf
 serve = tf.saved_model.load(sys.argv[1]).signatures["serve_bytes"]
@@ -294,6 +287,7 @@ def served_without_keras(folder, *paths):
     """(labels, scores) from a process that has no Keras."""
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_KERAS, str(folder), *map(str, paths)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
     )
