@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import nbformat
-from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -63,7 +62,8 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 600):
         client = NotebookClient(
             notebook,
             timeout=timeout,
-            km=AsyncKernelManager(kernel_name="python3", transport="ipc"),
+            kernel_name="python3",
+            startup_timeout=300,
             resources={"metadata": {"path": folder}},
             record_timing=False,
             coalesce_streams=True,
@@ -114,8 +114,6 @@ def _tidied(notebook):
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({"tags": tags(cell)} if tags(cell) else {})
         for output in cell.get("outputs", []):
-            if "metadata" in output:
-                output.metadata = nbformat.from_dict({})
             if output.output_type == "stream":
                 output.text = _NATIVE.sub("", output.text)
         if "outputs" in cell:
