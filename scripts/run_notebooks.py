@@ -38,7 +38,7 @@ def notebooks() -> list[Path]:
     return sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
-def execute(path: Path, parameters: dict | None = None, timeout: int = 600):
+def execute(path: Path, parameters: dict | None = None, timeout: int = 1800):
     """Runs a notebook; the file stays as it is.
 
     Args:
