@@ -132,7 +132,6 @@ def test_adaptation_and_serving_runs(real_data, real_weights):
     found = run("04_adaptation_and_serving", real_data, real_weights)
     source_alone = number(found, "on the target")
     assert number(found, "AdaBN:") > source_alone + 0.05
-    assert number(found, "MCC:") > source_alone + 0.05
     said = "\n".join(texts(found))
     assert "serve_bytes(bytes: string (None,))" in said and "cannot be read as a picture" in said
 
