@@ -16,47 +16,21 @@ from keras_transfer.cli_asking import ask
 from keras_transfer.cli_choosing import advise, compare, tune
 from keras_transfer.cli_evaluating import evaluate
 from keras_transfer.cli_exporting import export
-from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, pinned, settled
+from keras_transfer.cli_models import load_keras
 from keras_transfer.cli_options import (
-    AugmentOption,
-    BackboneOption,
-    BalanceOption,
-    BatchSize,
-    CacheOption,
     ColumnOption,
-    Config,
     Data,
-    EngineOption,
-    Epochs,
-    Fold,
-    Folds,
-    Group,
-    ImageSize,
     Json,
-    Keep,
-    LearningRate,
-    MinutesOption,
-    MixAlpha,
-    MixOption,
-    NoFlip,
-    PolicyOption,
-    PrecisionOption,
     RunPath,
     Seed,
-    SetOption,
-    SplitFile,
-    StrategyOption,
     TaskOption,
-    TestSplit,
     ValOption,
     ValSplit,
-    WeightsOption,
     columns_of,
-    overrides_of,
-    schedule_of,
     settings_of,
 )
 from keras_transfer.cli_reporting import report
+from keras_transfer.cli_training import find_rate, schedule, train
 from keras_transfer.errors import InputError
 
 app = typer.Typer(
@@ -68,7 +42,6 @@ app = typer.Typer(
 )
 
 
-@app.command()
 def backbones(as_json: Json = False):
     """List the backbones: parameters, image size, stages, preprocessing, weights on this machine."""
     from keras_transfer.backbones import BACKBONES, weights_path
@@ -99,7 +72,6 @@ def backbones(as_json: Json = False):
         )
 
 
-@app.command()
 def check(
     data: Data,
     val: ValOption = None,
@@ -132,312 +104,6 @@ def check(
         print(f"wrote {sheet}", file=sys.stderr)
 
 
-@app.command()
-def train(
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")],
-    task: TaskOption = None,
-    column: ColumnOption = None,
-    backbone: BackboneOption = None,
-    strategy: StrategyOption = None,
-    set: SetOption = None,
-    val: ValOption = None,
-    val_split: ValSplit = None,
-    test_split: TestSplit = None,
-    group: Group = None,
-    folds: Folds = None,
-    fold: Fold = None,
-    split: SplitFile = None,
-    balance: BalanceOption = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    precision: PrecisionOption = None,
-    augment: AugmentOption = None,
-    no_flip: NoFlip = False,
-    mix: MixOption = None,
-    mix_alpha: MixAlpha = None,
-    weights: WeightsOption = None,
-    seed: Seed = None,
-    keep: Annotated[
-        Keep, typer.Option(help="The epoch that is kept: best on validation, or last. [best]")
-    ] = None,
-    cache: CacheOption = None,
-    engine: EngineOption = None,
-    minutes: MinutesOption = None,
-    policy: PolicyOption = None,
-    data_service: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a tf.data service that reads the pictures, grpc://HOST:PORT."
-        ),
-    ] = None,
-    config: Config = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, epoch by epoch.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run (or begin it).")
-    ] = False,
-):
-    """Train a model on a folder of labelled pictures."""
-    from keras_transfer.advisor import SHORTLIST
-    from keras_transfer.choices import check_overrides
-    from keras_transfer.data import open_data, require_source
-    from keras_transfer.features import check_engine
-    from keras_transfer.recipes import AUTO, resolve_schedule
-    from keras_transfer.runs import Run, check_out
-
-    settings = settings_of(
-        config,
-        columns=columns_of(column),
-        task=task,
-        backbone=backbone,
-        strategy=strategy,
-        val=val,
-        val_split=val_split,
-        test_split=test_split,
-        group=group,
-        folds=folds,
-        fold=fold,
-        split=split,
-        balance=balance,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        mix=mix,
-        mix_alpha=mix_alpha,
-        weights=weights,
-        seed=seed,
-        keep=keep,
-        cache=cache,
-        engine=engine,
-        minutes=minutes,
-        policy=policy,
-    )
-    check_engine(settings["engine"])
-    resume = resume and Run.begun(out)
-    if resume:
-        begun = Run.open(out, finished=False)
-        for name in ("precision", "backbone", "strategy", "augment"):  # chosen as the run began
-            if settings[name] == AUTO or (name == "backbone" and is_open(settings[name])):
-                settings[name] = begun.config[name]
-    else:
-        check_out(out)
-    overrides = overrides_of(set, epochs=epochs, learning_rate=learning_rate)
-    schedule = settings["strategy"]
-    if isinstance(settings.get("schedule"), dict) and not (strategy or epochs or learning_rate):
-        schedule = schedule_of(config, settings["schedule"])
-    if schedule == AUTO and settings["weights"] is None:
-        schedule = settings["strategy"] = "from_scratch"
-    if schedule == AUTO:
-        check_overrides(overrides)
-    elif not resolve_schedule(schedule, overrides).pretrained:
-        settings["weights"] = None
-    if settings["backbone"] == AUTO and settings["weights"] is None:
-        settings["backbone"] = SHORTLIST[0]  # nothing to advise on
-    require_source(data)
-    check_choice(settings)
-    # A resumed run goes on with the split that it began with.
-    pictures = open_data(
-        data,
-        val=settings["val"],
-        val_split=settings["val_split"],
-        test_split=settings["test_split"],
-        groups=settings["group"],
-        folds=None if resume else settings["folds"],
-        fold=None if resume else settings["fold"],
-        split_file=begun.split_path if resume else settings["split"],
-        seed=settings["seed"],
-        task=settings["task"],
-        columns=settings["columns"],
-    )
-    print(pictures.describe(), file=sys.stderr)
-
-    load_keras()
-    from keras_transfer.training import Trainer
-
-    options = {
-        name: settings[name]
-        for name in (
-            "batch_size",
-            "augment",
-            "mix",
-            "mix_alpha",
-            "seed",
-            "balance",
-            "cache",
-            "engine",
-            "feature_dtype",
-        )
-    }
-    advice = begun.config.get("advice") if resume else None
-    if advice:
-        overrides = {**advice["choice"]["overrides"], **overrides}
-    if is_open(settings["backbone"]) or schedule == AUTO:
-        schedule, overrides, advice = settled(pictures, settings, schedule, overrides, options)
-    phases = resolve_schedule(schedule, overrides).phases
-    trains = any(phase.freeze != "all" for phase in phases)
-    model = build_for(pictures, settings, trains)
-    trainer = Trainer(
-        model,
-        schedule,
-        overrides=overrides,
-        keep=settings["keep"],
-        data_service=data_service,
-        **options,
-    )
-    split_by = ("val", "val_split", "test_split", "group", "folds", "fold", "split")
-    kept = {key: settings[key] for key in ("backbone", "strategy", "weights", *split_by)}
-    kept["weights"] = kept["weights"] or "none"
-    kept |= {"task": settings["task"], "columns": settings["columns"]}
-    if advice is not None:
-        kept["advice"] = advice
-    try:
-        given = {"resume": resume, "tensorboard": tensorboard}
-        run = trainer.fit(pictures, out, config={"data": str(data), **kept}, **given)
-    except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
-        raise
-    metrics = run.metrics
-    print(
-        f"val {_shown_val(metrics)}, {settings['keep']} epoch {metrics['best_epoch']}, "
-        f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
-    )
-    print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
-
-
-def _shown_val(metrics):
-    """The kept epoch's metrics as they suit the task."""
-    from keras_transfer.evaluation.intervals import wilson_interval
-
-    val, last, n = metrics["val"], metrics["phases"][-1]["val"], metrics["images"]["val"]
-    if "accuracy" not in val:
-        shown = ", ".join(f"{name} {val[name]:.4f}" for name in last)
-        return f"{shown} ({n} pictures)"
-    low, high = wilson_interval(round(val["accuracy"] * n), n)
-    return (
-        f"accuracy {val['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} pictures), "
-        f"loss {val['loss']:.4f}, last epoch {last['accuracy']:.4f}"
-    )
-
-
-@app.command()
-def schedule(
-    strategy: Annotated[
-        str | None, typer.Argument(metavar="[STRATEGY]", help="A recipe or a .yaml file.")
-    ] = None,
-    pictures: Annotated[int, typer.Option(help="Number of training pictures.")] = 1000,
-    backbone: Annotated[
-        str | None, typer.Option(help="Work it out for this backbone, stage by stage.")
-    ] = None,
-    image_size: ImageSize = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
-    set: SetOption = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    out: Annotated[
-        Path | None, typer.Option(help="A .yaml file to edit and train with, or a .png picture.")
-    ] = None,
-):
-    """Show a strategy: its phases as a table, as YAML, or as a picture of each stage's rate."""
-    from keras_transfer.backbones import BACKBONES, check_backbone
-    from keras_transfer.recipes import RECIPES, resolve_schedule
-    from keras_transfer.runs import write_text
-
-    if strategy is None:
-        for name, recipe in RECIPES.items():
-            print(f"{name:<20}{recipe.__doc__.splitlines()[0]}")
-        return
-    kind = out.suffix if out else None
-    if kind not in (None, ".yaml", ".yml", ".png"):
-        raise InputError(f"Cannot write {out}: give a .yaml or a .png file.")
-    if kind == ".png" and backbone is None:
-        raise InputError("A picture needs --backbone, whose stages are drawn.")
-    overrides = overrides_of(set, epochs=epochs, learning_rate=learning_rate)
-    size = image_size or (BACKBONES[backbone].size if backbone in BACKBONES else 224)
-    chosen = resolve_schedule(strategy, overrides, pictures=pictures, image_size=size)
-    if backbone is None:
-        print(chosen.table())
-    else:
-        check_backbone(backbone, image_size, None)
-        load_keras()
-        from keras_transfer.builders import build_model
-        from keras_transfer.heads import Classification
-        from keras_transfer.plans import make_plan
-
-        model = build_model(backbone, Classification("ab"), image_size=image_size, weights=None)
-        plan = make_plan(model, chosen, pictures, batch_size)
-        print(plan.table())
-        if kind == ".png":
-            plan.draw(out)
-    if kind in (".yaml", ".yml"):
-        write_text(out, chosen.to_yaml())
-    if out:
-        print(f"wrote {out}", file=sys.stderr)
-
-
-@app.command(name="find-rate")
-def find_rate(
-    data: Data,
-    out: Annotated[Path, typer.Option(help="The picture of the test.")] = Path("rates.png"),
-    backbone: BackboneOption = None,
-    freeze: Annotated[str, typer.Option(help="What is frozen: all, none, stage:N, …")] = "none",
-    lowest: Annotated[float, typer.Option(help="First rate.")] = 1e-6,
-    highest: Annotated[float, typer.Option(help="Last rate.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Batches.")] = 100,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = None,
-    precision: PrecisionOption = None,
-    augment: AugmentOption = None,
-    no_flip: NoFlip = False,
-    weights: WeightsOption = None,
-    seed: Seed = None,
-    config: Config = None,
-):
-    """Suggest a learning rate: a range test on the real pictures, with its curve."""
-    from keras_transfer.data import open_data
-    from keras_transfer.schedules import Phase
-
-    settings = settings_of(
-        config,
-        backbone=backbone,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        weights=weights,
-        seed=seed,
-    )
-    if out.suffix != ".png":
-        raise InputError(f"Cannot draw into {out}: give a .png file.")
-    check_choice(settings)
-    phase = Phase("range test", freeze, steps=steps)
-    pictures = open_data(data, seed=settings["seed"])
-    load_keras()
-    pinned(pictures, settings)
-    from keras_transfer import rate_finder
-
-    test = rate_finder.find_rate(
-        build_for(pictures, settings),
-        pictures,
-        phase=phase,
-        lowest=lowest,
-        highest=highest,
-        steps=steps,
-        batch_size=settings["batch_size"],
-        augment=settings["augment"],
-        seed=settings["seed"],
-    )
-    test.draw(out)
-    print(f"suggested learning rate {test.suggestion:.2g} ({len(test.rates)} steps, {out})")
-
-
-@app.command()
 def predict(
     run: RunPath,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures and folders.")],
@@ -468,7 +134,6 @@ def predict(
         print(table, end="")
 
 
-@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
     limit: Annotated[
@@ -519,7 +184,6 @@ def cache(
     print(f"{total} of at most {shown_bytes(store.limit)} in {store.root}")
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where pictures, runs and the export go.")] = Path(
         "demo"
@@ -536,8 +200,13 @@ def demo(
     run_demo(out, seed=seed)
 
 
-for command in (advise, compare, evaluate, report, export, ask, tune, adapt):
-    app.command()(command)
+# In the order in which they are needed.
+COMMANDS = (
+    *(check, advise, train, evaluate, predict, report, export, ask),
+    *(compare, adapt, tune, find_rate, schedule, backbones, cache, demo),
+)
+for command in COMMANDS:
+    app.command(name=command.__name__.replace("_", "-"))(command)
 
 
 def main():

@@ -11,8 +11,9 @@ import typer
 from keras_transfer.cli_models import load_keras
 from keras_transfer.cli_options import Json, RunPath
 from keras_transfer.errors import InputError
+from keras_transfer.export import FORMATS
 
-Format = StrEnum("Format", ["saved_model", "litert", "onnx", "openvino"])
+Format = StrEnum("Format", list(FORMATS))
 
 
 def export(

@@ -12,26 +12,29 @@ target_only   what the target's labels would have made of it: the upper bound.
 Accuracies are of the target's test pictures after the last epoch; `selected` is the epoch that
 `Selector` chooses without a label of the target, `oracle` the best one picked with the test labels,
 which nobody can do in earnest. The share of the gap is (method − source only) / (target only − source
-only). Times are those of the training steps, without the first epoch (compilation) and without the
-measuring; beside the time on the clock, which other work on the machine changes, stands the
-processor's.
+only). Times in the rows are those of the training steps, without the first epoch (compilation) and
+without the measuring, on the clock and of the processor; other work on the machine changes them: for
+comparing there is `--cost`.
 
 AdaBN alone starts from the model of `source_only`. SHOT starts from `shot_source`, a model of the source
 alone as its authors have it: with a bottleneck that has BatchNorm, and smoothed labels. Both models are
 kept beside the rows. Where the network has no BatchNorm these methods are left out. A row is written
 after each run, so that an interrupted benchmark goes on; the tables are printed at the end (`--table`:
-at once).
+at once): all tasks side by side, then each by itself. `--cost ROUNDS` trains nothing to its end: it times a
+few steps of each method, all in turn in one process.
 """
 
 import argparse
 import csv
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import keras
 import numpy as np
 from domains import TASKS, pixels
+from tqdm import trange
 
 from keras_transfer.errors import silence
 
@@ -77,7 +80,7 @@ class Trial:
         """Trains with a method or a bound; returns what was measured, or {} where the method does not suit the network."""
         started = time.perf_counter()
         names = method.split("+")
-        target = self.two_views() if "fixmatch" in names else self.batches(self.target[0])
+        target = self.unlabelled(names)
         if method in NEED_NORMS and not _norms(self.new_model()):
             return {}
         if method == "adabn":
@@ -117,18 +120,21 @@ class Trial:
         ending = "" if name == "source_only" else f"-{name}"
         return self.folder / f"{self.task.name}-{self.seed}-{self.phase.epochs}{ending}.weights.h5"
 
-    def fit(self, model, methods, source=None, target=None) -> dict:
+    def adapter(self, model, methods):
+        """Compiled for all epochs."""
         from keras_transfer.adaptation import Adapter
 
         chosen = [_configured(name, self.task) for name in methods]
         adapter = Adapter(model, chosen, seed=self.seed)
-        epochs = self.phase.epochs
-        adapter.compile(adapter.make_optimizer(self.phase, epochs * self.steps))
+        adapter.compile(adapter.make_optimizer(self.phase, self.phase.epochs * self.steps))
+        return adapter
+
+    def fit(self, model, methods, source=None, target=None) -> dict:
         clock, choice = Clock(), self.choice(model, sourceless=source is None)
-        history = adapter.fit(
+        history = self.adapter(model, methods).fit(
             source,
             target,
-            epochs=epochs,
+            epochs=self.phase.epochs,
             steps_per_epoch=self.steps,
             callbacks=[clock, choice],
             verbose=0,
@@ -162,6 +168,10 @@ class Trial:
         made = tf.data.Dataset.from_tensor_slices(parts).shuffle(len(pictures), seed=seed)
         return made.batch(size or self.task.batch_size, drop_remainder=True)
 
+    def unlabelled(self, methods):
+        """Batches of the target as the methods need them."""
+        return self.two_views() if "fixmatch" in methods else self.batches(self.target[0])
+
     def two_views(self):
         """(pictures, the same strongly varied), as FixMatch needs them: both together are a batch."""
         import tensorflow as tf
@@ -172,7 +182,7 @@ class Trial:
             varied = vary(tf.cast(pictures, "float32"), training=True)
             return pictures, tf.cast(varied, pictures.dtype)
 
-        return self.batches(self.target[0], size=self.task.batch_size // 2).map(both)
+        return self.batches(self.target[0], size=self.task.batch_size // 2).map(both).prefetch(2)
 
 
 class Clock(keras.callbacks.Callback):
@@ -245,23 +255,36 @@ def table(rows: list[dict], task: str) -> str:
     lines = [
         f"**{TASKS[task].title}**, {_shown_seeds(mine)}",
         "",
-        "| method | target | share of the gap | selected | oracle | source | time of a step |",
-        "|---|---|---|---|---|---|---|",
+        "| method | target | share of the gap | selected | oracle | source |",
+        "|---|---|---|---|---|---|",
     ]
     for method, found in mine.items():
         shares = gap_shares(mine, method)
-        ratios = [_ratios(mine, method, key) for key in ("step_ms", "step_cpu_ms")]
-        cells = [method, _percent(found, "target")]
+        cells = [f"`{method}`", _percent(found, "target")]
         cells.append("" if not shares or method in BOUNDS else _mean_spread(shares, " %"))
         chosen = ("selected", "oracle") if method != BOUNDS[1] else ()
         cells += [_percent(found, key) for key in chosen] or ["", ""]
         cells.append(_percent(found, "source"))
-        cells.append(" / ".join(f"{np.mean(r):.2f}" for r in ratios if r))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Time of a step: as a multiple of source_only's, on the clock / of the processor.",
+    return "\n".join(lines)
+
+
+def summary(rows: list[dict]) -> str:
+    """Markdown: all tasks side by side, a row a method, the target's accuracy and the share of the gap."""
+    found = {task: _by_method(rows, task) for task in TASKS}
+    found = {task: mine for task, mine in found.items() if mine}
+    lines = [
+        f"| method | {' | '.join(TASKS[task].title for task in found)} |",
+        "|---" * (1 + len(found)) + "|",
     ]
+    for method in (BOUNDS[0], *METHODS, BOUNDS[1]):
+        cells = [f"`{method}`"]
+        for mine in found.values():
+            shares = gap_shares(mine, method) if method in mine and method not in BOUNDS else []
+            share = f", {np.mean(shares):.0f} %" if shares else ""
+            cells.append(_percent(mine[method], "target") + share if method in mine else "–")
+        if any(cell != "–" for cell in cells[1:]):
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -278,22 +301,15 @@ def gap_shares(mine, method) -> list[float]:
 
 def _by_method(rows, task):
     """method → seed → row, the bounds first and last."""
-    order = {"source_only": -1, "target_only": 1}
+    order = (BOUNDS[0], *METHODS, BOUNDS[1])
     mine = sorted(
         (row for row in rows if row["task"] == task and row["target"]),
-        key=lambda row: order.get(row["method"], 0),
+        key=lambda row: (order.index(row["method"]), row["seed"]),
     )
     found = {}
     for row in mine:
         found.setdefault(row["method"], {})[row["seed"]] = row
     return found
-
-
-def _ratios(mine, method, key):
-    """Times of a method as multiples of those of source only, of each seed that has both."""
-    other = mine.get("source_only", {})
-    pairs = ((row[key], other[seed][key]) for seed, row in mine[method].items() if seed in other)
-    return [float(one) / float(source) for one, source in pairs if one]
 
 
 def _percent(found, key):
@@ -305,8 +321,8 @@ def _percent(found, key):
 def _mean_spread(values, unit=""):
     if not values:
         return "–"
-    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}{unit}"
+    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else " (1 seed)"
+    return f"{np.mean(values):.1f}{unit}{spread}"
 
 
 def _shown_seeds(mine):
@@ -335,6 +351,37 @@ def measure(options, done, write):
             write({**dict.fromkeys(NUMBERS, ""), **key, **shown})
 
 
+def cost(trial, methods, rounds: int, steps: int) -> str:
+    """Markdown: the time of a step of each method as a multiple of source only's, all in turn."""
+    fits, times = {}, {}
+    for name in (BOUNDS[0], *methods):
+        names = [] if name == BOUNDS[0] else name.split("+")
+        adapter = trial.adapter(trial.task.build(trial.domains), names)
+        source = trial.batches(*trial.source).repeat()
+        target = trial.unlabelled(names).repeat() if names else None
+        given = {"epochs": 1, "steps_per_epoch": steps, "verbose": 0}
+        fits[name] = partial(adapter.fit, source, target, **given)
+        fits[name]()  # compiles
+        times[name] = []
+    for _ in trange(rounds, desc=trial.task.name):
+        for name, fit in fits.items():
+            clock = Clock()
+            fit(callbacks=[clock])
+            times[name].append(1000 * clock.times[0] / steps)
+    base = np.array(times.pop(BOUNDS[0]))
+    lines = [
+        f"**{trial.task.title}**: source_only {np.median(base[:, 0]):.1f} ms a step, the others as multiples",
+        "",
+        "| method | on the clock: median, least – most | of the processor: the same |",
+        "|---|---|---|",
+    ]
+    for name, found in times.items():
+        both = (np.array(found) / base).T
+        cells = [f"{np.median(r):.2f}, {r.min():.2f} – {r.max():.2f}" for r in both]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
+
+
 def _key(*values):
     return dict(zip(FIELDS, map(str, values)))
 
@@ -351,7 +398,16 @@ def main():
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--rows", type=Path, default=Path("adaptation.csv"))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--cost", type=int, metavar="ROUNDS", help="only times of a step")
+    parser.add_argument("--steps", type=int, default=20, help="of each method in a round of --cost")
     options = parser.parse_args()
+    if options.cost:
+        methods = [name for name in options.methods if name not in NEED_NORMS]
+        for name in options.tasks:
+            with silence():
+                trial = Trial(TASKS[name], 0, TASKS[name].epochs, options.rows.with_suffix(""))
+                print(f"\n{cost(trial, methods, options.cost, options.steps)}", flush=True)
+        return
     done = list(csv.DictReader(options.rows.open())) if options.rows.exists() else []
     if not options.table:
         with options.rows.open("a", newline="") as file:
@@ -367,6 +423,7 @@ def main():
 
             with silence():
                 measure(options, done, write)
+    print(f"\n{summary(done)}")
     for task in options.tasks:
         if any(row["task"] == task for row in done):
             print(f"\n{table(done, task)}")

@@ -210,7 +210,7 @@ def export_run(
         if sample is None:
             say(f"the validation pictures of {run.path} are not there: it is compared on noise")
         if format == "saved_model":
-            _write_checked(model, folder, temperatures)
+            _write_checked(model, folder, temperatures, sample and sample.pictures[:2])
             parity = _parity_on_files(model, folder, temperatures, sample)
         else:
             examples = None
