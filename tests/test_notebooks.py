@@ -125,7 +125,7 @@ def test_freezing_runs(real_data, real_weights):
 def test_advisor_and_compare_runs(real_data, real_weights):
     found = run("03_advisor_and_compare", real_data, real_weights)
     said = "\n".join(texts(found))
-    assert "20 pictures a class: transfer starts higher" in said or "ends higher" in said
+    assert "40 pictures a class: transfer starts higher" in said and "ends higher" in said
 
 
 def test_adaptation_and_serving_runs(real_data, real_weights):
