@@ -329,7 +329,11 @@ def test_a_saved_model_of_a_run_is_compared_on_its_files(tmp_path):
 
 
 def test_where_the_pictures_are_gone(run, tmp_path, monkeypatch, capsys):
+    data = from_directory(run.config["data"], progress=False)
     monkeypatch.setattr(type(run), "config", {**run.config, "data": str(tmp_path / "gone")})
+    given = export.export_run(run, "litert", out=tmp_path / "0", data=data)
+    assert (given.parity.of, given.parity.pictures) == ("val", len(data.examples["val"]))
+    assert given.parity.labelled
     found = export.export_run(run, "litert", out=tmp_path / "1")
     assert found.parity.of == "noise" and not found.parity.labelled
     assert "compared on noise" in capsys.readouterr().err

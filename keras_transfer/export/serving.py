@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_transfer.builders import backbone_of
 from keras_transfer.data.serving import decode_in_graph
 from keras_transfer.data.transforms import resize_and_crop
+from keras_transfer.errors import quiet_tensorflow
 from keras_transfer.export.answers import answering, inlined, suffix, write_labels
 from keras_transfer.export.parity import HALF_ROUNDING, ROUNDING, ParityError
 from keras_transfer.export.warmup import write_warmup
@@ -94,7 +95,8 @@ def write_saved_model(
         (embed_bytes, contents, "features"),
     ):
         archive.add_endpoint(name, function, input_signature=[spec])
-    archive.write_out(str(folder), verbose=False)
+    with quiet_tensorflow():  # it names the folder, which is renamed
+        archive.write_out(str(folder), verbose=False)
     (folder / "assets").mkdir(exist_ok=True)
     write_labels(folder / "assets", heads)
     write_warmup(folder, _warm_up(size))
