@@ -12,9 +12,10 @@ from scipy.stats import ttest_rel
 
 import keras_transfer as kt
 from keras_transfer.comparison.curves import Curve, Interval, common_level, slope
+from keras_transfer.comparison.picture import where_to_read
 from keras_transfer.comparison.result import AtSize, Comparison
 from keras_transfer.comparison.running import Experiment, draw_pictures
-from keras_transfer.comparison.saving import pictures_needed, savings
+from keras_transfer.comparison.saving import Saving, pictures_needed, savings
 from keras_transfer.data import ImageData
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
@@ -173,6 +174,14 @@ def test_table_json_and_picture(tmp_path):
     assert read["sizes"][0]["pictures_saved"]["bound"] is None
     assert (tmp_path / "comparison.md").read_text().startswith("| pictures a class |")
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_shows_a_saving_that_says_something():
+    least, real, most = Saving(1, "least", 1, None), Saving(2, None, 1, 3), Saving(1, "most", 1, 1)
+    assert where_to_read([real, real, least], 1) == 1
+    assert where_to_read([real, real, least], 2) == 1  # no larger size: the one before it
+    assert where_to_read([Saving(0.5, "most", 1, 1), most], 1) == 0
+    assert where_to_read([least], 0) is None
 
 
 # -- draws and settings ---------------------------------------------------------------------------

@@ -99,14 +99,14 @@ def _draw_sizes(axes, comparison, chosen):
             markersize=4,
             label=name,
         )
-    saving = comparison.savings[sizes.index(chosen)]
-    level = chosen.mean("transfer", "asymptote")
-    if len(sizes) > 1:
-        _arrow(axes, (chosen.pictures, level), (chosen.pictures * saving.ratio, level))
-        middle = chosen.pictures * saving.ratio**0.5
+    at = where_to_read(comparison.savings, sizes.index(chosen))
+    if at is not None:
+        saving, start = comparison.savings[at], sizes[at].pictures
+        level = sizes[at].mean("transfer", "asymptote")
+        _arrow(axes, (start, level), (start * saving.ratio, level))
         axes.annotate(
             f"{saving} the pictures",
-            (middle, level),
+            (start * saving.ratio**0.5, level),
             (0, 7),
             textcoords="offset points",
             ha="center",
@@ -125,6 +125,13 @@ def _draw_sizes(axes, comparison, chosen):
     )
     axes.set_title("with more pictures", fontsize=11)
     axes.grid(alpha=0.3)
+
+
+def where_to_read(savings, chosen):
+    """The size whose saving is drawn: the chosen one, or, where all that is known of it is a bound of
+    1× (no larger or no smaller one was tried), the next smaller that has something to say."""
+    said = [i for i, saving in enumerate(savings) if saving.bound is None or saving.ratio != 1]
+    return max((i for i in said if i <= chosen), default=None)
 
 
 def _arrow(axes, start, end):
