@@ -1,13 +1,9 @@
 """The notebooks: what they share, what is kept in them, and that they run from start to end."""
 
 import re
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 from run_notebooks import REPOSITORY, ROOT, NotebookError, execute, notebooks, shown, tags
 
 NAMES = [path.stem for path in notebooks()]
