@@ -97,6 +97,7 @@ def _write_onnx(answers, folder, examples):
         )
     model = onnx.load(str(file))
     _name_onnx(model.graph, sorted(answers.output))
+    _keep_zeros(model.graph)
     onnx.checker.check_model(model)  # tf2onnx only logs what it has no operation for
     onnx.save(model, str(file))
     if examples is not None:
@@ -129,6 +130,21 @@ def _name_onnx(graph, names):
             wires[:] = [new.get(wire, wire) for wire in wires]
     for output in graph.output:
         output.name = new[output.name]
+
+
+def _keep_zeros(graph):
+    """Zeros around a max pooling (ResNet-V2) count, but ONNX Runtime and other optimizers take them into
+    the pooling, whose own padding never wins (onnxruntime issue 24737): not where they are no zeros."""
+    from onnx import numpy_helper
+
+    pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
+    pads = [n for n in graph.node if n.op_type == "Pad" and n.output[0] in pooled]
+    if not pads:
+        return
+    nearly = np.array(np.finfo("float32").tiny)  # the least number that no processor takes for 0
+    graph.initializer.append(numpy_helper.from_array(nearly, "nearly_zero"))
+    for node in pads:
+        node.input[:] = [*node.input[:2], "nearly_zero"]
 
 
 def _quantize_onnx(file, examples):
