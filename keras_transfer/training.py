@@ -1,6 +1,8 @@
 """The trainer: runs a schedule phase by phase over `model.fit`."""
 
+import contextlib
 import dataclasses
+import json
 import math
 import time
 import warnings
@@ -16,6 +18,9 @@ from keras_transfer.data.augmentation import plain_augmentation, resolve_augment
 from keras_transfer.data.balance import check_balance, check_class_weights, class_weights
 from keras_transfer.data.mixing import Mix
 from keras_transfer.data.report import find_twins
+from keras_transfer.distribution import computing, faults, fitting, following
+from keras_transfer.distribution.scaling import SCALINGS, scaled
+from keras_transfer.distribution.workers import Workers, chosen
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged, Interrupted, Signals, explained
 from keras_transfer.features import check_engine
@@ -92,6 +97,12 @@ class Trainer:
             else float16.
         data_service: address of a tf.data service (`"grpc://HOST:PORT"`), whose workers read, resize
             and augment what phases train on in pictures, see `data.service`.
+        distribute: `"auto"`: over the workers that `start_workers` has joined, if it has; `"none"`; or
+            those workers, or their kind. The model must be built in their scope.
+        scaling: what more devices do to a step, see `distribution.scaling`: `"auto"`: each has
+            `batch_size` pictures, and the rate grows with their number; `"none"`: they share
+            `batch_size` pictures, and the result is that of one device. A resumed run goes on with the
+            batches that it began with, on whatever devices there are.
 
     The model's image size is that of its input.
     """
@@ -117,6 +128,8 @@ class Trainer:
         engine: str = "auto",
         feature_dtype: str = "auto",
         data_service: str | None = None,
+        distribute: "str | Workers | None" = "auto",
+        scaling: str = "auto",
     ):
         for name, value in (
             ("batch_size", batch_size),
@@ -129,6 +142,13 @@ class Trainer:
             raise InputError(f"keep must be one of {KEEP}, not {keep!r}.")
         check_cache(cache, feature_dtype)
         check_engine(engine)
+        if scaling not in SCALINGS:
+            raise InputError(f"scaling must be one of {SCALINGS}, not {scaling!r}.")
+        self.workers = chosen(distribute)
+        if self.workers and data_service:
+            raise InputError("A tf.data service cannot be used with distribute: leave out either.")
+        # How many times the batch and the rate are those of one device.
+        self._devices = self.workers.replicas if self.workers and scaling == "auto" else 1
         self.model = model
         tasks = [head.task for head in heads_of(model).values()]
         check_balance(balance, tasks)
@@ -204,7 +224,8 @@ class Trainer:
         if self._recipe == recipes.AUTO:
             self._settle(data)
         pictures = len(data.examples["train"])
-        return make_plan(self.model, self._schedule(pictures), pictures, self.batch_size)
+        schedule = scaled(self._schedule(pictures), self._devices, self.batch_size)
+        return make_plan(self.model, schedule, pictures, self.batch_size * self._devices)
 
     def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
         """For each phase how its frozen part would be computed once, or None and why not."""
@@ -214,6 +235,12 @@ class Trainer:
         """The advisor's choice in place of `"auto"`; the model's weights stay as they are."""
         from keras_transfer.auto import decide, trained
         from keras_transfer.likeness import is_untrained
+
+        if self.workers:
+            raise InputError(
+                "An 'auto' schedule is not decided with distribute: take what `keras-transfer advise` "
+                "says of the data on one machine, and name it."
+            )
 
         if is_untrained(backbone_of(self.model)):
             say("no advice: the backbone's weights are random, so everything is trained")
@@ -300,36 +327,57 @@ class Trainer:
                 resume is finished, or its settings or pictures changed; memory or disk is full.
             Diverged: the loss became NaN or infinite; the best model before that is in the run.
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
+            WorkerLost: another process of those that train together is gone.
         """
+        with faults.translated(self.workers):
+            return self._fit(data, out, config, resume, callbacks, tensorboard)
+
+    def _fit(self, data, out, config, resume, callbacks, tensorboard):
+        workers = self.workers
         check_targets(self.heads, data)
         self._callbacks = list(callbacks)
         fit_heads(self.model, data.examples["train"].labels)
-        resume = resume and Run.begun(out)
-        if resume and self._recipe == recipes.AUTO:
-            begun = Run.open(out, finished=False).config
-            self._recipe, self._overrides = Schedule.from_dict(begun["schedule"]), {}
-            if self._any_augment:
-                self.augment = begun["augment"]
+        begun = self._begun(out) if resume else None
+        resume = begun is not None
+        if resume:
+            self._devices = begun.get("devices", 1)
+            if self._recipe == recipes.AUTO:
+                self._recipe, self._overrides = Schedule.from_dict(begun["schedule"]), {}
+                if self._any_augment:
+                    self.augment = begun["augment"]
         plan = self.plan(data)
         schedule = plan.schedule
         keras.utils.set_random_seed(self.seed)
         pictures = data.fingerprint()
+        if workers:
+            fitting.check(workers, self.model, schedule)
+            workers.agree("pictures", json.dumps(pictures).encode())
         if warning := find_twins(data).warning:
             say(warning)
         if resume:
             # What was decided by the room on the disk is not decided again.
-            decided = Run.open(out, finished=False).config.get("caching", [])
-            caching = [Caching(**fields) if fields else None for fields in decided]
+            caching = [Caching(**fields) if fields else None for fields in begun.get("caching", [])]
         else:
-            caching, reasons = zip(*self._caching(plan, data))
-        settings = self._config(schedule, caching, config)
+            caching, reasons = self._decided_caching(plan, data)
+        settings = self._config(self._schedule(len(data.examples["train"])), caching, config)
+        first = data.skipped, pictures, data.split_table()
+        if workers:
+            workers.agree("settings", json.dumps(settings, default=str).encode())
         if resume:
-            run = Run.resume(out, settings, pictures)
+            run = (
+                following.resume(workers, out, settings, pictures)
+                if workers
+                else Run.resume(out, settings, pictures)
+            )
+        elif workers:
+            run = following.create(workers, out, settings, *first)
         else:
-            run = Run.create(out, settings, data.skipped, pictures, data.split_table())
+            run = Run.create(out, settings, *first)
         if schedule.zero_head:
             for weight in (w for name in self.heads for w in self.model.get_layer(name).weights):
                 weight.assign(np.zeros(weight.shape))
+        if workers:
+            workers.agree("weights", b"".join(w.tobytes() for w in self.model.get_weights()))
         self._start = self._starting_weights(run, schedule, resume)
         self._validated = None
         say(plan.table())
@@ -342,31 +390,36 @@ class Trainer:
         with Signals() as signals:
             progress = Progress(run, self.model, self.seed, self.keep, signals)
             progress.validates = "val" in data.examples
-            if tensorboard:
+            progress.lane = workers.seed_offset if workers else 0
+            if tensorboard and (workers is None or workers.chief):
                 from keras_transfer.tensorboard import EpochLog
 
                 progress.told = EpochLog(run.tensorboard_path)
             arrays = progress.load() if resume else None
             if arrays:
                 say(f"resuming after epoch {progress.epoch}")
-            supply = Supply(
-                self.model,
-                data,
-                plan.phases,
-                caching,
-                [
+            supply = partial(
+                Supply,
+                data=data,
+                phases=plan.phases,
+                caching=caching,
+                views=[
                     c and c.training_views(self._augment(p.phase))
                     for c, p in zip(caching, plan.phases)
                 ],
-                engine=self.engine,
                 engines=progress.engines,
                 memory=self._memory if any(caching) else None,
             )
+            if workers is None:
+                supply = supply(self.model, engine=self.engine)
             try:
                 while progress.phase < len(plan.phases):
                     planned = plan.phases[progress.phase]
                     with explained(planned, _GO_ON):
-                        features = supply.of(progress.phase)
+                        if workers is None:
+                            features = supply.of(progress.phase)
+                        else:
+                            features = self._features_together(supply, progress.phase)
                         if planned.phase.solver == "logistic":
                             self._solve_phase(planned, data, progress, features)
                         else:
@@ -385,7 +438,34 @@ class Trainer:
                     f"interrupted in epoch {progress.epoch + 1}; {progress.epoch} epochs are kept in "
                     f"{run.path}: {_GO_ON}"
                 ) from None
+        if workers:
+            workers.barrier()  # who ends first would look lost to the others
         return run
+
+    def _begun(self, out):
+        """Settings of the run to be resumed; None where nothing was begun."""
+        if self.workers:
+            return following.begun_config(self.workers, out)
+        return Run.open(out, finished=False).config if Run.begun(out) else None
+
+    def _decided_caching(self, plan, data):
+        """`_caching`, which depends on the room of a machine: the chief's, of several."""
+        if self.workers is None:
+            return zip(*self._caching(plan, data))
+
+        def decide():
+            return [(c and c.to_dict(), reason) for c, reason in self._caching(plan, data)]
+
+        caching, reasons = zip(*self.workers.on_chief(decide))
+        return [fields and Caching(**fields) for fields in caching], reasons
+
+    def _features_together(self, supply, phase):
+        """The activations of a phase, each worker computing a share, with the weights of now."""
+        own = self.workers.own_model(self.model)
+        # Which engine is fastest is measured, and might be another one on another machine.
+        engine = "keras" if self.engine == "auto" else self.engine
+        extract = partial(computing.extract_together, self.workers)
+        return supply(own, engine=engine, extract=extract).of(phase)
 
     def _config(self, schedule, caching, extra):
         return {
@@ -397,6 +477,7 @@ class Trainer:
             "mix_alpha": self.mix_alpha,
             "seed": self.seed,
             "keep": self.keep,
+            **({"devices": self._devices} if self._devices > 1 else {}),
             "balance": self.balance,
             "precision": self.model.dtype_policy.name,
             "cache": self.cache,
@@ -434,30 +515,38 @@ class Trainer:
         labels = by_head(self.heads, data.examples["train"].labels)
         weights = planned.phase.class_weights or ("balanced" if self.balance != "none" else None)
         for name, head in self.heads.items():
-            found = solve(
-                head.task,
-                activations,
-                np.concatenate([head.from_units(labels[name])] * train.views),
-                np.tile(rows, train.views),
-                class_weights=weights and class_weights(weights, head.names, labels[name]),
-                seed=self.seed,
-            )
-            layer = self.model.get_layer(name)
-            layer.kernel.assign(found.kernel)
-            layer.bias.assign(found.bias)
-            say(f"head: {found}" if self.head else f"head {name}: {found}")
-        model = training_model(
-            self.model, planned.frozen, image_size=planned.image_size, from_cut=True
-        )
-        # Eagerly: it is one pass, and a graph takes longer to make.
-        model.compile(**compile_arguments(self.heads), run_eagerly=True)
+            layer, solved = self.model.get_layer(name), {}
+            if self.workers is None or self.workers.chief:
+                found = solve(
+                    head.task,
+                    activations,
+                    np.concatenate([head.from_units(labels[name])] * train.views),
+                    np.tile(rows, train.views),
+                    class_weights=weights and class_weights(weights, head.names, labels[name]),
+                    seed=self.seed,
+                )
+                say(f"head: {found}" if self.head else f"head {name}: {found}")
+                solved = {"kernel": found.kernel, "bias": found.bias}
+            if self.workers:
+                solved = self.workers.arrays_from_chief(solved)
+            layer.kernel.assign(solved["kernel"])
+            layer.bias.assign(solved["bias"])
+        own, alone = self.model, contextlib.nullcontext()
+        if self.workers:
+            own, alone = self.workers.own_model(self.model), self.workers.alone()
         logs = {}
-        for split, prefix in (("train", ""), ("val", "val_")):
-            if split in features:
-                stream = self._measured_on(features[split], data.examples[split].labels, model)
-                found = model.evaluate(stream, return_dict=True, verbose=0)
-                logs |= {prefix + name: value for name, value in found.items()}
-                self._validated = planned, partial(outputs_of, model, stream)
+        with alone:
+            model = training_model(
+                own, planned.frozen, image_size=planned.image_size, from_cut=True
+            )
+            # Eagerly: it is one pass, and a graph takes longer to make.
+            model.compile(**compile_arguments(self.heads), run_eagerly=True)
+            for split, prefix in (("train", ""), ("val", "val_")):
+                if split in features:
+                    stream = self._measured_on(features[split], data.examples[split].labels, model)
+                    found = model.evaluate(stream, return_dict=True, verbose=0)
+                    logs |= {prefix + name: value for name, value in found.items()}
+                    self._validated = planned, partial(outputs_of, model, stream)
         progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
 
     def _measured_on(self, activations, labels, model):
@@ -468,7 +557,11 @@ class Trainer:
 
     def _run_phase(self, planned, data, progress, features, arrays):
         """One compile and fit; `arrays` is the state to go on from, where there is one."""
-        phase = planned.phase
+        with self.workers.scope() if self.workers else contextlib.nullcontext():
+            self._fit_phase(planned, data, progress, features, arrays)
+
+    def _fit_phase(self, planned, data, progress, features, arrays):
+        phase, workers = planned.phase, self.workers
         frozen = freeze(self.model, phase.freeze, batch_norm=phase.batch_norm)
         model = training_model(
             self.model,
@@ -479,9 +572,10 @@ class Trainer:
         )
         self._set_dropout(phase)
         optimizer = make_optimizer(self.model, phase, planned.steps, model.trainable_variables)
+        measures = compile_arguments(self._smoothed(phase))
         model.compile(
             optimizer=optimizer,
-            **compile_arguments(self._smoothed(phase)),
+            **(fitting.weighted(measures) if workers else measures),
             jit_compile=jit_compile(),
             steps_per_execution=self._steps_per_execution(planned, bool(features)),
         )
@@ -504,15 +598,25 @@ class Trainer:
         if "val" in data.examples:
             validation = self._batches(data, "val", planned, features, dtype)
             self._validated = planned, partial(outputs_of, model, validation)
-        with quick_statistics(self.model):
+        more, joined = [], contextlib.nullcontext()
+        if workers:
+            workers.prepare(model, stream)
+            stream = workers.stream(stream)
+            validation = None if validation is None else workers.stream(validation)
+            more, joined = [fitting.Beats(workers)], fitting.synchronised(workers, self.model)
+        with quick_statistics(self.model), joined:
             model.fit(
                 stream,
                 validation_data=validation,
+                # Of one device the stream ends by itself; of a share's it does not.
+                validation_steps=data.steps("val", planned.batch_size)
+                if workers and validation is not None
+                else None,
                 steps_per_epoch=planned.steps_per_epoch,
                 initial_epoch=progress.epoch,
                 epochs=progress.epoch - progress.phase_epoch + planned.epochs,
                 validation_freq=self._validated_epochs(planned, data, progress, watched, features),
-                callbacks=[*watched, *averages, progress, *self._callbacks],
+                callbacks=[*more, *watched, *averages, progress, *self._callbacks],
                 shuffle=False,  # the stream is shuffled already
                 verbose=0,
             )
@@ -542,6 +646,8 @@ class Trainer:
         }
 
     def _steps_per_execution(self, planned, from_cut):
+        if self.workers:
+            return 1  # Keras's loop of steps is not for iterators of strategies
         most = self.steps_per_execution
         if from_cut and planned.frozen == len(planned.rates):
             most = max(most, _HEAD_STEPS)  # a head's step is shorter than the call of it
@@ -560,6 +666,8 @@ class Trainer:
 
     def _batches(self, data, split, planned, features, dtype, start_epoch=None):
         options = {"batch_size": planned.batch_size}
+        if self.workers:
+            options["share"] = self.workers.share
         order = {}
         if start_epoch is not None:
             order = {"seed": self.seed, "start_epoch": start_epoch}
@@ -636,8 +744,12 @@ class Trainer:
 
         From what the last phase was validated with: its activations, or pictures that are decoded
         already. Activations hold for the kept weights where their part of the network has not been
-        trained since.
+        trained since. Of several workers each predicts a share of the pictures.
         """
+        if self.workers:
+            return computing.outputs_together(
+                self.workers, self.model, data, "val", self.batch_size
+            )
         if self._validated is not None:
             planned, outputs = self._validated
             ends = np.cumsum([entry["epochs"] for entry in progress.phases])

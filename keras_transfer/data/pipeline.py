@@ -82,7 +82,9 @@ def batches(
     variant = resolve_augmentation(augmentation) if training else None
     if service:
         if share:
-            raise InputError("A tf.data service cannot be used with --distribute: leave out either.")
+            raise InputError(
+                "A tf.data service cannot be used with --distribute: leave out either."
+            )
         from keras_transfer.data.service import service_batches
 
         stream = service_batches(

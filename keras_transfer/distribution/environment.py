@@ -15,9 +15,7 @@ _JAX = (
     ("KERAS_DISTRIBUTION_NUM_PROCESSES", "JAX_NUM_PROCESSES"),
     ("KERAS_DISTRIBUTION_PROCESS_ID", "JAX_PROCESS_ID"),
 )
-_EXAMPLE = (
-    '{"cluster": {"worker": ["host-a:12345", "host-b:12345"]}, "task": {"type": "worker", "index": 0}}'
-)
+_EXAMPLE = '{"cluster": {"worker": ["host-a:12345", "host-b:12345"]}, "task": {"type": "worker", "index": 0}}'
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Plan:
     """How to distribute, as far as it can be said without Keras.
 
     Attributes:
-        kind: of `CHOICES`; `"auto"` where the devices of this machine decide (see `workers.start`).
+        kind: of `CHOICES`; `"auto"` where the devices of this machine decide (see `workers.start_workers`).
         cluster: where there are several processes.
     """
 

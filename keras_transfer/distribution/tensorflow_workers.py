@@ -3,7 +3,6 @@
 import contextlib
 import struct
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context  # no public name for the coordination service
@@ -39,10 +38,7 @@ class _Strategy(Workers):
         return contextlib.nullcontext()  # outside of the scope
 
     def own_model(self, model):
-        # A model remembers the strategy that it was made under; what is made outside has none, and
-        # reads this process's copy of the weights.
-        inputs = keras.Input(model.input_shape[1:], dtype=model.inputs[0].dtype)
-        return keras.Model(inputs, model(inputs))
+        return model  # outside of a strategy this process's copy of the weights is read
 
     def stream(self, dataset):
         return self.strategy.distribute_datasets_from_function(lambda _: dataset)

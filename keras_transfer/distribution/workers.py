@@ -58,7 +58,7 @@ class Workers:
         raise NotImplementedError
 
     def own_model(self, model: keras.Model) -> keras.Model:
-        """The same function with the weights of now, to be computed by this process alone."""
+        """A model of `build_model` with the weights of now, for use in `alone`."""
         raise NotImplementedError
 
     def stream(self, dataset):
@@ -126,7 +126,7 @@ def unpacked(payload: bytes) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def start(choice: str = "auto", *, devices=None) -> Workers | None:
+def start_workers(choice: str = "auto", *, devices=None) -> Workers | None:
     """Joins the other workers. Call it first of all, before any model or tensor is made.
 
     Args:
@@ -179,6 +179,23 @@ def start(choice: str = "auto", *, devices=None) -> Workers | None:
     return workers
 
 
-def active() -> Workers | None:
-    """The workers that `start` joined; None where there are none."""
+def chosen(distribute: "str | Workers | None") -> Workers | None:
+    """The workers that a trainer is told to use: those themselves, or the name of those started.
+
+    Raises:
+        InputError: no such name, or such workers were not started.
+    """
+    if distribute is None or isinstance(distribute, Workers):
+        return distribute
+    if distribute not in environment.CHOICES:
+        raise InputError(
+            f"distribute must be one of {', '.join(environment.CHOICES)}, not {distribute!r}."
+        )
+    if distribute == "none":
+        return None
+    if distribute != "auto" and (_active is None or _active.kind != distribute):
+        raise InputError(
+            f"distribute '{distribute}': start the workers before the model is built: workers = "
+            f"keras_transfer.start_workers('{distribute}'), and build it in `with workers.scope():`."
+        )
     return _active
