@@ -121,7 +121,7 @@ def _quick_heartbeats():
     Without it a worker that cannot be reached is given up after TensorFlow's own time, which its
     documentation does not state.
     """
-    from tensorflow.core.protobuf import coordination_config_pb2
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
     from tensorflow.python.distribute import multi_worker_util
     from tensorflow.python.distribute.cluster_resolver import TFConfigClusterResolver
 
