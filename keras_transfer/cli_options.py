@@ -54,6 +54,19 @@ class Engine(StrEnum):
     openvino = "openvino"
 
 
+class Distribute(StrEnum):
+    auto = "auto"
+    none = "none"
+    mirrored = "mirrored"
+    multi_worker = "multi_worker"
+    jax = "jax"
+
+
+class Scaling(StrEnum):
+    auto = "auto"
+    none = "none"
+
+
 class Task(StrEnum):
     single_label = "single_label"
     multi_label = "multi_label"
@@ -167,6 +180,19 @@ BalanceOption = Annotated[
 ]
 CacheOption = Annotated[
     Cache, typer.Option(help="Where activations of frozen stages are kept. [auto]")
+]
+DistributeOption = Annotated[
+    Distribute | None,
+    typer.Option(
+        help="Over which devices and machines: docs/distributed.md. [none]", show_choices=True
+    ),
+]
+ScalingOption = Annotated[
+    Scaling | None,
+    typer.Option(
+        help="auto: --batch-size is a device's, and the rate grows with their number; none: they share "
+        "it. [auto]"
+    ),
 ]
 EngineOption = Annotated[Engine, typer.Option(help="What computes them. [auto]")]
 Config = Annotated[Path | None, typer.Option(help="A config.yaml; options given here win over it.")]
