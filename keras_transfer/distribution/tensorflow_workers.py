@@ -101,7 +101,8 @@ class MultiWorker(_Strategy):
             return tf.constant(values if mine else values[:0])
 
         spread = self.strategy.experimental_distribute_values_from_function(given)
-        stream = self.strategy.gather(spread, axis=0).numpy().tobytes()
+        with _quiet():  # it traces a function for each call, and says so
+            stream = self.strategy.gather(spread, axis=0).numpy().tobytes()
         found, place = {}, 0
         while place < len(stream):
             worker, length = struct.unpack_from(_HEADER, stream, place)
@@ -113,6 +114,17 @@ class MultiWorker(_Strategy):
 
     def broadcast(self, payload):
         return self.gather(payload if self.chief else b"")[0]
+
+
+@contextlib.contextmanager
+def _quiet():
+    log = tf.get_logger()
+    before = log.level
+    log.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _quick_heartbeats():
