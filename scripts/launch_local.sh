@@ -9,7 +9,7 @@
 # $LAUNCH_GRACE seconds (60) to say why they end, then are ended; the exit status is that of the first
 # that failed. SIGTERM and Ctrl-C are passed on. With GPUs, set LAUNCH_GPUS=1 to give worker i the
 # i-th alone (CUDA_VISIBLE_DEVICES).
-set -u
+set -um # a worker and what it starts are a process group
 
 usage() { echo "usage: $0 N COMMAND [ARGUMENT…]" >&2; exit 2; }
 [ $# -ge 2 ] || usage
@@ -27,20 +27,23 @@ PY
 addresses=(); for port in $ports; do addresses+=("127.0.0.1:$port"); done
 comma=$(IFS=,; echo "${addresses[*]}")
 
+worker() {
+  if [ "${KERAS_BACKEND:-}" = jax ]; then
+    export KERAS_DISTRIBUTION_JOB_ADDRESSES=$comma
+    export KERAS_DISTRIBUTION_NUM_PROCESSES=$count KERAS_DISTRIBUTION_PROCESS_ID=$1
+  else
+    quoted=\"${comma//,/\",\"}\"
+    export TF_CONFIG="{\"cluster\":{\"worker\":[$quoted]},\"task\":{\"type\":\"worker\",\"index\":$1}}"
+  fi
+  [ -n "${LAUNCH_GPUS:-}" ] && export CUDA_VISIBLE_DEVICES=$1
+  export PYTHONUNBUFFERED=1
+  prefix="[$1] "; shift
+  exec "$@" > >(exec sed -u "s/^/$prefix/") 2> >(exec sed -u "s/^/$prefix/" >&2)
+}
+
 started=()
 for ((i = 0; i < count; i++)); do
-  (
-    if [ "${KERAS_BACKEND:-}" = jax ]; then
-      export KERAS_DISTRIBUTION_JOB_ADDRESSES=$comma
-      export KERAS_DISTRIBUTION_NUM_PROCESSES=$count KERAS_DISTRIBUTION_PROCESS_ID=$i
-    else
-      quoted=\"${comma//,/\",\"}\"
-      export TF_CONFIG="{\"cluster\":{\"worker\":[$quoted]},\"task\":{\"type\":\"worker\",\"index\":$i}}"
-    fi
-    [ -n "${LAUNCH_GPUS:-}" ] && export CUDA_VISIBLE_DEVICES=$i
-    export PYTHONUNBUFFERED=1
-    exec "$@" > >(exec sed -u "s/^/[$i] /") 2> >(exec sed -u "s/^/[$i] /" >&2)
-  ) &
+  worker "$i" "$@" &
   started+=($!)
 done
 
@@ -55,21 +58,20 @@ while [ "$left" -gt 0 ]; do
     [ "$code" -ge 128 ] && continue  # the wait was ended by a signal, not a worker
     break
   fi
-  remaining=(); for i in "${!started[@]}"; do
-    if [ "${started[$i]}" = "$ended" ]; then number=$i; else remaining+=("${started[$i]}"); fi
-  done
+  remaining=()
+  for pid in "${started[@]}"; do [ "$pid" = "$ended" ] || remaining+=("$pid"); done
   started=("${remaining[@]}"); left=${#started[@]}
   if [ "$code" -ne 0 ] && [ "$status" -eq 0 ]; then
     status=$code
     echo "a worker ended with status $code; the other $left have ${LAUNCH_GRACE:-60} s to end" >&2
     (
       sleep "${LAUNCH_GRACE:-60}"
-      for pid in "${started[@]}"; do kill -KILL "$pid" 2>/dev/null; done
+      for pid in "${started[@]}"; do kill -KILL -- "-$pid" 2>/dev/null; done
     ) </dev/null >/dev/null 2>&1 &
     killer=$!
   fi
   unset ended
   [ "$left" -eq 0 ] && break
 done
-[ -n "${killer:-}" ] && kill "$killer" 2>/dev/null
+[ -n "${killer:-}" ] && kill -- "-$killer" 2>/dev/null
 exit "$status"

@@ -138,9 +138,9 @@ class Launched:
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        for worker in self.workers().values():
+            os.kill(worker, signal.SIGKILL)
+        self.process.wait(timeout=60)
 
     def until(self, words):
         """Reads up to a line with these words."""
