@@ -8,7 +8,6 @@ from pathlib import Path
 
 from keras_transfer.errors import InputError, log_to
 from keras_transfer.recipes import AUTO
-from keras_transfer.runs import Run, check_out, write_text
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ def begun(workers, out: Path) -> Begun | None:
     Raises:
         InputError: it is no run.
     """
+    from keras_transfer.runs import Run, write_text
+
     if workers is None:
         if not Run.begun(out):
             return None
@@ -77,6 +78,8 @@ def begun(workers, out: Path) -> Begun | None:
 
 def check_new(workers, out: Path) -> None:
     """`check_out`, asked of the chief, whose machine the run will be on."""
+    from keras_transfer.runs import check_out
+
     if workers is None:
         check_out(out)
     else:

@@ -329,7 +329,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
             WorkerLost: another process of those that train together is gone.
         """
-        with faults.translated(self.workers):
+        with faults.guarded(self.workers):
             return self._fit(data, out, config, resume, callbacks, tensorboard)
 
     def _fit(self, data, out, config, resume, callbacks, tensorboard):

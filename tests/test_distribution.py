@@ -222,14 +222,18 @@ def test_a_process_that_is_stuck_ends_itself():
     code = (
         "import time\n"
         "from keras_transfer.distribution.faults import Watch\n"
-        "Watch().start()\n"
-        "time.sleep(60)"
+        "watch = Watch()\n"
+        "time.sleep(1)\n"
+        "print('not watched', flush=True)\n"
+        "with watch.watching():\n"
+        "    time.sleep(60)"
     )
     env = {"KERAS_TRANSFER_STALL_SECONDS": "0.4", "PYTHONPATH": ":".join(sys.path)}
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=50
     )
     assert found.returncode == LOST
+    assert found.stdout.strip() == "not watched"
     assert "no step was finished" in found.stderr
     assert "--resume" in found.stderr
 

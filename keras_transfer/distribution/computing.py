@@ -37,7 +37,15 @@ def extract_together(
     options.pop("source", None)
     mine = own(len(examples), workers.processes, workers.index)
     with workers.alone():
-        found = extract(prefix, examples.take(mine), views, dtype=dtype, on_disk=on_disk, **options)
+        found = extract(
+            prefix,
+            examples.take(mine),
+            views,
+            dtype=dtype,
+            on_disk=on_disk,
+            told=workers.watch.beat,
+            **options,
+        )
     workers.barrier()
     for table in found.tables:
         if on_disk:

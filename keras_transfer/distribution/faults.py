@@ -55,6 +55,16 @@ def is_loss(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
+def guarded(workers):
+    """`translated`, and watched for stalls: for what consists of steps."""
+    watched = contextlib.nullcontext()
+    if workers is not None and workers.processes > 1:
+        watched = workers.watch.watching()
+    with translated(workers), watched:
+        yield
+
+
+@contextlib.contextmanager
 def translated(workers):
     """Turns such errors into `WorkerLost`, where there are other processes."""
     try:
@@ -93,14 +103,13 @@ def stall_seconds() -> float:
     return seconds
 
 
-class Watch(threading.Thread):
-    """Ends the process where no step has been finished for too long.
+class Watch:
+    """Ends the process where, in `watching`, no step has been finished for too long.
 
     A worker that waits for a stuck one is stuck itself, so each needs no more than its own clock.
     """
 
     def __init__(self):
-        super().__init__(name="watch for stalls", daemon=True)
         self.limit = stall_seconds()
         self._last = time.monotonic()
 
@@ -108,9 +117,19 @@ class Watch(threading.Thread):
         """Something was done."""
         self._last = time.monotonic()
 
-    def run(self):
-        while True:
-            time.sleep(min(5.0, self.limit / 4))
+    @contextlib.contextmanager
+    def watching(self):
+        """From here to its end there must be beats."""
+        ended = threading.Event()
+        self.beat()
+        threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _watch(self, ended):
+        while not ended.wait(min(5.0, self.limit / 4)):
             still = time.monotonic() - self._last
             if still > self.limit:
                 print(

@@ -173,8 +173,6 @@ def start_workers(choice: str = "auto", *, devices=None) -> Workers | None:
 
         workers = Mirrored(devices) if kind == "mirrored" else MultiWorker(plan.cluster)
     workers.watch = faults.Watch()
-    if workers.processes > 1:
-        workers.watch.start()
     _active = workers
     return workers
 
