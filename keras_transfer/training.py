@@ -531,11 +531,9 @@ class Trainer:
                 solved = self.workers.arrays_from_chief(solved)
             layer.kernel.assign(solved["kernel"])
             layer.bias.assign(solved["bias"])
-        own, alone = self.model, contextlib.nullcontext()
-        if self.workers:
-            own, alone = self.workers.own_model(self.model), self.workers.alone()
+        own, alone = self._own_model()
         logs = {}
-        with alone:
+        with alone():
             model = training_model(
                 own, planned.frozen, image_size=planned.image_size, from_cut=True
             )
@@ -548,6 +546,12 @@ class Trainer:
                     logs |= {prefix + name: value for name, value in found.items()}
                     self._validated = planned, partial(outputs_of, model, stream)
         progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
+
+    def _own_model(self):
+        """The model, and what gives a context, for what this process does without the others."""
+        if self.workers is None:
+            return self.model, contextlib.nullcontext
+        return self.workers.own_model(self.model), self.workers.alone
 
     def _measured_on(self, activations, labels, model):
         from keras_transfer.features import batches
@@ -725,10 +729,11 @@ class Trainer:
     def _finish(self, run, progress, data, plan, **more):
         progress.load_best()
         freeze(self.model, "none", batch_norm="train")
+        model, alone = self._own_model()
         # A plain optimizer: the file opens without this package's, and is a third of the size.
-        with warnings.catch_warnings():
+        with alone(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.model.compile(
+            model.compile(
                 optimizer=keras.optimizers.AdamW(1e-5),
                 **compile_arguments(self.heads),
                 jit_compile=jit_compile(),
@@ -737,7 +742,8 @@ class Trainer:
         if "val" in data.examples:
             details = measured(self.heads, *self._val_outputs(progress, data, plan))
             metrics["val"] = {**details, **metrics["val"]}
-        run.finish(self.model, metrics)
+        with alone():  # the chief saves, and what it does for that the others do not
+            run.finish(model, metrics)
 
     def _val_outputs(self, progress, data, plan):
         """Labels and outputs of the kept weights on the validation pictures.

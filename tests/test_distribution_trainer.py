@@ -75,10 +75,10 @@ def test_the_plan_scales_and_the_settings_do_not(data):
 
 def test_a_run_of_two_goes_on_in_one_with_its_batches(data, tmp_path):
     """`devices` of the run counts, not those that are there."""
-    begun = Trainer(model("abc"), HEAD, batch_size=4, distribute=Pair(0, []))
+    begun = Trainer(model(data.class_names), HEAD, batch_size=4, distribute=Pair(0, []))
     settings = begun._config(begun._schedule(len(data.examples["train"])), [None], None)
     Run.create(tmp_path / "run", settings, [], data.fingerprint())
-    trainer = Trainer(model("abc"), HEAD, batch_size=4, cache="off")
+    trainer = Trainer(model(data.class_names), HEAD, batch_size=4, cache="off")
     with pytest.raises(InputError) as other:  # another cache: a real difference is still said
         trainer.fit(data, tmp_path / "run", resume=True)
     assert "cache" in str(other.value) and "devices" not in str(other.value)
