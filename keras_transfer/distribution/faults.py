@@ -24,6 +24,13 @@ _HOW = (
 )
 # What the engines' errors are called, and what they say, where another process is gone.
 _NAMES = ("UnavailableError", "AbortedError", "DeadlineExceededError", "CancelledError")
+_ENGINES = (
+    "JaxRuntimeError",
+    "XlaRuntimeError",
+    "InternalError",
+    "UnknownError",
+    "FailedPreconditionError",
+)
 _WORDS = (
     "heartbeat",
     "coordination service",
@@ -50,8 +57,7 @@ def is_loss(error: BaseException) -> bool:
     kind, text = type(error).__name__, str(error).lower()
     if kind in _NAMES:
         return True
-    engine = kind in ("JaxRuntimeError", "XlaRuntimeError", "InternalError", "UnknownError")
-    return engine and any(word in text for word in _WORDS)
+    return kind in _ENGINES and any(word in text for word in _WORDS)
 
 
 @contextlib.contextmanager
