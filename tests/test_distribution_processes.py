@@ -89,7 +89,10 @@ def compared(pictures, tmp_path, kind, schedules, processes=2):
     return other, said
 
 
-@pytest.mark.parametrize("kind", ["multi_worker", "jax"])
+LARGE_JAX = ["multi_worker", pytest.param("jax", marks=pytest.mark.large)]
+
+
+@pytest.mark.parametrize("kind", LARGE_JAX)
 def test_two_workers_are_one_process(pictures, tmp_path, kind, cache):
     """With rates by stage, clipping, L2-SP and momentum; and one of them writes the run."""
     out, _ = compared(pictures, tmp_path, kind, ["rates"])
@@ -106,7 +109,7 @@ def test_recipes_of_two_workers_are_those_of_one(pictures, tmp_path, kind, cache
 @pytest.mark.large
 @pytest.mark.parametrize("kind", ["multi_worker", "jax"])
 def test_statistics_and_averages(pictures, tmp_path, kind, cache):
-    """BatchNorm that trains sees the whole batch; its last one is filled up on three workers, not two."""
+    """BatchNorm that trains sees the whole batch; averages of weights are those of one process."""
     compared(pictures, tmp_path, kind, ["statistics", "averaged"])
 
 
