@@ -17,7 +17,7 @@ from keras_transfer.backbones import build_backbone
 from keras_transfer.distribution.cost import Link, all_reduce_seconds, steps_of
 from keras_transfer.features.prefix import stage_costs
 
-BACKBONES = ("mobilenet_v2", "resnet50", "efficientnet_v2_b0", "vgg16")
+BACKBONES = ("mobilenet_v2", "resnet50", "vgg16")
 WORKERS = (2, 4, 8, 16, 64, 256, 1024)
 
 
