@@ -7,172 +7,28 @@ here (`timing`). The rules that follow are in `choices`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from keras_transfer.backbones import (
-    BACKBONES,
-    check_backbone,
-    find_spec,
-    weights_path,
-)
+from keras_transfer.advice import Advice
+from keras_transfer.backbones import check_backbone
 from keras_transfer.choices import (
     CHEAPER,
     DEFAULT_POLICY,
-    DIFFERENT,
     MINUTES,
     POLICIES,
-    SIMILAR,
     Choice,
     Facts,
     choose,
 )
-from keras_transfer.errors import InputError, say
-from keras_transfer.recipes import AUTO, resolve_schedule
+from keras_transfer.errors import InputError
+from keras_transfer.recipes import resolve_schedule
+from keras_transfer.shortlist import candidates
 
-# Tried where no weights are on this machine: small and middling ones.
-SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")
-_MOST_BACKBONES = 6
 _MOST_PROBED = 600  # after each stage
 _MOST_PICTURES = 800  # of the sample: standard errors of a point and a half at most
 _LEAST_EPOCHS = 0.5  # of the choice's own number, before another strategy is taken
-
-
-@dataclass(frozen=True, eq=False)
-class Advice:
-    """What to train, and why.
-
-    Attributes:
-        choice: what to train.
-        contender: what is worth a race against it (see `auto.race`); None where nothing is.
-        facts: what the rules looked at.
-        policy: the rules.
-        ranking: the backbones by their features; None where those could not be compared.
-        costs: what each strategy would take on this machine with the chosen backbone.
-        minutes: that the choice had to keep to.
-        image_size: of the chosen backbone's pictures.
-        probes: accuracy after each stage of the chosen backbone; None where it was not asked for.
-        symmetry: what mirror images showed; None where that could not be told.
-        distance: how far the target's pictures are from these; None where no target was given.
-        notes: what else should be known.
-    """
-
-    choice: Choice
-    contender: Choice | None
-    facts: Facts
-    policy: str
-    ranking: object
-    costs: tuple[Choice, ...]
-    minutes: float
-    image_size: int
-    probes: object = None
-    symmetry: object = None
-    distance: object = None
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict:
-        """Plain data, for JSON."""
-        facts = self.facts
-        return {
-            "choice": self.choice.to_dict(),
-            "contender": self.contender and self.contender.to_dict(),
-            "policy": self.policy,
-            "minutes": self.minutes,
-            "image_size": self.image_size,
-            "data": {
-                "pictures": facts.pictures,
-                "classes": facts.classes,
-                "smallest_class": facts.least,
-                "largest_class": facts.most,
-                "size": facts.size,
-                "shift": facts.shift,
-                "likeness": facts.likeness,
-                "mirror": self.symmetry and vars(self.symmetry),
-                "signal": facts.signal,
-            },
-            "ranking": self.ranking and self.ranking.to_dict(),
-            "costs": [cost.to_dict() for cost in self.costs],
-            "stages": self.probes and self.probes.to_dict(),
-            "target": self.distance and self.distance.to_dict(),
-            "notes": list(self.notes),
-        }
-
-    def brief(self) -> dict:
-        """What a run remembers of it."""
-        whole = self.to_dict()
-        return {key: whole[key] for key in ("policy", "choice", "data", "notes")}
-
-    def text(self) -> str:
-        """The same for people."""
-        parts = [self._data(), self._likeness()]
-        if self.symmetry:
-            parts.append(self._symmetry())
-        if self.ranking:
-            parts.append(self.ranking.table())
-        if self.probes:
-            parts.append(self.probes.verdict)
-        if self.distance:
-            parts.append(self._target())
-        parts += [f"note: {note}" for note in self.notes]
-        parts.append(self._choice())
-        return "\n".join(parts)
-
-    def __str__(self):
-        return self.text()
-
-    def draw(self, path) -> None:
-        """Draws the accuracy after each stage into a PNG file.
-
-        Raises:
-            InputError: the stages were not probed.
-        """
-        if self.probes is None:
-            raise InputError("The stages were not probed: advise with probes=True to draw them.")
-        self.probes.draw(path)
-
-    def _data(self):
-        facts = self.facts
-        each = f"{facts.least}" if facts.least == facts.most else f"{facts.least} to {facts.most}"
-        return (
-            f"{facts.pictures} training pictures of {facts.classes} classes, {each} a class: "
-            f"{facts.size}"
-        )
-
-    def _likeness(self):
-        facts = self.facts
-        if facts.shift is None:
-            return "likeness to the pretraining pictures: unknown (no BatchNorm remembers them)"
-        shown = {
-            "similar": "similar to the pretraining pictures",
-            "different": "different from the pretraining pictures",
-            "between": "neither similar to the pretraining pictures nor clearly different",
-        }[facts.likeness]
-        return (
-            f"shift of activations {facts.shift:.3f}: {shown} (similar below {SIMILAR:g}, "
-            f"different above {DIFFERENT:g})"
-        )
-
-    def _symmetry(self):
-        what = "are told apart: no flips" if self.symmetry.told_apart else "show the same: flips"
-        lost = f"{100 * self.symmetry.drop:.1f} ± {100 * self.symmetry.error:.1f} points"
-        return f"mirror images {what} (a probe loses {lost} on them)"
-
-    def _target(self):
-        lines = [f"target: {self.distance.verdict}"]
-        if self.distance.worth_trying:
-            lines.append("  `keras-transfer adapt` does it")
-        return "\n".join(lines)
-
-    def _choice(self):
-        lines = [f"advice ({self.policy}): {_timed(self.choice)}", f"  because {self.choice.why}"]
-        lines.append(f"  augmentation: {_shown(self.choice.augment)}")
-        if self.contender:
-            lines.append(f"  contender: {_timed(self.contender)}")
-        others = [cost for cost in self.costs if _kind(cost) != _kind(self.choice)]
-        if others:
-            lines.append("  others: " + "; ".join(map(_timed, others)))
-        return "\n".join(lines)
 
 
 def advise(
@@ -319,41 +175,6 @@ def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAUL
     return list(backbones)
 
 
-def named(backbones: str) -> list[str] | None:
-    """`"auto"`, a name, or several with commas → as `advise` takes them; `auto` among them means all
-    whose weights are on this machine."""
-    names = [name.strip() for name in backbones.split(",") if name.strip()]
-    if names == [AUTO]:
-        return None
-    found = [each for name in names for each in (candidates() if name == AUTO else [name])]
-    return list(dict.fromkeys(found))
-
-
-def candidates(image_size: int | None = None) -> list[str]:
-    """Backbones whose ImageNet weights are on this machine, else those worth a download.
-
-    At most six, those of `SHORTLIST` first, then the smaller ones; all take the image size.
-    """
-    fitting = [spec for spec in BACKBONES.values() if spec.min_size <= (image_size or spec.size)]
-    present = [spec for spec in fitting if weights_path(spec).is_file()]
-    if not present:
-        return [find_spec(name).name for name in SHORTLIST]
-    present.sort(key=lambda spec: (spec.name not in SHORTLIST, spec.parameters))
-    if len(present) > _MOST_BACKBONES:
-        left = ", ".join(spec.name for spec in present[_MOST_BACKBONES:])
-        say(f"advisor: looks at {_MOST_BACKBONES} backbones; not at {left}")
-    return [spec.name for spec in present[:_MOST_BACKBONES]]
-
-
-def fallback_backbone(image_size: int | None = None) -> str:
-    """The backbone where nothing can be measured: the first of the shortlist, or the largest of those
-    whose weights are on this machine."""
-    names = candidates(image_size)
-    if names[0] in SHORTLIST:
-        return names[0]
-    return max(names, key=lambda name: BACKBONES[name].parameters)
-
-
 class _Budget:
     """What choices cost, timed when first asked."""
 
@@ -394,7 +215,7 @@ class _Budget:
         if wanted.seconds <= self.seconds:
             return wanted, []
         note = (
-            f"{_timed(wanted)} would take longer than the {self.seconds / 60:g} minutes there are"
+            f"{wanted.with_time} would take longer than the {self.seconds / 60:g} minutes there are"
         )
         why = f"it comes nearest to {wanted} in the time there is"
         tried = []
@@ -484,23 +305,5 @@ def _network(backbone, image_size):
     return backbone_at(backbone, image_size)
 
 
-def _shown(augment):
-    if isinstance(augment, str):
-        return augment
-    return augment["preset"] + ("" if augment["flip"] else ", without flips")
-
-
 def _name(backbone):
     return backbone if isinstance(backbone, str) else backbone.name
-
-
-def _kind(choice):
-    return choice.strategy, choice.overrides.get("k")
-
-
-def _timed(choice):
-    if choice.seconds is None:
-        return str(choice)
-    seconds = choice.seconds
-    shown = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-    return f"{choice}, about {shown}"

@@ -8,11 +8,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.advisor import Advice, advise, check_advice, fallback_backbone
+from keras_transfer.advice import Advice
+from keras_transfer.advisor import advise, check_advice
 from keras_transfer.choices import Choice
 from keras_transfer.data.sources import ImageData
 from keras_transfer.errors import InputError, say
 from keras_transfer.recipes import AUTO, DEFAULT, default_epochs
+from keras_transfer.shortlist import fallback_backbone
 
 RACED_FROM = 500  # training pictures: of fewer, a fifth held out tells nothing apart
 _HELD_OUT = 0.2

@@ -120,6 +120,20 @@ class Choice:
         )
         return f"{self.backbone} {self.strategy}{numbers}"
 
+    @property
+    def with_time(self) -> str:
+        """In words, with the time it takes where that was estimated."""
+        if self.seconds is None:
+            return str(self)
+        seconds = self.seconds
+        shown = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        return f"{self}, about {shown}"
+
+    @property
+    def kind(self) -> tuple:
+        """Equal for choices that differ only in numbers of the training."""
+        return self.strategy, self.overrides.get("k")
+
 
 def choose(facts: Facts, policy: str = DEFAULT_POLICY) -> tuple[Choice, ...]:
     """The choices for these facts, the best first; a second one is worth a race against the first.

@@ -74,9 +74,10 @@ def advise(
     as_json: Json = False,
 ):
     """Say which backbone and which strategy suit the data, what that costs here, and why."""
-    from keras_transfer.advisor import check_advice, named
+    from keras_transfer.advisor import check_advice
     from keras_transfer.data import open_data, require_source, unlabelled_pictures
     from keras_transfer.recipes import AUTO
+    from keras_transfer.shortlist import named
 
     if picture is not None and picture.suffix.lower() != ".png":
         raise InputError(f"Cannot draw into {picture}: give a .png file.")
@@ -105,9 +106,9 @@ def advise(
     )
     where = target and unlabelled_pictures(target)[0]
     load_keras()
-    from keras_transfer import advisor
+    from keras_transfer.advisor import advise as advise_on
 
-    advice = advisor.advise(
+    advice = advise_on(
         pictures,
         target=where,
         backbones=names,

@@ -11,8 +11,9 @@ import typer
 from keras_transfer.cli_models import load_keras
 from keras_transfer.cli_options import Json, RunPath
 from keras_transfer.errors import InputError
+from keras_transfer.export import FORMATS, check_format
 
-Format = StrEnum("Format", ["saved_model", "litert", "onnx", "openvino"])
+Format = StrEnum("Format", list(FORMATS))
 
 
 def export(
@@ -37,7 +38,6 @@ def export(
     as_json: Json = False,
 ):
     """Export the model, checked against the Keras model on the run's pictures, with a model card."""
-    from keras_transfer.export import check_format
     from keras_transfer.export.folder import check_free
     from keras_transfer.runs import Run
 
@@ -63,10 +63,6 @@ def export(
     if found.parity is not None:
         print(f"compared with the Keras model: {found.parity.text()}")
     if format == Format.saved_model:
-        print(f"serve it: docs/export.md; signatures {', '.join(_signatures())}", file=sys.stderr)
+        from keras_transfer.export.serving import SIGNATURES
 
-
-def _signatures():
-    from keras_transfer.export.serving import SIGNATURES
-
-    return SIGNATURES
+        print(f"serve it: docs/export.md; signatures {', '.join(SIGNATURES)}", file=sys.stderr)

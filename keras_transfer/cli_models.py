@@ -101,8 +101,9 @@ def is_open(backbone: str) -> bool:
 
 def check_choice(settings) -> None:
     """All that can be said of the backbone option before Keras is imported, as InputError."""
-    from keras_transfer.advisor import check_advice, named
+    from keras_transfer.advisor import check_advice
     from keras_transfer.backbones import check_backbone
+    from keras_transfer.shortlist import named
 
     size = settings["image_size"]
     if is_open(settings["backbone"]):
@@ -113,8 +114,8 @@ def check_choice(settings) -> None:
 
 
 def _decided(pictures, settings, train, strategy):
-    from keras_transfer.advisor import named
     from keras_transfer.auto import decide
+    from keras_transfer.shortlist import named
 
     asked = ("image_size", "batch_size", "minutes", "policy", "engine", "seed")
     return decide(

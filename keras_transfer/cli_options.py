@@ -7,80 +7,37 @@ from typing import Annotated
 
 import typer
 
-from keras_transfer.choices import DEFAULT_POLICY, MINUTES
+from keras_transfer import adaptation, schedules
+from keras_transfer.choices import DEFAULT_POLICY, MINUTES, POLICIES
+from keras_transfer.data.balance import BALANCES
+from keras_transfer.data.mixing import MIXES
+from keras_transfer.data.sources import FOLDER_TASKS
+from keras_transfer.distribution import environment
+from keras_transfer.distribution.scaling import SCALINGS
 from keras_transfer.errors import InputError
+from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.recipes import AUTO
 
 
-class Precision(StrEnum):
+class Precision(StrEnum):  # `precision` has them too, but loads Keras
     auto = "auto"
     float32 = "float32"
     mixed_bfloat16 = "mixed_bfloat16"
     mixed_float16 = "mixed_float16"
 
 
-class Keep(StrEnum):
-    best = "best"
-    last = "last"
-
-
-class KeepEpoch(StrEnum):
-    last = "last"
-    selected = "selected"
-
-
-class BatchNorm(StrEnum):
-    joint = "joint"
-    per_domain = "per_domain"
-    frozen = "frozen"
-
-
-class Balance(StrEnum):
-    none = "none"
-    weights = "weights"
-    sampling = "sampling"
-
-
-class Cache(StrEnum):
-    auto = "auto"
-    off = "off"
-    memory = "memory"
-    disk = "disk"
-
-
-class Engine(StrEnum):
-    auto = "auto"
-    keras = "keras"
-    openvino = "openvino"
-
-
-class Distribute(StrEnum):
-    auto = "auto"
-    none = "none"
-    mirrored = "mirrored"
-    multi_worker = "multi_worker"
-    jax = "jax"
-
-
-class Scaling(StrEnum):
-    auto = "auto"
-    none = "none"
-
-
-class Task(StrEnum):
-    single_label = "single_label"
-    multi_label = "multi_label"
-
-
-class Policy(StrEnum):
-    evidence = "evidence"
-    classical = "classical"
-
-
-class MixKind(StrEnum):
-    none = "none"
-    mixup = "mixup"
-    cutmix = "cutmix"
+# What the library takes is said once, where it is used.
+Keep = StrEnum("Keep", schedules.KEEP)
+KeepEpoch = StrEnum("KeepEpoch", adaptation.KEEP)
+BatchNorm = StrEnum("BatchNorm", adaptation.BATCH_NORM)
+Balance = StrEnum("Balance", BALANCES)
+Cache = StrEnum("Cache", CACHES)
+Engine = StrEnum("Engine", ENGINE_NAMES)
+Task = StrEnum("Task", FOLDER_TASKS)
+Policy = StrEnum("Policy", POLICIES)
+MixKind = StrEnum("MixKind", MIXES)
+Distribute = StrEnum("Distribute", environment.CHOICES)
+Scaling = StrEnum("Scaling", SCALINGS)
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -122,7 +79,6 @@ PolicyOption = Annotated[
 ValOption = Annotated[
     Path | None, typer.Option(help="Folder of validation pictures, VAL/<class>/.")
 ]
-ValSplit = Annotated[float | None, typer.Option(help="Share taken for validation. [0.2]")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

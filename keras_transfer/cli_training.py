@@ -102,11 +102,11 @@ def train(
 ):
     """Train a model on a folder of labelled pictures."""
     from keras_transfer import cli_distributing
-    from keras_transfer.advisor import SHORTLIST
     from keras_transfer.choices import check_overrides
     from keras_transfer.data import open_data, require_source
     from keras_transfer.features import check_engine
     from keras_transfer.recipes import AUTO, resolve_schedule
+    from keras_transfer.shortlist import SHORTLIST
 
     settings = settings_of(
         config,

@@ -36,6 +36,20 @@ def log_to(path) -> None:
 
 
 @contextmanager
+def quiet_tensorflow():
+    """TensorFlow's notes and warnings of saving and tracing are not shown inside; errors are."""
+    import tensorflow as tf
+
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
 def silence():
     """Nothing is said inside: for many trainings of which only the outcome is shown."""
     global _silent

@@ -2,7 +2,7 @@
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from keras_transfer.data.targets import count, joined, map_labels
 from keras_transfer.evaluation.intervals import wilson_interval

@@ -10,7 +10,7 @@ import time
 import keras
 import numpy as np
 from keras.src.random.seed_generator import global_seed_generator  # no public name
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from keras_transfer.errors import say
 from keras_transfer.failures import Diverged, Signals

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras.src.random.seed_generator import global_seed_generator  # no public name
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from keras_transfer.builders import backbone_of
 from keras_transfer.errors import InputError

@@ -150,7 +150,7 @@ def label_regressions(
         labels: 0/1 [N, L]. A label that is the same for all pictures gets its frequency, whatever
             the picture.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     count = labels.shape[1]
     most = max(500, min(_MOST_FOR_CHOOSING, 4 * _MOST_FOR_CHOOSING // count))

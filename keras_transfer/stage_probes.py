@@ -375,7 +375,7 @@ def _probe_all(features, labels, folds, seed):
     import joblib
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     splits = stratified_folds(labels, folds, seed)
     # Side by side, each on one core: see `solvers.logistic_regression`.

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import keras
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from keras_transfer import recipes
 from keras_transfer.backbones import BACKBONES

@@ -260,7 +260,7 @@ def table(rows: list[dict], task: str) -> str:
     ]
     for method, found in mine.items():
         shares = gap_shares(mine, method)
-        cells = [method, _percent(found, "target")]
+        cells = [f"`{method}`", _percent(found, "target")]
         cells.append("" if not shares or method in BOUNDS else _mean_spread(shares, " %"))
         chosen = ("selected", "oracle") if method != BOUNDS[1] else ()
         cells += [_percent(found, key) for key in chosen] or ["", ""]
@@ -278,10 +278,10 @@ def summary(rows: list[dict]) -> str:
         "|---" * (1 + len(found)) + "|",
     ]
     for method in (BOUNDS[0], *METHODS, BOUNDS[1]):
-        cells = [method]
+        cells = [f"`{method}`"]
         for mine in found.values():
             shares = gap_shares(mine, method) if method in mine and method not in BOUNDS else []
-            share = f" ({np.mean(shares):.0f} %)" if shares else ""
+            share = f", {np.mean(shares):.0f} %" if shares else ""
             cells.append(_percent(mine[method], "target") + share if method in mine else "–")
         if any(cell != "–" for cell in cells[1:]):
             lines.append(f"| {' | '.join(cells)} |")
@@ -321,8 +321,8 @@ def _percent(found, key):
 def _mean_spread(values, unit=""):
     if not values:
         return "–"
-    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread}{unit}"
+    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else " (1 seed)"
+    return f"{np.mean(values):.1f}{unit}{spread}"
 
 
 def _shown_seeds(mine):

@@ -360,8 +360,8 @@ TASKS = {
     task.name: task
     for task in (
         DomainTask("mnistm", "MNIST → MNIST-M-like", mnist_to_mnistm, epochs=60, **SMALL),
-        DomainTask("mnist_digits", "MNIST → digits", mnist_to_digits, epochs=10, **SMALL),
-        DomainTask("digits_mnist", "digits → MNIST", digits_to_mnist, epochs=10, **SMALL),
+        DomainTask("mnist_digits", "MNIST → digits", mnist_to_digits, epochs=4, **SMALL),
+        DomainTask("digits_mnist", "digits → MNIST", digits_to_mnist, epochs=4, **SMALL),
         DomainTask(
             "hands",
             "sign digits → by lamplight",

@@ -1,71 +1,192 @@
-"""Every export format of one run: size, speed, and whether it answers as the Keras model does.
+"""Every export format of a model: size, speed, and whether it answers as the Keras model does.
 
-    python scripts/export_formats.py DATA                    # mobilenet_v2_0.35, ImageNet weights
-    python scripts/export_formats.py DATA --families         # one backbone a family, random weights
+    python scripts/export_formats.py DATA [--backbones NAME …] [--weights imagenet|none] [--families]
+                 [--image-size N] [--per-class N] [--val-split SHARE] [--formats litert …]
+                 [--rows FILE.csv] [--table] [--into FILE.md]
 
 DATA is a folder of class folders. A head is fitted on features computed once, the model is exported in
-each format, in int8 where there is one (ranges measured on 200 training pictures), and asked for up to
-300 validation pictures. Prints Markdown. Speed is of prepared pictures, 32 at a time (LiteRT: one), the
+each format, in int8 where there is one (ranges measured on 200 training pictures, any loss allowed), and
+asked for up to 300 validation pictures. Speed is of prepared pictures, 32 at a time (LiteRT: one), the
 best of three rounds; a SavedModel also scales them.
+
+Without ImageNet weights the network is a `random_twin`: with what its BatchNorms are initialised to, the
+answers would be nearly constant, and equal whatever the format. `--families` takes one such backbone of
+each family. A row is written after each format, so that an interrupted run goes on; every backbone has a
+process of its own. The tables, in Markdown, are printed at the end (`--table`: at once), or stand
+`--into` a file from then on, between its lines `<!-- measured -->` and `<!-- end -->`.
 """
 
 import argparse
+import csv
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
-import tensorflow as tf
-
 from keras_transfer.backbones import BACKBONES
-from keras_transfer.builders import build_model
-from keras_transfer.data import from_directory
-from keras_transfer.export import check_format, export_run, open_export
-from keras_transfer.heads import head_for
-from keras_transfer.training import Trainer
 
-KINDS = [("saved_model", False)]
-KINDS += [(name, int8) for name in ("litert", "onnx", "openvino") for int8 in (False, True)]
-# The smallest of each family.
+KINDS = {"saved_model": ("saved_model", False)}
+for _name in ("litert", "onnx", "openvino"):
+    KINDS |= {_name: (_name, False), f"{_name}_int8": (_name, True)}
+TITLES = {
+    "keras": "Keras, `predict_on_batch`",
+    "saved_model": "SavedModel",
+    "litert": "LiteRT",
+    "litert_int8": "LiteRT, int8",
+    "onnx": "ONNX",
+    "onnx_int8": "ONNX, int8",
+    "openvino": "OpenVINO",
+    "openvino_int8": "OpenVINO, int8",
+}
+# The smallest of each module of keras.applications; of MobileNetV3 the smallest that has its
+# hard-swish and squeeze-and-excite, which the minimalistic ones leave out.
 FAMILIES = {}
 for _spec in sorted(BACKBONES.values(), key=lambda spec: spec.parameters):
-    FAMILIES.setdefault(_spec.module, _spec.name)
+    if "minimalistic" not in _spec.name:
+        FAMILIES.setdefault(_spec.module, _spec.name)
+KEYS = ("backbone", "weights", "image_size", "format")
+# `accuracy` and `answers` (how many different ones it gave) are the Keras model's, on the same pictures.
+NUMBERS = ("mb", "pictures_per_s", "agreement", "lost", "difference", "accuracy", "answers")
+PICTURES, EXAMPLES = 300, 200  # that `export_run` takes as well
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+FIELDS = (*KEYS, *NUMBERS, "refused")
 
 
-def measured(backbone, weights, data, size, kinds, folder):
-    """Yields (format, megabytes, pictures a second, same answer, accuracy lost, largest difference)."""
+# -- measuring ----------------------------------------------------------------------------------------
+
+
+def measure(options, backbone, wanted, write):
+    """Writes a row of each wanted format of one backbone."""
+    import keras
+
+    from keras_transfer.data import from_directory
+    from keras_transfer.heads import head_for
+    from keras_transfer.training import Trainer
+
     keras.utils.set_random_seed(0)
-    model = build_model(backbone, head_for(data), image_size=size, weights=weights)
-    trainer = Trainer(model, "feature_extraction", augment="none", cache="memory")
-    kept = {"data": data.root, "backbone": backbone, "weights": weights or "none"}
-    run = trainer.fit(data, folder / "run", config=kept)
-    batch = next(iter(data.batches("val", image_size=size, batch_size=32)))[0].numpy()
-    yield "Keras, `predict_on_batch`", None, speed(model.predict_on_batch, batch), None, None, None
-    for format, int8 in kinds:
-        name = f"{format}{', int8' if int8 else ''}"
+    folder = Path(tempfile.mkdtemp())
+    try:
+        pictures = options.data
+        if options.per_class:
+            pictures = folder / "pictures"
+            for kind in sorted(path for path in options.data.iterdir() if path.is_dir()):
+                (pictures / kind.name).mkdir(parents=True)
+                for picture in sorted(kind.iterdir())[: options.per_class]:
+                    shutil.copy(picture, pictures / kind.name)
+        data = from_directory(pictures, val_split=options.val_split, seed=0, progress=False)
+        model = network(backbone, head_for(data), data, options, folder)
+        trainer = Trainer(model, "feature_extraction", augment="none", cache="memory")
+        kept = {"data": data.root, "backbone": backbone, "weights": options.weights}
+        run = trainer.fit(data, folder / "run", config=kept)
+        stream = data.batches("val", image_size=model.input_shape[1], batch_size=32)
+        batch = next(iter(stream))[0].numpy()
+        measuring = Measuring(run, run.model, data, batch, folder)
+        for name in wanted:
+            row = measuring.row(name)
+            write({**dict.fromkeys((*NUMBERS, "refused"), ""), "format": name, **row})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def network(backbone, head, data, options, folder):
+    """The model with its head: ImageNet weights, or random ones that are made for the pictures."""
+    import keras
+
+    from keras_transfer.builders import build_backbone, build_model
+    from keras_transfer.features.store import Store
+    from keras_transfer.random_twin import random_twin
+
+    size = image_size(options, backbone)
+    if options.weights == "imagenet":
+        return build_model(backbone, head, image_size=size, weights="imagenet")
+    initial = build_backbone(backbone, image_size=size, weights=None)
+    twin = random_twin(initial, data.examples["train"], store=Store(folder / "store"))
+    for layer in twin.layers:
+        # ConvNeXt begins with blocks that add a millionth of themselves: they could be left out.
+        if type(layer).__name__ == "LayerScale":
+            layer.gamma.assign(keras.ops.full_like(layer.gamma, 0.1))
+    return build_model(twin, head, image_size=size)
+
+
+@dataclass
+class Measuring:
+    """The formats of one run; its model is loaded and its pictures are decoded once for all of them.
+
+    Args:
+        batch: uint8 [N, S, S, 3], to measure the speed on.
+        folder: where exports may lie.
+    """
+
+    run: Any
+    model: Any
+    data: Any
+    batch: np.ndarray
+    folder: Path
+
+    def row(self, name) -> dict:
+        """The numbers of one format."""
+        if name == "keras":
+            return {"pictures_per_s": speed(self.model.predict_on_batch, self.batch)}
         try:
-            found = export_run(run, format, int8=int8, most_lost=1.0)
+            found = self.exported(name)
         except Exception as error:  # a row of the table
-            print(f"{backbone}: {name}: {error!r}", file=sys.stderr)
-            yield f"{name}: {type(error).__name__}", *[None] * 5
-            continue
-        if format == "saved_model":
-            loaded = tf.saved_model.load(str(found.path))
-            serve = loaded.signatures["serve_uint8"]
-
-            def ask(pictures, serve=serve):
-                return serve(pictures=tf.constant(pictures))["scores"].numpy()
-
-        else:
-            ask = open_export(found.path)
+            return {"refused": f"{type(error).__name__}: {error}"}
         parity = found.parity
-        same = min(parity.agreement.values())
-        yield name, found.bytes / 1e6, speed(ask, batch), same, parity.lost, parity.difference
+        return {
+            "mb": found.bytes / 1e6,
+            "pictures_per_s": speed(self.ask(found), self.batch),
+            "agreement": min(parity.agreement.values()),
+            "lost": parity.lost,
+            "difference": parity.difference,
+            "accuracy": next(iter(parity.quality.values()))[0],
+            "answers": min(parity.answers.values()),
+        }
+
+    def exported(self, name):
+        from keras_transfer.export import convert, export_run
+
+        format, int8 = KINDS[name]
+        if format == "saved_model":
+            return export_run(self.run)
+        options = dict(int8=int8, examples=self.examples.pictures) if int8 else {}
+        out = self.folder / name
+        return convert(self.model, out, format, sample=self.sample, most_lost=1.0, **options)
+
+    def ask(self, found):
+        import tensorflow as tf
+
+        from keras_transfer.export import open_export
+
+        if found.format != "saved_model":
+            return open_export(found.path)
+        loaded = tf.saved_model.load(str(found.path))  # its signatures do not keep it alive
+        serve = loaded.signatures["serve_uint8"]
+        return lambda pictures: (loaded, serve(pictures=tf.constant(pictures))["scores"].numpy())
+
+    @cached_property
+    def sample(self):
+        return self.drawn("val", PICTURES)
+
+    @cached_property
+    def examples(self):
+        return self.drawn("train", EXAMPLES)
+
+    def drawn(self, split, count):
+        from keras_transfer.export.sample import drawn
+        from keras_transfer.heads import heads_of
+
+        part = replace(self.data, examples={split: self.data.examples[split]})
+        return drawn(part, split, self.model.input_shape[1], count, heads_of(self.model))
 
 
 def speed(ask, batch) -> float:
@@ -81,50 +202,161 @@ def speed(ask, batch) -> float:
     return best
 
 
+# -- tables -------------------------------------------------------------------------------------------
+
+
 def line(*cells):
-    print(f"| {' | '.join(cells)} |", flush=True)
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*cells):
+    return [line(*cells), line(*["---"] * len(cells))]
+
+
+def tables(rows) -> str:
+    """A long table of each backbone with ImageNet weights, two wide ones of those with random weights."""
+    parts = []
+    for key in dict.fromkeys((row["backbone"], row["image_size"]) for row in rows):
+        mine = [row for row in rows if (row["backbone"], row["image_size"]) == key]
+        if mine[0]["weights"] == "imagenet":
+            parts.append(f"`{key[0]}`, ImageNet weights, {key[1]} px\n\n{long_table(mine)}")
+    others = [row for row in rows if row["weights"] == "none"]
+    if others:
+        parts += ["Random weights", wide_table(others, amount), wide_table(others, likeness)]
+    return "\n\n".join(parts)
+
+
+def long_table(rows):
+    lines = head("format", "MB", "pictures/s", "same answer", "accuracy lost", "scores apart")
+    for row in sorted(rows, key=lambda row: list(TITLES).index(row["format"])):
+        cells = [f"{float(row['mb']):.1f}"] if row["mb"] else [""]
+        cells += [f"{float(row['pictures_per_s']):.0f}"] if row["pictures_per_s"] else ["refused"]
+        if row["agreement"]:
+            cells += [
+                percent(row["agreement"]),
+                points(row["lost"]),
+                f"{float(row['difference']):.1e}",
+            ]
+        lines.append(line(TITLES[row["format"]], *cells, *[""] * (5 - len(cells))))
+    return "\n".join(lines)
+
+
+def wide_table(rows, cell):
+    """A line a backbone, a column a format."""
+    lines = head("backbone", *cell.columns)
+    for name in dict.fromkeys(row["backbone"] for row in rows):
+        mine = {row["format"]: row for row in rows if row["backbone"] == name}
+        size = next(iter(mine.values()))["image_size"]
+        lines.append(line(f"`{name}`, {size} px", *cell(mine)))
+    return "\n".join(lines)
+
+
+def amount(mine):
+    """MB and pictures/s of each format."""
+    for name in TITLES:
+        row = mine.get(name, {})
+        mb = f"{float(row['mb']):.1f} MB, " if row.get("mb") else ""
+        fast = f"{float(row['pictures_per_s']):.0f}/s" if row.get("pictures_per_s") else ""
+        yield mb + fast or ("refused" if row else "")
+
+
+def likeness(mine):
+    """The Keras model's accuracy and answers; of each format the same answers, of int8 the loss."""
+    known = next((row for row in mine.values() if row["accuracy"]), None)
+    yield f"{float(known['accuracy']):.3f}, {known['answers']}" if known else ""
+    for name in KINDS:
+        row = mine.get(name, {})
+        if not row.get("agreement"):
+            yield "refused" if row else ""
+        elif name.endswith("int8"):
+            yield f"{percent(row['agreement'])}, {points(row['lost'])}"
+        else:
+            yield percent(row["agreement"])
+
+
+amount.columns = list(TITLES.values())
+likeness.columns = ["accuracy, answers", *(TITLES[name] for name in KINDS)]
+
+
+def percent(share):
+    return f"{100 * float(share):.2f} %"
+
+
+def points(share):
+    # Nothing lost is 0, also where rounding gave it a sign.
+    return f"{100 * float(share) + 0.0:.2f}".replace("-0.00", "0.00")
+
+
+# -- the run ------------------------------------------------------------------------------------------
+
+
+def read(file):
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--backbone", default="mobilenet_v2_0.35")
-    parser.add_argument("--image-size", type=int, default=None)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2_0.35"])
+    parser.add_argument("--weights", choices=("imagenet", "none"), default="imagenet")
     parser.add_argument("--families", action="store_true", help="one of each, random weights")
-    parser.add_argument(
-        "--formats", nargs="+", default=["saved_model", "litert", "onnx", "openvino"]
-    )
-    parser.add_argument("--float", action="store_true", help="leave int8 out")
+    parser.add_argument("--image-size", type=int, help="or the least that the family takes")
+    parser.add_argument("--per-class", type=int, help="pictures of each class that are used")
+    parser.add_argument("--val-split", type=float, default=0.2)
+    parser.add_argument("--formats", nargs="+", default=list(TITLES), choices=list(TITLES))
+    parser.add_argument("--rows", type=Path, default=Path("export.csv"))
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--into", type=Path)
     options = parser.parse_args()
-    kinds = [
-        kind for kind in KINDS if kind[0] in options.formats and not (kind[1] and options.float)
-    ]
-    for name, int8 in list(kinds):
-        check_format(name, int8)
-    data = from_directory(options.data, val_split=0.2, seed=0)
-    names = list(FAMILIES.values()) if options.families else [options.backbone]
-    line("backbone", "format", "MB", "pictures/s", "same answer", "accuracy lost", "scores apart")
-    line(*["---"] * 7)
-    for backbone in names:
-        keras.backend.clear_session(free_memory=True)
-        size = options.image_size or BACKBONES[backbone].size
-        weights = None if options.families else "imagenet"
-        folder = Path(tempfile.mkdtemp())
-        try:
-            for name, mb, fast, same, lost, apart in measured(
-                backbone, weights, data, size, kinds, folder
-            ):
-                line(
-                    f"`{backbone}`, {size} px",
-                    name,
-                    "" if mb is None else f"{mb:.1f}",
-                    "" if fast is None else f"{fast:.0f}",
-                    "" if same is None else f"{100 * same:.2f} %",
-                    "" if lost is None else f"{100 * lost:+.2f} points",
-                    "" if apart is None else f"{apart:.1e}",
-                )
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    if options.families:
+        options.backbones, options.weights = list(FAMILIES.values()), "none"
+    if not options.table:
+        if options.data is None:
+            parser.error("give a folder of class folders")
+        for backbone in options.backbones:
+            run(options, backbone)
+    if options.into:
+        before, rest = options.into.read_text().split(BEGIN)
+        _, after = rest.split(END)
+        shown = f"{BEGIN}\n\n{tables(read(options.rows))}\n\n{END}"
+        options.into.write_text(before + shown + after)
+    elif options.table or len(options.backbones) > 1:
+        print(tables(read(options.rows)))
+
+
+def image_size(options, backbone):
+    spec = BACKBONES[backbone]
+    return max(options.image_size or spec.size, spec.min_size)
+
+
+def run(options, backbone):
+    """Measures what is not in the rows yet; here where it is the only backbone, else in a process."""
+    size = image_size(options, backbone)
+    key = dict(zip(KEYS, (backbone, options.weights, str(size))))
+    done = read(options.rows) if options.rows.exists() else []
+    kept = {row["format"] for row in done if key.items() <= row.items()}
+    wanted = [name for name in options.formats if name not in kept]
+    if not wanted:
+        return
+    if len(options.backbones) > 1:
+        words = [options.data, "--backbones", backbone, "--weights", options.weights]
+        words += ["--image-size", size, "--rows", options.rows, "--formats", *wanted]
+        words += ["--val-split", options.val_split]
+        words += ["--per-class", options.per_class] if options.per_class else []
+        subprocess.run([sys.executable, __file__, *map(str, words)])  # the others go on if it dies
+        return
+
+    def write(row):
+        shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+        with options.rows.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            if not file.tell():
+                writer.writeheader()
+            writer.writerow(key | shown)
+        print(*(f"{value}" for value in (key | shown).values()), flush=True)
+
+    measure(options, backbone, wanted, write)
 
 
 if __name__ == "__main__":

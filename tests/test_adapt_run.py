@@ -481,7 +481,9 @@ def test_text_is_no_markup():
     )
     assert "<a>" not in found and "<b>" not in found and "1 &lt; 2" in found
     table = page.markdown_table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x |")
-    assert "<th>a</th><th>b</th>" in table and "<td>1</td><td></td>" in table
+    assert (
+        '<th scope="col">a</th><th scope="col">b</th>' in table and "<td>1</td><td></td>" in table
+    )
 
 
 @pytest.mark.parametrize("count", [2, 12])

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from keras_transfer import advisor, timing
-from keras_transfer.advisor import SHORTLIST, Advice, advise, candidates, fallback_backbone
+from keras_transfer.advice import Advice
+from keras_transfer.advisor import advise
 from keras_transfer.backbones import BACKBONES
 from keras_transfer.builders import build_model
 from keras_transfer.choices import STRATEGIES, choose
@@ -19,6 +20,7 @@ from keras_transfer.data.targets import Target
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
+from keras_transfer.shortlist import SHORTLIST, candidates, fallback_backbone
 
 SIZE = 64
 SECONDS = {"step": 0.01, "start": 4.0}  # a picture, and to begin

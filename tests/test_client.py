@@ -10,13 +10,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import tiny_backbone, write_picture
 
 from keras_transfer import client as client_module
 from keras_transfer import evaluation, export
 from keras_transfer.builders import build_model
 from keras_transfer.client import Client, ServingError
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
 
@@ -29,7 +28,7 @@ def served(tmp_path_factory):
     pytest.importorskip("tensorflow_serving")
     folder = tmp_path_factory.mktemp("served")
     keras.utils.set_random_seed(3)
-    model = build_model(small_backbone(), Classification(["ant", "bee", "füße"]), image_size=32)
+    model = build_model(tiny_backbone(), Classification(["ant", "bee", "füße"]), image_size=32)
     export.saved_model(model, folder / "flowers" / "1")
     rng = np.random.default_rng(0)
     files = [folder / f"{i}.png" for i in range(5)]
@@ -78,7 +77,7 @@ def export_error():
 def test_features(served, wire):
     addresses, _, files = served
     found = list(Client(addresses[wire], "flowers").features(files[-2:]))
-    assert len(found[0]["features"]) == 128 and found[0]["error"] is None
+    assert len(found[0]["features"]) == 16 and found[0]["error"] is None
     assert found[1]["features"] is None and found[1]["error"]
 
 

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 
 import keras
 import numpy as np
 import pytest
-from conftest import write_colours, write_picture
+import tensorflow as tf
+from conftest import tiny_backbone, write_colours, write_picture
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,7 +20,8 @@ from keras_transfer.data import from_directory
 from keras_transfer.data.transforms import resize_and_crop
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
-from keras_transfer.export.card import _LICENCES, write_card
+from keras_transfer.export import converters, exporting
+from keras_transfer.export.card import _LICENCES, _UNCONFIRMED, write_card
 from keras_transfer.export.parity import (
     Parity,
     ParityError,
@@ -76,7 +79,7 @@ def test_scores_come_by_the_names_of_the_heads(format, pictures, tmp_path):
     keras.utils.set_random_seed(1)
     # The last name comes first in the alphabet, and the numbers of outputs are equal.
     heads = {"b": MultiLabel(["x", "y"]), "a": Classification(["p", "q"]), "c": Regression(["u"])}
-    model = build_model(small_backbone(), heads, image_size=32)
+    model = build_model(tiny_backbone(), heads, image_size=32)
     temperatures = {"a": 0.5, "b": 2.0}
     exported = export.convert(model, tmp_path / "1", format, temperatures=temperatures)
     assert exported.parity.of == "noise" and min(exported.parity.agreement.values()) >= 0.99
@@ -100,18 +103,18 @@ def test_scores_come_by_the_names_of_the_heads(format, pictures, tmp_path):
 
 def test_a_model_of_half_precision_is_exported_in_float32(pictures, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = build_model(small_backbone(), Classification("ab"), image_size=32)
+    model = build_model(tiny_backbone(), Classification("ab"), image_size=32)
     export.convert(model, tmp_path / "1", "litert")
     got = export.open_export(tmp_path / "1")(pictures)["scores"]
     exact = build_in_float32(model)
     logits = np.asarray(exact(pictures), "float64")
     np.testing.assert_allclose(got, np.exp(logits) / np.exp(logits).sum(1)[:, None], atol=1e-5)
-    assert model.get_layer("small_resnet").compute_dtype == "bfloat16"  # it was not touched
+    assert model.get_layer("tiny").compute_dtype == "bfloat16"  # it was not touched
 
 
 def build_in_float32(model):
     keras.config.set_dtype_policy("float32")
-    exact = build_model(small_backbone(), Classification("ab"), image_size=32)
+    exact = build_model(tiny_backbone(), Classification("ab"), image_size=32)
     exact.set_weights(model.get_weights())
     return exact
 
@@ -130,8 +133,17 @@ def test_int8_of_a_run_is_small_and_as_good(format, run, converted, tmp_path):
     assert f"{format}, int8, {small.bytes / 1e6:.1f} MB" in text and small.parity.text() in text
 
 
-def test_int8_that_loses_too_much_is_refused(run, tmp_path):
+def test_int8_that_loses_too_much_is_refused(run, tmp_path, monkeypatch):
     """Ranges measured on black pictures fit no other."""
+    write, written = exporting.write_converted, tmp_path / "written"
+
+    def write_once(answers, folder, *options):
+        if not written.exists():
+            written.mkdir()
+            write(answers, written, *options)
+        shutil.copytree(written, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(exporting, "write_converted", write_once)
     data = from_directory(run.config["data"], progress=False)
     batch, labels = next(iter(data.batches("val", image_size=32, batch_size=32)))
     sample = Sample("val", np.asarray(batch), {"output": np.asarray(labels)})
@@ -139,7 +151,7 @@ def test_int8_that_loses_too_much_is_refused(run, tmp_path):
     options = dict(int8=True, examples=black, sample=sample)
     with pytest.raises(InputError, match=r"int8 loses \d+\.\d points, more than 2: .*--max-loss"):
         export.convert(run.model, tmp_path / "1", "litert", **options)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [written]
     kept = export.convert(run.model, tmp_path / "1", "litert", **options, most_lost=1.0)
     assert kept.parity.lost > 0.02
 
@@ -167,6 +179,38 @@ def test_int8_folds_batch_norm_into_depthwise_convolutions(tmp_path):
     assert found.parity.agreement["output"] >= 0.9
 
 
+def test_onnx_takes_what_convnext_is_made_of(pictures, tmp_path):
+    """A grouped convolution, which Keras has compiled by XLA, and the exact GELU, made of Erfc."""
+    pytest.importorskip("tf2onnx")
+    keras.utils.set_random_seed(4)
+    layers = keras.layers
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = layers.Activation("gelu")(layers.Conv2D(8, 4, strides=4)(x))
+    x = layers.LayerNormalization(epsilon=1e-6)(layers.Conv2D(8, 3, groups=8)(x))
+    backbone = Backbone(inputs, layers.GlobalAveragePooling2D()(x), name="grouped")
+    model = build_model(backbone, Classification("abc"), image_size=32)
+    export.convert(model, tmp_path / "1", "onnx")
+    logits = np.asarray(model(pictures), "float64")
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    got = export.open_export(tmp_path / "1")(pictures)["scores"]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert not tf.config.functions_run_eagerly()
+
+
+def test_what_a_format_has_no_operation_for_is_said(run, tmp_path, monkeypatch):
+    def refuse(answers, folder, examples):
+        raise RuntimeError("no kernel for Foo\nin the graph")
+
+    monkeypatch.setitem(converters._WRITERS, "litert", refuse)
+    with pytest.raises(InputError, match=r"as litert: no kernel for Foo\. Nothing .* openvino\)"):
+        export.convert(run.model, tmp_path / "1", "litert")
+    examples = np.zeros((2, 32, 32, 3), "uint8")
+    with pytest.raises(InputError, match=r"litert in int8: .* Export it without int8, or in"):
+        export.convert(run.model, tmp_path / "1", "litert", int8=True, examples=examples)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Unknown format 'caffe': give one of saved_model, litert"):
         export.export_run(run, "caffe")
@@ -188,20 +232,20 @@ def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, monkeypatch):
 # -- a run --------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_exported_with_calibration_and_card(run, tmp_path):
+def test_a_run_is_exported_with_calibration_and_card(run, converted):
     found = {"split": "val", "pictures": 9, "tta": None, "heads": {"output": {"temperature": 3.0}}}
     try:
         run.write_calibration(found)
         first = export.export_run(run, "litert")
         assert first.path == run.path / "export" / "litert" / "1"
         run.write_calibration({**found, "tta": "mirror"})
-        second = export.export_run(run, "litert")
-        assert second.path == run.path / "export" / "litert" / "2"
+        assert exporting.temperatures_of(run) == {}
+        assert run.next_export("litert", False) == run.path / "export" / "litert" / "2"
     finally:
         (run.path / "calibration.json").unlink()
     pictures = np.full((1, 32, 32, 3), (200, 120, 40), "uint8")
     logits = np.asarray(run.model(pictures), "float64")
-    for path, temperature in ((first.path, 3.0), (second.path, 1.0)):
+    for path, temperature in ((first.path, 3.0), (converted.path, 1.0)):
         e = np.exp((logits - logits.max()) / temperature)
         got = export.open_export(path)(pictures)["scores"]
         np.testing.assert_allclose(got, e / e.sum(), atol=1e-4)
@@ -218,7 +262,7 @@ def test_a_run_is_exported_with_calibration_and_card(run, tmp_path):
     ):
         assert said in card, said
     assert str(run.path.parent) not in card
-    assert "not calibrated" in (second.path / "README.md").read_text()
+    assert "not calibrated" in (converted.path / "README.md").read_text()
 
 
 def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monkeypatch):
@@ -235,9 +279,16 @@ def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monk
     assert "released under the Apache License 2.0 (tensorflow/models)" in card
     assert "7 pictures of test." in card and "| u | 0.2500 |" in card
 
+    monkeypatch.setattr(type(run), "config", {**config, "backbone": "convnext_tiny"})
+    write_card(tmp_path, run, run.model, converted, {})
+    card = (tmp_path / "README.md").read_text()
+    assert "ported from facebookresearch/ConvNeXt, a repository under the MIT License" in card
+    assert "not confirmed that the weights" in card
+
 
 def test_every_backbone_has_a_licence():
-    assert {spec.module for spec in BACKBONES.values()} == set(_LICENCES)
+    assert {spec.module for spec in BACKBONES.values()} == _LICENCES.keys() | _UNCONFIRMED.keys()
+    assert not _LICENCES.keys() & _UNCONFIRMED.keys()
 
 
 def test_the_cards_own_code_prepares_pictures_as_training_does(converted, tmp_path, rng):
@@ -255,7 +306,7 @@ def test_the_cards_own_code_prepares_pictures_as_training_does(converted, tmp_pa
     assert got.shape == (32, 32, 3) and abs(got - expected).max() <= 1
 
 
-def test_a_saved_model_of_a_run_is_compared_on_its_files(run, tmp_path):
+def test_a_saved_model_of_a_run_is_compared_on_its_files(tmp_path):
     """Of a file that TensorFlow would read wrongly the row is left out, and counted."""
     colours = tmp_path / "colours"
     write_colours(colours)
@@ -263,7 +314,7 @@ def test_a_saved_model_of_a_run_is_compared_on_its_files(run, tmp_path):
         Image.open(picture).quantize(16).save(picture.with_suffix(".bmp"))
         picture.unlink()
     data = from_directory(colours, progress=False)
-    model = run.model
+    model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
     again = Trainer(model, "feature_extraction", augment="none", cache="memory").fit(
         data, tmp_path / "run", config={"data": str(colours)}
     )
@@ -278,7 +329,11 @@ def test_a_saved_model_of_a_run_is_compared_on_its_files(run, tmp_path):
 
 
 def test_where_the_pictures_are_gone(run, tmp_path, monkeypatch, capsys):
+    data = from_directory(run.config["data"], progress=False)
     monkeypatch.setattr(type(run), "config", {**run.config, "data": str(tmp_path / "gone")})
+    given = export.export_run(run, "litert", out=tmp_path / "0", data=data)
+    assert (given.parity.of, given.parity.pictures) == ("val", len(data.examples["val"]))
+    assert given.parity.labelled
     found = export.export_run(run, "litert", out=tmp_path / "1")
     assert found.parity.of == "noise" and not found.parity.labelled
     assert "compared on noise" in capsys.readouterr().err
@@ -338,6 +393,9 @@ def test_parity_by_hand():
     assert found.quality["c"] == pytest.approx((1.0, 1 - (0.1 + 0.04) / 4 / 5))
     assert found.lost == 0.25 and found.difference == pytest.approx(0.45)
     assert found.text().startswith("same answer for 75.00 %, accuracy 0.7500 → 0.5000")
+    assert found.answers == {"a": 2, "b": 2, "c": 2} and "one answer" not in found.text()
+    constant = {**EXPECTED, "a": np.tile([0.9, 0.1], (4, 1))}
+    assert "all of them one answer" in compare(HEADS, constant, got, labels, of="val").text()
 
     # Without labels the Keras model's answers stand for them; rows that were not answered are out.
     answered = np.array([False, True, True, True])
@@ -349,7 +407,9 @@ def test_parity_by_hand():
 def test_what_is_refused():
     def parity(agreement, difference, lost=0.0):
         quality = {"a": (0.9, 0.9 - lost), "b": (0.5, 0.7)}
-        return Parity(300, "val", 0, True, {"a": 1.0, "b": agreement}, difference, quality)
+        return Parity(
+            300, "val", 0, True, {"a": 1.0, "b": agreement}, difference, quality, {"a": 2}
+        )
 
     require_parity(parity(0.99, 0.3), "onnx")
     require_parity(parity(0.9, 1e-4), "onnx")  # ties

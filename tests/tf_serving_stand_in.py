@@ -7,7 +7,6 @@ model `flaky` is the same one, away for its first two requests on each wire; `sl
 """
 
 import base64
-import importlib.machinery
 import json
 import re
 import sys
@@ -16,19 +15,12 @@ from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import without_keras  # noqa: F401 (before TensorFlow)
 
-class Finder(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        hidden = name.split(".")[0] in ("keras", "keras_transfer")
-        return None if hidden else super().find_spec(name, path, target)
-
-
-sys.meta_path = [Finder if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
-
-import grpc  # noqa: E402
-import tensorflow as tf  # noqa: E402
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc  # noqa: E402
+# isort: split
+import grpc
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 folder, name = sys.argv[1:]
 version = max((p for p in Path(folder).iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))

@@ -35,6 +35,7 @@ _NAMES = {
     "adapt": "easy",
     "apply_adabn": "adabn",
     "default_phase": "easy",
+    "feature_map": "report",
     "feature_models": "network",
     "losses": None,
 }

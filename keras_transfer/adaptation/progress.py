@@ -6,7 +6,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from keras_transfer.adaptation import BATCH_NORM, KEEP, check_methods
-from keras_transfer.advisor import fallback_backbone
 from keras_transfer.backbones import check_backbone, find_spec, is_source_model
 from keras_transfer.data import (
     ImageData,
@@ -22,6 +21,7 @@ from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Interrupted, Signals, explained
 from keras_transfer.recipes import AUTO, default_epochs
 from keras_transfer.runs import Run, check_out
+from keras_transfer.shortlist import fallback_backbone
 
 BOTTLENECK = 256
 

@@ -10,14 +10,14 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from keras_transfer.backbones import check_backbone
 from keras_transfer.comparison.curves import Curve, read_curve
 from keras_transfer.comparison.result import AtSize, Comparison
 from keras_transfer.data import ImageData, plain_augmentation
 from keras_transfer.data.report import find_twins
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError, quiet_tensorflow, say
 from keras_transfer.failures import Interrupted
 from keras_transfer.recipes import DEFAULT, RECIPES, resolve_schedule
 from keras_transfer.runs import Run, write_text
@@ -328,16 +328,8 @@ class Experiment:
 @contextmanager
 def _said_into(file):
     """What the trainer says of each epoch would bury the bar; TensorFlow warns of every new model."""
-    import tensorflow as tf
-
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        with file.open("a", encoding="utf-8") as log, redirect_stderr(log):
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet_tensorflow(), file.open("a", encoding="utf-8") as log, redirect_stderr(log):
+        yield
 
 
 def draw_pictures(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:

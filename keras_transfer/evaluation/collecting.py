@@ -1,7 +1,7 @@
 """Labels and raw outputs of a split, from one pass over its pictures."""
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import ImageData

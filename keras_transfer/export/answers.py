@@ -1,9 +1,11 @@
 """What an export answers: pictures in, scores out, with the temperature of the calibration."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from keras_transfer.heads import Head, by_head, heads_of
 
@@ -55,6 +57,22 @@ def _layers(model):
     yield model
     for layer in model.layers:
         yield from _layers(layer) if isinstance(layer, keras.Model) else [layer]
+
+
+@contextmanager
+def inlined() -> Iterator[None]:
+    """Functions within one that is traced here become part of its graph, those for XLA too.
+
+    Keras has a grouped convolution (ConvNeXt) compiled by XLA, for what its gradient needs. TF Serving
+    refuses that on CPUs unless it is told otherwise, tf2onnx does not know it, and TensorFlow's own
+    convolution is the faster one.
+    """
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def write_labels(folder: Path, heads: Mapping[str, Head]) -> None:

@@ -20,7 +20,7 @@ _NAMES = 50  # classes that are written out
 
 _APACHE, _MIT, _BSD = "Apache License 2.0", "MIT License", "BSD License"
 # Module of keras.applications -> under which licence the weights were released, and by whom: what
-# Keras's documentation says of each, and for the last four the repositories they were ported from.
+# Keras's own documentation (keras.io/applications, of Keras 2) says of each family.
 _LICENCES = {
     "vgg16": ("Creative Commons Attribution 4.0", "VGG, University of Oxford"),
     "vgg19": ("Creative Commons Attribution 4.0", "VGG, University of Oxford"),
@@ -33,6 +33,11 @@ _LICENCES = {
     "mobilenet_v2": (_APACHE, "tensorflow/models"),
     "nasnet": (_APACHE, "tensorflow/models"),
     "densenet": ("BSD 3-Clause License", "liuzhuang13/DenseNet"),
+}
+# Of later families Keras says nothing: the licence of the repository that they were ported from, which
+# may or may not be that of the weights (of EfficientNet's it was asked in tensorflow/models, issue
+# 13579, which has no answer).
+_UNCONFIRMED = {
     "mobilenet_v3": (_APACHE, "tensorflow/models"),
     "efficientnet": (_APACHE, "tensorflow/tpu"),
     "efficientnet_v2": (_APACHE, "google/automl"),
@@ -208,15 +213,23 @@ def _licence(config, model):
     weights, name = config.get("weights"), config.get("backbone") or backbone_of(model).name
     if weights == "none":
         return "No pretrained weights went into it. Your own pictures have their own terms."
-    if weights in ("imagenet", None) and name in BACKBONES:
-        licence, by = _LICENCES[BACKBONES[name].module]
-        said = "" if weights else " if it began with those of Keras"
+    if weights not in ("imagenet", None) or name not in BACKBONES:
         return (
-            f"The ImageNet weights that it began with were released under the {licence} ({by})"
-            f"{said}. ImageNet's\npictures are for non-commercial research and teaching; whether that "
-            "bears on weights is for your\nlawyers to say. Your own pictures have their own terms."
+            "It began with weights that keras_transfer does not know: ask those who made them for "
+            "their terms."
+        )
+    module, said = BACKBONES[name].module, "" if weights else " if it began with those of Keras"
+    if module in _LICENCES:
+        licence, by = _LICENCES[module]
+        terms = f"The ImageNet weights that it began with were released under the {licence} ({by}){said}."
+    else:
+        licence, by = _UNCONFIRMED[module]
+        terms = (
+            f"The ImageNet weights that it began with were ported from {by}{said}, a repository under "
+            f"the {licence}. It is not confirmed that the weights are under it too: Keras says "
+            "nothing of it. Ask there before you pass them on."
         )
     return (
-        "It began with weights that keras_transfer does not know: ask those who made them for their "
-        "terms."
+        f"{terms} ImageNet's\npictures are for non-commercial research and teaching; whether that "
+        "bears on weights is for your\nlawyers to say. Your own pictures have their own terms."
     )

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.errors import InputError
+from keras_transfer.export.answers import inlined
 
 Ask = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -88,16 +89,36 @@ def _write_onnx(answers, folder, examples):
     import onnx
 
     file = folder / "model.onnx"
-    with warnings.catch_warnings():
+    _teach_erfc()
+    with _quiet(), warnings.catch_warnings(), inlined():
         warnings.simplefilter("ignore", FutureWarning)  # Keras mends tf2onnx for NumPy 2
         answers.export(
             str(file), format="onnx", verbose=False, input_signature=_signature(answers, None)
         )
     model = onnx.load(str(file))
     _name_onnx(model.graph, sorted(answers.output))
+    onnx.checker.check_model(model)  # tf2onnx only logs what it has no operation for
     onnx.save(model, str(file))
     if examples is not None:
         _quantize_onnx(file, examples)
+
+
+def _teach_erfc():
+    """tf2onnx 1.17 has no Erfc, which TensorFlow's GELU is made of (ConvNeXt); it has Erf."""
+    from tf2onnx.handler import tf_op
+    from tf2onnx.utils import make_name
+
+    @tf_op("Erfc")
+    class Erfc:
+        @classmethod
+        def version_9(cls, graph, node, **kwargs):
+            (output,) = node.output
+            kind = dict(shapes=[graph.get_shape(output)], dtypes=[graph.get_dtype(output)])
+            one = graph.make_const(make_name("one"), np.array(1, "float32"))
+            erf = graph.make_node("Erf", node.input, **kind)
+            graph.remove_node(node.name)
+            inputs = [one.output[0], erf.output[0]]
+            graph.make_node("Sub", inputs, name=node.name, outputs=[output], **kind)
 
 
 def _name_onnx(graph, names):
@@ -213,8 +234,22 @@ def write_converted(
         answers: of `answers.answering`, in float32.
         format: one of `CONVERTED`.
         examples: pictures that show which values occur, uint8 [N, S, S, 3], for int8; None for float32.
+
+    Raises:
+        InputError: the format has no operation for something in the model.
     """
-    _WRITERS[format](answers, folder, examples)
+    try:
+        _WRITERS[format](answers, folder, examples)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of many types, from four libraries
+        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        others = ", ".join(other for other in ("saved_model", *CONVERTED) if other != format)
+        alone = "without int8, or " if examples is not None else ""
+        raise InputError(
+            f"The model cannot be exported as {format}{' in int8' * bool(alone)}: {why[:300]}. "
+            f"Nothing was exported. Export it {alone}in another format ({others})."
+        ) from error
 
 
 def open_export(folder) -> Ask:

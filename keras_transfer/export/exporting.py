@@ -1,13 +1,14 @@
 """The functions to export with: a model, or a run with all that is known of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_transfer.data.opening import open_labelled
+from keras_transfer.data.sources import ImageData
 from keras_transfer.data.targets import described
 from keras_transfer.errors import InputError, say
 from keras_transfer.evaluation.calibrating import Calibration
@@ -191,7 +192,8 @@ def export_run(
         format, int8, most_lost: see `saved_model` and `convert`.
         out: by default the next version of `RUN/export/` (of other formats `RUN/export/FORMAT/`, of
             int8 `RUN/export/FORMAT_int8/`).
-        data: the labelled pictures of the run, where they lie elsewhere now.
+        data: the labelled pictures of the run, where they lie elsewhere now, or as `ImageData`. A run
+            that was trained from Python does not know where they lie.
 
     Returns:
         What was exported; `README.md` beside the model is its card.
@@ -208,7 +210,7 @@ def export_run(
         if sample is None:
             say(f"the validation pictures of {run.path} are not there: it is compared on noise")
         if format == "saved_model":
-            _write_checked(model, folder, temperatures)
+            _write_checked(model, folder, temperatures, sample and sample.pictures[:2])
             parity = _parity_on_files(model, folder, temperatures, sample)
         else:
             examples = None
@@ -243,6 +245,12 @@ def temperatures_of(run) -> dict[str, float]:
 
 def _drawn(run, given, split, size, count, heads) -> Sample | None:
     """Pictures of a split; None where the run's own data are gone, or are of a kind without files."""
+    if isinstance(given, ImageData):
+        if split not in given.examples:
+            return None
+        return drawn(
+            replace(given, examples={split: given.examples[split]}), split, size, count, list(heads)
+        )
     config, wanted = run.config, split
     source = given if given is not None else config.get("data")
     if given is None and split == "val" and config.get("val"):

@@ -33,6 +33,8 @@ class Parity:
         difference: the largest difference of two scores.
         quality: name of each head → (the Keras model's, the exported one's): accuracy; of labels the
             share of right ones; of numbers 1 − mean absolute error over standard deviation.
+        answers: name of each head → how many different decisions the Keras model made: where it always
+            gives the same one, so does an export that sees nothing.
     """
 
     pictures: int
@@ -42,6 +44,7 @@ class Parity:
     agreement: dict[str, float]
     difference: float
     quality: dict[str, tuple[float, float]]
+    answers: dict[str, int]
 
     @property
     def lost(self) -> float:
@@ -54,6 +57,8 @@ class Parity:
         if self.labelled:
             accuracy = ", ".join(f"{a:.4f} → {b:.4f}" for a, b in self.quality.values())
             answers += f", accuracy {accuracy}"
+        if min(self.answers.values()) == 1:
+            answers += " (the Keras model gives all of them one answer, which says little)"
         refused = f", {self.refused} of them cannot be read" if self.refused else ""
         return (
             f"{answers}, scores apart by at most {self.difference:.2g} "
@@ -81,13 +86,14 @@ def compare(
     rows = np.ones(count, bool) if answered is None else answered
     if not rows.any():
         raise ParityError(f"The exported model could read none of {count} pictures of {of}.")
-    agreement, quality, difference = {}, {}, 0.0
+    agreement, quality, answers, difference = {}, {}, {}, 0.0
     for name, head in heads.items():
         before, after = (np.asarray(x[name], "float64")[rows] for x in (expected, got))
         if not np.isfinite(after).all():
             raise ParityError(f"The exported model gives no finite numbers for pictures of {of}.")
         difference = max(difference, float(np.abs(before - after).max(initial=0)))
         decisions = _DECISIONS[head.task](before)
+        answers[name] = len(np.unique(decisions, axis=0))
         truth = decisions if labels is None else np.asarray(labels[name])[rows]
         if head.task == "regression":
             spread = truth.std(axis=0)
@@ -100,7 +106,8 @@ def compare(
             other = _DECISIONS[head.task](after)
             agreement[name] = float((decisions == other).mean())
             quality[name] = tuple(float((x == truth).mean()) for x in (decisions, other))
-    return Parity(count, of, int((~rows).sum()), labels is not None, agreement, difference, quality)
+    refused, labelled = int((~rows).sum()), labels is not None
+    return Parity(count, of, refused, labelled, agreement, difference, quality, answers)
 
 
 _DECISIONS = {

@@ -43,7 +43,7 @@ def drawn(data: ImageData, of: str, size: int, count: int, heads) -> Sample:
     labels = examples.labels
     labels = labels if isinstance(labels, dict) else dict.fromkeys(heads, labels)
     files = tuple(examples.names)
-    return Sample(of, pictures, labels, files if all(map(_is_file, files)) else None)
+    return Sample(of, pictures, labels, files if all(Path(f).is_file() for f in files) else None)
 
 
 def noise(size: int, count: int = 32, seed: int = 0) -> Sample:
@@ -52,7 +52,3 @@ def noise(size: int, count: int = 32, seed: int = 0) -> Sample:
     coarse = rng.uniform(0, 255, (count, 8, 8, 3)).repeat(-(-size // 8), 1).repeat(-(-size // 8), 2)
     fine = coarse[:, :size, :size] + rng.normal(0, 20, (count, size, size, 3))
     return Sample("noise", np.clip(fine, 0, 255).astype("uint8"))
-
-
-def _is_file(name):
-    return Path(name).is_file()

@@ -9,6 +9,7 @@ import importlib.util
 from keras_transfer.errors import InputError
 
 ENGINE_NAMES = ("auto", "keras", "openvino")
+CACHES = ("auto", "off", "memory", "disk")
 
 
 def check_engine(name: str) -> None:

@@ -6,12 +6,12 @@ from keras_transfer.builders import backbone_at
 from keras_transfer.data.augmentation import View, resolve_augmentation, views_of
 from keras_transfer.data.mixing import Mix
 from keras_transfer.errors import InputError
+from keras_transfer.features import CACHES
 from keras_transfer.features.prefix import prefix_of, stage_costs
 from keras_transfer.features.store import DTYPES, Store, shown_bytes
 from keras_transfer.machine import free_memory
 from keras_transfer.plans import PlannedPhase
 
-CACHES = ("auto", "off", "memory", "disk")
 _MOST_VIEWS = 4
 _LEAST_GAIN = 1.2
 # An inference graph against the forward part of a training step, measured: 0.4 to 0.5

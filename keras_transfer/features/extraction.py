@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import Examples

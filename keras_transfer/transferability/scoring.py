@@ -1,7 +1,7 @@
 """All scores of features on labels, with the verdict whether there is a signal at all."""
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from keras_transfer.errors import InputError
 from keras_transfer.transferability.formulas import LEEP, NCE, HScore, LogME, Neighbours

@@ -1,0 +1,154 @@
+"""Executes the notebooks from start to end, and writes their outputs into them.
+
+python scripts/run_notebooks.py                         all of them; exit code 1 where one fails
+python scripts/run_notebooks.py --write 02_freezing     the named ones, and keep what came out
+
+Each runs in a kernel and an empty folder of its own, with an empty cache. The pictures of
+`KERAS_TRANSFER_DATA` are seen as `data/` there, so that no path of this machine gets into an output.
+"""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from keras_transfer.runs import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+REPOSITORY = "https://github.com/keras-transfer/keras_transfer"
+PARAMETERS = "parameters"  # tag of the cell whose numbers may be replaced
+# What TensorFlow 2.21 writes when it is imported, with process and time, whatever its log level.
+_NATIVE = re.compile(r"^(?:WARNING: All log messages before absl|[IWEF]\d{4} ).*\n?", re.M)
+
+
+class NotebookError(Exception):
+    """A cell failed; the message names notebook, cell and error."""
+
+
+def notebooks() -> list[Path]:
+    """All of them, in the order they are read in."""
+    return sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def execute(path: Path, parameters: dict | None = None, timeout: int = 1800):
+    """Runs a notebook; the file stays as it is.
+
+    Args:
+        path: of the notebook.
+        parameters: name → value, set after the cell tagged `parameters`.
+        timeout: seconds that a cell may take.
+
+    Returns:
+        The notebook with its outputs, ready to be kept.
+
+    Raises:
+        NotebookError: a cell raised something or took too long.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    cells = list(notebook.cells)
+    if parameters:
+        at = next(i for i, cell in enumerate(cells) if PARAMETERS in tags(cell))
+        lines = (f"{name} = {value!r}" for name, value in parameters.items())
+        notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
+    with tempfile.TemporaryDirectory(prefix="notebook-") as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=timeout,
+            kernel_name="python3",
+            startup_timeout=300,
+            resources={"metadata": {"path": folder}},
+            record_timing=False,
+            coalesce_streams=True,
+        )
+        try:
+            client.execute(env=_environment(Path(folder)))
+        except CellExecutionError as error:
+            number = next(i for i, cell in enumerate(notebook.cells) if _failed(cell))
+            said = f"{error.ename}: {error.evalue}"
+            raise NotebookError(f"{path.name}, cell {number}: {said}\n{error}") from None
+        except TimeoutError as error:
+            raise NotebookError(f"{path.name}: {error}") from None
+    notebook.cells = cells
+    return _tidied(notebook)
+
+
+def _environment(folder):
+    """Of the kernel: this checkout, nothing of earlier runs, pictures under a relative path."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "KERAS_TRANSFER_CACHE": str(folder / "cache"),
+        "IPYTHONDIR": str(folder / ".ipython"),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+    if pictures := os.environ.get("KERAS_TRANSFER_DATA"):
+        (folder / "data").symlink_to(Path(pictures).resolve(), target_is_directory=True)
+        environment["KERAS_TRANSFER_DATA"] = "data"
+    return environment
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _failed(cell):
+    return any(output.output_type == "error" for output in cell.get("outputs", []))
+
+
+def _tidied(notebook):
+    """Without what differs from machine to machine: versions, times."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({"tags": tags(cell)} if tags(cell) else {})
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = _NATIVE.sub("", output.text)
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("text", "x").strip()]
+    return notebook
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="of notebooks, without .ipynb; by default all")
+    parser.add_argument("--write", action="store_true", help="keep the outputs in the notebooks")
+    arguments = parser.parse_args()
+    known = {path.stem: path for path in notebooks()}
+    if unknown := [name for name in arguments.names if name not in known]:
+        parser.error(f"no notebook {', '.join(unknown)}; there are {', '.join(known)}")
+    failed = 0
+    for path in [known[name] for name in arguments.names] or known.values():
+        started, used = time.perf_counter(), _children()
+        try:
+            notebook = execute(path)
+        except NotebookError as error:
+            print(error, file=sys.stderr)
+            failed = 1
+            continue
+        if arguments.write:
+            write_text(path, nbformat.writes(notebook) + "\n")
+        seconds, processor = time.perf_counter() - started, _children() - used
+        print(f"{path.name}: {seconds:.0f} s, {processor:.0f} s of processor time")
+    return failed
+
+
+def _children():
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+if __name__ == "__main__":
+    sys.exit(main())
