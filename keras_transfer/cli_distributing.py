@@ -106,7 +106,7 @@ def check_decided(workers, settings) -> None:
 def _workers():
     """Those that were started; None where there are none. Keras is not imported to say so."""
     module = sys.modules.get("keras_transfer.distribution.workers")
-    return module.active() if module else None
+    return module.chosen("auto") if module else None
 
 
 @contextlib.contextmanager
