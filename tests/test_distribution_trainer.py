@@ -16,6 +16,7 @@ from keras_transfer.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.training import Trainer
+from keras_transfer.training_run import settings_of
 
 HEAD = Schedule("head", (Phase("head", "all", 2, 1e-2),))
 
@@ -63,12 +64,12 @@ def test_the_plan_scales_and_the_settings_do_not(data):
     (planned,) = trainer.plan(data).phases
     assert planned.batch_size == 8
     assert planned.phase.learning_rate == pytest.approx(1e-2 * 2**0.5)
-    settings = trainer._config(trainer._schedule(36), [None], None)
+    settings = settings_of(trainer, trainer._schedule(36), None)
     assert settings["devices"] == 2
     assert settings["batch_size"] == 4
     assert settings["schedule"]["phases"][0]["learning_rate"] == 1e-2
     alone = Trainer(model("abc"), HEAD, batch_size=4)
-    assert "devices" not in alone._config(alone._schedule(36), [None], None)
+    assert "devices" not in settings_of(alone, alone._schedule(36), None)
     kept = Trainer(model("abc"), HEAD, batch_size=4, distribute=Pair(0, []), scaling="none")
     assert kept.plan(data).phases[0].batch_size == 4
 
@@ -76,7 +77,7 @@ def test_the_plan_scales_and_the_settings_do_not(data):
 def test_a_run_of_two_goes_on_in_one_with_its_batches(data, tmp_path):
     """`devices` of the run counts, not those that are there."""
     begun = Trainer(model(data.class_names), HEAD, batch_size=4, distribute=Pair(0, []))
-    settings = begun._config(begun._schedule(len(data.examples["train"])), [None], None)
+    settings = settings_of(begun, begun._schedule(len(data.examples["train"])), None)
     Run.create(tmp_path / "run", settings, [], data.fingerprint())
     trainer = Trainer(model(data.class_names), HEAD, batch_size=4, cache="off")
     with pytest.raises(InputError) as other:  # another cache: a real difference is still said

@@ -48,31 +48,35 @@ class Follower(Run):
         self._metrics = metrics
 
 
-def begun_config(workers: Workers, out) -> dict | None:
+def begun_config(workers: Workers | None, out) -> dict | None:
     """The settings of the run that is to be resumed; None where nothing was begun."""
 
     def read():
         return Run.open(out, finished=False).config if Run.begun(out) else None
 
-    return workers.on_chief(read)
+    return workers.on_chief(read) if workers else read()
 
 
-def create(workers: Workers, out, *args) -> Run:
-    """`Run.create` on the chief.
+def create(workers: Workers | None, out, *args) -> Run:
+    """`Run.create` on the chief (or of a process alone).
 
     Raises:
         InputError: on all workers, where the chief cannot.
     """
+    if workers is None:
+        return Run.create(out, *args)
     workers.on_chief(lambda: Run.create(out, *args) and None)
     return Run(out) if workers.chief else Follower(out)
 
 
-def resume(workers: Workers, out, *args) -> Run:
+def resume(workers: Workers | None, out, *args) -> Run:
     """`Run.resume` on the chief; the others get from it what they need to go on.
 
     Raises:
         InputError: on all workers, where the chief cannot.
     """
+    if workers is None:
+        return Run.resume(out, *args)
     workers.on_chief(lambda: Run.resume(out, *args) and None)
     run = Run(Path(out))
     loaded = run.load_state() if workers.chief else None
