@@ -7,7 +7,9 @@ engine's coordination service says so after `HEARTBEAT_SECONDS`. One that lives 
 """
 
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -89,6 +91,25 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def leave_on_abort(workers) -> None:
+    """From here on `abort()` in this process ends it with exit code 75 and a line that says why.
+
+    JAX's runtime aborts, from a thread of its own, where its coordination service says that another
+    process is gone; it takes no function of ours to call instead (jaxlib 0.10: `std::bad_cast`).
+    """
+    global _aborted  # the handler must live as long as the process
+    line = (
+        f"error: Worker {workers.index} of {workers.processes}: another worker was lost. {_HOW}.\n"
+    )
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def _aborted(_):
+        os.write(2, line.encode())
+        os._exit(LOST)
+
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
 
 
 def stall_seconds() -> float:

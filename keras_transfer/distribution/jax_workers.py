@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
+from keras_transfer.distribution import faults
 from keras_transfer.distribution.environment import Cluster
-from keras_transfer.distribution.faults import HEARTBEAT_SECONDS
 from keras_transfer.distribution.sharding import Share
 from keras_transfer.distribution.workers import Workers
 from keras_transfer.errors import InputError
@@ -30,6 +30,8 @@ class JaxWorkers(Workers):
         if cluster is not None:
             _join(cluster)
         self.processes, self.index = jax.process_count(), jax.process_index()
+        if self.processes > 1:
+            faults.leave_on_abort(self)
         self.replicas, self.local = jax.device_count(), jax.local_device_count()
         self.distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
         keras.distribution.set_distribution(self.distribution)
@@ -91,14 +93,16 @@ class JaxWorkers(Workers):
 
 
 def _join(cluster):
+    # It would take SIGTERM for itself, from here on; `failures.Signals` ends the training.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address=cluster.address,
             num_processes=cluster.processes,
             process_id=cluster.index,
             initialization_timeout=_REGISTER_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=faults.HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=faults.HEARTBEAT_SECONDS,
         )
     except RuntimeError as error:
         raise InputError(
