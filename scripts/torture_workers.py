@@ -116,6 +116,8 @@ class Group:
         code = 1
         try:
             train(pictures, out, kind, self.joined[index].touch)
+            # The engine's orderly end, which a fork does not come to, would wait for the others.
+            time.sleep(5)
             code = 0
         except faults.WorkerLost as error:
             print(f"error: {error}", flush=True)
