@@ -5,18 +5,28 @@ import numpy as np
 import pytest
 from conftest import tiny_backbone
 
+from keras_transfer.adaptation.adapter import Adapter
 from keras_transfer.builders import build_model
 from keras_transfer.cli_distributing import check_decided
+from keras_transfer.comparison.running import Experiment
 from keras_transfer.distribution import fit_repairs, fitting, following
+from keras_transfer.distribution import workers as workers_module
 from keras_transfer.distribution.faults import WorkerLost, translated
 from keras_transfer.distribution.sharding import Share
-from keras_transfer.distribution.workers import Workers, packed, start_workers, unpacked
+from keras_transfer.distribution.workers import (
+    Workers,
+    packed,
+    require_alone,
+    start_workers,
+    unpacked,
+)
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.training import Trainer
 from keras_transfer.training_run import settings_of
+from keras_transfer.tuning import tune
 
 HEAD = Schedule("head", (Phase("head", "all", 2, 1e-2),))
 
@@ -103,6 +113,21 @@ def test_what_does_not_work_is_said():
     with pytest.raises(InputError, match="by name"):
         check_decided(Pair(0, []), {"backbone": "auto", "strategy": "lp_ft", "precision": "x"})
     check_decided(None, {})
+
+
+def test_what_is_not_distributed_says_so(data, tmp_path, monkeypatch):
+    require_alone("A search")
+    with pytest.raises(InputError, match="data service"):
+        Trainer(model(), HEAD, data_service="grpc://a:1", distribute=Pair(0, []))
+    monkeypatch.setattr(workers_module, "_active", Pair(0, []))
+    adapter = Adapter(model(data.class_names), "mcc")
+    adapter.compile(keras.optimizers.Adam(1e-3))
+    with pytest.raises(InputError, match="An adaptation is not distributed"):
+        adapter.fit(None, None)
+    with pytest.raises(InputError, match="A search is not distributed"):
+        tune(model(data.class_names), data, tmp_path / "tuned")
+    with pytest.raises(InputError, match="A comparison is not distributed"):
+        Experiment(data, tmp_path / "compared", backbone="mobilenet_0.25").run()
 
 
 def test_statistics_are_synchronised_and_saved_as_they_were():

@@ -197,3 +197,12 @@ def chosen(distribute: "str | Workers | None") -> Workers | None:
             f"keras_transfer.start_workers('{distribute}'), and build it in `with workers.scope():`."
         )
     return _active
+
+
+def require_alone(what: str) -> None:
+    """Raises InputError where workers were started, for what does not know of any."""
+    if _active is not None:
+        raise InputError(
+            f"{what} is not distributed: run it in one process, without start_workers. Of what trains, "
+            "only Trainer.fit and `keras-transfer train` are."
+        )
