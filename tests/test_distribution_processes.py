@@ -108,7 +108,7 @@ def assert_each_once(out, processes):
     files = [out / f"ids-{index}.json" for index in range(processes)]
     seen = [json.loads(file.read_text()) for file in files]
     for count, *parts in zip((10, 13, 17), *seen, strict=True):
-        assert sorted(sum(parts, [])) == list(range(count))
+        assert sorted(i for part in parts for i in part) == list(range(count))
 
 
 @pytest.mark.large
