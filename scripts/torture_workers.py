@@ -3,6 +3,9 @@
     python scripts/torture_workers.py --losses 10 --distribute multi_worker
     KERAS_BACKEND=jax python scripts/torture_workers.py --losses 10 --distribute jax --workers 2 3 1
 
+(JAX compiles longer than it trains here: JAX_COMPILATION_CACHE_DIR=FOLDER and
+JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 let it do so once.)
+
 Each attempt is a group of processes on this machine that train with `resume=True`. After a random time one of
 them, the first as well as another, gets kill -9, or SIGSTOP (it hangs), or SIGTERM (a preemption).
 The others must then end by themselves within a minute, with exit code 75 and a line that says why. The
@@ -43,18 +46,19 @@ SCHEDULE = Schedule(
     (
         Phase("solved", "all", 1, 1.0, solver="logistic"),
         Phase("head", "all", 6, 1e-2, shape="plateau", patience=1),
-        Phase("top", "top:2", 8, 1e-3, ema=0.9, class_weights="balanced"),
         Phase(
             "all",
-            "none",
-            8,
+            "top:2",
+            12,
             1e-2,
             optimizer="sgd",
             optimizer_options={"momentum": 0.9},
             rates={"head": 4.0},
+            ema=0.9,
+            class_weights="balanced",
             l2_sp=0.1,
             clip_norm=1.0,
-            early_stopping=6,
+            early_stopping=10,
         ),
     ),
 )

@@ -47,7 +47,7 @@ def schedules():
             ),
         ),
         "weighted": Schedule(
-            "weighted", (Phase("all", "none", 1, 0.01, class_weights=[1.0, 3.0]),)
+            "weighted", (Phase("all", "none", 1, 0.01, class_weights={"green": 1.0, "red": 3.0}),)
         ),
         "mixed": Schedule("mixed", (Phase("all", "none", 2, 1e-3, mix="mixup"),)),
         "accumulated": Schedule("accumulated", (Phase("all", "none", 2, 1e-3, accumulate=2),)),

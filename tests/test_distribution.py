@@ -215,7 +215,9 @@ def test_what_means_that_a_worker_is_lost():
     assert is_loss(UnavailableError("failed to connect"))
     assert is_loss(JaxRuntimeError("Gloo all-reduce failed: Connection closed by peer"))
     assert not is_loss(JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+    assert is_loss(ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"))
     assert not is_loss(ValueError("a collective mistake"))
+    assert not is_loss(ValueError("INTERNAL: no such shape"))
 
 
 def test_a_process_that_is_stuck_ends_itself():

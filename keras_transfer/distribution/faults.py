@@ -9,6 +9,7 @@ engine's coordination service says so after `HEARTBEAT_SECONDS`. One that lives 
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import threading
@@ -33,6 +34,10 @@ _ENGINES = (
     "UnknownError",
     "FailedPreconditionError",
 )
+# JAX raises some of them as ValueError, which then begins with the name of a status.
+_STATUS = re.compile(
+    r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
+)
 _WORDS = (
     "heartbeat",
     "coordination service",
@@ -56,10 +61,11 @@ def is_loss(error: BaseException) -> bool:
 
     By name: neither TensorFlow nor JAX is imported here.
     """
-    kind, text = type(error).__name__, str(error).lower()
+    kind, text = type(error).__name__, str(error)
     if kind in _NAMES:
         return True
-    return kind in _ENGINES and any(word in text for word in _WORDS)
+    engines = kind in _ENGINES or (kind == "ValueError" and _STATUS.match(text))
+    return bool(engines) and any(word in text.lower() for word in _WORDS)
 
 
 @contextlib.contextmanager
