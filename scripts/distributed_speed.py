@@ -5,7 +5,8 @@
 
 Each worker is a process that is pinned to one core (worker i to core i, and from the first one again),
 so that two of them on two cores can be compared with one on one core. Run it where nothing else runs:
-the load is printed.
+the load is printed. Against what runs nevertheless the fastest step and sum counts, and of extraction
+the processor's time is given too, of the slower worker: what it would be if each had its core alone.
 
 `extraction`: pictures a second through a frozen backbone, merged in the cache at the end, by one worker
 and by two. `steps`: the time of a training step, beside what `distribution/cost.py` says of it. Its two
@@ -68,12 +69,15 @@ def extraction(workers, options):
     examples.digests  # noqa: B018 (of all pictures, which takes a while, and is no extraction)
     if workers:
         workers.barrier()
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     if workers:
         extract_together(workers, prefix, examples.take(measured), engine="keras")
     else:
         extract(prefix, examples.take(measured), engine="keras")
-    return {"seconds": time.perf_counter() - started}
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    if workers:
+        busy = max(float(other) for other in workers.gather(str(busy).encode()))
+    return {"seconds": seconds, "busy": busy}
 
 
 def steps(workers, options):
@@ -107,7 +111,7 @@ def steps(workers, options):
                 stream = workers.stream(stream)
             times = StepTimes()
             trained.fit(stream, steps_per_epoch=options.steps, callbacks=[times.made()], verbose=0)
-        found["steps"][frozen] = statistics.median(times.seconds[3:])
+        found["steps"][frozen] = min(times.seconds[3:])
         count = sum(int(np.prod(weight.shape)) for weight in trained.trainable_weights)
         costs = stage_costs(model.layers[1])
         found["costs"][frozen] = [count, sum(costs[:frozen]), sum(costs[frozen:])]
@@ -157,7 +161,7 @@ def sums(workers):
             started = time.perf_counter()
             float(summed(values))
             seconds.append(time.perf_counter() - started)
-        found[count] = statistics.median(seconds[2:])
+        found[count] = min(seconds[2:])
     return found
 
 
@@ -185,16 +189,17 @@ def measure_extraction(options, arguments):
     ratios = []
     for turn in range(options.rounds):
         order = (1, 2) if turn % 2 == 0 else (2, 1)
-        seconds = {n: launched("extraction", n, arguments)["seconds"] for n in order}
-        ratios.append(seconds[1] / seconds[2])
-        speeds = {n: options.pictures / seconds[n] for n in (1, 2)}
+        found = {n: launched("extraction", n, arguments) for n in order}
+        ratios.append([found[1][what] / found[2][what] for what in ("seconds", "busy")])
+        speeds = {n: options.pictures / found[n]["seconds"] for n in (1, 2)}
         print(
             f"{options.backbone}, {options.pictures} pictures of {options.image_size} px: "
-            f"one worker {speeds[1]:.1f}/s, two {speeds[2]:.1f}/s: {ratios[-1]:.2f} times "
-            f"(load {os.getloadavg()[0]:.2f})",
+            f"one worker {speeds[1]:.1f}/s, two {speeds[2]:.1f}/s: {ratios[-1][0]:.2f} times; "
+            f"of the processor's time {ratios[-1][1]:.2f} times (load {os.getloadavg()[0]:.2f})",
             flush=True,
         )
-    print(f"median of {options.rounds}: {statistics.median(ratios):.2f} times")
+    middle = [statistics.median(values) for values in zip(*ratios)]
+    print(f"median of {options.rounds}: {middle[0]:.2f} times, by processor's time {middle[1]:.2f}")
 
 
 def measure_steps(options, arguments):
