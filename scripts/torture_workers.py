@@ -207,7 +207,8 @@ def lose(group: Group, index: int, how: str) -> tuple[float, list[str]]:
         if code != faults.LOST or not line:
             wrong.append(f"worker {i} ended with {code}: {group.said(i)[-1500:]}")
     if group.codes.get(index) not in ENDED[how] | {0}:
-        wrong.append(f"worker {index} itself ended with {group.codes.get(index)}")
+        own = group.codes.get(index)
+        wrong.append(f"worker {index} itself ended with {own}: {group.said(index)[-3000:]}")
     return took, wrong
 
 

@@ -42,7 +42,7 @@ def schedules():
         "watched": Schedule(
             "watched",
             (
-                Phase("lowered", "none", 4, 1e-2, shape="plateau", patience=1),
+                Phase("lowered", "none", 4, 1e-6, shape="plateau", patience=1),
                 Phase("stopped", "none", 6, 0.2, optimizer="sgd", early_stopping=1),
             ),
         ),
