@@ -114,7 +114,9 @@ class TrainingRun:
                 if progress.best:
                     self._finish(run, stopped=str(error))
                 raise
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Exception) as error:
+                if not isinstance(error, KeyboardInterrupt) and not signals.stopped:
+                    raise
                 if run.finished:
                     raise Interrupted(f"interrupted when {run.path} was finished") from None
                 raise Interrupted(
