@@ -43,7 +43,7 @@ def schedules():
             "watched",
             (
                 Phase("lowered", "none", 4, 1e-6, shape="plateau", patience=1),
-                Phase("stopped", "none", 6, 0.2, optimizer="sgd", early_stopping=1),
+                Phase("stopped", "none", 6, 1e-12, optimizer="sgd", early_stopping=1),
             ),
         ),
         "weighted": Schedule(
