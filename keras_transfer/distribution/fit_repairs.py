@@ -23,17 +23,18 @@ def needed(version: str = keras.__version__) -> bool:
     return tuple(int(part) for part in version.split(".")[:2]) < MENDED
 
 
-def repair(model: keras.Model, specification) -> None:
+def repair(model: keras.Model, specification, *, several: bool = True) -> None:
     """Mends a compiled model; call it in the strategy's scope, before `fit`.
 
     Args:
         specification: `element_spec` of the stream that it will train on.
+        several: there are several processes; of the devices of one, Keras puts metrics together.
     """
     if not needed():
         return
     model._symbolic_build(data_batch=specification)
     model._maybe_symbolic_build = lambda *_, **__: None
-    for name in ("train_step", "test_step"):
+    for name in ("train_step", "test_step") if several else ():
         setattr(model, name, _with_axis(getattr(model, name)))
 
 

@@ -44,7 +44,7 @@ class _Strategy(Workers):
         return self.strategy.distribute_datasets_from_function(lambda _: dataset)
 
     def prepare(self, model, dataset):
-        fit_repairs.repair(model, dataset.element_spec)
+        fit_repairs.repair(model, dataset.element_spec, several=self.processes > 1)
 
 
 class Mirrored(_Strategy):
