@@ -3,10 +3,13 @@
 import json
 import os
 import queue
+import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import write_picture
@@ -26,6 +29,7 @@ def ip(*arguments):
 def hosts():
     """Names of two namespaces that are joined by a link; skipped where that is not permitted."""
     names = [f"kt{os.getpid()}{side}" for side in "ab"]
+    own_files = [Path("/etc/netns") / name for name in names]
     links = [f"kt{os.getpid() % 10000}{side}" for side in "ab"]
     try:
         made = [ip("netns", "add", name) for name in names]
@@ -35,14 +39,24 @@ def hosts():
             made.append(ip("-n", name, "addr", "add", f"{address}/24", "dev", link))
             made.append(ip("-n", name, "link", "set", link, "up"))
             made.append(ip("-n", name, "link", "set", "lo", "up"))
+        for folder, address in zip(own_files, ADDRESSES):
+            # JAX's collectives on processors tell the others the address that the host's name has.
+            folder.mkdir(parents=True)
+            text = f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n"
+            (folder / "hosts").write_text(
+                text
+            )  # `ip netns exec` puts it in the place of /etc/hosts
         if any(step.returncode for step in made):
             pytest.skip("network namespaces cannot be made here: " + made[0].stderr.strip())
         yield list(zip(names, links))
     except FileNotFoundError:
         pytest.skip("there is no ip command")
+    except PermissionError as error:
+        pytest.skip(f"network namespaces cannot be made here: {error}")
     finally:
-        for name in names:
+        for name, folder in zip(names, own_files):
             ip("netns", "del", name)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Host:
@@ -102,15 +116,15 @@ def test_a_link_that_is_cut_ends_both(hosts, tmp_path, kind, cache):
         assert ip("-n", name, "link", "set", link, "down").returncode == 0
         cut = time.monotonic()
         codes = [worker.process.wait(timeout=4 * HEARTBEAT_SECONDS) for worker in workers]
-        assert time.monotonic() - cut < 2 * HEARTBEAT_SECONDS
+        took = time.monotonic() - cut
+        assert took < 2 * HEARTBEAT_SECONDS
     finally:
         for worker in workers:
             worker.process.kill()
             worker.process.wait()
             worker.reader.join(timeout=10)
-    if kind == "multi_worker":
-        assert codes == [LOST, LOST], [worker.said[-10:] for worker in workers]
-    assert all(codes)
+    assert codes == [LOST, LOST], [worker.said[-10:] for worker in workers]
+    print(f"{kind}: both ended {took:.1f} s after the link was cut")
     again = trained(
         tmp_path / "pictures",
         out,
