@@ -113,9 +113,13 @@ class PhaseFitting:
             features: split → its activations; empty where the phase begins at pictures.
             arrays: the state to go on from, where there is one.
         """
-        with self.workers.scope() if self.workers else contextlib.nullcontext():
+        scope = self.workers.scope if self.workers else contextlib.nullcontext
+        with scope():
             model, watched, averages = self._compiled(planned, features, arrays)
-            self._fit(model, planned, features, watched, averages)
+        # Outside: what a stream's own layers draw with is this process's, not the devices'.
+        streams = self._streams(model, planned, features)
+        with scope():
+            self._fit(model, planned, streams, watched, averages, each=bool(watched or features))
 
     def _compiled(self, planned, features, arrays):
         """(the model that `fit` runs, callbacks that may end the phase, those that average)."""
@@ -151,15 +155,21 @@ class PhaseFitting:
         progress.save_seconds = 1.0 if features else 0.0
         return model, watched, averages
 
-    def _fit(self, model, planned, features, watched, averages):
-        data, workers, progress = self.data, self.workers, self.progress
+    def _streams(self, model, planned, features):
+        """(training stream, validation stream or None)."""
+        data, progress = self.data, self.progress
         stream_of = partial(batches_of, self.trainer, data, memory=self.memory)
         dtype = model.inputs[0].dtype
         stream = stream_of("train", planned, features, dtype, start_epoch=progress.epoch)
-        validation = None
-        if "val" in data.examples:
-            validation = stream_of("val", planned, features, dtype)
-            self.validated = planned, partial(outputs_of, model, validation)
+        if "val" not in data.examples:
+            return stream, None
+        validation = stream_of("val", planned, features, dtype)
+        self.validated = planned, partial(outputs_of, model, validation)
+        return stream, validation
+
+    def _fit(self, model, planned, streams, watched, averages, *, each):
+        data, workers, progress = self.data, self.workers, self.progress
+        stream, validation = streams
         first = progress.epoch - progress.phase_epoch
         given = {}
         more, joined = [], contextlib.nullcontext()
@@ -178,9 +188,7 @@ class PhaseFitting:
                 steps_per_epoch=planned.steps_per_epoch,
                 initial_epoch=progress.epoch,
                 epochs=first + planned.epochs,
-                validation_freq=validated_epochs(
-                    self.trainer, planned, data, first + 1, each=bool(watched or features)
-                ),
+                validation_freq=validated_epochs(self.trainer, planned, data, first + 1, each=each),
                 callbacks=[*more, *watched, *averages, progress, *self.callbacks],
                 shuffle=False,  # the stream is shuffled already
                 verbose=0,
