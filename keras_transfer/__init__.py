@@ -57,6 +57,7 @@ _NAMES = {
     "score_features": "transferability.scoring",
     "set_precision": "precision",
     "show_batch": "data.sheet",
+    "start_workers": "distribution.workers",
     "summary": "freezing",
     "tune": "tuning",
     "write_report": "report.writing",

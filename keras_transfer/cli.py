@@ -6,6 +6,7 @@ once.
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 from keras_transfer.cli_adapting import adapt
 from keras_transfer.cli_asking import ask
 from keras_transfer.cli_choosing import advise, compare, tune
+from keras_transfer.cli_distributing import end, translated_losses
 from keras_transfer.cli_evaluating import evaluate
 from keras_transfer.cli_exporting import export
 from keras_transfer.cli_models import load_keras
@@ -31,6 +33,7 @@ from keras_transfer.cli_options import (
 )
 from keras_transfer.cli_reporting import report
 from keras_transfer.cli_training import find_rate, schedule, train
+from keras_transfer.distribution.faults import LOST, WorkerLost
 from keras_transfer.errors import InputError
 
 app = typer.Typer(
@@ -210,13 +213,20 @@ for command in COMMANDS:
 
 
 def main():
-    """Entry point: bad input is one line on stderr and exit code 2; Typer makes Ctrl-C 130."""
+    """Entry point: bad input is one line on stderr and exit code 2; Typer makes Ctrl-C 130.
+
+    Where another worker was lost it is one line and exit code 75: start all of them again.
+    """
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be in no encoding
     try:
-        app()
-    except InputError as error:
+        with translated_losses():
+            app()
+    except (InputError, WorkerLost) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        end(LOST if isinstance(error, WorkerLost) else 2)
+    except Exception:
+        traceback.print_exc()
+        end(1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import sys
 
+from keras_transfer.errors import say
 from keras_transfer.recipes import AUTO, DEFAULT
 
 
@@ -36,7 +37,7 @@ def build_for(pictures, settings, trains=True):
     precision = set_precision(
         settings["precision"], settings["backbone"], settings["image_size"], trains=trains
     )
-    print(precision, file=sys.stderr)
+    say(str(precision))
     keras.utils.set_random_seed(settings["seed"])
     return build_model(
         settings["backbone"],

@@ -12,6 +12,8 @@ from keras_transfer.choices import DEFAULT_POLICY, MINUTES, POLICIES
 from keras_transfer.data.balance import BALANCES
 from keras_transfer.data.mixing import MIXES
 from keras_transfer.data.sources import FOLDER_TASKS
+from keras_transfer.distribution import environment
+from keras_transfer.distribution.scaling import SCALINGS
 from keras_transfer.errors import InputError
 from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.recipes import AUTO
@@ -34,6 +36,8 @@ Engine = StrEnum("Engine", ENGINE_NAMES)
 Task = StrEnum("Task", FOLDER_TASKS)
 Policy = StrEnum("Policy", POLICIES)
 MixKind = StrEnum("MixKind", MIXES)
+Distribute = StrEnum("Distribute", environment.CHOICES)
+Scaling = StrEnum("Scaling", SCALINGS)
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -132,6 +136,19 @@ BalanceOption = Annotated[
 ]
 CacheOption = Annotated[
     Cache, typer.Option(help="Where activations of frozen stages are kept. [auto]")
+]
+DistributeOption = Annotated[
+    Distribute | None,
+    typer.Option(
+        help="Over which devices and machines: docs/distributed.md. [none]", show_choices=True
+    ),
+]
+ScalingOption = Annotated[
+    Scaling | None,
+    typer.Option(
+        help="auto: --batch-size is a device's, and the rate grows with their number; none: they share "
+        "it. [auto]"
+    ),
 ]
 EngineOption = Annotated[Engine, typer.Option(help="What computes them. [auto]")]
 Config = Annotated[Path | None, typer.Option(help="A config.yaml; options given here win over it.")]

@@ -1,5 +1,6 @@
 """Commands that train: `train`, and what one looks at before, `schedule` and `find-rate`."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from keras_transfer.cli_options import (
     ColumnOption,
     Config,
     Data,
+    DistributeOption,
     EngineOption,
     Epochs,
     Fold,
@@ -30,6 +32,7 @@ from keras_transfer.cli_options import (
     NoFlip,
     PolicyOption,
     PrecisionOption,
+    ScalingOption,
     Seed,
     SetOption,
     SplitFile,
@@ -44,7 +47,7 @@ from keras_transfer.cli_options import (
     schedule_of,
     settings_of,
 )
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, say
 
 
 def train(
@@ -87,6 +90,8 @@ def train(
             help="Address of a tf.data service that reads the pictures, grpc://HOST:PORT."
         ),
     ] = None,
+    distribute: DistributeOption = None,
+    scaling: ScalingOption = None,
     config: Config = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, epoch by epoch.")
@@ -96,11 +101,11 @@ def train(
     ] = False,
 ):
     """Train a model on a folder of labelled pictures."""
+    from keras_transfer import cli_distributing
     from keras_transfer.choices import check_overrides
     from keras_transfer.data import open_data, require_source
     from keras_transfer.features import check_engine
     from keras_transfer.recipes import AUTO, resolve_schedule
-    from keras_transfer.runs import Run, check_out
     from keras_transfer.shortlist import SHORTLIST
 
     settings = settings_of(
@@ -133,14 +138,16 @@ def train(
         policy=policy,
     )
     check_engine(settings["engine"])
-    resume = resume and Run.begun(out)
+    workers = cli_distributing.joined(distribute or "none", out)
+    begun = cli_distributing.begun(workers, out) if resume else None
+    resume = begun is not None
     if resume:
-        begun = Run.open(out, finished=False)
         for name in ("precision", "backbone", "strategy", "augment"):  # chosen as the run began
             if settings[name] == AUTO or (name == "backbone" and is_open(settings[name])):
                 settings[name] = begun.config[name]
     else:
-        check_out(out)
+        cli_distributing.check_new(workers, out)
+    cli_distributing.check_decided(workers, settings)
     overrides = overrides_of(set, epochs=epochs, learning_rate=learning_rate)
     schedule = settings["strategy"]
     if isinstance(settings.get("schedule"), dict) and not (strategy or epochs or learning_rate):
@@ -169,7 +176,7 @@ def train(
         task=settings["task"],
         columns=settings["columns"],
     )
-    print(pictures.describe(), file=sys.stderr)
+    say(pictures.describe())
 
     load_keras()
     from keras_transfer.training import Trainer
@@ -195,13 +202,16 @@ def train(
         schedule, overrides, advice = settled(pictures, settings, schedule, overrides, options)
     phases = resolve_schedule(schedule, overrides).phases
     trains = any(phase.freeze != "all" for phase in phases)
-    model = build_for(pictures, settings, trains)
+    with workers.scope() if workers else contextlib.nullcontext():
+        model = build_for(pictures, settings, trains)
     trainer = Trainer(
         model,
         schedule,
         overrides=overrides,
         keep=settings["keep"],
         data_service=data_service,
+        distribute=workers,
+        scaling=scaling or "auto",
         **options,
     )
     split_by = ("val", "val_split", "test_split", "group", "folds", "fold", "split")
@@ -215,7 +225,11 @@ def train(
         run = trainer.fit(pictures, out, config={"data": str(data), **kept}, **given)
     except KeyboardInterrupt as stop:
         print(stop, file=sys.stderr)
+        if workers:
+            cli_distributing.end(130)
         raise
+    if workers and not workers.chief:
+        return
     metrics = run.metrics
     print(
         f"val {_shown_val(metrics)}, {settings['keep']} epoch {metrics['best_epoch']}, "

@@ -3,6 +3,7 @@
 import re
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -19,12 +20,19 @@ def said_in(error: Exception) -> InputError | None:
 
 
 _silent = False
+_log = None
 
 
 def say(text: str) -> None:
-    """A line of progress on stderr, unless `silence` is in force."""
+    """A line of progress on stderr (or where `log_to` says), unless `silence` is in force."""
     if not _silent:
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=_log or sys.stderr, flush=True)
+
+
+def log_to(path) -> None:
+    """What is said from now on is added to a file: of a process that is one of many."""
+    global _log
+    _log = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
 
 
 @contextmanager

@@ -17,9 +17,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """While it is open, SIGTERM ends training like Ctrl-C, and a checkpoint is not cut short."""
+    """While it is open, SIGTERM ends training like Ctrl-C, and a checkpoint is not cut short.
+
+    Attributes:
+        stopped: one has come and was raised. Keras clears up then, and may fail in doing so (on JAX it
+            looks for weights that a step has taken over), so that another error arrives.
+    """
 
     def __init__(self):
+        self.stopped = False
         self._protected = False
         self._pending = False
         self._before = {}
@@ -39,6 +45,7 @@ class Signals:
         if self._protected:
             self._pending = True
         else:
+            self.stopped = True
             raise KeyboardInterrupt
 
     @contextmanager
@@ -51,6 +58,7 @@ class Signals:
             self._protected = False
         if self._pending:
             self._pending = False
+            self.stopped = True
             raise KeyboardInterrupt
 
 

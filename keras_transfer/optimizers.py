@@ -133,6 +133,23 @@ class _PerWeight:
                 anchor.assign(ops.copy(variable))  # on JAX they would share a buffer
                 self.rules.anchors[index] = anchor
 
+    _summed = False  # this step's gradients are sums over all devices already
+
+    def _clip_gradients(self, gradients):
+        # Under tf.distribute Keras clips what each device has before it is summed: the whole may
+        # then be as many times as long as there are devices.
+        reduce = getattr(super(), "_all_reduce_sum_gradients", None)
+        if reduce and (self.clipnorm or self.global_clipnorm or self.clipvalue):
+            gradients = [total for total, _ in reduce([(part, None) for part in gradients])]
+            self._summed = True
+        return super()._clip_gradients(gradients)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        if self._summed:
+            self._summed = False
+            return grads_and_vars
+        return super()._all_reduce_sum_gradients(grads_and_vars)
+
     def _apply_weight_decay(self, variables):
         """In `update_step`, where the rate of the weight is known."""
 

@@ -73,6 +73,7 @@ class Progress(keras.callbacks.Callback):
         self.save_seconds = 0.0  # the state is written when so much time has gone since
         self.validates = False  # an epoch without a validation is not judged
         self.told = None  # a function of an epoch's row
+        self.lane = 0  # which of several processes that draw masks of their own this is
         self._saved, self._unsaved_best = 0.0, None
 
     # -- state ------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class Progress(keras.callbacks.Callback):
                     setattr(callback, name, value)
 
     def on_epoch_begin(self, epoch, logs=None):
-        reseed(self.kept, self.seed, epoch)
+        reseed(self.kept, self.seed, epoch, self.lane)
         self.started = time.perf_counter()
         done = self.phase_epoch * self.planned.steps_per_epoch
         # The last epoch of a phase that is given in steps may be a part of one.
@@ -266,8 +267,8 @@ def assign(variables, arrays, name: str) -> None:
         variable.assign(arrays[f"{name}/{i}"])
 
 
-def reseed(model: keras.Model, seed: int, epoch: int) -> None:
-    """Sets every random state of the layers to a function of (seed, epoch).
+def reseed(model: keras.Model, seed: int, epoch: int, lane: int = 0) -> None:
+    """Sets every random state of the layers to a function of (seed, epoch, lane).
 
     Keras keeps them outside of the weights, where no file holds them. Layers without one of their
     own (the StochasticDepth of ConvNeXt) draw from Keras's global generator.
@@ -275,7 +276,8 @@ def reseed(model: keras.Model, seed: int, epoch: int) -> None:
     weights = {id(w) for w in model.weights}
     states = [v for v in model.variables if id(v) not in weights]
     states.append(global_seed_generator().state)
-    fresh = np.random.SeedSequence([seed, epoch]).generate_state(len(states)) >> 1  # 31 bits
+    entropy = [seed, epoch, lane] if lane else [seed, epoch]
+    fresh = np.random.SeedSequence(entropy).generate_state(len(states)) >> 1  # 31 bits
     for state, value in zip(states, fresh):
         state.assign(
             np.array([value, 0], "int64").astype(keras.backend.standardize_dtype(state.dtype))

@@ -1,50 +1,34 @@
-"""The trainer: runs a schedule phase by phase over `model.fit`."""
+"""The trainer: runs a schedule phase by phase over `model.fit`.
 
-import dataclasses
-import math
-import time
-import warnings
-from functools import cached_property, partial
+What it is told is checked and planned here; `training_run` goes through the phases from the run's
+beginning to its end, `phase_fitting` runs one of them, on what `phase_inputs` makes for it.
+"""
+
+from functools import cached_property
 
 import keras
-import numpy as np
 
 from keras_transfer import recipes
-from keras_transfer.builders import backbone_of, head_layers, training_model
+from keras_transfer.builders import backbone_of
 from keras_transfer.choices import check_overrides
-from keras_transfer.data.augmentation import plain_augmentation, resolve_augmentation
-from keras_transfer.data.balance import check_balance, check_class_weights, class_weights
+from keras_transfer.data.augmentation import plain_augmentation
+from keras_transfer.data.balance import check_balance, check_class_weights
 from keras_transfer.data.mixing import Mix
-from keras_transfer.data.report import find_twins
+from keras_transfer.distribution import faults, following
+from keras_transfer.distribution.scaling import SCALINGS, scaled
+from keras_transfer.distribution.workers import Workers, chosen
 from keras_transfer.errors import InputError, say
-from keras_transfer.failures import Diverged, Interrupted, Signals, explained
 from keras_transfer.features import check_engine
-from keras_transfer.features.caching import Caching, check_cache, plan_caching
-from keras_transfer.features.store import Store
-from keras_transfer.features.supply import Supply
-from keras_transfer.freezing import freeze, quick_statistics
-from keras_transfer.heads import (
-    Head,
-    by_head,
-    check_targets,
-    compile_arguments,
-    fit_heads,
-    heads_of,
-)
+from keras_transfer.features.caching import Caching, check_cache
+from keras_transfer.heads import Head, check_targets, fit_heads, heads_of
 from keras_transfer.machine import free_memory
-from keras_transfer.measures import measured, outputs_of
-from keras_transfer.optimizers import anchor_at, make_optimizer
-from keras_transfer.plans import FORWARD, Plan, make_plan
-from keras_transfer.precision import jit_compile
-from keras_transfer.progress import Progress, SwapAverages, assign, collected
+from keras_transfer.phase_inputs import caching_of, mix_of, smoothed_heads
+from keras_transfer.plans import Plan, make_plan
 from keras_transfer.runs import Run
 from keras_transfer.schedules import KEEP, Schedule
-from keras_transfer.solvers import solve
+from keras_transfer.training_run import TrainingRun, settings_of
 
 _MOST_PICTURES = 1 << 30  # bytes of decoded pictures in memory
-_HEAD_STEPS = 64
-_MEASURED = 1024  # activations in one batch
-_GO_ON = "go on with --resume (resume=True)"
 
 
 class Trainer:
@@ -92,8 +76,19 @@ class Trainer:
             else float16.
         data_service: address of a tf.data service (`"grpc://HOST:PORT"`), whose workers read, resize
             and augment what phases train on in pictures, see `data.service`.
+        distribute: `"auto"`: over the workers that `start_workers` has joined, if it has; `"none"`; or
+            those workers, or their kind. The model must be built in their scope.
+        scaling: what more devices do to a step, see `distribution.scaling`: `"auto"`: each has
+            `batch_size` pictures, and the rate grows with their number; `"none"`: they share
+            `batch_size` pictures, and the result is that of one device. A resumed run goes on with the
+            batches that it began with, on whatever devices there are.
 
     The model's image size is that of its input.
+
+    Attributes:
+        workers: those that train together; None where this process trains alone.
+        devices: so many times the batch is that of one device, see `scaling`.
+        advice: the advisor's, where it was asked.
     """
 
     def __init__(
@@ -117,6 +112,8 @@ class Trainer:
         engine: str = "auto",
         feature_dtype: str = "auto",
         data_service: str | None = None,
+        distribute: "str | Workers | None" = "auto",
+        scaling: str = "auto",
     ):
         for name, value in (
             ("batch_size", batch_size),
@@ -129,6 +126,12 @@ class Trainer:
             raise InputError(f"keep must be one of {KEEP}, not {keep!r}.")
         check_cache(cache, feature_dtype)
         check_engine(engine)
+        if scaling not in SCALINGS:
+            raise InputError(f"scaling must be one of {SCALINGS}, not {scaling!r}.")
+        self.workers = chosen(distribute)
+        if self.workers and data_service:
+            raise InputError("A tf.data service cannot be used with distribute: leave out either.")
+        self.devices = self.workers.replicas if self.workers and scaling == "auto" else 1
         self.model = model
         tasks = [head.task for head in heads_of(model).values()]
         check_balance(balance, tasks)
@@ -172,12 +175,12 @@ class Trainer:
                     f"Phase '{phase.name}': solver 'logistic' {self._closed_form_obstacle()}."
                 )
             check_class_weights(phase.class_weights, self.heads)
-            if self._mix(phase) and (self.head is None or self.head.task == "regression"):
+            if mix_of(self, phase) and (self.head is None or self.head.task == "regression"):
                 raise InputError(
                     f"Phase '{phase.name}': mix is for one head of classes or labels: half of each of "
                     "two pictures does not measure their mean."
                 )
-            self._smoothed(phase)
+            smoothed_heads(self, phase)
         return schedule
 
     @property
@@ -204,16 +207,23 @@ class Trainer:
         if self._recipe == recipes.AUTO:
             self._settle(data)
         pictures = len(data.examples["train"])
-        return make_plan(self.model, self._schedule(pictures), pictures, self.batch_size)
+        schedule = scaled(self._schedule(pictures), self.devices, self.batch_size)
+        return make_plan(self.model, schedule, pictures, self.batch_size * self.devices)
 
     def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
         """For each phase how its frozen part would be computed once, or None and why not."""
-        return self._caching(self.plan(data), data)
+        return caching_of(self, self.plan(data), data)
 
     def _settle(self, data):
         """The advisor's choice in place of `"auto"`; the model's weights stay as they are."""
         from keras_transfer.auto import decide, trained
         from keras_transfer.likeness import is_untrained
+
+        if self.workers:
+            raise InputError(
+                "An 'auto' schedule is not decided with distribute: take what `keras-transfer advise` "
+                "says of the data on one machine, and name it."
+            )
 
         if is_untrained(backbone_of(self.model)):
             say("no advice: the backbone's weights are random, so everything is trained")
@@ -253,22 +263,6 @@ class Trainer:
         if self._any_augment:
             self.augment = plain_augmentation(choice.augment)
 
-    def _caching(self, plan, data):
-        pictures = {split: len(part) for split, part in data.examples.items()}
-        return [
-            plan_caching(
-                self.cache,
-                planned,
-                self.model,
-                pictures,
-                self._augment(planned.phase),
-                self._mix(planned.phase),
-                store=Store(),
-                dtype=self.feature_dtype,
-            )
-            for planned in plan.phases
-        ]
-
     def fit(
         self,
         data,
@@ -300,363 +294,29 @@ class Trainer:
                 resume is finished, or its settings or pictures changed; memory or disk is full.
             Diverged: the loss became NaN or infinite; the best model before that is in the run.
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
+            WorkerLost: another process of those that train together is gone.
         """
-        check_targets(self.heads, data)
-        self._callbacks = list(callbacks)
-        fit_heads(self.model, data.examples["train"].labels)
-        resume = resume and Run.begun(out)
-        if resume and self._recipe == recipes.AUTO:
-            begun = Run.open(out, finished=False).config
+        with faults.guarded(self.workers):
+            check_targets(self.heads, data)
+            fit_heads(self.model, data.examples["train"].labels)
+            begun = following.begun_config(self.workers, out) if resume else None
+            if begun is not None:
+                self._take_over(begun)
+            plan = self.plan(data)
+            asked = self._schedule(len(data.examples["train"]))
+            training = TrainingRun(self, data, plan, lambda: self._memory, callbacks)
+            return training.fit(out, settings_of(self, asked, config), begun, tensorboard)
+
+    def _take_over(self, begun):
+        """What was open is as it was decided when the run to be resumed began."""
+        self.devices = begun.get("devices", 1)
+        if self._recipe == recipes.AUTO:
             self._recipe, self._overrides = Schedule.from_dict(begun["schedule"]), {}
             if self._any_augment:
                 self.augment = begun["augment"]
-        plan = self.plan(data)
-        schedule = plan.schedule
-        keras.utils.set_random_seed(self.seed)
-        pictures = data.fingerprint()
-        if warning := find_twins(data).warning:
-            say(warning)
-        if resume:
-            # What was decided by the room on the disk is not decided again.
-            decided = Run.open(out, finished=False).config.get("caching", [])
-            caching = [Caching(**fields) if fields else None for fields in decided]
-        else:
-            caching, reasons = zip(*self._caching(plan, data))
-        settings = self._config(schedule, caching, config)
-        if resume:
-            run = Run.resume(out, settings, pictures)
-        else:
-            run = Run.create(out, settings, data.skipped, pictures, data.split_table())
-        if schedule.zero_head:
-            for weight in (w for name in self.heads for w in self.model.get_layer(name).weights):
-                weight.assign(np.zeros(weight.shape))
-        self._start = self._starting_weights(run, schedule, resume)
-        self._validated = None
-        say(plan.table())
-        if not resume:
-            for planned, chosen, reason in zip(plan.phases, caching, reasons):
-                if planned.frozen:
-                    say(
-                        f"cache: phase {planned.phase.name} {chosen or f'trains on pictures: {reason}'}"
-                    )
-        with Signals() as signals:
-            progress = Progress(run, self.model, self.seed, self.keep, signals)
-            progress.validates = "val" in data.examples
-            if tensorboard:
-                from keras_transfer.tensorboard import EpochLog
-
-                progress.told = EpochLog(run.tensorboard_path)
-            arrays = progress.load() if resume else None
-            if arrays:
-                say(f"resuming after epoch {progress.epoch}")
-            supply = Supply(
-                self.model,
-                data,
-                plan.phases,
-                caching,
-                [
-                    c and c.training_views(self._augment(p.phase))
-                    for c, p in zip(caching, plan.phases)
-                ],
-                engine=self.engine,
-                engines=progress.engines,
-                memory=self._memory if any(caching) else None,
-            )
-            try:
-                while progress.phase < len(plan.phases):
-                    planned = plan.phases[progress.phase]
-                    with explained(planned, _GO_ON):
-                        features = supply.of(progress.phase)
-                        if planned.phase.solver == "logistic":
-                            self._solve_phase(planned, data, progress, features)
-                        else:
-                            self._run_phase(planned, data, progress, features, arrays)
-                    arrays = None
-                with explained(plan.phases[-1], _GO_ON), signals.protected():
-                    self._finish(run, progress, data, plan)
-            except Diverged as error:
-                if progress.best:
-                    self._finish(run, progress, data, plan, stopped=str(error))
-                raise
-            except KeyboardInterrupt:
-                if run.finished:
-                    raise Interrupted(f"interrupted when {run.path} was finished") from None
-                raise Interrupted(
-                    f"interrupted in epoch {progress.epoch + 1}; {progress.epoch} epochs are kept in "
-                    f"{run.path}: {_GO_ON}"
-                ) from None
-        return run
-
-    def _config(self, schedule, caching, extra):
-        return {
-            **(extra or {}),
-            "image_size": self.model.input_shape[1],
-            "batch_size": self.batch_size,
-            "augment": self.augment,
-            "mix": self.mix,
-            "mix_alpha": self.mix_alpha,
-            "seed": self.seed,
-            "keep": self.keep,
-            "balance": self.balance,
-            "precision": self.model.dtype_policy.name,
-            "cache": self.cache,
-            "engine": self.engine,
-            "feature_dtype": self.feature_dtype,
-            "caching": [chosen and chosen.to_dict() for chosen in caching],
-            **self._described_heads(),
-            "schedule": schedule.to_dict(),
-        }
-
-    def _described_heads(self):
-        heads = {n: {"task": h.task, "names": list(h.names)} for n, h in self.heads.items()}
-        return {"heads": heads} if self.head is None else {"head": heads.popitem()[1]}
-
-    def _starting_weights(self, run, schedule, resume):
-        """What L2-SP pulls to: the weights before the first phase, also in a resumed run."""
-        if not any(phase.l2_sp for phase in schedule.phases):
-            return {}
-        start = run.load_start() if resume else None
-        if start is None:
-            start = collected(self.model.weights, "start")
-            run.save_start(start)
-        return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
-
-    def _solve_phase(self, planned, data, progress, features):
-        """The heads in closed form, as an epoch of their own."""
-        started = time.perf_counter()
-        frozen = freeze(self.model, "all")
-        progress.start_phase(planned, frozen, [])
-        train = features["train"]
-        rows = np.arange(len(data.examples["train"]))
-        activations = np.concatenate(
-            [train.gather(rows, view) for view in range(train.views)]
-        ).astype("float32")
-        labels = by_head(self.heads, data.examples["train"].labels)
-        weights = planned.phase.class_weights or ("balanced" if self.balance != "none" else None)
-        for name, head in self.heads.items():
-            found = solve(
-                head.task,
-                activations,
-                np.concatenate([head.from_units(labels[name])] * train.views),
-                np.tile(rows, train.views),
-                class_weights=weights and class_weights(weights, head.names, labels[name]),
-                seed=self.seed,
-            )
-            layer = self.model.get_layer(name)
-            layer.kernel.assign(found.kernel)
-            layer.bias.assign(found.bias)
-            say(f"head: {found}" if self.head else f"head {name}: {found}")
-        model = training_model(
-            self.model, planned.frozen, image_size=planned.image_size, from_cut=True
-        )
-        # Eagerly: it is one pass, and a graph takes longer to make.
-        model.compile(**compile_arguments(self.heads), run_eagerly=True)
-        logs = {}
-        for split, prefix in (("train", ""), ("val", "val_")):
-            if split in features:
-                stream = self._measured_on(features[split], data.examples[split].labels, model)
-                found = model.evaluate(stream, return_dict=True, verbose=0)
-                logs |= {prefix + name: value for name, value in found.items()}
-                self._validated = planned, partial(outputs_of, model, stream)
-        progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
-
-    def _measured_on(self, activations, labels, model):
-        from keras_transfer.features import batches
-
-        dtype = model.inputs[0].dtype
-        return batches.batches(activations, labels, batch_size=_MEASURED, dtype=dtype)
-
-    def _run_phase(self, planned, data, progress, features, arrays):
-        """One compile and fit; `arrays` is the state to go on from, where there is one."""
-        phase = planned.phase
-        frozen = freeze(self.model, phase.freeze, batch_norm=phase.batch_norm)
-        model = training_model(
-            self.model,
-            planned.frozen,
-            image_size=planned.image_size,
-            from_cut=bool(features),
-            fold=phase.batch_norm == "frozen",
-        )
-        self._set_dropout(phase)
-        optimizer = make_optimizer(self.model, phase, planned.steps, model.trainable_variables)
-        model.compile(
-            optimizer=optimizer,
-            **compile_arguments(self._smoothed(phase)),
-            jit_compile=jit_compile(),
-            steps_per_execution=self._steps_per_execution(planned, bool(features)),
-        )
-        optimizer.build(model.trainable_variables)
-        anchor_at(optimizer, self._start)
-        resumed = arrays is not None and progress.phase_epoch > 0
-        if resumed:  # otherwise the optimizer in there was another phase's
-            assign(optimizer.variables, arrays, "optimizer")
-
-        watched = list(_watchers(phase, "val" in data.examples))
-        averages = [SwapAverages()] if phase.ema else []
-        if resumed and averages:
-            averages[0].resume()
-        progress.start_phase(planned, frozen, watched)
-        # An epoch on activations may be shorter than the writing of its state.
-        progress.save_seconds = 1.0 if features else 0.0
-        dtype = model.inputs[0].dtype
-        stream = self._batches(data, "train", planned, features, dtype, start_epoch=progress.epoch)
-        validation = None
-        if "val" in data.examples:
-            validation = self._batches(data, "val", planned, features, dtype)
-            self._validated = planned, partial(outputs_of, model, validation)
-        with quick_statistics(self.model):
-            model.fit(
-                stream,
-                validation_data=validation,
-                steps_per_epoch=planned.steps_per_epoch,
-                initial_epoch=progress.epoch,
-                epochs=progress.epoch - progress.phase_epoch + planned.epochs,
-                validation_freq=self._validated_epochs(planned, data, progress, watched, features),
-                callbacks=[*watched, *averages, progress, *self._callbacks],
-                shuffle=False,  # the stream is shuffled already
-                verbose=0,
-            )
-
-    def _validated_epochs(self, planned, data, progress, watched, features):
-        """Numbers of the phase's epochs, counted from 1 over all phases, that end with a validation."""
-        every = self.validate_every
-        if watched or features:  # it is looked at each time, or costs next to nothing
-            every = every or 1
-        if every is None:
-            passes = data.steps("val", planned.batch_size) if "val" in data.examples else 0
-            every = math.ceil(passes * FORWARD / planned.steps_per_epoch)
-        first = progress.epoch - progress.phase_epoch + 1
-        last = first + planned.epochs - 1
-        return sorted({*range(first, last + 1, max(1, every)), last})
-
-    def _smoothed(self, phase):
-        """The heads with the phase's label smoothing, which numbers have none of."""
-        heads = self.heads
-        if phase.label_smoothing is None:
-            return heads
-        return {
-            name: dataclasses.replace(head, label_smoothing=phase.label_smoothing)
-            if head.task != "regression" or self.head
-            else head
-            for name, head in heads.items()
-        }
-
-    def _steps_per_execution(self, planned, from_cut):
-        most = self.steps_per_execution
-        if from_cut and planned.frozen == len(planned.rates):
-            most = max(most, _HEAD_STEPS)  # a head's step is shorter than the call of it
-        # Keras would run on into the next epoch's pictures with any other.
-        epoch = math.gcd(planned.steps_per_epoch, planned.steps)
-        return max(n for n in range(1, most + 1) if epoch % n == 0)
-
-    def _augment(self, phase):
-        return resolve_augmentation(self.augment if phase.augment is None else phase.augment)
-
-    def _mix(self, phase):
-        if phase.solver == "logistic":
-            return Mix()
-        kind = self.mix if phase.mix is None else phase.mix
-        return Mix(kind, self.mix_alpha if phase.mix_alpha is None else phase.mix_alpha)
-
-    def _batches(self, data, split, planned, features, dtype, start_epoch=None):
-        options = {"batch_size": planned.batch_size}
-        order = {}
-        if start_epoch is not None:
-            order = {"seed": self.seed, "start_epoch": start_epoch}
-            order |= self._balancing(planned.phase, data.examples["train"].labels)
-        if features:
-            from keras_transfer.features import batches
-
-            labels = data.examples[split].labels
-            options["dtype"] = dtype
-            if start_epoch is None:
-                return batches.batches(features[split], labels, **options)
-            return batches.training_batches(features[split], labels, **options, **order)
-        if self.data_service:
-            options["service"] = self.data_service
-        elif self.cache != "off" and planned.epochs > 1:
-            options["memory"] = self._memory
-        return data.batches(
-            split,
-            image_size=planned.image_size,
-            training=start_epoch is not None,
-            augment=self._augment(planned.phase),
-            mix=self._mix(planned.phase),
-            **options,
-            **order,
-        )
-
-    def _balancing(self, phase, labels):
-        """How the training stream makes up for classes of unequal size."""
-        if phase.class_weights is None and self.balance == "sampling":
-            return {"equal_classes": True}
-        weights = phase.class_weights or ("balanced" if self.balance == "weights" else None)
-        if weights is None:
-            return {}
-        return {"class_weights": class_weights(weights, self.head.names, labels)}
 
     @cached_property
     def _memory(self):
         from keras_transfer.data.pipeline import PictureMemory
 
         return PictureMemory(min(_MOST_PICTURES, free_memory() // 4))
-
-    def _set_dropout(self, phase):
-        for name, layers in head_layers(self.model).items():
-            rate = self.heads[name].dropout if phase.dropout is None else phase.dropout
-            for layer in layers:
-                if not isinstance(layer, keras.layers.Dropout):
-                    continue
-                if rate and not hasattr(layer, "seed_generator"):
-                    raise InputError(
-                        f"Phase '{phase.name}': dropout {rate} needs a head that was built with "
-                        "dropout; this one has 0."
-                    )
-                layer.rate = rate
-
-    def _finish(self, run, progress, data, plan, **more):
-        progress.load_best()
-        freeze(self.model, "none", batch_norm="train")
-        # A plain optimizer: the file opens without this package's, and is a third of the size.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.model.compile(
-                optimizer=keras.optimizers.AdamW(1e-5),
-                **compile_arguments(self.heads),
-                jit_compile=jit_compile(),
-            )
-        metrics = progress.metrics(data, **more)
-        if "val" in data.examples:
-            details = measured(self.heads, *self._val_outputs(progress, data, plan))
-            metrics["val"] = {**details, **metrics["val"]}
-        run.finish(self.model, metrics)
-
-    def _val_outputs(self, progress, data, plan):
-        """Labels and outputs of the kept weights on the validation pictures.
-
-        From what the last phase was validated with: its activations, or pictures that are decoded
-        already. Activations hold for the kept weights where their part of the network has not been
-        trained since.
-        """
-        if self._validated is not None:
-            planned, outputs = self._validated
-            ends = np.cumsum([entry["epochs"] for entry in progress.phases])
-            since = plan.phases[np.searchsorted(ends, progress.best["epoch"]) :]
-            own_size = planned.image_size == self.model.input_shape[1]
-            if own_size and all(later.frozen >= planned.frozen for later in since):
-                return outputs()
-        batches = data.batches(
-            "val", image_size=self.model.input_shape[1], batch_size=self.batch_size
-        )
-        return outputs_of(self.model, batches, data.steps("val", self.batch_size))
-
-
-def _watchers(phase, has_validation):
-    """The callbacks of Keras that end a phase or lower its rate."""
-    monitor = "val_loss" if has_validation else "loss"
-    if phase.shape == "plateau":
-        yield keras.callbacks.ReduceLROnPlateau(
-            monitor, factor=phase.drop_factor, patience=phase.patience
-        )
-    if phase.early_stopping:
-        yield keras.callbacks.EarlyStopping(monitor, patience=phase.early_stopping)

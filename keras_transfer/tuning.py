@@ -18,6 +18,7 @@ from keras_transfer import recipes
 from keras_transfer.backbones import BACKBONES
 from keras_transfer.bars import bar
 from keras_transfer.builders import backbone_of
+from keras_transfer.distribution.workers import require_alone
 from keras_transfer.errors import InputError, say, silence
 from keras_transfer.failures import Interrupted
 from keras_transfer.features.prefix import prefix_of
@@ -79,6 +80,7 @@ def tune(
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     require_optuna()
+    require_alone("A search")
     check_budget(trials, minutes)
     if "val" not in data.examples:
         raise InputError(f"{data.root} has no val pictures, by which a search must choose.")

@@ -141,6 +141,24 @@ def test_a_signal_within_a_checkpoint_waits_for_its_end(colours, tmp_path, monke
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
+def test_what_fails_because_of_a_signal_is_an_interruption(colours, tmp_path):
+    """On JAX Keras fails with a TypeError where it clears up after a step that was cut short."""
+
+    class CutShort(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                raise TypeError("'NoneType' object is not callable") from None
+
+    trainer = Trainer(new_model(), Schedule("s", (HEAD,)), batch_size=8)
+    with pytest.raises(Interrupted, match="interrupted in epoch 1"):
+        trainer.fit(
+            from_directory(colours, progress=False), tmp_path / "run", callbacks=[CutShort()]
+        )
+
+
 def test_the_command_ends_with_130_and_goes_on(tmp_path):
     for name, colour in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
         for i in range(10):

@@ -23,6 +23,7 @@ from keras_transfer.adaptation.streams import (
     together,
 )
 from keras_transfer.builders import backbone_of
+from keras_transfer.distribution.workers import require_alone
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import quick_statistics
 from keras_transfer.optimizers import make_optimizer
@@ -334,6 +335,7 @@ class Adapter(keras.Model):
                 the head does not have, classes that a whole pass of the source has not shown.
             Diverged: the loss became NaN or infinite.
         """
+        require_alone("An adaptation")
         self._assert_compile_called("fit")
         streams = self._streams(source, target)
         lengths = [stream.length for stream in streams.values()]

@@ -179,8 +179,10 @@ class Adaptation:
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
         """
         from keras_transfer.adaptation.easy import adapt
+        from keras_transfer.distribution.workers import require_alone
         from keras_transfer.freezing import freeze
 
+        require_alone("An adaptation")
         model = self._build()
         policy = "frozen" if self.batch_norm == "frozen" else "train"
         frozen = freeze(model, self.freeze, batch_norm=policy)

@@ -218,8 +218,10 @@ class Experiment:
             InputError: see `Trainer.fit`.
             Interrupted: what is finished is kept, and an unfinished run goes on from its last epoch.
         """
+        from keras_transfer.distribution.workers import require_alone
         from keras_transfer.precision import set_precision
 
+        require_alone("A comparison")
         set_precision(self.precision, self.backbone, self.image_size)
         if warning := find_twins(self.data).warning:
             say(warning)

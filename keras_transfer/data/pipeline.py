@@ -13,6 +13,8 @@ from keras_transfer.data.mixing import Mix, mixer
 from keras_transfer.data.sources import Examples
 from keras_transfer.data.targets import map_labels
 from keras_transfer.data.transforms import augmenter, resize_and_crop
+from keras_transfer.distribution.sharding import Part, Share, whole
+from keras_transfer.errors import InputError
 
 _AHEAD = 64 << 20  # bytes of fixed views that may wait
 
@@ -42,6 +44,7 @@ def batches(
     mix: Mix = Mix(),
     classes: int = 0,
     service: str | None = None,
+    share: Share | None = None,
 ) -> tf.data.Dataset:
     """Batches (uint8 [B, image_size, image_size, 3], values 0-255; int32 [B]).
 
@@ -67,13 +70,21 @@ def batches(
     With `service`, the address of a tf.data service, its workers make the batches, see
     `data.service`.
 
+    With `share` these are one process's parts of the batches, in which its examples have weights for
+    the loss and the metrics as a third part, see `distribution.sharding`; not training, the stream is
+    endless too. Order and variants are those of a single process; what is mixed is not.
+
     Raises:
-        InputError: no such augmentation.
+        InputError: no such augmentation, or a service and a share.
         tf.errors.OpError: while iterating, a file that cannot be read or decoded any more;
             the message names it.
     """
     variant = resolve_augmentation(augmentation) if training else None
     if service:
+        if share:
+            raise InputError(
+                "A tf.data service cannot be used with --distribute: leave out either."
+            )
         from keras_transfer.data.service import service_batches
 
         stream = service_batches(
@@ -83,12 +94,23 @@ def batches(
             return stream
     elif training:
         stream = _training_batches(
-            examples, image_size, batch_size, variant, seed, start_epoch, equal_classes, memory
+            examples,
+            image_size,
+            batch_size,
+            variant,
+            seed,
+            start_epoch,
+            equal_classes,
+            memory,
+            share,
         )
     if training:
         mixed = stream.map(_blender(mix, classes), tf.data.AUTOTUNE, deterministic=True)
         return weighted(mixed, class_weights).prefetch(tf.data.AUTOTUNE)
     load = _loader(examples.pictures)
+    if share:
+        part = share.part(len(examples), batch_size, evaluating=True)
+        return _evaluated_part(examples, part, load, image_size, memory)
 
     def prepare(index, label):
         return resize_and_crop(load(index), image_size), label
@@ -193,11 +215,18 @@ def views(
 
 
 def weighted(batches: tf.data.Dataset, class_weights: np.ndarray | None) -> tf.data.Dataset:
-    """(inputs, labels) with the labels' weights, where there are any; endless as before."""
+    """(inputs, labels[, weights]) with the labels' weights, where there are any; endless as before."""
     if class_weights is None:
         return batches
     weights = tf.constant(class_weights, tf.float32)
-    return batches.map(lambda inputs, labels: (inputs, labels, sample_weights(labels, weights)))
+
+    def weigh(inputs, labels, given=None):
+        found = sample_weights(labels, weights)
+        if given is not None:  # of a share: [B], also where each of several labels has its own
+            found *= tf.reshape(given, [-1] + [1] * (found.shape.rank - 1))
+        return inputs, labels, found
+
+    return batches.map(weigh)
 
 
 def sample_weights(labels, class_weights) -> tf.Tensor:
@@ -253,32 +282,63 @@ def _equally_drawn(order, classes, seed):
     return _shuffle(tf.gather(by_class, places), place_seed)
 
 
+def _evaluated_part(examples, part: Part, load, image_size, memory):
+    """Batches of a part, (pictures, labels, weights), again and again."""
+
+    def prepare(index, label, weight):
+        return resize_and_crop(load(index), image_size), label, weight
+
+    def batches_of(rows, size):
+        labels = map_labels(lambda array: tf.constant(array[part.places[rows]]), examples.labels)
+        places = tf.constant(part.places[rows], tf.int32)
+        return (
+            tf.data.Dataset.from_tensor_slices((places, labels, part.weights[rows]))
+            .map(prepare, tf.data.AUTOTUNE, deterministic=True)
+            .batch(size)
+        )
+
+    # All batches are of one size but the last, which every replica has one of.
+    first = int((part.sizes == part.sizes[0]).sum())
+    split = int(part.sizes[:first].sum())
+    made = batches_of(slice(0, split), int(part.sizes[0]))
+    if first < len(part.sizes):
+        made = made.concatenate(batches_of(slice(split, None), int(part.sizes[-1])))
+    if memory is not None and memory.reserve(len(part.places) * 3 * image_size**2):
+        made = made.cache()
+    return made.repeat().prefetch(tf.data.AUTOTUNE)
+
+
 def _training_batches(
-    examples, image_size, batch_size, augmentation, seed, start_epoch, equal_classes, memory
+    examples, image_size, batch_size, augmentation, seed, start_epoch, equal_classes, memory, share
 ):
     load = _loader(examples.pictures, memory)
     vary = augmenter(augmentation, image_size, examples.names)
     labels = map_labels(tf.constant, examples.labels)
     count = len(examples)
     classes = examples.labels if equal_classes else None
+    part = share.part(count, batch_size) if share else whole(count, batch_size)
+    places = tf.constant(part.places, tf.int32)
+    numbers = tf.constant(np.repeat(np.arange(len(part.sizes)), part.sizes))
+    weights, sizes = tf.constant(part.weights), tf.constant(part.sizes)
 
     def epoch_rows(epoch):
         order, picture_seed = epoch_order(count, seed, epoch, classes)
-        batch = tf.range(count, dtype=tf.int64) // batch_size
+        order = tf.gather(order, places)
         # What comes twice in an epoch comes in two variants.
-        variant = order if classes is None else tf.range(count)
-        return tf.data.Dataset.from_tensor_slices((batch, order, variant)).map(
-            lambda batch, index, variant: (batch, index, variant, picture_seed)
+        variant = order if classes is None else places
+        return tf.data.Dataset.from_tensor_slices((numbers, order, variant, weights)).map(
+            lambda *row: (*row, picture_seed)
         )
 
-    def prepare(batch, index, variant, picture_seed):
+    def prepare(batch, index, variant, weight, picture_seed):
         # A batch's seed is none of its pictures': their numbers are not negative.
         batch_seed = tf.random.fold_in(picture_seed, -1 - batch)
         picture = vary(load(index), tf.random.fold_in(picture_seed, variant), index)
-        return batch, picture, map_labels(lambda array: array[index], labels), batch_seed
+        made = (batch, picture, map_labels(lambda array: array[index], labels), batch_seed)
+        return (*made, weight) if share else made
 
     def size_of(batch):
-        return tf.minimum(count - batch * batch_size, batch_size)
+        return sizes[batch]
 
     def collect(_, rows):
         return rows.map(lambda _, *row: row).batch(batch_size)
@@ -297,15 +357,16 @@ def _training_batches(
 
 
 def _blender(mix, classes):
-    """A function of a training batch (pictures, labels, seeds [B, 2], all equal) → (pictures, labels)."""
+    """A function of a training batch (pictures, labels, seeds [B, 2], all equal[, weights]) →
+    (pictures, labels[, weights])."""
     if not mix:
-        return lambda pictures, labels, seeds: (pictures, labels)
+        return lambda pictures, labels, seeds, *weights: (pictures, labels, *weights)
     mixed = mixer(mix)
 
-    def blend(pictures, labels, seeds):
+    def blend(pictures, labels, seeds, *weights):
         one_hot = labels.shape.rank == 1
         shares = tf.one_hot(labels, classes) if one_hot else tf.cast(labels, tf.float32)
-        return mixed(pictures, shares, seeds[0])
+        return (*mixed(pictures, shares, seeds[0]), *weights)
 
     return blend
 

@@ -6,15 +6,30 @@ import tensorflow as tf
 from keras_transfer.data.pipeline import epoch_order, python_calls, weighted
 from keras_transfer.data.targets import count as count_of
 from keras_transfer.data.targets import map_labels
+from keras_transfer.distribution.sharding import Share, whole
 from keras_transfer.features.extraction import Activations
 
 
 def batches(
-    activations: Activations, labels: np.ndarray, *, batch_size: int, dtype: str = "float32"
+    activations: Activations,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    dtype: str = "float32",
+    share: Share | None = None,
 ) -> tf.data.Dataset:
-    """Every picture once, in order, in its first view: (`dtype` [B, …], int32 [B])."""
-    rows = tf.data.Dataset.range(count_of(labels), output_type=tf.int32).batch(batch_size)
+    """Every picture once, in order, in its first view: (`dtype` [B, …], int32 [B]).
+
+    With `share` a process's parts with weights, endless, like `pipeline.batches` of it.
+    """
     loaded = _loader(activations, labels, dtype)
+    if share:
+        part = share.part(count_of(labels), batch_size, evaluating=True)
+        stream = _pieces(part).map(
+            lambda places, weights: (*loaded(places, tf.zeros_like(places)), weights)
+        )
+        return stream.repeat().prefetch(tf.data.AUTOTUNE)
+    rows = tf.data.Dataset.range(count_of(labels), output_type=tf.int32).batch(batch_size)
     return rows.map(lambda rows: loaded(rows, tf.zeros_like(rows))).prefetch(tf.data.AUTOTUNE)
 
 
@@ -28,6 +43,7 @@ def training_batches(
     start_epoch: int = 0,
     class_weights: np.ndarray | None = None,
     equal_classes: bool = False,
+    share: Share | None = None,
 ) -> tf.data.Dataset:
     """An endless stream of epochs, like `pipeline.batches` of the same pictures, seed and balance.
 
@@ -38,19 +54,34 @@ def training_batches(
     loaded = _loader(activations, labels, dtype)
     classes = labels if equal_classes else None
     seed = tf.constant(seed, tf.int64)
+    part = share.part(count, batch_size) if share else whole(count, batch_size)
 
     def epoch_batches(epoch):
         order, view_seed = epoch_order(count, seed, epoch, classes)
         chosen = tf.random.stateless_uniform([count], view_seed, 0, views, tf.int32)
-        return tf.data.Dataset.from_tensor_slices((order, chosen)).batch(batch_size)
+        return _pieces(part).map(
+            lambda places, weights: (tf.gather(order, places), tf.gather(chosen, places), weights)
+        )
+
+    def load(rows, views, weights):
+        made = loaded(rows, views)
+        return (*made, weights) if share else made
 
     stream = (
         tf.data.Dataset.range(start_epoch, tf.int64.max)
         .flat_map(epoch_batches)
-        .map(loaded, tf.data.AUTOTUNE, deterministic=True)
+        .map(load, tf.data.AUTOTUNE, deterministic=True)
     )
     stream = weighted(stream, class_weights).prefetch(tf.data.AUTOTUNE)
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def _pieces(part):
+    """(places int32 [B], weights float32 [B]) of each batch of a part."""
+    places, weights = tf.constant(part.places, tf.int32), tf.constant(part.weights)
+    ends = np.cumsum(part.sizes)
+    bounds = tf.data.Dataset.from_tensor_slices((ends - part.sizes, ends))
+    return bounds.map(lambda start, end: (places[start:end], weights[start:end]))
 
 
 def _loader(activations, labels, dtype):

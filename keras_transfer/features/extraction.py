@@ -74,6 +74,7 @@ def extract(
     on_disk: bool = True,
     memory=None,
     source: Callable[[], Source] | None = None,
+    told: Callable[[], None] = lambda: None,
 ) -> Activations:
     """The activations of every example in every view; what the store has is not computed again.
 
@@ -85,6 +86,7 @@ def extract(
         on_disk: False keeps what is computed now in memory only.
         memory: a `data.pipeline.PictureMemory` for pictures that another prefix will look at.
         source: gives what to compute from where something is missing, by default the pictures.
+        told: called after each batch.
 
     Raises:
         InputError: values that the dtype cannot hold, or a file that cannot be read any more.
@@ -127,7 +129,7 @@ def extract(
         elif missing != expected:
             batches = _pictures(prefix, examples, missing, views, memory)
         digests = [examples.digests[i] for i in missing]
-        _compute(choice.run, batches, digests, found[name], dtype, on_disk)
+        _compute(choice.run, batches, digests, found[name], dtype, on_disk, told)
         if on_disk:
             store.trim(keep=[table.key for table in found[name]])
         how = "from those of an earlier cut" if source else choice.reason
@@ -194,7 +196,7 @@ def _derived(source, missing, views):
         yield np.stack([source.activations.gather(rows, v) for v in kept]).astype(source.rest.takes)
 
 
-def _compute(run: Callable, batches, digests, tables, dtype, on_disk):
+def _compute(run: Callable, batches, digests, tables, dtype, on_disk, told):
     # What waits in memory is bounded, over all views.
     share = max(1 << 20, (64 << 20) // len(tables))
     writers = [Writer(table, on_disk, share) for table in tables]
@@ -207,6 +209,7 @@ def _compute(run: Callable, batches, digests, tables, dtype, on_disk):
                 writer.add(digests[done : done + count], _cast(run(inputs), dtype))
             done += count
             progress.update(count)
+            told()
     finally:  # what is computed is kept, also where the run is interrupted
         for writer in writers:
             writer.flush()

@@ -26,12 +26,16 @@ class Supply:
         engines: phase name → engine that computed its activations; what is in there is kept to,
             what is chosen here is added.
         memory: a `data.pipeline.PictureMemory` for what must be decoded again.
+        extract: what computes them, called like `extraction.extract`.
     """
 
-    def __init__(self, model, data, phases, caching, views, *, engine, engines, memory):
+    def __init__(
+        self, model, data, phases, caching, views, *, engine, engines, memory, extract=extract
+    ):
         self.model, self.data = model, data
         self.phases, self.caching, self.views = phases, caching, views
         self.engine, self.engines, self.memory = engine, engines, memory
+        self.extract = extract
         self._made = {}  # prefixes, each with its engines
 
     def of(self, index: int) -> dict[str, Activations]:
@@ -45,7 +49,7 @@ class Supply:
         planned, caching = self.phases[index], self.caching[index]
         name = planned.phase.name
         below = self._below(index)
-        found = extract(
+        found = self.extract(
             self._prefix(index),
             self.data.examples[split],
             self.views[index] if split == "train" else (View(),),

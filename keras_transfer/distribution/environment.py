@@ -1,0 +1,170 @@
+"""Which workers there are and which of them this process is: read before Keras is imported."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from keras_transfer.errors import InputError
+
+CHOICES = ("auto", "none", "mirrored", "multi_worker", "jax")
+_TF = "TF_CONFIG"
+# Keras's names for JAX's three numbers, and JAX's own: (all or the first address, count, place).
+_JAX = (
+    ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "JAX_COORDINATOR_ADDRESS"),
+    ("KERAS_DISTRIBUTION_NUM_PROCESSES", "JAX_NUM_PROCESSES"),
+    ("KERAS_DISTRIBUTION_PROCESS_ID", "JAX_PROCESS_ID"),
+)
+_EXAMPLE = '{"cluster": {"worker": ["host-a:12345", "host-b:12345"]}, "task": {"type": "worker", "index": 0}}'
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The processes of one training.
+
+    Attributes:
+        address: of the first one, the chief: `"host:port"`.
+        processes: how many there are, ≥ 1.
+        index: which of them this one is, 0 the chief.
+    """
+
+    address: str
+    processes: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to distribute, as far as it can be said without Keras.
+
+    Attributes:
+        kind: of `CHOICES`; `"auto"` where the devices of this machine decide (see `workers.start_workers`).
+        cluster: where there are several processes.
+    """
+
+    kind: str
+    cluster: Cluster | None = None
+
+
+def plan(choice: str, environ: Mapping[str, str] = os.environ) -> Plan:
+    """What a choice means in this environment.
+
+    `"auto"`: `TF_CONFIG` with two workers or more means `multi_worker`, JAX's variables on the JAX
+    backend mean `jax`; otherwise this machine's devices decide.
+
+    Args:
+        choice: of `CHOICES`.
+        environ: with `KERAS_BACKEND`, and what says where the others are: `TF_CONFIG`, or
+            `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `…_NUM_PROCESSES` and `…_PROCESS_ID` (JAX's own
+            `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` do as well).
+
+    Raises:
+        InputError: no such choice, one that the backend does not have, or variables that are
+            missing or do not fit together.
+    """
+    if choice not in CHOICES:
+        raise InputError(f"distribute must be one of {', '.join(CHOICES)}, not {choice!r}.")
+    backend = environ.get("KERAS_BACKEND") or "tensorflow"
+    needed = {"mirrored": "tensorflow", "multi_worker": "tensorflow", "jax": "jax"}.get(choice)
+    if needed and backend != needed:
+        other = "jax" if backend == "jax" else "mirrored or multi_worker"
+        raise InputError(
+            f"distribute '{choice}' is for the backend {needed}, and KERAS_BACKEND is {backend}: "
+            f"set KERAS_BACKEND={needed}, or distribute with {other}."
+        )
+    if choice in ("none", "mirrored"):
+        return Plan(choice)
+    if choice == "multi_worker":
+        return Plan(choice, tensorflow_cluster(environ))
+    if choice == "jax":
+        return Plan(choice, jax_cluster(environ))
+    if backend == "jax":
+        return Plan("auto" if jax_cluster(environ) is None else "jax", jax_cluster(environ))
+    if environ.get(_TF):
+        cluster = tensorflow_cluster(environ)
+        if cluster.processes > 1:
+            return Plan("multi_worker", cluster)
+    return Plan("auto")
+
+
+def tensorflow_cluster(environ: Mapping[str, str]) -> Cluster:
+    """What `TF_CONFIG` says.
+
+    Raises:
+        InputError: it is missing, no JSON, or does not say what it should.
+    """
+    text = environ.get(_TF)
+    if not text:
+        raise InputError(
+            f"distribute 'multi_worker' needs {_TF} in the environment of each process, such as "
+            f"{_EXAMPLE} (scripts/launch_local.sh sets it on one machine)."
+        )
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{_TF} is no JSON ({error}): it looks like {_EXAMPLE}.") from None
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    task = config.get("task") if isinstance(config, dict) else None
+    if not isinstance(cluster, dict) or not isinstance(task, dict):
+        raise InputError(f"{_TF} needs 'cluster' and 'task': it looks like {_EXAMPLE}.")
+    if other := sorted(set(cluster) - {"chief", "worker"}):
+        raise InputError(
+            f"{_TF} has {', '.join(other)}: only workers (and a chief among them) train here."
+        )
+    chiefs, others = ([*cluster.get(kind, [])] for kind in ("chief", "worker"))
+    addresses = [*chiefs, *others]
+    if len(chiefs) > 1 or not addresses:
+        raise InputError(f"{_TF} needs workers, and at most one chief, not {len(chiefs)}.")
+    for address in addresses:
+        _check_address(address, _TF)
+    if len(set(addresses)) < len(addresses):
+        raise InputError(f"{_TF} names an address twice: {', '.join(addresses)}.")
+    kind, index = task.get("type"), task.get("index")
+    if kind not in cluster or isinstance(index, bool) or not isinstance(index, int):
+        raise InputError(f"{_TF}: task {task} is none of the cluster's ({', '.join(cluster)}).")
+    if not 0 <= index < len(cluster[kind]):
+        raise InputError(
+            f"{_TF}: {kind} {index} does not exist: there are {len(cluster[kind])}, counted from 0."
+        )
+    return Cluster(addresses[0], len(addresses), index + (len(chiefs) if kind == "worker" else 0))
+
+
+def jax_cluster(environ: Mapping[str, str]) -> Cluster | None:
+    """What Keras's or JAX's variables say; None where none of them is set: this process alone.
+
+    Raises:
+        InputError: some are set and others not, or they do not fit together.
+    """
+    found = [next((n for n in names if environ.get(n)), None) for names in _JAX]
+    if not any(found):
+        return None
+    missing = [names[0] for names, name in zip(_JAX, found) if name is None]
+    if missing:
+        given = ", ".join(name for name in found if name)
+        raise InputError(f"{given} is set, but not {', '.join(missing)}: JAX needs all three.")
+    addresses = environ[found[0]].split(",")
+    for address in addresses:
+        _check_address(address, found[0])
+    processes, index = (_number(environ[name], name) for name in found[1:])
+    if len(addresses) > 1 and len(addresses) != processes:
+        raise InputError(
+            f"{found[0]} has {len(addresses)} addresses, but {found[1]} is {processes}."
+        )
+    if processes < 1 or not index < processes:
+        raise InputError(
+            f"{found[2]} is {index}, but {found[1]} is {processes}: it counts from 0 to "
+            f"{processes - 1}."
+        )
+    return Cluster(addresses[0], processes, index)
+
+
+def _number(text, name):
+    if not text.strip().isdigit():
+        raise InputError(f"{name} is {text!r}: give a whole number.")
+    return int(text)
+
+
+def _check_address(address, name):
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"{name} has the address {address!r}: give HOST:PORT.")

@@ -1,0 +1,263 @@
+"""What workers on this machine measure: features a second, sums a second, steps a second.
+
+    python scripts/distributed_speed.py extraction [--pictures 600] [--rounds 3]
+    python scripts/distributed_speed.py steps [--workers 1 2 4] [--frozen 0 9 18]
+
+Each worker is a process that is pinned to one core (worker i to core i, and from the first one again),
+so that two of them on two cores can be compared with one on one core. Run it where nothing else runs:
+the load is printed. Against what runs nevertheless the fastest step and sum counts, and of extraction
+the processor's time is given too, of the slower worker: what it would be if each had its core alone.
+
+`extraction`: pictures a second through a frozen backbone, merged in the cache at the end, by one worker
+and by two. `steps`: the time of a training step, beside what `distribution/cost.py` says of it. Its two
+numbers for the link (bytes a second, seconds a message) come from sums of 4 KB and of 16 MB that are
+timed between two workers; that for the speed from one worker's step with nothing frozen. Where there
+are more workers than cores, computing takes as many times as long as workers share a core.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SMALL, LARGE = 1 << 10, 4 << 20  # float32 values
+ENGINE = "multi_worker"
+
+
+# -- in a worker ------------------------------------------------------------------------------------
+
+
+def worker(what: str, options) -> None:
+    """Measures in this process; the first worker prints a line of JSON."""
+    index = json.loads(os.environ.get("TF_CONFIG") or '{"task": {"index": 0}}')["task"]["index"]
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[index % len(cores)]})
+    from keras_transfer.distribution.workers import start_workers
+
+    workers = start_workers(ENGINE if options.count > 1 else "none")
+    found = {"extraction": extraction, "steps": steps}[what](workers, options)
+    if index == 0:
+        print("RESULT " + json.dumps(found), flush=True)
+
+
+def extraction(workers, options):
+    import keras
+    import numpy as np
+
+    import keras_transfer as kt
+    from keras_transfer.data.pictures import Arrays
+    from keras_transfer.data.sources import Examples
+    from keras_transfer.distribution.computing import extract_together
+    from keras_transfer.features.extraction import extract
+    from keras_transfer.features.prefix import prefix_of
+
+    keras.utils.set_random_seed(0)
+    size = options.image_size
+    shape = (options.pictures + 64, size, size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, "uint8")
+    examples = Examples(Arrays(pixels), np.zeros(len(pixels), "int32"))
+    model = kt.build_model(options.backbone, kt.Classification("ab"), weights=None, image_size=size)
+    prefix = prefix_of(model, len(model.layers[1].stages))
+    warm, measured = np.arange(64), np.arange(64, len(pixels))
+    extract(prefix, examples.take(warm), engine="keras")
+    examples.digests  # noqa: B018 (of all pictures, which takes a while, and is no extraction)
+    if workers:
+        workers.barrier()
+    started, busy = time.perf_counter(), time.process_time()
+    if workers:
+        extract_together(workers, prefix, examples.take(measured), engine="keras")
+    else:
+        extract(prefix, examples.take(measured), engine="keras")
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    if workers:
+        busy = max(float(other) for other in workers.gather(str(busy).encode()))
+    return {"seconds": seconds, "busy": busy}
+
+
+def steps(workers, options):
+    import contextlib
+
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import keras_transfer as kt
+    from keras_transfer.builders import training_model
+    from keras_transfer.features.prefix import stage_costs
+    from keras_transfer.freezing import freeze
+
+    found = {"sums": sums(workers) if workers else {}, "steps": {}, "costs": {}}
+    size, batch = options.image_size, options.batch_size
+    for frozen in options.frozen:
+        keras.backend.clear_session()
+        with workers.scope() if workers else contextlib.nullcontext():
+            head = kt.Classification("ab", dropout=0.0)
+            model = kt.build_model(options.backbone, head, weights=None, image_size=size)
+            freeze(model, f"stage:{frozen}")
+            trained = training_model(model, frozen, image_size=size)
+            optimizer = keras.optimizers.SGD(1e-3)
+            trained.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
+            pixels = np.zeros((batch, size, size, 3), "uint8")
+            one = tf.data.Dataset.from_tensors((pixels, np.zeros(batch, "int32")))
+            stream = one.repeat()
+            if workers:
+                workers.prepare(trained, stream)
+                stream = workers.stream(stream)
+            times = StepTimes()
+            trained.fit(stream, steps_per_epoch=options.steps, callbacks=[times.made()], verbose=0)
+        found["steps"][frozen] = min(times.seconds[3:])
+        count = sum(int(np.prod(weight.shape)) for weight in trained.trainable_weights)
+        costs = stage_costs(model.layers[1])
+        found["costs"][frozen] = [count, sum(costs[:frozen]), sum(costs[frozen:])]
+    return found
+
+
+class StepTimes:
+    """Seconds of each step."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def made(self):
+        import keras
+
+        outer = self
+
+        class Callback(keras.callbacks.Callback):
+            def on_train_batch_begin(self, batch, logs=None):
+                outer.started = time.perf_counter()
+
+            def on_train_batch_end(self, batch, logs=None):
+                float((logs or {}).get("loss", 0.0))
+                outer.seconds.append(time.perf_counter() - outer.started)
+
+        return Callback()
+
+
+def sums(workers):
+    """Seconds to sum so many float32 values over the workers."""
+    import tensorflow as tf
+
+    found = {}
+    for count in (SMALL, LARGE):
+        values = tf.ones([count])
+
+        @tf.function(jit_compile=False)
+        def summed(values):
+            given = workers.strategy.run(tf.identity, (values,))
+            return workers.strategy.reduce("SUM", given, axis=None)[0]
+
+        seconds = []
+        for _ in range(12):
+            started = time.perf_counter()
+            float(summed(values))
+            seconds.append(time.perf_counter() - started)
+        found[count] = min(seconds[2:])
+    return found
+
+
+# -- the measurements -------------------------------------------------------------------------------
+
+
+def launched(what: str, count: int, arguments: list[str]) -> dict:
+    """What the first of `count` workers says."""
+    with tempfile.TemporaryDirectory() as folder:
+        line = [sys.executable, __file__, what, "--count", str(count), *arguments]
+        if count > 1:
+            line = [str(HERE / "launch_local.sh"), str(count), *line]
+        env = {**os.environ, "KERAS_TRANSFER_CACHE": folder, "PYTHON": sys.executable}
+        if count == 1:
+            env.pop("TF_CONFIG", None)
+        done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=900)
+    for text in done.stdout.splitlines():
+        if "RESULT " in text:
+            return json.loads(text.partition("RESULT ")[2])
+    raise SystemExit(done.stdout[-2000:] + done.stderr[-3000:])
+
+
+def measure_extraction(options, arguments):
+    print(f"load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores")
+    ratios = []
+    for turn in range(options.rounds):
+        order = (1, 2) if turn % 2 == 0 else (2, 1)
+        found = {n: launched("extraction", n, arguments) for n in order}
+        ratios.append([found[1][what] / found[2][what] for what in ("seconds", "busy")])
+        speeds = {n: options.pictures / found[n]["seconds"] for n in (1, 2)}
+        print(
+            f"{options.backbone}, {options.pictures} pictures of {options.image_size} px: "
+            f"one worker {speeds[1]:.1f}/s, two {speeds[2]:.1f}/s: {ratios[-1][0]:.2f} times; "
+            f"of the processor's time {ratios[-1][1]:.2f} times (load {os.getloadavg()[0]:.2f})",
+            flush=True,
+        )
+    middle = [statistics.median(values) for values in zip(*ratios)]
+    print(f"median of {options.rounds}: {middle[0]:.2f} times, by processor's time {middle[1]:.2f}")
+
+
+def measure_steps(options, arguments):
+    from keras_transfer.distribution.cost import Link, Step, all_reduce_seconds
+
+    print(f"load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores")
+    found = {n: launched("steps", n, arguments) for n in sorted({1, 2, *options.workers})}
+    alone = found[1]
+
+    def step_of(frozen):
+        return Step(*alone["costs"][str(frozen)], options.batch_size)
+
+    speed = step_of(options.frozen[0]).seconds(1.0) / alone["steps"][str(options.frozen[0])]
+    small, large = (found[2]["sums"][str(count)] for count in (SMALL, LARGE))
+    latency = small / 2  # a ring of two sends two messages
+    link = Link(4 * LARGE / max(1e-9, large - small), latency)
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"speed {speed:.3g} multiplications/s; link {link.bandwidth:.3g} bytes/s, "
+        f"{1e3 * link.latency:.2f} ms a message (two workers)"
+    )
+    print(
+        "| frozen | MB a step | workers | predicted step, ms | measured | predicted efficiency | measured |"
+    )
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    for frozen in options.frozen:
+        step = step_of(frozen)
+        for n in sorted({1, *options.workers}):
+            shared = -(-n // cores)
+            predicted = step.seconds(speed) * shared + all_reduce_seconds(step.bytes, n, link)
+            measured = found[n]["steps"][str(frozen)]
+            told = (
+                step.seconds(speed) * shared / predicted,
+                alone["steps"][str(frozen)] * shared / measured,
+            )
+            print(
+                f"| {frozen} | {step.bytes / 1e6:.2f} | {n} | {1e3 * predicted:.0f} | "
+                f"{1e3 * measured:.0f} | {100 * told[0]:.0f} % | {100 * told[1]:.0f} % |"
+            )
+    print(f"load {os.getloadavg()[0]:.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("extraction", "steps"))
+    parser.add_argument("--backbone", default="mobilenet_v2")
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--frozen", type=int, nargs="+", default=[0, 9, 18])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)  # in a worker
+    options = parser.parse_args()
+    if options.count:
+        worker(options.what, options)
+        return
+    given = sys.argv[2:]
+    {"extraction": measure_extraction, "steps": measure_steps}[options.what](options, given)
+
+
+if __name__ == "__main__":
+    main()
