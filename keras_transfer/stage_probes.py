@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.colours import GREEN, OCHRE
 from keras_transfer.errors import InputError
 from keras_transfer.machine import free_memory
 from keras_transfer.runs import write_file
@@ -231,8 +232,8 @@ class StageProbes:
         axes = figure.add_subplot(facecolor="white")
         numbers = [s.number for s in self.stages]
         for label, colour, prefix in (
-            (f"{self.backbone}, pretrained", "#0b6e4f", ""),
-            ("random weights", "#b5651d", "random_"),
+            (f"{self.backbone}, pretrained", GREEN, ""),
+            ("random weights", OCHRE, "random_"),
         ):
             mean = np.array([getattr(s, f"{prefix}accuracy") for s in self.stages])
             error = np.array([getattr(s, f"{prefix}error") for s in self.stages])

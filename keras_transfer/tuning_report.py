@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.colours import GREEN, OCHRE, RED
 from keras_transfer.runs import Run, csv_text, write_file, write_text
 from keras_transfer.search_space import Space, shown_values
 from keras_transfer.study import ended
@@ -14,7 +15,7 @@ BEST = "best.yaml"
 CSV = "trials.csv"
 _SHOWN = 8  # trials in the printed table
 _LEAST = 6  # complete trials from which on importances are estimated
-_COLOURS = {"complete": "#0b6e4f", "pruned": "#b5651d", "failed": "#c0392b"}
+_COLOURS = {"complete": GREEN, "pruned": OCHRE, "failed": RED}
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.colours import COLOURS
 from keras_transfer.runs import HISTORY, Run, write_file
 
 LEVEL = 0.95  # of the way from chance to the lower asymptote
 CONFIDENCE = 0.95
-COLOURS = ("#0b6e4f", "#c0392b", "#1f4e8c")
 
 
 @dataclass(frozen=True)
