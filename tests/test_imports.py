@@ -73,8 +73,9 @@ TENSORFLOW_LAZILY = {
     "client": "gRPC only: the tensors of its messages",
     "demo": "reads its export again",
     "errors": "`quiet_tensorflow`",
-    "gradcam": "gradients of the backend at hand; JAX beside it",
+    "gradcam": "gradients of the backend at hand",
 }
+JAX = {"gradcam": "the same"}
 
 
 @cache
@@ -220,6 +221,11 @@ def test_tensorflow_stays_where_it_is_needed():
         assert anywhere or (inside and module in TENSORFLOW_LAZILY), f"{module} imports TensorFlow"
     for area in (*TENSORFLOW, *TENSORFLOW_LAZILY):
         assert any(within(module, area) for module, _ in users), f"{area} needs no TensorFlow"
+
+
+def test_jax_and_torch_stay_where_they_are_needed():
+    users = {module for module, name, inside in imports() if name in (":jax", ":torch")}
+    assert users == set(JAX)
 
 
 def test_modules_take_no_private_names_of_others():
