@@ -9,6 +9,7 @@ import os
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,10 +35,14 @@ PREPROCESSING = {
 class BackboneSpec:
     """One row of the table.
 
+    The table is open: `BACKBONES["name"] = BackboneSpec("name", …)` adds one for this process.
+
     Attributes:
         name: the name used everywhere, e.g. `"mobilenet_v2_0.35"`.
-        function: the function of `keras.applications`.
-        module: the module of `keras.applications` with the family's `preprocess_input`.
+        function: the function of `keras.applications`, or one of your own that takes
+            `include_top=False`, `weights=None`, `input_shape`, `pooling` and `arguments` as those do.
+        module: the module of `keras.applications` with the family's `preprocess_input`; of your own
+            any name.
         preprocessing: a key of `PREPROCESSING`.
         size: the image size (height = width) of the ImageNet training.
         min_size: the smallest image size that the family allows.
@@ -48,7 +53,7 @@ class BackboneSpec:
     """
 
     name: str
-    function: str
+    function: str | Callable
     module: str
     preprocessing: str
     size: int
@@ -62,6 +67,15 @@ class BackboneSpec:
     def batch_norm(self) -> bool:
         """True where the family has BatchNorm."""
         return self.module not in ("convnext", "vgg16", "vgg19")
+
+    @property
+    def constructor(self) -> Callable:
+        """The function itself. Imports Keras."""
+        if callable(self.function):
+            return self.function
+        import keras
+
+        return getattr(keras.applications, self.function)
 
 
 def _row(name, function, module, preprocessing, size, min_size, params, stages, file, **arguments):
@@ -309,7 +323,7 @@ def _application(spec, size, weights, pooling):
     arguments = dict(include_top=False, pooling=pooling, **spec.arguments)
     downloaded = _downloaded(spec, arguments) if weights == "imagenet" else None
     try:
-        application = _function(spec)(weights=None, input_shape=(size, size, 3), **arguments)
+        application = spec.constructor(weights=None, input_shape=(size, size, 3), **arguments)
     except ValueError as error:  # NASNet's cells fit together at some sizes only
         raise InputError(
             f"{spec.name} cannot be built for image size {size}: try {spec.size} or a multiple of 32."
@@ -333,15 +347,9 @@ def _downloaded(spec, arguments):
     """
     try:
         native = (spec.size, spec.size, 3)
-        return _function(spec)(weights="imagenet", input_shape=native, **arguments).get_weights()
+        return spec.constructor(weights="imagenet", input_shape=native, **arguments).get_weights()
     except Exception as error:
         raise _no_weights(spec, error) from error
-
-
-def _function(spec):
-    import keras
-
-    return getattr(keras.applications, spec.function)
 
 
 def backbone_from_model(

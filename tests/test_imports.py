@@ -25,7 +25,8 @@ ROOT = Path(keras_transfer.__file__).parent
 # - `evaluation.intervals` is plain statistics below all measures, and only lives in `evaluation`.
 LAYERS = (
     ("errors", "colours", "page", "metrics", "solvers", "stages", "tensorboard"),
-    ("client", "failures", "folding", "heads", "evaluation.intervals"),
+    ("client", "failures", "folding", "losses", "evaluation.intervals"),
+    ("heads",),
     ("backbones",),
     ("builders", "runs"),
     ("gradcam", "machine", "study"),
