@@ -426,7 +426,11 @@ def load_model(path):
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        said = error
+        while said.__context__ is not None and not isinstance(said, InputError):
+            said = said.__context__  # Keras wraps what a layer of ours says into pages of config
+        said = said if isinstance(said, InputError) else error
+        reason = str(said).strip().splitlines()[0]
         raise InputError(f"Cannot load {path}: {reason}") from error
 
 
