@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import pydoc
 import re
 import types
 import typing
@@ -297,3 +298,24 @@ def test_links_are_found():
     text = "[a](b.md) ![c](d.png) [![e](f.svg)](https://g) [h *i*](j.md#k-l) `[no](no.md)`\n```\n[no](no.md)\n```\n"
     assert set(links(text)) == {"b.md", "d.png", "f.svg", "https://g", "j.md#k-l"}
     assert anchors("# A b, c\n## `d`: e\n# A b, c\n") == {"a-b-c", "d-e", "a-b-c-1"}
+
+
+def test_every_public_name_is_in_the_reference():
+    """docs/api/: `::: where.it.is`, and below it the name that users write."""
+    entry = re.compile(r"^::: (\S+)\n    options:\n      heading: (kt\.\S+)$", re.M)
+    pages = [text for name, text in documents.documents().items() if name.startswith("docs/api/")]
+    entries = [(path, shown) for text in pages for path, shown in entry.findall(text)]
+    assert len(entries) == sum(text.count("\n::: ") for text in pages)
+
+    kt = {f"kt.{name}": getattr(keras_transfer, name) for name in keras_transfer.__all__}
+    packages = {shown: module for shown, module in kt.items() if inspect.ismodule(module)}
+    public = {shown: kt[shown] for shown in kt if shown not in packages}
+    del public["kt.__version__"]
+    for shown, module in packages.items():
+        public |= {f"{shown}.{name}": getattr(module, name) for name in module.__all__}
+
+    listed = {shown: pydoc.locate(path) for path, shown in entries}
+    assert len(listed) == len(entries)
+    assert {shown for shown in listed if listed[shown] is not public.get(shown)} == set()
+    everything = [id(value) for value in listed.values()]
+    assert {shown for shown, value in public.items() if id(value) not in everything} == set()
