@@ -18,7 +18,7 @@ from keras_transfer.errors import InputError
 # How RGB 0–255 becomes what a family was trained on: channel order, then x * scale + offset.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-PREPROCESSING = {
+PREPROCESSING: dict[str, dict | None] = {
     "tf": dict(scale=1 / 127.5, offset=-1.0),  # to [-1, 1]
     "128": dict(scale=1 / 128.0, offset=-1.0),  # EfficientNetV2 S, M, L
     "torch": dict(  # zero mean and unit variance a channel over ImageNet

@@ -131,7 +131,7 @@ class StageProbes:
         of the (paired) difference, as the one-standard-error rule of Breiman et al. (CART, 1984) has
         it. 0 where the best pretrained probe is not better than the best random one by as much.
         """
-        if not self.signal:
+        if self.best_stage is None:
             return None
         best = self.correct[self.best_stage - 1]
         gain, error = _difference(best, self.random_correct[self._best(self.random_correct) - 1])

@@ -102,14 +102,14 @@ class Interval:
     @property
     def sign(self) -> int:
         """1 or -1 where the interval is above or below 0; 0 where that cannot be told."""
-        if self.low is None:
+        if self.low is None or self.high is None:
             return 0
         return int(self.low > 0) - int(self.high < 0)
 
     def points(self, digits: int = 1) -> str:
         """In percentage points, with a sign."""
         text = f"{100 * self.mean:+.{digits}f}"
-        if self.low is None:
+        if self.low is None or self.high is None:
             return text
         return f"{text} [{100 * self.low:+.{digits}f}, {100 * self.high:+.{digits}f}]"
 

@@ -1,5 +1,6 @@
 """An evaluation as pictures: confusion, reliability, risk against coverage, ROC and precision-recall."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def draw(document: dict, folder) -> list[Path]:
                 continue
             figure = draw_one(head)
             path = Path(folder) / f"{prefix}{kind}.png"
-            write_file(path, lambda temporary, figure=figure: figure.savefig(temporary, dpi=110))
+            write_file(path, partial(figure.savefig, dpi=110))
             files.append(path)
     return files
 

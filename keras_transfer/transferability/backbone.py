@@ -114,7 +114,7 @@ def score_backbone(
         of=f"scores of {len(sample)} pictures",
         engine=engine,
         view="scores",
-        sample=digest_of(sample.digests, sample.labels),
+        sample=digest_of(sample.digests, np.asarray(sample.labels)),
         classifier=file and _stamp(file),
         shuffles=shuffles,
         seed=seed,
