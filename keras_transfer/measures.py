@@ -2,8 +2,8 @@
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.data.targets import count, joined, map_labels
 from keras_transfer.evaluation.intervals import wilson_interval
 from keras_transfer.heads import by_head
@@ -13,7 +13,7 @@ def outputs_of(model: keras.Model, batches, total: int | None = None):
     """Labels and raw outputs float32 [N, C], from one pass over (inputs, labels); dicts where the
     labels or the model have several heads."""
     labels, outputs = [], []
-    for inputs, batch_labels in tqdm(batches, total=total, unit="batch", leave=False, disable=None):
+    for inputs, batch_labels in bar(batches, total=total, unit="batch"):
         labels.append(map_labels(np.asarray, batch_labels))
         outputs.append(answers(model, np.asarray(inputs), count(labels[0])))
     return joined(labels), joined(outputs)

@@ -10,8 +10,8 @@ import time
 import keras
 import numpy as np
 from keras.src.random.seed_generator import global_seed_generator  # no public name
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.errors import say
 from keras_transfer.failures import Diverged, Signals
 from keras_transfer.freezing import Frozen
@@ -145,12 +145,10 @@ class Progress(keras.callbacks.Callback):
         done = self.phase_epoch * self.planned.steps_per_epoch
         # The last epoch of a phase that is given in steps may be a part of one.
         self.steps = min(self.planned.steps_per_epoch, self.planned.steps - done)
-        self.bar = tqdm(
+        self.bar = bar(
             total=self.steps,
             desc=f"epoch {epoch + 1}/{self.params['epochs']}",
             unit="batch",
-            leave=False,
-            disable=None,  # no bar where stderr is no terminal
         )
 
     def on_train_batch_end(self, batch, logs=None):

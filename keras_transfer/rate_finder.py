@@ -8,8 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras.src.random.seed_generator import global_seed_generator  # no public name
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.builders import backbone_of
 from keras_transfer.colours import GREEN, RED
 from keras_transfer.errors import InputError
@@ -83,7 +83,7 @@ def find_rate(
         phase: what trains, and with which optimizer and multipliers; everything by default.
         lowest, highest: first and last rate, 0 < lowest < highest.
         steps: batches, ≥ 10.
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show a bar on stderr, in a terminal or a notebook.
 
     Raises:
         InputError: a range that is none, or a loss that is not finite at the lowest rate already.
@@ -125,19 +125,18 @@ def find_rate(
 
 def _losses(probe, stream, steps, progress):
     losses = []
-    disable = None if progress else True  # None: no bar where stderr is no terminal
-    bar = tqdm(total=steps, desc="range test", unit="batch", leave=False, disable=disable)
+    seen = bar(shown=progress, total=steps, desc="range test", unit="batch")
     for pictures, labels in stream:
         probe.reset_metrics()  # Keras reports means over the batches since
         loss = float(probe.train_on_batch(pictures, labels, return_dict=True)["loss"])
         if not np.isfinite(loss):
             break
         losses.append(loss)
-        bar.update()
+        seen.update()
         smooth = _smoothed(losses)
         if len(losses) == steps or (len(losses) > 10 and smooth[-1] > _GIVE_UP * smooth.min()):
             break
-    bar.close()
+    seen.close()
     return losses
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keras_transfer.bars import bar
+
 _STRENGTHS = np.logspace(-3, 1, 9)
 _MOST_FOR_CHOOSING = 5000  # rows of cross-validation; the strength found serves for all
 _FOLDS = 5
@@ -151,14 +153,13 @@ def label_regressions(
         labels: 0/1 [N, L]. A label that is the same for all pictures gets its frequency, whatever
             the picture.
     """
-    from tqdm import tqdm
 
     count = labels.shape[1]
     most = max(500, min(_MOST_FOR_CHOOSING, 4 * _MOST_FOR_CHOOSING // count))
     kernel = np.zeros((features.shape[1], count), "float32")
     bias = np.zeros(count, "float32")
     found = []
-    for i in tqdm(range(count), desc="labels", unit="label", leave=False, disable=None):
+    for i in bar(range(count), desc="labels", unit="label"):
         column = labels[:, i].astype("int64")
         positive = int(column.sum())
         if positive in (0, len(column)):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.bars import bar
 from keras_transfer.colours import GREEN, OCHRE
 from keras_transfer.errors import InputError
 from keras_transfer.machine import free_memory
@@ -376,7 +377,6 @@ def _probe_all(features, labels, folds, seed):
     import joblib
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
-    from tqdm import tqdm
 
     splits = stratified_folds(labels, folds, seed)
     # Side by side, each on one core: see `solvers.logistic_regression`.
@@ -384,8 +384,7 @@ def _probe_all(features, labels, folds, seed):
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to tell who is right
         work = joblib.Parallel(os.cpu_count(), prefer="threads", return_as="generator")
         found = work(joblib.delayed(probe)(x, labels, splits) for x in features)
-        bar = tqdm(found, "probes", len(features), leave=False, disable=None)
-        return np.stack(list(bar))
+        return np.stack(list(bar(found, desc="probes", total=len(features))))
 
 
 def stratified_folds(labels: np.ndarray, folds: int, seed: int = 0) -> list[tuple]:

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import keras
-from tqdm import tqdm
 
 from keras_transfer import recipes
 from keras_transfer.backbones import BACKBONES
+from keras_transfer.bars import bar
 from keras_transfer.builders import backbone_of
 from keras_transfer.errors import InputError, say, silence
 from keras_transfer.failures import Interrupted
@@ -146,8 +146,8 @@ class _Tuner:
                 f"searching {', '.join(self.search.space)}; the default is "
                 f"{shown_values(self.search.default)}"
             )
-            bar = tqdm(
-                desc="trials", total=trials, initial=len(ended(study)), unit="trial", disable=None
+            seen = bar(
+                desc="trials", total=trials, initial=len(ended(study)), unit="trial", leave=True
             )
             try:
                 while not _spent(study, trials, minutes):
@@ -155,14 +155,14 @@ class _Tuner:
                     self._try(study)
                     self._tidy(study).write(self.out)
                     gc.collect()  # networks refer to themselves, and their memory is not Python's
-                    bar.update()
+                    seen.update()
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"interrupted in trial {len(ended(study))}; those before are kept in {self.out}: "
                     "the same command goes on"
                 ) from None
             finally:
-                bar.close()
+                seen.close()
             return self._concluded(study)
 
     def _try(self, study):

@@ -3,11 +3,13 @@
 python scripts/run_notebooks.py                         all of them; exit code 1 where one fails
 python scripts/run_notebooks.py --write 02_freezing     the named ones, and keep what came out
 
+With `--write` the picture of a cell tagged `docs:NAME` becomes `docs/NAME.png` as well, for pages to show.
 Each runs in a kernel and an empty folder of its own, with an empty cache. The pictures of
 `KERAS_TRANSFER_DATA` are seen as `data/` there, so that no path of this machine gets into an output.
 """
 
 import argparse
+import base64
 import os
 import re
 import sys
@@ -19,11 +21,12 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from keras_transfer.runs import write_text
+from keras_transfer.runs import write_file, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 REPOSITORY = "https://github.com/keras-transfer/keras_transfer"
+PICTURE = "docs:"  # beginning of the tag of a cell whose picture the docs show
 PARAMETERS = "parameters"  # tag of the cell whose numbers may be replaced
 # What TensorFlow 2.21 writes when it is imported, with process and time, whatever its log level.
 _NATIVE = re.compile(r"^(?:WARNING: All log messages before absl|[IWEF]\d{4} ).*\n?", re.M)
@@ -88,6 +91,7 @@ def _environment(folder):
         "KERAS_TRANSFER_CACHE": str(folder / "cache"),
         "IPYTHONDIR": str(folder / ".ipython"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "TQDM_DISABLE": "1",  # a bar that is gone leaves its line in the output
     }
     if pictures := os.environ.get("KERAS_TRANSFER_DATA"):
         (folder / "data").symlink_to(Path(pictures).resolve(), target_is_directory=True)
@@ -97,6 +101,17 @@ def _environment(folder):
 
 def tags(cell) -> list[str]:
     return cell.metadata.get("tags", [])
+
+
+def shown(notebook) -> dict[str, bytes]:
+    """Name → PNG of the pictures that are for the docs."""
+    return {
+        f"{tag.removeprefix(PICTURE)}.png": base64.b64decode(output.data["image/png"])
+        for cell in notebook.cells
+        for tag in tags(cell)
+        for output in cell.get("outputs", [])
+        if tag.startswith(PICTURE) and "image/png" in output.get("data", {})
+    }
 
 
 def _failed(cell):
@@ -140,6 +155,8 @@ def main() -> int:
             continue
         if arguments.write:
             write_text(path, nbformat.writes(notebook) + "\n")
+            for name, png in shown(notebook).items():
+                write_file(ROOT / "docs" / name, lambda file, png=png: file.write_bytes(png))
         seconds, processor = time.perf_counter() - started, _children() - used
         print(f"{path.name}: {seconds:.0f} s, {processor:.0f} s of processor time")
     return failed

@@ -24,8 +24,8 @@ ROOT = Path(keras_transfer.__file__).parent
 #   knows it through `auto` alone (LAZY_UPWARDS).
 # - `evaluation.intervals` is plain statistics below all measures, and only lives in `evaluation`.
 LAYERS = (
-    ("errors", "colours", "page", "metrics", "solvers", "stages", "tensorboard"),
-    ("client", "failures", "folding", "losses", "evaluation.intervals"),
+    ("bars", "errors", "colours", "page", "metrics", "stages", "tensorboard"),
+    ("client", "failures", "folding", "losses", "solvers", "evaluation.intervals"),
     ("heads",),
     ("backbones",),
     ("builders", "runs"),

@@ -1,14 +1,10 @@
 """The notebooks: what they share, what is kept in them, and that they run from start to end."""
 
 import re
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from run_notebooks import REPOSITORY, NotebookError, execute, notebooks, tags
+from run_notebooks import REPOSITORY, ROOT, NotebookError, execute, notebooks, shown, tags
 
 NAMES = [path.stem for path in notebooks()]
 MOST_BYTES = 1_500_000
@@ -90,7 +86,14 @@ def test_what_is_kept_came_out_of_one_run_and_names_no_machine(name):
     assert len(pictures(notebook)) >= 2
     (path,) = (path for path in notebooks() if path.stem == name)
     assert path.stat().st_size < MOST_BYTES
-    assert not re.search(r"execution\": \{|iopub", path.read_text(encoding="utf-8"))  # times
+    assert not any("execution" in cell.metadata for cell in code(notebook))  # times
+
+
+def test_the_docs_show_the_pictures_of_the_notebooks():
+    found = {name: png for notebook in NAMES for name, png in shown(read(notebook)).items()}
+    assert found.keys() == {"freeze_curve.png"}
+    for name, png in found.items():
+        assert (ROOT / "docs" / name).read_bytes() == png
 
 
 def run(name, real_data, real_weights):

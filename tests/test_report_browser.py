@@ -1,25 +1,16 @@
 """The report in headless Chromium: nothing is fetched, nothing complains, nothing is wider than the window."""
 
 import json
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_run_report import finished, many, noise_shots, run  # noqa: F401 (fixtures)
+from report_opening import CHROMIUM, QUIET, noise_shots, random_answers
+from test_run_report import EVIL, finished, run  # noqa: F401 (fixtures)
 
 from keras_transfer.report.writing import made
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-# It must neither need a screen nor look for updates of its own.
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--disable-quic", "--enable-logging=stderr"),
-)
 HEIGHT = 1500
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")
 
@@ -48,10 +39,9 @@ def opened(page, folder, width, dark):
 @pytest.mark.parametrize("dark", (False, True), ids=("light", "dark"))
 @pytest.mark.parametrize("width", (500, 1280), ids=("phone", "desktop"))
 def test_the_page_is_quiet_and_fits(run, tmp_path, width, dark):  # noqa: F811
-    document = many(100, 400, 100)
-    shots = {"output": {kind: noise_shots(document, kind) for kind in ("mistakes", "unsure")}}
+    document = random_answers(100, 400, 100, EVIL)
     page = tmp_path / "report.html"
-    page.write_text(made(run, run.model, document, shots), encoding="utf-8")
+    page.write_text(made(run, run.model, document, noise_shots(document)), encoding="utf-8")
     pixels, console, asked = opened(page, tmp_path, width, dark)
     assert not console
     assert not asked

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from conftest import tiny_backbone, write_colours, write_picture
 from PIL import Image
+from report_opening import noise_shots, random_answers
 from typer.testing import CliRunner
 
 from keras_transfer.builders import build_model
 from keras_transfer.cli import app
 from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.errors import InputError
-from keras_transfer.evaluation.classes import measure_classes
 from keras_transfer.evaluation.labels import measure_labels
 from keras_transfer.evaluation.values import measure_values
 from keras_transfer.heads import head_for
@@ -182,43 +182,10 @@ def test_the_page_of_a_run(run):
     assert f"script-src 'sha256-{digest}'" in text
 
 
-def many(classes, count, most):
-    """(document, pictures) of random answers of many classes, most of them wrong."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, classes, count)
-    logits = rng.normal(size=(count, classes)).astype("float32")
-    logits[np.arange(count), labels] += 2
-    paths = [f"folder/{EVIL}/{i}.jpg" for i in range(count)]
-    names = [EVIL, *(f"class number {i}" for i in range(1, classes))]
-    options = {"temperature": 1.5, "thresholds": {0.9: 0.5}, "most": most}
-    head, _ = measure_classes(names, labels, logits, paths, **options)
-    return {
-        "split": "test",
-        "pictures": count,
-        "skipped": 2,
-        "tta": None,
-        "calibrated_on": {"split": "val", "pictures": 9},
-        "heads": {"output": head},
-    }
-
-
-def noise_shots(document, kind):
-    """Pixels of noise, which compress worst."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (8, 224, 224, 3)).astype("uint8")
-    heat = rng.random((8, 7, 7))
-    entries = document["heads"]["output"][kind]
-    return {
-        e["path"]: Shot(pixels[i % 8], {"answer": heat[i % 8], "truth": heat[-i % 8]})
-        for i, e in enumerate(entries)
-    }
-
-
 @pytest.mark.parametrize("classes", (100, 1000))
 def test_many_classes_and_a_thousand_mistakes(run, classes):
-    document = many(classes, 1600, 1000)
-    shots = {"output": {kind: noise_shots(document, kind) for kind in ("mistakes", "unsure")}}
-    text = made(run, run.model, document, shots)
+    document = random_answers(classes, 1600, 1000, EVIL)
+    text = made(run, run.model, document, noise_shots(document))
     assert len(text.encode()) < 5_000_000
     page = checked(text)
     photos = [i for i in page.all("img") if "class" not in i]
@@ -275,8 +242,12 @@ def test_labels_and_numbers(run, rng):
     head, _ = measure_labels(["a", "b", EVIL], labels, logits, paths, temperature=1.2)
     numbers, _ = measure_values(["age"], labels[:, :1] * 9, logits[:, :1], paths)
     document = {
-        **many(6, 30, 3),
-        "heads": {"tags": head, "size": numbers, "kind": many(6, 30, 3)["heads"]["output"]},
+        **random_answers(6, 30, 3, EVIL),
+        "heads": {
+            "tags": head,
+            "size": numbers,
+            "kind": random_answers(6, 30, 3, EVIL)["heads"]["output"],
+        },
     }
     page = checked(made(run, run.model, document, {}))
     for words in (

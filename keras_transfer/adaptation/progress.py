@@ -6,8 +6,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged
 from keras_transfer.progress import assign, collected, reseed
@@ -59,12 +59,10 @@ class Lines(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.perf_counter()
-        self.bar = tqdm(
+        self.bar = bar(
             total=self.params["steps"],
             desc=f"epoch {epoch + 1}/{self.params['epochs']}",
             unit="batch",
-            leave=False,
-            disable=None,  # no bar where stderr is no terminal
         )
 
     def on_train_batch_end(self, batch, logs=None):

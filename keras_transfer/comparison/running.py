@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from keras_transfer.backbones import check_backbone
+from keras_transfer.bars import bar
 from keras_transfer.comparison.curves import Curve, read_curve
 from keras_transfer.comparison.result import AtSize, Comparison
 from keras_transfer.data import ImageData, plain_augmentation
@@ -230,9 +231,9 @@ class Experiment:
         jobs = list(product(draws, ARMS))
         curves = {}
         seen = [self._pictures(size) * self._epochs(arm, size) for (size, _), arm in jobs]
-        with tqdm(total=sum(seen), unit=" pictures", unit_scale=True, disable=None) as bar:
+        with bar(total=sum(seen), unit=" pictures", unit_scale=True, leave=True) as progress:
             for done, (key, arm) in enumerate(jobs):
-                bar.set_description(f"{done} of {len(jobs)} runs; {key[0]} a class, {arm}")
+                progress.set_description(f"{done} of {len(jobs)} runs; {key[0]} a class, {arm}")
                 try:
                     curves[key, arm] = self._curve(key[0], key[1], arm, draws[key])
                 except KeyboardInterrupt:
@@ -240,7 +241,7 @@ class Experiment:
                         f"interrupted after {done} of {len(jobs)} runs, which are kept in {self.out}: "
                         "give the same command again to go on"
                     ) from None
-                bar.update(seen[done])
+                progress.update(seen[done])
         found = self._result(curves)
         found.write(self.out, a_class=self.show)
         return found

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.pictures import Arrays, find_faults
 from keras_transfer.data.sources import Examples, ImageData, assembled
@@ -35,7 +35,7 @@ def from_arrays(
         class_names: of the integers 0, 1, … (by default the numbers, or the names, sorted); of other
             tasks the names of the columns.
         task: `"single_label"`, `"multi_label"` or `"regression"`.
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show a bar on stderr, in a terminal or a notebook.
         rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
@@ -183,8 +183,8 @@ def _read(dataset, split):
         raise InputError(f"{split} is infinite: leave .repeat() out.")
     room, size = free_memory() // 2, 0
     pictures, labels = [], []
-    bar = tqdm(dataset.as_numpy_iterator(), desc=f"reading {split}", unit="picture", disable=None)
-    for picture, label in bar:
+    rows = bar(dataset.as_numpy_iterator(), desc=f"reading {split}", unit="picture")
+    for picture, label in rows:
         pictures.append(picture)
         labels.append(label)
         size += picture.nbytes

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.errors import InputError
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
@@ -121,9 +121,8 @@ def stamp_of(path: str) -> tuple[int, int, int, int]:
 
 def each(function, items, title, progress):
     """What `function` says of each item, in order; in threads, with a bar on stderr."""
-    disable = None if progress else True  # None: tqdm asks whether stderr is a terminal
     answers = in_threads(function, items)
-    return list(tqdm(answers, total=len(items), desc=title, unit="file", disable=disable))
+    return list(bar(answers, shown=progress, total=len(items), desc=title, unit="file"))
 
 
 def in_threads(function: Callable, items: Iterable) -> Iterator:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import PIL
 from PIL import Image
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.data.examine import Facts, examine_file
 from keras_transfer.data.files import Skipped, in_threads, stamp_of
 from keras_transfer.data.pictures import Files
@@ -102,20 +102,18 @@ def check_files(paths: Sequence[str], *, progress: bool = True) -> Checked:
 
     Args:
         paths: files, whether pictures or not.
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show a bar on stderr, in a terminal or a notebook.
     """
     checked = Checked(paths)
-    bar = tqdm(
-        total=len(paths), desc="checking pictures", unit="file", disable=None if progress else True
-    )
+    seen = bar(shown=progress, total=len(paths), desc="checking pictures", unit="file")
     # Warnings are silenced here, not in the threads: the filters belong to the process.
-    with bar, warnings.catch_warnings(), _Index(cache_folder() / _FILE) as index:
+    with seen, warnings.catch_warnings(), _Index(cache_folder() / _FILE) as index:
         warnings.simplefilter("ignore")
-        for row, key, stamp, settled, facts in in_threads(_examine, _unknown(checked, index, bar)):
+        for row, key, stamp, settled, facts in in_threads(_examine, _unknown(checked, index, seen)):
             checked.set(row, stamp, facts)
             if settled:
                 index.keep(key, stamp, facts)
-            bar.update()
+            seen.update()
     return checked
 
 

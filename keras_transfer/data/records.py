@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.pictures import Encoded, encoded_bytes, find_faults
 from keras_transfer.data.sources import Examples, ImageData, assembled
@@ -137,7 +137,7 @@ def from_records(folder, *, progress: bool = True, **rule) -> ImageData:
 
     Args:
         folder: of `write_records`.
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show a bar on stderr, in a terminal or a notebook.
         rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
@@ -208,10 +208,7 @@ def _write_split(examples, folder, split, shard_bytes, progress):
     import tensorflow as tf
 
     shards, size, writer = [], shard_bytes, None
-    disable = None if progress else True
-    for index in tqdm(
-        range(len(examples)), desc=f"writing {split}", unit="picture", disable=disable
-    ):
+    for index in bar(range(len(examples)), shown=progress, desc=f"writing {split}", unit="picture"):
         if size >= shard_bytes:
             if writer:
                 writer.close()

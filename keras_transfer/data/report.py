@@ -214,7 +214,7 @@ def check_data(
 
     Args:
         source, val, val_split, seed, options: see `open_data`.
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show a bar on stderr, in a terminal or a notebook.
 
     Raises:
         InputError: nothing in it can be used, or `val` or `val_split` is wrong.

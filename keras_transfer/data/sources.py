@@ -234,7 +234,7 @@ def from_directory(
         seed: of the split. It does not depend on names: a renamed file stays on its side.
         task: `"multi_label"`: the folders are labels, and a picture that lies in several of them has
             several, see `data.copies.merge_copies`.
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show a bar on stderr, in a terminal or a notebook.
 
     Raises:
         InputError: the folder cannot be used as it is; the message says what to do.
@@ -301,7 +301,7 @@ def labelled_pictures(
             has the one split "all".
         split_file: a list of splits (of a run), for such a folder: `split` is what it says.
         task: as in `from_directory`.
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show a bar on stderr, in a terminal or a notebook.
 
     Raises:
         InputError: no such split, a class that the model does not know, or no picture.

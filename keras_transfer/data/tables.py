@@ -46,7 +46,7 @@ def from_table(
         class_names: of `label_column` in the order wanted; by default sorted.
         known: what a model answers, to measure it: the labels must fit, and nothing is divided; rows
             without a split are the split "all".
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show a bar on stderr, in a terminal or a notebook.
         rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.index import check_pictures
 from keras_transfer.data.pictures import Contents, find_faults
@@ -41,7 +41,7 @@ def from_tfds(
         splits: `{"train": …, "val": …, "test": …}` → the data set's names for them, where they are
             not train, validation and test.
         image, label: names of the features.
-        progress: show a bar on stderr, if that is a terminal.
+        progress: show a bar on stderr, in a terminal or a notebook.
         rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
@@ -120,10 +120,7 @@ def _read_split(tfds, builder, split, its_name, target, image, label, progress):
         split=its_name, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False
     )
     encoded, labels, files = [], [], []
-    disable = None if progress else True
-    rows = tqdm(
-        dataset.as_numpy_iterator(), desc=f"reading {split}", unit="picture", disable=disable
-    )
+    rows = bar(dataset.as_numpy_iterator(), shown=progress, desc=f"reading {split}", unit="picture")
     for row in rows:
         labels.append(int(row[label]))
         file = row.get(f"{image}/filename")

@@ -1,8 +1,8 @@
 """Labels and raw outputs of a split, from one pass over its pictures."""
 
 import numpy as np
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import ImageData
 from keras_transfer.data.targets import joined, map_labels
@@ -46,7 +46,7 @@ def _of_views(model, data, split, batch_size, views):
     positions = np.arange(len(examples))
     made = pipeline.views(examples, positions, views, model.input_shape[1], batch_size)
     outputs = []
-    for batch in tqdm(made, total=total, unit="batch", leave=False, disable=None):
+    for batch in bar(made, total=total, unit="batch"):
         found = [answers(model, view, batch_size) for view in np.asarray(batch)]
         by_name = [by_head(heads, one) for one in found]
         mean = {

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.data.augmentation import View
 from keras_transfer.data.sources import Examples
 from keras_transfer.data.targets import rough_classes
@@ -198,7 +198,7 @@ def _compute(run: Callable, batches, digests, tables, dtype, on_disk):
     # What waits in memory is bounded, over all views.
     share = max(1 << 20, (64 << 20) // len(tables))
     writers = [Writer(table, on_disk, share) for table in tables]
-    bar = tqdm(total=len(digests), desc="features", unit="picture", leave=False, disable=None)
+    progress = bar(total=len(digests), desc="features", unit="picture")
     done = 0
     try:
         for batch in batches:
@@ -206,11 +206,11 @@ def _compute(run: Callable, batches, digests, tables, dtype, on_disk):
             for writer, inputs in zip(writers, batch):
                 writer.add(digests[done : done + count], _cast(run(inputs), dtype))
             done += count
-            bar.update(count)
+            progress.update(count)
     finally:  # what is computed is kept, also where the run is interrupted
         for writer in writers:
             writer.flush()
-        bar.close()
+        progress.close()
     full = next((writer.full for writer in writers if writer.full), None)
     if full:
         say(f"cache: it cannot be written to ({full}); the rest is kept in memory")

@@ -1,8 +1,8 @@
 """All scores of features on labels, with the verdict whether there is a signal at all."""
 
 import numpy as np
-from tqdm import tqdm
 
+from keras_transfer.bars import bar
 from keras_transfer.errors import InputError
 from keras_transfer.transferability.formulas import LEEP, NCE, HScore, LogME, Neighbours
 from keras_transfer.transferability.probe import probe
@@ -57,7 +57,7 @@ def score_features(
     with threadpool_limits(1, "blas"):
         found, values = {"probe": _probe(rows, labels, groups, seed)}, {}
         measures = _measures(rows, groups, theta)
-        for key, make in tqdm(measures.items(), desc=name, unit="score", leave=False, disable=None):
+        for key, make in bar(measures.items(), desc=name, unit="score"):
             measure = make()
             values[key] = measure.values(labelings)
             found[key] = Score.of(

@@ -1,0 +1,120 @@
+"""How large the page of a run gets, and how long a browser takes to open it.
+
+    python scripts/report_opening.py RUN [--classes 100 1000] [--mistakes 1000] [--rounds 5]
+
+RUN is any finished run of one class a picture: its page is made again with random answers for so many
+classes and mistakes, whose pictures are noise, which compresses worst. Headless Chromium opens it and an
+empty page in turn; the difference of the two times is what the page costs, until its scripts have run.
+"""
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from keras_transfer.evaluation.classes import measure_classes
+from keras_transfer.report.gallery import Shot
+from keras_transfer.report.writing import made
+from keras_transfer.runs import Run
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+# It must neither need a screen nor look for updates of its own.
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--disable-quic", "--enable-logging=stderr"),
+)
+
+
+def random_answers(classes: int, count: int, most: int, first: str = "class number 0") -> dict:
+    """The document of an evaluation: `count` random answers, most of them wrong.
+
+    Args:
+        most: mistakes that are listed, and answers that are least sure.
+        first: name of the first class, and of a folder of all pictures.
+    """
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, count)
+    logits = rng.normal(size=(count, classes)).astype("float32")
+    logits[np.arange(count), labels] += 2
+    paths = [f"folder/{first}/{i}.jpg" for i in range(count)]
+    names = [first, *(f"class number {i}" for i in range(1, classes))]
+    options = {"temperature": 1.5, "thresholds": {0.9: 0.5}, "most": most}
+    head, _ = measure_classes(names, labels, logits, paths, **options)
+    return {
+        "split": "test",
+        "pictures": count,
+        "skipped": 2,
+        "tta": None,
+        "calibrated_on": {"split": "val", "pictures": 9},
+        "heads": {"output": head},
+    }
+
+
+def noise_shots(document: dict) -> dict:
+    """Pixels of noise for all that is shown of the document."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 224, 224, 3)).astype("uint8")
+    heat = rng.random((8, 7, 7))
+
+    def shots(kind):
+        entries = document["heads"]["output"][kind]
+        return {
+            e["path"]: Shot(pixels[i % 8], {"answer": heat[i % 8], "truth": heat[-i % 8]})
+            for i, e in enumerate(entries)
+        }
+
+    return {"output": {kind: shots(kind) for kind in ("mistakes", "unsure")}}
+
+
+def seconds_to_open(page: Path, profile: Path) -> float:
+    """Of a browser's whole life: started, the page loaded, its document printed."""
+    command = [CHROMIUM, *QUIET, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode or "<html" not in done.stdout:
+        raise RuntimeError(f"Chromium did not open {page}: {done.stderr[-500:]}")
+    return time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--classes", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--mistakes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if not CHROMIUM:
+        parser.error("there is no chromium, chromium-browser or google-chrome here")
+    run = Run.open(options.run)
+    model = run.model
+    print(
+        "| classes | mistakes | MB | seconds to open, median | least to most |\n" + "|---" * 5 + "|"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        page, empty = Path(folder, "report.html"), Path(folder, "empty.html")
+        empty.write_text("<!doctype html><html><title>nothing</title></html>")
+        for classes in options.classes:
+            document = random_answers(classes, 2 * options.mistakes, options.mistakes)
+            page.write_text(made(run, model, document, noise_shots(document)), encoding="utf-8")
+            seconds_to_open(empty, Path(folder, "profile"))  # makes the profile
+            found = []
+            for _ in range(options.rounds):
+                nothing = seconds_to_open(empty, Path(folder, "profile"))
+                found.append(seconds_to_open(page, Path(folder, "profile")) - nothing)
+            mistakes = len(document["heads"]["output"]["mistakes"])
+            size = page.stat().st_size / 1e6
+            spread = f"{min(found):.2f}–{max(found):.2f}"
+            median = statistics.median(found)
+            print(f"| {classes} | {mistakes} | {size:.1f} | {median:.2f} | {spread} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
