@@ -1,5 +1,6 @@
 """The Markdown files of the project, and what stands in them: code, links, headings."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -85,7 +86,12 @@ def anchors(text: str) -> set[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Words of each line of a shell block; comments are left out, continued lines joined."""
-    joined = re.sub(r"\\\n\s*", " ", text)
-    lines = [shlex.split(line, comments=True) for line in joined.splitlines()]
-    return [words for words in lines if words]
+    """Words of each line of a shell block; comments are left out, continued lines and quotes joined."""
+    found, waiting = [], ""
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        waiting = f"{waiting}\n{line}" if waiting else line
+        with contextlib.suppress(ValueError):  # a quote is open
+            found.append(shlex.split(waiting, comments=True))
+            waiting = ""
+    assert not waiting, f"a quote is open: {waiting}"
+    return [words for words in found if words]

@@ -226,6 +226,9 @@ def shell_lines(program):
 def test_command_lines_are_understood():
     wrong = []
     for where, words in shell_lines("keras-transfer"):
+        if "…" in words:  # something is left out: as in sentences
+            wrong += [f"{where}: {what}" for what in unknown(" ".join(words[1:]))]
+            continue
         try:
             read_by_the_command_line(words[1:])
         except Exception as error:  # of Typer's own click
@@ -235,20 +238,25 @@ def test_command_lines_are_understood():
 
 def test_command_lines_in_the_text_name_what_there_is():
     """`keras-transfer …` in sentences may leave things out; commands and options must exist."""
-    wrong = []
-    for name, text in documents.documents().items():
-        for code in re.findall(r"`keras-transfer ([^`]+)`", prose(text)):
-            words = code.split()
-            command = COMMAND.commands.get(words[0])
-            if command is None:
-                wrong += [f"{name}: keras-transfer {words[0]}"] * (words[0] not in ("COMMAND", "…"))
-                continue
-            known = {option for parameter in command.params for option in parameter.opts} | {
-                "--help"
-            }
-            options = re.findall(r"(?<![\w-])--[a-z][\w-]*", code)
-            wrong += [f"{name}: {words[0]} {option}" for option in options if option not in known]
+    wrong = [
+        f"{name}: {what}"
+        for name, text in documents.documents().items()
+        for code in re.findall(r"`keras-transfer ([^`]+)`", prose(text))
+        for what in unknown(code)
+    ]
     assert not wrong
+
+
+def unknown(code):
+    """The command or the options in `code` that there are not."""
+    name = code.split()[0]
+    if name in ("COMMAND", "…") or name.startswith("--"):
+        return []
+    if name not in COMMAND.commands:
+        return [name]
+    known = {option for parameter in COMMAND.commands[name].params for option in parameter.opts}
+    options = re.findall(r"(?<![\w-])--[a-z][\w-]*", code)
+    return [f"{name} {option}" for option in options if option not in known | {"--help"}]
 
 
 def test_a_wrong_command_line_is_found():
@@ -259,6 +267,8 @@ def test_a_wrong_command_line_is_found():
     ):
         with pytest.raises(Exception, match=r"(?i)missing|no such|no command"):
             read_by_the_command_line(words)
+    assert unknown("trian …") == ["trian"]
+    assert unknown("train … --colour red --out A") == ["train --colour"]
 
 
 def test_scripts_are_there_and_have_the_options():
