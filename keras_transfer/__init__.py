@@ -13,6 +13,7 @@ _NAMES = {
     "Adapter": "adaptation.adapter",
     "Augmentation": "data",
     "Backbone": "stages",
+    "BackboneSpec": "backbones",
     "Calibration": "evaluation.calibrating",
     "BACKBONES": "backbones",
     "Classification": "heads",

@@ -1,6 +1,7 @@
 """What is advised, with its evidence: as text, as plain data, as a picture."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from keras_transfer.choices import DIFFERENT, SIMILAR, Choice, Facts
 from keras_transfer.errors import InputError
@@ -29,13 +30,13 @@ class Advice:
     contender: Choice | None
     facts: Facts
     policy: str
-    ranking: object
+    ranking: Any  # transferability.table.Scores
     costs: tuple[Choice, ...]
     minutes: float
     image_size: int
-    probes: object = None
-    symmetry: object = None
-    distance: object = None
+    probes: Any = None  # stage_probes.StageProbes
+    symmetry: Any = None  # symmetry.Symmetry
+    distance: Any = None  # domains.DomainDistance
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:

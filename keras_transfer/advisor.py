@@ -248,7 +248,7 @@ class _Budget:
 
     def costs(self, choice: Choice) -> tuple[Choice, ...]:
         """Of each strategy with the chosen backbone."""
-        every = (*CHEAPER, ("lp_ft", {}), ("from_scratch", {}))
+        every: tuple[tuple[str, dict], ...] = (*CHEAPER, ("lp_ft", {}), ("from_scratch", {}))
         plain = Choice(choice.backbone, choice.strategy)
         return tuple(
             self.timed(replace(plain, strategy=strategy, overrides=overrides))

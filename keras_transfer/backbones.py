@@ -9,6 +9,7 @@ import os
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from keras_transfer.errors import InputError
 # How RGB 0–255 becomes what a family was trained on: channel order, then x * scale + offset.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-PREPROCESSING = {
+PREPROCESSING: dict[str, dict | None] = {
     "tf": dict(scale=1 / 127.5, offset=-1.0),  # to [-1, 1]
     "128": dict(scale=1 / 128.0, offset=-1.0),  # EfficientNetV2 S, M, L
     "torch": dict(  # zero mean and unit variance a channel over ImageNet
@@ -34,10 +35,14 @@ PREPROCESSING = {
 class BackboneSpec:
     """One row of the table.
 
+    The table is open: `BACKBONES["name"] = BackboneSpec("name", …)` adds one for this process.
+
     Attributes:
         name: the name used everywhere, e.g. `"mobilenet_v2_0.35"`.
-        function: the function of `keras.applications`.
-        module: the module of `keras.applications` with the family's `preprocess_input`.
+        function: the function of `keras.applications`, or one of your own that takes
+            `include_top=False`, `weights=None`, `input_shape`, `pooling` and `arguments` as those do.
+        module: the module of `keras.applications` with the family's `preprocess_input`; of your own
+            any name.
         preprocessing: a key of `PREPROCESSING`.
         size: the image size (height = width) of the ImageNet training.
         min_size: the smallest image size that the family allows.
@@ -48,7 +53,7 @@ class BackboneSpec:
     """
 
     name: str
-    function: str
+    function: str | Callable
     module: str
     preprocessing: str
     size: int
@@ -62,6 +67,15 @@ class BackboneSpec:
     def batch_norm(self) -> bool:
         """True where the family has BatchNorm."""
         return self.module not in ("convnext", "vgg16", "vgg19")
+
+    @property
+    def constructor(self) -> Callable:
+        """The function itself. Imports Keras."""
+        if callable(self.function):
+            return self.function
+        import keras
+
+        return getattr(keras.applications, self.function)
 
 
 def _row(name, function, module, preprocessing, size, min_size, params, stages, file, **arguments):
@@ -309,7 +323,7 @@ def _application(spec, size, weights, pooling):
     arguments = dict(include_top=False, pooling=pooling, **spec.arguments)
     downloaded = _downloaded(spec, arguments) if weights == "imagenet" else None
     try:
-        application = _function(spec)(weights=None, input_shape=(size, size, 3), **arguments)
+        application = spec.constructor(weights=None, input_shape=(size, size, 3), **arguments)
     except ValueError as error:  # NASNet's cells fit together at some sizes only
         raise InputError(
             f"{spec.name} cannot be built for image size {size}: try {spec.size} or a multiple of 32."
@@ -333,15 +347,9 @@ def _downloaded(spec, arguments):
     """
     try:
         native = (spec.size, spec.size, 3)
-        return _function(spec)(weights="imagenet", input_shape=native, **arguments).get_weights()
+        return spec.constructor(weights="imagenet", input_shape=native, **arguments).get_weights()
     except Exception as error:
         raise _no_weights(spec, error) from error
-
-
-def _function(spec):
-    import keras
-
-    return getattr(keras.applications, spec.function)
 
 
 def backbone_from_model(
@@ -418,7 +426,11 @@ def load_model(path):
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        said = error
+        while said.__context__ is not None and not isinstance(said, InputError):
+            said = said.__context__  # Keras wraps what a layer of ours says into pages of config
+        said = said if isinstance(said, InputError) else error
+        reason = str(said).strip().splitlines()[0]
         raise InputError(f"Cannot load {path}: {reason}") from error
 
 

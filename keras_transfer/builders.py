@@ -91,7 +91,7 @@ def at_image_size(model: keras.Model, image_size: int) -> keras.Model:
 
 
 # Kept outside of the backbones, which would take them for layers of their own.
-_twins = weakref.WeakKeyDictionary()
+_twins: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
@@ -150,6 +150,7 @@ def training_model(
     else:
         prefix, suffix = backbone.split(frozen)
     if from_cut:
+        assert prefix is not None, "a cut has stages before it"
         x = inputs = keras.Input(prefix.output_shape[1:], dtype=prefix.outputs[0].dtype)
     else:
         x = inputs = keras.Input(backbone.input_shape[1:], name="pictures")
@@ -175,7 +176,8 @@ def head_layers(model) -> dict[str, list[keras.layers.Layer]]:
     chains = {}
     for output in model.layers:
         if isinstance(output, TaskOutput):
-            chain, node = [], output._inbound_nodes[0]  # the first is that of the model itself
+            chain: list[keras.layers.Layer] = []
+            node = output._inbound_nodes[0]  # the first is that of the model itself
             while not isinstance(node.operation, Backbone):
                 chain.insert(0, node.operation)
                 (node,) = node.parent_nodes

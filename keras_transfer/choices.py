@@ -30,7 +30,7 @@ CLASSICAL = {
 }
 
 # With less time than the choice takes, in this order.
-CHEAPER = (
+CHEAPER: tuple[tuple[str, dict], ...] = (
     ("freeze_k", {"k": 1 / 3}),
     ("freeze_k", {"k": 2 / 3}),
     ("feature_extraction", {}),

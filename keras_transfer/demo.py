@@ -66,8 +66,9 @@ def run_demo(out, *, seed: int = 0) -> None:
         keras.utils.set_random_seed(seed)
         head = Classification(data.class_names, dropout=0)
         model = build_model(str(source_run.path), head, **start)
-        options = {"batch_size": 4, "augment": AUGMENT, "validate_every": 1}
-        trainer = Trainer(model, schedule, seed=seed, **options)
+        trainer = Trainer(
+            model, schedule, seed=seed, batch_size=4, augment=AUGMENT, validate_every=1
+        )
         runs[name] = trainer.fit(data, out / schedule.name)
     found = {name: curves.read_curve(run) for name, run in runs.items()}
     print(curves.table(found, chance=max(_shares(data.counts["val"]))))

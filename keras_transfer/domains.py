@@ -63,7 +63,7 @@ class DomainDistance:
         pictures in 4 (proxy-A distance 1), which is more than two standard errors above none.
         """
         apart = self.proxy_a.value >= max(_APART, 2 * self.proxy_a.error)
-        return bool(apart and self.mmd.p_value <= _LEVEL)
+        return bool(apart and self.mmd.p_value is not None and self.mmd.p_value <= _LEVEL)
 
     @property
     def separable(self) -> bool | None:
@@ -71,7 +71,7 @@ class DomainDistance:
 
         It gets half of what chance leaves right, and is above chance by two standard errors.
         """
-        if self.source_accuracy is None:
+        if self.source_accuracy is None or self.source_error is None or self.chance is None:
             return None
         above = self.source_accuracy - self.chance
         return bool(above >= _SEPARABLE * (1 - self.chance) and above > 2 * self.source_error)
@@ -93,7 +93,7 @@ class DomainDistance:
                 f"Adaptation is not worth trying: to {self.backbone} the target looks much like "
                 f"the source {seen}. A model of the source should do as well on the target."
             )
-        if self.separable is None:
+        if self.source_accuracy is None or self.source_error is None or self.chance is None:
             return (
                 f"The domains differ {seen}. Whether adaptation is worth trying cannot be said "
                 "without classes in the source, two pictures or more of each."

@@ -163,7 +163,8 @@ def summary(model: keras.Model) -> str:
     lines = [
         f"{'stage':<6}{'last layer with weights':<44}{'layers':>7}{'parameters':>13}{'train':>13}"
     ]
-    weights, trainable = set(), set()
+    weights: set[int] = set()
+    trainable: set[int] = set()
     for stage in backbone.stages:
         own = [w for layer in stage.layers for w in layer.weights]
         learnt = [w for layer in stage.layers for w in layer.trainable_weights]

@@ -132,7 +132,7 @@ def _output(model, head):
 
 
 # Kept outside of the backbones, which would take them for layers of their own.
-_cuts = weakref.WeakKeyDictionary()
+_cuts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _parts(model, stage):

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.metrics import R2, LabelF1, LabelRanking
+from keras_transfer.losses import LabelCrossentropy, SparseCrossentropy, StandardisedError
+from keras_transfer.metrics import R2, Accuracy, LabelF1, LabelRanking, TopAccuracy
 
 BOTTLENECK = "bottleneck"  # name of the layer whose output the bottleneck is
 
@@ -19,6 +20,10 @@ BOTTLENECK = "bottleneck"  # name of the layer whose output the bottleneck is
 @dataclass(frozen=True)
 class Head:
     """What all heads share.
+
+    A head of your own is a subclass of one of the three, which says what the labels are (`task`): a
+    frozen dataclass with other fields, layers, loss or metrics, registered with
+    `keras.saving.register_keras_serializable`, so that saved models find it.
 
     Attributes:
         names: one name an output: the classes, labels or measured quantities.
@@ -103,6 +108,15 @@ class Head:
     def scores(self, outputs):
         """Raw outputs [N, C] to what is reported: probabilities in [0, 1], or values."""
         raise NotImplementedError
+
+    def get_config(self) -> dict:
+        """Plain data, from which `_saved_head` makes it again."""
+        own = {} if type(self) in HEADS.values() else {"class": _registered_name(type(self))}
+        fields = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+        return {"task": self.task, **own, **fields}
 
 
 class Classification(Head):
@@ -212,14 +226,36 @@ class Regression(Head):
 HEADS = {head.task: head for head in (Classification, MultiLabel, Regression)}
 
 
+def _registered_name(kind):
+    name = keras.saving.get_registered_name(kind)
+    if keras.saving.get_registered_object(name) is not kind:
+        raise InputError(
+            f"The head {kind.__name__} is not known to Keras, so its model could not be loaded again: "
+            "put @keras.saving.register_keras_serializable() on the class."
+        )
+    return name
+
+
+def _saved_head(config):
+    fields = dict(config)
+    task, name = fields.pop("task"), fields.pop("class", None)
+    kind = HEADS[task] if name is None else keras.saving.get_registered_object(name)
+    if kind is None:
+        raise InputError(
+            f"The model has a head of the class {name}: import the module that registers it, then "
+            "load the model."
+        )
+    return kind(**fields)
+
+
 @keras.saving.register_keras_serializable("keras_transfer")
 class TaskOutput(keras.layers.Dense):
     """The last layer: a float32 Dense layer that knows what its units mean."""
 
     def __init__(self, head, **kwargs):
         if isinstance(head, dict):  # from a saved model
-            fields = dict(head)
-            head = HEADS[fields.pop("task")](**fields)
+            head = _saved_head(head)
+        head.get_config()  # what cannot be saved is said now, not after the training
         kwargs["dtype"] = "float32"  # logits in half precision lose the small probabilities
         super().__init__(len(head.names), **kwargs)
         self.head = head
@@ -230,101 +266,7 @@ class TaskOutput(keras.layers.Dense):
     def get_config(self):
         config = super().get_config()
         del config["units"], config["dtype"]
-        fields = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self.head).items()
-        }
-        return {**config, "head": {"task": self.head.task, **fields}}
-
-
-@keras.saving.register_keras_serializable("keras_transfer")
-class SparseCrossentropy(keras.losses.Loss):
-    """Cross entropy of integer targets [N] (or shares [N, C]) and logits [N, C], with label smoothing.
-
-    Keras smooths only one-hot targets.
-    """
-
-    def __init__(self, label_smoothing=0.0, name="crossentropy", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.label_smoothing = label_smoothing
-
-    def call(self, y_true, y_pred):
-        if _are_shares(y_true, y_pred):
-            shares = y_true
-        elif not self.label_smoothing:
-            return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
-        else:
-            y_true = keras.ops.reshape(y_true, (-1,))
-            shares = keras.ops.one_hot(y_true, y_pred.shape[-1], dtype=y_pred.dtype)
-        return keras.losses.categorical_crossentropy(
-            shares, y_pred, from_logits=True, label_smoothing=self.label_smoothing
-        )
-
-    def get_config(self):
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}
-
-
-@keras.saving.register_keras_serializable("keras_transfer")
-class LabelCrossentropy(keras.losses.Loss):
-    """Binary cross entropy of 0/1 targets [N, C] and logits [N, C]: the mean over both.
-
-    Keras's takes the mean over the labels first, so that sample weights could only be of pictures;
-    here they may be of single labels [N, C] too.
-    """
-
-    def __init__(self, label_smoothing=0.0, name="crossentropy", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.label_smoothing = label_smoothing
-
-    def call(self, y_true, y_pred):
-        y_true = keras.ops.cast(y_true, y_pred.dtype)
-        y_true = y_true * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
-        return keras.ops.binary_crossentropy(y_true, y_pred, from_logits=True)
-
-    def get_config(self):
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}
-
-
-@keras.saving.register_keras_serializable("keras_transfer")
-class Accuracy(keras.metrics.SparseCategoricalAccuracy):
-    """Share of right answers; of targets that are shares [N, C] the largest is the right one."""
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        return super().update_state(_classes(y_true, y_pred), y_pred, sample_weight)
-
-
-@keras.saving.register_keras_serializable("keras_transfer")
-class TopAccuracy(keras.metrics.SparseTopKCategoricalAccuracy):
-    """Share of pictures whose right answer is among the highest k, like `Accuracy`."""
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        return super().update_state(_classes(y_true, y_pred), y_pred, sample_weight)
-
-
-def _are_shares(y_true, y_pred):
-    return len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]
-
-
-def _classes(y_true, y_pred):
-    return keras.ops.argmax(y_true, axis=-1) if _are_shares(y_true, y_pred) else y_true
-
-
-@keras.saving.register_keras_serializable("keras_transfer")
-class StandardisedError(keras.losses.Loss):
-    """Mean squared error of targets [N, C] and values [N, C], each divided by `scale` [C]."""
-
-    def __init__(self, scale=(), name="standardised_error", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.scale = tuple(scale)
-
-    def call(self, y_true, y_pred):
-        error = keras.ops.reshape(y_true, keras.ops.shape(y_pred)) - y_pred
-        if self.scale:
-            error = error / keras.ops.array(self.scale, error.dtype)
-        return keras.ops.mean(keras.ops.square(error), axis=-1)
-
-    def get_config(self):
-        return {**super().get_config(), "scale": list(self.scale)}
+        return {**config, "head": self.head.get_config()}
 
 
 def head_for(data, **options) -> "Head | dict[str, Head]":

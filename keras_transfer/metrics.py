@@ -103,3 +103,28 @@ class R2(keras.metrics.R2Score):
             "name": self.name,
             "dtype": self.dtype,
         }
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class Accuracy(keras.metrics.SparseCategoricalAccuracy):
+    """Share of right answers; of targets that are shares [N, C] the largest is the right one."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(_classes_of(y_true, y_pred), y_pred, sample_weight)
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class TopAccuracy(keras.metrics.SparseTopKCategoricalAccuracy):
+    """Share of pictures whose right answer is among the highest k, like `Accuracy`."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(_classes_of(y_true, y_pred), y_pred, sample_weight)
+
+
+def are_shares(y_true, y_pred) -> bool:
+    """True where targets are shares of the classes [N, C], as of mixed pictures, not integers [N]."""
+    return len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]
+
+
+def _classes_of(y_true, y_pred):
+    return ops.argmax(y_true, axis=-1) if are_shares(y_true, y_pred) else y_true

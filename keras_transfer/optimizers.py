@@ -192,7 +192,7 @@ def _with_rules(cls):
     return _classes[cls]
 
 
-_classes = {}
+_classes: dict = {}
 _WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
 OPTIMIZERS = {
     name.lower(): value

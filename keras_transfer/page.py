@@ -10,6 +10,7 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 # They can be told apart on white and on black, and by most of the colour-blind (ColorBrewer, Dark2
 # and Okabe-Ito, of middle lightness).
@@ -18,7 +19,7 @@ COLOURS = (
     *("#e6ab02", "#a6761d", "#3d8fd1", "#d7301f", "#17a2b8"),
 )
 _TEXT = "#0a0b0c"  # stands for the colour of the text; no other thing has it
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _TEXT
     ),

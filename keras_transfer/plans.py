@@ -163,7 +163,7 @@ def make_plan(model: keras.Model, schedule: Schedule, pictures: int, batch_size:
         rates, head_rate = stage_rates(phase, stages)
         batch = phase.batch_size or batch_size
         per_epoch = math.ceil(pictures / batch)
-        steps = phase.steps or phase.epochs * per_epoch
+        steps = phase.steps or (phase.epochs or 0) * per_epoch  # one of them is given
         image_size = phase.image_size or size
         try:
             check_other_size(model, image_size)

@@ -125,7 +125,7 @@ def bfloat16_gain(backbone: str, image_size: int | None = None, batch_size: int 
             steps.append(training_step(backbone, image_size, batch_size))
     finally:
         keras.config.set_dtype_policy(before)
-    times = [[], []]
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(4):  # in turn, so that a busy moment hits both
         for step, mine in zip(steps, times):
             started = time.perf_counter()
@@ -136,7 +136,7 @@ def bfloat16_gain(backbone: str, image_size: int | None = None, batch_size: int 
 
 def training_step(backbone: str, image_size: int | None = None, batch_size: int = 16):
     """A function that does one training step of a whole model on random pictures, compiled."""
-    head = Classification("ab")
+    head = Classification(("a", "b"))
     whole = build_model(backbone, head, image_size=image_size, weights=None)
     model = training_model(whole, freeze(whole, "none").stages)
     model.compile(keras.optimizers.SGD(1e-4), head.loss(), jit_compile=jit_compile())

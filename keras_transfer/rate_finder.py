@@ -11,6 +11,7 @@ from keras.src.random.seed_generator import global_seed_generator  # no public n
 
 from keras_transfer.bars import bar
 from keras_transfer.builders import backbone_of
+from keras_transfer.colours import GREEN, RED
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import compile_arguments, fit_heads, heads_of
@@ -48,10 +49,8 @@ class RateTest:
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(self.rates, self.losses, ".", color="#9aa5b1", markersize=4, label="each batch")
-        axes.plot(self.rates, self.smooth, color="#0b6e4f", label="smoothed")
-        axes.axvline(
-            self.suggestion, color="#c0392b", ls="--", label=f"suggestion {self.suggestion:.2g}"
-        )
+        axes.plot(self.rates, self.smooth, color=GREEN, label="smoothed")
+        axes.axvline(self.suggestion, color=RED, ls="--", label=f"suggestion {self.suggestion:.2g}")
         low, high = self.smooth.min(), max(self.smooth[0], np.median(self.losses)) * 1.6
         axes.set(
             xscale="log", xlabel="learning rate", ylabel="loss", ylim=(max(0, low * 0.5), high)

@@ -258,6 +258,8 @@ def _head_and_rest(recipe, pictures, epochs, head_epochs, least_rest=1):
     return head, epochs - head
 
 
+# Open: `RECIPES["name"] = function` adds one for this process. Its arguments are plain numbers with
+# defaults; those called `pictures`, `image_size` and `linear_head` are filled in (`resolve_schedule`).
 RECIPES: dict[str, Callable[..., Schedule]] = {
     recipe.__name__: recipe
     for recipe in (

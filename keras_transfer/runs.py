@@ -33,7 +33,7 @@ PICTURES = "pictures.json"
 START = "start.npz"
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, sees it on the disk and renames it."""
     # The last suffix stays: Keras chooses the format by it.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")

@@ -55,11 +55,12 @@ def solve(
     Args:
         class_weights: of `data.balance.class_weights`; there are none for numbers.
     """
-    options = {"class_weights": class_weights, "seed": seed}
     if task == "single_label":
-        return logistic_regression(features, targets, groups, **options)
+        return logistic_regression(
+            features, targets, groups, class_weights=class_weights, seed=seed
+        )
     if task == "multi_label":
-        return label_regressions(features, targets, groups, **options)
+        return label_regressions(features, targets, groups, class_weights=class_weights, seed=seed)
     return ridge_regression(features, targets, groups)
 
 

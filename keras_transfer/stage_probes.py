@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.bars import bar
+from keras_transfer.colours import GREEN, OCHRE
 from keras_transfer.errors import InputError
 from keras_transfer.machine import free_memory
 from keras_transfer.runs import write_file
@@ -131,7 +132,7 @@ class StageProbes:
         of the (paired) difference, as the one-standard-error rule of Breiman et al. (CART, 1984) has
         it. 0 where the best pretrained probe is not better than the best random one by as much.
         """
-        if not self.signal:
+        if self.best_stage is None:
             return None
         best = self.correct[self.best_stage - 1]
         gain, error = _difference(best, self.random_correct[self._best(self.random_correct) - 1])
@@ -232,8 +233,8 @@ class StageProbes:
         axes = figure.add_subplot(facecolor="white")
         numbers = [s.number for s in self.stages]
         for label, colour, prefix in (
-            (f"{self.backbone}, pretrained", "#0b6e4f", ""),
-            ("random weights", "#b5651d", "random_"),
+            (f"{self.backbone}, pretrained", GREEN, ""),
+            ("random weights", OCHRE, "random_"),
         ):
             mean = np.array([getattr(s, f"{prefix}accuracy") for s in self.stages])
             error = np.array([getattr(s, f"{prefix}error") for s in self.stages])

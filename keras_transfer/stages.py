@@ -127,8 +127,8 @@ def _without_wide_cuts(groups):
 
 # Stages and cut models are kept outside of the model: as attributes Keras would track and save
 # their layers a second time.
-_stages = weakref.WeakKeyDictionary()
-_splits = weakref.WeakKeyDictionary()
+_stages: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_splits: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @keras.saving.register_keras_serializable("keras_transfer")

@@ -79,7 +79,7 @@ def open_study(path, settings: dict, *, warmup: int) -> Iterator:
         _lock(journal, path)
         _cut(journal)
         # One process at a time: Optuna's own lock, a file, would outlive a kill by half a minute.
-        backend = JournalFileBackend(str(path / JOURNAL), lock_obj=_Locked())
+        backend = JournalFileBackend(str(path / JOURNAL), lock_obj=_Locked())  # type: ignore[arg-type]  # the same methods
         study = optuna.create_study(
             storage=JournalStorage(backend),
             study_name="tune",

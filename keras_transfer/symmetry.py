@@ -73,7 +73,7 @@ def mirror_symmetry(
         of=f"{len(sample)} pictures and their mirror images",
         engine=engine,
         view="mirror",
-        sample=digest_of(sample.digests, sample.labels),
+        sample=digest_of(sample.digests, np.asarray(sample.labels)),
         seed=seed,
     )
     return Symmetry(**found) if found else None

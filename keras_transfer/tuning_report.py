@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.colours import GREEN, OCHRE, RED
+from keras_transfer.errors import InputError
 from keras_transfer.runs import Run, csv_text, write_file, write_text
 from keras_transfer.search_space import Space, shown_values
 from keras_transfer.study import ended
@@ -14,7 +16,7 @@ BEST = "best.yaml"
 CSV = "trials.csv"
 _SHOWN = 8  # trials in the printed table
 _LEAST = 6  # complete trials from which on importances are estimated
-_COLOURS = {"complete": "#0b6e4f", "pruned": "#b5651d", "failed": "#c0392b"}
+_COLOURS = {"complete": GREEN, "pruned": OCHRE, "failed": RED}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ def trials_of(study) -> tuple[Trial, ...]:
     )
 
 
+def _quality(trial: Trial) -> tuple[float, float]:
+    """More is better."""
+    assert trial.value is not None and trial.loss is not None, "it came to its end"
+    return trial.value, -trial.loss
+
+
 @dataclass(frozen=True, eq=False)
 class Tuned:
     """The outcome of a search.
@@ -88,7 +96,12 @@ class Tuned:
     def best(self) -> Trial | None:
         """The complete trial with the highest value, of equal ones the least loss."""
         complete = [t for t in self.trials if t.state == "complete"]
-        return max(complete, key=lambda t: (t.value, -t.loss), default=None)
+        return max(complete, key=_quality, default=None)
+
+    def _found(self) -> Trial:
+        if self.best is None:
+            raise InputError(f"No trial in {self.folder} came to its end: there is no best one.")
+        return self.best
 
     @cached_property
     def first(self) -> Trial | None:
@@ -99,7 +112,7 @@ class Tuned:
     @property
     def run(self) -> Run:
         """The run of the best trial."""
-        return Run(self.folder / f"trial-{self.best.number}")
+        return Run(self.folder / f"trial-{self._found().number}")
 
     @property
     def config(self) -> Path:
@@ -118,7 +131,7 @@ class Tuned:
     @property
     def verdict(self) -> str:
         """What the search brought, in a few sentences."""
-        best = self.best
+        best = self._found()
         text = f"Best is trial {best.number} of {len(self.trials)}: val {self.shown(best)} ({shown_values(best.values)})."
         if self.first is None:
             text += " The default failed."
@@ -126,7 +139,7 @@ class Tuned:
             text += " That is the default: nothing was found to be better."
         else:
             text += f" The default has {self.shown(self.first)}."
-            text += self._chance(best.value - self.first.value)
+            text += self._chance(_quality(best)[0] - _quality(self.first)[0])
         text += " The best of many is flattered by the choice"
         if self.test:
             name = self.metric

@@ -19,7 +19,8 @@ from keras_transfer.data.pipeline import batches, epoch_order, sample_weights
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.features.batches import training_batches
-from keras_transfer.heads import Classification, LabelCrossentropy, MultiLabel, Regression
+from keras_transfer.heads import Classification, MultiLabel, Regression
+from keras_transfer.losses import LabelCrossentropy
 from keras_transfer.measures import measured
 from keras_transfer.progress import Progress
 from keras_transfer.schedules import Phase, Schedule

@@ -7,7 +7,8 @@ from conftest import tiny_backbone
 
 from keras_transfer.builders import build_model
 from keras_transfer.errors import InputError
-from keras_transfer.heads import Classification, MultiLabel, Regression, SparseCrossentropy, head_of
+from keras_transfer.heads import Classification, MultiLabel, Regression, head_of
+from keras_transfer.losses import SparseCrossentropy
 
 
 def small(head):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -82,7 +83,7 @@ class EpochChoice(keras.callbacks.Callback):
             source_shares, source_accuracy=source_accuracy, criteria=tuple(criteria)
         )
         self.folder = None if folder is None else Path(folder)
-        self._weights = {}  # epoch → arrays, or the file that they are in
+        self._weights: dict[int, Any] = {}  # epoch → arrays, or the file that they are in
         if self.folder is not None:
             self._load()
         if not network.compiled:

@@ -120,7 +120,7 @@ def adapt(
     single_label_head(model)
     check_targets(heads_of(model), source)
     labelled, unlabelled = _examples(source), _without_labels(target)
-    counts = np.bincount(labelled.labels, minlength=len(source.class_names))
+    counts = np.bincount(np.asarray(labelled.labels), minlength=len(source.class_names))
     missing = [name for name, count in zip(source.class_names, counts) if not count]
     if missing:
         raise InputError(missing_classes(missing))
@@ -129,6 +129,7 @@ def adapt(
         phase = default_phase(model, epochs)
     elif epochs is not None or phase.epochs is None:
         raise InputError("Give the epochs in the phase.")
+    last = phase.epochs or 0  # given in any case
     # AdaBN after the training acts here, on the weights that are kept, and is scored like an epoch.
     normalises_last = bool(methods) and methods[-1].name == "adabn"
     if normalises_last:
@@ -191,11 +192,11 @@ def adapt(
         verbose=verbose != 0,
     )
     history = run(methods, streams if methods else {"source": streams["source"]}, "adapt", choice)
-    choice.back_to(phase.epochs)
+    choice.back_to(last)
     epoch = choice.take()  # also where nothing was left to train
     if normalises_last:
         apply_adabn(model, streams["target"], most=steps)
-        choice.measure(phase.epochs + 1, sourceless=True)
+        choice.measure(last + 1, sourceless=True)
         epoch = choice.take()
     freeze(model, "none", batch_norm="train")
     model.compile(

@@ -36,6 +36,9 @@ class Batch(NamedTuple):
 class Method:
     """What all methods share.
 
+    A method of your own is a frozen dataclass under this class with a `name`, a `title` and a `loss`;
+    the `Adapter` takes it as an object.
+
     Attributes:
         weight: factor of λ, ≥ 0.
         gamma: λ = weight · (2 / (1 + e^(−gamma·p)) − 1) at progress p from 0 to 1; a gamma of 0
@@ -69,7 +72,7 @@ class Method:
         return None
 
     def loss(self, batch: Batch, strength, network=None, training=True):
-        """(what is added to the loss of the classes, name → scalar to be logged).
+        """(what is added to the loss of the classes, name in `logs` → scalar to be logged).
 
         Args:
             strength: λ, as `strength` gave it.

@@ -12,7 +12,7 @@ def history_rows(adapted, plans: dict) -> list[dict]:
         adapted: an `easy.Adapted` whose history has `seconds`.
         plans: name of each part of the training → its `PlannedPhase`, in their order.
     """
-    rows = []
+    rows: list[dict] = []
     for name, planned in plans.items():
         history = adapted.source_history if name == "source" else adapted.history
         rates = planned.learning_rate((np.arange(planned.epochs) + 1) * planned.steps_per_epoch - 1)

@@ -101,7 +101,8 @@ class State(keras.callbacks.Callback):
         super().__init__()
         self.path = Path(folder) / FILE
         self.settings = json.loads(json.dumps(settings))
-        self.epoch, self.history = 0, {}
+        self.epoch = 0
+        self.history: dict[str, list] = {}
         Path(folder).mkdir(parents=True, exist_ok=True)
 
     def load(self, model) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from keras_transfer.adaptation import BATCH_NORM, KEEP, check_methods
 from keras_transfer.backbones import check_backbone, find_spec, is_source_model
@@ -123,14 +124,18 @@ class Adaptation:
         self.batch_size, self.augment = batch_size, plain_augmentation(augment)
         self.batch_norm, self.bottleneck, self.keep = batch_norm, bottleneck, keep
         self.seed, self.target_labels = seed, target_labels
-        self.opened = {"val": val and str(val), "val_split": val_split, "columns": columns}
+        self.opened: dict[str, Any] = {
+            "val": val and str(val),
+            "val_split": val_split,
+            "columns": columns,
+        }
         self.target_folder = str(Path(target).expanduser())
         self.target, self.target_skipped = unlabelled_pictures(target)
         if isinstance(source, ImageData):
             self.source = source
         else:
             require_source(source)
-            split = {"split_file": begun.split_path} if begun else {}
+            split: dict[str, Any] = {"split_file": begun.split_path} if begun else {}
             self.source = open_data(source, **self.opened, **split, seed=seed)
         self._check_source()
         self.report = None

@@ -5,7 +5,7 @@ the accuracy, and a model that is wrong with confidence fools them all: hence th
 beside `selected` (validators move published results more than methods do, arXiv:2111.15672).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ def effective_classes(shares: np.ndarray) -> float:
     return float(np.exp(_entropy(shares / shares.sum())))
 
 
-CRITERIA = {
+CRITERIA: dict[str, Callable[[np.ndarray], float]] = {
     "information": information_maximisation,
     "nuclear_norm": batch_nuclear_norm,
     "density": soft_neighbourhood_density,
@@ -212,7 +212,7 @@ class Selector:
             reference = max((_or_0(s.source_accuracy) for s in self.scores), default=0.0)
         if source is not None and source < reference - self.tolerance - 1e-9:
             return f"source validation {100 * source:.1f} %, it can be {100 * reference:.1f} %"
-        expected = min(effective_classes(self.source_shares), scores.pictures)
+        expected = min(effective_classes(np.asarray(self.source_shares)), scores.pictures)
         if scores.classes < expected / 2 or scores.classes < 1 + 1e-9:
             return f"answers amount to {scores.classes:.1f} of {expected:.1f} classes"
         return None
@@ -261,7 +261,7 @@ class Selector:
 
     def target_accuracy(self, epoch: int | None) -> float | None:
         """What was reported of an epoch, 0–1; None where nothing was."""
-        return self._oracle.get(epoch)
+        return None if epoch is None else self._oracle.get(epoch)
 
     def to_dict(self) -> dict:
         """All of it as plain data, for JSON, and for `from_dict` when a run is resumed."""

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +35,9 @@ class Stream:
                 f"The {domain} must be batches (a tf.data.Dataset, a PyDataset, …), not "
                 f"{type(given).__name__}."
             )
-        self.given, self.domain = given, domain
-        self.starts = None if iterable else given
+        self.given: Any = given
+        self.domain = domain
+        self.starts = given if callable(given) and not iterable else None
         self.length = length or _length(given)
 
     def first(self):

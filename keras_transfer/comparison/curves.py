@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.colours import COLOURS
 from keras_transfer.runs import HISTORY, Run, write_file
 
 LEVEL = 0.95  # of the way from chance to the lower asymptote
 CONFIDENCE = 0.95
-COLOURS = ("#0b6e4f", "#c0392b", "#1f4e8c")
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class Interval:
     @property
     def sign(self) -> int:
         """1 or -1 where the interval is above or below 0; 0 where that cannot be told."""
-        if self.low is None:
+        if self.low is None or self.high is None:
             return 0
         return int(self.low > 0) - int(self.high < 0)
 
     def points(self, digits: int = 1) -> str:
         """In percentage points, with a sign."""
         text = f"{100 * self.mean:+.{digits}f}"
-        if self.low is None:
+        if self.low is None or self.high is None:
             return text
         return f"{text} [{100 * self.low:+.{digits}f}, {100 * self.high:+.{digits}f}]"
 

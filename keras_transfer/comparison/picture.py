@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_transfer.comparison.curves import COLOURS
+from keras_transfer.colours import COLOURS
 from keras_transfer.runs import write_file
 
 _NAMES = {"transfer": "transfer", "scratch": "from scratch"}

@@ -53,7 +53,8 @@ class AtSize:
     def levels(self) -> list[float] | None:
         """For each seed the accuracy that both come to; None where one of them learnt nothing."""
         levels = [common_level(pair, self.chance) for pair in zip(self.transfer, self.scratch)]
-        return None if None in levels else levels
+        known = [level for level in levels if level is not None]
+        return known if len(known) == len(levels) else None
 
     @cached_property
     def advantages(self) -> Advantages:

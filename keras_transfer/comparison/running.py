@@ -114,7 +114,7 @@ class Experiment:
         self.scratch_budget = float(scratch_budget)
         self.augment = plain_augmentation(augment)
         self.precision, self.keep_models = precision, keep_models
-        self._counts = np.bincount(data.examples["train"].labels)
+        self._counts = np.bincount(np.asarray(data.examples["train"].labels))
         self.sizes = _check_sizes(sizes, int(self._counts.max()))
         self.seeds = _check_seeds(seeds)
         if show not in (None, *self.sizes):
@@ -225,7 +225,7 @@ class Experiment:
         set_precision(self.precision, self.backbone, self.image_size)
         if warning := find_twins(self.data).warning:
             say(warning)
-        labels = self.data.examples["train"].labels
+        labels = np.asarray(self.data.examples["train"].labels)
         draws = {
             (size, seed): draw_pictures(labels, size, seed)
             for size, seed in product(self.sizes, self.seeds)
@@ -237,7 +237,7 @@ class Experiment:
             for done, (key, arm) in enumerate(jobs):
                 progress.set_description(f"{done} of {len(jobs)} runs; {key[0]} a class, {arm}")
                 try:
-                    curves[key, arm] = self._curve(*key, arm, draws[key])
+                    curves[key, arm] = self._curve(key[0], key[1], arm, draws[key])
                 except KeyboardInterrupt:
                     raise Interrupted(
                         f"interrupted after {done} of {len(jobs)} runs, which are kept in {self.out}: "

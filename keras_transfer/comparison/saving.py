@@ -61,7 +61,8 @@ def savings(pictures: Sequence[int], transfer: np.ndarray, scratch: np.ndarray) 
     tail = (1 - CONFIDENCE) / 2
     ends = np.quantile(found, (tail, 1 - tail), axis=0, method="inverted_cdf")
     return [
-        _saving(*column, pictures, size, seeds) for *column, size in zip(measured, *ends, pictures)
+        _saving(ratio, low, high, pictures, size, seeds)
+        for ratio, low, high, size in zip(measured, *ends, pictures)
     ]
 
 

@@ -73,6 +73,7 @@ class Augmentation:
         return asdict(self)
 
 
+# Open: `AUGMENTATIONS["name"] = Augmentation(…)` adds one for this process.
 AUGMENTATIONS = {
     "none": Augmentation(crop=False, min_area=1.0, max_aspect=1.0, flip=False),
     "light": Augmentation(),

@@ -34,8 +34,10 @@ def merge_copies(
     used = {int(label): path for label, path in zip(labels, files.names)}
     # With files in two folders of different names, what they share ends above both.
     folder = Path(os.path.commonpath(list(used.values())) if len(used) > 1 else "")
-    kept, rows = [], []
-    by_digest, by_name = {}, {}
+    kept: list = []
+    rows: list = []
+    by_digest: dict = {}
+    by_name: dict = {}
     for place, (path, label, digest) in enumerate(zip(files.names, labels, files.digests)):
         name = os.path.relpath(path, folder / names[label])
         alike = by_name.setdefault(name, [])

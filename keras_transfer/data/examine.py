@@ -101,7 +101,7 @@ def examine(contents: bytes) -> Facts:
     except Exception as error:  # plugins raise anything on a broken file
         return Facts(fault=_fault(error, contents))
     facts = Facts(
-        picture.width, picture.height, picture.mode, picture.format, orientation(contents)
+        picture.width, picture.height, picture.mode, picture.format or "", orientation(contents)
     )
     try:
         with DECODING.taken(picture.width * picture.height):

@@ -61,7 +61,7 @@ def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
             or test that train does not have.
     """
     tree = read_splits(root)
-    known = tree.get("train", tree.get("all"))
+    known = tree["train"] if "train" in tree else tree["all"]
     if len(known) < 2:
         raise InputError(
             f"only one class ({next(iter(known))}) in {root}; classification needs at least two"
@@ -127,7 +127,8 @@ def each(function, items, title, progress):
 
 def in_threads(function: Callable, items: Iterable) -> Iterator:
     """The same, one by one; of the items no more than a few hundred are taken ahead."""
-    pool, waiting = ThreadPoolExecutor(os.cpu_count()), deque()
+    pool = ThreadPoolExecutor(os.cpu_count())
+    waiting: deque = deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -187,7 +188,7 @@ def open_picture(contents: bytes) -> Image.Image:
         picture = Image.open(io.BytesIO(contents), formats=FORMATS)
         pixels = picture.width * picture.height
     except Image.DecompressionBombError as error:  # over twice the limit
-        pixels = int(re.search(r"\d+", str(error))[0])
+        pixels = int(re.findall(r"\d+", str(error))[0])
     if limit is not None and pixels > limit:
         raise Image.DecompressionBombError(
             f"{pixels:,} pixels, at most {limit:,} are read; make it smaller"
@@ -218,7 +219,8 @@ def _files_below(folder: Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
 
-    files, seen = [], {folder.resolve()}
+    files: list[str] = []
+    seen = {folder.resolve()}
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         files.extend(str(Path(parent, name)) for name in names if _is_visible(name))
         # Each real folder once: a link may lead back to a folder above it.
@@ -233,7 +235,7 @@ def _files_below(folder: Path) -> list[str]:
 
 
 def _find_splits(root: Path) -> dict[str, Path]:
-    found = {}
+    found: dict[str, Path] = {}
     for folder in _subfolders(root):
         split = SPLIT_OF_FOLDER.get(folder.name)
         if split in found:

@@ -159,7 +159,7 @@ class _Index:
     def __init__(self, file: Path):
         self.file = file
         self._rules = _rules()
-        self._new = []
+        self._new: list = []
         self._connection = None
         self._try(self._open)
 

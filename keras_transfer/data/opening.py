@@ -91,8 +91,14 @@ def open_labelled(
     if path.suffix.lower() not in TABLES:
         if isinstance(known, dict):
             raise InputError(f"{path} is a folder, which cannot label several heads: give a table.")
-        options = dict(split=split, split_file=split_file, task=known.task, progress=progress)
-        return labelled_pictures(path, known.names, **options)
+        return labelled_pictures(
+            path,
+            known.names,
+            split=split,
+            split_file=split_file,
+            task=known.task,
+            progress=progress,
+        )
     columns = {name: value for name, value in (columns or {}).items() if value is not None}
     columns.pop("group_column", None)
     if isinstance(known, Target) and known.task == "multi_label":

@@ -38,7 +38,8 @@ class Records(Encoded):
     def __init__(self, shards, places: np.ndarray, names: Sequence[str], image_key: str = IMAGE):
         self.shards = [str(shard) for shard in shards]
         self.places, self.names, self.image_key = places, list(names), image_key
-        self._files, self._lock = {}, threading.Lock()
+        self._files: dict = {}
+        self._lock = threading.Lock()
 
     def contents(self, index: int) -> bytes:
         return _one(self._example(index), self.image_key, "bytes_list")

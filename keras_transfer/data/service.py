@@ -102,7 +102,7 @@ def service_batches(
         output_signature=(
             tf.TensorSpec([], tf.int64),
             tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
-            tf.TensorSpec([None, *examples.labels.shape[1:]], labels.dtype),
+            tf.TensorSpec([None, *labels.shape[1:]], labels.dtype),
         ),
     )
     if not training:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Examples:
             see `data.targets`.
     """
 
-    pictures: object
+    pictures: Any
     labels: np.ndarray | dict[str, np.ndarray]
 
     def __post_init__(self):
@@ -78,7 +79,7 @@ class ImageData:
     examples: dict[str, Examples]
     skipped: list[Skipped]
     root: str
-    targets: Target | dict[str, Target] | None = None
+    targets: Target | dict[str, Target] = None  # type: ignore[assignment]  # see __post_init__
 
     def __post_init__(self):
         if self.targets is None:
@@ -170,8 +171,10 @@ class ImageData:
     def describe(self) -> str:
         """Return a few lines for people: classes, pictures in each split, skipped files."""
         what = {"single_label": "classes", "multi_label": "labels", "regression": "targets"}
-        several = isinstance(self.targets, dict)
-        kind = f"{len(self.targets)} heads" if several else f"{len(self.names)} {what[self.task]}"
+        if isinstance(self.targets, dict):
+            kind = f"{len(self.targets)} heads"
+        else:
+            kind = f"{len(self.targets.names)} {what[self.targets.task]}"
         lines = [f"{self.root}: {kind}"]
         for split, examples in self.examples.items():
             summary = targets.summary(examples.labels, self.targets)
@@ -387,7 +390,8 @@ def _check(tree, progress: bool):
     """Check all files: (split -> class -> rows of the usable ones, what was found in the rows)."""
     paths = [path for classes in tree.values() for files in classes.values() for path in files]
     checked = check_files(paths, progress=progress)
-    rows, start = {}, 0
+    rows: dict[str, dict] = {}
+    start = 0
     for split, classes in tree.items():
         rows[split] = {}
         for name, files in classes.items():

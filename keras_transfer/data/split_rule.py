@@ -145,13 +145,14 @@ class SplitRule:
         splits = np.array(given, object)
         listed = self._listed(names, skipped)
         pool = np.flatnonzero(splits == "train")
-        fixed = [listed.get(names[i]) for i in pool]
+        places = pool.tolist()
+        fixed = [listed.get(names[i]) for i in places]
         open_places = fixed.count(None)
         if open_places:
             shares = self.shares(set(given))
             labels, class_names = strata(examples.take(pool).labels, target)
-            keys = [examples.digests[i] for i in pool]
-            groups = self._groups([names[i] for i in pool])
+            keys = [examples.digests[i] for i in places]
+            groups = self._groups([names[i] for i in places])
             rule = {"groups": groups, "seed": self.seed, "class_names": class_names}
             if self.folds is None:
                 parts = split(labels, shares, keys, fixed=fixed if listed else None, **rule)
@@ -253,7 +254,7 @@ def read_split_file(path: str | os.PathLike) -> dict[str, str]:
         raise InputError(f"cannot read the list of splits {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no CSV file in UTF-8: {error}") from None
-    found = {}
+    found: dict[str, str] = {}
     for line, name, given in rows:
         known = SPLIT_OF_FOLDER.get((given or "").strip().lower())
         if known is None:

@@ -4,6 +4,7 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_transfer.data.files import SPLIT_OF_FOLDER, Skipped
 from keras_transfer.data.index import check_pictures
@@ -58,7 +59,7 @@ def from_table(
             raise InputError(f"{name} has no column {column!r}; it has {', '.join(columns)}.")
     base = Path(root or (Path(table).parent if isinstance(table, (str, Path)) else "."))
     base = base.expanduser()
-    kinds = dict(
+    kinds: dict[str, Any] = dict(
         label_column=label_column, label_columns=label_columns, targets=targets, heads=heads
     )
     if not any(kinds.values()):
@@ -72,7 +73,7 @@ def from_table(
 
     divided = known is not None
     if class_names and not divided:
-        known = Target("single_label", class_names)
+        known = Target("single_label", tuple(class_names))
     examples, skipped = {}, []
     for split in ("train", "val", "test", "all"):
         rows = [i for i, given in enumerate(splits) if given == split]
@@ -81,7 +82,7 @@ def from_table(
         part = {column: [values[i] for i in rows] for column, values in columns.items()}
         numbers = [i + 1 for i in rows]
         labels, known = read_targets(part, **kinds, known=known, table=name, rows=numbers)
-        labels_of = {}  # path → place in `labels`
+        labels_of: dict[str, int] = {}  # path → place in `labels`
         for place, i in enumerate(rows):
             first = labels_of.setdefault(str(paths[i]), place)
             one, other = shown(map_labels(lambda a: a[[first, place]], labels), known)  # noqa: B023
@@ -98,6 +99,7 @@ def from_table(
             raise InputError(_nothing(name, split, faulty))
         places = [labels_of[path] for path in good.names]
         examples[split] = Examples(good, map_labels(lambda a: a[places], labels))  # noqa: B023
+    assert known is not None, "read_targets has said what the labels are"
     if divided:
         names = () if isinstance(known, dict) else known.names
         return ImageData(names, examples, skipped, str(base), known)
@@ -132,7 +134,7 @@ def _splits(columns, column, table, count, without):
 def read_columns(table) -> tuple[dict[str, Sequence], str]:
     """(column name → values, what to call the table) of a file, DataFrame or mapping."""
     if isinstance(table, Mapping):
-        columns = {str(name): list(values) for name, values in table.items()}
+        columns: dict[str, Sequence] = {str(name): list(of) for name, of in table.items()}
         if len({len(values) for values in columns.values()}) > 1:
             lengths = ", ".join(f"{name} {len(v)}" for name, v in columns.items())
             raise InputError(f"The table's columns differ in length: {lengths}.")

@@ -108,6 +108,7 @@ def read_targets(
     if known is None:
         _require_variety(labels, target, cells)
     elif target != known:
+        assert isinstance(known, Target), "several heads are read one by one"
         raise InputError(
             f"{table} has {target.task} labels {', '.join(target.names)}; known are {known.task} "
             f"labels {', '.join(known.names)}."

@@ -56,7 +56,8 @@ def augment(picture, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
     picture = tf.convert_to_tensor(picture)
     seeds = dict(zip(_CHOICES, tf.unstack(tf.random.split(seed, len(_CHOICES)))))
     if augmentation.crop:
-        box = _random_box(*_height_and_width(picture), augmentation, seeds)
+        height, width = _height_and_width(picture)
+        box = _random_box(height, width, augmentation, seeds)
         picture = _resample(picture, box, size)
     else:
         picture = tf.cast(resize_and_crop(picture, size), tf.float32)

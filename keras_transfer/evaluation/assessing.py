@@ -1,6 +1,7 @@
 """The long answer to how good a model is: everything, from one pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from keras_transfer.data.sources import ImageData
 from keras_transfer.errors import InputError
@@ -62,7 +63,7 @@ def assess(
     documents, rows = {}, {"path": paths}
     for name, head in heads.items():
         known = calibration.heads.get(name, {}) if calibration else {}
-        options = {"slices": slices, "most": most, "seed": seed}
+        options: dict[str, Any] = {"slices": slices, "most": most, "seed": seed}
         if head.task == "single_label":
             options["temperature"] = known.get("temperature")
             options["thresholds"] = {
@@ -91,7 +92,7 @@ def assess(
     return Evaluation(document, short, rows)
 
 
-_MEASURES = {
+_MEASURES: dict[str, Callable[..., tuple[dict, dict]]] = {
     "single_label": measure_classes,
     "multi_label": measure_labels,
     "regression": measure_values,

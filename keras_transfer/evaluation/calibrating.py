@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def fitted(
     temperature = fit_temperature(task, logits, labels)
     make = PROBABILITIES[task]
     after = make(logits, temperature)
-    found = {
+    found: dict[str, Any] = {
         "temperature": temperature,
         "log_loss_before": make(logits).log_loss(labels),
         "log_loss_after": after.log_loss(labels),

@@ -1,10 +1,11 @@
 """An evaluation as pictures: confusion, reliability, risk against coverage, ROC and precision-recall."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.comparison.curves import COLOURS
+from keras_transfer.colours import BLUE, GREEN, RED
 from keras_transfer.data.report import printable
 from keras_transfer.runs import write_file
 
@@ -38,7 +39,7 @@ def draw(document: dict, folder) -> list[Path]:
                 continue
             figure = draw_one(head)
             path = Path(folder) / f"{prefix}{kind}.png"
-            write_file(path, lambda temporary, figure=figure: figure.savefig(temporary, dpi=110))
+            write_file(path, partial(figure.savefig, dpi=110))
             files.append(path)
     return files
 
@@ -120,7 +121,7 @@ def _name_pairs(axes, beside, head, place):
     lines = ["most confused (true → predicted)"]
     for number, pair in enumerate(head["confused"][:_PAIRS], 1):
         x, y = place[pair["predicted"]], place[pair["label"]]
-        axes.plot(x, y, "s", ms=7, mfc="none", mec=COLOURS[1], mew=1.2)
+        axes.plot(x, y, "s", ms=7, mfc="none", mec=RED, mew=1.2)
         # Away from the diagonal, where the squares are dense.
         side, align = (6, "left") if x > y else (-6, "right")
         axes.annotate(
@@ -129,7 +130,7 @@ def _name_pairs(axes, beside, head, place):
             (side, 0),
             textcoords="offset points",
             fontsize=9,
-            color=COLOURS[1],
+            color=RED,
             ha=align,
             va="center",
         )
@@ -149,7 +150,7 @@ def draw_reliability(head: dict):
     upper, lower = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
     upper.plot([0, 1], [0, 1], ":", color=_GREY, label="as sure as right")
     width = 0.42 / 15
-    for shift, colour, when in ((-1, COLOURS[1], "before"), (1, COLOURS[0], "after")):
+    for shift, colour, when in ((-1, RED, "before"), (1, GREEN, "after")):
         if found[when] is None:
             continue
         bins = found[when]["bins"]
@@ -186,12 +187,12 @@ def draw_risk(head: dict):
     found = head["abstention"]
     figure = _figure(6, 4.5)
     axes = figure.subplots()
-    axes.plot(found["coverage"], found["risk"], color=COLOURS[2], lw=2)
+    axes.plot(found["coverage"], found["risk"], color=BLUE, lw=2)
     for row in found["thresholds"]:
         if row["threshold"] is None or row["precision"]["value"] is None:
             continue
         x, y = row["coverage"]["value"], 1 - row["precision"]["value"]
-        axes.plot(x, y, "o", color=COLOURS[1])
+        axes.plot(x, y, "o", color=RED)
         axes.annotate(
             f"{100 * row['wanted']:g} % wanted:\nconfidence ≥ {row['threshold']:.3f}",
             (x, y),
@@ -227,7 +228,7 @@ def draw_curves(head: dict):
         for row in rows:
             axes.plot(x, row, color=_GREY, lw=0.7, alpha=max(0.05, min(0.6, 8 / len(rows))))
         if rows:
-            axes.plot(x, curves[kind]["macro"], color=COLOURS[0], lw=2.2)
+            axes.plot(x, curves[kind]["macro"], color=GREEN, lw=2.2)
         axes.set(
             xlim=(0, 1), ylim=(0, 1.02), title=f"{title} {'–' if area is None else f'{area:.4f}'}"
         )

@@ -138,4 +138,7 @@ class Sigmoid:
         return float(np.square(self.scores - labels).mean())
 
 
-PROBABILITIES = {"single_label": Softmax, "multi_label": Sigmoid}
+PROBABILITIES: dict[str, type[Softmax] | type[Sigmoid]] = {
+    "single_label": Softmax,
+    "multi_label": Sigmoid,
+}

@@ -80,8 +80,8 @@ def sliced(values: Sequence[str], measure: Callable[[np.ndarray], dict]) -> list
         values: of each picture, its slice.
         measure: from positions, int [n], to plain data.
     """
-    values = np.asarray(values, object)
-    names, slices, counts = np.unique(values.astype(str), return_inverse=True, return_counts=True)
+    texts = np.asarray(values, object).astype(str)
+    names, slices, counts = np.unique(texts, return_inverse=True, return_counts=True)
     kept = np.sort(np.argsort(-counts, kind="stable")[:_MOST])
     order = sorted(kept, key=lambda i: _natural(names[i]))
     return [

@@ -213,12 +213,13 @@ def _licence(config, model):
     weights, name = config.get("weights"), config.get("backbone") or backbone_of(model).name
     if weights == "none":
         return "No pretrained weights went into it. Your own pictures have their own terms."
-    if weights not in ("imagenet", None) or name not in BACKBONES:
+    module = BACKBONES[name].module if name in BACKBONES else None
+    if weights not in ("imagenet", None) or module not in _LICENCES | _UNCONFIRMED:
         return (
             "It began with weights that keras_transfer does not know: ask those who made them for "
             "their terms."
         )
-    module, said = BACKBONES[name].module, "" if weights else " if it began with those of Keras"
+    said = "" if weights else " if it began with those of Keras"
     if module in _LICENCES:
         licence, by = _LICENCES[module]
         terms = f"The ImageNet weights that it began with were released under the {licence} ({by}){said}."

@@ -99,13 +99,12 @@ def compare(
             spread = truth.std(axis=0)
             spread = np.where(spread > 0, spread, 1.0)
             agreement[name] = float((np.abs(before - after) <= _SAME_VALUE * spread).mean())
-            quality[name] = tuple(
-                float(1 - (np.abs(x - truth) / spread).mean()) for x in (before, after)
-            )
+            right = [float(1 - (np.abs(x - truth) / spread).mean()) for x in (before, after)]
         else:
             other = _DECISIONS[head.task](after)
             agreement[name] = float((decisions == other).mean())
-            quality[name] = tuple(float((x == truth).mean()) for x in (decisions, other))
+            right = [float((x == truth).mean()) for x in (decisions, other)]
+        quality[name] = (right[0], right[1])
     refused, labelled = int((~rows).sum()), labels is not None
     return Parity(count, of, refused, labelled, agreement, difference, quality, answers)
 

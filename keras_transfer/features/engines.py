@@ -118,7 +118,7 @@ def choose_engine(
         return Choice(asked, engine(asked), "as asked for")
     if not _others():
         return Choice("keras", engine("keras"), "no other is here, or none gains")
-    drawn = []
+    drawn: list[tuple[np.ndarray, np.ndarray]] = []
 
     def measure(name):
         drawn.extend([] if drawn else [sample(_SAMPLE)])
@@ -158,7 +158,7 @@ def compare(reference: Run, other: Run, pictures: np.ndarray, labels: np.ndarray
     expected, got = (x.astype("float32").reshape(len(x), -1) for x in (expected, got))
     if not np.isfinite(got).all():
         return {"gain": 0.0, "error": 1.0, "probe": 1.0, "failed": "not finite"}
-    error = np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30)
+    error = np.linalg.norm(got - expected) / max(float(np.linalg.norm(expected)), 1e-30)
     return {
         "gain": float(np.median(gains)),
         "error": float(error),

@@ -107,7 +107,7 @@ def extract(
         return sorted({i for table in tables for i in table.missing(examples.digests)})
 
     found = {name: tables_of(name) for name in usable_engines(engine, prefix)}
-    name = min(found, key=lambda n: len(missing_in(found[n])), default=None)
+    name = min(found, key=lambda n: len(missing_in(found[n])), default="")
     missing = missing_in(found[name]) if name else list(range(len(examples)))
     if missing:
         if source:

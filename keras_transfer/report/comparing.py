@@ -30,22 +30,22 @@ def compare_runs(runs: Sequence[Run | str | Path], out: str | Path = COMPARISON)
     Raises:
         InputError: one run or too many, or something that is no finished run.
     """
-    runs = [run if isinstance(run, Run) else Run.open(run) for run in runs]
-    if not 2 <= len(runs) <= _MOST:
-        raise InputError(f"{len(runs)} runs: give two to {_MOST} to compare.")
+    opened = [run if isinstance(run, Run) else Run.open(run) for run in runs]
+    if not 2 <= len(opened) <= _MOST:
+        raise InputError(f"{len(opened)} runs: give two to {_MOST} to compare.")
     out = Path(out)
-    names = _names(runs)
-    histories = {name: run.history for name, run in zip(names, runs)}
+    names = _names(opened)
+    histories = {name: run.history for name, run in zip(names, opened)}
     body = page.page(
-        f"{len(runs)} runs compared",
-        page.paragraph(f"{', '.join(names)}: {_on(runs)}"),
-        page.section("Measures", *_measures(names, runs)),
+        f"{len(opened)} runs compared",
+        page.paragraph(f"{', '.join(names)}: {_on(opened)}"),
+        page.section("Measures", *_measures(names, opened)),
         page.section(
             "Curves",
             page.paragraph("Of validation, after each epoch over all phases."),
             curves_beside(histories, _common(histories.values())),
         ),
-        page.section("Settings that differ", _settings(names, runs)),
+        page.section("Settings that differ", _settings(names, opened)),
         style=summary.STYLE,
     )
     write_text(out, body)

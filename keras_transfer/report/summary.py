@@ -92,7 +92,7 @@ def _augmentation(config):
 def numbers(run: Run, document: dict | None) -> str:
     """HTML: the few numbers that count most, side by side."""
     metrics = run.metrics
-    found = {}
+    found: dict[str, str] = {}
     if document is not None:
         where = {"val": "validation", "all": "pictures"}.get(document["split"], document["split"])
         for name, head in document["heads"].items():

@@ -98,8 +98,9 @@ def made(run: Run, model, document: dict | None, shots: dict, note: str | None =
     schedule = Schedule.from_dict(config["schedule"])
     plan = make_plan(model, schedule, metrics["images"]["train"], config["batch_size"])
     parts, room = [], gallery.MOST_BYTES
-    for number, (name, head) in enumerate((document or {"heads": {}})["heads"].items(), 1):
-        title = name if len(document["heads"]) > 1 else ""
+    heads = document["heads"] if document else {}
+    for number, (name, head) in enumerate(heads.items(), 1):
+        title = name if len(heads) > 1 else ""
         part, room = scores.scores(title, head, number, shots.get(name, {}), room)
         parts.append(part)
     links = {"trained": "Trained on", "course": "Course", "measures-1": "How good"}
@@ -222,7 +223,7 @@ def _with_heat(model, examples, rows, items: Sequence[Item], head, batch_size):
     size = model.input_shape[1]
     batches = pipeline.batches(part, image_size=size, batch_size=batch_size)
     pixels = np.concatenate([np.asarray(inputs) for inputs, _ in batches])
-    heats = [{} for _ in items]
+    heats: list[dict] = [{} for _ in items]
     for kind in ("answer", "truth"):
         chosen = [i for i, item in enumerate(items) if kind in item.heats]
         if not chosen:

@@ -114,7 +114,7 @@ def score_backbone(
         of=f"scores of {len(sample)} pictures",
         engine=engine,
         view="scores",
-        sample=digest_of(sample.digests, sample.labels),
+        sample=digest_of(sample.digests, np.asarray(sample.labels)),
         classifier=file and _stamp(file),
         shuffles=shuffles,
         seed=seed,
@@ -180,7 +180,7 @@ def imagenet_classifier(backbone) -> keras.Model | None:
     spec, file = BACKBONES[backbone.name], _classifier_file(backbone.name)
     if file is None:
         return None
-    whole = getattr(keras.applications, spec.function)(weights=None, **spec.arguments)
+    whole = spec.constructor(weights=None, **spec.arguments)
     pooling, layers = _pooling(whole)
     if pooling is None:
         return None

@@ -57,6 +57,8 @@ class Score:
         The pictures are the same, so that what makes them hard for both cancels: the error is
         mostly smaller than those of the two scores.
         """
+        assert self.value is not None and other.value is not None
+        assert self.residuals is not None and other.residuals is not None
         difference = self.residuals - other.residuals
         return self.value - other.value, _error(difference, self.share)
 
@@ -67,6 +69,11 @@ class Score:
 
     def __str__(self):
         return "–" if self.value is None else f"{self.value:.3f} ± {self.error:.3f}"
+
+
+def _value(score) -> float:
+    assert score.value is not None, "those without one were left out"
+    return score.value
 
 
 def _error(residuals, share):
@@ -245,12 +252,12 @@ def rank_scores(scores: Sequence[Scores], *, by: str = "probe", errors: float = 
         without = [s.name for s in scores if by not in s.scores or s[by].value is None]
         if without:
             raise InputError(f"{', '.join(without)} has no {by}: rank by another score.")
-        rows.sort(key=lambda s: -s[by].value)
+        rows.sort(key=lambda s: -_value(s[by]))
     best = {}
     for key in SCORES:
         having = [s[key] for s in rows if key in s.scores and s[key].value is not None]
         if having:
-            best[key] = max(having, key=lambda score: score.value)
+            best[key] = max(having, key=_value)
     behind = tuple(
         {
             key: best[key].minus(score)

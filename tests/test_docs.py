@@ -1,0 +1,331 @@
+"""What stands in README.md, CONTRIBUTING.md and docs/ is so: code, names, arguments, commands, links.
+
+Nothing is executed here (`test_readme.py` does that): names are looked up in the package, and command
+lines are read by the command line itself.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import pydoc
+import re
+import types
+import typing
+from pathlib import PurePosixPath
+
+import documents
+import pytest
+import typer
+from documents import ROOT, anchors, blocks, commands, links, notebooks, prose
+
+import keras_transfer
+from keras_transfer.cli import app
+
+PYTHON = blocks("python")
+SHELL = blocks("bash", "sh", "")
+# What the texts call the package, and things that they speak of without making them.
+NAMES = {"kt": keras_transfer, "keras_transfer": keras_transfer}
+UNKNOWN = object()
+
+
+def test_python_blocks_compile():
+    for block in PYTHON:
+        compile(block.text, str(block), "exec")
+
+
+def test_names_and_arguments_are_there():
+    """Of each name that a block takes from the package, and of each call of one."""
+    wrong = []
+    for block in PYTHON:
+        wrong += [f"{block}: {what}" for what in Reader().problems(block.text)]
+    for name, text in documents.documents().items():
+        for code in re.findall(r"`(kt\.[^`\n]+)`", prose(text)):
+            with contextlib.suppress(SyntaxError):  # with an ellipsis, say
+                wrong += [f"{name}: {code}: {what}" for what in Reader(whole=False).problems(code)]
+    assert not wrong, "\n".join(wrong)
+
+
+class Reader:
+    """Reads a block as far as it can be known without running it.
+
+    Args:
+        whole: calls must give all that is required; those in sentences leave things out.
+    """
+
+    def __init__(self, whole=True):
+        self.whole = whole
+        self.names = dict(NAMES)
+        self.values = {}  # by expression: each is looked at once
+        self.found = []
+
+    def problems(self, text):
+        for statement in ast.parse(text).body:
+            self.read(statement)
+        return self.found
+
+    def read(self, node):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            self.imported(node)
+        elif isinstance(node, ast.expr):
+            self.value(node)
+        else:
+            for child in ast.iter_child_nodes(node):
+                self.read(child)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            self.names[node.targets[0].id] = self.value(node.value)
+
+    def imported(self, node):
+        for alias in node.names:
+            if isinstance(node, ast.Import):
+                if alias.name.startswith("keras_transfer"):
+                    module = importlib.import_module(alias.name)
+                    self.names[alias.asname or alias.name] = module
+            elif node.module.startswith("keras_transfer"):
+                module = importlib.import_module(node.module)
+                self.names[alias.asname or alias.name] = self.attribute(module, alias.name)
+
+    def value(self, node):
+        """What an expression gives: a module, class or function; of what is made, its class
+        (`Made`); `UNKNOWN` where that cannot be told."""
+        if node not in self.values:
+            self.values[node] = self.valued(node)
+        return self.values[node]
+
+    def valued(self, node):
+        if isinstance(node, ast.Name):
+            return self.names.get(node.id, UNKNOWN)
+        if isinstance(node, ast.Attribute):
+            owner = self.value(node.value)
+            return UNKNOWN if owner is UNKNOWN else self.attribute(owner, node.attr)
+        for child in ast.iter_child_nodes(node):
+            self.read(child)
+        if isinstance(node, ast.Call) and self.value(node.func) is not UNKNOWN:
+            return self.called(self.value(node.func), node)
+        return UNKNOWN
+
+    def attribute(self, owner, name):
+        if isinstance(owner, Made):
+            found = getattr(owner.kind, name, UNKNOWN)
+            if isinstance(found, property):
+                return made(typing.get_type_hints(found.fget).get("return"))
+            if found is UNKNOWN and not owner.has(name):
+                self.found.append(f"{owner.kind.__name__} has no {name}")
+            return Bound(found) if inspect.isfunction(found) else UNKNOWN
+        if isinstance(owner, types.ModuleType | type):
+            if hasattr(owner, name):
+                return getattr(owner, name)
+            try:
+                return importlib.import_module(f"{owner.__name__}.{name}")
+            except (ImportError, AttributeError):
+                self.found.append(f"{owner.__name__} has no {name}")
+        return UNKNOWN
+
+    def called(self, function, node):
+        bound = isinstance(function, Bound)
+        function = function.function if bound else function
+        if not callable(function):
+            return UNKNOWN
+        signature = inspect.signature(function)
+        positional = [None] * (len(node.args) + bound)
+        keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+        starred = any(isinstance(part, ast.Starred) for part in node.args)
+        spread = any(keyword.arg is None for keyword in node.keywords)
+        try:
+            if starred or spread or not self.whole:
+                signature.bind_partial(**keywords)
+            else:
+                signature.bind(*positional, **keywords)
+        except TypeError as error:
+            self.found.append(f"{ast.unparse(node.func)}(…): {error}")
+        if isinstance(function, type):
+            return Made(function)
+        try:
+            return made(typing.get_type_hints(function).get("return"))
+        except (NameError, TypeError):  # an annotation of a module that is not imported
+            return UNKNOWN
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A method of something made."""
+
+    function: typing.Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An object of a class."""
+
+    kind: type
+
+    def has(self, name):
+        fields = {
+            name for kind in self.kind.__mro__ for name in getattr(kind, "__annotations__", ())
+        }
+        own = [kind for kind in self.kind.__mro__ if kind.__module__.startswith("keras_transfer")]
+        set_in_methods = any(
+            re.search(rf"self\.{name}\b.*=", inspect.getsource(kind)) for kind in own
+        )
+        return name in fields or set_in_methods
+
+
+def made(kind):
+    """What is known of a value with such an annotation: that of classes of the package."""
+    ours = isinstance(kind, type) and kind.__module__.startswith("keras_transfer")
+    return Made(kind) if ours else UNKNOWN
+
+
+def test_the_reader_finds_what_is_wrong():
+    text = """
+data = kt.data.from_directory("flowers/", validation=0.2)
+model = kt.build_modle("mobilenet_v2")
+found = kt.Trainer(model).fit(data, "runs/a", folder="runs/a")
+advice = kt.advise(data, pictures=3).picture
+kt.advise()
+from keras_transfer.features.extraction import extrakt
+with kt.nothing():
+    print(data.nothing, kt.Schedule("a", ()).phase)
+"""
+    found = "\n".join(Reader().problems(text))
+    for part in (
+        "'validation'",
+        "no build_modle",
+        "'folder'",
+        "'pictures'",
+        "no picture",
+        "'data'",
+    ):
+        assert part in found
+    for part in ("no extrakt", "no nothing", "ImageData has no nothing", "Schedule has no phase"):
+        assert part in found
+
+
+COMMAND = typer.main.get_command(app)
+
+
+def read_by_the_command_line(words):
+    """Raises what the command line says of `keras-transfer WORDS`; nothing is run."""
+    words = [re.sub(r"\$\w+", "1", word) for word in words]  # the shell's: any value will do
+    with COMMAND.make_context("keras-transfer", words[:1], resilient_parsing=True) as context:
+        name, command, rest = COMMAND.resolve_command(context, words)
+        if command is None:
+            raise typer.BadParameter(f"no command {words[0]}")
+        command.make_context(name, rest, parent=context).close()
+
+
+def shell_lines(program):
+    """(where, words) of each line of a block that calls a program, from its name on."""
+    for block in SHELL:
+        for words in commands(block.text):
+            if program in words:
+                yield str(block), words[words.index(program) :]
+
+
+def test_command_lines_are_understood():
+    wrong = []
+    for where, words in shell_lines("keras-transfer"):
+        if "…" in words:  # something is left out: as in sentences
+            wrong += [f"{where}: {what}" for what in unknown(" ".join(words[1:]))]
+            continue
+        try:
+            read_by_the_command_line(words[1:])
+        except Exception as error:  # of Typer's own click
+            wrong.append(f"{where}: {' '.join(words)}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_command_lines_in_the_text_name_what_there_is():
+    """`keras-transfer …` in sentences may leave things out; commands and options must exist."""
+    wrong = [
+        f"{name}: {what}"
+        for name, text in documents.documents().items()
+        for code in re.findall(r"`keras-transfer ([^`]+)`", prose(text))
+        for what in unknown(code)
+    ]
+    assert not wrong
+
+
+def unknown(code):
+    """The command or the options in `code` that there are not."""
+    name = code.split()[0]
+    if name in ("COMMAND", "…") or name.startswith("--"):
+        return []
+    if name not in COMMAND.commands:
+        return [name]
+    known = {option for parameter in COMMAND.commands[name].params for option in parameter.opts}
+    options = re.findall(r"(?<![\w-])--[a-z][\w-]*", code)
+    return [f"{name} {option}" for option in options if option not in known | {"--help"}]
+
+
+def test_a_wrong_command_line_is_found():
+    for words in (
+        ["train"],
+        ["train", "flowers/", "--out", "a", "--colour", "red"],
+        ["trian", "a"],
+    ):
+        with pytest.raises(Exception, match=r"(?i)missing|no such|no command"):
+            read_by_the_command_line(words)
+    assert unknown("trian …") == ["trian"]
+    assert unknown("train … --colour red --out A") == ["train --colour"]
+
+
+def test_scripts_are_there_and_have_the_options():
+    for _, words in shell_lines("python"):
+        if words[1:] and words[1].endswith(".py"):
+            check_script(words[1:])
+
+
+def test_scripts_in_the_text_are_there_and_have_the_options():
+    for text in documents.documents().values():
+        for code in re.findall(r"`(?:python )?(scripts/\w+\.py[^`]*)`", text):
+            check_script(code.split())
+
+
+def check_script(words):
+    source = (ROOT / words[0]).read_text(encoding="utf-8")
+    for option in (word.split("=")[0] for word in words[1:] if word.startswith("--")):
+        assert f'"{option}"' in source, f"{words[0]} has no {option}"
+
+
+def test_links_lead_somewhere():
+    wrong = []
+    for name, text in {**documents.documents(), **notebooks()}.items():
+        for target in links(text):
+            if re.match(r"[a-z]+:", target):
+                continue
+            path, _, anchor = target.partition("#")
+            file = ROOT / PurePosixPath(name).parent / path if path else ROOT / name
+            if not file.exists() or (
+                anchor and anchor not in anchors(file.read_text(encoding="utf-8"))
+            ):
+                wrong.append(f"{name}: {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_links_are_found():
+    text = "[a](b.md) ![c](d.png) [![e](f.svg)](https://g) [h *i*](j.md#k-l) `[no](no.md)`\n```\n[no](no.md)\n```\n"
+    assert set(links(text)) == {"b.md", "d.png", "f.svg", "https://g", "j.md#k-l"}
+    assert anchors("# A b, c\n## `d`: e\n# A b, c\n") == {"a-b-c", "d-e", "a-b-c-1"}
+
+
+def test_every_public_name_is_in_the_reference():
+    """docs/api/: `::: where.it.is`, and below it the name that users write."""
+    entry = re.compile(r"^::: (\S+)\n    options:\n      heading: (kt\.\S+)$", re.M)
+    pages = [text for name, text in documents.documents().items() if name.startswith("docs/api/")]
+    entries = [(path, shown) for text in pages for path, shown in entry.findall(text)]
+    assert len(entries) == sum(text.count("\n::: ") for text in pages)
+
+    kt = {f"kt.{name}": getattr(keras_transfer, name) for name in keras_transfer.__all__}
+    packages = {shown: module for shown, module in kt.items() if inspect.ismodule(module)}
+    public = {shown: kt[shown] for shown in kt if shown not in packages}
+    del public["kt.__version__"]
+    for shown, module in packages.items():
+        public |= {f"{shown}.{name}": getattr(module, name) for name in module.__all__}
+
+    listed = {shown: pydoc.locate(path) for path, shown in entries}
+    assert len(listed) == len(entries)
+    assert {shown for shown in listed if listed[shown] is not public.get(shown)} == set()
+    everything = [id(value) for value in listed.values()]
+    assert {shown for shown, value in public.items() if id(value) not in everything} == set()

@@ -1,0 +1,174 @@
+"""README.md from top to bottom, as somebody would who has just come: every block of Python, every command.
+
+The pictures are noise of two kinds that are none, so that the advisor finds no signal and takes what is
+quickest. ImageNet weights of `mobilenet_v2` are not at hand here: a file with random ones lies where Keras
+would have put the download (`KERAS_HOME`), so nothing of the package is replaced.
+"""
+
+import shlex
+
+import documents
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from keras_transfer.cli import app
+from keras_transfer.errors import InputError
+
+BACKBONE = "mobilenet_v2"
+PICTURES = 12  # a class
+
+# What would take long gets these options more; the last one of a kind counts.
+SHORT = "--image-size 64 --epochs 2"
+QUICK = {
+    "train flowers/ --out runs/flowers": "",
+    "advise flowers/": "",
+    "backbones": "",
+    "check flowers/ --sheet sheet.png": "",
+    "evaluate runs/flowers flowers/": "",
+    "predict runs/flowers new_pictures/": "",
+    "report runs/flowers": "",
+    "train flowers/ --out runs/flowers --resume": "",
+    "train flowers/ --out runs/quick --strategy feature_extraction": "",
+    "schedule gradual_unfreeze --backbone mobilenet_v2_0.35 --out plan.png": "",
+}
+LONG = {
+    "train flowers/ --out runs/own --backbone mobilenet_v2 --strategy lp_ft": SHORT,
+    "compare flowers/ --out runs/gain": f"{SHORT} --sizes 2,4 --seeds 0,1",
+    "tune flowers/ --out runs/search --trials 30": f"{SHORT} --trials 2",
+    "adapt catalogue/ shop_floor/ --method mcc,dann --out runs/adapted": SHORT,
+    "evaluate runs/flowers flowers/ --out results --calibrate --precision 0.98 --slice size": "",
+    "report runs/flowers runs/own runs/quick": "",
+    "export runs/flowers": "",
+    "export runs/flowers --format openvino --int8": "--max-loss 1",
+    "train roses/ --out runs/roses --backbone auto,runs/flowers": "",
+    "train table.csv --out runs/t --column path=file --column targets=age --column group=patient": SHORT,
+    "train signs/ --out runs/s --augment medium --no-flip --mix mixup": SHORT,
+    "find-rate flowers/": "--image-size 64",
+}
+# Nothing was interrupted here, and that is the answer.
+REFUSED = {"train flowers/ --out runs/flowers --resume": "is finished: there is nothing to resume"}
+LEFT_OUT = {
+    "./scripts/demo.sh": "CI runs it",
+    "./scripts/test.sh": "it runs this file",
+    "keras-transfer ask http://localhost:8501 flowers new_pictures/": "needs TF Serving; `test_client.py` has a stand-in",
+    "keras-transfer train tfds:cassava --out runs/c --augment medium --balance weights": "a download; `test_sources.py` has made-up ones",
+    "RUN=$PWD/runs/flowers MODEL=flowers docker compose -f serving/compose.yaml up": "needs Docker",
+    "curl -d": "needs TF Serving",
+}
+
+
+def lines():
+    """The command lines of the README, in its order."""
+    for block in documents.blocks("bash"):
+        if block.file == "README.md":
+            yield from (shlex.join(words) for words in documents.commands(block.text))
+
+
+def test_each_line_is_run_or_left_out_for_a_reason():
+    known = {f"keras-transfer {line}" for line in QUICK | LONG}
+    for line in lines():
+        plain = shlex.join(shlex.split(line)).replace("'", "")
+        assert line in known or plain.startswith(tuple(LEFT_OUT)), f"nobody runs: {line}"
+    for line in known:
+        assert line in lines(), f"not in the README any more: {line}"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A `KERAS_HOME` with random weights for the backbone that the README names."""
+    import h5py
+    import keras
+    from keras.src.legacy.saving import legacy_h5_format  # no public name
+
+    from keras_transfer.backbones import BACKBONES, weights_path
+
+    home = tmp_path_factory.mktemp("keras")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_HOME", str(home))
+        file = weights_path(BACKBONES[BACKBONE])
+    model = BACKBONES[BACKBONE].constructor(include_top=False, weights=None)
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # Of a network that has seen something: who has statistics as at the start is told from it.
+            layer.moving_mean.assign(rng.normal(0, 0.1, layer.moving_mean.shape))
+            layer.moving_variance.assign(rng.uniform(0.5, 1.5, layer.moving_variance.shape))
+    file.parent.mkdir()
+    with h5py.File(file, "w") as out:
+        legacy_h5_format.save_weights_to_hdf5_group(out, model)
+    return home
+
+
+@pytest.fixture
+def newcomer(weights, tmp_path, monkeypatch):
+    """An empty folder with what the README speaks of, and Keras's weights."""
+    monkeypatch.setenv("KERAS_HOME", str(weights))
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+
+    def write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (72, 72, 3), "uint8")).save(path)
+
+    for folder in ("flowers", "roses", "signs", "catalogue"):
+        for kind in ("first", "second"):
+            for number in range(PICTURES):
+                write(tmp_path / folder / kind / f"{number}.png")
+    for folder in ("new_pictures", "shop_floor", "scans"):
+        for number in range(PICTURES):
+            write(tmp_path / folder / f"{number}.png")
+    rows = [f"scans/{number}.png,{20 + number},{number // 2}" for number in range(PICTURES)]
+    (tmp_path / "table.csv").write_text("\n".join(["file,age,patient", *rows]))
+    return tmp_path
+
+
+def test_the_python_blocks(newcomer, capsys):
+    import keras
+
+    blocks = [block for block in documents.blocks("python") if block.file == "README.md"]
+    pictures = np.zeros((4, 224, 224, 3), "uint8")
+    names = {  # of the reader's own
+        "keras": keras,
+        "source_batches": [(pictures, np.array([0, 1, 0, 1]))],
+        "target_batches": [pictures],
+    }
+    for block in blocks:
+        exec(compile(block.text, str(block), "exec"), names)
+    assert len(blocks) >= 3 and names["run"].path.samefile("runs/flowers")
+    assert (newcomer / "runs/flowers/report.html").is_file()
+    assert (newcomer / "serving/flowers/1/saved_model.pb").is_file()
+    said = capsys.readouterr().out
+    assert "freezes 12 of 18 stages" in said or "stage" in said
+    assert len(names["prefix"].layers) > 10 and len(names["suffix"].layers) > 10
+
+
+def test_the_quick_commands(newcomer):
+    run(newcomer, QUICK)
+    assert {path.name for path in (newcomer / "runs").iterdir()} == {"flowers", "quick"}
+    assert all((newcomer / name).is_file() for name in ("sheet.png", "plan.png"))
+    assert (newcomer / "runs/flowers/report.html").is_file()
+
+
+@pytest.mark.large
+def test_all_commands(newcomer):
+    run(newcomer, QUICK | LONG)
+    made = {path.name for path in (newcomer / "runs").iterdir() if path.is_dir()}
+    assert made == {*("flowers", "own", "gain", "search", "adapted", "quick", "roses", "t", "s")}
+    assert (newcomer / "runs/flowers/export/1/saved_model.pb").is_file()
+    assert (newcomer / "results/evaluation.json").is_file()
+
+
+def run(folder, chosen):
+    """Runs the chosen lines in the README's order, but that runs are compared when all are there."""
+    wanted = [line.removeprefix("keras-transfer ") for line in lines()]
+    wanted = [line for line in wanted if line in chosen]
+    for line in sorted(wanted, key=lambda line: line.count("runs/") > 2):
+        found = CliRunner().invoke(app, shlex.split(f"{line} {chosen[line]}"))
+        said = f"{line}: {found.output[-2000:]}"
+        if line in REFUSED:
+            assert isinstance(found.exception, InputError), said
+            assert REFUSED[line] in str(found.exception)
+        elif found.exception is not None:
+            raise AssertionError(said) from found.exception
