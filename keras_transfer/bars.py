@@ -2,9 +2,10 @@
 
 import sys
 import warnings
+from typing import Any
 
 
-def bar(items=None, *, shown: bool = True, **options):
+def bar(items=None, *, shown: bool = True, **options: Any):
     """A bar of tqdm's that is gone when it is done.
 
     Args:
@@ -15,15 +16,19 @@ def bar(items=None, *, shown: bool = True, **options):
     In a notebook it is a widget where ipywidgets are installed, else a line of text; the variable
     `TQDM_DISABLE` hides all of them there.
     """
+    options = {"leave": False, **options}
+    if not shown:
+        options["disable"] = True
     if not _in_notebook():
         from tqdm import tqdm
 
-        # None: tqdm asks whether stderr is a terminal.
-        return tqdm(items, **{"leave": False, **options}, disable=None if shown else True)
+        return tqdm(
+            items, **{"disable": None, **options}
+        )  # None: it asks whether stderr is a terminal
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there are no ipywidgets
         from tqdm.auto import tqdm
-    return tqdm(items, **{"leave": False, **options}, **({} if shown else {"disable": True}))
+    return tqdm(items, **options)
 
 
 def _in_notebook() -> bool:

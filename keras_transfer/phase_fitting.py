@@ -49,7 +49,7 @@ class PhaseFitting:
         self.trainer, self.data, self.progress = trainer, data, progress
         self.model, self.workers = trainer.model, trainer.workers
         self.anchors, self.memory, self.callbacks = anchors, memory, callbacks
-        self.validated = None
+        self.validated: tuple | None = None
 
     def solve(self, planned, features) -> None:
         """The heads in closed form, as an epoch of their own."""
@@ -58,7 +58,7 @@ class PhaseFitting:
         self.progress.start_phase(planned, frozen, [])
         self._solve_heads(planned.phase, features["train"])
         own, alone = self.own_model()
-        logs = {}
+        logs: dict[str, float] = {}
         with alone():
             model = training_model(
                 own, planned.frozen, image_size=planned.image_size, from_cut=True

@@ -22,9 +22,19 @@ ROOT = Path(keras_transfer.__file__).parent
 #   What the trainer measures with is below all of them (`measures`).
 # - the advisor comes late: it probes with features, times plans, and speaks of schedules. The trainer
 #   knows it through `auto` alone (LAZY_UPWARDS).
+# - `distribution.sharding` is arithmetic below the pipeline, which cuts batches by it.
 # - `evaluation.intervals` is plain statistics below all measures, and only lives in `evaluation`.
 LAYERS = (
-    ("bars", "errors", "colours", "page", "metrics", "stages", "tensorboard"),
+    (
+        "bars",
+        "errors",
+        "colours",
+        "page",
+        "metrics",
+        "stages",
+        "tensorboard",
+        "distribution.sharding",
+    ),
     ("client", "failures", "folding", "losses", "solvers", "evaluation.intervals"),
     ("heads",),
     ("backbones",),
@@ -36,12 +46,20 @@ LAYERS = (
     ("choices", "optimizers", "precision", "shortlist", "tuning_report"),
     ("advice", "evaluation", "plans"),
     ("export", "features", "progress", "report"),
-    ("likeness", "random_twin", "rate_finder", "timing", "transferability"),
-    ("stage_probes", "training"),
-    ("comparison", "distances", "symmetry", "tuning"),
-    ("adaptation", "demo", "domains"),
-    ("advisor",),
-    ("auto",),
+    (
+        "distribution",
+        "likeness",
+        "phase_inputs",
+        "random_twin",
+        "rate_finder",
+        "timing",
+        "transferability",
+    ),
+    ("phase_fitting", "stage_probes"),
+    ("distances", "symmetry", "training_run"),
+    ("adaptation", "domains", "training"),
+    ("advisor", "comparison", "tuning"),
+    ("auto", "demo"),
     # No layer over the command line, and none beside it: nothing imports it.
     ("cli",),
 )
@@ -51,8 +69,10 @@ LAZY_UPWARDS = {
     ("training", "auto"): 'a `Trainer` with "auto" asks for advice, and the race of it trains',
 }
 
-# The same for imports inside of `data`, which would else be cycles.
+# The same for imports inside of one area, which would else be cycles.
 LAZY_IN_A_CYCLE = {
+    ("distribution.workers", "distribution.jax_workers"): "one of both is loaded: the engine's",
+    ("distribution.workers", "distribution.tensorflow_workers"): "the same",
     (
         "data.compose",
         "data.pipeline",
@@ -66,6 +86,8 @@ LAZY_IN_A_CYCLE = {
 TENSORFLOW = {
     "data": "decoding and the tf.data pipeline, also under other backends",
     "export": "SavedModel, LiteRT",
+    "distribution.fit_repairs": "what it repairs is TensorFlow's",
+    "distribution.tensorflow_workers": "tf.distribute",
     "features.batches": "activations as tf.data",
     "features.engines": "the compiled prefix",
     "tensorboard": "writes event files",
@@ -76,7 +98,7 @@ TENSORFLOW_LAZILY = {
     "errors": "`quiet_tensorflow`",
     "gradcam": "gradients of the backend at hand",
 }
-JAX = {"gradcam": "the same"}
+JAX = {"distribution.jax_workers": "its distributed runtime", "gradcam": "the same"}
 
 
 @cache

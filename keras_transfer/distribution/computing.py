@@ -91,7 +91,7 @@ def outputs_together(workers: Workers, model, data, split: str, batch_size: int)
 
     examples = data.examples[split]
     mine = own(len(examples), workers.processes, workers.index)
-    given = {}
+    given: dict[str, np.ndarray] = {}
     if len(mine):
         own_model = workers.own_model(model)
         with workers.alone():
@@ -103,7 +103,7 @@ def outputs_together(workers: Workers, model, data, split: str, batch_size: int)
             )
             _, outputs = outputs_of(model, batches, -(-len(mine) // batch_size))
         given = outputs if isinstance(outputs, dict) else {"": outputs}
-    whole = {}
+    whole: dict[str, np.ndarray] = {}
     for index, sent in enumerate(workers.gather(packed(given))):
         for name, values in unpacked(sent).items():
             full = whole.setdefault(

@@ -138,21 +138,22 @@ def jax_cluster(environ: Mapping[str, str]) -> Cluster | None:
     found = [next((n for n in names if environ.get(n)), None) for names in _JAX]
     if not any(found):
         return None
-    missing = [names[0] for names, name in zip(_JAX, found) if name is None]
-    if missing:
-        given = ", ".join(name for name in found if name)
-        raise InputError(f"{given} is set, but not {', '.join(missing)}: JAX needs all three.")
-    addresses = environ[found[0]].split(",")
+    given = [name for name in found if name]
+    if missing := [names[0] for names, name in zip(_JAX, found) if name is None]:
+        raise InputError(
+            f"{', '.join(given)} is set, but not {', '.join(missing)}: JAX needs all three."
+        )
+    addresses = environ[given[0]].split(",")
     for address in addresses:
-        _check_address(address, found[0])
-    processes, index = (_number(environ[name], name) for name in found[1:])
+        _check_address(address, given[0])
+    processes, index = (_number(environ[name], name) for name in given[1:])
     if len(addresses) > 1 and len(addresses) != processes:
         raise InputError(
-            f"{found[0]} has {len(addresses)} addresses, but {found[1]} is {processes}."
+            f"{given[0]} has {len(addresses)} addresses, but {given[1]} is {processes}."
         )
     if processes < 1 or not index < processes:
         raise InputError(
-            f"{found[2]} is {index}, but {found[1]} is {processes}: it counts from 0 to "
+            f"{given[2]} is {index}, but {given[1]} is {processes}: it counts from 0 to "
             f"{processes - 1}."
         )
     return Cluster(addresses[0], processes, index)

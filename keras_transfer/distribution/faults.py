@@ -115,7 +115,7 @@ def leave_on_abort(workers) -> None:
         os.write(2, line.encode())
         os._exit(LOST)
 
-    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)  # type: ignore[name-defined]
 
 
 def stall_seconds() -> float:

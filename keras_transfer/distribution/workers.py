@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,6 +27,7 @@ class Workers:
         processes, index: how many processes, and which one this is; 0 is the chief, who writes.
         replicas, local: how many devices in all, and how many of them are this process's.
         watch: ends the process where nothing moves for too long, see `faults.Watch`.
+        strategy: of `tf.distribute`; JAX has none.
     """
 
     kind: str
@@ -34,6 +36,7 @@ class Workers:
     replicas: int
     local: int
     watch: "faults.Watch"
+    strategy: Any = None
 
     @property
     def chief(self) -> bool:
@@ -110,13 +113,13 @@ class Workers:
 
     def arrays_from_chief(self, arrays: dict | None) -> dict[str, np.ndarray]:
         """Name → array, as the chief has them."""
-        return unpacked(self.broadcast(packed(arrays) if self.chief else None))
+        return unpacked(self.broadcast(packed(arrays or {}) if self.chief else None))
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:
     """Name → array as bytes, without pickle."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # names, not options
     return buffer.getvalue()
 
 
@@ -171,7 +174,7 @@ def start_workers(choice: str = "auto", *, devices=None) -> Workers | None:
     else:
         from keras_transfer.distribution.tensorflow_workers import Mirrored, MultiWorker
 
-        workers = Mirrored(devices) if kind == "mirrored" else MultiWorker(plan.cluster)
+        workers = Mirrored(devices) if plan.cluster is None else MultiWorker(plan.cluster)
     workers.watch = faults.Watch()
     _active = workers
     return workers
