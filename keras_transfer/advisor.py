@@ -257,13 +257,7 @@ class _Budget:
 
 
 def _check_data(data):
-    if data.task != "single_label":
-        shown = data.task if isinstance(data.task, str) else "several heads"
-        raise InputError(
-            f"The labels of {data.root} are {shown}: advice is for one class a picture."
-        )
-    if "train" not in data.examples:
-        raise InputError(f"{data.root} has no train pictures; it has {', '.join(data.examples)}.")
+    data.require_classes("advice", "train")
     train = data.examples["train"]
     different = train.labels[np.unique(train.digests, return_index=True)[1]]
     if (np.bincount(different) > 1).sum() < 2:

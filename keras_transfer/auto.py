@@ -11,7 +11,7 @@ import numpy as np
 from keras_transfer.advice import Advice
 from keras_transfer.advisor import advise, check_advice
 from keras_transfer.choices import Choice
-from keras_transfer.data.sources import ImageData
+from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError, say
 from keras_transfer.recipes import AUTO, DEFAULT, default_epochs
 from keras_transfer.shortlist import fallback_backbone

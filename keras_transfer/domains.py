@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from keras_transfer.backbones import check_backbone
-from keras_transfer.data.sources import Examples, ImageData
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.distances import Estimate, frechet_by_chance, frechet_distance, mmd
 from keras_transfer.distances import proxy_a_distance as proxy_a
 from keras_transfer.errors import InputError

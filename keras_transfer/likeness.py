@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_transfer.data.augmentation import View
-from keras_transfer.data.sources import Examples
+from keras_transfer.data.examples import Examples
 from keras_transfer.errors import InputError
 from keras_transfer.features.kept import concluded, digest_of
 from keras_transfer.features.prefix import prefix_of

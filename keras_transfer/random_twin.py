@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_transfer.data.augmentation import View
-from keras_transfer.data.sources import Examples
+from keras_transfer.data.examples import Examples
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import Store, Writer
 from keras_transfer.stages import Backbone, batch_norms

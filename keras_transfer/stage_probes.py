@@ -351,14 +351,7 @@ def probe_stages(
 
 def _sample(data, most, seed):
     """(examples, labels) to probe on: different pictures, each class in its share."""
-    if data.task != "single_label":
-        task = "several heads" if isinstance(data.task, dict) else data.task
-        raise InputError(
-            f"Stages are probed for data with one class a picture, not for {task}: give class "
-            "folders or one column of classes."
-        )
-    if "train" not in data.examples:
-        raise InputError(f"{data.root} has no train pictures; it has {', '.join(data.examples)}.")
+    data.require_classes("probing stages", "train")
     examples = data.examples["train"]
     different = np.sort(np.unique(examples.digests, return_index=True)[1])
     labels = examples.labels[different]

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from keras_transfer.data.augmentation import View
-from keras_transfer.data.sources import Examples
+from keras_transfer.data.examples import Examples
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.kept import concluded, digest_of
 from keras_transfer.features.pooled import averaged

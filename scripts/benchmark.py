@@ -492,8 +492,8 @@ def extract_pictures(folder, count):
     import keras
 
     import keras_transfer as kt
+    from keras_transfer.data.examples import Examples, ImageData
     from keras_transfer.data.index import check_pictures
-    from keras_transfer.data.sources import Examples, ImageData
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of
     from keras_transfer.solvers import logistic_regression

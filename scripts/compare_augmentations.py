@@ -26,7 +26,7 @@ import numpy as np
 import keras_transfer as kt
 from keras_transfer.cli_options import overrides_of
 from keras_transfer.data import AUGMENTATIONS, Augmentation, Mix, without_flip
-from keras_transfer.data.sources import ImageData
+from keras_transfer.data.examples import ImageData
 
 BACKBONE, PER_CLASS = "mobilenet_v2_0.35", 20
 SIZE = {"sign_digits": 128, "hymenoptera": 224}  # sign_digits are photographs of 100x100

@@ -28,7 +28,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from keras_transfer import recipes
 from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
-from keras_transfer.data.sources import Examples, ImageData
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.heads import Classification
 from keras_transfer.training import Trainer
 

@@ -51,8 +51,8 @@ def extraction(workers, options):
     import numpy as np
 
     import keras_transfer as kt
+    from keras_transfer.data.examples import Examples
     from keras_transfer.data.pictures import Arrays
-    from keras_transfer.data.sources import Examples
     from keras_transfer.distribution.computing import extract_together
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
-from keras_transfer.data.sources import Examples, ImageData
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.demo import write_pictures
 from keras_transfer.heads import Classification
 from keras_transfer.stage_probes import probe_stages

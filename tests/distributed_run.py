@@ -97,9 +97,9 @@ def main():
 
 
 def write_ids(workers, out):
+    from keras_transfer.data.examples import Examples
     from keras_transfer.data.pictures import Arrays
     from keras_transfer.data.pipeline import batches
-    from keras_transfer.data.sources import Examples
 
     found = []
     for count in (10, 13, 17):

@@ -287,7 +287,7 @@ def test_poor_data_ends_in_one_clear_error(monkeypatch, real_weights):
         (few([0, 0, 1, 1], "all"), "has no train pictures; it has all"),
         (
             few(range(4), labels=one_label, target=Target("multi_label", ("a", "b"))),
-            "are multi_label: advice is for one class a picture",
+            "labelled for multi_label, and advice is for one class a picture",
         ),
     ]:
         with pytest.raises(InputError, match=words):

@@ -5,10 +5,10 @@ import types
 import numpy as np
 import pytest
 
+from keras_transfer.data.examples import Examples
 from keras_transfer.data.mixing import Mix
 from keras_transfer.data.pictures import Arrays
 from keras_transfer.data.pipeline import batches
-from keras_transfer.data.sources import Examples
 from keras_transfer.distribution.sharding import Share
 from keras_transfer.features.batches import batches as feature_batches
 from keras_transfer.features.batches import training_batches

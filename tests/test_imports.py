@@ -78,7 +78,7 @@ LAZY_IN_A_CYCLE = {
         "data.pipeline",
     ): "the lock of Python calls is the pipeline's",
     ("data.pipeline", "data.service"): "only where a tf.data service was asked for",
-    ("data.sources", "data.pipeline"): "`ImageData.batches` is how users come to the pipeline",
+    ("data.examples", "data.pipeline"): "`ImageData.batches` is how users come to the pipeline",
 }
 
 # Where TensorFlow may be imported, with what it is needed for. All else is Keras and NumPy, and runs

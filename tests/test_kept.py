@@ -7,7 +7,7 @@ import pytest
 from keras_transfer import stage_probes
 from keras_transfer.backbones import build_backbone
 from keras_transfer.builders import build_model
-from keras_transfer.data.sources import Examples, ImageData
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.features.kept import digest_of, kept

@@ -6,7 +6,7 @@ import pytest
 
 from keras_transfer.builders import at_image_size, backbone_of, build_model
 from keras_transfer.data import from_directory
-from keras_transfer.data.sources import ImageData
+from keras_transfer.data.examples import ImageData
 from keras_transfer.freezing import freeze, stage_of_weights
 from keras_transfer.heads import Classification
 from keras_transfer.plans import make_plan

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from keras_transfer import random_twin as twins
 from keras_transfer.builders import backbone_of, build_model
 from keras_transfer.data import from_arrays, from_directory
-from keras_transfer.data.sources import Examples, ImageData
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.features import extraction
@@ -351,10 +351,10 @@ def test_other_tasks_are_refused(rng, task):
     labels = rng.integers(0, 2, (20, 3)) if task == "multi_label" else rng.normal(size=20)
     pictures = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
     data = from_arrays((pictures, labels), task=task, progress=False)
-    with pytest.raises(InputError, match=f"one class a picture, not for {task}"):
+    with pytest.raises(InputError, match=f"labelled for {task}, and probing stages is for one class a picture"):
         probe_stages(small_backbone(), data)
     heads = ImageData((), data.examples, [], "arrays", {"a": data.targets, "b": data.targets})
-    with pytest.raises(InputError, match="not for several heads"):
+    with pytest.raises(InputError, match="labelled for several heads"):
         probe_stages(small_backbone(), heads)
 
 

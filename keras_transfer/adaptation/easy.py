@@ -15,7 +15,7 @@ from keras_transfer.adaptation.progress import missing_classes
 from keras_transfer.adaptation.selection import Selector
 from keras_transfer.adaptation.streams import Stream, two_views
 from keras_transfer.builders import backbone_of
-from keras_transfer.data.sources import Examples, ImageData
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError, say
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import check_targets, compile_arguments, heads_of

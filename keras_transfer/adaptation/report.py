@@ -10,8 +10,8 @@ import numpy as np
 from keras_transfer import page
 from keras_transfer.adaptation.network import feature_models
 from keras_transfer.adaptation.selection import Selector
+from keras_transfer.data.examples import Examples
 from keras_transfer.data.report import printable
-from keras_transfer.data.sources import Examples
 from keras_transfer.distances import Estimate, proxy_a_distance
 from keras_transfer.runs import write_text
 

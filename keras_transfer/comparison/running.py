@@ -97,7 +97,7 @@ class Experiment:
         keep_models: bool = False,
         show: int | None = None,
     ):
-        _check_data(data)
+        data.require_classes("a comparison", "train", "val")
         for value, name in ((batch_size, "batch_size"), (epochs, "epochs")):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be 1 or more, not {value}.")
@@ -345,17 +345,6 @@ def draw_pictures(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(len(labels))
     drawn = [order[labels[order] == label][:a_class] for label in np.unique(labels)]
     return np.sort(np.concatenate(drawn))
-
-
-def _check_data(data):
-    if data.task != "single_label":
-        task = "several heads" if isinstance(data.task, dict) else data.task
-        raise InputError(
-            f"What is compared is accuracy, of one class a picture: the data are for {task}."
-        )
-    for split in ("train", "val"):
-        if split not in data.examples:
-            raise InputError(f"{data.root} has no {split} pictures; it has {list(data.examples)}.")
 
 
 def _check_sizes(sizes, most):

@@ -14,19 +14,14 @@ from keras_transfer.data.augmentation import (
     views_of,
     without_flip,
 )
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.files import Skipped, list_pictures, read_tree
 from keras_transfer.data.index import Checked, check_files, check_pictures
 from keras_transfer.data.mixing import MIXES, Mix
 from keras_transfer.data.opening import open_data, open_labelled, require_source
 from keras_transfer.data.records import from_records, write_records
 from keras_transfer.data.report import Report, Twins, check_data, find_twins, report_on
-from keras_transfer.data.sources import (
-    Examples,
-    ImageData,
-    from_directory,
-    labelled_pictures,
-    unlabelled_pictures,
-)
+from keras_transfer.data.sources import from_directory, labelled_pictures, unlabelled_pictures
 from keras_transfer.data.split_rule import SplitRule, read_split_file
 from keras_transfer.data.splits import folds, split
 from keras_transfer.data.tables import from_table

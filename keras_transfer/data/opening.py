@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data.examples import ImageData
 from keras_transfer.data.records import SCHEMA, from_records
-from keras_transfer.data.sources import ImageData, from_directory, labelled_pictures
+from keras_transfer.data.sources import from_directory, labelled_pictures
 from keras_transfer.data.split_rule import read_split_file
 from keras_transfer.data.tables import TABLES, from_table
 from keras_transfer.data.targets import Target

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.augmentation import View, resolve_augmentation
+from keras_transfer.data.examples import Examples
 from keras_transfer.data.mixing import Mix, mixer
-from keras_transfer.data.sources import Examples
 from keras_transfer.data.targets import map_labels
 from keras_transfer.data.transforms import augmenter, resize_and_crop
 from keras_transfer.distribution.sharding import Part, Share, whole

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.files import Skipped, read_splits
 from keras_transfer.data.index import check_files
 from keras_transfer.data.opening import open_data
 from keras_transfer.data.pictures import Files
-from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.data.targets import map_labels, shown, summary
 from keras_transfer.errors import InputError

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure  # no pyplot: it would look for a screen
 
 from keras_transfer.data.augmentation import AUGMENTATIONS, View, resolve_augmentation, views_of
+from keras_transfer.data.examples import ImageData
 from keras_transfer.data.mixing import Mix
-from keras_transfer.data.sources import ImageData
 from keras_transfer.data.targets import rough_classes, shown
 from keras_transfer.errors import InputError, said_in
 

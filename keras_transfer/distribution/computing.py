@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_transfer.data.augmentation import View
-from keras_transfer.data.sources import Examples
+from keras_transfer.data.examples import Examples
 from keras_transfer.data.targets import map_labels
 from keras_transfer.distribution.sharding import own
 from keras_transfer.distribution.workers import Workers, packed, unpacked

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from keras_transfer.data.sources import ImageData
+from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibrating import Calibration, check_precision
 from keras_transfer.evaluation.classes import measure_classes

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_transfer.bars import bar
 from keras_transfer.data.augmentation import View
-from keras_transfer.data.sources import ImageData
+from keras_transfer.data.examples import ImageData
 from keras_transfer.data.targets import joined, map_labels
 from keras_transfer.evaluation.probabilities import require_finite
 from keras_transfer.evaluation.views import averaged

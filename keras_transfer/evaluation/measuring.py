@@ -1,6 +1,6 @@
 """The short answer to how good a model is: a dict for scripts, and lines for people."""
 
-from keras_transfer.data.sources import ImageData
+from keras_transfer.data.examples import ImageData
 from keras_transfer.evaluation.collecting import collect
 from keras_transfer.heads import by_head, check_targets, heads_of
 from keras_transfer.measures import confusion, measured

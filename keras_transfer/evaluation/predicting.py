@@ -6,9 +6,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.files import Skipped, list_pictures
 from keras_transfer.data.index import check_pictures
-from keras_transfer.data.sources import Examples, ImageData
 from keras_transfer.data.targets import SEPARATOR
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.collecting import collect

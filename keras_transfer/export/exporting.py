@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_transfer.data.examples import ImageData
 from keras_transfer.data.opening import open_labelled
-from keras_transfer.data.sources import ImageData
 from keras_transfer.data.targets import described
 from keras_transfer.errors import InputError, say
 from keras_transfer.evaluation.calibrating import Calibration

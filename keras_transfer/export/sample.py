@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.sources import ImageData
+from keras_transfer.data.examples import ImageData
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_transfer.bars import bar
 from keras_transfer.data.augmentation import View
-from keras_transfer.data.sources import Examples
+from keras_transfer.data.examples import Examples
 from keras_transfer.data.targets import rough_classes
 from keras_transfer.errors import InputError, say
 from keras_transfer.features.engines import choose_engine, engine_version, usable_engines

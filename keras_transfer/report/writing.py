@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer import page
+from keras_transfer.data.examples import ImageData
 from keras_transfer.data.opening import open_data
-from keras_transfer.data.sources import ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibrating import Calibration
 from keras_transfer.report import confusion, course, gallery, scores, sorting, summary

@@ -16,7 +16,7 @@ from keras_transfer.backbones import (
     weights_path,
 )
 from keras_transfer.builders import backbone_at
-from keras_transfer.data.sources import Examples, ImageData
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.kept import concluded, digest_of
@@ -213,13 +213,6 @@ def _pooling(model):
 
 
 def _sample(data, most, seed) -> Examples:
-    if data.task != "single_label":
-        shown = data.task if isinstance(data.task, str) else "several heads"
-        raise InputError(
-            f"The labels of {data.root} are {shown}: transferability scores take one class a "
-            "picture (single_label)."
-        )
-    if "train" not in data.examples:
-        raise InputError(f"{data.root} has no train pictures; it has {', '.join(data.examples)}.")
+    data.require_classes("scoring backbones", "train")
     train = data.examples["train"]
     return train.take(stratified(train.labels, most, seed))
