@@ -351,7 +351,9 @@ def test_other_tasks_are_refused(rng, task):
     labels = rng.integers(0, 2, (20, 3)) if task == "multi_label" else rng.normal(size=20)
     pictures = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
     data = from_arrays((pictures, labels), task=task, progress=False)
-    with pytest.raises(InputError, match=f"labelled for {task}, and probing stages is for one class a picture"):
+    with pytest.raises(
+        InputError, match=f"labelled for {task}, and probing stages is for one class a picture"
+    ):
         probe_stages(small_backbone(), data)
     heads = ImageData((), data.examples, [], "arrays", {"a": data.targets, "b": data.targets})
     with pytest.raises(InputError, match="labelled for several heads"):
