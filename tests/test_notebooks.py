@@ -96,10 +96,10 @@ def test_the_docs_show_the_pictures_of_the_notebooks():
         assert (ROOT / "docs" / name).read_bytes() == png
 
 
-def run(name, real_data, real_weights):
-    """Executed anew; its pictures are as many as those that are kept."""
+def run(name, real_data, real_weights, **parameters):
+    """Executed anew, in less time with other parameters; its pictures are as many as those that are kept."""
     (path,) = (path for path in notebooks() if path.stem == name)
-    found = execute(path)
+    found = execute(path, parameters)
     assert len(pictures(found)) == len(pictures(read(name)))
     assert not NOISE.search("\n".join(texts(found)))
     return found
@@ -119,20 +119,20 @@ def test_quick_start_runs(real_data, real_weights):
 
 
 def test_freezing_runs(real_data, real_weights):
-    found = run("02_freezing", real_data, real_weights)
+    found = run("02_freezing", real_data, real_weights, FROZEN=(0,))
     fine_tuned = number(found, "\n0 stages frozen")
     assert fine_tuned > number(found, "all stages frozen") > 0.5
     assert fine_tuned > number(found, "\n0 frozen, BatchNorm trains")
 
 
 def test_advisor_and_compare_runs(real_data, real_weights):
-    found = run("03_advisor_and_compare", real_data, real_weights)
+    found = run("03_advisor_and_compare", real_data, real_weights, SIZES=(40,), EPOCHS=8)
     said = "\n".join(texts(found))
     assert "40 pictures a class: transfer starts higher" in said and "ends higher" in said
 
 
 def test_adaptation_and_serving_runs(real_data, real_weights):
-    found = run("04_adaptation_and_serving", real_data, real_weights)
+    found = run("04_adaptation_and_serving", real_data, real_weights, EPOCHS=5, ADAPT_EPOCHS=2)
     source_alone = number(found, "on the target")
     assert number(found, "AdaBN:") > source_alone + 0.05
     said = "\n".join(texts(found))
