@@ -25,6 +25,7 @@ from keras_transfer.measures import measured
 from keras_transfer.progress import Progress
 from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.training import Trainer
+from keras_transfer.training_run import TrainingRun
 
 NAMES = ("blue", "green", "red")
 LABELS = np.repeat([0, 1, 2], [2, 5, 16]).astype("int32")
@@ -336,14 +337,14 @@ TRAINED_ON = (Phase("all", "none", 2, 1e-3), HEAD)
 )
 def test_a_run_says_each_class(unequal, tmp_path, monkeypatch, phases, cache, again):
     """Of the kept epoch; and pictures are decoded again only where nothing else is left."""
-    finish, decode, decoded = Trainer._finish, decoding.decode, []
+    finish, decode, decoded = TrainingRun._finish, decoding.decode, []
 
     def watched(*args, **kwargs):
         with monkeypatch.context() as patch:
             patch.setattr(decoding, "decode", lambda file: decoded.append(1) or decode(file))
             finish(*args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "_finish", watched)
+    monkeypatch.setattr(TrainingRun, "_finish", watched)
     if phases is TRAINED_ON:  # the first epoch is kept
         monkeypatch.setattr(Progress, "_rank", lambda self, validation: [-self.epoch])
     run = new_trainer(Schedule("s", phases), cache=cache).fit(unequal, tmp_path / "run")

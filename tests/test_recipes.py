@@ -9,6 +9,7 @@ from keras_transfer.data import from_directory
 from keras_transfer.data.examples import ImageData
 from keras_transfer.freezing import freeze, stage_of_weights
 from keras_transfer.heads import Classification
+from keras_transfer.phase_fitting import PhaseFitting
 from keras_transfer.plans import make_plan
 from keras_transfer.recipes import RECIPES, resolve_schedule
 from keras_transfer.schedules import Schedule
@@ -60,16 +61,20 @@ def test_exactly_what_the_table_says_moves(name, subset, real_weights, tmp_path,
     model = new_model()
     trainer = Trainer(model, short(name), batch_size=BATCH)
     plan = trainer.plan(subset)
-    run_phase = Trainer._run_phase
     seen = []
 
-    def watched(self, planned, *args):
-        before = [w.numpy() for w in model.weights]
-        run_phase(self, planned, *args)
-        moved = {i for i, w in enumerate(model.weights) if not np.array_equal(before[i], w.numpy())}
-        seen.append((planned, moved))
+    def watched(run_phase):
+        def run(self, planned, *args):
+            before = [w.numpy() for w in model.weights]
+            run_phase(self, planned, *args)
+            after = [w.numpy() for w in model.weights]
+            moved = {i for i, pair in enumerate(zip(before, after)) if not np.array_equal(*pair)}
+            seen.append((planned, moved))
 
-    monkeypatch.setattr(Trainer, "_run_phase", watched)
+        return run
+
+    for name in ("solve", "fit"):  # in closed form, in steps
+        monkeypatch.setattr(PhaseFitting, name, watched(getattr(PhaseFitting, name)))
     trainer.fit(subset, tmp_path / "run")
 
     assert [planned for planned, _ in seen] == list(plan.phases)
