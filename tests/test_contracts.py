@@ -1,7 +1,7 @@
 """What every row of the table of backbones must hold, on its smallest pictures and random weights.
 
-Rows over 10 million parameters (of which the smallest of the same code is run), and every single cut
-of the deep rows, carry the marker `large` and are run by hand (`-m large`).
+Of each module of keras.applications the smallest row is run. The others, and every single cut of the
+deep rows, carry the marker `large` and are run by hand (`-m large`).
 """
 
 import importlib
@@ -18,20 +18,20 @@ from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification
 from keras_transfer.stages import batch_norms
 
-LARGE = 10_000_000
 DEEP = 20
 
 
-def _rows(large=LARGE):
+def _rows():
+    """All of them; but for the smallest of the same code they are `large`."""
     smallest = {}
-    for spec in BACKBONES.values():
-        least = smallest.setdefault(spec.module, spec)
-        smallest[spec.module] = min(least, spec, key=lambda each: each.parameters)
-    rows = []
-    for spec in BACKBONES.values():
-        skip = spec.parameters > large and spec is not smallest[spec.module]
-        rows.append(pytest.param(spec, id=spec.name, marks=[pytest.mark.large] * skip))
-    return rows
+    for spec in sorted(BACKBONES.values(), key=lambda spec: spec.parameters):
+        smallest.setdefault((spec.module, "minimalistic" in spec.name), spec)
+    return [
+        pytest.param(
+            spec, id=spec.name, marks=[pytest.mark.large] * (spec not in smallest.values())
+        )
+        for spec in BACKBONES.values()
+    ]
 
 
 @pytest.fixture(scope="module")
