@@ -13,6 +13,8 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 def on_files(files, config):
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
+        for other, its_page in PAGES.items():
+            text = text.replace(f"]({other}", f"]({its_page}")
         files.append(File.generated(config, page, content=outside(text, "")))
     return files
 
