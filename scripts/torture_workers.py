@@ -29,6 +29,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from torture_resume import tiny_backbone
 
 from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
@@ -38,7 +39,6 @@ from keras_transfer.distribution.workers import start_workers
 from keras_transfer.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules import Phase, Schedule
-from keras_transfer.stages import Backbone
 from keras_transfer.training import Trainer
 
 SCHEDULE = Schedule(
@@ -66,16 +66,6 @@ LONGEST = 60.0  # seconds that the others may take
 SIGNALS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP, "preempt": signal.SIGTERM}
 ENDED = {"kill": {-signal.SIGKILL}, "preempt": {130, -signal.SIGTERM}, "hang": {-signal.SIGKILL}}
 TOLERANCE = 1e-4  # of other numbers of workers, whose sums are rounded otherwise
-
-
-def tiny_backbone() -> Backbone:
-    """Three stages; small, so that most of the time is not compilation."""
-    inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
-    for filters in (8, 16, 16):
-        x = keras.layers.Conv2D(filters, 3, strides=2, use_bias=False)(x)
-        x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
-    return Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="tiny")
 
 
 def train(pictures: Path, out: Path, kind: str, told) -> None:

@@ -60,8 +60,8 @@ def class_weights(weights: str | dict, names: Sequence[str], labels: np.ndarray)
         float32 [C]; for labels [N, C] float32 [C, 2], of what is not there and of what is.
     """
     several = labels.ndim == 2
-    if not isinstance(weights, str):
-        given = np.array([weights[name] for name in names], "float32")
+    if weights != "balanced":
+        given = np.array([weights[name] for name in names], "float32")  # type: ignore[index]
         return np.stack([np.ones_like(given), given], axis=1) if several else given
     if several:
         there = labels.sum(axis=0)

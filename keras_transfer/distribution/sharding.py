@@ -78,8 +78,7 @@ class Share:
 
 def whole(count: int, batch_size: int) -> Part:
     """What a single process computes: everything."""
-    part = Share(1, 0, 1).part(count, batch_size)
-    return part
+    return Share(1, 0, 1).part(count, batch_size)
 
 
 def own(count: int, processes: int, index: int) -> np.ndarray:

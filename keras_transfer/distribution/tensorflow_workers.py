@@ -12,7 +12,7 @@ from keras_transfer.distribution.environment import Cluster
 from keras_transfer.distribution.faults import HEARTBEAT_SECONDS
 from keras_transfer.distribution.sharding import Share
 from keras_transfer.distribution.workers import Workers
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, quiet_tensorflow
 
 _REGISTER_SECONDS = 300  # for all workers to come
 _HEADER = "<ii"  # worker, bytes
@@ -101,7 +101,7 @@ class MultiWorker(_Strategy):
             return tf.constant(values if mine else values[:0])
 
         spread = self.strategy.experimental_distribute_values_from_function(given)
-        with _quiet():  # it traces a function for each call, and says so
+        with quiet_tensorflow():  # it traces a function for each call, and says so
             stream = self.strategy.gather(spread, axis=0).numpy().tobytes()
         found, place = {}, 0
         while place < len(stream):
@@ -114,17 +114,6 @@ class MultiWorker(_Strategy):
 
     def broadcast(self, payload):
         return self.gather(payload if self.chief else b"")[0]
-
-
-@contextlib.contextmanager
-def _quiet():
-    log = tf.get_logger()
-    before = log.level
-    log.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _quick_heartbeats():
