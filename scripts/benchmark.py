@@ -8,6 +8,7 @@ rounds, and the ratio of the medians. Sections:
 
 whole       `feature_extraction`, whole command against the Keras guide's recipe, whole process
 again       how soon a second run with another head starts training, its packages imported
+advise      `keras-transfer advise`, whole process: with an empty cache, and once more
 cache       20 epochs with a frozen part, with the cache (empty at the start) and without
 cuts        accuracy with the cache and without, frozen up to three different stages
 extraction  forward only: the engines against `model.predict`
@@ -166,6 +167,18 @@ def start_of_training(name, folder, hidden):
     trainer = kt.Trainer(model, "feature_extraction", epochs=2)
     trainer.fit(data, Path(folder) / f"run{hidden}")
     return {"wait": waits[0]}
+
+
+def advise(table, options):
+    command = Path(sys.executable).parent / "keras-transfer"
+    data = Path(os.environ["KERAS_TRANSFER_DATA"]) / "sign_digits"
+    times = {"from nothing": [], "once more": []}
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for seconds in times.values():
+                seconds.append(child("advise", data, python=command, cache=cache)["seconds"])
+    for when, seconds in times.items():
+        table.add(f"`keras-transfer advise`, sign_digits, {when}", seconds)
 
 
 # -- the cache ------------------------------------------------------------------------------------
@@ -522,7 +535,8 @@ def extract_pictures(folder, count):
 
 
 SECTIONS = {
-    f.__name__: f for f in (whole, again, cache, cuts, extraction, step, pipeline, growth, torch)
+    f.__name__: f
+    for f in (whole, again, advise, cache, cuts, extraction, step, pipeline, growth, torch)
 }
 CHILDREN = (
     start_of_training,

@@ -181,7 +181,8 @@ def table(rows) -> str:
                 continue
             accuracy, regret = np.mean(found[way], axis=0)
             regrets[way].append(regret)
-            cells.append(f"{100 * accuracy:.1f} ({-100 * regret:+.1f})")
+            gain = round(-100 * regret, 1)
+            cells.append(f"{100 * accuracy:.1f} ({f'{gain:+.1f}' if gain else '0.0'})")
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     summaries = {
         "**mean regret**": lambda way: f"**{100 * np.mean(regrets[way]):.2f}**",

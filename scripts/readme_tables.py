@@ -1,0 +1,167 @@
+"""Writes the tables of README.md, and docs/measured.md, from what benchmarks have printed.
+
+python scripts/readme_tables.py             after `sitting.py`
+python scripts/readme_tables.py --check     exit code 1 where they are not what the benchmarks printed
+
+A table stands between the lines `<!-- NAME -->` and `<!-- /NAME -->`; nobody writes there by hand. Figures
+come from `docs/measured/*.txt` (`sitting.py`) and from the rows of the two long studies,
+`docs/regret.csv` and `docs/adaptation.csv`.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from pathlib import Path
+
+import adaptation_benchmark
+import regret
+from sitting import BENCHMARKS, MEASURED
+
+from keras_transfer.runs import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "measured.md"
+
+# Benchmark, and how those of its lines begin that the README shows.
+SHOWN = [
+    ("whole", "`feature_extraction`"),
+    ("steps", "fine-tuning step"),
+    ("steps", "extraction, resnet50"),
+    ("steps", "extraction, mobilenet_v2,"),
+    ("steps", "second run"),
+    ("steps", "`keras-transfer advise`"),
+    ("cache", "20 epochs"),
+    ("torch", "ResNet-50"),
+    ("files", "pipeline"),
+]
+_WORKERS = re.compile(
+    r"^(\S+), (\d+) pictures of (\d+) px: one worker ([\d.]+)/s, two ([\d.]+)/s: ([\d.]+) times",
+    re.M,
+)
+
+
+def measured(name: str) -> tuple[dict[str, str], str]:
+    """What a benchmark's page says of how it was measured, and what was printed."""
+    about, _, printed = (MEASURED / f"{name}.txt").read_text(encoding="utf-8").partition("\n\n")
+    return dict(line.split(": ", 1) for line in about.splitlines()), printed
+
+
+def rows(name: str, beginning: str = "") -> list[list[str]]:
+    """Cells of the lines of a benchmark's table, or of those that begin so."""
+    lines = [line for line in measured(name)[1].splitlines() if line.startswith(f"| {beginning}")]
+    if not beginning:
+        lines = [line for line in lines if not line.startswith(("| what", "|---"))]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+
+
+def origin() -> str:
+    """When and on what all was measured; more than one sitting gives more than one line."""
+    found = [measured(name)[0] for name in BENCHMARKS if (MEASURED / f"{name}.txt").exists()]
+    dates = sorted({about["date"] for about in found})
+    places = sorted({f"{about['machine']}; {about['versions']}" for about in found})
+    return f"Measured on {' and '.join(dates)}: {'; and '.join(places)}."
+
+
+def comparisons() -> str:
+    """Ours against the peer, a line each, with the command."""
+    lines = ["| what | ours | peer | ratio | command |", "|---|---|---|---|---|"]
+    before = None
+    for name, beginning in SHOWN:
+        command = measured(name)[0]["command"].removeprefix("python scripts/")
+        for what, ours, peer, ratio, *_ in rows(name, beginning):
+            said = "the same" if command == before else f"`{command}`"
+            lines.append(f"| {what} | {ours} | {peer} | {ratio} | {said} |")
+            before = command
+    command = measured("workers")[0]["command"].removeprefix("python scripts/")
+    for name, count, size, one, two, ratio in _WORKERS.findall(measured("workers")[1]):
+        what = f"features of {count} pictures, {name} at {size} px: two workers on two cores against one on one"
+        lines.append(f"| {what} | {two} pictures/s | {one} pictures/s | {ratio} | `{command}` |")
+    return f"{origin()}\n\n" + "\n".join(lines)
+
+
+def table_in(name: str, title: str = "") -> str:
+    """The first Markdown table that a benchmark printed, or the first below a line with this title."""
+    lines = measured(name)[1].partition(title)[2].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    last = next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))
+    return "\n".join(lines[first:last])
+
+
+def demonstration() -> str:
+    """The demonstration's table, as it prints it."""
+    lines = measured("demo")[1].splitlines()
+    first = next(i for i, line in enumerate(lines) if "asymptote" in line)
+    return "\n".join(["```text", *lines[first : first + 3], "```"])
+
+
+def read(file: str) -> list[dict[str, str]]:
+    with (ROOT / "docs" / file).open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+BLOCKS = {
+    "regret": lambda: regret.table(read("regret.csv")),
+    "adaptation": lambda: adaptation_benchmark.summary(read("adaptation.csv")),
+    "formats": lambda: table_in("formats", "ImageNet weights"),
+    "measured": comparisons,
+    "demo": demonstration,
+}
+
+
+def readme(text: str) -> str:
+    """The README with its tables as the benchmarks printed them."""
+    for name, block in BLOCKS.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"README.md has no lines {begin.strip()} and {end}")
+        text = f"{before}{begin}\n{block()}\n\n{end}{after}"
+    return text
+
+
+def page() -> str:
+    """docs/measured.md: everything that the benchmarks printed."""
+    parts = [
+        "# Measured",
+        "What each benchmark printed in the last sitting (`python scripts/sitting.py --torch PYTHON`), word for "
+        "word; this page is written by `python scripts/readme_tables.py`. Figures on other pages are of an Intel "
+        "Xeon with AMX, two cores as well, unless they name another.",
+        origin(),
+    ]
+    for name in BENCHMARKS:
+        if not (MEASURED / f"{name}.txt").exists():
+            continue
+        about, printed = measured(name)
+        plain = "|---" not in printed
+        parts += [
+            f"## {name}",
+            f"`{about['command']}`, {about['date']}, {about['seconds']} s, load {about['load before']} before.",
+            f"```text\n{printed.strip()}\n```" if plain else printed.strip(),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    wanted = {README: readme(README.read_text(encoding="utf-8")), PAGE: page()}
+    stale = [
+        file
+        for file, text in wanted.items()
+        if not file.exists() or file.read_text(encoding="utf-8") != text
+    ]
+    if options.check:
+        for file in stale:
+            print(f"{file.relative_to(ROOT)} is not what the benchmarks printed", file=sys.stderr)
+        sys.exit(bool(stale))
+    for file in stale:
+        write_text(file, wanted[file])
+        print(f"wrote {file.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Every benchmark once, one after the other, on one machine: what the README's tables are made of.
+
+    KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/sitting.py [NAME…] [--torch PYTHON] [--list]
+
+What a benchmark prints goes to `docs/measured/NAME.txt` below a few lines that say which command it was,
+when, how long it took, on which machine and with which versions; `scripts/readme_tables.py` makes the
+tables from there. Without names all of `BENCHMARKS` run, which takes about two hours of an otherwise idle
+machine. One that fails leaves the page of the sitting before as it was, is told at the end, and stops
+nothing.
+
+`STUDIES` are about accuracy, not time: they take many hours, go on where they stopped, and write rows that
+are kept in `docs/`. They run when they are named.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from keras_transfer.runs import write_text
+
+HERE = Path(__file__).resolve().parent
+MEASURED = HERE.parent / "docs" / "measured"
+PACKAGES = ("keras", "tensorflow", "openvino", "jax", "scikit-learn", "albumentations")
+
+# Each needs the machine for itself. DATA is `KERAS_TRANSFER_DATA`, TEMPORARY a folder that goes away.
+BENCHMARKS = {
+    "whole": "benchmark.py whole --rounds 1",
+    "steps": "benchmark.py step extraction again advise --rounds 2",
+    "cache": "benchmark.py cache --rounds 1",
+    "cuts": "benchmark.py cuts",
+    "torch": "benchmark.py torch --rounds 1 --torch TORCH",
+    "files": "benchmark.py pipeline growth --rounds 2",
+    "workers": "distributed_speed.py extraction --backbone resnet50 --image-size 96 --pictures 1500 --rounds 1",
+    "workers_steps": "distributed_speed.py steps --steps 30",
+    "formats": "export_formats.py DATA/sign_digits --image-size 128 --rows TEMPORARY/export.csv",
+    "precisions": "step_times.py --backbones mobilenet_v2_0.35 --batch-size 4 --rounds 5",
+    "augmentations": "compare_augmentations.py speed --rounds 3",
+    "adaptation_steps": "adaptation_benchmark.py mnistm --cost 5 --steps 60",
+    "demo": "demo.sh",
+    "gain": "transfer_gain.py --out TEMPORARY/gain",
+    "formats_families": (
+        "export_formats.py DATA/sign_digits --families --image-size 64 --per-class 60 --val-split 0.5 "
+        "--rows TEMPORARY/export.csv"
+    ),
+}
+STUDIES = {
+    "regret": "regret.py --seeds 1 --rows docs/regret.csv",
+    "adaptation": "adaptation_benchmark.py --rows docs/adaptation.csv",
+}
+
+
+def machine() -> str:
+    """One line: processor, cores, memory, system."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    about = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    sums = [
+        name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in about["flags"]
+    ]
+    return (
+        f"{about['model name']} ({sums[0]}), {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, "
+        f"{platform.system()}"
+    )
+
+
+def versions() -> str:
+    """One line: Python and the packages that the figures depend on."""
+    found = [f"Python {platform.python_version()}"]
+    return ", ".join(found + [f"{package} {version(package)}" for package in PACKAGES])
+
+
+def measure(name: str, command: str, torch: str | None) -> None:
+    """Runs one benchmark and keeps what it printed.
+
+    Raises:
+        RuntimeError: the command failed; the message ends with what it last wrote.
+    """
+    print(f"\n== {name}: {command}", flush=True)
+    started, load = time.perf_counter(), os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"DATA": os.environ["KERAS_TRANSFER_DATA"], "TEMPORARY": folder, "TORCH": torch}
+        script, *words = shlex.split(command)
+        for place, path in places.items():
+            words = [word.replace(place, path) if path else word for word in words]
+        run = [str(HERE / script)] if script.endswith(".sh") else [sys.executable, HERE / script]
+        said = []
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(
+                [*run, *words], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=HERE.parent
+            ) as process,
+        ):
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                said.append(line.replace(folder, "TEMPORARY").replace(places["DATA"], "DATA"))
+            process.wait()
+            errors.seek(0)
+            if process.returncode:
+                raise RuntimeError(f"exit code {process.returncode}\n{errors.read()[-3000:]}")
+    about = {
+        "command": f"python scripts/{command}"
+        if script.endswith(".py")
+        else f"./scripts/{command}",
+        "date": f"{datetime.date.today()}",
+        "seconds": f"{time.perf_counter() - started:.0f}",
+        "load before": f"{load:.2f}",
+        "machine": machine(),
+        "versions": versions(),
+    }
+    header = "".join(f"{key}: {value}\n" for key, value in about.items())
+    MEASURED.mkdir(exist_ok=True)
+    write_text(MEASURED / f"{name}.txt", f"{header}\n{''.join(said)}")
+
+
+def main():
+    everything = BENCHMARKS | STUDIES
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(everything))
+    parser.add_argument(
+        "--torch", help="a Python that has PyTorch; without it that one is left out"
+    )
+    parser.add_argument("--list", action="store_true", help="only tell the commands")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in everything]
+    if unknown:
+        parser.error(f"no benchmark {unknown[0]}: choose of {', '.join(everything)}")
+    names = options.names or list(BENCHMARKS)
+    if options.list:
+        print("\n".join(f"{name:17} {everything[name]}" for name in names))
+        return
+    for needed in ("KERAS_HOME", "KERAS_TRANSFER_DATA"):
+        if needed not in os.environ:
+            parser.error(f"set {needed}: real weights and pictures are measured")
+    if "torch" in names and not options.torch:
+        print("torch is left out: name a Python that has it with --torch", file=sys.stderr)
+        names.remove("torch")
+    failed = {}
+    for name in tqdm(names, desc="benchmarks", unit=""):
+        try:
+            measure(name, everything[name], options.torch)
+        except RuntimeError as error:
+            failed[name] = error
+    for name, error in failed.items():
+        print(f"{name} failed: {error}", file=sys.stderr)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
