@@ -233,6 +233,13 @@ def test_arrays_that_are_no_pictures(pictures, labels, message):
         from_arrays((pictures, labels), progress=False)
 
 
+def test_arrays_given_without_a_tuple_are_told_how():
+    with pytest.raises(InputError, match=r"train must be a tuple .* not ndarray: from_arrays\(\("):
+        from_arrays(_pictures(), [0, 1] * 4, progress=False)
+    with pytest.raises(InputError, match="val must be a tuple"):
+        from_arrays((_pictures(), [0, 1] * 4), _pictures(), progress=False)
+
+
 def test_labels_that_train_does_not_have():
     with pytest.raises(InputError, match="val has labels that are none of the 2 classes: c"):
         from_arrays((_pictures(), ["a", "b"] * 4), (_pictures(2), ["a", "c"]), progress=False)

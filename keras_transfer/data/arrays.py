@@ -42,18 +42,22 @@ def from_arrays(
     Raises:
         InputError: other shapes or values, or labels that the classes do not have.
     """
-    parts = {
-        split: part for split, part in (("train", train), ("val", val), ("test", test)) if part
-    }
+    given = {"train": train, "val": val, "test": test}
+    parts = {split: part for split, part in given.items() if part is not None}
     for split, part in parts.items():
+        if not isinstance(part, tuple | list):
+            raise InputError(
+                f"{split} must be a tuple (pictures, labels), not {type(part).__name__}: "
+                "from_arrays((pictures, labels), val=(pictures, labels))."
+            )
         if len(part) != 2 or len(part[0]) != len(part[1]):
             lengths = " and ".join(str(len(x)) for x in part)
             raise InputError(f"{split} must be (pictures, labels) of one length, not {lengths}.")
-    given = {split: part[1] for split, part in parts.items()}
+    columns = {split: part[1] for split, part in parts.items()}
     if task == "single_label":
-        names, labels = encode_labels(given, class_names)
+        names, labels = encode_labels(columns, class_names)
     else:
-        names, labels = _columns(given, class_names, task)
+        names, labels = _columns(columns, class_names, task)
     target = Target(task, names)
     examples, skipped = {}, []
     for split, (arrays, _) in parts.items():
