@@ -9,7 +9,7 @@ from keras_transfer.backbones import build_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.folding import Inference, folded
 from keras_transfer.heads import Head, TaskOutput
-from keras_transfer.stages import Backbone, rebuild
+from keras_transfer.stages import Backbone, batch_norms, rebuild
 
 
 def build_model(
@@ -198,3 +198,9 @@ def backbone_of(model: keras.Model) -> Backbone:
         f"The model '{model.name}' has no keras_transfer backbone: build it with build_model, or "
         "take its backbone with backbone_from_model."
     )
+
+
+def norms_of(model: keras.Model, frozen: int = 0) -> list:
+    """The BatchNorm layers of the stages after the frozen ones, and of the heads."""
+    parts = [*backbone_of(model).stages[frozen:], model]
+    return [norm for part in parts for norm in batch_norms(part)]

@@ -241,7 +241,7 @@ def train(
 
 def _shown_val(metrics):
     """The kept epoch's metrics as they suit the task."""
-    from keras_transfer.evaluation.intervals import wilson_interval
+    from keras_transfer.intervals import wilson_interval
 
     val, last, n = metrics["val"], metrics["phases"][-1]["val"], metrics["images"]["val"]
     if "accuracy" not in val:

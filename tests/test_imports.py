@@ -23,7 +23,6 @@ ROOT = Path(keras_transfer.__file__).parent
 # - the advisor comes late: it probes with features, times plans, and speaks of schedules. The trainer
 #   knows it through `auto` alone (LAZY_UPWARDS).
 # - `distribution.sharding` is arithmetic below the pipeline, which cuts batches by it.
-# - `evaluation.intervals` is plain statistics below all measures, and only lives in `evaluation`.
 LAYERS = (
     (
         "bars",
@@ -35,7 +34,7 @@ LAYERS = (
         "tensorboard",
         "distribution.sharding",
     ),
-    ("client", "failures", "folding", "losses", "solvers", "evaluation.intervals"),
+    ("client", "failures", "folding", "intervals", "losses", "solvers"),
     ("heads",),
     ("backbones",),
     ("builders", "runs"),

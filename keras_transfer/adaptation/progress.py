@@ -77,6 +77,17 @@ class Lines(keras.callbacks.Callback):
         say(f"epoch {epoch + 1}/{self.params['epochs']}  {seconds:.1f} s  {shown}")
 
 
+class Clock(keras.callbacks.Callback):
+    """Logs the seconds of each epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs["seconds"] = round(time.perf_counter() - self.started, 3)
+
+
 class StopWhereLost(keras.callbacks.Callback):
     """Raises `Diverged` at the first loss that is no number."""
 

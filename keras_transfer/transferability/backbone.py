@@ -155,6 +155,8 @@ def stratified(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
     """Sorted positions [≤ most] of a sample in which each class has its share, but at least five
     pictures (or all it has), as far as `most` allows.
 
+    Where several rows are of one picture, and folds want some of each class: `solvers.some_rows`.
+
     Args:
         labels: int [N].
         most: size of the sample.
