@@ -297,7 +297,7 @@ def probe_stages(
     examples, labels = _sample(data, most, seed)
     # Late, as wrong input is answered before Keras is imported.
     from keras_transfer.builders import backbone_at
-    from keras_transfer.data.pipeline import PictureMemory
+    from keras_transfer.data.memory import PictureMemory
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.kept import concluded, digest_of
     from keras_transfer.features.pooled import pooled_stages, stage_columns

@@ -13,6 +13,7 @@ from keras_transfer.builders import backbone_of
 from keras_transfer.choices import check_overrides
 from keras_transfer.data.augmentation import plain_augmentation
 from keras_transfer.data.balance import check_balance, check_class_weights
+from keras_transfer.data.memory import PictureMemory
 from keras_transfer.data.mixing import Mix
 from keras_transfer.distribution import faults, following
 from keras_transfer.distribution.scaling import SCALINGS, scaled
@@ -317,6 +318,4 @@ class Trainer:
 
     @cached_property
     def _memory(self):
-        from keras_transfer.data.pipeline import PictureMemory
-
         return PictureMemory(min(_MOST_PICTURES, free_memory() // 4))

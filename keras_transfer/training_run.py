@@ -63,7 +63,7 @@ class TrainingRun:
         trainer: the `training.Trainer` whose model and settings are used.
         data: its pictures.
         plan: of the trainer, for them.
-        memory: gives the `data.pipeline.PictureMemory` for pictures that come again.
+        memory: gives the `data.memory.PictureMemory` for pictures that come again.
         callbacks: the user's.
     """
 

@@ -72,11 +72,6 @@ LAZY_UPWARDS = {
 LAZY_IN_A_CYCLE = {
     ("distribution.workers", "distribution.jax_workers"): "one of both is loaded: the engine's",
     ("distribution.workers", "distribution.tensorflow_workers"): "the same",
-    (
-        "data.compose",
-        "data.pipeline",
-    ): "the lock of Python calls is the pipeline's",
-    ("data.pipeline", "data.service"): "only where a tf.data service was asked for",
     ("data.examples", "data.pipeline"): "`ImageData.batches` is how users come to the pipeline",
 }
 
