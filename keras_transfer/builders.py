@@ -5,7 +5,7 @@ import weakref
 
 import keras
 
-from keras_transfer.backbones import build_backbone
+from keras_transfer.backbone_building import build_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.folding import Inference, folded
 from keras_transfer.heads import Head, TaskOutput

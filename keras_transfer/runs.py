@@ -227,7 +227,7 @@ class Run:
     @property
     def model(self):
         """The best model, loaded anew at each access (a plain `keras.Model`)."""
-        from keras_transfer.backbones import load_model
+        from keras_transfer.backbone_building import load_model
 
         return load_model(self.path / MODEL)
 

@@ -13,7 +13,7 @@ class PictureMemory:
     def __init__(self, limit: int):
         self.limit, self.bytes = limit, 0
         self._pixels: dict[tuple[int, int], np.ndarray] = {}
-        self._known = []  # keeps what the keys stand for alive
+        self._known: list = []  # keeps what the keys stand for alive
 
     def reserve(self, size: int) -> bool:
         """True where so many bytes still fit; they are taken then."""

@@ -8,13 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.backbones import (
-    BACKBONES,
-    build_backbone,
-    check_backbone,
-    is_source_model,
-    weights_path,
-)
+from keras_transfer.backbone_building import build_backbone
+from keras_transfer.backbones import BACKBONES, check_backbone, is_source_model, weights_path
 from keras_transfer.builders import backbone_at
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
