@@ -23,11 +23,13 @@ from keras_transfer.cli_options import (
     ColumnOption,
     Data,
     Json,
+    Pictures,
     RunPath,
     Seed,
     TaskOption,
     ValOption,
     ValSplit,
+    check_png,
     columns_of,
     settings_of,
 )
@@ -91,8 +93,7 @@ def check(
     """Check pictures: faulty files, duplicates, leakage between splits, sizes."""
     from keras_transfer.data import check_data, open_data
 
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise InputError(f"Cannot draw into {sheet}: give a .png file.")
+    check_png(sheet)
     settings = settings_of(
         None, val=val, val_split=val_split, seed=seed, task=task, columns=columns_of(column)
     )
@@ -109,7 +110,7 @@ def check(
 
 def predict(
     run: RunPath,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures and folders.")],
+    paths: Pictures,
     out: Annotated[
         Path | None, typer.Option(help="Write a CSV file instead of printing it.")
     ] = None,
@@ -155,7 +156,7 @@ def cache(
     store = Store()
     removed = 0
     if clear or limit is not None:
-        removed = store.trim(limit=0 if clear else int(limit * (1 << 30)))
+        removed = store.trim(limit=0 if clear or limit is None else int(limit * (1 << 30)))
     tables = store.list()
     if as_json:
         rows = [{"key": t.key, "bytes": t.bytes, "used": t.used, **t.about} for t in tables]

@@ -150,7 +150,7 @@ def views(
     variants = {
         view.augmentation: augmenter(view.augmentation, image_size, examples.names)
         for view in views
-        if view.kind == "augmented"
+        if view.augmentation is not None
     }
 
     def prepare(index, seed):
