@@ -28,16 +28,16 @@ from keras_transfer.schedules import Schedule
 _GO_ON = "go on with --resume (resume=True)"
 
 
-def settings_of(trainer, schedule: Schedule, extra: dict | None) -> dict:
+def settings_of(trainer, schedule: Schedule, extra: dict) -> dict:
     """What stands in `config.yaml`, but for the caching.
 
     Args:
         schedule: as it was asked for: of one device.
-        extra: the command's settings.
+        extra: where the pictures lie, and the command's settings.
     """
     heads = {n: {"task": h.task, "names": list(h.names)} for n, h in trainer.heads.items()}
     return {
-        **(extra or {}),
+        **extra,
         "image_size": trainer.model.input_shape[1],
         "batch_size": trainer.batch_size,
         "augment": trainer.augment,
