@@ -1,4 +1,4 @@
-"""The command line. Thin: it reads options, calls the library and prints.
+"""The command line: all commands, and the short ones themselves. It reads options, calls and prints.
 
 Every check that needs neither Keras nor TensorFlow comes first, so that bad input is answered at
 once.
@@ -119,7 +119,8 @@ def predict(
     """Predict pictures, as CSV or JSON: path, and what the run's task gives (label and score, …)."""
     from keras_transfer.data import list_pictures
     from keras_transfer.data.report import printable
-    from keras_transfer.runs import Run, write_text
+    from keras_transfer.runs import Run
+    from keras_transfer.whole_files import write_text
 
     run = Run.open(run)
     list_pictures(paths)  # a wrong path is said before TensorFlow is loaded

@@ -1,4 +1,4 @@
-"""The command that adapts a model to another domain."""
+"""The command `adapt`: a model for another domain."""
 
 import json
 import sys

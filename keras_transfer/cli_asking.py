@@ -1,4 +1,4 @@
-"""The command that asks a server."""
+"""The command `ask`: pictures to a server of TF Serving, its answers out."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The commands that choose: advise, compare and tune."""
+"""The commands that choose: `advise`, `compare` and `tune`."""
 
 import json
 import sys

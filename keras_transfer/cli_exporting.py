@@ -1,4 +1,4 @@
-"""The command that exports."""
+"""The command `export`: a run in a format that runs elsewhere."""
 
 import json
 import sys

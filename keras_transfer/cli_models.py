@@ -1,4 +1,4 @@
-"""What several commands do alike once their options are read: import Keras, advise, build."""
+"""What several commands do alike once their options are read: open pictures, import Keras, advise, build."""
 
 import contextlib
 import os

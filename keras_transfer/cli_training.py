@@ -1,4 +1,4 @@
-"""Commands that train: `train`, and what one looks at before, `schedule` and `find-rate`."""
+"""The command `train`, and what one looks at before, `schedule` and `find-rate`."""
 
 import contextlib
 import sys
@@ -266,7 +266,7 @@ def schedule(
     """Show a strategy: its phases as a table, as YAML, or as a picture of each stage's rate."""
     from keras_transfer.backbones import BACKBONES, check_backbone
     from keras_transfer.recipes import RECIPES, resolve_schedule
-    from keras_transfer.runs import write_text
+    from keras_transfer.whole_files import write_text
 
     if strategy is None:
         for name, recipe in RECIPES.items():

@@ -19,8 +19,8 @@ from keras_transfer.colours import GREEN, OCHRE
 from keras_transfer.errors import InputError
 from keras_transfer.linear_probe import FOLDS, probe, stratified_folds
 from keras_transfer.machine import free_memory
-from keras_transfer.runs import write_file
 from keras_transfer.solvers import some_rows
+from keras_transfer.whole_files import write_file
 
 _VERSION = 1  # of probes: raise it when folds, probe or twin give other answers
 # Of the binomial test. Folds share the pictures that their probes are fitted on, which makes right

@@ -33,6 +33,7 @@ LAYERS = (
         "stages",
         "tensorboard",
         "distribution.sharding",
+        "whole_files",
     ),
     ("client", "failures", "folding", "intervals", "linear_probe", "losses", "solvers"),
     ("heads",),

@@ -11,7 +11,8 @@ from keras_transfer.bars import bar
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged
 from keras_transfer.progress import assign, collected, reseed
-from keras_transfer.runs import changed_settings, read_arrays, write_arrays
+from keras_transfer.runs import changed_settings
+from keras_transfer.whole_files import read_arrays, write_arrays
 
 FILE = "adapter.npz"
 

@@ -13,7 +13,8 @@ from keras_transfer.data.transforms import EVAL_CROP
 from keras_transfer.evaluation.result import markdown
 from keras_transfer.heads import heads_of
 from keras_transfer.intervals import wilson_interval
-from keras_transfer.runs import read_split, write_text
+from keras_transfer.runs import read_split
+from keras_transfer.whole_files import write_text
 
 CARD = "README.md"
 _NAMES = 50  # classes that are written out
