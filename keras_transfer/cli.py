@@ -30,7 +30,6 @@ from keras_transfer.cli_options import (
     ValOption,
     ValSplit,
     check_png,
-    columns_of,
     settings_of,
 )
 from keras_transfer.cli_reporting import report
@@ -94,9 +93,7 @@ def check(
     from keras_transfer.data import check_data, open_data
 
     check_png(sheet)
-    settings = settings_of(
-        None, val=val, val_split=val_split, seed=seed, task=task, columns=columns_of(column)
-    )
+    settings = settings_of(locals())
     options = {key: settings[key] for key in ("val", "val_split", "seed", "task", "columns")}
     report = check_data(data, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())

@@ -28,7 +28,6 @@ from keras_transfer.cli_options import (
     ValOption,
     ValSplit,
     WeightsOption,
-    columns_of,
     settings_of,
 )
 
@@ -86,20 +85,7 @@ def adapt(
     from keras_transfer.adaptation.running import Adaptation
     from keras_transfer.recipes import AUTO
 
-    settings = settings_of(
-        None,
-        backbone=backbone,
-        image_size=image_size,
-        batch_size=batch_size,
-        augment=augment,
-        no_flip=no_flip,
-        precision=precision,
-        weights=weights,
-        seed=seed,
-        val=val,
-        val_split=val_split,
-        columns=columns_of(column),
-    )
+    settings = settings_of(locals(), but="keep")
     if settings["augment"] == AUTO:
         settings["augment"] = "light"
     given = (

@@ -45,7 +45,6 @@ from keras_transfer.cli_options import (
     ValSplit,
     WeightsOption,
     check_png,
-    columns_of,
     overrides_of,
     schedule_of,
     seeds_of,
@@ -88,19 +87,7 @@ def advise(
     from keras_transfer.shortlist import named
 
     check_png(picture)
-    settings = settings_of(
-        None,
-        val=val,
-        val_split=val_split,
-        group=group,
-        split=split,
-        columns=columns_of(column),
-        image_size=image_size,
-        batch_size=batch_size,
-        minutes=minutes,
-        policy=policy,
-        seed=seed,
-    )
+    settings = settings_of(locals())
     asked = {key: settings[key] for key in ("image_size", "minutes", "policy")}
     names = named(backbones or AUTO)
     require_source(data)
@@ -172,22 +159,7 @@ def compare(
     from keras_transfer.comparison.running import Experiment
     from keras_transfer.data import require_source
 
-    settings = settings_of(
-        None,
-        columns=columns_of(column),
-        backbone=backbone,
-        strategy=strategy,
-        val=val,
-        val_split=val_split,
-        group=group,
-        split=split,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        weights=weights,
-    )
+    settings = settings_of(locals())
     chosen = {"sizes": sizes_of(sizes), "seeds": seeds_of(seeds)}
     require_source(data)
     check_choice(settings)
@@ -268,28 +240,7 @@ def tune(
     require_optuna()
     check_budget(trials, minutes)
     check_folder(out)
-    settings = settings_of(
-        config,
-        columns=columns_of(column),
-        task=task,
-        backbone=backbone,
-        strategy=strategy,
-        val=val,
-        val_split=val_split,
-        test_split=test_split,
-        group=group,
-        split=split,
-        balance=balance,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        weights=weights,
-        seed=seed,
-        cache=cache,
-        engine=engine,
-    )
+    settings = settings_of(locals(), but="minutes")
     check_engine(settings["engine"])
     overrides = overrides_of(set, epochs=epochs)
     given = space_of(space, search)

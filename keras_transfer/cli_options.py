@@ -266,11 +266,20 @@ DEFAULTS = {
 }
 
 
-def settings_of(config, *, no_flip=False, **given):
-    """Defaults, overridden by the config file, overridden by the options that were given."""
+def settings_of(typed: dict, but: str | None = None) -> dict:
+    """Defaults, overridden by the config file, overridden by the options that were given.
+
+    Args:
+        typed: a command's arguments by their names: its `locals()`. What is no setting of `DEFAULTS`,
+            nor makes one, is not looked at.
+        but: an argument that means something else to this command than to `train`.
+    """
     from keras_transfer.data import Mix, plain_augmentation, without_flip
 
-    settings = dict(DEFAULTS)
+    config = typed.get("config")
+    settings: dict = dict(DEFAULTS)
+    given = {name: typed.get(name) for name in DEFAULTS if name != but}
+    given["columns"] = columns_of(typed.get("column"))
     if config is not None:
         import yaml
 
@@ -293,9 +302,9 @@ def settings_of(config, *, no_flip=False, **given):
     )
     if settings["weights"] == "none":
         settings["weights"] = None
-    if no_flip:
-        given = settings["augment"]
-        settings["augment"] = without_flip("light" if given == AUTO else given)
+    if typed.get("no_flip"):
+        augment = settings["augment"]
+        settings["augment"] = without_flip("light" if augment == AUTO else augment)
     if settings["augment"] != AUTO:
         settings["augment"] = plain_augmentation(settings["augment"])
     Mix(settings["mix"], settings["mix_alpha"])

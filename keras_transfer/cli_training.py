@@ -55,7 +55,6 @@ from keras_transfer.cli_options import (
     ValSplit,
     WeightsOption,
     check_png,
-    columns_of,
     overrides_of,
     schedule_of,
     settings_of,
@@ -122,35 +121,7 @@ def train(
     from keras_transfer.recipes import AUTO, resolve_schedule
     from keras_transfer.shortlist import SHORTLIST
 
-    settings = settings_of(
-        config,
-        columns=columns_of(column),
-        task=task,
-        backbone=backbone,
-        strategy=strategy,
-        val=val,
-        val_split=val_split,
-        test_split=test_split,
-        group=group,
-        folds=folds,
-        fold=fold,
-        split=split,
-        balance=balance,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        mix=mix,
-        mix_alpha=mix_alpha,
-        weights=weights,
-        seed=seed,
-        keep=keep,
-        cache=cache,
-        engine=engine,
-        minutes=minutes,
-        policy=policy,
-    )
+    settings = settings_of(locals())
     check_engine(settings["engine"])
     workers = cli_distributing.joined(distribute or "none", out)
     begun = cli_distributing.begun(workers, out) if resume else None
@@ -323,17 +294,7 @@ def find_rate(
     """Suggest a learning rate: a range test on the real pictures, with its curve."""
     from keras_transfer.schedules import Phase
 
-    settings = settings_of(
-        config,
-        backbone=backbone,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        weights=weights,
-        seed=seed,
-    )
+    settings = settings_of(locals())
     check_png(out)
     check_choice(settings)
     phase = Phase("range test", freeze, steps=steps)

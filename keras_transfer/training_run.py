@@ -28,7 +28,7 @@ from keras_transfer.schedules import Schedule
 _GO_ON = "go on with --resume (resume=True)"
 
 
-def settings_of(trainer, schedule: Schedule, extra: dict) -> dict:
+def settings_of(trainer, schedule: Schedule, extra: dict | None) -> dict:
     """What stands in `config.yaml`, but for the caching.
 
     Args:
@@ -37,7 +37,7 @@ def settings_of(trainer, schedule: Schedule, extra: dict) -> dict:
     """
     heads = {n: {"task": h.task, "names": list(h.names)} for n, h in trainer.heads.items()}
     return {
-        **extra,
+        **(extra or {}),
         "image_size": trainer.model.input_shape[1],
         "batch_size": trainer.batch_size,
         "augment": trainer.augment,
