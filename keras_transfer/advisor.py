@@ -291,7 +291,7 @@ def _facts(data, scores, ranking) -> Facts:
 
 def _network(backbone, image_size):
     """The `Backbone` that a name or a model means."""
-    from keras_transfer.backbones import build_backbone
+    from keras_transfer.backbone_building import build_backbone
     from keras_transfer.builders import backbone_at
 
     if isinstance(backbone, str):

@@ -1,15 +1,15 @@
-"""Picture → normalise → backbone → pooling → head, as one `keras.Model`."""
+"""Picture → normalise → backbone → pooling → head as one `keras.Model`, and the parts of such a model."""
 
 import re
 import weakref
 
 import keras
 
-from keras_transfer.backbones import build_backbone
+from keras_transfer.backbone_building import build_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.folding import Inference, folded
 from keras_transfer.heads import Head, TaskOutput
-from keras_transfer.stages import Backbone, rebuild
+from keras_transfer.stages import Backbone, batch_norms, rebuild
 
 
 def build_model(
@@ -73,23 +73,6 @@ def _check_names(heads):
             )
 
 
-def at_image_size(model: keras.Model, image_size: int) -> keras.Model:
-    """The same model for pictures of another size, on shared weights: what one learns, both know.
-
-    Args:
-        model: from `build_model`.
-        image_size: differs from the model's by a multiple of 32, so that every layer pads alike.
-
-    Raises:
-        InputError: another image size, or one that is too small for the layers.
-    """
-    if image_size == model.input_shape[1]:
-        return model
-    inputs = keras.Input((image_size, image_size, 3), name="pictures")
-    outputs = _head_on(model, backbone_at(model, image_size)(inputs))
-    return keras.Model(inputs, outputs, name=model.name)
-
-
 # Kept outside of the backbones, which would take them for layers of their own.
 _twins: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -98,7 +81,7 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
     """The model's backbone for pictures of one size (by default the model's), on shared weights.
 
     Raises:
-        InputError: see `at_image_size`.
+        InputError: see `check_other_size`, or the size is too small for the layers.
     """
     backbone = backbone_of(model)
     image_size = image_size or model.input_shape[1]
@@ -116,7 +99,10 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
 
 
 def check_other_size(model: keras.Model, image_size: int) -> None:
-    """Raises InputError where `at_image_size` would, as far as it can be told from the number."""
+    """Raises InputError where `backbone_at` would, as far as it can be told from the number.
+
+    The sizes differ by a multiple of 32, so that every layer pads alike.
+    """
     size = model.input_shape[1]
     if (image_size - size) % 32 or image_size < 32:
         raise InputError(
@@ -137,7 +123,7 @@ def training_model(
     Args:
         model: from `build_model`.
         frozen: number of leading stages that do not train.
-        image_size: of the phase, see `at_image_size`.
+        image_size: of the phase, see `backbone_at`.
         from_cut: take the activations after the frozen stages (at least one) in place of pictures.
         fold: fold BatchNorm into the convolutions of the trained part too, which must be frozen
             there. In the frozen part it always is.
@@ -198,3 +184,9 @@ def backbone_of(model: keras.Model) -> Backbone:
         f"The model '{model.name}' has no keras_transfer backbone: build it with build_model, or "
         "take its backbone with backbone_from_model."
     )
+
+
+def norms_of(model: keras.Model, frozen: int = 0) -> list:
+    """The BatchNorm layers of the stages after the frozen ones, and of the heads."""
+    parts = [*backbone_of(model).stages[frozen:], model]
+    return [norm for part in parts for norm in batch_norms(part)]

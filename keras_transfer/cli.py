@@ -1,4 +1,4 @@
-"""The command line. Thin: it reads options, calls the library and prints.
+"""The command line: all commands, and the short ones themselves. It reads options, calls and prints.
 
 Every check that needs neither Keras nor TensorFlow comes first, so that bad input is answered at
 once.
@@ -23,12 +23,13 @@ from keras_transfer.cli_options import (
     ColumnOption,
     Data,
     Json,
+    Pictures,
     RunPath,
     Seed,
     TaskOption,
     ValOption,
     ValSplit,
-    columns_of,
+    check_png,
     settings_of,
 )
 from keras_transfer.cli_reporting import report
@@ -91,11 +92,8 @@ def check(
     """Check pictures: faulty files, duplicates, leakage between splits, sizes."""
     from keras_transfer.data import check_data, open_data
 
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise InputError(f"Cannot draw into {sheet}: give a .png file.")
-    settings = settings_of(
-        None, val=val, val_split=val_split, seed=seed, task=task, columns=columns_of(column)
-    )
+    check_png(sheet)
+    settings = settings_of(locals())
     options = {key: settings[key] for key in ("val", "val_split", "seed", "task", "columns")}
     report = check_data(data, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
@@ -109,7 +107,7 @@ def check(
 
 def predict(
     run: RunPath,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures and folders.")],
+    paths: Pictures,
     out: Annotated[
         Path | None, typer.Option(help="Write a CSV file instead of printing it.")
     ] = None,
@@ -118,7 +116,8 @@ def predict(
     """Predict pictures, as CSV or JSON: path, and what the run's task gives (label and score, …)."""
     from keras_transfer.data import list_pictures
     from keras_transfer.data.report import printable
-    from keras_transfer.runs import Run, write_text
+    from keras_transfer.runs import Run
+    from keras_transfer.whole_files import write_text
 
     run = Run.open(run)
     list_pictures(paths)  # a wrong path is said before TensorFlow is loaded
@@ -155,7 +154,7 @@ def cache(
     store = Store()
     removed = 0
     if clear or limit is not None:
-        removed = store.trim(limit=0 if clear else int(limit * (1 << 30)))
+        removed = store.trim(limit=0 if clear or limit is None else int(limit * (1 << 30)))
     tables = store.list()
     if as_json:
         rows = [{"key": t.key, "bytes": t.bytes, "used": t.used, **t.about} for t in tables]

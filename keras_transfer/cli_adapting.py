@@ -1,4 +1,4 @@
-"""The command that adapts a model to another domain."""
+"""The command `adapt`: a model for another domain."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from keras_transfer.adaptation import METHOD_NAMES
-from keras_transfer.cli_models import load_keras
+from keras_transfer.cli_models import load_keras, stop_said
 from keras_transfer.cli_options import (
     AugmentOption,
     BatchNorm,
@@ -16,17 +16,18 @@ from keras_transfer.cli_options import (
     ColumnOption,
     Data,
     Epochs,
+    Freeze,
     ImageSize,
     Json,
     KeepEpoch,
     LearningRate,
     NoFlip,
     PrecisionOption,
+    RunOut,
     Seed,
     ValOption,
     ValSplit,
     WeightsOption,
-    columns_of,
     settings_of,
 )
 
@@ -38,7 +39,7 @@ def adapt(
         typer.Argument(metavar="TARGET", help="A folder of pictures, at any depth, unlabelled."),
     ],
     method: Annotated[str, typer.Option(metavar="NAME[,NAME]", help=f"{', '.join(METHOD_NAMES)}.")],
-    out: Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")],
+    out: RunOut,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -53,16 +54,16 @@ def adapt(
     augment: AugmentOption = None,
     no_flip: NoFlip = False,
     precision: PrecisionOption = None,
-    freeze: Annotated[str, typer.Option(help="What is frozen: all, none, stage:N, …")] = "none",
+    freeze: Freeze = "none",
     batch_norm: Annotated[
         BatchNorm, typer.Option(help="Whose batches it is computed from; frozen: none.")
-    ] = BatchNorm.joint,
+    ] = BatchNorm("joint"),
     bottleneck: Annotated[
         int, typer.Option(help="Width of the layer whose output is aligned; 0: the backbone's.")
     ] = 256,
     keep: Annotated[
         KeepEpoch, typer.Option(help="The epoch that is kept: last, or selected without labels.")
-    ] = KeepEpoch.last,
+    ] = KeepEpoch("last"),
     target_labels: Annotated[
         bool,
         typer.Option(
@@ -84,20 +85,7 @@ def adapt(
     from keras_transfer.adaptation.running import Adaptation
     from keras_transfer.recipes import AUTO
 
-    settings = settings_of(
-        None,
-        backbone=backbone,
-        image_size=image_size,
-        batch_size=batch_size,
-        augment=augment,
-        no_flip=no_flip,
-        precision=precision,
-        weights=weights,
-        seed=seed,
-        val=val,
-        val_split=val_split,
-        columns=columns_of(column),
-    )
+    settings = settings_of(locals(), but="keep")
     if settings["augment"] == AUTO:
         settings["augment"] = "light"
     given = (
@@ -121,11 +109,8 @@ def adapt(
     )
     print(adaptation.describe(), file=sys.stderr)
     load_keras()
-    try:
+    with stop_said():
         run = adaptation.run()
-    except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
-        raise
     if as_json:
         print(json.dumps(run.metrics, indent=2))
         return

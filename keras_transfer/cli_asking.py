@@ -1,12 +1,12 @@
-"""The command that asks a server."""
+"""The command `ask`: pictures to a server of TF Serving, its answers out."""
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from keras_transfer.cli_options import Pictures
 from keras_transfer.errors import InputError
 
 
@@ -15,7 +15,7 @@ def ask(
         str, typer.Argument(metavar="SERVER", help="http://HOST:8501 or grpc://HOST:8500.")
     ],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Its name on the server.")],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures and folders.")],
+    paths: Pictures,
     version: Annotated[int | None, typer.Option(help="Of the model. [the newest]")] = None,
     features: Annotated[
         bool, typer.Option("--features", help="What the backbone sees, in place of answers.")

@@ -1,4 +1,4 @@
-"""The commands that choose: advise, compare and tune."""
+"""The commands that choose: `advise`, `compare` and `tune`."""
 
 import json
 import sys
@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from keras_transfer.cli_models import build_for, check_choice, load_keras, pinned
+from keras_transfer.cli_models import (
+    build_for,
+    check_choice,
+    kept_of,
+    load_keras,
+    opened,
+    pinned,
+    stop_said,
+)
 from keras_transfer.cli_options import (
     AugmentOption,
     BackboneOption,
@@ -36,14 +44,13 @@ from keras_transfer.cli_options import (
     ValOption,
     ValSplit,
     WeightsOption,
-    columns_of,
+    check_png,
     overrides_of,
     schedule_of,
     seeds_of,
     settings_of,
     sizes_of,
 )
-from keras_transfer.errors import InputError
 
 
 def advise(
@@ -75,35 +82,17 @@ def advise(
 ):
     """Say which backbone and which strategy suit the data, what that costs here, and why."""
     from keras_transfer.advisor import check_advice
-    from keras_transfer.data import open_data, require_source, unlabelled_pictures
+    from keras_transfer.data import require_source, unlabelled_pictures
     from keras_transfer.recipes import AUTO
     from keras_transfer.shortlist import named
 
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise InputError(f"Cannot draw into {picture}: give a .png file.")
-    settings = settings_of(
-        None,
-        val=val,
-        val_split=val_split,
-        group=group,
-        split=split,
-        columns=columns_of(column),
-        image_size=image_size,
-        batch_size=batch_size,
-        minutes=minutes,
-        policy=policy,
-        seed=seed,
-    )
+    check_png(picture)
+    settings = settings_of(locals())
     asked = {key: settings[key] for key in ("image_size", "minutes", "policy")}
     names = named(backbones or AUTO)
     require_source(data)
     check_advice(names, **asked)
-    pictures = open_data(
-        data,
-        groups=settings["group"],
-        split_file=settings["split"],
-        **{key: settings[key] for key in ("val", "val_split", "seed", "columns")},
-    )
+    pictures = opened(data, settings)
     where = target and unlabelled_pictures(target)[0]
     load_keras()
     from keras_transfer.advisor import advise as advise_on
@@ -168,35 +157,13 @@ def compare(
     """Compare transfer with training from scratch: start, slope, end, pictures saved."""
     from keras_transfer.comparison.result import JSON, PICTURE, TABLE
     from keras_transfer.comparison.running import Experiment
-    from keras_transfer.data import open_data, require_source
+    from keras_transfer.data import require_source
 
-    settings = settings_of(
-        None,
-        columns=columns_of(column),
-        backbone=backbone,
-        strategy=strategy,
-        val=val,
-        val_split=val_split,
-        group=group,
-        split=split,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        weights=weights,
-    )
+    settings = settings_of(locals())
     chosen = {"sizes": sizes_of(sizes), "seeds": seeds_of(seeds)}
     require_source(data)
     check_choice(settings)
-    pictures = open_data(
-        data,
-        val=settings["val"],
-        val_split=settings["val_split"],
-        groups=settings["group"],
-        split_file=settings["split"],
-        columns=settings["columns"],
-    )
+    pictures = opened(data, settings)
     print(pictures.describe(), file=sys.stderr)
     advised = pinned(pictures, settings)
     same = ("backbone", "strategy", "image_size", "batch_size", "augment", "weights", "precision")
@@ -213,11 +180,8 @@ def compare(
         **chosen,
     )
     load_keras()
-    try:
+    with stop_said():
         found = experiment.run()
-    except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
-        raise
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
     print(f"wrote {TABLE}, {JSON} and {PICTURE} in {out}", file=sys.stderr)
 
@@ -267,7 +231,7 @@ def tune(
     as_json: Json = False,
 ):
     """Search rate, decay per stage, frozen stages, dropout and augmentation; needs Optuna."""
-    from keras_transfer.data import open_data, require_source
+    from keras_transfer.data import require_source
     from keras_transfer.features import check_engine
     from keras_transfer.recipes import AUTO, DEFAULT, resolve_schedule
     from keras_transfer.search_space import check_base, check_fields, read_space, space_of
@@ -276,28 +240,7 @@ def tune(
     require_optuna()
     check_budget(trials, minutes)
     check_folder(out)
-    settings = settings_of(
-        config,
-        columns=columns_of(column),
-        task=task,
-        backbone=backbone,
-        strategy=strategy,
-        val=val,
-        val_split=val_split,
-        test_split=test_split,
-        group=group,
-        split=split,
-        balance=balance,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        weights=weights,
-        seed=seed,
-        cache=cache,
-        engine=engine,
-    )
+    settings = settings_of(locals(), but="minutes")
     check_engine(settings["engine"])
     overrides = overrides_of(set, epochs=epochs)
     given = space_of(space, search)
@@ -309,23 +252,14 @@ def tune(
     check_fields(read_space(given), base)
     require_source(data)
     check_choice(settings)
-    splitting = ("val_split", "test_split", "folds", "fold", "seed", "task", "columns")
-    pictures = open_data(
-        data,
-        val=settings["val"],
-        groups=settings["group"],
-        split_file=settings["split"],
-        **{name: settings[name] for name in splitting},
-    )
+    pictures = opened(data, settings)
     print(pictures.describe(), file=sys.stderr)
     load_keras()
     overrides = {**pinned(pictures, settings), **overrides}
     from keras_transfer.tuning import tune as search_in
 
     used = ("batch_size", "mix", "mix_alpha", "keep", "balance", "cache", "engine", "feature_dtype")
-    named = ("backbone", "strategy", "weights", "val", "group", "split", *splitting)
-    kept = {name: settings[name] for name in named if name != "seed"}
-    try:
+    with stop_said():
         tuned = search_in(
             build_for(pictures, settings),
             pictures,
@@ -337,12 +271,9 @@ def tune(
             space=given,
             augment=settings["augment"],
             seed=settings["seed"],
-            config={"data": str(data), **kept, "weights": kept["weights"] or "none"},
+            config=kept_of(data, settings),
             **{name: settings[name] for name in used},
         )
-    except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
-        raise
     if as_json:
         print(json.dumps(tuned.to_dict(), indent=2))
         return

@@ -1,4 +1,4 @@
-"""What `train` does first where several processes train together."""
+"""What the command line does otherwise where several processes train together."""
 
 import contextlib
 import sys
@@ -53,7 +53,8 @@ def begun(workers, out: Path) -> Begun | None:
     Raises:
         InputError: it is no run.
     """
-    from keras_transfer.runs import Run, write_text
+    from keras_transfer.runs import Run
+    from keras_transfer.whole_files import write_text
 
     if workers is None:
         if not Run.begun(out):

@@ -1,4 +1,4 @@
-"""The command that measures: evaluate."""
+"""The command `evaluate`: measures a run on labelled pictures."""
 
 import json
 import sys

@@ -1,26 +1,23 @@
-"""The command that exports."""
+"""The command `export`: a run in a format that runs elsewhere."""
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from keras_transfer.cli_models import load_keras
-from keras_transfer.cli_options import Json, RunPath
+from keras_transfer.cli_options import Format, Json, RunPath
 from keras_transfer.errors import InputError
-from keras_transfer.export import FORMATS, check_format
-
-Format = StrEnum("Format", list(FORMATS))
+from keras_transfer.export import check_format
 
 
 def export(
     run: RunPath,
-    format: Annotated[
-        Format, typer.Option(help="saved_model is for TF Serving.")
-    ] = Format.saved_model,
+    format: Annotated[Format, typer.Option(help="saved_model is for TF Serving.")] = Format(
+        "saved_model"
+    ),
     int8: Annotated[
         bool,
         typer.Option("--int8", help="Weights and activations in 8 bits (not of saved_model)."),
@@ -62,7 +59,7 @@ def export(
     print(f"{found.path}: {form}, {found.bytes / 1e6:.1f} MB, with README.md")
     if found.parity is not None:
         print(f"compared with the Keras model: {found.parity.text()}")
-    if format == Format.saved_model:
+    if format == "saved_model":
         from keras_transfer.export.serving import SIGNATURES
 
         print(f"serve it: docs/export.md; signatures {', '.join(SIGNATURES)}", file=sys.stderr)

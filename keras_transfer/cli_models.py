@@ -1,5 +1,6 @@
-"""What several commands do alike once their options are read: import Keras, advise, build."""
+"""What several commands do alike once their options are read: open pictures, import Keras, advise, build."""
 
+import contextlib
 import os
 import sys
 
@@ -24,6 +25,36 @@ def load_keras():
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def stop_said():
+    """Says what an interruption leaves behind, and passes it on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        print(stop, file=sys.stderr)
+        raise
+
+
+def opened(data, settings, **others):
+    """The labelled pictures at `data`, divided as the settings say; `others`: of `open_data`, win over them."""
+    from keras_transfer.data import open_data
+
+    names = ("val", "val_split", "test_split", "folds", "fold", "seed", "task", "columns")
+    asked = {name: settings[name] for name in names}
+    asked |= {"groups": settings["group"], "split_file": settings["split"]}
+    return open_data(data, **{**asked, **others})
+
+
+def kept_of(data, settings) -> dict:
+    """What a run's `config.yaml` says of the command, besides what the trainer knows by itself."""
+    names = (
+        *("backbone", "strategy", "weights", "val", "val_split", "test_split"),
+        *("group", "folds", "fold", "split", "task", "columns"),
+    )
+    kept = {"data": str(data), **{name: settings[name] for name in names}}
+    return {**kept, "weights": kept["weights"] or "none"}
 
 
 def build_for(pictures, settings, trains=True):

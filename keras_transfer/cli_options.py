@@ -15,6 +15,7 @@ from keras_transfer.data.sources import FOLDER_TASKS
 from keras_transfer.distribution import environment
 from keras_transfer.distribution.scaling import SCALINGS
 from keras_transfer.errors import InputError
+from keras_transfer.export import FORMATS
 from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.recipes import AUTO
 
@@ -38,10 +39,13 @@ Policy = StrEnum("Policy", POLICIES)
 MixKind = StrEnum("MixKind", MIXES)
 Distribute = StrEnum("Distribute", environment.CHOICES)
 Scaling = StrEnum("Scaling", SCALINGS)
+Format = StrEnum("Format", list(FORMATS))
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The --out directory of a training.")]
+RunOut = Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")]
+Pictures = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures and folders.")]
 Data = Annotated[
     Path,
     typer.Argument(
@@ -57,7 +61,7 @@ BackboneOption = Annotated[
     ),
 ]
 TaskOption = Annotated[
-    Task,
+    Task | None,
     typer.Option(
         help="One class a picture, or several labels: those of all folders it lies in. "
         "[single_label]"
@@ -90,8 +94,9 @@ SetOption = Annotated[
 ImageSize = Annotated[int | None, typer.Option(help="Height and width. [the backbone's]")]
 BatchSize = Annotated[int | None, typer.Option(help="Pictures a step. [32]")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases. [the strategy's]")]
+Freeze = Annotated[str, typer.Option(help="What is frozen: all, none, stage:N, …")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest rate. [the strategy's]")]
-PrecisionOption = Annotated[Precision, typer.Option(help="[auto]", show_choices=True)]
+PrecisionOption = Annotated[Precision | None, typer.Option(help="[auto]", show_choices=True)]
 AugmentOption = Annotated[
     str | None,
     typer.Option(
@@ -103,7 +108,7 @@ NoFlip = Annotated[
     bool, typer.Option("--no-flip", help="No mirror images: for signs, text, digits.")
 ]
 MixOption = Annotated[
-    MixKind, typer.Option(help="Mix pictures of a batch, and their labels alike. [none]")
+    MixKind | None, typer.Option(help="Mix pictures of a batch, and their labels alike. [none]")
 ]
 MixAlpha = Annotated[float | None, typer.Option(help="How strongly. [0.2 for mixup, 1 for cutmix]")]
 WeightsOption = Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")]
@@ -132,10 +137,10 @@ ColumnOption = Annotated[
     ),
 ]
 BalanceOption = Annotated[
-    Balance, typer.Option(help="Classes of unequal size: weigh or draw them alike. [none]")
+    Balance | None, typer.Option(help="Classes of unequal size: weigh or draw them alike. [none]")
 ]
 CacheOption = Annotated[
-    Cache, typer.Option(help="Where activations of frozen stages are kept. [auto]")
+    Cache | None, typer.Option(help="Where activations of frozen stages are kept. [auto]")
 ]
 DistributeOption = Annotated[
     Distribute | None,
@@ -150,8 +155,14 @@ ScalingOption = Annotated[
         "it. [auto]"
     ),
 ]
-EngineOption = Annotated[Engine, typer.Option(help="What computes them. [auto]")]
+EngineOption = Annotated[Engine | None, typer.Option(help="What computes them. [auto]")]
 Config = Annotated[Path | None, typer.Option(help="A config.yaml; options given here win over it.")]
+
+
+def check_png(path: Path | None) -> None:
+    """Raises InputError for a file that no picture can be drawn into; there may be none."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise InputError(f"Cannot draw into {path}: give a .png file.")
 
 
 def overrides_of(pairs, **arguments):
@@ -255,11 +266,20 @@ DEFAULTS = {
 }
 
 
-def settings_of(config, *, no_flip=False, **given):
-    """Defaults, overridden by the config file, overridden by the options that were given."""
+def settings_of(typed: dict, but: str | None = None) -> dict:
+    """Defaults, overridden by the config file, overridden by the options that were given.
+
+    Args:
+        typed: a command's arguments by their names: its `locals()`. What is no setting of `DEFAULTS`,
+            nor makes one, is not looked at.
+        but: an argument that means something else to this command than to `train`.
+    """
     from keras_transfer.data import Mix, plain_augmentation, without_flip
 
-    settings = dict(DEFAULTS)
+    config = typed.get("config")
+    settings: dict = dict(DEFAULTS)
+    given = {name: typed.get(name) for name in DEFAULTS if name != but}
+    given["columns"] = columns_of(typed.get("column"))
     if config is not None:
         import yaml
 
@@ -282,9 +302,9 @@ def settings_of(config, *, no_flip=False, **given):
     )
     if settings["weights"] == "none":
         settings["weights"] = None
-    if no_flip:
-        given = settings["augment"]
-        settings["augment"] = without_flip("light" if given == AUTO else given)
+    if typed.get("no_flip"):
+        augment = settings["augment"]
+        settings["augment"] = without_flip("light" if augment == AUTO else augment)
     if settings["augment"] != AUTO:
         settings["augment"] = plain_augmentation(settings["augment"])
     Mix(settings["mix"], settings["mix_alpha"])

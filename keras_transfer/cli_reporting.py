@@ -1,4 +1,4 @@
-"""The command that writes a run's page, or sets runs beside each other."""
+"""The command `report`: writes a run's page, or sets runs beside each other."""
 
 import sys
 from pathlib import Path

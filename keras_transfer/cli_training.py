@@ -1,4 +1,4 @@
-"""Commands that train: `train`, and what one looks at before, `schedule` and `find-rate`."""
+"""The command `train`, and what one looks at before, `schedule` and `find-rate`."""
 
 import contextlib
 import sys
@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from keras_transfer.cli_models import build_for, check_choice, is_open, load_keras, pinned, settled
+from keras_transfer.cli_models import (
+    build_for,
+    check_choice,
+    is_open,
+    kept_of,
+    load_keras,
+    opened,
+    pinned,
+    settled,
+    stop_said,
+)
 from keras_transfer.cli_options import (
     AugmentOption,
     BackboneOption,
@@ -22,6 +32,7 @@ from keras_transfer.cli_options import (
     Epochs,
     Fold,
     Folds,
+    Freeze,
     Group,
     ImageSize,
     Keep,
@@ -32,6 +43,7 @@ from keras_transfer.cli_options import (
     NoFlip,
     PolicyOption,
     PrecisionOption,
+    RunOut,
     ScalingOption,
     Seed,
     SetOption,
@@ -42,7 +54,7 @@ from keras_transfer.cli_options import (
     ValOption,
     ValSplit,
     WeightsOption,
-    columns_of,
+    check_png,
     overrides_of,
     schedule_of,
     settings_of,
@@ -52,7 +64,7 @@ from keras_transfer.errors import InputError, say
 
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")],
+    out: RunOut,
     task: TaskOption = None,
     column: ColumnOption = None,
     backbone: BackboneOption = None,
@@ -78,7 +90,8 @@ def train(
     weights: WeightsOption = None,
     seed: Seed = None,
     keep: Annotated[
-        Keep, typer.Option(help="The epoch that is kept: best on validation, or last. [best]")
+        Keep | None,
+        typer.Option(help="The epoch that is kept: best on validation, or last. [best]"),
     ] = None,
     cache: CacheOption = None,
     engine: EngineOption = None,
@@ -103,45 +116,16 @@ def train(
     """Train a model on a folder of labelled pictures."""
     from keras_transfer import cli_distributing
     from keras_transfer.choices import check_overrides
-    from keras_transfer.data import open_data, require_source
+    from keras_transfer.data import require_source
     from keras_transfer.features import check_engine
     from keras_transfer.recipes import AUTO, resolve_schedule
     from keras_transfer.shortlist import SHORTLIST
 
-    settings = settings_of(
-        config,
-        columns=columns_of(column),
-        task=task,
-        backbone=backbone,
-        strategy=strategy,
-        val=val,
-        val_split=val_split,
-        test_split=test_split,
-        group=group,
-        folds=folds,
-        fold=fold,
-        split=split,
-        balance=balance,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        mix=mix,
-        mix_alpha=mix_alpha,
-        weights=weights,
-        seed=seed,
-        keep=keep,
-        cache=cache,
-        engine=engine,
-        minutes=minutes,
-        policy=policy,
-    )
+    settings = settings_of(locals())
     check_engine(settings["engine"])
     workers = cli_distributing.joined(distribute or "none", out)
     begun = cli_distributing.begun(workers, out) if resume else None
-    resume = begun is not None
-    if resume:
+    if begun:
         for name in ("precision", "backbone", "strategy", "augment"):  # chosen as the run began
             if settings[name] == AUTO or (name == "backbone" and is_open(settings[name])):
                 settings[name] = begun.config[name]
@@ -163,39 +147,16 @@ def train(
     require_source(data)
     check_choice(settings)
     # A resumed run goes on with the split that it began with.
-    pictures = open_data(
-        data,
-        val=settings["val"],
-        val_split=settings["val_split"],
-        test_split=settings["test_split"],
-        groups=settings["group"],
-        folds=None if resume else settings["folds"],
-        fold=None if resume else settings["fold"],
-        split_file=begun.split_path if resume else settings["split"],
-        seed=settings["seed"],
-        task=settings["task"],
-        columns=settings["columns"],
-    )
+    begun_split = {"folds": None, "fold": None, "split_file": begun.split_path} if begun else {}
+    pictures = opened(data, settings, **begun_split)
     say(pictures.describe())
 
     load_keras()
     from keras_transfer.training import Trainer
 
-    options = {
-        name: settings[name]
-        for name in (
-            "batch_size",
-            "augment",
-            "mix",
-            "mix_alpha",
-            "seed",
-            "balance",
-            "cache",
-            "engine",
-            "feature_dtype",
-        )
-    }
-    advice = begun.config.get("advice") if resume else None
+    used = ("batch_size", "mix", "mix_alpha", "seed", "balance", "cache", "engine", "feature_dtype")
+    options = {name: settings[name] for name in (*used, "augment")}
+    advice = begun.config.get("advice") if begun else None
     if advice:
         overrides = {**advice["choice"]["overrides"], **overrides}
     if is_open(settings["backbone"]) or schedule == AUTO:
@@ -214,17 +175,19 @@ def train(
         scaling=scaling or "auto",
         **options,
     )
-    split_by = ("val", "val_split", "test_split", "group", "folds", "fold", "split")
-    kept = {key: settings[key] for key in ("backbone", "strategy", "weights", *split_by)}
-    kept["weights"] = kept["weights"] or "none"
-    kept |= {"task": settings["task"], "columns": settings["columns"]}
+    kept = kept_of(data, settings)
     if advice is not None:
         kept["advice"] = advice
     try:
-        given = {"resume": resume, "tensorboard": tensorboard}
-        run = trainer.fit(pictures, out, config={"data": str(data), **kept}, **given)
-    except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
+        with stop_said():
+            run = trainer.fit(
+                pictures,
+                out,
+                config=kept,
+                resume=begun is not None,
+                tensorboard=tensorboard,
+            )
+    except KeyboardInterrupt:
         if workers:
             cli_distributing.end(130)
         raise
@@ -241,7 +204,7 @@ def train(
 
 def _shown_val(metrics):
     """The kept epoch's metrics as they suit the task."""
-    from keras_transfer.evaluation.intervals import wilson_interval
+    from keras_transfer.intervals import wilson_interval
 
     val, last, n = metrics["val"], metrics["phases"][-1]["val"], metrics["images"]["val"]
     if "accuracy" not in val:
@@ -274,11 +237,12 @@ def schedule(
     """Show a strategy: its phases as a table, as YAML, or as a picture of each stage's rate."""
     from keras_transfer.backbones import BACKBONES, check_backbone
     from keras_transfer.recipes import RECIPES, resolve_schedule
-    from keras_transfer.runs import write_text
+    from keras_transfer.whole_files import write_text
 
     if strategy is None:
         for name, recipe in RECIPES.items():
-            print(f"{name:<20}{recipe.__doc__.splitlines()[0]}")
+            first, *_ = (recipe.__doc__ or "").split("\n")
+            print(f"{name:<20}{first}")
         return
     kind = out.suffix if out else None
     if kind not in (None, ".yaml", ".yml", ".png"):
@@ -297,14 +261,16 @@ def schedule(
         from keras_transfer.heads import Classification
         from keras_transfer.plans import make_plan
 
-        model = build_model(backbone, Classification("ab"), image_size=image_size, weights=None)
+        model = build_model(
+            backbone, Classification(("a", "b")), image_size=image_size, weights=None
+        )
         plan = make_plan(model, chosen, pictures, batch_size)
         print(plan.table())
         if kind == ".png":
             plan.draw(out)
-    if kind in (".yaml", ".yml"):
-        write_text(out, chosen.to_yaml())
-    if out:
+    if out is not None:
+        if kind != ".png":
+            write_text(out, chosen.to_yaml())
         print(f"wrote {out}", file=sys.stderr)
 
 
@@ -312,7 +278,7 @@ def find_rate(
     data: Data,
     out: Annotated[Path, typer.Option(help="The picture of the test.")] = Path("rates.png"),
     backbone: BackboneOption = None,
-    freeze: Annotated[str, typer.Option(help="What is frozen: all, none, stage:N, …")] = "none",
+    freeze: Freeze = "none",
     lowest: Annotated[float, typer.Option(help="First rate.")] = 1e-6,
     highest: Annotated[float, typer.Option(help="Last rate.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Batches.")] = 100,
@@ -326,25 +292,13 @@ def find_rate(
     config: Config = None,
 ):
     """Suggest a learning rate: a range test on the real pictures, with its curve."""
-    from keras_transfer.data import open_data
     from keras_transfer.schedules import Phase
 
-    settings = settings_of(
-        config,
-        backbone=backbone,
-        image_size=image_size,
-        batch_size=batch_size,
-        precision=precision,
-        augment=augment,
-        no_flip=no_flip,
-        weights=weights,
-        seed=seed,
-    )
-    if out.suffix != ".png":
-        raise InputError(f"Cannot draw into {out}: give a .png file.")
+    settings = settings_of(locals())
+    check_png(out)
     check_choice(settings)
     phase = Phase("range test", freeze, steps=steps)
-    pictures = open_data(data, seed=settings["seed"])
+    pictures = opened(data, settings)
     load_keras()
     pinned(pictures, settings)
     from keras_transfer import rate_finder

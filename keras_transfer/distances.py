@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_transfer.errors import InputError
+from keras_transfer.linear_probe import classifier_for
 
 _FOLDS = 5
 _BANDWIDTHS = 2.0 ** np.arange(-3, 2)  # of DAN's five kernels, times the mean squared distance
@@ -33,7 +34,7 @@ def proxy_a_distance(
     """2 (1 − 2 err), err the cross-validated error of a linear classifier that tells a from b.
 
     Ben-David et al. 2007 (NIPS); 0 where it cannot tell, 2 where it always can. The classifier is a
-    logistic regression (`stage_probes.classifier_for`); both domains count alike, whatever their
+    logistic regression (`linear_probe.classifier_for`); both domains count alike, whatever their
     sizes.
 
     Args:
@@ -50,8 +51,6 @@ def proxy_a_distance(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
-
-    from keras_transfer.stage_probes import classifier_for
 
     x, domain = _pooled(a, b)
     groups = np.arange(len(x)) if groups is None else np.asarray(groups)

@@ -260,7 +260,7 @@ def _probed(features, labels, seed):
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    from keras_transfer.stage_probes import FOLDS, probe, stratified_folds
+    from keras_transfer.linear_probe import FOLDS, probe, stratified_folds
 
     folds = int(min(FOLDS, np.bincount(labels).max()))
     with threadpool_limits(1, "blas"), warnings.catch_warnings():
@@ -303,7 +303,7 @@ def _has_classes(data):
 
 
 def _built(backbone, image_size):
-    from keras_transfer.backbones import build_backbone
+    from keras_transfer.backbone_building import build_backbone
     from keras_transfer.builders import backbone_at
 
     if isinstance(backbone, str):

@@ -1,4 +1,4 @@
-"""What is said to the user."""
+"""What is said to the user: what was wrong with the input, and lines of progress."""
 
 import re
 import sys

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_transfer.runs import write_text
+from keras_transfer.whole_files import write_text
 
 
 def cache_folder() -> Path:

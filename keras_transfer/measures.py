@@ -5,8 +5,8 @@ import numpy as np
 
 from keras_transfer.bars import bar
 from keras_transfer.data.targets import count, joined, map_labels
-from keras_transfer.evaluation.intervals import wilson_interval
 from keras_transfer.heads import by_head
+from keras_transfer.intervals import wilson_interval
 
 
 def outputs_of(model: keras.Model, batches, total: int | None = None):

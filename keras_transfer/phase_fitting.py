@@ -37,7 +37,7 @@ class PhaseFitting:
         data: its pictures.
         progress: what is kept of the run.
         anchors: id of a weight → its value before the first phase, for L2-SP.
-        memory: gives the `data.pipeline.PictureMemory` for pictures that come again.
+        memory: gives the `data.memory.PictureMemory` for pictures that come again.
         callbacks: of the user's.
 
     Attributes:

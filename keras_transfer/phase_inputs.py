@@ -71,7 +71,7 @@ def batches_of(trainer, data, split, planned, features, dtype, *, memory, start_
     Args:
         features: split → its activations; empty where the phase begins at pictures.
         dtype: of the activations in the stream.
-        memory: gives the `data.pipeline.PictureMemory` for pictures that come again.
+        memory: gives the `data.memory.PictureMemory` for pictures that come again.
         start_epoch: of a training stream; None for a pass in order.
     """
     options = {"batch_size": planned.batch_size}

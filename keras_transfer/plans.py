@@ -11,8 +11,8 @@ from keras_transfer.builders import backbone_of, check_other_size
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import frozen_stages
 from keras_transfer.optimizers import rate_of, stage_rates
-from keras_transfer.runs import write_file
 from keras_transfer.schedules import Phase, Schedule, differences
+from keras_transfer.whole_files import write_file
 
 FORWARD = 1 / 3  # of a training step: one of its three passes, the others go back
 

@@ -64,17 +64,18 @@ class Progress(keras.callbacks.Callback):
         self.phase = 0  # index of the phase in hand
         self.phase_epoch = 0  # its epochs that are done
         self.epoch = 0  # all epochs that are done
-        self.rows = []
-        self.phases = []
-        self.best = {}
-        self.memory = {}
-        self.engines = {}  # phase → what computed its activations
-        self.watched = []  # callbacks with a memory
+        self.rows: list[dict] = []
+        self.phases: list[dict] = []
+        self.best: dict = {}
+        self.memory: dict[str, dict] = {}
+        self.engines: dict = {}  # phase → what computed its activations
+        self.watched: list[keras.callbacks.Callback] = []  # callbacks with a memory
         self.save_seconds = 0.0  # the state is written when so much time has gone since
         self.validates = False  # an epoch without a validation is not judged
         self.told = None  # a function of an epoch's row
         self.lane = 0  # which of several processes that draw masks of their own this is
-        self._saved, self._unsaved_best = 0.0, None
+        self._saved = 0.0
+        self._unsaved_best: dict[str, np.ndarray] | None = None
 
     # -- state ------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ def random_twin(
         examples: pictures to measure on; 128 of them, whatever their order, or all where there are fewer.
         seed: of the weights. Keras's and Python's random states stay as they are.
         store: by default the user's.
-        memory: a `data.pipeline.PictureMemory` for pictures that another network looks at too.
+        memory: a `data.memory.PictureMemory` for pictures that another network looks at too.
 
     Raises:
         InputError: a picture that cannot be read any more.

@@ -18,8 +18,8 @@ from keras_transfer.heads import compile_arguments, fit_heads, heads_of
 from keras_transfer.optimizers import make_optimizer
 from keras_transfer.precision import jit_compile
 from keras_transfer.progress import reseed
-from keras_transfer.runs import write_file
 from keras_transfer.schedules import Phase
+from keras_transfer.whole_files import write_file
 
 _SMOOTHING = 0.9
 _GIVE_UP = 4.0  # times the least loss

@@ -1,7 +1,6 @@
 """The run directory. The only module that knows the names of its files.
 
-Every file is written under a temporary name and renamed, so a reader (and a run that was killed)
-finds each file whole or not at all.
+A reader (and a run that was killed) finds each file whole or not at all, see `whole_files`.
 """
 
 import csv
@@ -9,12 +8,11 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from keras_transfer.errors import InputError
+from keras_transfer.whole_files import csv_text, read_arrays, write_arrays, write_file, write_text
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -31,33 +29,6 @@ CALIBRATION = "calibration.json"  # fitted after the training, where that was as
 STATE = "state"  # what --resume needs; removed when the run is finished
 PICTURES = "pictures.json"
 START = "start.npz"
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, sees it on the disk and renames it."""
-    # The last suffix stays: Keras chooses the format by it.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    # A file's name need not be UTF-8: its bytes are written as they are.
-    data = text.encode("utf-8", "surrogateescape")
-    write_file(path, lambda temporary: temporary.write_bytes(data))
-
-
-def csv_text(header: Iterable[str], rows: Iterable[Iterable]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def _csv_rows(path):
@@ -227,7 +198,7 @@ class Run:
     @property
     def model(self):
         """The best model, loaded anew at each access (a plain `keras.Model`)."""
-        from keras_transfer.backbones import load_model
+        from keras_transfer.backbone_building import load_model
 
         return load_model(self.path / MODEL)
 
@@ -324,22 +295,6 @@ def read_split(path: Path) -> list[dict]:
     """The rows of `Run.split_path`: path, label, split."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
-
-
-def write_arrays(path: Path, arrays: dict) -> None:
-    """Name → array, as an .npz file."""
-
-    def write(temporary):
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-
-    write_file(path, write)
-
-
-def read_arrays(path: Path) -> dict:
-    """What `write_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 def changed_settings(before, now, name=""):

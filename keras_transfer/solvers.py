@@ -215,7 +215,12 @@ def _scaled(features):
 
 
 def some_rows(labels, groups, seed, most):
-    """Rows of at most `most` rows' worth of pictures, each class in its share."""
+    """Rows of at most `most` rows' worth of pictures, each class in its share.
+
+    All rows of a picture or none, and of each class as many pictures as the folds want, also beyond
+    `most`; `transferability.backbone.stratified` draws single pictures and never more than `most`.
+    Either draw stands behind published figures, so they are not made one.
+    """
     if len(labels) <= most:
         return np.arange(len(labels))
     order = np.random.default_rng(seed).permutation(groups.max() + 1)

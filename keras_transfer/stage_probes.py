@@ -17,14 +17,12 @@ import numpy as np
 from keras_transfer.bars import bar
 from keras_transfer.colours import GREEN, OCHRE
 from keras_transfer.errors import InputError
+from keras_transfer.linear_probe import FOLDS, probe, stratified_folds
 from keras_transfer.machine import free_memory
-from keras_transfer.runs import write_file
 from keras_transfer.solvers import some_rows
+from keras_transfer.whole_files import write_file
 
 _VERSION = 1  # of probes: raise it when folds, probe or twin give other answers
-FOLDS = 5
-_WIDTH = 128  # channels at which the logistic regression has C = 1
-_STEPS = 300
 # Of the binomial test. Folds share the pictures that their probes are fitted on, which makes right
 # answers by chance vary more than it allows for: hence no more.
 _CHANCE_LEVEL = 0.001
@@ -297,7 +295,7 @@ def probe_stages(
     examples, labels = _sample(data, most, seed)
     # Late, as wrong input is answered before Keras is imported.
     from keras_transfer.builders import backbone_at
-    from keras_transfer.data.pipeline import PictureMemory
+    from keras_transfer.data.memory import PictureMemory
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.kept import concluded, digest_of
     from keras_transfer.features.pooled import pooled_stages, stage_columns
@@ -378,46 +376,6 @@ def _probe_all(features, labels, folds, seed):
         work = joblib.Parallel(os.cpu_count(), prefer="threads", return_as="generator")
         found = work(joblib.delayed(probe)(x, labels, splits) for x in features)
         return np.stack(list(bar(found, desc="probes", total=len(features))))
-
-
-def stratified_folds(labels: np.ndarray, folds: int, seed: int = 0) -> list[tuple]:
-    """(rows to fit on, rows held out) of each fold; `folds` at most the pictures of the largest class."""
-    from sklearn.model_selection import StratifiedKFold
-
-    with warnings.catch_warnings():  # of classes with fewer pictures than folds
-        warnings.filterwarnings("ignore", "The least populated class")
-        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        return list(splitter.split(labels, labels))
-
-
-def probe(features: np.ndarray, labels: np.ndarray, splits: list[tuple]) -> np.ndarray:
-    """Which pictures a linear probe names rightly that was fitted on the others, bool [N].
-
-    Args:
-        features: float [N, D].
-        labels: int [N].
-        splits: of `stratified_folds`.
-    """
-    from sklearn.model_selection import cross_val_predict
-
-    classifier = classifier_for(features.shape[1])
-    answers = cross_val_predict(classifier, features.astype("float64"), labels, cv=splits)
-    return answers == labels
-
-
-def classifier_for(width: int):
-    """Logistic regression on `width` standardised channels with C = (128 / width)².
-
-    Next to no penalty where there are a few channels, whose small differences may be all there is,
-    and a strong one where there are more channels than pictures. On three data sets that was within
-    a standard error of C = 32 / width or better, up to 21 points in narrow stages.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    regression = LogisticRegression(C=(_WIDTH / width) ** 2, max_iter=_STEPS)
-    return make_pipeline(StandardScaler(), regression)
 
 
 def _mean(right):

@@ -199,9 +199,13 @@ class Backbone(keras.Model):
         return suffix(prefix(inputs, training=False), training=training)
 
 
-def batch_norms(backbone: keras.Model) -> list:
-    """The BatchNorm layers of a backbone, in the order of its layers."""
-    return [x for x in backbone.layers if isinstance(x, keras.layers.BatchNormalization)]
+def batch_norms(part: "keras.Model | Stage") -> list:
+    """The BatchNorm layers among the layers of a model or stage, in their order.
+
+    Those of a layer that is a model itself are not among them: of a model of `build_model` they are
+    those of its heads.
+    """
+    return [x for x in part.layers if isinstance(x, keras.layers.BatchNormalization)]
 
 
 def clone_with(model: keras.Model, inputs, call) -> keras.KerasTensor:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_transfer.errors import InputError
-from keras_transfer.runs import changed_settings, write_text
+from keras_transfer.runs import changed_settings
+from keras_transfer.whole_files import write_text
 
 SETTINGS = "tune.yaml"
 JOURNAL = "study.jsonl"

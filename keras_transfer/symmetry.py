@@ -12,6 +12,7 @@ from keras_transfer.features.kept import concluded, digest_of
 from keras_transfer.features.pooled import averaged
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import Store
+from keras_transfer.linear_probe import classifier_for
 
 _PICTURES = 300
 _FOLDS = 5
@@ -110,8 +111,6 @@ def _splits(splitter, features, labels, groups):
 
 def _fitted(features, labels):
     import warnings
-
-    from keras_transfer.stage_probes import classifier_for
 
     with warnings.catch_warnings():  # near enough to tell who is right
         warnings.simplefilter("ignore")

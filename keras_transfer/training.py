@@ -13,6 +13,7 @@ from keras_transfer.builders import backbone_of
 from keras_transfer.choices import check_overrides
 from keras_transfer.data.augmentation import plain_augmentation
 from keras_transfer.data.balance import check_balance, check_class_weights
+from keras_transfer.data.memory import PictureMemory
 from keras_transfer.data.mixing import Mix
 from keras_transfer.distribution import faults, following
 from keras_transfer.distribution.scaling import SCALINGS, scaled
@@ -278,7 +279,8 @@ class Trainer:
         Args:
             data: a `keras_transfer.data.ImageData`.
             out: directory of the run; must not exist, or be empty, unless `resume`.
-            config: what else shall stand in `config.yaml` (the command's settings).
+            config: what else shall stand in `config.yaml` (the command's settings). Where the pictures
+                are those of `data.from_directory`, their folder stands there in any case.
             resume: go on with an interrupted run of the same settings and pictures. The model must
                 be built as it was then. Where nothing was begun yet, it begins.
             callbacks: of Keras, told of each epoch once it is kept (an epoch's number counts on over
@@ -305,6 +307,7 @@ class Trainer:
             plan = self.plan(data)
             asked = self._schedule(len(data.examples["train"]))
             training = TrainingRun(self, data, plan, lambda: self._memory, callbacks)
+            config = {**data.source, **(config or {})}
             return training.fit(out, settings_of(self, asked, config), begun, tensorboard)
 
     def _take_over(self, begun):
@@ -317,6 +320,4 @@ class Trainer:
 
     @cached_property
     def _memory(self):
-        from keras_transfer.data.pipeline import PictureMemory
-
         return PictureMemory(min(_MOST_PICTURES, free_memory() // 4))

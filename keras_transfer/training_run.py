@@ -33,7 +33,7 @@ def settings_of(trainer, schedule: Schedule, extra: dict | None) -> dict:
 
     Args:
         schedule: as it was asked for: of one device.
-        extra: the command's settings.
+        extra: where the pictures lie, and the command's settings.
     """
     heads = {n: {"task": h.task, "names": list(h.names)} for n, h in trainer.heads.items()}
     return {
@@ -63,7 +63,7 @@ class TrainingRun:
         trainer: the `training.Trainer` whose model and settings are used.
         data: its pictures.
         plan: of the trainer, for them.
-        memory: gives the `data.pipeline.PictureMemory` for pictures that come again.
+        memory: gives the `data.memory.PictureMemory` for pictures that come again.
         callbacks: the user's.
     """
 

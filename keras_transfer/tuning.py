@@ -23,11 +23,12 @@ from keras_transfer.errors import InputError, say, silence
 from keras_transfer.failures import Interrupted
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.heads import heads_of
-from keras_transfer.runs import CONFIG, Run, write_text
+from keras_transfer.runs import CONFIG, Run
 from keras_transfer.search_space import Search, plain_space, shown_values
 from keras_transfer.study import ask, check_budget, ended, open_study, require_optuna
 from keras_transfer.training import Trainer
 from keras_transfer.tuning_report import BEST, Tuned, importances_of, trials_of
+from keras_transfer.whole_files import write_text
 
 TRIALS = 20
 _HOPELESS = 3  # trials that all failed

@@ -8,9 +8,10 @@ import numpy as np
 
 from keras_transfer.colours import GREEN, OCHRE, RED
 from keras_transfer.errors import InputError
-from keras_transfer.runs import Run, csv_text, write_file, write_text
+from keras_transfer.runs import Run
 from keras_transfer.search_space import Space, shown_values
 from keras_transfer.study import ended
+from keras_transfer.whole_files import csv_text, write_file, write_text
 
 BEST = "best.yaml"
 CSV = "trials.csv"

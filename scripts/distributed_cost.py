@@ -13,7 +13,7 @@ import argparse
 
 import keras
 
-from keras_transfer.backbones import build_backbone
+from keras_transfer.backbone_building import build_backbone
 from keras_transfer.distribution.cost import Link, all_reduce_seconds, steps_of
 from keras_transfer.features.prefix import stage_costs
 

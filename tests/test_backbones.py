@@ -5,15 +5,13 @@ import numpy as np
 import pytest
 
 from keras_transfer import backbones
+from keras_transfer.backbone_building import backbone_from_model, build_backbone, load_model
 from keras_transfer.backbones import (
     BACKBONES,
-    backbone_from_model,
-    build_backbone,
     check_backbone,
     check_source_model,
     check_weights,
     find_spec,
-    load_model,
     weights_path,
 )
 from keras_transfer.builders import backbone_of, build_model

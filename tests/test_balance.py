@@ -14,8 +14,9 @@ from keras_transfer.builders import build_model
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data import decode as decoding
 from keras_transfer.data.balance import class_weights
+from keras_transfer.data.order import epoch_order
 from keras_transfer.data.pictures import Arrays
-from keras_transfer.data.pipeline import batches, epoch_order, sample_weights
+from keras_transfer.data.pipeline import batches, sample_weights
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.features.batches import training_batches

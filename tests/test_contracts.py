@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.backbones import BACKBONES, build_backbone
+from keras_transfer.backbone_building import build_backbone
+from keras_transfer.backbones import BACKBONES
 from keras_transfer.builders import backbone_of, build_model
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification
@@ -48,7 +49,7 @@ def fresh_process():
 
 def _serve_predictions(connection):
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    from keras_transfer.backbones import load_model
+    from keras_transfer.backbone_building import load_model
 
     while (request := connection.recv()) is not None:
         path, pictures = request

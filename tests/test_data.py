@@ -668,7 +668,7 @@ def test_sign_digits(real_data):
 def test_pictures_in_memory_are_the_same_and_read_once(colours, monkeypatch):
     """Training and evaluation with a memory, and with one that has room for a part only."""
     from keras_transfer.data import decode as decoding
-    from keras_transfer.data import pipeline
+    from keras_transfer.data.memory import PictureMemory
 
     data = from_directory(colours, progress=False)
     options = dict(image_size=32, batch_size=8)
@@ -686,7 +686,7 @@ def test_pictures_in_memory_are_the_same_and_read_once(colours, monkeypatch):
     one = 40 * 48 * 3  # evaluation takes its room first: 7 of 32 x 32, less than four of these
     for limit, kept in ((1 << 30, 29), (10 * one, 6)):
         read.clear()
-        memory = pipeline.PictureMemory(limit)
+        memory = PictureMemory(limit)
         for pictures, other in zip(seen(memory), expected, strict=True):
             np.testing.assert_array_equal(pictures, other)
         assert len(memory._pixels) == kept and memory.bytes <= limit

@@ -18,8 +18,8 @@ from keras_transfer.evaluation import (
     predictions_csv,
     predictions_json,
 )
-from keras_transfer.evaluation.intervals import wilson_interval
 from keras_transfer.heads import Classification, Regression
+from keras_transfer.intervals import wilson_interval
 from keras_transfer.training import Trainer
 
 NAMES = ("blue", "green", "red")

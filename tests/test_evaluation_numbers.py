@@ -16,7 +16,6 @@ from keras_transfer.evaluation.abstention import at_threshold, risk_coverage, th
 from keras_transfer.evaluation.calibrating import Calibration, check_precision, fitted
 from keras_transfer.evaluation.calibration import fit_temperature, reliability
 from keras_transfer.evaluation.classes import confused, measure_classes
-from keras_transfer.evaluation.intervals import bootstrap, share
 from keras_transfer.evaluation.labels import best_thresholds, measure_labels
 from keras_transfer.evaluation.pictures import draw, row_shares, similarity_order
 from keras_transfer.evaluation.probabilities import Sigmoid, Softmax, require_finite
@@ -24,6 +23,7 @@ from keras_transfer.evaluation.ranking import FALSE_ALARMS, RECALLS, ranking
 from keras_transfer.evaluation.result import Evaluation
 from keras_transfer.evaluation.slices import column_values, slice_values, sliced
 from keras_transfer.evaluation.values import measure_values
+from keras_transfer.intervals import bootstrap, share
 
 
 def logits_of(rng, count=400, classes=4, sure=2.0):

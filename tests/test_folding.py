@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.backbones import build_backbone
+from keras_transfer.backbone_building import build_backbone
 from keras_transfer.builders import build_model, training_model
 from keras_transfer.folding import FoldedConv, folded
 from keras_transfer.freezing import freeze

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import tiny_backbone
 
-from keras_transfer.backbones import build_backbone
+from keras_transfer.backbone_building import build_backbone
 from keras_transfer.builders import build_model
 from keras_transfer.errors import InputError
 from keras_transfer.gradcam import grad_cam
@@ -200,7 +200,7 @@ def test_classes_of_another_number(rng):
 ON_JAX = """
 import sys
 import keras, numpy as np
-from keras_transfer.backbones import load_model
+from keras_transfer.backbone_building import load_model
 from keras_transfer.gradcam import grad_cam
 
 assert keras.backend.backend() == "jax"

@@ -23,7 +23,6 @@ ROOT = Path(keras_transfer.__file__).parent
 # - the advisor comes late: it probes with features, times plans, and speaks of schedules. The trainer
 #   knows it through `auto` alone (LAZY_UPWARDS).
 # - `distribution.sharding` is arithmetic below the pipeline, which cuts batches by it.
-# - `evaluation.intervals` is plain statistics below all measures, and only lives in `evaluation`.
 LAYERS = (
     (
         "bars",
@@ -34,10 +33,12 @@ LAYERS = (
         "stages",
         "tensorboard",
         "distribution.sharding",
+        "whole_files",
     ),
-    ("client", "failures", "folding", "losses", "solvers", "evaluation.intervals"),
+    ("client", "failures", "folding", "intervals", "linear_probe", "losses", "solvers"),
     ("heads",),
     ("backbones",),
+    ("backbone_building",),
     ("builders", "runs"),
     ("gradcam", "machine", "study"),
     ("data",),
@@ -73,11 +74,6 @@ LAZY_UPWARDS = {
 LAZY_IN_A_CYCLE = {
     ("distribution.workers", "distribution.jax_workers"): "one of both is loaded: the engine's",
     ("distribution.workers", "distribution.tensorflow_workers"): "the same",
-    (
-        "data.compose",
-        "data.pipeline",
-    ): "the lock of Python calls is the pipeline's",
-    ("data.pipeline", "data.service"): "only where a tf.data service was asked for",
     ("data.examples", "data.pipeline"): "`ImageData.batches` is how users come to the pipeline",
 }
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_transfer import stage_probes
-from keras_transfer.backbones import build_backbone
+from keras_transfer.backbone_building import build_backbone
 from keras_transfer.builders import build_model
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.demo import small_backbone

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.backbones import backbone_from_model, build_backbone
+from keras_transfer.backbone_building import backbone_from_model, build_backbone
 from keras_transfer.builders import backbone_at, build_model
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.pictures import Arrays

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_transfer.builders import at_image_size, build_model
+from keras_transfer.builders import build_model, training_model
 from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
@@ -59,7 +59,7 @@ def test_another_image_size_is_the_model_that_keras_would_build(name, rng):
     """On shared weights; families that pad by the size of the picture among them."""
     small, large = 96, 160
     model = build_model(name, Classification("ab"), image_size=small, weights=None)
-    twin = at_image_size(model, large)
+    twin = training_model(model, 0, image_size=large, fold=False)
     assert twin.input_shape == (None, large, large, 3)
     assert {id(w) for w in twin.weights} == {id(w) for w in model.weights}
     reference = build_model(name, Classification("ab"), image_size=large, weights=None)
@@ -67,6 +67,5 @@ def test_another_image_size_is_the_model_that_keras_would_build(name, rng):
     pictures = rng.integers(0, 256, (2, large, large, 3)).astype("float32")
     expected = reference(pictures).numpy()
     np.testing.assert_allclose(twin(pictures).numpy(), expected, rtol=1e-4, atol=1e-5)
-    assert at_image_size(model, small) is model
     with pytest.raises(InputError, match="multiple of 32"):
-        at_image_size(model, small + 1)
+        training_model(model, 0, image_size=small + 1)

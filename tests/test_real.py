@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_export import served_without_keras
 
-from keras_transfer.backbones import build_backbone
+from keras_transfer.backbone_building import build_backbone
 from keras_transfer.builders import build_model
 from keras_transfer.data import Examples, ImageData, from_directory, list_pictures
 from keras_transfer.freezing import freeze

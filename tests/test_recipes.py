@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.builders import at_image_size, backbone_of, build_model
+from keras_transfer.builders import backbone_of, build_model, training_model
 from keras_transfer.data import from_directory
 from keras_transfer.data.examples import ImageData
 from keras_transfer.freezing import freeze, stage_of_weights
@@ -130,7 +130,7 @@ def test_each_stage_moves_at_the_rate_of_the_table(name, subset, real_weights, t
         keras.Model.fit = fit
     assert len(weights) == 6
 
-    twin = at_image_size(model, planned.image_size)
+    twin = training_model(model, 0, image_size=planned.image_size, fold=False)
     freeze(twin, planned.phase.freeze, batch_norm=planned.phase.batch_norm)
     twin.compile(keras.optimizers.SGD(1.0), model.layers[-1].head.loss(), jit_compile=False)
     stream = iter(

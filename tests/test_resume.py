@@ -168,6 +168,7 @@ def test_resume_begins_where_nothing_was_begun(colours, tmp_path):
     for out in (tmp_path / "none", tmp_path / "empty"):
         run = trainer(schedule).fit(from_directory(colours), out, resume=True)
         assert run.finished
+        assert run.config["data"] == str(colours)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note.txt").write_text("dear")
     with pytest.raises(InputError, match="is no run"):

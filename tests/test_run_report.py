@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -29,6 +30,7 @@ from keras_transfer.evaluation.values import measure_values
 from keras_transfer.heads import head_for
 from keras_transfer.report import compare_runs, gallery, write_report
 from keras_transfer.report.gallery import Shot
+from keras_transfer.report.summary import again
 from keras_transfer.report.writing import made
 from keras_transfer.runs import Run
 from keras_transfer.schedules import Phase, Schedule
@@ -135,6 +137,24 @@ def run(finished, tmp_path):
     """A copy, for a test to write into."""
     shutil.copytree(finished.path, tmp_path / "run")
     return Run(tmp_path / "run")
+
+
+def test_what_can_be_done_with_a_run_of_python(run, monkeypatch):
+    """Its folder is known, so it can be measured; what built its model is not, so no command trains it."""
+    own = {name: value for name, value in run.config.items() if name != "backbone"}
+    monkeypatch.setattr(Run, "config", own)
+    text = again(run)
+    assert f"keras-transfer evaluate {run.path} {own['data']}" in text
+    assert "trained from Python" in text and "keras-transfer train" not in text
+    monkeypatch.setattr(Run, "config", {n: v for n, v in own.items() if n != "data"})
+    assert "keras-transfer" not in again(run)
+
+
+def test_a_part_of_a_folder_is_not_the_folder(tmp_path):
+    data = from_directory(write_colours(tmp_path / "colours"), progress=False)
+    assert data.source == {"data": str(tmp_path / "colours"), "task": "single_label"}
+    part = {split: examples.take([0]) for split, examples in data.examples.items()}
+    assert not replace(data, examples=part).source
 
 
 def test_the_page_of_a_run(run):

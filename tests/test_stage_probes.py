@@ -22,8 +22,9 @@ from keras_transfer.features.extraction import extract
 from keras_transfer.features.pooled import pooled_stages, stage_columns
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.heads import Classification
+from keras_transfer.linear_probe import probe, stratified_folds
 from keras_transfer.random_twin import random_twin
-from keras_transfer.stage_probes import StageProbes, probe, probe_stages, stratified_folds
+from keras_transfer.stage_probes import StageProbes, probe_stages
 from keras_transfer.stages import Backbone
 
 NAME, SIZE = "mobilenet_0.25", 64

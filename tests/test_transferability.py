@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from keras_transfer.backbones import BACKBONES, build_backbone
+from keras_transfer.backbone_building import build_backbone
+from keras_transfer.backbones import BACKBONES
 from keras_transfer.builders import build_model
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.targets import Target

@@ -68,6 +68,13 @@ def check_together(names: Sequence[str]) -> None:
         raise InputError("AdaBN comes first (before the training) or last (after it).")
 
 
+def no_batch_norm(name: str) -> InputError:
+    """What AdaBN says of a model or backbone without BatchNorm."""
+    return InputError(
+        f"AdaBN needs BatchNorm, and {name} has none: take another method or backbone."
+    )
+
+
 def __getattr__(name):
     if name not in _NAMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -4,10 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_transfer.adaptation.network import norms_of
+from keras_transfer.adaptation import no_batch_norm
 from keras_transfer.adaptation.streams import Stream, check_target, pictures_of
-from keras_transfer.builders import backbone_of, head_layers
-from keras_transfer.errors import InputError
+from keras_transfer.builders import backbone_of, head_layers, norms_of
 from keras_transfer.stages import clone_with
 
 _MOST = 1000  # batches of a stream without end
@@ -56,9 +55,7 @@ def apply_adabn(model: keras.Model, pictures, *, most: int = _MOST) -> int:
 def check_norms(model: keras.Model) -> None:
     """Raises InputError where a model has no BatchNorm."""
     if not norms_of(model):
-        raise InputError(
-            f"AdaBN needs BatchNorm, and {model.name} has none: take another method or backbone."
-        )
+        raise no_batch_norm(model.name)
 
 
 def _moments(model):

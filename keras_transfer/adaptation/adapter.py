@@ -10,7 +10,6 @@ from keras_transfer.adaptation.methods import Batch, resolve_methods
 from keras_transfer.adaptation.network import (
     LAST,
     feature_models,
-    norms_of,
     other_domain_encoder,
     single_label_head,
 )
@@ -22,7 +21,7 @@ from keras_transfer.adaptation.streams import (
     pictures_of,
     together,
 )
-from keras_transfer.builders import backbone_of
+from keras_transfer.builders import backbone_of, norms_of
 from keras_transfer.distribution.workers import require_alone
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import quick_statistics

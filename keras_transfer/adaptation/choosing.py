@@ -15,7 +15,7 @@ from keras_transfer.errors import InputError, say
 from keras_transfer.measures import outputs_of
 from keras_transfer.precision import jit_compile
 from keras_transfer.progress import assign, collected
-from keras_transfer.runs import read_arrays, write_arrays, write_text
+from keras_transfer.whole_files import read_arrays, write_arrays, write_text
 
 SCORES = "scores.json"
 _MOST = 1000  # batches of a stream without end

@@ -91,14 +91,6 @@ def other_domain_encoder(
     return keras.Model(inputs, _through(before, x, call), name=f"{model.name}_other_domain")
 
 
-def norms_of(model: keras.Model, frozen: int = 0) -> list:
-    """The BatchNorm layers of the stages after the frozen ones, and of the head."""
-    stages = backbone_of(model).stages[frozen:]
-    layers = [layer for stage in stages for layer in stage.layers]
-    layers += [layer for chain in head_layers(model).values() for layer in chain]
-    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-
-
 def _after_prefix(model, frozen):
     """(symbolic pictures, the activations after the frozen stages, the model of the others)."""
     backbone = backbone_of(model)

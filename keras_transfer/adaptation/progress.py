@@ -11,7 +11,8 @@ from keras_transfer.bars import bar
 from keras_transfer.errors import InputError, say
 from keras_transfer.failures import Diverged
 from keras_transfer.progress import assign, collected, reseed
-from keras_transfer.runs import changed_settings, read_arrays, write_arrays
+from keras_transfer.runs import changed_settings
+from keras_transfer.whole_files import read_arrays, write_arrays
 
 FILE = "adapter.npz"
 
@@ -75,6 +76,17 @@ class Lines(keras.callbacks.Callback):
         seconds = time.perf_counter() - self.started
         shown = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
         say(f"epoch {epoch + 1}/{self.params['epochs']}  {seconds:.1f} s  {shown}")
+
+
+class Clock(keras.callbacks.Callback):
+    """Logs the seconds of each epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs["seconds"] = round(time.perf_counter() - self.started, 3)
 
 
 class StopWhereLost(keras.callbacks.Callback):

@@ -13,7 +13,7 @@ from keras_transfer.adaptation.selection import Selector
 from keras_transfer.data.examples import Examples
 from keras_transfer.data.report import printable
 from keras_transfer.distances import Estimate, proxy_a_distance
-from keras_transfer.runs import write_text
+from keras_transfer.whole_files import write_text
 
 MOST_FEATURES = 500  # pictures of each domain in the picture of the features
 _MOST_CLASSES = len(page.COLOURS)  # with a colour each in a legend

@@ -1,13 +1,12 @@
 """Adapting from folder to folder: checks before Keras is imported, the run directory, resuming."""
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from keras_transfer.adaptation import BATCH_NORM, KEEP, check_methods
+from keras_transfer.adaptation import BATCH_NORM, KEEP, check_methods, no_batch_norm
 from keras_transfer.backbones import check_backbone, find_spec, is_source_model
 from keras_transfer.data import (
     ImageData,
@@ -147,7 +146,7 @@ class Adaptation:
         if "," in self.backbone:
             raise InputError(f"Give one backbone, not '{self.backbone}'.")
         if "adabn" in self.methods and not own and not find_spec(self.backbone).batch_norm:
-            raise InputError(_no_batch_norm(self.backbone))
+            raise no_batch_norm(self.backbone)
         check_backbone(self.backbone, self.image_size, self.weights)
 
     def _check_source(self):
@@ -184,6 +183,7 @@ class Adaptation:
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
         """
         from keras_transfer.adaptation.easy import adapt
+        from keras_transfer.adaptation.progress import Clock
         from keras_transfer.distribution.workers import require_alone
         from keras_transfer.freezing import freeze
 
@@ -216,7 +216,7 @@ class Adaptation:
                         keep=self.keep,
                         target_report=self.report,
                         seed=self.seed,
-                        callbacks=[_clock()],
+                        callbacks=[Clock()],
                         state=run.state_path,
                     )
                     with signals.protected():
@@ -285,7 +285,7 @@ class Adaptation:
         head = head_for(self.source, bottleneck=self.bottleneck or None)
         model = build_model(self.backbone, head, image_size=self.image_size, weights=self.weights)
         if "adabn" in self.methods and not batch_norms(backbone_of(model)):
-            raise InputError(_no_batch_norm(self.backbone))
+            raise no_batch_norm(self.backbone)
         return model
 
     def _schedule(self, model):
@@ -383,24 +383,5 @@ def _names(method) -> list[str]:
     return names
 
 
-def _no_batch_norm(backbone):
-    return f"AdaBN needs BatchNorm, and {backbone} has none: take another method or backbone."
-
-
 def _plain(fields):
     return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-
-
-def _clock():
-    """A callback that logs the seconds of each epoch."""
-    import keras
-
-    class Clock(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.started = time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs=None):
-            if logs is not None:
-                logs["seconds"] = round(time.perf_counter() - self.started, 3)
-
-    return Clock()

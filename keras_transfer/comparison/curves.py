@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.colours import COLOURS
-from keras_transfer.runs import HISTORY, Run, write_file
+from keras_transfer.runs import HISTORY, Run
+from keras_transfer.whole_files import write_file
 
 LEVEL = 0.95  # of the way from chance to the lower asymptote
 CONFIDENCE = 0.95

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_transfer.colours import COLOURS
-from keras_transfer.runs import write_file
+from keras_transfer.whole_files import write_file
 
 _NAMES = {"transfer": "transfer", "scratch": "from scratch"}
 _COLOUR = dict(zip(_NAMES, COLOURS))

@@ -11,7 +11,7 @@ import numpy as np
 from keras_transfer.comparison.curves import CONFIDENCE, Curve, Interval, common_level, slope
 from keras_transfer.comparison.saving import Saving, savings
 from keras_transfer.errors import InputError
-from keras_transfer.runs import write_text
+from keras_transfer.whole_files import write_text
 
 JSON, PICTURE, TABLE = "comparison.json", "comparison.png", "comparison.md"
 

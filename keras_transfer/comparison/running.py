@@ -21,8 +21,9 @@ from keras_transfer.data.report import find_twins
 from keras_transfer.errors import InputError, quiet_tensorflow, say
 from keras_transfer.failures import Interrupted
 from keras_transfer.recipes import DEFAULT, RECIPES, resolve_schedule
-from keras_transfer.runs import Run, write_text
+from keras_transfer.runs import Run
 from keras_transfer.schedules import Schedule
+from keras_transfer.whole_files import write_text
 
 SETTINGS = "settings.json"
 ARMS = ("transfer", "scratch")

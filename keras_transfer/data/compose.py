@@ -79,7 +79,7 @@ class Albumentations:
         """
         import tensorflow as tf
 
-        from keras_transfer.data.pipeline import python_calls
+        from keras_transfer.data.python_calls import python_calls
 
         own = threading.local()  # a transform keeps its random state in itself
 

@@ -1,7 +1,7 @@
 """Labelled pictures, split: what every source makes, and what all else takes (no TensorFlow until asked for)."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ class ImageData:
         root: the folder the pictures came from.
         targets: what the labels are, a `data.targets.Target`; of several heads a dict of them. By
             default one class a picture.
+        source: how `open_data` comes to the same pictures, as a run's `config.yaml` says it; empty
+            where they do not lie in a folder, or are a part of what does.
     """
 
     class_names: tuple[str, ...]
@@ -73,6 +75,7 @@ class ImageData:
     skipped: list[Skipped]
     root: str
     targets: Target | dict[str, Target] = None  # type: ignore[assignment]  # see __post_init__
+    source: dict[str, str] = field(default_factory=dict, init=False)  # not what `replace` makes
 
     def __post_init__(self):
         if self.targets is None:

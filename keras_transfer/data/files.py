@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +148,7 @@ def _digest(path):
         raise InputError(f"{path} cannot be read any more: {error.strerror}.") from None
 
 
-def list_pictures(paths: list[str | os.PathLike]) -> list[str]:
+def list_pictures(paths: Sequence[str | os.PathLike]) -> list[str]:
     """Expand files and folders to picture paths, in the order given.
 
     A file is kept whatever its name; a folder gives every file below it with one of

@@ -1,8 +1,5 @@
 """Examples to tf.data batches."""
 
-import atexit
-import threading
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +7,11 @@ import tensorflow as tf
 
 from keras_transfer.data.augmentation import View, resolve_augmentation
 from keras_transfer.data.examples import Examples
+from keras_transfer.data.memory import PictureMemory
 from keras_transfer.data.mixing import Mix, mixer
+from keras_transfer.data.order import epoch_order
+from keras_transfer.data.python_calls import python_calls
+from keras_transfer.data.service import service_batches
 from keras_transfer.data.targets import map_labels
 from keras_transfer.data.transforms import augmenter, resize_and_crop
 from keras_transfer.distribution.sharding import Part, Share, whole
@@ -40,7 +41,7 @@ def batches(
     start_epoch: int = 0,
     class_weights: np.ndarray | None = None,
     equal_classes: bool = False,
-    memory: "PictureMemory | None" = None,
+    memory: PictureMemory | None = None,
     mix: Mix = Mix(),
     classes: int = 0,
     service: str | None = None,
@@ -85,8 +86,6 @@ def batches(
             raise InputError(
                 "A tf.data service cannot be used with --distribute: leave out either."
             )
-        from keras_transfer.data.service import service_batches
-
         stream = service_batches(
             examples, service, image_size, batch_size, variant, seed, start_epoch, equal_classes
         )
@@ -123,48 +122,13 @@ def batches(
     return made.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
-class PictureMemory:
-    """Decoded pictures, kept for the next epoch as long as there is room.
-
-    Args:
-        limit: most bytes.
-    """
-
-    def __init__(self, limit: int):
-        self.limit, self.bytes = limit, 0
-        self._pixels: dict[tuple[int, int], np.ndarray] = {}
-        self._known = []  # keeps what the keys stand for alive
-
-    def reserve(self, size: int) -> bool:
-        """True where so many bytes still fit; they are taken then."""
-        fits = self.bytes + size <= self.limit
-        self.bytes += size if fits else 0
-        return fits
-
-    def reader(self, pictures):
-        """`pictures.pixels`, remembered."""
-        if all(known is not pictures for known in self._known):
-            self._known.append(pictures)
-
-        def pixels(index):
-            key = (id(pictures), int(index))
-            picture = self._pixels.get(key)
-            if picture is None:
-                picture = pictures.pixels(index)
-                if self.reserve(picture.nbytes):
-                    self._pixels[key] = picture
-            return picture
-
-        return pixels
-
-
 def views(
     examples: Examples,
     chosen: Sequence[int],
     views: Sequence[View],
     image_size: int,
     batch_size: int,
-    memory: "PictureMemory | None" = None,
+    memory: PictureMemory | None = None,
 ) -> tf.data.Dataset:
     """Fixed views of some examples, each file decoded once.
 
@@ -186,7 +150,7 @@ def views(
     variants = {
         view.augmentation: augmenter(view.augmentation, image_size, examples.names)
         for view in views
-        if view.kind == "augmented"
+        if view.augmentation is not None
     }
 
     def prepare(index, seed):
@@ -246,40 +210,6 @@ def sample_weights(labels, class_weights) -> tf.Tensor:
     if labels.shape.rank == 1:
         return tf.gather(class_weights, labels)
     return tf.linalg.matvec(tf.cast(labels, tf.float32), class_weights)
-
-
-def epoch_order(
-    count: int, seed, epoch, classes: np.ndarray | None = None
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """(order int32 [count], seed int64 [2] of the pictures' variants) of an epoch.
-
-    Each example comes once. With `classes` int [count] each class comes equally often, to one, and
-    each example of a class as often as the others, to one.
-    """
-    order_seed, picture_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
-    order = _shuffle(tf.range(count), order_seed)
-    if classes is not None:
-        order = _equally_drawn(order, classes, order_seed)
-    return order, picture_seed
-
-
-_shuffle = tf.random.experimental.stateless_shuffle
-
-
-def _equally_drawn(order, classes, seed):
-    present, classes = np.unique(classes, return_inverse=True)
-    counts = np.bincount(classes)
-    starts = np.cumsum(counts) - counts
-    class_seed, place_seed = tf.unstack(tf.random.split(seed, 2))
-    # The examples class by class, each class in this epoch's order: its slots take them in turn.
-    in_order = tf.gather(tf.constant(classes, tf.int32), order)
-    by_class = tf.gather(order, tf.argsort(in_order, stable=True))
-    slots = tf.range(len(classes))
-    turns = _shuffle(tf.range(len(present)), class_seed)  # the first ones may come once more
-    which = tf.gather(turns, slots % len(present))
-    turn = (slots // len(present)) % tf.gather(tf.constant(counts, tf.int32), which)
-    places = tf.gather(tf.constant(starts, tf.int32), which) + turn
-    return _shuffle(tf.gather(by_class, places), place_seed)
 
 
 def _evaluated_part(examples, part: Part, load, image_size, memory):
@@ -389,41 +319,3 @@ def _loader(pictures, memory=None):
     return lambda index: tf.ensure_shape(
         tf.numpy_function(read, [index], tf.uint8), [None, None, 3]
     )
-
-
-class _PythonCalls:
-    """Calls from tf.data's threads into Python, to be ended before the interpreter is.
-
-    A stream prefetches for as long as it lives. Python kills a thread that asks for the
-    interpreter while it shuts down; the dataset then waits for that call for ever, and the
-    program hangs at its end (4 of 6 runs that kept a training iterator did).
-    """
-
-    def __init__(self):
-        self.closing = False
-        self.running = set()
-        self.last = -float("inf")
-
-    def __enter__(self):
-        self.last = time.monotonic()
-        if self.closing:
-            # TensorFlow takes this for the end of the data: no warning, no more work.
-            raise StopIteration("Python is shutting down")
-        self.running.add(threading.get_ident())
-
-    def __exit__(self, *_):
-        self.running.discard(threading.get_ident())
-        self.last = time.monotonic()
-
-    def close(self, quiet_seconds: float = 0.1, most_seconds: float = 10.0) -> None:
-        """Refuse new calls; return when none has come for a while."""
-        self.closing = True
-        end = time.monotonic() + most_seconds
-        while time.monotonic() < end and (
-            self.running or time.monotonic() < self.last + quiet_seconds
-        ):
-            time.sleep(0.01)
-
-
-python_calls = _PythonCalls()
-atexit.register(python_calls.close)

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from keras_transfer.data.compose import Albumentations
 from keras_transfer.data.examples import Examples
+from keras_transfer.data.order import epoch_order
 from keras_transfer.data.pictures import Files
-from keras_transfer.data.pipeline import epoch_order
 from keras_transfer.data.serving import decode_in_graph
 from keras_transfer.data.transforms import augmenter, resize_and_crop
 from keras_transfer.errors import InputError

@@ -101,7 +101,7 @@ def sheet(
     Raises:
         InputError: as `show_batch` does, or a path that is no .png file.
     """
-    from keras_transfer.runs import write_file
+    from keras_transfer.whole_files import write_file
 
     path = Path(path)
     if path.suffix.lower() != ".png":

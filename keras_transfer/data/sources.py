@@ -75,7 +75,9 @@ def from_directory(
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
         _require_pictures(part, where, skipped)
-    return assembled(target, examples, skipped, root, rule)
+    data = assembled(target, examples, skipped, root, rule)
+    data.source = {"data": str(root), "task": task, **({"val": str(val)} if val else {})}
+    return data
 
 
 def assembled(

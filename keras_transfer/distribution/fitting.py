@@ -4,11 +4,10 @@ import contextlib
 
 import keras
 
-from keras_transfer.builders import backbone_of
+from keras_transfer.builders import norms_of
 from keras_transfer.distribution.workers import Workers
 from keras_transfer.errors import InputError
 from keras_transfer.schedules import Schedule
-from keras_transfer.stages import batch_norms
 
 
 def check(workers: Workers, model: keras.Model, schedule: Schedule) -> None:
@@ -58,8 +57,7 @@ def synchronised(workers: Workers, model: keras.Model):
     if workers.kind == "jax":
         yield
         return
-    norms = batch_norms(backbone_of(model))
-    norms += [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    norms = norms_of(model)
     before = [norm.synchronized for norm in norms]
     try:
         for norm in norms:

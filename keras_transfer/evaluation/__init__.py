@@ -2,8 +2,8 @@
 
 `measuring` has the short answer (`evaluate`), `assessing` the long one (`assess`), an `Evaluation` of
 `result`, which is plain data: `classes`, `labels` and `values` measure a head of each task with
-`probabilities`, `ranking`, `calibration`, `abstention`, `intervals` and `slices`, which are NumPy, SciPy
-and scikit-learn, and `pictures` draws what came out. `predicting` has `predict`.
+`probabilities`, `ranking`, `calibration`, `abstention` and `slices`, which are NumPy, SciPy and
+scikit-learn, and `pictures` draws what came out. `predicting` has `predict`.
 """
 
 import importlib

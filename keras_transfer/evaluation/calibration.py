@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from keras_transfer.evaluation.intervals import RESAMPLES, bootstrap, number, share
 from keras_transfer.evaluation.probabilities import PROBABILITIES, blocks
+from keras_transfer.intervals import RESAMPLES, bootstrap, number, share
 
 BINS = 15
 _TEMPERATURES = (0.05, 20.0)

@@ -7,10 +7,10 @@ import numpy as np
 
 from keras_transfer.evaluation.abstention import at_threshold, risk_coverage, threshold_for
 from keras_transfer.evaluation.calibration import before_and_after
-from keras_transfer.evaluation.intervals import bootstrap, interval, number, share
 from keras_transfer.evaluation.probabilities import Softmax
 from keras_transfer.evaluation.ranking import ranking
 from keras_transfer.evaluation.slices import sliced
+from keras_transfer.intervals import bootstrap, interval, number, share
 
 _CONFUSED = 50
 

@@ -6,10 +6,10 @@ from operator import attrgetter
 import numpy as np
 
 from keras_transfer.evaluation.calibration import before_and_after
-from keras_transfer.evaluation.intervals import bootstrap, number, share
 from keras_transfer.evaluation.probabilities import Sigmoid
 from keras_transfer.evaluation.ranking import ranking
 from keras_transfer.evaluation.slices import sliced
+from keras_transfer.intervals import bootstrap, number, share
 
 
 def measure_labels(

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_transfer.colours import BLUE, GREEN, RED
 from keras_transfer.data.report import printable
-from keras_transfer.runs import write_file
+from keras_transfer.whole_files import write_file
 
 _LABELLED = 30  # classes whose names fit beside a matrix
 _PAIRS = 12

@@ -169,7 +169,7 @@ def predictions_csv(predictions: list[AnyPrediction]) -> str:
     """Columns path and, of classes, label, score, then top1…top5 as `name=score`; of labels `labels`
     joined by `|`, then the score of each; of numbers the value of each; of several heads those of
     each, after its name and `_`."""
-    from keras_transfer.runs import csv_text
+    from keras_transfer.whole_files import csv_text
 
     rows = [[("path", p.path), *p._cells()] for p in predictions]
     header = [column for column, _ in rows[0]] if rows else ["path"]

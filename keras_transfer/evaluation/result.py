@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_transfer.data.report import printable
-from keras_transfer.runs import csv_text, write_text
+from keras_transfer.whole_files import csv_text, write_text
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_transfer.evaluation.intervals import bootstrap, number
 from keras_transfer.evaluation.slices import sliced
+from keras_transfer.intervals import bootstrap, number
 
 
 def measure_values(

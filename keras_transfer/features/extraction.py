@@ -84,7 +84,7 @@ def extract(
         engine: `"auto"`, `"openvino"`, or a name of `engines.ENGINES`, see `choose_engine` there.
         store: where they are looked for and kept; by default the user's.
         on_disk: False keeps what is computed now in memory only.
-        memory: a `data.pipeline.PictureMemory` for pictures that another prefix will look at.
+        memory: a `data.memory.PictureMemory` for pictures that another prefix will look at.
         source: gives what to compute from where something is missing, by default the pictures.
         told: called after each batch.
 

@@ -25,7 +25,7 @@ class Supply:
         engine: see `extract`.
         engines: phase name → engine that computed its activations; what is in there is kept to,
             what is chosen here is added.
-        memory: a `data.pipeline.PictureMemory` for what must be decoded again.
+        memory: a `data.memory.PictureMemory` for what must be decoded again.
         extract: what computes them, called like `extraction.extract`.
     """
 

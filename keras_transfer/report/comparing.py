@@ -8,7 +8,8 @@ from keras_transfer.data.report import printable
 from keras_transfer.errors import InputError
 from keras_transfer.report import summary
 from keras_transfer.report.course import curves_beside, measured
-from keras_transfer.runs import COMPARISON, Run, write_text
+from keras_transfer.runs import COMPARISON, Run
+from keras_transfer.whole_files import write_text
 
 _MOST = len(page.COLOURS)
 _NO_SETTINGS = ("advice", "caching")  # what was found out, not what was asked for

@@ -144,22 +144,23 @@ def skipped(run: Run) -> str:
 
 
 def again(run: Run) -> str:
-    """HTML: the command that trains the same once more."""
-    config = run.config
-    if "data" not in config:
-        text = (
-            f"It was trained from Python; {CONFIG} has all settings, its `schedule` for kt.Trainer."
-        )
-        return page.section("Run it again", page.paragraph(text), name="again")
-    path = str(run.path)
-    train = ["keras-transfer", "train", config["data"], "--out", f"{path}-again"]
-    train += ["--config", str(run.path / CONFIG)]
-    commands = [
-        train,
-        ["keras-transfer", "evaluate", path, config["data"], "--split", "val"],
-        ["keras-transfer", "export", path],
-        ["keras-transfer", "report", path],
-    ]
+    """HTML: the command that trains the same once more, and what else can be done with the run."""
+    config, path = run.config, str(run.path)
+    text = f"It was trained from Python; {CONFIG} has all settings, its `schedule` for kt.Trainer."
+    commands = []
+    if data := config.get("data"):
+        commands = [
+            ["keras-transfer", "evaluate", path, data, "--split", "val"],
+            ["keras-transfer", "export", path],
+            ["keras-transfer", "report", path],
+        ]
+        others = "measure, export and write this page."
+        if "backbone" in config:  # by which the command builds the model
+            train = ["keras-transfer", "train", data, "--out", f"{path}-again"]
+            commands.insert(0, [*train, "--config", str(run.path / CONFIG)])
+            text = f"The first command trains the same once more; the others {others}"
+        else:
+            text = f"{text} These commands {others}"
     shown = "\n".join(printable(shlex.join(words)) for words in commands)
-    text = "The first command trains the same once more; the others measure, export and write this page."
-    return page.section("Run it again", page.paragraph(text), page.code(shown), name="again")
+    code = page.code(shown) if shown else ""
+    return page.section("Run it again", page.paragraph(text), code, name="again")

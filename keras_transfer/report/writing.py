@@ -13,7 +13,8 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibrating import Calibration
 from keras_transfer.report import confusion, course, gallery, scores, sorting, summary
 from keras_transfer.report.gallery import Item, Shot, items_of
-from keras_transfer.runs import Run, write_text
+from keras_transfer.runs import Run
+from keras_transfer.whole_files import write_text
 
 PICTURES = 48
 STYLE = "".join(part.STYLE for part in (sorting, confusion, gallery, summary))

@@ -8,13 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.backbones import (
-    BACKBONES,
-    build_backbone,
-    check_backbone,
-    is_source_model,
-    weights_path,
-)
+from keras_transfer.backbone_building import build_backbone
+from keras_transfer.backbones import BACKBONES, check_backbone, is_source_model, weights_path
 from keras_transfer.builders import backbone_at
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
@@ -154,6 +149,8 @@ def _restored(plain: dict, name: str, prior: dict) -> Scores:
 def stratified(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
     """Sorted positions [≤ most] of a sample in which each class has its share, but at least five
     pictures (or all it has), as far as `most` allows.
+
+    Where several rows are of one picture, and folds want some of each class: `solvers.some_rows`.
 
     Args:
         labels: int [N].
