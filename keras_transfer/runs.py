@@ -29,6 +29,7 @@ CALIBRATION = "calibration.json"  # fitted after the training, where that was as
 STATE = "state"  # what --resume needs; removed when the run is finished
 PICTURES = "pictures.json"
 START = "start.npz"
+PLACES = ("data", "val")  # in the settings: where the pictures lie, which decides nothing
 
 
 def _csv_rows(path):
@@ -98,7 +99,7 @@ class Run:
 
     @classmethod
     def resume(cls, path, config: dict, pictures: dict) -> "Run":
-        """Opens an interrupted run of the same settings on the same pictures.
+        """Opens an interrupted run of the same settings on the same pictures, wherever they lie now.
 
         Raises:
             InputError: it is no run, or finished, or something changed; the message says what.
@@ -109,8 +110,10 @@ class Run:
             raise InputError(f"{path} is finished: there is nothing to resume.")
         import yaml
 
-        now = yaml.safe_load(yaml.safe_dump(config))
-        changed = [*changed_settings(run.config, now), *run._changed_pictures(pictures)]
+        before, now = run.config, yaml.safe_load(yaml.safe_dump(config))
+        places = {key: now[key] for key in PLACES if key in now}
+        moved = {**before, **places}
+        changed = [*changed_settings(moved, now), *run._changed_pictures(pictures)]
         if changed:
             raise InputError(
                 f"Cannot resume {path}, it was begun otherwise: {'; '.join(changed)}. Undo that, or "
@@ -118,6 +121,8 @@ class Run:
             )
         for file in [*run.path.glob(".*"), *(run.path / STATE).glob(".*")]:
             file.unlink()  # what a killed process was writing
+        if moved != before:  # who opens the run later looks for them there
+            write_text(run.path / CONFIG, yaml.safe_dump(moved, sort_keys=False, allow_unicode=True))
         return run
 
     def _changed_pictures(self, now):

@@ -22,7 +22,7 @@ from keras_transfer.phase_inputs import augmentation_of, caching_of
 from keras_transfer.plans import Plan
 from keras_transfer.precision import jit_compile
 from keras_transfer.progress import Progress, collected
-from keras_transfer.runs import Run
+from keras_transfer.runs import PLACES, Run
 from keras_transfer.schedules import Schedule
 
 _GO_ON = "go on with --resume (resume=True)"
@@ -145,7 +145,8 @@ class TrainingRun:
             caching, reasons = self._decided_caching()
         settings = {**settings, "caching": [chosen and chosen.to_dict() for chosen in caching]}
         if workers:
-            workers.agree("settings", json.dumps(settings, default=str).encode())
+            decisive = {key: value for key, value in settings.items() if key not in PLACES}
+            workers.agree("settings", json.dumps(decisive, default=str).encode())
         if begun:
             run = following.resume(workers, out, settings, pictures)
         else:

@@ -133,6 +133,16 @@ def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkey
     assert sorted(seen[0].split_table()) == sorted(rows)
 
 
+def test_a_run_goes_on_where_its_pictures_were_moved(colours, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 1)
+        trainer().fit(from_directory(colours), tmp_path / "run")
+    moved = colours.rename(tmp_path / "elsewhere")
+    run = trainer().fit(from_directory(moved), tmp_path / "run", resume=True)
+    assert len(run.history) == SCHEDULE.epochs
+    assert run.config["data"] == str(moved)
+
+
 def test_what_changed_is_said(colours, tmp_path, monkeypatch):
     data = from_directory(colours)
     with monkeypatch.context() as patch, pytest.raises(Stop):
