@@ -59,7 +59,7 @@ def schedules():
     }
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("pictures", type=Path)
     parser.add_argument("out", type=Path)
@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--scaling", default="none")
     parser.add_argument("--cache", default="auto")
     parser.add_argument("--precision", default="float32")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     from keras_transfer.distribution import faults
     from keras_transfer.distribution.workers import start_workers

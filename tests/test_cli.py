@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import write_picture
+from conftest import tiny_backbone, write_picture
 from typer.testing import CliRunner
 
 COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
@@ -31,6 +31,17 @@ def here(*args):
     from keras_transfer.cli import app
 
     return CliRunner().invoke(app, [*map(str, args)])
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A network of one's own, as a file, that compiles at once."""
+    from keras_transfer.builders import build_model
+    from keras_transfer.heads import Classification
+
+    path = tmp_path / "source.keras"
+    build_model(tiny_backbone(), Classification("ab"), image_size=32).save(path)
+    return path
 
 
 def folder_of(path, classes, count=6):
@@ -198,18 +209,28 @@ def test_schedules_are_shown_written_and_drawn(tmp_path):
     assert run("schedule", file).stdout == first.stdout
     picture = tmp_path / "plan.png"
     options = ["--backbone", "mobilenet_0.25", "--image-size", "64", "--out", picture]
-    drawn = run("schedule", file, *options)
-    assert drawn.returncode == 0, drawn.stderr
+    drawn = here("schedule", file, *options)
+    assert drawn.exit_code == 0, drawn.output
     assert "of 14" in drawn.stdout and picture.read_bytes().startswith(b"\x89PNG")
     check_one_line(run("schedule", "lp_ft", "--out", picture), "needs --backbone")
     check_one_line(run("schedule", "lp_ft", "--out", tmp_path / "x.txt"), "a .yaml or a .png")
 
 
-def test_a_rate_is_suggested(tmp_path):
+def test_a_rate_is_suggested(tmp_path, source):
     data = folder_of(tmp_path / "data", COLOURS, count=12)
     picture = tmp_path / "rates.png"
-    options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
-    options += ["--batch-size", "4", "--steps", "30", "--precision", "float32", "--out", picture]
+    options = [
+        "--backbone",
+        source,
+        "--batch-size",
+        "4",
+        "--steps",
+        "30",
+        "--precision",
+        "float32",
+        "--out",
+        picture,
+    ]
     result = here("find-rate", data, *options)
     assert result.exit_code == 0, result.output
     assert float(result.stdout.split()[3]) > 0
@@ -217,26 +238,13 @@ def test_a_rate_is_suggested(tmp_path):
     check_one_line(run("find-rate", data, "--out", "x.txt"), "give a .png")
 
 
-def test_the_whole_road(tmp_path, cache):
+def test_the_whole_road(tmp_path, cache, source):
     """train → evaluate → predict → export → train again from the run's config, by commands."""
     data = folder_of(tmp_path / "data", COLOURS, count=10)
     (data / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     out = tmp_path / "run"
-    options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
-    trained = here(
-        "train",
-        data,
-        "--out",
-        out,
-        *options,
-        *LP_FT,
-        "--epochs",
-        "2",
-        "--batch-size",
-        "8",
-        "--test-split",
-        "0.1",
-    )
+    options = ["--backbone", source, "--epochs", "2", "--batch-size", "8", "--test-split", "0.1"]
+    trained = here("train", data, "--out", out, *LP_FT, *options)
     assert trained.exit_code == 0, trained.output
     assert "95 % interval" in trained.stdout and "1 files skipped" in trained.stdout
     assert "broken.jpg" in (out / "skipped.csv").read_text()

@@ -1,23 +1,22 @@
 """Transfer against training from scratch: numbers by hand, and comparisons that are killed."""
 
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from conftest import tiny_backbone
 from scipy.stats import ttest_rel
+from typer.testing import CliRunner
 
 import keras_transfer as kt
+from keras_transfer.cli import app
 from keras_transfer.comparison.curves import Curve, Interval, common_level, slope
 from keras_transfer.comparison.picture import where_to_read
 from keras_transfer.comparison.result import AtSize, Comparison
 from keras_transfer.comparison.running import Experiment, draw_pictures
 from keras_transfer.comparison.saving import Saving, pictures_needed, savings
 from keras_transfer.data import ImageData
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
 from keras_transfer.runs import Run
@@ -207,7 +206,7 @@ def data(colours):
 def source(tmp_path):
     """A network of one's own, as a `.keras` file: nothing has to be downloaded."""
     keras.utils.set_random_seed(0)
-    model = kt.build_model(small_backbone(), Classification("abc"), image_size=32)
+    model = kt.build_model(tiny_backbone(), Classification("abc"), image_size=32)
     model.save(tmp_path / "source.keras")
     return str(tmp_path / "source.keras")
 
@@ -292,12 +291,7 @@ def stop_at(monkeypatch, run, epoch):
 
 
 def command(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "keras_transfer.cli", "compare", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    return CliRunner().invoke(app, ["compare", *map(str, args)])
 
 
 def put(out, size, seed, **accuracies):
@@ -367,13 +361,14 @@ def test_sizes_and_seeds_may_grow_and_settings_not_change(data, tmp_path, source
 def test_the_command(tmp_path, colours, source, cache):
     options = ("--backbone", source, "--epochs", 2, "--no-flip", "--batch-size", 8)
     wrong = command(colours, "--out", tmp_path / "out", *options, "--sizes", "2,many")
-    assert wrong.returncode == 2 and "give numbers and commas" in wrong.stderr
+    assert isinstance(wrong.exception, InputError)
+    assert "give numbers and commas" in str(wrong.exception)
     wrong = command(colours, "--out", tmp_path / "out", *options, "--seeds", "few")
-    assert wrong.returncode == 2 and "--seeds few" in wrong.stderr
+    assert isinstance(wrong.exception, InputError) and "--seeds few" in str(wrong.exception)
     assert not (tmp_path / "out").exists()
     options = (*options, "--sizes", "all", "--seeds", 1, "--json")
     done = command(colours, "--out", tmp_path / "out", *options)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["seeds"] == [0] and found["sizes"][0]["a_class"] == 10
     assert len(found["sizes"][0]["scratch"]["curves"][0]) == 2

@@ -1,5 +1,7 @@
 """The demonstration, shortened, and what it says of its curves."""
 
+from conftest import tiny_backbone
+
 from keras_transfer import demo
 from keras_transfer.comparison import curves
 
@@ -25,6 +27,8 @@ def test_pictures_of_source_and_target_do_not_mix(tmp_path):
 
 
 def test_the_demo_runs_to_its_end(tmp_path, monkeypatch, capsys):
+    """With a network that compiles at once; `scripts/demo.sh` runs it with its own."""
+    monkeypatch.setattr(demo, "small_backbone", tiny_backbone)
     monkeypatch.setattr(demo, "EPOCHS", 5)
     monkeypatch.setattr(demo, "SOURCE_EPOCHS", 1)
     demo.run_demo(tmp_path / "demo", seed=1)
