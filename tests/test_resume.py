@@ -139,7 +139,7 @@ def test_a_run_goes_on_where_its_pictures_were_moved(colours, tmp_path, monkeypa
         trainer().fit(from_directory(colours), tmp_path / "run")
     moved = colours.rename(tmp_path / "elsewhere")
     run = trainer().fit(from_directory(moved), tmp_path / "run", resume=True)
-    assert len(run.history) == SCHEDULE.epochs
+    assert len(run.history) == 4
     assert run.config["data"] == str(moved)
 
 
