@@ -36,7 +36,6 @@ def _rows():
 
 # A process that has loaded nothing of this package but its loader predicts from saved files.
 PREDICTIONS = """
-import gc
 import sys
 import numpy as np
 from keras_transfer.backbones import load_model
@@ -46,9 +45,7 @@ for line in sys.stdin:
     np.save(folder + "/answer.npy", model(np.load(folder + "/pictures.npy"), training=False))
     print(folder, flush=True)
     del model
-    import keras
-    keras.backend.clear_session(free_memory=True)
-    gc.get_freeze_count() or gc.freeze()
+    __import__("keras").backend.clear_session(free_memory=True)
 """
 
 
