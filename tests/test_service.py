@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import tiny_backbone, write_picture
 
 from keras_transfer.data import Examples, Mix, from_directory, pipeline
 from keras_transfer.errors import InputError
@@ -106,9 +106,7 @@ def test_a_trainer_feeds_from_it(service, colours, tmp_path, monkeypatch):
     runs = []
     for address in (None, service):
         keras.utils.set_random_seed(0)
-        model = build_model(
-            "mobilenet_0.25", Classification(data.class_names), image_size=32, weights=None
-        )
+        model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
         trainer = Trainer(
             model, "fine_tune", epochs=2, cache="off", data_service=address, batch_size=8
         )

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import tiny_backbone
 from PIL import Image
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -20,7 +21,6 @@ from keras_transfer.data import Examples, ImageData, from_directory, labelled_pi
 from keras_transfer.data.splits import split
 from keras_transfer.data.targets import Target, shown, strata, summary
 from keras_transfer.data.transforms import resize_and_crop
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predictions_csv, predictions_json
 from keras_transfer.heads import (
@@ -243,7 +243,7 @@ def test_three_heads_train_in_steps_on_activations(hands, tmp_path):
 
 
 def heads_model(head, size=32):
-    return build_model(small_backbone(), head, image_size=size)
+    return build_model(tiny_backbone(), head, image_size=size)
 
 
 @pytest.mark.parametrize(
