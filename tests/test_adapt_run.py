@@ -65,9 +65,8 @@ def same_weights(a, b):
 # -- which epoch ----------------------------------------------------------------------------------
 
 
-def test_labels_of_the_target_reach_neither_weights_nor_choice():
-    found = []
-    for falsified, reported in ((False, False), (True, True)):
+def test_labels_of_the_target_reach_neither_weights_nor_choice(tmp_path):
+    def run(falsified=False, reported=False, **options):
         model = tiny_model()
         target = target_examples(falsified)
         adapted = adapt(
@@ -76,12 +75,14 @@ def test_labels_of_the_target_reach_neither_weights_nor_choice():
             target,
             ["mcc", SMALL],
             phase=phase(3),
-            keep="selected",
             target_report=target if reported else None,
             verbose=0,
+            **options,
         )
-        found.append((model, adapted))
-    (model, adapted), (other, same) = found
+        return model, adapted
+
+    model, adapted = run(keep="selected", state=tmp_path)
+    other, same = run(falsified=True, reported=True, keep="selected")
     assert adapted.selector.oracle is None
     assert same_weights(model, other)
     assert same.epoch == adapted.epoch and same.history == adapted.history
@@ -92,6 +93,12 @@ def test_labels_of_the_target_reach_neither_weights_nor_choice():
     assert same.selector.target_accuracy(same.epoch) == (answers == 0).mean()
     assert (answers == 0).mean() != (answers == labels).mean()
     assert not any("target_accuracy" in name for name in adapted.history)
+
+    # Called again, nothing is left to train, and nothing may be chosen otherwise.
+    finished, again = run(keep="selected", state=tmp_path)
+    assert again.epoch == adapted.epoch and same_weights(model, finished)
+    with pytest.raises(InputError, match=r"begun otherwise \(keep='selected'\)"):
+        run(state=tmp_path)
 
 
 class Keep(keras.callbacks.Callback):
@@ -148,10 +155,9 @@ class Killed(Exception):
     """Stands in for the death of the process."""
 
 
-# After the state: `test_a_killed_run_is_resumed_from_its_directory`.
-@pytest.mark.parametrize(
-    "after", ["the scores", pytest.param("the state", marks=pytest.mark.large)]
-)
+# By default `test_a_killed_run_is_resumed_from_its_directory`, which dies after the scores.
+@pytest.mark.large
+@pytest.mark.parametrize("after", ["the scores", "the state"])
 def test_a_killed_run_selects_what_an_undisturbed_one_selects(tmp_path, monkeypatch, after):
     """The process dies once the second epoch is scored but not yet kept, and once it is kept."""
     from keras_transfer.adaptation import progress
@@ -364,9 +370,9 @@ def test_a_killed_run_is_resumed_from_its_directory(folders, tmp_path, monkeypat
     kept = progress.State.on_epoch_end
 
     def interrupt(self, epoch, logs=None):
-        kept(self, epoch, logs)
-        if epoch == 1 and self.path.parent.name == "adapt":
+        if epoch == 1 and self.path.parent.name == "adapt":  # scored, but not yet kept
             raise KeyboardInterrupt
+        kept(self, epoch, logs)
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.State, "on_epoch_end", interrupt)

@@ -88,7 +88,8 @@ def data_of(hands, **options):
 def trained(data, out, strategy="feature_extraction", **options):
     keras.utils.set_random_seed(0)
     model = build_model("mobilenet_0.25", head_for(data), image_size=SIZE)
-    return Trainer(model, strategy, augment="none", cache="memory", **options).fit(data, out)
+    # On disk: the features of these pictures are the same for every task.
+    return Trainer(model, strategy, augment="none", cache="disk", **options).fit(data, out)
 
 
 def answers_of(model, paths, tmp_path):
