@@ -100,7 +100,7 @@ def run(real_data, real_weights, tmp_path_factory):
     out = tmp_path_factory.mktemp("real") / "run"
     command(
         "train", real_data / "hymenoptera", "--out", out, "--backbone", "mobilenet_v2_0.35",
-        "--strategy", "feature_extraction", "--epochs", 4, "--image-size", 160,
+        "--strategy", "feature_extraction", "--epochs", 4, "--image-size", 128,
     )  # fmt: skip
     command("export", out)
     return out

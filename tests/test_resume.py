@@ -1,5 +1,6 @@
 """A run that was ended at any moment goes on and ends as if nothing had been."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,12 +35,10 @@ def trainer(schedule=SCHEDULE, **settings):
     return Trainer(model, schedule, **{"batch_size": 8, **settings})
 
 
-def stop_after(monkeypatch, epoch, before=False):
+def stop_after(monkeypatch, epoch):
     save_state = Run.save_state
 
     def save_and_stop(self, state, *args):
-        if state["epoch"] == epoch and before:
-            raise Stop
         save_state(self, state, *args)
         if state["epoch"] == epoch:
             raise Stop
@@ -64,11 +63,23 @@ def test_kills_at_random_moments():
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """(data, weights of the run, its metrics)."""
+    """(data, weights of the run, its metrics, where what it had on disk is kept).
+
+    `left / "2-True"` is what a death before the state of the second epoch was written would leave.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
     data = from_directory(write_colours(folder / "colours"))
-    whole = trainer().fit(data, folder / "whole")
-    return data, whole.model.get_weights(), whole.metrics
+    save_state, left = Run.save_state, folder / "left"
+
+    def save_and_copy(self, state, *args):
+        shutil.copytree(self.path, left / f"{state['epoch']}-True")
+        save_state(self, state, *args)
+        shutil.copytree(self.path, left / f"{state['epoch']}-False")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_state", save_and_copy)
+        whole = trainer().fit(data, folder / "whole")
+    return data, whole.model.get_weights(), whole.metrics, left
 
 
 # By the state that is found: of the first phase, of between the phases, of the second one. Where the
@@ -83,13 +94,9 @@ MOMENTS = [(2, True), (3, True), (3, False)]
         *(pytest.param(*m, marks=pytest.mark.large) for m in [(1, True), (1, False), (2, False)]),
     ],
 )
-def test_resume_ends_where_the_undisturbed_run_ends(
-    undisturbed, tmp_path, monkeypatch, epoch, before
-):
-    data, weights, metrics = undisturbed
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_after(patch, epoch, before)
-        trainer().fit(data, tmp_path / "cut")
+def test_resume_ends_where_the_undisturbed_run_ends(undisturbed, tmp_path, epoch, before):
+    data, weights, metrics, left = undisturbed
+    shutil.copytree(left / f"{epoch}-{before}", tmp_path / "cut")
     assert not (tmp_path / "cut" / "model.keras").exists()
     with pytest.raises(InputError, match="--resume"):
         trainer().fit(data, tmp_path / "cut")
