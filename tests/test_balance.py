@@ -315,9 +315,9 @@ def test_measures_are_those_of_scikit_learn(rng):
 
 
 CLOSED = Phase("closed", "all", 1, solver="logistic")
-HEAD = Phase("head", "all", 1, 1e-2)
-ALL = Phase("all", "none", 1, 1e-3)
-TOP = Phase("top", "stage:2", 1, 1e-3)
+HEAD = Phase("head", "all", 2, 1e-2)
+ALL = Phase("all", "none", 2, 1e-3)
+TOP = Phase("top", "stage:2", 2, 1e-3)
 # Activations of the last phase are of a network that was trained on after the first epoch.
 TRAINED_ON = (Phase("all", "none", 2, 1e-3), HEAD)
 
