@@ -117,7 +117,11 @@ def test_exactly_what_the_table_says_moves(
         assert len(moved) == 2 or planned.frozen < len(planned.rates)
 
 
-@pytest.mark.parametrize(("name", "network"), cases(small=RECIPES, real=["discriminative"]))
+# What a rate can be: one for all above a cut, one a stage, at another size, with BatchNorm in training.
+TELLING = ("freeze_k", "discriminative", "progressive_resize", "from_scratch")
+
+
+@pytest.mark.parametrize(("name", "network"), cases(small=TELLING, real=["discriminative"]))
 def test_each_stage_moves_at_the_rate_of_the_table(name, network, subset, real_weights, tmp_path):
     """Under plain SGD Δw = −rate·gradient: the gradient is taken again from the same weights."""
     schedule = resolve_schedule(short(name), {"*.steps": 3, "*.augment": "none", "*.dropout": 0.0})
