@@ -1,6 +1,7 @@
 """What trains: from (model, what to freeze) to the weights that train and the mode of the rest."""
 
 import contextlib
+import math
 from dataclasses import dataclass
 
 import keras
@@ -183,4 +184,4 @@ def summary(model: keras.Model) -> str:
 
 
 def _size(weights):
-    return sum(int(keras.ops.size(w)) for w in weights)
+    return sum(math.prod(w.shape) for w in weights)

@@ -122,7 +122,9 @@ class Run:
         for file in [*run.path.glob(".*"), *(run.path / STATE).glob(".*")]:
             file.unlink()  # what a killed process was writing
         if moved != before:  # who opens the run later looks for them there
-            write_text(run.path / CONFIG, yaml.safe_dump(moved, sort_keys=False, allow_unicode=True))
+            write_text(
+                run.path / CONFIG, yaml.safe_dump(moved, sort_keys=False, allow_unicode=True)
+            )
         return run
 
     def _changed_pictures(self, now):

@@ -65,9 +65,8 @@ def same_weights(a, b):
 # -- which epoch ----------------------------------------------------------------------------------
 
 
-def test_labels_of_the_target_reach_neither_weights_nor_choice():
-    found = []
-    for falsified, reported in ((False, False), (False, True), (True, True)):
+def test_labels_of_the_target_reach_neither_weights_nor_choice(tmp_path):
+    def run(falsified=False, reported=False, **options):
         model = tiny_model()
         target = target_examples(falsified)
         adapted = adapt(
@@ -75,21 +74,31 @@ def test_labels_of_the_target_reach_neither_weights_nor_choice():
             source_data(),
             target,
             ["mcc", SMALL],
-            phase=phase(4),
-            keep="selected",
+            phase=phase(3),
             target_report=target if reported else None,
             verbose=0,
+            **options,
         )
-        found.append((model, adapted))
-    (model, adapted), *others = found
+        return model, adapted
+
+    model, adapted = run(keep="selected", state=tmp_path)
+    other, same = run(falsified=True, reported=True, keep="selected")
     assert adapted.selector.oracle is None
-    for other, same in others:
-        assert same_weights(model, other)
-        assert same.epoch == adapted.epoch and same.history == adapted.history
-        assert same.selector.scores == adapted.selector.scores
-    true, false = (other.selector.target_accuracy(1) for _, other in others)
-    assert true != false  # and yet the report was another one
+    assert same_weights(model, other)
+    assert same.epoch == adapted.epoch and same.history == adapted.history
+    assert same.selector.scores == adapted.selector.scores
+    # And yet the report is of the falsified labels.
+    pictures, labels = domain(24, 1, darker=60)
+    answers = np.asarray(other(pictures)).argmax(axis=1)
+    assert same.selector.target_accuracy(same.epoch) == (answers == 0).mean()
+    assert (answers == 0).mean() != (answers == labels).mean()
     assert not any("target_accuracy" in name for name in adapted.history)
+
+    # Called again, nothing is left to train, and nothing may be chosen otherwise.
+    finished, again = run(keep="selected", state=tmp_path)
+    assert again.epoch == adapted.epoch and same_weights(model, finished)
+    with pytest.raises(InputError, match=r"begun otherwise \(keep='selected'\)"):
+        run(state=tmp_path)
 
 
 class Keep(keras.callbacks.Callback):
@@ -111,7 +120,8 @@ def told(monkeypatch, selected):
     monkeypatch.setattr(Selector, "candidates", property(lambda s: [x.epoch for x in s.scores]))
 
 
-@pytest.mark.parametrize("keep", ["last", "selected"])
+# That the last one is kept where that is asked for, the command shows below.
+@pytest.mark.parametrize("keep", [pytest.param("last", marks=pytest.mark.large), "selected"])
 def test_the_model_ends_with_the_weights_of_the_epoch_that_is_kept(monkeypatch, keep):
     told(monkeypatch, 2)
     model = tiny_model()
@@ -145,6 +155,8 @@ class Killed(Exception):
     """Stands in for the death of the process."""
 
 
+# By default `test_a_killed_run_is_resumed_from_its_directory`, which dies after the scores.
+@pytest.mark.large
 @pytest.mark.parametrize("after", ["the scores", "the state"])
 def test_a_killed_run_selects_what_an_undisturbed_one_selects(tmp_path, monkeypatch, after):
     """The process dies once the second epoch is scored but not yet kept, and once it is kept."""
@@ -154,7 +166,7 @@ def test_a_killed_run_selects_what_an_undisturbed_one_selects(tmp_path, monkeypa
         model = tiny_model()
         adapted = adapt(
             model, source_data(), target_examples(), SMALL,
-            phase=phase(4), keep="selected", state=state, verbose=0, **options,
+            phase=phase(3), keep="selected", state=state, verbose=0, **options,
         )  # fmt: skip
         return model, adapted
 
@@ -179,7 +191,7 @@ def test_a_killed_run_selects_what_an_undisturbed_one_selects(tmp_path, monkeypa
     assert again.epoch == adapted.epoch and same_weights(model, finished)
     folder = tmp_path / "cut" / "choice"
     weights = {int(file.stem.split("-")[1]) for file in folder.glob("epoch-*.npz")}
-    assert set(adapted.selector.candidates) <= weights <= {1, 2, 3, 4}
+    assert set(adapted.selector.candidates) <= weights <= {1, 2, 3}
     with pytest.raises(InputError, match=r"begun otherwise \(keep='selected'\)"):
         adapt(
             tiny_model(), source_data(), target_examples(), SMALL,
@@ -358,9 +370,9 @@ def test_a_killed_run_is_resumed_from_its_directory(folders, tmp_path, monkeypat
     kept = progress.State.on_epoch_end
 
     def interrupt(self, epoch, logs=None):
-        kept(self, epoch, logs)
-        if epoch == 1 and self.path.parent.name == "adapt":
+        if epoch == 1 and self.path.parent.name == "adapt":  # scored, but not yet kept
             raise KeyboardInterrupt
+        kept(self, epoch, logs)
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.State, "on_epoch_end", interrupt)

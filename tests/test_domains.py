@@ -24,12 +24,13 @@ from keras_transfer.heads import Classification
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One for all: features of the same pictures are computed once."""
+    return Store(tmp_path_factory.mktemp("store"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
     return build_model(small_backbone(), Classification(("a", "b", "c")), image_size=32)
@@ -75,10 +76,10 @@ def test_a_data_set_is_not_apart_from_itself(model, store):
     assert found.frechet == pytest.approx(0, abs=1e-6)
 
 
-def test_labels_of_the_target_have_no_part_in_it(model, store):
+def test_labels_of_the_target_have_no_part_in_it(model, tmp_path):
     pixels, labels = pictures(1, darker=60)
     found = [
-        domain_distance(dataset(0), target, backbone=model, store=Store(store.root / str(i)))
+        domain_distance(dataset(0), target, backbone=model, store=Store(tmp_path / str(i)))
         for i, target in enumerate(
             (
                 Examples(Arrays(pixels), labels),

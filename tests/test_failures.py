@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import tiny_backbone, write_colours, write_picture
 
 from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
@@ -27,9 +27,25 @@ NAMES = ("blue", "green", "red")
 HEAD = Phase("head", "all", 2, 1e-2)
 
 
-def new_model():
+def new_model(backbone=tiny_backbone):
     keras.utils.set_random_seed(0)
-    return build_model(small_backbone(), Classification(NAMES), image_size=32)
+    return build_model(backbone(), Classification(NAMES), image_size=32)
+
+
+TWO = Schedule("s", (HEAD, Phase("all", "none", 2, 1e-3)))
+
+
+def two_phases(data, out, **options):
+    """Of a network whose optimizer is larger than all else in a checkpoint."""
+    return Trainer(new_model(small_backbone), TWO, batch_size=8).fit(data, out, **options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(data, weights at the end of `two_phases`)."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    data = from_directory(write_colours(folder / "colours"), progress=False)
+    return data, two_phases(data, folder / "run").model.get_weights()
 
 
 @pytest.mark.parametrize("shape", ["cosine", "plateau"])
@@ -72,7 +88,7 @@ class Hungry(keras.layers.Layer):
 
 
 def test_out_of_memory_says_which_batch_size_to_try(colours, tmp_path):
-    backbone = small_backbone()
+    backbone = tiny_backbone()
     head = Classification(NAMES)
     inputs = keras.Input((32, 32, 3))
     model = keras.Model(inputs, head.connect(Hungry()(backbone(inputs))))
@@ -90,11 +106,9 @@ def test_out_of_memory_says_which_batch_size_to_try(colours, tmp_path):
     )
 
 
-def test_a_full_disk_loses_nothing(colours, tmp_path):
+def test_a_full_disk_loses_nothing(undisturbed, tmp_path):
     """A limit on the size of files stands in for the full disk: the write fails half way."""
-    data = from_directory(colours)
-    schedule = Schedule("s", (HEAD, Phase("all", "none", 2, 1e-3)))
-    whole = Trainer(new_model(), schedule, batch_size=8).fit(data, tmp_path / "whole")
+    data, weights = undisturbed
 
     class FillDisk(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -108,21 +122,22 @@ def test_a_full_disk_loses_nothing(colours, tmp_path):
     )
     try:
         with pytest.raises(InputError, match=r"Could not write.*make room and go on with --resume"):
-            Trainer(new_model(), schedule, batch_size=8).fit(data, tmp_path / "run")
+            two_phases(data, tmp_path / "run")
     finally:
         keras.Model.fit = fit
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "run" / "state").glob(".*"))
-    resumed = Trainer(new_model(), schedule, batch_size=8).fit(data, tmp_path / "run", resume=True)
-    for a, b in zip(whole.model.weights, resumed.model.weights):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    resumed = two_phases(data, tmp_path / "run", resume=True)
+    for a, b in zip(weights, resumed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_within_a_checkpoint_waits_for_its_end(colours, tmp_path, monkeypatch, number):
-    data = from_directory(colours)
-    schedule = Schedule("s", (HEAD, Phase("all", "none", 2, 1e-3)))
-    whole = Trainer(new_model(), schedule, batch_size=8).fit(data, tmp_path / "whole")
+# SIGTERM ends the two trainings below too.
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.large)]
+)
+def test_a_signal_within_a_checkpoint_waits_for_its_end(undisturbed, tmp_path, monkeypatch, number):
+    data, weights = undisturbed
     save_state = Run.save_state
 
     def interrupted(self, state, *args):
@@ -134,11 +149,11 @@ def test_a_signal_within_a_checkpoint_waits_for_its_end(colours, tmp_path, monke
     before = signal.getsignal(number)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="3 epochs are kept"):
         patch.setattr(Run, "save_state", interrupted)
-        Trainer(new_model(), schedule, batch_size=8).fit(data, tmp_path / "run")
+        two_phases(data, tmp_path / "run")
     assert signal.getsignal(number) is before
-    resumed = Trainer(new_model(), schedule, batch_size=8).fit(data, tmp_path / "run", resume=True)
-    for a, b in zip(whole.model.weights, resumed.model.weights):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    resumed = two_phases(data, tmp_path / "run", resume=True)
+    for a, b in zip(weights, resumed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_what_fails_because_of_a_signal_is_an_interruption(colours, tmp_path):

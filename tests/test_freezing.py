@@ -13,8 +13,9 @@ from keras_transfer.heads import Classification
 from keras_transfer.training import Trainer
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model():
+    """One for all: `freeze` forgets what was before."""
     return build_model("mobilenet_v2_0.35", Classification("ab"), image_size=32, weights=None)
 
 

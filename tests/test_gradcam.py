@@ -1,9 +1,5 @@
 """Grad-CAM: planted patterns, the formula by hand, split and nested models, tasks, what is refused."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -195,30 +191,3 @@ def test_classes_of_another_number(rng):
     pictures = rng.integers(0, 256, (2, 32, 32, 3)).astype("uint8")
     with pytest.raises(InputError, match="one for each of the 2 pictures"):
         grad_cam(model, pictures, [0, 1, 0])
-
-
-ON_JAX = """
-import sys
-import keras, numpy as np
-from keras_transfer.backbone_building import load_model
-from keras_transfer.gradcam import grad_cam
-
-assert keras.backend.backend() == "jax"
-folder = sys.argv[1]
-model = load_model(folder + "/model.keras")
-np.save(folder + "/jax.npy", grad_cam(model, np.load(folder + "/pictures.npy"), [0, 1]))
-"""
-
-
-def test_it_is_the_same_on_jax(tmp_path, rng):
-    pytest.importorskip("jax", reason="JAX is not installed")
-    model = build_model(tiny_backbone(), Classification("ab"), image_size=32)
-    pictures = rng.integers(0, 256, (2, 32, 32, 3)).astype("uint8")
-    model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "pictures.npy", pictures)
-    subprocess.run(
-        [sys.executable, "-c", ON_JAX, str(tmp_path)],
-        check=True,
-        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert np.allclose(np.load(tmp_path / "jax.npy"), grad_cam(model, pictures, [0, 1]), atol=1e-4)

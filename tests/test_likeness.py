@@ -120,7 +120,9 @@ def test_random_weights_are_noticed(backbone):
     assert not is_untrained(backbone_at(fresh))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_0.25", "mobilenet_v2_0.35"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("mobilenet_0.25", marks=pytest.mark.large), "mobilenet_v2_0.35"]
+)
 def test_insects_are_like_imagenet_and_hands_are_not(name, real_weights, real_data):
     backbone = build_backbone(name, image_size=96)
     assert not is_untrained(backbone)

@@ -6,7 +6,6 @@ import pytest
 from conftest import tiny_backbone
 
 from keras_transfer.builders import build_model
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.freezing import freeze
 from keras_transfer.heads import Classification
@@ -125,7 +124,7 @@ def test_l2_sp_is_for_the_backbone_and_decay_for_the_head():
 
 
 def small_model():
-    return build_model(small_backbone(), Classification("abc"), image_size=32)
+    return build_model(tiny_backbone(), Classification("abc"), image_size=32)
 
 
 def test_rates_of_stages():
@@ -164,7 +163,11 @@ def test_shapes_of_the_rate():
     np.testing.assert_array_equal(again(np.arange(100)), values(shape="step"))
 
 
-@pytest.mark.parametrize("name, rate", [("sgd", 0.1), ("adamw", 0.01), ("lion", 0.003)])
+# Two with one state a weight, of which one is enough, and one with two.
+@pytest.mark.parametrize(
+    "name, rate",
+    [("sgd", 0.1), ("adamw", 0.01), pytest.param("lion", 0.003, marks=pytest.mark.large)],
+)
 def test_everything_at_once_is_saved_and_restored(name, rate, tmp_path, rng):
     """Multipliers, decay, anchors, clipping, average, accumulation and schedule in one optimizer."""
     phase = Phase(

@@ -86,7 +86,11 @@ def test_the_gain_is_measured_on_the_real_backbone():
     assert keras.config.dtype_policy().name == "float32"  # as it was
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+# Nearly every other test trains in float32.
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param("float32", marks=pytest.mark.large), "mixed_bfloat16", "mixed_float16"],
+)
 def test_training_in_each_precision(colours, tmp_path, policy):
     """Head, losses and weights are float32; under float16 the loss scale is at work."""
     keras.config.set_dtype_policy(policy)

@@ -7,6 +7,7 @@ import pytest
 from keras_transfer.builders import backbone_of, build_model, training_model
 from keras_transfer.data import from_directory
 from keras_transfer.data.examples import ImageData
+from keras_transfer.demo import small_backbone
 from keras_transfer.freezing import freeze, stage_of_weights
 from keras_transfer.heads import Classification
 from keras_transfer.phase_fitting import PhaseFitting
@@ -42,10 +43,25 @@ def subset(real_data):
     return ImageData(data.class_names, chosen, [], data.root)
 
 
-def new_model(dropout=0.2):
+# Which weights a recipe moves is not a question of the network: most are shown on a small one of four
+# stages, and by default one on a pretrained one, which the others take with `-m large`.
+REAL = "mobilenet_0.25"
+SMALL = "small"
+
+
+def new_model(network, dropout=0.2):
     keras.utils.set_random_seed(0)
     head = Classification(("ants", "bees"), dropout=dropout)
-    return build_model("mobilenet_0.25", head, image_size=SIZE)
+    return build_model(small_backbone() if network == SMALL else network, head, image_size=SIZE)
+
+
+def cases(small, real):
+    """(recipe, network): those that are not named are `large`."""
+    return [
+        pytest.param(name, network, marks=[pytest.mark.large] * (name not in default))
+        for network, default in ((SMALL, small), (REAL, real))
+        for name in RECIPES
+    ]
 
 
 def short(name) -> Schedule:
@@ -56,9 +72,15 @@ def test_all_recipes_are_here():
     assert set(SHORT) == set(RECIPES)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_exactly_what_the_table_says_moves(name, subset, real_weights, tmp_path, monkeypatch):
-    model = new_model()
+# The one step that "bit" is shortened to is rounded away in the first layer of random weights.
+MOVES = [case for case in cases(small=RECIPES, real=["bit"]) if case.values != ("bit", SMALL)]
+
+
+@pytest.mark.parametrize(("name", "network"), MOVES)
+def test_exactly_what_the_table_says_moves(
+    name, network, subset, real_weights, tmp_path, monkeypatch
+):
+    model = new_model(network)
     trainer = Trainer(model, short(name), batch_size=BATCH)
     plan = trainer.plan(subset)
     seen = []
@@ -99,8 +121,12 @@ def test_exactly_what_the_table_says_moves(name, subset, real_weights, tmp_path,
         assert len(moved) == 2 or planned.frozen < len(planned.rates)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_each_stage_moves_at_the_rate_of_the_table(name, subset, real_weights, tmp_path):
+# What a rate can be: one for all above a cut, one a stage, at another size, with BatchNorm in training.
+TELLING = ("freeze_k", "discriminative", "progressive_resize", "from_scratch")
+
+
+@pytest.mark.parametrize(("name", "network"), cases(small=TELLING, real=["discriminative"]))
+def test_each_stage_moves_at_the_rate_of_the_table(name, network, subset, real_weights, tmp_path):
     """Under plain SGD Δw = −rate·gradient: the gradient is taken again from the same weights."""
     schedule = resolve_schedule(short(name), {"*.steps": 3, "*.augment": "none", "*.dropout": 0.0})
     sgd = {"optimizer": "sgd", "optimizer_options": {}, "weight_decay": 0.0, "accumulate": 1}
@@ -109,7 +135,7 @@ def test_each_stage_moves_at_the_rate_of_the_table(name, subset, real_weights, t
     sgd |= {"batch_size": BATCH, "learning_rate": 0.05}
     schedule = resolve_schedule(schedule, {f"*.{k}": v for k, v in sgd.items()})
     last = Schedule(schedule.name, schedule.phases[-1:], schedule.pretrained)
-    model = new_model(dropout=0.0)
+    model = new_model(network, dropout=0.0)
     (planned,) = make_plan(model, last, 16, BATCH).phases
     weights = []
 

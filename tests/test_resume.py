@@ -1,5 +1,6 @@
 """A run that was ended at any moment goes on and ends as if nothing had been."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from keras_transfer.schedules import Phase, Schedule
 from keras_transfer.training import Trainer
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-KILLS = 8  # the script with more of them is for by hand
+KILLS = 4  # the script with more of them is for by hand
 NAMES = ("blue", "green", "red")
 SCHEDULE = Schedule("s", (Phase("head", "all", 2, 1e-2), Phase("all", "none", 2, 1e-3, ema=0.9)))
 
@@ -34,12 +35,10 @@ def trainer(schedule=SCHEDULE, **settings):
     return Trainer(model, schedule, **{"batch_size": 8, **settings})
 
 
-def stop_after(monkeypatch, epoch, before=False):
+def stop_after(monkeypatch, epoch):
     save_state = Run.save_state
 
     def save_and_stop(self, state, *args):
-        if state["epoch"] == epoch and before:
-            raise Stop
         save_state(self, state, *args)
         if state["epoch"] == epoch:
             raise Stop
@@ -64,32 +63,53 @@ def test_kills_at_random_moments():
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """(data, weights of the run, its metrics)."""
+    """(data, weights of the run, its metrics, where what it had on disk is kept).
+
+    `left / "2-True"` is what a death before the state of the second epoch was written would leave.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
     data = from_directory(write_colours(folder / "colours"))
-    whole = trainer().fit(data, folder / "whole")
-    return data, whole.model.get_weights(), whole.metrics
+    save_state, left = Run.save_state, folder / "left"
+
+    def save_and_copy(self, state, *args):
+        shutil.copytree(self.path, left / f"{state['epoch']}-True")
+        save_state(self, state, *args)
+        shutil.copytree(self.path, left / f"{state['epoch']}-False")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_state", save_and_copy)
+        whole = trainer().fit(data, folder / "whole")
+    return data, whole.model.get_weights(), whole.metrics, left
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-@pytest.mark.parametrize("before", [True, False])
-def test_resume_ends_where_the_undisturbed_run_ends(
-    undisturbed, tmp_path, monkeypatch, epoch, before
-):
-    """Stopped in the first phase, between the phases, and in the second one."""
-    data, weights, metrics = undisturbed
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_after(patch, epoch, before)
-        trainer().fit(data, tmp_path / "cut")
+# By the state that is found: of the first phase, of between the phases, of the second one. Where the
+# death came before an epoch's state was written, that of the epoch before is found.
+MOMENTS = [(2, True), (3, True), (3, False)]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "before"),
+    [
+        *MOMENTS,
+        *(pytest.param(*m, marks=pytest.mark.large) for m in [(1, True), (1, False), (2, False)]),
+    ],
+)
+def test_resume_ends_where_the_undisturbed_run_ends(undisturbed, tmp_path, epoch, before):
+    data, weights, metrics, left = undisturbed
+    shutil.copytree(left / f"{epoch}-{before}", tmp_path / "cut")
     assert not (tmp_path / "cut" / "model.keras").exists()
     with pytest.raises(InputError, match="--resume"):
         trainer().fit(data, tmp_path / "cut")
+    # What a killed process was writing is cleared away.
+    (tmp_path / "cut" / "state").mkdir(exist_ok=True)  # before the first epoch there is none
+    for file in ("state/.123.epoch-2.npz", ".123.history.csv"):
+        (tmp_path / "cut" / file).write_bytes(b"half")
     resumed = trainer().fit(data, tmp_path / "cut", resume=True)
+    assert {p.name for p in resumed.path.iterdir()} == RUN_FILES
     for a, b in zip(weights, resumed.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert resumed.metrics["best_epoch"] == metrics["best_epoch"]
     assert len((resumed.path / "history.csv").read_text().splitlines()) == 5
-    assert not (resumed.path / "state").exists()
     with pytest.raises(InputError, match="finished: there is nothing to resume"):
         trainer().fit(data, tmp_path / "cut", resume=True)
 
@@ -174,7 +194,7 @@ def test_what_changed_is_said(colours, tmp_path, monkeypatch):
 def test_resume_begins_where_nothing_was_begun(colours, tmp_path):
     """So that one command can be repeated until it is through."""
     (tmp_path / "empty").mkdir()
-    schedule = Schedule("s", SCHEDULE.phases[:1])
+    schedule = Schedule("s", (Phase("head", "all", 1, 1e-2),))
     for out in (tmp_path / "none", tmp_path / "empty"):
         run = trainer(schedule).fit(from_directory(colours), out, resume=True)
         assert run.finished
@@ -184,15 +204,3 @@ def test_resume_begins_where_nothing_was_begun(colours, tmp_path):
     with pytest.raises(InputError, match="is no run"):
         trainer(schedule).fit(from_directory(colours), tmp_path / "mine", resume=True)
     assert (tmp_path / "mine" / "note.txt").read_text() == "dear"
-
-
-def test_what_a_killed_process_was_writing_is_cleared_away(colours, tmp_path, monkeypatch):
-    data = from_directory(colours)
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_after(patch, 1)
-        trainer().fit(data, tmp_path / "cut")
-    for file in ("state/.123.epoch-2.npz", ".123.history.csv"):
-        (tmp_path / "cut" / file).write_bytes(b"half")
-    resumed = trainer().fit(data, tmp_path / "cut", resume=True)
-    files = {p.name for p in resumed.path.iterdir()}
-    assert files == RUN_FILES

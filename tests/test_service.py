@@ -1,11 +1,11 @@
-"""The tf.data service: workers in processes of their own make the batches."""
+"""The tf.data service: workers, of which one is another process, make the batches."""
 
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import tiny_backbone, write_picture
 
 from keras_transfer.data import Examples, Mix, from_directory, pipeline
 from keras_transfer.errors import InputError
@@ -22,26 +22,27 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def service():
-    """A dispatcher here and two workers in other processes; gives its address."""
+    """A dispatcher and a worker here and one worker in another process; gives its address."""
     import tensorflow as tf
 
     dispatcher = tf.data.experimental.service.DispatchServer()
     address = dispatcher.target
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, address.split("://")[1]],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
+    config = tf.data.experimental.service.WorkerConfig(
+        dispatcher_address=address.split("://")[1], heartbeat_interval_ms=500
+    )
+    here = tf.data.experimental.service.WorkerServer(config)
+    elsewhere = subprocess.Popen(
+        [sys.executable, "-c", WORKER, config.dispatcher_address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert elsewhere.stdout.readline() == "ready\n"
     yield address
-    for worker in workers:
-        worker.kill()
-        worker.communicate()
+    elsewhere.kill()
+    elsewhere.communicate()
+    del here, dispatcher
 
 
 @pytest.fixture
@@ -106,9 +107,7 @@ def test_a_trainer_feeds_from_it(service, colours, tmp_path, monkeypatch):
     runs = []
     for address in (None, service):
         keras.utils.set_random_seed(0)
-        model = build_model(
-            "mobilenet_0.25", Classification(data.class_names), image_size=32, weights=None
-        )
+        model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
         trainer = Trainer(
             model, "fine_tune", epochs=2, cache="off", data_service=address, batch_size=8
         )

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import tiny_backbone
 from PIL import Image
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -20,7 +21,6 @@ from keras_transfer.data import Examples, ImageData, from_directory, labelled_pi
 from keras_transfer.data.splits import split
 from keras_transfer.data.targets import Target, shown, strata, summary
 from keras_transfer.data.transforms import resize_and_crop
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predictions_csv, predictions_json
 from keras_transfer.heads import (
@@ -88,7 +88,8 @@ def data_of(hands, **options):
 def trained(data, out, strategy="feature_extraction", **options):
     keras.utils.set_random_seed(0)
     model = build_model("mobilenet_0.25", head_for(data), image_size=SIZE)
-    return Trainer(model, strategy, augment="none", cache="memory", **options).fit(data, out)
+    # On disk: the features of these pictures are the same for every task.
+    return Trainer(model, strategy, augment="none", cache="disk", **options).fit(data, out)
 
 
 def answers_of(model, paths, tmp_path):
@@ -243,7 +244,7 @@ def test_three_heads_train_in_steps_on_activations(hands, tmp_path):
 
 
 def heads_model(head, size=32):
-    return build_model(small_backbone(), head, image_size=size)
+    return build_model(tiny_backbone(), head, image_size=size)
 
 
 @pytest.mark.parametrize(

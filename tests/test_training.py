@@ -5,11 +5,10 @@ import csv
 import keras
 import numpy as np
 import pytest
-from conftest import RUN_FILES
+from conftest import RUN_FILES, tiny_backbone
 
 from keras_transfer.builders import backbone_of, build_model
 from keras_transfer.data import from_directory
-from keras_transfer.demo import small_backbone
 from keras_transfer.errors import InputError
 from keras_transfer.heads import Classification
 from keras_transfer.schedules import Phase, Schedule
@@ -20,7 +19,7 @@ NAMES = ("blue", "green", "red")
 
 def new_model(seed=0, names=NAMES):
     keras.utils.set_random_seed(seed)
-    return build_model(small_backbone(), Classification(names), image_size=32)
+    return build_model(tiny_backbone(), Classification(names), image_size=32)
 
 
 def values(model):
@@ -48,9 +47,9 @@ def test_a_run_learns_and_writes_its_files(colours, tmp_path):
     assert metrics["val"]["loss"] == pytest.approx(float(best["val_loss"]))
     assert metrics["images"] == {"train": 29, "val": 7}
     assert [p["name"] for p in metrics["phases"]] == ["head", "all"]
-    assert metrics["phases"][0]["frozen_stages"] == 4
+    assert metrics["phases"][0]["frozen_stages"] == 3
     assert metrics["phases"][1]["frozen_stages"] == 0
-    assert metrics["phases"][0]["trainable_parameters"] == 3 * 128 + 3
+    assert metrics["phases"][0]["trainable_parameters"] == 3 * 16 + 3
 
     # The model on disk is the best one: it gives the recorded loss.
     loaded = run.model
@@ -58,6 +57,11 @@ def test_a_run_learns_and_writes_its_files(colours, tmp_path):
     batches = data.batches("val", image_size=32, batch_size=8)
     loss = np.mean([float(head.loss()(y, loaded(x))) for x, y in batches])
     assert loss == pytest.approx(metrics["val"]["loss"], rel=1e-4)
+
+    # And plain Keras: compiled with an optimizer of its own, ready for `fit`.
+    model = keras.saving.load_model(run.model_path)
+    assert type(model.optimizer) is keras.optimizers.AdamW
+    model.fit(batches, verbose=0)
 
 
 def test_each_phase_moves_exactly_what_it_names(colours, tmp_path):
@@ -89,7 +93,7 @@ def test_seeds_make_two_runs_equal(colours, tmp_path):
 
     def train(name, seed):
         model = new_model()
-        Trainer(model, "lp_ft", epochs=2, batch_size=8, seed=seed).fit(data, tmp_path / name)
+        Trainer(model, "fine_tune", epochs=1, batch_size=8, seed=seed).fit(data, tmp_path / name)
         return model.get_weights()
 
     a, b, c = train("a", 1), train("b", 1), train("c", 2)
@@ -126,15 +130,6 @@ def test_the_last_epoch_is_kept_where_that_is_asked_for(colours, tmp_path):
     assert loss == pytest.approx(run.metrics["val"]["loss"], rel=1e-4)
 
 
-def test_a_finished_run_is_plain_keras(colours, tmp_path):
-    """The file has a compiled model with an optimizer of Keras, ready for `fit`."""
-    data = from_directory(colours)
-    run = Trainer(new_model(), "lp_ft", epochs=2, batch_size=8).fit(data, tmp_path / "run")
-    model = keras.saving.load_model(run.model_path)
-    assert type(model.optimizer) is keras.optimizers.AdamW
-    model.fit(data.batches("val", image_size=32, batch_size=8), verbose=0)
-
-
 def test_a_phase_in_steps_ends_within_an_epoch(colours, tmp_path):
     phases = (
         Phase("few", "all", steps=6, learning_rate=1e-2),
@@ -162,21 +157,16 @@ def test_a_phase_in_steps_ends_within_an_epoch(colours, tmp_path):
 def test_early_stopping_ends_the_phase_and_the_next_one_begins(colours, tmp_path):
     phases = (
         Phase("stuck", "all", 9, 1e-30, early_stopping=2),
-        Phase("all", "none", 2, 1e-3),
+        Phase("plateau", "all", 5, 1e-20, shape="plateau", patience=1, drop_factor=0.5),
     )
     run = Trainer(new_model(), Schedule("s", phases), batch_size=8).fit(
         from_directory(colours), tmp_path / "run"
     )
-    assert [p["epochs"] for p in run.metrics["phases"]] == [3, 2]
-
-
-def test_a_plateau_lowers_the_rate(colours, tmp_path):
-    phase = Phase("p", "all", 5, 1e-20, shape="plateau", patience=1, drop_factor=0.5)
-    run = Trainer(new_model(), Schedule("s", (phase,)), batch_size=8).fit(
-        from_directory(colours), tmp_path / "run"
-    )
+    assert [p["epochs"] for p in run.metrics["phases"]] == [3, 5]
     with (run.path / "history.csv").open() as file:
-        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        rates = [float(row["learning_rate"]) for row in rows if row["phase"] == "plateau"]
+    # The plateau lowers the rate.
     assert rates[0] == pytest.approx(1e-20) and rates[-1] < 0.3e-20
 
 
@@ -195,9 +185,10 @@ def test_classes_are_weighed(colours, tmp_path):
         return first_loss(data, tmp_path / name, class_weights=weights)
 
     plain = loss("plain", None)
-    assert loss("twice", dict.fromkeys(NAMES, 2.0)) == pytest.approx(2 * plain, rel=1e-5)
-    parts = [loss(name, {n: 1.0 if n == name else 1e-9 for n in NAMES}) for name in NAMES]
-    assert sum(parts) == pytest.approx(plain, rel=1e-5)
+    # Twice the part of one class; what is left of the whole is the third one's.
+    parts = [loss(name, {n: 2.0 if n == name else 1e-9 for n in NAMES}) / 2 for name in NAMES[:2]]
+    parts.append(plain - sum(parts))
+    assert min(parts) > 0.1 * plain
     counts = np.bincount(data.examples["train"].labels)
     balanced = sum(part * 29 / (3 * n) for part, n in zip(parts, counts))
     assert loss("balanced", "balanced") == pytest.approx(balanced, rel=1e-5)
@@ -213,11 +204,10 @@ def test_dropout_and_smoothing_of_a_phase(colours, tmp_path):
         return first_loss(data, tmp_path / str(len(list(tmp_path.iterdir()))), **fields)
 
     plain = loss(dropout=0.0)
-    assert loss(dropout=0.0) == plain
     assert loss(dropout=0.9) != plain
     assert loss(dropout=0.0, label_smoothing=0.5) != plain
     keras.utils.set_random_seed(0)
-    model = build_model(small_backbone(), Classification(NAMES, dropout=0), image_size=32)
+    model = build_model(tiny_backbone(), Classification(NAMES, dropout=0), image_size=32)
     with pytest.raises(InputError, match="built with dropout"):
         Trainer(model, Schedule("s", (Phase("p", "all", 1, dropout=0.5),))).fit(
             data, tmp_path / "none"
@@ -248,7 +238,7 @@ def test_steps_in_one_call_change_nothing(colours, tmp_path):
     results = []
     for n in (1, 3):
         model = new_model()
-        Trainer(model, "lp_ft", epochs=2, batch_size=8, steps_per_execution=n).fit(
+        Trainer(model, "fine_tune", epochs=1, batch_size=8, steps_per_execution=n).fit(
             data, tmp_path / str(n)
         )
         results.append(model.get_weights())
