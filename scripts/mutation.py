@@ -79,7 +79,7 @@ PLACES = {
             "data/examine.py": ("digest",),
             "data/files.py": ("_digest",),
         },
-        ("tests/test_kept.py",),
+        ("tests/test_keys.py", "tests/test_store.py -k another_identity"),
     ),
 }
 
