@@ -512,6 +512,15 @@ def test_as_many_pictures_of_a_class_as_parts_are_enough():
         split(np.array([0.5, 0.7]), {"val": 0.5}, ["same", "same"])
 
 
+def test_each_fold_gets_one_of_three_unequal_groups():
+    """Not two of them the first fold, which has room for both."""
+    labels = np.array([0] * 30 + [1] * 12)
+    who = [*names(30), "small", "smaller", *["large"] * 10]
+    for seed in range(10):
+        for fold in folds(labels, 3, names(42, "p"), groups=who, seed=seed):
+            assert set(labels[fold]) == {0, 1}
+
+
 def test_a_label_that_no_picture_has_is_no_error():
     labels = np.zeros((40, 3), int)
     labels[:20, 0] = labels[10:30, 1] = 1
