@@ -466,6 +466,27 @@ def example_splits():
     return found
 
 
+def example_splits_of_few_groups():
+    """The same, or why not, where a class may be in few groups, and these be large."""
+    rng, found = np.random.RandomState(7), []
+    for seed in range(160):
+        kinds, count = int(rng.randint(2, 7)), int(rng.randint(4, 12))
+        who = np.repeat(np.arange(count), 1 + rng.geometric(0.2, count))
+        home, other = rng.randint(0, kinds, count)[who], rng.randint(0, kinds, len(who))
+        labels = np.where(rng.random_sample(len(who)) < 0.7, home, other)
+        part = rng.choice([None, "train", "val"], count, p=[0.6, 0.2, 0.2])[who].tolist()
+        shares = {"val": [0.03, 0.1, 0.3, 0.6, 0.9][seed % 5]}
+        for fixed in (None, part):
+            rule = {"groups": who.tolist(), "fixed": fixed, "seed": seed}
+            try:
+                found.append(split(labels, shares, names(len(who)), **rule))
+            except InputError as error:
+                found.append(
+                    {"refused": np.array(re.findall("class (.*) (?:in every|has)", str(error)))}
+                )
+    return found
+
+
 DIGESTS = {
     "classes": "efc9814179254f18",
     "groups": "29d75c93be8349c3",
@@ -473,13 +494,15 @@ DIGESTS = {
     "targets": "2721f0881a974995",
     "folds": "1208aaa3f36fc35e",
     "fixed": "866885302eb511f3",
+    "few groups": "d635784b61cf7757",
 }
 
 
 def test_parts_are_those_of_earlier_releases():
     """Or a picture that was trained on would be tested on after an update."""
     digests = {}
-    for kind, divided in example_splits().items():
+    divided_by_kind = {**example_splits(), "few groups": example_splits_of_few_groups()}
+    for kind, divided in divided_by_kind.items():
         plain = [{name: part.tolist() for name, part in parts.items()} for parts in divided]
         text = json.dumps(plain).encode()
         digests[kind] = hashlib.blake2b(text, digest_size=8).hexdigest()
@@ -521,6 +544,40 @@ def test_each_fold_gets_one_of_three_unequal_groups():
             assert set(labels[fold]) == {0, 1}
 
 
+def test_neither_the_order_of_pictures_nor_the_type_of_keys_matters():
+    rng = np.random.RandomState(0)
+    labels = np.repeat([0, 1, 2], 20)
+    keys = names(60)
+    for i in range(0, 40, 4):  # joins two groups
+        keys[i] = keys[i + 1]
+    who = [f"who {i}" for i in rng.permutation(60) // 2]
+    for groups in (None, who):
+        first = split(labels, {"val": 0.3}, keys, groups=groups)["val"]
+        for _ in range(5):
+            order = rng.permutation(60)
+            mixed = groups and [groups[i] for i in order]
+            again = split(labels[order], {"val": 0.3}, [keys[i] for i in order], groups=mixed)
+            assert set(order[again["val"]]) == set(first)
+    as_bytes = [key.encode() for key in keys]
+    assert drawn(labels, {"val": 0.3}, as_bytes) == drawn(labels, {"val": 0.3}, keys)
+
+
+def test_what_a_list_put_into_a_part_counts():
+    """Three of four shall validate, and two do."""
+    labels = np.repeat([0, 1], [4, 40])
+    fixed = ["val", "val", None, None, *[None] * 40]
+    val = split(labels, {"val": 0.75}, names(44), fixed=fixed)["val"]
+    assert np.bincount(labels[val]).tolist() == [3, 30]
+
+
+def test_a_class_with_less_than_its_share_leaves_it_to_the_others():
+    """Of three pictures one is tested on at most, where two parts are to come."""
+    labels = np.repeat([0, 1], [3, 100])
+    parts = split(labels, {"test": 0.7, "val": 0.1}, names(103))
+    assert np.bincount(labels[parts["test"]]).tolist() == [1, 71]  # 72 of 103
+    assert np.bincount(labels[parts["val"]]).tolist() == [1, 9]
+
+
 def test_a_label_that_no_picture_has_is_no_error():
     labels = np.zeros((40, 3), int)
     labels[:20, 0] = labels[10:30, 1] = 1
@@ -537,10 +594,10 @@ def test_there_is_a_quantile_for_ten_pictures():
             each = np.bincount((values[val] * bins / count).astype(int), minlength=bins)
             assert each.tolist() == [count // bins // 2] * bins
     halves = set()
-    for seed in range(10):
+    for seed in range(40):
         val = split(np.arange(19.0), {"val": 0.5}, names(19), seed=seed)["val"]
         halves.add(int((val < 10).sum()))
-    assert len(halves) > 1
+    assert max(halves) - min(halves) > 2
 
 
 def test_messages_name_the_class_and_the_option():
@@ -549,6 +606,13 @@ def test_messages_name_the_class_and_the_option():
         folds(labels, 3, names(4), groups=who, class_names=("cat", "emu"))
     with raises("class emu has 1 readable picture; add pictures or give a validation folder"):
         folds(labels, 2, names(4), class_names=("cat", "emu"))
+    labels, who = np.array([0] * 9 + [1] * 4), [*names(9), *"aabb"]
+    with raises("class 1 has 4 readable pictures, which belong together in 2 groups, for 3 parts;"):
+        folds(labels, 3, names(13, "p"), groups=who)
+    with raises("class 1 has 4 readable pictures, which belong together in 1 group; add pictures"):
+        folds(labels, 2, names(13, "p"), groups=[*names(9), *"aaaa"])
+    with raises("no split found that has class 0 in every part"):
+        folds(np.array([0, 1, 0, 2, 1, 2]), 2, names(6), groups=[*"xxyyzz"])
     for part, shown in (("val", "validation"), ("test", "test")):
         with raises(f"the {shown} share must lie between 0 and 1 (both excluded), not 1;"):
             split(labels, {part: 1}, names(4))
