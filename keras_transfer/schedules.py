@@ -327,7 +327,7 @@ class Schedule:
         return "\n".join(lines)
 
 
-_SHOWN = ("name", "freeze", "epochs", "steps", "learning_rate", "shape")
+_SHOWN = ("freeze", "epochs", "steps", "learning_rate", "shape")
 
 
 def differences(phase: Phase, without=()) -> list[str]:

@@ -1,0 +1,262 @@
+"""Mutation testing: how many small faults, put into the code one at a time, do the tests notice?
+
+    pip install -e '.[dev,mutation]'
+    python scripts/mutation.py                    # all places, or name some: splits keys
+    python scripts/mutation.py splits --survivors # again only what survived, e.g. after a new test
+
+The faults are mutmut's, in its words `x < y` → `x <= y`, `f(a, b)` → `f(a)` or `f(None, b)`, `n = 5` →
+`n = None`, `5` → `6`, …. Unlike mutmut itself this also changes what stands outside of functions
+(defaults of dataclasses, tables) and decorated functions. Left as it is: the wording of messages, that
+is strings within `raise` and `say`, and all with a space between two words.
+
+Importing TensorFlow takes longer than most of the tests. So one process imports the libraries, and
+forks a child for each fault, which imports keras_transfer with that fault and runs the tests of the
+place. A child that takes too long counts as killed.
+"""
+
+import argparse
+import difflib
+import gc
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import libcst as cst
+from libcst.metadata import MetadataWrapper, PositionProvider
+from mutmut.mutation.file_mutation import MutationVisitor
+from mutmut.mutation.mutators import mutation_operators
+from mutmut.mutation.pragma_handling import IgnoredCode
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "build" / "mutation"
+# Imported before the forks; none of them may compute anything yet, or a child could hang.
+LIBRARIES = ("numpy", "PIL.Image", "pytest", "scipy", "tensorflow", "keras", "yaml", "sklearn")
+_WORDS = re.compile(r"\w \w")  # a name or key has no spaces
+MOST_SECONDS = 60  # of one child's processor time
+
+
+@dataclass(frozen=True)
+class Place:
+    """Code to change, file → names of its functions and classes (None is all), and its tests:
+    arguments of pytest, the quickest first, for runs one after the other until a test fails."""
+
+    code: dict[str, tuple[str, ...] | None]
+    tests: tuple[str, ...]
+
+
+PLACES = {
+    "freezing": Place(
+        {"freezing.py": None},
+        (
+            "tests/test_freezing.py -k three_stages",
+            "tests/test_freezing.py -k 'not three_stages and not scratch'",
+        ),
+    ),
+    "schedules": Place({"schedules.py": None}, ("tests/test_schedules.py",)),
+    "splits": Place(
+        {"data/splits.py": None, "data/split_rule.py": None},
+        ("tests/test_splits.py -k earlier_releases", "tests/test_splits.py"),
+    ),
+    "keys": Place(
+        {
+            "features/store.py": ("Store.table", "DIGEST"),
+            "features/prefix.py": ("Prefix.fingerprint", "prefix_of", "_nameless", "_placed"),
+            "features/extraction.py": ("_FORMAT", "features_identity", "_table"),
+            "features/kept.py": None,
+            "features/engines.py": ("engine_version", "_key"),
+            "features/supply.py": ("Supply._prefix", "Supply._once"),
+            "data/augmentation.py": ("View",),
+            "data/examine.py": ("digest",),
+            "data/files.py": ("_digest",),
+        },
+        ("tests/test_keys.py", "tests/test_store.py -k another_identity"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str  # under keras_transfer/
+    line: int
+    code: str
+    diff: str
+
+    @property
+    def module(self):
+        return "keras_transfer." + self.file.removesuffix(".py").replace("/", ".")
+
+
+class Visitor(MutationVisitor):
+    """mutmut's, which goes into decorated functions too, and notes where each node stands."""
+
+    def __init__(self, wanted):
+        super().__init__(mutation_operators, IgnoredCode(set(), set(), set()))
+        self.wanted, self.inside, self.speaking = wanted, [], 0
+        self.lines = []
+
+    def on_visit(self, node):
+        name = _name(node)
+        if name:
+            self.inside.append(name)
+        self.speaking += _speaks(node)
+        return super().on_visit(node)
+
+    def on_leave(self, node):
+        super().on_leave(node)
+        if _name(node):
+            self.inside.pop()
+        self.speaking -= _speaks(node)
+
+    def _skip_node_and_children(self, node):
+        if isinstance(node, cst.FunctionDef):
+            return False
+        return super()._skip_node_and_children(node)
+
+    def _create_mutations(self, node):
+        path = ".".join(self.inside)
+        if self.wanted and not any(f"{path}.".startswith(f"{name}.") for name in self.wanted):
+            return
+        if isinstance(node, cst.SimpleString) and (self.speaking or _WORDS.search(node.value)):
+            return
+        super()._create_mutations(node)
+        line = self.get_metadata(PositionProvider, node).start.line
+        self.lines += [line] * (len(self.mutations) - len(self.lines))
+
+
+def _name(node):
+    """Of what can be asked for by name: a function, a class, a constant of the module."""
+    if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
+        return node.name.value
+    if isinstance(node, cst.Assign) and isinstance(node.targets[0].target, cst.Name):
+        return node.targets[0].target.value
+    return None
+
+
+def _speaks(node):
+    """True where strings are words for people."""
+    said = isinstance(node, cst.Call) and getattr(node.func, "value", None) in ("say", "InputError")
+    return said or isinstance(node, cst.Raise)
+
+
+def mutants(place):
+    found = []
+    for file, wanted in place.code.items():
+        source = (ROOT / "keras_transfer" / file).read_text(encoding="utf-8")
+        wrapper = MetadataWrapper(cst.parse_module(source))
+        visitor = Visitor(wanted)
+        wrapper.visit(visitor)
+        seen = {source}
+        for mutation, line in zip(visitor.mutations, visitor.lines, strict=True):
+            code = wrapper.module.deep_replace(mutation.original_node, mutation.mutated_node).code
+            if code not in seen:
+                seen.add(code)
+                lines = (text.splitlines() for text in (source, code))
+                diff = [x for x in difflib.unified_diff(*lines, n=0, lineterm="")][3:]
+                found.append(Mutant(file, line, code, "\n".join(diff)))
+    return found
+
+
+class Changed(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):
+    """Gives one module another source."""
+
+    def __init__(self, mutant):
+        path = str(ROOT / "keras_transfer" / mutant.file)
+        super().__init__(mutant.module, path)
+        self.code = mutant.code
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None
+
+    def get_code(self, name):
+        return compile(self.code, self.path, "exec", dont_inherit=True)
+
+
+def run(tests, mutant=None, log=os.devnull):
+    """(state, seconds of processor time) of the tests with a fault: killed, survived, timeout."""
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS + 5))
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if mutant:
+            sys.meta_path.insert(0, Changed(mutant))
+        import pytest
+
+        status = 99
+        try:
+            for arguments in tests:
+                always = ["-x", "-q", "-p", "no:cacheprovider"]
+                status = int(pytest.main([*always, *shlex.split(arguments)]))
+                if status:
+                    break
+        finally:
+            os._exit(status)
+    while True:
+        pid, status, used = os.wait4(child, os.WNOHANG)
+        if pid:
+            break
+        if time.monotonic() - started > 5 * MOST_SECONDS:
+            os.killpg(child, signal.SIGKILL)
+        time.sleep(0.02)
+    state = "timeout" if os.WIFSIGNALED(status) else "killed" if status else "survived"
+    return state, used.ru_utime + used.ru_stime
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("places", nargs="*", choices=[*PLACES, []], default=[])
+    parser.add_argument("--survivors", action="store_true", help="only what survived last time")
+    parser.add_argument("--count", action="store_true", help="say how many there are, run nothing")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    sys.path[:0] = [str(ROOT)]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if not args.count:
+        for name in LIBRARIES:
+            importlib.import_module(name)
+        gc.freeze()  # what a collection touches in a child would be copied
+    for name in args.places or PLACES:
+        place, file = PLACES[name], RESULTS / f"{name}.json"
+        faults = mutants(place)
+        if args.count:
+            print(name, len(faults))
+            continue
+        known = json.loads(file.read_text()) if args.survivors and file.is_file() else {}
+        state, seconds = run(place.tests, log=RESULTS / f"{name}.log")
+        print(f"{name}: {len(faults)} faults; the tests without one: {state}, {seconds:.1f} s")
+        if state != "survived":
+            sys.exit(f"The tests of {name} fail as they are, see {RESULTS / name}.log")
+        results = {}
+        for fault in faults:
+            key = f"{fault.file}:{fault.line}\n{fault.diff}"
+            state = known.get(key)
+            if state in (None, "survived"):
+                state, seconds = run(place.tests, fault)
+            results[key] = state
+            file.write_text(json.dumps(results, indent=1))
+            if state == "survived":
+                print(f"survived ({seconds:.1f} s) {key}", flush=True)
+        states = list(results.values())
+        lived = states.count("survived")
+        print(
+            f"{name}: {1 - lived / len(states):.1%} of {len(states)} killed "
+            f"({states.count('timeout')} by time), {lived} survived",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
