@@ -43,6 +43,8 @@ def freeze_libraries():
     (Asking `gc.get_freeze_count()` whether it was done takes 0.1 s: it counts them.)
     """
     gc.freeze()
+    # Tracing a graph makes objects by the hundred thousand that all stay: nothing is to be found there.
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ def logits(rng):
     return 2 * rng.normal(size=(6, 4)).astype("float32")
 
 
+@pytest.mark.large  # by default test_backends.py trains an adapter there
 def test_on_jax():
     """All of this file once more."""
     pytest.importorskip("jax", reason="JAX is not installed")

@@ -377,6 +377,7 @@ def test_the_command(tmp_path, colours, source, cache):
     assert (tmp_path / "out" / "comparison.png").is_file()
 
 
+@pytest.mark.large  # by default notebook 03 does it, in test_notebooks.py
 def test_real_weights_give_a_higher_start(real_weights, real_data, tmp_path, cache):
     whole = kt.data.from_directory(real_data / "sign_digits", progress=False)
     val = whole.examples["val"]

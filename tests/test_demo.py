@@ -1,5 +1,6 @@
 """The demonstration, shortened, and what it says of its curves."""
 
+import pytest
 from conftest import tiny_backbone
 
 from keras_transfer import demo
@@ -26,6 +27,7 @@ def test_pictures_of_source_and_target_do_not_mix(tmp_path):
         assert not (tmp_path / "source" / str(digit)).exists()
 
 
+@pytest.mark.large  # CI runs scripts/demo.sh
 def test_the_demo_runs_to_its_end(tmp_path, monkeypatch, capsys):
     """With a network that compiles at once; `scripts/demo.sh` runs it with its own."""
     monkeypatch.setattr(demo, "small_backbone", tiny_backbone)

@@ -53,7 +53,14 @@ def test_table_and_picture(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenet_v2_0.35", "efficientnet_b0", "nasnet_mobile", "convnext_tiny", "resnet50"]
+    "name",
+    [
+        "mobilenet_v2_0.35",
+        "efficientnet_b0",
+        pytest.param("nasnet_mobile", marks=pytest.mark.large),
+        pytest.param("convnext_tiny", marks=pytest.mark.large),
+        pytest.param("resnet50", marks=pytest.mark.large),
+    ],
 )
 def test_another_image_size_is_the_model_that_keras_would_build(name, rng):
     """On shared weights; families that pad by the size of the picture among them."""
