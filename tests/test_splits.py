@@ -867,12 +867,12 @@ def test_files_of_lists(tmp_path, monkeypatch):
         (tmp_path / "l.csv").write_bytes(text.encode(encoding))
         return read_split_file(tmp_path / "l.csv")
 
-    text = "label,split,path\nx, TRAIN ,ä.png\r\n,valid,b\n,test,ä/c\n,train,ä.png\n"
+    text = "path,label,split\nä.png,x, TRAIN \r\nb,,valid\nä/c,,test\nä.png,,train\n"
     expected = {"ä.png": "train", "b": "val", "ä/c": "test"}
     assert read(text) == read(text, "utf-8-sig") == expected
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read_split_file("~/l.csv") == expected
-    assert list(read('path,split\n"two\nlines",val\n')) == ["two\nlines"]
+    assert list(read('path,split\n"two\r\nlines",val\n')) == ["two\r\nlines"]
     for text, words in (
         ("", "has no column path and no column split; a list of splits has the columns path and"),
         ("path\n", "has no column split;"),
