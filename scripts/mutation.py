@@ -42,7 +42,6 @@ RESULTS = ROOT / "build" / "mutation"
 # Imported before the forks; none of them may compute anything yet, or a child could hang.
 LIBRARIES = ("numpy", "PIL.Image", "pytest", "scipy", "tensorflow", "keras", "yaml", "sklearn")
 _WORDS = re.compile(r"\w \w")  # a name or key has no spaces
-MOST_SECONDS = 60  # of one child's processor time
 
 
 @dataclass(frozen=True)
@@ -181,13 +180,17 @@ class Changed(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader
         return compile(self.code, self.path, "exec", dont_inherit=True)
 
 
-def run(tests, mutant=None, log=os.devnull):
-    """(state, seconds of processor time) of the tests with a fault: killed, survived, timeout."""
+def run(tests, limit, mutant=None, log=os.devnull):
+    """(state, seconds of processor time) of the tests with a fault: killed, survived, timeout.
+
+    Args:
+        limit: most seconds of processor time; five times as many by the clock.
+    """
     started = time.monotonic()
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
-        resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS + 5))
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -208,7 +211,7 @@ def run(tests, mutant=None, log=os.devnull):
         pid, status, used = os.wait4(child, os.WNOHANG)
         if pid:
             break
-        if time.monotonic() - started > 5 * MOST_SECONDS:
+        if time.monotonic() - started > 5 * limit:
             os.killpg(child, signal.SIGKILL)
         time.sleep(0.02)
     state = "timeout" if os.WIFSIGNALED(status) else "killed" if status else "survived"
@@ -235,8 +238,9 @@ def main():
             print(name, len(faults))
             continue
         known = json.loads(file.read_text()) if args.survivors and file.is_file() else {}
-        state, seconds = run(place.tests, log=RESULTS / f"{name}.log")
+        state, seconds = run(place.tests, 300, log=RESULTS / f"{name}.log")
         print(f"{name}: {len(faults)} faults; the tests without one: {state}, {seconds:.1f} s")
+        limit = 5 + 3 * int(seconds)
         if state != "survived":
             sys.exit(f"The tests of {name} fail as they are, see {RESULTS / name}.log")
         results = {}
@@ -244,7 +248,7 @@ def main():
             key = f"{fault.file}:{fault.line}\n{fault.diff}"
             state = known.get(key)
             if state in (None, "survived"):
-                state, seconds = run(place.tests, fault)
+                state, seconds = run(place.tests, limit, fault)
             results[key] = state
             file.write_text(json.dumps(results, indent=1))
             if state == "survived":

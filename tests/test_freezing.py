@@ -196,6 +196,7 @@ def test_three_stages_are_frozen_up_to_the_boundary_below(three_stages):
         ("top:1", 2),
         ("top:3", 0),
         ("rescaling", 0),
+        ("batch_normalization", 0),  # the last but one of its stage
         ("re_lu", 1),
         ("conv2d_1", 1),
         ("re_lu_1", 2),

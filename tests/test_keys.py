@@ -338,6 +338,18 @@ def test_outputs_may_have_names_of_their_own():
     assert fingerprint({**network(), "input_layers": []}) != fingerprint(network())
 
 
+def test_a_stack_of_layers_is_no_graph():
+    """`Sequential` has layers without a name outside of their settings, and no outputs."""
+
+    def stacked(name, units):
+        one = {"class_name": "Dense", "config": {"name": name, "units": units}}
+        config = network()
+        config["layers"][1]["config"] = {"name": "stack", "layers": [one]}
+        return fingerprint(config)
+
+    assert stacked("a", 1) == stacked("other", 1) != stacked("a", 2)
+
+
 def test_every_weight_is_part_of_a_fingerprint():
     config = network()
     found = {

@@ -867,12 +867,12 @@ def test_files_of_lists(tmp_path, monkeypatch):
         (tmp_path / "l.csv").write_bytes(text.encode(encoding))
         return read_split_file(tmp_path / "l.csv")
 
-    text = "label,split,path\nx, TRAIN ,ä.png\r\n,valid,b\n,test,ä/c\n,train,ä.png\n"
+    text = "path,label,split\nä.png,x, TRAIN \r\nb,,valid\nä/c,,test\nä.png,,train\n"
     expected = {"ä.png": "train", "b": "val", "ä/c": "test"}
     assert read(text) == read(text, "utf-8-sig") == expected
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read_split_file("~/l.csv") == expected
-    assert list(read('path,split\n"two\nlines",val\n')) == ["two\nlines"]
+    assert list(read('path,split\n"two\r\nlines",val\n')) == ["two\r\nlines"]
     for text, words in (
         ("", "has no column path and no column split; a list of splits has the columns path and"),
         ("path\n", "has no column split;"),
@@ -888,3 +888,23 @@ def test_files_of_lists(tmp_path, monkeypatch):
         read("path,split\nä,val\n", "latin-1")
     with raises(f"cannot read the list of splits {tmp_path / 'no.csv'}: No such file or directory"):
         read_split_file(tmp_path / "no.csv")
+
+
+def test_nobody_is_tested_on_and_trained_on_with_folds():
+    who = np.array([f"p{i % 12}" for i in range(60)])
+    rule = SplitRule(folds=2, fold=1, test_split=0.25, groups=r"/(p\d+)_")
+    people_of = [set(who[part].tolist()) for part in assigned(rule).values()]
+    assert sum(map(len, people_of)) == len(set.union(*people_of)) == 12
+
+
+def test_a_list_may_train_on_what_folders_validate(tmp_path):
+    rows = [(path, "train") for i, path in enumerate(PATHS) if i % 3]
+    rule = SplitRule(split_file=write_list(tmp_path / "list.csv", rows))
+    parts = assigned(rule, given=["val"] * 60)
+    assert parts == {"train": [i for i in range(60) if i % 3], "val": list(range(0, 60, 3))}
+
+
+def test_the_class_most_above_its_share_gives_to_rare_ones():
+    labels = np.repeat([0, 1, 2, 3], [40, 25, 2, 2])
+    val = split(labels, {"val": 0.1}, names(69))["val"]
+    assert np.bincount(labels[val]).tolist() == [3, 2, 1, 1]  # the shares are 4, 2.5, 0.2 and 0.2
