@@ -80,6 +80,9 @@ CASES = {
     "unknown strategy": (["--strategy", "magic"], "Unknown strategy 'magic'"),
     "no source model": (["--backbone", "./none.keras"], "does not exist"),
     "no config": (["--config", "none.yaml"], "No config file"),
+    "a config that is none": (["--config", "list.yaml"], "list.yaml is no config"),
+    "a config of another kind": (["--config", "broken.yaml"], "broken.yaml is no YAML"),
+    "no value of YAML": ([*LP_FT, "--set", "epochs=["], "'[' is no value"),
     "no such phase": ([*LP_FT, "--set", "al.ema=0.9"], "has the phases head, all"),
     "no such field": ([*LP_FT, "--set", "all.emma=0.9"], "a phase has the fields"),
     "no such argument": ([*LP_FT, "--set", "k=3"], "lp_ft has the arguments"),
@@ -138,6 +141,8 @@ def test_bad_folders(tmp_path, case):
 def test_bad_options(tmp_path, case):
     options, words = CASES[case]
     data = folder_of(tmp_path / "data", COLOURS)
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    (tmp_path / "broken.yaml").write_text("epochs: [")
     # A proxy that nobody answers: the weights are out of reach on any machine.
     away = {"KERAS_HOME": str(tmp_path / "home"), "https_proxy": "http://127.0.0.1:9"}
     env = {**os.environ, **away}

@@ -18,7 +18,8 @@ from keras_transfer.evaluation import (
     predictions_csv,
     predictions_json,
 )
-from keras_transfer.heads import Classification, Regression
+from keras_transfer.evaluation.measuring import brief, shown
+from keras_transfer.heads import Classification, MultiLabel, Regression
 from keras_transfer.intervals import wilson_interval
 from keras_transfer.training import Trainer
 
@@ -105,3 +106,29 @@ def test_inputs_that_cannot_be_measured(colours, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no")
     with pytest.raises(InputError, match="No readable picture"):
         predict(model_for(), [tmp_path / "bad.png"])
+
+
+def test_what_is_said_of_every_task(rng):
+    heads = {
+        "kind": Classification(["a", "b", "c"]),
+        "tags": MultiLabel(["red", "blue"]),
+        "age": Regression(["years"]),
+    }
+    labels = {
+        "kind": np.array([0, 1, 2, 1]),
+        "tags": np.array([[1, 1], [0, 1], [1, 1], [0, 1]]),
+        "age": np.array([[1.0], [2.0], [4.0], [3.0]], "float32"),
+    }
+    heads["age"] = heads["age"].fitted(labels["age"])
+    outputs = {
+        name: rng.normal(size=(4, size)).astype("float32")
+        for name, size in (("kind", 3), ("tags", 2), ("age", 1))
+    }
+    said = shown({**brief(heads, labels, outputs), "skipped": 2}, "val").splitlines()
+    assert said[0].startswith("4 pictures of val, loss ") and said[0].endswith(", 2 files skipped")
+    assert said[1].startswith("kind: accuracy ") and "95 % interval" in said[1]
+    assert [line.split()[0] for line in said[2:6]] == ["class", "a", "b", "c"]
+    assert said[6].startswith("tags: map ")
+    assert "without blue (the same in all pictures)" in said[6]
+    assert said[9].startswith("blue ") and " - " in said[9]  # what cannot be measured is no number
+    assert said[10].startswith("age: mae ") and said[12].startswith("years ")

@@ -233,6 +233,33 @@ def test_arrays_that_are_no_pictures(pictures, labels, message):
         from_arrays((pictures, labels), progress=False)
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.xlsx", b"PK", "a.xlsx is none of .csv"),
+        ("a.csv", b"", "a.csv is empty"),
+        ("a.csv", b"path,label\n\xff,red\n", "cannot be read as UTF-8 CSV"),
+        (
+            "a.csv",
+            b"path,label\na,b.png,red\n",
+            "row 1 has 3 cells, but the header has 2; put quotes",
+        ),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("none.csv", None, "no such file"),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        from_table(tmp_path / name, progress=False)
+
+
+def test_columns_of_another_length():
+    with pytest.raises(InputError, match="differ in length: path 2, label 1"):
+        from_table({"path": ["a.png", "b.png"], "label": ["red"]}, progress=False)
+
+
 def test_arrays_given_without_a_tuple_are_told_how():
     with pytest.raises(InputError, match=r"train must be a tuple .* not ndarray: from_arrays\(\("):
         from_arrays(_pictures(), [0, 1] * 4, progress=False)

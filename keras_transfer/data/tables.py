@@ -151,7 +151,10 @@ def read_columns(table) -> tuple[dict[str, Sequence], str]:
             import pyarrow.parquet
         except ImportError:
             raise InputError(f"{path}: Parquet needs `pip install pyarrow`.") from None
-        read = pyarrow.parquet.read_table(path)
+        try:
+            read = pyarrow.parquet.read_table(path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{path} cannot be read as Parquet: {error}") from None
         return {name: read[name].to_pylist() for name in read.column_names}, str(path)
     if kind not in TABLES:
         raise InputError(f"{path} is none of {', '.join(TABLES)}.")
