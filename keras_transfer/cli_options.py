@@ -190,7 +190,7 @@ def sizes_of(text):
     if text is None:
         return None
     sizes = [part.strip() for part in text.split(",")]
-    if not all(size == "all" or size.isdigit() for size in sizes):
+    if not all(size == "all" or size.isdecimal() for size in sizes):
         raise InputError(f"--sizes {text}: give numbers and commas, e.g. 5,20,80,all.")
     return [None if size == "all" else int(size) for size in sizes]
 
@@ -198,7 +198,7 @@ def sizes_of(text):
 def seeds_of(text):
     """`3` as typed → 0, 1, 2; `10,11` → these."""
     seeds = [part.strip() for part in text.split(",")]
-    if not all(seed.isdigit() for seed in seeds):
+    if not all(seed.isdecimal() for seed in seeds):
         raise InputError(f"--seeds {text}: give how many, e.g. 3, or which, e.g. 10,11,12.")
     return list(range(int(text))) if len(seeds) == 1 else [int(seed) for seed in seeds]
 

@@ -84,7 +84,7 @@ def _layer_count(backbone, what, sizes, layers):
     if what in layers:
         return layers.index(what) + 1
     kind, _, number = what.partition(":")
-    if kind in ("stage", "top") and number.isdigit() and int(number) <= len(sizes):
+    if kind in ("stage", "top") and number.isdecimal() and int(number) <= len(sizes):
         return sum(sizes[: int(number) if kind == "stage" else len(sizes) - int(number)])
     raise InputError(
         f"Cannot freeze '{what}': {backbone.name} has no such layer; it has {len(sizes)} stages "

@@ -294,7 +294,7 @@ class Run:
         folder = self.path / EXPORT
         if format != "saved_model":
             folder /= f"{format}_int8" if int8 else format
-        numbers = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+        numbers = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
         return folder / str(max(numbers, default=0) + 1)
 
 

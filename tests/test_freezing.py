@@ -213,6 +213,7 @@ def test_three_stages_and_what_they_have_not(three_stages):
         (1.01, "share of 1.01"),
         (float("nan"), "share of nan"),
         ("stage:4", "no such layer; it has 3 stages"),
+        ("stage:²", "no such layer"),
         ("top:4", "no such layer; it has 3 stages"),
         ("stage:-1", "no such layer"),
         ("stage", "no such layer"),

@@ -160,12 +160,12 @@ def jax_cluster(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def _number(text, name):
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         raise InputError(f"{name} is {text!r}: give a whole number.")
     return int(text)
 
 
 def _check_address(address, name):
     host, _, port = str(address).rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"{name} has the address {address!r}: give HOST:PORT.")

@@ -96,7 +96,7 @@ def sliced(values: Sequence[str], measure: Callable[[np.ndarray], dict]) -> list
 
 def _natural(name):
     """Numbers in a name count as such: 64–127 px comes before 128–255 px."""
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 
 def _folder(name, root):

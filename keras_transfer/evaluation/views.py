@@ -21,7 +21,7 @@ def views_for(tta: str | int | None, augmentation="light") -> tuple[View, ...]:
         return (View(),)
     if tta == "mirror":
         return View(), View("mirror")
-    if not str(tta).isdigit() or int(tta) < 2:
+    if not str(tta).isdecimal() or int(tta) < 2:
         raise InputError(f"tta {tta}: give mirror, or a number of views, 2 or more.")
     variants = views_of(augmentation, int(tta) - 1)
     if variants == (View(),):

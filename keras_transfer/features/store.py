@@ -233,7 +233,7 @@ class Table:
         """Removes what processes that are gone were writing."""
         for file in self.folder.glob(".*"):
             process = file.name.split(".")[1]
-            if process.isdigit() and not _alive(int(process)):
+            if process.isdecimal() and not _alive(int(process)):
                 file.unlink(missing_ok=True)
 
 
