@@ -128,7 +128,9 @@ class Phase:
             raise InputError(f"Phase '{self.name}': shape 'plateau' cannot accumulate gradients.")
         object.__setattr__(self, "drops", tuple(self.drops))
         for key, value in self.rates.items():
-            known = key in ("head", "backbone") or (key.startswith("stage:") and key[6:].isdecimal())
+            known = key in ("head", "backbone") or (
+                key.startswith("stage:") and key[6:].isdecimal()
+            )
             if not known or not _positive(value):
                 raise InputError(
                     f"Phase '{self.name}': rates has {key!r}: {value!r}; give 'head', 'backbone' or "

@@ -1,6 +1,5 @@
 """What all tests share: real material where it is at hand, and a clean Keras between tests."""
 
-import functools
 import gc
 import os
 import sys
@@ -33,18 +32,9 @@ def clean_keras():
         if global_state.get_global_attribute("object_name_uids") is None:
             return
         keras.backend.clear_session(free_memory=True)
-        freeze_libraries()
-
-
-@functools.cache
-def freeze_libraries():
-    """Once: their half a million objects, which looking through takes 0.2 s each time.
-
-    (Asking `gc.get_freeze_count()` whether it was done takes 0.1 s: it counts them.)
-    """
-    gc.freeze()
-    # Tracing a graph makes objects by the hundred thousand that all stay: nothing is to be found there.
-    gc.set_threshold(50_000, 20, 20)
+        # What is still there stays, libraries and what TensorFlow keeps of each graph: half a million
+        # objects and more, which looking through costs 0.3 s each time.
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

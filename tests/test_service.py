@@ -1,4 +1,4 @@
-"""The tf.data service: workers, of which one is another process, make the batches."""
+"""The tf.data service: workers in processes of their own make the batches."""
 
 import subprocess
 import sys
@@ -22,27 +22,29 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def service():
-    """A dispatcher and a worker here and one worker in another process; gives its address."""
+    """A dispatcher here and two workers in other processes; gives its address.
+
+    (Of a worker in this process the end may take a minute.)
+    """
     import tensorflow as tf
 
     dispatcher = tf.data.experimental.service.DispatchServer()
     address = dispatcher.target
-    config = tf.data.experimental.service.WorkerConfig(
-        dispatcher_address=address.split("://")[1], heartbeat_interval_ms=500
-    )
-    here = tf.data.experimental.service.WorkerServer(config)
-    elsewhere = subprocess.Popen(
-        [sys.executable, "-c", WORKER, config.dispatcher_address],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert elsewhere.stdout.readline() == "ready\n"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, address.split("://")[1]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
     yield address
-    elsewhere.kill()
-    elsewhere.communicate()
-    del here, dispatcher
+    for worker in workers:
+        worker.kill()
+        worker.communicate()
 
 
 @pytest.fixture
