@@ -2,7 +2,7 @@
 
     python scripts/export_formats.py DATA [--backbones NAME …] [--weights imagenet|none] [--families]
                  [--image-size N] [--per-class N] [--val-split SHARE] [--formats litert …]
-                 [--rows FILE.csv] [--table] [--into FILE.md]
+                 [--rows FILE.csv] [--table | --no-table]
 
 DATA is a folder of class folders. A head is fitted on features computed once, the model is exported in
 each format, in int8 where there is one (ranges measured on 200 training pictures, any loss allowed), and
@@ -12,8 +12,7 @@ best of three rounds; a SavedModel also scales them.
 Without ImageNet weights the network is a `random_twin`: with what its BatchNorms are initialised to, the
 answers would be nearly constant, and equal whatever the format. `--families` takes one such backbone of
 each family. A row is written after each format, so that an interrupted run goes on; every backbone has a
-process of its own. The tables, in Markdown, are printed at the end (`--table`: at once), or stand
-`--into` a file from then on, between its lines `<!-- measured -->` and `<!-- end -->`.
+process of its own. The tables, in Markdown, are printed at the end (`--table`: at once).
 """
 
 import argparse
@@ -58,7 +57,6 @@ KEYS = ("backbone", "weights", "image_size", "format")
 # `accuracy` and `answers` (how many different ones it gave) are the Keras model's, on the same pictures.
 NUMBERS = ("mb", "pictures_per_s", "agreement", "lost", "difference", "accuracy", "answers")
 PICTURES, EXAMPLES = 300, 200  # that `export_run` takes as well
-BEGIN, END = "<!-- measured -->", "<!-- end -->"
 FIELDS = (*KEYS, *NUMBERS, "refused")
 
 
@@ -306,8 +304,7 @@ def main():
     parser.add_argument("--val-split", type=float, default=0.2)
     parser.add_argument("--formats", nargs="+", default=list(TITLES), choices=list(TITLES))
     parser.add_argument("--rows", type=Path, default=Path("export.csv"))
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--into", type=Path)
+    parser.add_argument("--table", action=argparse.BooleanOptionalAction)
     options = parser.parse_args()
     if options.families:
         options.backbones, options.weights = list(FAMILIES.values()), "none"
@@ -316,12 +313,7 @@ def main():
             parser.error("give a folder of class folders")
         for backbone in options.backbones:
             run(options, backbone)
-    if options.into:
-        before, rest = options.into.read_text().split(BEGIN)
-        _, after = rest.split(END)
-        shown = f"{BEGIN}\n\n{tables(read(options.rows))}\n\n{END}"
-        options.into.write_text(before + shown + after)
-    elif options.table or len(options.backbones) > 1:
+    if options.table is not False:
         print(tables(read(options.rows)))
 
 
@@ -342,7 +334,7 @@ def run(options, backbone):
     if len(options.backbones) > 1:
         words = [options.data, "--backbones", backbone, "--weights", options.weights]
         words += ["--image-size", size, "--rows", options.rows, "--formats", *wanted]
-        words += ["--val-split", options.val_split]
+        words += ["--val-split", options.val_split, "--no-table"]
         words += ["--per-class", options.per_class] if options.per_class else []
         subprocess.run([sys.executable, __file__, *map(str, words)])  # the others go on if it dies
         return

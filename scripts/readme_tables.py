@@ -1,4 +1,4 @@
-"""Writes the tables of README.md, and docs/measured.md, from what benchmarks have printed.
+"""Writes the tables of README.md and of docs/, and docs/measured.md, from what benchmarks have printed.
 
 python scripts/readme_tables.py             after `sitting.py`
 python scripts/readme_tables.py --check     exit code 1 where they are not what the benchmarks printed
@@ -18,10 +18,9 @@ import adaptation_benchmark
 import regret
 from sitting import BENCHMARKS, MEASURED
 
-from keras_transfer.runs import write_text
+from keras_transfer.whole_files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "measured.md"
 
 # Benchmark, and how those of its lines begin that the README shows.
@@ -53,7 +52,7 @@ def rows(name: str, beginning: str = "") -> list[list[str]]:
     lines = [line for line in measured(name)[1].splitlines() if line.startswith(f"| {beginning}")]
     if not beginning:
         lines = [line for line in lines if not line.startswith(("| what", "|---"))]
-    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
 
 
 def origin() -> str:
@@ -81,12 +80,19 @@ def comparisons() -> str:
     return f"{origin()}\n\n" + "\n".join(lines)
 
 
-def table_in(name: str, title: str = "") -> str:
-    """The first Markdown table that a benchmark printed, or the first below a line with this title."""
-    lines = measured(name)[1].partition(title)[2].splitlines()
+def table_in(name: str) -> str:
+    """The first Markdown table that a benchmark printed."""
+    lines = measured(name)[1].splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("|"))
     last = next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))
     return "\n".join(lines[first:last])
+
+
+def tables_in(name: str) -> str:
+    """All from the first table on, with its title."""
+    lines = measured(name)[1].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    return "\n".join(lines[first - 2 :]).strip()
 
 
 def demonstration() -> str:
@@ -101,24 +107,31 @@ def read(file: str) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-# Name → what stands there, and the benchmarks that it takes.
+# File → name → what stands there, and the benchmarks that it takes.
 BLOCKS = {
-    "regret": (lambda: regret.table(read("regret.csv")), ()),
-    "adaptation": (lambda: adaptation_benchmark.summary(read("adaptation.csv")), ()),
-    "formats": (lambda: table_in("formats", "ImageNet weights"), ("formats",)),
-    "measured": (comparisons, (*dict(SHOWN), "workers")),
-    "demo": (demonstration, ("demo",)),
+    "README.md": {
+        "regret": (lambda: regret.table(read("regret.csv")), ()),
+        "adaptation": (lambda: adaptation_benchmark.summary(read("adaptation.csv")), ()),
+        "formats": (lambda: table_in("formats"), ("formats",)),
+        "measured": (comparisons, (*dict(SHOWN), "workers")),
+        "demo": (demonstration, ("demo",)),
+    },
+    "docs/export.md": {
+        "formats": (lambda: tables_in("formats"), ("formats",)),
+        "families": (lambda: tables_in("formats_families"), ("formats_families",)),
+    },
+    "docs/compare.md": {"gain": (lambda: table_in("gain"), ("gain",))},
 }
 
 
-def readme(text: str) -> str:
-    """The README with its tables as the benchmarks printed them; what no sitting has measured stays."""
-    for name, (block, benchmarks) in BLOCKS.items():
+def filled(file: str, text: str) -> str:
+    """The text with its tables as the benchmarks printed them; what no sitting has measured stays."""
+    for name, (block, benchmarks) in BLOCKS[file].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):
-            raise SystemExit(f"README.md has no lines {begin.strip()} and {end}")
+            raise SystemExit(f"{file} has no lines {begin.strip()} and {end}")
         if not all((MEASURED / f"{benchmark}.txt").exists() for benchmark in benchmarks):
             continue
         text = f"{before}{begin}\n{block()}\n\n{end}{after}"
@@ -149,7 +162,7 @@ def page() -> str:
 
 def stale() -> dict[Path, str]:
     """The files that are not what the benchmarks printed, with what they should be."""
-    wanted = {README: readme(README.read_text(encoding="utf-8"))}
+    wanted = {ROOT / file: filled(file, (ROOT / file).read_text("utf-8")) for file in BLOCKS}
     if MEASURED.exists():
         wanted[PAGE] = page()
     return {

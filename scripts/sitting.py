@@ -17,6 +17,7 @@ import datetime
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,10 +27,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from keras_transfer.runs import write_text
+from keras_transfer.whole_files import write_file, write_text
 
 HERE = Path(__file__).resolve().parent
-MEASURED = HERE.parent / "docs" / "measured"
+ROOT = HERE.parent
+MEASURED = ROOT / "docs" / "measured"
 PACKAGES = ("keras", "tensorflow", "openvino", "jax", "scikit-learn", "albumentations")
 
 # Each needs the machine for itself. DATA is `KERAS_TRANSFER_DATA`, TEMPORARY a folder that goes away.
@@ -52,6 +54,11 @@ BENCHMARKS = {
         "export_formats.py DATA/sign_digits --families --image-size 64 --per-class 60 --val-split 0.5 "
         "--rows TEMPORARY/export.csv"
     ),
+}
+# Pictures that a benchmark draws, and their names in docs/.
+PICTURES = {
+    "demo": ("demo/curves.png", "demo_curves.png"),
+    "gain": ("TEMPORARY/gain/comparison.png", "compare.png"),
 }
 STUDIES = {
     "regret": "regret.py --seeds 1 --rows docs/regret.csv",
@@ -99,7 +106,7 @@ def measure(name: str, command: str, torch: str | None) -> None:
         with (
             tempfile.TemporaryFile("w+") as errors,
             subprocess.Popen(
-                [*run, *words], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=HERE.parent
+                [*run, *words], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
             ) as process,
         ):
             for line in process.stdout:
@@ -109,6 +116,10 @@ def measure(name: str, command: str, torch: str | None) -> None:
             errors.seek(0)
             if process.returncode:
                 raise RuntimeError(f"exit code {process.returncode}\n{errors.read()[-3000:]}")
+        if name in PICTURES:
+            drawn, kept = PICTURES[name]
+            drawn = ROOT / drawn.replace("TEMPORARY", folder)
+            write_file(MEASURED.parent / kept, lambda file: shutil.copyfile(drawn, file))
     about = {
         "command": f"python scripts/{command}"
         if script.endswith(".py")

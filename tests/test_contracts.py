@@ -35,6 +35,10 @@ def _rows():
     ]
 
 
+# Families with layers that Keras alone does not know how to load, or with statistics in a layer, and one
+# plain one. Of the others the larger rows are saved and read.
+SAVED = ("mobilenet_v2", "convnext", "efficientnet", "inception_resnet_v2")
+
 # A process that has loaded nothing of this package but its loader predicts from saved files.
 PREDICTIONS = """
 import sys
@@ -110,7 +114,7 @@ def _build(spec, head, monkeypatch):
 
 
 @pytest.mark.parametrize("spec", _rows())
-def test_contract(spec, rng, tmp_path, monkeypatch, fresh_process):
+def test_contract(spec, rng, tmp_path, monkeypatch, fresh_process, request):
     pictures = rng.integers(0, 256, (2, spec.min_size, spec.min_size, 3)).astype("uint8")
     head = Classification(["a", "b", "c"])
     model, application, asked = _build(spec, head, monkeypatch)
@@ -137,10 +141,11 @@ def test_contract(spec, rng, tmp_path, monkeypatch, fresh_process):
     assert logits.shape == (2, 3)
 
     # A fresh process reads the saved model and predicts the same.
-    model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "pictures.npy", pictures)
-    assert _relative(fresh_process(tmp_path), logits) < 1e-5
-    (tmp_path / "model.keras").unlink()
+    if spec.module in SAVED or request.node.get_closest_marker("large"):
+        model.save(tmp_path / "model.keras")
+        np.save(tmp_path / "pictures.npy", pictures)
+        assert _relative(fresh_process(tmp_path), logits) < 1e-5
+        (tmp_path / "model.keras").unlink()
 
     # Every layer belongs to exactly one stage.
     staged = [layer for stage in backbone.stages for layer in stage.layers]

@@ -5,6 +5,7 @@ quickest. ImageNet weights of `mobilenet_v2` are not at hand here: a file with r
 would have put the download (`KERAS_HOME`), so nothing of the package is replaced.
 """
 
+import re
 import shlex
 
 import documents
@@ -174,6 +175,25 @@ def test_tables_are_what_the_benchmarks_printed():
 
 
 def test_a_readme_without_a_place_for_a_table_is_told():
-    readme = readme_tables.README.read_text(encoding="utf-8")
+    readme = (readme_tables.ROOT / "README.md").read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match="regret"):
-        readme_tables.readme(readme.replace("<!-- /regret -->", ""))
+        readme_tables.filled("README.md", readme.replace("<!-- /regret -->", ""))
+
+
+# A figure with a decimal point or with what it counts, not within code.
+FIGURE = re.compile(r"(?<![\d.])(\d+\.\d+|\d+(?= (?:pictures/s|s|%|points|times)\b))")
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/limits.md"])
+def test_figures_are_those_of_the_benchmarks_they_name(file):
+    """What a paragraph, or a row of a table, says beside a link to `measured.md#NAME`, NAME has printed."""
+    text = (readme_tables.ROOT / file).read_text(encoding="utf-8")
+    seen = 0
+    for passage in re.split(r"\n\n|\n(?=\|)", text):
+        names = re.findall(r"measured\.md#(\w+)", passage)
+        said = re.sub(r"`[^`]*`|\(a Xeon[^)]*\)|95 % interval", "", passage)
+        printed = "\n".join((readme_tables.MEASURED / f"{n}.txt").read_text("utf-8") for n in names)
+        for figure in FIGURE.findall(said) if names else []:
+            assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", printed), (figure, passage)
+            seen += 1
+    assert seen >= 5

@@ -1,4 +1,4 @@
-"""The tf.data service: workers in processes of their own make the batches."""
+"""The tf.data service: workers in another process make the batches."""
 
 import subprocess
 import sys
@@ -10,11 +10,11 @@ from conftest import tiny_backbone, write_picture
 from keras_transfer.data import Examples, Mix, from_directory, pipeline
 from keras_transfer.errors import InputError
 
-WORKER = """
+WORKERS = """
 import sys, tensorflow as tf
-server = tf.data.experimental.service.WorkerServer(
-    tf.data.experimental.service.WorkerConfig(dispatcher_address=sys.argv[1], heartbeat_interval_ms=500)
-)
+service = tf.data.experimental.service
+config = service.WorkerConfig(dispatcher_address=sys.argv[1], heartbeat_interval_ms=500)
+workers = [service.WorkerServer(config) for _ in range(2)]
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -22,7 +22,7 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def service():
-    """A dispatcher here and two workers in other processes; gives its address.
+    """A dispatcher here and two workers in another process; gives its address.
 
     (Of a worker in this process the end may take a minute.)
     """
@@ -30,21 +30,16 @@ def service():
 
     dispatcher = tf.data.experimental.service.DispatchServer()
     address = dispatcher.target
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, address.split("://")[1]],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
-    yield address
-    for worker in workers:
-        worker.kill()
-        worker.communicate()
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKERS, address.split("://")[1]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as workers:
+        assert workers.stdout.readline() == "ready\n"
+        yield address
+        workers.kill()
 
 
 @pytest.fixture
