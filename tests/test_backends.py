@@ -24,6 +24,7 @@ def python(code, *args):
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["KERAS_TRANSFER_CACHE"]) / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],

@@ -178,18 +178,10 @@ def test_the_command_ends_with_130_and_goes_on(tmp_path):
     for name, colour in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
         for i in range(10):
             write_picture(tmp_path / "data" / name / f"{i}.png", colour, seed=i)
-    command = [sys.executable, "-m", "keras_transfer.cli", "train", str(tmp_path / "data")]
-    command += ["--out", str(tmp_path / "run"), "--backbone", "mobilenet_0.25", "--weights", "none"]
-    command += [
-        "--image-size",
-        "32",
-        "--batch-size",
-        "4",
-        "--epochs",
-        "400",
-        "--precision",
-        "float32",
-    ]
+    new_model().save(tmp_path / "source.keras")
+    command = [sys.executable, "-m", "keras_transfer.cli", "train", tmp_path / "data"]
+    command += ["--out", tmp_path / "run", "--backbone", tmp_path / "source.keras"]
+    command += ["--strategy", "fine_tune", "--epochs", "4000", "--batch-size", "4"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
         deadline = time.monotonic() + 120
