@@ -64,7 +64,10 @@ PLACES = {
     "schedules": Place({"schedules.py": None}, ("tests/test_schedules.py",)),
     "splits": Place(
         {"data/splits.py": None, "data/split_rule.py": None},
-        ("tests/test_splits.py -k earlier_releases", "tests/test_splits.py"),
+        (
+            "tests/test_splits_exactly.py -k earlier_releases",
+            "tests/test_splits_exactly.py tests/test_splits.py tests/test_split_rules.py",
+        ),
     ),
     "keys": Place(
         {

@@ -13,6 +13,20 @@ from pathlib import Path
 EPOCHS = {"hymenoptera": (10, 5), "sign_digits": (5, 2)}
 
 
+def guide_model(base, classes: int):
+    """The guide's model around `base`, a network without its top for 224 px."""
+    import keras
+
+    inputs = keras.Input((224, 224, 3))
+    x = keras.layers.RandomFlip("horizontal")(inputs)
+    x = keras.layers.RandomRotation(0.1)(x)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
+    x = base(x, training=False)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dropout(0.2)(x)
+    return keras.Model(inputs, keras.layers.Dense(classes)(x))
+
+
 def guide(name: str) -> dict:
     """The Keras guide "Transfer learning & fine-tuning" on one of the picture folders.
 
@@ -41,14 +55,7 @@ def guide(name: str) -> dict:
         alpha=0.35, include_top=False, weights="imagenet", input_shape=(224, 224, 3)
     )
     base.trainable = False
-    inputs = keras.Input((224, 224, 3))
-    x = keras.layers.RandomFlip("horizontal")(inputs)
-    x = keras.layers.RandomRotation(0.1)(x)
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
-    x = base(x, training=False)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    x = keras.layers.Dropout(0.2)(x)
-    model = keras.Model(inputs, keras.layers.Dense(classes)(x))
+    model = guide_model(base, classes)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     head_epochs, all_epochs = EPOCHS[name]
     model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
@@ -59,7 +66,17 @@ def guide(name: str) -> dict:
     return {"accuracy": history["val_accuracy"][-1]}
 
 
-def torch(batch_size: int = 32, seconds: float = 6.0) -> dict:
+def calls_a_second(run, seconds: float = 6.0) -> float:
+    """How often `run` is done in a second, after a first call that is not counted."""
+    run()
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        run()
+        count += 1
+    return count / (time.perf_counter() - started)
+
+
+def torch(batch_size: int = 32) -> dict:
     """ResNet-50 of PyTorch, eager: pictures/s forward and in a training step, in two formats."""
     import numpy as np
     import torch as t
@@ -87,13 +104,7 @@ def torch(batch_size: int = 32, seconds: float = 6.0) -> dict:
         for name, run, training in (("forward", forward, False), ("step", step, True)):
             model.train(training)
             with t.autocast("cpu", t.bfloat16, enabled=half):
-                run()
-                count, started = 0, time.perf_counter()
-                while time.perf_counter() - started < seconds:
-                    run()
-                    count += 1
-            took = time.perf_counter() - started
-            found[f"{name} {form}"] = batch_size * count / took
+                found[f"{name} {form}"] = batch_size * calls_a_second(run)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def cache(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(folder))
     return folder
+
+
+def raises(part) -> pytest.RaisesExc:
+    """Expect an InputError of one line that contains `part`."""
+    from keras_transfer.errors import InputError
+
+    return pytest.raises(InputError, match=r"\A[^\n]*" + re.escape(str(part)) + r"[^\n]*\Z")
 
 
 # What stands in the folder of a finished run.
@@ -147,3 +155,35 @@ def write_colours(folder: Path) -> Path:
         for i in range(12):
             write_picture(folder / name / f"{i}.png", colour, seed=i)
     return folder
+
+
+def make_folder(root: Path, counts: dict[str, int]) -> Path:
+    """root/<class>/<i>.png, where a class may be "train/cat"."""
+    for at, (name, count) in enumerate(counts.items()):
+        for i in range(count):
+            write_picture(root / name / f"{i:02}.png", (40 * at + 30, 90, 150), seed=100 * at + i)
+    return root
+
+
+@pytest.fixture
+def animals(tmp_path) -> Path:
+    return make_folder(tmp_path / "animals", {"cat": 10, "dog": 6, "emu": 4})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """train and val of three classes, JPEG and PNG, of several sizes; one file is broken."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 7), ("val", 3)):
+        for label, colour in (
+            ("red", (200, 30, 30)),
+            ("green", (30, 180, 40)),
+            ("sky", (90, 150, 240)),
+        ):
+            for i in range(count):
+                size = tuple(int(x) for x in rng.integers(30, 70, 2))
+                kind = "jpg" if i % 2 else "png"
+                path = tmp_path / "pictures" / split / label / f"{i}.{kind}"
+                write_picture(path, colour, size=size, seed=i)
+    (tmp_path / "pictures/train/green/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    return tmp_path / "pictures"

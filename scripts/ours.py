@@ -1,0 +1,273 @@
+"""What `benchmark.py` measures of this package, each in a process of its own. Prints one line of JSON.
+
+python scripts/ours.py steps resnet50 2
+
+Its other half is `peers.py`.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from peers import calls_a_second, guide_model
+
+BACKBONE = "mobilenet_v2_0.35"
+SIZES = {"hymenoptera": 320, "sign_digits": 224}
+
+
+def start_of_training(name, folder, hidden):
+    """Seconds from the imports to the first `fit`."""
+    import keras
+
+    import keras_transfer as kt
+    from keras_transfer import training  # noqa: F401
+
+    started, waits, fit = time.perf_counter(), [], keras.Model.fit
+
+    def first(self, *args, **kwargs):
+        waits.append(time.perf_counter() - started)
+        return fit(self, *args, **kwargs)
+
+    keras.Model.fit = first
+    data = kt.data.from_directory(Path(os.environ["KERAS_TRANSFER_DATA"]) / name, progress=False)
+    head = kt.Classification(data.class_names, hidden=[int(hidden)] if hidden else [])
+    model = kt.build_model(BACKBONE, head)
+    trainer = kt.Trainer(model, "feature_extraction", epochs=2)
+    trainer.fit(data, Path(folder) / f"run{hidden}")
+    return {"wait": waits[0]}
+
+
+def fit(name, recipe, augment, backbone, where, folder, epochs, k=None):
+    """Seconds of a training and its accuracy, the cache as `where` says."""
+    import keras
+
+    import keras_transfer as kt
+
+    keras.utils.set_random_seed(0)
+    data = kt.data.from_directory(Path(os.environ["KERAS_TRANSFER_DATA"]) / name, progress=False)
+    weights = "imagenet" if backbone == BACKBONE else None
+    head = kt.Classification(data.class_names)
+    model = kt.build_model(backbone, head, image_size=SIZES[name], weights=weights)
+    overrides = {"epochs": int(epochs)}
+    if recipe == "freeze_k":
+        overrides["k"] = k or f"stage:{len(kt.backbone_of(model).stages) // 2}"
+    trainer = kt.Trainer(
+        model, recipe, overrides=overrides, augment=augment, cache=where, keep="last"
+    )
+    started = time.perf_counter()
+    run = trainer.fit(data, Path(folder) / "run")
+    return {"fit": time.perf_counter() - started, "accuracy": run.metrics["val"]["accuracy"]}
+
+
+def engines(name, rounds):
+    """Pictures/s of `predict` and of each engine, in turn, and how far the outputs are apart."""
+    from keras_transfer.builders import build_model
+    from keras_transfer.features.engines import ENGINES
+    from keras_transfer.features.prefix import prefix_of
+    from keras_transfer.heads import Classification
+    from keras_transfer.stages import Backbone
+
+    weights = "imagenet" if name == BACKBONE else None
+    model = build_model(name, Classification("ab"), weights=weights)
+    prefix = prefix_of(model, len(model.layers[1].stages))
+    count = 128 if name == "resnet50" else 512
+    pictures = _photographs(count)
+    backbone: Backbone = prefix.model
+
+    def batched(run):
+        return lambda: np.concatenate([run(pictures[i : i + 32]) for i in range(0, count, 32)])
+
+    runs = {"predict": lambda: backbone.predict(pictures, batch_size=32, verbose=0)}
+    runs |= {engine: batched(make(prefix)) for engine, make in ENGINES.items()}
+    outputs = {engine: run() for engine, run in runs.items()}
+    norm = np.linalg.norm(outputs["predict"])
+    errors = {e: float(np.linalg.norm(o - outputs["predict"]) / norm) for e, o in outputs.items()}
+    speeds = {engine: [] for engine in runs}
+    for _ in range(int(rounds)):
+        for engine, run in runs.items():
+            started = time.perf_counter()
+            run()
+            speeds[engine].append(count / (time.perf_counter() - started))
+    return {"speeds": speeds, "errors": errors}
+
+
+def _photographs(count, size=224):
+    import keras_transfer as kt
+
+    folder = Path(os.environ["KERAS_TRANSFER_DATA"]) / "hymenoptera"
+    data = kt.data.from_directory(folder, progress=False)
+    batches = data.batches("train", image_size=size, batch_size=128)
+    few = np.concatenate([np.asarray(pictures) for pictures, _ in batches.take(2)])
+    return np.concatenate([few] * -(-count // len(few)))[:count]
+
+
+def steps(name, rounds):
+    """Pictures/s of the guide's `fit` and of ours: everything trains, batches of 32, epochs in turn."""
+    import keras
+    import tensorflow as tf
+
+    import keras_transfer as kt
+    from keras_transfer.builders import training_model
+    from keras_transfer.precision import jit_compile, set_precision
+
+    count = 512 if name == BACKBONE else 96
+    pictures, labels = _photographs(count), np.arange(count) % 2
+    batches = tf.data.Dataset.from_tensor_slices((pictures, labels)).batch(32).prefetch(2)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    function, options = (
+        (keras.applications.ResNet50, {})
+        if name == "resnet50"
+        else (keras.applications.MobileNetV2, {"alpha": 0.35})
+    )
+    base = function(include_top=False, weights=None, input_shape=(224, 224, 3), **options)
+    guide = guide_model(base, classes=2)
+    guide.compile(keras.optimizers.Adam(1e-5), loss, metrics=["accuracy"])
+
+    precision = set_precision("auto", name)
+    model = kt.build_model(name, kt.Classification("ab"), weights=None)
+    frozen = kt.freeze(model, "none")
+    ours = training_model(model, frozen.stages)
+    ours.compile(
+        keras.optimizers.AdamW(1e-5), loss, metrics=["accuracy"], jit_compile=jit_compile()
+    )
+    speeds = {"guide": [], "ours": []}
+    for turn in range(int(rounds) + 1):
+        for kind, trained in (("guide", guide), ("ours", ours)):
+            started = time.perf_counter()
+            trained.fit(batches, verbose=0)
+            if turn:  # the first one compiles
+                speeds[kind].append(count / (time.perf_counter() - started))
+    return {**speeds, "precision": precision.name}
+
+
+def resnet50_speeds(batch_size=32):
+    """Pictures/s forward and in a training step, in two formats."""
+    import keras
+
+    from keras_transfer.builders import build_model
+    from keras_transfer.features.engines import ENGINES
+    from keras_transfer.features.prefix import prefix_of
+    from keras_transfer.heads import Classification
+    from keras_transfer.precision import training_step
+
+    pictures = _photographs(batch_size)
+    found = {}
+    for form, engine, policy in (
+        ("float32", "openvino_f32", "float32"),
+        ("bfloat16", "openvino_bf16", "mixed_bfloat16"),
+    ):
+        keras.config.set_dtype_policy("float32")
+        model = build_model("resnet50", Classification("ab"), weights=None)
+        forward = ENGINES[engine](prefix_of(model, len(model.layers[1].stages)))
+        keras.config.set_dtype_policy(policy)
+        train = training_step("resnet50", batch_size=batch_size)
+        for key, run in ((f"forward {form}", partial(forward, pictures)), (f"step {form}", train)):
+            found[key] = batch_size * calls_a_second(run)
+    return found
+
+
+def pipelines(name, rounds):
+    """Pictures/s read from files: our two streams and `image_dataset_from_directory`, in turn."""
+    import keras
+
+    import keras_transfer as kt
+
+    folder = Path(os.environ["KERAS_TRANSFER_DATA"]) / name
+    data = kt.data.from_directory(folder, progress=False)
+    count = len(data.examples["train"])
+    peer = folder / "train" if (folder / "train").is_dir() else folder
+    options = dict(image_size=224, batch_size=32)
+    plain = data.batches("train", **options)
+    endless = data.batches("train", training=True, **options)
+    steps = data.steps("train", 32)
+    # Part of the folder where it has no splits: the same number of pictures.
+    whole = keras.utils.image_dataset_from_directory(
+        peer, image_size=(224, 224), batch_size=32, shuffle=False
+    )
+    runs = {"evaluation": plain, "training": endless.take(steps), "peer": whole.take(steps)}
+    speeds = {kind: [] for kind in runs}
+    for turn in range(int(rounds) + 1):
+        for kind, batches in runs.items():
+            started = time.perf_counter()
+            for batch in batches:
+                del batch
+            if turn:
+                speeds[kind].append(count / (time.perf_counter() - started))
+    return speeds
+
+
+def write_pictures(folder, count):
+    """Synthetic JPEGs: blobs of two colours and noise, in two classes, many to a folder."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from PIL import Image
+
+    def write(index):
+        rng = np.random.default_rng(index)
+        small = rng.integers(0, 256, (8, 8, 3), "uint8")
+        small[..., index % 2] //= 2
+        picture = Image.fromarray(small).resize((128, 96), Image.Resampling.BICUBIC)
+        path = Path(folder) / "ab"[index % 2] / f"{index // 1000:03}" / f"{index:06}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, quality=85)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(write, range(int(count))):
+            pass
+    return {"written": int(count)}
+
+
+def extract_pictures(folder, count):
+    """What the command does with a folder, on the first `count` pictures."""
+    import keras
+
+    import keras_transfer as kt
+    from keras_transfer.data.examples import Examples, ImageData
+    from keras_transfer.data.index import check_pictures
+    from keras_transfer.features.extraction import extract
+    from keras_transfer.features.prefix import prefix_of
+    from keras_transfer.solvers import logistic_regression
+
+    count = int(count)
+    paths = [
+        str(Path(folder) / "ab"[i % 2] / f"{i // 1000:03}" / f"{i:06}.jpg") for i in range(count)
+    ]
+    started = time.perf_counter()
+    good, _ = check_pictures(paths, progress=False)
+    labels = np.arange(count, dtype="int32") % 2
+    data = ImageData(("a", "b"), {"train": Examples(good, labels)}, [], str(folder))
+    keras.utils.set_random_seed(0)
+    model = kt.build_model("mobilenet_0.25", kt.Classification(("a", "b")), image_size=96)
+    prefix = prefix_of(model, len(model.layers[1].stages))
+    found = extract(prefix, data.examples["train"], engine="keras")
+    extraction = time.perf_counter() - started
+    started = time.perf_counter()
+    rows = np.arange(count)
+    logistic_regression(found.gather(rows), labels, rows)
+    return {
+        "extraction": extraction,
+        "rest": time.perf_counter() - started,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+MEASURES = (
+    start_of_training,
+    fit,
+    engines,
+    steps,
+    resnet50_speeds,
+    pipelines,
+    write_pictures,
+    extract_pictures,
+)
+
+if __name__ == "__main__":
+    measure = {f.__name__: f for f in MEASURES}[sys.argv[1]]
+    print(json.dumps(measure(*sys.argv[2:])))
