@@ -36,11 +36,11 @@ PACKAGES = ("keras", "tensorflow", "openvino", "jax", "scikit-learn", "albumenta
 
 # Each needs the machine for itself. DATA is `KERAS_TRANSFER_DATA`, TEMPORARY a folder that goes away.
 BENCHMARKS = {
-    "whole": "benchmark.py whole --rounds 1",
+    "whole": "benchmark.py whole --rounds 3",
     "steps": "benchmark.py step extraction again advise --rounds 2",
     "cache": "benchmark.py cache --rounds 1",
     "cuts": "benchmark.py cuts",
-    "torch": "benchmark.py torch --rounds 1 --torch TORCH",
+    "torch": "benchmark.py torch --rounds 3 --torch TORCH",
     "files": "benchmark.py pipeline growth --rounds 2",
     "workers": "distributed_speed.py extraction --backbone resnet50 --image-size 96 --pictures 1500 --rounds 1",
     "workers_steps": "distributed_speed.py steps --steps 30",
