@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -184,14 +183,16 @@ def test_the_command_ends_with_130_and_goes_on(tmp_path):
     command += ["--strategy", "fine_tune", "--epochs", "4000", "--batch-size", "4"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "history.csv").exists():
-            assert process.poll() is None and time.monotonic() < deadline, Path(
-                tmp_path / "log"
-            ).read_text()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 130
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "run" / "history.csv").exists():
+                said = (tmp_path / "log").read_text()
+                assert process.poll() is None and time.monotonic() < deadline, said
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
     said = (tmp_path / "log").read_text().strip().splitlines()[-1]
     assert "epochs are kept" in said and "--resume" in said
     assert Run(tmp_path / "run").load_state()[0]["epoch"] >= 1

@@ -420,3 +420,34 @@ def test_pictures_in_memory_are_the_same_and_read_once(colours, monkeypatch):
         assert len(memory._pixels) == kept and memory.bytes <= limit
         # At the border of two epochs a file may be read before it is remembered.
         assert len(read) >= 29 + 7 and (kept < 29 or len(read) <= 29 + 7 + 4)
+
+
+@pytest.mark.parametrize("kept", ["a global", "garbage", "by a strategy"])
+def test_a_call_on_its_way_does_not_hang_the_end(kept):
+    """Such as one that waits for a core: nothing counts it yet when Python ends."""
+    code = """
+import gc, sys, time
+import tensorflow as tf
+from keras_transfer.data.python_calls import python_calls
+
+def late(i):
+    time.sleep(0.5)
+    with python_calls:
+        return i
+
+call = lambda i: tf.ensure_shape(tf.numpy_function(late, [i], tf.int64), [])
+stream = tf.data.Dataset.range(100).repeat().map(call, num_parallel_calls=2).batch(1).prefetch(2)
+if sys.argv[1] == "by a strategy":
+    stream = tf.distribute.MirroredStrategy(["CPU:0"]).experimental_distribute_dataset(stream)
+rows = iter(stream)
+next(rows)
+if sys.argv[1] == "garbage":
+    gc.disable()
+    circle = [rows]
+    circle.append(circle)
+    del circle, rows
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, kept], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
