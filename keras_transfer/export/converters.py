@@ -133,8 +133,9 @@ def _name_onnx(graph, names):
 
 
 def _keep_zeros(graph):
-    """Zeros around a max pooling (ResNet-V2) count, but ONNX Runtime and other optimizers take them into
-    the pooling, whose own padding never wins (onnxruntime issue 24737): not where they are no zeros."""
+    """Zeros around a max pooling (ResNet-V2) count, but ONNX Runtime before 1.32 and other optimizers take
+    them into the pooling, whose own padding never wins (onnxruntime issue 24737): not where they are no
+    zeros."""
     from onnx import numpy_helper
 
     pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
