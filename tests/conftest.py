@@ -167,6 +167,7 @@ def make_folder(root: Path, counts: dict[str, int]) -> Path:
 
 @pytest.fixture
 def animals(tmp_path) -> Path:
+    """20 pictures of three classes of unequal size."""
     return make_folder(tmp_path / "animals", {"cat": 10, "dog": 6, "emu": 4})
 
 

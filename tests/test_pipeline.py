@@ -13,18 +13,9 @@ import numpy as np
 import pytest
 from conftest import ramp, write_picture
 from PIL import Image
-from test_data import (
-    BOTTOM_RIGHT,
-    LEFT,
-    TOP_RIGHT,
-    encode,
-    three_colours,
-)
+from test_data import BOTTOM_RIGHT, LEFT, TOP_RIGHT, encode, three_colours
 
-from keras_transfer.data import (
-    check_pictures,
-    from_directory,
-)
+from keras_transfer.data import check_pictures, from_directory
 
 
 def png_of_16_bits(pixels: np.ndarray, colour_type: int) -> bytes:

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_sources import (
-    random_pictures,
-    through,
-)
+from test_sources import random_pictures, through
 
 from keras_transfer.data import (
     from_arrays,

@@ -8,15 +8,9 @@ import numpy as np
 from conftest import raises
 from test_splits import drawn, is_partition, names
 
-from keras_transfer.data import (
-    SplitRule,
-    folds,
-    split,
-)
+from keras_transfer.data import SplitRule, folds, split
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError
-
-# --- Exactly ----------------------------------------------------------------------------------
 
 
 def example_splits():
