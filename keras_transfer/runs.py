@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from keras_transfer.errors import InputError
-from keras_transfer.whole_files import csv_text, read_arrays, write_arrays, write_file, write_text
+from keras_transfer.utils.files import csv_text, read_arrays, write_arrays, write_file, write_text
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -205,7 +205,7 @@ class Run:
     @property
     def model(self):
         """The best model, loaded anew at each access (a plain `keras.Model`)."""
-        from keras_transfer.backbone_building import load_model
+        from keras_transfer.models.sources.build import load_model
 
         return load_model(self.path / MODEL)
 

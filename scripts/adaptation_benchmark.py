@@ -231,8 +231,8 @@ def _clocks():
 
 
 def _norms(model):
-    from keras_transfer.builders import backbone_of
-    from keras_transfer.stages import batch_norms
+    from keras_transfer.models.builders import backbone_of
+    from keras_transfer.models.stages import batch_norms
 
     return batch_norms(backbone_of(model))
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import keras_transfer as kt
-from keras_transfer.cli_options import overrides_of
+from keras_transfer.cli.options import overrides_of
 from keras_transfer.data import AUGMENTATIONS, Augmentation, Mix, without_flip
 from keras_transfer.data.examples import ImageData
 

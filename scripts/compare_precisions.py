@@ -19,14 +19,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.builders import build_model
+from keras_transfer.cli.demo import AUGMENT, IMAGE_SIZE, write_pictures
 from keras_transfer.data import from_directory
-from keras_transfer.demo import AUGMENT, IMAGE_SIZE, write_pictures
-from keras_transfer.heads import Classification
-from keras_transfer.precision import PRECISIONS
-from keras_transfer.recipes import from_scratch, lp_ft
-from keras_transfer.stages import Backbone
-from keras_transfer.training import Trainer
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.models.precision import PRECISIONS
+from keras_transfer.models.stages import Backbone
+from keras_transfer.schedules.recipes import from_scratch, lp_ft
+from keras_transfer.training.trainer import Trainer
 
 
 def three_convolutions() -> Backbone:

@@ -25,12 +25,12 @@ import keras
 import numpy as np
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from keras_transfer import recipes
-from keras_transfer.builders import build_model
 from keras_transfer.data import from_directory
 from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.heads import Classification
-from keras_transfer.training import Trainer
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.schedules import recipes
+from keras_transfer.training.trainer import Trainer
 
 BACKBONE = "mobilenet_v2_0.35"
 # What the pictures ask for, the same for all recipes.

@@ -13,9 +13,9 @@ import argparse
 
 import keras
 
-from keras_transfer.backbone_building import build_backbone
-from keras_transfer.distribution.cost import Link, all_reduce_seconds, steps_of
 from keras_transfer.features.prefix import stage_costs
+from keras_transfer.models.sources.build import build_backbone
+from keras_transfer.training.distributed.cost import Link, all_reduce_seconds, steps_of
 
 BACKBONES = ("mobilenet_v2", "resnet50", "vgg16")
 WORKERS = (2, 4, 8, 16, 64, 256, 1024)

@@ -38,7 +38,7 @@ def worker(what: str, options) -> None:
     index = json.loads(os.environ.get("TF_CONFIG") or '{"task": {"index": 0}}')["task"]["index"]
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[index % len(cores)]})
-    from keras_transfer.distribution.workers import start_workers
+    from keras_transfer.training.distributed.workers import start_workers
 
     workers = start_workers(ENGINE if options.count > 1 else "none")
     found = {"extraction": extraction, "steps": steps}[what](workers, options)
@@ -52,10 +52,10 @@ def extraction(workers, options):
 
     import keras_transfer as kt
     from keras_transfer.data.examples import Examples
-    from keras_transfer.data.pictures import Arrays
-    from keras_transfer.distribution.computing import extract_together
+    from keras_transfer.data.readers import Arrays
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of
+    from keras_transfer.training.distributed.computing import extract_together
 
     keras.utils.set_random_seed(0)
     size = options.image_size
@@ -88,9 +88,9 @@ def steps(workers, options):
     import tensorflow as tf
 
     import keras_transfer as kt
-    from keras_transfer.builders import training_model
     from keras_transfer.features.prefix import stage_costs
-    from keras_transfer.freezing import freeze
+    from keras_transfer.models.builders import training_model
+    from keras_transfer.models.freezing import freeze
 
     found = {"sums": sums(workers) if workers else {}, "steps": {}, "costs": {}}
     size, batch = options.image_size, options.batch_size
@@ -200,7 +200,7 @@ def measure_extraction(options, arguments):
 
 
 def measure_steps(options, arguments):
-    from keras_transfer.distribution.cost import Link, Step, all_reduce_seconds
+    from keras_transfer.training.distributed.cost import Link, Step, all_reduce_seconds
 
     print(f"load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores")
     found = {n: launched("steps", n, arguments) for n in sorted({1, 2, *options.workers})}

@@ -22,7 +22,7 @@ from tasks import people
 
 import keras_transfer as kt
 from keras_transfer.data import Examples, ImageData
-from keras_transfer.data.pictures import Arrays
+from keras_transfer.data.readers import Arrays
 
 DIGITS = tuple("0123456789")
 SIZE = 28  # of MNIST
@@ -286,7 +286,7 @@ def dann_network(mean) -> "kt.Backbone":
     """
     import keras
 
-    from keras_transfer.stages import Backbone
+    from keras_transfer.models.stages import Backbone
 
     layers = keras.layers
     inputs = keras.Input((SIZE, SIZE, 3), name="pictures")

@@ -32,7 +32,7 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from keras_transfer.backbones import BACKBONES
+from keras_transfer.models.sources.applications import BACKBONES
 
 KINDS = {"saved_model": ("saved_model", False)}
 for _name in ("litert", "onnx", "openvino"):
@@ -68,8 +68,8 @@ def measure(options, backbone, wanted, write):
     import keras
 
     from keras_transfer.data import from_directory
-    from keras_transfer.heads import head_for
-    from keras_transfer.training import Trainer
+    from keras_transfer.models.heads import head_for
+    from keras_transfer.training.trainer import Trainer
 
     keras.utils.set_random_seed(0)
     folder = Path(tempfile.mkdtemp())
@@ -100,9 +100,9 @@ def network(backbone, head, data, options, folder):
     """The model with its head: ImageNet weights, or random ones that are made for the pictures."""
     import keras
 
-    from keras_transfer.builders import build_backbone, build_model
+    from keras_transfer.advisor.untrained import random_twin
     from keras_transfer.features.store import Store
-    from keras_transfer.random_twin import random_twin
+    from keras_transfer.models.builders import build_backbone, build_model
 
     size = image_size(options, backbone)
     if options.weights == "imagenet":
@@ -181,7 +181,7 @@ class Measuring:
 
     def drawn(self, split, count):
         from keras_transfer.export.sample import drawn
-        from keras_transfer.heads import heads_of
+        from keras_transfer.models.heads import heads_of
 
         part = replace(self.data, examples={split: self.data.examples[split]})
         return drawn(part, split, self.model.input_shape[1], count, heads_of(self.model))

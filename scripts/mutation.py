@@ -55,18 +55,18 @@ class Place:
 
 PLACES = {
     "freezing": Place(
-        {"freezing.py": None},
+        {"models/freezing.py": None},
         (
-            "tests/test_freezing.py -k three_stages",
-            "tests/test_freezing.py -k 'not three_stages and not scratch'",
+            "tests/models/test_freezing.py -k three_stages",
+            "tests/models/test_freezing.py -k 'not three_stages and not scratch'",
         ),
     ),
-    "schedules": Place({"schedules.py": None}, ("tests/test_schedules.py",)),
+    "schedules": Place({"schedules/phases.py": None}, ("tests/schedules/test_schedules.py",)),
     "splits": Place(
         {"data/splits.py": None, "data/split_rule.py": None},
         (
-            "tests/test_splits_exactly.py -k earlier_releases",
-            "tests/test_splits_exactly.py tests/test_splits.py tests/test_split_rules.py",
+            "tests/data/test_splits_exactly.py -k earlier_releases",
+            "tests/data/test_splits_exactly.py tests/data/test_splits.py tests/data/test_split_rules.py",
         ),
     ),
     "keys": Place(
@@ -74,14 +74,14 @@ PLACES = {
             "features/store.py": ("Store.table", "DIGEST"),
             "features/prefix.py": ("Prefix.fingerprint", "prefix_of", "_nameless", "_placed"),
             "features/extraction.py": ("_FORMAT", "features_identity", "_table"),
-            "features/kept.py": None,
+            "features/memo.py": None,
             "features/engines.py": ("engine_version", "_key"),
-            "features/supply.py": ("Supply._prefix", "Supply._once"),
-            "data/augmentation.py": ("View",),
-            "data/examine.py": ("digest",),
+            "features/provider.py": ("Supply._prefix", "Supply._once"),
+            "modalities/image/augment.py": ("View",),
+            "modalities/image/check.py": ("digest",),
             "data/files.py": ("_digest",),
         },
-        ("tests/test_keys.py", "tests/test_store.py -k another_identity"),
+        ("tests/features/test_keys.py", "tests/features/test_store.py -k another_identity"),
     ),
 }
 

@@ -25,7 +25,7 @@ def start_of_training(name, folder, hidden):
     import keras
 
     import keras_transfer as kt
-    from keras_transfer import training  # noqa: F401
+    from keras_transfer.training import trainer as training  # noqa: F401
 
     started, waits, fit = time.perf_counter(), [], keras.Model.fit
 
@@ -66,11 +66,11 @@ def fit(name, recipe, augment, backbone, where, folder, epochs, k=None):
 
 def engines(name, rounds):
     """Pictures/s of `predict` and of each engine, in turn, and how far the outputs are apart."""
-    from keras_transfer.builders import build_model
     from keras_transfer.features.engines import ENGINES
     from keras_transfer.features.prefix import prefix_of
-    from keras_transfer.heads import Classification
-    from keras_transfer.stages import Backbone
+    from keras_transfer.models.builders import build_model
+    from keras_transfer.models.heads import Classification
+    from keras_transfer.models.stages import Backbone
 
     weights = "imagenet" if name == BACKBONE else None
     model = build_model(name, Classification("ab"), weights=weights)
@@ -112,8 +112,8 @@ def steps(name, rounds):
     import tensorflow as tf
 
     import keras_transfer as kt
-    from keras_transfer.builders import training_model
-    from keras_transfer.precision import jit_compile, set_precision
+    from keras_transfer.models.builders import training_model
+    from keras_transfer.models.precision import jit_compile, set_precision
 
     count = 512 if name == BACKBONE else 96
     pictures, labels = _photographs(count), np.arange(count) % 2
@@ -150,11 +150,11 @@ def resnet50_speeds(batch_size=32):
     """Pictures/s forward and in a training step, in two formats."""
     import keras
 
-    from keras_transfer.builders import build_model
     from keras_transfer.features.engines import ENGINES
     from keras_transfer.features.prefix import prefix_of
-    from keras_transfer.heads import Classification
-    from keras_transfer.precision import training_step
+    from keras_transfer.models.builders import build_model
+    from keras_transfer.models.heads import Classification
+    from keras_transfer.models.precision import training_step
 
     pictures = _photographs(batch_size)
     found = {}
@@ -230,9 +230,9 @@ def extract_pictures(folder, count):
     import keras_transfer as kt
     from keras_transfer.data.examples import Examples, ImageData
     from keras_transfer.data.index import check_pictures
+    from keras_transfer.features.closed_form import logistic_regression
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of
-    from keras_transfer.solvers import logistic_regression
 
     count = int(count)
     paths = [

@@ -18,7 +18,7 @@ import adaptation_benchmark
 import regret
 from sitting import BENCHMARKS, MEASURED
 
-from keras_transfer.whole_files import write_text
+from keras_transfer.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "measured.md"

@@ -110,7 +110,7 @@ def runs_of(task, data, seed, what):
 
 def advised(task, data, seed, policy):
     """(accuracy, what was chosen) of `--backbone auto --strategy auto`."""
-    from keras_transfer.auto import decide, trained
+    from keras_transfer.advisor.auto import decide, trained
 
     def build(backbone):
         import keras

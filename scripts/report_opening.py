@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.evaluation.classes import measure_classes
-from keras_transfer.report.gallery import Shot
-from keras_transfer.report.writing import made
+from keras_transfer.evaluation.multiclass import measure_classes
+from keras_transfer.reporting.gallery import Shot
+from keras_transfer.reporting.write import made
 from keras_transfer.runs import Run
 
 CHROMIUM = next(

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from keras_transfer.whole_files import write_file, write_text
+from keras_transfer.utils.files import write_file, write_text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -16,12 +16,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.builders import build_model
+from keras_transfer.advisor.stage_probes import probe_stages
+from keras_transfer.cli.demo import write_pictures
 from keras_transfer.data import from_directory
 from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.demo import write_pictures
-from keras_transfer.heads import Classification
-from keras_transfer.stage_probes import probe_stages
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
 
 BACKBONES = ("mobilenet_0.25", "mobilenet_v2_0.35")
 DATA = ("sign_digits", "hymenoptera", "shuffled", "digits")

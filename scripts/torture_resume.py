@@ -23,14 +23,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.builders import build_model
+from keras_transfer.cli.demo import AUGMENT, write_pictures
 from keras_transfer.data import from_directory
-from keras_transfer.demo import AUGMENT, write_pictures
-from keras_transfer.heads import Classification
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.models.stages import Backbone
 from keras_transfer.runs import MODEL, Run
-from keras_transfer.schedules import Phase, Schedule
-from keras_transfer.stages import Backbone
-from keras_transfer.training import Trainer
+from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.training.trainer import Trainer
 
 SCHEDULE = Schedule(
     "torture",

@@ -31,15 +31,15 @@ import keras
 import numpy as np
 from torture_resume import tiny_backbone
 
-from keras_transfer.builders import build_model
+from keras_transfer.cli.demo import write_pictures
 from keras_transfer.data import from_directory
-from keras_transfer.demo import write_pictures
-from keras_transfer.distribution import faults
-from keras_transfer.distribution.workers import start_workers
-from keras_transfer.heads import Classification
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
-from keras_transfer.schedules import Phase, Schedule
-from keras_transfer.training import Trainer
+from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.training.distributed import faults
+from keras_transfer.training.distributed.workers import start_workers
+from keras_transfer.training.trainer import Trainer
 
 SCHEDULE = Schedule(
     "torture",

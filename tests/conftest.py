@@ -113,7 +113,7 @@ def tiny_backbone():
     around the network, most of the time would be the compilation of a larger one."""
     import keras
 
-    from keras_transfer.stages import Backbone
+    from keras_transfer.models.stages import Backbone
 
     inputs = keras.Input((32, 32, 3), name="pictures")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)

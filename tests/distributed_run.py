@@ -17,8 +17,8 @@ from conftest import tiny_backbone
 
 
 def schedules():
-    from keras_transfer.recipes import resolve_schedule
-    from keras_transfer.schedules import Phase, Schedule
+    from keras_transfer.schedules.phases import Phase, Schedule
+    from keras_transfer.schedules.recipes import resolve_schedule
 
     rates = Phase(
         "all",
@@ -72,8 +72,8 @@ def main(arguments=None):
     parser.add_argument("--precision", default="float32")
     options = parser.parse_args(arguments)
 
-    from keras_transfer.distribution import faults
-    from keras_transfer.distribution.workers import start_workers
+    from keras_transfer.training.distributed import faults
+    from keras_transfer.training.distributed.workers import start_workers
 
     devices = None
     if options.kind == "mirrored":  # one processor stands for two devices
@@ -97,9 +97,9 @@ def main(arguments=None):
 
 
 def write_ids(workers, out):
+    from keras_transfer.data.batches import batches
     from keras_transfer.data.examples import Examples
-    from keras_transfer.data.pictures import Arrays
-    from keras_transfer.data.pipeline import batches
+    from keras_transfer.data.readers import Arrays
 
     found = []
     for count in (10, 13, 17):
@@ -115,10 +115,10 @@ def write_ids(workers, out):
 def train(name, workers, options):
     import keras
 
-    from keras_transfer.builders import build_model
     from keras_transfer.data import from_directory
-    from keras_transfer.heads import Classification
-    from keras_transfer.training import Trainer
+    from keras_transfer.models.builders import build_model
+    from keras_transfer.models.heads import Classification
+    from keras_transfer.training.trainer import Trainer
 
     class Slow(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -21,7 +21,7 @@ import typer
 from documents import ROOT, anchors, blocks, commands, links, notebooks, prose
 
 import keras_transfer
-from keras_transfer.cli import app
+from keras_transfer.cli.main import app
 
 PYTHON = blocks("python")
 SHELL = blocks("bash", "sh", "")

@@ -15,7 +15,7 @@ import readme_tables
 from PIL import Image
 from typer.testing import CliRunner
 
-from keras_transfer.cli import app
+from keras_transfer.cli.main import app
 from keras_transfer.errors import InputError
 
 BACKBONE = "mobilenet_v2"
@@ -85,7 +85,7 @@ def weights(tmp_path_factory):
     import keras
     from keras.src.legacy.saving import legacy_h5_format  # no public name
 
-    from keras_transfer.backbones import BACKBONES, weights_path
+    from keras_transfer.models.sources.applications import BACKBONES, weights_path
 
     home = tmp_path_factory.mktemp("keras")
     with pytest.MonkeyPatch.context() as patch:

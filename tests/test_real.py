@@ -13,12 +13,12 @@ import pytest
 from test_export import served_without_keras
 from typer.testing import CliRunner
 
-from keras_transfer.backbone_building import build_backbone
-from keras_transfer.builders import build_model
-from keras_transfer.cli import app
+from keras_transfer.cli.main import app
 from keras_transfer.data import Examples, ImageData, from_directory, list_pictures
-from keras_transfer.freezing import freeze
-from keras_transfer.heads import Classification
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.freezing import freeze
+from keras_transfer.models.heads import Classification
+from keras_transfer.models.sources.build import build_backbone
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_transfer import precision
 from keras_transfer.adaptation import BATCH_NORM, losses, progress
 from keras_transfer.adaptation.adabn import apply_adabn, check_norms
 from keras_transfer.adaptation.methods import Batch, resolve_methods
@@ -21,12 +20,13 @@ from keras_transfer.adaptation.streams import (
     pictures_of,
     together,
 )
-from keras_transfer.builders import backbone_of, norms_of
-from keras_transfer.distribution.workers import require_alone
 from keras_transfer.errors import InputError
-from keras_transfer.freezing import quick_statistics
-from keras_transfer.optimizers import make_optimizer
-from keras_transfer.schedules import Phase
+from keras_transfer.models import precision
+from keras_transfer.models.builders import backbone_of, norms_of
+from keras_transfer.models.freezing import quick_statistics
+from keras_transfer.schedules.optimizers import make_optimizer
+from keras_transfer.schedules.phases import Phase
+from keras_transfer.training.distributed.workers import require_alone
 
 
 class Adapter(keras.Model):

@@ -3,11 +3,11 @@
 import keras
 from keras import ops
 
-from keras_transfer.builders import backbone_of, head_layers
 from keras_transfer.errors import InputError
-from keras_transfer.folding import Inference, folded
-from keras_transfer.heads import BOTTLENECK, head_of
-from keras_transfer.stages import clone_with
+from keras_transfer.models.builders import backbone_of, head_layers
+from keras_transfer.models.folding import Inference, folded
+from keras_transfer.models.heads import BOTTLENECK, head_of
+from keras_transfer.models.stages import clone_with
 
 LAST = "last"
 

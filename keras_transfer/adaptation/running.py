@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_transfer.adaptation import BATCH_NORM, KEEP, check_methods, no_batch_norm
-from keras_transfer.backbones import check_backbone, find_spec, is_source_model
+from keras_transfer.advisor.shortlist import fallback_backbone
 from keras_transfer.data import (
     ImageData,
     labelled_pictures,
@@ -18,10 +18,10 @@ from keras_transfer.data import (
     without_flip,
 )
 from keras_transfer.errors import InputError, say
-from keras_transfer.failures import Interrupted, Signals, explained
-from keras_transfer.recipes import AUTO, default_epochs
+from keras_transfer.models.sources.applications import check_backbone, find_spec, is_source_model
 from keras_transfer.runs import Run, check_out
-from keras_transfer.shortlist import fallback_backbone
+from keras_transfer.schedules.recipes import AUTO, default_epochs
+from keras_transfer.training.failures import Interrupted, Signals, explained
 
 BOTTLENECK = 256
 
@@ -182,10 +182,10 @@ class Adaptation:
             Diverged: the loss became NaN or infinite.
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
         """
-        from keras_transfer.adaptation.easy import adapt
+        from keras_transfer.adaptation.api import adapt
         from keras_transfer.adaptation.progress import Clock
-        from keras_transfer.distribution.workers import require_alone
-        from keras_transfer.freezing import freeze
+        from keras_transfer.models.freezing import freeze
+        from keras_transfer.training.distributed.workers import require_alone
 
         require_alone("An adaptation")
         model = self._build()
@@ -233,7 +233,7 @@ class Adaptation:
     def _finish(self, run, model, adapted, frozen, plans, before):
         """Writes what the run says of itself, the model last."""
         from keras_transfer.adaptation.outcome import history_rows, metrics_of
-        from keras_transfer.adaptation.report import write_report
+        from keras_transfer.reporting.adaptation import write_report
 
         rows, skipped = history_rows(adapted, plans), self._skipped()
         metrics = metrics_of(
@@ -264,7 +264,7 @@ class Adaptation:
         run.finish(model, metrics)
 
     def _feature_map(self, model):
-        from keras_transfer.adaptation.report import feature_map
+        from keras_transfer.reporting.adaptation import feature_map
 
         train = self.source.examples["train"]
         return feature_map(model, train, self.target, batch_size=self.batch_size, seed=self.seed)
@@ -275,10 +275,10 @@ class Adaptation:
     def _build(self):
         import keras
 
-        from keras_transfer.builders import backbone_of, build_model
-        from keras_transfer.heads import head_for
-        from keras_transfer.precision import set_precision
-        from keras_transfer.stages import batch_norms
+        from keras_transfer.models.builders import backbone_of, build_model
+        from keras_transfer.models.heads import head_for
+        from keras_transfer.models.precision import set_precision
+        from keras_transfer.models.stages import batch_norms
 
         say(str(set_precision(self.precision, self.backbone, self.image_size)))
         keras.utils.set_random_seed(self.seed)
@@ -289,8 +289,8 @@ class Adaptation:
         return model
 
     def _schedule(self, model):
-        from keras_transfer.adaptation.easy import default_phase
-        from keras_transfer.schedules import Schedule
+        from keras_transfer.adaptation.api import default_phase
+        from keras_transfer.schedules.phases import Schedule
 
         phase = default_phase(model, self.epochs or default_epochs(max(self._pictures().values())))
         rate = self.learning_rate or phase.learning_rate
@@ -305,7 +305,7 @@ class Adaptation:
 
     def _plans(self, model, schedule):
         """Name of each part of the training → its `PlannedPhase`."""
-        from keras_transfer.plans import make_plan
+        from keras_transfer.schedules.plans import make_plan
 
         return {
             name: make_plan(model, schedule, pictures, self.batch_size).phases[0]

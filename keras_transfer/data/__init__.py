@@ -5,7 +5,20 @@ answered at once. `decode`, `transforms` and `pipeline` do need it: import them 
 """
 
 from keras_transfer.data.arrays import from_arrays, from_dataset
-from keras_transfer.data.augmentation import (
+from keras_transfer.data.check import Report, Twins, check_data, find_twins, report_on
+from keras_transfer.data.examples import Examples, ImageData
+from keras_transfer.data.files import Skipped, list_pictures, read_tree
+from keras_transfer.data.folders import from_directory, labelled_pictures, unlabelled_pictures
+from keras_transfer.data.index import Checked, check_files, check_pictures
+from keras_transfer.data.mixing import MIXES, Mix
+from keras_transfer.data.records import from_records, write_records
+from keras_transfer.data.sources import open_data, open_labelled, require_source
+from keras_transfer.data.split_rule import SplitRule, read_split_file
+from keras_transfer.data.splits import folds, split
+from keras_transfer.data.tables import from_table
+from keras_transfer.data.targets import Target, read_targets
+from keras_transfer.data.tfds import from_tfds
+from keras_transfer.modalities.image.augment import (
     AUGMENTATIONS,
     Augmentation,
     View,
@@ -14,19 +27,6 @@ from keras_transfer.data.augmentation import (
     views_of,
     without_flip,
 )
-from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.data.files import Skipped, list_pictures, read_tree
-from keras_transfer.data.index import Checked, check_files, check_pictures
-from keras_transfer.data.mixing import MIXES, Mix
-from keras_transfer.data.opening import open_data, open_labelled, require_source
-from keras_transfer.data.records import from_records, write_records
-from keras_transfer.data.report import Report, Twins, check_data, find_twins, report_on
-from keras_transfer.data.sources import from_directory, labelled_pictures, unlabelled_pictures
-from keras_transfer.data.split_rule import SplitRule, read_split_file
-from keras_transfer.data.splits import folds, split
-from keras_transfer.data.tables import from_table
-from keras_transfer.data.targets import Target, read_targets
-from keras_transfer.data.tfds import from_tfds
 
 __all__ = [
     "AUGMENTATIONS",

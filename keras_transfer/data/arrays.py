@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_transfer.bars import bar
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.files import Skipped
-from keras_transfer.data.pictures import Arrays, find_faults
-from keras_transfer.data.sources import assembled
+from keras_transfer.data.folders import assembled
+from keras_transfer.data.readers import Arrays, find_faults
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
-from keras_transfer.machine import free_memory
+from keras_transfer.utils.console import bar
+from keras_transfer.utils.machine import free_memory
 
 
 def from_arrays(

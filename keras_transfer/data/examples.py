@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_transfer.data import targets
 from keras_transfer.data.files import Skipped
-from keras_transfer.data.pictures import as_pictures
+from keras_transfer.data.readers import as_pictures
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 
@@ -121,12 +121,12 @@ class ImageData:
         }
 
     def batches(self, split: str, *, image_size: int, batch_size: int, augment="light", **options):
-        """Return a tf.data.Dataset of batches, see `keras_transfer.data.pipeline.batches`.
+        """Return a tf.data.Dataset of batches, see `keras_transfer.data.batches.batches`.
 
         Raises:
             InputError: no such split or augmentation.
         """
-        from keras_transfer.data import pipeline
+        from keras_transfer.data import batches as pipeline
 
         return pipeline.batches(
             self._split(split),
@@ -214,7 +214,7 @@ class ImageData:
     def _pictures(self, split: str):
         if split not in self.examples:
             return None
-        from keras_transfer.data import pipeline
+        from keras_transfer.data import batches as pipeline
 
         return pipeline.pictures(self.examples[split])
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from keras_transfer.bars import bar
 from keras_transfer.errors import InputError
+from keras_transfer.utils.console import bar
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
 

@@ -17,12 +17,12 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from keras_transfer.bars import bar
-from keras_transfer.data.examine import Facts, examine_file
 from keras_transfer.data.files import Skipped, in_threads, stamp_of
-from keras_transfer.data.pictures import Files
+from keras_transfer.data.readers import Files
 from keras_transfer.errors import say
-from keras_transfer.machine import cache_folder
+from keras_transfer.modalities.image.check import Facts, examine_file
+from keras_transfer.utils.console import bar
+from keras_transfer.utils.machine import cache_folder
 
 RULES = 1  # of examining: raise it when `examine` finds something else in the same file
 _FILE = "pictures-1.sqlite"  # another number where the columns change

@@ -46,7 +46,7 @@ def mixer(mix: Mix):
     import keras
     import tensorflow as tf
 
-    from keras_transfer.data.layers import drawn_from_seed
+    from keras_transfer.modalities.image.layers import drawn_from_seed
 
     if mix.kind == "mixup":
         layer = keras.layers.MixUp(alpha=mix.alpha, dtype="float32")

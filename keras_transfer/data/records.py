@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.bars import bar
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.files import Skipped
-from keras_transfer.data.pictures import Encoded, encoded_bytes, find_faults
-from keras_transfer.data.sources import assembled
+from keras_transfer.data.folders import assembled
+from keras_transfer.data.readers import Encoded, encoded_bytes, find_faults
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.data.targets import Target, joined, map_labels
 from keras_transfer.errors import InputError
+from keras_transfer.utils.console import bar
 
 # The schema: one `tf.train.Example` a picture, named as TensorFlow's own conversion scripts do.
 IMAGE, LABEL, NAME = "image/encoded", "image/class/label", "image/filename"

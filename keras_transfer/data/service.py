@@ -4,13 +4,13 @@ import os
 
 import tensorflow as tf
 
-from keras_transfer.data.compose import Albumentations
 from keras_transfer.data.examples import Examples
 from keras_transfer.data.order import epoch_order
-from keras_transfer.data.pictures import Files
-from keras_transfer.data.serving import decode_in_graph
-from keras_transfer.data.transforms import augmenter, resize_and_crop
+from keras_transfer.data.readers import Files
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.compose import Albumentations
+from keras_transfer.modalities.image.prepare import augmenter, resize_and_crop
+from keras_transfer.modalities.image.serving import decode_in_graph
 
 _MOST_WAITING = 256  # batches that came before an earlier one: more means that it is lost
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.files import SPLIT_OF_FOLDER, Skipped
+from keras_transfer.data.folders import assembled
 from keras_transfer.data.index import check_pictures
-from keras_transfer.data.sources import assembled
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.data.targets import Target, map_labels, read_targets, shown
 from keras_transfer.errors import InputError

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.bars import bar
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.files import Skipped
+from keras_transfer.data.folders import assembled
 from keras_transfer.data.index import check_pictures
-from keras_transfer.data.pictures import Contents, find_faults
+from keras_transfer.data.readers import Contents, find_faults
 from keras_transfer.data.records import read_shards
-from keras_transfer.data.sources import assembled
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
+from keras_transfer.utils.console import bar
 
 _SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
 

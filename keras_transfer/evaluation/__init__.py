@@ -9,16 +9,16 @@ scikit-learn, and `pictures` draws what came out. `predicting` has `predict`.
 import importlib
 
 _NAMES = {
-    "Calibration": "calibrating",
+    "Calibration": "calibration",
     "Evaluation": "result",
-    "assess": "assessing",
-    "calibrate": "calibrating",
-    "collect": "collecting",
-    "evaluate": "measuring",
-    "predict": "predicting",
-    "predictions_csv": "predicting",
-    "predictions_json": "predicting",
-    "shown": "measuring",
+    "assess": "full",
+    "calibrate": "calibration",
+    "collect": "outputs",
+    "evaluate": "api",
+    "predict": "prediction",
+    "predictions_csv": "prediction",
+    "predictions_json": "prediction",
+    "shown": "api",
 }
 
 __all__ = list(_NAMES)

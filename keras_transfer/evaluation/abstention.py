@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_transfer.intervals import number, share
+from keras_transfer.utils.statistics import number, share
 
 _POINTS = 101
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_transfer.intervals import interval, normal, number
+from keras_transfer.utils.statistics import interval, normal, number
 
 # Few false alarms matter most where classes are many: the grid is denser there.
 FALSE_ALARMS = np.linspace(0, 1, 101) ** 2

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_transfer.data.report import printable
-from keras_transfer.whole_files import csv_text, write_text
+from keras_transfer.data.check import printable
+from keras_transfer.utils.files import csv_text, write_text
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"
@@ -46,7 +46,7 @@ class Evaluation:
 
         Returns the files.
         """
-        from keras_transfer.evaluation.pictures import draw
+        from keras_transfer.evaluation.plots import draw
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

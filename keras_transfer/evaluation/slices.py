@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.pictures import Files
+from keras_transfer.data.readers import Files
 from keras_transfer.errors import InputError
 
 _SIZES = (64, 128, 256, 512, 1024, 2048)

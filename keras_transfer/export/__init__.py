@@ -19,13 +19,13 @@ FORMATS = {
 }
 
 _NAMES = {
-    "Exported": "exporting",
+    "Exported": "exporter",
     "Parity": "parity",
     "ParityError": "parity",
-    "convert": "exporting",
-    "export_run": "exporting",
+    "convert": "exporter",
+    "export_run": "exporter",
     "open_export": "converters",
-    "saved_model": "exporting",
+    "saved_model": "exporter",
 }
 
 __all__ = ["FORMATS", "check_format", *_NAMES]

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.errors import InputError
-from keras_transfer.export.answers import inlined
+from keras_transfer.export.signatures import inlined
 
 Ask = Callable[[np.ndarray], dict[str, np.ndarray]]
 

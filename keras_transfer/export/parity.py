@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.heads import Head
+from keras_transfer.models.heads import Head
 
 LEAST_AGREEMENT = 0.99  # of a float export
 MOST_LOST = 0.02  # of an int8 export

@@ -3,13 +3,13 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.data.batches import weighted
 from keras_transfer.data.order import epoch_order
-from keras_transfer.data.pipeline import weighted
-from keras_transfer.data.python_calls import python_calls
+from keras_transfer.data.sharding import Share, whole
 from keras_transfer.data.targets import count as count_of
 from keras_transfer.data.targets import map_labels
-from keras_transfer.distribution.sharding import Share, whole
 from keras_transfer.features.extraction import Activations
+from keras_transfer.utils.python_calls import python_calls
 
 
 def batches(

@@ -2,15 +2,15 @@
 
 from dataclasses import asdict, dataclass
 
-from keras_transfer.builders import backbone_at
-from keras_transfer.data.augmentation import View, resolve_augmentation, views_of
 from keras_transfer.data.mixing import Mix
 from keras_transfer.errors import InputError
 from keras_transfer.features import CACHES
 from keras_transfer.features.prefix import prefix_of, stage_costs
 from keras_transfer.features.store import DTYPES, Store, shown_bytes
-from keras_transfer.machine import free_memory
-from keras_transfer.plans import PlannedPhase
+from keras_transfer.modalities.image.augment import View, resolve_augmentation, views_of
+from keras_transfer.models.builders import backbone_at
+from keras_transfer.schedules.plans import PlannedPhase
+from keras_transfer.utils.machine import free_memory
 
 _MOST_VIEWS = 4
 _LEAST_GAIN = 1.2

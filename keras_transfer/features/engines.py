@@ -15,8 +15,8 @@ import numpy as np
 
 from keras_transfer.features import has_openvino
 from keras_transfer.features.prefix import Prefix
-from keras_transfer.folding import folded
-from keras_transfer.machine import cpu_flags, remembered
+from keras_transfer.models.folding import folded
+from keras_transfer.utils.machine import cpu_flags, remembered
 
 Run = Callable[[np.ndarray], np.ndarray]
 _MOST_ERROR = 1e-2

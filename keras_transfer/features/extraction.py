@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_transfer.bars import bar
-from keras_transfer.data.augmentation import View
 from keras_transfer.data.examples import Examples
 from keras_transfer.data.targets import rough_classes
 from keras_transfer.errors import InputError, say
 from keras_transfer.features.engines import choose_engine, engine_version, usable_engines
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import DTYPES, Store, Table, Writer
+from keras_transfer.modalities.image.augment import View
+from keras_transfer.utils.console import bar
 
 _FORMAT = 2  # of what a row means: raise it when decoding, views or preprocessing change
 _BATCH = 32
@@ -168,7 +168,7 @@ def _table(store, prefix, engine, view, dtype):
 
 
 def _sampler(prefix, examples, missing):
-    from keras_transfer.data import pipeline
+    from keras_transfer.data import batches as pipeline
 
     def sample(count):
         # Spread over the classes, which lie one after the other.
@@ -182,7 +182,7 @@ def _sampler(prefix, examples, missing):
 
 def _pictures(prefix, examples, missing, views, memory):
     """Batches of input, [V, B, …]."""
-    from keras_transfer.data import pipeline
+    from keras_transfer.data import batches as pipeline
 
     stream = pipeline.views(examples, missing, views, prefix.image_size, _BATCH, memory)
     return map(lambda batch: batch.numpy(), iter(stream))

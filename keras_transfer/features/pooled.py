@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_transfer.features.prefix import Prefix
-from keras_transfer.stages import Backbone
+from keras_transfer.models.stages import Backbone
 
 _POOLINGS = {
     3: keras.layers.GlobalAveragePooling1D,

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import keras
 
-from keras_transfer.builders import backbone_at
-from keras_transfer.stages import Backbone, chain
+from keras_transfer.models.builders import backbone_at
+from keras_transfer.models.stages import Backbone, chain
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""Whether a mirror image still shows the same class: what decides about flips in augmentation."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from keras_transfer.data.examples import Examples
+from keras_transfer.features.extraction import extract
+from keras_transfer.features.linear_probe import classifier_for
+from keras_transfer.features.memo import concluded, digest_of
+from keras_transfer.features.pooled import averaged
+from keras_transfer.features.prefix import Prefix
+from keras_transfer.features.store import Store
+from keras_transfer.modalities.image.augment import View
+
+_PICTURES = 300
+_FOLDS = 5
+_ERRORS = 2.0
+_VERSION = 1  # of the formula: raise it when it changes
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """How a linear probe does on mirror images of pictures that it was not fitted on.
+
+    Attributes:
+        drop: accuracy on the pictures less that on their mirror images, −1 to 1.
+        error: its standard error over the pictures.
+        pictures: that it was measured on.
+    """
+
+    drop: float
+    error: float
+    pictures: int
+
+    @property
+    def told_apart(self) -> bool:
+        """True where mirror images are recognised worse, by more than two standard errors."""
+        return self.drop > _ERRORS * self.error
+
+
+def mirror_symmetry(
+    prefix: Prefix,
+    examples: Examples,
+    *,
+    most: int = _PICTURES,
+    engine: str = "auto",
+    store: Store | None = None,
+    seed: int = 0,
+) -> Symmetry | None:
+    """Fits a linear probe on pictures as they are and tries it on others, as they are and mirrored.
+
+    Where the classes do not change in a mirror (insects), both do alike; where they do (digits,
+    text, signs), the mirror images are taken for other classes.
+
+    Args:
+        prefix: of a pretrained backbone.
+        examples: one class a picture; of more than `most` a random sample.
+        engine, store: see `features.extraction.extract`.
+        seed: of the sample and the folds.
+
+    Returns:
+        None where no class has two pictures.
+    """
+    rows = np.random.default_rng(seed).permutation(len(examples))[:most]
+    sample = examples.take(np.sort(rows))
+    store = store or Store()
+    found = concluded(
+        prefix,
+        store,
+        f"symmetry {_VERSION}",
+        partial(_measured, prefix, sample, engine, store, seed),
+        of=f"{len(sample)} pictures and their mirror images",
+        engine=engine,
+        view="mirror",
+        sample=digest_of(sample.digests, np.asarray(sample.labels)),
+        seed=seed,
+    )
+    return Symmetry(**found) if found else None
+
+
+def _measured(prefix, sample, engine, store, seed):
+    from sklearn.model_selection import StratifiedGroupKFold
+    from threadpoolctl import threadpool_limits
+
+    folds = min(_FOLDS, int(np.bincount(sample.labels).max()))
+    if folds < 2:
+        return {}
+    found = extract(prefix, sample, (View(), View("mirror")), engine=engine, store=store)
+    every = np.arange(len(sample))
+    plain, mirrored = (averaged(found.gather(every, view)).astype("float64") for view in range(2))
+    lost = np.zeros(len(sample))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with threadpool_limits(1, "blas"):
+        for train, test in _splits(splitter, plain, sample.labels, sample.copies):
+            probe = _fitted(plain[train], sample.labels[train])
+            right = [probe.predict(x[test]) == sample.labels[test] for x in (plain, mirrored)]
+            lost[test] = right[0].astype(int) - right[1]
+    error = lost.std(ddof=1) / np.sqrt(len(lost))
+    return {"drop": float(lost.mean()), "error": float(error), "pictures": len(sample)}
+
+
+def _splits(splitter, features, labels, groups):
+    import warnings
+
+    with warnings.catch_warnings():  # of classes with fewer pictures than folds
+        warnings.simplefilter("ignore")
+        yield from splitter.split(features, labels, groups)
+
+
+def _fitted(features, labels):
+    import warnings
+
+    with warnings.catch_warnings():  # near enough to tell who is right
+        warnings.simplefilter("ignore")
+        return classifier_for(features.shape[1]).fit(features, labels)

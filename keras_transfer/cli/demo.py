@@ -1,0 +1,142 @@
+"""The offline demonstration on scikit-learn's handwritten digits.
+
+A small source model learns the digits 0–5; it is transferred to the digits 6–9 with ten pictures
+each, and compared with the same network trained from scratch on those forty pictures.
+"""
+
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+from keras_transfer.data import Augmentation, from_directory
+from keras_transfer.experiments import learning_curves as curves
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.models.stages import Backbone
+from keras_transfer.schedules.recipes import from_scratch, lp_ft
+from keras_transfer.training.trainer import Trainer
+
+SOURCE_DIGITS = (0, 1, 2, 3, 4, 5)
+TARGET_DIGITS = (6, 7, 8, 9)
+PICTURES_EACH = 10
+IMAGE_SIZE = 32
+SOURCE_EPOCHS = 8
+EPOCHS = 8
+# A mirrored digit is another sign, and a crop may make a 9 a 7.
+AUGMENT = Augmentation(crop=True, min_area=0.7, max_aspect=1.15, flip=False)
+
+
+def run_demo(out, *, seed: int = 0) -> None:
+    """Runs the demonstration into the directory `out` and prints what it finds."""
+    import tensorflow as tf
+
+    from keras_transfer.export import saved_model
+
+    started = time.perf_counter()
+    out = Path(out)
+    write_pictures(out / "pictures", seed)
+
+    print(f"1. source model: digits {_list(SOURCE_DIGITS)} from scratch")
+    source_data = from_directory(out / "pictures" / "source", seed=seed)
+    keras.utils.set_random_seed(seed)
+    source = build_model(
+        small_backbone(), Classification(source_data.class_names), image_size=IMAGE_SIZE
+    )
+    trainer = Trainer(source, from_scratch(epochs=SOURCE_EPOCHS), augment=AUGMENT, seed=seed)
+    source_run = trainer.fit(source_data, out / "source")
+    print(f"   validation accuracy {source_run.metrics['val']['accuracy']:.3f}")
+
+    print(f"2. target: digits {_list(TARGET_DIGITS)}, {PICTURES_EACH} pictures each")
+    data = from_directory(out / "pictures" / "target")
+    transfer = lp_ft(
+        epochs=EPOCHS,
+        head_epochs=EPOCHS * 3 // 8,
+        head_learning_rate=3e-2,
+        learning_rate=1e-3,
+        batch_norm="train",  # the source's statistics are those of six digits only
+    )
+    runs = {}
+    for name, schedule, start in (
+        ("transfer", transfer, {}),
+        ("from scratch", from_scratch(epochs=EPOCHS), {"weights": None}),
+    ):
+        keras.utils.set_random_seed(seed)
+        head = Classification(data.class_names, dropout=0)
+        model = build_model(str(source_run.path), head, **start)
+        trainer = Trainer(
+            model, schedule, seed=seed, batch_size=4, augment=AUGMENT, validate_every=1
+        )
+        runs[name] = trainer.fit(data, out / schedule.name)
+    found = {name: curves.read_curve(run) for name, run in runs.items()}
+    print(curves.table(found, chance=max(_shares(data.counts["val"]))))
+    title = f"digits {_list(TARGET_DIGITS)} from {PICTURES_EACH} pictures each"
+    curves.draw(found, out / "curves.png", title)
+    print(f"   curves: {out / 'curves.png'}")
+
+    print("3. export and one request")
+    picture = data.examples["val"].names[0]
+    export = saved_model(runs["transfer"].model, runs["transfer"].next_export())
+    serve = tf.saved_model.load(str(export)).signatures["serve_bytes"]
+    answer = serve(bytes=tf.constant([Path(picture).read_bytes()]))
+    print(
+        f"   {export} says of {picture}: digit {answer['label'][0].numpy().decode()} "
+        f"(score {float(answer['score'][0]):.3f})"
+    )
+    print(f"done in {time.perf_counter() - started:.0f} s")
+
+
+def write_pictures(folder: Path, seed: int, splits: bool = True) -> None:
+    """Writes the digits as PNG files: source/<digit>/ and target/{train,val}/<digit>/.
+
+    Without `splits` all ten go to all/<digit>/.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(seed).permutation(len(digits.target))
+    count = dict.fromkeys(range(10), 0)
+    for i in order:
+        digit = int(digits.target[i])
+        count[digit] += 1
+        if not splits:
+            split = Path("all")
+        elif digit in SOURCE_DIGITS:
+            split = Path("source")
+        else:
+            split = Path("target") / ("train" if count[digit] <= PICTURES_EACH else "val")
+        file = folder / split / str(digit) / f"{i:04}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        grey = np.pad(digits.images[i] * (255 / 16), 1).astype("uint8")  # 10×10, values 0–255
+        Image.fromarray(grey).resize((40, 40), Image.Resampling.BICUBIC).save(file)
+
+
+def small_backbone() -> Backbone:
+    """A residual network of 0.3 million parameters for 32×32 pictures."""
+    layers = keras.layers
+    inputs = keras.Input((None, None, 3), name="pictures")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = _conv(x, 32, 3)
+    for filters in (32, 64, 128):
+        shortcut = layers.Conv2D(filters, 1, strides=2, padding="same", use_bias=False)(x)
+        y = _conv(x, filters, 3, strides=2)
+        y = layers.Conv2D(filters, 3, padding="same", use_bias=False)(y)
+        y = layers.BatchNormalization(momentum=0.9)(y)
+        x = layers.ReLU()(layers.Add()([y, layers.BatchNormalization(momentum=0.9)(shortcut)]))
+    return Backbone(inputs, layers.GlobalAveragePooling2D()(x), name="small_resnet")
+
+
+def _conv(x, filters, kernel, strides=1):
+    x = keras.layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False)(x)
+    # Few steps: statistics that follow quickly.
+    return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
+
+
+def _shares(counts):
+    return [count / sum(counts.values()) for count in counts.values()]
+
+
+def _list(digits):
+    return ", ".join(map(str, digits))

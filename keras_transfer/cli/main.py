@@ -1,0 +1,232 @@
+"""The command line: all commands, and the short ones themselves. It reads options, calls and prints.
+
+Every check that needs neither Keras nor TensorFlow comes first, so that bad input is answered at
+once.
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_transfer.cli.adapt import adapt
+from keras_transfer.cli.ask import ask
+from keras_transfer.cli.choose import advise, compare, tune
+from keras_transfer.cli.common import load_keras
+from keras_transfer.cli.distribute import end, translated_losses
+from keras_transfer.cli.evaluate import evaluate
+from keras_transfer.cli.export import export
+from keras_transfer.cli.options import (
+    ColumnOption,
+    Data,
+    Json,
+    Pictures,
+    RunPath,
+    Seed,
+    TaskOption,
+    ValOption,
+    ValSplit,
+    check_png,
+    settings_of,
+)
+from keras_transfer.cli.report import report
+from keras_transfer.cli.train import find_rate, schedule, train
+from keras_transfer.errors import InputError
+from keras_transfer.training.distributed.faults import LOST, WorkerLost
+
+app = typer.Typer(
+    name="keras-transfer",
+    help="Transfer learning: from a folder of labelled pictures to a served model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def backbones(as_json: Json = False):
+    """List the backbones: parameters, image size, stages, preprocessing, weights on this machine."""
+    from keras_transfer.models.sources.applications import BACKBONES, weights_path
+
+    rows = [
+        {
+            "name": spec.name,
+            "parameters": spec.parameters,
+            "image_size": spec.size,
+            "least_image_size": spec.min_size,
+            "stages": spec.stages,
+            "preprocessing": spec.preprocessing,
+            "weights_present": weights_path(spec).is_file(),
+        }
+        for spec in BACKBONES.values()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print(
+        f"{'name':<34}{'parameters':>12}{'size':>6}{'least':>6}{'stages':>8}  {'preprocessing':<14}weights"
+    )
+    for row in rows:
+        print(
+            f"{row['name']:<34}{row['parameters']:>12,}{row['image_size']:>6}"
+            f"{row['least_image_size']:>6}{row['stages']:>8}  {row['preprocessing']:<14}"
+            f"{'present' if row['weights_present'] else 'download'}"
+        )
+
+
+def check(
+    data: Data,
+    val: ValOption = None,
+    val_split: ValSplit = None,
+    seed: Seed = None,
+    task: TaskOption = None,
+    column: ColumnOption = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="A .png file: pictures as the model sees them, before and after."),
+    ] = None,
+    as_json: Json = False,
+):
+    """Check pictures: faulty files, duplicates, leakage between splits, sizes."""
+    from keras_transfer.data import check_data, open_data
+
+    check_png(sheet)
+    settings = settings_of(locals())
+    options = {key: settings[key] for key in ("val", "val_split", "seed", "task", "columns")}
+    report = check_data(data, **options)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
+    if sheet is not None:
+        load_keras()
+        from keras_transfer.reporting.sheet import sheet as draw
+
+        draw(open_data(data, **options), sheet)
+        print(f"wrote {sheet}", file=sys.stderr)
+
+
+def predict(
+    run: RunPath,
+    paths: Pictures,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a CSV file instead of printing it.")
+    ] = None,
+    as_json: Json = False,
+):
+    """Predict pictures, as CSV or JSON: path, and what the run's task gives (label and score, …)."""
+    from keras_transfer.data import list_pictures
+    from keras_transfer.data.check import printable
+    from keras_transfer.runs import Run
+    from keras_transfer.utils.files import write_text
+
+    run = Run.open(run)
+    list_pictures(paths)  # a wrong path is said before TensorFlow is loaded
+    load_keras()
+    from keras_transfer import evaluation
+
+    predictions, skipped = evaluation.predict(run.model, paths)
+    for item in skipped:
+        print(f"skipped {printable(item.path)}: {item.reason}", file=sys.stderr)
+    table = evaluation.predictions_csv(predictions)
+    if out is not None:
+        write_text(out, table)
+    if as_json:
+        print(json.dumps(evaluation.predictions_json(predictions, skipped), indent=2))
+    elif out is None:
+        print(table, end="")
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
+    limit: Annotated[
+        float | None,
+        typer.Option(help="Remove what was not used for longest, down to so many gigabytes."),
+    ] = None,
+    as_json: Json = False,
+):
+    """List the activations kept on this machine, with their sizes; remove them."""
+    import time
+
+    from keras_transfer.features.store import Store, shown_bytes
+
+    if limit is not None and limit < 0:
+        raise InputError(f"--limit {limit:g}: give a number of gigabytes, 0 or more.")
+    store = Store()
+    removed = 0
+    if clear or limit is not None:
+        removed = store.trim(limit=0 if clear or limit is None else int(limit * (1 << 30)))
+    tables = store.list()
+    if as_json:
+        rows = [{"key": t.key, "bytes": t.bytes, "used": t.used, **t.about} for t in tables]
+        total = sum(t.bytes for t in tables)
+        print(
+            json.dumps(
+                {
+                    "folder": str(store.root),
+                    "limit": store.limit,
+                    "bytes": total,
+                    "removed": removed,
+                    "tables": rows,
+                },
+                indent=2,
+            )
+        )
+        return
+    if removed:
+        print(f"removed {shown_bytes(removed)}", file=sys.stderr)
+    print(f"{'size':>10}  {'last used':<17}{'px':>4}  {'view':<13}{'engine':<10}{'of'}")
+    for table in tables:
+        about = {"image_size": "?", "view": "?", "engine": "?", "backbone": "unknown"} | table.about
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(table.used))
+        print(
+            f"{shown_bytes(table.bytes):>10}  {used:<17}{about['image_size']:>4}  "
+            f"{about['view']:<13}{about['engine']:<10}{about['backbone']}"
+        )
+    total = shown_bytes(sum(t.bytes for t in tables))
+    print(f"{total} of at most {shown_bytes(store.limit)} in {store.root}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where pictures, runs and the export go.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Fixes everything random.")] = 0,
+):
+    """The offline demonstration: a source model, transfer against from-scratch, a served answer."""
+    from keras_transfer.runs import check_out
+
+    check_out(out)
+    load_keras()
+    from keras_transfer.cli.demo import run_demo
+
+    run_demo(out, seed=seed)
+
+
+# In the order in which they are needed.
+COMMANDS = (
+    *(check, advise, train, evaluate, predict, report, export, ask),
+    *(compare, adapt, tune, find_rate, schedule, backbones, cache, demo),
+)
+for command in COMMANDS:
+    app.command(name=command.__name__.replace("_", "-"))(command)
+
+
+def main():
+    """Entry point: bad input is one line on stderr and exit code 2; Typer makes Ctrl-C 130.
+
+    Where another worker was lost it is one line and exit code 75: start all of them again.
+    """
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be in no encoding
+    try:
+        with translated_losses():
+            app()
+    except (InputError, WorkerLost) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        end(LOST if isinstance(error, WorkerLost) else 2)
+    except Exception:
+        traceback.print_exc()
+        end(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The command `report`: writes a run's page, or sets runs beside each other."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_transfer.cli.common import load_keras
+from keras_transfer.cli.options import ColumnOption, columns_of
+from keras_transfer.errors import InputError
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="The --out of a training; of several to compare."),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled pictures to measure on. [what the run was trained on]"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test or all. [test, else val]")
+    ] = None,
+    column: ColumnOption = None,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Mistakes shown with their picture; 0 shows none.")
+    ] = 48,
+    out: Annotated[
+        Path | None, typer.Option(help="The file. [RUN/report.html; comparison.html of several]")
+    ] = None,
+):
+    """Write a page: what was trained on what, curves, mistakes with Grad-CAM; or compare runs."""
+    from keras_transfer.data import open_labelled
+    from keras_transfer.data.targets import described
+    from keras_transfer.runs import COMPARISON, Run
+
+    if out is not None and out.is_dir():
+        raise InputError(f"{out} is a directory: give --out a .html file.")
+    opened = [Run.open(run) for run in runs]
+    if len(opened) > 1:
+        from keras_transfer.reporting import compare_runs
+
+        if data or split:
+            raise InputError("--data and --split are for the report of one run.")
+        print(compare_runs(opened, out or COMPARISON))
+        return
+    (run,) = opened
+    from keras_transfer.reporting.write import check_run
+
+    check_run(run)
+    found, own = None, run.config.get("data")
+    # Of the run's own pictures only those that it was not trained on, unless that is asked for.
+    if data is not None and not (own and data.absolute() == Path(own).absolute()):
+        found = open_labelled(
+            data,
+            described(run.config),
+            split=split,
+            split_file=run.split_path,
+            columns=columns_of(column) or run.config.get("columns"),
+        )
+        (split,) = found.examples
+    load_keras()
+    from keras_transfer.reporting import write_report
+
+    print(write_report(run, found, split=split, pictures=pictures, out=out))
+    print("it needs no network: open it in a browser", file=sys.stderr)

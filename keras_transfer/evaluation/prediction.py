@@ -1,0 +1,183 @@
+"""What a model says of pictures whose labels nobody knows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_transfer.data.examples import Examples, ImageData
+from keras_transfer.data.files import Skipped, list_pictures
+from keras_transfer.data.index import check_pictures
+from keras_transfer.data.targets import SEPARATOR
+from keras_transfer.errors import InputError
+from keras_transfer.evaluation.outputs import collect
+from keras_transfer.models.heads import by_head, heads_of
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a single-label model says of one picture.
+
+    Attributes:
+        path: the picture's file.
+        label: the name with the highest score.
+        score: that score; a probability in [0, 1].
+        top: up to five (name, score), highest first.
+    """
+
+    path: str
+    label: str
+    score: float
+    top: tuple[tuple[str, float], ...]
+
+    def _cells(self):
+        top = [(f"top{i + 1}", f"{name}={score:.6f}") for i, (name, score) in enumerate(self.top)]
+        return [("label", self.label), ("score", f"{self.score:.6f}"), *top]
+
+    def _document(self):
+        top = [{"label": name, "score": score} for name, score in self.top]
+        return {"label": self.label, "score": self.score, "top": top}
+
+
+@dataclass(frozen=True)
+class LabelsPrediction:
+    """What a multi-label model says of one picture.
+
+    Attributes:
+        path: the picture's file.
+        labels: the names with a score over 0.5, highest first.
+        scores: of all names; probabilities in [0, 1].
+    """
+
+    path: str
+    labels: tuple[str, ...]
+    scores: dict[str, float]
+
+    def _cells(self):
+        scores = [(name, f"{score:.6f}") for name, score in self.scores.items()]
+        return [("labels", SEPARATOR.join(self.labels)), *scores]
+
+    def _document(self):
+        return {"labels": list(self.labels), "scores": self.scores}
+
+
+@dataclass(frozen=True)
+class ValuesPrediction:
+    """What a regression model says of one picture.
+
+    Attributes:
+        path: the picture's file.
+        values: of each target, in its units.
+    """
+
+    path: str
+    values: dict[str, float]
+
+    def _cells(self):
+        return [(name, f"{value:.7g}") for name, value in self.values.items()]
+
+    def _document(self):
+        return {"values": self.values}
+
+
+@dataclass(frozen=True)
+class HeadsPrediction:
+    """What a model with several heads says of one picture.
+
+    Attributes:
+        path: the picture's file.
+        heads: name of each head → its prediction, one of the three others.
+    """
+
+    path: str
+    heads: dict[str, Prediction | LabelsPrediction | ValuesPrediction]
+
+    def _cells(self):
+        return [
+            (f"{name}_{column}", cell)
+            for name, one in self.heads.items()
+            for column, cell in one._cells()
+        ]
+
+    def _document(self):
+        return {"heads": {name: one._document() for name, one in self.heads.items()}}
+
+
+AnyPrediction = Prediction | LabelsPrediction | ValuesPrediction | HeadsPrediction
+
+
+def _class_prediction(path, names, scores):
+    order = np.argsort(-scores, kind="stable")[:5]
+    top = tuple((names[i], float(scores[i])) for i in order)
+    return Prediction(path, *top[0], top)
+
+
+def _labels_prediction(path, names, scores):
+    order = np.argsort(-scores, kind="stable")
+    labels = tuple(names[i] for i in order if scores[i] > 0.5)
+    return LabelsPrediction(path, labels, dict(zip(names, scores.tolist())))
+
+
+def _values_prediction(path, names, scores):
+    return ValuesPrediction(path, dict(zip(names, scores.tolist())))
+
+
+_PREDICTIONS = {
+    "single_label": _class_prediction,
+    "multi_label": _labels_prediction,
+    "regression": _values_prediction,
+}
+
+
+def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction], list[Skipped]]:
+    """Predicts pictures and whole folders of them.
+
+    Args:
+        model: from `build_model`, trained.
+        paths: files and folders (searched to any depth).
+
+    Returns:
+        Predictions in the order of the paths, of the class that suits the task, and the files that
+        could not be read.
+
+    Raises:
+        InputError: a path does not exist, there is no picture, or outputs are not finite.
+    """
+    good, skipped = check_pictures(list_pictures(paths))
+    if not len(good):
+        raise InputError(f"No readable picture in {paths[0]}: {skipped[0].reason}.")
+    unlabelled = Examples(good, np.zeros(len(good), "int32"))
+    data = ImageData(("any",), {"all": unlabelled}, skipped, "")
+    _, outputs = collect(model, data, "all", batch_size=batch_size)
+    heads = heads_of(model)
+    of_head = {}
+    for name, values in by_head(heads, outputs).items():
+        head = heads[name]
+        scores = keras.ops.convert_to_numpy(head.scores(values))
+        make = _PREDICTIONS[head.task]
+        of_head[name] = [make(path, head.names, row) for path, row in zip(good.names, scores)]
+    if len(heads) == 1:
+        return of_head.popitem()[1], skipped
+    rows = zip(*of_head.values())
+    return [
+        HeadsPrediction(path, dict(zip(of_head, row))) for path, row in zip(good.names, rows)
+    ], skipped
+
+
+def predictions_csv(predictions: list[AnyPrediction]) -> str:
+    """Columns path and, of classes, label, score, then top1…top5 as `name=score`; of labels `labels`
+    joined by `|`, then the score of each; of numbers the value of each; of several heads those of
+    each, after its name and `_`."""
+    from keras_transfer.utils.files import csv_text
+
+    rows = [[("path", p.path), *p._cells()] for p in predictions]
+    header = [column for column, _ in rows[0]] if rows else ["path"]
+    return csv_text(header, ([cell for _, cell in row] for row in rows))
+
+
+def predictions_json(predictions: list[AnyPrediction], skipped: list[Skipped]) -> dict:
+    return {
+        "predictions": [{"path": p.path, **p._document()} for p in predictions],
+        "skipped": [{"path": str(Path(s.path)), "reason": s.reason} for s in skipped],
+    }

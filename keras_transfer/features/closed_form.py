@@ -1,0 +1,234 @@
+"""Heads in closed form, by scikit-learn: logistic regression for classes and labels, else ridge."""
+
+import os
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_transfer.utils.console import bar
+
+_STRENGTHS = np.logspace(-3, 1, 9)
+_MOST_FOR_CHOOSING = 5000  # rows of cross-validation; the strength found serves for all
+_FOLDS = 5
+_ALPHAS = np.logspace(-1, 6, 15)  # of ridge
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Weights of a Dense layer from features [N, D] to logits or values [N, C].
+
+    Attributes:
+        kernel: float32 [D, C].
+        bias: float32 [C].
+        strength: inverse regularisation C that cross-validation chose, in scikit-learn's sense (of
+            ridge 1/alpha; of several labels or numbers, each with its own, the median).
+        cross_validation: loss of the folds at that strength (of several labels the mean); None where
+            there were too few pictures of a class for folds.
+        criterion: which loss.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    strength: float
+    cross_validation: float | None
+    criterion: str = "log loss"
+
+    def __str__(self):
+        chosen = f"strength {self.strength:.3g}"
+        if self.cross_validation is None:
+            return chosen
+        return f"{chosen} by cross-validation, {self.criterion} {self.cross_validation:.4f}"
+
+
+def solve(
+    task: str,
+    features: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    *,
+    class_weights: np.ndarray | None = None,
+    seed: int = 0,
+) -> LinearHead:
+    """The head of a task, see `logistic_regression`, `label_regressions`, `ridge_regression`.
+
+    Args:
+        class_weights: of `data.balance.class_weights`; there are none for numbers.
+    """
+    if task == "single_label":
+        return logistic_regression(
+            features, targets, groups, class_weights=class_weights, seed=seed
+        )
+    if task == "multi_label":
+        return label_regressions(features, targets, groups, class_weights=class_weights, seed=seed)
+    return ridge_regression(features, targets, groups)
+
+
+def logistic_regression(
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    class_weights: np.ndarray | None = None,
+    seed: int = 0,
+    most: int = _MOST_FOR_CHOOSING,
+) -> LinearHead:
+    """Fits the head that a Dense layer would be after endless training with weight decay.
+
+    Features are centred and divided by one standard deviation of them all (not one each: a feature
+    that hardly varies is not made as important as the others), and the result is folded back into
+    kernel and bias. The strength is the one with the least log loss in stratified 5-fold
+    cross-validation.
+
+    Args:
+        features: float [N, D].
+        labels: int [N], 0 ≤ label < C, each of them at least once.
+        groups: int [N], rows of the same picture: they stay together in the folds.
+        class_weights: float [C].
+        seed: of the folds.
+        most: rows that the strength is chosen on.
+    """
+    import joblib
+    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+    from sklearn.model_selection import StratifiedGroupKFold
+    from threadpoolctl import threadpool_limits
+
+    scaled, mean, scale = _scaled(features)
+    options = dict(
+        max_iter=300,
+        class_weight=None if class_weights is None else dict(enumerate(class_weights.tolist())),
+    )
+    folds = min(_FOLDS, np.bincount(labels[np.unique(groups, return_index=True)[1]]).min())
+    # The folds side by side, each on one core: a sixth of the time that BLAS takes to share such
+    # small products among cores that TensorFlow's threads wait on too.
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(1, "blas"),
+        joblib.parallel_config("threading", n_jobs=os.cpu_count()),
+    ):
+        # The weakest regularisations may not converge in 300 steps; they are not chosen.
+        warnings.simplefilter("ignore")
+        if folds < 2:
+            strength, loss = 1.0, None
+        else:
+            chosen = some_rows(labels, groups, seed, most)
+            splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
+                scaled[chosen], labels[chosen], groups[chosen]
+            )
+            search = LogisticRegressionCV(
+                Cs=_STRENGTHS,
+                cv=list(splits),
+                scoring="neg_log_loss",
+                refit=False,
+                use_legacy_attributes=False,
+                **options,
+            ).fit(scaled[chosen], labels[chosen])
+            mean_scores = (
+                np.asarray(search.scores_).reshape(folds, -1, len(_STRENGTHS)).mean((0, 1))
+            )
+            best = int(np.argmax(mean_scores))
+            strength, loss = float(_STRENGTHS[best]), float(-mean_scores[best])
+        fitted = LogisticRegression(C=strength, **options).fit(scaled, labels)
+    weights, offsets = fitted.coef_, fitted.intercept_
+    if len(weights) == 1:  # two classes: one logit, of which each class gets half
+        weights, offsets = np.concatenate([-weights, weights]) / 2, np.append(-offsets, offsets) / 2
+    kernel = weights.T.astype("float64") / scale
+    bias = offsets - mean @ kernel
+    return LinearHead(kernel.astype("float32"), bias.astype("float32"), strength, loss)
+
+
+def label_regressions(
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    class_weights: np.ndarray | None = None,
+    seed: int = 0,
+) -> LinearHead:
+    """A logistic regression for each label, with a strength of its own.
+
+    Args:
+        features, groups, seed: see `logistic_regression`.
+        class_weights: float [L, 2], of what is not there and of what is.
+        labels: 0/1 [N, L]. A label that is the same for all pictures gets its frequency, whatever
+            the picture.
+    """
+
+    count = labels.shape[1]
+    most = max(500, min(_MOST_FOR_CHOOSING, 4 * _MOST_FOR_CHOOSING // count))
+    kernel = np.zeros((features.shape[1], count), "float32")
+    bias = np.zeros(count, "float32")
+    found = []
+    for i in bar(range(count), desc="labels", unit="label"):
+        column = labels[:, i].astype("int64")
+        positive = int(column.sum())
+        if positive in (0, len(column)):
+            bias[i] = np.log((positive + 0.5) / (len(column) - positive + 0.5))
+            continue
+        weights = None if class_weights is None else class_weights[i]
+        options = {"class_weights": weights, "seed": seed, "most": most}
+        one = logistic_regression(features, column, groups, **options)
+        kernel[:, i] = one.kernel[:, 1] - one.kernel[:, 0]
+        bias[i] = one.bias[1] - one.bias[0]
+        found.append(one)
+    losses = [one.cross_validation for one in found if one.cross_validation is not None]
+    return LinearHead(
+        kernel,
+        bias,
+        float(np.median([one.strength for one in found])) if found else 1.0,
+        float(np.mean(losses)) if losses else None,
+    )
+
+
+def ridge_regression(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> LinearHead:
+    """Least squares with a penalty, which has the least error when each picture is left out once.
+
+    Args:
+        features, groups: see `logistic_regression`.
+        targets: float [N, D], at best standardised; each has a penalty of its own.
+    """
+    from sklearn.linear_model import Ridge, RidgeCV
+
+    scaled, mean, scale = _scaled(features)
+    rows = np.unique(groups, return_index=True)[1][:_MOST_FOR_CHOOSING]  # one view a picture
+    alphas, loss = np.ones(targets.shape[1]), None
+    if len(rows) > 2:
+        search = RidgeCV(_ALPHAS, alpha_per_target=True).fit(scaled[rows], targets[rows])
+        alphas, loss = np.ravel(search.alpha_), float(-np.mean(search.best_score_))
+        alphas = alphas * (len(targets) / len(rows))  # the errors of more rows weigh more
+    fitted = Ridge(alphas).fit(scaled, targets)
+    kernel = np.reshape(fitted.coef_, (targets.shape[1], -1)).T.astype("float64") / scale
+    bias = fitted.intercept_ - mean @ kernel
+    strength = float(1 / np.median(alphas))
+    return LinearHead(
+        kernel.astype("float32"), bias.astype("float32"), strength, loss, "squared error"
+    )
+
+
+def _scaled(features):
+    """(features centred and divided by one deviation of them all, mean [D], deviation)."""
+    # One copy only: features may be a gigabyte. The differences of large values need float64 sums.
+    mean = features.mean(axis=0, dtype="float64")
+    scale = max(float(features.std(dtype="float64")), 1e-12)
+    scaled = ((features - mean.astype("float32")) / np.float32(scale)).astype("float32", copy=False)
+    return scaled, mean, scale
+
+
+def some_rows(labels, groups, seed, most):
+    """Rows of at most `most` rows' worth of pictures, each class in its share.
+
+    All rows of a picture or none, and of each class as many pictures as the folds want, also beyond
+    `most`; `transferability.backbone.stratified` draws single pictures and never more than `most`.
+    Either draw stands behind published figures, so they are not made one.
+    """
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(groups.max() + 1)
+    share = most / len(labels)
+    rank = np.empty_like(order)
+    for label in np.unique(labels):
+        members = np.unique(groups[labels == label])
+        ranked = members[np.argsort(order[members])]
+        rank[ranked] = np.arange(len(ranked))
+        rank[ranked[max(_FOLDS, round(share * len(ranked))) :]] = np.iinfo(order.dtype).max
+    return np.flatnonzero(rank[groups] < np.iinfo(order.dtype).max)

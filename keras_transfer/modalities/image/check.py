@@ -1,0 +1,135 @@
+"""What one picture file is, and whether it can be decoded (no TensorFlow)."""
+
+import hashlib
+import re
+import stat
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from keras_transfer.data.files import EXTENSIONS, open_picture
+from keras_transfer.modalities.image.exif import orientation
+
+_STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
+MOST_BYTES = 512 << 20  # of a file: more than the largest picture needs in any format
+
+
+class Facts(NamedTuple):
+    """What is known of a picture file.
+
+    Attributes:
+        width, height: as stored, before the orientation is applied; 0 where it has no header.
+        mode: Pillow's name, such as RGB, L, P or CMYK.
+        format: JPEG, MPO (a JPEG of several pictures), PNG, GIF, BMP or WEBP.
+        orientation: EXIF's, 1–8.
+        digest: BLAKE2b of the whole file, 16 bytes; empty where it was not read.
+        fault: why it cannot be used, in plain words; None where it can.
+    """
+
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    format: str = ""
+    orientation: int = 1
+    digest: bytes = b""
+    fault: str | None = None
+
+
+class Room:
+    """Lets threads in while what they bring fits together; one alone may bring more.
+
+    Args:
+        limit: of all amounts inside.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self._used = limit, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, amount: int):
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + amount <= self.limit)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
+
+
+# However many threads there are. A pixel takes up to ten bytes while it is decoded. Who has room to
+# decode never waits for room to read, so the two cannot block each other.
+READING = Room(128 << 20)  # bytes
+DECODING = Room(90_000_000)  # pixels
+
+
+def examine_file(path: str) -> Facts:
+    """Reads a file once, whole: what it is, its digest, and whether every pixel can be decoded."""
+    extension = Path(path).suffix.lower()
+    if extension not in EXTENSIONS:
+        return Facts(fault=f"unsupported file type {extension or '(no extension)'}")
+    try:
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+            return Facts(fault="cannot be read: not a regular file")
+        if found.st_size > MOST_BYTES:
+            return Facts(
+                fault=f"too large: a file of {found.st_size >> 20:,} MiB, at most "
+                f"{MOST_BYTES >> 20} are read; make it smaller"
+            )
+        with READING.taken(found.st_size):
+            contents = Path(path).read_bytes()
+            return examine(contents)._replace(digest=digest(contents))
+    except FileNotFoundError as error:
+        link = Path(path).is_symlink()
+        return Facts(fault=f"cannot be read: {'a link to nothing' if link else error.strerror}")
+    except OSError as error:
+        return Facts(fault=f"cannot be read: {error.strerror}")
+
+
+def examine(contents: bytes) -> Facts:
+    """The same of the bytes of a picture file, without a digest."""
+    if not contents:
+        return Facts(fault="empty file")
+    try:
+        picture = open_picture(contents)
+    except Exception as error:  # plugins raise anything on a broken file
+        return Facts(fault=_fault(error, contents))
+    facts = Facts(
+        picture.width, picture.height, picture.mode, picture.format or "", orientation(contents)
+    )
+    try:
+        with DECODING.taken(picture.width * picture.height):
+            picture.load()
+    except Exception as error:
+        return facts._replace(fault=_fault(error, contents))
+    return facts
+
+
+def digest(*parts) -> bytes:
+    """16 bytes (BLAKE2b) that stand for the content of some bytes."""
+    made = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        made.update(part)
+    return made.digest()
+
+
+def _fault(error, contents):
+    text = " ".join(str(error).split()) or type(error).__name__
+    kind = next((kind for start, kind in _STARTS.items() if contents.startswith(start)), None)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: {text}"
+    if kind == "WebP" and (size := 8 + int.from_bytes(contents[4:8], "little")) > len(contents):
+        return f"truncated: {len(contents):,} of {size:,} bytes"
+    if re.search("truncated|premature|unexpected end", text, re.IGNORECASE):
+        return f"truncated: {text}"
+    if isinstance(error, UnidentifiedImageError):
+        if kind is None:
+            return "not a picture: no JPEG, PNG, GIF, BMP or WebP data"
+        return f"damaged: it begins as {kind}, but the header cannot be read"
+    return f"damaged: {text}"

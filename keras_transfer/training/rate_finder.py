@@ -1,0 +1,172 @@
+"""The learning-rate range test (Smith, arXiv:1506.01186), on the real pictures."""
+
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras.src.random.seed_generator import global_seed_generator  # no public name
+
+from keras_transfer.errors import InputError
+from keras_transfer.models.builders import backbone_of
+from keras_transfer.models.freezing import freeze
+from keras_transfer.models.heads import compile_arguments, fit_heads, heads_of
+from keras_transfer.models.precision import jit_compile
+from keras_transfer.schedules.optimizers import make_optimizer
+from keras_transfer.schedules.phases import Phase
+from keras_transfer.training.progress import reseed
+from keras_transfer.utils.console import bar
+from keras_transfer.utils.files import write_file
+from keras_transfer.utils.plotting import GREEN, RED
+
+_SMOOTHING = 0.9
+_GIVE_UP = 4.0  # times the least loss
+
+
+@dataclass(frozen=True)
+class RateTest:
+    """What the range test saw.
+
+    Attributes:
+        rates: learning rate of each step, rising [N].
+        losses: loss of the batch at that step [N].
+        smooth: the losses' exponential average, which the suggestion is read from [N].
+        suggestion: a tenth of the rate at which the smoothed loss is least: still falling fast,
+            with room before it rises.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smooth: np.ndarray
+    suggestion: float
+
+    def draw(self, path) -> None:
+        """Draws loss against rate into a PNG file."""
+        from matplotlib.figure import Figure  # no pyplot: it would look for a screen
+
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(self.rates, self.losses, ".", color="#9aa5b1", markersize=4, label="each batch")
+        axes.plot(self.rates, self.smooth, color=GREEN, label="smoothed")
+        axes.axvline(self.suggestion, color=RED, ls="--", label=f"suggestion {self.suggestion:.2g}")
+        low, high = self.smooth.min(), max(self.smooth[0], np.median(self.losses)) * 1.6
+        axes.set(
+            xscale="log", xlabel="learning rate", ylabel="loss", ylim=(max(0, low * 0.5), high)
+        )
+        axes.grid(alpha=0.3)
+        axes.legend()
+        write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=120))
+
+
+def find_rate(
+    model: keras.Model,
+    data,
+    *,
+    phase: Phase | None = None,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+    steps: int = 100,
+    batch_size: int = 32,
+    augment="light",
+    seed: int = 0,
+    progress: bool = True,
+) -> RateTest:
+    """Raises the rate from step to step until the loss explodes, and suggests one.
+
+    The model is given back as it was: weights, what trains, its optimizer, and all random states.
+
+    Args:
+        model: from `build_model`, compiled or not.
+        data: a `keras_transfer.data.ImageData`; its training pictures are used, augmented.
+        phase: what trains, and with which optimizer and multipliers; everything by default.
+        lowest, highest: first and last rate, 0 < lowest < highest.
+        steps: batches, ≥ 10.
+        progress: show a bar on stderr, in a terminal or a notebook.
+
+    Raises:
+        InputError: a range that is none, or a loss that is not finite at the lowest rate already.
+    """
+    if not 0 < lowest < highest or steps < 10:
+        raise InputError(f"find_rate: {lowest} to {highest} in {steps} steps is no range to test.")
+    phase = phase or Phase("range test", "none", steps=steps)
+    with _untouched(model):
+        # A model of its own on the same layers: the user's keeps its optimizer.
+        probe = keras.Model(model.inputs, model.output, name=model.name)
+        freeze(probe, phase.freeze, batch_norm=phase.batch_norm)
+        optimizer = make_optimizer(probe, phase, steps)
+        plain = getattr(optimizer, "inner_optimizer", optimizer)
+        plain.learning_rate = keras.optimizers.schedules.ExponentialDecay(
+            lowest, decay_steps=steps - 1, decay_rate=highest / lowest
+        )
+        fit_heads(model, data.examples["train"].labels)
+        arguments = {**compile_arguments(heads_of(model)), "metrics": None}
+        probe.compile(optimizer=optimizer, **arguments, jit_compile=jit_compile())
+        reseed(model, seed, 0)
+        stream = data.batches(
+            "train",
+            image_size=model.input_shape[1],
+            batch_size=batch_size,
+            training=True,
+            augment=augment,
+            seed=seed,
+        )
+        losses = _losses(probe, stream, steps, progress)
+    if len(losses) < 2:
+        raise InputError(f"find_rate: the loss is {losses} at a rate of {lowest:g} already.")
+    rates = lowest * (highest / lowest) ** (np.arange(len(losses)) / (steps - 1))
+    smooth = _smoothed(losses)
+    # The first steps have seen too little to be the least.
+    settled = min(len(smooth) - 1, steps // 20)
+    least = settled + int(np.argmin(smooth[settled:]))
+    return RateTest(rates, np.array(losses), smooth, float(rates[least] / 10))
+
+
+def _losses(probe, stream, steps, progress):
+    losses = []
+    seen = bar(shown=progress, total=steps, desc="range test", unit="batch")
+    for pictures, labels in stream:
+        probe.reset_metrics()  # Keras reports means over the batches since
+        loss = float(probe.train_on_batch(pictures, labels, return_dict=True)["loss"])
+        if not np.isfinite(loss):
+            break
+        losses.append(loss)
+        seen.update()
+        smooth = _smoothed(losses)
+        if len(losses) == steps or (len(losses) > 10 and smooth[-1] > _GIVE_UP * smooth.min()):
+            break
+    seen.close()
+    return losses
+
+
+def _smoothed(losses):
+    average, smooth = 0.0, []
+    for i, loss in enumerate(losses):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        smooth.append(average / (1 - _SMOOTHING ** (i + 1)))
+    return np.array(smooth)
+
+
+@contextmanager
+def _untouched(model):
+    """Restores all values, flags and random states."""
+    backbone = backbone_of(model)
+    # Containers first: setting their flag sets that of their layers.
+    layers = [model, backbone, *model.layers, *backbone.layers]
+    flags = [layer.trainable for layer in layers]
+    variables = [*model.variables, global_seed_generator().state]
+    values = [keras.ops.convert_to_numpy(v).copy() for v in variables]
+    heads = heads_of(model)
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        for layer, flag in zip(layers, flags):
+            layer.trainable = flag
+        for variable, value in zip(variables, values):
+            variable.assign(value)
+        for name, head in heads.items():
+            model.get_layer(name).head = head
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -1,0 +1,247 @@
+"""Adapting folders: which epoch is kept, labels that cannot get in, the run directory, its page."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import tiny_backbone
+
+from keras_transfer.adaptation import Adapter, EpochChoice, adapt
+from keras_transfer.adaptation.methods import DANN
+from keras_transfer.data import Examples, from_arrays
+from keras_transfer.data.readers import Arrays
+from keras_transfer.errors import InputError
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.schedules.phases import Phase
+
+NAMES = ("blue", "green", "red")
+COLOURS = np.array([[60, 60, 200], [60, 200, 60], [200, 60, 60]])
+SMALL = DANN(hidden=(8,), batch_norm=False)
+
+
+def domain(count, seed, darker=0):
+    """(pictures uint8 [N, 32, 32, 3], labels): a colour a class, noisy."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % len(NAMES)
+    pictures = COLOURS[labels][:, None, None] - darker + rng.normal(0, 40, (count, 32, 32, 3))
+    return np.clip(pictures, 0, 255).astype("uint8"), labels.astype("int32")
+
+
+def source_data():
+    return from_arrays(domain(48, 0), class_names=NAMES, val_split=0.25, progress=False)
+
+
+def target_examples(falsified=False):
+    pictures, labels = domain(24, 1, darker=60)
+    return Examples(Arrays(pictures), 0 * labels if falsified else labels)
+
+
+def tiny_model():
+    keras.utils.set_random_seed(0)
+    return build_model(tiny_backbone(), Classification(NAMES, bottleneck=8), image_size=32)
+
+
+def phase(epochs=3, **options):
+    return Phase("p", "none", epochs, 3e-3, batch_size=12, augment="none", warmup=0.0, **options)
+
+
+def same_weights(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a.get_weights(), b.get_weights()))
+
+
+# -- which epoch ----------------------------------------------------------------------------------
+
+
+def test_labels_of_the_target_reach_neither_weights_nor_choice(tmp_path):
+    def run(falsified=False, reported=False, **options):
+        model = tiny_model()
+        target = target_examples(falsified)
+        adapted = adapt(
+            model,
+            source_data(),
+            target,
+            ["mcc", SMALL],
+            phase=phase(3),
+            target_report=target if reported else None,
+            verbose=0,
+            **options,
+        )
+        return model, adapted
+
+    model, adapted = run(keep="selected", state=tmp_path)
+    other, same = run(falsified=True, reported=True, keep="selected")
+    assert adapted.selector.oracle is None
+    assert same_weights(model, other)
+    assert same.epoch == adapted.epoch and same.history == adapted.history
+    assert same.selector.scores == adapted.selector.scores
+    # And yet the report is of the falsified labels.
+    pictures, labels = domain(24, 1, darker=60)
+    answers = np.asarray(other(pictures)).argmax(axis=1)
+    assert same.selector.target_accuracy(same.epoch) == (answers == 0).mean()
+    assert (answers == 0).mean() != (answers == labels).mean()
+    assert not any("target_accuracy" in name for name in adapted.history)
+
+    # Called again, nothing is left to train, and nothing may be chosen otherwise.
+    finished, again = run(keep="selected", state=tmp_path)
+    assert again.epoch == adapted.epoch and same_weights(model, finished)
+    with pytest.raises(InputError, match=r"begun otherwise \(keep='selected'\)"):
+        run(state=tmp_path)
+
+
+class Keep(keras.callbacks.Callback):
+    """The weights after each epoch."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.weights = network, []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.weights.append(self.network.get_weights())
+
+
+def told(monkeypatch, selected):
+    """`Selector.selected` says that epoch; all are candidates."""
+    from keras_transfer.adaptation.selection import Selector
+
+    monkeypatch.setattr(Selector, "selected", property(lambda self: selected))
+    monkeypatch.setattr(Selector, "candidates", property(lambda s: [x.epoch for x in s.scores]))
+
+
+# That the last one is kept where that is asked for, the command shows below.
+@pytest.mark.parametrize("keep", [pytest.param("last", marks=pytest.mark.large), "selected"])
+def test_the_model_ends_with_the_weights_of_the_epoch_that_is_kept(monkeypatch, keep):
+    told(monkeypatch, 2)
+    model = tiny_model()
+    seen = Keep(model)
+    adapted = adapt(
+        model, source_data(), target_examples(), "coral",
+        phase=phase(), keep=keep, callbacks=[seen], verbose=0,
+    )  # fmt: skip
+    assert adapted.epoch == (2 if keep == "selected" else 3)
+    for a, b in zip(model.get_weights(), seen.weights[adapted.epoch - 1]):
+        np.testing.assert_array_equal(a, b)
+    assert [s.epoch for s in adapted.selector.scores] == [1, 2, 3]
+    # The source's validation pictures, and what the scores are of: the model on plain pictures.
+    assert adapted.history["val_accuracy"] == [s.source_accuracy for s in adapted.selector.scores]
+
+
+def test_where_every_epoch_is_vetoed_the_last_one_stays(monkeypatch, capsys):
+    told(monkeypatch, None)
+    model = tiny_model()
+    seen = Keep(model)
+    adapted = adapt(
+        model, source_data(), target_examples(), "coral",
+        phase=phase(2), keep="selected", callbacks=[seen],
+    )  # fmt: skip
+    assert adapted.epoch == 2 and "every epoch is vetoed" in capsys.readouterr().err
+    for a, b in zip(model.get_weights(), seen.weights[-1]):
+        np.testing.assert_array_equal(a, b)
+
+
+class Killed(Exception):
+    """Stands in for the death of the process."""
+
+
+# By default `test_a_killed_run_is_resumed_from_its_directory`, which dies after the scores.
+@pytest.mark.large
+@pytest.mark.parametrize("after", ["the scores", "the state"])
+def test_a_killed_run_selects_what_an_undisturbed_one_selects(tmp_path, monkeypatch, after):
+    """The process dies once the second epoch is scored but not yet kept, and once it is kept."""
+    from keras_transfer.adaptation import progress
+
+    def run(state, **options):
+        model = tiny_model()
+        adapted = adapt(
+            model, source_data(), target_examples(), SMALL,
+            phase=phase(3), keep="selected", state=state, verbose=0, **options,
+        )  # fmt: skip
+        return model, adapted
+
+    model, adapted = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kept = progress.State.on_epoch_end
+
+        def die(self, epoch, logs=None):
+            if after == "the state" or epoch != 1:
+                kept(self, epoch, logs)
+            if epoch == 1:
+                raise Killed
+
+        patch.setattr(progress.State, "on_epoch_end", die)
+        with pytest.raises(Killed):
+            run(tmp_path / "cut")
+    resumed, same = run(tmp_path / "cut")
+    assert same.epoch == adapted.epoch and same.history == adapted.history
+    assert same.selector.to_dict() == adapted.selector.to_dict()
+    assert same_weights(model, resumed)
+    finished, again = run(tmp_path / "cut")  # nothing is left to train
+    assert again.epoch == adapted.epoch and same_weights(model, finished)
+    folder = tmp_path / "cut" / "choice"
+    weights = {int(file.stem.split("-")[1]) for file in folder.glob("epoch-*.npz")}
+    assert set(adapted.selector.candidates) <= weights <= {1, 2, 3}
+    with pytest.raises(InputError, match=r"begun otherwise \(keep='selected'\)"):
+        adapt(
+            tiny_model(), source_data(), target_examples(), SMALL,
+            phase=phase(4), state=tmp_path / "cut", verbose=0,
+        )  # fmt: skip
+
+
+def test_adabn_after_the_training_is_scored_like_an_epoch():
+    model = tiny_model()
+    adapted = adapt(
+        model, source_data(), target_examples(), ["coral", "adabn"], phase=phase(2), verbose=0
+    )
+    *trained, normalised = adapted.selector.scores
+    assert [s.epoch for s in trained] == [1, 2] and adapted.epoch == normalised.epoch == 3
+    assert all(s.source_accuracy is not None for s in trained)
+    assert normalised.source_accuracy is None  # it leaves the source behind: no veto for that
+    assert len(adapted.history["loss"]) == 2
+    plain = tiny_model()
+    adapt(plain, source_data(), target_examples(), "coral", phase=phase(2), verbose=0)
+    for a, b in zip(model.trainable_weights, plain.trainable_weights):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert not same_weights(model, plain)
+
+
+def test_shot_gets_no_veto_for_the_source_and_it_is_shown_yet():
+    adapted = adapt(
+        tiny_model(), source_data(), target_examples(), "shot", phase=phase(2), verbose=0
+    )
+    assert [s.source_accuracy for s in adapted.selector.scores] == [None, None]
+    assert len(adapted.history["val_accuracy"]) == 2
+    assert {"class_loss", "val_accuracy"} <= set(adapted.source_history)
+    assert not {"class_loss"} & set(adapted.history)
+
+
+def test_the_callback_alone_and_the_source_by_its_own_statistics():
+    (x, y), (z, labels) = domain(24, 0), domain(24, 1, darker=60)
+    model = tiny_model()
+    adapter = Adapter(model, SMALL, batch_norm="per_domain")
+    adapter.compile(keras.optimizers.SGD(1e-2))
+    choice = EpochChoice(
+        model, [z], np.bincount(y), source=[(x, y)], target_report=[(z, labels)], verbose=False
+    )
+    history = adapter.fit(
+        [(x[:12], y[:12]), (x[12:], y[12:])], target=[z], epochs=2, callbacks=[choice], verbose=0
+    ).history
+    of_source = adapter.classifier(adapter.source_encoder(x, training=False), training=False)
+    expected = (np.asarray(of_source).argmax(axis=1) == y).mean()
+    assert history["val_accuracy"][-1] == choice.selector.scores[-1].source_accuracy == expected
+    answers = model.predict(z, verbose=0)
+    assert choice.selector.target_accuracy(2) == (answers.argmax(axis=1) == labels).mean()
+    p = keras.ops.convert_to_numpy(keras.ops.softmax(answers))
+    mean, each = (-(q * np.log(q)).sum(-1) for q in (p.mean(0), p))
+    assert choice.selector.scores[-1].information == pytest.approx(mean - each.mean(), abs=1e-5)
+
+
+def test_wrong_choices():
+    model, pictures = tiny_model(), domain(6, 0)[0]
+    with pytest.raises(InputError, match="keep must be one of"):
+        EpochChoice(model, [pictures], [1, 1, 1], keep="best")
+    with pytest.raises(InputError, match="gives more than pictures"):
+        EpochChoice(model, [(pictures, np.arange(6))], [1, 1, 1])
+    with pytest.raises(InputError, match=r"\(ema\)"):
+        adapt(
+            model, source_data(), target_examples(), "coral",
+            phase=phase(1, ema=0.9), keep="selected", verbose=0,
+        )  # fmt: skip

@@ -1,0 +1,310 @@
+"""The adapter in use: stages and rates, a killed run, wrong use, and `adapt` in one call."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_adapter import SIZE, SMALL, accuracy, adapter, domain, small_model, streams
+
+from keras_transfer.adaptation import Adapter, adapt, losses
+from keras_transfer.adaptation.api import _stream, _stronger
+from keras_transfer.adaptation.methods import MCC, SHOT, FixMatch
+from keras_transfer.adaptation.streams import Stream, two_views
+from keras_transfer.data import from_arrays
+from keras_transfer.errors import InputError
+from keras_transfer.models.builders import backbone_of, build_model
+from keras_transfer.models.freezing import freeze
+from keras_transfer.models.heads import MultiLabel
+from keras_transfer.schedules.phases import Phase
+
+# -- what trains ----------------------------------------------------------------------------------
+
+
+def test_frozen_stages_stay_and_the_bottleneck_is_what_is_aligned():
+    source, target = streams(32, 32)
+    model = small_model(bottleneck=6)
+    freeze(model, "stage:1")
+    before = [w.numpy() for layer in backbone_of(model).stages[0].layers for w in layer.weights]
+    made = adapter(model, SMALL)
+    assert made.encoder.output_shape == (None, 6)
+    later = [layer.name for layer in made.classifier.layers]
+    assert "bottleneck" not in later and "output" in later
+    start = model.get_layer("bottleneck_dense").kernel.numpy()
+    made.fit(source, target=target, epochs=1, verbose=0)
+    after = [w.numpy() for layer in backbone_of(model).stages[0].layers for w in layer.weights]
+    for a, b in zip(before, after):
+        np.testing.assert_array_equal(a, b)
+    assert (start != model.get_layer("bottleneck_dense").kernel.numpy()).any()
+    x = domain(6, 3, True)[0]
+    np.testing.assert_allclose(
+        made.classifier(made.encoder(x)), model.predict(x, verbose=0), rtol=1e-4, atol=1e-5
+    )
+    hidden = small_model(hidden=(5, 4))
+    assert Adapter(hidden, "mmd").encoder.output_shape == (None, 8)
+    assert Adapter(hidden, "mmd", feature_layer="hidden_0").encoder.output_shape == (None, 5)
+    assert Adapter(hidden, "shot").encoder.output_shape == (None, 4)
+    with pytest.raises(InputError, match="no layer 'hidden_7'"):
+        Adapter(hidden, "mmd", feature_layer="hidden_7")
+
+
+def test_rates_of_stages():
+    model = small_model()
+    made = Adapter(model, SMALL)
+    phase = Phase("p", epochs=1, learning_rate=0.1, rates={"backbone": 0.1}, weight_decay=0.01)
+    rules = made.make_optimizer(phase, 10).rules.rules
+    rates = {w.path: rule.rate for w, rule in zip(made.trainable_variables, rules)}
+    in_backbone = {w.path for w in backbone_of(model).trainable_variables}
+    assert {path: 0.1 if path in in_backbone else 1.0 for path in rates} == rates
+    # Those of the discriminator too: two layers.
+    assert len(rates) == len(model.trainable_variables) + 4
+
+
+def test_mixed_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    source, target = streams(32, 32)
+    model = small_model(bottleneck=4)
+    for batch_norm in ("joint", "per_domain"):
+        made = adapter(model, ["cdan_e", "mmd"], batch_norm=batch_norm)
+        assert isinstance(made.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert made.encoder.compute_dtype == "float16"
+        outputs = made(
+            {"source": domain(4, 0, False)[0], "target": domain(4, 0, True)[0]}, training=True
+        )
+        assert {str(value.dtype.name) for value in outputs.values()} == {"float32"}
+    history = made.fit(source, target=target, epochs=1, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_shot_moves_the_features_and_leaves_the_classifier():
+    pictures, labels = domain(256, 0, False)
+    shifted = np.clip(pictures + np.array([60, 40, -20]), 0, 255).astype("uint8")
+    source = tf.data.Dataset.from_tensor_slices((pictures, labels)).batch(32)
+    target = tf.data.Dataset.from_tensor_slices(shifted).shuffle(256, seed=1).batch(32)
+    model = small_model()
+    adapter(model, []).fit(source, epochs=10, verbose=0)
+    before, kernel = accuracy(model, shifted, labels), model.get_layer("output").kernel.numpy()
+    assert before < 0.8
+    made = adapter(model, SHOT())
+    history = made.fit(target=target, epochs=3, verbose=0).history
+    assert set(history) == {"loss", "align_loss", "lambda", "target_entropy"}
+    assert accuracy(model, shifted, labels) > 0.95
+    np.testing.assert_array_equal(kernel, model.get_layer("output").kernel.numpy())
+    assert made.pseudo_labels.centroids.numpy().any(axis=1).all()
+
+
+def test_pseudo_labels_stand_still_within_an_epoch():
+    """They are what the model said when it began, whatever it has become since."""
+    pictures, _ = domain(64, 0, True)
+    target = tf.data.Dataset.from_tensor_slices(pictures).batch(32)
+    model = small_model(bottleneck=6)
+    made = adapter(model, "shot")
+    made.pseudo_labels.renew(Stream(target, "target"), 9)
+    features = made.encoder.predict(pictures, verbose=0)
+    answers = keras.ops.softmax(model.predict(pictures, verbose=0))
+    centroids = losses.centroids(features, answers)
+    labels = np.asarray(losses.nearest_centroid(features, centroids))
+    np.testing.assert_array_equal(made.pseudo_labels(pictures), labels)
+    model.set_weights([-weight for weight in model.get_weights()])
+    np.testing.assert_array_equal(made.pseudo_labels(pictures), labels)
+    made.pseudo_labels.renew(Stream(target, "target"), 9)
+    assert (np.asarray(made.pseudo_labels(pictures)) != labels).any()
+    trained = {id(weight) for weight in made.trainable_variables}
+    assert not trained & {id(weight) for weight in made.pseudo_labels.copy.weights}
+
+
+# -- resume ---------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """Stands in for the death of the process."""
+
+
+def killed_after(epoch):
+    def die(done, logs):
+        if done == epoch:
+            raise Killed
+
+    return keras.callbacks.LambdaCallback(on_epoch_begin=die)
+
+
+def test_a_killed_run_ends_where_an_undisturbed_one_ends(tmp_path):
+    def run(state, **options):
+        model = small_model(dropout=0.3)
+        source, target = streams(96, 64)  # 6 and 4 batches: the position counts
+        made = adapter(model, [SMALL, MCC()], batch_norm="per_domain")
+        history = made.fit(source, target, epochs=3, state=state, verbose=0, **options)
+        return model, made, history
+
+    whole, adapted, history = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", callbacks=[killed_after(2)])
+    resumed, again, rest = run(tmp_path / "cut")
+    for a, b in zip(adapted.weights, again.weights):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+    for a, b in zip(whole.weights, resumed.weights):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert rest.epoch == [0, 1, 2]
+    assert rest.history == history.history
+    finished, _, same = run(tmp_path / "cut", callbacks=[killed_after(0)])  # nothing is left to do
+    assert same.history == rest.history
+    np.testing.assert_array_equal(finished.get_weights()[0], whole.get_weights()[0])
+    with pytest.raises(InputError, match=r"batch_norm: 'per_domain' is now 'joint'"):
+        adapter(small_model(dropout=0.3), [SMALL, MCC()]).fit(
+            *streams(96, 64), epochs=3, state=tmp_path / "cut", verbose=0
+        )
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"adapter.npz"}
+
+
+# -- wrong use ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"methods": "dan"}, "Unknown method 'dan': give one of dann"),
+        ({"methods": ["mcc", "mcc"]}, "twice"),
+        ({"methods": ["shot", "mcc"]}, "never sees the source"),
+        ({"methods": [3]}, "is no method"),
+        ({"batch_norm": "both"}, "must be one of"),
+        ({"methods": "adabn", "norm": False}, "needs BatchNorm, and toy_single_label has none"),
+        ({"batch_norm": "per_domain", "norm": False}, "'per_domain' needs BatchNorm"),
+        ({"freeze": "all"}, "everything before the classifier is frozen"),
+        ({"methods": "shot", "freeze": "all"}, "everything before the classifier is frozen"),
+    ],
+)
+def test_wrong_settings(change, words):
+    model = small_model(norm=change.get("norm", True))
+    freeze(model, change.get("freeze", "none"))
+    with pytest.raises(InputError, match=words):
+        Adapter(model, change.get("methods", "coral"), batch_norm=change.get("batch_norm", "joint"))
+
+
+def test_other_heads_are_refused():
+    model = build_model(backbone_of(small_model()), MultiLabel(("a", "b")), image_size=SIZE)
+    with pytest.raises(InputError, match="one class a picture, not multi_label"):
+        Adapter(model, "dann")
+
+
+@pytest.fixture(scope="module")
+def ready():
+    return adapter(small_model(), "coral")
+
+
+x, y = domain(8, 0, False)
+good = {"source": [(x, y)], "target": [x]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target": [(x, y)]}, "gives more than pictures: leave its labels out"),
+        ({"target": [{"pictures": x}]}, "gives more than pictures"),
+        ({"target": [y]}, "gives labels in place of pictures"),
+        ({"target": []}, "There is no picture in the target"),
+        ({"target": None}, "fit needs the target"),
+        ({"target": [x[:, :2]]}, "The target's pictures are 2×4×3, the model takes 4×4×3"),
+        ({"target": x}, "The target is an array: give batches"),
+        ({"target": 3}, "must be batches"),
+        ({"source": None}, "fit needs the source"),
+        ({"source": [x]}, r"must give \(pictures, labels\)"),
+        ({"source": []}, "There is no picture in the source"),
+        ({"source": [(x[..., :1], y)]}, "The source's pictures are 4×4×1"),
+        ({"source": [(x, y + 1)]}, "from 1 to 2, but the model has 2 classes: 0 to 1"),
+        ({"source": [(x, np.eye(2)[y].astype(int))]}, r"must be integers \[N\]"),
+        ({"source": [(x, 0 * y)]}, "The source has no picture of b"),
+    ],
+)
+def test_wrong_streams(ready, change, words):
+    with pytest.raises(InputError, match=words):
+        ready.fit(**{**good, **change}, epochs=1, verbose=0)
+
+
+def test_shot_takes_no_source_and_no_loss():
+    with pytest.raises(InputError, match=r"SHOT needs BatchNorm.*bottleneck=256"):
+        Adapter(small_model(norm=False), "shot")
+    Adapter(small_model(norm=False, bottleneck=4), "shot")
+    made = Adapter(small_model(), "shot")
+    with pytest.raises(InputError, match="sees no labels"):
+        made.compile("sgd", loss="mse")
+    made.compile("sgd")
+    with pytest.raises(InputError, match="never sees the source: train the model on it first"):
+        made.fit(good["source"], target=good["target"])
+
+
+# -- one call -------------------------------------------------------------------------------------
+
+
+def image_data(target=False, poisoned=False, n=32):
+    pictures, labels = domain(n, 1 if target else 0, target)
+    labels = 1 - labels if poisoned else labels
+    return from_arrays((pictures, labels), class_names=("a", "b"), val_split=0.25, progress=False)
+
+
+def test_adapt_does_all_and_target_labels_reach_nothing(tmp_path):
+    phase = Phase("p", "none", 2, 1e-2, batch_size=8, augment="none", warmup=0.0)
+
+    def run(poisoned, **options):
+        model = small_model()
+        target = image_data(target=True, poisoned=poisoned)
+        history = adapt(model, image_data(), target, SMALL, phase=phase, verbose=0, **options)
+        return model, history.history
+
+    model, history = run(False, state=tmp_path / "a")
+    other, same = run(True)
+    assert history == same and {"val_accuracy", "domain_accuracy"} <= set(history)
+    for a, b in zip(model.weights, other.weights):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert model.optimizer is not None and all(layer.trainable for layer in model.layers)
+    model.evaluate(image_data(target=True).batches("val", image_size=SIZE, batch_size=8), verbose=0)
+
+
+def test_adapt_makes_the_other_views():
+    seen = []
+
+    class Watching(FixMatch):
+        def loss(self, batch, strength, network=None, training=True):
+            seen.append(batch.view_logits.shape)
+            return super().loss(batch, strength, network, training)
+
+    phase = Phase("p", "none", 1, 1e-2, batch_size=8, augment="none", warmup=0.0)
+    data = image_data(target=True)
+    history = adapt(small_model(), image_data(), data, Watching(), phase=phase, verbose=0)
+    assert "sure" in history.history and seen
+    # Of one picture both views, the plain one as it is.
+    examples = data.examples["train"]
+    settings = {"image_size": SIZE, "batch_size": 8}
+    plain = _stream("target", examples, 3, {**settings, "augmentation": "none"})
+    strong = _stream("target", examples, 3, {**settings, "augmentation": _stronger("none")})
+    batches = [*two_views(plain, strong).once(9)]
+    assert len(batches) == plain.length
+    originals = np.concatenate([pictures for pictures, _ in batches])
+    views = np.concatenate([other for _, other in batches])
+    np.testing.assert_array_equal(originals, np.concatenate([*plain.once(9)]))
+    assert (originals != views).any(axis=(1, 2, 3)).mean() > 0.5
+    far = np.abs(originals[None].astype(int) - views[:, None]).mean(axis=(2, 3, 4))
+    assert (far.argmin(axis=1) == np.arange(len(views))).mean() > 0.2  # by chance one in 24
+
+
+def test_adapt_makes_the_model_of_the_source_that_shot_starts_from(tmp_path):
+    phase = Phase("p", "none", 1, 1e-2, batch_size=8, augment="none")
+    target = image_data(target=True).examples["train"]
+    model = small_model()
+    history = adapt(
+        model, image_data(), target, "shot", phase=phase, state=tmp_path / "s", verbose=0
+    )
+    assert "class_loss" not in history.history and "target_entropy" in history.history
+    assert (tmp_path / "s" / "source" / "adapter.npz").is_file()
+    assert (tmp_path / "s" / "adapt" / "adapter.npz").is_file()
+
+
+def test_adapt_says_what_is_missing():
+    data = image_data()
+    with pytest.raises(InputError, match="classes"):
+        adapt(small_model(names="abc"), data, data)
+    labels = data.examples["train"].labels
+    data.examples["train"] = data.examples["train"].take(np.flatnonzero(labels == 0))
+    with pytest.raises(InputError, match="The source has no picture of b"):
+        adapt(small_model(), data, image_data())
+    nothing = image_data().examples["train"].take(np.arange(0))
+    with pytest.raises(InputError, match="There is no picture in the target"):
+        adapt(small_model(), image_data(), nothing)

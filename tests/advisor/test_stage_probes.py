@@ -1,0 +1,375 @@
+"""Probes after every stage: the right activations, the right accuracies, and honest conclusions."""
+
+import json
+import random
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from threadpoolctl import threadpool_limits
+
+from keras_transfer.advisor import untrained as twins
+from keras_transfer.advisor.stage_probes import StageProbes, probe_stages
+from keras_transfer.advisor.untrained import random_twin
+from keras_transfer.cli.demo import small_backbone
+from keras_transfer.data import from_arrays, from_directory
+from keras_transfer.data.examples import Examples, ImageData
+from keras_transfer.errors import InputError
+from keras_transfer.features import extraction
+from keras_transfer.features.engines import ENGINES
+from keras_transfer.features.extraction import extract
+from keras_transfer.features.linear_probe import probe, stratified_folds
+from keras_transfer.features.pooled import pooled_stages, stage_columns
+from keras_transfer.features.prefix import prefix_of
+from keras_transfer.models.builders import backbone_of, build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.models.stages import Backbone
+
+NAME, SIZE = "mobilenet_0.25", 64
+
+
+def model_of(data, weights=None, size=SIZE, name=NAME):
+    keras.utils.set_random_seed(0)
+    return build_model(name, Classification(data.class_names), image_size=size, weights=weights)
+
+
+# -- activations ----------------------------------------------------------------------------------
+
+
+def test_they_are_the_outputs_of_each_stage_averaged(data, store):
+    model = model_of(data)
+    backbone, examples = backbone_of(model), data.examples["train"]
+    prefix = pooled_stages(backbone)
+    rows = np.array([4, 0, 27])
+    found = extract(prefix, examples, store=store).gather(rows)
+    columns = stage_columns(backbone)
+    assert len(columns) == len(backbone.stages) == 14
+    assert columns[-1].stop == found.shape[1] == prefix.size
+    for stages in (1, 6, 13, 14):
+        expected = extract(prefix_of(model, stages), examples, store=store).gather(rows)
+        if expected.ndim == 4:
+            expected = expected.mean(axis=(1, 2))
+        got = found[:, columns[stages - 1]]
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+        assert expected.std() > 0
+    # The last is what the head sees.
+    (batch,) = data.batches("train", image_size=SIZE, batch_size=100)
+    features = np.asarray(backbone(np.asarray(batch[0])[rows], training=False))
+    np.testing.assert_allclose(found[:, columns[-1]], features, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["keras", "openvino_f32"])
+def test_engines_run_it(engine, rng):
+    if engine != "keras":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    backbone = Backbone(*feature_map(small_backbone()))
+    prefix = pooled_stages(backbone)
+    pictures = rng.integers(0, 256, (5, 32, 32, 3), "uint8")
+    expected = np.asarray(prefix.model(pictures, training=False))
+    np.testing.assert_allclose(ENGINES[engine](prefix)(pictures), expected, rtol=1e-3, atol=1e-5)
+    # Without pooling of its own the last stage is averaged like the others.
+    last = np.asarray(backbone(pictures, training=False)).mean(axis=(1, 2))
+    np.testing.assert_allclose(expected[:, stage_columns(backbone)[-1]], last, rtol=1e-4)
+
+
+def feature_map(backbone):
+    """(inputs, outputs) of a backbone without its pooling, for 32 px."""
+    inputs = keras.Input((32, 32, 3))
+    part = keras.Model(backbone.inputs[0], backbone.layers[-1].input)
+    return inputs, keras.layers.Activation("relu")(part(inputs))
+
+
+def test_another_build_is_the_same_network(data):
+    """However many layers were made in between, and whatever trains."""
+    first = pooled_stages(backbone_of(model_of(data))).fingerprint
+    backbone = backbone_of(model_of(data))
+    for layer in backbone.layers[:20]:
+        layer.trainable = False
+    assert pooled_stages(backbone).fingerprint == first
+    assert prefix_of(backbone, 14).fingerprint != first
+
+
+# -- the random twin ------------------------------------------------------------------------------
+
+
+def test_the_twin_is_random_and_repeats(data, store, monkeypatch):
+    backbone = backbone_of(model_of(data))
+    before = [w.copy() for w in backbone.get_weights()]
+    random.seed(7)
+    examples = data.examples["train"]
+    twin = random_twin(backbone, examples, store=store)
+    drawn = random.random()
+    random.seed(7)
+    assert drawn == random.random()  # the state was put back
+    for old, new in zip(before, backbone.get_weights()):
+        np.testing.assert_array_equal(old, new)
+    assert twin.layers[2].weights[0].shape == backbone.layers[2].weights[0].shape
+
+    def refuse(*_):
+        raise AssertionError("the statistics were there already")
+
+    monkeypatch.setattr(twins, "_calibrate", refuse)
+    again = random_twin(backbone, examples, store=store)
+    for a, b in zip(twin.get_weights(), again.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    for change in ({"seed": 1}, {"examples": examples.take(np.arange(20))}):
+        with pytest.raises(AssertionError, match="there already"):
+            random_twin(backbone, **{"examples": examples, **change}, store=store)
+    kernels = [w for w in zip(before, twin.get_weights()) if w[0].ndim > 1]
+    assert all(np.abs(own - other).max() > 0 for own, other in kernels)
+
+
+def test_its_batch_norms_fit_the_pictures(data, store):
+    """After calibration every BatchNorm gives mean 0 and variance 1, as far as batches agree."""
+    backbone = backbone_of(model_of(data))
+    examples = data.examples["train"]
+    twin = random_twin(backbone, examples, store=store)
+    norms = [x for x in twin.layers if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(norms) == 27 and all(norm.momentum == 0.99 for norm in norms)
+    (batch,) = data.batches("train", image_size=SIZE, batch_size=100)
+    for norm in (norms[0], norms[9]):
+        given = keras.Model(twin.inputs[0], norm.input)
+        order = sorted(range(len(examples)), key=examples.digests.__getitem__)
+        pictures = np.asarray(batch[0])[order]
+        parts = [np.asarray(given(pictures[i : i + 16])) for i in range(0, len(pictures), 16)]
+        if norm is norms[0]:  # nothing before it was calibrated: exactly the mean of the batches
+            means = np.mean([part.mean((0, 1, 2)) for part in parts], axis=0)
+            variances = np.mean([part.var((0, 1, 2)) for part in parts], axis=0)
+            np.testing.assert_allclose(norm.moving_mean, means, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(norm.moving_variance, variances, rtol=1e-3, atol=1e-6)
+        whole = keras.Model(twin.inputs[0], norm.output)(batch[0])
+        assert abs(float(np.mean(whole))) < 0.1
+        assert 0.7 < float(np.asarray(whole).std()) < 1.3
+
+
+def test_without_batch_norm_there_is_nothing_to_measure(data, store):
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    backbone = Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="plain")
+    twin = random_twin(backbone, data.examples["train"], store=store)
+    assert not store.root.exists()
+    assert np.abs(twin.get_weights()[0] - backbone.get_weights()[0]).max() > 0
+    # One stage only is a curve of one point.
+    probes = probe_stages(backbone, data, store=store)
+    assert [stage.number for stage in probes.stages] == [1]
+
+
+# -- probes ---------------------------------------------------------------------------------------
+
+
+def test_a_probe_is_logistic_regression_by_hand(rng):
+    """Standardised on the fold's own pictures, the penalty by the width: all written out."""
+    labels = np.repeat([0, 1, 2], [20, 14, 8])
+    features = rng.normal(size=(42, 5)) * [1, 10, 0.1, 1, 1] + 50
+    features[:, 1] += 12 * labels
+    splits = stratified_folds(labels, 4)
+    assert sorted(np.concatenate([held for _, held in splits])) == list(range(42))
+    expected = np.zeros(42, bool)
+    for fit, held in splits:
+        assert not set(fit) & set(held)
+        mean, scale = features[fit].mean(0), features[fit].std(0)
+        x, other = ((features[rows] - mean) / scale for rows in (fit, held))
+        kernel, bias = logistic(x, labels[fit], (128 / 5) ** 2)
+        expected[held] = (other @ kernel + bias).argmax(1) == labels[held]
+    assert 0.4 < expected.mean() < 0.9
+    np.testing.assert_array_equal(probe(features, labels, splits), expected)
+
+
+def logistic(x, labels, strength):
+    """Minimises ½‖kernel‖² + strength · (sum of log losses)."""
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    def loss(flat):
+        kernel, bias = flat[:15].reshape(5, 3), flat[15:]
+        scores = log_softmax(x @ kernel + bias, axis=1)
+        return (kernel**2).sum() / 2 - strength * scores[np.arange(len(x)), labels].sum()
+
+    found = minimize(loss, np.zeros(18)).x
+    return found[:15].reshape(5, 3), found[15:]
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (30, 2), (9, 1, 4), (40, 1, 1, 1, 2)])
+@pytest.mark.parametrize("channels", [3, 200])
+def test_few_pictures_of_a_class(rng, counts, channels):
+    """More channels than pictures, a class with one picture (never named), very unequal classes."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    features = rng.normal(size=(len(labels), channels)).astype("float32")
+    features[:, 0] = 100 * labels
+    right = probe(features, labels, stratified_folds(labels, min(5, max(counts))))
+    singles = np.isin(labels, np.flatnonzero(np.array(counts) == 1))
+    assert right.shape == labels.shape and not right[singles].any()
+
+
+def made(rows, others, chance=0.5, pictures=200):
+    """Probes with so many right answers after each stage, the same pictures first."""
+    correct, other = (
+        np.arange(pictures) < np.round(np.array(x)[:, None] * pictures) for x in (rows, others)
+    )
+    names = tuple(f"block_{i}" for i in range(len(rows)))
+    return StageProbes("net", 96, names, correct, other, chance, 5)
+
+
+def test_conclusions_by_hand():
+    probes = made([0.6, 0.8, 0.9, 0.895, 0.9], [0.7, 0.6, 0.6, 0.6, 0.55])
+    assert probes.signal and probes.best_stage == 3 and probes.stages_worth_keeping == 3
+    assert probes.similarity == pytest.approx((0.9 - 0.7) / 0.3)
+    third = probes.stages[2]
+    assert (third.number, third.name, third.accuracy) == (3, "block_2", pytest.approx(0.9))
+    assert third.error == pytest.approx(np.sqrt(0.9 * 0.1 / 199))
+    assert third.gain == pytest.approx(0.3)
+    assert third.gain_error == pytest.approx(np.sqrt(0.3 * 0.7 / 199))
+    assert "After stage 1 random weights do better" in probes.verdict
+    assert "falls" not in probes.verdict
+
+
+def test_a_stage_within_an_error_of_the_best_will_do():
+    # Behind by 1 picture of 200: 0.005 ± 0.005; by 4: 0.02 ± 0.0099.
+    assert made([0.88, 0.895, 0.9], [0.6] * 3).stages_worth_keeping == 2
+    assert made([0.88, 0.88, 0.9], [0.6] * 3).stages_worth_keeping == 3
+
+
+def test_a_curve_that_falls_says_so():
+    probes = made([0.6, 0.9, 0.7], [0.6, 0.6, 0.6])
+    assert probes.stages_worth_keeping == 2
+    assert "falls by 20.0 points" in probes.verdict
+
+
+def test_pretrained_features_that_add_nothing():
+    probes = made([0.6, 0.7, 0.8], [0.6, 0.7, 0.85])
+    assert probes.signal and probes.stages_worth_keeping == 0
+    assert probes.similarity == pytest.approx(-1 / 3)
+    assert "no stage is worth keeping" in probes.verdict
+    perfect = made([1.0, 1.0], [1.0, 1.0])
+    assert perfect.similarity == 0 and perfect.stages_worth_keeping == 0
+
+
+def test_nothing_above_chance_is_no_signal():
+    # 121 of 200 by chance alone: P = 0.002, and there are six probes.
+    probes = made([0.5, 0.605, 0.52], [0.5, 0.5, 0.45])
+    assert not probes.signal
+    assert (probes.best_stage, probes.similarity, probes.stages_worth_keeping) == (None,) * 3
+    assert probes.verdict.startswith("No signal") and "best 60.5 %" in probes.verdict
+    assert made([0.5, 0.65, 0.52], [0.5, 0.5, 0.45]).signal
+    # Nine of ten pictures are of one class: naming it always is no signal.
+    assert not made([0.9, 0.91], [0.9, 0.9], chance=0.9).signal
+
+
+def test_labels_without_signal_rarely_pass_for_some(rng):
+    """Many stages, many draws: the level is 0.1 %."""
+    features = [rng.normal(size=(90, d)) for d in (12, 40)]
+    passed = 0
+    for _ in range(5):
+        labels = rng.permutation(np.repeat([0, 1, 2], 30))
+        splits = stratified_folds(labels, 5)
+        with threadpool_limits(1, "blas"):
+            found = np.stack([probe(x, labels, splits) for x in features])
+        passed += StageProbes("net", 96, ("a", "b"), found, found, 1 / 3, 5).signal
+    assert passed == 0
+
+
+def test_copies_count_once_and_samples_are_stratified(colours, store):
+    for i in range(6):
+        shutil.copy(colours / "red" / "0.png", colours / "red" / f"copy {i}.png")
+    for i in range(8):
+        (colours / "blue" / f"{i}.png").unlink()
+    data = from_directory(colours, progress=False)
+    different = len(set(data.examples["train"].digests))
+    head = Classification(data.class_names)
+    model = build_model(small_backbone(), head, image_size=32)
+    probes = probe_stages(model, data, store=store)
+    assert probes.pictures == different < len(data.examples["train"])
+    fewer = probe_stages(model, data, store=store, most=15)
+    assert 12 <= fewer.pictures <= 18
+
+
+# -- real pictures --------------------------------------------------------------------------------
+
+
+def test_real_weights_know_more_than_random_ones(real_weights, real_data, store, monkeypatch):
+    data = from_directory(real_data / "sign_digits", progress=False)
+    model = model_of(data, "imagenet", 96)
+    probes = probe_stages(model, data, most=200, store=store)
+    assert probes.signal and probes.pictures == 200
+    assert all(s.gain > 2 * s.gain_error for s in probes.stages[5:])
+    assert probes.similarity > 0.3
+    assert 3 <= probes.stages_worth_keeping <= probes.best_stage <= 14
+
+    # The same again computes nothing, and comes to the same numbers.
+    def refuse(*_):
+        raise AssertionError("the features were there already")
+
+    keras.backend.clear_session()
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "choose_engine", refuse)
+        patch.setattr(twins, "_calibrate", refuse)
+        again = probe_stages(model_of(data, "imagenet", 96), data, most=200, store=store)
+    assert again.to_dict() == probes.to_dict()
+
+    # Labels dealt out anew belong to no picture.
+    part = data.examples["train"]
+    labels = np.random.default_rng(0).permutation(part.labels)
+    mixed = ImageData(data.class_names, {"train": Examples(part.pictures, labels)}, [], data.root)
+    nothing = probe_stages(model, mixed, most=200, store=store)
+    assert not nothing.signal and nothing.similarity is None
+    assert "No signal" in nothing.verdict
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def test_the_picture_has_both_curves(tmp_path):
+    probes = made([0.6, 0.8, 0.9, 0.9], [0.5, 0.6, 0.6, 0.55])
+    probes.draw(tmp_path / "curve.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 400
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert (pixels[:3] == 255).all() and (pixels > 250).all(-1).mean() > 0.6
+    for colour in ((0x0B, 0x6E, 0x4F), (0xB5, 0x65, 0x1D), (0x2C, 0x3E, 0x8F)):
+        assert (np.abs(pixels - colour).max(-1) < 12).sum() > 100
+    made([0.5, 0.5], [0.5, 0.5]).draw(tmp_path / "nothing.png", "shuffled")
+    assert (tmp_path / "nothing.png").stat().st_size > 5000
+
+
+def test_numbers_as_data_and_as_a_table():
+    probes = made([0.6, 0.8], [0.5, 0.6])
+    found = json.loads(json.dumps(probes.to_dict()))
+    assert found["stages"][1]["accuracy"] == pytest.approx(0.8)
+    assert found["stages_worth_keeping"] == 2 and found["verdict"] == probes.verdict
+    lines = probes.table().splitlines()
+    assert len(lines) == 4 and "| 2 | `block_1` | 80.0 ± 2.8 | 60.0 ± 3.5 | 20.0 ± 2.8 |" in lines
+    assert probes.verdict in str(probes)
+
+
+# -- wrong input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_other_tasks_are_refused(rng, task):
+    labels = rng.integers(0, 2, (20, 3)) if task == "multi_label" else rng.normal(size=20)
+    pictures = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
+    data = from_arrays((pictures, labels), task=task, progress=False)
+    with pytest.raises(
+        InputError, match=f"labelled for {task}, and probing stages is for one class a picture"
+    ):
+        probe_stages(small_backbone(), data)
+    heads = ImageData((), data.examples, [], "arrays", {"a": data.targets, "b": data.targets})
+    with pytest.raises(InputError, match="labelled for several heads"):
+        probe_stages(small_backbone(), heads)
+
+
+def test_too_few_pictures_are_refused(rng):
+    pictures = rng.integers(0, 256, (12, 32, 32, 3), "uint8")
+    pictures[:10] = pictures[0]
+    train = (pictures, np.array([0] * 10 + [1] * 2))
+    data = from_arrays(train, (pictures[10:], [0, 1]), progress=False)
+    with pytest.raises(InputError, match="1 classes with two different training pictures"):
+        probe_stages(small_backbone(), data)
+
+
+def test_a_backbone_without_a_size_is_refused(data):
+    with pytest.raises(InputError, match="takes any image size: give a model of build_model"):
+        probe_stages(small_backbone(), data)

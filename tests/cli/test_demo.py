@@ -1,0 +1,42 @@
+"""The demonstration, shortened, and what it says of its curves."""
+
+import pytest
+from conftest import tiny_backbone
+
+from keras_transfer.cli import demo
+from keras_transfer.experiments import learning_curves as curves
+
+
+def test_the_table_of_two_curves():
+    low = curves.Curve.of([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8])
+    high = curves.Curve.of([0.9, 0.9, 0.9])
+    text = curves.table({"transfer": high, "from scratch": low}, chance=0.2)
+    assert "epochs to 0.77" in text
+    rows = [line.split() for line in text.splitlines()[1:]]
+    assert rows[0][1:] == ["0.900", "1", "0.5700", "0.900", "3"]
+    assert rows[1][2:] == ["0.200", "4", "0.1425", "0.800", "8"]
+    assert "–" in curves.table({"transfer": high, "from scratch": low}, chance=0.85)
+
+
+def test_pictures_of_source_and_target_do_not_mix(tmp_path):
+    demo.write_pictures(tmp_path, seed=0)
+    names = {p.name for p in tmp_path.rglob("*.png")}
+    assert len(names) == len(list(tmp_path.rglob("*.png"))) == 1797
+    for digit in demo.TARGET_DIGITS:
+        assert len(list((tmp_path / "target" / "train" / str(digit)).iterdir())) == 10
+        assert not (tmp_path / "source" / str(digit)).exists()
+
+
+@pytest.mark.large  # CI runs scripts/demo.sh
+def test_the_demo_runs_to_its_end(tmp_path, monkeypatch, capsys):
+    """With a network that compiles at once; `scripts/demo.sh` runs it with its own."""
+    monkeypatch.setattr(demo, "small_backbone", tiny_backbone)
+    monkeypatch.setattr(demo, "EPOCHS", 5)
+    monkeypatch.setattr(demo, "SOURCE_EPOCHS", 1)
+    demo.run_demo(tmp_path / "demo", seed=1)
+    printed = capsys.readouterr().out
+    for words in ("transfer", "from scratch", "start", "slope", "asymptote", "says of", "done in"):
+        assert words in printed
+    png = (tmp_path / "demo" / "curves.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 5000
+    assert (tmp_path / "demo" / "lp_ft" / "export" / "1" / "saved_model.pb").is_file()

@@ -1,0 +1,162 @@
+"""The report on a data set: faults, twins, leakage, sizes; as an object, a command, a warning."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import write_picture
+from PIL import Image
+
+from keras_transfer.data import check_data, find_twins, from_directory
+from keras_transfer.data.check import printable
+from keras_transfer.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture
+def leaking(tmp_path, rng):
+    """DATA/{train,val}/{cat,dog} of 80 + 20 pictures, 5 of which are copied: (DATA, the pairs)."""
+    data = tmp_path / "data"
+    for split, count in (("train", 40), ("val", 10)):
+        for label in ("cat", "dog"):
+            for i in range(count):
+                seed = int(rng.integers(1 << 30))
+                write_picture(data / split / label / f"{i:02}.png", (90, 90, 90), seed=seed)
+    pairs = []
+    for number in range(5):
+        label = ("cat", "dog")[number % 2]
+        source = data / "train" / label / f"{3 * number:02}.png"
+        copy = data / "val" / label / f"copy of {number}.png"
+        copy.write_bytes(source.read_bytes())
+        pairs.append((str(source), str(copy)))
+    return data, pairs
+
+
+def test_leakage_is_reported_with_the_very_pairs(leaking):
+    data, pairs = leaking
+    report = check_data(data)
+    assert [(a.name, b.name) for a, b in report.twins.leaks] == sorted(pairs, key=lambda p: p[1])
+    assert all((a.split, b.split) == ("train", "val") for a, b in report.twins.leaks)
+    assert report.twins.conflicts == [] and report.problem is None
+    assert report.counts == {"train": {"cat": 40, "dog": 40}, "val": {"cat": 13, "dog": 12}}
+    text = report.text()
+    assert "LEAKAGE: pictures that two splits share: 5" in text and pairs[0][1] in text
+    assert "CONFLICTS" not in text
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert [(a["path"], b["path"]) for a, b in plain["leaks"]] == sorted(pairs, key=lambda p: p[1])
+    assert "5 pictures are in two splits" in report.twins.warning
+
+
+def test_twins_within_a_split_and_with_other_labels(leaking):
+    data, _ = leaking
+    for file in data.glob("val/*/copy*"):
+        file.unlink()
+    contents = (data / "train" / "cat" / "00.png").read_bytes()
+    (data / "train" / "cat" / "again.png").write_bytes(contents)
+    assert find_twins(from_directory(data)).warning is None  # a copy in the same class and split
+    (data / "train" / "dog" / "a cat.png").write_bytes(contents)
+    twins = check_data(data).twins
+    assert [[m.label for m in group] for group in twins.groups] == [["cat", "cat", "dog"]]
+    ((first, other),) = twins.conflicts
+    assert (first.label, other.label) == ("cat", "dog") and twins.leaks == []
+    assert "1 pictures have another label" in twins.warning
+
+
+def test_a_split_that_is_drawn_leaks_nothing(tmp_path):
+    """Without folders of their own, the splits are those that training with this seed has, and those
+    part no copies."""
+    for label in ("cat", "dog"):
+        for i in range(20):
+            write_picture(tmp_path / "d" / label / f"{i:02}.png", (90, 90, 90), seed=i // 2)
+    data = from_directory(tmp_path / "d", seed=3)
+    report = check_data(tmp_path / "d", seed=3)
+    assert report.counts == data.counts and report.twins == find_twins(data)
+    assert len(report.twins.groups) == 10 and not report.twins.leaks
+    assert report.twins.conflicts  # the two classes have the same pictures
+
+
+def test_report_of_sizes_and_orientations(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a", "b"):
+        folder = tmp_path / "d" / name
+        folder.mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (600, 400), (i, 50, len(name))).save(folder / f"{i}.png")
+        Image.new("RGB", (300, 200)).save(folder / "turned.jpg", exif=exif)
+        Image.new("L", (20, 30)).save(folder / "small.gif")
+    (folder / "bad.png").write_bytes(b"")
+    report = check_data(tmp_path / "d")
+    assert report.sizes == {"0-31": 2, "128-255": 2, "256-511": 6}
+    assert report.orientations == {1: 8, 6: 2}
+    assert report.formats == {"PNG": 6, "GIF": 2, "JPEG": 2}
+    assert report.widths == (20, 600, 600) and report.heights == (30, 400, 400)
+    assert [s.reason for s in report.faulty] == ["empty file"]
+    assert "EXIF orientation: 1: 8, 6: 2" in report.text()
+
+
+def test_a_folder_that_training_refuses_is_reported(tmp_path):
+    write_picture(tmp_path / "d" / "cat" / "0.png", (1, 2, 3))
+    write_picture(tmp_path / "d" / "cat" / "1.png", (1, 2, 3))
+    (tmp_path / "d" / "dog").mkdir()
+    (tmp_path / "d" / "dog" / "0.png").write_bytes(b"")
+    report = check_data(tmp_path / "d")
+    assert report.counts == {"all": {"cat": 2, "dog": 0}}
+    assert "class dog has no readable picture" in report.problem
+    assert "train would stop: class dog" in report.text()
+    assert len(report.twins.groups) == 1
+    for wrong, words in (
+        ({"val_split": 2}, "validation share"),
+        ({"val": tmp_path / "none"}, "no such"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_data(tmp_path / "d", **wrong)
+    for file in (tmp_path / "d" / "cat").iterdir():
+        file.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="no readable picture"):
+        check_data(tmp_path / "d")
+
+
+def test_check_as_a_command(leaking):
+    data, pairs = leaking
+    (data / "train" / "cat" / "new\nline \udcff.png").write_bytes(b"x")
+
+    def run(*args):
+        command = [sys.executable, "-m", "keras_transfer.cli.main", "check", *map(str, args)]
+        env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        return subprocess.run(command, capture_output=True, text=True, env=env)
+
+    shown = run(data)
+    assert shown.returncode == 0 and not shown.stderr
+    assert pairs[0][1] in shown.stdout and r"new\nline \xff.png: not a picture" in shown.stdout
+    plain = json.loads(run(data, "--json").stdout)
+    assert len(plain["leaks"]) == 5 and len(plain["faulty"]) == 1
+    assert os.fsencode(plain["faulty"][0]["path"]).endswith(b"new\nline \xff.png")
+    for file in data.glob("*/*/*"):
+        file.write_bytes(b"x")
+    nothing = run(data, "--json")
+    assert nothing.returncode == 2 and nothing.stdout == "" and "error: " in nothing.stderr
+
+
+def test_training_warns(leaking, tmp_path, capsys):
+    import keras
+
+    from keras_transfer.cli.demo import small_backbone
+    from keras_transfer.models.builders import build_model
+    from keras_transfer.models.heads import Classification
+    from keras_transfer.training.trainer import Trainer
+
+    data, _ = leaking
+    keras.utils.set_random_seed(0)
+    model = build_model(small_backbone(), Classification(["cat", "dog"]), image_size=32)
+    pictures = from_directory(data)
+    Trainer(model, "feature_extraction", cache="memory").fit(pictures, tmp_path / "run")
+    lines = [ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("warning")]
+    assert len(lines) == 1 and "5 pictures are in two splits" in lines[0]
+
+
+def test_names_are_printed_on_one_line():
+    assert printable("new\nline\t\x1b[0m \udcff füße") == r"new\nline\t\x1b[0m \xff füße"

@@ -1,0 +1,402 @@
+"""Transfer against training from scratch: numbers by hand, and comparisons that are killed."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import tiny_backbone
+from scipy.stats import ttest_rel
+from typer.testing import CliRunner
+
+import keras_transfer as kt
+from keras_transfer.cli.main import app
+from keras_transfer.data import ImageData
+from keras_transfer.errors import InputError
+from keras_transfer.experiments.compare import Experiment, draw_pictures
+from keras_transfer.experiments.comparison import AtSize, Comparison
+from keras_transfer.experiments.comparison_plot import where_to_read
+from keras_transfer.experiments.examples_saved import Saving, pictures_needed, savings
+from keras_transfer.experiments.learning_curves import Curve, Interval, common_level, slope
+from keras_transfer.models.heads import Classification
+from keras_transfer.runs import Run
+
+# -- one curve, two curves ------------------------------------------------------------------------
+
+
+def test_start_asymptote_and_slope_by_hand():
+    low = Curve.of([0.1, 0.1, 0.2, 0.3, 0.5, 0.4, 0.5, 0.5])
+    high = Curve.of([0.7, 0.8, 0.8, 0.8, 0.8, 0.9, 0.9, 0.9])
+    assert (low.start, low.asymptote) == (0.1, pytest.approx(0.5))  # the last two of eight
+    assert Curve.of([0.2, 0.6]).asymptote == 0.6
+    level = common_level([high, low], chance=0.1)
+    assert level == pytest.approx(0.1 + 0.95 * 0.4)
+    assert (low.epochs_to(level), high.epochs_to(level)) == (5, 1)
+    assert slope(low, level, 0.1) == pytest.approx(0.38 / 5)
+    assert slope(high, level, 0.1) == pytest.approx(0.38)
+    assert common_level([high, Curve.of([0.1, 0.1])], chance=0.1) is None
+
+
+def test_every_curve_comes_to_the_common_level(rng):
+    for _ in range(200):
+        pair = [Curve.of(rng.random(rng.integers(1, 12))) for _ in range(2)]
+        level = common_level(pair, chance=0.0)
+        assert all(1 <= curve.epochs_to(level) <= len(curve.accuracy) for curve in pair)
+
+
+def test_the_interval_is_that_of_the_paired_t_test(rng):
+    a, b = rng.random((2, 5))
+    found, expected = Interval.of(a - b), ttest_rel(a, b).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    three = Interval.of([1.0, 2.0, 3.0])
+    assert (three.mean, three.high) == (2, pytest.approx(2 + 4.302653 / 3**0.5))
+    assert three.sign == 0 and Interval.of([1.0, 1.1, 1.2]).sign == 1
+    assert Interval.of([-1.0, -2.0]).sign == 0 and Interval.of([-1.0, -1.01]).sign == -1
+    one = Interval.of([0.3])
+    assert (one.mean, one.low, one.high, one.sign) == (0.3, None, None, 0)
+
+
+# -- pictures saved -------------------------------------------------------------------------------
+
+PICTURES = np.array([10.0, 20.0, 40.0])
+
+
+def test_pictures_needed_by_hand():
+    rising = np.array([0.2, 0.4, 0.6])
+    assert pictures_needed(PICTURES, rising, 0.4) == pytest.approx(20)
+    assert pictures_needed(PICTURES, rising, 0.5) == pytest.approx(20 * 2**0.5)
+    assert pictures_needed(PICTURES, rising, 0.2) == 10
+    assert pictures_needed(PICTURES, rising, 0.1) == 0
+    assert np.isinf(pictures_needed(PICTURES, rising, 0.61))
+    # A dip: 0.4 and 0.2 count as 0.3 each, which ten pictures have.
+    assert pictures_needed(PICTURES, np.array([0.4, 0.2, 0.6]), 0.3) == pytest.approx(10)
+    assert pictures_needed(PICTURES, np.array([0.4, 0.2, 0.6]), 0.45) == pytest.approx(20 * 2**0.5)
+
+
+def test_saved_pictures_and_their_bounds():
+    scratch = np.array([[0.2, 0.4, 0.6], [0.2, 0.4, 0.6]])
+    transfer = np.array([[0.4, 0.6, 0.7], [0.4, 0.6, 0.7]])  # one size ahead, the last beyond all
+    ten, twenty, forty = savings([10, 20, 40], transfer, scratch)
+    for found in (ten, twenty):
+        assert found.ratio == pytest.approx(2) and found.bound is None
+        assert (found.low, found.high) == pytest.approx((2, 2))
+    assert (forty.ratio, forty.bound, forty.low, forty.high) == (1, "least", 1, None)
+    assert str(forty) == "≥ 1× [1, –]" and str(ten) == "2× [2, 2]"
+    (worse,) = savings([10], np.array([[0.1]]), np.array([[0.2]]))
+    assert (worse.ratio, worse.bound, worse.low, worse.high) == (1, "most", None, None)
+
+
+def test_the_bootstrap_draws_seeds_with_all_they_have(rng):
+    # Each seed has its own level, alike in both arms: whichever are drawn, transfer is worth twice.
+    offsets = rng.normal(0, 0.05, (4, 1))
+    scratch = np.array([[0.2, 0.4, 0.6]]) + offsets
+    transfer = np.array([[0.4, 0.6, 0.6]]) + offsets
+    ten, twenty, _ = savings([10, 20, 40], transfer, scratch)
+    assert (ten.low, ten.high, twenty.high) == pytest.approx((2, 2, 2))
+    # Where seeds disagree the interval is as wide as they are.
+    transfer[:, 0] = (0.2, 0.4, 0.4, 0.6)
+    ten = savings([10, 20, 40], transfer, np.broadcast_to([[0.2, 0.4, 0.6]], (4, 3)))[0]
+    assert ten.low < 1.5 and ten.high > 2.5
+
+
+# -- a comparison ---------------------------------------------------------------------------------
+
+
+def comparison(*sizes, chance=0.1, val_pictures=600):
+    """Sizes as (pictures a class, curves of transfer, curves from scratch), ten classes."""
+    found = tuple(
+        AtSize(n, 10 * n, tuple(map(Curve.of, own)), tuple(map(Curve.of, other)), chance)
+        for n, own, other in sizes
+    )
+    seeds = tuple(range(len(found[0].transfer)))
+    return Comparison("net", "lp_ft", 10, val_pictures, seeds, 1.0, found)
+
+
+FAST = [[0.6, 0.8, 0.9, 0.9], [0.5, 0.8, 0.9, 0.88], [0.55, 0.7, 0.9, 0.91]]
+SLOW = [[0.1, 0.2, 0.4, 0.5], [0.1, 0.3, 0.4, 0.52], [0.12, 0.2, 0.5, 0.51]]
+
+
+def test_all_three_advantages():
+    found = comparison((5, FAST, SLOW))
+    advantages = found.at(5).advantages
+    differences = [0.5, 0.4, 0.43]
+    assert advantages.start == Interval.of(differences)
+    assert advantages.start.mean == pytest.approx(np.mean(differences))
+    assert advantages.asymptote.mean == pytest.approx((0.9 + 0.88 + 0.91 - 0.5 - 0.52 - 0.51) / 3)
+    levels = [0.1 + 0.95 * (end - 0.1) for end in (0.5, 0.52, 0.51)]
+    assert found.at(5).levels == pytest.approx(levels)
+    # At the level after the first epoch (the second seed: 0.499, 0.5), from scratch in the last two.
+    expected = [(n - 0.1) * (1 - 1 / k) for n, k in zip(levels, (4, 4, 3))]
+    assert advantages.slope.mean == pytest.approx(np.mean(expected))
+    assert found.at(5).epochs_to_level("scratch") == pytest.approx(11 / 3)
+    assert all(getattr(advantages, name).sign == 1 for name in ("start", "slope", "asymptote"))
+    assert found.negative == ()
+    for words in ("starts higher (+44.3", "climbs faster", "after 1 epochs", "ends higher (+38.7"):
+        assert words in found.verdict
+    assert "no size from scratch is as good (≥ 1× [1, –] the pictures)" in found.verdict
+
+
+def test_negative_transfer_is_said_in_plain_words():
+    found = comparison((5, FAST, SLOW), (20, SLOW, FAST))
+    assert found.negative == (20,) and found.to_dict()["negative_transfer"] == [20]
+    first, second = found.verdict.splitlines()
+    assert "Negative transfer" in second and "Negative transfer" not in first
+    assert "starts lower" in second and "climbs slower" in second and "ends lower" in second
+
+
+def test_what_seeds_do_not_tell_is_not_claimed():
+    same = comparison((5, FAST, FAST[::-1]))
+    assert same.negative == () and "has no certain advantage at the end" in same.verdict
+    assert "for certain" in same.verdict
+    one = comparison((5, FAST[:1], SLOW[:1]))
+    assert "One seed" in one.verdict and one.negative == ()
+    json.dumps(one.to_dict())
+    chance = [[0.1, 0.11, 0.12]] * 3
+    nothing = comparison((5, chance, [[0.1, 0.1, 0.09]] * 3), val_pictures=100)
+    assert "neither learnt anything" in nothing.verdict
+    assert nothing.at(5).advantages.slope is None and "–" in nothing.table()
+    alone = comparison((5, FAST, [[0.1, 0.1, 0.1, 0.1]] * 3))
+    assert "is the only one to learn" in alone.verdict
+
+
+def test_table_json_and_picture(tmp_path):
+    found = comparison((5, FAST, SLOW), (20, [[0.9] * 4] * 3, FAST), (80, FAST, FAST))
+    assert len(found.table().splitlines()) == 2 + 9
+    assert "| 5 | transfer | 55.0 |" in found.table()
+    assert found.at().a_class == 20  # the middle one
+    with pytest.raises(InputError, match="7 pictures a class were not compared; there are 5, 20"):
+        found.at(7)
+    found.write(tmp_path, a_class=5)
+    read = json.loads((tmp_path / "comparison.json").read_text())
+    assert read == json.loads(json.dumps(found.to_dict()))
+    assert read["sizes"][0]["transfer"]["curves"] == FAST
+    assert read["sizes"][0]["pictures_saved"]["bound"] is None
+    assert (tmp_path / "comparison.md").read_text().startswith("| pictures a class |")
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_shows_a_saving_that_says_something():
+    least, real, most = Saving(1, "least", 1, None), Saving(2, None, 1, 3), Saving(1, "most", 1, 1)
+    assert where_to_read([real, real, least], 1) == 1
+    assert where_to_read([real, real, least], 2) == 1  # no larger size: the one before it
+    assert where_to_read([Saving(0.5, "most", 1, 1), most], 1) == 0
+    assert where_to_read([least], 0) is None
+
+
+# -- draws and settings ---------------------------------------------------------------------------
+
+
+def test_draws_are_nested_stratified_and_differ_by_seed(rng):
+    labels = rng.permutation(np.repeat([0, 1, 2], [30, 30, 4]))
+    before = set()
+    for size in (1, 2, 5, 20, 30):
+        rows = draw_pictures(labels, size, seed=3)
+        assert before < set(rows) and (np.diff(rows) > 0).all()
+        assert np.bincount(labels[rows]).tolist() == [size, size, min(size, 4)]
+        before = set(rows)
+    assert set(draw_pictures(labels, 5, 3)) != set(draw_pictures(labels, 5, 4))
+
+
+@pytest.fixture
+def data(colours):
+    return kt.data.from_directory(colours, progress=False)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A network of one's own, as a `.keras` file: nothing has to be downloaded."""
+    keras.utils.set_random_seed(0)
+    model = kt.build_model(tiny_backbone(), Classification("abc"), image_size=32)
+    model.save(tmp_path / "source.keras")
+    return str(tmp_path / "source.keras")
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"sizes": [2, 11]}, "Cannot draw 11 training pictures a class: give 1 to 10"),
+        ({"sizes": []}, "at least one size"),
+        ({"seeds": [1, 1]}, "different seeds"),
+        ({"seeds": []}, "different seeds"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"scratch_budget": 0}, "scratch_budget must be above 0"),
+        ({"strategy": "from_scratch"}, "trains from scratch itself"),
+        ({"strategy": "magic"}, "Unknown strategy"),
+        ({"overrides": {"al.ema": 0.9}}, "has the phases head, all"),
+        ({"scratch_overrides": {"head.ema": 0.9}}, "has the phases all"),
+        ({"weights": None}, "nothing to transfer"),
+        ({"show": 3}, "Cannot show 3"),
+        ({"backbone": "resnet5"}, "did you mean resnet50"),
+    ],
+)
+def test_wrong_settings_are_said_and_nothing_is_written(data, tmp_path, source, settings, words):
+    with pytest.raises(InputError, match=words):
+        Experiment(data, tmp_path / "out", **{"backbone": source, **settings})
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_compared(data, tmp_path, source):
+    alone = ImageData(data.class_names, {"train": data.examples["train"]}, [], "here")
+    with pytest.raises(InputError, match="here has no val pictures"):
+        Experiment(alone, tmp_path / "out", backbone=source)
+    pictures = data.examples["train"].take(np.arange(9))
+    values = kt.data.Examples(pictures.pictures, np.linspace(0, 1, 9, dtype="float32"))
+    target = kt.data.Target("regression", ("age",))
+    numbers = ImageData((), {"train": values, "val": values}, [], "", target)
+    with pytest.raises(InputError, match="regression"):
+        Experiment(numbers, tmp_path / "out", backbone=source)
+
+
+def test_sizes_and_lengths_where_none_are_given(data, tmp_path, source):
+    many = ImageData(
+        data.class_names,
+        {
+            "train": kt.data.Examples(["x.png"] * 330, np.repeat([0, 1, 2], [150, 130, 50])),
+            "val": data.examples["val"],
+        },
+        [],
+        "",
+    )
+    many.fingerprint = dict  # there are no such files
+    found = Experiment(many, tmp_path / "a", backbone=source)
+    assert found.sizes == (5, 10, 20, 40, 80, 150)  # without 160, and all of the largest
+    assert [found._pictures(n) for n in (5, 80, 150)] == [15, 210, 330]
+    # As many epochs as from_scratch asks for, in both arms.
+    assert found._epochs("transfer", 5) == found._epochs("scratch", 5) == 120
+    more = Experiment(many, tmp_path / "b", backbone=source, epochs=10, scratch_budget=2.5)
+    assert (more._epochs("transfer", 5), more._epochs("scratch", 5)) == (10, 25)
+    # A length of the strategy's own, in steps: 8000 of 32 pictures.
+    bit = Experiment(many, tmp_path / "c", backbone=source, strategy="bit", sizes=[None])
+    assert bit._epochs("scratch", 150) == -(-8000 // 11)
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Stands in for the death of the process, where the moment must be exact."""
+
+
+def stop_at(monkeypatch, run, epoch):
+    """Dies when an epoch of the run-th training is written."""
+    save_state, begun = Run.save_state, []
+
+    def save_and_stop(self, state, *args):
+        save_state(self, state, *args)
+        begun.extend([self.path] * (self.path not in begun))
+        if len(begun) == run and state["epoch"] == epoch:
+            raise Stop
+
+    monkeypatch.setattr(Run, "save_state", save_and_stop)
+
+
+def command(*args):
+    return CliRunner().invoke(app, ["compare", *map(str, args)])
+
+
+def put(out, size, seed, **accuracies):
+    """Curves as if their runs had been trained."""
+    for arm, accuracy in accuracies.items():
+        file = out / "runs" / f"{size}_a_class" / f"seed_{seed}" / f"{arm}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"accuracy": accuracy}))
+
+
+def settings_of(source):
+    return {
+        "backbone": source,
+        "seeds": [0],
+        "epochs": 3,
+        "batch_size": 8,
+        "augment": "none",
+        "precision": "float32",
+    }
+
+
+def test_a_killed_comparison_goes_on(data, tmp_path, source, cache, monkeypatch):
+    settings = {**settings_of(source), "sizes": [2]}
+    out, folder = tmp_path / "out", tmp_path / "out/runs/2_a_class/seed_0"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, run=2, epoch=2)
+        kt.compare(data, out, **settings)
+    assert (folder / "transfer.json").is_file() and not (folder / "scratch.json").exists()
+    stamp = (folder / "transfer.json").stat().st_mtime_ns
+    found = kt.compare(data, out, **settings)
+    assert (folder / "transfer.json").stat().st_mtime_ns == stamp  # not trained again
+    assert "resuming after epoch 2" in (folder / "scratch.log").read_text()
+    assert len(found.at(2).transfer[0].accuracy) == len(found.at(2).scratch[0].accuracy) == 3
+    assert not list(out.rglob("model.keras")) and not list(out.rglob("state"))
+    # As if nothing had been: the run that was killed, in one go; and its model is kept.
+    put(tmp_path / "alone", 2, 0, transfer=[0.5] * 3)
+    (tmp_path / "alone" / "settings.json").write_text((out / "settings.json").read_text())
+    alone = kt.compare(data, tmp_path / "alone", **settings, keep_models=True)
+    assert alone.at(2).scratch == found.at(2).scratch
+    assert alone.at(2).transfer[0].accuracy == (0.5, 0.5, 0.5)
+    assert (tmp_path / "alone/runs/2_a_class/seed_0/scratch/model.keras").is_file()
+
+
+def test_sizes_and_seeds_may_grow_and_settings_not_change(data, tmp_path, source, cache, colours):
+    settings, out = settings_of(source), tmp_path / "out"
+    Experiment(data, out, **settings, sizes=[2])
+    put(out, 2, 0, transfer=[0.6, 0.8, 0.8], scratch=[0.4, 0.5, 0.6])
+    assert kt.compare(data, out, **settings, sizes=[2]).at(2).advantages.start.low is None
+    put(out, 2, 1, transfer=[0.7, 0.9, 0.9], scratch=[0.4, 0.5, 0.6])
+    put(out, 10, 0, transfer=[0.7, 0.9, 0.9], scratch=[0.4, 0.7, 0.8])
+    put(out, 10, 1, transfer=[0.7, 0.9, 0.9], scratch=[0.4, 0.7, 0.9])
+    grown = kt.compare(data, out, **{**settings, "seeds": [0, 1]}, sizes=[2, None])
+    assert [size.pictures for size in grown.sizes] == [6, 29]
+    assert grown.at(2).advantages.asymptote == Interval.of([0.8 - 0.6, 0.9 - 0.6])
+    # 0.85 of transfer is what from scratch has with all.
+    assert grown.savings[0].ratio == pytest.approx(29 / 6)
+    with pytest.raises(InputError, match="other settings: batch_size: 8 is now 4"):
+        Experiment(data, out, **{**settings, "batch_size": 4})
+    with pytest.raises(InputError, match="exists and is no comparison"):
+        Experiment(data, colours, **settings)
+    (colours / "red" / "0.png").unlink()
+    fewer = kt.data.from_directory(colours, progress=False)
+    with pytest.raises(InputError, match="the pictures changed"):
+        Experiment(fewer, out, **settings, sizes=[2])
+
+
+def test_the_command(tmp_path, colours, source, cache):
+    options = ("--backbone", source, "--epochs", 2, "--no-flip", "--batch-size", 8)
+    wrong = command(colours, "--out", tmp_path / "out", *options, "--sizes", "2,many")
+    assert isinstance(wrong.exception, InputError)
+    assert "give numbers and commas" in str(wrong.exception)
+    wrong = command(colours, "--out", tmp_path / "out", *options, "--seeds", "few")
+    assert isinstance(wrong.exception, InputError) and "--seeds few" in str(wrong.exception)
+    assert not (tmp_path / "out").exists()
+    options = (*options, "--sizes", "all", "--seeds", 1, "--json")
+    done = command(colours, "--out", tmp_path / "out", *options)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["seeds"] == [0] and found["sizes"][0]["a_class"] == 10
+    assert len(found["sizes"][0]["scratch"]["curves"][0]) == 2
+    assert found["sizes"][0]["advantages"]["start"]["low"] is None
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
+    assert (tmp_path / "out" / "comparison.png").is_file()
+
+
+@pytest.mark.large  # by default notebook 03 does it, in test_notebooks.py
+def test_real_weights_give_a_higher_start(real_weights, real_data, tmp_path, cache):
+    whole = kt.data.from_directory(real_data / "sign_digits", progress=False)
+    val = whole.examples["val"]
+    few = val.take(draw_pictures(val.labels, 10, 0))
+    examples = {"train": whole.examples["train"], "val": few}
+    data = ImageData(whole.class_names, examples, [], whole.root)
+    found = kt.compare(
+        data,
+        tmp_path / "out",
+        backbone="mobilenet_0.25",
+        overrides={"head_epochs": 4, "head_learning_rate": 1e-2},
+        sizes=[10],
+        seeds=[0],
+        image_size=96,
+        epochs=5,
+        batch_size=20,
+        augment="none",
+        precision="float32",
+    )
+    (size,) = found.sizes
+    assert size.mean("transfer", "start") > size.mean("scratch", "start") + 0.1
+    assert size.mean("transfer", "asymptote") > size.mean("scratch", "asymptote") + 0.2

@@ -1,0 +1,440 @@
+"""The search: around the default, resumable, and what it finds is what `train` makes of it."""
+
+import csv
+import json
+import math
+import sys
+from types import SimpleNamespace
+from typing import ClassVar
+
+import keras
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from keras_transfer.cli.demo import small_backbone
+from keras_transfer.cli.main import app
+from keras_transfer.data import ImageData, from_arrays, from_directory
+from keras_transfer.errors import InputError
+from keras_transfer.experiments import tune as tuning
+from keras_transfer.experiments.search_space import Choice, Range, Search, read_space, space_of
+from keras_transfer.experiments.tune import tune
+from keras_transfer.experiments.tune_report import Tuned
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification, head_for
+from keras_transfer.runs import Run
+from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.schedules.recipes import RECIPES, lp_ft
+from keras_transfer.training.failures import Diverged, Interrupted
+from keras_transfer.training.trainer import Trainer
+
+pytest.importorskip("optuna", reason="Optuna is not installed")
+
+
+@pytest.fixture
+def data(colours):
+    return from_directory(colours, test_split=0.2, progress=False)
+
+
+def model_of(data, **head):
+    keras.utils.set_random_seed(0)
+    return build_model(small_backbone(), head_for(data, **head), image_size=32)
+
+
+# -- the space ------------------------------------------------------------------------------------
+
+
+def search_of(schedule=None, **more):
+    given = dict(frozen=0, stages=7, augment="light", dropout=0.2, closed=True) | more
+    return Search(schedule or lp_ft(1000, epochs=8), **given)
+
+
+def test_the_space_is_around_the_schedule_which_is_in_it():
+    search = search_of()
+    rate = lp_ft(1000).phases[-1].learning_rate
+    assert search.default == {
+        "learning_rate": rate,
+        "lowest_rate": 1.0,
+        "k": 0,
+        "dropout": 0.2,
+        "augment": "light",
+    }
+    assert search.space["learning_rate"] == Range(rate / 10, rate * 10, log=True)
+    assert search.space["k"] == Range(0, 7, whole=True)
+    schedule, augment = search.training(search.default)
+    assert augment == "light"
+    # The default is the recipe: only what a phase had from the head is written out.
+    plain = lp_ft(1000, epochs=8).override({"*.dropout": 0.2})
+    assert schedule.phases == plain.phases
+    other = search_of(RECIPES["discriminative"](1000), frozen=3).default
+    assert (other["lowest_rate"], other["k"]) == (0.05, 3)
+
+
+def test_a_point_is_a_training():
+    search = search_of(given={"*.weight_decay": {"low": 1e-5, "high": 0.1}, "all.ema": [0.0, 0.9]})
+    assert search.space["*.weight_decay"].log
+    assert (search.default["*.weight_decay"], search.default["all.ema"]) == (1e-4, 0.0)
+    point = search.default | {
+        "learning_rate": 3e-4,
+        "lowest_rate": 0.1,
+        "k": 4,
+        "dropout": 0.4,
+        "augment": "heavy",
+        "*.weight_decay": 0.01,
+        "all.ema": 0.9,
+    }
+    schedule, augment = search.training(point)
+    head, rest = schedule.phases
+    assert augment == "heavy" and (head.freeze, rest.freeze) == ("all", "stage:4")
+    assert (rest.learning_rate, rest.lowest_rate) == (3e-4, 0.1)
+    assert head.learning_rate == 3e-3 and head.ema == 0.0 and rest.ema == 0.9
+    assert {p.dropout for p in (head, rest)} == {0.4}
+    assert {p.weight_decay for p in (head, rest)} == {0.01}
+
+
+def test_with_all_stages_frozen_only_the_head_learns():
+    point = search_of().default | {"k": 7}
+    (head,) = search_of().training(point)[0].phases
+    assert (head.solver, head.freeze, head.epochs) == ("logistic", "all", 1)
+    phases = search_of(closed=False).training(point)[0].phases
+    assert [phase.freeze for phase in phases] == ["all", "all"]
+    assert {phase.solver for phase in phases} == {"gradient"}
+
+
+def test_augmentations_mirror_no_more_than_the_given_one():
+    assert search_of(augment="none").default["augment"] == "none"
+    search = search_of(augment={"preset": "light", "flip": False})
+    assert search.default["augment"] == "light without flip"
+    assert search.space["augment"].values[0] == "none" and len(search.augmentations) == 4
+    heavy = search.training(search.default | {"augment": "heavy without flip"})[1]
+    assert heavy == {"preset": "heavy", "flip": False}
+    own = search_of(augment={"rotate": 5.0})
+    assert own.default["augment"] == "given" and len(own.augmentations) == 5
+    assert own.training(own.default)[1]["rotate"] == 5.0
+    assert search_of(augment="randaugment").default["augment"] == "randaugment"
+
+
+def test_the_default_is_moved_into_a_narrower_space():
+    search = search_of(
+        given={
+            "learning_rate": {"low": 0.01, "high": 0.1},
+            "k": {"low": 2, "high": 5},
+            "augment": ["heavy", "none"],
+            "dropout": 0.3,
+        }
+    )
+    assert search.default["learning_rate"] == 0.01 and search.default["k"] == 2
+    assert search.default["augment"] == "heavy" and search.space["dropout"] == Choice((0.3,))
+    assert "dropout" not in search_of(dropout=None).space
+
+
+def test_spaces_as_people_write_them(tmp_path):
+    file = tmp_path / "space.yaml"
+    file.write_text("learning_rate: {low: 1e-5, high: 1e-3}\nk: 3\naugment: [none, light]\n")
+    space = read_space(space_of(file, ["k=0..6", "dropout=0.1,0.2", "*.weight_decay=1e-5..1e-1"]))
+    assert space == {
+        "learning_rate": Range(1e-5, 1e-3, log=True),
+        "k": Range(0, 6, whole=True),
+        "augment": Choice(("none", "light")),
+        "dropout": Choice((0.1, 0.2)),
+        "*.weight_decay": Range(1e-5, 0.1, log=True),
+    }
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"rate": 1.0}, "Cannot search rate"),
+        ({"all.speed": 1.0}, "Cannot search all.speed"),
+        ({"learning_rate": {"low": 1, "high": 0.1}}, "low ≤ high"),
+        ({"learning_rate": {"low": 0.0, "high": 0.1}}, "above 0"),
+        ({"learning_rate": "fast"}, "above 0"),
+        ({"k": 1.5}, "whole numbers"),
+        ({"k": {"low": 0, "high": 8}}, "8 stages cannot be frozen, there are 7"),
+        ({"dropout": 1.0}, "below 1"),
+        ({"dropout": []}, "different values"),
+        ({"augment": ["light", "wild"]}, "wild is none of none, light"),
+        ({"rest.ema": 0.9}, "Cannot set rest.ema"),
+        ({"all.ema": {"low": 0.5, "high": 1.5}}, "ema must be at least 0 and below 1"),
+    ],
+)
+def test_other_spaces_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        search_of(given=given)
+
+
+@pytest.mark.parametrize("name", ["from_scratch", "gradual_unfreeze", "feature_extraction"])
+def test_other_schedules_are_refused(name):
+    with pytest.raises(InputError, match=f"Cannot search around '{name}'"):
+        search_of(RECIPES[name](1000))
+    own = Schedule("own", (Phase("first", "stage:2", 1), Phase("all", "none", 1)))
+    with pytest.raises(InputError, match="last phase follows phases of the head"):
+        search_of(own)
+
+
+# -- the search, with trainings that take no time ---------------------------------------------------
+
+
+class Killed(BaseException):
+    """What no code of ours sees: as good as a power cut."""
+
+
+class Quick(Trainer):
+    """Accuracy is best at a rate of 0.01 and three frozen stages; each epoch reports it."""
+
+    events: ClassVar = {}  # number of the training → what happens in it
+    made: ClassVar = []
+
+    def fit(self, data, out, *, config, callbacks):
+        phase = self._schedule(len(data.examples["train"])).phases[-1]
+        event = self.events.get(len(self.made))
+        self.made.append(self.model.get_weights())
+        run = Run.create(out, {**config, "schedule": {"rate": phase.learning_rate}}, [], {})
+        stages = int(str(phase.freeze).removeprefix("stage:")) if ":" in str(phase.freeze) else 0
+        rate = phase.learning_rate if phase.solver == "gradient" else 1.0
+        accuracy = 0.9 - 0.1 * abs(math.log10(rate / 0.01)) - 0.02 * abs(stages - 3)
+        self.model.layers[-1].kernel.assign_add(np.ones(self.model.layers[-1].kernel.shape))
+        for epoch in range(6):
+            if event and epoch == 1:
+                raise event
+            for callback in callbacks:
+                logs = {"loss": 1.0, "val_loss": 1 - accuracy, "val_accuracy": accuracy}
+                callback.on_epoch_end(epoch, logs)
+        val = {"loss": 1 - accuracy, "accuracy": accuracy}
+        metrics = {"val": val, "phases": [{"epochs": 6}]}
+        (run.path / "metrics.json").write_text(json.dumps(metrics))
+        run.model_path.touch()
+        return run
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(tuning, "Trainer", Quick)
+    monkeypatch.setattr(Quick, "events", {})
+    monkeypatch.setattr(Quick, "made", [])
+    monkeypatch.setattr("keras_transfer.evaluation.evaluate", lambda *_: {"accuracy": 0.5})
+    monkeypatch.setattr(Run, "model", None)
+    monkeypatch.setattr(Quick, "draw", staticmethod(Tuned.draw), raising=False)
+    monkeypatch.setattr(Tuned, "draw", lambda *_: None)  # which takes longer than the search
+    return Quick
+
+
+def searched(data, out, trials=12, **more):
+    options = dict(trials=trials, strategy="fine_tune", overrides={"epochs": 6}) | more
+    return tune(model_of(data), data, out, **options)
+
+
+def values_of(tuned):
+    return [(t.state, t.values, t.value) for t in tuned.trials]
+
+
+def test_a_search_finds_what_is_better(data, tmp_path, quick):
+    model = model_of(data)
+    before = model.get_weights()
+    options = dict(strategy="fine_tune", overrides={"epochs": 6})
+    tuned = tune(model, data, tmp_path / "a", trials=16, **options)
+    first, best = tuned.trials[0], tuned.best
+    assert first.values == tuned.default and tuned.first is first and first.state == "complete"
+    assert best.value > first.value + 0.02 and best.value == max(t.value for t in tuned.trials)
+    assert len(tuned.trials) == 16 and len({t.state for t in tuned.trials}) == 2
+    # Each trial started from the same weights, and the model has them again.
+    for weights in (*quick.made, model.get_weights()):
+        np.testing.assert_array_equal(weights[-2], before[-2])
+    # Those that were given up were worse than the median then, and had a third of their epochs.
+    for pruned in (t for t in tuned.trials if t.state == "pruned"):
+        complete = [t.value for t in tuned.trials[: pruned.number] if t.state == "complete"]
+        assert pruned.value < np.median(complete) and 2 < pruned.epochs < 6
+    # Of the runs only the best one's is left.
+    assert [f.name for f in (tmp_path / "a").glob("trial-*")] == [f"trial-{best.number}"]
+    assert tuned.run.path.is_dir()
+    written = yaml.safe_load(tuned.config.read_text())
+    assert written["schedule"]["rate"] == best.values["learning_rate"]
+    rows = list(csv.DictReader((tmp_path / "a" / "trials.csv").open()))
+    assert [float(row["accuracy"]) for row in rows] == [t.value for t in tuned.trials]
+    assert rows[best.number]["k"] == str(best.values["k"])
+    assert set(tuned.importances) == set(tuned.space)
+    # What the made-up accuracy does not depend on matters less than what it does.
+    assert tuned.importances["dropout"] < tuned.importances["learning_rate"]
+    quick.draw(tuned, tmp_path / "tune.png")
+    with Image.open(tmp_path / "tune.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 400
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    for colour in ((0x0B, 0x6E, 0x4F), (0xB5, 0x65, 0x1D)):
+        assert (np.abs(pixels - colour).max(-1) < 12).sum() > 50
+    assert json.loads(json.dumps(tuned.to_dict()))["best"]["number"] == best.number
+    assert f"Best is trial {best.number} of 16" in tuned.verdict and "flattered" in tuned.verdict
+    assert "on the test pictures its accuracy is 0.5000" in tuned.verdict
+    assert "(default)" in tuned.table() and "7 more in" in tuned.table()
+
+
+def test_a_killed_search_goes_on_like_one_that_was_not(data, tmp_path, quick):
+    whole = searched(data, tmp_path / "whole")
+    quick.made.clear()
+    quick.events = {5: Killed(), 8: Interrupted("stopped")}
+    with pytest.raises(Killed):
+        searched(data, tmp_path / "a")
+    assert len(list((tmp_path / "a").glob("trial-*"))) == 2  # the best and the one in hand
+    journal = tmp_path / "a" / "study.jsonl"
+    journal.write_bytes(journal.read_bytes() + b'{"op_code": 4, "wor')  # what was being written
+    with pytest.raises(Interrupted, match=r"7 .*the same command goes on|trial 7"):
+        searched(data, tmp_path / "a")
+    tuned = searched(data, tmp_path / "a")
+    assert values_of(tuned) == values_of(whole)
+    assert [t.number for t in tuned.trials] != [t.number for t in whole.trials]
+    assert len(list((tmp_path / "a").glob("trial-*"))) == 1
+    # More trials go on from there; fewer are there already.
+    quick.made.clear()
+    more = searched(data, tmp_path / "a", trials=14)
+    assert len(more.trials) == 14 and len(quick.made) == 2
+    assert values_of(more)[:12] == values_of(whole)
+    assert len(searched(data, tmp_path / "a", trials=3).trials) == 14 and len(quick.made) == 2
+    with pytest.raises(InputError, match=r"seed: 0 is now 1"):
+        searched(data, tmp_path / "a", seed=1)
+    with pytest.raises(InputError, match=r"space\.k"):
+        searched(data, tmp_path / "a", space={"k": 2})
+    fewer = from_directory(data.root, val_split=0.3, progress=False)
+    with pytest.raises(InputError, match="pictures: "):
+        searched(fewer, tmp_path / "a")
+
+
+def test_one_process_at_a_time(data, tmp_path, quick):
+    found = []
+
+    class Both(Quick):
+        def fit(self, *arguments, **options):
+            with pytest.raises(InputError, match="Another process searches in"):
+                searched(data, tmp_path / "a")
+            found.append(True)
+            return super().fit(*arguments, **options)
+
+    tuning.Trainer = Both
+    searched(data, tmp_path / "a", trials=1)
+    assert found == [True]
+
+
+def test_a_trial_that_fails_is_noted(data, tmp_path, quick):
+    quick.events = {1: Diverged("The loss became nan\nin phase 'all'"), 2: InputError("no memory")}
+    tuned = searched(data, tmp_path / "a", trials=5)
+    assert [t.state for t in tuned.trials][:4] == ["complete", "failed", "failed", "complete"]
+    rows = list(csv.DictReader((tmp_path / "a" / "trials.csv").open()))
+    assert rows[1]["reason"] == "The loss became nan in phase 'all'" and rows[1]["accuracy"] == ""
+    assert tuned.table().splitlines()[-1].split()[1] == "failed"
+    quick.made.clear()
+    quick.events = dict.fromkeys(range(9), Diverged("The loss became nan"))
+    with pytest.raises(
+        InputError, match="None of 3 trials came to its end; the last: The loss became nan"
+    ):
+        searched(data, tmp_path / "b")
+    quick.made.clear()
+    with pytest.raises(InputError, match="None of 1 trials"):
+        searched(data, tmp_path / "d", trials=1)
+    # A fault of ours is no trial that failed.
+    quick.made.clear()
+    quick.events = {1: RuntimeError("a fault")}
+    with pytest.raises(RuntimeError, match="a fault"):
+        searched(data, tmp_path / "c")
+
+
+def test_minutes_end_a_search_in_time(data, tmp_path, quick, monkeypatch):
+    now = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    tuned = searched(data, tmp_path / "a", trials=None, minutes=1.7)
+    assert [t.seconds for t in tuned.trials] == [20.0] * 5
+    assert len(searched(data, tmp_path / "b", trials=2, minutes=1.7).trials) == 2
+    assert len(searched(data, tmp_path / "c", trials=None, minutes=0.01).trials) == 1
+
+
+def test_numbers_are_judged_by_their_loss(rng, tmp_path, quick):
+    pictures = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
+    data = from_arrays((pictures, rng.normal(size=20)), task="regression", progress=False)
+    tuned = searched(data, tmp_path / "a", trials=6)
+    assert tuned.metric == "loss" and all(t.value == -t.loss for t in tuned.trials)
+    assert tuned.to_dict()["best"]["value"] == min(t.loss for t in tuned.trials)
+    rows = list(csv.DictReader((tmp_path / "a" / "trials.csv").open()))
+    assert float(rows[0]["loss"]) == tuned.trials[0].loss
+
+
+def test_a_gain_within_the_error_is_said(data, tmp_path, quick):
+    tuned = searched(data, tmp_path / "a", trials=16)
+    assert "may be chance" in tuned.verdict  # a few points on six pictures
+    (t,) = searched(data, tmp_path / "b", trials=1).trials
+    assert t.number == 0
+    assert "nothing was found to be better" in searched(data, tmp_path / "b", trials=1).verdict
+
+
+# -- wrong input ----------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_searched_is_said(data, tmp_path, quick):
+    for options, message in (
+        ({"trials": 0}, "trials must be 1 or more"),
+        ({"minutes": -1}, "minutes must be above 0"),
+        ({"strategy": "from_scratch"}, "Cannot search around 'from_scratch'"),
+        ({"space": {"k": 99}}, "99 stages"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tune(model_of(data), data, tmp_path / "a", **options)
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(InputError, match="is a file"):
+        searched(data, tmp_path / "file")
+    with pytest.raises(InputError, match="no search was begun there"):
+        searched(data, tmp_path / "full")
+    train = ImageData(data.class_names, {"train": data.examples["train"]}, [], data.root)
+    with pytest.raises(InputError, match="no val pictures"):
+        searched(train, tmp_path / "a")
+    plain = build_model(
+        small_backbone(), Classification(data.class_names, dropout=0), image_size=32
+    )
+    with pytest.raises(InputError, match="built with dropout 0"):
+        tune(plain, data, tmp_path / "a", space={"dropout": 0.5})
+    assert not (tmp_path / "a").exists()
+
+
+def test_without_optuna_one_line(colours, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = CliRunner().invoke(app, ["tune", str(colours), "--out", str(tmp_path / "a")])
+    assert isinstance(found.exception, InputError)
+    assert "pip install 'keras_transfer[tune]'" in str(found.exception)
+
+
+# -- real trainings -------------------------------------------------------------------------------
+
+
+def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache, real_weights):
+    """By the command, from pictures to `train --config best.yaml`, bit for bit."""
+    out = tmp_path / "search"
+    options = ["--backbone", "mobilenet_0.25", "--batch-size", "4", "--image-size", "32"]
+    options += ["--epochs", "2", "--no-flip", "--test-split", "0.2", "--engine", "keras"]
+    options += ["--search", "k=6..13", "--search", "augment=none,light without flip"]
+    command = ["tune", str(colours), "--out", str(out), *options, "--json"]
+    found = CliRunner().invoke(app, [*command, "--trials", "2"], catch_exceptions=False)
+    result = json.loads(found.stdout)
+    assert [t["state"] for t in result["trials"]] == ["complete"] * 2
+    assert 6 <= result["best"]["values"]["k"] <= 13 and result["test"]["pictures"] == 7
+    assert len({t["loss"] for t in result["trials"]}) == 2
+    assert {f.name for f in out.iterdir()} == {
+        "best.yaml",
+        "study.jsonl",
+        "trials.csv",
+        "tune.png",
+        "tune.yaml",
+        f"trial-{result['best']['number']}",
+    }
+    config = yaml.safe_load((out / "best.yaml").read_text())
+    assert config["backbone"] == "mobilenet_0.25" and config["test_split"] == 0.2
+    keras.backend.clear_session()
+    again = ["train", str(colours), "--config", str(out / "best.yaml"), "--out"]
+    CliRunner().invoke(app, [*again, str(tmp_path / "run")], catch_exceptions=False)
+    run, best = Run(tmp_path / "run"), Run(result["run"])
+    assert run.metrics["val"] == best.metrics["val"]
+    assert run.config["schedule"] == best.config["schedule"] == config["schedule"]
+    assert run.config["augment"] == config["augment"]
+    assert run.split_path.read_text() == best.split_path.read_text()
+    # The same command has nothing left to do.
+    done = CliRunner().invoke(app, [*command, "--trials", "2"], catch_exceptions=False)
+    assert json.loads(done.stdout)["trials"] == result["trials"]

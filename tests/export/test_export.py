@@ -1,0 +1,366 @@
+"""SavedModels answer like the Keras model, in processes that never heard of Keras."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event, Thread
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import tiny_backbone
+from tensorflow.core.protobuf import saved_model_pb2
+
+from keras_transfer import export
+from keras_transfer.errors import InputError
+from keras_transfer.export import exporter as exporting
+from keras_transfer.export import serving
+from keras_transfer.export.folder import whole
+from keras_transfer.export.serving import NOT_FINITE, UNREADABLE
+from keras_transfer.modalities.image.prepare import resize_and_crop
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification, MultiLabel
+from keras_transfer.models.stages import Backbone
+
+
+def new_model():
+    keras.utils.set_random_seed(3)
+    return build_model(tiny_backbone(), Classification(["ant", "bee", "füße"]), image_size=32)
+
+
+@pytest.fixture
+def model():
+    return new_model()
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """(an export of `model`, the files of it that a server saw each time it looked for versions).
+
+    What TF Serving does: it lists the folder again and again, and loads each new number.
+    """
+    base, done, seen = tmp_path_factory.mktemp("serving") / "models", Event(), []
+    base.mkdir()
+
+    def look_on():
+        while True:
+            last = done.is_set()
+            for version in (p for p in base.iterdir() if p.name.isdecimal()):
+                seen.append(sorted(str(f.relative_to(version)) for f in version.rglob("*")))
+            if last:
+                return
+
+    reader = Thread(target=look_on)
+    reader.start()
+    try:
+        folder = export.saved_model(new_model(), base / "1")
+    finally:
+        done.set()
+        reader.join()
+    return folder, seen
+
+
+@pytest.fixture(scope="module")
+def exported(watched):
+    """An export of `model`, and its signatures."""
+    folder, _ = watched
+    loaded = tf.saved_model.load(str(folder))
+    return folder, loaded.signatures, loaded  # the signatures live as long as it
+
+
+@pytest.fixture
+def pictures(rng):
+    return rng.integers(0, 256, (2, 50, 70, 3), dtype="uint8")
+
+
+def test_every_signature_gives_the_keras_models_scores(exported, model, pictures):
+    _, signatures, _ = exported
+    resized = resize_and_crop(pictures, 32)
+    expected = np.asarray(model.layers[-1].head.scores(model(resized)))
+    encoded = tf.stack([tf.io.encode_png(p) for p in pictures])
+    for name, request in {
+        "serving_default": {"pictures": tf.cast(pictures, tf.float32)},
+        "serve_uint8": {"pictures": tf.constant(pictures)},
+        "serve_bytes": {"bytes": encoded},
+    }.items():
+        answer = signatures[name](**request)
+        assert answer["scores"].dtype == tf.float32
+        np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
+        labels = [s.decode() for s in answer["label"].numpy()]
+        assert labels == [["ant", "bee", "füße"][i] for i in expected.argmax(1)]
+        np.testing.assert_allclose(answer["score"], expected.max(1), atol=1e-5)
+        assert answer["class_names"].shape == (2, 3)
+
+
+def test_multi_label_has_scores_and_names_and_its_temperature(pictures, tmp_path):
+    model = build_model(tiny_backbone(), MultiLabel(["wings", "legs"]), image_size=32)
+    folder = export.saved_model(model, tmp_path / "1", temperatures={"output": 2.5})
+    loaded = tf.saved_model.load(str(folder))
+    answer = loaded.signatures["serve_uint8"](pictures=pictures)
+    assert set(answer) == {"scores", "class_names", "error"}
+    logits = np.asarray(model(resize_and_crop(pictures, 32)), "float64")
+    np.testing.assert_allclose(answer["scores"], 1 / (1 + np.exp(-logits / 2.5)), atol=1e-5)
+
+
+def test_pictures_of_different_sizes_in_one_request(exported, rng):
+    _, signatures, _ = exported
+    sizes = [(20, 90), (64, 64), (200, 33)]
+    pictures = [rng.integers(0, 256, (*s, 3), dtype="uint8") for s in sizes]
+    serve = signatures["serve_bytes"]
+    together = serve(bytes=tf.stack([tf.io.encode_png(p) for p in pictures]))["scores"]
+    for i, picture in enumerate(pictures):
+        alone = serve(bytes=tf.io.encode_png(picture)[None])["scores"]
+        np.testing.assert_allclose(together[i], alone[0], atol=1e-5)
+
+
+def test_mixed_precision_gives_float32(pictures, tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = build_model(tiny_backbone(), Classification("ab"), image_size=32)
+    folder = export.saved_model(model, tmp_path / "1")
+    answer = tf.saved_model.load(str(folder)).signatures["serve_uint8"](pictures=pictures)
+    assert answer["scores"].dtype == tf.float32
+
+
+def test_nothing_is_left_for_xla(tmp_path):
+    """TF Serving has no XLA on CPUs by default; Keras compiles grouped convolutions by it."""
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(8, 3, groups=8)(keras.layers.Conv2D(8, 4, strides=4)(inputs))
+    backbone = Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="grouped")
+    model = build_model(backbone, Classification("ab"), image_size=32)
+    folder = export.saved_model(model, tmp_path / "1")
+    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    functions = saved.meta_graphs[0].graph_def.library.function
+    compiled = [f.signature.name for f in functions if f.attr["_XlaMustCompile"].b]
+    assert len(functions) > 4 and compiled == []
+
+
+def test_an_export_that_differs_is_refused(exported, model, tmp_path, monkeypatch):
+    of_another, _, _ = exported
+
+    def write_another(model, folder, temperatures):
+        shutil.copytree(of_another, folder, dirs_exist_ok=True)
+
+    model.get_layer("output").bias.assign([5.0, 0.0, 0.0])
+    monkeypatch.setattr(exporting, "write_saved_model", write_another)
+    with pytest.raises(export.ParityError, match="differs from the Keras model"):
+        export.saved_model(model, tmp_path / "serving" / "1")
+    assert list((tmp_path / "serving").iterdir()) == []
+
+
+def test_what_the_keras_model_itself_makes_of_rounding_is_no_difference(
+    exported, model, pictures, monkeypatch
+):
+    folder, _, _ = exported
+    model.get_layer("output").bias.assign([0.1, 0.0, 0.0])  # scores differ by some hundredths
+    with pytest.raises(export.ParityError):
+        serving.check_signatures(model, folder, pictures, None)
+    ask = serving._scores_and_features(model, None)
+
+    def chaotic(pictures):  # other answers to several pictures than to each
+        return {name: values + 0.01 * len(pictures) for name, values in ask(pictures).items()}
+
+    monkeypatch.setattr(serving, "_scores_and_features", lambda model, temperatures: chaotic)
+    serving.check_signatures(model, folder, pictures, None)
+
+
+def test_a_version_is_never_overwritten(model, tmp_path):
+    (tmp_path / "1").mkdir()
+    with pytest.raises(InputError, match="exists"):
+        export.saved_model(model, tmp_path / "1")
+
+
+def test_a_broken_picture_is_marked_and_the_others_are_answered(exported, pictures):
+    _, signatures, _ = exported
+    good = [tf.io.encode_png(p).numpy() for p in pictures]
+    mixed = [good[0], b"no picture", good[1], tf.io.encode_jpeg(pictures[0]).numpy()[:90], b""]
+    serve, embed = signatures["serve_bytes"], signatures["features"]
+    alone, answer = serve(bytes=tf.constant(good)), serve(bytes=tf.constant(mixed))
+    assert [e.decode() for e in answer["error"].numpy()] == ["", UNREADABLE, "", *[UNREADABLE] * 2]
+    fine, broken = [0, 2], [1, 3, 4]
+    for name in ("scores", "score"):
+        np.testing.assert_allclose(answer[name].numpy()[fine], alone[name], atol=1e-6)
+        assert not answer[name].numpy()[broken].any()
+    assert answer["label"].numpy()[fine].tolist() == alone["label"].numpy().tolist()
+    assert answer["label"].numpy()[broken].tolist() == [b""] * 3
+    features = embed(bytes=tf.constant(mixed))
+    assert [bool(e) for e in features["error"].numpy()] == [False, True, False, True, True]
+    expected = embed(bytes=tf.constant(good))["features"].numpy()
+    np.testing.assert_allclose(features["features"].numpy()[fine], expected, atol=1e-5)
+    assert expected.any() and not features["features"].numpy()[broken].any()
+    # All of a request may be broken.
+    assert serve(bytes=tf.constant([b"x"]))["error"].numpy().tolist() == [UNREADABLE.encode()]
+
+
+def test_floats_that_are_not_finite_are_marked(exported, pictures):
+    _, signatures, _ = exported
+    serve = signatures["serving_default"]
+    floats = pictures.astype("float32")
+    alone = serve(pictures=floats[1:])["scores"].numpy()
+    floats[0, 3, 4, 0] = np.nan
+    answer = serve(pictures=floats)
+    assert answer["error"].numpy().tolist() == [NOT_FINITE.encode(), b""]
+    np.testing.assert_allclose(answer["scores"].numpy(), [[0, 0, 0], alone[0]], atol=1e-6)
+
+
+def test_features_are_the_backbones(exported, model, pictures):
+    _, signatures, _ = exported
+    from keras_transfer.models.builders import backbone_of
+
+    embed = signatures["features"]
+    got = embed(bytes=tf.stack([tf.io.encode_png(p) for p in pictures]))["features"]
+    expected = np.asarray(backbone_of(model)(resize_and_crop(pictures, 32)))
+    assert got.shape == (2, 16)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_names_are_an_asset(exported):
+    folder, _, _ = exported
+    names = (folder / "assets" / "labels.txt").read_text(encoding="utf-8")
+    assert names.splitlines() == ["ant", "bee", "füße"]
+    assert not (folder / "labels.txt").exists()
+
+
+def test_warm_up_requests_are_tf_servings_and_can_be_answered(exported):
+    folder, signatures, _ = exported
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    records = tf.data.TFRecordDataset(str(folder / "assets.extra" / "tf_serving_warmup_requests"))
+    asked = []
+    for record in records.as_numpy_iterator():
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+        assert log.WhichOneof("log_type") == "predict_log"
+        request = log.predict_log.request
+        inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
+        answer = signatures[request.model_spec.signature_name](**inputs)
+        assert not any(answer["error"].numpy())
+        asked.append((request.model_spec.signature_name, len(answer["error"])))
+    assert {name for name, _ in asked} == set(signatures)
+    assert ("serve_bytes", 8) in asked and len(asked) <= 1000
+
+
+# -- the folder ---------------------------------------------------------------------------------------
+
+
+def test_a_reader_sees_the_version_whole_or_not_at_all(watched):
+    folder, seen = watched
+    assert [p.name for p in folder.parent.iterdir()] == ["1"]
+    assert seen and all(files == seen[-1] for files in seen)
+    assert {"saved_model.pb", "variables/variables.index", "assets/labels.txt"} <= set(seen[-1])
+    assert "assets.extra/tf_serving_warmup_requests" in seen[-1]
+
+
+def test_while_it_is_written_its_name_is_no_version(tmp_path):
+    with whole(tmp_path / "7") as folder:
+        (folder / "part").write_text("half")
+        assert [p.name.isdecimal() for p in tmp_path.iterdir()] == [False]
+    assert (tmp_path / "7" / "part").read_text() == "half"
+
+
+def test_of_two_exports_to_one_version_the_second_fails(tmp_path):
+    with pytest.raises(InputError, match="exists"), whole(tmp_path / "1") as folder:
+        (folder / "mine").touch()
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1" / "theirs").touch()
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["1", "1/theirs"]
+
+
+# -- without Keras ------------------------------------------------------------------------------------
+
+WITHOUT_KERAS = """
+import sys
+import without_keras
+import json
+import tensorflow as tf
+serve = tf.saved_model.load(sys.argv[1]).signatures["serve_bytes"]
+answer = serve(bytes=tf.constant([open(path, "rb").read() for path in sys.argv[2:]]))
+assert not {"keras", "keras_transfer"} & set(sys.modules)
+print(json.dumps([s.decode() for s in answer["label"].numpy()]))
+print(json.dumps(answer["scores"].numpy().tolist()))
+"""
+
+
+def served_without_keras(folder, *paths):
+    """(labels, scores) from a process that has no Keras."""
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_KERAS, str(folder), *map(str, paths)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_process_without_keras_answers(exported, model, pictures, tmp_path):
+    folder, _, _ = exported
+    (tmp_path / "p.png").write_bytes(tf.io.encode_png(pictures[0]).numpy())
+    (tmp_path / "broken.png").write_bytes((tmp_path / "p.png").read_bytes()[:300])
+    labels, scores = served_without_keras(folder, tmp_path / "broken.png", tmp_path / "p.png")
+    expected = np.asarray(model.layers[-1].head.scores(model(resize_and_crop(pictures[:1], 32))))
+    np.testing.assert_allclose(scores, [[0, 0, 0], *expected], atol=1e-5)
+    assert labels == ["", ["ant", "bee", "füße"][int(expected.argmax())]]
+
+
+def test_requests_in_tf_servings_messages(exported, pictures):
+    """The request a TF Serving client sends, taken apart as the server does."""
+    _, signatures, _ = exported
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "flowers"
+    request.model_spec.signature_name = "serve_bytes"
+    encoded = [tf.io.encode_png(p).numpy() for p in pictures]
+    request.inputs["bytes"].CopyFrom(tf.make_tensor_proto(encoded))
+    received = predict_pb2.PredictRequest.FromString(request.SerializeToString())
+
+    signature = signatures[received.model_spec.signature_name]
+    inputs = {key: tf.constant(tf.make_ndarray(proto)) for key, proto in received.inputs.items()}
+    response = predict_pb2.PredictResponse()
+    for key, value in signature(**inputs).items():
+        response.outputs[key].CopyFrom(tf.make_tensor_proto(value.numpy()))
+    assert tf.make_ndarray(response.outputs["scores"]).shape == (2, 3)
+    assert tf.make_ndarray(response.outputs["label"])[0] in (b"ant", b"bee", "füße".encode())
+
+
+# `saved_model_cli`, in this process: importing TensorFlow again takes longer than what it does.
+
+
+def saved_model_cli(capsys, *words):
+    from absl.testing import flagsaver
+    from tensorflow.python.tools import saved_model_cli as tool
+
+    with flagsaver.flagsaver():
+        tool.create_parser().parse_args([str(word) for word in words]).func()
+    return capsys.readouterr().out
+
+
+def test_saved_model_cli_shows_every_signature(exported, capsys):
+    folder, signatures, _ = exported
+    shown = saved_model_cli(capsys, "show", "--all", "--dir", folder)
+    parts = dict(re.findall(r"signature_def\['(\w+)'\]:\n(.*?)(?=\n\n|\Z)", shown, re.DOTALL))
+    assert set(signatures) <= set(parts)
+    for name, signature in signatures.items():
+        (given,) = signature.structured_input_signature[1]
+        assert f"inputs['{given}'] tensor_info" in parts[name]
+        for output in signature.structured_outputs:
+            assert f"outputs['{output}'] tensor_info" in parts[name]
+    assert "DT_STRING" in parts["serve_bytes"] and "DT_UINT8" in parts["serve_uint8"]
+
+
+def test_saved_model_cli_runs_a_signature(exported, pictures, tmp_path, capsys):
+    folder, signatures, _ = exported
+    encoded = [tf.io.encode_png(pictures[0]).numpy(), b"broken"]
+    np.save(tmp_path / "asked.npy", np.array(encoded))
+    saved_model_cli(
+        capsys,
+        *("run", "--dir", folder, "--tag_set", "serve", "--signature_def", "serve_bytes"),
+        *("--inputs", f"bytes={tmp_path / 'asked.npy'}", "--outdir", tmp_path),
+    )
+    expected = signatures["serve_bytes"](bytes=tf.constant(encoded))
+    np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), expected["scores"], atol=1e-6)
+    assert np.load(tmp_path / "error.npy", allow_pickle=True).tolist() == [b"", UNREADABLE.encode()]

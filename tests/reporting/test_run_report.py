@@ -1,0 +1,412 @@
+"""The page of a run: complete, self-contained, small enough, fit for keyboard and screen reader."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import keras
+import numpy as np
+import pytest
+from conftest import tiny_backbone, write_colours, write_picture
+from PIL import Image
+from report_opening import noise_shots, random_answers
+from typer.testing import CliRunner
+
+from keras_transfer.cli.main import app
+from keras_transfer.data import from_arrays, from_directory
+from keras_transfer.errors import InputError
+from keras_transfer.evaluation.multilabel import measure_labels
+from keras_transfer.evaluation.regression import measure_values
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import head_for
+from keras_transfer.reporting import compare_runs, gallery, write_report
+from keras_transfer.reporting.gallery import Shot
+from keras_transfer.reporting.summary import again
+from keras_transfer.reporting.write import made
+from keras_transfer.runs import Run
+from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.training.trainer import Trainer
+
+SCHEDULE = Schedule("two", (Phase("head", "all", 2, 1e-2), Phase("all", "stage:1", 2, 1e-3)))
+VOID = {"meta", "img", "input", "br", "use", "path", "rect", "image", "link"}
+EVIL = '<script>alert("1")</script>$x_&'
+
+
+class Page(HTMLParser):
+    """A document as what matters of it: elements with their attributes, headings, text."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.text, self.elements, self.open, self.headings, self.words = text, [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        assert self.open and self.open[-1] == tag, (self.open[-3:], tag)
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+        if self.open and re.fullmatch(r"h[1-6]", self.open[-1]):
+            self.headings.append((int(self.open[-1][1]), data))
+
+    @property
+    def said(self):
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def checked(text) -> Page:
+    """The page, seen to be what every page must be."""
+    page = Page(text)
+    assert not page.open, "elements are left open"
+    # Nothing is fetched: no address but fragments and data, in attributes and in style sheets.
+    addresses = [
+        value
+        for _, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data")
+    ]
+    assert all(a.startswith(("#", "data:image/")) for a in addresses)
+    assert not re.search(r"url\((?!#)|@import", text)
+    (policy,) = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a[1:] for a in addresses if a.startswith("#")}
+    assert targets | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    # For screen readers and keyboards.
+    assert all("alt" in image for image in page.all("img"))
+    assert all(s.get("role") == "img" and s.get("aria-label") for s in page.all("svg"))
+    assert all(th.get("scope") in ("col", "row") for th in page.all("th"))
+    levels = [level for level, _ in page.headings]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+    regions = [d for d in page.all("div") if d.get("tabindex") == "0"]
+    assert regions and all(d["role"] == "region" and d["aria-label"] for d in regions)
+    assert page.all("html")[0]["lang"] == "en"
+    assert any(m.get("name") == "viewport" for m in page.all("meta"))
+    assert "prefers-color-scheme: dark" in text
+    return page
+
+
+def trained(folder, pictures):
+    keras.utils.set_random_seed(0)
+    data = from_directory(pictures, seed=1, progress=False)
+    model = build_model(tiny_backbone(), head_for(data), image_size=32)
+    config = {"data": str(pictures), "backbone": "tiny", "weights": "none", "val_split": 0.2}
+    trainer = Trainer(model, SCHEDULE, seed=1, batch_size=8, cache="off")
+    return trainer.fit(data, folder, config=config, tensorboard=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run on three colours, one of which has another's pictures among its own; a bad file."""
+    folder = tmp_path_factory.mktemp("report")
+    pictures = write_colours(folder / "colours")
+    for i in range(6):
+        write_picture(pictures / "red" / f"blue {i}.png", (40, 40, 200), seed=i)
+    (pictures / "red" / "bad <i>.png").write_bytes(b"nothing")
+    return trained(folder / "run", pictures)
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy, for a test to write into."""
+    shutil.copytree(finished.path, tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def test_what_can_be_done_with_a_run_of_python(run, monkeypatch):
+    """Its folder is known, so it can be measured; what built its model is not, so no command trains it."""
+    own = {name: value for name, value in run.config.items() if name != "backbone"}
+    monkeypatch.setattr(Run, "config", own)
+    text = again(run)
+    assert f"keras-transfer evaluate {run.path} {own['data']}" in text
+    assert "trained from Python" in text and "keras-transfer train" not in text
+    monkeypatch.setattr(Run, "config", {n: v for n, v in own.items() if n != "data"})
+    assert "keras-transfer" not in again(run)
+
+
+def test_a_part_of_a_folder_is_not_the_folder(tmp_path):
+    data = from_directory(write_colours(tmp_path / "colours"), progress=False)
+    assert data.source == {"data": str(tmp_path / "colours"), "task": "single_label"}
+    part = {split: examples.take([0]) for split, examples in data.examples.items()}
+    assert not replace(data, examples=part).source
+
+
+def test_the_page_of_a_run(run):
+    path = write_report(run)
+    assert path == run.report_path
+    text = path.read_text()
+    page = checked(text)
+    for words in (
+        "tiny on colours",
+        "What was trained on what",
+        "3 classes (blue, green, red)",
+        "Learning rate of each stage",
+        "Accuracy",
+        "Loss",
+        "What is taken for what",
+        "Reliability",
+        "before temperature",
+        "Surest mistakes",
+        "but it is red",
+        "Least sure",
+        "1 bad file left out",
+        "bad <i>.png",
+        f"keras-transfer train {run.config['data']} --out {run.path}-again",
+    ):
+        assert words in page.said, words
+    # The evaluation is kept, and is what the page shows.
+    document = run.evaluation
+    head = document["heads"]["output"]
+    assert document["split"] == "val" and document["pictures"] == run.metrics["images"]["val"]
+    assert head["accuracy"]["value"] == pytest.approx(run.metrics["val"]["accuracy"])
+    assert len(head["mistakes"]) > 0
+    # Mistakes stand in order, with what speaks for the answer and for the true class.
+    photos = [i["alt"] for i in page.all("img") if "class" not in i]
+    wrong = [alt for alt in photos if "but it is" in alt]
+    assert len(wrong) >= len(head["mistakes"])
+    assert all("The answer is seen most at the" in alt for alt in wrong)
+    kinds = [i["class"] for i in page.all("img") if "class" in i]
+    assert kinds.count("heat truth") == len(wrong) and set(kinds) == {"heat answer", "heat truth"}
+    # The table of classes begins with the weakest, and says so.
+    sorted_by = [th for th in page.all("th") if "aria-sort" in th]
+    assert [th["aria-sort"] for th in sorted_by].count("ascending") == 1
+    # Browsers run the script only where its hash is right.
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+
+
+@pytest.mark.parametrize("classes", (100, 1000))
+def test_many_classes_and_a_thousand_mistakes(run, classes):
+    document = random_answers(classes, 1600, 1000, EVIL)
+    text = made(run, run.model, document, noise_shots(document))
+    assert len(text.encode()) < 5_000_000
+    page = checked(text)
+    photos = [i for i in page.all("img") if "class" not in i]
+    assert len(photos) > 200 and len(document["heads"]["output"]["mistakes"]) == 1000
+    # What has no picture is said in words: nothing is lost.
+    assert all(f"/{i}.jpg" in text for i in (int(e["path"].split("/")[-1][:-4]) for e in document["heads"]["output"]["mistakes"]))  # fmt: skip
+    # Names that are HTML stay names.
+    assert "alert(" not in re.sub(r"&lt;script&gt;alert|\\u003cscript>alert", "", text)
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    data = json.loads(data)
+    counts = np.zeros((classes, classes), int)
+    cells = np.reshape(data["cells"], (-1, 3))
+    counts[cells[:, 0], cells[:, 1]] = cells[:, 2]
+    order = [document["heads"]["output"]["names"].index(n) for n in data["names"]]
+    wanted = np.array(document["heads"]["output"]["confusion"])[np.ix_(order, order)]
+    assert np.array_equal(counts, wanted)
+    rows = [th for th in page.all("th") if th["scope"] == "row"]
+    assert len(rows) >= classes
+
+
+def test_thumbnails_are_the_pictures_and_the_heat():
+    """The photo is what the model saw; the heat lies where it was, the more the more opaque."""
+    picture = np.zeros((64, 64, 3), "uint8")
+    picture[:32] = (200, 100, 50)
+    heat = np.zeros((7, 7))
+    heat[6, 0] = 1
+    item = gallery.Item("a/b.jpg", "cat 0.90, but it is dog 0.05", {"answer": 0, "truth": 1})
+    shots = {"a/b.jpg": Shot(picture, {"answer": heat, "truth": np.zeros((7, 7))})}
+    text, room = gallery.gallery("mistakes-1", [item], shots, 100_000)
+    assert 90_000 < room < 100_000
+    page = Page(text)
+    photo, answer, truth = page.all("img")
+    assert photo["alt"] == f"{item.text}. The answer is seen most at the bottom left"
+
+    def decoded(image):
+        data = base64.b64decode(image["src"].partition("base64,")[2])
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
+
+    pixels = decoded(photo)
+    assert np.abs(pixels[10, 10, :3].astype(int) - (200, 100, 50)).max() < 8
+    assert pixels[-10, 10, :3].max() < 8
+    opacity = decoded(answer)[..., 3]
+    assert opacity[6, 0] == 185 and opacity.sum() == 185
+    assert not decoded(truth)[..., 3].any()
+    # Without room the words stay.
+    text, room = gallery.gallery("mistakes-1", [item], shots, 10)
+    assert room == 0 and "<img" not in text and "but it is dog" in text
+
+
+def test_labels_and_numbers(run, rng):
+    labels = (rng.random((40, 3)) > 0.5).astype("float32")
+    logits = (labels * 2 - 1 + rng.normal(size=(40, 3))).astype("float32")
+    paths = [f"{i}.jpg" for i in range(40)]
+    head, _ = measure_labels(["a", "b", EVIL], labels, logits, paths, temperature=1.2)
+    numbers, _ = measure_values(["age"], labels[:, :1] * 9, logits[:, :1], paths)
+    document = {
+        **random_answers(6, 30, 3, EVIL),
+        "heads": {
+            "tags": head,
+            "size": numbers,
+            "kind": random_answers(6, 30, 3, EVIL)["heads"]["output"],
+        },
+    }
+    page = checked(made(run, run.model, document, {}))
+    for words in (
+        "Each label · tags",
+        "Largest errors · size",
+        "age: ",
+        "best threshold",
+        "· kind",
+    ):
+        assert words in page.said
+    assert "kind: accuracy, test" in page.said and "tags: mean average precision" in page.said
+
+
+def test_without_the_pictures(run, capsys):
+    config = run.path / "config.yaml"
+    config.write_text(config.read_text().replace("/colours", "/gone"))
+    page = checked(write_report(run).read_text())
+    assert "Its pictures cannot be opened any more: no such folder" in page.said
+    assert "Surest mistakes" not in page.said and "accuracy, validation" in page.said
+    assert run.evaluation is None and "goes without pictures" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no such folder"):
+        write_report(run, split="val")
+
+
+def test_other_pictures_and_a_head_in_closed_form(tmp_path, rng):
+    """Trained from arrays, in closed form: no rate, no path, no history of gradients."""
+    labels = np.arange(24) % 2
+    pictures = rng.integers(0, 100, (24, 32, 32, 3)) + 100 * labels[:, None, None, None]
+    data = from_arrays((pictures.astype("uint8"), labels), class_names=("a", "b"), progress=False)
+    keras.utils.set_random_seed(0)
+    model = build_model(tiny_backbone(), head_for(data), image_size=32)
+    schedule = Schedule("closed", (Phase("head", "all", 1, solver="logistic"),))
+    run = Trainer(model, schedule, cache="memory").fit(data, tmp_path / "run")
+    page = checked(write_report(run).read_text())
+    assert "give the pictures" in page.said and "closed form" in page.said
+    assert "Learning rate of each stage" not in page.said
+    path = write_report(run, data, split="train", out=tmp_path / "train.html")
+    assert "pictures of train" in checked(path.read_text()).said
+    assert run.evaluation is None  # of other pictures than its own nothing is kept
+    with pytest.raises(InputError, match="has no test pictures"):
+        write_report(run, data, split="test")
+
+
+def test_runs_beside_each_other(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "$other_")
+    other = Run(tmp_path / "$other_")
+    config = other.path / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 1\n", "seed: 2\n"))
+    page = checked(compare_runs([run, other], tmp_path / "c.html").read_text())
+    assert "After `keras-transfer report RUN`" in page.said
+    for one in (run, other):
+        write_report(one, pictures=0)
+    page = checked(compare_runs([run.path, other.path], tmp_path / "c.html").read_text())
+    assert "2 runs compared" in page.said and "run, $other_: all on colours" in page.said
+    value = other.evaluation["heads"]["output"]["accuracy"]
+    assert f"{value['value']:.4f} [{value['low']:.3f}, {value['high']:.3f}]" in page.said
+    assert "Accuracy, validation" in page.said and "different pictures" not in page.said
+    settings = page.said.partition("Settings that differ")[2]
+    assert "seed 1 2" in settings and "batch_size" not in settings
+    # Another part of the pictures to validate on is said.
+    split = other.split_path
+    split.write_text(split.read_text().replace(",val\n", ",train\n", 1))
+    assert (
+        "different pictures"
+        in checked(compare_runs([run, other], tmp_path / "c.html").read_text()).said
+    )
+    for wrong, words in (([run], "1 runs"), ([run, run], "given twice")):
+        with pytest.raises(InputError, match=words):
+            compare_runs(wrong, tmp_path / "c.html")
+
+
+def test_the_command(run, tmp_path):
+    def cli(*args):
+        return CliRunner().invoke(app, ["report", *map(str, args)], catch_exceptions=True)
+
+    out = tmp_path / "page.html"
+    shown = cli(run.path, "--out", out, "--pictures", 2, "--split", "train")
+    assert shown.exit_code == 0 and str(out) in shown.stdout
+    page = checked(out.read_text())
+    assert "pictures of train" in page.said and not run.report_path.exists()
+    for data, part in ((run.config["data"], "val"), (write_colours(tmp_path / "new"), "all")):
+        shown = cli(run.path, "--out", out, "--data", data, "--pictures", 0)
+        assert shown.exit_code == 0 and f"pictures of {part}" in checked(out.read_text()).said
+    shutil.copytree(run.path, tmp_path / "second")
+    assert cli(run.path, tmp_path / "second", "--out", out).exit_code == 0
+    assert "differ by chance alone" in checked(out.read_text()).said
+    # The command that the page tells trains the same.
+    (again,) = re.findall(r"keras-transfer (train .*)", write_report(run).read_text())
+    command = shlex.split(again)
+    assert command[:2] == ["train", run.config["data"]]
+    assert command[-2:] == ["--config", str(run.path / "config.yaml")]
+
+
+def test_bad_input_is_answered_before_keras(run, tmp_path):
+    (tmp_path / "adapted").mkdir()
+    (tmp_path / "adapted" / "config.yaml").write_text("method: dann\nschedule: {}\n")
+    (tmp_path / "adapted" / "model.keras").write_bytes(b"")
+    code = """
+import sys
+from keras_transfer.cli.main import main
+sys.argv = ["keras-transfer", "report", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print("keras" in sys.modules, "tensorflow" in sys.modules)
+"""
+    for args, words in (
+        ([tmp_path / "none"], "no such directory"),
+        ([tmp_path / "adapted"], "no run of `train`"),
+        ([run.path, "--out", tmp_path], "is a directory"),
+        ([run.path, run.path], "given twice"),
+        ([run.path, run.path, "--split", "val"], "report of one run"),
+        ([run.path, "--data", tmp_path / "none"], "no such folder"),
+    ):
+        command = [sys.executable, "-c", code, *map(str, args)]
+        shown = subprocess.run(command, capture_output=True, text=True)
+        assert shown.returncode == 2 and words in shown.stderr, shown.stderr
+        assert "Traceback" not in shown.stderr and shown.stdout.split() == ["False", "False"]
+
+
+def test_epochs_for_tensorboard(finished):
+    import tensorflow as tf
+    from tensorflow.core.util import event_pb2
+
+    found = {}
+    for file in finished.tensorboard_path.glob("*/events*"):
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            event = event_pb2.Event.FromString(record)
+            for value in event.summary.value:
+                assert value.metadata.plugin_data.plugin_name == "scalars"
+                at = (file.parent.name, value.tag, event.step)
+                found[at] = float(tf.make_ndarray(value.tensor))
+    rows = finished.history
+    assert len(rows) == 4
+    for row in rows:
+        epoch = int(row["epoch"])
+        for part, tag, key in (
+            ("train", "loss", "loss"),
+            ("train", "learning_rate", "learning_rate"),
+            ("validation", "accuracy", "val_accuracy"),
+        ):
+            assert found[part, tag, epoch] == pytest.approx(row[key], rel=1e-5)

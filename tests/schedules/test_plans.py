@@ -1,0 +1,78 @@
+"""What a schedule means for one model: numbers, table and picture."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_transfer.cli.demo import small_backbone
+from keras_transfer.errors import InputError
+from keras_transfer.models.builders import build_model, training_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.schedules.plans import make_plan
+from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
+
+
+def test_numbers_are_worked_out():
+    model = build_model(small_backbone(), Classification("ab"), image_size=32)
+    schedule = Schedule(
+        "s",
+        (
+            Phase("a", "stage:1", epochs=2, learning_rate=0.1, lowest_rate=0.01, shape="constant"),
+            Phase("b", "all", steps=25, batch_size=10, image_size=64, rates={"head": 3}),
+        ),
+    )
+    plan = make_plan(model, schedule, pictures=100, batch_size=32)
+    a, b = plan.phases
+    assert (a.epochs, a.steps, a.steps_per_epoch, a.frozen) == (2, 8, 4, 1)
+    np.testing.assert_allclose(a.rates, [0, 0.01**0.75, 0.01**0.5, 0.01**0.25])
+    assert (b.epochs, b.steps, b.steps_per_epoch, b.image_size) == (3, 25, 10, 64)
+    assert b.rates == (0, 0, 0, 0) and b.head_rate == 3
+    assert a.learning_rate([0, 7])[1] == pytest.approx(0.1)
+    assert plan.epochs == 5
+    wrong = resolve_schedule(schedule, {"b.image_size": 50})
+    with pytest.raises(InputError, match="multiple of 32"):
+        make_plan(model, wrong, 100)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_table_and_picture(name, tmp_path):
+    model = build_model("mobilenet_0.25", Classification("ab"), image_size=128, weights=None)
+    schedule = resolve_schedule(name, pictures=300, image_size=128)
+    plan = make_plan(model, schedule, 300)
+    lines = plan.table().splitlines()
+    assert len(lines) == 1 + len(schedule.phases)
+    for line, planned in zip(lines[1:], plan.phases):
+        words = line.split()
+        assert words[0] == planned.phase.name
+        assert words[1:4] == [str(planned.frozen), "of", str(len(plan.stage_names))]
+        assert words[4:6] == [str(planned.epochs), str(planned.steps)]
+    plan.draw(tmp_path / "plan.png")
+    with Image.open(tmp_path / "plan.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet_v2_0.35",
+        "efficientnet_b0",
+        pytest.param("nasnet_mobile", marks=pytest.mark.large),
+        pytest.param("convnext_tiny", marks=pytest.mark.large),
+        pytest.param("resnet50", marks=pytest.mark.large),
+    ],
+)
+def test_another_image_size_is_the_model_that_keras_would_build(name, rng):
+    """On shared weights; families that pad by the size of the picture among them."""
+    small, large = 96, 160
+    model = build_model(name, Classification("ab"), image_size=small, weights=None)
+    twin = training_model(model, 0, image_size=large, fold=False)
+    assert twin.input_shape == (None, large, large, 3)
+    assert {id(w) for w in twin.weights} == {id(w) for w in model.weights}
+    reference = build_model(name, Classification("ab"), image_size=large, weights=None)
+    reference.set_weights(model.get_weights())
+    pictures = rng.integers(0, 256, (2, large, large, 3)).astype("float32")
+    expected = reference(pictures).numpy()
+    np.testing.assert_allclose(twin(pictures).numpy(), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="multiple of 32"):
+        training_model(model, 0, image_size=small + 1)

@@ -1,0 +1,205 @@
+"""What the trainer and the command say of distribution, in one process."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import tiny_backbone
+
+from keras_transfer.adaptation.adapter import Adapter
+from keras_transfer.cli.distribute import check_decided
+from keras_transfer.data.sharding import Share
+from keras_transfer.errors import InputError
+from keras_transfer.experiments.compare import Experiment
+from keras_transfer.experiments.tune import tune
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.runs import Run
+from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.training.distributed import fit_repairs, fitting, following
+from keras_transfer.training.distributed import workers as workers_module
+from keras_transfer.training.distributed.faults import WorkerLost, translated
+from keras_transfer.training.distributed.workers import (
+    Workers,
+    packed,
+    require_alone,
+    start_workers,
+    unpacked,
+)
+from keras_transfer.training.run_loop import settings_of
+from keras_transfer.training.trainer import Trainer
+
+HEAD = Schedule("head", (Phase("head", "all", 2, 1e-2),))
+
+
+class Pair(Workers):
+    """Two workers that never meet: what the chief said is played to the other."""
+
+    kind, processes, replicas, local = "multi_worker", 2, 2, 1
+    said: list
+
+    def __init__(self, index, said):
+        self.index, self.said = index, said
+
+    def broadcast(self, payload):
+        if self.chief:
+            self.said.append(payload)
+            return payload
+        return self.said.pop(0)
+
+    def gather(self, payload):
+        return [b"same", payload]
+
+    @property
+    def share(self):
+        return Share(2, self.index, 1)
+
+
+def model(names="ab"):
+    return build_model(tiny_backbone(), Classification(names), image_size=32)
+
+
+def test_workers_must_be_started_first():
+    with pytest.raises(InputError, match="start_workers"):
+        Trainer(model(), HEAD, distribute="mirrored")
+    with pytest.raises(InputError, match="must be one of"):
+        Trainer(model(), HEAD, distribute="all")
+    with pytest.raises(InputError, match="scaling must be one of"):
+        Trainer(model(), HEAD, scaling="linear")
+    assert Trainer(model(), HEAD).workers is None
+    assert start_workers("none") is None
+
+
+def test_the_plan_scales_and_the_settings_do_not(data):
+    trainer = Trainer(model("abc"), HEAD, batch_size=4, distribute=Pair(0, []))
+    (planned,) = trainer.plan(data).phases
+    assert planned.batch_size == 8
+    assert planned.phase.learning_rate == pytest.approx(1e-2 * 2**0.5)
+    settings = settings_of(trainer, trainer._schedule(36), None)
+    assert settings["devices"] == 2
+    assert settings["batch_size"] == 4
+    assert settings["schedule"]["phases"][0]["learning_rate"] == 1e-2
+    alone = Trainer(model("abc"), HEAD, batch_size=4)
+    assert "devices" not in settings_of(alone, alone._schedule(36), None)
+    kept = Trainer(model("abc"), HEAD, batch_size=4, distribute=Pair(0, []), scaling="none")
+    assert kept.plan(data).phases[0].batch_size == 4
+
+
+def test_a_run_of_two_goes_on_in_one_with_its_batches(data, tmp_path):
+    """`devices` of the run counts, not those that are there."""
+    begun = Trainer(model(data.class_names), HEAD, batch_size=4, distribute=Pair(0, []))
+    settings = settings_of(begun, begun._schedule(len(data.examples["train"])), None)
+    Run.create(tmp_path / "run", settings, [], data.fingerprint())
+    trainer = Trainer(model(data.class_names), HEAD, batch_size=4, cache="off")
+    with pytest.raises(InputError) as other:  # another cache: a real difference is still said
+        trainer.fit(data, tmp_path / "run", resume=True)
+    assert "cache" in str(other.value) and "devices" not in str(other.value)
+    assert trainer.plan(data).phases[0].batch_size == 8
+
+
+def test_what_does_not_work_is_said():
+    class Strategy(Pair):
+        strategy = None  # a model of no strategy's was made for it
+
+    half = model()
+    half.dtype_policy = keras.DTypePolicy("mixed_float16")
+    with pytest.raises(InputError, match="mixed_float16"):
+        fitting.check(Strategy(0, []), half, HEAD)
+    twice = Schedule("s", (Phase("p", "all", 1, accumulate=2),))
+    with pytest.raises(InputError, match="accumulate does not work"):
+        fitting.check(Strategy(0, []), model(), twice)
+    Strategy.strategy = object()
+    with pytest.raises(InputError, match="build it inside"):
+        fitting.check(Strategy(0, []), model(), HEAD)
+    with pytest.raises(InputError, match="by name"):
+        check_decided(Pair(0, []), {"backbone": "auto", "strategy": "lp_ft", "precision": "x"})
+    check_decided(None, {})
+
+
+def test_what_is_not_distributed_says_so(data, tmp_path, monkeypatch):
+    require_alone("A search")
+    with pytest.raises(InputError, match="data service"):
+        Trainer(model(), HEAD, data_service="grpc://a:1", distribute=Pair(0, []))
+    monkeypatch.setattr(workers_module, "_active", Pair(0, []))
+    adapter = Adapter(model(data.class_names), "mcc")
+    adapter.compile(keras.optimizers.Adam(1e-3))
+    with pytest.raises(InputError, match="An adaptation is not distributed"):
+        adapter.fit(None, None)
+    with pytest.raises(InputError, match="A search is not distributed"):
+        tune(model(data.class_names), data, tmp_path / "tuned")
+    with pytest.raises(InputError, match="A comparison is not distributed"):
+        Experiment(data, tmp_path / "compared", backbone="mobilenet_0.25").run()
+
+
+def test_statistics_are_synchronised_and_saved_as_they_were():
+    own = model()
+    norms = [x for x in own.layers[1].layers if isinstance(x, keras.layers.BatchNormalization)]
+    with fitting.synchronised(Pair(0, []), own):
+        assert norms and all(norm.synchronized for norm in norms)
+    assert not any(norm.synchronized for norm in norms)
+
+
+def test_the_follower_gets_what_the_chief_has(tmp_path):
+    said = []
+    chief, other = Pair(0, said), Pair(1, said)
+    first = following.create(chief, tmp_path / "run", {"a": 1}, [], {})
+    follower = following.create(other, tmp_path / "run", {"a": 1}, [], {})
+    assert type(first) is Run and type(follower) is following.Follower
+    arrays = {"model/0": np.arange(3.0)}
+    state = {"epoch": 1, "best": {"epoch": 1}}
+    first.save_start({"start/0": np.ones(2)})
+    first.save_state(state, arrays, {"model/0": np.arange(3.0) + 1})
+    one = following.resume(chief, tmp_path / "run", {"a": 1}, {})
+    two = following.resume(other, tmp_path / "run", {"a": 1}, {})
+    assert said == []
+    assert one.load_state()[0] == two.load_state()[0] == state
+    np.testing.assert_array_equal(two.load_state()[1]["model/0"], arrays["model/0"])
+    np.testing.assert_array_equal(two.load_best(1)["model/0"], [1, 2, 3])
+    np.testing.assert_array_equal(two.load_start()["start/0"], [1, 1])
+    # It writes nothing, and knows how it ended.
+    before = sorted(tmp_path.rglob("*"))
+    two.write_history([{"epoch": 1}])
+    two.save_state({"epoch": 2, "best": {"epoch": 2}}, arrays, {"model/0": np.zeros(3)})
+    two.finish(None, {"val": {"loss": 0.5}})
+    assert sorted(tmp_path.rglob("*")) == before
+    assert two.finished and two.metrics["val"]["loss"] == 0.5
+    np.testing.assert_array_equal(two.load_best(2)["model/0"], np.zeros(3))
+
+
+def test_what_the_chief_cannot_do_is_said_by_all(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    said = []
+    for index in (0, 1):
+        with pytest.raises(InputError, match="is a file"):
+            following.create(Pair(index, said), tmp_path / "run", {}, [], {})
+
+
+def test_workers_that_differ_are_named():
+    with pytest.raises(InputError, match="Worker 1 has other pictures than worker 0"):
+        Pair(1, []).agree("pictures", b"mine")
+
+
+def test_arrays_travel_without_pickle():
+    arrays = {"a": np.arange(6, dtype="float16").reshape(2, 3), "b": np.zeros((0, 2))}
+    for name, value in unpacked(packed(arrays)).items():
+        np.testing.assert_array_equal(value, arrays[name])
+    with pytest.raises(ValueError):
+        unpacked(packed({"c": np.array([None], object)}))
+
+
+class UnavailableError(Exception):
+    """Named like TensorFlow's."""
+
+
+def test_a_loss_is_said_where_there_are_others():
+    said = r"Worker 1 of 2: another worker was lost .*--resume"
+    with pytest.raises(WorkerLost, match=said), translated(Pair(1, [])):
+        raise UnavailableError("Connection reset")
+    with pytest.raises(UnavailableError), translated(None):
+        raise UnavailableError("Connection reset")
+    with pytest.raises(ZeroDivisionError), translated(Pair(1, [])):
+        raise ZeroDivisionError
+
+
+def test_which_versions_of_keras_are_mended():
+    assert fit_repairs.needed("3.15.1") and fit_repairs.needed("3.9.0")
+    assert not fit_repairs.needed("3.16.0") and not fit_repairs.needed("4.0.0")
