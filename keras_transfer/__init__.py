@@ -1,4 +1,4 @@
-"""Transfer learning on Keras 3 / TensorFlow: from pictures and labels to a served model.
+"""Transfer learning on Keras 3 / TensorFlow: from images and labels to a served model.
 
 The public names, loaded when they are first used: importing this package loads neither Keras nor
 TensorFlow.

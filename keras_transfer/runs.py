@@ -27,9 +27,9 @@ COMPARISON = "comparison.html"
 TENSORBOARD = "tensorboard"
 CALIBRATION = "calibration.json"  # fitted after the training, where that was asked for
 STATE = "state"  # what --resume needs; removed when the run is finished
-PICTURES = "pictures.json"
+IMAGES = "pictures.json"  # the name that 0.1 gave it
 START = "start.npz"
-PLACES = ("data", "val")  # in the settings: where the pictures lie, which decides nothing
+PLACES = ("data", "val")  # in the settings: where the images lie, which decides nothing
 
 
 def _csv_rows(path):
@@ -57,15 +57,15 @@ class Run:
 
     @classmethod
     def create(
-        cls, path, config: dict, skipped: Iterable, pictures: dict, split: Iterable = ()
+        cls, path, config: dict, skipped: Iterable, images: dict, split: Iterable = ()
     ) -> "Run":
         """Makes the directory with its first files; it appears with all of them or not at all.
 
         Args:
             config: everything needed to run it again.
             skipped: files that are left out.
-            pictures: name → fingerprint of every picture, to see whether they changed.
-            split: (path, class, split) of every picture.
+            images: name → fingerprint of every image, to see whether they changed.
+            split: (path, class, split) of every image.
 
         Raises:
             InputError: something is there already.
@@ -76,20 +76,20 @@ class Run:
         run = cls(path.with_name(f".{os.getpid()}.{path.name}"))
         try:
             (run.path / STATE).mkdir(parents=True)
-            run._write_first(config, skipped, pictures, split)
+            run._write_first(config, skipped, images, split)
             run.path.replace(path)
         finally:
             shutil.rmtree(run.path, ignore_errors=True)
         return cls(path)
 
-    def _write_first(self, config, skipped, pictures, split):
+    def _write_first(self, config, skipped, images, split):
         import yaml
 
         write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         rows = ((item.path, item.reason) for item in skipped)
         write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
         write_text(self.path / SPLIT, csv_text(("path", "label", "split"), split))
-        write_text(self.path / STATE / PICTURES, json.dumps(pictures))
+        write_text(self.path / STATE / IMAGES, json.dumps(images))
 
     @classmethod
     def begun(cls, path) -> bool:
@@ -98,8 +98,8 @@ class Run:
         return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
     @classmethod
-    def resume(cls, path, config: dict, pictures: dict) -> "Run":
-        """Opens an interrupted run of the same settings on the same pictures, wherever they lie now.
+    def resume(cls, path, config: dict, images: dict) -> "Run":
+        """Opens an interrupted run of the same settings on the same images, wherever they lie now.
 
         Raises:
             InputError: it is no run, or finished, or something changed; the message says what.
@@ -113,7 +113,7 @@ class Run:
         before, now = run.config, yaml.safe_load(yaml.safe_dump(config))
         places = {key: now[key] for key in PLACES if key in now}
         moved = {**before, **places}
-        changed = [*changed_settings(moved, now), *run._changed_pictures(pictures)]
+        changed = [*changed_settings(moved, now), *run._changed_images(images)]
         if changed:
             raise InputError(
                 f"Cannot resume {path}, it was begun otherwise: {'; '.join(changed)}. Undo that, or "
@@ -127,15 +127,15 @@ class Run:
             )
         return run
 
-    def _changed_pictures(self, now):
-        before = json.loads((self.path / STATE / PICTURES).read_text(encoding="utf-8"))
+    def _changed_images(self, now):
+        before = json.loads((self.path / STATE / IMAGES).read_text(encoding="utf-8"))
         for what, names in (
             ("new", now.keys() - before.keys()),
             ("gone", before.keys() - now.keys()),
             ("changed", {n for n in now.keys() & before.keys() if now[n] != before[n]}),
         ):
             if names:
-                yield f"{len(names)} pictures are {what} ({', '.join(sorted(names)[:3])}{', …' * (len(names) > 3)})"
+                yield f"{len(names)} images are {what} ({', '.join(sorted(names)[:3])}{', …' * (len(names) > 3)})"
 
     @classmethod
     def open(cls, path, finished: bool = True) -> "Run":
@@ -198,7 +198,7 @@ class Run:
 
     @property
     def split(self) -> dict[str, str]:
-        """Path → part of each picture that was trained or measured on; empty in old runs."""
+        """Path → part of each image that was trained or measured on; empty in old runs."""
         file = self.path / SPLIT
         return {row["path"]: row["split"] for row in _csv_rows(file)} if file.is_file() else {}
 

@@ -9,7 +9,7 @@ source_only   what the labelled source alone makes of it;
 a method      of `keras_transfer.adaptation.METHODS`, or several joined by "+";
 target_only   what the target's labels would have made of it: the upper bound.
 
-Accuracies are of the target's test pictures after the last epoch; `selected` is the epoch that
+Accuracies are of the target's test images after the last epoch; `selected` is the epoch that
 `Selector` chooses without a label of the target, `oracle` the best one picked with the test labels,
 which nobody can do in earnest. The share of the gap is (method − source only) / (target only − source
 only). Times in the rows are those of the training steps, without the first epoch (compilation) and
@@ -47,7 +47,7 @@ BOUNDS = ("source_only", "target_only")
 SOURCES = {"source_only": {}, "shot_source": {"bottleneck": 256, "label_smoothing": 0.1}}
 NEED_NORMS = ("adabn", "shot_source", "shot")
 WITH_DISCRIMINATOR = ("dann", "cdan", "cdan_e")
-MOST_UNLABELLED = 2000  # target pictures that the selection looks at
+MOST_UNLABELLED = 2000  # target images that the selection looks at
 NUMBERS = (
     *("target", "selected", "oracle", "source"),  # accuracies
     *("selected_epoch", "oracle_epoch", "step_ms", "step_cpu_ms", "seconds"),
@@ -56,7 +56,7 @@ FIELDS = ("task", "seed", "epochs", "method", *NUMBERS)
 
 
 class Trial:
-    """One task with one seed: its pictures as arrays, and what trains on them.
+    """One task with one seed: its images as arrays, and what trains on them.
 
     Args:
         epochs: passes over the longer of the two training sets.
@@ -65,7 +65,7 @@ class Trial:
 
     def __init__(self, task, seed: int, epochs: int, folder: Path):
         self.task, self.seed = task, seed
-        self.reference = None  # accuracy of `source_only` on the source's validation pictures
+        self.reference = None  # accuracy of `source_only` on the source's validation images
         self.phase = task.phase(epochs)
         self.domains = task.domains()
         source, target = self.domains.source.examples, self.domains.target.examples
@@ -158,14 +158,14 @@ class Trial:
             verbose=False,
         )
 
-    def batches(self, pictures, labels=None, size: int | None = None):
-        """One shuffled pass, of pictures alone or with their labels."""
+    def batches(self, images, labels=None, size: int | None = None):
+        """One shuffled pass, of images alone or with their labels."""
         import tensorflow as tf
 
-        parts = pictures if labels is None else (pictures, labels)
+        parts = images if labels is None else (images, labels)
         # In orders of their own: the digits of the two domains are the same ones.
         seed = 2 * self.seed + (labels is None)
-        made = tf.data.Dataset.from_tensor_slices(parts).shuffle(len(pictures), seed=seed)
+        made = tf.data.Dataset.from_tensor_slices(parts).shuffle(len(images), seed=seed)
         return made.batch(size or self.task.batch_size, drop_remainder=True)
 
     def unlabelled(self, methods):
@@ -173,14 +173,14 @@ class Trial:
         return self.two_views() if "fixmatch" in methods else self.batches(self.target[0])
 
     def two_views(self):
-        """(pictures, the same strongly varied), as FixMatch needs them: both together are a batch."""
+        """(images, the same strongly varied), as FixMatch needs them: both together are a batch."""
         import tensorflow as tf
 
         vary = self.task.strong(self.seed)
 
-        def both(pictures):
-            varied = vary(tf.cast(pictures, "float32"), training=True)
-            return pictures, tf.cast(varied, pictures.dtype)
+        def both(images):
+            varied = vary(tf.cast(images, "float32"), training=True)
+            return images, tf.cast(varied, images.dtype)
 
         return self.batches(self.target[0], size=self.task.batch_size // 2).map(both).prefetch(2)
 

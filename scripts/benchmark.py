@@ -13,8 +13,8 @@ cache       20 epochs with a frozen part, with the cache (empty at the start) an
 cuts        accuracy with the cache and without, frozen up to three different stages
 extraction  forward only: the engines against `model.predict`
 step        a fine-tuning step: the trainer's model against the guide's `fit`
-pipeline    pictures from files: our batches against `image_dataset_from_directory`
-growth      time a picture and peak memory, for 1,000 to 100,000 pictures
+pipeline    images from files: our batches against `image_dataset_from_directory`
+growth      time an image and peak memory, for 1,000 to 100,000 images
 torch       ResNet-50 of PyTorch (`--torch` names a Python that has it) against ours
 
 What is measured runs in processes of its own, so that their memory is their own: `ours.py` and `peers.py`.
@@ -220,7 +220,7 @@ def extraction(table, options):
                 error = f"relative error {found['errors'][engine]:.4f}"
                 table.add(
                     f"extraction, {name}, `{engine}` against `predict`", speeds,
-                    found["speeds"]["predict"], "pictures/s", higher=True, note=error,
+                    found["speeds"]["predict"], "images/s", higher=True, note=error,
                 )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def step(table, options):
         found = own("steps", name, options.rounds)
         table.add(
             f"fine-tuning step, {name}, {found['precision']}, against the guide's `fit`",
-            found["ours"], found["guide"], "pictures/s", higher=True,
+            found["ours"], found["guide"], "images/s", higher=True,
         )  # fmt: skip
 
 
@@ -247,10 +247,10 @@ def torch(table, options):
             if key in peers:
                 peers[key].append(speed)
     for key, speeds in ours.items():
-        table.add(f"ResNet-50 {key} against PyTorch", speeds, peers[key], "pictures/s", higher=True)
+        table.add(f"ResNet-50 {key} against PyTorch", speeds, peers[key], "images/s", higher=True)
 
 
-# -- pictures from files --------------------------------------------------------------------------
+# -- images from files --------------------------------------------------------------------------
 
 
 def pipeline(table, options):
@@ -259,7 +259,7 @@ def pipeline(table, options):
         for kind in ("evaluation", "training"):
             table.add(
                 f"pipeline, {name}, {kind}, against `image_dataset_from_directory`", found[kind],
-                found["peer"], "pictures/s", higher=True,
+                found["peer"], "images/s", higher=True,
             )  # fmt: skip
 
 
@@ -269,15 +269,15 @@ COUNTS = (1_000, 10_000, 100_000)
 
 
 def growth(table, options):
-    with tempfile.TemporaryDirectory(prefix="pictures") as folder:
+    with tempfile.TemporaryDirectory(prefix="images") as folder:
         folder = Path(folder)
-        own("write_pictures", folder, max(COUNTS))
+        own("write_images", folder, max(COUNTS))
         for count in COUNTS:
             cache = folder / f"cache-{count}"
-            found = own("extract_pictures", folder, count, cache=cache)
+            found = own("extract_images", folder, count, cache=cache)
             shutil.rmtree(cache, ignore_errors=True)
             table.add(
-                f"mobilenet_0.25 features of {count:,} JPEGs, 96 px: time a picture",
+                f"mobilenet_0.25 features of {count:,} JPEGs, 96 px: time an image",
                 [1e3 * found["extraction"] / count], unit="ms", memory=_gib(found["memory"]),
                 note=f"{found['extraction']:.0f} s, then {found['rest']:.0f} s for the head",
             )  # fmt: skip
@@ -301,7 +301,7 @@ def main():
         parser.error(f"no section {unknown[0]}: choose of {', '.join(SECTIONS)}")
     for needed in ("KERAS_HOME", "KERAS_TRANSFER_DATA"):
         if needed not in os.environ:
-            parser.error(f"set {needed}: real weights and pictures are measured")
+            parser.error(f"set {needed}: real weights and images are measured")
     table = Table(options.out)
     for name in options.sections or SECTIONS:
         SECTIONS[name](table, options)

@@ -1,14 +1,14 @@
-"""What augmentation is worth on few pictures, and what it costs.
+"""What augmentation is worth on few images, and what it costs.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/compare_augmentations.py [accuracy] [speed]
                  [--augment none medium … FILE.yaml] [--seeds 10 11 12] [--rounds 5] [--out FILE.md]
 
-accuracy    sign_digits with 20 training pictures a class. Half of all pictures is held out, the same
-            half for every run; the training pictures are drawn from the other half anew for each
+accuracy    sign_digits with 20 training images a class. Half of all images is held out, the same
+            half for every run; the training images are drawn from the other half anew for each
             seed, the same for every augmentation. Nothing is chosen on the held-out half: the number
-            of epochs is fixed and the last epoch's weights are measured. No picture is mirrored.
+            of epochs is fixed and the last epoch's weights are measured. No image is mirrored.
             Settings were found with the seeds 0, 1 and 2, so others are reported.
-speed       pictures a second of the training stream on hymenoptera at 224 px, files decoded anew,
+speed       images a second of the training stream on hymenoptera at 224 px, files decoded anew,
             as a ratio to no augmentation: all kinds in turn, several rounds, medians.
 
 Each line is printed, and written to the Markdown file, when it is known.
@@ -48,16 +48,16 @@ class Report:
 
 
 def people(data: ImageData) -> np.ndarray:
-    """Whose hand each picture shows: cameras number on, and each person begins with the sign for 0."""
+    """Whose hand each image shows: cameras number on, and each person begins with the sign for 0."""
     whole = data.examples["all"]
     numbers = np.array([int(re.sub(r"\D", "", Path(name).stem)) for name in whole.names])
     return np.searchsorted(np.sort(numbers[whole.labels == 0]), numbers, side="right")
 
 
 def few(data: ImageData, seed: int, by: str) -> ImageData:
-    """`PER_CLASS` training pictures a class; the held-out half, as `test`, is of nobody among them.
+    """`PER_CLASS` training images a class; the held-out half, as `test`, is of nobody among them.
 
-    `by="pictures"` draws pictures regardless of people instead.
+    `by="images"` draws images regardless of people instead.
     """
     whole = data.examples["all"]
     owner = people(data) if by == "people" else np.arange(len(whole))
@@ -94,7 +94,7 @@ def measured(data, augment, seed: int, overrides: dict, mix: str, size: int) -> 
         mix=mix,
         seed=seed,
         keep="last",
-        cache="off",  # pictures in every phase: not the few views that a cache draws from
+        cache="off",  # images in every phase: not the few views that a cache draws from
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer.fit(data, Path(folder) / "run")
@@ -104,11 +104,11 @@ def measured(data, augment, seed: int, overrides: dict, mix: str, size: int) -> 
 def accuracy(report, options):
     folder = Path(os.environ["KERAS_TRANSFER_DATA"]) / "sign_digits"
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    data = kt.data.labelled_pictures(folder, names, progress=False)
+    data = kt.data.labelled_images(folder, names, progress=False)
     settings = {**OVERRIDES, **overrides_of(options.set)}
     count = len(few(data, 0, options.by).examples["test"])
     report.add(
-        f"{SCHEDULE} {settings}, {options.image_size} px, {PER_CLASS} pictures a class, {count} held "
+        f"{SCHEDULE} {settings}, {options.image_size} px, {PER_CLASS} images a class, {count} held "
         f"out by {options.by}\n"
     )
     report.add(
@@ -159,7 +159,7 @@ def kinds() -> dict:
     }
 
 
-def pictures_a_second(data, augment, mix) -> float:
+def images_a_second(data, augment, mix) -> float:
     stream = data.batches(
         "train",
         image_size=SIZE["hymenoptera"],
@@ -184,10 +184,10 @@ def speed(report, options):
     rates = {name: [] for name in chosen}
     for round in range(options.rounds + 1):
         for name, (augment, mix) in chosen.items():
-            rate = pictures_a_second(data, augment, mix)
+            rate = images_a_second(data, augment, mix)
             if round:  # the first one reads the files from the disk
                 rates[name].append(rate)
-    report.add("| augmentation | pictures a second (least–most) | ratio to none |")
+    report.add("| augmentation | images a second (least–most) | ratio to none |")
     report.add("|---|---|---|")
     base = np.median(rates["none"])
     for name, values in rates.items():
@@ -203,7 +203,7 @@ def main():
     parser.add_argument("--augment", nargs="+", default=["none", "light", "medium", "heavy"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--by", choices=("people", "pictures"), default="people")
+    parser.add_argument("--by", choices=("people", "images"), default="people")
     parser.add_argument("--image-size", type=int, default=SIZE["sign_digits"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)

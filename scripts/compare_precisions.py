@@ -4,9 +4,9 @@
     KERAS_HOME=… python scripts/compare_precisions.py --data sign_digits/ --image-size 96 \\
         --precisions float32 mixed_bfloat16
 
-By default the handwritten digits of scikit-learn (1797 pictures, a fifth for validation) and a network
+By default the handwritten digits of scikit-learn (1797 images, a fifth for validation) and a network
 of three convolutions from scratch, because float16 is emulated on CPUs and some fifty times slower
-there. With `--data`, `lp_ft` of mobilenet_v2_0.35 on a folder of pictures. The last epoch is
+there. With `--data`, `lp_ft` of mobilenet_v2_0.35 on a folder of images. The last epoch is
 measured. Formats run in turn within a seed. Under float16 the loss scale's way is printed.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.cli.demo import AUGMENT, IMAGE_SIZE, write_pictures
+from keras_transfer.cli.demo import AUGMENT, IMAGE_SIZE, write_images
 from keras_transfer.data import from_directory
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
@@ -44,7 +44,7 @@ def accuracy(data, policy: str, seed: int, image_size: int | None) -> tuple[floa
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)
     head = Classification(data.class_names)
-    pictures = len(data.examples["train"])
+    images = len(data.examples["train"])
     if image_size is None:
         model = build_model(three_convolutions(), head, image_size=IMAGE_SIZE)
         trainer = Trainer(
@@ -56,7 +56,7 @@ def accuracy(data, policy: str, seed: int, image_size: int | None) -> tuple[floa
         )
     else:
         model = build_model("mobilenet_v2_0.35", head, image_size=image_size)
-        trainer = Trainer(model, lp_ft(pictures, epochs=6), seed=seed, keep="last")
+        trainer = Trainer(model, lp_ft(images, epochs=6), seed=seed, keep="last")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run = trainer.fit(data, Path(folder) / "run")
@@ -79,7 +79,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder, image_size = options.data, options.image_size
         if folder is None:
-            write_pictures(Path(scratch), seed=0, splits=False)
+            write_images(Path(scratch), seed=0, splits=False)
             folder, image_size = Path(scratch) / "all", None
         for seed in options.seeds:
             data = from_directory(folder, seed=seed, progress=False)

@@ -1,17 +1,17 @@
-"""Accuracy and seconds of every recipe on real pictures, three seeds each.
+"""Accuracy and seconds of every recipe on real images, three seeds each.
 
     KERAS_HOME=… python scripts/compare_recipes.py DATA... [--seeds 10 11 12] [--out FILE.csv]
 
 DATA is hymenoptera/ or sign_digits/, with the settings of `SETTINGS` below. hymenoptera has a
 validation folder; a fifth of the sign digits is split off anew for each seed, alike for every
-recipe. Nothing is chosen on those pictures: the number of epochs is fixed and the last epoch's
+recipe. Nothing is chosen on those images: the number of epochs is fixed and the last epoch's
 weights are measured (`keep="last"`). Settings were found with the seeds 0 and 1, so others are
 reported. A line is printed and written to the CSV file after each run, so that an interrupted
 comparison goes on where it stopped.
 
 `--nested` makes the claim "the best recipe reaches …" honest: nested cross-validation. For each of
 three outer folds the recipe is chosen among `--candidates` by its accuracy on a fifth of the outer
-training pictures, trained anew on all of them, and measured on the outer fold, which had no part in
+training images, trained anew on all of them, and measured on the outer fold, which had no part in
 the choice.
 """
 
@@ -33,22 +33,22 @@ from keras_transfer.schedules import recipes
 from keras_transfer.training.trainer import Trainer
 
 BACKBONE = "mobilenet_v2_0.35"
-# What the pictures ask for, the same for all recipes.
+# What the images ask for, the same for all recipes.
 SETTINGS = {
     # Photographs with much background: a larger size shows more of the insect.
     "hymenoptera": {"image_size": 320, "epochs": 8},
-    # A hand fills the picture: a crop may cut a finger off, and none of the hands is mirrored.
+    # A hand fills the image: a crop may cut a finger off, and none of the hands is mirrored.
     "sign_digits": {
         "image_size": 224,
         "epochs": 4,
         "augment": {"min_area": 0.7, "max_aspect": 1.2, "flip": False},
     },
 }
-FIELDS = ("data", "recipe", "seed", "accuracy", "pictures", "seconds")
+FIELDS = ("data", "recipe", "seed", "accuracy", "images", "seconds")
 
 
 def pooled(folder: Path) -> ImageData:
-    """All pictures of a data set, whatever its splits."""
+    """All images of a data set, whatever its splits."""
     data = from_directory(folder, progress=False)
     parts = data.examples.values()
     order = np.argsort([path for part in parts for path in part.names], kind="stable")
@@ -87,13 +87,13 @@ def accuracy(data: ImageData, recipe: str, seed: int) -> tuple[float, float]:
     if recipe == "gradual_unfreeze":
         overrides["stages"] = 2  # one by one, an epoch each: three leave none for the rest
     if recipe == "bit":
-        # The rule's 256,000 pictures would take hours on two cores: as many as the others see, in
+        # The rule's 256,000 images would take hours on two cores: as many as the others see, in
         # batches of 32.
         steps = settings["epochs"] * -(-len(data.examples["train"]) // 32)
         overrides = {"steps": steps, "batch_size": 32, "accumulate": 1}
     if "augment" in settings:
         overrides["*.augment"] = settings["augment"]
-    # Pictures in every phase: recipes are compared, not the few views that a cache draws from.
+    # Images in every phase: recipes are compared, not the few views that a cache draws from.
     trainer = Trainer(model, recipe, overrides=overrides, seed=seed, keep="last", cache="off")
     with tempfile.TemporaryDirectory() as out:
         value = trainer.fit(data, Path(out) / "run").metrics["val"]["accuracy"]
@@ -115,7 +115,7 @@ def compare(folders, names, seeds, file: Path) -> list[dict]:
                         continue
                     value, seconds = accuracy(data, name, seed)
                     row = {**key, "accuracy": f"{value:.4f}", "seconds": f"{seconds:.0f}"}
-                    row["pictures"] = str(len(data.examples["val"]))
+                    row["images"] = str(len(data.examples["val"]))
                     done.append(row)
                     writer.writerow(row)
                     out.flush()

@@ -5,7 +5,7 @@
 
 For each backbone a Markdown table, a row a number of frozen stages. `--speed` is what a device gets
 done in training, multiplications with addition a second: an A100 in bfloat16 trains ResNet-50
-(4.1e9 a picture forward) at about 2500 pictures a second, which is 30e12. `--bandwidth` is that of
+(4.1e9 an image forward) at about 2500 images a second, which is 30e12. `--bandwidth` is that of
 the slowest link in bytes a second (12.5e9 is 100 Gbit/s Ethernet, 1.25e9 is 10 Gbit/s).
 """
 

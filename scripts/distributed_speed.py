@@ -1,6 +1,6 @@
 """What workers on this machine measure: features a second, sums a second, steps a second.
 
-    python scripts/distributed_speed.py extraction [--pictures 600] [--rounds 3]
+    python scripts/distributed_speed.py extraction [--images 600] [--rounds 3]
     python scripts/distributed_speed.py steps [--workers 1 2 4] [--frozen 0 9 18]
 
 Each worker is a process that is pinned to one core (worker i to core i, and from the first one again),
@@ -8,7 +8,7 @@ so that two of them on two cores can be compared with one on one core. Run it wh
 the load is printed. Against what runs nevertheless the fastest step and sum counts, and of extraction
 the processor's time is given too, of the slower worker: what it would be if each had its core alone.
 
-`extraction`: pictures a second through a frozen backbone, merged in the cache at the end, by one worker
+`extraction`: images a second through a frozen backbone, merged in the cache at the end, by one worker
 and by two. `steps`: the time of a training step, beside what `distribution/cost.py` says of it. Its two
 numbers for the link (bytes a second, seconds a message) come from sums of 4 KB and of 16 MB that are
 timed between two workers; that for the speed from one worker's step with nothing frozen. Where there
@@ -59,14 +59,14 @@ def extraction(workers, options):
 
     keras.utils.set_random_seed(0)
     size = options.image_size
-    shape = (options.pictures + 64, size, size, 3)
+    shape = (options.images + 64, size, size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, "uint8")
     examples = Examples(Arrays(pixels), np.zeros(len(pixels), "int32"))
     model = kt.build_model(options.backbone, kt.Classification("ab"), weights=None, image_size=size)
     prefix = prefix_of(model, len(model.layers[1].stages))
     warm, measured = np.arange(64), np.arange(64, len(pixels))
     extract(prefix, examples.take(warm), engine="keras")
-    examples.digests  # noqa: B018 (of all pictures, which takes a while, and is no extraction)
+    examples.digests  # noqa: B018 (of all images, which takes a while, and is no extraction)
     if workers:
         workers.barrier()
     started, busy = time.perf_counter(), time.process_time()
@@ -188,9 +188,9 @@ def measure_extraction(options, arguments):
         order = (1, 2) if turn % 2 == 0 else (2, 1)
         found = {n: launched("extraction", n, arguments) for n in order}
         ratios.append([found[1][what] / found[2][what] for what in ("seconds", "busy")])
-        speeds = {n: options.pictures / found[n]["seconds"] for n in (1, 2)}
+        speeds = {n: options.images / found[n]["seconds"] for n in (1, 2)}
         print(
-            f"{options.backbone}, {options.pictures} pictures of {options.image_size} px: "
+            f"{options.backbone}, {options.images} images of {options.image_size} px: "
             f"one worker {speeds[1]:.1f}/s, two {speeds[2]:.1f}/s: {ratios[-1][0]:.2f} times; "
             f"of the processor's time {ratios[-1][1]:.2f} times (load {os.getloadavg()[0]:.2f})",
             flush=True,
@@ -245,7 +245,7 @@ def main():
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--frozen", type=int, nargs="+", default=[0, 9, 18])

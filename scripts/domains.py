@@ -1,10 +1,10 @@
 """Pairs of domains to adapt between: what `adaptation_benchmark.py` is measured with.
 
-    KERAS_TRANSFER_DATA=… python scripts/domains.py SHEET.png      pictures of all of them
+    KERAS_TRANSFER_DATA=… python scripts/domains.py SHEET.png      images of all of them
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/domains.py   how far they are apart
 
-Each has labelled pictures of a source (`train`, `val`) and pictures of a target (`train`, whose labels
-are for the upper bound alone, and `test`). All is made from the pictures in `KERAS_TRANSFER_DATA` and
+Each has labelled images of a source (`train`, `val`) and images of a target (`train`, whose labels
+are for the upper bound alone, and `test`). All is made from the images in `KERAS_TRANSFER_DATA` and
 from what scikit-learn brings; every random choice has a fixed seed, so that the data sets are the same
 in each run, whatever the seed of the training.
 """
@@ -35,8 +35,8 @@ class Domains:
     """A source and a target of the same classes.
 
     Attributes:
-        source: pictures `train` and `val`.
-        target: pictures `train` and `test`.
+        source: images `train` and `val`.
+        target: images `train` and `test`.
     """
 
     source: ImageData
@@ -54,13 +54,13 @@ class DomainTask:
         build: makes a new model for it, with more settings of its head where they are given.
         image_size: height and width.
         epochs: passes over the longer of the two training sets.
-        batch_size: pictures of each domain in a step.
+        batch_size: images of each domain in a step.
         learning_rate: of SGD at the start.
         backbone_rate: factor of that for the backbone.
         weight_decay, clip_norm: see `kt.Phase`.
         discriminator: settings of the methods that have one.
         shot_beta: weight of SHOT's pseudo-labels.
-        strong: makes from a seed the layer that varies the target's pictures for FixMatch.
+        strong: makes from a seed the layer that varies the target's images for FixMatch.
     """
 
     name: str
@@ -100,8 +100,8 @@ class DomainTask:
 
 
 def pixels(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """(pictures uint8 [N, H, W, 3], labels int32 [N]) of examples of one size."""
-    return np.stack(examples.pictures.arrays), examples.labels
+    """(images uint8 [N, H, W, 3], labels int32 [N]) of examples of one size."""
+    return np.stack(examples.images.arrays), examples.labels
 
 
 # -- digits ---------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def hands_to_other_camera() -> Domains:
     fifths of them to test on): no hand is in two parts.
     """
     folder = _shared("sign_digits")
-    data = kt.data.labelled_pictures(folder, DIGITS, progress=False)
+    data = kt.data.labelled_images(folder, DIGITS, progress=False)
     whole = data.examples["all"]
     owner = people(data)
     order = np.random.default_rng(0).permutation(np.unique(owner))
@@ -234,9 +234,9 @@ def hands_to_other_camera() -> Domains:
 def _hands(examples):
     made = []
     for name in examples.names:
-        with Image.open(name) as picture:
-            picture = picture.convert("RGB")
-            made.append(picture.resize((HAND_SIZE, HAND_SIZE), Image.Resampling.LANCZOS))
+        with Image.open(name) as image:
+            image = image.convert("RGB")
+            made.append(image.resize((HAND_SIZE, HAND_SIZE), Image.Resampling.LANCZOS))
     return np.stack(made), examples.labels
 
 
@@ -247,14 +247,14 @@ BLUR = 1.0  # px, standard deviation
 PHOTONS = 1500  # that white would give in a pixel
 
 
-def other_camera(pictures: np.ndarray, seed: int) -> np.ndarray:
+def other_camera(images: np.ndarray, seed: int) -> np.ndarray:
     """Out of focus, by the light of a bulb, with little of it: a cast, dark, and noisy.
 
-    Each picture has a little more or less of all three.
+    Each image has a little more or less of all three.
 
     Args:
-        pictures: uint8 [N, H, W, 3].
-        seed: of the noise and of the differences between pictures.
+        images: uint8 [N, H, W, 3].
+        seed: of the noise and of the differences between images.
 
     Returns:
         uint8 [N, H, W, 3].
@@ -262,9 +262,9 @@ def other_camera(pictures: np.ndarray, seed: int) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)
-    made = np.empty_like(pictures)
-    for i, picture in enumerate(pictures):
-        light = (picture / 255.0) ** 2.2
+    made = np.empty_like(images)
+    for i, image in enumerate(images):
+        light = (image / 255.0) ** 2.2
         light = gaussian_filter(light, (blur := BLUR * rng.uniform(0.8, 1.2), blur, 0))
         light = light * np.array(CAST) ** rng.uniform(0.8, 1.2) * LIGHT * rng.uniform(0.7, 1.4)
         light = rng.poisson(light * PHOTONS) / PHOTONS
@@ -282,14 +282,14 @@ def dann_network(mean) -> "kt.Backbone":
     100 and 100 (`Classification(…, hidden=(100, 100))`) it is their network. It has no BatchNorm.
 
     Args:
-        mean: of the training pictures of both domains [3], 0–255, which is subtracted.
+        mean: of the training images of both domains [3], 0–255, which is subtracted.
     """
     import keras
 
     from keras_transfer.models.stages import Backbone
 
     layers = keras.layers
-    inputs = keras.Input((SIZE, SIZE, 3), name="pictures")
+    inputs = keras.Input((SIZE, SIZE, 3), name="images")
     offset = [-float(value) / 255 for value in mean]
     x = layers.Rescaling([1 / 255] * 3, offset=offset, name="normalise")(inputs)
     for width in (32, 48):
@@ -319,7 +319,7 @@ def varied(seed: int, inverted: float = 0.0):
 
     Args:
         seed: of its draws.
-        inverted: share of pictures that become their negative, an operation of AutoAugment's: what
+        inverted: share of images that become their negative, an operation of AutoAugment's: what
             is bright and what is dark says nothing of which digit it is.
     """
     import keras
@@ -392,7 +392,7 @@ def _shared(name) -> Path:
 
 
 def draw(path: Path, each: int = 12) -> None:
-    """A sheet with a row of pictures from every part of every task, digits 0 to 9 in turn."""
+    """A sheet with a row of images from every part of every task, digits 0 to 9 in turn."""
     from matplotlib.figure import Figure
 
     rows = []
@@ -406,9 +406,9 @@ def draw(path: Path, each: int = 12) -> None:
                 rows.append((f"{task.name}\n{role} {split}, {len(part)}", x[turn], y[turn]))
     figure = Figure(figsize=(each + 2, len(rows)), layout="constrained", facecolor="white")
     grid = figure.subplots(len(rows), each)
-    for line, (name, pictures, labels) in zip(grid, rows):
-        for axes, picture, label in zip(line, pictures, labels):
-            axes.imshow(picture)
+    for line, (name, images, labels) in zip(grid, rows):
+        for axes, image, label in zip(line, images, labels):
+            axes.imshow(image)
             axes.set(xticks=[], yticks=[])
             axes.set_title(str(label), fontsize=7, pad=1)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
@@ -416,7 +416,7 @@ def draw(path: Path, each: int = 12) -> None:
 
 
 def distances(backbone: str = "mobilenet_v2_0.35", most: int = 500) -> str:
-    """Markdown: how far the domains of each task are apart, and pictures of each source from others
+    """Markdown: how far the domains of each task are apart, and images of each source from others
     of the same source."""
     lines = [
         "| pair | proxy-A | MMD² | p | Fréchet (by chance) | source probe | worth trying |",
@@ -425,7 +425,7 @@ def distances(backbone: str = "mobilenet_v2_0.35", most: int = 500) -> str:
     pairs = {}
     for task in TASKS.values():
         source, target = task.domains().source, task.domains().target
-        pairs[f"{source.root}, other pictures"] = source, source.examples["val"], task
+        pairs[f"{source.root}, other images"] = source, source.examples["val"], task
         pairs[f"{source.root} → {target.root}"] = source, target, task
     for name, (source, target, task) in pairs.items():
         size = max(64, task.image_size)  # what the backbone takes at least

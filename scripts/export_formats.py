@@ -5,11 +5,11 @@
                  [--rows FILE.csv] [--table | --no-table]
 
 DATA is a folder of class folders. A head is fitted on features computed once, the model is exported in
-each format, in int8 where there is one (ranges measured on 200 training pictures, any loss allowed), and
-asked for up to 300 validation pictures. Speed is of prepared pictures, 32 at a time (LiteRT: one), the
+each format, in int8 where there is one (ranges measured on 200 training images, any loss allowed), and
+asked for up to 300 validation images. Speed is of prepared images, 32 at a time (LiteRT: one), the
 best of three rounds; a SavedModel also scales them.
 
-Without ImageNet weights the network is a `random_twin`: with what its BatchNorms are initialised to, the
+Without ImageNet weights the network is a `random_duplicate`: with what its BatchNorms are initialised to, the
 answers would be nearly constant, and equal whatever the format. `--families` takes one such backbone of
 each family. A row is written after each format, so that an interrupted run goes on; every backbone has a
 process of its own. The tables, in Markdown, are printed at the end (`--table`: at once).
@@ -54,9 +54,9 @@ for _spec in sorted(BACKBONES.values(), key=lambda spec: spec.parameters):
     if "minimalistic" not in _spec.name:
         FAMILIES.setdefault(_spec.module, _spec.name)
 KEYS = ("backbone", "weights", "image_size", "format")
-# `accuracy` and `answers` (how many different ones it gave) are the Keras model's, on the same pictures.
-NUMBERS = ("mb", "pictures_per_s", "agreement", "lost", "difference", "accuracy", "answers")
-PICTURES, EXAMPLES = 300, 200  # that `export_run` takes as well
+# `accuracy` and `answers` (how many different ones it gave) are the Keras model's, on the same images.
+NUMBERS = ("mb", "images_per_s", "agreement", "lost", "difference", "accuracy", "answers")
+IMAGES, EXAMPLES = 300, 200  # that `export_run` takes as well
 FIELDS = (*KEYS, *NUMBERS, "refused")
 
 
@@ -74,14 +74,14 @@ def measure(options, backbone, wanted, write):
     keras.utils.set_random_seed(0)
     folder = Path(tempfile.mkdtemp())
     try:
-        pictures = options.data
+        images = options.data
         if options.per_class:
-            pictures = folder / "pictures"
+            images = folder / "images"
             for kind in sorted(path for path in options.data.iterdir() if path.is_dir()):
-                (pictures / kind.name).mkdir(parents=True)
-                for picture in sorted(kind.iterdir())[: options.per_class]:
-                    shutil.copy(picture, pictures / kind.name)
-        data = from_directory(pictures, val_split=options.val_split, seed=0, progress=False)
+                (images / kind.name).mkdir(parents=True)
+                for image in sorted(kind.iterdir())[: options.per_class]:
+                    shutil.copy(image, images / kind.name)
+        data = from_directory(images, val_split=options.val_split, seed=0, progress=False)
         model = network(backbone, head_for(data), data, options, folder)
         trainer = Trainer(model, "feature_extraction", augment="none", cache="memory")
         kept = {"data": data.root, "backbone": backbone, "weights": options.weights}
@@ -97,10 +97,10 @@ def measure(options, backbone, wanted, write):
 
 
 def network(backbone, head, data, options, folder):
-    """The model with its head: ImageNet weights, or random ones that are made for the pictures."""
+    """The model with its head: ImageNet weights, or random ones that are made for the images."""
     import keras
 
-    from keras_transfer.advisor.untrained import random_twin
+    from keras_transfer.advisor.untrained import random_duplicate
     from keras_transfer.features.store import Store
     from keras_transfer.models.builders import build_backbone, build_model
 
@@ -108,17 +108,17 @@ def network(backbone, head, data, options, folder):
     if options.weights == "imagenet":
         return build_model(backbone, head, image_size=size, weights="imagenet")
     initial = build_backbone(backbone, image_size=size, weights=None)
-    twin = random_twin(initial, data.examples["train"], store=Store(folder / "store"))
-    for layer in twin.layers:
+    duplicate = random_duplicate(initial, data.examples["train"], store=Store(folder / "store"))
+    for layer in duplicate.layers:
         # ConvNeXt begins with blocks that add a millionth of themselves: they could be left out.
         if type(layer).__name__ == "LayerScale":
             layer.gamma.assign(keras.ops.full_like(layer.gamma, 0.1))
-    return build_model(twin, head, image_size=size)
+    return build_model(duplicate, head, image_size=size)
 
 
 @dataclass
 class Measuring:
-    """The formats of one run; its model is loaded and its pictures are decoded once for all of them.
+    """The formats of one run; its model is loaded and its images are decoded once for all of them.
 
     Args:
         batch: uint8 [N, S, S, 3], to measure the speed on.
@@ -134,7 +134,7 @@ class Measuring:
     def row(self, name) -> dict:
         """The numbers of one format."""
         if name == "keras":
-            return {"pictures_per_s": speed(self.model.predict_on_batch, self.batch)}
+            return {"images_per_s": speed(self.model.predict_on_batch, self.batch)}
         try:
             found = self.exported(name)
         except Exception as error:  # a row of the table
@@ -142,7 +142,7 @@ class Measuring:
         parity = found.parity
         return {
             "mb": found.bytes / 1e6,
-            "pictures_per_s": speed(self.ask(found), self.batch),
+            "images_per_s": speed(self.ask(found), self.batch),
             "agreement": min(parity.agreement.values()),
             "lost": parity.lost,
             "difference": parity.difference,
@@ -156,7 +156,7 @@ class Measuring:
         format, int8 = KINDS[name]
         if format == "saved_model":
             return export_run(self.run)
-        options = dict(int8=int8, examples=self.examples.pictures) if int8 else {}
+        options = dict(int8=int8, examples=self.examples.images) if int8 else {}
         out = self.folder / name
         return convert(self.model, out, format, sample=self.sample, most_lost=1.0, **options)
 
@@ -169,11 +169,11 @@ class Measuring:
             return open_export(found.path)
         loaded = tf.saved_model.load(str(found.path))  # its signatures do not keep it alive
         serve = loaded.signatures["serve_uint8"]
-        return lambda pictures: (loaded, serve(pictures=tf.constant(pictures))["scores"].numpy())
+        return lambda images: (loaded, serve(images=tf.constant(images))["scores"].numpy())
 
     @cached_property
     def sample(self):
-        return self.drawn("val", PICTURES)
+        return self.drawn("val", IMAGES)
 
     @cached_property
     def examples(self):
@@ -188,7 +188,7 @@ class Measuring:
 
 
 def speed(ask, batch) -> float:
-    """Pictures a second, the best of three rounds of at least half a second each."""
+    """Images a second, the best of three rounds of at least half a second each."""
     ask(batch)
     best = 0.0
     for _ in range(3):
@@ -225,10 +225,10 @@ def tables(rows) -> str:
 
 
 def long_table(rows):
-    lines = head("format", "MB", "pictures/s", "same answer", "accuracy lost", "scores apart")
+    lines = head("format", "MB", "images/s", "same answer", "accuracy lost", "scores apart")
     for row in sorted(rows, key=lambda row: list(TITLES).index(row["format"])):
         cells = [f"{float(row['mb']):.1f}"] if row["mb"] else [""]
-        cells += [f"{float(row['pictures_per_s']):.0f}"] if row["pictures_per_s"] else ["refused"]
+        cells += [f"{float(row['images_per_s']):.0f}"] if row["images_per_s"] else ["refused"]
         if row["agreement"]:
             cells += [
                 percent(row["agreement"]),
@@ -250,11 +250,11 @@ def wide_table(rows, cell):
 
 
 def amount(mine):
-    """MB and pictures/s of each format."""
+    """MB and images/s of each format."""
     for name in TITLES:
         row = mine.get(name, {})
         mb = f"{float(row['mb']):.1f} MB, " if row.get("mb") else ""
-        fast = f"{float(row['pictures_per_s']):.0f}/s" if row.get("pictures_per_s") else ""
+        fast = f"{float(row['images_per_s']):.0f}/s" if row.get("images_per_s") else ""
         yield mb + fast or ("refused" if row else "")
 
 
@@ -300,7 +300,7 @@ def main():
     parser.add_argument("--weights", choices=("imagenet", "none"), default="imagenet")
     parser.add_argument("--families", action="store_true", help="one of each, random weights")
     parser.add_argument("--image-size", type=int, help="or the least that the family takes")
-    parser.add_argument("--per-class", type=int, help="pictures of each class that are used")
+    parser.add_argument("--per-class", type=int, help="images of each class that are used")
     parser.add_argument("--val-split", type=float, default=0.2)
     parser.add_argument("--formats", nargs="+", default=list(TITLES), choices=list(TITLES))
     parser.add_argument("--rows", type=Path, default=Path("export.csv"))

@@ -1,4 +1,4 @@
-"""Mutated picture files: no crash, no hang, and prediction and served model see the same pixels.
+"""Mutated image files: no crash, no hang, and prediction and served model see the same pixels.
 
     python scripts/fuzz_images.py --count 5000
 
@@ -62,9 +62,9 @@ def seeds(rng) -> list[bytes]:
         (rgb, "WEBP", {"save_all": True, "append_images": [turned]}),
     ]
     files = []
-    for picture, kind, options in made:
+    for image, kind, options in made:
         buffer = io.BytesIO()
-        picture.save(buffer, kind, **options)
+        image.save(buffer, kind, **options)
         files.append(buffer.getvalue())
     return files
 

@@ -1,9 +1,9 @@
-"""Pictures a second of a ResNet-50 training step on a GPU: Keras on JAX beside PyTorch.
+"""Images a second of a ResNet-50 training step on a GPU: Keras on JAX beside PyTorch.
 
     python scripts/gpu_step_times.py [--batch-size 128] [--rounds 5]
 
 Each framework and number format runs in a process of its own, one after the other and `--rounds`
-times in turn, with random pictures of 224 px on the device, SGD with momentum, and BatchNorm in
+times in turn, with random images of 224 px on the device, SGD with momentum, and BatchNorm in
 training mode on both sides. PyTorch runs channels-last, with autocast for bfloat16. `tf32` is
 float32 with TF32 matrix products. Prints the median of the rounds, their spread, the peak of the
 device's memory, and the ratio to PyTorch in the same format. Without a GPU it runs on the CPU, where
@@ -23,7 +23,7 @@ FORMATS = ("float32", "tf32", "bfloat16")
 
 
 def measure(step, sync, batch_size: int, steps: int) -> float:
-    """Pictures a second, after two steps to compile and warm up."""
+    """Images a second, after two steps to compile and warm up."""
     for _ in range(2):
         step()
     sync()
@@ -53,11 +53,11 @@ def on_keras(form: str, batch_size: int, steps: int) -> dict:
     freeze(model, "none", batch_norm="train")
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), head.loss(), jit_compile=True)
     rng = np.random.default_rng(0)
-    pictures = jax.device_put(rng.integers(0, 256, (batch_size, 224, 224, 3)).astype("uint8"))
+    images = jax.device_put(rng.integers(0, 256, (batch_size, 224, 224, 3)).astype("uint8"))
     labels = jax.device_put(rng.integers(0, 1000, batch_size))
     # The compiled step itself, as `fit` calls it, without reading the loss after each.
     model.optimizer.build(model.trainable_variables)
-    model._symbolic_build(data_batch=(pictures, labels))
+    model._symbolic_build(data_batch=(images, labels))
     model.make_train_function()
     state = [
         [v.value for v in variables]
@@ -71,11 +71,11 @@ def on_keras(form: str, batch_size: int, steps: int) -> dict:
 
     def step():
         nonlocal state
-        _, state = model.train_function(tuple(state), iter([(pictures, labels)]))
+        _, state = model.train_function(tuple(state), iter([(images, labels)]))
 
     speed = measure(step, lambda: jax.block_until_ready(state), batch_size, steps)
     memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
-    return {"pictures_per_second": speed, "memory": memory, "device": str(jax.devices()[0])}
+    return {"images_per_second": speed, "memory": memory, "device": str(jax.devices()[0])}
 
 
 def on_torch(form: str, batch_size: int, steps: int) -> dict:
@@ -105,7 +105,7 @@ def on_torch(form: str, batch_size: int, steps: int) -> dict:
 
     speed = measure(step, sync, batch_size, steps)
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    return {"pictures_per_second": speed, "memory": memory, "device": device}
+    return {"images_per_second": speed, "memory": memory, "device": device}
 
 
 def torch_resnet50():
@@ -169,15 +169,15 @@ def main():
                 found.setdefault((framework, form), []).append(result)
     for form in FORMATS:
         peer = np.median(
-            [r["pictures_per_second"] for r in found.get(("torch", form), [])] or [np.nan]
+            [r["images_per_second"] for r in found.get(("torch", form), [])] or [np.nan]
         )
         for framework in ("keras", "torch"):
             results = found.get((framework, form), [])
             if not results:
                 continue
-            speeds = np.array([r["pictures_per_second"] for r in results])
+            speeds = np.array([r["images_per_second"] for r in results])
             print(
-                f"{form:<10}{framework:<7}{np.median(speeds):>9.1f} pictures/s (from "
+                f"{form:<10}{framework:<7}{np.median(speeds):>9.1f} images/s (from "
                 f"{speeds.min():.1f} to {speeds.max():.1f}), peak {results[0]['memory'] / 2**30:.2f} "
                 f"GiB, {np.median(speeds) / peer:.2f} of PyTorch, {results[0]['device']}"
             )

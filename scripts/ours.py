@@ -65,7 +65,7 @@ def fit(name, recipe, augment, backbone, where, folder, epochs, k=None):
 
 
 def engines(name, rounds):
-    """Pictures/s of `predict` and of each engine, in turn, and how far the outputs are apart."""
+    """Images/s of `predict` and of each engine, in turn, and how far the outputs are apart."""
     from keras_transfer.features.engines import ENGINES
     from keras_transfer.features.prefix import prefix_of
     from keras_transfer.models.builders import build_model
@@ -76,13 +76,13 @@ def engines(name, rounds):
     model = build_model(name, Classification("ab"), weights=weights)
     prefix = prefix_of(model, len(model.layers[1].stages))
     count = 128 if name == "resnet50" else 512
-    pictures = _photographs(count)
+    images = _photographs(count)
     backbone: Backbone = prefix.model
 
     def batched(run):
-        return lambda: np.concatenate([run(pictures[i : i + 32]) for i in range(0, count, 32)])
+        return lambda: np.concatenate([run(images[i : i + 32]) for i in range(0, count, 32)])
 
-    runs = {"predict": lambda: backbone.predict(pictures, batch_size=32, verbose=0)}
+    runs = {"predict": lambda: backbone.predict(images, batch_size=32, verbose=0)}
     runs |= {engine: batched(make(prefix)) for engine, make in ENGINES.items()}
     outputs = {engine: run() for engine, run in runs.items()}
     norm = np.linalg.norm(outputs["predict"])
@@ -102,12 +102,12 @@ def _photographs(count, size=224):
     folder = Path(os.environ["KERAS_TRANSFER_DATA"]) / "hymenoptera"
     data = kt.data.from_directory(folder, progress=False)
     batches = data.batches("train", image_size=size, batch_size=128)
-    few = np.concatenate([np.asarray(pictures) for pictures, _ in batches.take(2)])
+    few = np.concatenate([np.asarray(images) for images, _ in batches.take(2)])
     return np.concatenate([few] * -(-count // len(few)))[:count]
 
 
 def steps(name, rounds):
-    """Pictures/s of the guide's `fit` and of ours: everything trains, batches of 32, epochs in turn."""
+    """Images/s of the guide's `fit` and of ours: everything trains, batches of 32, epochs in turn."""
     import keras
     import tensorflow as tf
 
@@ -116,8 +116,8 @@ def steps(name, rounds):
     from keras_transfer.models.precision import jit_compile, set_precision
 
     count = 512 if name == BACKBONE else 96
-    pictures, labels = _photographs(count), np.arange(count) % 2
-    batches = tf.data.Dataset.from_tensor_slices((pictures, labels)).batch(32).prefetch(2)
+    images, labels = _photographs(count), np.arange(count) % 2
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(32).prefetch(2)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     function, options = (
@@ -147,7 +147,7 @@ def steps(name, rounds):
 
 
 def resnet50_speeds(batch_size=32):
-    """Pictures/s forward and in a training step, in two formats."""
+    """Images/s forward and in a training step, in two formats."""
     import keras
 
     from keras_transfer.features.engines import ENGINES
@@ -156,7 +156,7 @@ def resnet50_speeds(batch_size=32):
     from keras_transfer.models.heads import Classification
     from keras_transfer.models.precision import training_step
 
-    pictures = _photographs(batch_size)
+    images = _photographs(batch_size)
     found = {}
     for form, engine, policy in (
         ("float32", "openvino_f32", "float32"),
@@ -167,13 +167,13 @@ def resnet50_speeds(batch_size=32):
         forward = ENGINES[engine](prefix_of(model, len(model.layers[1].stages)))
         keras.config.set_dtype_policy(policy)
         train = training_step("resnet50", batch_size=batch_size)
-        for key, run in ((f"forward {form}", partial(forward, pictures)), (f"step {form}", train)):
+        for key, run in ((f"forward {form}", partial(forward, images)), (f"step {form}", train)):
             found[key] = batch_size * calls_a_second(run)
     return found
 
 
 def pipelines(name, rounds):
-    """Pictures/s read from files: our two streams and `image_dataset_from_directory`, in turn."""
+    """Images/s read from files: our two streams and `image_dataset_from_directory`, in turn."""
     import keras
 
     import keras_transfer as kt
@@ -186,7 +186,7 @@ def pipelines(name, rounds):
     plain = data.batches("train", **options)
     endless = data.batches("train", training=True, **options)
     steps = data.steps("train", 32)
-    # Part of the folder where it has no splits: the same number of pictures.
+    # Part of the folder where it has no splits: the same number of images.
     whole = keras.utils.image_dataset_from_directory(
         peer, image_size=(224, 224), batch_size=32, shuffle=False
     )
@@ -202,7 +202,7 @@ def pipelines(name, rounds):
     return speeds
 
 
-def write_pictures(folder, count):
+def write_images(folder, count):
     """Synthetic JPEGs: blobs of two colours and noise, in two classes, many to a folder."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -212,10 +212,10 @@ def write_pictures(folder, count):
         rng = np.random.default_rng(index)
         small = rng.integers(0, 256, (8, 8, 3), "uint8")
         small[..., index % 2] //= 2
-        picture = Image.fromarray(small).resize((128, 96), Image.Resampling.BICUBIC)
+        image = Image.fromarray(small).resize((128, 96), Image.Resampling.BICUBIC)
         path = Path(folder) / "ab"[index % 2] / f"{index // 1000:03}" / f"{index:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=85)
+        image.save(path, quality=85)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(write, range(int(count))):
@@ -223,13 +223,13 @@ def write_pictures(folder, count):
     return {"written": int(count)}
 
 
-def extract_pictures(folder, count):
-    """What the command does with a folder, on the first `count` pictures."""
+def extract_images(folder, count):
+    """What the command does with a folder, on the first `count` images."""
     import keras
 
     import keras_transfer as kt
     from keras_transfer.data.examples import Examples, ImageData
-    from keras_transfer.data.index import check_pictures
+    from keras_transfer.data.index import check_images
     from keras_transfer.features.closed_form import logistic_regression
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of
@@ -239,7 +239,7 @@ def extract_pictures(folder, count):
         str(Path(folder) / "ab"[i % 2] / f"{i // 1000:03}" / f"{i:06}.jpg") for i in range(count)
     ]
     started = time.perf_counter()
-    good, _ = check_pictures(paths, progress=False)
+    good, _ = check_images(paths, progress=False)
     labels = np.arange(count, dtype="int32") % 2
     data = ImageData(("a", "b"), {"train": Examples(good, labels)}, [], str(folder))
     keras.utils.set_random_seed(0)
@@ -264,8 +264,8 @@ MEASURES = (
     steps,
     resnet50_speeds,
     pipelines,
-    write_pictures,
-    extract_pictures,
+    write_images,
+    extract_images,
 )
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def guide_model(base, classes: int):
 
 
 def guide(name: str) -> dict:
-    """The Keras guide "Transfer learning & fine-tuning" on one of the picture folders.
+    """The Keras guide "Transfer learning & fine-tuning" on one of the image folders.
 
     Folder → random flip and rotation → frozen MobileNetV2 0.35 at 224 px → global average →
     Dropout 0.2 → Dense, Adam 1e-3; then everything, Adam 1e-5. Compiled as the guide does.
@@ -77,26 +77,26 @@ def calls_a_second(run, seconds: float = 6.0) -> float:
 
 
 def torch(batch_size: int = 32) -> dict:
-    """ResNet-50 of PyTorch, eager: pictures/s forward and in a training step, in two formats."""
+    """ResNet-50 of PyTorch, eager: images/s forward and in a training step, in two formats."""
     import numpy as np
     import torch as t
 
     sys.path.insert(0, str(Path(__file__).parent))
     from gpu_step_times import torch_resnet50
 
-    pictures = np.random.default_rng(0).normal(size=(batch_size, 3, 224, 224)).astype("float32")
-    pictures = t.from_numpy(pictures).to(memory_format=t.channels_last)
+    images = np.random.default_rng(0).normal(size=(batch_size, 3, 224, 224)).astype("float32")
+    images = t.from_numpy(images).to(memory_format=t.channels_last)
     labels = t.arange(batch_size) % 2
     model = torch_resnet50().to(memory_format=t.channels_last)
     optimizer = t.optim.AdamW(model.parameters(), 1e-5)
 
     def forward():
         with t.inference_mode():
-            model(pictures)
+            model(images)
 
     def step():
         optimizer.zero_grad()
-        t.nn.functional.cross_entropy(model(pictures), labels).backward()
+        t.nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
     found = {}

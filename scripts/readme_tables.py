@@ -36,7 +36,7 @@ SHOWN = [
     ("files", "pipeline"),
 ]
 _WORKERS = re.compile(
-    r"^(\S+), (\d+) pictures of (\d+) px: one worker ([\d.]+)/s, two ([\d.]+)/s: ([\d.]+) times",
+    r"^(\S+), (\d+) images of (\d+) px: one worker ([\d.]+)/s, two ([\d.]+)/s: ([\d.]+) times",
     re.M,
 )
 
@@ -75,8 +75,8 @@ def comparisons() -> str:
             before = command
     command = measured("workers")[0]["command"].removeprefix("python scripts/")
     for name, count, size, one, two, ratio in _WORKERS.findall(measured("workers")[1]):
-        what = f"features of {count} pictures, {name} at {size} px: two workers on two cores against one on one"
-        lines.append(f"| {what} | {two} pictures/s | {one} pictures/s | {ratio} | `{command}` |")
+        what = f"features of {count} images, {name} at {size} px: two workers on two cores against one on one"
+        lines.append(f"| {what} | {two} images/s | {one} images/s | {ratio} | `{command}` |")
     return f"{origin()}\n\n" + "\n".join(lines)
 
 

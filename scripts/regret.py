@@ -12,9 +12,9 @@ classical, evidence  what `--backbone auto --strategy auto` does with that polic
             looking around is part of its time;
 bit         the BiT-HyperRule: 500 updates from a head of zeros, in batches of 64 rather than 512.
 
-are trained on the training pictures and measured on the test pictures in the last epoch, so that
+are trained on the training images and measured on the test images in the last epoch, so that
 nothing is chosen on them. The regret of a choice is the best accuracy in the grid, picked after the
-fact with the test pictures, less its own. Image size and augmentation are those of the task for all.
+fact with the test images, less its own. Image size and augmentation are those of the task for all.
 Times are seconds of processor time, which other work on the machine does not change much; `auto`'s
 include the advice and the race, and start with an empty cache, as the grid does.
 
@@ -70,7 +70,7 @@ def cache_of_its_own():
 
 
 def fitted(task, data, backbone, recipe, overrides, seed, **options) -> float:
-    """Accuracy on the test pictures after the last epoch."""
+    """Accuracy on the test images after the last epoch."""
     import keras
 
     keras.backend.clear_session()

@@ -2,8 +2,8 @@
 
     python scripts/report_opening.py RUN [--classes 100 1000] [--mistakes 1000] [--rounds 5]
 
-RUN is any finished run of one class a picture: its page is made again with random answers for so many
-classes and mistakes, whose pictures are noise, which compresses worst. Headless Chromium opens it and an
+RUN is any finished run of one class per image: its page is made again with random answers for so many
+classes and mistakes, whose images are noise, which compresses worst. Headless Chromium opens it and an
 empty page in turn; the difference of the two times is what the page costs, until its scripts have run.
 """
 
@@ -38,7 +38,7 @@ def random_answers(classes: int, count: int, most: int, first: str = "class numb
 
     Args:
         most: mistakes that are listed, and answers that are least sure.
-        first: name of the first class, and of a folder of all pictures.
+        first: name of the first class, and of a folder of all images.
     """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, count)
@@ -50,10 +50,10 @@ def random_answers(classes: int, count: int, most: int, first: str = "class numb
     head, _ = measure_classes(names, labels, logits, paths, **options)
     return {
         "split": "test",
-        "pictures": count,
+        "images": count,
         "skipped": 2,
         "tta": None,
-        "calibrated_on": {"split": "val", "pictures": 9},
+        "calibrated_on": {"split": "val", "images": 9},
         "heads": {"output": head},
     }
 

@@ -3,8 +3,8 @@
 python scripts/run_notebooks.py                         all of them; exit code 1 where one fails
 python scripts/run_notebooks.py --write 02_freezing     the named ones, and keep what came out
 
-With `--write` the picture of a cell tagged `docs:NAME` becomes `docs/NAME.png` as well, for pages to show.
-Each runs in a kernel and an empty folder of its own, with an empty cache. The pictures of
+With `--write` the image of a cell tagged `docs:NAME` becomes `docs/NAME.png` as well, for pages to show.
+Each runs in a kernel and an empty folder of its own, with an empty cache. The images of
 `KERAS_TRANSFER_DATA` are seen as `data/` there, so that no path of this machine gets into an output.
 """
 
@@ -26,7 +26,7 @@ from keras_transfer.utils.files import write_file, write_text
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 REPOSITORY = "https://github.com/keras-transfer/keras_transfer"
-PICTURE = "docs:"  # beginning of the tag of a cell whose picture the docs show
+IMAGE = "docs:"  # beginning of the tag of a cell whose image the docs show
 PARAMETERS = "parameters"  # tag of the cell whose numbers may be replaced
 # What TensorFlow 2.21 writes when it is imported, with process and time, whatever its log level.
 _NATIVE = re.compile(r"^(?:WARNING: All log messages before absl|[IWEF]\d{4} ).*\n?", re.M)
@@ -84,7 +84,7 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 1800):
 
 
 def _environment(folder):
-    """Of the kernel: this checkout, nothing of earlier runs, pictures under a relative path."""
+    """Of the kernel: this checkout, nothing of earlier runs, images under a relative path."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -93,8 +93,8 @@ def _environment(folder):
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "TQDM_DISABLE": "1",  # a bar that is gone leaves its line in the output
     }
-    if pictures := os.environ.get("KERAS_TRANSFER_DATA"):
-        (folder / "data").symlink_to(Path(pictures).resolve(), target_is_directory=True)
+    if images := os.environ.get("KERAS_TRANSFER_DATA"):
+        (folder / "data").symlink_to(Path(images).resolve(), target_is_directory=True)
         environment["KERAS_TRANSFER_DATA"] = "data"
     return environment
 
@@ -104,13 +104,13 @@ def tags(cell) -> list[str]:
 
 
 def shown(notebook) -> dict[str, bytes]:
-    """Name → PNG of the pictures that are for the docs."""
+    """Name → PNG of the images that are for the docs."""
     return {
-        f"{tag.removeprefix(PICTURE)}.png": base64.b64decode(output.data["image/png"])
+        f"{tag.removeprefix(IMAGE)}.png": base64.b64decode(output.data["image/png"])
         for cell in notebook.cells
         for tag in tags(cell)
         for output in cell.get("outputs", [])
-        if tag.startswith(PICTURE) and "image/png" in output.get("data", {})
+        if tag.startswith(IMAGE) and "image/png" in output.get("data", {})
     }
 
 

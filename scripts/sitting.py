@@ -42,7 +42,7 @@ BENCHMARKS = {
     "cuts": "benchmark.py cuts",
     "torch": "benchmark.py torch --rounds 3 --torch TORCH",
     "files": "benchmark.py pipeline growth --rounds 2",
-    "workers": "distributed_speed.py extraction --backbone resnet50 --image-size 96 --pictures 1500 --rounds 1",
+    "workers": "distributed_speed.py extraction --backbone resnet50 --image-size 96 --images 1500 --rounds 1",
     "workers_steps": "distributed_speed.py steps --steps 30",
     "formats": "export_formats.py DATA/sign_digits --image-size 128 --rows TEMPORARY/export.csv",
     "precisions": "step_times.py --backbones mobilenet_v2_0.35 --batch-size 4 --rounds 5",
@@ -55,8 +55,8 @@ BENCHMARKS = {
         "--rows TEMPORARY/export.csv"
     ),
 }
-# Pictures that a benchmark draws, and their names in docs/.
-PICTURES = {
+# Images that a benchmark draws, and their names in docs/.
+IMAGES = {
     "demo": ("demo/curves.png", "demo_curves.png"),
     "gain": ("TEMPORARY/gain/comparison.png", "compare.png"),
 }
@@ -116,8 +116,8 @@ def measure(name: str, command: str, torch: str | None) -> None:
             errors.seek(0)
             if process.returncode:
                 raise RuntimeError(f"exit code {process.returncode}\n{errors.read()[-3000:]}")
-        if name in PICTURES:
-            drawn, kept = PICTURES[name]
+        if name in IMAGES:
+            drawn, kept = IMAGES[name]
             drawn = ROOT / drawn.replace("TEMPORARY", folder)
             write_file(MEASURED.parent / kept, lambda file: shutil.copyfile(drawn, file))
     about = {
@@ -153,7 +153,7 @@ def main():
         return
     for needed in ("KERAS_HOME", "KERAS_TRANSFER_DATA"):
         if needed not in os.environ:
-            parser.error(f"set {needed}: real weights and pictures are measured")
+            parser.error(f"set {needed}: real weights and images are measured")
     if "torch" in names and not options.torch:
         print("torch is left out: name a Python that has it with --torch", file=sys.stderr)
         names.remove("torch")

@@ -1,8 +1,8 @@
-"""Stage by stage: what the real backbones know of real pictures, and random weights do not.
+"""Stage by stage: what the real backbones know of real images, and random weights do not.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/stage_curves.py --out curves/ [--image-size 128]
 
-Prints a table and a verdict, and draws a picture, of each data set with each backbone:
+Prints a table and a verdict, and draws an image, of each data set with each backbone:
 `sign_digits`; `hymenoptera`; `shuffled`, the sign digits with labels dealt out anew, which must show
 no signal; and `digits`, the 8×8 scans that come with scikit-learn.
 """
@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from keras_transfer.advisor.stage_probes import probe_stages
-from keras_transfer.cli.demo import write_pictures
+from keras_transfer.cli.demo import write_images
 from keras_transfer.data import from_directory
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.models.builders import build_model
@@ -28,10 +28,10 @@ DATA = ("sign_digits", "hymenoptera", "shuffled", "digits")
 
 
 def shuffled(data: ImageData, seed: int = 0) -> ImageData:
-    """The same pictures and labels, which no longer belong together."""
+    """The same images and labels, which no longer belong together."""
     rng = np.random.default_rng(seed)
     examples = {
-        split: Examples(part.pictures, rng.permutation(part.labels))
+        split: Examples(part.images, rng.permutation(part.labels))
         for split, part in data.examples.items()
     }
     return ImageData(data.class_names, examples, data.skipped, data.root)
@@ -39,7 +39,7 @@ def shuffled(data: ImageData, seed: int = 0) -> ImageData:
 
 def open_named(name: str, scratch: Path) -> ImageData:
     if name == "digits":
-        write_pictures(scratch, seed=0, splits=False)
+        write_images(scratch, seed=0, splits=False)
         return from_directory(scratch / "all", progress=False)
     folder = Path(os.environ["KERAS_TRANSFER_DATA"])
     if name == "shuffled":

@@ -3,7 +3,7 @@
     python scripts/step_times.py [--backbones mobilenet_v2_0.35 resnet50] [--batch-size 16]
 
 All formats are built first and then stepped in turn, so that a busy moment of the machine hits all.
-Everything trains; BatchNorm is frozen, as in fine-tuning; pictures are random, at the backbone's own
+Everything trains; BatchNorm is frozen, as in fine-tuning; images are random, at the backbone's own
 size. Prints the median, the spread, and the ratio to float32.
 """
 
@@ -30,14 +30,14 @@ def timed(steps: dict, rounds: int) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in times.items()}
 
 
-def report(title: str, times: dict[str, np.ndarray], pictures: int) -> None:
+def report(title: str, times: dict[str, np.ndarray], images: int) -> None:
     first = np.median(next(iter(times.values())))
     print(title)
     for name, values in times.items():
         middle = np.median(values)
         print(
             f"  {name:<18}{middle * 1e3:>9.1f} ms (from {values.min() * 1e3:.1f} to "
-            f"{values.max() * 1e3:.1f})  {pictures / middle:>8.1f} pictures/s  "
+            f"{values.max() * 1e3:.1f})  {images / middle:>8.1f} images/s  "
             f"{middle / first:.2f} of the first",
             flush=True,
         )
@@ -56,8 +56,8 @@ def precisions(backbone: str, policies, batch_size: int, rounds: int) -> None:
 def bundles(rounds: int, batch_size: int = 8, count: int = 48) -> None:
     """The demonstration's network at 32 px, whose step is short: `steps_per_execution`."""
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (batch_size * count, 32, 32, 3)).astype("uint8")
-    labels = np.arange(len(pictures)) % 2
+    images = rng.integers(0, 256, (batch_size * count, 32, 32, 3)).astype("uint8")
+    labels = np.arange(len(images)) % 2
     steps = {}
     for n in (1, 4, 16):
         model = build_model(small_backbone(), Classification("ab"), image_size=32)
@@ -66,12 +66,12 @@ def bundles(rounds: int, batch_size: int = 8, count: int = 48) -> None:
         )
 
         def epoch(model=model):
-            model.fit(pictures, labels, batch_size=batch_size, verbose=0)
+            model.fit(images, labels, batch_size=batch_size, verbose=0)
 
         epoch()
         steps[f"{n} steps a call"] = epoch
     title = f"small network of the demonstration, {count} batches of {batch_size} at 32 px"
-    report(title, timed(steps, rounds), len(pictures))
+    report(title, timed(steps, rounds), len(images))
 
 
 def main():

@@ -1,6 +1,6 @@
 """Real tasks to choose backbones and strategies on: what `regret.py` is measured with.
 
-Each is made from the pictures in `KERAS_TRANSFER_DATA`, or from what scikit-learn brings, and has a
+Each is made from the images in `KERAS_TRANSFER_DATA`, or from what scikit-learn brings, and has a
 training part and a test part (its split `val`) on which nothing is chosen. The sign digits are
 divided by people: nobody's hand is in both parts.
 """
@@ -22,14 +22,14 @@ UPRIGHT = {"min_area": 0.7, "max_aspect": 1.2, "flip": False}
 
 @dataclass(frozen=True)
 class Task:
-    """A data set with what its pictures ask for, the same for all that is compared.
+    """A data set with what its images ask for, the same for all that is compared.
 
     Attributes:
         name: as it is asked for.
         image_size: height and width.
         augment: as `Trainer` takes it.
         source: a key of `SOURCES`.
-        per_class: training pictures of each class; None is all.
+        per_class: training images of each class; None is all.
         shuffled: labels are dealt out anew, so that there is nothing to learn.
     """
 
@@ -41,7 +41,7 @@ class Task:
     shuffled: bool = False
 
     def data(self, seed: int = 0) -> ImageData:
-        """The task; the seed draws the pictures of a class, and deals the labels out."""
+        """The task; the seed draws the images of a class, and deals the labels out."""
         data = SOURCES[self.source]()
         rng = np.random.default_rng(seed)
         train, test = data.examples["train"], data.examples["val"]
@@ -55,7 +55,7 @@ class Task:
         parts = {"train": train, "val": test}
         if self.shuffled:
             parts = {
-                split: kt.data.Examples(part.pictures, rng.permutation(part.labels))
+                split: kt.data.Examples(part.images, rng.permutation(part.labels))
                 for split, part in parts.items()
             }
         return ImageData(data.class_names, parts, data.skipped, data.root)
@@ -72,7 +72,7 @@ def sign_digits() -> ImageData:
     """Hands that show the digits, of 7 in 10 people, and of the others to test on."""
     folder = _shared("sign_digits")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    data = kt.data.labelled_pictures(folder, names, progress=False)
+    data = kt.data.labelled_images(folder, names, progress=False)
     whole = data.examples["all"]
     owner = people(data)
     owners = np.random.default_rng(0).permutation(np.unique(owner))
@@ -81,7 +81,7 @@ def sign_digits() -> ImageData:
 
 
 def people(data: ImageData) -> np.ndarray:
-    """Whose hand each picture shows: cameras number on, and each person begins with the sign for 0."""
+    """Whose hand each image shows: cameras number on, and each person begins with the sign for 0."""
     whole = data.examples["all"]
     numbers = np.array([int(re.sub(r"\D", "", Path(name).stem)) for name in whole.names])
     return np.searchsorted(np.sort(numbers[whole.labels == 0]), numbers, side="right")
@@ -101,8 +101,8 @@ def digits() -> ImageData:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    pictures = np.round(x.reshape(-1, 8, 8) * 255 / 16).astype("uint8")
-    whole = kt.data.from_arrays((pictures, y), val_split=0.2, progress=False)
+    images = np.round(x.reshape(-1, 8, 8) * 255 / 16).astype("uint8")
+    whole = kt.data.from_arrays((images, y), val_split=0.2, progress=False)
     return whole
 
 

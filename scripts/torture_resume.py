@@ -23,7 +23,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.cli.demo import AUGMENT, write_pictures
+from keras_transfer.cli.demo import AUGMENT, write_images
 from keras_transfer.data import from_directory
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
@@ -53,14 +53,14 @@ def tiny_backbone() -> Backbone:
     return Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="tiny")
 
 
-def train(pictures: Path, out: Path) -> None:
-    data = from_directory(pictures, progress=False)
+def train(images: Path, out: Path) -> None:
+    data = from_directory(images, progress=False)
     keras.utils.set_random_seed(0)
     model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
     Trainer(model, SCHEDULE, batch_size=4, augment=AUGMENT).fit(data, out, resume=True)
 
 
-def attempt(pictures: Path, out: Path, seconds: float, at_checkpoint: bool) -> tuple[bool, float]:
+def attempt(images: Path, out: Path, seconds: float, at_checkpoint: bool) -> tuple[bool, float]:
     """Trains in a process of its own; (was killed, seconds it ran).
 
     The process is a fork of this one, which has imported Keras but computed nothing: the import
@@ -74,7 +74,7 @@ def attempt(pictures: Path, out: Path, seconds: float, at_checkpoint: bool) -> t
         try:
             errors = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(errors, 2)
-            train(pictures, out)
+            train(images, out)
             code = 0
         except BaseException:
             import traceback
@@ -129,14 +129,14 @@ def log_of(run: Path) -> list[dict]:
 def torture(kills: int, seed: int, folder: Path, log=print) -> int:
     """Returns the number of weights that differed, over all runs."""
     choose = random.Random(seed)
-    write_pictures(folder / "pictures", seed=0)
-    pictures = folder / "pictures" / "target"
-    for split in pictures.iterdir():  # few pictures: an epoch takes a fraction of a second
+    write_images(folder / "images", seed=0)
+    images = folder / "images" / "target"
+    for split in images.iterdir():  # few images: an epoch takes a fraction of a second
         for of_class in split.iterdir():
             for file in sorted(of_class.iterdir())[10:]:
                 file.unlink()
     whole = folder / "whole"
-    _, duration = attempt(pictures, whole, 1e9, False)
+    _, duration = attempt(images, whole, 1e9, False)
     log(f"undisturbed: {duration:.1f} s; phases {log_of(whole)}")
     killed = finished = differing = at_checkpoints = attempts = 0
     largest = 0.0
@@ -146,7 +146,7 @@ def torture(kills: int, seed: int, folder: Path, log=print) -> int:
         at_checkpoint = choose.random() < 0.4
         moment = 1e9 if last else choose.uniform(0, duration * (0.4 if at_checkpoint else 0.8))
         attempts += 1
-        was_killed, _ = attempt(pictures, out, moment, at_checkpoint and not last)
+        was_killed, _ = attempt(images, out, moment, at_checkpoint and not last)
         killed += was_killed
         at_checkpoints += was_killed and at_checkpoint
         if was_killed:

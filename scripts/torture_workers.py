@@ -31,7 +31,7 @@ import keras
 import numpy as np
 from torture_resume import tiny_backbone
 
-from keras_transfer.cli.demo import write_pictures
+from keras_transfer.cli.demo import write_images
 from keras_transfer.data import from_directory
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
@@ -68,11 +68,11 @@ ENDED = {"kill": {-signal.SIGKILL}, "preempt": {130, -signal.SIGTERM}, "hang": {
 TOLERANCE = 1e-4  # of other numbers of workers, whose sums are rounded otherwise
 
 
-def train(pictures: Path, out: Path, kind: str, told) -> None:
+def train(images: Path, out: Path, kind: str, told) -> None:
     workers = start_workers(kind)
     told()
     with faults.translated(workers):
-        data = from_directory(pictures, progress=False)
+        data = from_directory(images, progress=False)
         keras.utils.set_random_seed(0)
         with workers.scope():
             head = Classification(data.class_names, dropout=0.0)
@@ -84,7 +84,7 @@ def train(pictures: Path, out: Path, kind: str, told) -> None:
 class Group:
     """Workers of one training, each a fork of this process, which has computed nothing."""
 
-    def __init__(self, count: int, pictures: Path, out: Path, kind: str):
+    def __init__(self, count: int, images: Path, out: Path, kind: str):
         self.logs = [out.with_name(f"{out.name}-{i}.log") for i in range(count)]
         self.joined = [out.with_name(f"{out.name}-{i}.joined") for i in range(count)]
         self.codes: dict[int, int] = {}
@@ -94,10 +94,10 @@ class Group:
             self.joined[index].unlink(missing_ok=True)
             pid = os.fork()
             if pid == 0:
-                self._work(index, addresses, pictures, out, kind)
+                self._work(index, addresses, images, out, kind)
             self.pids[index] = pid
 
-    def _work(self, index, addresses, pictures, out, kind):
+    def _work(self, index, addresses, images, out, kind):
         os.dup2(os.open(self.logs[index], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(2, 1)
         task = {"type": "worker", "index": index}
@@ -109,7 +109,7 @@ class Group:
         os.environ["KERAS_TRANSFER_CACHE"] = str(out.with_name(f"cache-{index}"))
         code = 1
         try:
-            train(pictures, out, kind, self.joined[index].touch)
+            train(images, out, kind, self.joined[index].touch)
             # The engine's orderly end, which a fork does not come to, would wait for the others.
             time.sleep(5)
             code = 0
@@ -219,14 +219,14 @@ def same(one: Path, other: Path) -> float:
 def torture(losses, kind, counts, seed, folder: Path, log) -> int:
     """The number of things that were not as they must be."""
     choose = random.Random(seed)
-    write_pictures(folder / "all", seed=0)
-    pictures = folder / "all" / "target"
-    for split in pictures.iterdir():  # few pictures: an epoch takes a fraction of a second
+    write_images(folder / "all", seed=0)
+    images = folder / "all" / "target"
+    for split in images.iterdir():  # few images: an epoch takes a fraction of a second
         for of_class in split.iterdir():
             for file in sorted(of_class.iterdir())[7:]:
                 file.unlink()
     whole, out = folder / "whole", folder / "run"
-    group = Group(counts[0], pictures, whole, kind)
+    group = Group(counts[0], images, whole, kind)
     assert group.meet(), group.said(0)
     started = time.monotonic()
     group.all_end(600)
@@ -237,7 +237,7 @@ def torture(losses, kind, counts, seed, folder: Path, log) -> int:
     while len(times) < losses or attempts:
         count = counts[attempts % len(counts)]
         attempts += 1
-        group = Group(count, pictures, out, kind)
+        group = Group(count, images, out, kind)
         met, started = group.meet(), time.monotonic()
         last = len(times) >= losses  # the run in hand is brought to its end
         moment = 600 if last else choose.uniform(0, 0.9 * duration)

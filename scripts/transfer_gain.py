@@ -1,9 +1,9 @@
-"""What transfer brings on a real task: start, slope, end and pictures saved, as a picture.
+"""What transfer brings on a real task: start, slope, end and images saved, as an image.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/transfer_gain.py --out DIR [--task sign_digits]
 
-The settings below are those of the sign digits: hands of people who are in no training picture, 20
-training pictures a class in the picture's left panel. Both rates were found at 20 a class with seed
+The settings below are those of the sign digits: hands of people who are in no training image, 20
+training images a class in the image's left panel. Both rates were found at 20 a class with seed
 10, which is not among the seeds reported, but on the same people. What was interrupted goes on.
 """
 

@@ -46,7 +46,7 @@ def real_data() -> Path:
     """The folder with hymenoptera/ and sign_digits/."""
     folder = os.environ.get("KERAS_TRANSFER_DATA")
     if not folder or not (Path(folder) / "hymenoptera").is_dir():
-        pytest.skip("KERAS_TRANSFER_DATA names no folder with hymenoptera/: no real pictures")
+        pytest.skip("KERAS_TRANSFER_DATA names no folder with hymenoptera/: no real images")
     return Path(folder)
 
 
@@ -90,8 +90,8 @@ def rng():
     return np.random.default_rng(0)
 
 
-def write_picture(path: Path, colour, size=(40, 48), noise: int = 20, seed: int = 0) -> None:
-    """Writes a noisy picture of one colour, so that classes can be told apart."""
+def write_image(path: Path, colour, size=(40, 48), noise: int = 20, seed: int = 0) -> None:
+    """Writes a noisy image of one colour, so that classes can be told apart."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,13 +109,13 @@ def ramp(height: int, width: int) -> np.ndarray:
 
 
 def tiny_backbone():
-    """Three convolutions with BatchNorm for 32×32 pictures, three stages: where what is tested is
+    """Three convolutions with BatchNorm for 32×32 images, three stages: where what is tested is
     around the network, most of the time would be the compilation of a larger one."""
     import keras
 
     from keras_transfer.models.stages import Backbone
 
-    inputs = keras.Input((32, 32, 3), name="pictures")
+    inputs = keras.Input((32, 32, 3), name="images")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
     for filters in (8, 16, 16):
         x = keras.layers.Conv2D(filters, 3, strides=2, use_bias=False)(x)
@@ -153,7 +153,7 @@ def write_colours(folder: Path) -> Path:
         "blue": (40, 40, 200),
     }.items():
         for i in range(12):
-            write_picture(folder / name / f"{i}.png", colour, seed=i)
+            write_image(folder / name / f"{i}.png", colour, seed=i)
     return folder
 
 
@@ -161,13 +161,13 @@ def make_folder(root: Path, counts: dict[str, int]) -> Path:
     """root/<class>/<i>.png, where a class may be "train/cat"."""
     for at, (name, count) in enumerate(counts.items()):
         for i in range(count):
-            write_picture(root / name / f"{i:02}.png", (40 * at + 30, 90, 150), seed=100 * at + i)
+            write_image(root / name / f"{i:02}.png", (40 * at + 30, 90, 150), seed=100 * at + i)
     return root
 
 
 @pytest.fixture
 def animals(tmp_path) -> Path:
-    """20 pictures of three classes of unequal size."""
+    """20 images of three classes of unequal size."""
     return make_folder(tmp_path / "animals", {"cat": 10, "dog": 6, "emu": 4})
 
 
@@ -184,7 +184,7 @@ def folder(tmp_path):
             for i in range(count):
                 size = tuple(int(x) for x in rng.integers(30, 70, 2))
                 kind = "jpg" if i % 2 else "png"
-                path = tmp_path / "pictures" / split / label / f"{i}.{kind}"
-                write_picture(path, colour, size=size, seed=i)
-    (tmp_path / "pictures/train/green/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
-    return tmp_path / "pictures"
+                path = tmp_path / "images" / split / label / f"{i}.{kind}"
+                write_image(path, colour, size=size, seed=i)
+    (tmp_path / "images/train/green/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    return tmp_path / "images"

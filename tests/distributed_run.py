@@ -1,10 +1,10 @@
 """One process of a distributed training, for the tests: trains each named schedule, one after another.
 
-    python distributed_run.py PICTURES OUT KIND SCHEDULE… [--resume] [--slow SECONDS] [--scaling NAME]
+    python distributed_run.py IMAGES OUT KIND SCHEDULE… [--resume] [--slow SECONDS] [--scaling NAME]
 
 KIND is `none` or what `start_workers` takes. The first worker writes the final weights to
 OUT/<schedule>.npz, and each the ids of the examples that weigh anything in its part of three epochs of
-10, 13 and 17 pictures to OUT/ids-<worker>.json.
+10, 13 and 17 images to OUT/ids-<worker>.json.
 """
 
 import argparse
@@ -33,10 +33,10 @@ def schedules():
         l2_sp=0.01,
     )
     return {
-        "feature_extraction": resolve_schedule("feature_extraction", {}, pictures=14),
-        "lp_ft": resolve_schedule("lp_ft", {"epochs": 2, "head_epochs": 1}, pictures=14),
+        "feature_extraction": resolve_schedule("feature_extraction", {}, images=14),
+        "lp_ft": resolve_schedule("lp_ft", {"epochs": 2, "head_epochs": 1}, images=14),
         "gradual_unfreeze": resolve_schedule(
-            "gradual_unfreeze", {"epochs": 3, "stages": 1, "head_epochs": 1}, pictures=14
+            "gradual_unfreeze", {"epochs": 3, "stages": 1, "head_epochs": 1}, images=14
         ),
         "rates": Schedule("rates", (rates,)),
         "watched": Schedule(
@@ -61,7 +61,7 @@ def schedules():
 
 def main(arguments=None):
     parser = argparse.ArgumentParser()
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("kind")
     parser.add_argument("schedules", nargs="+")
@@ -126,7 +126,7 @@ def train(name, workers, options):
             time.sleep(options.slow)
 
     keras.config.set_dtype_policy(options.precision)
-    data = from_directory(options.pictures, progress=False)
+    data = from_directory(options.images, progress=False)
     keras.utils.set_random_seed(0)
 
     def build():

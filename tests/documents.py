@@ -64,10 +64,10 @@ def prose(text: str) -> str:
 
 
 def links(text: str) -> list[str]:
-    """Targets of links and pictures."""
+    """Targets of links and images."""
     without_code = re.sub(r"`[^`\n]*`", "", prose(text))
     targets = [found["target"] for found in _LINK.finditer(without_code)]
-    inner = re.findall(r"!\[[^\]]*\]\(([^()\s]+)\)", without_code)  # a picture that is a link
+    inner = re.findall(r"!\[[^\]]*\]\(([^()\s]+)\)", without_code)  # an image that is a link
     return targets + inner
 
 

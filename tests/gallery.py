@@ -1,4 +1,4 @@
-"""A gallery of picture files, good, odd and bad, each with what must be said of it."""
+"""A gallery of image files, good, odd and bad, each with what must be said of it."""
 
 import io
 import os
@@ -17,7 +17,7 @@ class Item:
     """What is expected of a file.
 
     Attributes:
-        size: (width, height) of the upright picture; None where it must be left out.
+        size: (width, height) of the upright image; None where it must be left out.
         reason: what the reason begins with, where it is left out.
         served: whether the exported model takes it.
         pixels: uint8 [H, W, 3], where they are known.
@@ -31,9 +31,9 @@ class Item:
     tolerance: int = 0
 
 
-def encode(picture: Image.Image, kind: str, **options) -> bytes:
+def encode(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -55,8 +55,8 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
     return data[:at] + new + data[at + len(new) :]
 
 
-def picture(height=32, width=48) -> Image.Image:
-    """A smooth picture whose corners all differ."""
+def image(height=32, width=48) -> Image.Image:
+    """A smooth image whose corners all differ."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     return Image.fromarray(np.stack([250 * x, 250 * y, 120 * (1 - x)], -1).astype(np.uint8))
 
@@ -70,7 +70,7 @@ def gallery(folder: Path) -> dict[str, Item]:
         items[name] = Item(*expected, **more)
 
     folder.mkdir(parents=True, exist_ok=True)
-    rgb = picture()
+    rgb = image()
     exact = np.asarray(rgb)
     palette = rgb.quantize(64)
     indexed = np.asarray(palette.convert("RGB"))
@@ -87,23 +87,23 @@ def gallery(folder: Path) -> dict[str, Item]:
     # Cut short.
     write("empty.jpg", b"", None, "empty file")
     for kind, data in (("jpg", jpeg), ("png", png), ("gif", gif), ("bmp", bmp), ("webp", webp)):
-        start = "damaged: it begins as JPEG" if kind == "jpg" else "not a picture"
+        start = "damaged: it begins as JPEG" if kind == "jpg" else "not an image"
         write(f"cut to 3 bytes.{kind}", data[:3], None, start)
         start = {"jpg": "damaged: it begins as JPEG", "gif": "damaged: it begins as GIF"}
         write(f"cut in the header.{kind}", data[:22], None, start.get(kind, "truncated: "))
         write(f"cut in the middle.{kind}", data[: len(data) // 2], None, "truncated: ")
         write(f"cut near the end.{kind}", data[: len(data) - 40], None, "truncated: ")
 
-    # No pictures at all.
-    write("text.jpg", b"to do: take pictures\n" * 20, None, "not a picture")
-    write("page.png", b"<!doctype html><title>404</title>", None, "not a picture")
-    write("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', None, "not a picture")
+    # No images at all.
+    write("text.jpg", b"to do: take images\n" * 20, None, "not an image")
+    write("page.png", b"<!doctype html><title>404</title>", None, "not an image")
+    write("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', None, "not an image")
     write("drawing.svg", b"<svg/>", None, "unsupported file type .svg")
     write("notes.txt", b"hello", None, "unsupported file type .txt")
     write("no ending", png, None, "unsupported file type (no extension)")
-    write("zeros.jpg", bytes(5000), None, "not a picture")
-    write("scan.jpg", encode(noise, "TIFF"), None, "not a picture")
-    write("paper.gif", b"%PDF-1.7\n" + bytes(100), None, "not a picture")
+    write("zeros.jpg", bytes(5000), None, "not an image")
+    write("scan.jpg", encode(noise, "TIFF"), None, "not an image")
+    write("paper.gif", b"%PDF-1.7\n" + bytes(100), None, "not an image")
 
     # Damaged inside.
     write("flipped bit.png", patched(png, len(png) // 2, b"\0\1\2\3"), None, "damaged")
@@ -151,8 +151,8 @@ def gallery(folder: Path) -> dict[str, Item]:
     for kind in ("png", "jpg", "gif", "bmp", "webp"):
         name = {"jpg": "JPEG"}.get(kind, kind.upper())
         write(f"1x1.{kind}", encode(Image.new("RGB", (1, 1), (9, 200, 90)), name), (1, 1))
-    write("20000x3.png", encode(picture(3, 20_000), "PNG"), (20_000, 3))
-    write("3x20000.jpg", encode(picture(20_000, 3), "JPEG"), (3, 20_000))
+    write("20000x3.png", encode(image(3, 20_000), "PNG"), (20_000, 3))
+    write("3x20000.jpg", encode(image(20_000, 3), "JPEG"), (3, 20_000))
     write("plain.gif", encode(palette, "GIF"), size, pixels=indexed)
     turned = rgb.rotate(180).quantize(64)
     frames = dict(save_all=True, append_images=[turned], duration=40)
@@ -217,7 +217,7 @@ def gallery(folder: Path) -> dict[str, Item]:
     return items
 
 
-def _turned(picture, orientation):
+def _turned(image, orientation):
     method = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -227,4 +227,4 @@ def _turned(picture, orientation):
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }[orientation]
-    return picture.transpose(method)
+    return image.transpose(method)

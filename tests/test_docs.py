@@ -182,7 +182,7 @@ def test_the_reader_finds_what_is_wrong():
 data = kt.data.from_directory("flowers/", validation=0.2)
 model = kt.build_modle("mobilenet_v2")
 found = kt.Trainer(model).fit(data, "runs/a", folder="runs/a")
-advice = kt.advise(data, pictures=3).picture
+advice = kt.advise(data, images=3).image
 kt.advise()
 from keras_transfer.features.extraction import extrakt
 with kt.nothing():
@@ -193,8 +193,8 @@ with kt.nothing():
         "'validation'",
         "no build_modle",
         "'folder'",
-        "'pictures'",
-        "no picture",
+        "'images'",
+        "no image",
         "'data'",
     ):
         assert part in found

@@ -17,7 +17,7 @@ def model(data):
 
 
 def tiny_application(include_top, weights, input_shape, pooling, filters=8):
-    """A network as `keras.applications` makes them: pictures in, a feature map or features out."""
+    """A network as `keras.applications` makes them: images in, a feature map or features out."""
     assert not include_top and weights is None
     inputs = x = keras.Input(input_shape)
     for width in (filters, 2 * filters):
@@ -48,15 +48,15 @@ def test_a_backbone(data, tmp_path, monkeypatch):
     model = kt.build_model("tiny", kt.Classification(data.class_names))
     backbone = kt.backbone_of(model)
     assert (backbone.name, len(backbone.stages), backbone.count_params()) == ("tiny", 2, 1_392)
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
-    expected = pretrained.predict(pictures / 127.5 - 1, verbose=0)
-    np.testing.assert_allclose(backbone.predict(pictures, verbose=0), expected, atol=1e-5)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
+    expected = pretrained.predict(images / 127.5 - 1, verbose=0)
+    np.testing.assert_allclose(backbone.predict(images, verbose=0), expected, atol=1e-5)
     trainer = kt.Trainer(model, "freeze_k", overrides={"k": "stage:1"}, epochs=2)
     run = trainer.fit(data, tmp_path / "run")
     assert [phase["frozen_stages"] for phase in run.metrics["phases"]] == [2, 1]
     again = kt.Run.open(run.path).model
     np.testing.assert_array_equal(
-        again.predict(pictures, verbose=0), run.model.predict(pictures, verbose=0)
+        again.predict(images, verbose=0), run.model.predict(images, verbose=0)
     )
     with pytest.raises(kt.InputError, match="too small for tiny: give 16 or more"):
         kt.build_backbone("tiny", image_size=8)
@@ -98,7 +98,7 @@ def test_a_head(data, colours, tmp_path):
     (named,), _ = kt.predict(loaded, [colours / "red" / "0.png"])
     assert named.label in data.class_names
     found = kt.evaluate(loaded, data)
-    assert found["pictures"] == len(data.examples["val"]) and found["task"] == "single_label"
+    assert found["images"] == len(data.examples["val"]) and found["task"] == "single_label"
 
     # The loss is that of the head: of equal answers (1 - 1/3)^1.5 times ln 3.
     equal = float(head.loss()(np.array([0]), np.zeros((1, 3), "float32")))
@@ -122,7 +122,7 @@ def test_a_model_whose_head_is_not_registered_here_says_so(tmp_path, monkeypatch
         kt.load_model(tmp_path / "focal.keras")
 
 
-def sandwich(pictures: int = 1000, epochs: int = 3, learning_rate: float = 1e-2) -> kt.Schedule:
+def sandwich(images: int = 1000, epochs: int = 3, learning_rate: float = 1e-2) -> kt.Schedule:
     """The head, everything, the head again."""
     around = {"freeze": "all", "epochs": 1, "learning_rate": learning_rate}
     middle = kt.Phase("all", "none", epochs - 2, learning_rate / 10)
@@ -141,7 +141,7 @@ def test_a_recipe(model, data, tmp_path, monkeypatch):
     phases = written["schedule"]["phases"]
     assert phases[0]["learning_rate"] == 5e-3 and phases[2]["ema"] == 0.9
     with pytest.raises(
-        kt.InputError, match="sandwich has the arguments pictures, epochs, learning_rate"
+        kt.InputError, match="sandwich has the arguments images, epochs, learning_rate"
     ):
         kt.resolve_schedule("sandwich", {"stages": 3})
 

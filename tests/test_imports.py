@@ -51,7 +51,7 @@ LAYERS = (
         "distribution",
         "likeness",
         "phase_inputs",
-        "random_twin",
+        "random_duplicate",
         "rate_finder",
         "timing",
         "transferability",

@@ -36,7 +36,7 @@ def texts(notebook):
             yield output.get("text", "") or output.get("data", {}).get("text/plain", "")
 
 
-def pictures(notebook):
+def images(notebook):
     return [
         output.data["image/png"]
         for cell in code(notebook)
@@ -83,13 +83,13 @@ def test_what_is_kept_came_out_of_one_run_and_names_no_machine(name):
     said = "\n".join(texts(notebook))
     assert not MACHINE.search(said), MACHINE.search(said)
     assert not NOISE.search(said), NOISE.search(said)
-    assert len(pictures(notebook)) >= 2
+    assert len(images(notebook)) >= 2
     (path,) = (path for path in notebooks() if path.stem == name)
     assert path.stat().st_size < MOST_BYTES
     assert not any("execution" in cell.metadata for cell in code(notebook))  # times
 
 
-def test_the_docs_show_the_pictures_of_the_notebooks():
+def test_the_docs_show_the_images_of_the_notebooks():
     found = {name: png for notebook in NAMES for name, png in shown(read(notebook)).items()}
     assert found.keys() == {"freeze_curve.png"}
     for name, png in found.items():
@@ -100,7 +100,7 @@ def run(name, **parameters):
     """What is kept, and what comes of it executed anew, in less time with other parameters."""
     (path,) = (path for path in notebooks() if path.stem == name)
     kept, found = read(name), execute(path, parameters)
-    assert len(pictures(found)) == len(pictures(kept))
+    assert len(images(found)) == len(images(kept))
     assert not NOISE.search("\n".join(texts(found)))
     return kept, found
 
@@ -116,7 +116,7 @@ def test_quick_start_runs(real_data, real_weights):
         ]
         assert float(re.search(r"accuracy \| (\d\.\d+)", tables[0])[1]) > least
         said = "\n".join(texts(notebook))
-        assert "same answer for 100.00 %" in said and "cannot be read as a picture" in said
+        assert "same answer for 100.00 %" in said and "cannot be read as an image" in said
 
 
 def test_freezing_runs(real_data, real_weights):
@@ -133,7 +133,7 @@ def test_advisor_and_compare_runs(real_data, real_weights):
     short = {"BACKBONES": ["mobilenet_0.25"], "SIZES": (40,), "EPOCHS": 5}
     for notebook in run("03_advisor_and_compare", **short):
         said = "\n".join(texts(notebook))
-        assert re.search("40 pictures a class: transfer starts higher.* ends higher", said)
+        assert re.search("40 images a class: transfer starts higher.* ends higher", said)
 
 
 def test_adaptation_and_serving_runs(real_data, real_weights):
@@ -148,7 +148,7 @@ def test_adaptation_and_serving_runs(real_data, real_weights):
         assert number(notebook, "AdaBN:") > source_alone + 0.05
         said = "\n".join(texts(notebook))
         assert "serve_bytes(bytes: string (None,))" in said
-        assert "cannot be read as a picture" in said
+        assert "cannot be read as an image" in said
 
 
 @pytest.fixture

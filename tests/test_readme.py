@@ -1,6 +1,6 @@
 """README.md from top to bottom, as somebody would who has just come: every block of Python, every command.
 
-The pictures are noise of two kinds that are none, so that the advisor finds no signal and takes what is
+The images are noise of two kinds that are none, so that the advisor finds no signal and takes what is
 quickest. ImageNet weights of `mobilenet_v2` are not at hand here: a file with random ones lies where Keras
 would have put the download (`KERAS_HOME`), so nothing of the package is replaced.
 """
@@ -19,7 +19,7 @@ from keras_transfer.cli.main import app
 from keras_transfer.errors import InputError
 
 BACKBONE = "mobilenet_v2"
-PICTURES = 12  # a class
+IMAGES = 12  # a class
 
 # What would take long gets these options more; the last one of a kind counts.
 SHORT = "--image-size 64 --epochs 2"
@@ -29,7 +29,7 @@ QUICK = {
     "backbones": "",
     "check flowers/ --sheet sheet.png": "",
     "evaluate runs/flowers flowers/": "",
-    "predict runs/flowers new_pictures/": "",
+    "predict runs/flowers new_images/": "",
     "train flowers/ --out runs/flowers --resume": "",
     "schedule gradual_unfreeze --backbone mobilenet_v2_0.35 --out plan.png": "",
 }
@@ -54,7 +54,7 @@ REFUSED = {"train flowers/ --out runs/flowers --resume": "is finished: there is 
 LEFT_OUT = {
     "./scripts/demo.sh": "CI runs it",
     "./scripts/test.sh": "it runs this file",
-    "keras-transfer ask http://localhost:8501 flowers new_pictures/": "needs TF Serving; `test_client.py` has a stand-in",
+    "keras-transfer ask http://localhost:8501 flowers new_images/": "needs TF Serving; `test_client.py` has a stand-in",
     "keras-transfer train tfds:cassava --out runs/c --augment medium --balance weights": "a download; `test_sources.py` has made-up ones",
     "scripts/launch_local.sh 2": "two processes; `test_distribution_processes.py` runs it",
     "RUN=$PWD/runs/flowers MODEL=flowers docker compose -f serving/compose.yaml up": "needs Docker",
@@ -117,12 +117,12 @@ def newcomer(weights, tmp_path, monkeypatch):
 
     for folder in ("flowers", "roses", "signs", "catalogue"):
         for kind in ("first", "second"):
-            for number in range(PICTURES):
+            for number in range(IMAGES):
                 write(tmp_path / folder / kind / f"{number}.png")
-    for folder in ("new_pictures", "shop_floor", "scans"):
-        for number in range(PICTURES):
+    for folder in ("new_images", "shop_floor", "scans"):
+        for number in range(IMAGES):
             write(tmp_path / folder / f"{number}.png")
-    rows = [f"scans/{number}.png,{20 + number},{number // 2}" for number in range(PICTURES)]
+    rows = [f"scans/{number}.png,{20 + number},{number // 2}" for number in range(IMAGES)]
     (tmp_path / "table.csv").write_text("\n".join(["file,age,patient", *rows]))
     return tmp_path
 
@@ -181,7 +181,7 @@ def test_a_readme_without_a_place_for_a_table_is_told():
 
 
 # A figure with a decimal point or with what it counts, not within code.
-FIGURE = re.compile(r"(?<![\d.])(\d+\.\d+|\d+(?= (?:pictures/s|s|%|points|times)\b))")
+FIGURE = re.compile(r"(?<![\d.])(\d+\.\d+|\d+(?= (?:images/s|s|%|points|times)\b))")
 
 
 @pytest.mark.parametrize("file", ["README.md", "docs/limits.md"])

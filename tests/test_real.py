@@ -1,4 +1,4 @@
-"""Real ImageNet weights on real pictures."""
+"""Real ImageNet weights on real images."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from test_export import served_without_keras
 from typer.testing import CliRunner
 
 from keras_transfer.cli.main import app
-from keras_transfer.data import Examples, ImageData, from_directory, list_pictures
+from keras_transfer.data import Examples, ImageData, from_directory, list_images
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.freezing import freeze
 from keras_transfer.models.heads import Classification
@@ -24,7 +24,7 @@ from keras_transfer.models.sources.build import build_backbone
 @pytest.fixture(scope="module")
 def photographs(real_data):
     """uint8 [16, 224, 224, 3], ants and bees as the evaluation sees them."""
-    paths = list_pictures([real_data / "hymenoptera" / "val"])[::10]
+    paths = list_images([real_data / "hymenoptera" / "val"])[::10]
     data = ImageData(("x", "y"), {"all": Examples(paths, np.zeros(len(paths), "int32"))}, [], "")
     (batch,) = data.batches("all", image_size=224, batch_size=len(paths))
     return np.asarray(batch[0])
@@ -39,7 +39,7 @@ def test_features_are_those_of_plain_keras_applications(name, alpha, real_weight
     expected = plain(photographs.astype("float32") / 127.5 - 1.0, training=False)
     ours = build_backbone(name)(photographs, training=False)
     assert np.abs(np.asarray(ours) - expected).max() < 1e-5
-    assert np.asarray(ours).std(axis=0).max() > 0.1  # the pictures do differ
+    assert np.asarray(ours).std(axis=0).max() > 0.1  # the images do differ
 
 
 def test_a_backbone_without_its_head_names_ants_and_bees(real_weights, photographs):
@@ -108,7 +108,7 @@ def run(real_data, real_weights, tmp_path_factory):
 
 def test_real_transfer_learns_ants_from_bees(run):
     metrics = json.loads((run / "metrics.json").read_text())
-    # 153 pictures, 83 of them bees: always saying bees gives 0.54.
+    # 153 images, 83 of them bees: always saying bees gives 0.54.
     assert metrics["val"]["accuracy"] > 0.8
     assert metrics["images"] == {"train": 245, "val": 153}
 
@@ -122,9 +122,9 @@ def test_evaluate_agrees_with_training(run, real_data):
 
 def test_the_export_answers_like_predict(run, real_data, tmp_path):
     """saved_model_cli and a process without Keras, on the bytes of real JPEGs."""
-    pictures = list_pictures([real_data / "hymenoptera" / "val"])[::20]
-    rows = list(csv.DictReader(command("predict", run, *pictures).splitlines()))
-    labels, scores = served_without_keras(run / "export" / "1", *pictures)
+    images = list_images([real_data / "hymenoptera" / "val"])[::20]
+    rows = list(csv.DictReader(command("predict", run, *images).splitlines()))
+    labels, scores = served_without_keras(run / "export" / "1", *images)
     assert labels == [row["label"] for row in rows]
     assert len(set(labels)) == 2
     for score, row in zip(scores, rows):
@@ -132,7 +132,7 @@ def test_the_export_answers_like_predict(run, real_data, tmp_path):
 
     tool = shutil.which("saved_model_cli", path=str(Path(sys.executable).parent))
     contents = tmp_path / "contents.npy"
-    np.save(contents, np.array([Path(pictures[0]).read_bytes()]))
+    np.save(contents, np.array([Path(images[0]).read_bytes()]))
     shown = subprocess.run(
         [tool, "run", "--dir", run / "export" / "1", "--tag_set", "serve", "--signature_def",
          "serve_bytes", "--inputs", f"bytes={contents}"],

@@ -1,4 +1,4 @@
-"""Domain adaptation: labelled source pictures, unlabelled target pictures, a model for the target.
+"""Domain adaptation: labelled source images, unlabelled target images, a model for the target.
 
 `losses` are the formulas, `methods` say which of them when, `adapter` trains with them, `adabn` and
 `shot` do what has to be done outside of the steps, `selection` and `choosing` say which epoch to

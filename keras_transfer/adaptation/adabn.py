@@ -1,44 +1,44 @@
-"""AdaBN: BatchNorm's statistics of other pictures, computed exactly."""
+"""AdaBN: BatchNorm's statistics of other images, computed exactly."""
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_transfer.adaptation import no_batch_norm
-from keras_transfer.adaptation.streams import Stream, check_target, pictures_of
+from keras_transfer.adaptation.streams import Stream, check_target, images_of
 from keras_transfer.models.builders import backbone_of, head_layers, norms_of
 from keras_transfer.models.stages import clone_with
 
 _MOST = 1000  # batches of a stream without end
 
 
-def apply_adabn(model: keras.Model, pictures, *, most: int = _MOST) -> int:
-    """Puts the statistics of pictures into every BatchNorm of a model (Li et al., arXiv:1603.04779).
+def apply_adabn(model: keras.Model, images, *, most: int = _MOST) -> int:
+    """Puts the statistics of images into every BatchNorm of a model (Li et al., arXiv:1603.04779).
 
     One pass, in which each layer is normalised by the statistics of the batch; mean and variance of
-    what reaches it are then those over all pictures, not a moving average, and do not depend on the
+    what reaches it are then those over all images, not a moving average, and do not depend on the
     order within the batches. Give batches of 32 or more. Weights, scales and offsets stay.
 
     Args:
         model: from `build_model`; changed in place, frozen stages too.
-        pictures: batches of pictures [N, H, W, 3] of the model's size, see `streams.Stream`.
+        images: batches of images [N, H, W, 3] of the model's size, see `streams.Stream`.
         most: batches that are read of a stream without end.
 
     Returns:
-        The number of pictures.
+        The number of images.
 
     Raises:
-        InputError: the model has no BatchNorm; no picture, pictures of another size, or labels.
+        InputError: the model has no BatchNorm; no image, images of another size, or labels.
     """
     check_norms(model)
-    stream = pictures if isinstance(pictures, Stream) else Stream(pictures, "target")
+    stream = images if isinstance(images, Stream) else Stream(images, "target")
     first = stream.first()
-    # An adapter's stream is checked; it may give other views beside the pictures.
-    check_target(pictures_of(first) if stream is pictures else first, model.input_shape[1:])
+    # An adapter's stream is checked; it may give other views beside the images.
+    check_target(images_of(first) if stream is images else first, model.input_shape[1:])
     moments, norms = _moments(model)
     found, counts = [], []
     for batch in stream.once(most):
-        batch = np.asarray(pictures_of(batch))
+        batch = np.asarray(images_of(batch))
         found.append(ops.convert_to_numpy(moments(batch, training=False)).astype("float64"))
         counts.append(len(batch))
     means, variances = np.split(np.stack(found), 2, axis=1)
@@ -59,7 +59,7 @@ def check_norms(model: keras.Model) -> None:
 
 
 def _moments(model):
-    """(pictures → means, then variances, of what reaches each BatchNorm in a batch [2·ΣC], these
+    """(images → means, then variances, of what reaches each BatchNorm in a batch [2·ΣC], these
     BatchNorms in that order)."""
     norms, means, variances = [], [], []
 
@@ -74,7 +74,7 @@ def _moments(model):
         return x
 
     backbone = backbone_of(model)
-    inputs = keras.Input(model.input_shape[1:], name="pictures")
+    inputs = keras.Input(model.input_shape[1:], name="images")
     start = keras.Input(backbone.input_shape[1:], dtype=backbone.inputs[0].dtype)
     x = clone_with(backbone, start, call)
     ((_, layers),) = head_layers(model).items()

@@ -1,4 +1,4 @@
-"""The `Adapter`: labelled source pictures, unlabelled target pictures, a model for the target."""
+"""The `Adapter`: labelled source images, unlabelled target images, a model for the target."""
 
 import keras
 from keras import ops
@@ -17,7 +17,7 @@ from keras_transfer.adaptation.streams import (
     Stream,
     check_source,
     check_target,
-    pictures_of,
+    images_of,
     together,
 )
 from keras_transfer.errors import InputError
@@ -30,7 +30,7 @@ from keras_transfer.training.distributed.workers import require_alone
 
 
 class Adapter(keras.Model):
-    """Trains a model on labelled source pictures such that it holds on unlabelled target pictures.
+    """Trains a model on labelled source images such that it holds on unlabelled target images.
 
     It is compiled and fitted like any Keras model. `model` itself is what is trained: after `fit` it
     is the result, plain as before.
@@ -38,7 +38,7 @@ class Adapter(keras.Model):
     ```python
     adapter = Adapter(model, "dann")
     adapter.compile(keras.optimizers.Adam(1e-3))
-    adapter.fit(source, target=target, epochs=10)  # (pictures, integers), pictures
+    adapter.fit(source, target=target, epochs=10)  # (images, integers), images
     model.save("adapted.keras")
     ```
 
@@ -203,7 +203,7 @@ class Adapter(keras.Model):
     # -- a step -----------------------------------------------------------------------------------
 
     def call(self, inputs, training=None):
-        """Logits of pictures; of a dict of both domains what the losses need."""
+        """Logits of images; of a dict of both domains what the losses need."""
         if not isinstance(inputs, dict):
             return self.model(inputs, training=training)
         features, sizes = self._features(inputs, training)
@@ -217,10 +217,10 @@ class Adapter(keras.Model):
         return found
 
     def _features(self, inputs, training):
-        """(features of all pictures, part after part; part → how many of them are its)."""
-        sizes = {part: ops.shape(pictures)[0] for part, pictures in inputs.items()}
-        if len({pictures.dtype for pictures in inputs.values()}) > 1:
-            inputs = {part: ops.cast(pictures, "float32") for part, pictures in inputs.items()}
+        """(features of all images, part after part; part → how many of them are its)."""
+        sizes = {part: ops.shape(images)[0] for part, images in inputs.items()}
+        if len({images.dtype for images in inputs.values()}) > 1:
+            inputs = {part: ops.cast(images, "float32") for part, images in inputs.items()}
         parts, found = dict(inputs), []
         if self.source_encoder is not None:
             found.append(self.source_encoder(parts.pop("source"), training=training))
@@ -282,7 +282,7 @@ class Adapter(keras.Model):
             if "source_logits" not in y_pred:
                 return self.get_metrics_result()
             return super().compute_metrics(x, y, y_pred["source_logits"], sample_weight)
-        # On labelled pictures nothing of the adaptation is measured.
+        # On labelled images nothing of the adaptation is measured.
         found = super().compute_metrics(x, y, y_pred, sample_weight)
         return {name: value for name, value in found.items() if name not in self.trackers}
 
@@ -306,14 +306,14 @@ class Adapter(keras.Model):
         The stream that is shorter is begun anew as often as needed.
 
         Args:
-            source: batches (pictures [N, H, W, 3], integers [N]) or with weights [N] as a third
+            source: batches (images [N, H, W, 3], integers [N]) or with weights [N] as a third
                 part: a `tf.data.Dataset`, a `PyDataset`, a data loader, or a function of a number n
                 that gives the endless batches from the n-th on. None for SHOT.
-            target: batches of pictures alone, of any such kind; for FixMatch of (pictures, other
+            target: batches of images alone, of any such kind; for FixMatch of (images, other
                 views of them).
             epochs: ≥ 1.
             steps_per_epoch: by default the batches of the longer stream.
-            validation_data: as Keras takes it: labelled pictures, by which nothing is chosen here.
+            validation_data: as Keras takes it: labelled images, by which nothing is chosen here.
             callbacks: of Keras.
             verbose: 0 says nothing; else a bar and a line an epoch on stderr.
             state: a folder where after each epoch all is kept. Called again with the same arguments
@@ -330,7 +330,7 @@ class Adapter(keras.Model):
             and `lambda_NAME` too.
 
         Raises:
-            InputError: no picture in a domain, pictures of another size, target labels, labels that
+            InputError: no image in a domain, images of another size, target labels, labels that
                 the head does not have, classes that a whole pass of the source has not shown.
             Diverged: the loss became NaN or infinite.
         """
@@ -391,11 +391,11 @@ class Adapter(keras.Model):
             )
         if not self.source_free:
             if source is None:
-                raise InputError("fit needs the source: batches of (pictures, labels).")
+                raise InputError("fit needs the source: batches of (images, labels).")
             streams["source"] = Stream(source, "source")
             check_source(streams["source"].first(), shape, len(self.head.names))
         if target is None and self.methods:
-            raise InputError("fit needs the target: target=batches of pictures.")
+            raise InputError("fit needs the target: target=batches of images.")
         if target is not None:
             streams["target"] = Stream(target, "target")
             check_target(streams["target"].first(), shape, self._views)
@@ -410,7 +410,7 @@ class Adapter(keras.Model):
                 if domain == "source":
                     inputs[domain], *rest = batch
                 else:
-                    inputs[domain] = pictures_of(batch)
+                    inputs[domain] = images_of(batch)
                     if self._views:
                         inputs["view"] = batch[1]
             return (inputs, *rest)

@@ -24,7 +24,7 @@ from keras_transfer.models.precision import jit_compile
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.recipes import default_epochs
 
-MOST_SCORED = 2000  # target pictures that an epoch is scored on
+MOST_SCORED = 2000  # target images that an epoch is scored on
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Adapted:
 
     Attributes:
         history: name → value of each epoch, see `Adapter.fit`; `val_loss` and `val_accuracy` are those
-            of the source's validation pictures, where there are any.
+            of the source's validation images, where there are any.
         epoch: the one whose weights the model has, from 1. AdaBN after the training counts as an
             epoch of its own, one more than `history` has.
         selector: the scores of all epochs.
@@ -86,34 +86,34 @@ def adapt(
     verbose="auto",
     state=None,
 ) -> Adapted:
-    """Trains a model on labelled pictures of one domain for unlabelled pictures of another.
+    """Trains a model on labelled images of one domain for unlabelled images of another.
 
     SHOT, which does not see the source, starts from a model that is trained on the source here first
     (for as many epochs, plainly).
 
     Args:
         model: from `build_model` with `head_for(source)`; changed in place, and compiled.
-        source: its training pictures are learnt from; its validation pictures, where there are any,
+        source: its training images are learned from; its validation images, where there are any,
             are measured on after each epoch (`val_…`), and `keep="selected"` sees in them that a model
-            has unlearnt the source.
-        target: its training pictures; labels that they may have are removed here and reach nothing.
+            has unlearned the source.
+        target: its training images; labels that they may have are removed here and reach nothing.
         method: see `Adapter`.
         phase: what trains and how fast; by default `default_phase`, with everything trained.
         epochs: passes over the larger domain, where no phase is given; by default as many as the
-            trainer takes for so many pictures.
+            trainer takes for so many images.
         batch_size: of each domain, where the phase says nothing.
-        augment: of the training pictures of both domains, where the phase says nothing.
-        strong: of the other view of a target picture, for FixMatch; by default two operations of
+        augment: of the training images of both domains, where the phase says nothing.
+        strong: of the other view of a target image, for FixMatch; by default two operations of
             RandAugment at full strength after what `augment` does.
         keep: `"last"`, or `"selected"` without a label of the target: whose weights the model ends
-            with, see `EpochChoice`. Epochs are scored on 2000 target pictures at most.
-        target_report: labelled pictures of the target (the test pictures, where there are such, else
+            with, see `EpochChoice`. Epochs are scored on 2000 target images at most.
+        target_report: labelled images of the target (the test images, where there are such, else
             those for validation or all), to be measured on after each epoch. For `Selector.oracle` and
             reports only: neither the weights nor the choice depend on them.
         batch_norm, seed, callbacks, verbose, state: see `Adapter` and `Adapter.fit`.
 
     Raises:
-        InputError: classes that are not the model's or have no source picture, no target picture, or
+        InputError: classes that are not the model's or have no source image, no target image, or
             see `Adapter` and `EpochChoice`.
     """
     methods = resolve_methods(method)
@@ -144,11 +144,11 @@ def adapt(
     }
     streams = {
         "source": _stream("source", labelled, seed, settings),
-        # Another order: pictures of equal place in both domains must not meet in every batch.
+        # Another order: images of equal place in both domains must not meet in every batch.
         "target": _stream("target", unlabelled, seed + 1_000_003, settings),
     }
     if any(method.views for method in methods):
-        # Two views of half as many pictures: a step costs what it costs with other methods.
+        # Two views of half as many images: a step costs what it costs with other methods.
         half = {**settings, "batch_size": max(1, batch // 2)}
         strongly = {**half, "augmentation": strong or _stronger(settings["augmentation"])}
         parts = (_stream("target", unlabelled, seed + 1_000_003, each) for each in (half, strongly))
@@ -211,17 +211,15 @@ def _examples(data) -> Examples:
     if isinstance(data, Examples):
         return data
     if "train" not in data.examples:
-        raise InputError(
-            f"{data.root} has no training pictures: it has {', '.join(data.examples)}."
-        )
+        raise InputError(f"{data.root} has no training images: it has {', '.join(data.examples)}.")
     return data.examples["train"]
 
 
 def _without_labels(target) -> Examples:
     examples = _examples(target)
     if not len(examples):
-        raise InputError("There is no picture in the target: add some, without labels.")
-    return Examples(examples.pictures, np.zeros(len(examples), "int32"))
+        raise InputError("There is no image in the target: add some, without labels.")
+    return Examples(examples.images, np.zeros(len(examples), "int32"))
 
 
 def _stronger(augment):
@@ -234,15 +232,15 @@ def _stronger(augment):
 
 
 def _scored(unlabelled, seed, settings):
-    """Batches of the target pictures that epochs are scored on, as the model sees them in use."""
+    """Batches of the target images that epochs are scored on, as the model sees them in use."""
     from keras_transfer.data import batches as pipeline
 
     rows = np.sort(np.random.default_rng(seed).permutation(len(unlabelled))[:MOST_SCORED])
-    return pipeline.batches(unlabelled.take(rows), **settings).map(lambda pictures, _: pictures)
+    return pipeline.batches(unlabelled.take(rows), **settings).map(lambda images, _: images)
 
 
 def _labelled(target_report, model, settings):
-    """Batches (pictures, labels) for reports; None where there are none."""
+    """Batches (images, labels) for reports; None where there are none."""
     from keras_transfer.data import batches as pipeline
 
     if target_report is None:
@@ -265,6 +263,6 @@ def _stream(domain, examples, seed, settings) -> Stream:
         batches = pipeline.batches(
             examples, training=True, seed=seed, start_epoch=number // length, **settings
         ).skip(number % length)
-        return batches if domain == "source" else batches.map(lambda pictures, _: pictures)
+        return batches if domain == "source" else batches.map(lambda images, _: images)
 
     return Stream(start, domain, length)

@@ -10,7 +10,7 @@ import numpy as np
 from keras_transfer.adaptation import KEEP
 from keras_transfer.adaptation.network import single_label_head
 from keras_transfer.adaptation.selection import DEFAULT_CRITERIA, EpochScores, Selector
-from keras_transfer.adaptation.streams import Stream, check_target, pictures_of
+from keras_transfer.adaptation.streams import Stream, check_target, images_of
 from keras_transfer.errors import InputError, say
 from keras_transfer.evaluation.measures import outputs_of
 from keras_transfer.models.precision import jit_compile
@@ -22,7 +22,7 @@ _MOST = 1000  # batches of a stream without end
 
 
 class EpochChoice(keras.callbacks.Callback):
-    """Scores each epoch on unlabelled target pictures; at the end the model has the weights of one.
+    """Scores each epoch on unlabelled target images; at the end the model has the weights of one.
 
     ```python
     choice = EpochChoice(model, target_batches, [120, 80], source=validation, keep="selected")
@@ -36,22 +36,22 @@ class EpochChoice(keras.callbacks.Callback):
 
     Args:
         network: the model that an `Adapter` trains.
-        target: batches of pictures alone, the same in each epoch and as the model shall see them (not
+        target: batches of images alone, the same in each epoch and as the model shall see them (not
             augmented): what is scored. See `streams.Stream`.
-        source_shares: share, or number, of source pictures in each class [C].
-        source: batches (pictures, integers) of validation pictures; None: an epoch that has unlearnt
+        source_shares: share, or number, of source images in each class [C].
+        source: batches (images, integers) of validation images; None: an epoch that has unlearned
             the source is not seen.
         sourceless: the method leaves the source behind (SHOT, AdaBN) and gets no veto for it.
         keep: `"last"`, or `"selected"`: what `Selector.selected` says, and the last where every epoch
             is vetoed.
-        target_report: batches (pictures, integers) of the target, for `Selector.oracle` and reports;
+        target_report: batches (images, integers) of the target, for `Selector.oracle` and reports;
             neither training nor `selected` depends on them.
         folder: where scores and weights are kept, so that a killed run can go on; None: in memory.
         source_accuracy, criteria: see `Selector`.
         verbose: says a line an epoch.
 
     Raises:
-        InputError: no such `keep`; a target that gives more than pictures; a folder in which
+        InputError: no such `keep`; a target that gives more than images; a folder in which
             something else was begun.
     """
 
@@ -166,9 +166,9 @@ class EpochChoice(keras.callbacks.Callback):
         return {"val_loss": loss, "val_accuracy": self._accuracy(labels, logits)}
 
     def _answers(self):
-        """Logits float32 [N, C] of the target pictures."""
-        pictures = (np.asarray(pictures_of(batch)) for batch in self.target.once(_MOST))
-        return outputs_of(self.network, ((batch, np.zeros(len(batch))) for batch in pictures))[1]
+        """Logits float32 [N, C] of the target images."""
+        images = (np.asarray(images_of(batch)) for batch in self.target.once(_MOST))
+        return outputs_of(self.network, ((batch, np.zeros(len(batch))) for batch in images))[1]
 
     @staticmethod
     def _accuracy(labels, logits):

@@ -170,7 +170,7 @@ def pseudo_labels(logits, view_logits, threshold):
     `logits`.
 
     Args:
-        logits: of the pictures as they are [N, C].
+        logits: of the images as they are [N, C].
         view_logits: of their other views [N, C].
         threshold: least probability, 0 to 1.
     """

@@ -19,7 +19,7 @@ _MOST_PRODUCT = 4096  # width from which CDAN's product is randomised
 
 
 class Batch(NamedTuple):
-    """What a method sees of a step: float32; the numbers of pictures may differ.
+    """What a method sees of a step: float32; the numbers of images may differ.
 
     The last two are None where no method asks for them.
     """
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     source_logits: object  # [N, C]
     target_features: object  # [M, D]
     target_logits: object  # [M, C]
-    view_logits: object = None  # of other views of the target's pictures [M, C]
+    view_logits: object = None  # of other views of the target's images [M, C]
     pseudo_labels: object = None  # int [M], see `shot`
 
 
@@ -266,7 +266,7 @@ class MCC(Method):
 class FixMatch(Method):
     """Predictions that strong augmentation does not change (Sohn et al., arXiv:2001.07685).
 
-    Where the model is sure of a target picture, the class that it names is what it has to answer for
+    Where the model is sure of a target image, the class that it names is what it has to answer for
     another, strongly augmented view of it. As the Transfer-Learning-Library has it for adaptation.
 
     Attributes:
@@ -302,7 +302,7 @@ class AdaBN(Method):
 
 @dataclass(frozen=True)
 class SHOT(Method):
-    """From a model of the source and target pictures alone (Liang et al., arXiv:2002.08546).
+    """From a model of the source and target images alone (Liang et al., arXiv:2002.08546).
 
     The classifier stands still. The features learn to make predictions that are certain and
     diverse, and that agree with pseudo-labels: the class whose centroid among the target's features

@@ -1,4 +1,4 @@
-"""A model cut at its features: pictures → features, features → logits, on the model's own weights."""
+"""A model cut at its features: images → features, features → logits, on the model's own weights."""
 
 import keras
 from keras import ops
@@ -17,7 +17,7 @@ def single_label_head(model: keras.Model):
     head = head_of(model)
     if head.task != "single_label":
         raise InputError(
-            f"Adaptation is for models that name one class a picture, not {head.task}: give the "
+            f"Adaptation is for models that name one class per image, not {head.task}: give the "
             "model a Classification head."
         )
     return head
@@ -53,7 +53,7 @@ def cut_head(model: keras.Model, feature_layer: str | None = None) -> tuple[list
 def feature_models(
     model: keras.Model, feature_layer: str | None = None, *, frozen: int = 0, fold: bool = False
 ) -> tuple[keras.Model, keras.Model]:
-    """(pictures [N, H, W, 3] → features [N, D], features → logits [N, C]), on shared weights.
+    """(images [N, H, W, 3] → features [N, D], features → logits [N, C]), on shared weights.
 
     Args:
         model, feature_layer: see `cut_head`.
@@ -73,7 +73,7 @@ def feature_models(
 def other_domain_encoder(
     model: keras.Model, feature_layer: str | None = None, *, frozen: int = 0
 ) -> keras.Model:
-    """pictures → features like that of `feature_models`, but with BatchNorm statistics of its own.
+    """images → features like that of `feature_models`, but with BatchNorm statistics of its own.
 
     Everything else, scales and offsets too, is shared.
     """
@@ -92,9 +92,9 @@ def other_domain_encoder(
 
 
 def _after_prefix(model, frozen):
-    """(symbolic pictures, the activations after the frozen stages, the model of the others)."""
+    """(symbolic images, the activations after the frozen stages, the model of the others)."""
     backbone = backbone_of(model)
-    inputs = keras.Input(model.input_shape[1:], name="pictures")
+    inputs = keras.Input(model.input_shape[1:], name="images")
     if frozen == 0:
         return inputs, inputs, backbone
     whole = frozen == len(backbone.stages)

@@ -37,7 +37,7 @@ def metrics_of(
     report,
     methods,
     keep,
-    target_pictures,
+    target_images,
     skipped,
     batch_size,
 ) -> dict:
@@ -48,7 +48,7 @@ def metrics_of(
         frozen: what was frozen, a `freezing.Frozen`.
         source, report: `ImageData` of the source, and of the target for reporting or None.
         methods, keep: as asked for.
-        target_pictures, skipped: how many.
+        target_images, skipped: how many.
     """
     from keras_transfer.evaluation import evaluate
 
@@ -59,7 +59,7 @@ def metrics_of(
     if report:
         (split,) = report.examples
         found = evaluate(model, report, split, batch_size=batch_size)
-        names = ("pictures", "accuracy", "accuracy_interval", "balanced_accuracy", "loss")
+        names = ("images", "accuracy", "accuracy_interval", "balanced_accuracy", "loss")
         target = {name: found[name] for name in names}
     phases = [
         _phase(name, [row for row in rows if row["phase"] == name], frozen)
@@ -71,7 +71,7 @@ def metrics_of(
         "wall_seconds": round(sum(phase["wall_seconds"] for phase in phases), 3),
         "images": {
             **{split: len(part) for split, part in source.examples.items()},
-            "target": target_pictures,
+            "target": target_images,
         },
         "skipped": skipped,
         "phases": phases,
@@ -106,7 +106,7 @@ def outcome(run: Run) -> str:
         low, high = found["target"]["accuracy_interval"]
         parts.append(
             f"target accuracy {found['target']['accuracy']:.4f} (95 % interval {low:.3f}–"
-            f"{high:.3f}, {found['target']['pictures']} pictures)"
+            f"{high:.3f}, {found['target']['images']} images)"
         )
     if metrics["val"]:
         parts.append(f"source val accuracy {metrics['val']['accuracy']:.4f}")

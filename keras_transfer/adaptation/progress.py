@@ -50,8 +50,8 @@ class EachClassSeen(keras.callbacks.Callback):
 
 def missing_classes(names) -> str:
     return (
-        f"The source has no picture of {', '.join(names)}: adaptation cannot teach a class that it "
-        "never sees. Add pictures, or build the model without it."
+        f"The source has no image of {', '.join(names)}: adaptation cannot teach a class that it "
+        "never sees. Add images, or build the model without it."
     )
 
 

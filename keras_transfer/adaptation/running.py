@@ -10,11 +10,11 @@ from keras_transfer.adaptation import BATCH_NORM, KEEP, check_methods, no_batch_
 from keras_transfer.advisor.shortlist import fallback_backbone
 from keras_transfer.data import (
     ImageData,
-    labelled_pictures,
+    labelled_images,
     open_data,
     plain_augmentation,
     require_source,
-    unlabelled_pictures,
+    unlabelled_images,
     without_flip,
 )
 from keras_transfer.errors import InputError, say
@@ -34,8 +34,8 @@ class Adaptation:
     ```
 
     Args:
-        source: labelled pictures: an `ImageData` of one class a picture, or what `open_data` takes.
-        target: a folder of pictures at any depth; their labels, if folders or names say any, are not
+        source: labelled images: an `ImageData` of one class per image, or what `open_data` takes.
+        target: a folder of images at any depth; their labels, if folders or names say any, are not
             looked at.
         out: directory of the run; must not exist, or be empty, unless `resume`.
         method: names of `METHOD_NAMES`, as a list or with commas.
@@ -56,7 +56,7 @@ class Adaptation:
             depends on it.
         seed: of everything random.
         val, val_split, columns: of the source, see `open_data`.
-        resume: go on with an interrupted run of the same settings and pictures; where nothing was
+        resume: go on with an interrupted run of the same settings and images; where nothing was
             begun yet, begin.
 
     Raises:
@@ -129,7 +129,7 @@ class Adaptation:
             "columns": columns,
         }
         self.target_folder = str(Path(target).expanduser())
-        self.target, self.target_skipped = unlabelled_pictures(target)
+        self.target, self.target_skipped = unlabelled_images(target)
         if isinstance(source, ImageData):
             self.source = source
         else:
@@ -139,7 +139,7 @@ class Adaptation:
         self._check_source()
         self.report = None
         if target_labels:
-            self.report = labelled_pictures(target, self.source.class_names)
+            self.report = labelled_images(target, self.source.class_names)
 
     def _check_backbone(self):
         own = is_source_model(self.backbone)
@@ -153,14 +153,14 @@ class Adaptation:
         if self.source.task != "single_label":
             raise InputError(
                 f"The labels of {self.source.root} are {self.source.task}: adaptation is for one class "
-                "a picture."
+                "an image."
             )
         if "train" not in self.source.examples:
-            raise InputError(f"{self.source.root} has no training pictures.")
+            raise InputError(f"{self.source.root} has no training images.")
 
     def describe(self) -> str:
         """A few lines for people: what there is of each domain."""
-        lines = [self.source.describe(), f"{self.target_folder}: {len(self.target)} pictures"]
+        lines = [self.source.describe(), f"{self.target_folder}: {len(self.target)} images"]
         if self.target_skipped:
             lines[-1] += f", {len(self.target_skipped)} files skipped"
         if self.report:
@@ -177,7 +177,7 @@ class Adaptation:
             The finished `Run`: `run.model`, `run.metrics`, `run.report_path`.
 
         Raises:
-            InputError: the run to resume is finished, or its settings or pictures changed; what only
+            InputError: the run to resume is finished, or its settings or images changed; what only
                 the network can tell; memory or disk is full.
             Diverged: the loss became NaN or infinite.
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
@@ -194,11 +194,11 @@ class Adaptation:
         say(str(frozen))
         schedule = self._schedule(model)
         config = self._config(model, schedule)
-        pictures = {**self.source.fingerprint(), **self._target_fingerprint()}
+        images = {**self.source.fingerprint(), **self._target_fingerprint()}
         if self.resumes:
-            run = Run.resume(self.out, config, pictures)
+            run = Run.resume(self.out, config, images)
         else:
-            run = Run.create(self.out, config, self._skipped(), pictures, self.source.split_table())
+            run = Run.create(self.out, config, self._skipped(), images, self.source.split_table())
         plans = self._plans(model, schedule)
         with Signals() as signals:
             try:
@@ -245,7 +245,7 @@ class Adaptation:
             report=self.report,
             methods=self.methods,
             keep=self.keep,
-            target_pictures=len(self.target),
+            target_images=len(self.target),
             skipped=len(skipped),
             batch_size=self.batch_size,
         )
@@ -292,12 +292,12 @@ class Adaptation:
         from keras_transfer.adaptation.api import default_phase
         from keras_transfer.schedules.phases import Schedule
 
-        phase = default_phase(model, self.epochs or default_epochs(max(self._pictures().values())))
+        phase = default_phase(model, self.epochs or default_epochs(max(self._images().values())))
         rate = self.learning_rate or phase.learning_rate
         return Schedule("adaptation", (replace(phase, freeze=self.freeze, learning_rate=rate),))
 
-    def _pictures(self):
-        """Name of each part of the training → pictures in an epoch of it."""
+    def _images(self):
+        """Name of each part of the training → images in an epoch of it."""
         source, target = len(self.source.examples["train"]), len(self.target)
         if "shot" in self.methods:
             return {"source": source, "adapt": target}
@@ -308,8 +308,8 @@ class Adaptation:
         from keras_transfer.schedules.plans import make_plan
 
         return {
-            name: make_plan(model, schedule, pictures, self.batch_size).phases[0]
-            for name, pictures in self._pictures().items()
+            name: make_plan(model, schedule, images, self.batch_size).phases[0]
+            for name, images in self._images().items()
         }
 
     def _settings(self):

@@ -1,6 +1,6 @@
 """Which epoch (or which method) to keep where the target has no labels.
 
-Every score here is computed from what a model says of unlabelled target pictures. None of them is
+Every score here is computed from what a model says of unlabelled target images. None of them is
 the accuracy, and a model that is wrong with confidence fools them all: hence the veto, and `last`
 beside `selected` (validators move published results more than methods do, arXiv:2111.15672).
 """
@@ -14,11 +14,11 @@ from keras_transfer.errors import InputError
 
 _TEMPERATURE = 0.05  # of SND's softmax over neighbours
 _ROWS = 1024  # similarities computed at a time
-_MOST_NEIGHBOURS = 5000  # target pictures that SND looks at, evenly spaced
+_MOST_NEIGHBOURS = 5000  # target images that SND looks at, evenly spaced
 
 
 def information_maximisation(probabilities: np.ndarray) -> float:
-    """Entropy + diversity: H(mean p) − mean H(p), the information the answers have on the pictures.
+    """Entropy + diversity: H(mean p) − mean H(p), the information the answers have on the images.
 
     What SHOT maximises (Liang et al., arXiv:2002.08546): each answer sure, all together diverse.
 
@@ -36,16 +36,16 @@ def batch_nuclear_norm(probabilities: np.ndarray) -> float:
     """BNM: the sum of the singular values of [N, C] answers, divided by N (arXiv:2003.12237).
 
     High where answers are sure and diverse, as in `information_maximisation`, but of rare classes
-    less is expected. At most √(C / N): compare it for the same number of pictures only.
+    less is expected. At most √(C / N): compare it for the same number of images only.
     """
     p = _checked(probabilities)
     return float(np.linalg.norm(p, "nuc") / len(p))
 
 
 def soft_neighbourhood_density(features: np.ndarray, temperature: float = _TEMPERATURE) -> float:
-    """SND: the mean entropy of the softmax over each picture's similarities to all others.
+    """SND: the mean entropy of the softmax over each image's similarities to all others.
 
-    Saito et al., arXiv:2108.10860. High where pictures lie in dense groups, so that many neighbours
+    Saito et al., arXiv:2108.10860. High where images lie in dense groups, so that many neighbours
     are equally near; also where all lie in one point, so it does not see collapse.
 
     Args:
@@ -61,14 +61,14 @@ def soft_neighbourhood_density(features: np.ndarray, temperature: float = _TEMPE
     """
     x = np.asarray(features, "float64")
     if x.ndim != 2 or len(x) < 2:
-        raise InputError(f"SND needs features [N, D] of two pictures or more, not {x.shape}.")
+        raise InputError(f"SND needs features [N, D] of two images or more, not {x.shape}.")
     x = x[:: -(-len(x) // _MOST_NEIGHBOURS)]
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     total = 0.0
     for start in range(0, len(x), _ROWS):
         similar = x[start : start + _ROWS] @ x.T / temperature
         rows = np.arange(len(similar))
-        similar[rows, start + rows] = -np.inf  # no picture is its own neighbour
+        similar[rows, start + rows] = -np.inf  # no image is its own neighbour
         weights = np.exp(similar - similar.max(axis=1, keepdims=True))
         total += _entropy(weights / weights.sum(axis=1, keepdims=True)).sum()
     return float(total / len(x))
@@ -108,10 +108,10 @@ class EpochScores:
 
     Attributes:
         epoch: its number.
-        source_accuracy: on validation pictures of the source, 0–1; None without a source.
-        information, nuclear_norm, density: of the answers for target pictures, see the functions.
+        source_accuracy: on validation images of the source, 0–1; None without a source.
+        information, nuclear_norm, density: of the answers for target images, see the functions.
         classes: that the answers amount to, see `effective_classes`.
-        pictures: of the target that answered.
+        images: of the target that answered.
     """
 
     epoch: int
@@ -120,7 +120,7 @@ class EpochScores:
     nuclear_norm: float
     density: float
     classes: float
-    pictures: int
+    images: int
 
 
 class Selector:
@@ -131,12 +131,12 @@ class Selector:
     the target, which is there for reports only: those numbers are kept apart from the scores, and
     neither `selected` nor `candidates` reads them.
 
-    An epoch is vetoed where the model has unlearnt the source (its validation accuracy is more than
+    An epoch is vetoed where the model has unlearned the source (its validation accuracy is more than
     `tolerance` under the reference) or its answers collapse (they amount to less than half as many
     classes as the source's labels do, or to a single one).
 
     Args:
-        source_shares: share, or number, of source pictures in each class [C].
+        source_shares: share, or number, of source images in each class [C].
         source_accuracy: of the model that was trained on the source alone, the reference of the
             veto; without it the best epoch of this run is.
         tolerance: 0–1.
@@ -173,10 +173,10 @@ class Selector:
 
         Args:
             epoch: its number, higher than those before.
-            source_accuracy: on validation pictures of the source, 0–1; None for a method that works
+            source_accuracy: on validation images of the source, 0–1; None for a method that works
                 without the source and may leave it behind (SHOT, AdaBN): then it vetoes nothing.
-            target_probabilities: float [N, C], the answers for unlabelled target pictures; the same
-                pictures each time.
+            target_probabilities: float [N, C], the answers for unlabelled target images; the same
+                images each time.
 
         Raises:
             InputError: not probabilities of these classes, or an epoch that is there already.
@@ -192,7 +192,7 @@ class Selector:
         found = {name: score(p) for name, score in CRITERIA.items()}
         classes = effective_classes(np.bincount(p.argmax(axis=1), minlength=p.shape[1]))
         source = None if source_accuracy is None else float(source_accuracy)
-        scores = EpochScores(epoch, source, classes=classes, pictures=len(p), **found)
+        scores = EpochScores(epoch, source, classes=classes, images=len(p), **found)
         self.scores.append(scores)
         return scores
 
@@ -212,7 +212,7 @@ class Selector:
             reference = max((_or_0(s.source_accuracy) for s in self.scores), default=0.0)
         if source is not None and source < reference - self.tolerance - 1e-9:
             return f"source validation {100 * source:.1f} %, it can be {100 * reference:.1f} %"
-        expected = min(effective_classes(np.asarray(self.source_shares)), scores.pictures)
+        expected = min(effective_classes(np.asarray(self.source_shares)), scores.images)
         if scores.classes < expected / 2 or scores.classes < 1 + 1e-9:
             return f"answers amount to {scores.classes:.1f} of {expected:.1f} classes"
         return None

@@ -1,4 +1,4 @@
-"""SHOT's pseudo-labels: the classes of the target's pictures as they lay when the epoch began."""
+"""SHOT's pseudo-labels: the classes of the target's images as they lay when the epoch began."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_transfer.adaptation import losses
 from keras_transfer.adaptation.network import feature_models
-from keras_transfer.adaptation.streams import Stream, pictures_of
+from keras_transfer.adaptation.streams import Stream, images_of
 
 
 class PseudoLabels(keras.layers.Layer):
@@ -15,7 +15,7 @@ class PseudoLabels(keras.layers.Layer):
     The copy stands still within an epoch. Labels by the features as they move would follow them
     wherever they go: on MNIST → MNIST-M-like a model fell from 49 to 13 % within five epochs.
 
-    Pictures [M, H, W, 3] → class of the nearest centroid, int [M].
+    Images [M, H, W, 3] → class of the nearest centroid, int [M].
 
     Args:
         model: from `build_model`.
@@ -37,8 +37,8 @@ class PseudoLabels(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, pictures):
-        features = ops.cast(self.encoder(pictures, training=False), "float32")
+    def call(self, images):
+        features = ops.cast(self.encoder(images, training=False), "float32")
         return ops.stop_gradient(losses.nearest_centroid(features, self.centroids))
 
     def renew(self, target: Stream, most: int) -> None:
@@ -50,7 +50,7 @@ class PseudoLabels(keras.layers.Layer):
         self.copy.set_weights(self.original[0].get_weights())
         features, probabilities = [], []
         for batch in target.once(most):
-            found = self.encoder(np.asarray(pictures_of(batch)), training=False)
+            found = self.encoder(np.asarray(images_of(batch)), training=False)
             logits = self.classifier(found, training=False)
             features.append(ops.convert_to_numpy(ops.cast(found, "float32")))
             probabilities.append(ops.convert_to_numpy(ops.softmax(ops.cast(logits, "float32"))))

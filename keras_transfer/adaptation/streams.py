@@ -48,7 +48,7 @@ class Stream:
         if once is passed and found is not None:  # an iterator: nothing of it is lost
             self.given = itertools.chain([found], once)
         if found is None:
-            raise InputError(f"There is no picture in the {self.domain}: its stream has no batch.")
+            raise InputError(f"There is no image in the {self.domain}: its stream has no batch.")
         return found
 
     def once(self, most: int):
@@ -90,14 +90,14 @@ def together(streams: dict[str, Stream], start: int, join: Callable):
     return (join(*(_arrays(batch) for batch in batches)) for batches in zip(*parts))
 
 
-def two_views(pictures: Stream, others: Stream) -> Stream:
-    """Batches of both, (pictures, other views of them); both streams are of tf.data, in one order."""
+def two_views(images: Stream, others: Stream) -> Stream:
+    """Batches of both, (images, other views of them); both streams are of tf.data, in one order."""
 
     def start(number):
-        batches = pictures.endless(number)
+        batches = images.endless(number)
         return type(batches).zip((batches, others.endless(number)))
 
-    return Stream(start, pictures.domain, pictures.length)
+    return Stream(start, images.domain, images.length)
 
 
 def is_tf_data(given) -> bool:
@@ -135,43 +135,43 @@ def _arrays(batch):
 # -- what a batch must be -------------------------------------------------------------------------
 
 
-def pictures_of(batch):
-    """The pictures of a target's batch: the batch itself, or the first part of it."""
+def images_of(batch):
+    """The images of a target's batch: the batch itself, or the first part of it."""
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
 def check_target(batch, shape: tuple, views: bool = False) -> None:
-    """Raises InputError where a batch of the target is not pictures of that [H, W, 3] alone.
+    """Raises InputError where a batch of the target is not images of that [H, W, 3] alone.
 
     Args:
-        views: it must be pictures and another view of each.
+        views: it must be images and another view of each.
     """
     parts = batch if isinstance(batch, (tuple, list)) else (batch,)
     if isinstance(batch, dict) or (len(parts) != 1 and not views):
         raise InputError(
-            "The target gives more than pictures: leave its labels out (with tf.data: "
-            "target.map(lambda pictures, labels: pictures)), so that they can reach nothing."
+            "The target gives more than images: leave its labels out (with tf.data: "
+            "target.map(lambda images, labels: images)), so that they can reach nothing."
         )
     if views and len(parts) != 2:
         raise InputError(
-            "FixMatch needs another view of each target picture: give (pictures, strongly augmented "
-            "pictures), with tf.data: target.map(lambda pictures: (pictures, augment(pictures)))."
+            "FixMatch needs another view of each target image: give (images, strongly augmented "
+            "images), with tf.data: target.map(lambda images: (images, augment(images)))."
         )
     for part in parts:
-        _check_pictures(part, "target", shape)
+        _check_images(part, "target", shape)
 
 
 def check_source(batch, shape: tuple, classes: int) -> None:
-    """Raises InputError where a batch of the source is not pictures of that [H, W, 3] and labels."""
+    """Raises InputError where a batch of the source is not images of that [H, W, 3] and labels."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         raise InputError(
-            "The source must give (pictures, labels) or (pictures, labels, weights): labels are "
+            "The source must give (images, labels) or (images, labels, weights): labels are "
             "what the target learns from."
         )
-    _check_pictures(batch[0], "source", shape)
+    _check_images(batch[0], "source", shape)
     labels = np.asarray(batch[1])
     if labels.shape == (*labels.shape[:1], classes) and labels.dtype.kind == "f":
-        return  # shares of the classes, as mixed pictures have them
+        return  # shares of the classes, as mixed images have them
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(
             f"The source's labels must be integers [N], not {labels.dtype} {list(labels.shape)}."
@@ -183,20 +183,20 @@ def check_source(batch, shape: tuple, classes: int) -> None:
         )
 
 
-def _check_pictures(pictures, domain, shape):
-    found = tuple(getattr(pictures, "shape", ()))
+def _check_images(images, domain, shape):
+    found = tuple(getattr(images, "shape", ()))
     if len(found) == 1:
         raise InputError(
-            f"The {domain} gives labels in place of pictures: its batches are [N] rather than "
+            f"The {domain} gives labels in place of images: its batches are [N] rather than "
             "[N, H, W, 3]."
         )
     if len(found) != 4:
         raise InputError(
-            f"The {domain} must give batches of pictures [N, H, W, 3], not {list(found)}."
+            f"The {domain} must give batches of images [N, H, W, 3], not {list(found)}."
         )
     if found[1:] != shape:
         raise InputError(
-            f"The {domain}'s pictures are {_size(found[1:])}, the model takes {_size(shape)}: "
+            f"The {domain}'s images are {_size(found[1:])}, the model takes {_size(shape)}: "
             "resize them, or build the model for that image size."
         )
 

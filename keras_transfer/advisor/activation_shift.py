@@ -1,7 +1,7 @@
-"""How much pictures look, to a pretrained network, like those it was trained on; no labels needed.
+"""How much images look, to a pretrained network, like those it was trained on; no labels needed.
 
-A network with BatchNorm remembers mean and variance of every channel over the pictures it was
-trained on. Where the same channels have other means and variances on new pictures, the new pictures
+A network with BatchNorm remembers mean and variance of every channel over the images it was
+trained on. Where the same channels have other means and variances on new images, the new images
 are something else (the statistics that AdaBN, arXiv:1603.04779, exchanges for this reason).
 """
 
@@ -19,25 +19,25 @@ from keras_transfer.features.store import Store
 from keras_transfer.modalities.image.augment import View
 from keras_transfer.models.stages import Backbone, batch_norms, clone_with
 
-_PICTURES = 128
+_IMAGES = 128
 _VERSION = 1  # of the formula: raise it when it changes
 _BATCH = 32
 
 
 def activation_shift(
-    backbone: Backbone, examples: Examples, *, most: int = _PICTURES, seed: int = 0, store=None
+    backbone: Backbone, examples: Examples, *, most: int = _IMAGES, seed: int = 0, store=None
 ) -> float | None:
-    """How far the activations of pictures are from those of the pictures that it learnt from.
+    """How far the activations of images are from those of the images that it learned from.
 
     For each channel that goes into a BatchNorm, the Kullback-Leibler divergence in nats of the
-    normal distribution of its values on these pictures from the one that BatchNorm remembers;
-    the median over the channels of a layer, the mean over layers. 0 is the same pictures. Measured
+    normal distribution of its values on these images from the one that BatchNorm remembers;
+    the median over the channels of a layer, the mean over layers. 0 is the same images. Measured
     with two MobileNets: photographs of insects 0.01 to 0.03, of hands on white 0.11 to 0.16,
-    MNIST digits 0.19 to 0.29, at 64 to 224 px and from 50 pictures on.
+    MNIST digits 0.19 to 0.29, at 64 to 224 px and from 50 images on.
 
     Args:
         backbone: with pretrained weights, built for one image size.
-        examples: the pictures; of more than `most` a random sample is looked at.
+        examples: the images; of more than `most` a random sample is looked at.
         seed: of the sample.
         store: a `features.store.Store` where the answer is kept; by default the user's.
 
@@ -58,7 +58,7 @@ def activation_shift(
         store or Store(),
         f"activation shift {_VERSION}",
         partial(_measured, backbone, sample),
-        of=f"shift of activations of {len(sample)} pictures",
+        of=f"shift of activations of {len(sample)} images",
         sample=digest_of(sample.digests),
     )
     return found["shift"]
@@ -71,21 +71,21 @@ def _measured(backbone, sample):
     if not norms:
         return {"shift": None}
     stream = pipeline.views(sample, range(len(sample)), [View()], backbone.input_shape[1], _BATCH)
-    # Over places and pictures: averages of the pictures' own.
+    # Over places and images: averages of the images' own.
     moments = np.concatenate([model.predict_on_batch(batch[0]) for batch in stream])
     mean, square = np.split(moments.astype("float64").mean(axis=0), 2)
     variance = np.maximum(square - mean**2, 0)
     shifts, start = [], 0
     for norm in norms:
         channels = slice(start, start := start + norm.moving_mean.shape[0])
-        learnt = ops.convert_to_numpy(norm.moving_mean), ops.convert_to_numpy(norm.moving_variance)
-        divergence = _divergence(mean[channels], variance[channels], *learnt, norm.epsilon)
+        learned = ops.convert_to_numpy(norm.moving_mean), ops.convert_to_numpy(norm.moving_variance)
+        divergence = _divergence(mean[channels], variance[channels], *learned, norm.epsilon)
         shifts.append(np.median(divergence))
     return {"shift": float(np.mean(shifts))}
 
 
 def is_untrained(backbone: Backbone) -> bool:
-    """True where no BatchNorm has seen a picture: the weights are random.
+    """True where no BatchNorm has seen an image: the weights are random.
 
     False for a backbone without BatchNorm, of which it cannot be told.
     """
@@ -101,7 +101,7 @@ def _divergence(mean, variance, mean0, variance0, epsilon):
 
 
 def _moments(backbone):
-    """(pictures → mean and mean square of each channel that goes into a BatchNorm [N, 2 C], the
+    """(images → mean and mean square of each channel that goes into a BatchNorm [N, 2 C], the
     BatchNorms in that order)."""
     norms, means, squares = [], [], []
 

@@ -1,4 +1,4 @@
-"""What is advised, with its evidence: as text, as plain data, as a picture."""
+"""What is advised, with its evidence: as text, as plain data, as an image."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,10 @@ class Advice:
         ranking: the backbones by their features; None where those could not be compared.
         costs: what each strategy would take on this machine with the chosen backbone.
         minutes: that the choice had to keep to.
-        image_size: of the chosen backbone's pictures.
+        image_size: of the chosen backbone's images.
         probes: accuracy after each stage of the chosen backbone; None where it was not asked for.
         symmetry: what mirror images showed; None where that could not be told.
-        distance: how far the target's pictures are from these; None where no target was given.
+        distance: how far the target's images are from these; None where no target was given.
         notes: what else should be known.
     """
 
@@ -49,7 +49,7 @@ class Advice:
             "minutes": self.minutes,
             "image_size": self.image_size,
             "data": {
-                "pictures": facts.pictures,
+                "images": facts.images,
                 "classes": facts.classes,
                 "smallest_class": facts.least,
                 "largest_class": facts.most,
@@ -103,18 +103,18 @@ class Advice:
         facts = self.facts
         each = f"{facts.least}" if facts.least == facts.most else f"{facts.least} to {facts.most}"
         return (
-            f"{facts.pictures} training pictures of {facts.classes} classes, {each} a class: "
+            f"{facts.images} training images of {facts.classes} classes, {each} a class: "
             f"{facts.size}"
         )
 
     def _likeness(self):
         facts = self.facts
         if facts.shift is None:
-            return "likeness to the pretraining pictures: unknown (no BatchNorm remembers them)"
+            return "likeness to the pretraining images: unknown (no BatchNorm remembers them)"
         shown = {
-            "similar": "similar to the pretraining pictures",
-            "different": "different from the pretraining pictures",
-            "between": "neither similar to the pretraining pictures nor clearly different",
+            "similar": "similar to the pretraining images",
+            "different": "different from the pretraining images",
+            "between": "neither similar to the pretraining images nor clearly different",
         }[facts.likeness]
         return (
             f"shift of activations {facts.shift:.3f}: {shown} (similar below {SIMILAR:g}, "

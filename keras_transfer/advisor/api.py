@@ -1,6 +1,6 @@
 """Which backbone and which strategy suit the data, and why: measured, before anything is trained.
 
-Looks at the training pictures only: how many there are, how much they look like what a backbone was
+Looks at the training images only: how many there are, how much they look like what a backbone was
 trained on (`likeness`), how well each backbone's features tell the classes apart
 (`transferability`), where in the network that happens (`stage_probes`), and how long a batch takes
 here (`timing`). The rules that follow are in `choices`.
@@ -27,7 +27,7 @@ from keras_transfer.models.sources.applications import check_backbone
 from keras_transfer.schedules.recipes import resolve_schedule
 
 _MOST_PROBED = 600  # after each stage
-_MOST_PICTURES = 800  # of the sample: standard errors of a point and a half at most
+_MOST_IMAGES = 800  # of the sample: standard errors of a point and a half at most
 _LEAST_EPOCHS = 0.5  # of the choice's own number, before another strategy is taken
 
 
@@ -48,14 +48,14 @@ def advise(
     """Measures data and backbones and says what to train.
 
     Args:
-        data: a `keras_transfer.data.ImageData` of one class a picture; only its training pictures
+        data: a `keras_transfer.data.ImageData` of one class per image; only its training images
             are looked at.
-        target: `ImageData` or `Examples` of pictures on which the model is to be used, if they are
+        target: `ImageData` or `Examples` of images on which the model is to be used, if they are
             of another kind; their labels are not looked at. See `domain_distance`.
         backbones: names of the table, source models (files or runs), or models of `build_model`;
             by default those whose ImageNet weights are on this machine (six at most, of
             `SHORTLIST` first), or else the shortlist, downloaded.
-        image_size: of the pictures, by default each backbone's own.
+        image_size: of the images, by default each backbone's own.
         batch_size: of training, for its cost.
         minutes: that training may take; what would take longer is not advised.
         policy: see `choices.choose`.
@@ -65,7 +65,7 @@ def advise(
         seed: of samples and folds.
 
     Raises:
-        InputError: another task, too few pictures or classes, no backbone, or a backbone that
+        InputError: another task, too few images or classes, no backbone, or a backbone that
             cannot be had.
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
@@ -88,7 +88,7 @@ def advise(
                 name=name,
                 image_size=image_size,
                 network=networks[name],
-                most=_MOST_PICTURES,
+                most=_MOST_IMAGES,
                 **options,
             )
         except InputError as error:
@@ -179,7 +179,7 @@ class _Budget:
     """What choices cost, timed when first asked."""
 
     def __init__(self, data, backbones, networks, image_size, batch_size, seconds):
-        self.pictures = len(data.examples["train"])
+        self.images = len(data.examples["train"])
         self.backbones, self.networks = backbones, networks
         self.image_size, self.batch_size, self.seconds = image_size, batch_size, seconds
 
@@ -193,7 +193,7 @@ class _Budget:
 
         network = self.network(choice.backbone)
         speed = speed_of(network, self.batch_size)
-        seconds = speed.seconds(self._plan(choice), stage_shares(network), self.pictures)
+        seconds = speed.seconds(self._plan(choice), stage_shares(network), self.images)
         return replace(choice, seconds=round(seconds, 1))
 
     def _plan(self, choice):
@@ -203,11 +203,11 @@ class _Budget:
         schedule = resolve_schedule(
             choice.strategy,
             choice.overrides,
-            pictures=self.pictures,
+            images=self.images,
             image_size=network.input_shape[1],
             linear_head=True,
         )
-        return make_plan(network, schedule, self.pictures, self.batch_size)
+        return make_plan(network, schedule, self.images, self.batch_size)
 
     def first_that_fits(self, choice: Choice, facts: Facts):
         """(the choice, or what comes nearest to it in the time there is; notes about that)."""
@@ -262,8 +262,8 @@ def _check_data(data):
     different = train.labels[np.unique(train.digests, return_index=True)[1]]
     if (np.bincount(different) > 1).sum() < 2:
         raise InputError(
-            f"{data.root} has no two classes with two different training pictures each: nothing can "
-            "be measured; add pictures."
+            f"{data.root} has no two classes with two different training images each: nothing can "
+            "be measured; add images."
         )
 
 
@@ -277,7 +277,7 @@ def _facts(data, scores, ranking) -> Facts:
     tied = sorted(tied, key=lambda row: -row.prior["multiplications"])
     rest = [row for row in rows if row not in tied]
     return Facts(
-        pictures=int(counts.sum()),
+        images=int(counts.sum()),
         classes=len(counts),
         least=int(counts.min()),
         most=int(counts.max()),

@@ -16,7 +16,7 @@ from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError, say
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs
 
-RACED_FROM = 500  # training pictures: of fewer, a fifth held out tells nothing apart
+RACED_FROM = 500  # training images: of fewer, a fifth held out tells nothing apart
 _HELD_OUT = 0.2
 _SHARE = 0.2  # of the epochs
 _LEAST_EPOCHS = 2  # one of the head, one of the rest
@@ -33,11 +33,11 @@ def decide(
 ) -> tuple[Choice, Advice | None]:
     """What to train on the data: advice, and a race where there is a contender.
 
-    Where no advice can be had (several labels a picture, too few pictures to measure anything), the
+    Where no advice can be had (several labels per image, too few images to measure anything), the
     default recipe is taken, and that is said.
 
     Args:
-        data: only its training pictures are looked at.
+        data: only its training images are looked at.
         train: (choice, data with `train` and `val`, more overrides) → accuracy on `val`.
         backbones: see `advise`.
         strategy: what is given (as `Trainer` takes it); then only the backbone is chosen, without a
@@ -67,7 +67,7 @@ def decide(
         why = "the strategy was given; of the backbones, the one whose features suit the data best"
         choice = replace(advice.choice, strategy=strategy, overrides={}, why=why, seconds=None)
         return choice, advice
-    if advice.contender is None or advice.facts.pictures < RACED_FROM:
+    if advice.contender is None or advice.facts.images < RACED_FROM:
         return advice.choice, advice
     both = advice.choice, advice.contender
     winner = race(data, both, train, seed=seed)
@@ -82,7 +82,7 @@ def race(
     *,
     seed: int = 0,
 ) -> Choice:
-    """The choice that is best after a fifth of the recipe's epochs, on a fifth of the training pictures that
+    """The choice that is best after a fifth of the recipe's epochs, on a fifth of the training images that
     are held out for it; of equals the first.
 
     Args:
@@ -133,7 +133,7 @@ def trained(
 
 
 def _course(data, seed):
-    """The training pictures, a fifth of them as `val`; identical files stay together."""
+    """The training images, a fifth of them as `val`; identical files stay together."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     train = data.examples["train"]

@@ -15,7 +15,7 @@ from keras_transfer.schedules.plans import FORWARD, Plan
 from keras_transfer.utils import machine
 
 _TIMED = 3
-_VIEWS = 3  # of the pictures on whose activations a head trains, see `features.caching`
+_VIEWS = 3  # of the images on whose activations a head trains, see `features.caching`
 
 
 @dataclass(frozen=True)
@@ -23,29 +23,29 @@ class Speed:
     """Of training a whole backbone on this machine.
 
     Attributes:
-        step: seconds a picture, in a step that trains every stage.
+        step: seconds an image, in a step that trains every stage.
         start: seconds until the first step of a phase.
     """
 
     step: float
     start: float
 
-    def seconds(self, plan: Plan, shares: np.ndarray, pictures: int) -> float:
+    def seconds(self, plan: Plan, shares: np.ndarray, images: int) -> float:
         """About how long a plan takes.
 
-        Frozen stages are computed once, for a few views of each picture; what is not frozen is
+        Frozen stages are computed once, for a few views of each image; what is not frozen is
         paid for in each epoch. Reading and validating are not in it.
 
         Args:
             shares: of each stage in the multiplications of the backbone [B], see `stage_costs`.
-            pictures: that are trained on.
+            images: that are trained on.
         """
         total, computed = 0.0, 0
         for planned in plan.phases:
             frozen = float(shares[: planned.frozen].sum())
             if planned.frozen > computed:
                 views = 1 if planned.phase.solver == "logistic" else _VIEWS
-                total += views * pictures * self.step * FORWARD * frozen
+                total += views * images * self.step * FORWARD * frozen
                 computed = planned.frozen
             seen = planned.steps * planned.batch_size
             scale = (planned.image_size / plan.phases[-1].image_size) ** 2
@@ -99,12 +99,12 @@ def _seconds(model, batch_size):
     step.compile(
         keras.optimizers.SGD(0.0), **compile_arguments(heads_of(model)), jit_compile=jit_compile()
     )
-    pictures = np.zeros((batch_size, *model.input_shape[1:]), "uint8")
+    images = np.zeros((batch_size, *model.input_shape[1:]), "uint8")
     labels = np.arange(batch_size) % 2
-    step.train_on_batch(pictures, labels)
+    step.train_on_batch(images, labels)
     start, times = time.perf_counter() - started, []
     for _ in range(_TIMED):
         started = time.perf_counter()
-        step.train_on_batch(pictures, labels)
+        step.train_on_batch(images, labels)
         times.append(time.perf_counter() - started)
     return {"step": min(times) / batch_size, "start": start}

@@ -18,8 +18,8 @@ class Estimate:
 
     Attributes:
         value: estimated; about 0 for two samples of one distribution, and may be below.
-        error: standard error over pictures.
-        p_value: share of random divisions of the pooled pictures that are as far apart, 0–1; None
+        error: standard error over images.
+        p_value: share of random divisions of the pooled images that are as far apart, 0–1; None
             where none were made.
     """
 
@@ -39,12 +39,12 @@ def proxy_a_distance(
 
     Args:
         a, b: float [N, D] and [M, D], N, M ≥ 2.
-        groups: int [N + M], rows of one picture: they stay on one side of each fold, so that a
-            picture in both domains does not count as a difference.
+        groups: int [N + M], rows of one image: they stay on one side of each fold, so that an
+            image in both domains does not count as a difference.
         seed: of the folds.
 
     Raises:
-        InputError: fewer than two pictures of a domain, or other columns.
+        InputError: fewer than two images of a domain, or other columns.
     """
     import warnings
 
@@ -63,7 +63,7 @@ def proxy_a_distance(
     wrong = found != domain
     errors = [wrong[domain == d] for d in (0, 1)]
     mean = np.mean([e.mean() for e in errors])
-    # One picture more of each kind, so that no error in a few pictures is no certainty.
+    # One image more of each kind, so that no error in a few images is no certainty.
     shares = [(e.sum() + 1) / (len(e) + 2) for e in errors]
     variance = np.mean([s * (1 - s) / len(e) for s, e in zip(shares, errors)]) / 2
     return Estimate(float(2 - 4 * mean), float(4 * np.sqrt(variance)))
@@ -75,23 +75,23 @@ def mmd(
     """Squared maximum mean discrepancy, unbiased, with a permutation test (Gretton et al. 2012).
 
     The kernel is the mean of five Gaussians exp(−‖x − y‖² / 2σ²), σ² = 2^k · the mean squared
-    distance of two pictures, k = −3 … 1, as in DAN (arXiv:1502.02791; that sums them). The value lies
+    distance of two images, k = −3 … 1, as in DAN (arXiv:1502.02791; that sums them). The value lies
     below 2. The error is the first-order term of the U-statistic's variance.
 
     Args:
         a, b: float [N, D] and [M, D], N, M ≥ 2.
-        permutations: random divisions of the pooled pictures; the p-value is (1 + those at least as
+        permutations: random divisions of the pooled images; the p-value is (1 + those at least as
             far apart) / (1 + permutations). 0 makes none.
         seed: of the divisions.
 
     Raises:
-        InputError: fewer than two pictures of a domain, or other columns.
+        InputError: fewer than two images of a domain, or other columns.
     """
     x, domain = _pooled(a, b)
     kernel = _kernel(x)
     n, m = len(a), len(b)
     value = float(_mmd_of(kernel, (domain == 0)[None].astype("float64"))[0])
-    # A picture's part: how much more it is like its own domain than like the other.
+    # An image's part: how much more it is like its own domain than like the other.
     same_a, cross = kernel[:n, :n].sum(axis=1) / (n - 1), kernel[:n, n:]
     same_b = kernel[n:, n:].sum(axis=1) / (m - 1)
     parts = same_a - cross.mean(axis=1), same_b - cross.mean(axis=0)
@@ -131,7 +131,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Fréchet distance of the normal distributions with the features' means and covariances.
 
     ‖μ_a − μ_b‖² + tr(C_a + C_b − 2 (C_a C_b)^½) (Dowson and Landau 1982; FID in arXiv:1706.08500).
-    Covariances are shrunk (Ledoit and Wolf 2004), so that fewer pictures than features will do. It
+    Covariances are shrunk (Ledoit and Wolf 2004), so that fewer images than features will do. It
     is biased: two samples of one distribution are apart, the more the fewer they are; see
     `frechet_by_chance`.
 
@@ -142,7 +142,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         ≥ 0, in the features' units squared.
 
     Raises:
-        InputError: fewer than two pictures of a domain, or other columns.
+        InputError: fewer than two images of a domain, or other columns.
     """
     from sklearn.covariance import ledoit_wolf
 
@@ -160,7 +160,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def frechet_by_chance(a: np.ndarray, b: np.ndarray, *, divisions: int = 5, seed: int = 0) -> float:
-    """The mean Fréchet distance of random divisions of the pooled pictures into parts of these sizes.
+    """The mean Fréchet distance of random divisions of the pooled images into parts of these sizes.
 
     What `frechet_distance` gives about where there is no difference.
     """
@@ -175,7 +175,7 @@ def _pooled(a, b):
     a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise InputError(
-            "A distance needs features [N, D] and [M, D] of two pictures or more each, not "
+            "A distance needs features [N, D] and [M, D] of two images or more each, not "
             f"{list(a.shape)} and {list(b.shape)}."
         )
     return np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])

@@ -12,12 +12,12 @@ from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import check_backbone
 
 _VERSION = 1  # of the numbers: raise it when formulas, folds or sample give other ones
-MOST_PICTURES = 1000
+MOST_IMAGES = 1000
 _COMPONENTS = 256  # principal components that the Fréchet distance is taken in
-_LEAST = 5  # pictures of a domain that say anything
+_LEAST = 5  # images of a domain that say anything
 # Of the verdict. They are not calibrated on what adaptation gained, see docs/adaptation-measure.md.
 _LEVEL = 0.01  # of the permutation test
-# Proxy-A distance where the domain of 3 pictures in 4 is told. Hands of other people before the same
+# Proxy-A distance where the domain of 3 images in 4 is told. Hands of other people before the same
 # wall were 0.46 apart, and need no adaptation.
 _APART = 1.0
 _SEPARABLE = 0.5  # share of what chance leaves that a linear probe must get right in the source
@@ -28,16 +28,16 @@ class DomainDistance:
     """Distances between source and target on a backbone's features.
 
     Attributes:
-        source, target: where the pictures came from.
+        source, target: where the images came from.
         backbone: its name.
-        image_size: height and width of the pictures.
-        pictures: number of different ones that were looked at, of source and target.
+        image_size: height and width of the images.
+        images: number of different ones that were looked at, of source and target.
         proxy_a: proxy-A distance, from 0 (the domains cannot be told apart) to 2.
         mmd: squared maximum mean discrepancy, with the p-value of its permutation test.
         frechet: squared Fréchet distance, in units of the source's total variance.
-        frechet_by_chance: the same of random divisions of the pooled pictures.
+        frechet_by_chance: the same of random divisions of the pooled images.
         source_accuracy: of a cross-validated linear probe on the source's classes, 0–1; None where
-            its labels are no two classes of two pictures or more.
+            its labels are no two classes of two images or more.
         source_error: standard error of that.
         chance: accuracy of always naming the source's largest class.
     """
@@ -46,7 +46,7 @@ class DomainDistance:
     target: str
     backbone: str
     image_size: int
-    pictures: tuple[int, int]
+    images: tuple[int, int]
     proxy_a: Estimate
     mmd: Estimate
     frechet: float
@@ -60,7 +60,7 @@ class DomainDistance:
         """True where the features of the domains differ, surely and by enough to matter.
 
         The permutation test of MMD says so at 1 %, and a linear classifier names the domain of 3
-        pictures in 4 (proxy-A distance 1), which is more than two standard errors above none.
+        images in 4 (proxy-A distance 1), which is more than two standard errors above none.
         """
         apart = self.proxy_a.value >= max(_APART, 2 * self.proxy_a.error)
         return bool(apart and self.mmd.p_value is not None and self.mmd.p_value <= _LEVEL)
@@ -96,7 +96,7 @@ class DomainDistance:
         if self.source_accuracy is None or self.source_error is None or self.chance is None:
             return (
                 f"The domains differ {seen}. Whether adaptation is worth trying cannot be said "
-                "without classes in the source, two pictures or more of each."
+                "without classes in the source, two images or more of each."
             )
         probe = (
             f"a linear probe gets {100 * self.source_accuracy:.1f} ± "
@@ -117,7 +117,7 @@ class DomainDistance:
         """All numbers as plain data, for JSON."""
         return {
             **asdict(self),
-            "pictures": list(self.pictures),
+            "images": list(self.images),
             "differ": self.differ,
             "separable": self.separable,
             "worth_trying": self.worth_trying,
@@ -147,31 +147,31 @@ def domain_distance(
     *,
     backbone,
     image_size: int | None = None,
-    most: int = MOST_PICTURES,
+    most: int = MOST_IMAGES,
     seed: int = 0,
     engine: str = "auto",
     store=None,
 ) -> DomainDistance:
-    """Measures how far the target's pictures are from the source's, to a backbone.
+    """Measures how far the target's images are from the source's, to a backbone.
 
     Features are those after global average pooling, found in the cache or computed into it; the
-    answer is kept there too. Identical pictures of a domain count once. Labels of the target are
+    answer is kept there too. Identical images of a domain count once. Labels of the target are
     not looked at.
 
     Args:
-        data_a: the source; of an `ImageData` the training pictures (where it has no split of that
-            name, those of its first). With one class a picture the verdict says more.
+        data_a: the source; of an `ImageData` the training images (where it has no split of that
+            name, those of its first). With one class per image the verdict says more.
         data_b: the target, likewise; its labels may be anything.
         backbone: a name of the table, a source model of one's own (a `.keras` file or a run
             directory), or a model that has a `Backbone`.
-        image_size: of the pictures; by default that of the ImageNet training, or the model's.
-        most: pictures of each domain; of more a random sample, in the source with each class in its
+        image_size: of the images; by default that of the ImageNet training, or the model's.
+        most: images of each domain; of more a random sample, in the source with each class in its
             share.
         seed: of samples, folds and permutations.
         engine, store: see `features.extraction.extract`.
 
     Raises:
-        InputError: fewer than five different pictures in a domain, or what `build_backbone` and
+        InputError: fewer than five different images in a domain, or what `build_backbone` and
             `extract` raise.
     """
     source, labels = _sample(data_a, "source", most, seed, classes=True)
@@ -203,7 +203,7 @@ def domain_distance(
         store,
         f"domain distance {_VERSION}",
         compute,
-        of=f"distance of {len(source)} and {len(target)} pictures",
+        of=f"distance of {len(source)} and {len(target)} images",
         engine=engine,
         view="distances",
         source=digest_of(source.digests, np.zeros(0) if labels is None else labels),
@@ -215,7 +215,7 @@ def domain_distance(
         target=_name(data_b, "target"),
         backbone=network.name,
         image_size=prefix.image_size,
-        pictures=(len(source), len(target)),
+        images=(len(source), len(target)),
         **{**found, "proxy_a": Estimate(**found["proxy_a"]), "mmd": Estimate(**found["mmd"])},
     )
 
@@ -228,7 +228,7 @@ def measured(
     Args:
         a, b: of the source, float [N, D], and of the target, float [M, D].
         labels: of the source, int [N]; None where there are no classes.
-        groups: int [N + M], rows of one picture.
+        groups: int [N + M], rows of one image.
         seed: of folds and permutations.
     """
     from sklearn.decomposition import PCA
@@ -270,7 +270,7 @@ def _probed(features, labels, seed):
 
 
 def _sample(data, role, most, seed, classes):
-    """(examples of different pictures, their classes int [N] or None where there are none)."""
+    """(examples of different images, their classes int [N] or None where there are none)."""
     examples = data
     if isinstance(data, ImageData):
         examples = data.examples.get("train") or next(iter(data.examples.values()), None)
@@ -279,7 +279,7 @@ def _sample(data, role, most, seed, classes):
         different = np.sort(np.unique(examples.digests, return_index=True)[1])
     if len(different) < _LEAST:
         raise InputError(
-            f"The {role} ({_name(data, role)}) has {len(different)} different pictures: a distance "
+            f"The {role} ({_name(data, role)}) has {len(different)} different images: a distance "
             f"needs {_LEAST} or more of each domain."
         )
     labels = examples.labels[different] if classes and _has_classes(data) else None
@@ -292,8 +292,8 @@ def _sample(data, role, most, seed, classes):
 
         rows = some_rows(labels, np.arange(len(labels)), seed, most)
         labels = labels[rows]
-    pictures = examples.pictures.take(different[rows])
-    return Examples(pictures, np.zeros(len(rows), "int32")), labels
+    images = examples.images.take(different[rows])
+    return Examples(images, np.zeros(len(rows), "int32")), labels
 
 
 def _has_classes(data):

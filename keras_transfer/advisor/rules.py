@@ -12,13 +12,13 @@ MINUTES = 30.0  # that training may take, where nobody said
 # Shift of activations (`likeness.activation_shift`): insects, a part of ImageNet, have 0.01 to
 # 0.03, hands on white 0.11 to 0.16, digits 0.19 and more. Set with seed 0 of `scripts/regret.py`.
 SIMILAR, DIFFERENT = 0.05, 0.09
-# Pictures, and pictures a class.
+# Images, and images a class.
 SMALL, SMALL_CLASS = 2000, 20
 LARGE, LARGE_CLASS = 20_000, 100
 FEW, FEW_CLASS = 20, 5  # of fewer a real signal is missed too often to say that there is none
 FEW_A_CLASS = 50  # more augmentation below
 BOLD_RATE = 1e-3  # where the features have to change
-BOLD_PICTURES = 14_000  # seen over all epochs, at least, and
+BOLD_IMAGES = 14_000  # seen over all epochs, at least, and
 BOLD_EPOCHS = 200  # at most so many epochs for it
 
 # The field's four scenarios: (size, likeness) → strategy.
@@ -44,7 +44,7 @@ class Facts:
     """What is known of the data and the backbones before anything is trained.
 
     Attributes:
-        pictures, classes: of the training part; `least` and `most` are those of its smallest and
+        images, classes: of the training part; `least` and `most` are those of its smallest and
             largest class.
         shift: see `likeness.activation_shift`; None where no backbone has one.
         signal: the features say something about the labels.
@@ -54,7 +54,7 @@ class Facts:
         mirror: a mirror image shows the same class, as far as can be told.
     """
 
-    pictures: int
+    images: int
     classes: int
     least: int
     most: int
@@ -68,10 +68,10 @@ class Facts:
     @property
     def size(self) -> str:
         """`"small"`, `"medium"` or `"large"`."""
-        a_class = self.pictures / self.classes
-        if self.pictures < SMALL or a_class < SMALL_CLASS:
+        a_class = self.images / self.classes
+        if self.images < SMALL or a_class < SMALL_CLASS:
             return "small"
-        return "large" if self.pictures >= LARGE and a_class >= LARGE_CLASS else "medium"
+        return "large" if self.images >= LARGE and a_class >= LARGE_CLASS else "medium"
 
     @property
     def likeness(self) -> str:
@@ -149,10 +149,10 @@ def choose(facts: Facts, policy: str = DEFAULT_POLICY) -> tuple[Choice, ...]:
         raise InputError(f"Unknown policy '{policy}': give one of {', '.join(POLICIES)}.")
     best = facts.ranked[0]
     if not facts.signal:
-        few = facts.pictures < FEW or facts.pictures / facts.classes < FEW_CLASS
+        few = facts.images < FEW or facts.images / facts.classes < FEW_CLASS
         why = (
-            "so few pictures show no signal, nor that there is none: the cheapest choice; more "
-            "pictures would tell"
+            "so few images show no signal, nor that there is none: the cheapest choice; more "
+            "images would tell"
             if few
             else "the features carry no signal for these labels, so nothing is gained by training "
             "longer: the cheapest choice; look at the labels first"
@@ -163,8 +163,8 @@ def choose(facts: Facts, policy: str = DEFAULT_POLICY) -> tuple[Choice, ...]:
 
 
 def _augment(facts):
-    """More of it where few pictures would be learnt by heart (docs/data-augmentation.md)."""
-    preset = "medium" if facts.pictures / facts.classes < FEW_A_CLASS else "light"
+    """More of it where few images would be learned by heart (docs/data-augmentation.md)."""
+    preset = "medium" if facts.images / facts.classes < FEW_A_CLASS else "light"
     return preset if facts.mirror else {"preset": preset, "flip": False}
 
 
@@ -193,16 +193,16 @@ def _classical(facts):
 
 
 def _evidence(facts):
-    """LP-FT, whose rate depends on the likeness: on few pictures nothing else was better by more
+    """LP-FT, whose rate depends on the likeness: on few images nothing else was better by more
     than chance, the textbook's head alone for what looks familiar included."""
     best = facts.ranked[0]
     similar = facts.likeness == "similar"
-    rate = {} if similar else {"learning_rate": BOLD_RATE, **_longer(facts.pictures)}
+    rate = {} if similar else {"learning_rate": BOLD_RATE, **_longer(facts.images)}
     because = {
-        "similar": "the pictures look like those of the pretraining: every layer is trained, gently",
-        "between": "the pictures differ somewhat from those of the pretraining",
-        "different": "the pictures differ from those of the pretraining: every layer has to adapt",
-        "unknown": "it cannot be told how much the pictures look like those of the pretraining",
+        "similar": "the images look like those of the pretraining: every layer is trained, gently",
+        "between": "the images differ somewhat from those of the pretraining",
+        "different": "the images differ from those of the pretraining: every layer has to adapt",
+        "unknown": "it cannot be told how much the images look like those of the pretraining",
     }[facts.likeness]
     first = Choice(
         best, "lp_ft", rate, why=f"{because}; the head first, so that it does not wreck them"
@@ -218,8 +218,8 @@ def _evidence(facts):
     return (first, other)
 
 
-def _longer(pictures):
-    """Epochs beyond the recipe's, which is a compromise, where few pictures have to change much: 50
+def _longer(images):
+    """Epochs beyond the recipe's, which is a compromise, where few images have to change much: 50
     hands were named rightly in 89 % rather than 81 to 85 % after 200 epochs rather than 57."""
-    epochs = min(BOLD_EPOCHS, round(BOLD_PICTURES / max(1, pictures)))
-    return {"epochs": epochs} if epochs > default_epochs(pictures) else {}
+    epochs = min(BOLD_EPOCHS, round(BOLD_IMAGES / max(1, images)))
+    return {"epochs": epochs} if epochs > default_epochs(images) else {}

@@ -1,7 +1,7 @@
 """Where in a network the data lives: how well each stage's output tells the classes apart.
 
 A linear probe (Alain and Bengio, arXiv:1610.01644) is fitted on the pooled output of every stage of
-the pretrained backbone, and of a twin with random weights. Where the first curve lies above the
+the pretrained backbone, and of a duplicate with random weights. Where the first curve lies above the
 second, it is the ImageNet weights that help and not the architecture; where it no longer rises, the
 stages that follow have nothing to add for these classes.
 """
@@ -22,25 +22,25 @@ from keras_transfer.utils.files import write_file
 from keras_transfer.utils.machine import free_memory
 from keras_transfer.utils.plotting import GREEN, OCHRE
 
-_VERSION = 1  # of probes: raise it when folds, probe or twin give other answers
-# Of the binomial test. Folds share the pictures that their probes are fitted on, which makes right
+_VERSION = 1  # of probes: raise it when folds, probe or duplicate give other answers
+# Of the binomial test. Folds share the images that their probes are fitted on, which makes right
 # answers by chance vary more than it allows for: hence no more.
 _CHANCE_LEVEL = 0.001
-_MEMORY = 1 << 30  # bytes of decoded pictures at most, which two networks look at
-_MOST_NAMED = 24  # stages with their names under the picture; of more only numbers
+_MEMORY = 1 << 30  # bytes of decoded images at most, which two networks look at
+_MOST_NAMED = 24  # stages with their names under the image; of more only numbers
 
 
 @dataclass(frozen=True)
 class StageProbe:
-    """What the probes after one stage found; accuracies are of pictures that they were not fitted on.
+    """What the probes after one stage found; accuracies are of images that they were not fitted on.
 
     Attributes:
-        number: of the stage; 1 is nearest to the picture, so it is also how many stages come to here.
+        number: of the stage; 1 is nearest to the image, so it is also how many stages come to here.
         name: of the stage, see `stages.Stage`.
         accuracy, error: of the pretrained backbone, 0–1, and its standard error.
-        random_accuracy, random_error: of the random twin.
+        random_accuracy, random_error: of the random duplicate.
         gain, gain_error: the first less the second. The error is that of the paired difference (both
-            answer for the same pictures), which is less than the two errors make.
+            answer for the same images), which is less than the two errors make.
     """
 
     number: int
@@ -55,17 +55,17 @@ class StageProbe:
 
 @dataclass(frozen=True, eq=False)
 class StageProbes:
-    """The curves of a backbone and its random twin, and what follows from them.
+    """The curves of a backbone and its random duplicate, and what follows from them.
 
-    Standard errors are those of a mean over pictures; that other folds or another random twin would
+    Standard errors are those of a mean over images; that other folds or another random duplicate would
     give other probes is not in them.
 
     Attributes:
         backbone: its name.
-        image_size: height and width of the pictures.
+        image_size: height and width of the images.
         names: of the B stages.
-        correct: which pictures the probe after each stage named rightly, bool [B, N].
-        random_correct: the same of the twin.
+        correct: which images the probe after each stage named rightly, bool [B, N].
+        random_correct: the same of the duplicate.
         chance: accuracy of always naming the largest class, 0–1.
         folds: of the cross-validation.
     """
@@ -79,16 +79,16 @@ class StageProbes:
     folds: int
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return self.correct.shape[1]
 
     @cached_property
     def stages(self) -> tuple[StageProbe, ...]:
-        """The numbers of each stage, from the picture upwards."""
+        """The numbers of each stage, from the image upwards."""
         rows = zip(self.names, self.correct, self.random_correct)
         return tuple(
-            StageProbe(i, name, *_mean(own), *_mean(twin), *_difference(own, twin))
-            for i, (name, own, twin) in enumerate(rows, 1)
+            StageProbe(i, name, *_mean(own), *_mean(duplicate), *_difference(own, duplicate))
+            for i, (name, own, duplicate) in enumerate(rows, 1)
         )
 
     @cached_property
@@ -101,7 +101,7 @@ class StageProbes:
         from scipy.stats import binomtest
 
         right = np.concatenate([self.correct, self.random_correct]).sum(axis=1)
-        test = binomtest(int(right.max()), self.pictures, self.chance, alternative="greater")
+        test = binomtest(int(right.max()), self.images, self.chance, alternative="greater")
         return bool(test.pvalue * len(right) < _CHANCE_LEVEL)
 
     @property
@@ -114,7 +114,7 @@ class StageProbes:
         """How much of what random features leave to gain the pretrained ones gain; None without signal.
 
         (A − R) / (1 − R), where A is the pretrained and R the random accuracy, each after its own
-        best stage: 1 is a pretrained backbone that names every picture, 0 or less one that is no
+        best stage: 1 is a pretrained backbone that names every image, 0 or less one that is no
         better than random weights.
         """
         if not self.signal:
@@ -145,10 +145,10 @@ class StageProbes:
         if not self.signal:
             top = max(max(s.accuracy, s.random_accuracy) for s in self.stages)
             return (
-                f"No signal: no probe, after any stage of {self.backbone} or its random twin, is "
+                f"No signal: no probe, after any stage of {self.backbone} or its random duplicate, is "
                 f"better than always naming the largest class (best {_percent(top)}, chance "
-                f"{_percent(self.chance)}, {self.pictures} pictures). The labels may not follow "
-                f"from the pictures, or there are too few of them to tell."
+                f"{_percent(self.chance)}, {self.images} images). The labels may not follow "
+                f"from the images, or there are too few of them to tell."
             )
         return " ".join([self._kept(), self._gained(), *self._crossings()])
 
@@ -195,7 +195,7 @@ class StageProbes:
         return {
             "backbone": self.backbone,
             "image_size": self.image_size,
-            "pictures": self.pictures,
+            "images": self.images,
             "folds": self.folds,
             "chance": self.chance,
             "signal": self.signal,
@@ -253,7 +253,7 @@ class StageProbes:
         else:
             axes.set_xlabel("stage")
         shown = "no signal" if not self.signal else f"similarity {self.similarity:.2f}"
-        axes.set_title(f"{title or self.backbone}: {shown} ({self.pictures} pictures)", fontsize=11)
+        axes.set_title(f"{title or self.backbone}: {shown} ({self.images} images)", fontsize=11)
         axes.set(ylabel="accuracy of a linear probe ± error", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
@@ -273,29 +273,29 @@ def probe_stages(
     engine: str = "auto",
     store=None,
 ) -> StageProbes:
-    """Fits a linear probe after every stage of a backbone and of its random twin.
+    """Fits a linear probe after every stage of a backbone and of its random duplicate.
 
-    Stage outputs are averaged over their places, so a probe sees what is in a picture and not
-    where. Both networks run over the pictures once, and the store keeps what came out, and what the
-    probes answered: the same again makes no twin and fits nothing.
+    Stage outputs are averaged over their places, so a probe sees what is in an image and not
+    where. Both networks run over the images once, and the store keeps what came out, and what the
+    probes answered: the same again makes no duplicate and fits nothing.
 
     Args:
         model: of `build_model`, or a `Backbone`; its weights are not changed.
-        data: a `keras_transfer.data.ImageData` of one class a picture; its training pictures are
-            used, copies of a picture once.
+        data: a `keras_transfer.data.ImageData` of one class per image; its training images are
+            used, copies of an image once.
         image_size: by default the model's.
-        most: pictures, about; of more a stratified sample with at least 5 of each class.
-        seed: of the sample, the folds and the twin's weights.
+        most: images, about; of more a stratified sample with at least 5 of each class.
+        seed: of the sample, the folds and the duplicate's weights.
         engine, store: see `features.extraction.extract`.
 
     Raises:
-        InputError: another task, fewer than two classes with two different training pictures, or an
+        InputError: another task, fewer than two classes with two different training images, or an
             image size that the backbone does not take.
     """
     examples, labels = _sample(data, most, seed)
     # Late, as wrong input is answered before Keras is imported.
-    from keras_transfer.advisor.untrained import random_twin
-    from keras_transfer.data.memory import PictureMemory
+    from keras_transfer.advisor.untrained import random_duplicate
+    from keras_transfer.data.memory import ImageMemory
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.memo import concluded, digest_of
     from keras_transfer.features.pooled import pooled_stages, stage_columns
@@ -313,22 +313,22 @@ def probe_stages(
     folds = int(min(FOLDS, np.bincount(labels).max()))
 
     def compute():
-        memory = PictureMemory(min(_MEMORY, free_memory() // 4))
-        twin = random_twin(backbone, examples, seed=seed, store=store, memory=memory)
+        memory = ImageMemory(min(_MEMORY, free_memory() // 4))
+        duplicate = random_duplicate(backbone, examples, seed=seed, store=store, memory=memory)
         rows, columns = np.arange(len(examples)), stage_columns(backbone)
         features = []
-        for network in (prefix, pooled_stages(twin)):
+        for network in (prefix, pooled_stages(duplicate)):
             found = extract(network, examples, engine=engine, store=store, memory=memory)
             gathered = found.gather(rows)
             features += [gathered[:, part] for part in columns]
         return {"correct": _probe_all(features, labels, folds, seed).astype(int).tolist()}
 
     found = concluded(
-        prefix,  # the twin follows from it, the seed and the pictures
+        prefix,  # the duplicate follows from it, the seed and the images
         store,
         f"stage probes {_VERSION}",
         compute,
-        of=f"probes on {len(examples)} pictures",
+        of=f"probes on {len(examples)} images",
         engine=engine,
         view="probes",
         sample=digest_of(examples.digests, labels),
@@ -348,7 +348,7 @@ def probe_stages(
 
 
 def _sample(data, most, seed):
-    """(examples, labels) to probe on: different pictures, each class in its share."""
+    """(examples, labels) to probe on: different images, each class in its share."""
     data.require_classes("probing stages", "train")
     examples = data.examples["train"]
     different = np.sort(np.unique(examples.digests, return_index=True)[1])
@@ -356,15 +356,15 @@ def _sample(data, most, seed):
     counts = np.bincount(labels, minlength=len(data.class_names))
     if (counts > 1).sum() < 2:
         raise InputError(
-            f"{data.root} has {(counts > 1).sum()} classes with two different training pictures or "
-            "more; probing the stages takes two such classes: add pictures."
+            f"{data.root} has {(counts > 1).sum()} classes with two different training images or "
+            "more; probing the stages takes two such classes: add images."
         )
     rows = some_rows(labels, np.arange(len(labels)), seed, most)
     return examples.take(different[rows]), labels[rows]
 
 
 def _probe_all(features, labels, folds, seed):
-    """Which pictures the probe on each of the features [N, D] named rightly, bool [len, N]."""
+    """Which images the probe on each of the features [N, D] named rightly, bool [len, N]."""
     import joblib
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -379,7 +379,7 @@ def _probe_all(features, labels, folds, seed):
 
 
 def _mean(right):
-    """(mean, its standard error) over pictures."""
+    """(mean, its standard error) over images."""
     return float(right.mean()), float(right.std(ddof=1) / np.sqrt(len(right)))
 
 

@@ -14,7 +14,7 @@ from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import Store
 from keras_transfer.modalities.image.augment import View
 
-_PICTURES = 300
+_IMAGES = 300
 _FOLDS = 5
 _ERRORS = 2.0
 _VERSION = 1  # of the formula: raise it when it changes
@@ -22,17 +22,17 @@ _VERSION = 1  # of the formula: raise it when it changes
 
 @dataclass(frozen=True)
 class Symmetry:
-    """How a linear probe does on mirror images of pictures that it was not fitted on.
+    """How a linear probe does on mirror images of images that it was not fitted on.
 
     Attributes:
-        drop: accuracy on the pictures less that on their mirror images, −1 to 1.
-        error: its standard error over the pictures.
-        pictures: that it was measured on.
+        drop: accuracy on the images less that on their mirror images, −1 to 1.
+        error: its standard error over the images.
+        images: that it was measured on.
     """
 
     drop: float
     error: float
-    pictures: int
+    images: int
 
     @property
     def told_apart(self) -> bool:
@@ -44,24 +44,24 @@ def mirror_symmetry(
     prefix: Prefix,
     examples: Examples,
     *,
-    most: int = _PICTURES,
+    most: int = _IMAGES,
     engine: str = "auto",
     store: Store | None = None,
     seed: int = 0,
 ) -> Symmetry | None:
-    """Fits a linear probe on pictures as they are and tries it on others, as they are and mirrored.
+    """Fits a linear probe on images as they are and tries it on others, as they are and mirrored.
 
     Where the classes do not change in a mirror (insects), both do alike; where they do (digits,
     text, signs), the mirror images are taken for other classes.
 
     Args:
         prefix: of a pretrained backbone.
-        examples: one class a picture; of more than `most` a random sample.
+        examples: one class per image; of more than `most` a random sample.
         engine, store: see `features.extraction.extract`.
         seed: of the sample and the folds.
 
     Returns:
-        None where no class has two pictures.
+        None where no class has two images.
     """
     rows = np.random.default_rng(seed).permutation(len(examples))[:most]
     sample = examples.take(np.sort(rows))
@@ -71,7 +71,7 @@ def mirror_symmetry(
         store,
         f"symmetry {_VERSION}",
         partial(_measured, prefix, sample, engine, store, seed),
-        of=f"{len(sample)} pictures and their mirror images",
+        of=f"{len(sample)} images and their mirror images",
         engine=engine,
         view="mirror",
         sample=digest_of(sample.digests, np.asarray(sample.labels)),
@@ -98,13 +98,13 @@ def _measured(prefix, sample, engine, store, seed):
             right = [probe.predict(x[test]) == sample.labels[test] for x in (plain, mirrored)]
             lost[test] = right[0].astype(int) - right[1]
     error = lost.std(ddof=1) / np.sqrt(len(lost))
-    return {"drop": float(lost.mean()), "error": float(error), "pictures": len(sample)}
+    return {"drop": float(lost.mean()), "error": float(error), "images": len(sample)}
 
 
 def _splits(splitter, features, labels, groups):
     import warnings
 
-    with warnings.catch_warnings():  # of classes with fewer pictures than folds
+    with warnings.catch_warnings():  # of classes with fewer images than folds
         warnings.simplefilter("ignore")
         yield from splitter.split(features, labels, groups)
 

@@ -36,7 +36,7 @@ def adapt(
     source: Data,
     target: Annotated[
         Path,
-        typer.Argument(metavar="TARGET", help="A folder of pictures, at any depth, unlabelled."),
+        typer.Argument(metavar="TARGET", help="A folder of images, at any depth, unlabelled."),
     ],
     method: Annotated[str, typer.Option(metavar="NAME[,NAME]", help=f"{', '.join(METHOD_NAMES)}.")],
     out: RunOut,
@@ -80,7 +80,7 @@ def adapt(
     ] = False,
     as_json: Json = False,
 ):
-    """Adapt a model: labelled pictures of SOURCE, unlabelled ones of TARGET, a model for TARGET."""
+    """Adapt a model: labelled images of SOURCE, unlabelled ones of TARGET, a model for TARGET."""
     from keras_transfer.adaptation.outcome import outcome
     from keras_transfer.adaptation.running import Adaptation
     from keras_transfer.schedules.recipes import AUTO

@@ -57,7 +57,7 @@ def advise(
     data: Data,
     target: Annotated[
         Path | None,
-        typer.Option(help="Unlabelled pictures that the model is for: is adaptation worth trying?"),
+        typer.Option(help="Unlabelled images that the model is for: is adaptation worth trying?"),
     ] = None,
     backbones: Annotated[
         str | None,
@@ -75,7 +75,7 @@ def advise(
     minutes: MinutesOption = None,
     policy: PolicyOption = None,
     seed: Seed = None,
-    picture: Annotated[
+    image: Annotated[
         Path | None, typer.Option(help="A .png file: accuracy after each stage of the backbone.")
     ] = None,
     as_json: Json = False,
@@ -83,31 +83,31 @@ def advise(
     """Say which backbone and which strategy suit the data, what that costs here, and why."""
     from keras_transfer.advisor.api import check_advice
     from keras_transfer.advisor.shortlist import named
-    from keras_transfer.data import require_source, unlabelled_pictures
+    from keras_transfer.data import require_source, unlabelled_images
     from keras_transfer.schedules.recipes import AUTO
 
-    check_png(picture)
+    check_png(image)
     settings = settings_of(locals())
     asked = {key: settings[key] for key in ("image_size", "minutes", "policy")}
     names = named(backbones or AUTO)
     require_source(data)
     check_advice(names, **asked)
-    pictures = opened(data, settings)
-    where = target and unlabelled_pictures(target)[0]
+    images = opened(data, settings)
+    where = target and unlabelled_images(target)[0]
     load_keras()
     from keras_transfer.advisor.api import advise as advise_on
 
     advice = advise_on(
-        pictures,
+        images,
         target=where,
         backbones=names,
         batch_size=settings["batch_size"],
         seed=settings["seed"],
         **asked,
     )
-    if picture is not None:
-        advice.draw(picture)
-        print(f"wrote {picture}", file=sys.stderr)
+    if image is not None:
+        advice.draw(image)
+        print(f"wrote {image}", file=sys.stderr)
     print(json.dumps(advice.to_dict(), indent=2) if as_json else advice.text())
 
 
@@ -124,9 +124,7 @@ def compare(
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(
-            metavar="5,20,all", help="Training pictures a class. [doubling from 5 to all]"
-        ),
+        typer.Option(metavar="5,20,all", help="Training images a class. [doubling from 5 to all]"),
     ] = None,
     show: Annotated[
         int | None, typer.Option(help="The size whose curves are drawn. [the middle one]")
@@ -154,21 +152,21 @@ def compare(
     ] = False,
     as_json: Json = False,
 ):
-    """Compare transfer with training from scratch: start, slope, end, pictures saved."""
+    """Compare transfer with training from scratch: start, slope, end, images saved."""
     from keras_transfer.data import require_source
     from keras_transfer.experiments.compare import Experiment
-    from keras_transfer.experiments.comparison import JSON, PICTURE, TABLE
+    from keras_transfer.experiments.comparison import IMAGE, JSON, TABLE
 
     settings = settings_of(locals())
     chosen = {"sizes": sizes_of(sizes), "seeds": seeds_of(seeds)}
     require_source(data)
     check_choice(settings)
-    pictures = opened(data, settings)
-    print(pictures.describe(), file=sys.stderr)
-    advised = pinned(pictures, settings)
+    images = opened(data, settings)
+    print(images.describe(), file=sys.stderr)
+    advised = pinned(images, settings)
     same = ("backbone", "strategy", "image_size", "batch_size", "augment", "weights", "precision")
     experiment = Experiment(
-        pictures,
+        images,
         out,
         overrides={**advised, **overrides_of(set, learning_rate=learning_rate)},
         scratch_overrides=overrides_of(set_scratch),
@@ -183,7 +181,7 @@ def compare(
     with stop_said():
         found = experiment.run()
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
-    print(f"wrote {TABLE}, {JSON} and {PICTURE} in {out}", file=sys.stderr)
+    print(f"wrote {TABLE}, {JSON} and {IMAGE} in {out}", file=sys.stderr)
 
 
 def tune(
@@ -257,17 +255,17 @@ def tune(
     check_fields(read_space(given), base)
     require_source(data)
     check_choice(settings)
-    pictures = opened(data, settings)
-    print(pictures.describe(), file=sys.stderr)
+    images = opened(data, settings)
+    print(images.describe(), file=sys.stderr)
     load_keras()
-    overrides = {**pinned(pictures, settings), **overrides}
+    overrides = {**pinned(images, settings), **overrides}
     from keras_transfer.experiments.tune import tune as search_in
 
     used = ("batch_size", "mix", "mix_alpha", "keep", "balance", "cache", "engine", "feature_dtype")
     with stop_said():
         tuned = search_in(
-            build_for(pictures, settings),
-            pictures,
+            build_for(images, settings),
+            images,
             out,
             trials=trials,
             minutes=minutes,

@@ -1,4 +1,4 @@
-"""What several commands do alike once their options are read: open pictures, import Keras, advise, build."""
+"""What several commands do alike once their options are read: open images, import Keras, advise, build."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def stop_said():
 
 
 def opened(data, settings, **others):
-    """The labelled pictures at `data`, divided as the settings say; `others`: of `open_data`, win over them."""
+    """The labelled images at `data`, divided as the settings say; `others`: of `open_data`, win over them."""
     from keras_transfer.data import open_data
 
     names = ("val", "val_split", "test_split", "folds", "fold", "seed", "task", "columns")
@@ -57,7 +57,7 @@ def kept_of(data, settings) -> dict:
     return {**kept, "weights": kept["weights"] or "none"}
 
 
-def build_for(pictures, settings, trains=True):
+def build_for(images, settings, trains=True):
     """The model that the settings name, from its seed; `trains`: the backbone too."""
     import keras
 
@@ -72,21 +72,21 @@ def build_for(pictures, settings, trains=True):
     keras.utils.set_random_seed(settings["seed"])
     return build_model(
         settings["backbone"],
-        head_for(pictures),
+        head_for(images),
         image_size=settings["image_size"],
         weights=settings["weights"],
     )
 
 
-def settled(pictures, settings, schedule, overrides, options):
+def settled(images, settings, schedule, overrides, options):
     """(schedule, overrides, advice as plain data) in place of `auto`; settings get the names."""
     from keras_transfer.advisor.auto import trained
 
     def build(backbone):
-        return build_for(pictures, {**settings, "backbone": backbone})
+        return build_for(images, {**settings, "backbone": backbone})
 
     train = trained(build, overrides=overrides, **options)
-    choice, advice = _decided(pictures, settings, train, schedule)
+    choice, advice = _decided(images, settings, train, schedule)
     settings["backbone"] = choice.backbone
     if schedule == AUTO:
         settings["strategy"] = choice.strategy
@@ -101,7 +101,7 @@ def settled(pictures, settings, schedule, overrides, options):
     return choice.strategy, {**choice.overrides, **overrides}, advice
 
 
-def pinned(pictures, settings) -> dict:
+def pinned(images, settings) -> dict:
     """What `auto` means where one recipe is trained many times: the settings get names.
 
     The strategy becomes the default recipe, on the backbone and with the augmentation of the advice.
@@ -114,7 +114,7 @@ def pinned(pictures, settings) -> dict:
         settings["strategy"] = DEFAULT
     if is_open(settings["backbone"]):
         load_keras()
-        choice, advice = _decided(pictures, settings, None, settings["strategy"])
+        choice, advice = _decided(images, settings, None, settings["strategy"])
         settings["backbone"] = choice.backbone
         if settings["augment"] == AUTO:
             settings["augment"] = choice.augment
@@ -144,13 +144,13 @@ def check_choice(settings) -> None:
         check_backbone(settings["backbone"], size, settings["weights"])
 
 
-def _decided(pictures, settings, train, strategy):
+def _decided(images, settings, train, strategy):
     from keras_transfer.advisor.auto import decide
     from keras_transfer.advisor.shortlist import named
 
     asked = ("image_size", "batch_size", "minutes", "policy", "engine", "seed")
     return decide(
-        pictures,
+        images,
         train,
         backbones=named(settings["backbone"]),
         strategy=strategy,

@@ -1,7 +1,7 @@
 """The offline demonstration on scikit-learn's handwritten digits.
 
-A small source model learns the digits 0–5; it is transferred to the digits 6–9 with ten pictures
-each, and compared with the same network trained from scratch on those forty pictures.
+A small source model learns the digits 0–5; it is transferred to the digits 6–9 with ten images
+each, and compared with the same network trained from scratch on those forty images.
 """
 
 import time
@@ -21,7 +21,7 @@ from keras_transfer.training.trainer import Trainer
 
 SOURCE_DIGITS = (0, 1, 2, 3, 4, 5)
 TARGET_DIGITS = (6, 7, 8, 9)
-PICTURES_EACH = 10
+IMAGES_EACH = 10
 IMAGE_SIZE = 32
 SOURCE_EPOCHS = 8
 EPOCHS = 8
@@ -37,10 +37,10 @@ def run_demo(out, *, seed: int = 0) -> None:
 
     started = time.perf_counter()
     out = Path(out)
-    write_pictures(out / "pictures", seed)
+    write_images(out / "images", seed)
 
     print(f"1. source model: digits {_list(SOURCE_DIGITS)} from scratch")
-    source_data = from_directory(out / "pictures" / "source", seed=seed)
+    source_data = from_directory(out / "images" / "source", seed=seed)
     keras.utils.set_random_seed(seed)
     source = build_model(
         small_backbone(), Classification(source_data.class_names), image_size=IMAGE_SIZE
@@ -49,8 +49,8 @@ def run_demo(out, *, seed: int = 0) -> None:
     source_run = trainer.fit(source_data, out / "source")
     print(f"   validation accuracy {source_run.metrics['val']['accuracy']:.3f}")
 
-    print(f"2. target: digits {_list(TARGET_DIGITS)}, {PICTURES_EACH} pictures each")
-    data = from_directory(out / "pictures" / "target")
+    print(f"2. target: digits {_list(TARGET_DIGITS)}, {IMAGES_EACH} images each")
+    data = from_directory(out / "images" / "target")
     transfer = lp_ft(
         epochs=EPOCHS,
         head_epochs=EPOCHS * 3 // 8,
@@ -72,23 +72,23 @@ def run_demo(out, *, seed: int = 0) -> None:
         runs[name] = trainer.fit(data, out / schedule.name)
     found = {name: curves.read_curve(run) for name, run in runs.items()}
     print(curves.table(found, chance=max(_shares(data.counts["val"]))))
-    title = f"digits {_list(TARGET_DIGITS)} from {PICTURES_EACH} pictures each"
+    title = f"digits {_list(TARGET_DIGITS)} from {IMAGES_EACH} images each"
     curves.draw(found, out / "curves.png", title)
     print(f"   curves: {out / 'curves.png'}")
 
     print("3. export and one request")
-    picture = data.examples["val"].names[0]
+    image = data.examples["val"].names[0]
     export = saved_model(runs["transfer"].model, runs["transfer"].next_export())
     serve = tf.saved_model.load(str(export)).signatures["serve_bytes"]
-    answer = serve(bytes=tf.constant([Path(picture).read_bytes()]))
+    answer = serve(bytes=tf.constant([Path(image).read_bytes()]))
     print(
-        f"   {export} says of {picture}: digit {answer['label'][0].numpy().decode()} "
+        f"   {export} says of {image}: digit {answer['label'][0].numpy().decode()} "
         f"(score {float(answer['score'][0]):.3f})"
     )
     print(f"done in {time.perf_counter() - started:.0f} s")
 
 
-def write_pictures(folder: Path, seed: int, splits: bool = True) -> None:
+def write_images(folder: Path, seed: int, splits: bool = True) -> None:
     """Writes the digits as PNG files: source/<digit>/ and target/{train,val}/<digit>/.
 
     Without `splits` all ten go to all/<digit>/.
@@ -106,7 +106,7 @@ def write_pictures(folder: Path, seed: int, splits: bool = True) -> None:
         elif digit in SOURCE_DIGITS:
             split = Path("source")
         else:
-            split = Path("target") / ("train" if count[digit] <= PICTURES_EACH else "val")
+            split = Path("target") / ("train" if count[digit] <= IMAGES_EACH else "val")
         file = folder / split / str(digit) / f"{i:04}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         grey = np.pad(digits.images[i] * (255 / 16), 1).astype("uint8")  # 10×10, values 0–255
@@ -114,9 +114,9 @@ def write_pictures(folder: Path, seed: int, splits: bool = True) -> None:
 
 
 def small_backbone() -> Backbone:
-    """A residual network of 0.3 million parameters for 32×32 pictures."""
+    """A residual network of 0.3 million parameters for 32×32 images."""
     layers = keras.layers
-    inputs = keras.Input((None, None, 3), name="pictures")
+    inputs = keras.Input((None, None, 3), name="images")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
     x = _conv(x, 32, 3)
     for filters in (32, 64, 128):

@@ -1,4 +1,4 @@
-"""The command `evaluate`: measures a run on labelled pictures."""
+"""The command `evaluate`: measures a run on labelled images."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def evaluate(
     column: ColumnOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A directory for evaluation.json, predictions.csv and pictures."),
+        typer.Option(help="A directory for evaluation.json, predictions.csv and images."),
     ] = None,
     slice: Annotated[
         list[str] | None,
@@ -49,13 +49,13 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="mirror|N",
-            help="Test-time augmentation: the mean over each picture and its mirror image, or over "
+            help="Test-time augmentation: the mean over each image and its mirror image, or over "
             "N views, varied as in the training.",
         ),
     ] = None,
     as_json: Json = False,
 ):
-    """Measure a run on labelled pictures: in short, or with any of these options in every respect."""
+    """Measure a run on labelled images: in short, or with any of these options in every respect."""
     from keras_transfer.data import open_labelled
     from keras_transfer.data.targets import described
     from keras_transfer.evaluation.calibration import PRECISIONS, Calibration, check_precision
@@ -82,18 +82,18 @@ def evaluate(
     def opened(split):
         return open_labelled(data, known, split=split, split_file=run.split_path, columns=columns)
 
-    pictures = opened(split)
+    images = opened(split)
     validation = opened("val") if calibrate else None
     kept = run.calibration
     load_keras()
     from keras_transfer import evaluation
 
-    (split,) = pictures.examples
+    (split,) = images.examples
     in_short = not (out or slice or precision or calibrate or tta)
     model = run.model
     if in_short:
-        result = evaluation.evaluate(model, pictures, split)
-        result["skipped"] = len(pictures.skipped)
+        result = evaluation.evaluate(model, images, split)
+        result["skipped"] = len(images.skipped)
         print(json.dumps(result, indent=2) if as_json else evaluation.shown(result, split))
         return
     options = {"tta": tta, "augmentation": augmentation}
@@ -101,7 +101,7 @@ def evaluate(
         wanted = {*PRECISIONS, *([precision] if precision else [])}
         fitted = evaluation.calibrate(model, validation, **options, precisions=sorted(wanted))
         run.write_calibration(fitted.to_dict())
-        print(f"{run.path}: calibrated on {fitted.pictures} pictures of val", file=sys.stderr)
+        print(f"{run.path}: calibrated on {fitted.images} images of val", file=sys.stderr)
     else:
         fitted = Calibration.from_dict(kept) if kept else None
         if fitted and str(fitted.tta) != str(tta):
@@ -111,17 +111,17 @@ def evaluate(
             )
             fitted = None
     slices = {
-        by: slice_values(pictures, split, by, table=data, path_column=path_column)
+        by: slice_values(images, split, by, table=data, path_column=path_column)
         for by in slice or ()
     }
     found = evaluation.assess(
-        model, pictures, split, calibration=fitted, precision=precision, slices=slices, **options
+        model, images, split, calibration=fitted, precision=precision, slices=slices, **options
     )
     if out is not None:
         files = found.save(out)
         print(f"{out}: {', '.join(file.name for file in files)}", file=sys.stderr)
     if as_json:
-        document = {**found.brief, "skipped": len(pictures.skipped), "evaluation": found.to_dict()}
+        document = {**found.brief, "skipped": len(images.skipped), "evaluation": found.to_dict()}
         print(json.dumps(document, indent=2))
         return
     print(found.table())

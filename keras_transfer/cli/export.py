@@ -27,14 +27,14 @@ def export(
         typer.Option(help="Version directory. [RUN/export/N or RUN/export/FORMAT/N, the next N]"),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="The run's labelled pictures, where they were moved.")
+        Path | None, typer.Option(help="The run's labelled images, where they were moved.")
     ] = None,
     max_loss: Annotated[
         float, typer.Option(help="The most accuracy that int8 may lose: 0.02 are two points.")
     ] = 0.02,
     as_json: Json = False,
 ):
-    """Export the model, checked against the Keras model on the run's pictures, with a model card."""
+    """Export the model, checked against the Keras model on the run's images, with a model card."""
     from keras_transfer.export.folder import check_free
     from keras_transfer.runs import Run
 

@@ -22,8 +22,8 @@ from keras_transfer.cli.export import export
 from keras_transfer.cli.options import (
     ColumnOption,
     Data,
+    Images,
     Json,
-    Pictures,
     RunPath,
     Seed,
     TaskOption,
@@ -39,7 +39,7 @@ from keras_transfer.training.distributed.faults import LOST, WorkerLost
 
 app = typer.Typer(
     name="keras-transfer",
-    help="Transfer learning: from a folder of labelled pictures to a served model.",
+    help="Transfer learning: from a folder of labelled images to a served model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -85,11 +85,11 @@ def check(
     column: ColumnOption = None,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="A .png file: pictures as the model sees them, before and after."),
+        typer.Option(help="A .png file: images as the model sees them, before and after."),
     ] = None,
     as_json: Json = False,
 ):
-    """Check pictures: faulty files, duplicates, leakage between splits, sizes."""
+    """Check images: faulty files, duplicates, leakage between splits, sizes."""
     from keras_transfer.data import check_data, open_data
 
     check_png(sheet)
@@ -107,20 +107,20 @@ def check(
 
 def predict(
     run: RunPath,
-    paths: Pictures,
+    paths: Images,
     out: Annotated[
         Path | None, typer.Option(help="Write a CSV file instead of printing it.")
     ] = None,
     as_json: Json = False,
 ):
-    """Predict pictures, as CSV or JSON: path, and what the run's task gives (label and score, …)."""
-    from keras_transfer.data import list_pictures
+    """Predict images, as CSV or JSON: path, and what the run's task gives (label and score, …)."""
+    from keras_transfer.data import list_images
     from keras_transfer.data.check import printable
     from keras_transfer.runs import Run
     from keras_transfer.utils.files import write_text
 
     run = Run.open(run)
-    list_pictures(paths)  # a wrong path is said before TensorFlow is loaded
+    list_images(paths)  # a wrong path is said before TensorFlow is loaded
     load_keras()
     from keras_transfer import evaluation
 
@@ -187,9 +187,7 @@ def cache(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where pictures, runs and the export go.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Where images, runs and the export go.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Fixes everything random.")] = 0,
 ):
     """The offline demonstration: a source model, transfer against from-scratch, a served answer."""

@@ -46,7 +46,7 @@ Format = StrEnum("Format", list(FORMATS))
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The --out directory of a training.")]
 RunOut = Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")]
-Pictures = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures and folders.")]
+Images = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images and folders.")]
 Data = Annotated[
     Path,
     typer.Argument(
@@ -64,8 +64,7 @@ BackboneOption = Annotated[
 TaskOption = Annotated[
     Task | None,
     typer.Option(
-        help="One class a picture, or several labels: those of all folders it lies in. "
-        "[single_label]"
+        help="One class per image, or several labels: those of all folders it lies in. [single_label]"
     ),
 ]
 StrategyOption = Annotated[
@@ -81,9 +80,7 @@ MinutesOption = Annotated[
 PolicyOption = Annotated[
     Policy | None, typer.Option(help="Rules of the advice. [evidence]", show_choices=True)
 ]
-ValOption = Annotated[
-    Path | None, typer.Option(help="Folder of validation pictures, VAL/<class>/.")
-]
+ValOption = Annotated[Path | None, typer.Option(help="Folder of validation images, VAL/<class>/.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -93,7 +90,7 @@ SetOption = Annotated[
     ),
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Height and width. [the backbone's]")]
-BatchSize = Annotated[int | None, typer.Option(help="Pictures a step. [32]")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step. [32]")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases. [the strategy's]")]
 Freeze = Annotated[str, typer.Option(help="What is frozen: all, none, stage:N, …")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest rate. [the strategy's]")]
@@ -109,7 +106,7 @@ NoFlip = Annotated[
     bool, typer.Option("--no-flip", help="No mirror images: for signs, text, digits.")
 ]
 MixOption = Annotated[
-    MixKind | None, typer.Option(help="Mix pictures of a batch, and their labels alike. [none]")
+    MixKind | None, typer.Option(help="Mix images of a batch, and their labels alike. [none]")
 ]
 MixAlpha = Annotated[float | None, typer.Option(help="How strongly. [0.2 for mixup, 1 for cutmix]")]
 WeightsOption = Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")]
@@ -161,7 +158,7 @@ Config = Annotated[Path | None, typer.Option(help="A config.yaml; options given 
 
 
 def check_png(path: Path | None) -> None:
-    """Raises InputError for a file that no picture can be drawn into; there may be none."""
+    """Raises InputError for a file that no image can be drawn into; there may be none."""
     if path is not None and path.suffix.lower() != ".png":
         raise InputError(f"Cannot draw into {path}: give a .png file.")
 

@@ -18,14 +18,14 @@ def report(
     ],
     data: Annotated[
         Path | None,
-        typer.Option(help="Labelled pictures to measure on. [what the run was trained on]"),
+        typer.Option(help="Labelled images to measure on. [what the run was trained on]"),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="train, val, test or all. [test, else val]")
     ] = None,
     column: ColumnOption = None,
-    pictures: Annotated[
-        int, typer.Option(min=0, help="Mistakes shown with their picture; 0 shows none.")
+    images: Annotated[
+        int, typer.Option(min=0, help="Mistakes shown with their image; 0 shows none.")
     ] = 48,
     out: Annotated[
         Path | None, typer.Option(help="The file. [RUN/report.html; comparison.html of several]")
@@ -51,7 +51,7 @@ def report(
 
     check_run(run)
     found, own = None, run.config.get("data")
-    # Of the run's own pictures only those that it was not trained on, unless that is asked for.
+    # Of the run's own images only those that it was not trained on, unless that is asked for.
     if data is not None and not (own and data.absolute() == Path(own).absolute()):
         found = open_labelled(
             data,
@@ -64,5 +64,5 @@ def report(
     load_keras()
     from keras_transfer.reporting import write_report
 
-    print(write_report(run, found, split=split, pictures=pictures, out=out))
+    print(write_report(run, found, split=split, images=images, out=out))
     print("it needs no network: open it in a browser", file=sys.stderr)

@@ -99,9 +99,7 @@ def train(
     policy: PolicyOption = None,
     data_service: Annotated[
         str | None,
-        typer.Option(
-            help="Address of a tf.data service that reads the pictures, grpc://HOST:PORT."
-        ),
+        typer.Option(help="Address of a tf.data service that reads the images, grpc://HOST:PORT."),
     ] = None,
     distribute: DistributeOption = None,
     scaling: ScalingOption = None,
@@ -113,7 +111,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with an interrupted run (or begin it).")
     ] = False,
 ):
-    """Train a model on a folder of labelled pictures."""
+    """Train a model on a folder of labelled images."""
     from keras_transfer.advisor.rules import check_overrides
     from keras_transfer.advisor.shortlist import SHORTLIST
     from keras_transfer.cli import distribute as cli_distributing
@@ -148,8 +146,8 @@ def train(
     check_choice(settings)
     # A resumed run goes on with the split that it began with.
     begun_split = {"folds": None, "fold": None, "split_file": begun.split_path} if begun else {}
-    pictures = opened(data, settings, **begun_split)
-    say(pictures.describe())
+    images = opened(data, settings, **begun_split)
+    say(images.describe())
 
     load_keras()
     from keras_transfer.training.trainer import Trainer
@@ -160,11 +158,11 @@ def train(
     if advice:
         overrides = {**advice["choice"]["overrides"], **overrides}
     if is_open(settings["backbone"]) or schedule == AUTO:
-        schedule, overrides, advice = settled(pictures, settings, schedule, overrides, options)
+        schedule, overrides, advice = settled(images, settings, schedule, overrides, options)
     phases = resolve_schedule(schedule, overrides).phases
     trains = any(phase.freeze != "all" for phase in phases)
     with workers.scope() if workers else contextlib.nullcontext():
-        model = build_for(pictures, settings, trains)
+        model = build_for(images, settings, trains)
     trainer = Trainer(
         model,
         schedule,
@@ -181,7 +179,7 @@ def train(
     try:
         with stop_said():
             run = trainer.fit(
-                pictures,
+                images,
                 out,
                 config=kept,
                 resume=begun is not None,
@@ -209,10 +207,10 @@ def _shown_val(metrics):
     val, last, n = metrics["val"], metrics["phases"][-1]["val"], metrics["images"]["val"]
     if "accuracy" not in val:
         shown = ", ".join(f"{name} {val[name]:.4f}" for name in last)
-        return f"{shown} ({n} pictures)"
+        return f"{shown} ({n} images)"
     low, high = wilson_interval(round(val["accuracy"] * n), n)
     return (
-        f"accuracy {val['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} pictures), "
+        f"accuracy {val['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} images), "
         f"loss {val['loss']:.4f}, last epoch {last['accuracy']:.4f}"
     )
 
@@ -221,20 +219,20 @@ def schedule(
     strategy: Annotated[
         str | None, typer.Argument(metavar="[STRATEGY]", help="A recipe or a .yaml file.")
     ] = None,
-    pictures: Annotated[int, typer.Option(help="Number of training pictures.")] = 1000,
+    images: Annotated[int, typer.Option(help="Number of training images.")] = 1000,
     backbone: Annotated[
         str | None, typer.Option(help="Work it out for this backbone, stage by stage.")
     ] = None,
     image_size: ImageSize = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
     set: SetOption = None,
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
     out: Annotated[
-        Path | None, typer.Option(help="A .yaml file to edit and train with, or a .png picture.")
+        Path | None, typer.Option(help="A .yaml file to edit and train with, or a .png image.")
     ] = None,
 ):
-    """Show a strategy: its phases as a table, as YAML, or as a picture of each stage's rate."""
+    """Show a strategy: its phases as a table, as YAML, or as an image of each stage's rate."""
     from keras_transfer.models.sources.applications import BACKBONES, check_backbone
     from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
     from keras_transfer.utils.files import write_text
@@ -248,10 +246,10 @@ def schedule(
     if kind not in (None, ".yaml", ".yml", ".png"):
         raise InputError(f"Cannot write {out}: give a .yaml or a .png file.")
     if kind == ".png" and backbone is None:
-        raise InputError("A picture needs --backbone, whose stages are drawn.")
+        raise InputError("An image needs --backbone, whose stages are drawn.")
     overrides = overrides_of(set, epochs=epochs, learning_rate=learning_rate)
     size = image_size or (BACKBONES[backbone].size if backbone in BACKBONES else 224)
-    chosen = resolve_schedule(strategy, overrides, pictures=pictures, image_size=size)
+    chosen = resolve_schedule(strategy, overrides, images=images, image_size=size)
     if backbone is None:
         print(chosen.table())
     else:
@@ -264,7 +262,7 @@ def schedule(
         model = build_model(
             backbone, Classification(("a", "b")), image_size=image_size, weights=None
         )
-        plan = make_plan(model, chosen, pictures, batch_size)
+        plan = make_plan(model, chosen, images, batch_size)
         print(plan.table())
         if kind == ".png":
             plan.draw(out)
@@ -276,7 +274,7 @@ def schedule(
 
 def find_rate(
     data: Data,
-    out: Annotated[Path, typer.Option(help="The picture of the test.")] = Path("rates.png"),
+    out: Annotated[Path, typer.Option(help="The image of the test.")] = Path("rates.png"),
     backbone: BackboneOption = None,
     freeze: Freeze = "none",
     lowest: Annotated[float, typer.Option(help="First rate.")] = 1e-6,
@@ -291,21 +289,21 @@ def find_rate(
     seed: Seed = None,
     config: Config = None,
 ):
-    """Suggest a learning rate: a range test on the real pictures, with its curve."""
+    """Suggest a learning rate: a range test on the real images, with its curve."""
     from keras_transfer.schedules.phases import Phase
 
     settings = settings_of(locals())
     check_png(out)
     check_choice(settings)
     phase = Phase("range test", freeze, steps=steps)
-    pictures = opened(data, settings)
+    images = opened(data, settings)
     load_keras()
-    pinned(pictures, settings)
+    pinned(images, settings)
     from keras_transfer.training import rate_finder
 
     test = rate_finder.find_rate(
-        build_for(pictures, settings),
-        pictures,
+        build_for(images, settings),
+        images,
         phase=phase,
         lowest=lowest,
         highest=highest,

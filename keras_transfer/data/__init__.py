@@ -1,15 +1,15 @@
-"""Labelled pictures: index and check the files, split, decode, augment, feed.
+"""Labelled images: index and check the files, split, decode, augment, feed.
 
 Nothing here imports TensorFlow until a dataset is asked for, so that wrong input is
 answered at once. `decode`, `transforms` and `pipeline` do need it: import them by name.
 """
 
 from keras_transfer.data.arrays import from_arrays, from_dataset
-from keras_transfer.data.check import Report, Twins, check_data, find_twins, report_on
+from keras_transfer.data.check import Duplicates, Report, check_data, find_duplicates, report_on
 from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.data.files import Skipped, list_pictures, read_tree
-from keras_transfer.data.folders import from_directory, labelled_pictures, unlabelled_pictures
-from keras_transfer.data.index import Checked, check_files, check_pictures
+from keras_transfer.data.files import Skipped, list_images, read_tree
+from keras_transfer.data.folders import from_directory, labelled_images, unlabelled_images
+from keras_transfer.data.index import Checked, check_files, check_images
 from keras_transfer.data.mixing import MIXES, Mix
 from keras_transfer.data.records import from_records, write_records
 from keras_transfer.data.sources import open_data, open_labelled, require_source
@@ -33,6 +33,7 @@ __all__ = [
     "MIXES",
     "Augmentation",
     "Checked",
+    "Duplicates",
     "Examples",
     "ImageData",
     "Mix",
@@ -40,12 +41,11 @@ __all__ = [
     "Skipped",
     "SplitRule",
     "Target",
-    "Twins",
     "View",
     "check_data",
     "check_files",
-    "check_pictures",
-    "find_twins",
+    "check_images",
+    "find_duplicates",
     "folds",
     "from_arrays",
     "from_dataset",
@@ -53,8 +53,8 @@ __all__ = [
     "from_records",
     "from_table",
     "from_tfds",
-    "labelled_pictures",
-    "list_pictures",
+    "labelled_images",
+    "list_images",
     "open_data",
     "open_labelled",
     "plain_augmentation",
@@ -65,7 +65,7 @@ __all__ = [
     "require_source",
     "resolve_augmentation",
     "split",
-    "unlabelled_pictures",
+    "unlabelled_images",
     "views_of",
     "without_flip",
     "write_records",

@@ -26,11 +26,11 @@ def from_arrays(
     progress: bool = True,
     **rule,
 ) -> ImageData:
-    """Pictures and labels that are in memory.
+    """Images and labels that are in memory.
 
     Args:
-        train, val, test: (pictures, labels) of each split. Pictures are uint8 [N, H, W, 3] or
-            [N, H, W] (grey), values 0–255, or a sequence of such pictures of their own sizes; whole
+        train, val, test: (images, labels) of each split. Images are uint8 [N, H, W, 3] or
+            [N, H, W] (grey), values 0–255, or a sequence of such images of their own sizes; whole
             numbers 0–255 in another number format are taken too. Labels are integers [N] or names; of
             other tasks 0 and 1 [N, L], or numbers [N] or [N, D].
         class_names: of the integers 0, 1, … (by default the numbers, or the names, sorted); of other
@@ -47,12 +47,12 @@ def from_arrays(
     for split, part in parts.items():
         if not isinstance(part, tuple | list):
             raise InputError(
-                f"{split} must be a tuple (pictures, labels), not {type(part).__name__}: "
-                "from_arrays((pictures, labels), val=(pictures, labels))."
+                f"{split} must be a tuple (images, labels), not {type(part).__name__}: "
+                "from_arrays((images, labels), val=(images, labels))."
             )
         if len(part) != 2 or len(part[0]) != len(part[1]):
             lengths = " and ".join(str(len(x)) for x in part)
-            raise InputError(f"{split} must be (pictures, labels) of one length, not {lengths}.")
+            raise InputError(f"{split} must be (images, labels) of one length, not {lengths}.")
     columns = {split: part[1] for split, part in parts.items()}
     if task == "single_label":
         names, labels = encode_labels(columns, class_names)
@@ -62,21 +62,21 @@ def from_arrays(
     examples, skipped = {}, []
     for split, (arrays, _) in parts.items():
         shown = [f"{split} {i}" for i in range(len(arrays))]
-        pictures = Arrays([_as_rgb(x, n) for x, n in zip(arrays, shown)], shown)
-        faults = find_faults(pictures, progress=progress)
+        images = Arrays([_as_rgb(x, n) for x, n in zip(arrays, shown)], shown)
+        faults = find_faults(images, progress=progress)
         good = [i for i, fault in enumerate(faults) if fault is None]
         skipped += [Skipped(shown[i], fault) for i, fault in enumerate(faults) if fault]
         if not good:
             why = f": {skipped[0].path} is {skipped[0].reason}" if skipped else ""
-            raise InputError(f"No usable picture in {split}{why}.")
-        examples[split] = Examples(pictures.take(good), labels[split][good])
+            raise InputError(f"No usable image in {split}{why}.")
+        examples[split] = Examples(images.take(good), labels[split][good])
     return assembled(target, examples, skipped, "arrays", SplitRule(**rule))
 
 
 def from_dataset(
     train, val=None, test=None, *, class_names: Sequence[str] | None = None, **options
 ) -> ImageData:
-    """`tf.data.Dataset`s of the user's: finite, unbatched, (picture [H, W, 3], integer label).
+    """`tf.data.Dataset`s of the user's: finite, unbatched, (image [H, W, 3], integer label).
 
     They are read once and kept in memory, so that order, splits and augmentation are as
     reproducible as those of files; of what is larger than half of the free memory write TFRecords
@@ -149,53 +149,53 @@ def _columns(labels, names, task):
     return names, found
 
 
-def _as_rgb(picture, name):
-    picture = np.asarray(picture)
-    if picture.dtype != np.uint8 and picture.size:
-        low, high = picture.min(), picture.max()
-        if low >= 0 and high <= 1 and np.issubdtype(picture.dtype, np.floating):
+def _as_rgb(image, name):
+    image = np.asarray(image)
+    if image.dtype != np.uint8 and image.size:
+        low, high = image.min(), image.max()
+        if low >= 0 and high <= 1 and np.issubdtype(image.dtype, np.floating):
             raise InputError(
-                f"{name} has values from {low:g} to {high:g}: pictures are RGB 0–255 here, so "
+                f"{name} has values from {low:g} to {high:g}: images are RGB 0–255 here, so "
                 "multiply by 255 (the model normalises inside)."
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of NaN
-            whole = picture.astype(np.uint8)
-        if not np.array_equal(whole, picture):
+            whole = image.astype(np.uint8)
+        if not np.array_equal(whole, image):
             raise InputError(
-                f"{name} has values from {low:g} to {high:g} of {picture.dtype}: give whole numbers "
+                f"{name} has values from {low:g} to {high:g} of {image.dtype}: give whole numbers "
                 "0–255, at best uint8."
             )
-        picture = whole
-    if picture.ndim == 2:
-        picture = picture[..., None]
-    if picture.ndim == 3 and picture.shape[-1] == 1:
-        picture = np.repeat(picture, 3, axis=-1)
-    return picture
+        image = whole
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = np.repeat(image, 3, axis=-1)
+    return image
 
 
 def _read(dataset, split):
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2:
-        raise InputError(f"{split} must give (picture, label), not {spec}.")
+        raise InputError(f"{split} must give (image, label), not {spec}.")
     if spec[0].shape.rank not in (None, 3) or spec[1].shape.rank not in (None, 0):
         raise InputError(
-            f"{split} must give one picture [H, W, 3] and one label at a time: take the batches "
+            f"{split} must give one image [H, W, 3] and one label at a time: take the batches "
             "apart with .unbatch()."
         )
     count = int(dataset.cardinality())
     if count == -1:
         raise InputError(f"{split} is infinite: leave .repeat() out.")
     room, size = free_memory() // 2, 0
-    pictures, labels = [], []
-    rows = bar(dataset.as_numpy_iterator(), desc=f"reading {split}", unit="picture")
-    for picture, label in rows:
-        pictures.append(picture)
+    images, labels = [], []
+    rows = bar(dataset.as_numpy_iterator(), desc=f"reading {split}", unit="image")
+    for image, label in rows:
+        images.append(image)
         labels.append(label)
-        size += picture.nbytes
+        size += image.nbytes
         if size > room:
             raise InputError(
-                f"{split} is larger than half of the free memory ({len(pictures)} pictures take "
-                f"{size >> 20} MiB): write its pictures to files or TFRecords."
+                f"{split} is larger than half of the free memory ({len(images)} images take "
+                f"{size >> 20} MiB): write its images to files or TFRecords."
             )
-    return pictures, labels
+    return images, labels

@@ -23,7 +23,7 @@ def check_balance(balance: str, tasks: Sequence[str]) -> None:
         raise InputError("balance means nothing for several heads: leave it none.")
     if balance == "sampling" and tasks[0] != "single_label":
         raise InputError(
-            "balance 'sampling' needs one class a picture: use 'weights' for several labels."
+            "balance 'sampling' needs one class per image: use 'weights' for several labels."
         )
 
 
@@ -45,16 +45,16 @@ def check_class_weights(weights: str | dict | None, heads: Mapping) -> None:
 def class_weights(weights: str | dict, names: Sequence[str], labels: np.ndarray) -> np.ndarray:
     """What each class weighs.
 
-    `"balanced"` is the inverse frequency: N / (C · n_c) of a class with n_c of N pictures, so that
-    all classes weigh the same in sum and the mean weight of a picture is 1. Where a picture has any
+    `"balanced"` is the inverse frequency: N / (C · n_c) of a class with n_c of N images, so that
+    all classes weigh the same in sum and the mean weight of an image is 1. Where an image has any
     number of labels, each label is a question with two answers, balanced by itself: N / (2 · n) for
-    its n pictures and N / (2 · (N − n)) for the others.
+    its n images and N / (2 · (N − n)) for the others.
 
     Args:
         weights: `"balanced"`, or a weight for each name (of several labels: of those that are
             there; what is not there weighs 1).
         names: the classes.
-        labels: of the training pictures, int [N] or 0/1 [N, C].
+        labels: of the training images, int [N] or 0/1 [N, C].
 
     Returns:
         float32 [C]; for labels [N, C] float32 [C, 2], of what is not there and of what is.

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.examples import Examples
-from keras_transfer.data.memory import PictureMemory
+from keras_transfer.data.memory import ImageMemory
 from keras_transfer.data.mixing import Mix, mixer
 from keras_transfer.data.order import epoch_order
 from keras_transfer.data.service import service_batches
@@ -20,9 +20,9 @@ from keras_transfer.utils.python_calls import python_calls
 _AHEAD = 64 << 20  # bytes of fixed views that may wait
 
 
-def pictures(examples: Examples) -> tf.data.Dataset:
-    """Decoded pictures of their own sizes, in order: (uint8 [H, W, 3], int32 label)."""
-    load = _loader(examples.pictures)
+def images(examples: Examples) -> tf.data.Dataset:
+    """Decoded images of their own sizes, in order: (uint8 [H, W, 3], int32 label)."""
+    load = _loader(examples.images)
     return (
         tf.data.Dataset.from_tensor_slices(_rows(examples))
         .map(lambda index, label: (load(index), label), tf.data.AUTOTUNE, deterministic=True)
@@ -41,7 +41,7 @@ def batches(
     start_epoch: int = 0,
     class_weights: np.ndarray | None = None,
     equal_classes: bool = False,
-    memory: PictureMemory | None = None,
+    memory: ImageMemory | None = None,
     mix: Mix = Mix(),
     classes: int = 0,
     service: str | None = None,
@@ -54,8 +54,8 @@ def batches(
 
     Training: an endless stream of epochs from `start_epoch` on (give `fit` its
     `steps_per_epoch`, see `ImageData.steps`). Each epoch has every example exactly once and
-    ends in a batch of its own, maybe smaller. The order depends on (seed, epoch) alone and a
-    picture's variant on (seed, epoch, index of the example) alone, so a stream started at
+    ends in a batch of its own, maybe smaller. The order depends on (seed, epoch) alone and an
+    image's variant on (seed, epoch, index of the example) alone, so a stream started at
     epoch 3 repeats what one started at 0 gives from its fourth epoch on.
 
     With `equal_classes` an epoch has as many examples, of each class equally many, see
@@ -106,7 +106,7 @@ def batches(
     if training:
         mixed = stream.map(_blender(mix, classes), tf.data.AUTOTUNE, deterministic=True)
         return weighted(mixed, class_weights).prefetch(tf.data.AUTOTUNE)
-    load = _loader(examples.pictures)
+    load = _loader(examples.images)
     if share:
         part = share.part(len(examples), batch_size, evaluating=True)
         return _evaluated_part(examples, part, load, image_size, memory)
@@ -128,7 +128,7 @@ def views(
     views: Sequence[View],
     image_size: int,
     batch_size: int,
-    memory: PictureMemory | None = None,
+    memory: ImageMemory | None = None,
 ) -> tf.data.Dataset:
     """Fixed views of some examples, each file decoded once.
 
@@ -137,12 +137,12 @@ def views(
         views: what to make of each; an augmented view follows from the file's content and the
             view's number.
         batch_size: examples a batch, the last of which may be smaller.
-        memory: where decoded pictures are kept for another time.
+        memory: where decoded images are kept for another time.
 
     Returns:
         uint8 [V, B, image_size, image_size, 3], in order.
     """
-    load = _loader(examples.pictures, memory)
+    load = _loader(examples.images, memory)
     seeds = tf.constant(
         [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen], tf.int64
     )
@@ -154,13 +154,13 @@ def views(
     }
 
     def prepare(index, seed):
-        picture = load(index)
-        plain = resize_and_crop(picture, image_size)
+        image = load(index)
+        plain = resize_and_crop(image, image_size)
         made = {
             "plain": lambda view: plain,
             "mirror": lambda view: tf.reverse(plain, [1]),
             "augmented": lambda view: variants[view.augmentation](
-                picture, tf.stack([seed, view.number]), index
+                image, tf.stack([seed, view.number]), index
             ),
         }
         return tf.stack([made[view.kind](view) for view in views])
@@ -197,8 +197,8 @@ def sample_weights(labels, class_weights) -> tf.Tensor:
     """What examples weigh in the loss: the sum over classes of label share times weight.
 
     Args:
-        labels: int [B], or shares float [B, C] where pictures are mixed; 0/1 or shares [B, C] of
-            several labels a picture.
+        labels: int [B], or shares float [B, C] where images are mixed; 0/1 or shares [B, C] of
+            several labels per image.
         class_weights: float32 [C]; of several labels [C, 2], see `data.balance.class_weights`.
 
     Returns:
@@ -213,7 +213,7 @@ def sample_weights(labels, class_weights) -> tf.Tensor:
 
 
 def _evaluated_part(examples, part: Part, load, image_size, memory):
-    """Batches of a part, (pictures, labels, weights), again and again."""
+    """Batches of a part, (images, labels, weights), again and again."""
 
     def prepare(index, label, weight):
         return resize_and_crop(load(index), image_size), label, weight
@@ -241,7 +241,7 @@ def _evaluated_part(examples, part: Part, load, image_size, memory):
 def _training_batches(
     examples, image_size, batch_size, augmentation, seed, start_epoch, equal_classes, memory, share
 ):
-    load = _loader(examples.pictures, memory)
+    load = _loader(examples.images, memory)
     vary = augmenter(augmentation, image_size, examples.names)
     labels = map_labels(tf.constant, examples.labels)
     count = len(examples)
@@ -252,19 +252,19 @@ def _training_batches(
     weights, sizes = tf.constant(part.weights), tf.constant(part.sizes)
 
     def epoch_rows(epoch):
-        order, picture_seed = epoch_order(count, seed, epoch, classes)
+        order, image_seed = epoch_order(count, seed, epoch, classes)
         order = tf.gather(order, places)
         # What comes twice in an epoch comes in two variants.
         variant = order if classes is None else places
         return tf.data.Dataset.from_tensor_slices((numbers, order, variant, weights)).map(
-            lambda *row: (*row, picture_seed)
+            lambda *row: (*row, image_seed)
         )
 
-    def prepare(batch, index, variant, weight, picture_seed):
-        # A batch's seed is none of its pictures': their numbers are not negative.
-        batch_seed = tf.random.fold_in(picture_seed, -1 - batch)
-        picture = vary(load(index), tf.random.fold_in(picture_seed, variant), index)
-        made = (batch, picture, map_labels(lambda array: array[index], labels), batch_seed)
+    def prepare(batch, index, variant, weight, image_seed):
+        # A batch's seed is none of its images': their numbers are not negative.
+        batch_seed = tf.random.fold_in(image_seed, -1 - batch)
+        image = vary(load(index), tf.random.fold_in(image_seed, variant), index)
+        made = (batch, image, map_labels(lambda array: array[index], labels), batch_seed)
         return (*made, weight) if share else made
 
     def size_of(batch):
@@ -287,16 +287,16 @@ def _training_batches(
 
 
 def _blender(mix, classes):
-    """A function of a training batch (pictures, labels, seeds [B, 2], all equal[, weights]) →
-    (pictures, labels[, weights])."""
+    """A function of a training batch (images, labels, seeds [B, 2], all equal[, weights]) →
+    (images, labels[, weights])."""
     if not mix:
-        return lambda pictures, labels, seeds, *weights: (pictures, labels, *weights)
+        return lambda images, labels, seeds, *weights: (images, labels, *weights)
     mixed = mixer(mix)
 
-    def blend(pictures, labels, seeds, *weights):
+    def blend(images, labels, seeds, *weights):
         one_hot = labels.shape.rank == 1
         shares = tf.one_hot(labels, classes) if one_hot else tf.cast(labels, tf.float32)
-        return (*mixed(pictures, shares, seeds[0]), *weights)
+        return (*mixed(images, shares, seeds[0]), *weights)
 
     return blend
 
@@ -305,9 +305,9 @@ def _rows(examples):
     return tf.range(len(examples)), map_labels(tf.constant, examples.labels)
 
 
-def _loader(pictures, memory=None):
+def _loader(images, memory=None):
     """A graph function from a position to uint8 [H, W, 3]."""
-    pixels = pictures.pixels if memory is None else memory.reader(pictures)
+    pixels = images.pixels if memory is None else memory.reader(images)
 
     def read(index):
         with python_calls:

@@ -1,4 +1,4 @@
-"""What there is to know of a data set before it is trained on: faults, twins, leakage, sizes."""
+"""What there is to know of a data set before it is trained on: faults, duplicates, leakage, sizes."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _SHOWN = 10  # of each list, in text
 
 
 class Member(NamedTuple):
-    """A picture of a group with the same content."""
+    """An image of a group with the same content."""
 
     split: str
     label: str
@@ -36,8 +36,8 @@ Pair = tuple[Member, Member]
 
 
 @dataclass(frozen=True)
-class Twins:
-    """Pictures whose files are equal, byte for byte.
+class Duplicates:
+    """Images whose files are equal, byte for byte.
 
     Attributes:
         groups: the members of each, those of train first, then val, then test.
@@ -47,37 +47,47 @@ class Twins:
 
     @property
     def leaks(self) -> list[Pair]:
-        """Each picture that a split before its own has too: (that one, it)."""
-        return [(g[0], twin) for g in self.groups for twin in g[1:] if twin.split != g[0].split]
+        """Each image that a split before its own has too: (that one, it)."""
+        return [
+            (g[0], duplicate)
+            for g in self.groups
+            for duplicate in g[1:]
+            if duplicate.split != g[0].split
+        ]
 
     @property
     def conflicts(self) -> list[Pair]:
-        """Each picture with another label than the first of its group: (that one, it)."""
-        return [(g[0], twin) for g in self.groups for twin in g[1:] if twin.label != g[0].label]
+        """Each image with another label than the first of its group: (that one, it)."""
+        return [
+            (g[0], duplicate)
+            for g in self.groups
+            for duplicate in g[1:]
+            if duplicate.label != g[0].label
+        ]
 
     @property
     def warning(self) -> str | None:
-        """One line where the pictures of two splits are the same or labels contradict each other."""
+        """One line where the images of two splits are the same or labels contradict each other."""
         said = []
         if self.leaks:
-            first, twin = self.leaks[0]
+            first, duplicate = self.leaks[0]
             said.append(
-                f"{len(self.leaks)} pictures are in two splits, so that measured values are too "
-                f"good (first: {twin} is {first})"
+                f"{len(self.leaks)} images are in two splits, so that measured values are too "
+                f"good (first: {duplicate} is {first})"
             )
         if self.conflicts:
-            first, twin = self.conflicts[0]
+            first, duplicate = self.conflicts[0]
             said.append(
-                f"{len(self.conflicts)} pictures have another label than their twin "
-                f"(first: {twin} and {first})"
+                f"{len(self.conflicts)} images have another label than their duplicate "
+                f"(first: {duplicate} and {first})"
             )
         if not said:
             return None
         return f"warning: {'; '.join(said)}; `keras-transfer check` lists them"
 
 
-def find_twins(data: ImageData) -> Twins:
-    """Pictures with the same content, within and across splits; no file is read that was checked."""
+def find_duplicates(data: ImageData) -> Duplicates:
+    """Images with the same content, within and across splits; no file is read that was checked."""
     parts = [(split, part) for split, part in data.examples.items() if len(part)]
     digests = [d for _, part in parts for d in part.digests]
     rows = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
@@ -94,7 +104,7 @@ def find_twins(data: ImageData) -> Twins:
         at = row - starts[number]
         (label,) = shown(map_labels(lambda array: array[[at]], part.labels), data.targets)  # noqa: B023
         groups.setdefault(int(group[row]), []).append(Member(split, label, part.names[at]))
-    return Twins(list(groups.values()))
+    return Duplicates(list(groups.values()))
 
 
 @dataclass(frozen=True)
@@ -104,11 +114,11 @@ class Report:
     Attributes:
         root: the folder.
         problem: why `train` would refuse it; None where it would not.
-        pictures: split → number of usable ones.
+        images: split → number of usable ones.
         labels: split → what they are labelled with, in a line.
         counts: split → class (or label) → number of them; of numbers and several heads there are none.
         faulty: files that are left out.
-        twins: pictures with the same content.
+        duplicates: images with the same content.
         sizes: shorter side in pixels, as `"64-127"`, → number of files.
         widths, heights: least, median and greatest, after the orientation is applied.
         formats, modes, orientations: what there is → number of files.
@@ -116,11 +126,11 @@ class Report:
 
     root: str
     problem: str | None
-    pictures: dict[str, int]
+    images: dict[str, int]
     labels: dict[str, str]
     counts: dict[str, dict[str, int]]
     faulty: list[Skipped]
-    twins: Twins
+    duplicates: Duplicates
     sizes: dict[str, int]
     widths: tuple[int, ...]
     heights: tuple[int, ...]
@@ -133,13 +143,17 @@ class Report:
         return {
             "root": self.root,
             "problem": self.problem,
-            "pictures": self.pictures,
+            "images": self.images,
             "labels": self.labels,
             "counts": self.counts,
             "faulty": [{"path": s.path, "reason": s.reason} for s in self.faulty],
-            "duplicates": [[_plain(member) for member in group] for group in self.twins.groups],
-            "leaks": [[_plain(member) for member in pair] for pair in self.twins.leaks],
-            "conflicts": [[_plain(member) for member in pair] for pair in self.twins.conflicts],
+            "duplicates": [
+                [_plain(member) for member in group] for group in self.duplicates.groups
+            ],
+            "leaks": [[_plain(member) for member in pair] for pair in self.duplicates.leaks],
+            "conflicts": [
+                [_plain(member) for member in pair] for pair in self.duplicates.conflicts
+            ],
             "shorter_side": self.sizes,
             "width": dict(zip(("least", "median", "greatest"), self.widths)),
             "height": dict(zip(("least", "median", "greatest"), self.heights)),
@@ -153,8 +167,8 @@ class Report:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        usable = sum(self.pictures.values())
-        yield f"{printable(self.root)}: {usable} usable pictures, {len(self.faulty)} faulty files"
+        usable = sum(self.images.values())
+        yield f"{printable(self.root)}: {usable} usable images, {len(self.faulty)} faulty files"
         if self.problem:
             yield f"train would stop: {printable(self.problem)}"
         yield ""
@@ -164,23 +178,23 @@ class Report:
                 row = "".join(f"{counts[name]:>10}" for counts in self.counts.values())
                 yield f"{printable(name)[:23]:<24}{row}"
         else:
-            for split, count in self.pictures.items():
-                yield f"{split}: {count} pictures ({printable(self.labels[split])})"
+            for split, count in self.images.items():
+                yield f"{split}: {count} images ({printable(self.labels[split])})"
         yield from _listed(
             "faulty files, left out",
             [f"{printable(s.path)}: {printable(s.reason)}" for s in self.faulty],
         )
         yield from _listed(
-            "LEAKAGE: pictures that two splits share",
-            [f"{twin} is {first}" for first, twin in self.twins.leaks],
+            "LEAKAGE: images that two splits share",
+            [f"{duplicate} is {first}" for first, duplicate in self.duplicates.leaks],
         )
         yield from _listed(
-            "CONFLICTS: pictures with another label than their twin",
-            [f"{twin} is {first}" for first, twin in self.twins.conflicts],
+            "CONFLICTS: images with another label than their duplicate",
+            [f"{duplicate} is {first}" for first, duplicate in self.duplicates.conflicts],
         )
         yield from _listed(
             "groups of equal files",
-            [" = ".join(map(str, group)) for group in self.twins.groups],
+            [" = ".join(map(str, group)) for group in self.duplicates.groups],
         )
         if self.widths:
             yield ""
@@ -207,9 +221,9 @@ def check_data(
     progress: bool = True,
     **options,
 ) -> Report:
-    """What there is to know of labelled pictures, with the splits that `open_data` makes.
+    """What there is to know of labelled images, with the splits that `open_data` makes.
 
-    Where it refuses a folder (a class has no readable picture, say), what is in the folder is
+    Where it refuses a folder (a class has no readable image, say), what is in the folder is
     reported all the same, and the reason.
 
     Args:
@@ -240,7 +254,7 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
     paths = [
         name
         for part in data.examples.values()
-        if isinstance(part.pictures, Files)
+        if isinstance(part.images, Files)
         for name in part.names
     ]
     has_none = isinstance(data.targets, dict) or data.task == "regression"
@@ -251,11 +265,11 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
     return Report(
         root=data.root,
         problem=problem,
-        pictures={split: len(part) for split, part in data.examples.items()},
+        images={split: len(part) for split, part in data.examples.items()},
         labels={s: summary(part.labels, data.targets) for s, part in data.examples.items()},
         counts={} if has_none else data.counts,
         faulty=data.skipped,
-        twins=find_twins(data),
+        duplicates=find_duplicates(data),
         sizes=_histogram(np.minimum(widths, heights)),
         widths=_spread(widths),
         heights=_spread(heights),

@@ -1,4 +1,4 @@
-"""Labelled pictures, split: what every source makes, and what all else takes (no TensorFlow until asked for)."""
+"""Labelled images, split: what every source makes, and what all else takes (no TensorFlow until asked for)."""
 
 import os
 from dataclasses import dataclass, field
@@ -8,65 +8,65 @@ import numpy as np
 
 from keras_transfer.data import targets
 from keras_transfer.data.files import Skipped
-from keras_transfer.data.readers import as_pictures
+from keras_transfer.data.readers import as_images
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 
 
 @dataclass(eq=False)
 class Examples:
-    """Pictures and their labels.
+    """Images and their labels.
 
     Attributes:
-        pictures: where they lie, see `data.pictures`; a list of paths becomes `Files`. Files are
+        images: where they lie, see `data.images`; a list of paths becomes `Files`. Files are
             those that could be decoded when they were checked, sorted within a class.
         labels: int32 [n], positions in `ImageData.class_names`; for other tasks and several heads
             see `data.targets`.
     """
 
-    pictures: Any
+    images: Any
     labels: np.ndarray | dict[str, np.ndarray]
 
     def __post_init__(self):
-        self.pictures = as_pictures(self.pictures)
+        self.images = as_images(self.images)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def names(self) -> list[str]:
-        """What to call each picture: its path, where it is a file."""
-        return self.pictures.names
+        """What to call each image: its path, where it is a file."""
+        return self.images.names
 
     @property
     def digests(self) -> list[bytes]:
-        """A digest of each picture's content, read once."""
-        return self.pictures.digests
+        """A digest of each image's content, read once."""
+        return self.images.digests
 
     @property
     def copies(self) -> np.ndarray:
-        """Number of each picture's content, int [N]: identical files have the same."""
+        """Number of each image's content, int [N]: identical files have the same."""
         return np.unique(self.digests, return_inverse=True)[1]
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""
         labels = targets.map_labels(lambda array: array[indices], self.labels)
-        return Examples(self.pictures.take(indices), labels)
+        return Examples(self.images.take(indices), labels)
 
 
 @dataclass(eq=False, repr=False)
 class ImageData:
-    """Labelled pictures on disk, split, checked and ready to be read.
+    """Labelled images on disk, split, checked and ready to be read.
 
     Attributes:
         class_names: in the order of the labels: of classes, of labels, or of numbers; of several
             heads there are none.
         examples: for each split that exists ("train", "val", "test"), its examples.
         skipped: files that are left out, with the reason.
-        root: the folder the pictures came from.
+        root: the folder the images came from.
         targets: what the labels are, a `data.targets.Target`; of several heads a dict of them. By
-            default one class a picture.
-        source: how `open_data` comes to the same pictures, as a run's `config.yaml` says it; empty
+            default one class per image.
+        source: how `open_data` comes to the same images, as a run's `config.yaml` says it; empty
             where they do not lie in a folder, or are a part of what does.
     """
 
@@ -94,21 +94,21 @@ class ImageData:
     @property
     def train(self):
         """tf.data.Dataset of (uint8 [H, W, 3], int32 label) in path order; None if missing."""
-        return self._pictures("train")
+        return self._images("train")
 
     @property
     def val(self):
-        """Like `train`, for the validation pictures."""
-        return self._pictures("val")
+        """Like `train`, for the validation images."""
+        return self._images("val")
 
     @property
     def test(self):
-        """Like `train`, for the test pictures."""
-        return self._pictures("test")
+        """Like `train`, for the test images."""
+        return self._images("test")
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of pictures: split -> class (or label) -> count.
+        """Number of images: split -> class (or label) -> count.
 
         Raises:
             InputError: several heads.
@@ -138,7 +138,7 @@ class ImageData:
         )
 
     def require_classes(self, what: str, *splits: str) -> None:
-        """Refuses data that are not one class a picture, or have no pictures in one of the splits.
+        """Refuses data that are not one class per image, or have no images in one of the splits.
 
         Args:
             what: takes only such data, for the message: "advice".
@@ -149,7 +149,7 @@ class ImageData:
         if self.task != "single_label":
             task = "several heads" if isinstance(self.task, dict) else self.task
             raise InputError(
-                f"{self.root} is labelled for {task}, and {what} is for one class a picture: give class "
+                f"{self.root} is labelled for {task}, and {what} is for one class per image: give class "
                 "folders or one column of classes."
             )
         for split in splits:
@@ -162,7 +162,7 @@ class ImageData:
     def fingerprint(self) -> dict[str, str]:
         """`split: class: path` → digest of the file's content.
 
-        Two equal fingerprints mean the same pictures with the same labels in the same splits.
+        Two equal fingerprints mean the same images with the same labels in the same splits.
         """
         return {
             f"{split}: {label}: {os.path.relpath(path, self.root)}": digest.hex()
@@ -173,7 +173,7 @@ class ImageData:
         }
 
     def split_table(self) -> list[tuple[str, str, str]]:
-        """(path relative to the root, label in words, split) of each picture: a list for `split_file`."""
+        """(path relative to the root, label in words, split) of each image: a list for `split_file`."""
         return [
             (name, label, split)
             for split, examples in self.examples.items()
@@ -183,7 +183,7 @@ class ImageData:
         ]
 
     def describe(self) -> str:
-        """Return a few lines for people: classes, pictures in each split, skipped files."""
+        """Return a few lines for people: classes, images in each split, skipped files."""
         what = {"single_label": "classes", "multi_label": "labels", "regression": "targets"}
         if isinstance(self.targets, dict):
             kind = f"{len(self.targets)} heads"
@@ -192,7 +192,7 @@ class ImageData:
         lines = [f"{self.root}: {kind}"]
         for split, examples in self.examples.items():
             summary = targets.summary(examples.labels, self.targets)
-            lines.append(f"{split}: {len(examples)} pictures ({summary})")
+            lines.append(f"{split}: {len(examples)} images ({summary})")
         if self.skipped:
             lines.append(f"skipped: {len(self.skipped)} files")
         return "\n".join(lines)
@@ -207,16 +207,16 @@ class ImageData:
     def _split(self, split: str) -> Examples:
         if split not in self.examples:
             raise InputError(
-                f"{self.root} has no {split} pictures; it has {', '.join(self.examples)}"
+                f"{self.root} has no {split} images; it has {', '.join(self.examples)}"
             )
         return self.examples[split]
 
-    def _pictures(self, split: str):
+    def _images(self, split: str):
         if split not in self.examples:
             return None
         from keras_transfer.data import batches as pipeline
 
-        return pipeline.pictures(self.examples[split])
+        return pipeline.images(self.examples[split])
 
 
 def relative(names, root) -> list[str]:

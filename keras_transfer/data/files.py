@@ -1,4 +1,4 @@
-"""Find picture files in folders and open them (no TensorFlow)."""
+"""Find image files in folders and open them (no TensorFlow)."""
 
 import hashlib
 import io
@@ -45,7 +45,7 @@ class Skipped:
 
 
 def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
-    """List every file of a labelled picture folder: split -> class -> sorted paths.
+    """List every file of a labelled image folder: split -> class -> sorted paths.
 
     Two layouts are recognised by themselves:
 
@@ -77,7 +77,7 @@ def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
 
 
 def read_splits(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
-    """Do what `read_tree` does, whatever the classes are: for pictures to evaluate on.
+    """Do what `read_tree` does, whatever the classes are: for images to evaluate on.
 
     Raises:
         InputError: no such folder, or no class folders.
@@ -94,7 +94,7 @@ def read_splits(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
     if all(name.lower() in _LOOKS_LIKE_A_SPLIT for name in classes):
         raise InputError(
             f"{root} holds {', '.join(classes)} but no train/<class>/ folder; "
-            "lay the pictures out as train/<class>/ and val/<class>/"
+            "lay the images out as train/<class>/ and val/<class>/"
         )
     return {"all": classes}
 
@@ -105,7 +105,7 @@ def digest_files(paths: list[str], *, progress: bool = True) -> list[bytes]:
     Raises:
         InputError: a file cannot be read any more.
     """
-    return each(_digest, paths, "reading pictures", progress)
+    return each(_digest, paths, "reading images", progress)
 
 
 def stamp_of(path: str) -> tuple[int, int, int, int]:
@@ -148,34 +148,32 @@ def _digest(path):
         raise InputError(f"{path} cannot be read any more: {error.strerror}.") from None
 
 
-def list_pictures(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """Expand files and folders to picture paths, in the order given.
+def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """Expand files and folders to image paths, in the order given.
 
     A file is kept whatever its name; a folder gives every file below it with one of
     `EXTENSIONS`, sorted.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no picture.
+        InputError: a path does not exist, or a folder holds no image.
     """
     found = []
     for path in (Path(path).expanduser() for path in paths):
         if path.is_dir():
-            pictures = [file for file in _files_below(path) if _extension(file) in EXTENSIONS]
-            if not pictures:
-                raise InputError(
-                    f"no pictures in {path}; file types: {' '.join(sorted(EXTENSIONS))}"
-                )
-            found.extend(pictures)
+            images = [file for file in _files_below(path) if _extension(file) in EXTENSIONS]
+            if not images:
+                raise InputError(f"no images in {path}; file types: {' '.join(sorted(EXTENSIONS))}")
+            found.extend(images)
         elif path.exists():
             found.append(str(path))
         else:
             raise InputError(f"no such file or folder: {path}; check the path")
     if not found:
-        raise InputError("no pictures given; name at least one file or folder")
+        raise InputError("no images given; name at least one file or folder")
     return found
 
 
-def open_picture(contents: bytes) -> Image.Image:
+def open_image(contents: bytes) -> Image.Image:
     """Open encoded bytes with Pillow (lazily), whatever the file's name says.
 
     Raises:
@@ -185,15 +183,15 @@ def open_picture(contents: bytes) -> Image.Image:
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        picture = Image.open(io.BytesIO(contents), formats=FORMATS)
-        pixels = picture.width * picture.height
+        image = Image.open(io.BytesIO(contents), formats=FORMATS)
+        pixels = image.width * image.height
     except Image.DecompressionBombError as error:  # over twice the limit
         pixels = int(re.findall(r"\d+", str(error))[0])
     if limit is not None and pixels > limit:
         raise Image.DecompressionBombError(
             f"{pixels:,} pixels, at most {limit:,} are read; make it smaller"
         )
-    return picture
+    return image
 
 
 def _extension(path: str | Path) -> str:
@@ -252,9 +250,9 @@ def _read_classes(folder: Path) -> dict[str, list[str]]:
     classes = _subfolders(folder)
     if not classes:
         loose = any(_extension(entry) in EXTENSIONS for entry in _entries(folder))
-        where = "pictures lie directly in it" if loose else "it has no sub-folders"
+        where = "images lie directly in it" if loose else "it has no sub-folders"
         raise InputError(
-            f"no class folders in {folder}: {where}; put each class's pictures in "
+            f"no class folders in {folder}: {where}; put each class's images in "
             f"{folder / '<class>'}/"
         )
     return {class_folder.name: _files_below(class_folder) for class_folder in classes}

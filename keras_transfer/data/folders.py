@@ -1,4 +1,4 @@
-"""Folders of pictures as `ImageData`: by classes, by labels, or of known classes."""
+"""Folders of images as `ImageData`: by classes, by labels, or of known classes."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,8 +8,8 @@ import numpy as np
 
 from keras_transfer.data import targets
 from keras_transfer.data.examples import Examples, ImageData, relative
-from keras_transfer.data.files import Skipped, list_pictures, read_splits, read_tree
-from keras_transfer.data.index import Checked, check_files, check_pictures
+from keras_transfer.data.files import Skipped, list_images, read_splits, read_tree
+from keras_transfer.data.index import Checked, check_files, check_images
 from keras_transfer.data.multilabel_folders import merge_copies
 from keras_transfer.data.readers import joined
 from keras_transfer.data.split_rule import SplitRule, read_split_file
@@ -33,11 +33,11 @@ def from_directory(
     task: str = "single_label",
     progress: bool = True,
 ) -> ImageData:
-    """Index a picture folder, leave out what cannot be decoded, and split it.
+    """Index an image folder, leave out what cannot be decoded, and split it.
 
-    Every file is decoded once to check it. The validation pictures are, in this order of
+    Every file is decoded once to check it. The validation images are, in this order of
     preference: those of `val`, those of `root/val`, or a stratified share of the training
-    pictures. Test pictures are those of `root/test`, or a share where one is asked for. An explicit
+    images. Test images are those of `root/test`, or a share where one is asked for. An explicit
     list in `split_file` wins over all of these.
 
     Args:
@@ -46,7 +46,7 @@ def from_directory(
         val_split, test_split: shares for validation, where none are given, and for testing.
         groups, folds, fold, split_file: other ways to split, see `SplitRule`.
         seed: of the split. It does not depend on names: a renamed file stays on its side.
-        task: `"multi_label"`: the folders are labels, and a picture that lies in several of them has
+        task: `"multi_label"`: the folders are labels, and an image that lies in several of them has
             several, see `data.copies.merge_copies`.
         progress: show a bar on stderr, in a terminal or a notebook.
 
@@ -74,7 +74,7 @@ def from_directory(
     examples = {split: _label(checked, classes, target) for split, classes in tree.items()}
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
-        _require_pictures(part, where, skipped)
+        _require_images(part, where, skipped)
     data = assembled(target, examples, skipped, root, rule)
     data.source = {"data": str(root), "task": task, **({"val": str(val)} if val else {})}
     return data
@@ -90,7 +90,7 @@ def assembled(
     """What every source ends with: what is not divided yet is divided by the rule.
 
     Raises:
-        InputError: the pictures cannot be divided so.
+        InputError: the images cannot be divided so.
     """
     if rule.check(examples):
         examples = _divided(examples, rule, root, target, skipped)
@@ -99,7 +99,7 @@ def assembled(
     return ImageData(names, in_order, skipped, str(root), target)
 
 
-def labelled_pictures(
+def labelled_images(
     root: str | os.PathLike,
     class_names: Sequence[str],
     *,
@@ -108,7 +108,7 @@ def labelled_pictures(
     task: str = "single_label",
     progress: bool = True,
 ) -> ImageData:
-    """Read pictures of known classes, to evaluate a model on; the result has one split.
+    """Read images of known classes, to evaluate a model on; the result has one split.
 
     Args:
         root: `root/<class>/` or `root/{train,val,test}/<class>/`; classes may be missing.
@@ -120,7 +120,7 @@ def labelled_pictures(
         progress: show a bar on stderr, in a terminal or a notebook.
 
     Raises:
-        InputError: no such split, a class that the model does not know, or no picture.
+        InputError: no such split, a class that the model does not know, or no image.
     """
     require_folder_task(task)
     root = Path(root).expanduser()
@@ -139,28 +139,28 @@ def labelled_pictures(
     tree, checked = _check({chosen: tree[chosen]}, progress)
     target = Target(task, tuple(class_names))
     examples = _label(checked, tree[chosen], target)
-    _require_pictures(examples, root, checked.skipped)
+    _require_images(examples, root, checked.skipped)
     return ImageData(target.names, {chosen: examples}, checked.skipped, str(root), target)
 
 
-def unlabelled_pictures(
+def unlabelled_images(
     root: str | os.PathLike, *, progress: bool = True
 ) -> tuple[Examples, list[Skipped]]:
-    """Read the pictures below a folder, whatever folders and names say of them.
+    """Read the images below a folder, whatever folders and names say of them.
 
     Returns:
-        (the readable pictures, all labels 0; the files left out).
+        (the readable images, all labels 0; the files left out).
 
     Raises:
-        InputError: no such folder, or no readable picture in it.
+        InputError: no such folder, or no readable image in it.
     """
     folder = Path(root).expanduser()
     if folder.is_file():
-        raise InputError(f"{root} is a file: give a folder of pictures.")
-    files, skipped = check_pictures(list_pictures([folder]), progress=progress)
+        raise InputError(f"{root} is a file: give a folder of images.")
+    files, skipped = check_images(list_images([folder]), progress=progress)
     if not len(files):
         first = skipped[0]
-        raise InputError(f"no readable picture in {root} ({first.path}: {first.reason})")
+        raise InputError(f"no readable image in {root} ({first.path}: {first.reason})")
     return Examples(files, np.zeros(len(files), "int32")), skipped
 
 
@@ -181,7 +181,7 @@ def _listed(classes, root, split, split_file):
         for name, files in classes.items()
     }
     if not any(chosen.values()):
-        raise InputError(f"{split_file} names no {split} picture in {root}")
+        raise InputError(f"{split_file} names no {split} image in {root}")
     return chosen
 
 
@@ -220,7 +220,7 @@ def _divided(examples, rule, root, target, skipped):
     """The examples by the rule, which may take them out of the splits that they are in."""
     parts = list(examples.values())
     labels = targets.joined([part.labels for part in parts])
-    whole = Examples(joined([part.pictures for part in parts]), labels)
+    whole = Examples(joined([part.images for part in parts]), labels)
     given = np.repeat(list(examples), [len(part) for part in parts])
     left_out = relative((item.path for item in skipped), root)
     splits = rule.assign(whole, relative(whole.names, root), given, target, left_out)
@@ -237,10 +237,10 @@ def _label(checked: Checked, classes: dict[str, np.ndarray], target: Target) -> 
     return Examples(files, labels)
 
 
-def _require_pictures(examples: Examples, where, skipped: list[Skipped]) -> None:
+def _require_images(examples: Examples, where, skipped: list[Skipped]) -> None:
     if not len(examples):
         why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
-        raise InputError(f"no readable picture in {where}{why}; add pictures or leave it out")
+        raise InputError(f"no readable image in {where}{why}; add images or leave it out")
 
 
 def _require_each_class(
@@ -253,6 +253,6 @@ def _require_each_class(
         first = next((s for s in skipped if class_folder in Path(s.path).parents), None)
         why = f"{first.path}: {first.reason}" if first else "it is empty"
         raise InputError(
-            f"class {name} has no readable picture in {class_folder} ({why}); "
-            "add pictures or remove the folder"
+            f"class {name} has no readable image in {class_folder} ({why}); "
+            "add images or remove the folder"
         )

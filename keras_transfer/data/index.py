@@ -1,4 +1,4 @@
-"""What is known of picture files, each decoded once and remembered for the next time (no TensorFlow).
+"""What is known of image files, each decoded once and remembered for the next time (no TensorFlow).
 
 The index is an SQLite file in the user's cache folder. It is nothing but a memory: where it is
 damaged it is made anew, where it cannot be written the files are examined again.
@@ -25,7 +25,7 @@ from keras_transfer.utils.console import bar
 from keras_transfer.utils.machine import cache_folder
 
 RULES = 1  # of examining: raise it when `examine` finds something else in the same file
-_FILE = "pictures-1.sqlite"  # another number where the columns change
+_FILE = "images-1.sqlite"  # another number where the columns change
 _LOOKED_UP = 4096  # files in one query
 _WRITTEN = 1000  # in one transaction
 _KEPT_DAYS = 365
@@ -75,7 +75,7 @@ class Checked:
         return np.array([row for row in rows if row not in self.faults], np.int64)
 
     def files(self, rows: np.ndarray) -> Files:
-        """The files at `rows` as a place of pictures, with their digests."""
+        """The files at `rows` as a place of images, with their digests."""
         known = self.digests[rows], self.stamps[rows]
         return Files([self.names[row] for row in rows], known)
 
@@ -85,7 +85,7 @@ class Checked:
         return [Skipped(self.names[row], self.faults[row]) for row in sorted(self.faults)]
 
 
-def check_pictures(paths: Sequence[str], *, progress: bool = True) -> tuple[Files, list[Skipped]]:
+def check_images(paths: Sequence[str], *, progress: bool = True) -> tuple[Files, list[Skipped]]:
     """Find out which files can be decoded in full: (those, the others with the reason), in order.
 
     See `check_files`.
@@ -101,11 +101,11 @@ def check_files(paths: Sequence[str], *, progress: bool = True) -> Checked:
     changed in the very moment it was examined is examined again the next time.
 
     Args:
-        paths: files, whether pictures or not.
+        paths: files, whether images or not.
         progress: show a bar on stderr, in a terminal or a notebook.
     """
     checked = Checked(paths)
-    seen = bar(shown=progress, total=len(paths), desc="checking pictures", unit="file")
+    seen = bar(shown=progress, total=len(paths), desc="checking images", unit="file")
     # Warnings are silenced here, not in the threads: the filters belong to the process.
     with seen, warnings.catch_warnings(), _Index(cache_folder() / _FILE) as index:
         warnings.simplefilter("ignore")
@@ -190,14 +190,14 @@ class _Index:
         # Another process that writes is waited for.
         self._connection = sqlite3.connect(self.file, timeout=30)
         self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS pictures (key INTEGER PRIMARY KEY, checksum, day, "
+            "CREATE TABLE IF NOT EXISTS images (key INTEGER PRIMARY KEY, checksum, day, "
             f"{_COLUMNS})"
         )
 
     def _read(self, keys):
         wanted = ",".join(map(str, keys))
         return self._connection.execute(
-            f"SELECT key, checksum, {_COLUMNS} FROM pictures WHERE key IN ({wanted})"
+            f"SELECT key, checksum, {_COLUMNS} FROM images WHERE key IN ({wanted})"
         ).fetchall()
 
     def _write(self):
@@ -206,8 +206,8 @@ class _Index:
             return
         with self._connection as connection:
             marks = ",".join("?" * len(new[0]))
-            connection.executemany(f"INSERT OR REPLACE INTO pictures VALUES ({marks})", new)
-            connection.execute("DELETE FROM pictures WHERE day < ?", (new[0][2] - _KEPT_DAYS,))
+            connection.executemany(f"INSERT OR REPLACE INTO images VALUES ({marks})", new)
+            connection.execute("DELETE FROM images WHERE day < ?", (new[0][2] - _KEPT_DAYS,))
 
     def _try(self, action, *arguments):
         """What `action` gives; None where the file is of no use."""
@@ -223,7 +223,7 @@ class _Index:
             if damaged and _remove(self.file):
                 say(f"index: {self.file} was damaged ({error}) and is made anew")
                 return self._try(self._open)
-            say(f"index: pictures are not remembered, {self.file} cannot be used ({error})")
+            say(f"index: images are not remembered, {self.file} cannot be used ({error})")
 
 
 def _remove(file) -> bool:

@@ -1,10 +1,10 @@
-"""Decoded pictures kept in memory, for those who come to them again (no TensorFlow)."""
+"""Decoded images kept in memory, for those who come to them again (no TensorFlow)."""
 
 import numpy as np
 
 
-class PictureMemory:
-    """Decoded pictures, kept for the next epoch as long as there is room.
+class ImageMemory:
+    """Decoded images, kept for the next epoch as long as there is room.
 
     Args:
         limit: most bytes.
@@ -21,18 +21,18 @@ class PictureMemory:
         self.bytes += size if fits else 0
         return fits
 
-    def reader(self, pictures):
-        """`pictures.pixels`, remembered."""
-        if all(known is not pictures for known in self._known):
-            self._known.append(pictures)
+    def reader(self, images):
+        """`images.pixels`, remembered."""
+        if all(known is not images for known in self._known):
+            self._known.append(images)
 
         def pixels(index):
-            key = (id(pictures), int(index))
-            picture = self._pixels.get(key)
-            if picture is None:
-                picture = pictures.pixels(index)
-                if self.reserve(picture.nbytes):
-                    self._pixels[key] = picture
-            return picture
+            key = (id(images), int(index))
+            image = self._pixels.get(key)
+            if image is None:
+                image = images.pixels(index)
+                if self.reserve(image.nbytes):
+                    self._pixels[key] = image
+            return image
 
         return pixels

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: batches in which each picture has a share of another, and so have its labels."""
+"""MixUp and CutMix: batches in which each image has a share of another, and so have its labels."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ MIXES = tuple(_ALPHAS)
 
 @dataclass(frozen=True)
 class Mix:
-    """How the pictures of a training batch are mixed with each other.
+    """How the images of a training batch are mixed with each other.
 
     Attributes:
-        kind: `"none"`; `"mixup"` adds two pictures, λ to 1-λ (arXiv:1710.09412); `"cutmix"` pastes a
+        kind: `"none"`; `"mixup"` adds two images, λ to 1-λ (arXiv:1710.09412); `"cutmix"` pastes a
             box of one into the other, whose share of the area is 1-λ (arXiv:1905.04899).
         alpha: λ is drawn from Beta(alpha, alpha), alpha > 0, for CutMix at most 1. None is the
             paper's: 0.2 for MixUp, 1 for CutMix.
@@ -38,10 +38,10 @@ class Mix:
 
 
 def mixer(mix: Mix):
-    """A graph function (pictures, labels, seed) → (pictures, labels).
+    """A graph function (images, labels, seed) → (images, labels).
 
-    Pictures uint8 [B, S, S, 3], labels float32 [B, C] (one-hot, multi-hot or shares already), seed
-    int64 [2]. Each picture keeps λ of its labels and gets 1-λ of another picture's of the batch.
+    Images uint8 [B, S, S, 3], labels float32 [B, C] (one-hot, multi-hot or shares already), seed
+    int64 [2]. Each image keeps λ of its labels and gets 1-λ of another image's of the batch.
     """
     import keras
     import tensorflow as tf
@@ -55,9 +55,9 @@ def mixer(mix: Mix):
         layer = keras.layers.CutMix(factor=(mix.alpha, mix.alpha), dtype="float32")
     mixed = drawn_from_seed(layer)
 
-    def call(pictures, labels, seed):
-        both = mixed({"images": tf.cast(pictures, tf.float32), "labels": labels}, seed)
-        pictures = tf.cast(tf.clip_by_value(tf.round(both["images"]), 0.0, 255.0), tf.uint8)
-        return pictures, both["labels"]
+    def call(images, labels, seed):
+        both = mixed({"images": tf.cast(images, tf.float32), "labels": labels}, seed)
+        images = tf.cast(tf.clip_by_value(tf.round(both["images"]), 0.0, 255.0), tf.uint8)
+        return images, both["labels"]
 
     return call

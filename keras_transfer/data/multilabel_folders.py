@@ -1,4 +1,4 @@
-"""Several folders as several labels: which files are one picture (no TensorFlow)."""
+"""Several folders as several labels: which files are one image (no TensorFlow)."""
 
 import os
 from functools import cache
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.files import open_picture
+from keras_transfer.data.files import open_image
 from keras_transfer.data.readers import Files
 
 # Of 80 photographs, half the size or JPEG quality 40 makes at most 0.007 of the range on average, and
-# the nearest two pictures, of one hand, differ by 0.017.
+# the nearest two images, of one hand, differ by 0.017.
 _SIDE, _MOST_DIFFERENCE = 8, 0.01
 
 
 def merge_copies(
     files: Files, labels: np.ndarray, names: tuple[str, ...]
 ) -> tuple[Files, np.ndarray]:
-    """Pictures that lie in several label folders, each once with all its labels.
+    """Images that lie in several label folders, each once with all its labels.
 
-    Two files are one picture where their content is the same; or where they have the same name
+    Two files are one image where their content is the same; or where they have the same name
     below their folders and look the same (saved anew, or at another size). Folders that merely
     number their files alike (`a/1.jpg`, `b/1.jpg`) are not mixed up.
 
@@ -29,7 +29,7 @@ def merge_copies(
         names: the labels, in the order wanted.
 
     Returns:
-        The first file of each picture, and 0/1 float32 [n, L].
+        The first file of each image, and 0/1 float32 [n, L].
     """
     used = {int(label): path for label, path in zip(labels, files.names)}
     # With files in two folders of different names, what they share ends above both.
@@ -61,5 +61,5 @@ def _look_the_same(a, b):
 
 @cache
 def _thumbnail(path):
-    picture = open_picture(Path(path).read_bytes()).convert("RGB").resize((_SIDE, _SIDE))
-    return np.asarray(picture, np.float32) / 255
+    image = open_image(Path(path).read_bytes()).convert("RGB").resize((_SIDE, _SIDE))
+    return np.asarray(image, np.float32) / 255

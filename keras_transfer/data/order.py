@@ -7,16 +7,16 @@ import tensorflow as tf
 def epoch_order(
     count: int, seed, epoch, classes: np.ndarray | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """(order int32 [count], seed int64 [2] of the pictures' variants) of an epoch.
+    """(order int32 [count], seed int64 [2] of the images' variants) of an epoch.
 
     Each example comes once. With `classes` int [count] each class comes equally often, to one, and
     each example of a class as often as the others, to one.
     """
-    order_seed, picture_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
+    order_seed, image_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
     order = _shuffle(tf.range(count), order_seed)
     if classes is not None:
         order = _equally_drawn(order, classes, order_seed)
-    return order, picture_seed
+    return order, image_seed
 
 
 _shuffle = tf.random.experimental.stateless_shuffle

@@ -1,8 +1,8 @@
-"""Where pictures lie: each place gives a picture's pixels by its position.
+"""Where images lie: each place gives an image's pixels by its position.
 
 A place has `names` (list[str]), `pixels(i)` (uint8 [H, W, 3]; ValueError naming it where it cannot be
 read), `digests` (16 bytes each, of the content), `take(indices)` and `len`. TensorFlow is imported when
-the first picture is decoded.
+the first image is decoded.
 """
 
 import io
@@ -19,7 +19,7 @@ from keras_transfer.modalities.image.check import digest, examine
 
 
 class Encoded:
-    """Pictures as the bytes of picture files; `contents` says where those come from."""
+    """Images as the bytes of image files; `contents` says where those come from."""
 
     names: list[str]
 
@@ -36,7 +36,7 @@ class Encoded:
         raise NotImplementedError
 
     def pixels(self, index: int) -> np.ndarray:
-        """The picture, uint8 [H, W, 3].
+        """The image, uint8 [H, W, 3].
 
         Raises:
             ValueError: it cannot be read or decoded; the message names it.
@@ -51,12 +51,12 @@ class Encoded:
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """A digest of each picture's content."""
+        """A digest of each image's content."""
         return [digest(self.contents(i)) for i in range(len(self))]
 
 
 class Files(Encoded):
-    """Picture files on disk.
+    """Image files on disk.
 
     Args:
         names: their paths.
@@ -84,17 +84,17 @@ class Files(Encoded):
         return found
 
     def take(self, indices) -> "Files":
-        """The pictures at `indices`, in that order."""
+        """The images at `indices`, in that order."""
         known = self._known and tuple(column[indices] for column in self._known)
         return Files([self.names[i] for i in indices], known)
 
 
 class Contents(Encoded):
-    """Encoded pictures in memory.
+    """Encoded images in memory.
 
     Args:
-        encoded: the bytes of each picture's file.
-        names: for messages and predictions; by default `picture 0` and so on.
+        encoded: the bytes of each image's file.
+        names: for messages and predictions; by default `image 0` and so on.
     """
 
     def __init__(self, encoded: Sequence[bytes], names: Sequence[str] | None = None):
@@ -109,11 +109,11 @@ class Contents(Encoded):
 
 
 class Arrays:
-    """Decoded pictures in memory.
+    """Decoded images in memory.
 
     Args:
         arrays: uint8 [N, H, W, 3], or a sequence of uint8 [H, W, 3] of their own sizes.
-        names: for messages and predictions; by default `picture 0` and so on.
+        names: for messages and predictions; by default `image 0` and so on.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], names: Sequence[str] | None = None):
@@ -134,27 +134,27 @@ class Arrays:
         return Arrays([self.arrays[i] for i in indices], [self.names[i] for i in indices])
 
 
-def find_faults(pictures, *, progress: bool = True) -> list[str | None]:
-    """Why each picture cannot be used, in plain words; None where it can. For places in memory or
-    in shards; files are checked by `index.check_pictures`."""
+def find_faults(images, *, progress: bool = True) -> list[str | None]:
+    """Why each image cannot be used, in plain words; None where it can. For places in memory or
+    in shards; files are checked by `index.check_images`."""
 
     def fault(index):
-        if isinstance(pictures, Arrays):
-            return _array_fault(pictures.arrays[index])
+        if isinstance(images, Arrays):
+            return _array_fault(images.arrays[index])
         try:
-            return examine(pictures.contents(index)).fault
+            return examine(images.contents(index)).fault
         except (OSError, ValueError) as error:
             return str(error)
 
-    return each(fault, range(len(pictures)), "checking pictures", progress)
+    return each(fault, range(len(images)), "checking images", progress)
 
 
-def encoded_bytes(pictures, index: int) -> bytes:
-    """A picture as the bytes of a file; one that is an array as PNG."""
-    if isinstance(pictures, Encoded):
-        return pictures.contents(index)
+def encoded_bytes(images, index: int) -> bytes:
+    """An image as the bytes of a file; one that is an array as PNG."""
+    if isinstance(images, Encoded):
+        return images.contents(index)
     buffer = io.BytesIO()
-    Image.fromarray(pictures.pixels(index)).save(buffer, "PNG")
+    Image.fromarray(images.pixels(index)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -170,7 +170,7 @@ class _Joined:
     """Several places as one."""
 
     def __init__(self, places, rows: np.ndarray):
-        self.places, self.rows = places, rows  # int64 [N, 2]: which place, which picture there
+        self.places, self.rows = places, rows  # int64 [N, 2]: which place, which image there
         self.names = [places[p].names[i] for p, i in rows]
 
     def __len__(self) -> int:
@@ -193,21 +193,19 @@ class _Joined:
 
 
 def joined(places: Sequence):
-    """The pictures of several places, one after the other."""
+    """The images of several places, one after the other."""
     if len(places) == 1:
         return places[0]
     rows = [(p, i) for p, place in enumerate(places) for i in range(len(place))]
     return _Joined(places, np.array(rows, np.int64).reshape(-1, 2))
 
 
-def as_pictures(pictures):
+def as_images(images):
     """Paths as `Files`; anything else as it is."""
-    if isinstance(pictures, (list, tuple)) and all(
-        isinstance(p, (str, os.PathLike)) for p in pictures
-    ):
-        return Files([str(p) for p in pictures])
-    return pictures
+    if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
+        return Files([str(p) for p in images])
+    return images
 
 
 def _numbered(count):
-    return [f"picture {i}" for i in range(count)]
+    return [f"image {i}" for i in range(count)]

@@ -19,7 +19,7 @@ from keras_transfer.data.targets import Target, joined, map_labels
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import bar
 
-# The schema: one `tf.train.Example` a picture, named as TensorFlow's own conversion scripts do.
+# The schema: one `tf.train.Example` an image, named as TensorFlow's own conversion scripts do.
 IMAGE, LABEL, NAME = "image/encoded", "image/class/label", "image/filename"
 SCHEMA = "schema.json"
 _SHARD = 128 << 20  # bytes: large enough to read fast, small enough to move
@@ -27,13 +27,13 @@ _HEADER, _FOOTER = 12, 4  # of a record: length and its CRC; CRC of the data
 
 
 class Records(Encoded):
-    """Pictures inside TFRecord shards, each found by its place.
+    """Images inside TFRecord shards, each found by its place.
 
     Args:
         shards: paths.
-        places: int64 [N, 3], of each picture shard, offset and length of the record's data.
+        places: int64 [N, 3], of each image shard, offset and length of the record's data.
         names: for messages and predictions.
-        image_key: name of the feature that holds the encoded picture.
+        image_key: name of the feature that holds the encoded image.
     """
 
     def __init__(self, shards, places: np.ndarray, names: Sequence[str], image_key: str = IMAGE):
@@ -98,7 +98,7 @@ def write_records(
 ) -> Path:
     """Writes a data set as TFRecord shards, `OUT/train-00000.tfrecord` and so on, with its schema.
 
-    Encoded pictures are copied as they are, arrays are written as PNG: nothing is lost. Each record
+    Encoded images are copied as they are, arrays are written as PNG: nothing is lost. Each record
     is a `tf.train.Example` with `image/encoded`, `image/filename` and `image/class/label`: an integer,
     or 0 and 1 or numbers (float); of several heads `image/class/label/HEAD`.
 
@@ -108,7 +108,7 @@ def write_records(
         shard_bytes: least size of a shard, except a split's last one.
 
     Raises:
-        InputError: `out` exists, or a picture cannot be read any more.
+        InputError: `out` exists, or an image cannot be read any more.
     """
     out = Path(out).expanduser()
     if out.exists():
@@ -175,7 +175,7 @@ def read_shards(
     label_key: str = LABEL,
     progress: bool = True,
 ) -> tuple[Examples, list[Skipped]]:
-    """The pictures of some shards that can be decoded, and the others with the reason."""
+    """The images of some shards that can be decoded, and the others with the reason."""
     places, names, labels, skipped = [], [], [], []
     for number, shard in enumerate(shards):
         found = scan(shard)
@@ -201,7 +201,7 @@ def read_shards(
     skipped += [Skipped(names[i], fault) for i, fault in enumerate(faults) if fault is not None]
     if not len(good):
         why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
-        raise InputError(f"No readable picture in the {split} shards{why}.")
+        raise InputError(f"No readable image in the {split} shards{why}.")
     return Examples(whole.take(good), joined([labels[i] for i in good])), skipped
 
 
@@ -209,14 +209,14 @@ def _write_split(examples, folder, split, shard_bytes, progress):
     import tensorflow as tf
 
     shards, size, writer = [], shard_bytes, None
-    for index in bar(range(len(examples)), shown=progress, desc=f"writing {split}", unit="picture"):
+    for index in bar(range(len(examples)), shown=progress, desc=f"writing {split}", unit="image"):
         if size >= shard_bytes:
             if writer:
                 writer.close()
             shards.append(f"{split}-{len(shards):05}.tfrecord")
             writer, size = tf.io.TFRecordWriter(str(folder / shards[-1])), 0
         values = {
-            IMAGE: encoded_bytes(examples.pictures, index),
+            IMAGE: encoded_bytes(examples.images, index),
             NAME: os.fsencode(examples.names[index]),
         }
         label = map_labels(lambda array: array[index], examples.labels)  # noqa: B023

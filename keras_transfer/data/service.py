@@ -38,16 +38,16 @@ def service_batches(
         image_size, batch_size, seed, start_epoch, equal_classes: see `pipeline.batches`.
 
     Returns:
-        Evaluation: (pictures, labels), once and in order. Training: an endless stream of (pictures,
+        Evaluation: (images, labels), once and in order. Training: an endless stream of (images,
         labels, seeds int64 [1, 2] of the batch), neither mixed nor weighted yet.
 
     Raises:
-        InputError: pictures that are no files, or an augmentation that needs Python.
+        InputError: images that are no files, or an augmentation that needs Python.
         tf.errors.OpError: while iterating: a file that cannot be read or decoded, or a worker that was
             lost with a batch.
     """
-    if not isinstance(examples.pictures, Files):
-        raise InputError("The tf.data service reads files: write these pictures to a folder first.")
+    if not isinstance(examples.images, Files):
+        raise InputError("The tf.data service reads files: write these images to a folder first.")
     if isinstance(variant, Albumentations):
         raise InputError(
             "The tf.data service runs without Python, and so without albumentations: choose a preset, "
@@ -70,13 +70,13 @@ def service_batches(
     def batch_of(number):
         places = tf.range(count)[number % steps * batch_size :][:batch_size]
         if training:
-            order, picture_seed = order_in(number)
+            order, image_seed = order_in(number)
             chosen = tf.gather(order, places)
             variants = chosen if drawn is None else places
 
             def prepare(row):
                 index, variant = row
-                return vary(load(index), tf.random.fold_in(picture_seed, variant), index)
+                return vary(load(index), tf.random.fold_in(image_seed, variant), index)
         else:
             chosen = variants = places
 
@@ -84,8 +84,8 @@ def service_batches(
                 return resize_and_crop(load(row[0]), image_size)
 
         made = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
-        pictures = tf.map_fn(prepare, (chosen, variants), fn_output_signature=made)
-        return number, pictures, tf.gather(labels, chosen)
+        images = tf.map_fn(prepare, (chosen, variants), fn_output_signature=made)
+        return number, images, tf.gather(labels, chosen)
 
     first, last = (start_epoch * steps, tf.int64.max) if training else (0, steps)
     made = (
@@ -109,9 +109,9 @@ def service_batches(
         stream = stream.map(lambda number, *batch: batch)
         return stream.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
 
-    def seeded(number, pictures, labels):
+    def seeded(number, images, labels):
         batch_seed = tf.random.fold_in(order_in(number)[1], -1 - number % steps)
-        return pictures, labels, batch_seed[None]
+        return images, labels, batch_seed[None]
 
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     return stream.map(seeded).apply(endless)

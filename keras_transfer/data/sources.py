@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.examples import ImageData
-from keras_transfer.data.folders import from_directory, labelled_pictures
+from keras_transfer.data.folders import from_directory, labelled_images
 from keras_transfer.data.records import SCHEMA, from_records
 from keras_transfer.data.split_rule import read_split_file
 from keras_transfer.data.tables import TABLES, from_table
@@ -32,13 +32,13 @@ def open_data(
     columns: Mapping | None = None,
     **options,
 ) -> ImageData:
-    """Opens labelled pictures of any kind that has a path or a name.
+    """Opens labelled images of any kind that has a path or a name.
 
     Args:
         source: a folder of class folders (`from_directory`), a `.csv`, `.tsv` or `.parquet` file
             (`from_table`), a folder of `write_records` (`from_records`), or `tfds:NAME`
             (`from_tfds`).
-        val: folder of validation pictures, for a folder.
+        val: folder of validation images, for a folder.
         task: `"multi_label"`: of a folder see `from_directory`; of a table `label_column` has labels
             joined by `|`.
         columns: of a table: its arguments `label_column`, `targets` and so on.
@@ -63,7 +63,7 @@ def open_data(
         raise InputError(f"{source} is no table: {', '.join(columns)} mean nothing for it.")
     if kind and val is not None:
         raise InputError(
-            f"{source} is {kind}: mark its validation pictures there; --val is for folders."
+            f"{source} is {kind}: mark its validation images there; --val is for folders."
         )
     return opened()
 
@@ -77,7 +77,7 @@ def open_labelled(
     columns: Mapping | None = None,
     progress: bool = True,
 ) -> ImageData:
-    """Opens pictures to measure a model on: a folder (`labelled_pictures`) or a table.
+    """Opens images to measure a model on: a folder (`labelled_images`) or a table.
 
     Args:
         known: what the model answers.
@@ -86,13 +86,13 @@ def open_labelled(
         columns: of a table, as in `open_data`.
 
     Raises:
-        InputError: no such split, labels that the model does not know, or no picture.
+        InputError: no such split, labels that the model does not know, or no image.
     """
     path = Path(source).expanduser()
     if path.suffix.lower() not in TABLES:
         if isinstance(known, dict):
             raise InputError(f"{path} is a folder, which cannot label several heads: give a table.")
-        return labelled_pictures(
+        return labelled_images(
             path,
             known.names,
             split=split,

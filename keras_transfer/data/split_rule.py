@@ -1,4 +1,4 @@
-"""Which pictures train, validate and test: a rule for what nobody has decided, and explicit lists."""
+"""Which images train, validate and test: a rule for what nobody has decided, and explicit lists."""
 
 import csv
 import os
@@ -20,12 +20,12 @@ _MOST_LISTED = 10
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How pictures are divided where their folders do not say it.
+    """How images are divided where their folders do not say it.
 
     Attributes:
-        val_split: share of the pictures for validation, in (0, 1), unless there are folds.
+        val_split: share of the images for validation, in (0, 1), unless there are folds.
         test_split: share for testing, in [0, 1).
-        groups: pictures of one group are never parted (a person, a patient, a film): a regular
+        groups: images of one group are never parted (a person, a patient, a film): a regular
             expression with one group in brackets, found in the path relative to the root, or a
             function of that path. By default only copies of a file are kept together.
         folds: validate on one of so many folds, at least 2.
@@ -75,7 +75,7 @@ class SplitRule:
         return bool(self.shares(given) or self.folds or self.listed)
 
     def shares(self, given) -> dict[str, float]:
-        """What is drawn: part → its share of the pictures (of one fold, the share of all folds).
+        """What is drawn: part → its share of the images (of one fold, the share of all folds).
 
         Args:
             given: the splits that the folders give ("train", "val", "test").
@@ -88,7 +88,7 @@ class SplitRule:
         if self.test_split:
             if "test" in given:
                 raise InputError(
-                    f"a test share of {self.test_split} and a folder of test pictures exclude each "
+                    f"a test share of {self.test_split} and a folder of test images exclude each "
                     "other: leave out --test-split"
                 )
             require_fraction(self.test_split, "test")
@@ -99,12 +99,12 @@ class SplitRule:
                 shares["val"] = self.val_split
         elif self.folds is not None:
             raise InputError(
-                "--folds needs all pictures in one folder, and there are validation pictures: leave "
+                "--folds needs all images in one folder, and there are validation images: leave "
                 "one of the two out"
             )
         elif self.groups is not None and not shares and self.split_file is None:
             raise InputError(
-                "--group says how to split, and the validation pictures are given already: leave "
+                "--group says how to split, and the validation images are given already: leave "
                 "one of the two out"
             )
         return shares
@@ -140,7 +140,7 @@ class SplitRule:
 
         Raises:
             InputError: a class that cannot be in every part, names without a group, or a list that
-                names none of the pictures.
+                names none of the images.
         """
         splits = np.array(given, object)
         listed = self._listed(names, skipped)
@@ -164,7 +164,7 @@ class SplitRule:
             for i, name in enumerate(names):
                 splits[i] = listed.get(name, splits[i])
             if open_places:
-                say(f"{self.split_file} does not name {open_places} pictures: split by the rule")
+                say(f"{self.split_file} does not name {open_places} images: split by the rule")
             self._check(splits, examples.labels, target)
         return splits
 
@@ -200,19 +200,19 @@ class SplitRule:
         return found
 
     def _listed(self, names, skipped):
-        """The list, by the names of the pictures that are there; says which are gone."""
+        """The list, by the names of the images that are there; says which are gone."""
         listed = {os.path.normpath(path).replace(os.sep, "/"): s for path, s in self.listed.items()}
         there = set(names)
         gone = sorted(listed.keys() - there - set(skipped))
         if listed and not there & listed.keys():
             raise InputError(
-                f"{self.split_file} names none of the pictures: its paths must be relative to the "
-                f"folder of the pictures, like {names[0]}, not {gone[0]}"
+                f"{self.split_file} names none of the images: its paths must be relative to the "
+                f"folder of the images, like {names[0]}, not {gone[0]}"
             )
         if gone:
             more = ", …" if len(gone) > _MOST_LISTED else ""
             say(
-                f"{self.split_file} names {len(gone)} pictures that are gone: "
+                f"{self.split_file} names {len(gone)} images that are gone: "
                 f"{', '.join(gone[:_MOST_LISTED])}{more}"
             )
         return {name: s for name, s in listed.items() if name in there}
@@ -220,13 +220,13 @@ class SplitRule:
     def _check(self, splits, labels, target):
         for part in ("train", "val"):
             if part not in splits:
-                raise InputError(f"{self.split_file} leaves no picture in {part}: name some")
+                raise InputError(f"{self.split_file} leaves no image in {part}: name some")
         labels, class_names = strata(labels, target)
         if labels.ndim == 1:
             missing = set(labels.tolist()) - set(labels[splits == "train"].tolist())
             if missing:
                 raise InputError(
-                    f"{self.split_file} leaves no picture of class {class_names[min(missing)]} in "
+                    f"{self.split_file} leaves no image of class {class_names[min(missing)]} in "
                     "train: name some"
                 )
 
@@ -262,5 +262,5 @@ def read_split_file(path: str | os.PathLike) -> dict[str, str]:
         if found.setdefault(name, known) != known:
             raise InputError(f"{path}, line {line}: {name} is in {found[name]} and in {known}")
     if not found:
-        raise InputError(f"{path} names no picture")
+        raise InputError(f"{path} names no image")
     return found

@@ -1,10 +1,10 @@
 """Divide examples into training, validation and test parts (NumPy only).
 
-One rule for all kinds of labels. Examples that belong together (copies of one picture, pictures of
+One rule for all kinds of labels. Examples that belong together (copies of one image, images of
 one person) are a group. Groups are ranked by a hash of the seed and of their name, so no example
 has a say in the rank of another. A part takes groups in that order, each one that brings its class
-counts nearer to their quotas. Where every group is one picture, this is an exactly stratified
-sample; and a picture that is added, removed or renamed leaves almost all others where they were.
+counts nearer to their quotas. Where every group is one image, this is an exactly stratified
+sample; and an image that is added, removed or renamed leaves almost all others where they were.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ def split(
 ) -> dict[str, np.ndarray]:
     """Draw parts that keep the class shares; what is left is the part "train".
 
-    A part of one-picture groups has `round(n * share)` examples, shared out among the classes by
+    A part of one-image groups has `round(n * share)` examples, shared out among the classes by
     largest remainder, except that every class has at least one example in every part. With larger
     groups a class is off its quota by about half a group.
 
     Args:
-        labels: whole numbers [n]; or 0/1 of shape [n, L], any number of labels a picture; or float
+        labels: whole numbers [n]; or 0/1 of shape [n, L], any number of labels per image; or float
             [n] or [n, C], which are divided at quantiles.
         shares: name of a part → its share of all examples, each in (0, 1), together below 1. They
             are drawn in this order: the first does not depend on the others.
@@ -158,20 +158,20 @@ class _Pool:
         """Raise InputError where a class has not enough groups for so many parts."""
         if len(self.held) < parts:
             raise InputError(
-                f"too few pictures to split: {len(self.held)} groups for {parts} parts; add pictures"
+                f"too few images to split: {len(self.held)} groups for {parts} parts; add images"
             )
         groups = self._groups_left()
         counts = self.counts_of(None)
         for column in np.flatnonzero(self.required & (counts > 0) & (groups < parts)):
             n, g = int(counts[column]), int(groups[column])
-            have = f"{n} readable picture{'s' * (n != 1)}"
+            have = f"{n} readable image{'s' * (n != 1)}"
             if g < n:
                 have += f", which belong together in {g} group{'s' * (g != 1)}"
             if parts > 2:
                 have += f", for {parts} parts"
             raise InputError(
-                f"too few pictures to split: class {self._name(column)} has {have}; "
-                "add pictures or give a validation folder with --val"
+                f"too few images to split: class {self._name(column)} has {have}; "
+                "add images or give a validation folder with --val"
             )
 
     def fix(self, fixed, order) -> None:
@@ -254,7 +254,7 @@ def _columns(labels):
     if labels.ndim == 2 and np.isin(labels, (0, 1)).all():
         having, columns = np.nonzero(labels)
         width = labels.shape[1]
-        # A column of all examples: the part's size counts too, whatever labels a picture has.
+        # A column of all examples: the part's size counts too, whatever labels per image has.
         columns = np.concatenate([columns, np.full(len(labels), width)])
         return np.concatenate([having, rows]), columns, [*range(width), None]
     if labels.dtype.kind == "f":

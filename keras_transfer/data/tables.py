@@ -1,4 +1,4 @@
-"""Tables (CSV, Parquet, pandas) of picture paths and labels as a source."""
+"""Tables (CSV, Parquet, pandas) of image paths and labels as a source."""
 
 import csv
 import os
@@ -9,7 +9,7 @@ from typing import Any
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.files import SPLIT_OF_FOLDER, Skipped
 from keras_transfer.data.folders import assembled
-from keras_transfer.data.index import check_pictures
+from keras_transfer.data.index import check_images
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.data.targets import Target, map_labels, read_targets, shown
 from keras_transfer.errors import InputError
@@ -33,12 +33,12 @@ def from_table(
     progress: bool = True,
     **rule,
 ) -> ImageData:
-    """Pictures named in a table, one row each.
+    """Images named in a table, one row each.
 
     Args:
         table: a `.csv`, `.tsv` or `.parquet` file, a pandas `DataFrame`, or a mapping of column
             names to sequences. (Parquet needs `pip install pyarrow`.)
-        path_column: the pictures' files; relative ones lie below `root`.
+        path_column: the images' files; relative ones lie below `root`.
         label_column: the class of each, names or integers; by default `label`.
         label_columns, targets, heads: other labels in its place, see `data.targets.read_targets`.
         split_column: `train`, `val` or `test` of each; by default `split`, where there is one.
@@ -51,7 +51,7 @@ def from_table(
         rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
-        InputError: a column that the table does not have, empty cells, or no usable picture.
+        InputError: a column that the table does not have, empty cells, or no usable image.
     """
     columns, name = read_columns(table)
     split_column = split_column or ("split" if "split" in columns else None)
@@ -90,11 +90,11 @@ def from_table(
             if one != other:
                 raise InputError(
                     f"{name}, row {i + 1}: {paths[i]} has two labels, {one} and {other}; keep one, or "
-                    "train with several labels a picture (label_columns)."
+                    "train with several labels per image (label_columns)."
                 )
         ordered = isinstance(known, Target) and known.task == "single_label"
         found = sorted(labels_of, key=lambda p: (labels[labels_of[p]] if ordered else 0, p))
-        good, faulty = check_pictures(found, progress=progress)
+        good, faulty = check_images(found, progress=progress)
         skipped += faulty
         if not len(good):
             raise InputError(_nothing(name, split, faulty))
@@ -180,4 +180,4 @@ def _read_csv(path, delimiter):
 
 def _nothing(name, split, faulty: list[Skipped]):
     why = f" ({faulty[0].path}: {faulty[0].reason})" if faulty else ""
-    return f"{name} names no readable picture of {split}{why}; check the paths and root."
+    return f"{name} names no readable image of {split}{why}; check the paths and root."

@@ -1,6 +1,6 @@
-"""What pictures are labelled with: columns of a table as arrays, and what is known of such arrays.
+"""What images are labelled with: columns of a table as arrays, and what is known of such arrays.
 
-Labels of n pictures are an int32 array [n] (one class each), a float32 array [n, L] of 0 and 1 (any
+Labels of n images are an int32 array [n] (one class each), a float32 array [n, L] of 0 and 1 (any
 number of labels each), a float32 array [n, D] (numbers), or a dict of such arrays, one a head. No
 TensorFlow here.
 """
@@ -62,7 +62,7 @@ def read_targets(
         columns: column name → a value a row.
         label_column: of one class a row: names or whole numbers.
         label_columns: a list of columns of 0 and 1 (or true and false), one a label; or the name of
-            one column of labels joined by `|`, where a lone `|` says that the picture has none.
+            one column of labels joined by `|`, where a lone `|` says that the image has none.
         targets: columns of numbers.
         heads: name of the head → one of the three above: `{"kind": {"label_column": "species"},
             "age": {"targets": ["years"]}}`.
@@ -266,7 +266,7 @@ def map_labels(function: Callable, labels):
 
 
 def count(labels) -> int:
-    """Number of pictures."""
+    """Number of images."""
     return len(next(iter(labels.values())) if isinstance(labels, dict) else labels)
 
 
@@ -289,7 +289,7 @@ def strata(labels, target) -> tuple[np.ndarray, tuple[str, ...] | None]:
 
 
 def rough_classes(labels) -> np.ndarray:
-    """A class for each picture, int [n], to compare features by: its class; of several labels the
+    """A class for each image, int [n], to compare features by: its class; of several labels the
     first it has; of numbers which side of the median; of several heads the first one's."""
     if isinstance(labels, dict):
         labels = next(iter(labels.values()))
@@ -301,7 +301,7 @@ def rough_classes(labels) -> np.ndarray:
 
 
 def shown(labels, targets) -> list[str]:
-    """Each picture's labels in words, e.g. `ant`, `red|round`, `age=31`."""
+    """Each image's labels in words, e.g. `ant`, `red|round`, `age=31`."""
     if isinstance(targets, dict):
         parts = [[f"{n}: {text}" for text in shown(labels[n], t)] for n, t in targets.items()]
         return ["; ".join(texts) for texts in zip(*parts)]
@@ -313,7 +313,7 @@ def shown(labels, targets) -> list[str]:
 
 
 def counts_of(labels, target: Target) -> dict[str, int]:
-    """Number of pictures of each class, or with each label; of numbers there are none."""
+    """Number of images of each class, or with each label; of numbers there are none."""
     if target.task == "regression":
         return {}
     if target.task == "multi_label":

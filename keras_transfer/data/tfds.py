@@ -9,7 +9,7 @@ import numpy as np
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.folders import assembled
-from keras_transfer.data.index import check_pictures
+from keras_transfer.data.index import check_images
 from keras_transfer.data.readers import Contents, find_faults
 from keras_transfer.data.records import read_shards
 from keras_transfer.data.split_rule import SplitRule
@@ -32,7 +32,7 @@ def from_tfds(
 ) -> ImageData:
     """A data set of TensorFlow Datasets, with its own splits.
 
-    Pictures stay encoded and are decoded as files are. Those of a data set in TFRecord files are
+    Images stay encoded and are decoded as files are. Those of a data set in TFRecord files are
     read from there at random; of `ImageFolder` the files are; others are kept in memory.
 
     Args:
@@ -46,14 +46,14 @@ def from_tfds(
         rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
-        InputError: no such data set, split or feature; or features that are no picture and class.
+        InputError: no such data set, split or feature; or features that are no image and class.
     """
     import tensorflow_datasets as tfds
 
     builder = _prepared(tfds, builder, data_dir)
     features = builder.info.features
     for name, kind, what in (
-        (image, tfds.features.Image, "picture"),
+        (image, tfds.features.Image, "image"),
         (label, tfds.features.ClassLabel, "class"),
     ):
         if not (name in features and isinstance(features[name], kind)):
@@ -121,7 +121,7 @@ def _read_split(tfds, builder, split, its_name, target, image, label, progress):
         split=its_name, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False
     )
     encoded, labels, files = [], [], []
-    rows = bar(dataset.as_numpy_iterator(), shown=progress, desc=f"reading {split}", unit="picture")
+    rows = bar(dataset.as_numpy_iterator(), shown=progress, desc=f"reading {split}", unit="image")
     for row in rows:
         labels.append(int(row[label]))
         file = row.get(f"{image}/filename")
@@ -131,19 +131,19 @@ def _read_split(tfds, builder, split, its_name, target, image, label, progress):
             encoded.append(row[image])
     labels = np.array(labels, np.int32)
     if files and not encoded:
-        order = np.lexsort((files, labels))  # as the pictures of a folder are
+        order = np.lexsort((files, labels))  # as the images of a folder are
         label_of = dict(zip(files, labels))
-        pictures, skipped = check_pictures([files[i] for i in order], progress=progress)
-        labels = np.array([label_of[path] for path in pictures.names], np.int32)
+        images, skipped = check_images([files[i] for i in order], progress=progress)
+        labels = np.array([label_of[path] for path in images.names], np.int32)
     else:
         whole = Contents(encoded, [f"{builder.name}/{its_name} {i}" for i in range(len(encoded))])
         faults = find_faults(whole, progress=progress)
         kept = [i for i, fault in enumerate(faults) if fault is None]
         skipped = [Skipped(whole.names[i], f) for i, f in enumerate(faults) if f is not None]
-        pictures, labels = whole.take(kept), labels[kept]
-    if not len(pictures):
-        raise InputError(f"{builder.name} has no readable picture in {its_name}.")
-    return Examples(pictures, labels), skipped
+        images, labels = whole.take(kept), labels[kept]
+    if not len(images):
+        raise InputError(f"{builder.name} has no readable image in {its_name}.")
+    return Examples(images, labels), skipped
 
 
 def _shards(builder, split):

@@ -1,9 +1,9 @@
-"""How good a model is, from one pass over labelled pictures; and what it says of unlabelled ones.
+"""How good a model is, from one pass over labelled images; and what it says of unlabelled ones.
 
 `measuring` has the short answer (`evaluate`), `assessing` the long one (`assess`), an `Evaluation` of
 `result`, which is plain data: `classes`, `labels` and `values` measure a head of each task with
 `probabilities`, `ranking`, `calibration`, `abstention` and `slices`, which are NumPy, SciPy and
-scikit-learn, and `pictures` draws what came out. `predicting` has `predict`.
+scikit-learn, and `images` draws what came out. `predicting` has `predict`.
 """
 
 import importlib

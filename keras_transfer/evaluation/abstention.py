@@ -8,9 +8,9 @@ _POINTS = 101
 
 
 def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> dict:
-    """The risk (share of wrong answers) where only the surest pictures are answered.
+    """The risk (share of wrong answers) where only the surest images are answered.
 
-    Pictures that the model is equally sure of are taken in all orders, in the mean.
+    Images that the model is equally sure of are taken in all orders, in the mean.
 
     Args:
         confidence: float [N], N ≥ 1.

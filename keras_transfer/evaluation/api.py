@@ -7,15 +7,15 @@ from keras_transfer.models.heads import by_head, check_targets, heads_of
 
 
 def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32) -> dict:
-    """Measures a model on labelled pictures, in one pass.
+    """Measures a model on labelled images, in one pass.
 
     Args:
         model: from `build_model`, trained; it answers what `data.targets` says.
-        data: labelled pictures.
+        data: labelled images.
         split: which of `data.examples`.
 
     Returns:
-        Plain data for JSON: `pictures`, `task`, `loss`, and
+        Plain data for JSON: `images`, `task`, `loss`, and
 
         - of classes `accuracy`, `accuracy_interval` (95 %, Wilson), `top5` (where there are more than
           five classes), `balanced_accuracy` (the mean recall of the classes that occur), `per_class`
@@ -24,9 +24,9 @@ def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32
         - of labels `map` (mean average precision), `auc`, `f1_macro`, `f1_micro` (at 0.5),
           `balanced_accuracy`, `per_label`
           (average_precision, auc, precision, recall, f1, support) and `one_class`: the labels which
-          all of these pictures have, or none, and which are left out of `map` and `auc`;
+          all of these images have, or none, and which are left out of `map` and `auc`;
         - of numbers `mae`, `rmse`, `r2` (means over the targets) and `per_target`, in its units; R² is
-          None where a target is the same in all of these pictures;
+          None where a target is the same in all of these images;
         - of several heads `heads`: the same for each; `loss` is the weighted sum.
 
     Raises:
@@ -52,7 +52,7 @@ def brief(heads, labels, outputs) -> dict:
 
 def shown(result: dict, split: str) -> str:
     """What `evaluate` found, for people: a line, and a table a row for each class, label or target."""
-    where = f"{result['pictures']} pictures of {split}"
+    where = f"{result['images']} images of {split}"
     skipped = f", {result['skipped']} files skipped" if "skipped" in result else ""
     if "heads" not in result:
         line, *rows = _shown_task(result, where)
@@ -74,7 +74,7 @@ def _shown_task(result, where):
         names = ("map", "auc", "f1_macro", "f1_micro")
         line = ", ".join(f"{name} {_cell(result[name], 4)}" for name in names) + f" ({where})"
         if result["one_class"]:
-            line += f", without {', '.join(result['one_class'])} (the same in all pictures)"
+            line += f", without {', '.join(result['one_class'])} (the same in all images)"
         rows, kind = result["per_label"], "label"
     else:
         line = ", ".join(f"{name} {_cell(result[name], 4)}" for name in ("mae", "rmse", "r2"))

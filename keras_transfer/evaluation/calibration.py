@@ -1,4 +1,4 @@
-"""What is fitted on validation pictures, after training: temperatures and thresholds."""
+"""What is fitted on validation images, after training: temperatures and thresholds."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -18,11 +18,11 @@ PRECISIONS = (0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What validation pictures say about a model's probabilities.
+    """What validation images say about a model's probabilities.
 
     Attributes:
-        split: which pictures those were.
-        pictures: how many.
+        split: which images those were.
+        images: how many.
         tta: the views that were averaged: None, `"mirror"` or their number.
         heads: name of each head with probabilities → plain data: `temperature`,
             `log_loss_before` and `log_loss_after`; of classes `thresholds`, rows of `precision` and
@@ -30,7 +30,7 @@ class Calibration:
     """
 
     split: str
-    pictures: int
+    images: int
     tta: str | int | None
     heads: dict[str, dict]
 
@@ -46,7 +46,7 @@ class Calibration:
             InputError: it is something else.
         """
         try:
-            return cls(found["split"], found["pictures"], found["tta"], dict(found["heads"]))
+            return cls(found["split"], found["images"], found["tta"], dict(found["heads"]))
         except (KeyError, TypeError, ValueError):
             raise InputError(
                 "This is no calibration: write it anew with `keras-transfer evaluate --calibrate`."
@@ -67,7 +67,7 @@ def calibrate(
 
     Args:
         model: from `build_model`, trained.
-        data: labelled pictures; those of `split` must not be among what the model was trained on.
+        data: labelled images; those of `split` must not be among what the model was trained on.
         tta, augmentation: see `views.views_for`.
         precisions: for which thresholds are chosen, each in (0, 1].
 
@@ -98,7 +98,7 @@ def check_precision(precision: float, tasks: Collection[str] = ("single_label",)
         raise InputError(f"precision {precision:g}: give a share above 0, at most 1, e.g. 0.99.")
     if "single_label" not in tasks:
         raise InputError(
-            f"precision is for answers of one class a picture; this model's are {', '.join(tasks)}."
+            f"precision is for answers of one class per image; this model's are {', '.join(tasks)}."
         )
 
 

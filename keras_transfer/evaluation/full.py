@@ -30,20 +30,20 @@ def assess(
     seed: int = 0,
     batch_size: int = 32,
 ) -> Evaluation:
-    """Measures a model on labelled pictures in every respect, in one pass.
+    """Measures a model on labelled images in every respect, in one pass.
 
     Args:
         model: from `build_model`, trained; it answers what `data.targets` says.
-        data: labelled pictures.
+        data: labelled images.
         split: which of `data.examples`.
         calibration: of `calibrate`, with the same `tta`: probabilities are those after its
             temperatures, and its thresholds are tried.
         precision: wanted of answers, in (0, 1]: where must the model abstain? Taken from the
-            calibration, or else chosen on these very pictures, which flatters.
+            calibration, or else chosen on these very images, which flatters.
         tta: test-time augmentation, see `views.views_for`.
         augmentation: what varies in its views.
-        slices: what pictures are parted by → the slice of each, see `slices.slice_values`.
-        most: mistakes and unsure pictures that are listed.
+        slices: what images are parted by → the slice of each, see `slices.slice_values`.
+        most: mistakes and unsure images that are listed.
         seed: of the bootstrap intervals.
 
     Raises:
@@ -82,11 +82,10 @@ def assess(
     rows |= {f"slice_{by}": list(values) for by, values in (slices or {}).items()}
     document = {
         "split": split,
-        "pictures": len(paths),
+        "images": len(paths),
         "skipped": len(data.skipped),
         "tta": tta,
-        "calibrated_on": calibration
-        and {"split": calibration.split, "pictures": calibration.pictures},
+        "calibrated_on": calibration and {"split": calibration.split, "images": calibration.images},
         "heads": documents,
     }
     return Evaluation(document, short, rows)

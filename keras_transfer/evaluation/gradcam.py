@@ -1,4 +1,4 @@
-"""Where in a picture a model sees a class: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391)."""
+"""Where in an image a model sees a class: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391)."""
 
 import weakref
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from keras_transfer.models.stages import chain
 
 def grad_cam(
     model: keras.Model,
-    pictures: np.ndarray,
+    images: np.ndarray,
     classes: int | Sequence[int] | None = None,
     stage: int = -1,
     *,
     head: str | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """How much each place of a picture speaks for a class.
+    """How much each place of an image speaks for a class.
 
     The channels of a feature map are added up, each times the mean over all places of the
     gradient of the class's raw output (its logit) by that channel; what speaks against the class
@@ -31,40 +31,40 @@ def grad_cam(
 
     Args:
         model: from `build_model`, with heads of any task.
-        pictures: RGB, [N, image_size, image_size, 3], uint8 or float, 0–255, N ≥ 1.
-        classes: position of an output for each picture, or one for all: of the class, the label or
-            the number that is asked for. By default the highest output of each picture; of numbers
+        images: RGB, [N, image_size, image_size, 3], uint8 or float, 0–255, N ≥ 1.
+        classes: position of an output for each image, or one for all: of the class, the label or
+            the number that is asked for. By default the highest output of each image; of numbers
             the first.
         stage: of the backbone, whose output is the feature map: negative numbers count from the
             last one. Where a stage ends in something else (padding, pooling and what follows it),
             the last map before that is taken that has more than one place.
         head: its name, for a model of several heads.
-        batch_size: pictures that are computed at a time.
+        batch_size: images that are computed at a time.
 
     Returns:
-        float32 [N, h, w] in 0–1, of the size of the feature map; the highest value of a picture is
+        float32 [N, h, w] in 0–1, of the size of the feature map; the highest value of an image is
         1, and all are 0 where nothing in it speaks for the class.
 
     Raises:
-        InputError: not a model of this package, pictures of another shape, no such stage, head or
+        InputError: not a model of this package, images of another shape, no such stage, head or
             output, no feature map up to that stage, or a Keras backend other than TensorFlow and
             JAX.
     """
     name, outputs = _output(model, head)
-    pictures = np.asarray(pictures)
-    if pictures.ndim != 4 or not len(pictures) or pictures.shape[1:] != model.input_shape[1:]:
+    images = np.asarray(images)
+    if images.ndim != 4 or not len(images) or images.shape[1:] != model.input_shape[1:]:
         raise InputError(
-            f"Grad-CAM needs pictures of shape [N, {', '.join(map(str, model.input_shape[1:]))}], "
-            f"N ≥ 1, not {list(pictures.shape)}."
+            f"Grad-CAM needs images of shape [N, {', '.join(map(str, model.input_shape[1:]))}], "
+            f"N ≥ 1, not {list(images.shape)}."
         )
     if classes is not None:
         classes = np.asarray(classes, "int64")
-        if classes.shape not in ((), (len(pictures),)):
+        if classes.shape not in ((), (len(images),)):
             raise InputError(
-                f"classes must be one position, or one for each of the {len(pictures)} pictures, "
+                f"classes must be one position, or one for each of the {len(images)} images, "
                 f"not of shape {list(classes.shape)}."
             )
-        classes = np.broadcast_to(classes, len(pictures))
+        classes = np.broadcast_to(classes, len(images))
         if classes.min() < 0 or classes.max() >= outputs:
             raise InputError(f"classes must be 0 to {outputs - 1}, the positions of the outputs.")
     prefix, suffix = _parts(model, stage)
@@ -77,10 +77,10 @@ def grad_cam(
         return features
 
     heat = []
-    for start in range(0, len(pictures), batch_size):
+    for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        # Layer by layer: for so few pictures the compilation of a graph would take longer.
-        maps = ops.convert_to_numpy(ops.cast(prefix(pictures[rows], training=False), "float32"))
+        # Layer by layer: for so few images the compilation of a graph would take longer.
+        maps = ops.convert_to_numpy(ops.cast(prefix(images[rows], training=False), "float32"))
         chosen = None if classes is None else classes[rows]
         if chosen is None:
             found = ops.convert_to_numpy(logits(ops.convert_to_tensor(maps)))
@@ -169,6 +169,6 @@ def _feature_map(backbone, stage):
     if found is None:
         raise InputError(
             f"{backbone.name} has no feature map with more than one place up to stage {stage + 1}: "
-            "take a later stage or larger pictures."
+            "take a later stage or larger images."
         )
     return found

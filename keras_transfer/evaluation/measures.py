@@ -39,11 +39,11 @@ def measured(heads, labels, outputs) -> dict:
         name: {"task": head.task, **_measured(head, labels[name], outputs[name])}
         for name, head in heads.items()
     }
-    pictures = {"pictures": len(next(iter(labels.values())))}
+    images = {"images": len(next(iter(labels.values())))}
     if len(heads) == 1:
-        return {**pictures, **found.popitem()[1]}
+        return {**images, **found.popitem()[1]}
     loss = sum(head.weight * found[name]["loss"] for name, head in heads.items())
-    return {**pictures, "loss": loss, "heads": found}
+    return {**images, "loss": loss, "heads": found}
 
 
 def confusion(labels, outputs) -> list[list[int]]:

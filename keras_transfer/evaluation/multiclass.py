@@ -1,4 +1,4 @@
-"""Everything that is measured of a head with one class a picture, as plain data."""
+"""Everything that is measured of a head with one class per image, as plain data."""
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -28,24 +28,24 @@ def measure_classes(
     most: int = 50,
     seed: int = 0,
 ) -> tuple[dict, dict]:
-    """Measures answers of one class a picture.
+    """Measures answers of one class per image.
 
     Args:
         names: of the C classes.
         labels: int [N], N ≥ 1.
         logits: float32 [N, C], finite.
-        paths: what to call the pictures.
-        temperature: fitted on other pictures; probabilities are divided so, and calibration is measured
+        paths: what to call the images.
+        temperature: fitted on other images; probabilities are divided so, and calibration is measured
             before and after.
-        thresholds: wanted precision → the confidence that was found for it on other pictures.
+        thresholds: wanted precision → the confidence that was found for it on other images.
         precision: a wanted precision, in (0, 1]; without a threshold in `thresholds` one is chosen on
-            these pictures.
-        slices: what the pictures are parted by → the slice of each.
-        most: mistakes and unsure pictures that are listed.
+            these images.
+        slices: what the images are parted by → the slice of each.
+        most: mistakes and unsure images that are listed.
         seed: of the bootstrap intervals.
 
     Returns:
-        The document (see docs/evaluation.md), and columns of a row a picture.
+        The document (see docs/evaluation.md), and columns of a row per image.
     """
     soft = Softmax(logits, temperature or 1.0)
     right = soft.predicted == labels
@@ -63,7 +63,7 @@ def measure_classes(
     document = {
         "task": "single_label",
         "names": list(names),
-        "pictures": len(labels),
+        "images": len(labels),
         "accuracy": share(int(right.sum()), len(right)),
         "top5": share(int((rank < 5).sum()), len(right)) if len(names) > 5 else None,
         "balanced_accuracy": number(recall[support > 0].mean()),
@@ -123,7 +123,7 @@ def _per_class(names, labels, predicted):
 
 
 def _macro_f1(labels, predicted, classes):
-    """The mean F1 of the classes that occur, from how often each picture is drawn."""
+    """The mean F1 of the classes that occur, from how often each image is drawn."""
     right = labels == predicted
 
     def statistic(counts):
@@ -138,7 +138,7 @@ def _macro_f1(labels, predicted, classes):
 def confused(names: Sequence[str], matrix: np.ndarray, most: int = _CONFUSED) -> list[dict]:
     """The pairs of classes that are most often taken for each other, of a confusion matrix [C, C].
 
-    Returns `label`, `predicted`, `count`, and `share` of the label's pictures, most frequent first.
+    Returns `label`, `predicted`, `count`, and `share` of the label's images, most frequent first.
     """
     wrong = np.array(matrix)
     support = wrong.sum(axis=1)
@@ -171,7 +171,7 @@ def _thresholds(confidence, right, known, precision):
 
 
 def threshold_row(confidence, right, wanted: float, threshold: float | None, here: bool) -> dict:
-    """What comes of a threshold for a wanted precision; `here`: it was chosen on these pictures."""
+    """What comes of a threshold for a wanted precision; `here`: it was chosen on these images."""
     if threshold is None:
         nothing = {"coverage": share(0, len(right)), "precision": interval(None)}
     else:

@@ -1,4 +1,4 @@
-"""Everything that is measured of a head with any number of labels a picture, as plain data."""
+"""Everything that is measured of a head with any number of labels per image, as plain data."""
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -24,17 +24,17 @@ def measure_labels(
     most: int = 50,
     seed: int = 0,
 ) -> tuple[dict, dict]:
-    """Measures answers of several labels a picture, each said to be there above a probability of 0.5.
+    """Measures answers of several labels per image, each said to be there above a probability of 0.5.
 
     Args:
         labels: 0/1 [N, L], N ≥ 1.
         logits: float32 [N, L], finite.
-        label_thresholds: of each label, the probability that was best for F1 on other pictures;
+        label_thresholds: of each label, the probability that was best for F1 on other images;
             without them they are chosen on these.
         temperature, paths, slices, most, seed: as in `classes.measure_classes`.
 
     Returns:
-        The document (see docs/evaluation.md), and columns of a row a picture.
+        The document (see docs/evaluation.md), and columns of a row per image.
     """
     labels = labels > 0
     sigmoid = Sigmoid(logits, temperature or 1.0)
@@ -50,7 +50,7 @@ def measure_labels(
     document = {
         "task": "multi_label",
         "names": list(names),
-        "pictures": len(labels),
+        "images": len(labels),
         "map": ranks.macro_precision,
         "auc": ranks.macro_auc,
         "f1_macro": f1_macro,
@@ -79,9 +79,9 @@ def measure_labels(
 
 
 def best_thresholds(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Of each label [L] the probability above which F1 is highest on these pictures.
+    """Of each label [L] the probability above which F1 is highest on these images.
 
-    0.5 where no picture has the label.
+    0.5 where no image has the label.
 
     Args:
         labels: bool [N, L].
@@ -122,7 +122,7 @@ def _per_label(names, labels, predicted, at_best, ranks, best):
 
 
 def _f1(labels, predicted):
-    """Macro and micro F1, from how often each picture is drawn."""
+    """Macro and micro F1, from how often each image is drawn."""
     columns = np.hstack([labels & predicted, labels, predicted]).astype("float64")
 
     def statistic(counts):

@@ -1,4 +1,4 @@
-"""Labels and raw outputs of a split, from one pass over its pictures."""
+"""Labels and raw outputs of a split, from one pass over its images."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def collect(
     or the model have several heads.
 
     Args:
-        views: of each picture, see `views.views_for`; the outputs stand for the mean of their scores.
+        views: of each image, see `views.views_for`; the outputs stand for the mean of their scores.
 
     Raises:
         InputError: no such split, or outputs that are not finite.

@@ -1,4 +1,4 @@
-"""An evaluation as pictures: confusion, reliability, risk against coverage, ROC and precision-recall."""
+"""An evaluation as images: confusion, reliability, risk against coverage, ROC and precision-recall."""
 
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ def similarity_order(confusion: np.ndarray) -> np.ndarray:
 
 
 def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Counts [C, C] as shares of each row; a class without pictures has zeros."""
+    """Counts [C, C] as shares of each row; a class without images has zeros."""
     confusion = np.asarray(confusion, "float64")
     return confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
 
@@ -109,7 +109,7 @@ def draw_confusion(head: dict):
     accuracy = head["accuracy"]
     figure.suptitle(
         f"Accuracy {100 * accuracy['value']:.1f} % "
-        f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}], {head['pictures']} pictures"
+        f"[{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}], {head['images']} images"
         + ("\nsimilar classes side by side" if len(names) > 2 else ""),
         fontsize=10,
     )
@@ -144,7 +144,7 @@ def _name_pairs(axes, beside, head, place):
 
 def draw_reliability(head: dict):
     """How often a head is right against how sure it is, before and (if there is one) after its
-    temperature; bars below are how many pictures are in each bin."""
+    temperature; bars below are how many images are in each bin."""
     found = head["calibration"]
     figure = _figure(6, 6.5)
     upper, lower = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
@@ -177,13 +177,13 @@ def draw_reliability(head: dict):
     )
     upper.legend(loc="upper left", fontsize=9)
     upper.grid(alpha=0.3)
-    lower.set(xlabel="probability" if several else "confidence", ylabel="pictures")
+    lower.set(xlabel="probability" if several else "confidence", ylabel="images")
     lower.set_yscale("symlog")
     return figure
 
 
 def draw_risk(head: dict):
-    """The share of wrong answers against the share of pictures that are answered, surest first."""
+    """The share of wrong answers against the share of images that are answered, surest first."""
     found = head["abstention"]
     figure = _figure(6, 4.5)
     axes = figure.subplots()

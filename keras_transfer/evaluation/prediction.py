@@ -1,4 +1,4 @@
-"""What a model says of pictures whose labels nobody knows."""
+"""What a model says of images whose labels nobody knows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.data.files import Skipped, list_pictures
-from keras_transfer.data.index import check_pictures
+from keras_transfer.data.files import Skipped, list_images
+from keras_transfer.data.index import check_images
 from keras_transfer.data.targets import SEPARATOR
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.outputs import collect
@@ -17,10 +17,10 @@ from keras_transfer.models.heads import by_head, heads_of
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a single-label model says of one picture.
+    """What a single-label model says of one image.
 
     Attributes:
-        path: the picture's file.
+        path: the image's file.
         label: the name with the highest score.
         score: that score; a probability in [0, 1].
         top: up to five (name, score), highest first.
@@ -42,10 +42,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class LabelsPrediction:
-    """What a multi-label model says of one picture.
+    """What a multi-label model says of one image.
 
     Attributes:
-        path: the picture's file.
+        path: the image's file.
         labels: the names with a score over 0.5, highest first.
         scores: of all names; probabilities in [0, 1].
     """
@@ -64,10 +64,10 @@ class LabelsPrediction:
 
 @dataclass(frozen=True)
 class ValuesPrediction:
-    """What a regression model says of one picture.
+    """What a regression model says of one image.
 
     Attributes:
-        path: the picture's file.
+        path: the image's file.
         values: of each target, in its units.
     """
 
@@ -83,10 +83,10 @@ class ValuesPrediction:
 
 @dataclass(frozen=True)
 class HeadsPrediction:
-    """What a model with several heads says of one picture.
+    """What a model with several heads says of one image.
 
     Attributes:
-        path: the picture's file.
+        path: the image's file.
         heads: name of each head → its prediction, one of the three others.
     """
 
@@ -131,7 +131,7 @@ _PREDICTIONS = {
 
 
 def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction], list[Skipped]]:
-    """Predicts pictures and whole folders of them.
+    """Predicts images and whole folders of them.
 
     Args:
         model: from `build_model`, trained.
@@ -142,11 +142,11 @@ def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction],
         could not be read.
 
     Raises:
-        InputError: a path does not exist, there is no picture, or outputs are not finite.
+        InputError: a path does not exist, there is no image, or outputs are not finite.
     """
-    good, skipped = check_pictures(list_pictures(paths))
+    good, skipped = check_images(list_images(paths))
     if not len(good):
-        raise InputError(f"No readable picture in {paths[0]}: {skipped[0].reason}.")
+        raise InputError(f"No readable image in {paths[0]}: {skipped[0].reason}.")
     unlabelled = Examples(good, np.zeros(len(good), "int32"))
     data = ImageData(("any",), {"all": unlabelled}, skipped, "")
     _, outputs = collect(model, data, "all", batch_size=batch_size)

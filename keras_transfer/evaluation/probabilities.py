@@ -1,6 +1,6 @@
-"""Raw outputs of all pictures as probabilities, a few rows or a column at a time.
+"""Raw outputs of all images as probabilities, a few rows or a column at a time.
 
-Logits of 50,000 pictures and 1,000 classes are 200 MB. They are kept once; nothing else of their size
+Logits of 50,000 images and 1,000 classes are 200 MB. They are kept once; nothing else of their size
 is made.
 """
 
@@ -15,16 +15,16 @@ _AT_ONCE = 1 << 22  # numbers in a block
 
 
 def require_finite(outputs: np.ndarray, names: Sequence[str]) -> None:
-    """Raises InputError where a model gives no numbers; the message names the first picture.
+    """Raises InputError where a model gives no numbers; the message names the first image.
 
     Args:
         outputs: float [N, C].
-        names: of the pictures [N].
+        names: of the images [N].
     """
     wrong = np.flatnonzero([not np.isfinite(block).all() for block in outputs])
     if len(wrong):
         raise InputError(
-            f"The model gives no finite numbers for {len(wrong)} of {len(outputs)} pictures (first "
+            f"The model gives no finite numbers for {len(wrong)} of {len(outputs)} images (first "
             f"{names[wrong[0]]}): nothing can be measured. Its training diverged; lower the learning "
             "rate, or train in float32."
         )
@@ -73,12 +73,12 @@ class Softmax:
         return np.exp(np.minimum(self.log_of(self.predicted), 0))
 
     def log_of(self, classes: np.ndarray) -> np.ndarray:
-        """Logarithm of the probability of one class a picture, int [N] → float64 [N]."""
+        """Logarithm of the probability of one class per image, int [N] → float64 [N]."""
         chosen = self.logits[np.arange(len(self)), classes].astype("float64")
         return chosen / self.temperature - self.log_total
 
     def log_column(self, index: int) -> np.ndarray:
-        """Logarithm of the probability of one class in all pictures, float64 [N]."""
+        """Logarithm of the probability of one class in all images, float64 [N]."""
         return self.logits[:, index].astype("float64") / self.temperature - self.log_total
 
     def log_loss(self, labels: np.ndarray) -> float:
@@ -86,7 +86,7 @@ class Softmax:
         return float(-self.log_of(labels).mean())
 
     def brier(self, labels: np.ndarray) -> float:
-        """Brier's score (1950): mean over pictures of Σ_c (p_c − y_c)², 0 to 2."""
+        """Brier's score (1950): mean over images of Σ_c (p_c − y_c)², 0 to 2."""
         squares = np.empty(len(self))
         for rows, block in blocks(self.logits, self.temperature):
             squares[rows] = np.exp(2 * (block - self.log_total[rows, None])).sum(axis=1)
@@ -101,7 +101,7 @@ class Softmax:
         return ranks
 
     def top(self, row: int, count: int) -> list[tuple[int, float]]:
-        """(class, probability) of the most probable ones of a picture, highest first."""
+        """(class, probability) of the most probable ones of an image, highest first."""
         order = np.argsort(-self.logits[row], kind="stable")[:count]
         values = self.logits[row, order].astype("float64") / self.temperature
         return list(zip(order.tolist(), np.exp(values - self.log_total[row]).tolist()))
@@ -129,12 +129,12 @@ class Sigmoid:
         return expit(self.logits.astype("float64") / self.temperature)
 
     def log_loss(self, labels: np.ndarray) -> float:
-        """Mean over pictures and labels of the binary cross entropy, in nats."""
+        """Mean over images and labels of the binary cross entropy, in nats."""
         signed = np.where(labels > 0, -1.0, 1.0) * self.logits / self.temperature
         return float(np.logaddexp(0, signed).mean())
 
     def brier(self, labels: np.ndarray) -> float:
-        """Mean over pictures and labels of (p − y)², 0 to 1."""
+        """Mean over images and labels of (p − y)², 0 to 1."""
         return float(np.square(self.scores - labels).mean())
 
 

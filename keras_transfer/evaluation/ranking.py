@@ -1,4 +1,4 @@
-"""How well scores rank the pictures of each class before all others: ROC, precision-recall, areas."""
+"""How well scores rank the images of each class before all others: ROC, precision-recall, areas."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Ranking:
     """Of C classes, each against the rest.
 
     Attributes:
-        auc, average_precision: float [C]; NaN where all pictures are of the class, or none.
+        auc, average_precision: float [C]; NaN where all images are of the class, or none.
         macro_auc: their mean, with its interval (DeLong et al. 1988).
         roc: true-positive rate at each of `FALSE_ALARMS`, float [C, 101].
         precision: at each of `RECALLS`, float [C, 101].
@@ -62,17 +62,17 @@ def ranking(
     scores: Callable[[int], np.ndarray],
     positive: Callable[[int], np.ndarray],
     classes: int,
-    pictures: int,
+    images: int,
 ) -> Ranking:
-    """Ranks the pictures by each class in turn; one column is in memory at a time.
+    """Ranks the images by each class in turn; one column is in memory at a time.
 
     Args:
-        scores: from a class to what the pictures are ranked by, float [N].
-        positive: from a class to which pictures are of it, bool [N].
+        scores: from a class to what the images are ranked by, float [N].
+        positive: from a class to which images are of it, bool [N].
     """
     auc, precision = np.full((2, classes), np.nan)
     roc, pr = np.full((2, classes, len(RECALLS)), np.nan)
-    influence, errors = np.zeros(pictures), True
+    influence, errors = np.zeros(images), True
     for i in range(classes):
         of_class = positive(i)
         if of_class.all() or not of_class.any():
@@ -87,17 +87,17 @@ def ranking(
     if ranked.any():
         value = auc[ranked].mean()
         macro = interval(value)
-        if errors:  # one picture of a class says nothing of how much such pictures vary
+        if errors:  # one image of a class says nothing of how much such images vary
             macro = normal(value, np.sqrt(np.square(influence / ranked.sum()).sum()))
     return Ranking(auc, precision, macro, roc, pr)
 
 
 def _auc(scores, positive):
-    """(area under the ROC curve, what each picture adds to its error).
+    """(area under the ROC curve, what each image adds to its error).
 
-    The area is the mean over positive pictures of the share of negative ones below them, ties half:
-    their placements. DeLong's variance is that of the placements of both kinds. As a number a picture
-    it can be added up over classes, which share their pictures, before it is squared.
+    The area is the mean over positive images of the share of negative ones below them, ties half:
+    their placements. DeLong's variance is that of the placements of both kinds. As a number per image
+    it can be added up over classes, which share their images, before it is squared.
     """
     above, below = scores[positive], scores[~positive]
     of_positive = _placements(above, below)

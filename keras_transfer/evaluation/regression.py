@@ -25,7 +25,7 @@ def measure_values(
         paths, slices, most, seed: as in `classes.measure_classes`.
 
     Returns:
-        The document (see docs/evaluation.md), and columns of a row a picture.
+        The document (see docs/evaluation.md), and columns of a row per image.
     """
     labels, values = labels.astype("float64"), values.astype("float64")
     errors = values - labels
@@ -40,7 +40,7 @@ def measure_values(
     document = {
         "task": "regression",
         "names": list(names),
-        "pictures": len(labels),
+        "images": len(labels),
         "per_target": table,
         "mistakes": [
             {

@@ -13,27 +13,27 @@ def reliability(confidence: np.ndarray, right: np.ndarray, *, seed: int = 0) -> 
     """Compares how sure a model is with how often it is right.
 
     Args:
-        confidence: probabilities in [0, 1], float [N], or [N, L] where a picture has several.
+        confidence: probabilities in [0, 1], float [N], or [N, L] where an image has several.
         right: of each, whether what it is the probability of is so; bool or 0/1, same shape.
         seed: of the intervals.
 
     Returns:
         Plain data: `ece`, the expected calibration error Σ_b n_b/n · |right_b − confidence_b| over 15
         bins of equal width (Naeini et al. 2015; Guo et al. 2017), and `ece_adaptive`, over bins of as
-        many pictures each, as far as ties allow (Nguyen and O'Connor 2015), both with bootstrap
+        many images each, as far as ties allow (Nguyen and O'Connor 2015), both with bootstrap
         intervals and `by_chance`: what a model that is as sure as it is right stays below in 95 of
         100 such samples (consistency resampling, Bröcker and Smith 2007), for the error of a sample is
         never 0. Up to that the interval begins at 0. And `bins`, those of equal width that are not empty: `low`, `high`, `count`,
         `confidence` (mean), `right` (share, with its Wilson interval).
     """
     confidence, right = np.asarray(confidence, "float64"), np.asarray(right, "float64")
-    pictures, each = len(confidence), confidence[0].size
+    images, each = len(confidence), confidence[0].size
     found = [_gaps(confidence, right, edges(confidence)) for edges in (_even, _adaptive)]
 
     def errors(counts):
         return [np.abs(counts @ gaps).sum() / (counts.sum() * each) for gaps, _ in found]
 
-    ece, adaptive = bootstrap(errors, pictures, seed=seed)
+    ece, adaptive = bootstrap(errors, images, seed=seed)
     for error, (_, bins) in zip((ece, adaptive), found):
         error["by_chance"] = _by_chance(confidence, bins, seed)
         if error["low"] is not None and error["value"] <= error["by_chance"]:
@@ -66,7 +66,7 @@ def _adaptive(confidence):
 
 
 def _gaps(confidence, right, edges):
-    """(Σ of confidence − right of each picture in each bin [N, B], the bins)."""
+    """(Σ of confidence − right of each image in each bin [N, B], the bins)."""
     bins = np.clip(np.searchsorted(edges, confidence) - 1, 0, len(edges) - 2)
     gaps = np.zeros((len(confidence), len(edges) - 1))
     rows = np.arange(len(confidence)).reshape(-1, *(1,) * (confidence.ndim - 1))
@@ -85,7 +85,7 @@ def _by_chance(confidence, bins, seed):
 
 
 def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature with the least log loss on pictures that the model did not learn from.
+    """The temperature with the least log loss on images that the model did not learn from.
 
     One number leaves every answer as it is and changes only how sure the model is (temperature
     scaling, Guo et al. 2017, arXiv:1706.04599). Searched in log T, for 0.05 ≤ T ≤ 20.
@@ -96,7 +96,7 @@ def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
         labels: int [N], or 0/1 [N, C].
 
     Returns:
-        T; 1.0 where the loss has no minimum in that range. That is so where no picture is taken for
+        T; 1.0 where the loss has no minimum in that range. That is so where no image is taken for
         another class: then being surer is always better, and how sure to be cannot be told.
     """
     from scipy.optimize import minimize_scalar

@@ -18,10 +18,10 @@ class Evaluation:
     """What came of `assess`.
 
     Attributes:
-        document: everything, as plain data for JSON, see docs/evaluation.md: `split`, `pictures`,
+        document: everything, as plain data for JSON, see docs/evaluation.md: `split`, `images`,
             `skipped` (files), `tta`, `calibrated_on` and, by name, `heads` (of a single head the name is `output`).
         brief: what `evaluate` returns.
-        predictions: column → a text a picture: path, truth, prediction, scores, slices.
+        predictions: column → a text an image: path, truth, prediction, scores, slices.
     """
 
     document: dict
@@ -33,7 +33,7 @@ class Evaluation:
         return self.document
 
     def predictions_csv(self) -> str:
-        """A row a picture, in the order of the data."""
+        """A row per image, in the order of the data."""
         return csv_text(self.predictions, zip(*self.predictions.values()))
 
     def table(self) -> str:
@@ -42,7 +42,7 @@ class Evaluation:
         return markdown(self.document)
 
     def save(self, folder) -> list[Path]:
-        """Writes evaluation.json, predictions.csv and pictures; each appears whole or not at all.
+        """Writes evaluation.json, predictions.csv and images; each appears whole or not at all.
 
         Returns the files.
         """
@@ -59,14 +59,14 @@ class Evaluation:
 
 def markdown(document: dict) -> str:
     """`Evaluation.table` of a document, which may have been read from evaluation.json."""
-    where = f"{document['pictures']} pictures of {document['split']}"
+    where = f"{document['images']} images of {document['split']}"
     if document["skipped"]:
         where += f", {document['skipped']} files skipped"
     if document["tta"] is not None:
         where += f", mean of views ({document['tta']})"
     calibrated = document["calibrated_on"]
     if calibrated:
-        where += f"; calibrated on {calibrated['pictures']} pictures of {calibrated['split']}"
+        where += f"; calibrated on {calibrated['images']} images of {calibrated['split']}"
         if calibrated["split"] == document["split"]:
             where += " (the same split, which flatters)"
     parts = [f"{where[0].upper()}{where[1:]}."]
@@ -106,14 +106,14 @@ def _classes(head):
         for p in head["confused"][:_PAIRS]
     ]
     if pairs:
-        yield _table(("class", "taken for", "pictures", "share of the class"), pairs)
+        yield _table(("class", "taken for", "images", "share of the class"), pairs)
     rows = [
         (
             f"{t['wanted']:g}",
             _cell(t["threshold"], 4),
             _cell(t["coverage"]),
             _cell(t["precision"]),
-            "these pictures" if t["chosen_here"] else "validation",
+            "these images" if t["chosen_here"] else "validation",
         )
         for t in abstention["thresholds"]
     ]
@@ -187,9 +187,9 @@ def _per_class(kind, rows):
 
 
 def _slices(by, rows):
-    kinds = [key for key in rows[0] if key not in ("value", "pictures")]
-    cells = [(row["value"], row["pictures"], *(_cell(row[k]) for k in kinds)) for row in rows]
-    return _table((by, "pictures", *kinds), cells)
+    kinds = [key for key in rows[0] if key not in ("value", "images")]
+    cells = [(row["value"], row["images"], *(_cell(row[k]) for k in kinds)) for row in rows]
+    return _table((by, "images", *kinds), cells)
 
 
 def _table(header, rows):

@@ -1,4 +1,4 @@
-"""Parts of the pictures that are measured by themselves: by folder, by size, by a column of a table."""
+"""Parts of the images that are measured by themselves: by folder, by size, by a column of a table."""
 
 import os
 import re
@@ -16,7 +16,7 @@ _MOST = 100
 
 
 def slice_values(data, split: str, by: str, *, table=None, path_column: str = "path") -> list[str]:
-    """Which slice each picture of a split is in.
+    """Which slice each image of a split is in.
 
     Args:
         data: a `data.ImageData`.
@@ -32,7 +32,7 @@ def slice_values(data, split: str, by: str, *, table=None, path_column: str = "p
     if by == "folder":
         return [_folder(name, data.root) for name in names]
     if by == "size":
-        return _sizes(data.examples[split].pictures)
+        return _sizes(data.examples[split].images)
     return column_values(table, by, names, path_column)
 
 
@@ -62,7 +62,7 @@ def check_columns(table, *wanted: str) -> tuple[dict, str]:
     column = wanted[0]
     if table is None or Path(table).suffix.lower() not in TABLES:
         raise InputError(
-            f"slice {column}: give folder, size, or a column of a table; {table or 'these pictures'} "
+            f"slice {column}: give folder, size, or a column of a table; {table or 'these images'} "
             "is no table."
         )
     columns, where = read_columns(table)
@@ -74,10 +74,10 @@ def check_columns(table, *wanted: str) -> tuple[dict, str]:
 
 def sliced(values: Sequence[str], measure: Callable[[np.ndarray], dict]) -> list[dict]:
     """What `measure` says of each slice, in order of their names; of over 100 slices those with the
-    most pictures.
+    most images.
 
     Args:
-        values: of each picture, its slice.
+        values: of each image, its slice.
         measure: from positions, int [n], to plain data.
     """
     texts = np.asarray(values, object).astype(str)
@@ -87,7 +87,7 @@ def sliced(values: Sequence[str], measure: Callable[[np.ndarray], dict]) -> list
     return [
         {
             "value": str(names[i]),
-            "pictures": int(counts[i]),
+            "images": int(counts[i]),
             **measure(np.flatnonzero(slices == i)),
         }
         for i in order
@@ -104,14 +104,14 @@ def _folder(name, root):
     return folder or "."
 
 
-def _sizes(pictures):
-    if isinstance(pictures, Files):
+def _sizes(images):
+    if isinstance(images, Files):
         from keras_transfer.data.index import check_files
 
-        checked = check_files(pictures.names, progress=False)
+        checked = check_files(images.names, progress=False)
         shorter = np.minimum(checked.width, checked.height)
     else:
-        shorter = [min(pictures.pixels(i).shape[:2]) for i in range(len(pictures))]
+        shorter = [min(images.pixels(i).shape[:2]) for i in range(len(images))]
     bounds = [f"0–{_SIZES[0] - 1} px", *(f"{a}–{b - 1} px" for a, b in pairwise(_SIZES))]
     bounds.append(f"{_SIZES[-1]} px or more")
     return [bounds[i] for i in np.searchsorted(_SIZES, shorter, side="right")]

@@ -1,4 +1,4 @@
-"""Several views of each picture (test-time augmentation), and one answer from them."""
+"""Several views of each image (test-time augmentation), and one answer from them."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ def views_for(tta: str | int | None, augmentation="light") -> tuple[View, ...]:
     """The views that answers are averaged over.
 
     Args:
-        tta: `"mirror"`: each picture and its mirror image; a number N ≥ 2: each picture and N − 1
-            variants of it, which follow from its content; None: the picture alone.
+        tta: `"mirror"`: each image and its mirror image; a number N ≥ 2: each image and N − 1
+            variants of it, which follow from its content; None: the image alone.
         augmentation: what varies, see `data.resolve_augmentation`.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from keras_transfer.data import ImageData, plain_augmentation
-from keras_transfer.data.check import find_twins
+from keras_transfer.data.check import find_duplicates
 from keras_transfer.errors import InputError, quiet_tensorflow, say
 from keras_transfer.experiments.comparison import AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
@@ -28,7 +28,7 @@ from keras_transfer.utils.files import write_text
 SETTINGS = "settings.json"
 ARMS = ("transfer", "scratch")
 SCRATCH = "from_scratch"
-_LEAST = 5  # pictures a class of the smallest default size
+_LEAST = 5  # images a class of the smallest default size
 
 
 def compare(data: ImageData, out, **settings) -> Comparison:
@@ -47,19 +47,19 @@ def compare(data: ImageData, out, **settings) -> Comparison:
 class Experiment:
     """A comparison that is to be made, checked before Keras is imported.
 
-    Both arms see the same pictures for as many epochs, in batches of the same size, with the same
+    Both arms see the same images for as many epochs, in batches of the same size, with the same
     head and augmentation; from scratch has its own recipe (`recipes.from_scratch`). Accuracy on the
-    validation pictures is measured after each epoch; nothing is chosen by it.
+    validation images is measured after each epoch; nothing is chosen by it.
 
     Args:
-        data: one class a picture, with training and validation pictures.
+        data: one class per image, with training and validation images.
         out: directory of the comparison. One that was begun with the same settings goes on: what is
             there already is not trained again, also where `sizes` or `seeds` have grown since.
         backbone: as `build_model` takes it: a name, a `.keras` file or a run.
         strategy: of transfer: a recipe's name, a YAML file or a `Schedule`.
         overrides, scratch_overrides: other numbers for the strategy, and for `from_scratch`; see
             `recipes.resolve_schedule`.
-        sizes: training pictures a class, each 1 or more; None among them is all. A class that has
+        sizes: training images a class, each 1 or more; None among them is all. A class that has
             fewer has all of its own. The larger draw of a seed contains the smaller. By default
             doubling from 5 up to all.
         seeds: of the draw, the first weights, order and augmentation; both arms have the same.
@@ -71,7 +71,7 @@ class Experiment:
         weights: of the backbone for transfer, as `build_model` takes them.
         precision: see `precision.set_precision`.
         keep_models: leave the model of each run on the disk.
-        show: the size, in pictures a class, whose curves the picture has; by default the middle one.
+        show: the size, in images a class, whose curves the image has; by default the middle one.
 
     Raises:
         InputError: data of another kind, values out of range, or `out` has something else in it.
@@ -136,29 +136,29 @@ class Experiment:
 
     # -- what is trained --------------------------------------------------------------------------
 
-    def _pictures(self, size):
+    def _images(self, size):
         return int(np.minimum(self._counts, size).sum())
 
-    def _of_transfer(self, pictures):
+    def _of_transfer(self, images):
         """Overrides of the strategy, with a length where it takes one and none is given."""
         recipe = RECIPES.get(self.strategy) if isinstance(self.strategy, str) else None
         if recipe is None or "epochs" not in inspect.signature(recipe).parameters:
             return self.overrides
-        alone = self._length(SCRATCH, {}, pictures)
+        alone = self._length(SCRATCH, {}, images)
         return {"epochs": alone, **self.overrides}
 
     def _epochs(self, arm, size):
         """Epochs of an arm at a size."""
-        pictures = self._pictures(size)
-        epochs = self._length(self.strategy, self._of_transfer(pictures), pictures)
+        images = self._images(size)
+        epochs = self._length(self.strategy, self._of_transfer(images), images)
         if arm == "transfer":
             return epochs
         epochs = max(1, round(epochs * self.scratch_budget))
-        return self._length(SCRATCH, {"epochs": epochs, **self.scratch_overrides}, pictures)
+        return self._length(SCRATCH, {"epochs": epochs, **self.scratch_overrides}, images)
 
-    def _length(self, strategy, overrides, pictures):
-        phases = resolve_schedule(strategy, overrides, pictures=pictures).phases
-        batches = [-(-pictures // (phase.batch_size or self.batch_size)) for phase in phases]
+    def _length(self, strategy, overrides, images):
+        phases = resolve_schedule(strategy, overrides, images=images).phases
+        batches = [-(-images // (phase.batch_size or self.batch_size)) for phase in phases]
         return sum(phase.epochs or -(-phase.steps // n) for phase, n in zip(phases, batches))
 
     def _strategy_name(self):
@@ -169,7 +169,7 @@ class Experiment:
         strategy = self.strategy
         if isinstance(strategy, Schedule) or Path(strategy).suffix in (".yaml", ".yml"):
             strategy = resolve_schedule(strategy).to_dict()
-        pictures = json.dumps(self.data.fingerprint(), sort_keys=True)
+        images = json.dumps(self.data.fingerprint(), sort_keys=True)
         return {
             "backbone": self.backbone,
             "weights": self.weights,
@@ -181,7 +181,7 @@ class Experiment:
             "batch_size": self.batch_size,
             "augment": self.augment,
             "precision": self.precision,
-            "pictures": hashlib.sha256(pictures.encode("utf-8", "surrogateescape")).hexdigest(),
+            "images": hashlib.sha256(images.encode("utf-8", "surrogateescape")).hexdigest(),
         }
 
     def _open(self):
@@ -198,8 +198,8 @@ class Experiment:
             return
         before = json.loads(file.read_text(encoding="utf-8"))
         changed = [
-            "the pictures changed"
-            if key == "pictures"
+            "the images changed"
+            if key == "images"
             else f"{key}: {before.get(key)!r} is now {now.get(key)!r}"
             for key in now.keys() | before.keys()
             if before.get(key) != now.get(key)
@@ -224,17 +224,17 @@ class Experiment:
 
         require_alone("A comparison")
         set_precision(self.precision, self.backbone, self.image_size)
-        if warning := find_twins(self.data).warning:
+        if warning := find_duplicates(self.data).warning:
             say(warning)
         labels = np.asarray(self.data.examples["train"].labels)
         draws = {
-            (size, seed): draw_pictures(labels, size, seed)
+            (size, seed): draw_images(labels, size, seed)
             for size, seed in product(self.sizes, self.seeds)
         }
         jobs = list(product(draws, ARMS))
         curves = {}
-        seen = [self._pictures(size) * self._epochs(arm, size) for (size, _), arm in jobs]
-        with bar(total=sum(seen), unit=" pictures", unit_scale=True, leave=True) as progress:
+        seen = [self._images(size) * self._epochs(arm, size) for (size, _), arm in jobs]
+        with bar(total=sum(seen), unit=" images", unit_scale=True, leave=True) as progress:
             for done, (key, arm) in enumerate(jobs):
                 progress.set_description(f"{done} of {len(jobs)} runs; {key[0]} a class, {arm}")
                 try:
@@ -255,7 +255,7 @@ class Experiment:
         sizes = [
             AtSize(
                 size,
-                self._pictures(size),
+                self._images(size),
                 *(tuple(curves[(size, seed), arm] for seed in self.seeds) for arm in ARMS),
                 chance,
             )
@@ -265,7 +265,7 @@ class Experiment:
             backbone=self.backbone,
             strategy=self._strategy_name(),
             classes=len(self.data.class_names),
-            val_pictures=len(val),
+            val_images=len(val),
             seeds=self.seeds,
             scratch_budget=self.scratch_budget,
             sizes=tuple(sizes),
@@ -336,8 +336,8 @@ def _said_into(file):
         yield
 
 
-def draw_pictures(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:
-    """Sorted rows of `a_class` pictures of each class, or all it has; the larger draw of a seed
+def draw_images(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:
+    """Sorted rows of `a_class` images of each class, or all it has; the larger draw of a seed
     contains the smaller.
 
     Args:
@@ -356,7 +356,7 @@ def _check_sizes(sizes, most):
     for size in sizes:
         if not 1 <= size <= most:
             raise InputError(
-                f"Cannot draw {size} training pictures a class: give 1 to {most}, which is all."
+                f"Cannot draw {size} training images a class: give 1 to {most}, which is all."
             )
     if not sizes:
         raise InputError("Give at least one size.")

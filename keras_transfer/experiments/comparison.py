@@ -19,7 +19,7 @@ from keras_transfer.experiments.learning_curves import (
 )
 from keras_transfer.utils.files import write_text
 
-JSON, PICTURE, TABLE = "comparison.json", "comparison.png", "comparison.md"
+JSON, IMAGE, TABLE = "comparison.json", "comparison.png", "comparison.md"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Advantages:
     Attributes:
         start: of the accuracy after the first epoch.
         slope: of the accuracy gained an epoch up to the common level (`curves.slope`); None where
-            one of the two learnt nothing with some seed.
+            one of the two learned nothing with some seed.
         asymptote: of the mean accuracy of the last quarter of the epochs.
     """
 
@@ -43,21 +43,21 @@ class AtSize:
     """Both arms at one size of the training part.
 
     Attributes:
-        a_class: training pictures a class that were asked for; a smaller class has all of its own.
-        pictures: training pictures.
+        a_class: training images a class that were asked for; a smaller class has all of its own.
+        images: training images.
         transfer, scratch: a curve for each seed.
         chance: accuracy of always naming the largest class.
     """
 
     a_class: int
-    pictures: int
+    images: int
     transfer: tuple[Curve, ...]
     scratch: tuple[Curve, ...]
     chance: float
 
     @cached_property
     def levels(self) -> list[float] | None:
-        """For each seed the accuracy that both come to; None where one of them learnt nothing."""
+        """For each seed the accuracy that both come to; None where one of them learned nothing."""
         levels = [common_level(pair, self.chance) for pair in zip(self.transfer, self.scratch)]
         known = [level for level in levels if level is not None]
         return known if len(known) == len(levels) else None
@@ -109,7 +109,7 @@ class Comparison:
 
     Attributes:
         backbone, strategy: what was transferred, and how.
-        classes, val_pictures: number of classes, and of pictures measured on.
+        classes, val_images: number of classes, and of images measured on.
         seeds: one for each curve of a size.
         scratch_budget: epochs from scratch for each epoch of transfer.
         sizes: from the smallest to the largest.
@@ -118,27 +118,27 @@ class Comparison:
     backbone: str
     strategy: str
     classes: int
-    val_pictures: int
+    val_images: int
     seeds: tuple[int, ...]
     scratch_budget: float
     sizes: tuple[AtSize, ...]
 
     @cached_property
     def savings(self) -> list[Saving]:
-        """Pictures saved, for each size."""
+        """Images saved, for each size."""
         ends = [
             np.array([[curve.asymptote for curve in getattr(size, arm)] for size in self.sizes]).T
             for arm in ("transfer", "scratch")
         ]
-        return savings([size.pictures for size in self.sizes], *ends)
+        return savings([size.images for size in self.sizes], *ends)
 
     @property
     def negative(self) -> tuple[int, ...]:
-        """The sizes (pictures a class) with negative transfer."""
+        """The sizes (images a class) with negative transfer."""
         return tuple(size.a_class for size in self.sizes if size.negative)
 
     def at(self, a_class: int | None = None) -> AtSize:
-        """One size, by its pictures a class; by default the one in the middle.
+        """One size, by its images a class; by default the one in the middle.
 
         Raises:
             InputError: it was not tried.
@@ -149,7 +149,7 @@ class Comparison:
             if size.a_class == a_class:
                 return size
         tried = ", ".join(str(size.a_class) for size in self.sizes)
-        raise InputError(f"{a_class} pictures a class were not compared; there are {tried}.")
+        raise InputError(f"{a_class} images a class were not compared; there are {tried}.")
 
     @property
     def verdict(self) -> str:
@@ -160,10 +160,10 @@ class Comparison:
         return "\n".join(lines)
 
     def _said(self, size, saving):
-        where = f"{size.a_class} picture{'s' * (size.a_class != 1)} a class: "
-        if not self._learnt(size):
+        where = f"{size.a_class} image{'s' * (size.a_class != 1)} a class: "
+        if not self._learned(size):
             return (
-                f"{where}neither learnt anything that {self.val_pictures} pictures can show "
+                f"{where}neither learned anything that {self.val_images} images can show "
                 f"(transfer {_percent(size.mean('transfer', 'asymptote'))}, from scratch "
                 f"{_percent(size.mean('scratch', 'asymptote'))}, chance {_percent(size.chance)})."
             )
@@ -181,11 +181,11 @@ class Comparison:
             )
         return text
 
-    def _learnt(self, size):
+    def _learned(self, size):
         """Whether the better arm is above chance by two standard errors."""
         best = max(size.mean(arm, "asymptote") for arm in ("transfer", "scratch"))
         chance = size.chance
-        return best > chance + 2 * math.sqrt(chance * (1 - chance) / self.val_pictures)
+        return best > chance + 2 * math.sqrt(chance * (1 - chance) / self.val_images)
 
     def _put_slope(self, size):
         change = size.advantages.slope
@@ -208,7 +208,7 @@ class Comparison:
             "backbone": self.backbone,
             "strategy": self.strategy,
             "classes": self.classes,
-            "val_pictures": self.val_pictures,
+            "val_images": self.val_images,
             "chance": self.sizes[0].chance,
             "seeds": list(self.seeds),
             "scratch_budget": self.scratch_budget,
@@ -216,10 +216,10 @@ class Comparison:
             "sizes": [
                 {
                     "a_class": size.a_class,
-                    "pictures": size.pictures,
+                    "images": size.images,
                     **{arm: _plain_arm(size, arm) for arm in ("transfer", "scratch")},
                     "advantages": asdict(size.advantages),
-                    "pictures_saved": asdict(saving),
+                    "images_saved": asdict(saving),
                     "negative_transfer": size.negative,
                 }
                 for size, saving in zip(self.sizes, self.savings)
@@ -231,7 +231,7 @@ class Comparison:
     def table(self) -> str:
         """Three rows a size, as Markdown: accuracies in percent, differences in points."""
         lines = [
-            "| pictures a class | | start | slope an epoch | epochs to the same level | end | as good as "
+            "| images a class | | start | slope an epoch | epochs to the same level | end | as good as "
             "from scratch with |",
             "|---|---|---|---|---|---|---|",
         ]
@@ -249,7 +249,7 @@ class Comparison:
             rise = "–" if found.slope is None else found.slope.points()
             lines.append(
                 f"| | **difference** | {found.start.points()} | {rise} | "
-                f"| {found.asymptote.points()} | {saving} the pictures |"
+                f"| {found.asymptote.points()} | {saving} the images |"
             )
         return "\n".join(lines)
 
@@ -262,7 +262,7 @@ class Comparison:
     def write(self, folder, *, a_class: int | None = None) -> None:
         """Writes `comparison.json`, `comparison.md` and `comparison.png`; `a_class` as in `draw`."""
         folder = Path(folder)
-        self.draw(folder / PICTURE, a_class=a_class)
+        self.draw(folder / IMAGE, a_class=a_class)
         write_text(folder / TABLE, f"{self}\n")
         write_text(folder / JSON, json.dumps(self.to_dict(), indent=2) + "\n")
 
@@ -290,8 +290,8 @@ def _put(change, higher, lower, what):
 
 def _put_saving(saving):
     if saving.bound == "least":
-        return f"no size from scratch is as good ({saving} the pictures)"
-    return f"it is as good as from scratch with {saving} the pictures"
+        return f"no size from scratch is as good ({saving} the images)"
+    return f"it is as good as from scratch with {saving} the images"
 
 
 def _percent(share):

@@ -1,4 +1,4 @@
-"""The picture of a comparison: over the epochs at one size, and over the sizes."""
+"""The image of a comparison: over the epochs at one size, and over the sizes."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def draw(comparison, size, path, title: str | None = None) -> None:
     seeds = len(comparison.seeds)
     figure.suptitle(
         f"{title or f'{comparison.backbone}, {comparison.strategy}'}: transfer against training from "
-        f"scratch ({seeds} seed{'s' * (seeds > 1)}, {comparison.val_pictures} pictures measured on)",
+        f"scratch ({seeds} seed{'s' * (seeds > 1)}, {comparison.val_images} images measured on)",
         fontsize=12,
     )
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
@@ -78,19 +78,19 @@ def _draw_epochs(axes, size):
         ylim=(0, 1.02),
         xlim=(0, longest + 1),
     )
-    axes.set_title(f"{size.a_class} pictures a class", fontsize=11)
+    axes.set_title(f"{size.a_class} images a class", fontsize=11)
     axes.grid(alpha=0.3)
 
 
 def _draw_sizes(axes, comparison, chosen):
     sizes = comparison.sizes
-    pictures = np.array([size.pictures for size in sizes])
+    images = np.array([size.images for size in sizes])
     for arm, name in _NAMES.items():
         rows = np.array([[curve.asymptote for curve in getattr(size, arm)] for size in sizes])
         mean = rows.mean(axis=1)
         spread = np.stack([mean - rows.min(axis=1), rows.max(axis=1) - mean])
         axes.errorbar(
-            pictures,
+            images,
             mean,
             spread,
             fmt="o-",
@@ -101,11 +101,11 @@ def _draw_sizes(axes, comparison, chosen):
         )
     at = where_to_read(comparison.savings, sizes.index(chosen))
     if at is not None:
-        saving, start = comparison.savings[at], sizes[at].pictures
+        saving, start = comparison.savings[at], sizes[at].images
         level = sizes[at].mean("transfer", "asymptote")
         _arrow(axes, (start, level), (start * saving.ratio, level))
         axes.annotate(
-            f"{saving} the pictures",
+            f"{saving} the images",
             (start * saving.ratio**0.5, level),
             (0, 7),
             textcoords="offset points",
@@ -115,15 +115,15 @@ def _draw_sizes(axes, comparison, chosen):
             color=_DARK,
         )
     axes.set_xscale("log")
-    axes.set_xticks(pictures, [f"{size.pictures}\n({size.a_class})" for size in sizes])
+    axes.set_xticks(images, [f"{size.images}\n({size.a_class})" for size in sizes])
     axes.minorticks_off()
     axes.axhline(chosen.chance, color="#7a7a7a", ls=":", lw=1, label="always the largest class")
     axes.set(
-        xlabel="training pictures (a class)",
+        xlabel="training images (a class)",
         ylabel="accuracy in the end (bars: all seeds)",
         ylim=(0, 1.08),
     )
-    axes.set_title("with more pictures", fontsize=11)
+    axes.set_title("with more images", fontsize=11)
     axes.grid(alpha=0.3)
 
 

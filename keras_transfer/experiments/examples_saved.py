@@ -1,4 +1,4 @@
-"""How many pictures transfer saves: what training from scratch needs to be as good."""
+"""How many images transfer saves: what training from scratch needs to be as good."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _ROUNDING = 1e-9  # means of equal accuracies may differ in the last digit
 
 @dataclass(frozen=True)
 class Saving:
-    """Transfer is as good as training from scratch on `ratio` times the pictures.
+    """Transfer is as good as training from scratch on `ratio` times the images.
 
     Attributes:
         ratio: that number, or its bound.
@@ -36,38 +36,38 @@ class Saving:
         return f"{text} [{', '.join(ends)}]"
 
 
-def savings(pictures: Sequence[int], transfer: np.ndarray, scratch: np.ndarray) -> list[Saving]:
+def savings(images: Sequence[int], transfer: np.ndarray, scratch: np.ndarray) -> list[Saving]:
     """What transfer saves at each size.
 
-    The accuracy from scratch as a function of the number of pictures is made to rise (isotonic
-    regression: noise in it must not make more pictures worse) and is linear in the logarithm between
+    The accuracy from scratch as a function of the number of images is made to rise (isotonic
+    regression: noise in it must not make more images worse) and is linear in the logarithm between
     the sizes. It is not continued beyond them: there only a bound is known.
 
     The interval is a percentile bootstrap over the seeds: a seed is drawn with all its sizes and both
     arms. Few seeds have few different samples (three have ten), so that it is narrow rather than wide.
 
     Args:
-        pictures: of the training part at each size [S], rising.
+        images: of the training part at each size [S], rising.
         transfer, scratch: accuracy in the end, [seeds, S].
     """
-    pictures = np.asarray(pictures, "float64")
+    images = np.asarray(images, "float64")
     seeds = len(transfer)
-    measured = _ratios(pictures, transfer.mean(axis=0), scratch.mean(axis=0))
+    measured = _ratios(images, transfer.mean(axis=0), scratch.mean(axis=0))
     draws = np.random.default_rng(0).integers(seeds, size=(_RESAMPLES, seeds))
     draws, times = np.unique(np.sort(draws, axis=1), axis=0, return_counts=True)
-    found = [_ratios(pictures, transfer[d].mean(axis=0), scratch[d].mean(axis=0)) for d in draws]
+    found = [_ratios(images, transfer[d].mean(axis=0), scratch[d].mean(axis=0)) for d in draws]
     found = np.repeat(found, times, axis=0)
     # Not interpolated: some may be infinite.
     tail = (1 - CONFIDENCE) / 2
     ends = np.quantile(found, (tail, 1 - tail), axis=0, method="inverted_cdf")
     return [
-        _saving(ratio, low, high, pictures, size, seeds)
-        for ratio, low, high, size in zip(measured, *ends, pictures)
+        _saving(ratio, low, high, images, size, seeds)
+        for ratio, low, high, size in zip(measured, *ends, images)
     ]
 
 
-def pictures_needed(pictures: np.ndarray, accuracy: np.ndarray, level: float) -> float:
-    """The number of pictures with which `accuracy` [S] at `pictures` [S] comes to a level.
+def images_needed(images: np.ndarray, accuracy: np.ndarray, level: float) -> float:
+    """The number of images with which `accuracy` [S] at `images` [S] comes to a level.
 
     inf where it never does, 0 where the least number is more than enough.
     """
@@ -80,17 +80,17 @@ def pictures_needed(pictures: np.ndarray, accuracy: np.ndarray, level: float) ->
         return 0.0
     after = int(np.argmax(rising >= level - _ROUNDING))
     if after == 0:
-        return float(pictures[0])
+        return float(images[0])
     share = (level - rising[after - 1]) / (rising[after] - rising[after - 1])
-    return float(pictures[after - 1] * (pictures[after] / pictures[after - 1]) ** share)
+    return float(images[after - 1] * (images[after] / images[after - 1]) ** share)
 
 
-def _ratios(pictures, transfer, scratch):
-    return [pictures_needed(pictures, scratch, level) / n for n, level in zip(pictures, transfer)]
+def _ratios(images, transfer, scratch):
+    return [images_needed(images, scratch, level) / n for n, level in zip(images, transfer)]
 
 
-def _saving(ratio, low, high, pictures, size, seeds):
-    least, most = pictures[0] / size, pictures[-1] / size
+def _saving(ratio, low, high, images, size, seeds):
+    least, most = images[0] / size, images[-1] / size
     bound = "least" if np.isinf(ratio) else "most" if ratio == 0 else None
     ratio = float(np.clip(ratio, least, most))
     if seeds < 2:

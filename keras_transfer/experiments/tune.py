@@ -52,7 +52,7 @@ def tune(
     """Searches rate, decay per stage, number of frozen stages, dropout and augmentation.
 
     The first trial is the schedule as it is, so that the best is not worse on the validation
-    pictures. The next are drawn at random, then by the tree-structured Parzen estimator (Bergstra et al. 2011).
+    images. The next are drawn at random, then by the tree-structured Parzen estimator (Bergstra et al. 2011).
     Each trains from the same weights, which the model has again afterwards. What is maximised is
     what `keep="best"` of the trainer compares: accuracy (of labels: mean average precision); of
     numbers and several heads the least loss. A trial that is behind the median of the others is
@@ -75,7 +75,7 @@ def tune(
         options: other arguments of `Trainer`.
 
     Raises:
-        InputError: Optuna is not installed, no validation pictures, a space that does not fit the
+        InputError: Optuna is not installed, no validation images, a space that does not fit the
             schedule or the model, another search in `out`, or none of the first three
             trials that comes to its end.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
@@ -84,7 +84,7 @@ def tune(
     require_alone("A search")
     check_budget(trials, minutes)
     if "val" not in data.examples:
-        raise InputError(f"{data.root} has no val pictures, by which a search must choose.")
+        raise InputError(f"{data.root} has no val images, by which a search must choose.")
     tuner = _Tuner(model, data, out, strategy, overrides, space, augment, seed, options, config)
     if trials is None and minutes is None:
         trials = TRIALS
@@ -126,7 +126,7 @@ class _Tuner:
 
     def _settings(self):
         """All that the trials have in common."""
-        pictures = json.dumps(self.data.fingerprint(), sort_keys=True)
+        images = json.dumps(self.data.fingerprint(), sort_keys=True)
         whole = prefix_of(self.model, len(backbone_of(self.model).stages))
         return {
             **self.config,
@@ -134,7 +134,7 @@ class _Tuner:
             "image_size": self.model.input_shape[1],
             "precision": self.model.dtype_policy.name,
             "model": whole.fingerprint,
-            "pictures": hashlib.blake2b(pictures.encode(), digest_size=16).hexdigest(),
+            "images": hashlib.blake2b(images.encode(), digest_size=16).hexdigest(),
             "space": plain_space(self.search.space),
             "augment": self.search.augmentations[self.search.default["augment"]],
             "schedule": self.search.schedule.to_dict(),
@@ -230,7 +230,7 @@ class _Tuner:
         return Tuned(
             folder=self.out,
             metric=self.metric or "loss",
-            pictures=len(self.data.examples["val"]),
+            images=len(self.data.examples["val"]),
             space=self.search.space,
             default=self.search.default,
             trials=trials_of(study),
@@ -239,7 +239,7 @@ class _Tuner:
         )
 
     def _concluded(self, study):
-        """The best is measured on the test pictures, once; the picture is drawn."""
+        """The best is measured on the test images, once; the image is drawn."""
         tuned = self._tidy(study)
         _require_best(tuned)
         if "test" in self.data.examples and (tuned.test or {}).get("trial") != tuned.best.number:
@@ -291,7 +291,7 @@ class _Reports(keras.callbacks.Callback):
     """Tells the study how validation goes, and ends a trial that is behind.
 
     Attributes:
-        val: metrics of the last epoch on the validation pictures.
+        val: metrics of the last epoch on the validation images.
         epochs: that are done.
     """
 

@@ -1,4 +1,4 @@
-"""What a search found: for people, for files, and as a picture."""
+"""What a search found: for people, for files, and as an image."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,9 +28,9 @@ class Trial:
         number: from 0.
         state: `"complete"`, `"pruned"` (given up) or `"failed"`.
         values: name → value of each parameter.
-        value: what is maximised, on the validation pictures; of a pruned one that of its last
+        value: what is maximised, on the validation images; of a pruned one that of its last
             epoch, None of a failed one.
-        loss: on the validation pictures, None where there is none.
+        loss: on the validation images, None where there is none.
         epochs, seconds: that it took.
         reason: why it failed.
     """
@@ -76,17 +76,17 @@ class Tuned:
     Attributes:
         folder: of the search.
         metric: by which the best was chosen; of `"loss"` the least, else the highest value.
-        pictures: in the validation split.
+        images: in the validation split.
         space: name → `Range` or `Choice` of each parameter.
         default: values of the schedule that was searched around.
         trials: in the order they were made.
-        test: numbers of the best trial on the test pictures, where there are any.
+        test: numbers of the best trial on the test images, where there are any.
         importances: see `importances_of`.
     """
 
     folder: Path
     metric: str
-    pictures: int
+    images: int
     space: Space
     default: dict
     trials: tuple[Trial, ...]
@@ -144,19 +144,19 @@ class Tuned:
         text += " The best of many is flattered by the choice"
         if self.test:
             name = self.metric
-            return f"{text}; on the test pictures its {name} is {self.test[name]:.4f}."
-        return f"{text}: pictures kept apart (--test-split) would tell."
+            return f"{text}; on the test images its {name} is {self.test[name]:.4f}."
+        return f"{text}: images kept apart (--test-split) would tell."
 
     def _chance(self, gain):
         if self.metric != "accuracy":
             return ""
         share = self.first.value
-        error = np.sqrt(share * (1 - share) / self.pictures)
+        error = np.sqrt(share * (1 - share) / self.images)
         if gain > 2 * error:
             return ""
         return (
             f" The gain of {100 * gain:.1f} points is within two standard errors of an accuracy on "
-            f"{self.pictures} pictures ({100 * error:.1f} points each): it may be chance."
+            f"{self.images} images ({100 * error:.1f} points each): it may be chance."
         )
 
     def to_dict(self) -> dict:

@@ -1,7 +1,7 @@
 """From a trained model to what runs elsewhere: SavedModel for TF Serving, LiteRT, ONNX, OpenVINO.
 
 `exporting` has the functions to call; `serving` writes and asks a SavedModel and `converters` the other
-formats; `answers` is what all of them compute, `parity` whether they do, `sample` on which pictures;
+formats; `answers` is what all of them compute, `parity` whether they do, `sample` on which images;
 `card` describes a run to those who get its export, and `folder` lets it appear whole.
 """
 

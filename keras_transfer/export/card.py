@@ -87,13 +87,13 @@ def _backbone(config, model):
 def _source(config):
     """The last part of where the data lay: the rest is nobody else's business."""
     source = config.get("data") or config.get("target")
-    return printable(Path(str(source)).name) if source else "pictures"
+    return printable(Path(str(source)).name) if source else "images"
 
 
 def _answers(model):
     kinds = {
-        "single_label": "one class a picture, of",
-        "multi_label": "any number of labels a picture, of",
+        "single_label": "one class per image, of",
+        "multi_label": "any number of labels per image, of",
         "regression": "numbers:",
     }
     lines = []
@@ -109,25 +109,25 @@ def _asking(model, exported):
     if exported.format == "saved_model":
         return (
             "TF Serving serves the folder above this one, whose versions are numbers. Signature\n"
-            "`serve_bytes` takes encoded pictures, turned as their EXIF says, and gives `label`,\n"
+            "`serve_bytes` takes encoded images, turned as their EXIF says, and gives `label`,\n"
             "`score`, `scores`, `class_names` (as the task has them) and `error`: empty, or why a\n"
-            "picture was not answered. `features` gives what the backbone sees.\n\n"
+            "image was not answered. `features` gives what the backbone sees.\n\n"
             "```bash\n"
             'curl -d \'{"signature_name": "serve_bytes", "instances": [{"b64": "\'$(base64 -w0 '
-            "picture.jpg)'\"}]}' \\\n    http://localhost:8501/v1/models/NAME:predict\n```"
+            "image.jpg)'\"}]}' \\\n    http://localhost:8501/v1/models/NAME:predict\n```"
         )
     one = "one at a time, [1" if exported.format == "litert" else "[N"
     return (
-        f"Input `pictures`: uint8 {one}, {size}, {size}, 3], RGB. Outputs: `scores` (of several\n"
-        "heads `scores_NAME`), in the order of `labels.txt`. Pictures are turned as their EXIF says,\n"
+        f"Input `images`: uint8 {one}, {size}, {size}, 3], RGB. Outputs: `scores` (of several\n"
+        "heads `scores_NAME`), in the order of `labels.txt`. Images are turned as their EXIF says,\n"
         "and the central square is cut out and scaled in one step, as in training:\n\n"
         "```python\n"
         "from PIL import Image, ImageOps\n\n"
-        'picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n'
-        f"side = min(picture.size) * {size} / {round(size / EVAL_CROP)}\n"
-        "left, top = ((edge - side) / 2 for edge in picture.size)\n"
+        'image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n'
+        f"side = min(image.size) * {size} / {round(size / EVAL_CROP)}\n"
+        "left, top = ((edge - side) / 2 for edge in image.size)\n"
         "box = (left, top, left + side, top + side)\n"
-        f"picture = picture.resize(({size}, {size}), Image.Resampling.BILINEAR, box=box)\n"
+        f"image = image.resize(({size}, {size}), Image.Resampling.BILINEAR, box=box)\n"
         "```"
     )
 
@@ -136,7 +136,7 @@ def _data(run, config, metrics):
     images = metrics.get("images", {})
     shown = ", ".join(f"{count} {split}" for split, count in images.items())
     lines = [
-        f"`{_source(config)}`: {shown or 'unknown'} pictures; {metrics.get('skipped', 0)} files "
+        f"`{_source(config)}`: {shown or 'unknown'} images; {metrics.get('skipped', 0)} files "
         "were left out as faulty."
     ]
     labels = Counter(row["label"] for row in read_split(run.split_path) if row["split"] == "train")
@@ -168,17 +168,17 @@ def _quality(run, metrics, temperatures):
     shown = ", ".join(
         f"{name} {value:.4f}"
         for name, value in val.items()
-        if isinstance(value, float) and not name.startswith("pictures")
+        if isinstance(value, float) and not name.startswith("images")
     )
-    lines = [f"On the validation pictures: {shown or 'not measured'}."]
+    lines = [f"On the validation images: {shown or 'not measured'}."]
     if "accuracy" in val and count:
         low, high = wilson_interval(round(val["accuracy"] * count), count)
-        lines[0] += f" 95 % interval of the accuracy {low:.3f}–{high:.3f} ({count} pictures)."
+        lines[0] += f" 95 % interval of the accuracy {low:.3f}–{high:.3f} ({count} images)."
     if temperatures:
         each = ", ".join(f"{name} {value:.4f}" for name, value in temperatures.items())
         lines.append(f"Scores are calibrated; temperature: {each}.")
     else:
-        lines.append("Scores are not calibrated: 0.9 need not be right in nine of ten pictures.")
+        lines.append("Scores are not calibrated: 0.9 need not be right in nine of ten images.")
     found = run.evaluation
     if found is not None:
         lines.append("### Evaluation\n\n" + markdown(found))
@@ -187,33 +187,33 @@ def _quality(run, metrics, temperatures):
 
 def _parity(exported):
     if exported.parity is None:
-        return "It was compared with the Keras model on a few made-up pictures: equal to rounding."
+        return "It was compared with the Keras model on a few made-up images: equal to rounding."
     return f"Compared with the Keras model: {exported.parity.text()}."
 
 
 def _limits(model, metrics):
     answers = {
-        "single_label": "It always names one of its classes, also for a picture of something else.",
+        "single_label": "It always names one of its classes, also for an image of something else.",
         "multi_label": "It knows no other labels than its own.",
         "regression": "Outside of the range it was trained on its numbers mean nothing.",
     }
     lines = [answers[task] for task in sorted({head.task for head in heads_of(model).values()})]
     lines += [
-        "It was measured on pictures from where its training pictures come from; other cameras, "
+        "It was measured on images from where its training images come from; other cameras, "
         "places, times or people may give other numbers: measure on yours.",
-        f"Pictures are scaled to {model.input_shape[1]} px and lose their edges to a central square: "
+        f"Images are scaled to {model.input_shape[1]} px and lose their edges to a central square: "
         "what is small or at the rim may go unseen.",
     ]
     count = metrics.get("images", {}).get("val")
     if count and count < 1000:
-        lines.append(f"{count} pictures measure it no more finely than the interval above says.")
+        lines.append(f"{count} images measure it no more finely than the interval above says.")
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _licence(config, model):
     weights, name = config.get("weights"), config.get("backbone") or backbone_of(model).name
     if weights == "none":
-        return "No pretrained weights went into it. Your own pictures have their own terms."
+        return "No pretrained weights went into it. Your own images have their own terms."
     module = BACKBONES[name].module if name in BACKBONES else None
     if weights not in ("imagenet", None) or module not in _LICENCES | _UNCONFIRMED:
         return (
@@ -232,6 +232,6 @@ def _licence(config, model):
             "nothing of it. Ask there before you pass them on."
         )
     return (
-        f"{terms} ImageNet's\npictures are for non-commercial research and teaching; whether that "
-        "bears on weights is for your\nlawyers to say. Your own pictures have their own terms."
+        f"{terms} ImageNet's\nimages are for non-commercial research and teaching; whether that "
+        "bears on weights is for your\nlawyers to say. Your own images have their own terms."
     )

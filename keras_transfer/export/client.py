@@ -1,4 +1,4 @@
-"""Asks a TF Serving server for pictures: over REST with nothing but Python, or over gRPC.
+"""Asks a TF Serving server for images: over REST with nothing but Python, or over gRPC.
 
 What is asked for changes nothing on the server, so a request whose answer did not come is sent again.
 """
@@ -18,7 +18,7 @@ from keras_transfer.errors import InputError
 
 _LATER = {408, 429, 502, 503, 504}  # HTTP: too busy, still loading, or too late
 _LONGEST_PAUSE = 10.0  # seconds
-_LARGEST_ANSWER = 1 << 30  # gRPC's own limit of 4 MB is 1,000 features of 1,000 pictures
+_LARGEST_ANSWER = 1 << 30  # gRPC's own limit of 4 MB is 1,000 features of 1,000 images
 
 
 class ServingError(RuntimeError):
@@ -34,7 +34,7 @@ class Client:
             `keras_transfer[client]`; not encrypted).
         model: its name on the server.
         version: of the model; None is the newest.
-        batch_size: pictures a request, at least 1.
+        batch_size: images a request, at least 1.
         timeout: seconds that one request may take, > 0.
         retries: how often a request is sent again where the server is busy, too late or not there.
     """
@@ -61,7 +61,7 @@ class Client:
         object.__setattr__(self, "_ask", _WIRES[parts.scheme](self))
 
     def predict(self, paths: Sequence) -> Iterator[dict]:
-        """Asks what the model says of picture files.
+        """Asks what the model says of image files.
 
         Yields:
             Of each file, in order, `path`, `error` (None, or why there is no answer) and, by task:
@@ -95,7 +95,7 @@ class Client:
             rows = self._persist(signature, [_read(path) for path in batch])
             if len(rows) != len(batch):
                 raise ServingError(
-                    f"{self.server} gave {len(rows)} answers to {len(batch)} pictures."
+                    f"{self.server} gave {len(rows)} answers to {len(batch)} images."
                 )
             yield from zip(batch, rows)
 

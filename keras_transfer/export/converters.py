@@ -1,6 +1,6 @@
 """LiteRT, ONNX and OpenVINO through Keras's exporters: written, quantized to int8, and asked.
 
-Each file takes `pictures`, uint8 [N, S, S, 3] (of LiteRT one at a time, N = 1), and gives the outputs of
+Each file takes `images`, uint8 [N, S, S, 3] (of LiteRT one at a time, N = 1), and gives the outputs of
 `answers.answering` under their names.
 """
 
@@ -43,7 +43,7 @@ def _quiet():
 
 
 def _signature(answers, batch):
-    return [tf.TensorSpec([batch, *answers.input_shape[1:]], tf.uint8, "pictures")]
+    return [tf.TensorSpec([batch, *answers.input_shape[1:]], tf.uint8, "images")]
 
 
 # -- LiteRT -----------------------------------------------------------------------------------------
@@ -54,8 +54,8 @@ def _write_litert(answers, folder, examples):
     if examples is not None:
         options = {
             "optimizations": [tf.lite.Optimize.DEFAULT],
-            "representative_dataset": lambda: ({"pictures": x[None]} for x in examples),
-            # What has no int8 kernel stays in float; pictures and scores keep their types.
+            "representative_dataset": lambda: ({"images": x[None]} for x in examples),
+            # What has no int8 kernel stays in float; images and scores keep their types.
             "target_spec": {
                 "supported_ops": [
                     tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
@@ -63,7 +63,7 @@ def _write_litert(answers, folder, examples):
                 ]
             },
         }
-    # One picture: kernels of the CPU are chosen when the file is loaded, for shapes that it knows.
+    # One image: kernels of the CPU are chosen when the file is loaded, for shapes that it knows.
     options["input_signature"] = _signature(answers, 1)
     with _quiet():
         answers.export(str(folder / "model.tflite"), format="litert", verbose=False, **options)
@@ -75,8 +75,8 @@ def _ask_litert(folder):
         interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
 
-    def ask(pictures):
-        rows = [runner(pictures=picture[None]) for picture in pictures]
+    def ask(images):
+        rows = [runner(images=image[None]) for image in images]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     return ask
@@ -157,8 +157,8 @@ def _quantize_onnx(file, examples):
             self.examples = iter(examples)
 
         def get_next(self):
-            picture = next(self.examples, None)
-            return None if picture is None else {"pictures": picture[None]}
+            image = next(self.examples, None)
+            return None if image is None else {"images": image[None]}
 
     prepared = file.with_name("prepared.onnx")
     # BatchNorm goes into the convolutions: with scales of its own after them MobileNetV2 answers by
@@ -184,7 +184,7 @@ def _ask_onnx(folder):
         str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
     )
     names = [output.name for output in session.get_outputs()]
-    return lambda pictures: dict(zip(names, session.run(names, {"pictures": pictures})))
+    return lambda images: dict(zip(names, session.run(names, {"images": images})))
 
 
 # -- OpenVINO ---------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def _quantized_openvino(model, examples):
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    dataset = nncf.Dataset([picture[None] for picture in examples])
+    dataset = nncf.Dataset([image[None] for image in examples])
     with contextlib.redirect_stdout(io.StringIO()):  # bars of its own
         return nncf.quantize(model, dataset, subset_size=len(examples))
 
@@ -226,8 +226,8 @@ def _ask_openvino(folder):
     compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", settings)
     names = [output.get_any_name() for output in compiled.outputs]
 
-    def ask(pictures):
-        found = compiled(pictures)
+    def ask(images):
+        found = compiled(images)
         return {name: found[i].copy() for i, name in enumerate(names)}
 
     return ask
@@ -250,7 +250,7 @@ def write_converted(
     Args:
         answers: of `answers.answering`, in float32.
         format: one of `CONVERTED`.
-        examples: pictures that show which values occur, uint8 [N, S, S, 3], for int8; None for float32.
+        examples: images that show which values occur, uint8 [N, S, S, 3], for int8; None for float32.
 
     Raises:
         InputError: the format has no operation for something in the model.
@@ -273,7 +273,7 @@ def open_export(folder) -> Ask:
     """Loads what `convert` wrote.
 
     Returns:
-        A function from pictures, uint8 [N, S, S, 3] after the resize and crop of evaluation, to
+        A function from images, uint8 [N, S, S, 3] after the resize and crop of evaluation, to
         float32 scores [N, C] by name: `scores`, or of several heads `scores_NAME`.
 
     Raises:

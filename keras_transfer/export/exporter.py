@@ -31,7 +31,7 @@ from keras_transfer.export.signatures import answering, in_float32, suffix, writ
 from keras_transfer.models.heads import heads_of
 from keras_transfer.models.precision import jit_compile
 
-PICTURES = 300  # to compare on
+IMAGES = 300  # to compare on
 EXAMPLES = 200  # to measure ranges on
 
 
@@ -45,7 +45,7 @@ class Exported:
         int8: whether its weights and activations are.
         bytes: of all its files but the card.
         parity: how it answers compared with the Keras model; None for a SavedModel that was compared
-            on a few pictures only, to rounding.
+            on a few images only, to rounding.
     """
 
     path: Path
@@ -59,15 +59,15 @@ def saved_model(
     model: keras.Model,
     out,
     *,
-    pictures=None,
+    images=None,
     temperatures: Mapping[str, float] | None = None,
 ) -> Path:
     """Exports a SavedModel with normalisation, resizing and decoding inside.
 
     Signatures (all outputs N rows each):
 
-    - `serving_default(pictures)`: float32 [N, H, W, 3], RGB 0–255, any size.
-    - `serve_uint8(pictures)`: the same for uint8.
+    - `serving_default(images)`: float32 [N, H, W, 3], RGB 0–255, any size.
+    - `serve_uint8(images)`: the same for uint8.
     - `serve_bytes(bytes)`: string [N], each an encoded JPEG, PNG, GIF or plain BMP or WebP file,
       turned as its EXIF orientation says, see `data.serving`.
     - `features(bytes)`: `features` [N, D], what the backbone gives, pooled; and `error`.
@@ -76,8 +76,8 @@ def saved_model(
     `class_names` [N, C]; a single-label model also `label` [N] and `score` [N]. A model with several
     heads gives the same for each, with the head's name: `scores_kind`, `class_names_kind`, …
 
-    `error` [N] is empty where a picture was answered, and else says what is wrong with it: its numbers are
-    then 0 and its label is empty, and the other pictures of the request are answered. TF Serving's
+    `error` [N] is empty where an image was answered, and else says what is wrong with it: its numbers are
+    then 0 and its label is empty, and the other images of the request are answered. TF Serving's
     REST interface takes bytes as `{"b64": "…"}`.
 
     The folder also has the names of the classes (`assets/labels.txt`) and requests that TF Serving
@@ -86,7 +86,7 @@ def saved_model(
     Args:
         model: from `build_model`.
         out: the version directory, e.g. `serving/flowers/1`; must not exist.
-        pictures: a few uint8 pictures [H, W, 3] for the parity check; by default noise.
+        images: a few uint8 images [H, W, 3] for the parity check; by default noise.
         temperatures: name of a head (of a single one `output`) → the temperature of its calibration.
 
     Returns:
@@ -97,15 +97,15 @@ def saved_model(
         ParityError: scores differ by more than rounding.
     """
     with whole(out) as folder:
-        _write_checked(model, folder, temperatures, pictures)
+        _write_checked(model, folder, temperatures, images)
     return Path(out)
 
 
-def _write_checked(model, folder, temperatures, pictures=None):
+def _write_checked(model, folder, temperatures, images=None):
     write_saved_model(model, folder, temperatures)
-    if pictures is None:
-        pictures = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype="uint8")
-    check_signatures(model, folder, pictures, temperatures)
+    if images is None:
+        images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype="uint8")
+    check_signatures(model, folder, images, temperatures)
 
 
 def convert(
@@ -121,7 +121,7 @@ def convert(
 ) -> Exported:
     """Exports LiteRT, ONNX or OpenVINO: `model.tflite`, `model.onnx`, or `model.xml` and `model.bin`.
 
-    The file takes pictures that are resized and cropped already, uint8 [N, S, S, 3] (LiteRT: one at a
+    The file takes images that are resized and cropped already, uint8 [N, S, S, 3] (LiteRT: one at a
     time), and gives scores by name, as `saved_model` does. It computes in float32, whatever the model
     trained in. `labels.txt` has the names.
 
@@ -130,7 +130,7 @@ def convert(
         out: a directory that does not exist yet.
         format: `"litert"`, `"onnx"` or `"openvino"`.
         int8: weights and activations in 8 bits, see `examples`.
-        examples: for int8: some hundred pictures like those to come, uint8 [N, S, S, 3].
+        examples: for int8: some hundred images like those to come, uint8 [N, S, S, 3].
         sample: what to compare on; by default noise, which says nothing of int8's loss in accuracy.
         temperatures: see `saved_model`.
         most_lost: the most that int8 may lose, in shares, of the quality that `Parity` has.
@@ -150,7 +150,7 @@ def _convert(model, folder, format, int8, examples, sample, temperatures, most_l
     if format not in CONVERTED:
         raise InputError(f"convert gives {', '.join(CONVERTED)}; a SavedModel is of saved_model.")
     if int8 and (examples is None or not len(examples)):
-        raise InputError("int8 needs pictures to measure the range of values on: give examples.")
+        raise InputError("int8 needs images to measure the range of values on: give examples.")
     heads = heads_of(model)
     answers = answering(in_float32(model), temperatures)
     sample = sample or noise(model.input_shape[1])
@@ -159,8 +159,8 @@ def _convert(model, folder, format, int8, examples, sample, temperatures, most_l
     ends = {name: suffix(heads, name) for name in heads}
     parity = compare(
         heads,
-        scores_by_head(_scores(answers, sample.pictures), ends),
-        scores_by_head(open_export(folder)(sample.pictures), ends),
+        scores_by_head(_scores(answers, sample.images), ends),
+        scores_by_head(open_export(folder)(sample.images), ends),
         sample.labels,
         of=sample.of,
     )
@@ -180,32 +180,32 @@ def export_run(
     data=None,
     most_lost: float = MOST_LOST,
 ) -> Exported:
-    """Exports the model of a run, with its calibration, checked on its own pictures, and a model card.
+    """Exports the model of a run, with its calibration, checked on its own images, and a model card.
 
     Args:
         run: a `Run`.
         format, int8, most_lost: see `saved_model` and `convert`.
         out: by default the next version of `RUN/export/` (of other formats `RUN/export/FORMAT/`, of
             int8 `RUN/export/FORMAT_int8/`).
-        data: the labelled pictures of the run, where they lie elsewhere now, or as `ImageData`. A run
+        data: the labelled images of the run, where they lie elsewhere now, or as `ImageData`. A run
             that was trained from Python does not know where they lie.
 
     Returns:
         What was exported; `README.md` beside the model is its card.
 
     Raises:
-        InputError, ParityError: see `saved_model` and `convert`; or int8 without pictures.
+        InputError, ParityError: see `saved_model` and `convert`; or int8 without images.
     """
     check_format(format, int8)
     out = Path(out) if out is not None else run.next_export(format, int8)
     with whole(out) as folder:
         model, temperatures = run.model, temperatures_of(run)
         heads, size = heads_of(model), model.input_shape[1]
-        sample = _drawn(run, data, "val", size, PICTURES, heads)
+        sample = _drawn(run, data, "val", size, IMAGES, heads)
         if sample is None:
-            say(f"the validation pictures of {run.path} are not there: it is compared on noise")
+            say(f"the validation images of {run.path} are not there: it is compared on noise")
         if format == "saved_model":
-            _write_checked(model, folder, temperatures, sample and sample.pictures[:2])
+            _write_checked(model, folder, temperatures, sample and sample.images[:2])
             parity = _parity_on_files(model, folder, temperatures, sample)
         else:
             examples = None
@@ -213,10 +213,10 @@ def export_run(
                 examples = _drawn(run, data, "train", size, EXAMPLES, heads)
                 if examples is None:
                     raise InputError(
-                        f"int8 needs training pictures of {run.path} to measure the range of values "
+                        f"int8 needs training images of {run.path} to measure the range of values "
                         "on: say with --data where they lie."
                     )
-                examples = examples.pictures
+                examples = examples.images
             parity = _convert(
                 model, folder, format, int8, examples, sample, temperatures, most_lost
             )
@@ -239,7 +239,7 @@ def temperatures_of(run) -> dict[str, float]:
 
 
 def _drawn(run, given, split, size, count, heads) -> Sample | None:
-    """Pictures of a split; None where the run's own data are gone, or are of a kind without files."""
+    """Images of a split; None where the run's own data are gone, or are of a kind without files."""
     if isinstance(given, ImageData):
         if split not in given.examples:
             return None
@@ -277,7 +277,7 @@ def _parity_on_files(model, folder, temperatures, sample):
     got, answered = ask_files(folder, sample.files)
     parity = compare(
         heads,
-        scores_by_head(_scores(answering(model, temperatures), sample.pictures), ends),
+        scores_by_head(_scores(answering(model, temperatures), sample.images), ends),
         scores_by_head(got, ends),
         sample.labels,
         of=sample.of,
@@ -287,10 +287,10 @@ def _parity_on_files(model, folder, temperatures, sample):
     return parity
 
 
-def _scores(answers, pictures):
+def _scores(answers, images):
     """Output name → float32 [N, C] of the Keras model."""
     answers.jit_compile = jit_compile()
-    found = answers.predict(pictures, batch_size=32, verbose=0)
+    found = answers.predict(images, batch_size=32, verbose=0)
     return {name: np.asarray(scores, "float32") for name, scores in found.items()}
 
 

@@ -20,10 +20,10 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported model's answers compare with the Keras model's on the same pictures.
+    """How an exported model's answers compare with the Keras model's on the same images.
 
     Attributes:
-        pictures: how many were asked for.
+        images: how many were asked for.
         of: what they were: a split of the data, or "noise".
         refused: how many of them the exported model cannot read (see docs/data-check.md).
         labelled: whether `quality` is measured on labels; otherwise the Keras model's answers stand
@@ -37,7 +37,7 @@ class Parity:
             gives the same one, so does an export that sees nothing.
     """
 
-    pictures: int
+    images: int
     of: str
     refused: int
     labelled: bool
@@ -62,7 +62,7 @@ class Parity:
         refused = f", {self.refused} of them cannot be read" if self.refused else ""
         return (
             f"{answers}, scores apart by at most {self.difference:.2g} "
-            f"({self.pictures} pictures of {self.of}{refused})"
+            f"({self.images} images of {self.of}{refused})"
         )
 
 
@@ -79,18 +79,18 @@ def compare(
 
     Args:
         labels: as the heads take them; None where they are not known.
-        of: what the pictures are.
-        answered: bool [N]: the pictures that count; by default all.
+        of: what the images are.
+        answered: bool [N]: the images that count; by default all.
     """
     count = len(next(iter(expected.values())))
     rows = np.ones(count, bool) if answered is None else answered
     if not rows.any():
-        raise ParityError(f"The exported model could read none of {count} pictures of {of}.")
+        raise ParityError(f"The exported model could read none of {count} images of {of}.")
     agreement, quality, answers, difference = {}, {}, {}, 0.0
     for name, head in heads.items():
         before, after = (np.asarray(x[name], "float64")[rows] for x in (expected, got))
         if not np.isfinite(after).all():
-            raise ParityError(f"The exported model gives no finite numbers for pictures of {of}.")
+            raise ParityError(f"The exported model gives no finite numbers for images of {of}.")
         difference = max(difference, float(np.abs(before - after).max(initial=0)))
         decisions = _DECISIONS[head.task](before)
         answers[name] = len(np.unique(decisions, axis=0))

@@ -18,7 +18,7 @@ from keras_transfer.models.builders import backbone_of
 from keras_transfer.models.heads import heads_of
 
 SIGNATURES = ("serving_default", "serve_uint8", "serve_bytes", "features")
-UNREADABLE = "cannot be read as a picture (JPEG, PNG, GIF, BMP or WebP)"
+UNREADABLE = "cannot be read as an image (JPEG, PNG, GIF, BMP or WebP)"
 NOT_FINITE = "has values that are not finite"
 _WARM_UP_BATCHES = (1, 8)
 _TIMES_OWN = 10  # how much more than the Keras model with itself a signature may differ from it
@@ -42,8 +42,8 @@ def write_saved_model(
         autograph=False,
         input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8), rows],
     )
-    def answer(pictures, error):
-        scores, fine = answers(pictures, training=False), error == ""
+    def answer(images, error):
+        scores, fine = answers(images, training=False), error == ""
         result = {"error": error}
         for name, head in heads.items():
             end, names = suffix(heads, name), tf.constant(head.names)
@@ -59,8 +59,8 @@ def write_saved_model(
         return result
 
     @partial(tf.function, autograph=False, input_signature=[answer.input_signature[0]])
-    def embed(pictures):
-        features = backbone(pictures, training=False)
+    def embed(images):
+        features = backbone(images, training=False)
         if len(features.shape) > 2:  # a backbone without pooling
             features = tf.reduce_mean(features, axis=list(range(1, len(features.shape) - 1)))
         return tf.cast(features, tf.float32)
@@ -68,29 +68,29 @@ def write_saved_model(
     with inlined():
         answer, embed = answer.get_concrete_function(), embed.get_concrete_function()
 
-    def answer_floats(pictures):
-        fine = tf.reduce_all(tf.math.is_finite(pictures), axis=[1, 2, 3])
-        pictures = tf.where(fine[:, None, None, None], pictures, tf.zeros_like(pictures))
-        return answer(resize_and_crop(pictures, size), tf.where(fine, "", NOT_FINITE))
+    def answer_floats(images):
+        fine = tf.reduce_all(tf.math.is_finite(images), axis=[1, 2, 3])
+        images = tf.where(fine[:, None, None, None], images, tf.zeros_like(images))
+        return answer(resize_and_crop(images, size), tf.where(fine, "", NOT_FINITE))
 
-    def answer_pixels(pictures):
-        none = tf.fill(tf.shape(pictures)[:1], "")
-        return answer(resize_and_crop(pictures, size), none)
+    def answer_pixels(images):
+        none = tf.fill(tf.shape(images)[:1], "")
+        return answer(resize_and_crop(images, size), none)
 
     def answer_bytes(contents):
         return answer(*decoded(contents))
 
     def embed_bytes(contents):
-        pictures, error = decoded(contents)
-        features, fine = embed(pictures), tf.expand_dims(error == "", 1)
+        images, error = decoded(contents)
+        features, fine = embed(images), tf.expand_dims(error == "", 1)
         return {"features": tf.where(fine, features, tf.zeros_like(features)), "error": error}
 
     any_size = [None, None, None, 3]
     # Keras finds the variables that the functions use; `track` would write each of them twice.
     archive = keras.export.ExportArchive()
     for function, spec, name in (
-        (answer_floats, tf.TensorSpec(any_size, tf.float32, "pictures"), "serving_default"),
-        (answer_pixels, tf.TensorSpec(any_size, tf.uint8, "pictures"), "serve_uint8"),
+        (answer_floats, tf.TensorSpec(any_size, tf.float32, "images"), "serving_default"),
+        (answer_pixels, tf.TensorSpec(any_size, tf.uint8, "images"), "serve_uint8"),
         (answer_bytes, contents, "serve_bytes"),
         (embed_bytes, contents, "features"),
     ):
@@ -103,9 +103,9 @@ def write_saved_model(
 
 
 def _decoded(contents, size):
-    """Encoded pictures [N] → (uint8 [N, size, size, 3], what is wrong with each, "" if nothing).
+    """Encoded images [N] → (uint8 [N, size, size, 3], what is wrong with each, "" if nothing).
 
-    Nothing in a graph catches an error but tf.data, which leaves such a picture out; the others carry
+    Nothing in a graph catches an error but tf.data, which leaves such an image out; the others carry
     their row with them. Decoding goes on side by side too.
     """
     count = tf.shape(contents)[0]
@@ -118,35 +118,35 @@ def _decoded(contents, size):
     readable = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
     readable = readable.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
     readable = readable.concatenate(spare).batch(tf.cast(count, tf.int64) + 1)
-    rows, pictures = readable.get_single_element()
+    rows, images = readable.get_single_element()
     # Where each row lies among those that could be read; the spare, which comes last, for the others.
     place = tf.tensor_scatter_nd_update(
         tf.fill([count + 1], tf.size(rows) - 1), rows[:, None], tf.range(tf.size(rows))
     )[:count]
     error = tf.where(place == tf.size(rows) - 1, UNREADABLE, "")
-    return tf.ensure_shape(tf.gather(pictures, place), [None, size, size, 3]), error
+    return tf.ensure_shape(tf.gather(images, place), [None, size, size, 3]), error
 
 
 def _warm_up(size):
-    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype="uint8")
-    encoded = tf.io.encode_jpeg(picture).numpy()
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype="uint8")
+    encoded = tf.io.encode_jpeg(image).numpy()
     for batch in _WARM_UP_BATCHES:
         for signature in ("serve_bytes", "features"):
             yield signature, {"bytes": np.array([encoded] * batch, object)}
-    yield "serving_default", {"pictures": picture[None].astype("float32")}
-    yield "serve_uint8", {"pictures": picture[None]}
+    yield "serving_default", {"images": image[None].astype("float32")}
+    yield "serve_uint8", {"images": image[None]}
 
 
 def check_signatures(
-    model: keras.Model, folder: Path, pictures, temperatures: Mapping[str, float] | None
+    model: keras.Model, folder: Path, images, temperatures: Mapping[str, float] | None
 ) -> None:
-    """Asks every signature for the same pictures as the Keras model.
+    """Asks every signature for the same images as the Keras model.
 
-    Some networks make much of rounding, most of all on pictures unlike those they know: what the Keras
-    model's own answers to a picture alone and to several at once differ by is held against nobody.
+    Some networks make much of rounding, most of all on images unlike those they know: what the Keras
+    model's own answers to an image alone and to several at once differ by is held against nobody.
 
     Args:
-        pictures: each uint8 [H, W, 3].
+        images: each uint8 [H, W, 3].
 
     Raises:
         ParityError: answers differ by more than rounding.
@@ -154,13 +154,13 @@ def check_signatures(
     signatures = tf.saved_model.load(str(folder)).signatures
     tolerance = HALF_ROUNDING if in_half(model) else ROUNDING
     ask = _scores_and_features(model, temperatures)
-    resized = tf.stack([resize_and_crop(picture, model.input_shape[1]) for picture in pictures])
+    resized = tf.stack([resize_and_crop(image, model.input_shape[1]) for image in images])
     at_once = ask(resized)
-    for i, picture in enumerate(pictures):
-        wanted, encoded = ask(resized[i : i + 1]), tf.io.encode_png(picture)[None]
+    for i, image in enumerate(images):
+        wanted, encoded = ask(resized[i : i + 1]), tf.io.encode_png(image)[None]
         for name, request in (
-            ("serving_default", {"pictures": tf.cast(picture[None], tf.float32)}),
-            ("serve_uint8", {"pictures": tf.constant(picture[None])}),
+            ("serving_default", {"images": tf.cast(image[None], tf.float32)}),
+            ("serve_uint8", {"images": tf.constant(image[None])}),
             ("serve_bytes", {"bytes": encoded}),
             ("features", {"bytes": encoded}),
         ):
@@ -178,13 +178,13 @@ def check_signatures(
 
 
 def _scores_and_features(model, temperatures):
-    """A function from pictures to what the signatures give of them, float32, by name."""
+    """A function from images to what the signatures give of them, float32, by name."""
     answers, backbone = answering(model, temperatures), backbone_of(model)
 
-    def ask(pictures):
-        features = np.asarray(tf.cast(backbone(pictures, training=False), tf.float32))
+    def ask(images):
+        features = np.asarray(tf.cast(backbone(images, training=False), tf.float32))
         features = features.reshape(len(features), -1, features.shape[-1]).mean(axis=1)
-        scores = {name: np.asarray(x, "float32") for name, x in answers(pictures).items()}
+        scores = {name: np.asarray(x, "float32") for name, x in answers(images).items()}
         return {"features": features, **scores}
 
     return ask

@@ -1,4 +1,4 @@
-"""What an export answers: pictures in, scores out, with the temperature of the calibration."""
+"""What an export answers: images in, scores out, with the temperature of the calibration."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ def answering(model: keras.Model, temperatures: Mapping[str, float] | None = Non
             arXiv:1706.04599); heads that are left out stay as they are.
 
     Returns:
-        A model from `pictures`, uint8 [N, S, S, 3], to a dict of what `Head.scores` gives, [N, C]: of a
+        A model from `images`, uint8 [N, S, S, 3], to a dict of what `Head.scores` gives, [N, C]: of a
         single head `scores`, of several `scores_NAME` each.
     """
     heads, temperatures = heads_of(model), temperatures or {}
-    inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="pictures")
+    inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
     outputs = by_head(heads, model(inputs, training=False))
     scores = {}
     for name, head in heads.items():

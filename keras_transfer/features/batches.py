@@ -1,4 +1,4 @@
-"""Activations as tf.data batches, in the order that pictures would come in."""
+"""Activations as tf.data batches, in the order that images would come in."""
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +20,7 @@ def batches(
     dtype: str = "float32",
     share: Share | None = None,
 ) -> tf.data.Dataset:
-    """Every picture once, in order, in its first view: (`dtype` [B, …], int32 [B]).
+    """Every image once, in order, in its first view: (`dtype` [B, …], int32 [B]).
 
     With `share` a process's parts with weights, endless, like `pipeline.batches` of it.
     """
@@ -47,10 +47,10 @@ def training_batches(
     equal_classes: bool = False,
     share: Share | None = None,
 ) -> tf.data.Dataset:
-    """An endless stream of epochs, like `pipeline.batches` of the same pictures, seed and balance.
+    """An endless stream of epochs, like `pipeline.batches` of the same images, seed and balance.
 
-    In each epoch each picture comes once (unless classes are drawn equally), in a view that depends
-    on (seed, epoch, picture).
+    In each epoch each image comes once (unless classes are drawn equally), in a view that depends
+    on (seed, epoch, image).
     """
     count, views = count_of(labels), activations.views
     loaded = _loader(activations, labels, dtype)

@@ -25,8 +25,8 @@ class Caching:
 
     Attributes:
         where: `"disk"` or `"memory"`.
-        views: number of views of each training picture.
-        mirror: the two views are the picture and its mirror image (the closed path's).
+        views: number of views of each training image.
+        mirror: the two views are the image and its mirror image (the closed path's).
         dtype: that they are kept in.
         bytes: that they take, estimated.
         gain: estimated time of the phase without over that with the cache.
@@ -50,7 +50,7 @@ class Caching:
     def __str__(self):
         kept = f"{self.views} views" if self.views > 1 else "one view"
         return (
-            f"trains on activations, {kept} a picture, {shown_bytes(self.bytes)} of {self.dtype} "
+            f"trains on activations, {kept} an image, {shown_bytes(self.bytes)} of {self.dtype} "
             f"{'on disk' if self.where == 'disk' else 'in memory'} (estimated gain {self.gain:.1f})"
         )
 
@@ -59,20 +59,20 @@ def plan_caching(
     asked: str,
     planned: PlannedPhase,
     model,
-    pictures: dict[str, int],
+    images: dict[str, int],
     augmentation,
     mix: Mix = Mix(),
     *,
     store: Store,
     dtype: str = "auto",
 ) -> tuple[Caching | None, str]:
-    """(how, why) of a phase; None where it trains on pictures.
+    """(how, why) of a phase; None where it trains on images.
 
     Args:
         asked: a name of `CACHES`.
         planned: the phase.
         model: of `build_model`.
-        pictures: number of them in `"train"` and, if there are any, `"val"`.
+        images: number of them in `"train"` and, if there are any, `"val"`.
         augmentation, mix: of the phase.
         dtype: `"auto"` is the precision of the prefix where that fits, else float16.
 
@@ -85,7 +85,7 @@ def plan_caching(
     if asked == "off" and not closed:
         return None, "as asked for"
     if mix and not closed:
-        return None, f"{mix.kind} mixes pictures with each other"
+        return None, f"{mix.kind} mixes images with each other"
     prefix = prefix_of(model, planned.frozen, planned.image_size)
     native = prefix.model.outputs[0].dtype if dtype == "auto" else dtype
     choices = [native] if dtype != "auto" or native != "float32" else ["float32", "float16"]
@@ -102,10 +102,10 @@ def plan_caching(
     fewest = most if closed or planned.phase.views else 1
     for kept in choices:
         for views in range(most, fewest - 1, -1):
-            rows = pictures["train"] * views + pictures.get("val", 0)
+            rows = images["train"] * views + images.get("val", 0)
             size = rows * prefix.size * (2 if kept != "float32" else 4)
             if size <= room:
-                gain = _gain(model, planned, pictures, views)
+                gain = _gain(model, planned, images, views)
                 if asked == "auto" and not closed and gain < _LEAST_GAIN:
                     return None, f"the cache would gain too little (estimated {gain:.1f} times)"
                 return Caching(where, views, closed, kept, size, gain), ""
@@ -127,10 +127,10 @@ def check_cache(cache: str, dtype: str) -> None:
         raise InputError(f"feature_dtype must be auto, {', '.join(DTYPES[:3])}, not {dtype!r}.")
 
 
-def _gain(model, planned, pictures, views):
+def _gain(model, planned, images, views):
     costs = stage_costs(backbone_at(model, planned.image_size))
     prefix, suffix = sum(costs[: planned.frozen]), sum(costs[planned.frozen :])
-    train, val = pictures["train"], pictures.get("val", 0)
+    train, val = images["train"], images.get("val", 0)
     above = planned.epochs * suffix * (3 * train + val)  # a step back costs two forward
     without = planned.epochs * prefix * (train + val) + above
     return without / (_ENGINE * prefix * (views * train + val) + above)

@@ -24,7 +24,7 @@ class LinearHead:
         strength: inverse regularisation C that cross-validation chose, in scikit-learn's sense (of
             ridge 1/alpha; of several labels or numbers, each with its own, the median).
         cross_validation: loss of the folds at that strength (of several labels the mean); None where
-            there were too few pictures of a class for folds.
+            there were too few images of a class for folds.
         criterion: which loss.
     """
 
@@ -83,7 +83,7 @@ def logistic_regression(
     Args:
         features: float [N, D].
         labels: int [N], 0 ≤ label < C, each of them at least once.
-        groups: int [N], rows of the same picture: they stay together in the folds.
+        groups: int [N], rows of the same image: they stay together in the folds.
         class_weights: float [C].
         seed: of the folds.
         most: rows that the strength is chosen on.
@@ -150,8 +150,8 @@ def label_regressions(
     Args:
         features, groups, seed: see `logistic_regression`.
         class_weights: float [L, 2], of what is not there and of what is.
-        labels: 0/1 [N, L]. A label that is the same for all pictures gets its frequency, whatever
-            the picture.
+        labels: 0/1 [N, L]. A label that is the same for all images gets its frequency, whatever
+            the image.
     """
 
     count = labels.shape[1]
@@ -181,7 +181,7 @@ def label_regressions(
 
 
 def ridge_regression(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> LinearHead:
-    """Least squares with a penalty, which has the least error when each picture is left out once.
+    """Least squares with a penalty, which has the least error when each image is left out once.
 
     Args:
         features, groups: see `logistic_regression`.
@@ -190,7 +190,7 @@ def ridge_regression(features: np.ndarray, targets: np.ndarray, groups: np.ndarr
     from sklearn.linear_model import Ridge, RidgeCV
 
     scaled, mean, scale = _scaled(features)
-    rows = np.unique(groups, return_index=True)[1][:_MOST_FOR_CHOOSING]  # one view a picture
+    rows = np.unique(groups, return_index=True)[1][:_MOST_FOR_CHOOSING]  # one view per image
     alphas, loss = np.ones(targets.shape[1]), None
     if len(rows) > 2:
         search = RidgeCV(_ALPHAS, alpha_per_target=True).fit(scaled[rows], targets[rows])
@@ -215,10 +215,10 @@ def _scaled(features):
 
 
 def some_rows(labels, groups, seed, most):
-    """Rows of at most `most` rows' worth of pictures, each class in its share.
+    """Rows of at most `most` rows' worth of images, each class in its share.
 
-    All rows of a picture or none, and of each class as many pictures as the folds want, also beyond
-    `most`; `transferability.backbone.stratified` draws single pictures and never more than `most`.
+    All rows of an image or none, and of each class as many images as the folds want, also beyond
+    `most`; `transferability.backbone.stratified` draws single images and never more than `most`.
     Either draw stands behind published figures, so they are not made one.
     """
     if len(labels) <= most:

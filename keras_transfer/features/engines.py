@@ -1,6 +1,6 @@
 """Engines: a prefix made ready to run forward only, as fast as this machine can.
 
-An engine is a function from a `Prefix` to a function from its input (uint8 pictures [N, H, W, 3]) to
+An engine is a function from a `Prefix` to a function from its input (uint8 images [N, H, W, 3]) to
 its activations [N, …] as a NumPy array.
 """
 
@@ -22,7 +22,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 _MOST_ERROR = 1e-2
 _MOST_PROBE_LOSS = 0.005
 _LEAST_GAIN = 1.2
-_SAMPLE = 256  # pictures to compare on
+_SAMPLE = 256  # images to compare on
 # Multiplications left, 10 to 30 seconds on two cores: converting, compiling and comparing take some.
 _WORTH_MEASURING = 1e12
 
@@ -32,7 +32,7 @@ def keras_engine(prefix: Prefix) -> Run:
     graph, so that its optimizer can join kernels, biases and activations."""
     model = folded(prefix.model)
     if keras.backend.backend() != "tensorflow":
-        return lambda pictures: np.asarray(model.predict_on_batch(pictures))
+        return lambda images: np.asarray(model.predict_on_batch(images))
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (  # no public name
         convert_variables_to_constants_v2,
@@ -41,7 +41,7 @@ def keras_engine(prefix: Prefix) -> Run:
     signature = tf.TensorSpec([None, *prefix.model.input_shape[1:]], prefix.takes)
     function = tf.function(lambda x: model(x, training=False), autograph=False)
     frozen = convert_variables_to_constants_v2(function.get_concrete_function(signature))
-    return lambda pictures: frozen(tf.convert_to_tensor(pictures))[0].numpy()
+    return lambda images: frozen(tf.convert_to_tensor(images))[0].numpy()
 
 
 def openvino_engine(prefix: Prefix, form: str) -> Run:
@@ -57,7 +57,7 @@ def openvino_engine(prefix: Prefix, form: str) -> Run:
         "INFERENCE_PRECISION_HINT": form,
     }
     compiled = openvino.Core().compile_model(openvino.convert_model(function), "CPU", settings)
-    return lambda pictures: compiled(np.asarray(pictures))[0].copy()
+    return lambda images: compiled(np.asarray(images))[0].copy()
 
 
 # What rows in the store are marked with; `keras` is what the others are compared with.
@@ -104,9 +104,9 @@ def choose_engine(
     Args:
         asked: a name of `ENGINES`; `"openvino"`, the fastest of its number formats that is right; or
             `"auto"`, the fastest of all, where enough work is left to gain by comparing.
-        sample: gives so many of the pictures to come, uint8 [N, H, W, 3], with labels int [N]; at
+        sample: gives so many of the images to come, uint8 [N, H, W, 3], with labels int [N]; at
             least one of them. Not needed where `asked` is a name of `ENGINES`.
-        left: pictures to come.
+        left: images to come.
     """
 
     def engine(name):
@@ -151,10 +151,10 @@ def engine_version(name: str) -> str:
     return f"{name} {importlib.metadata.version('openvino')}"
 
 
-def compare(reference: Run, other: Run, pictures: np.ndarray, labels: np.ndarray) -> dict:
+def compare(reference: Run, other: Run, images: np.ndarray, labels: np.ndarray) -> dict:
     """`gain` (times as fast), relative `error`, and `probe` (accuracy lost), see `choose_engine`."""
-    expected, got = reference(pictures), other(pictures)
-    gains = [_seconds(reference, pictures) / _seconds(other, pictures) for _ in range(3)]
+    expected, got = reference(images), other(images)
+    gains = [_seconds(reference, images) / _seconds(other, images) for _ in range(3)]
     expected, got = (x.astype("float32").reshape(len(x), -1) for x in (expected, got))
     if not np.isfinite(got).all():
         return {"gain": 0.0, "error": 1.0, "probe": 1.0, "failed": "not finite"}
@@ -208,9 +208,9 @@ def _key(name, prefix):
     return f"{engine_version(name)} {keras.__version__} {prefix.fingerprint}"
 
 
-def _seconds(run, pictures):
+def _seconds(run, images):
     started = time.perf_counter()
-    run(pictures)
+    run(images)
     return time.perf_counter() - started
 
 

@@ -1,4 +1,4 @@
-"""Activations of pictures at a cut: found in the store, or computed and kept there."""
+"""Activations of images at a cut: found in the store, or computed and kept there."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Activations:
-    """What a prefix gives for some pictures, one table a view.
+    """What a prefix gives for some images, one table a view.
 
     Attributes:
         tables: of each view.
-        places: (shard, row) of each picture in each table, int64 [V, N, 2].
+        places: (shard, row) of each image in each table, int64 [V, N, 2].
         engine: that computed them.
     """
 
@@ -38,7 +38,7 @@ class Activations:
         return len(self.tables)
 
     def gather(self, rows: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
-        """Activations [N, …] of the pictures `rows` [N] in the `views` [N] (or one view)."""
+        """Activations [N, …] of the images `rows` [N] in the `views` [N] (or one view)."""
         views = np.broadcast_to(views, np.shape(rows))
         first = self.tables[0].shards[0]
         out = np.empty((len(rows), *first.shape[1:]), first.dtype)
@@ -50,7 +50,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Source:
-    """Activations at an earlier cut, to compute those of a prefix from in place of pictures.
+    """Activations at an earlier cut, to compute those of a prefix from in place of images.
 
     Attributes:
         rest: the stages between the two cuts.
@@ -84,8 +84,8 @@ def extract(
         engine: `"auto"`, `"openvino"`, or a name of `engines.ENGINES`, see `choose_engine` there.
         store: where they are looked for and kept; by default the user's.
         on_disk: False keeps what is computed now in memory only.
-        memory: a `data.memory.PictureMemory` for pictures that another prefix will look at.
-        source: gives what to compute from where something is missing, by default the pictures.
+        memory: a `data.memory.ImageMemory` for images that another prefix will look at.
+        source: gives what to compute from where something is missing, by default the images.
         told: called after each batch.
 
     Raises:
@@ -116,7 +116,7 @@ def extract(
         else:
             expected = missing
             # The first batches are read while the engine is made.
-            batches = _pictures(prefix, examples, missing, views, memory)
+            batches = _images(prefix, examples, missing, views, memory)
             choice = choose_engine(
                 engine, prefix, _sampler(prefix, examples, missing), len(missing) * len(views)
             )
@@ -127,19 +127,19 @@ def extract(
         if source:
             batches = _derived(given, missing, views)
         elif missing != expected:
-            batches = _pictures(prefix, examples, missing, views, memory)
+            batches = _images(prefix, examples, missing, views, memory)
         digests = [examples.digests[i] for i in missing]
         _compute(choice.run, batches, digests, found[name], dtype, on_disk, told)
         if on_disk:
             store.trim(keep=[table.key for table in found[name]])
         how = "from those of an earlier cut" if source else choice.reason
-        say(f"features of {len(missing)} pictures computed; engine {name}: {how}")
+        say(f"features of {len(missing)} images computed; engine {name}: {how}")
     places = np.stack([table.locate(examples.digests) for table in found[name]])
     return Activations(found[name], places, name)
 
 
 def features_identity(prefix: Prefix) -> dict:
-    """What features of a prefix depend on, besides picture, view, engine and dtype; plain data."""
+    """What features of a prefix depend on, besides image, view, engine and dtype; plain data."""
     return {
         "format": _FORMAT,
         "keras": keras.__version__,
@@ -180,7 +180,7 @@ def _sampler(prefix, examples, missing):
     return sample
 
 
-def _pictures(prefix, examples, missing, views, memory):
+def _images(prefix, examples, missing, views, memory):
     """Batches of input, [V, B, …]."""
     from keras_transfer.data import batches as pipeline
 
@@ -200,7 +200,7 @@ def _compute(run: Callable, batches, digests, tables, dtype, on_disk, told):
     # What waits in memory is bounded, over all views.
     share = max(1 << 20, (64 << 20) // len(tables))
     writers = [Writer(table, on_disk, share) for table in tables]
-    progress = bar(total=len(digests), desc="features", unit="picture")
+    progress = bar(total=len(digests), desc="features", unit="image")
     done = 0
     try:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""What a backbone sees after each of its stages, as one vector a picture."""
+"""What a backbone sees after each of its stages, as one vector per image."""
 
 from itertools import accumulate
 
@@ -17,7 +17,7 @@ _POOLINGS = {
 def pooled_stages(backbone: Backbone) -> Prefix:
     """The outputs of all stages, each averaged over its places, one after the other.
 
-    One pass over the pictures computes all of them, and engines and store take it like any prefix.
+    One pass over the images computes all of them, and engines and store take it like any prefix.
     An output that has no places (the features of a backbone with pooling) stays as it is. Averages
     are taken in float32, whatever the backbone computes in.
 

@@ -14,7 +14,7 @@ from keras_transfer.models.stages import Backbone, chain
 
 @dataclass(frozen=True)
 class Prefix:
-    """The first stages of a backbone, from uint8 pictures to the activations at the cut.
+    """The first stages of a backbone, from uint8 images to the activations at the cut.
 
     Attributes:
         model: [N, H, W, 3] → [N, …]; shares the backbone's weights.
@@ -34,17 +34,17 @@ class Prefix:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the activations of one picture."""
+        """Of the activations of one image."""
         return tuple(self.model.output_shape[1:])
 
     @property
     def size(self) -> int:
-        """Numbers of one picture's activations."""
+        """Numbers of one image's activations."""
         return math.prod(self.shape)
 
     @cached_property
     def cost(self) -> float:
-        """Multiplications for one picture, see `stage_costs`."""
+        """Multiplications for one image, see `stage_costs`."""
         return sum(_layer_costs(self.model).values())
 
     @cached_property
@@ -67,7 +67,7 @@ def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) ->
 
 
 def stage_costs(backbone: Backbone) -> list[float]:
-    """Multiplications of each stage for one picture, forward: those of its weight matrices.
+    """Multiplications of each stage for one image, forward: those of its weight matrices.
 
     Args:
         backbone: built for one image size.

@@ -13,19 +13,19 @@ class Supply:
     """Activations of the phases of a run, each computed from the deepest one that is to come anyway.
 
     A run's later phases have fewer frozen stages than its earlier ones. Where a later phase keeps
-    the same views on the disk, its activations are computed first, from pictures, and the earlier
-    phase's from them: no picture is read twice, no stage computed twice.
+    the same views on the disk, its activations are computed first, from images, and the earlier
+    phase's from them: no image is read twice, no stage computed twice.
 
     Args:
         model: of `build_model`.
         data: a `keras_transfer.data.ImageData`.
         phases: the `PlannedPhase`s.
-        caching: of each phase a `Caching`, or None where it trains on pictures.
-        views: of each phase those of its training pictures.
+        caching: of each phase a `Caching`, or None where it trains on images.
+        views: of each phase those of its training images.
         engine: see `extract`.
         engines: phase name → engine that computed its activations; what is in there is kept to,
             what is chosen here is added.
-        memory: a `data.memory.PictureMemory` for what must be decoded again.
+        memory: a `data.memory.ImageMemory` for what must be decoded again.
         extract: what computes them, called like `extraction.extract`.
     """
 
@@ -39,7 +39,7 @@ class Supply:
         self._made = {}  # prefixes, each with its engines
 
     def of(self, index: int) -> dict[str, Activations]:
-        """Split → activations of the phase `index`; empty where it trains on pictures."""
+        """Split → activations of the phase `index`; empty where it trains on images."""
         if self.caching[index] is None:
             return {}
         splits = [split for split in ("train", "val") if split in self.data.examples]

@@ -1,9 +1,9 @@
-"""Arrays on disk, a row a picture, addressed by content (no Keras, no TensorFlow).
+"""Arrays on disk, a row per image, addressed by content (no Keras, no TensorFlow).
 
-A table is a folder of shards; its name is a digest of all that the rows depend on but the picture:
+A table is a folder of shards; its name is a digest of all that the rows depend on but the image:
 the network up to the cut, the engine, the view, the number format. A row is found by the digest of
-its picture's file. So whatever a run computes is found again by every run that needs the same
-numbers of the same picture, and by none that needs others.
+its image's file. So whatever a run computes is found again by every run that needs the same
+numbers of the same image, and by none that needs others.
 
 Shards are written under a temporary name, seen on the disk and renamed, and never changed after.
 Two processes that fill the same table each add shards of their own; no lock is needed, and what both
@@ -136,7 +136,7 @@ def _size(folder):
 
 
 class Table:
-    """Rows of one shape and dtype, found by the digests of their pictures."""
+    """Rows of one shape and dtype, found by the digests of their images."""
 
     def __init__(self, folder: Path, about: dict):
         self.folder, self.about = Path(folder), about
@@ -168,7 +168,7 @@ class Table:
             self._touch()
 
     def missing(self, digests: Iterable[bytes]) -> list[int]:
-        """Positions of those that have no row, each picture once."""
+        """Positions of those that have no row, each image once."""
         wanted: dict[bytes, int] = {}
         for i, digest in enumerate(digests):
             if digest not in self.where:

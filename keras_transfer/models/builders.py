@@ -1,4 +1,4 @@
-"""Picture → normalise → backbone → pooling → head as one `keras.Model`, and the parts of such a model."""
+"""Image → normalise → backbone → pooling → head as one `keras.Model`, and the parts of such a model."""
 
 import re
 import weakref
@@ -27,19 +27,19 @@ def build_model(
             source model: a `.keras` file, a run directory or a `keras.Model`, whose head goes.
         head: what the model shall answer, e.g. `Classification(["ants", "bees"])`; or name → head
             for several on one backbone, e.g. `{"kind": Classification(…), "age": Regression(…)}`.
-        image_size: height and width of the pictures; by default that of the ImageNet training, or
+        image_size: height and width of the images; by default that of the ImageNet training, or
             that of the source model.
         weights: `"imagenet"`, a path to a weights file, or None for random weights.
         pooling: `"avg"`, `"max"`, or None (the head flattens the feature map).
 
     Returns:
-        A `keras.Model` from RGB pictures [N, image_size, image_size, 3] (uint8 or float, 0–255) to
+        A `keras.Model` from RGB images [N, image_size, image_size, 3] (uint8 or float, 0–255) to
         the head's float32 outputs [N, C]: logits for classes and labels, values for numbers; of
         several heads a dict of them. Nothing is frozen yet.
 
     Raises:
         InputError: unknown backbone, image size below the family's least, weights that cannot be
-            had, a source model that does not take pictures, or names that are none for heads.
+            had, a source model that does not take images, or names that are none for heads.
     """
     if isinstance(head, dict):
         _check_names(head)
@@ -52,7 +52,7 @@ def build_model(
         raise InputError(
             f"This backbone was built for image size {backbone.input_shape[1]}, not {image_size}."
         )
-    inputs = keras.Input((image_size, image_size, 3), name="pictures")
+    inputs = keras.Input((image_size, image_size, 3), name="images")
     features = backbone(inputs)
     if isinstance(head, dict):
         # Sorted, as Keras sorts them when it saves.
@@ -66,19 +66,19 @@ def _check_names(heads):
         raise InputError("A dict of heads needs two or more: give a single head itself.")
     for name in heads:
         # They become names of layers, metrics, columns and outputs of the exported model.
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", str(name)) or name in ("pictures", "loss"):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", str(name)) or name in ("images", "loss"):
             raise InputError(
                 f"{name!r} is no name for a head: take letters, digits and _, beginning with a "
-                "letter (and neither 'pictures' nor 'loss')."
+                "letter (and neither 'images' nor 'loss')."
             )
 
 
 # Kept outside of the backbones, which would take them for layers of their own.
-_twins: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_duplicates: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
-    """The model's backbone for pictures of one size (by default the model's), on shared weights.
+    """The model's backbone for images of one size (by default the model's), on shared weights.
 
     Raises:
         InputError: see `check_other_size`, or the size is too small for the layers.
@@ -88,14 +88,14 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
     if backbone.input_shape[1] == image_size:
         return backbone
     check_other_size(model, image_size)
-    twins = _twins.setdefault(backbone, {})
-    if image_size not in twins:
-        inputs = keras.Input((image_size, image_size, 3), name="pictures")
+    duplicates = _duplicates.setdefault(backbone, {})
+    if image_size not in duplicates:
+        inputs = keras.Input((image_size, image_size, 3), name="images")
         try:
-            twins[image_size] = Backbone(inputs, rebuild(backbone, inputs), name=backbone.name)
+            duplicates[image_size] = Backbone(inputs, rebuild(backbone, inputs), name=backbone.name)
         except ValueError as error:
             raise InputError(f"{backbone.name} takes no {image_size} px: {error}") from None
-    return twins[image_size]
+    return duplicates[image_size]
 
 
 def check_other_size(model: keras.Model, image_size: int) -> None:
@@ -124,7 +124,7 @@ def training_model(
         model: from `build_model`.
         frozen: number of leading stages that do not train.
         image_size: of the phase, see `backbone_at`.
-        from_cut: take the activations after the frozen stages (at least one) in place of pictures.
+        from_cut: take the activations after the frozen stages (at least one) in place of images.
         fold: fold BatchNorm into the convolutions of the trained part too, which must be frozen
             there. In the frozen part it always is.
     """
@@ -139,7 +139,7 @@ def training_model(
         assert prefix is not None, "a cut has stages before it"
         x = inputs = keras.Input(prefix.output_shape[1:], dtype=prefix.outputs[0].dtype)
     else:
-        x = inputs = keras.Input(backbone.input_shape[1:], name="pictures")
+        x = inputs = keras.Input(backbone.input_shape[1:], name="images")
         if prefix is not None:
             x = Inference(folded(prefix))(x)
     if suffix is not None:

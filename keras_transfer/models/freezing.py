@@ -139,7 +139,7 @@ def quick_statistics(model: keras.Model):
 
     Momenta of `keras.applications` (0.99 to 0.999) are for hundreds of thousands of steps. After a
     thousand steps a network from scratch would still be evaluated with a third of the statistics
-    that it was born with, and name one class for every picture.
+    that it was born with, and name one class for every image.
     """
     norms = batch_norms(backbone_of(model))
     momenta = [norm.momentum for norm in norms]
@@ -168,12 +168,12 @@ def summary(model: keras.Model) -> str:
     trainable: set[int] = set()
     for stage in backbone.stages:
         own = [w for layer in stage.layers for w in layer.weights]
-        learnt = [w for layer in stage.layers for w in layer.trainable_weights]
+        learned = [w for layer in stage.layers for w in layer.trainable_weights]
         weights.update(map(id, own))
-        trainable.update(map(id, learnt))
+        trainable.update(map(id, learned))
         lines.append(
             f"{stage.index + 1:<6}{stage.name[:42]:<44}{len(stage.layers):>7}"
-            f"{_size(own):>13,}{_size(learnt):>13,}"
+            f"{_size(own):>13,}{_size(learned):>13,}"
         )
     head = [w for w in model.weights if id(w) not in weights]
     head_trainable = [w for w in model.trainable_weights if id(w) not in trainable]

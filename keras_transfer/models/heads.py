@@ -120,7 +120,7 @@ class Head:
 
 
 class Classification(Head):
-    """One class a picture. Targets are integers [N]; outputs are logits, scores their softmax.
+    """One class per image. Targets are integers [N]; outputs are logits, scores their softmax.
 
     Loss and metrics also take shares of the classes, float [N, C], see `data.mixing`.
     """
@@ -143,10 +143,10 @@ class Classification(Head):
 
 
 class MultiLabel(Head):
-    """Any number of labels a picture. Targets are 0/1 [N, C]; scores are sigmoids of the logits.
+    """Any number of labels per image. Targets are 0/1 [N, C]; scores are sigmoids of the logits.
 
     Metrics are means over the labels: `map` (average precision), `auc` and `f1` (at 0.5). A label of
-    which every picture measured on has the same value is left out of the first two.
+    which every image measured on has the same value is left out of the first two.
     """
 
     task = "multi_label"

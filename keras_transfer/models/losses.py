@@ -36,7 +36,7 @@ class SparseCrossentropy(keras.losses.Loss):
 class LabelCrossentropy(keras.losses.Loss):
     """Binary cross entropy of 0/1 targets [N, C] and logits [N, C]: the mean over both.
 
-    Keras's takes the mean over the labels first, so that sample weights could only be of pictures;
+    Keras's takes the mean over the labels first, so that sample weights could only be of images;
     here they may be of single labels [N, C] too.
     """
 

@@ -13,9 +13,9 @@ _WIDEST = 16.0  # logits beyond ± this are ranked alike
 
 @keras.saving.register_keras_serializable("keras_transfer")
 class LabelRanking(keras.metrics.AUC):
-    """How well logits [N, L] rank the pictures of each label (0/1 [N, L]): the mean over labels.
+    """How well logits [N, L] rank the images of each label (0/1 [N, L]): the mean over labels.
 
-    Keras's own `AUC(multi_label=True)` counts a label of which all pictures seen are positive, or
+    Keras's own `AUC(multi_label=True)` counts a label of which all images seen are positive, or
     all negative, as 0; here it is left out, as it has no ranking. Its area under the precision-recall
     curve is interpolated; here it is the average precision, as in scikit-learn. And its bins are even
     in the probability, where confident models put everything into the outer two; here in the logit.
@@ -115,14 +115,14 @@ class Accuracy(keras.metrics.SparseCategoricalAccuracy):
 
 @keras.saving.register_keras_serializable("keras_transfer")
 class TopAccuracy(keras.metrics.SparseTopKCategoricalAccuracy):
-    """Share of pictures whose right answer is among the highest k, like `Accuracy`."""
+    """Share of images whose right answer is among the highest k, like `Accuracy`."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         return super().update_state(_classes_of(y_true, y_pred), y_pred, sample_weight)
 
 
 def are_shares(y_true, y_pred) -> bool:
-    """True where targets are shares of the classes [N, C], as of mixed pictures, not integers [N]."""
+    """True where targets are shares of the classes [N, C], as of mixed images, not integers [N]."""
     return len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]
 
 

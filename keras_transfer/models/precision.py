@@ -135,17 +135,17 @@ def bfloat16_gain(backbone: str, image_size: int | None = None, batch_size: int 
 
 
 def training_step(backbone: str, image_size: int | None = None, batch_size: int = 16):
-    """A function that does one training step of a whole model on random pictures, compiled."""
+    """A function that does one training step of a whole model on random images, compiled."""
     head = Classification(("a", "b"))
     whole = build_model(backbone, head, image_size=image_size, weights=None)
     model = training_model(whole, freeze(whole, "none").stages)
     model.compile(keras.optimizers.SGD(1e-4), head.loss(), jit_compile=jit_compile())
     shape = (batch_size, *model.input_shape[1:])
-    pictures = np.random.default_rng(0).integers(0, 256, shape, "uint8")
+    images = np.random.default_rng(0).integers(0, 256, shape, "uint8")
     labels = np.arange(batch_size) % 2
 
     def step():
-        model.train_on_batch(pictures, labels)
+        model.train_on_batch(images, labels)
 
     step()
     return step

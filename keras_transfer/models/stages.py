@@ -1,7 +1,7 @@
 """The stages of a backbone, found from its layer graph, and the `Backbone` model that has them.
 
 A backbone is a chain of stages that touch at exactly one tensor. Such a tensor is an articulation
-point of the layer graph: every path from the pictures to the features runs through it. Freezing,
+point of the layer graph: every path from the images to the features runs through it. Freezing,
 cutting and rates all speak of stages, so every cut is a real cut.
 """
 
@@ -16,7 +16,7 @@ class Stage:
     """One link of the chain.
 
     Attributes:
-        index: position in the chain, 0 is nearest to the picture.
+        index: position in the chain, 0 is nearest to the image.
         name: name of the stage's last layer that has weights.
         layers: the `keras.layers.Layer`s of the stage, in the order they are computed.
         output: the one `KerasTensor` that later stages see.
@@ -133,9 +133,9 @@ _splits: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 @keras.saving.register_keras_serializable("keras_transfer")
 class Backbone(keras.Model):
-    """A functional model (pictures in, features out) that knows its stages.
+    """A functional model (images in, features out) that knows its stages.
 
-    Pictures are RGB, float or uint8 [N, H, W, 3] with values 0–255; the family's normalisation is
+    Images are RGB, float or uint8 [N, H, W, 3] with values 0–255; the family's normalisation is
     the first layer inside. Features are float [N, D], or [N, h, w, D] when built without pooling.
 
     It is used like any functional model, with one difference: leading stages whose layers all have
@@ -153,7 +153,7 @@ class Backbone(keras.Model):
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages, from the picture upwards."""
+        """The stages, from the image upwards."""
         if self not in _stages:
             _stages[self] = find_stages(self)
         return _stages[self]

@@ -1,7 +1,7 @@
 """A run as one page of HTML that needs nothing but itself, and several runs beside each other.
 
 `writing` measures the run and makes the page of what `summary` (what was trained on what), `course`
-(schedule and curves), `scores` (how good it is), `confusion` and `gallery` (pictures with Grad-CAM)
+(schedule and curves), `scores` (how good it is), `confusion` and `gallery` (images with Grad-CAM)
 give, which are pure functions of plain data; `comparing` sets runs beside each other.
 """
 

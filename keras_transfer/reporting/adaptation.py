@@ -15,23 +15,23 @@ from keras_transfer.data.examples import Examples
 from keras_transfer.reporting import page
 from keras_transfer.utils.files import write_text
 
-MOST_FEATURES = 500  # pictures of each domain in the picture of the features
+MOST_FEATURES = 500  # images of each domain in the image of the features
 _MOST_CLASSES = len(page.COLOURS)  # with a colour each in a legend
 _MOST_SKIPPED = 50
 _COMPONENTS = 50  # principal components that t-SNE sees
-_LEAST_TSNE = 20  # pictures; fewer are shown by their principal components
+_LEAST_TSNE = 20  # images; fewer are shown by their principal components
 SOURCE, TARGET, OTHER = page.COLOURS[0], page.COLOURS[1], page.COLOURS[2]
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureMap:
-    """Features of pictures of both domains, in two dimensions.
+    """Features of images of both domains, in two dimensions.
 
     Attributes:
         places: float [N + M, 2], the source's first.
         labels: int [N], classes of the source's.
-        distance: between the domains, on the features themselves (`proxy_a_distance`); None for a
-            picture or two.
+        distance: between the domains, on the features themselves (`proxy_a_distance`); None for an
+            image or two.
         how: what made two dimensions of them.
     """
 
@@ -50,10 +50,10 @@ def feature_map(
     most: int = MOST_FEATURES,
     seed: int = 0,
 ) -> FeatureMap:
-    """Where the model puts pictures of both domains: the features that adaptation aligns.
+    """Where the model puts images of both domains: the features that adaptation aligns.
 
     Args:
-        source, target: of more than `most` pictures a random sample; labels of the target are not
+        source, target: of more than `most` images a random sample; labels of the target are not
             looked at.
         seed: of sample and t-SNE.
     """
@@ -126,8 +126,8 @@ def write_report(
         f"{methods}: from {_name(config['source'])} to {_name(config['target'])}",
         page.paragraph(
             f"{config['backbone']} at {config['image_size']} px learns {len(names)} classes on "
-            f"{metrics['images']['train']} labelled pictures of {config['source']}, for "
-            f"{metrics['images']['target']} pictures of {config['target']} whose labels it never sees."
+            f"{metrics['images']['train']} labelled images of {config['source']}, for "
+            f"{metrics['images']['target']} images of {config['target']} whose labels it never sees."
         ),
         page.numbers(_numbers(metrics)),
         page.section("Over time", *_course(rows, selector, metrics, len(names))),
@@ -230,7 +230,7 @@ def _maps(before, after, names):
             page.figure(_by_class(found, names), f"Classes of the source, {when}", height=4.2)
         )
     text = (
-        f"Each point is a picture, at most {MOST_FEATURES} of each domain, placed by {after.how}. "
+        f"Each point is an image, at most {MOST_FEATURES} of each domain, placed by {after.how}. "
         "Before: the network as it started, with the weights that its backbone came with."
     )
     if before.distance and after.distance:

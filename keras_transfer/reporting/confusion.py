@@ -14,7 +14,7 @@ from keras_transfer.reporting import page
 
 _WHOLE = 20  # classes of which a table with all counts is readable
 _PART = 16  # of more: how many of the most confused ones such a table has
-_CELLS = 400  # most points along a side of the picture
+_CELLS = 400  # most points along a side of the image
 RIGHT, WRONG = (27, 158, 119), (217, 95, 2)
 
 STYLE = f"""
@@ -50,7 +50,7 @@ for (const map of document.querySelectorAll(".map")) {
     if (!most) { readout.textContent = hint; return; }
     const [r, c, n] = most;
     const what = r === c ? `${found.names[r]}: right` : `${found.names[r]} taken for ${found.names[c]}`;
-    readout.textContent = `${what}: ${n} of ${found.support[r]} pictures`;
+    readout.textContent = `${what}: ${n} of ${found.support[r]} images`;
   };
   image.addEventListener("pointermove", tell);
   image.addEventListener("pointerdown", tell);
@@ -59,11 +59,11 @@ for (const map of document.querySelectorAll(".map")) {
 
 
 def confusion(head: dict) -> list[str]:
-    """HTML: the matrix (of many classes as a picture, and a table of the most confused ones), and the
+    """HTML: the matrix (of many classes as an image, and a table of the most confused ones), and the
     pairs that are most often taken for each other.
 
     Args:
-        head: of an evaluation's document, of one class a picture.
+        head: of an evaluation's document, of one class per image.
     """
     counts, names = np.array(head["confusion"]), [printable(n) for n in head["names"]]
     order = similarity_order(counts)
@@ -82,7 +82,7 @@ def confusion(head: dict) -> list[str]:
         for p in head["confused"]
     ]
     if rows and len(names) > 2:
-        header = ("class", "taken for", "pictures", "share of the class")
+        header = ("class", "taken for", "images", "share of the class")
         shown = page.table(header, rows, "most confused pairs")
         parts.append(
             f"<details><summary>The {len(rows)} most confused pairs</summary>{shown}</details>"
@@ -139,7 +139,7 @@ def _cell(count, share, right):
 
 
 def _map(counts, names, order):
-    """The whole matrix as a picture; what is under the pointer is said in words."""
+    """The whole matrix as an image; what is under the pointer is said in words."""
     counts = counts[np.ix_(order, order)]
     block = -(-len(names) // _CELLS)
     shares = np.sqrt(_highest(row_shares(counts), block))
@@ -165,13 +165,13 @@ def _map(counts, names, order):
         f"Confusion matrix of {len(names)} classes, rows are true, columns predicted, similar ones side "
         "by side. The tables below have the same in words."
     )
-    picture = f'<img src="{page.data_uri("image/png", buffer.getvalue())}" alt="{alt}">'
+    image = f'<img src="{page.data_uri("image/png", buffer.getvalue())}" alt="{alt}">'
     return [
         page.paragraph(
             "Rows are true classes, columns predicted ones; those that are taken for each other stand "
             "side by side. Green is right, orange is wrong."
         ),
-        f'<div class="map">{picture}<script type="application/json">{text}</script></div>'
+        f'<div class="map">{image}<script type="application/json">{text}</script></div>'
         '<p class="readout soft" aria-live="polite">Point at a place to read what it is.</p>',
     ]
 

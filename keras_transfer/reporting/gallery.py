@@ -1,4 +1,4 @@
-"""Pictures of an evaluation as thumbnails, with where the model looked laid over them."""
+"""Images of an evaluation as thumbnails, with where the model looked laid over them."""
 
 import html
 import io
@@ -17,7 +17,7 @@ _QUALITY = 72
 _LEVELS = 16  # of heat: four bits a point
 _HEAT_SIDE = 14  # points; browsers smooth what they enlarge
 _MILD, _HOT = np.array((255, 215, 0, 0)), np.array((225, 0, 70, 185))  # colour and opacity
-_MOST_LISTED = 1000  # without a picture
+_MOST_LISTED = 1000  # without an image
 
 STYLE = """
 .shots { list-style: none; margin: 0; padding: 0; display: grid; gap: .8rem;
@@ -41,7 +41,7 @@ for (const gallery of document.querySelectorAll(".gallery"))
 
 @dataclass(frozen=True)
 class Item:
-    """A picture that is shown, and what is said of it.
+    """An image that is shown, and what is said of it.
 
     Attributes:
         path: what it is called.
@@ -60,11 +60,11 @@ class Shot:
     """The pixels of an item.
 
     Attributes:
-        picture: as the model sees it, uint8 [S, S, 3].
+        image: as the model sees it, uint8 [S, S, 3].
         heats: name → float [h, w] in 0–1, as `grad_cam` gives it.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     heats: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -99,18 +99,18 @@ def _value(entry, place):
 
 
 def gallery(name: str, items: Sequence[Item], shots: dict[str, Shot], room: int) -> tuple[str, int]:
-    """HTML: a list of pictures, and of those without room the words.
+    """HTML: a list of images, and of those without room the words.
 
     Args:
         name: of this list in the page, letters and digits.
         items: in order.
         shots: path → its pixels; items without are listed in words.
-        room: most characters for pictures.
+        room: most characters for images.
 
     Returns:
         The list, and how many characters are left.
     """
-    pictured, listed = [], []
+    imaged, listed = [], []
     count = sum(item.path in shots for item in items)
     side = next(pixels for most, pixels in _SIDES if most is None or count <= most)
     heats, places = set(), None
@@ -124,18 +124,18 @@ def gallery(name: str, items: Sequence[Item], shots: dict[str, Shot], room: int)
         room -= len(drawn)
         heats |= shot.heats.keys() & item.heats.keys()
         places = places or next((heat.shape for heat in shot.heats.values()), None)
-        pictured.append(drawn)
+        imaged.append(drawn)
     parts = []
-    if pictured:
+    if imaged:
         choice = _choice(name, heats, places) if heats else ""
-        shown = "\n".join(pictured)
+        shown = "\n".join(imaged)
         parts.append(
             f'<div class="gallery" data-heat="answer">{choice}<ol class="shots">\n{shown}\n</ol></div>'
         )
     if listed:
         rows = [(printable(item.path), item.text) for item in listed[:_MOST_LISTED]]
-        made = page.table(("picture", "what happened"), rows, f"{name}, without pictures")
-        more = f"{len(listed)} more in words" if pictured else f"{len(listed)} pictures in words"
+        made = page.table(("image", "what happened"), rows, f"{name}, without images")
+        more = f"{len(listed)} more in words" if imaged else f"{len(listed)} images in words"
         parts.append(f"<details><summary>{more}</summary>{made}</details>")
     return "\n".join(parts), room
 
@@ -144,7 +144,7 @@ def _choice(name, heats, places):
     choices = [("answer", "the answer")]
     if "truth" in heats:
         choices.append(("truth", "the true class"))
-    choices.append(("none", "nothing (the bare picture)"))
+    choices.append(("none", "nothing (the bare image)"))
     made = "".join(
         f'<label><input type="radio" name="heat-{name}" value="{value}"'
         f"{' checked' * (value == 'answer')}> {text}</label>"
@@ -159,7 +159,7 @@ def _choice(name, heats, places):
 
 def _drawn(item, shot, side):
     path, text = html.escape(printable(item.path)), html.escape(item.text)
-    photo = page.data_uri("image/jpeg", _jpeg(shot.picture, side))
+    photo = page.data_uri("image/jpeg", _jpeg(shot.image, side))
     places = "; ".join(
         f"{_SAID[kind]} most at the {_place(heat)}"
         for kind, heat in sorted(shot.heats.items())
@@ -182,8 +182,8 @@ def _drawn(item, shot, side):
 _SAID = {"answer": "The answer is seen", "truth": "the true class is seen"}
 
 
-def _jpeg(picture, side):
-    image = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+def _jpeg(image, side):
+    image = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
     return buffer.getvalue()

@@ -101,7 +101,7 @@ def section(title: str, *parts: str, name: str | None = None) -> str:
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """A picture's bytes as an address; `kind` e.g. `image/png`."""
+    """An image's bytes as an address; `kind` e.g. `image/png`."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 

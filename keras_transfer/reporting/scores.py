@@ -24,10 +24,10 @@ def scores(
         head: of an evaluation's document.
         number: of the head in the page, from 1.
         shots: `mistakes` and `unsure` → path → pixels.
-        room: most characters for pictures.
+        room: most characters for images.
 
     Returns:
-        The sections, and how many characters are left for pictures.
+        The sections, and how many characters are left for images.
     """
     of = f" · {title}" if title else ""
     task = head["task"]
@@ -36,8 +36,8 @@ def scores(
             f"How good it is{of}",
             page.markdown_table(summary(head), "measures"),
             page.paragraph(
-                "Intervals are 95 % and say what other pictures of the same kind would give; those of "
-                "few pictures are wide.",
+                "Intervals are 95 % and say what other images of the same kind would give; those of "
+                "few images are wide.",
                 soft=True,
             ),
             name=f"measures-{number}",
@@ -58,7 +58,7 @@ def scores(
             made, room = gallery(f"{kind}-{number}", items, shots.get(kind, {}), room)
             parts.append(page.section(f"{words}{of}", made, name=f"{kind}-{number}"))
     if head["slices"]:
-        parts.append(page.section(f"Parts of the pictures{of}", *_slices(head["slices"])))
+        parts.append(page.section(f"Parts of the images{of}", *_slices(head["slices"])))
     return "\n".join(parts), room
 
 
@@ -70,7 +70,7 @@ def _per_name(head):
         values = [row[key] for row in rows]
         return Column(title, values, [_number(v, digits) for v in values])
 
-    # A class without pictures has no recall: it stands last, however it is sorted.
+    # A class without images has no recall: it stands last, however it is sorted.
     there = [row["support"] > 0 for row in rows]
     recall = [row["recall"] if some else None for row, some in zip(rows, there)]
     shown = [
@@ -83,7 +83,7 @@ def _per_name(head):
         Column("F1", f1, [_number(v) for v in f1]),
         Column("recall [95 %]", recall, shown),
         column("precision", "precision"),
-        Column("pictures", [row["support"] for row in rows]),
+        Column("images", [row["support"] for row in rows]),
         column("AUC", "auc"),
     ]
     if "confusion" in head:
@@ -108,7 +108,7 @@ def _sureness(head):
         )
     text += (
         f". By chance alone a model that is as sure as it is right stays below "
-        f"{100 * (after or found['before'])['ece']['by_chance']:.1f} % on so many pictures."
+        f"{100 * (after or found['before'])['ece']['by_chance']:.1f} % on so many images."
     )
     figures = [page.figure(_reliability(head), "Reliability", width=5, height=4)]
     parts = [page.paragraph(text)]
@@ -121,7 +121,7 @@ def _sureness(head):
             _number(t["threshold"]),
             _share(t["coverage"]),
             _share(t["precision"]),
-            "these pictures (flatters)" if t["chosen_here"] else "validation pictures",
+            "these images (flatters)" if t["chosen_here"] else "validation images",
         )
         for t in head.get("abstention", {}).get("thresholds", ())
     ]
@@ -196,11 +196,11 @@ def _risk(found):
 
 def _slices(slices):
     for by, rows in slices.items():
-        kinds = [key for key in rows[0] if key not in ("value", "pictures")]
+        kinds = [key for key in rows[0] if key not in ("value", "images")]
         cells = [
             (
                 printable(str(row["value"])),
-                row["pictures"],
+                row["images"],
                 *(
                     _share(row[k]) if isinstance(row[k], dict) else _number(row[k], 4)
                     for k in kinds
@@ -209,4 +209,4 @@ def _slices(slices):
             for row in rows
         ]
         yield f"<h3>{by}</h3>" if by in ("folder", "size") else ""
-        yield page.table((by, "pictures", *kinds), cells, f"by {by}")
+        yield page.table((by, "images", *kinds), cells, f"by {by}")

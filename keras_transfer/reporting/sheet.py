@@ -1,4 +1,4 @@
-"""A sheet of pictures as the model sees them: as in evaluation, and varied as in training."""
+"""A sheet of images as the model sees them: as in evaluation, and varied as in training."""
 
 import io
 from collections.abc import Sequence
@@ -43,23 +43,23 @@ def show_batch(
     mix_alpha: float | None = None,
     seed: int = 0,
 ) -> Sheet:
-    """Draws a few pictures of all classes, a row each: as in evaluation, and variants of it.
+    """Draws a few images of all classes, a row each: as in evaluation, and variants of it.
 
     Args:
         data: a `keras_transfer.data.ImageData`.
-        n: number of pictures, ≥ 1; each class has one before any has two.
+        n: number of images, ≥ 1; each class has one before any has two.
         augment: as the trainer takes it; or a list of such, to compare them.
         image_size: of the model, in pixels.
         variants: number of them for each augmentation, ≥ 1.
-        split: whose pictures.
+        split: whose images.
         mix, mix_alpha: as the trainer takes them; a last column shows the first variants mixed.
-        seed: of the choice of pictures, and of the mixing.
+        seed: of the choice of images, and of the mixing.
 
     Returns:
         A matplotlib figure, which a notebook shows: `show_batch(data).savefig("sheet.png")`.
 
     Raises:
-        InputError: no such split or augmentation, or a transform that fails on a picture.
+        InputError: no such split or augmentation, or a transform that fails on an image.
     """
     if n < 1 or variants < 1 or image_size < 1:
         raise InputError(
@@ -70,9 +70,9 @@ def show_batch(
     named = [(_title(given), views_of(given, variants)) for given in several]
     mix = Mix(mix, mix_alpha)
     if split not in data.examples:
-        raise InputError(f"{data.root} has no {split} pictures; it has {', '.join(data.examples)}")
+        raise InputError(f"{data.root} has no {split} images; it has {', '.join(data.examples)}")
     if mix and data.task not in ("single_label", "multi_label"):
-        raise InputError("show_batch: only pictures with one head of classes or labels are mixed.")
+        raise InputError("show_batch: only images with one head of classes or labels are mixed.")
     whole = data.examples[split]
     examples = whole.take(_spread(rough_classes(whole.labels), n, seed))
     captions = [
@@ -80,9 +80,9 @@ def show_batch(
         for label, name in zip(shown(examples.labels, data.targets), examples.names)
     ]
     views = [View(), *(view for _, of_one in named for view in of_one)]
-    pictures = _pictures(examples, list(dict.fromkeys(views)), image_size)
-    blocks = [("as in evaluation", [pictures[View()]])]
-    blocks += [(title, [pictures[view] for view in of_one]) for title, of_one in named]
+    images = _images(examples, list(dict.fromkeys(views)), image_size)
+    blocks = [("as in evaluation", [images[View()]])]
+    blocks += [(title, [images[view] for view in of_one]) for title, of_one in named]
     below = {}
     if mix:
         mixed, shares = _mixed(blocks[-1][1][0], examples.labels, data.class_names, mix, seed)
@@ -145,7 +145,7 @@ def _spread(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
     return chosen[np.lexsort((turn[chosen], labels[chosen]))]
 
 
-def _pictures(examples, views: Sequence[View], image_size) -> dict[View, np.ndarray]:
+def _images(examples, views: Sequence[View], image_size) -> dict[View, np.ndarray]:
     from keras_transfer.data import batches as pipeline
 
     try:
@@ -156,26 +156,26 @@ def _pictures(examples, views: Sequence[View], image_size) -> dict[View, np.ndar
     return dict(zip(views, batch))
 
 
-def _mixed(pictures, labels, class_names, mix, seed):
+def _mixed(images, labels, class_names, mix, seed):
     import tensorflow as tf
 
     from keras_transfer.data.mixing import mixer
 
     whole = labels if labels.ndim == 2 else tf.one_hot(labels, len(class_names))
-    pictures, shares = mixer(mix)(tf.constant(pictures), whole, tf.constant([seed, 0], tf.int64))
+    images, shares = mixer(mix)(tf.constant(images), whole, tf.constant([seed, 0], tf.int64))
     texts = []
     for row in shares.numpy():
         order = [i for i in np.argsort(-row, kind="stable")[:2] if row[i] > 0.005]
         texts.append(", ".join(f"{_short(class_names[i], 9)}: {row[i]:.0%}" for i in order))
-    return pictures.numpy(), texts
+    return images.numpy(), texts
 
 
 def _draw(blocks, captions, below, image_size):
     # Blocks are set apart by a narrow column of nothing; the first column has the labels.
     widths, places = [1.05], []
-    for _, pictures in blocks:
+    for _, images in blocks:
         places.append(len(widths))
-        widths += [1.0] * len(pictures) + [0.12]
+        widths += [1.0] * len(images) + [0.12]
     widths.pop()
     foot = 0.16 if below else 0.0
     height, top = len(captions) * (1 + foot), 0.42
@@ -197,11 +197,11 @@ def _draw(blocks, captions, below, image_size):
         axes.text(0.92, 0.56, _short(label, 15), ha="right", va="bottom", fontsize=10)
         axes.text(0.92, 0.48, _short(name, 19), ha="right", va="top", fontsize=6, color=_GREY)
     count = 0
-    for (title, pictures), place in zip(blocks, places):
-        for i, column in enumerate(pictures):
-            for row, picture in enumerate(column):
+    for (title, images), place in zip(blocks, places):
+        for i, column in enumerate(images):
+            for row, image in enumerate(column):
                 axes = figure.add_subplot(grid[row, place + i])
-                axes.imshow(picture, interpolation="antialiased")
+                axes.imshow(image, interpolation="antialiased")
                 axes.set_xticks([])
                 axes.set_yticks([])
                 for side in axes.spines.values():
@@ -210,7 +210,7 @@ def _draw(blocks, captions, below, image_size):
                     axes.set_xlabel(below[count][row], fontsize=6, labelpad=1.5)
                 if row == 0 and i == 0:
                     # Left of the block, so that a long name runs over its other columns.
-                    axes.set_title(_short(title, 18 * len(pictures)), fontsize=9, loc="left", pad=4)
+                    axes.set_title(_short(title, 18 * len(images)), fontsize=9, loc="left", pad=4)
             count += 1
     figure.text(0.005, 0.995, f"{image_size} px", ha="left", va="top", fontsize=8, color=_GREY)
     return figure

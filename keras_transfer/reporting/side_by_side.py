@@ -18,7 +18,7 @@ def compare_runs(runs: Sequence[Run | str | Path], out: str | Path = COMPARISON)
     """Writes a page that sets finished runs beside each other.
 
     Measures are those of `evaluation.json` where each run has one of the same split and as many
-    pictures (`write_report` makes it), else those that the runs ended with. No Keras is needed.
+    images (`write_report` makes it), else those that the runs ended with. No Keras is needed.
 
     Args:
         runs: two to ten.
@@ -68,7 +68,7 @@ def _on(runs):
     parts = [frozenset(p for p, s in run.split.items() if s == "val") for run in runs]
     if len(set(parts)) > 1:
         text += (
-            " They were validated on different pictures: differences are of the pictures too, and the "
+            " They were validated on different images: differences are of the images too, and the "
             "curves cannot be compared strictly."
         )
     return text
@@ -76,15 +76,15 @@ def _on(runs):
 
 def _measures(names, runs):
     documents = [run.evaluation for run in runs]
-    same = None not in documents and len({(d["split"], d["pictures"]) for d in documents}) == 1
+    same = None not in documents and len({(d["split"], d["images"]) for d in documents}) == 1
     if same:
         rows = _from_documents(documents)
         first = documents[0]
-        where = f"On {first['pictures']} pictures of {first['split']}, as the report of each run measured it."
+        where = f"On {first['images']} images of {first['split']}, as the report of each run measured it."
     else:
         rows = [dict(_flat(run.metrics["val"])) for run in runs]
         where = (
-            "On each run's validation pictures, as the training ended. After `keras-transfer report RUN` "
+            "On each run's validation images, as the training ended. After `keras-transfer report RUN` "
             "of each there are more measures and intervals."
         )
     kinds = list(dict.fromkeys(kind for row in rows for kind in row))

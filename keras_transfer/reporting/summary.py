@@ -28,10 +28,10 @@ def title(run: Run) -> str:
 
 
 def data_name(run: Run) -> str:
-    """What the pictures are called, in a word."""
+    """What the images are called, in a word."""
     config = run.config
     data = config.get("data") or config.get("source")  # of an adaptation
-    return printable(Path(data).name or data) if data else "pictures in memory"
+    return printable(Path(data).name or data) if data else "images in memory"
 
 
 def facts(run: Run, model) -> str:
@@ -48,10 +48,10 @@ def facts(run: Run, model) -> str:
         "Backbone": f"{config.get('backbone', model.name)}, {model.count_params():,} weights with its head",
         "Started from": config.get("weights", "weights of the given model"),
         "Data": config.get("data", "given in Python"),
-        "Pictures": ", ".join(f"{n:,} {part}" for part, n in parts.items()) + left_out,
+        "Images": ", ".join(f"{n:,} {part}" for part, n in parts.items()) + left_out,
         "Asked for": "; ".join(_asked(config)),
         "Strategy": f"{config['schedule']['name']}{chosen}",
-        "Steps": f"{config['batch_size']} pictures of {config['image_size']} px, "
+        "Steps": f"{config['batch_size']} images of {config['image_size']} px, "
         f"{config['precision']}, seed {config['seed']}",
         "Variation": _augmentation(config),
         "Kept": f"epoch {metrics['best_epoch']} of {_epochs(metrics)} ({config['keep']}); "
@@ -94,7 +94,7 @@ def numbers(run: Run, document: dict | None) -> str:
     metrics = run.metrics
     found: dict[str, str] = {}
     if document is not None:
-        where = {"val": "validation", "all": "pictures"}.get(document["split"], document["split"])
+        where = {"val": "validation", "all": "images"}.get(document["split"], document["split"])
         for name, head in document["heads"].items():
             found |= dict(_headline(head, where, f"{name}: " if len(document["heads"]) > 1 else ""))
     elif metrics["val"]:

@@ -1,4 +1,4 @@
-"""How it was trained: the schedule as a picture and a table, and the curves over its phases."""
+"""How it was trained: the schedule as an image and a table, and the curves over its phases."""
 
 import numpy as np
 
@@ -40,10 +40,10 @@ def schedule(plan, metrics: dict) -> list[str]:
     header += ("last stage", "first that trains", "time")
     parts = [page.table(header, rows, "phases")]
     if any(planned.phase.solver != "logistic" for planned in plan.phases):
-        picture = page.figure(
+        image = page.figure(
             plan.draw_on, "Learning rate of each stage", width=8, height=plan.height
         )
-        parts.append(f'<div class="drawing">{picture}</div>')
+        parts.append(f'<div class="drawing">{image}</div>')
     return parts
 
 

@@ -16,7 +16,7 @@ from keras_transfer.reporting.gallery import Item, Shot, items_of
 from keras_transfer.runs import Run
 from keras_transfer.utils.files import write_text
 
-PICTURES = 48
+IMAGES = 48
 STYLE = "".join(part.STYLE for part in (sorting, confusion, gallery, summary))
 SCRIPT = "".join(part.SCRIPT for part in (sorting, confusion, gallery))
 
@@ -26,47 +26,47 @@ def write_report(
     data: ImageData | None = None,
     *,
     split: str | None = None,
-    pictures: int = PICTURES,
+    images: int = IMAGES,
     out: str | Path | None = None,
     batch_size: int = 32,
 ) -> Path:
     """Measures a finished run and writes all that is to be known of it as one page of HTML.
 
-    What was measured is kept in the run as `evaluation.json` where the pictures are the run's own.
+    What was measured is kept in the run as `evaluation.json` where the images are the run's own.
     Probabilities are those after the run's calibration; without one a temperature is fitted on the
-    validation pictures for this page.
+    validation images for this page.
 
     Args:
         run: a `Run` or its path.
-        data: labelled pictures; by default what the run was trained on, as `config.yaml` says it.
+        data: labelled images; by default what the run was trained on, as `config.yaml` says it.
             Where those are gone, the page has what the run itself knows.
         split: which of them are measured; by default test, else validation, else all there are.
-        pictures: of how many mistakes the picture is shown, with Grad-CAM; of the least sure ones
+        images: of how many mistakes the image is shown, with Grad-CAM; of the least sure ones
             half as many. All thumbnails together stay below 3.2 MB, further ones are listed in words.
             0 shows none.
         out: the file; by default `report.html` in the run.
-        batch_size: pictures that are computed at a time.
+        batch_size: images that are computed at a time.
 
     Returns:
         The file, which appears whole or not at all.
 
     Raises:
-        InputError: not a finished run of `train`, or other pictures than the model's.
+        InputError: not a finished run of `train`, or other images than the model's.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     check_run(run)
-    if pictures < 0:
-        raise InputError(f"pictures must be 0 or more, not {pictures}.")
+    if images < 0:
+        raise InputError(f"images must be 0 or more, not {images}.")
     out = run.report_path if out is None else Path(out)
     own, note = data is None, None
     if own:
-        data, note = _own_pictures(run, split)
+        data, note = _own_images(run, split)
     model = run.model
     document = shots = None
     if data is not None:
         split = _split(data, split)
-        document = _measured(run, model, data, split, pictures, batch_size)
-        shots = _shots(model, data.examples[split], document, pictures, batch_size)
+        document = _measured(run, model, data, split, images, batch_size)
+        shots = _shots(model, data.examples[split], document, images, batch_size)
         if own:
             run.write_evaluation(document)
     write_text(out, made(run, model, document, shots or {}, note))
@@ -88,7 +88,7 @@ def made(run: Run, model, document: dict | None, shots: dict, note: str | None =
     Args:
         run: finished.
         model: of the run.
-        document: of its evaluation; None without pictures.
+        document: of its evaluation; None without images.
         shots: name of a head → `mistakes` and `unsure` → path → pixels.
         note: what is missing and why, plain text.
     """
@@ -134,8 +134,8 @@ def made(run: Run, model, document: dict | None, shots: dict, note: str | None =
 
 def _measured_on(run, document, note):
     if document is None:
-        return f"Measured on the run's own validation pictures only. {note or ''}".strip()
-    text = f"Measured on {document['pictures']} pictures of {document['split']}"
+        return f"Measured on the run's own validation images only. {note or ''}".strip()
+    text = f"Measured on {document['images']} images of {document['split']}"
     if document["skipped"]:
         text += f" ({document['skipped']} files of the data cannot be read)"
     if document["split"] == "val" and run.config["keep"] == "best":
@@ -143,15 +143,15 @@ def _measured_on(run, document, note):
     calibrated = document["calibrated_on"]
     if calibrated:
         same = ", the same ones" if calibrated["split"] == document["split"] else ""
-        text += f". Temperature and thresholds from {calibrated['pictures']} pictures of {calibrated['split']}{same}"
+        text += f". Temperature and thresholds from {calibrated['images']} images of {calibrated['split']}{same}"
     return text + "."
 
 
-def _own_pictures(run, split):
+def _own_images(run, split):
     """(what the run was trained on, None), or (None, why it cannot be had)."""
     config = run.config
     if "data" not in config:
-        return None, "It was trained from Python: give the pictures to see its mistakes."
+        return None, "It was trained from Python: give the images to see its mistakes."
     names = {"val": "val", "val_split": "val_split", "test_split": "test_split", "group": "groups"}
     options = {given: config[name] for name, given in names.items() if config.get(name) is not None}
     options["split_file"] = run.split_path if run.split_path.is_file() else config.get("split")
@@ -166,10 +166,10 @@ def _own_pictures(run, split):
     except InputError as error:
         if split is not None:  # it was asked for
             raise
-        print(f"the report goes without pictures: {error}", file=sys.stderr)
-        return None, f"Its pictures cannot be opened any more: {error}"
+        print(f"the report goes without images: {error}", file=sys.stderr)
+        return None, f"Its images cannot be opened any more: {error}"
     if split is None and not data.examples.keys() - {"train"}:
-        return None, "All its pictures were trained on: none are left to measure it on."
+        return None, "All its images were trained on: none are left to measure it on."
     return data, None
 
 
@@ -179,11 +179,11 @@ def _split(data, split):
             name for name in ("test", "val", "all", *data.examples) if name in data.examples
         )
     if split not in data.examples:
-        raise InputError(f"{data.root} has no {split} pictures; it has {', '.join(data.examples)}.")
+        raise InputError(f"{data.root} has no {split} images; it has {', '.join(data.examples)}.")
     return split
 
 
-def _measured(run, model, data, split, pictures, batch_size):
+def _measured(run, model, data, split, images, batch_size):
     from keras_transfer.evaluation.calibration import calibrate
     from keras_transfer.evaluation.full import assess
     from keras_transfer.evaluation.probabilities import PROBABILITIES
@@ -197,18 +197,18 @@ def _measured(run, model, data, split, pictures, batch_size):
     fits = any(head.task in PROBABILITIES for head in heads.values())
     if calibration is None and fits and "val" in data.examples:
         calibration = calibrate(model, data, "val", batch_size=batch_size)
-    most = max(pictures, PICTURES)
+    most = max(images, IMAGES)
     found = assess(model, data, split, calibration=calibration, most=most, batch_size=batch_size)
     return found.to_dict()
 
 
-def _shots(model, examples, document, pictures, batch_size):
+def _shots(model, examples, document, images, batch_size):
     """The pixels of what is shown of each head, and what speaks for its answers."""
     rows = {path: i for i, path in enumerate(examples.names)}
     found = {}
     for name, head in document["heads"].items():
         found[name] = {}
-        for kind, most in (("mistakes", pictures), ("unsure", -(-pictures // 2))):
+        for kind, most in (("mistakes", images), ("unsure", -(-images // 2))):
             items = items_of(head, kind)[:most]
             if items:
                 found[name][kind] = _with_heat(model, examples, rows, items, name, batch_size)

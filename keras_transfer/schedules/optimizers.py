@@ -241,7 +241,7 @@ def anchor_at(optimizer: keras.optimizers.Optimizer, start: dict[int, object]) -
 
 
 def stage_rates(phase: Phase, stages: int) -> tuple[list[float], float]:
-    """(multiplier of each stage from the picture upwards, multiplier of the head) of a phase.
+    """(multiplier of each stage from the image upwards, multiplier of the head) of a phase.
 
     Frozen stages are not looked at: theirs have no effect.
     """

@@ -24,7 +24,7 @@ class Phase:
     Attributes:
         name: shown in logs and files; differs from phase to phase.
         freeze: what is frozen, as `keras_transfer.models.freezing.frozen_stages` takes it.
-        epochs: passes over the training pictures, ≥ 1; or
+        epochs: passes over the training images, ≥ 1; or
         steps: batches, ≥ 1, with an epoch's end after each pass. One of the two is given.
         learning_rate: highest rate of the phase, > 0.
         shape: of the rate over the phase: `"cosine"` (to 0), `"one_cycle"` (up and down in cosines,
@@ -36,7 +36,7 @@ class Phase:
         drop_factor: of `"step"` and `"plateau"`, 0 < factor < 1.
         patience: of `"plateau"`, epochs ≥ 1.
         rates: multipliers of the rate, > 0: keys `"head"`, `"backbone"` (all its stages) and
-            `"stage:N"` (counted from 1, nearest to the picture), the more special wins.
+            `"stage:N"` (counted from 1, nearest to the image), the more special wins.
         lowest_rate: multiplier of the first stage; those of the stages between it and the head lie
             on a geometric scale (layer-wise decay: 0.8 a stage over 12 stages is 0.07). 1 is none.
         optimizer: class of `keras.optimizers`, in lower case: `"adamw"`, `"sgd"`, `"lion"`, …
@@ -61,9 +61,9 @@ class Phase:
         solver: `"gradient"`, or `"logistic"`: the head in closed form, by logistic regression on the
             features of the frozen backbone (all of it, and a head without hidden layers); of several
             labels by one for each, of numbers by ridge regression. It takes one pass over the
-            pictures; epochs is 1, and rate, optimizer, dropout, label smoothing and mix mean
+            images; epochs is 1, and rate, optimizer, dropout, label smoothing and mix mean
             nothing. Of the augmentation only the mirror image is used.
-        views: of each training picture, where activations are computed once and something varies:
+        views: of each training image, where activations are computed once and something varies:
             one of them is drawn each epoch. None leaves it to the trainer.
     """
 

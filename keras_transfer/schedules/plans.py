@@ -25,10 +25,10 @@ class PlannedPhase:
         phase: what the schedule says.
         epochs: epochs, the last of which may be cut short (where the phase is given in steps).
         steps: batches of the whole phase.
-        steps_per_epoch: batches of one pass over the training pictures.
+        steps_per_epoch: batches of one pass over the training images.
         batch_size, image_size: of the phase, or the trainer's and the model's.
         frozen: number of leading stages that are frozen.
-        rates: multiplier of each stage, from the picture upwards; 0 where it is frozen.
+        rates: multiplier of each stage, from the image upwards; 0 where it is frozen.
         head_rate: multiplier of the head.
     """
 
@@ -57,7 +57,7 @@ class Plan:
     Attributes:
         schedule: that this is the plan of.
         phases: with their numbers worked out.
-        stage_names: of the backbone, from the picture upwards.
+        stage_names: of the backbone, from the image upwards.
     """
 
     schedule: Schedule
@@ -75,7 +75,7 @@ class Plan:
             f"{'shape':<10}{'rate: head':>11}{'last stage':>11}{'first':>10}  more"
         ]
         for p in self.phases:
-            # From the picture upwards; of the rates only those of stages that train.
+            # From the image upwards; of the rates only those of stages that train.
             trained = [f"{p.phase.learning_rate * rate:.3g}" for rate in p.rates if rate] or ["-"]
             closed = p.phase.solver == "logistic"
             head = "-" if closed else f"{p.phase.learning_rate * p.head_rate:.3g}"
@@ -147,8 +147,8 @@ def _more(phase):
     )
 
 
-def make_plan(model: keras.Model, schedule: Schedule, pictures: int, batch_size: int = 32) -> Plan:
-    """Works out a schedule for a model of `build_model` and a number of training pictures.
+def make_plan(model: keras.Model, schedule: Schedule, images: int, batch_size: int = 32) -> Plan:
+    """Works out a schedule for a model of `build_model` and a number of training images.
 
     Raises:
         InputError: a layer or stage that the backbone does not have, or an image size that it
@@ -162,7 +162,7 @@ def make_plan(model: keras.Model, schedule: Schedule, pictures: int, batch_size:
         frozen = frozen_stages(backbone, phase.freeze)
         rates, head_rate = stage_rates(phase, stages)
         batch = phase.batch_size or batch_size
-        per_epoch = math.ceil(pictures / batch)
+        per_epoch = math.ceil(images / batch)
         steps = phase.steps or (phase.epochs or 0) * per_epoch  # one of them is given
         image_size = phase.image_size or size
         try:

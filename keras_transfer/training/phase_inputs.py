@@ -1,4 +1,4 @@
-"""What a phase is made of: its pictures or activations, its heads, its callbacks.
+"""What a phase is made of: its images or activations, its heads, its callbacks.
 
 Each is a function of the trainer's settings (a `training.Trainer`), the phase and the data; nothing
 hangs on what ran before.
@@ -22,7 +22,7 @@ _HEAD_STEPS = 64
 
 
 def augmentation_of(trainer, phase):
-    """How the phase's training pictures vary, see `data.resolve_augmentation`."""
+    """How the phase's training images vary, see `data.resolve_augmentation`."""
     return resolve_augmentation(trainer.augment if phase.augment is None else phase.augment)
 
 
@@ -49,13 +49,13 @@ def smoothed_heads(trainer, phase) -> dict:
 
 def caching_of(trainer, plan: Plan, data) -> list[tuple[Caching | None, str]]:
     """For each phase how its frozen part is computed once, or None and why not."""
-    pictures = {split: len(part) for split, part in data.examples.items()}
+    images = {split: len(part) for split, part in data.examples.items()}
     return [
         plan_caching(
             trainer.cache,
             planned,
             trainer.model,
-            pictures,
+            images,
             augmentation_of(trainer, planned.phase),
             mix_of(trainer, planned.phase),
             store=Store(),
@@ -69,9 +69,9 @@ def batches_of(trainer, data, split, planned, features, dtype, *, memory, start_
     """The tf.data stream of a split that the phase trains on or is validated with.
 
     Args:
-        features: split → its activations; empty where the phase begins at pictures.
+        features: split → its activations; empty where the phase begins at images.
         dtype: of the activations in the stream.
-        memory: gives the `data.memory.PictureMemory` for pictures that come again.
+        memory: gives the `data.memory.ImageMemory` for images that come again.
         start_epoch: of a training stream; None for a pass in order.
     """
     options = {"batch_size": planned.batch_size}
@@ -140,7 +140,7 @@ def steps_per_execution(trainer, planned, from_cut: bool) -> int:
     most = trainer.steps_per_execution
     if from_cut and planned.frozen == len(planned.rates):
         most = max(most, _HEAD_STEPS)  # a head's step is shorter than the call of it
-    # Keras would run on into the next epoch's pictures with any other.
+    # Keras would run on into the next epoch's images with any other.
     epoch = math.gcd(planned.steps_per_epoch, planned.steps)
     return max(n for n in range(1, most + 1) if epoch % n == 0)
 

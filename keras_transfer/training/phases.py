@@ -34,10 +34,10 @@ class PhaseFitting:
 
     Args:
         trainer: the `training.Trainer` whose model and settings they are.
-        data: its pictures.
+        data: its images.
         progress: what is kept of the run.
         anchors: id of a weight → its value before the first phase, for L2-SP.
-        memory: gives the `data.memory.PictureMemory` for pictures that come again.
+        memory: gives the `data.memory.ImageMemory` for images that come again.
         callbacks: of the user's.
 
     Attributes:
@@ -110,7 +110,7 @@ class PhaseFitting:
         """One compile and `fit`.
 
         Args:
-            features: split → its activations; empty where the phase begins at pictures.
+            features: split → its activations; empty where the phase begins at images.
             arrays: the state to go on from, where there is one.
         """
         scope = self.workers.scope if self.workers else contextlib.nullcontext

@@ -48,7 +48,7 @@ class Progress(keras.callbacks.Callback):
 
     Args:
         run: where it is written.
-        model: whose variables are kept (`fit` may run a twin of it on the same weights).
+        model: whose variables are kept (`fit` may run a duplicate of it on the same weights).
         seed: of dropout and stochastic depth.
         keep: `"best"` or `"last"` epoch.
         signals: deferred while a state is written.

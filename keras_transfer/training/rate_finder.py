@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith, arXiv:1506.01186), on the real pictures."""
+"""The learning-rate range test (Smith, arXiv:1506.01186), on the real images."""
 
 import random
 from contextlib import contextmanager
@@ -79,7 +79,7 @@ def find_rate(
 
     Args:
         model: from `build_model`, compiled or not.
-        data: a `keras_transfer.data.ImageData`; its training pictures are used, augmented.
+        data: a `keras_transfer.data.ImageData`; its training images are used, augmented.
         phase: what trains, and with which optimizer and multipliers; everything by default.
         lowest, highest: first and last rate, 0 < lowest < highest.
         steps: batches, ≥ 10.
@@ -126,9 +126,9 @@ def find_rate(
 def _losses(probe, stream, steps, progress):
     losses = []
     seen = bar(shown=progress, total=steps, desc="range test", unit="batch")
-    for pictures, labels in stream:
+    for images, labels in stream:
         probe.reset_metrics()  # Keras reports means over the batches since
-        loss = float(probe.train_on_batch(pictures, labels, return_dict=True)["loss"])
+        loss = float(probe.train_on_batch(images, labels, return_dict=True)["loss"])
         if not np.isfinite(loss):
             break
         losses.append(loss)

@@ -8,7 +8,7 @@ from functools import partial
 import keras
 import numpy as np
 
-from keras_transfer.data.check import find_twins
+from keras_transfer.data.check import find_duplicates
 from keras_transfer.errors import say
 from keras_transfer.evaluation.measures import measured, outputs_of
 from keras_transfer.features.caching import Caching
@@ -33,7 +33,7 @@ def settings_of(trainer, schedule: Schedule, extra: dict | None) -> dict:
 
     Args:
         schedule: as it was asked for: of one device.
-        extra: where the pictures lie, and the command's settings.
+        extra: where the images lie, and the command's settings.
     """
     heads = {n: {"task": h.task, "names": list(h.names)} for n, h in trainer.heads.items()}
     return {
@@ -61,9 +61,9 @@ class TrainingRun:
 
     Args:
         trainer: the `training.Trainer` whose model and settings are used.
-        data: its pictures.
+        data: its images.
         plan: of the trainer, for them.
-        memory: gives the `data.memory.PictureMemory` for pictures that come again.
+        memory: gives the `data.memory.ImageMemory` for images that come again.
         callbacks: the user's.
     """
 
@@ -132,11 +132,11 @@ class TrainingRun:
     def _begin(self, out, settings, begun):
         """(the run, the caching of each phase, what L2-SP pulls to); all workers agree on them."""
         trainer, data, workers = self.trainer, self.data, self.workers
-        schedule, pictures = self.plan.schedule, data.fingerprint()
+        schedule, images = self.plan.schedule, data.fingerprint()
         if workers:
             fitting.check(workers, self.model, schedule)
-            workers.agree("pictures", json.dumps(pictures).encode())
-        if warning := find_twins(data).warning:
+            workers.agree("images", json.dumps(images).encode())
+        if warning := find_duplicates(data).warning:
             say(warning)
         if begun:
             # What was decided by the room on the disk is not decided again.
@@ -148,9 +148,9 @@ class TrainingRun:
             decisive = {key: value for key, value in settings.items() if key not in PLACES}
             workers.agree("settings", json.dumps(decisive, default=str).encode())
         if begun:
-            run = following.resume(workers, out, settings, pictures)
+            run = following.resume(workers, out, settings, images)
         else:
-            first = data.skipped, pictures, data.split_table()
+            first = data.skipped, images, data.split_table()
             run = following.create(workers, out, settings, *first)
         if schedule.zero_head:
             for weight in (w for name in trainer.heads for w in self.model.get_layer(name).weights):
@@ -163,7 +163,7 @@ class TrainingRun:
             for planned, chosen, reason in zip(self.plan.phases, caching, reasons):
                 if planned.frozen:
                     say(
-                        f"cache: phase {planned.phase.name} {chosen or f'trains on pictures: {reason}'}"
+                        f"cache: phase {planned.phase.name} {chosen or f'trains on images: {reason}'}"
                     )
         return run, caching, anchors
 
@@ -248,11 +248,11 @@ class TrainingRun:
             run.finish(model, metrics)
 
     def _val_outputs(self):
-        """Labels and outputs of the kept weights on the validation pictures.
+        """Labels and outputs of the kept weights on the validation images.
 
-        From what the last phase was validated with: its activations, or pictures that are decoded
+        From what the last phase was validated with: its activations, or images that are decoded
         already. Activations hold for the kept weights where their part of the network has not been
-        trained since. Of several workers each predicts a share of the pictures.
+        trained since. Of several workers each predicts a share of the images.
         """
         data, model, size = self.data, self.model, self.trainer.batch_size
         if self.workers:

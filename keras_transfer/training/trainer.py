@@ -10,7 +10,7 @@ import keras
 
 from keras_transfer.advisor.rules import check_overrides
 from keras_transfer.data.balance import check_balance, check_class_weights
-from keras_transfer.data.memory import PictureMemory
+from keras_transfer.data.memory import ImageMemory
 from keras_transfer.data.mixing import Mix
 from keras_transfer.errors import InputError, say
 from keras_transfer.features import check_engine
@@ -29,7 +29,7 @@ from keras_transfer.training.phase_inputs import caching_of, mix_of, smoothed_he
 from keras_transfer.training.run_loop import TrainingRun, settings_of
 from keras_transfer.utils.machine import free_memory
 
-_MOST_PICTURES = 1 << 30  # bytes of decoded pictures in memory
+_MOST_IMAGES = 1 << 30  # bytes of decoded images in memory
 
 
 class Trainer:
@@ -43,15 +43,15 @@ class Trainer:
         overrides: other numbers for the recipe (`{"head_epochs": 2}`) and its phases
             (`{"all.learning_rate": 1e-4, "*.ema": 0.99}`), see `recipes.resolve_schedule`.
         epochs, learning_rate: short for those two arguments of the recipe. By default the number
-            of epochs follows from the number of pictures, which `fit` sees.
-        batch_size: pictures a step, ≥ 1, where the phase says nothing.
-        augment: how training pictures vary, where the phase says nothing: `"none"`, `"light"`,
+            of epochs follows from the number of images, which `fit` sees.
+        batch_size: images a step, ≥ 1, where the phase says nothing.
+        augment: how training images vary, where the phase says nothing: `"none"`, `"light"`,
             `"medium"`, `"heavy"`, `"randaugment"`, a `data.Augmentation`, a transform of
             albumentations, a Keras layer, or a file, see `data.resolve_augmentation`; or `"auto"`:
             what the advisor says with an `"auto"` schedule, else `"light"`.
-        mix: `"none"`, `"mixup"` or `"cutmix"`: training pictures of a batch are mixed with each
+        mix: `"none"`, `"mixup"` or `"cutmix"`: training images of a batch are mixed with each
             other, and their labels alike, where the phase says nothing. Such a phase trains on
-            pictures: nothing of it is cached. A head in closed form is not touched by it.
+            images: nothing of it is cached. A head in closed form is not touched by it.
         mix_alpha: how strongly, see `data.Mix`.
         seed: fixes order, augmentation and dropout. Two runs with the same seed, model weights and
             machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
@@ -60,28 +60,28 @@ class Trainer:
             `"last"` the last one, whose accuracy no choice has flattered.
         balance: what is done about classes of unequal size: `"none"`; `"weights"`: each weighs by
             inverse frequency, see `data.balance.class_weights`; `"sampling"`: an epoch has as many
-            pictures, of each class equally many (a closed form has no epochs: weights there). A
+            images, of each class equally many (a closed form has no epochs: weights there). A
             phase's `class_weights` win over it.
         steps_per_execution: at most so many steps in one call of Keras, ≥ 1; the largest number
             that divides an epoch is taken. More than 1 helps where a step takes a few milliseconds
             (`scripts/step_times.py`); the loss is then looked at after each call only.
         validate_every: epochs from one validation to the next; the first and the last of a phase are
             always validated, and only validated ones are kept. By default each, but of few training
-            pictures and many to validate on so seldom that it takes no longer than training.
+            images and many to validate on so seldom that it takes no longer than training.
         cache: where the activations of frozen stages are kept, so that they are computed once:
             `"disk"` (for later runs too, see `features.store`), `"memory"`, `"off"`, or `"auto"`:
             on disk where the estimated gain is worth it, see `features.caching`. Phases that train
-            on pictures keep decoded ones in memory where they fit, unless it is `"off"`.
+            on images keep decoded ones in memory where they fit, unless it is `"off"`.
         engine: what computes them, see `features.engines`: `"auto"`, `"keras"` or `"openvino"`.
         feature_dtype: number format they are kept in; `"auto"` is that of the model where it fits,
             else float16.
         data_service: address of a tf.data service (`"grpc://HOST:PORT"`), whose workers read, resize
-            and augment what phases train on in pictures, see `data.service`.
+            and augment what phases train on in images, see `data.service`.
         distribute: `"auto"`: over the workers that `start_workers` has joined, if it has; `"none"`; or
             those workers, or their kind. The model must be built in their scope.
         scaling: what more devices do to a step, see `distribution.scaling`: `"auto"`: each has
-            `batch_size` pictures, and the rate grows with their number; `"none"`: they share
-            `batch_size` pictures, and the result is that of one device. A resumed run goes on with the
+            `batch_size` images, and the rate grows with their number; `"none"`: they share
+            `batch_size` images, and the result is that of one device. A resumed run goes on with the
             batches that it began with, on whatever devices there are.
 
     The model's image size is that of its input.
@@ -162,11 +162,11 @@ class Trainer:
         else:
             self._schedule(1000)
 
-    def _schedule(self, pictures) -> Schedule:
+    def _schedule(self, images) -> Schedule:
         schedule = recipes.resolve_schedule(
             self._recipe,
             self._overrides,
-            pictures=pictures,
+            images=images,
             image_size=self.model.input_shape[1],
             linear_head=self._closed_form_obstacle() is None,
         )
@@ -179,7 +179,7 @@ class Trainer:
             if mix_of(self, phase) and (self.head is None or self.head.task == "regression"):
                 raise InputError(
                     f"Phase '{phase.name}': mix is for one head of classes or labels: half of each of "
-                    "two pictures does not measure their mean."
+                    "two images does not measure their mean."
                 )
             smoothed_heads(self, phase)
         return schedule
@@ -207,9 +207,9 @@ class Trainer:
         """What `fit` would do: `print(trainer.plan(data).table())`, `.draw("plan.png")`."""
         if self._recipe == recipes.AUTO:
             self._settle(data)
-        pictures = len(data.examples["train"])
-        schedule = scaled(self._schedule(pictures), self.devices, self.batch_size)
-        return make_plan(self.model, schedule, pictures, self.batch_size * self.devices)
+        images = len(data.examples["train"])
+        schedule = scaled(self._schedule(images), self.devices, self.batch_size)
+        return make_plan(self.model, schedule, images, self.batch_size * self.devices)
 
     def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
         """For each phase how its frozen part would be computed once, or None and why not."""
@@ -279,9 +279,9 @@ class Trainer:
         Args:
             data: a `keras_transfer.data.ImageData`.
             out: directory of the run; must not exist, or be empty, unless `resume`.
-            config: what else shall stand in `config.yaml` (the command's settings). Where the pictures
+            config: what else shall stand in `config.yaml` (the command's settings). Where the images
                 are those of `data.from_directory`, their folder stands there in any case.
-            resume: go on with an interrupted run of the same settings and pictures. The model must
+            resume: go on with an interrupted run of the same settings and images. The model must
                 be built as it was then. Where nothing was begun yet, it begins.
             callbacks: of Keras, told of each epoch once it is kept (an epoch's number counts on over
                 the phases; a head in closed form has none). What they raise ends the training.
@@ -293,7 +293,7 @@ class Trainer:
 
         Raises:
             InputError: the model's heads are not the data's; `out` is not empty; the run to
-                resume is finished, or its settings or pictures changed; memory or disk is full.
+                resume is finished, or its settings or images changed; memory or disk is full.
             Diverged: the loss became NaN or infinite; the best model before that is in the run.
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
             WorkerLost: another process of those that train together is gone.
@@ -320,4 +320,4 @@ class Trainer:
 
     @cached_property
     def _memory(self):
-        return PictureMemory(min(_MOST_PICTURES, free_memory() // 4))
+        return ImageMemory(min(_MOST_IMAGES, free_memory() // 4))

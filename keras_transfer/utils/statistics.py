@@ -24,7 +24,7 @@ def number(value) -> float | int | None:
 
 
 def share(correct, count) -> dict:
-    """A share of `count` pictures with its interval (Wilson 1927); of none all three are None."""
+    """A share of `count` images with its interval (Wilson 1927); of none all three are None."""
     if not count:
         return interval(None)
     return interval(correct / count, *wilson_interval(int(correct), int(count)))
@@ -39,7 +39,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict]:
-    """Intervals of some statistics of `count` pictures, by drawing pictures anew.
+    """Intervals of some statistics of `count` images, by drawing images anew.
 
     They are basic bootstrap intervals (Davison and Hinkley 1997, 5.2): the distance from the statistic
     to its resamples is taken for that from the truth to the statistic. A statistic whose resamples lie
@@ -47,14 +47,14 @@ def bootstrap(
     its bias.
 
     Args:
-        statistic: from how often each picture was drawn, float [count], to K numbers; NaN where
-            one cannot be had from these pictures.
+        statistic: from how often each image was drawn, float [count], to K numbers; NaN where
+            one cannot be had from these images.
         highest, lowest: what the statistics can be at most and at least.
         resamples: how many.
         seed: of the draws: the same seed gives the same intervals.
 
     Returns:
-        K intervals. Without ends where there is one picture, or no resample has the statistic.
+        K intervals. Without ends where there is one image, or no resample has the statistic.
     """
     value = np.atleast_1d(np.asarray(statistic(np.ones(count)), "float64"))
     if count < 2:
@@ -88,7 +88,7 @@ def normal(value: float, error: float, highest: float = 1.0, lowest: float = 0.0
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson 1927), 95 % by default; right for few pictures too."""
+    """Confidence interval of a share (Wilson 1927), 95 % by default; right for few images too."""
     share = correct / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

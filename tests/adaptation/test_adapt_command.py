@@ -11,7 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import RUN_FILES, tiny_backbone, write_picture
+from conftest import RUN_FILES, tiny_backbone, write_image
 from test_adapt_run import COLOURS, NAMES, domain, same_weights, tiny_model
 from typer.testing import CliRunner
 
@@ -36,7 +36,7 @@ def folders(tmp_path_factory):
     for folder, count, darker in (("source", 15, 0), ("target", 10, 60)):
         for name, colour in zip(NAMES, COLOURS):
             for i in range(count):
-                write_picture(root / folder / name / f"{i}.png", colour - darker, seed=i, noise=60)
+                write_image(root / folder / name / f"{i}.png", colour - darker, seed=i, noise=60)
         (root / folder / "red" / "bad.jpg").write_bytes(b"\xff\xd8\xff bad")
     keras.utils.set_random_seed(1)
     backbone = build_model(tiny_backbone(), Classification("ab"), image_size=32)
@@ -110,7 +110,7 @@ def test_the_command_writes_a_run_that_the_other_commands_take(folders, tmp_path
     for part in ("Discriminator", "Domains, before", "Classes of the source, after", "proxy-A"):
         assert part in page
     assert page.count("bad.jpg") == 2 and "2 last" in page
-    # Nothing is fetched: no address but names of XML, and pictures are in the page.
+    # Nothing is fetched: no address but names of XML, and images are in the page.
     assert not re.findall(r"""(?:src|href)="(?!#|data:)|@import|url\((?!#)|<script""", page)
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
     again = html.unescape(re.search(r"<code>(.*?)</code>", page, re.DOTALL)[1])
@@ -182,16 +182,16 @@ def test_wrong_use_is_answered_before_keras_is_imported(folders, tmp_path):
     source, target, backbone = folders
     other, nothing, loose = tmp_path / "other", tmp_path / "nothing", tmp_path / "loose"
     for name in ("red", "pink"):
-        write_picture(other / name / "0.png", (9, 9, 9))
-    write_picture(loose / "0.png", (9, 9, 9))
+        write_image(other / name / "0.png", (9, 9, 9))
+    write_image(loose / "0.png", (9, 9, 9))
     nothing.mkdir()
     bad = tmp_path / "bad" / "0.png"
     bad.parent.mkdir()
     bad.write_bytes(b"bad")
     own = ["--backbone", backbone]
     cases = {
-        "no pictures in": [source, nothing, "--method", "dann", *own],
-        "no readable picture in": [source, bad.parent, "--method", "dann", *own],
+        "no images in": [source, nothing, "--method", "dann", *own],
+        "no readable image in": [source, bad.parent, "--method", "dann", *own],
         "is a file: give a folder": [source, loose / "0.png", "--method", "dann", *own],
         "no such file or folder": [source, tmp_path / "none", "--method", "dann", *own],
         "no such folder or file": [tmp_path / "none", target, "--method", "dann", *own],

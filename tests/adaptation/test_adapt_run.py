@@ -20,11 +20,11 @@ SMALL = DANN(hidden=(8,), batch_norm=False)
 
 
 def domain(count, seed, darker=0):
-    """(pictures uint8 [N, 32, 32, 3], labels): a colour a class, noisy."""
+    """(images uint8 [N, 32, 32, 3], labels): a colour a class, noisy."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(NAMES)
-    pictures = COLOURS[labels][:, None, None] - darker + rng.normal(0, 40, (count, 32, 32, 3))
-    return np.clip(pictures, 0, 255).astype("uint8"), labels.astype("int32")
+    images = COLOURS[labels][:, None, None] - darker + rng.normal(0, 40, (count, 32, 32, 3))
+    return np.clip(images, 0, 255).astype("uint8"), labels.astype("int32")
 
 
 def source_data():
@@ -32,8 +32,8 @@ def source_data():
 
 
 def target_examples(falsified=False):
-    pictures, labels = domain(24, 1, darker=60)
-    return Examples(Arrays(pictures), 0 * labels if falsified else labels)
+    images, labels = domain(24, 1, darker=60)
+    return Examples(Arrays(images), 0 * labels if falsified else labels)
 
 
 def tiny_model():
@@ -75,8 +75,8 @@ def test_labels_of_the_target_reach_neither_weights_nor_choice(tmp_path):
     assert same.epoch == adapted.epoch and same.history == adapted.history
     assert same.selector.scores == adapted.selector.scores
     # And yet the report is of the falsified labels.
-    pictures, labels = domain(24, 1, darker=60)
-    answers = np.asarray(other(pictures)).argmax(axis=1)
+    images, labels = domain(24, 1, darker=60)
+    answers = np.asarray(other(images)).argmax(axis=1)
     assert same.selector.target_accuracy(same.epoch) == (answers == 0).mean()
     assert (answers == 0).mean() != (answers == labels).mean()
     assert not any("target_accuracy" in name for name in adapted.history)
@@ -121,7 +121,7 @@ def test_the_model_ends_with_the_weights_of_the_epoch_that_is_kept(monkeypatch, 
     for a, b in zip(model.get_weights(), seen.weights[adapted.epoch - 1]):
         np.testing.assert_array_equal(a, b)
     assert [s.epoch for s in adapted.selector.scores] == [1, 2, 3]
-    # The source's validation pictures, and what the scores are of: the model on plain pictures.
+    # The source's validation images, and what the scores are of: the model on plain images.
     assert adapted.history["val_accuracy"] == [s.source_accuracy for s in adapted.selector.scores]
 
 
@@ -235,11 +235,11 @@ def test_the_callback_alone_and_the_source_by_its_own_statistics():
 
 
 def test_wrong_choices():
-    model, pictures = tiny_model(), domain(6, 0)[0]
+    model, images = tiny_model(), domain(6, 0)[0]
     with pytest.raises(InputError, match="keep must be one of"):
-        EpochChoice(model, [pictures], [1, 1, 1], keep="best")
-    with pytest.raises(InputError, match="gives more than pictures"):
-        EpochChoice(model, [(pictures, np.arange(6))], [1, 1, 1])
+        EpochChoice(model, [images], [1, 1, 1], keep="best")
+    with pytest.raises(InputError, match="gives more than images"):
+        EpochChoice(model, [(images, np.arange(6))], [1, 1, 1])
     with pytest.raises(InputError, match=r"\(ema\)"):
         adapt(
             model, source_data(), target_examples(), "coral",

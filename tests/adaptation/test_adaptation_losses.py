@@ -267,7 +267,7 @@ def test_a_class_without_members_attracts_nothing():
     np.testing.assert_array_equal(losses.nearest_centroid(features, found), [0, 0, 1])
 
 
-def test_certain_pictures_teach_their_other_views():
+def test_certain_images_teach_their_other_views():
     logits = np.log([[0.95, 0.05], [0.6, 0.4], [0.08, 0.92]]).astype("float32")
     views = np.log([[0.5, 0.5], [0.1, 0.9], [0.75, 0.25]]).astype("float32")
     found, sure = losses.pseudo_labels(logits, views, 0.9)

@@ -19,7 +19,7 @@ SMALL = DANN(hidden=(16,), batch_norm=False)
 
 
 def domain(n, seed, target):
-    """Pictures of two classes: a weak sign in red, and in the source a plain one in green."""
+    """Images of two classes: a weak sign in red, and in the source a plain one in green."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     sign = 2.0 * labels - 1
@@ -33,7 +33,7 @@ def domain(n, seed, target):
 def small_model(norm=True, names="ab", dropout=0.0, **head):
     """Two hidden stages on the mean colour."""
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((SIZE, SIZE, 3), name="pictures")
+    inputs = keras.Input((SIZE, SIZE, 3), name="images")
     x = keras.layers.Rescaling(1 / 30, offset=-127 / 30)(inputs)
     x = keras.layers.GlobalAveragePooling2D()(x)
     for width in (16, 8):
@@ -112,7 +112,7 @@ def test_a_step_adds_up_the_losses_of_all_methods():
     made.step.assign(4.0)
     outputs = made({"source": x, "target": z}, training=True)
     loss = made.compute_loss({"source": x, "target": z}, y, outputs)
-    f, g = (made.encoder(pictures) for pictures in (x, z))
+    f, g = (made.encoder(images) for images in (x, z))
     logits = made.classifier(g)
     strength = 2 / (1 + np.exp(-10 * 0.4)) - 1
     expected = {
@@ -135,8 +135,8 @@ def test_a_step_adds_up_the_losses_of_all_methods():
     assert int(made.step) == 5
 
 
-def accuracy(model, pictures, labels):
-    return float((np.asarray(model(pictures)).argmax(axis=1) == labels).mean())
+def accuracy(model, images, labels):
+    return float((np.asarray(model(images)).argmax(axis=1) == labels).mean())
 
 
 def accuracy_adapted_by(methods):
@@ -173,8 +173,8 @@ def test_other_views_learn_what_the_plain_ones_are_sure_of(batch_norm):
     """Green says nothing in the other views: what remains to answer by is red."""
     source, target = streams(256, 256, 32)
 
-    def grey(pictures):
-        return pictures, pictures * np.array([1, 0, 1], "uint8") + np.array([0, 127, 0], "uint8")
+    def grey(images):
+        return images, images * np.array([1, 0, 1], "uint8") + np.array([0, 127, 0], "uint8")
 
     model = small_model(norm=batch_norm != "frozen")
     if batch_norm == "per_domain":
@@ -195,9 +195,9 @@ def test_other_views_learn_what_the_plain_ones_are_sure_of(batch_norm):
 
 def test_views_that_are_not_there():
     source, target = streams(32, 32)
-    with pytest.raises(InputError, match="FixMatch needs another view of each target picture"):
+    with pytest.raises(InputError, match="FixMatch needs another view of each target image"):
         adapter(small_model(), "fixmatch").fit(source, target=target, verbose=0)
-    with pytest.raises(InputError, match="labels in place of pictures"):
+    with pytest.raises(InputError, match="labels in place of images"):
         labelled = target.map(lambda x: (x, tf.zeros(tf.shape(x)[0], tf.int32)))
         adapter(small_model(), "fixmatch").fit(source, target=labelled, verbose=0)
 
@@ -264,11 +264,11 @@ def test_streams_of_numpy_train_too():
 # -- BatchNorm ------------------------------------------------------------------------------------
 
 
-def first_norm_input(model, pictures):
+def first_norm_input(model, images):
     """What reaches the first BatchNorm."""
     stage = backbone_of(model).stages[0]
     dense = next(x for x in stage.layers if isinstance(x, keras.layers.Dense))
-    return np.asarray(dense((pictures.mean((1, 2)) - 127) / 30))
+    return np.asarray(dense((images.mean((1, 2)) - 127) / 30))
 
 
 @pytest.mark.parametrize("batch_norm", ["joint", "per_domain", "frozen"])
@@ -279,7 +279,7 @@ def test_whose_statistics_the_model_keeps(batch_norm):
     made.compile(keras.optimizers.SGD(0.0))
     start = [w.numpy() for norm in norms(model) for w in norm.weights]
     made.fit([(x, y)] * 60, target=[z] * 60, epochs=1, verbose=0)
-    source, target = (first_norm_input(model, pictures) for pictures in (x, z))
+    source, target = (first_norm_input(model, images) for images in (x, z))
     both = np.concatenate([source, target])
     norm = norms(model)[0]
     mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
@@ -318,7 +318,7 @@ def test_per_domain_is_joint_where_the_domains_are_the_same():
     np.testing.assert_allclose(apart["source_logits"], apart["target_logits"], rtol=1e-4, atol=1e-5)
 
 
-def test_adabn_is_the_statistics_of_all_pictures():
+def test_adabn_is_the_statistics_of_all_images():
     z, _ = domain(50, 1, True)
     model = small_model()
     weights = [w.numpy() for w in model.trainable_weights]

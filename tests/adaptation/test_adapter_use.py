@@ -76,9 +76,9 @@ def test_mixed_precision():
 
 
 def test_shot_moves_the_features_and_leaves_the_classifier():
-    pictures, labels = domain(256, 0, False)
-    shifted = np.clip(pictures + np.array([60, 40, -20]), 0, 255).astype("uint8")
-    source = tf.data.Dataset.from_tensor_slices((pictures, labels)).batch(32)
+    images, labels = domain(256, 0, False)
+    shifted = np.clip(images + np.array([60, 40, -20]), 0, 255).astype("uint8")
+    source = tf.data.Dataset.from_tensor_slices((images, labels)).batch(32)
     target = tf.data.Dataset.from_tensor_slices(shifted).shuffle(256, seed=1).batch(32)
     model = small_model()
     adapter(model, []).fit(source, epochs=10, verbose=0)
@@ -94,20 +94,20 @@ def test_shot_moves_the_features_and_leaves_the_classifier():
 
 def test_pseudo_labels_stand_still_within_an_epoch():
     """They are what the model said when it began, whatever it has become since."""
-    pictures, _ = domain(64, 0, True)
-    target = tf.data.Dataset.from_tensor_slices(pictures).batch(32)
+    images, _ = domain(64, 0, True)
+    target = tf.data.Dataset.from_tensor_slices(images).batch(32)
     model = small_model(bottleneck=6)
     made = adapter(model, "shot")
     made.pseudo_labels.renew(Stream(target, "target"), 9)
-    features = made.encoder.predict(pictures, verbose=0)
-    answers = keras.ops.softmax(model.predict(pictures, verbose=0))
+    features = made.encoder.predict(images, verbose=0)
+    answers = keras.ops.softmax(model.predict(images, verbose=0))
     centroids = losses.centroids(features, answers)
     labels = np.asarray(losses.nearest_centroid(features, centroids))
-    np.testing.assert_array_equal(made.pseudo_labels(pictures), labels)
+    np.testing.assert_array_equal(made.pseudo_labels(images), labels)
     model.set_weights([-weight for weight in model.get_weights()])
-    np.testing.assert_array_equal(made.pseudo_labels(pictures), labels)
+    np.testing.assert_array_equal(made.pseudo_labels(images), labels)
     made.pseudo_labels.renew(Stream(target, "target"), 9)
-    assert (np.asarray(made.pseudo_labels(pictures)) != labels).any()
+    assert (np.asarray(made.pseudo_labels(images)) != labels).any()
     trained = {id(weight) for weight in made.trainable_variables}
     assert not trained & {id(weight) for weight in made.pseudo_labels.copy.weights}
 
@@ -181,7 +181,7 @@ def test_wrong_settings(change, words):
 
 def test_other_heads_are_refused():
     model = build_model(backbone_of(small_model()), MultiLabel(("a", "b")), image_size=SIZE)
-    with pytest.raises(InputError, match="one class a picture, not multi_label"):
+    with pytest.raises(InputError, match="one class per image, not multi_label"):
         Adapter(model, "dann")
 
 
@@ -197,21 +197,21 @@ good = {"source": [(x, y)], "target": [x]}
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"target": [(x, y)]}, "gives more than pictures: leave its labels out"),
-        ({"target": [{"pictures": x}]}, "gives more than pictures"),
-        ({"target": [y]}, "gives labels in place of pictures"),
-        ({"target": []}, "There is no picture in the target"),
+        ({"target": [(x, y)]}, "gives more than images: leave its labels out"),
+        ({"target": [{"images": x}]}, "gives more than images"),
+        ({"target": [y]}, "gives labels in place of images"),
+        ({"target": []}, "There is no image in the target"),
         ({"target": None}, "fit needs the target"),
-        ({"target": [x[:, :2]]}, "The target's pictures are 2×4×3, the model takes 4×4×3"),
+        ({"target": [x[:, :2]]}, "The target's images are 2×4×3, the model takes 4×4×3"),
         ({"target": x}, "The target is an array: give batches"),
         ({"target": 3}, "must be batches"),
         ({"source": None}, "fit needs the source"),
-        ({"source": [x]}, r"must give \(pictures, labels\)"),
-        ({"source": []}, "There is no picture in the source"),
-        ({"source": [(x[..., :1], y)]}, "The source's pictures are 4×4×1"),
+        ({"source": [x]}, r"must give \(images, labels\)"),
+        ({"source": []}, "There is no image in the source"),
+        ({"source": [(x[..., :1], y)]}, "The source's images are 4×4×1"),
         ({"source": [(x, y + 1)]}, "from 1 to 2, but the model has 2 classes: 0 to 1"),
         ({"source": [(x, np.eye(2)[y].astype(int))]}, r"must be integers \[N\]"),
-        ({"source": [(x, 0 * y)]}, "The source has no picture of b"),
+        ({"source": [(x, 0 * y)]}, "The source has no image of b"),
     ],
 )
 def test_wrong_streams(ready, change, words):
@@ -235,9 +235,9 @@ def test_shot_takes_no_source_and_no_loss():
 
 
 def image_data(target=False, poisoned=False, n=32):
-    pictures, labels = domain(n, 1 if target else 0, target)
+    images, labels = domain(n, 1 if target else 0, target)
     labels = 1 - labels if poisoned else labels
-    return from_arrays((pictures, labels), class_names=("a", "b"), val_split=0.25, progress=False)
+    return from_arrays((images, labels), class_names=("a", "b"), val_split=0.25, progress=False)
 
 
 def test_adapt_does_all_and_target_labels_reach_nothing(tmp_path):
@@ -270,14 +270,14 @@ def test_adapt_makes_the_other_views():
     data = image_data(target=True)
     history = adapt(small_model(), image_data(), data, Watching(), phase=phase, verbose=0)
     assert "sure" in history.history and seen
-    # Of one picture both views, the plain one as it is.
+    # Of one image both views, the plain one as it is.
     examples = data.examples["train"]
     settings = {"image_size": SIZE, "batch_size": 8}
     plain = _stream("target", examples, 3, {**settings, "augmentation": "none"})
     strong = _stream("target", examples, 3, {**settings, "augmentation": _stronger("none")})
     batches = [*two_views(plain, strong).once(9)]
     assert len(batches) == plain.length
-    originals = np.concatenate([pictures for pictures, _ in batches])
+    originals = np.concatenate([images for images, _ in batches])
     views = np.concatenate([other for _, other in batches])
     np.testing.assert_array_equal(originals, np.concatenate([*plain.once(9)]))
     assert (originals != views).any(axis=(1, 2, 3)).mean() > 0.5
@@ -303,8 +303,8 @@ def test_adapt_says_what_is_missing():
         adapt(small_model(names="abc"), data, data)
     labels = data.examples["train"].labels
     data.examples["train"] = data.examples["train"].take(np.flatnonzero(labels == 0))
-    with pytest.raises(InputError, match="The source has no picture of b"):
+    with pytest.raises(InputError, match="The source has no image of b"):
         adapt(small_model(), data, image_data())
     nothing = image_data().examples["train"].take(np.arange(0))
-    with pytest.raises(InputError, match="There is no picture in the target"):
+    with pytest.raises(InputError, match="There is no image in the target"):
         adapt(small_model(), image_data(), nothing)

@@ -35,7 +35,7 @@ def test_information_is_entropy_of_the_mean_less_mean_entropy():
     assert information_maximisation(LESS_SURE) == pytest.approx(0.688139 - 0.412743, abs=1e-6)
 
 
-def test_the_nuclear_norm_is_the_sum_of_singular_values_a_picture():
+def test_the_nuclear_norm_is_the_sum_of_singular_values_a_image():
     assert batch_nuclear_norm(SURE) == pytest.approx(1)
     assert batch_nuclear_norm(COLLAPSED) == pytest.approx(sqrt(2) / 2)
     # Of a 2×2 matrix (σ1 + σ2)² = ‖P‖² + 2 |det P|.
@@ -48,8 +48,8 @@ def test_the_nuclear_norm_reaches_its_bound_for_sure_and_even_answers():
     assert batch_nuclear_norm(np.full((12, 4), 0.25)) < sqrt(4 / 12)
 
 
-def test_density_of_three_pictures_by_hand():
-    # The twins see each other and next to nothing else; the third sees both alike.
+def test_density_of_three_images_by_hand():
+    # The duplicates see each other and next to nothing else; the third sees both alike.
     features = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
     assert soft_neighbourhood_density(features) == pytest.approx(log(2) / 3, abs=1e-6)
     # At a high temperature all neighbours count alike.
@@ -70,7 +70,7 @@ def test_density_does_not_depend_on_the_block_size(rng, monkeypatch):
     assert soft_neighbourhood_density(features) == pytest.approx(whole)
 
 
-def test_dense_groups_score_higher_than_scattered_pictures(rng):
+def test_dense_groups_score_higher_than_scattered_images(rng):
     centres = np.eye(8)[np.arange(40) % 4]
     dense = soft_neighbourhood_density(centres + 0.01 * rng.normal(size=(40, 8)))
     assert dense > soft_neighbourhood_density(rng.normal(size=(40, 8))) + 0.5
@@ -87,8 +87,8 @@ def test_what_is_no_probability_is_refused(bad):
         information_maximisation(np.array(bad))
 
 
-def test_one_picture_has_no_neighbours():
-    with pytest.raises(InputError, match="two pictures"):
+def test_one_image_has_no_neighbours():
+    with pytest.raises(InputError, match="two images"):
         soft_neighbourhood_density(np.ones((1, 3)))
 
 
@@ -100,9 +100,9 @@ def test_mean_ranks_by_hand():
     np.testing.assert_allclose(found, [(3 + 1.5) / 2, (1 + 1.5) / 2, (2 + 3) / 2])
 
 
-def blend(sureness, classes=2, pictures=40):
+def blend(sureness, classes=2, images=40):
     """Answers that become sure with `sureness` 0–1, all classes equally often."""
-    sure = np.eye(classes)[np.arange(pictures) % classes]
+    sure = np.eye(classes)[np.arange(images) % classes]
     return sureness * sure + (1 - sureness) / classes
 
 
@@ -123,7 +123,7 @@ def test_of_equal_epochs_the_later_is_selected():
 # -- the veto -------------------------------------------------------------------------------------
 
 
-def test_an_epoch_that_unlearnt_the_source_is_not_selected():
+def test_an_epoch_that_unlearned_the_source_is_not_selected():
     selector = Selector(EVEN)
     selector.add(1, 0.90, blend(0.3))
     selector.add(2, 0.84, blend(0.9))
@@ -169,7 +169,7 @@ def test_with_two_classes_only_a_single_one_is_collapse():
     assert "1.0 of 2.0 classes" in selector.veto(selector.scores[1])
 
 
-def test_few_pictures_cannot_show_many_classes():
+def test_few_images_cannot_show_many_classes():
     selector = Selector([1] * 100)
     selector.add(1, 0.9, np.eye(100)[:3])
     assert selector.veto(selector.scores[0]) is None

@@ -1,4 +1,4 @@
-"""How much pictures look like those of the pretraining, against NumPy and on real ones."""
+"""How much images look like those of the pretraining, against NumPy and on real ones."""
 
 import keras
 import numpy as np
@@ -17,8 +17,8 @@ from keras_transfer.models.stages import Backbone
 SIZE = 32
 
 
-def examples_of(pictures):
-    return Examples(Arrays(pictures), np.zeros(len(pictures), "int32"))
+def examples_of(images):
+    return Examples(Arrays(images), np.zeros(len(images), "int32"))
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def own_cache(cache):
 
 
 @pytest.fixture
-def pictures(rng):
+def images(rng):
     """Of many brightnesses, uint8 [40, 32, 32, 3]."""
     light = rng.integers(0, 200, (40, 1, 1, 3))
     return (light + rng.integers(0, 56, (40, SIZE, SIZE, 3))).astype("uint8")
@@ -49,66 +49,66 @@ def norms_of(backbone):
     return [x for x in backbone.layers if isinstance(x, keras.layers.BatchNormalization)]
 
 
-def inputs_of_norms(backbone, pictures):
-    """What goes into each BatchNorm, float64 [N·H·W, C], of pictures as the evaluation cuts them."""
-    data = ImageData(("x",), {"all": examples_of(pictures)}, [], "")
-    ((pictures, _),) = data.batches("all", image_size=SIZE, batch_size=len(pictures))
+def inputs_of_norms(backbone, images):
+    """What goes into each BatchNorm, float64 [N·H·W, C], of images as the evaluation cuts them."""
+    data = ImageData(("x",), {"all": examples_of(images)}, [], "")
+    ((images, _),) = data.batches("all", image_size=SIZE, batch_size=len(images))
     norms = norms_of(backbone)
     model = keras.Model(backbone.inputs[0], [norm.input for norm in norms])
-    values = [np.asarray(v, "float64") for v in model(pictures, training=False)]
+    values = [np.asarray(v, "float64") for v in model(images, training=False)]
     return [v.reshape(-1, v.shape[-1]) for v in values]
 
 
-def test_it_is_the_divergence_computed_by_hand(backbone, pictures):
+def test_it_is_the_divergence_computed_by_hand(backbone, images):
     assert len(norms_of(backbone)) > 2
     shifts = []
-    for norm, values in zip(norms_of(backbone), inputs_of_norms(backbone, pictures)):
+    for norm, values in zip(norms_of(backbone), inputs_of_norms(backbone, images)):
         here = values.var(axis=0) + norm.epsilon
-        learnt = np.asarray(norm.moving_variance, "float64") + norm.epsilon
+        learned = np.asarray(norm.moving_variance, "float64") + norm.epsilon
         gap = values.mean(axis=0) - np.asarray(norm.moving_mean, "float64")
-        divergence = np.log(np.sqrt(learnt / here)) + (here + gap**2) / (2 * learnt) - 0.5
+        divergence = np.log(np.sqrt(learned / here)) + (here + gap**2) / (2 * learned) - 0.5
         shifts.append(np.median(divergence))
     before = backbone.get_weights()
-    found = activation_shift(backbone, examples_of(pictures))
+    found = activation_shift(backbone, examples_of(images))
     assert found == pytest.approx(np.mean(shifts), rel=1e-4)
     for a, b in zip(before, backbone.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_pictures_it_learnt_from_are_like_themselves(backbone, pictures):
+def test_the_images_it_learned_from_are_like_themselves(backbone, images):
     """Layer by layer, since each one's statistics change what the next sees."""
     for i, norm in enumerate(norms_of(backbone)):
-        values = inputs_of_norms(backbone, pictures)[i]
+        values = inputs_of_norms(backbone, images)[i]
         norm.moving_mean.assign(values.mean(axis=0))
         norm.moving_variance.assign(values.var(axis=0))
-    assert activation_shift(backbone, examples_of(pictures)) == pytest.approx(0, abs=1e-5)
-    darker = activation_shift(backbone, examples_of(pictures // 2))
-    darkest = activation_shift(backbone, examples_of(pictures // 8))
+    assert activation_shift(backbone, examples_of(images)) == pytest.approx(0, abs=1e-5)
+    darker = activation_shift(backbone, examples_of(images // 2))
+    darkest = activation_shift(backbone, examples_of(images // 8))
     assert 0.01 < darker < darkest
 
 
-def test_many_pictures_are_sampled(backbone, pictures):
-    examples = examples_of(pictures)
-    rows = np.random.default_rng(3).permutation(len(pictures))[:10]
+def test_many_images_are_sampled(backbone, images):
+    examples = examples_of(images)
+    rows = np.random.default_rng(3).permutation(len(images))[:10]
     some = activation_shift(backbone, examples, most=10, seed=3)
     assert some == pytest.approx(activation_shift(backbone, examples.take(np.sort(rows))))
     assert some != pytest.approx(activation_shift(backbone, examples, most=10, seed=4))
 
 
-def test_without_batch_norm_nothing_is_known(pictures):
+def test_without_batch_norm_nothing_is_known(images):
     inputs = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
     plain = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
     backbone = backbone_at(
         build_model(backbone_from_model(plain), Classification("ab"), image_size=SIZE)
     )
-    assert activation_shift(backbone, examples_of(pictures)) is None
+    assert activation_shift(backbone, examples_of(images)) is None
     assert not is_untrained(backbone)
 
 
-def test_a_backbone_of_no_size_is_refused(pictures):
+def test_a_backbone_of_no_size_is_refused(images):
     with pytest.raises(InputError, match="takes any image size"):
-        activation_shift(small_backbone(), examples_of(pictures))
+        activation_shift(small_backbone(), examples_of(images))
 
 
 def test_random_weights_are_noticed(backbone):

@@ -1,4 +1,4 @@
-"""Advice from nothing to a choice, on a few real pictures: what it says, what it keeps to."""
+"""Advice from nothing to a choice, on a few real images: what it says, what it keeps to."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources.applications import BACKBONES
 
 SIZE = 64
-SECONDS = {"step": 0.01, "start": 4.0}  # a picture, and to begin
+SECONDS = {"step": 0.01, "start": 4.0}  # an image, and to begin
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +72,7 @@ def advice(data, source):
 def shuffled(data):
     train = data.examples["train"]
     labels = np.random.default_rng(1).permutation(train.labels)
-    return ImageData(data.class_names, {"train": Examples(train.pictures, labels)}, [], data.root)
+    return ImageData(data.class_names, {"train": Examples(train.images, labels)}, [], data.root)
 
 
 # -- what it says ---------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_a_source_model_is_ranked_with_those_of_imagenet_and_chosen(advice, sour
 
 def test_the_text_has_the_reasons(advice):
     text = str(advice)
-    assert "72 training pictures of 3 classes, 24 a class: small" in text
+    assert "72 training images of 3 classes, 24 a class: small" in text
     assert f"shift of activations {advice.facts.shift:.3f}: different from the pretraining" in text
     assert f"because {advice.choice.why}" in text
     assert "signal: the features tell the classes apart" in text
@@ -102,7 +102,7 @@ def test_json_is_plain_data(advice, source):
     plain = json.loads(json.dumps(advice.to_dict(), allow_nan=False))
     assert plain["choice"]["backbone"] == source
     assert plain["choice"]["overrides"] == {"learning_rate": 1e-3, "epochs": 194}
-    assert plain["data"]["pictures"] == 72 and plain["data"]["likeness"] == "different"
+    assert plain["data"]["images"] == 72 and plain["data"]["likeness"] == "different"
     assert {row["backbone"] for row in plain["ranking"]["backbones"]} == {"mobilenet_0.25", source}
     assert [cost["strategy"] for cost in plain["costs"]][2:] == [
         "feature_extraction",
@@ -130,13 +130,13 @@ def test_the_command_prints_one_document(advice, folder, source, tmp_path):
     from keras_transfer.cli.main import app
 
     options = ["--backbones", f"mobilenet_0.25, {source}", "--image-size", str(SIZE), "--json"]
-    picture = tmp_path / "stages.png"
-    result = CliRunner().invoke(app, ["advise", str(folder), *options, "--picture", str(picture)])
+    image = tmp_path / "stages.png"
+    result = CliRunner().invoke(app, ["advise", str(folder), *options, "--image", str(image)])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["choice"]["backbone"] == source
     assert found["data"] == advice.to_dict()["data"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
 
 
 def test_it_says_whether_adaptation_is_worth_trying(data, folder, source, tmp_path):
@@ -148,8 +148,8 @@ def test_it_says_whether_adaptation_is_worth_trying(data, folder, source, tmp_pa
         and "keras-transfer adapt" not in same.text()
     )
     for i, file in enumerate(sorted((folder / "train").rglob("*.*"))):
-        with Image.open(file) as picture:
-            picture.convert("RGB").point(lambda value: value // 5).save(tmp_path / f"{i}.png")
+        with Image.open(file) as image:
+            image.convert("RGB").point(lambda value: value // 5).save(tmp_path / f"{i}.png")
     from typer.testing import CliRunner
 
     from keras_transfer.cli.main import app
@@ -259,12 +259,12 @@ def test_wrong_options(options, words):
 
 
 def few(classes, split="train", labels=None, target=None):
-    """A picture for each entry of `classes`, all different."""
+    """An image for each entry of `classes`, all different."""
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (len(classes), 32, 32, 3)).astype("uint8")
+    images = rng.integers(0, 256, (len(classes), 32, 32, 3)).astype("uint8")
     labels = np.array(classes, "int32") if labels is None else labels
     names = target.names if target else tuple("abcdefgh")
-    return ImageData(names, {split: Examples(Arrays(pictures), labels)}, [], "data", target)
+    return ImageData(names, {split: Examples(Arrays(images), labels)}, [], "data", target)
 
 
 def test_the_same_backbone_twice(data):
@@ -277,18 +277,18 @@ def test_the_same_backbone_twice(data):
 def test_poor_data_ends_in_one_clear_error(monkeypatch, real_weights):
     """Before anything is computed."""
     monkeypatch.setattr(advisor, "_network", None)
-    twin = few([0, 1]).examples["train"].take(np.array([0, 0, 1, 1]))
-    copies = ImageData(("a", "b"), {"train": twin}, [], "data")
+    duplicate = few([0, 1]).examples["train"].take(np.array([0, 0, 1, 1]))
+    copies = ImageData(("a", "b"), {"train": duplicate}, [], "data")
     one_label = np.eye(4, dtype="float32")[:, :2]
     for poor, words in [
-        (few(range(8)), "no two classes with two different training pictures"),
-        (few([0, 0, 0, 1]), "no two classes with two different training pictures"),
-        (few([0, 0, 0, 0]), "no two classes with two different training pictures"),
-        (copies, "no two classes with two different training pictures"),
-        (few([0, 0, 1, 1], "all"), "has no train pictures; it has all"),
+        (few(range(8)), "no two classes with two different training images"),
+        (few([0, 0, 0, 1]), "no two classes with two different training images"),
+        (few([0, 0, 0, 0]), "no two classes with two different training images"),
+        (copies, "no two classes with two different training images"),
+        (few([0, 0, 1, 1], "all"), "has no train images; it has all"),
         (
             few(range(4), labels=one_label, target=Target("multi_label", ("a", "b"))),
-            "labelled for multi_label, and advice is for one class a picture",
+            "labelled for multi_label, and advice is for one class per image",
         ),
     ]:
         with pytest.raises(InputError, match=words):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
-from conftest import tiny_backbone, write_picture
+from conftest import tiny_backbone, write_image
 
 from keras_transfer.advisor import api as advisor
 from keras_transfer.advisor import auto
@@ -49,12 +49,12 @@ def trained_model(names=("blue", "green", "red")):
 
 
 def made_up(count=600, copies=60, classes=3):
-    """Pictures of unequal classes, some of them twice, and a validation split that is not read."""
+    """Images of unequal classes, some of them twice, and a validation split that is not read."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat(np.arange(classes), [count // 6, count // 3, count // 2]))
-    pictures = rng.integers(0, 256, (count, 4, 4, 3)).astype("uint8")
+    images = rng.integers(0, 256, (count, 4, 4, 3)).astype("uint8")
     order = np.r_[0:count, 0:copies]
-    train = Examples(Arrays(pictures), labels.astype("int32")).take(order)
+    train = Examples(Arrays(images), labels.astype("int32")).take(order)
     return ImageData(tuple("abc"), {"train": train, "val": Poison()}, [], "data")
 
 
@@ -107,8 +107,8 @@ def small_task(count=RACED_FROM, noise=40):
     """Two shades, 32×32, and labels that follow them; `val` is not read."""
     rng = np.random.default_rng(0)
     labels = np.arange(count, dtype="int32") % 2
-    pictures = rng.integers(0, noise, (count, 32, 32, 3)) + 60 * labels[:, None, None, None]
-    train = Examples(Arrays(pictures.astype("uint8")), labels)
+    images = rng.integers(0, noise, (count, 32, 32, 3)) + 60 * labels[:, None, None, None]
+    train = Examples(Arrays(images.astype("uint8")), labels)
     return ImageData(("a", "b"), {"train": train, "val": Poison()}, [], "data")
 
 
@@ -124,7 +124,7 @@ def test_the_contender_of_the_advice_is_raced_and_val_is_never_seen(capsys):
     assert [c.strategy for c in calls] == ["lp_ft", "freeze_k"]
     assert choice is calls[1] is advice.choice and advice.contender is calls[0]
     assert "advice (evidence)" in capsys.readouterr().err
-    # Of few pictures a fifth tells nothing apart; the policy of the textbook has one choice.
+    # Of few images a fifth tells nothing apart; the policy of the textbook has one choice.
     for options, fewer in [({}, RACED_FROM - 2), ({"policy": "classical"}, RACED_FROM)]:
         calls.clear()
         part = {"train": data.examples["train"].take(np.arange(fewer)), "val": Poison()}
@@ -180,13 +180,13 @@ def test_wrong_options_are_no_reason_to_fall_back(data):
 
 def test_without_a_measure_the_default_is_taken_and_that_is_said(capsys):
     rng = np.random.default_rng(0)
-    pictures = Arrays(rng.integers(0, 256, (4, 32, 32, 3)).astype("uint8"))
-    one_each = ImageData(tuple("abcd"), {"train": Examples(pictures, np.arange(4))}, [], "data")
+    images = Arrays(rng.integers(0, 256, (4, 32, 32, 3)).astype("uint8"))
+    one_each = ImageData(tuple("abcd"), {"train": Examples(images, np.arange(4))}, [], "data")
     labels = Target("multi_label", ("a", "b"))
     several = ImageData(
-        ("a", "b"), {"train": Examples(pictures, np.eye(4, 2, dtype="float32"))}, [], "data", labels
+        ("a", "b"), {"train": Examples(images, np.eye(4, 2, dtype="float32"))}, [], "data", labels
     )
-    for poor, words in [(one_each, "two different training pictures"), (several, "multi_label")]:
+    for poor, words in [(one_each, "two different training images"), (several, "multi_label")]:
         choice, advice = decide(poor, never, backbones=[trained_model()])
         assert advice is None and choice.strategy == "lp_ft" and words in choice.why
         said = capsys.readouterr().err
@@ -198,8 +198,8 @@ def test_without_a_measure_the_default_is_taken_and_that_is_said(capsys):
 
 def test_the_trainer_falls_back_for_labels(tmp_path):
     rng = np.random.default_rng(0)
-    pictures = Arrays(rng.integers(0, 256, (12, 32, 32, 3)).astype("uint8"))
-    labels = Examples(pictures, rng.integers(0, 2, (12, 2)).astype("float32"))
+    images = Arrays(rng.integers(0, 256, (12, 32, 32, 3)).astype("uint8"))
+    labels = Examples(images, rng.integers(0, 2, (12, 2)).astype("float32"))
     data = ImageData(("a", "b"), {"train": labels}, [], "data", Target("multi_label", ("a", "b")))
     model = trained_model()
     several = build_model(model.layers[1], MultiLabel(("a", "b")), image_size=32)
@@ -280,14 +280,14 @@ def test_numbers_of_the_user_win_over_the_advice(data, monkeypatch):
 
 
 def test_the_command_needs_a_folder_only(real_weights, tmp_path, monkeypatch):
-    """Real weights on tiny pictures; what was chosen can be read, and needs no advice again."""
+    """Real weights on tiny images; what was chosen can be read, and needs no advice again."""
     from typer.testing import CliRunner
 
     from keras_transfer.cli.main import app
 
     for name, colour in {"red": (200, 60, 60), "grey": (120, 120, 120)}.items():
         for i in range(15):
-            write_picture(tmp_path / "data" / name / f"{i}.png", colour, noise=50, seed=i)
+            write_image(tmp_path / "data" / name / f"{i}.png", colour, noise=50, seed=i)
     # Several backbones are compared in test_advisor.
     monkeypatch.setattr(advisor, "candidates", lambda *_: ["mobilenet_0.25"])
     out, options = tmp_path / "run", ["--image-size", "32", "--epochs", "2"]
@@ -299,7 +299,7 @@ def test_the_command_needs_a_folder_only(real_weights, tmp_path, monkeypatch):
     chosen = config["advice"]["choice"]
     assert config["backbone"] == chosen["backbone"] == "mobilenet_0.25"
     assert config["strategy"] == chosen["strategy"] == config["schedule"]["name"]
-    assert config["advice"]["data"]["pictures"] == 24
+    assert config["advice"]["data"]["images"] == 24
 
     monkeypatch.setattr(auto, "decide", never)
     seen = []

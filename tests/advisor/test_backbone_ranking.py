@@ -93,8 +93,8 @@ def test_what_cannot_be_ranked_is_said():
         ([], {}, "nothing to rank"),
         ([scores], {"by": "size"}, "Unknown score"),
         ([scores], {"by": "leep"}, "has no leep"),
-        ([scores, score_features(features, labels, seed=1)], {}, "different pictures"),
-        ([scores, score_features(features[::-1], labels[::-1])], {}, "different pictures"),
+        ([scores, score_features(features, labels, seed=1)], {}, "different images"),
+        ([scores, score_features(features[::-1], labels[::-1])], {}, "different images"),
     ]:
         with pytest.raises(InputError, match=message):
             rank_scores(given, **options)
@@ -115,17 +115,17 @@ def test_a_sample_has_all_classes_in_their_shares():
 
 
 def test_other_labels_are_refused(cache):
-    pictures = np.zeros((4, 32, 32, 3), "uint8")
+    images = np.zeros((4, 32, 32, 3), "uint8")
     for labels, target in [
         (np.eye(4, dtype="float32")[:, :2], Target("multi_label", ("a", "b"))),
         (np.ones((4, 1), "float32"), Target("regression", ("age",))),
     ]:
-        data = ImageData(target.names, {"train": Examples(pictures, labels)}, [], "data", target)
+        data = ImageData(target.names, {"train": Examples(images, labels)}, [], "data", target)
         with pytest.raises(InputError, match=f"labelled for {target.task}, and scoring backbones"):
             score_backbone("mobilenet_0.25", data)
     labels = np.arange(4, dtype="int32") % 2
-    data = ImageData(("a", "b"), {"val": Examples(pictures, labels)}, [], "data")
-    with pytest.raises(InputError, match="no train pictures"):
+    data = ImageData(("a", "b"), {"val": Examples(images, labels)}, [], "data")
+    with pytest.raises(InputError, match="no train images"):
         score_backbone("mobilenet_0.25", data)
 
 
@@ -163,7 +163,7 @@ def test_real_features_know_sign_digits_better_than_random_ones(real_scores):
         assert difference > 3 * error, key
     assert "leep" not in real.scores  # its classifier is not among the weights
     assert real.prior["parameters"] == BACKBONES["mobilenet_v2_0.35"].parameters
-    assert real.pictures == 300 and real.width == 1280
+    assert real.images == 300 and real.width == 1280
 
 
 def test_real_backbones_are_ranked_with_errors(real_scores):
@@ -184,7 +184,7 @@ def test_random_labels_on_real_features(signs, real_scores, real_weights, monkey
     train = signs.examples["train"]
     labels = np.random.default_rng(0).permutation(train.labels)
     shuffled = ImageData(
-        signs.class_names, {"train": Examples(train.pictures, labels)}, [], signs.root
+        signs.class_names, {"train": Examples(train.images, labels)}, [], signs.root
     )
     scores = [
         score_backbone(name, shuffled, image_size=96, engine="keras")
@@ -199,13 +199,13 @@ def test_random_labels_on_real_features(signs, real_scores, real_weights, monkey
 
 
 def test_imagenet_probabilities_from_features(real_weights, rng):
-    """The classifier on features gives what the whole model of Keras gives on pictures."""
-    pictures = rng.integers(0, 256, (3, 224, 224, 3)).astype("float32")
+    """The classifier on features gives what the whole model of Keras gives on images."""
+    images = rng.integers(0, 256, (3, 224, 224, 3)).astype("float32")
     backbone = build_backbone("mobilenet_0.25")
     whole = keras.applications.MobileNet(alpha=0.25, weights="imagenet")
     np.testing.assert_allclose(
-        imagenet_classifier(backbone)(backbone(pictures)),
-        whole(pictures / 127.5 - 1.0),
+        imagenet_classifier(backbone)(backbone(images)),
+        whole(images / 127.5 - 1.0),
         atol=1e-5,
     )
     assert imagenet_classifier(build_backbone("mobilenet_v2_0.35")) is None
@@ -218,7 +218,7 @@ def test_features_after_some_stages(real_weights, signs, cache):
     data = ImageData(signs.class_names, {"train": few}, [], signs.root)
     backbone = build_backbone("mobilenet_0.25", image_size=96)
     scores = score_backbone(prefix_of(backbone, 5), data, engine="keras")
-    assert scores.width == backbone.stages[4].output.shape[-1] and scores.pictures == 20
+    assert scores.width == backbone.stages[4].output.shape[-1] and scores.images == 20
     assert scores.prior["parameters"] < 218_544 and "5 of 14" in scores.name
 
 

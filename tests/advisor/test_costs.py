@@ -22,7 +22,7 @@ def model():
 
 
 def test_timing_leaves_no_trace(model, cache, rng):
-    for weight in model.weights:  # statistics that a batch of black pictures would move
+    for weight in model.weights:  # statistics that a batch of black images would move
         weight.assign(weight + rng.random(weight.shape))
     freeze(model, "stage:1")
     backbone = backbone_at(model)
@@ -49,23 +49,23 @@ def test_shares_of_the_stages(model):
     assert shares.sum() == pytest.approx(1) and (shares >= 0).all()
 
 
-def seconds(model, phases, pictures=100, shares=None):
-    """At 0.03 s a picture and 5 s to start; batches of 10."""
+def seconds(model, phases, images=100, shares=None):
+    """At 0.03 s an image and 5 s to start; batches of 10."""
     stages = len(backbone_at(model).stages)
     shares = np.full(stages, 1 / stages) if shares is None else shares
-    plan = make_plan(model, Schedule("s", phases), pictures, 10)
-    return Speed(0.03, 5.0).seconds(plan, shares, pictures)
+    plan = make_plan(model, Schedule("s", phases), images, 10)
+    return Speed(0.03, 5.0).seconds(plan, shares, images)
 
 
 def test_costs_by_hand(model):
     stages = len(backbone_at(model).stages)
     one = 1 / stages
-    # All of it, in two epochs of 100 pictures.
+    # All of it, in two epochs of 100 images.
     assert seconds(model, (Phase("all", "none", 2),)) == pytest.approx(200 * 0.03 + 5)
-    # The head in closed form: each picture once, and forwards only, a third of a step.
+    # The head in closed form: each image once, and forwards only, a third of a step.
     head = Phase("head", "all", 1, solver="logistic")
     assert seconds(model, (head,)) == pytest.approx(100 * 0.03 / 3)
-    # In steps: three views of each picture, however many epochs.
+    # In steps: three views of each image, however many epochs.
     for epochs in (1, 50):
         steps = Phase("head", "all", epochs)
         assert seconds(model, (steps,)) == pytest.approx(3 * 100 * 0.03 / 3)
@@ -79,7 +79,7 @@ def test_costs_by_hand(model):
     )
 
 
-def test_smaller_pictures_cost_less(model):
+def test_smaller_images_cost_less(model):
     smaller = build_model(small_backbone(), Classification("ab"), image_size=64)
     phases = (Phase("small", "none", 1, image_size=32), Phase("full", "none", 1))
     assert seconds(smaller, phases) == pytest.approx(100 * 0.03 * (1 / 4 + 1) + 2 * 5)
@@ -90,6 +90,6 @@ def test_what_freezes_more_costs_less(model):
     names = ("feature_extraction", "freeze_k", "lp_ft", "from_scratch")
     costs = []
     for name in names:
-        plan = make_plan(model, resolve_schedule(name, pictures=500), 500, 32)
+        plan = make_plan(model, resolve_schedule(name, images=500), 500, 32)
         costs.append(Speed(0.01, 2.0).seconds(plan, stage_shares(backbone), 500))
     assert costs == sorted(costs) and len(set(costs)) == 4

@@ -22,7 +22,7 @@ def samples(rng, shift=0.0, n=60, m=50, d=4):
 def test_proxy_a_is_2_where_a_line_divides_the_domains(rng):
     found = proxy_a_distance(*samples(rng, shift=10))
     assert found.value == 2
-    assert 0 < found.error < 0.3  # no error among a hundred pictures is no certainty
+    assert 0 < found.error < 0.3  # no error among a hundred images is no certainty
 
 
 def test_proxy_a_is_about_0_for_one_distribution():
@@ -31,15 +31,15 @@ def test_proxy_a_is_about_0_for_one_distribution():
     assert all(abs(f.value) < 4 * f.error for f in found)
 
 
-def test_the_same_pictures_in_both_domains_are_no_difference(rng):
+def test_the_same_images_in_both_domains_are_no_difference(rng):
     a, _ = samples(rng)
-    # A fold that saw a picture in one domain would be wrong of it in the other, each time.
+    # A fold that saw an image in one domain would be wrong of it in the other, each time.
     assert proxy_a_distance(a, a).value < -0.5
     assert proxy_a_distance(a, a, np.tile(np.arange(60), 2)).value == pytest.approx(0)
 
 
 def test_proxy_a_follows_from_the_error_by_hand():
-    # Columns that say the domain of 9 in 10 pictures; the others are where the other domain is.
+    # Columns that say the domain of 9 in 10 images; the others are where the other domain is.
     column = np.r_[np.repeat([-1.0, 1.0], [90, 10]), np.repeat([-1.0, 1.0], [3, 27])]
     found = proxy_a_distance(column[:100, None], column[100:, None])
     assert found.value == pytest.approx(2 * (1 - 2 * 0.1))
@@ -49,7 +49,7 @@ def test_proxy_a_follows_from_the_error_by_hand():
 
 def test_a_small_domain_counts_as_much_as_a_large_one(rng):
     a, b = samples(rng, n=400, m=20)
-    # Always saying "a" is right for 95 % of the pictures and yet says nothing.
+    # Always saying "a" is right for 95 % of the images and yet says nothing.
     assert abs(proxy_a_distance(a, b).value) < 1
 
 
@@ -103,13 +103,13 @@ def test_the_error_of_mmd_is_the_spread_over_samples():
     assert 0.8 < ratio < 1.25
 
 
-def test_mmd_of_the_same_pictures_is_not_above_0(rng):
+def test_mmd_of_the_same_images_is_not_above_0(rng):
     a, _ = samples(rng)
     found = mmd(a, a)
     assert found.value < 0 and found.p_value > 0.9
 
 
-def test_mmd_of_equal_pictures_everywhere():
+def test_mmd_of_equal_images_everywhere():
     found = mmd(np.ones((4, 2)), np.ones((5, 2)), permutations=9)
     assert found.value == 0 and found.p_value == 1
 
@@ -138,7 +138,7 @@ def test_frechet_of_correlated_features_against_the_matrix_root(rng):
     assert frechet_distance(a, b) == pytest.approx(expected)
 
 
-def test_frechet_of_fewer_pictures_than_features(rng):
+def test_frechet_of_fewer_images_than_features(rng):
     a, b = samples(rng, n=12, m=15, d=100)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     found, chance = frechet_distance(a, b), frechet_by_chance(a, b)
@@ -146,7 +146,7 @@ def test_frechet_of_fewer_pictures_than_features(rng):
     assert frechet_distance(a, b + 5) > 100 * 25 * 0.8
 
 
-def test_every_distance_works_with_fewer_pictures_than_features(rng):
+def test_every_distance_works_with_fewer_images_than_features(rng):
     a, b = samples(rng, shift=1.0, n=12, m=15, d=100)
     assert proxy_a_distance(a, b).value > 1
     assert mmd(a, b).p_value <= 0.01
@@ -155,5 +155,5 @@ def test_every_distance_works_with_fewer_pictures_than_features(rng):
 @pytest.mark.parametrize("distance", [proxy_a_distance, mmd, frechet_distance])
 def test_wrong_shapes_are_answered(distance):
     for a, b in (((3, 2), (3, 4)), ((1, 2), (3, 2)), ((3,), (3, 2))):
-        with pytest.raises(InputError, match="two pictures or more"):
+        with pytest.raises(InputError, match="two images or more"):
             distance(np.ones(a), np.ones(b))

@@ -26,7 +26,7 @@ COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """One for all: features of the same pictures are computed once."""
+    """One for all: features of the same images are computed once."""
     return Store(tmp_path_factory.mktemp("store"))
 
 
@@ -36,23 +36,23 @@ def model():
     return build_model(small_backbone(), Classification(("a", "b", "c")), image_size=32)
 
 
-def pictures(seed, count=60, darker=0):
-    """(pictures, labels): a colour a class, noisy."""
+def images(seed, count=60, darker=0):
+    """(images, labels): a colour a class, noisy."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     made = COLOURS[labels][:, None, None] + rng.normal(0, 25, (count, 32, 32, 3)) - darker
-    # Each picture has a brightness of its own, so that pictures vary more than their noise.
+    # Each image has a brightness of its own, so that images vary more than their noise.
     made += rng.normal(0, 20, (count, 1, 1, 1))
     return np.clip(made, 0, 255).astype("uint8"), labels
 
 
 def dataset(*args, **kwargs):
-    return from_arrays(pictures(*args, **kwargs), val_split=0.2, progress=False)
+    return from_arrays(images(*args, **kwargs), val_split=0.2, progress=False)
 
 
 def test_a_darker_target_differs(model, store):
     found = domain_distance(dataset(0), dataset(1, darker=60), backbone=model, store=store)
-    assert found.pictures == (48, 48)
+    assert found.images == (48, 48)
     assert found.proxy_a.value > 1
     assert found.mmd.p_value == 0.001
     assert found.frechet > 3 * found.frechet_by_chance
@@ -60,7 +60,7 @@ def test_a_darker_target_differs(model, store):
     assert found.worth_trying and found.verdict.startswith("Adaptation is worth trying")
 
 
-def test_other_pictures_of_one_kind_do_not_differ(model, store):
+def test_other_images_of_one_kind_do_not_differ(model, store):
     found = domain_distance(dataset(0), dataset(1), backbone=model, store=store)
     assert abs(found.proxy_a.value) < 0.6
     assert found.mmd.p_value > 0.02
@@ -77,7 +77,7 @@ def test_a_data_set_is_not_apart_from_itself(model, store):
 
 
 def test_labels_of_the_target_have_no_part_in_it(model, tmp_path):
-    pixels, labels = pictures(1, darker=60)
+    pixels, labels = images(1, darker=60)
     found = [
         domain_distance(dataset(0), target, backbone=model, store=Store(tmp_path / str(i)))
         for i, target in enumerate(
@@ -92,7 +92,7 @@ def test_labels_of_the_target_have_no_part_in_it(model, tmp_path):
 
 
 def test_shuffled_labels_of_the_source_are_not_separable(model, store):
-    pixels, labels = pictures(0)
+    pixels, labels = images(0)
     shuffled = np.random.default_rng(0).permutation(labels)
     source = from_arrays((pixels, shuffled), val_split=0.2, progress=False)
     found = domain_distance(source, dataset(1, darker=60), backbone=model, store=store)
@@ -101,7 +101,7 @@ def test_shuffled_labels_of_the_source_are_not_separable(model, store):
 
 
 def test_a_source_without_classes_leaves_it_open(model, store):
-    source = Examples(Arrays(pictures(0)[0]), np.zeros((60, 2), "float32"))
+    source = Examples(Arrays(images(0)[0]), np.zeros((60, 2), "float32"))
     found = domain_distance(source, dataset(1, darker=60), backbone=model, store=store)
     assert found.differ and found.separable is None and not found.worth_trying
     assert "cannot be said without classes" in found.verdict
@@ -115,9 +115,9 @@ def test_it_is_kept(model, store, monkeypatch):
         domain_distance(dataset(0), dataset(1), backbone=model, store=store, seed=1)
 
 
-def test_more_pictures_than_asked_for_are_sampled(model, store):
+def test_more_images_than_asked_for_are_sampled(model, store):
     found = domain_distance(dataset(0), dataset(1, 90), backbone=model, most=20, store=store)
-    assert max(found.pictures) <= 21
+    assert max(found.images) <= 21
     assert found.chance == pytest.approx(1 / 3, abs=0.05)  # each class in its share
 
 
@@ -158,7 +158,7 @@ def test_each_doubt_is_enough(far, change):
     assert not replace(far, **change).worth_trying
 
 
-def test_too_few_pictures_are_answered_before_keras_is_needed(monkeypatch):
+def test_too_few_images_are_answered_before_keras_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_transfer.features.extraction", None)
     few = Examples(Arrays(np.zeros((9, 8, 8, 3), "uint8")), np.zeros(9, "int32"))
     for source, target, role in ((few, dataset(0), "source"), (dataset(0), few, "target")):

@@ -27,9 +27,9 @@ SHIFTS = {"similar": 0.02, "between": 0.07, "different": 0.2, "unknown": None}
 
 
 def facts_of(size="small", likeness="similar", *, signal=True, ranked=("a", "b"), tied=1):
-    pictures, classes = SIZES[size]
-    each = pictures // classes
-    return Facts(pictures, classes, each, each, SHIFTS[likeness], signal, ranked, tied)
+    images, classes = SIZES[size]
+    each = images // classes
+    return Facts(images, classes, each, each, SHIFTS[likeness], signal, ranked, tied)
 
 
 def test_the_names_of_the_facts():
@@ -40,7 +40,7 @@ def test_the_names_of_the_facts():
 
 
 @pytest.mark.parametrize(
-    "pictures, classes, size",
+    "images, classes, size",
     [
         (1999, 2, "small"),
         (2000, 2, "medium"),
@@ -50,8 +50,8 @@ def test_the_names_of_the_facts():
         (20_000, 201, "medium"),
     ],
 )
-def test_size_is_that_of_the_whole_and_of_a_class(pictures, classes, size):
-    assert Facts(pictures, classes, 1, pictures, 0.0, True, ("a",)).size == size
+def test_size_is_that_of_the_whole_and_of_a_class(images, classes, size):
+    assert Facts(images, classes, 1, images, 0.0, True, ("a",)).size == size
 
 
 def test_the_limits_of_likeness_are_between():
@@ -85,7 +85,7 @@ def test_between_the_scenarios_is_said():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("likeness", SHIFTS)
-def test_everything_is_trained_gently_where_pictures_look_familiar(size, likeness):
+def test_everything_is_trained_gently_where_images_look_familiar(size, likeness):
     first, second = choose(facts_of(size, likeness), "evidence")
     assert (first.backbone, second.backbone) == ("a", "a")
     if likeness == "similar":
@@ -93,7 +93,7 @@ def test_everything_is_trained_gently_where_pictures_look_familiar(size, likenes
         assert first.overrides == second.overrides == {}
     else:
         assert (first.strategy, second.strategy) == ("lp_ft", "freeze_k")
-        # 400 pictures have to be seen longer than the recipe's 20 epochs.
+        # 400 images have to be seen longer than the recipe's 20 epochs.
         bold = {"learning_rate": BOLD_RATE} | ({"epochs": 35} if size == "small" else {})
         assert first.overrides == bold and second.overrides == {"k": 1 / 3, **bold}
     said = {
@@ -116,9 +116,9 @@ def test_augmentation_is_more_for_few_and_mirrors_only_what_may_be_mirrored(poli
     assert choose(replace(few, signal=False), policy)[0].augment == "none"
 
 
-@pytest.mark.parametrize("pictures, epochs", [(20, 200), (50, 200), (100, 140), (1400, None)])
-def test_few_pictures_that_have_to_change_much_are_seen_longer(pictures, epochs):
-    facts = Facts(pictures, 2, pictures // 2, pictures // 2, 0.2, True, ("a",))
+@pytest.mark.parametrize("images, epochs", [(20, 200), (50, 200), (100, 140), (1400, None)])
+def test_few_images_that_have_to_change_much_are_seen_longer(images, epochs):
+    facts = Facts(images, 2, images // 2, images // 2, 0.2, True, ("a",))
     assert choose(facts, "evidence")[0].overrides.get("epochs") == epochs
 
 
@@ -139,10 +139,10 @@ def test_without_a_signal_the_cheapest_is_taken_and_that_is_said(policy):
         assert "no signal for these labels" in choice.why and "look at the labels" in choice.why
 
 
-@pytest.mark.parametrize("pictures, classes", [(19, 2), (40, 10)])
-def test_of_few_pictures_it_is_not_claimed_that_there_is_no_signal(pictures, classes):
-    each = pictures // classes
-    (choice,) = choose(Facts(pictures, classes, each, each, 0.02, False, ("a",)))
+@pytest.mark.parametrize("images, classes", [(19, 2), (40, 10)])
+def test_of_few_images_it_is_not_claimed_that_there_is_no_signal(images, classes):
+    each = images // classes
+    (choice,) = choose(Facts(images, classes, each, each, 0.02, False, ("a",)))
     assert choice.strategy == "feature_extraction"
     assert "nor that there is none" in choice.why and "look at the labels" not in choice.why
 

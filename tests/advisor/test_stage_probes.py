@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from keras_transfer.advisor import untrained as twins
+from keras_transfer.advisor import untrained as duplicates
 from keras_transfer.advisor.stage_probes import StageProbes, probe_stages
-from keras_transfer.advisor.untrained import random_twin
+from keras_transfer.advisor.untrained import random_duplicate
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.data.examples import Examples, ImageData
@@ -66,11 +66,11 @@ def test_engines_run_it(engine, rng):
         pytest.importorskip("openvino", reason="OpenVINO is not installed")
     backbone = Backbone(*feature_map(small_backbone()))
     prefix = pooled_stages(backbone)
-    pictures = rng.integers(0, 256, (5, 32, 32, 3), "uint8")
-    expected = np.asarray(prefix.model(pictures, training=False))
-    np.testing.assert_allclose(ENGINES[engine](prefix)(pictures), expected, rtol=1e-3, atol=1e-5)
+    images = rng.integers(0, 256, (5, 32, 32, 3), "uint8")
+    expected = np.asarray(prefix.model(images, training=False))
+    np.testing.assert_allclose(ENGINES[engine](prefix)(images), expected, rtol=1e-3, atol=1e-5)
     # Without pooling of its own the last stage is averaged like the others.
-    last = np.asarray(backbone(pictures, training=False)).mean(axis=(1, 2))
+    last = np.asarray(backbone(images, training=False)).mean(axis=(1, 2))
     np.testing.assert_allclose(expected[:, stage_columns(backbone)[-1]], last, rtol=1e-4)
 
 
@@ -91,55 +91,55 @@ def test_another_build_is_the_same_network(data):
     assert prefix_of(backbone, 14).fingerprint != first
 
 
-# -- the random twin ------------------------------------------------------------------------------
+# -- the random duplicate ------------------------------------------------------------------------------
 
 
-def test_the_twin_is_random_and_repeats(data, store, monkeypatch):
+def test_the_duplicate_is_random_and_repeats(data, store, monkeypatch):
     backbone = backbone_of(model_of(data))
     before = [w.copy() for w in backbone.get_weights()]
     random.seed(7)
     examples = data.examples["train"]
-    twin = random_twin(backbone, examples, store=store)
+    duplicate = random_duplicate(backbone, examples, store=store)
     drawn = random.random()
     random.seed(7)
     assert drawn == random.random()  # the state was put back
     for old, new in zip(before, backbone.get_weights()):
         np.testing.assert_array_equal(old, new)
-    assert twin.layers[2].weights[0].shape == backbone.layers[2].weights[0].shape
+    assert duplicate.layers[2].weights[0].shape == backbone.layers[2].weights[0].shape
 
     def refuse(*_):
         raise AssertionError("the statistics were there already")
 
-    monkeypatch.setattr(twins, "_calibrate", refuse)
-    again = random_twin(backbone, examples, store=store)
-    for a, b in zip(twin.get_weights(), again.get_weights()):
+    monkeypatch.setattr(duplicates, "_calibrate", refuse)
+    again = random_duplicate(backbone, examples, store=store)
+    for a, b in zip(duplicate.get_weights(), again.get_weights()):
         np.testing.assert_array_equal(a, b)
     for change in ({"seed": 1}, {"examples": examples.take(np.arange(20))}):
         with pytest.raises(AssertionError, match="there already"):
-            random_twin(backbone, **{"examples": examples, **change}, store=store)
-    kernels = [w for w in zip(before, twin.get_weights()) if w[0].ndim > 1]
+            random_duplicate(backbone, **{"examples": examples, **change}, store=store)
+    kernels = [w for w in zip(before, duplicate.get_weights()) if w[0].ndim > 1]
     assert all(np.abs(own - other).max() > 0 for own, other in kernels)
 
 
-def test_its_batch_norms_fit_the_pictures(data, store):
+def test_its_batch_norms_fit_the_images(data, store):
     """After calibration every BatchNorm gives mean 0 and variance 1, as far as batches agree."""
     backbone = backbone_of(model_of(data))
     examples = data.examples["train"]
-    twin = random_twin(backbone, examples, store=store)
-    norms = [x for x in twin.layers if isinstance(x, keras.layers.BatchNormalization)]
+    duplicate = random_duplicate(backbone, examples, store=store)
+    norms = [x for x in duplicate.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert len(norms) == 27 and all(norm.momentum == 0.99 for norm in norms)
     (batch,) = data.batches("train", image_size=SIZE, batch_size=100)
     for norm in (norms[0], norms[9]):
-        given = keras.Model(twin.inputs[0], norm.input)
+        given = keras.Model(duplicate.inputs[0], norm.input)
         order = sorted(range(len(examples)), key=examples.digests.__getitem__)
-        pictures = np.asarray(batch[0])[order]
-        parts = [np.asarray(given(pictures[i : i + 16])) for i in range(0, len(pictures), 16)]
+        images = np.asarray(batch[0])[order]
+        parts = [np.asarray(given(images[i : i + 16])) for i in range(0, len(images), 16)]
         if norm is norms[0]:  # nothing before it was calibrated: exactly the mean of the batches
             means = np.mean([part.mean((0, 1, 2)) for part in parts], axis=0)
             variances = np.mean([part.var((0, 1, 2)) for part in parts], axis=0)
             np.testing.assert_allclose(norm.moving_mean, means, rtol=1e-3, atol=1e-5)
             np.testing.assert_allclose(norm.moving_variance, variances, rtol=1e-3, atol=1e-6)
-        whole = keras.Model(twin.inputs[0], norm.output)(batch[0])
+        whole = keras.Model(duplicate.inputs[0], norm.output)(batch[0])
         assert abs(float(np.mean(whole))) < 0.1
         assert 0.7 < float(np.asarray(whole).std()) < 1.3
 
@@ -148,9 +148,9 @@ def test_without_batch_norm_there_is_nothing_to_measure(data, store):
     inputs = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
     backbone = Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="plain")
-    twin = random_twin(backbone, data.examples["train"], store=store)
+    duplicate = random_duplicate(backbone, data.examples["train"], store=store)
     assert not store.root.exists()
-    assert np.abs(twin.get_weights()[0] - backbone.get_weights()[0]).max() > 0
+    assert np.abs(duplicate.get_weights()[0] - backbone.get_weights()[0]).max() > 0
     # One stage only is a curve of one point.
     probes = probe_stages(backbone, data, store=store)
     assert [stage.number for stage in probes.stages] == [1]
@@ -160,7 +160,7 @@ def test_without_batch_norm_there_is_nothing_to_measure(data, store):
 
 
 def test_a_probe_is_logistic_regression_by_hand(rng):
-    """Standardised on the fold's own pictures, the penalty by the width: all written out."""
+    """Standardised on the fold's own images, the penalty by the width: all written out."""
     labels = np.repeat([0, 1, 2], [20, 14, 8])
     features = rng.normal(size=(42, 5)) * [1, 10, 0.1, 1, 1] + 50
     features[:, 1] += 12 * labels
@@ -193,8 +193,8 @@ def logistic(x, labels, strength):
 
 @pytest.mark.parametrize("counts", [(2, 2), (30, 2), (9, 1, 4), (40, 1, 1, 1, 2)])
 @pytest.mark.parametrize("channels", [3, 200])
-def test_few_pictures_of_a_class(rng, counts, channels):
-    """More channels than pictures, a class with one picture (never named), very unequal classes."""
+def test_few_images_of_a_class(rng, counts, channels):
+    """More channels than images, a class with one image (never named), very unequal classes."""
     labels = np.repeat(np.arange(len(counts)), counts)
     features = rng.normal(size=(len(labels), channels)).astype("float32")
     features[:, 0] = 100 * labels
@@ -203,10 +203,10 @@ def test_few_pictures_of_a_class(rng, counts, channels):
     assert right.shape == labels.shape and not right[singles].any()
 
 
-def made(rows, others, chance=0.5, pictures=200):
-    """Probes with so many right answers after each stage, the same pictures first."""
+def made(rows, others, chance=0.5, images=200):
+    """Probes with so many right answers after each stage, the same images first."""
     correct, other = (
-        np.arange(pictures) < np.round(np.array(x)[:, None] * pictures) for x in (rows, others)
+        np.arange(images) < np.round(np.array(x)[:, None] * images) for x in (rows, others)
     )
     names = tuple(f"block_{i}" for i in range(len(rows)))
     return StageProbes("net", 96, names, correct, other, chance, 5)
@@ -226,7 +226,7 @@ def test_conclusions_by_hand():
 
 
 def test_a_stage_within_an_error_of_the_best_will_do():
-    # Behind by 1 picture of 200: 0.005 ± 0.005; by 4: 0.02 ± 0.0099.
+    # Behind by 1 image of 200: 0.005 ± 0.005; by 4: 0.02 ± 0.0099.
     assert made([0.88, 0.895, 0.9], [0.6] * 3).stages_worth_keeping == 2
     assert made([0.88, 0.88, 0.9], [0.6] * 3).stages_worth_keeping == 3
 
@@ -253,7 +253,7 @@ def test_nothing_above_chance_is_no_signal():
     assert (probes.best_stage, probes.similarity, probes.stages_worth_keeping) == (None,) * 3
     assert probes.verdict.startswith("No signal") and "best 60.5 %" in probes.verdict
     assert made([0.5, 0.65, 0.52], [0.5, 0.5, 0.45]).signal
-    # Nine of ten pictures are of one class: naming it always is no signal.
+    # Nine of ten images are of one class: naming it always is no signal.
     assert not made([0.9, 0.91], [0.9, 0.9], chance=0.9).signal
 
 
@@ -280,19 +280,19 @@ def test_copies_count_once_and_samples_are_stratified(colours, store):
     head = Classification(data.class_names)
     model = build_model(small_backbone(), head, image_size=32)
     probes = probe_stages(model, data, store=store)
-    assert probes.pictures == different < len(data.examples["train"])
+    assert probes.images == different < len(data.examples["train"])
     fewer = probe_stages(model, data, store=store, most=15)
-    assert 12 <= fewer.pictures <= 18
+    assert 12 <= fewer.images <= 18
 
 
-# -- real pictures --------------------------------------------------------------------------------
+# -- real images --------------------------------------------------------------------------------
 
 
 def test_real_weights_know_more_than_random_ones(real_weights, real_data, store, monkeypatch):
     data = from_directory(real_data / "sign_digits", progress=False)
     model = model_of(data, "imagenet", 96)
     probes = probe_stages(model, data, most=200, store=store)
-    assert probes.signal and probes.pictures == 200
+    assert probes.signal and probes.images == 200
     assert all(s.gain > 2 * s.gain_error for s in probes.stages[5:])
     assert probes.similarity > 0.3
     assert 3 <= probes.stages_worth_keeping <= probes.best_stage <= 14
@@ -304,14 +304,14 @@ def test_real_weights_know_more_than_random_ones(real_weights, real_data, store,
     keras.backend.clear_session()
     with monkeypatch.context() as patch:
         patch.setattr(extraction, "choose_engine", refuse)
-        patch.setattr(twins, "_calibrate", refuse)
+        patch.setattr(duplicates, "_calibrate", refuse)
         again = probe_stages(model_of(data, "imagenet", 96), data, most=200, store=store)
     assert again.to_dict() == probes.to_dict()
 
-    # Labels dealt out anew belong to no picture.
+    # Labels dealt out anew belong to no image.
     part = data.examples["train"]
     labels = np.random.default_rng(0).permutation(part.labels)
-    mixed = ImageData(data.class_names, {"train": Examples(part.pictures, labels)}, [], data.root)
+    mixed = ImageData(data.class_names, {"train": Examples(part.images, labels)}, [], data.root)
     nothing = probe_stages(model, mixed, most=200, store=store)
     assert not nothing.signal and nothing.similarity is None
     assert "No signal" in nothing.verdict
@@ -320,13 +320,13 @@ def test_real_weights_know_more_than_random_ones(real_weights, real_data, store,
 # -- what is shown --------------------------------------------------------------------------------
 
 
-def test_the_picture_has_both_curves(tmp_path):
+def test_the_image_has_both_curves(tmp_path):
     probes = made([0.6, 0.8, 0.9, 0.9], [0.5, 0.6, 0.6, 0.55])
     probes.draw(tmp_path / "curve.png")
     assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]
-    with Image.open(tmp_path / "curve.png") as picture:
-        assert picture.format == "PNG" and min(picture.size) > 400
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.format == "PNG" and min(image.size) > 400
+        pixels = np.asarray(image.convert("RGB")).astype(int)
     assert (pixels[:3] == 255).all() and (pixels > 250).all(-1).mean() > 0.6
     for colour in ((0x0B, 0x6E, 0x4F), (0xB5, 0x65, 0x1D), (0x2C, 0x3E, 0x8F)):
         assert (np.abs(pixels - colour).max(-1) < 12).sum() > 100
@@ -350,10 +350,10 @@ def test_numbers_as_data_and_as_a_table():
 @pytest.mark.parametrize("task", ["multi_label", "regression"])
 def test_other_tasks_are_refused(rng, task):
     labels = rng.integers(0, 2, (20, 3)) if task == "multi_label" else rng.normal(size=20)
-    pictures = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
-    data = from_arrays((pictures, labels), task=task, progress=False)
+    images = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
+    data = from_arrays((images, labels), task=task, progress=False)
     with pytest.raises(
-        InputError, match=f"labelled for {task}, and probing stages is for one class a picture"
+        InputError, match=f"labelled for {task}, and probing stages is for one class per image"
     ):
         probe_stages(small_backbone(), data)
     heads = ImageData((), data.examples, [], "arrays", {"a": data.targets, "b": data.targets})
@@ -361,12 +361,12 @@ def test_other_tasks_are_refused(rng, task):
         probe_stages(small_backbone(), heads)
 
 
-def test_too_few_pictures_are_refused(rng):
-    pictures = rng.integers(0, 256, (12, 32, 32, 3), "uint8")
-    pictures[:10] = pictures[0]
-    train = (pictures, np.array([0] * 10 + [1] * 2))
-    data = from_arrays(train, (pictures[10:], [0, 1]), progress=False)
-    with pytest.raises(InputError, match="1 classes with two different training pictures"):
+def test_too_few_images_are_refused(rng):
+    images = rng.integers(0, 256, (12, 32, 32, 3), "uint8")
+    images[:10] = images[0]
+    train = (images, np.array([0] * 10 + [1] * 2))
+    data = from_arrays(train, (images[10:], [0, 1]), progress=False)
+    with pytest.raises(InputError, match="1 classes with two different training images"):
         probe_stages(small_backbone(), data)
 
 

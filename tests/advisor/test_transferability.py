@@ -149,7 +149,7 @@ def test_the_probe_is_a_cross_validated_regression():
 
 @pytest.mark.parametrize("width", [8, 150])
 @pytest.mark.parametrize("kind", [LogME, HScore, LEEP, NCE])
-def test_errors_are_those_of_leaving_each_picture_out(kind, width):
+def test_errors_are_those_of_leaving_each_image_out(kind, width):
     features, labels = blobs(90, width)
     given = softmax(features[:, :8]) if kind in (LEEP, NCE) else features
     whole = value(kind(given), labels)
@@ -165,7 +165,7 @@ def test_errors_are_those_of_leaving_each_picture_out(kind, width):
 
 @pytest.mark.parametrize("width", [10, 200])
 def test_errors_are_the_spread_over_other_samples(width):
-    """Of the scores, and of the difference between two kinds of features of the same pictures."""
+    """Of the scores, and of the difference between two kinds of features of the same images."""
     kinds = {"knn": lambda x: Neighbours(x, np.arange(120)), "logme": LogME, "h_score": HScore}
     found = {key: [] for key in (*kinds, "difference", "probe")}
     centres = np.random.default_rng(99).normal(0, 2 / np.sqrt(width), (3, width))
@@ -193,7 +193,7 @@ def test_errors_are_the_spread_over_other_samples(width):
 
 
 def test_all_right_is_not_certain():
-    """And copies of a picture are not more pictures."""
+    """And copies of an image are not more images."""
     few = Score.of(1.0, np.ones(4), np.arange(4), chance=0.5, share=True)
     many = Score.of(1.0, np.ones(400), np.arange(400), chance=0.5, share=True)
     assert few.error > 0.1 > 0.01 > many.error > 0
@@ -214,15 +214,15 @@ def edges():
         [np.flatnonzero(labels == 2)[0]],
     ]
     return {
-        "fewer pictures than features": (features, labels, True),
+        "fewer images than features": (features, labels, True),
         "very unequal": (features[unequal] * 3, labels[unequal], None),
         "two classes": (features[labels < 2], labels[labels < 2], True),
         "float16": (features.astype("float16"), labels, True),
         "bfloat16": (features.astype(ml_dtypes.bfloat16), labels, True),
         "huge": (features * 1e20, labels, True),
         "tiny": (features * 1e-20, labels, True),
-        "one picture a class": (features[:30], np.arange(30), False),
-        "two pictures": (features[:2], np.arange(2), False),
+        "one image a class": (features[:30], np.arange(30), False),
+        "two images": (features[:2], np.arange(2), False),
         "two of a class": (features[:3], np.array([0, 0, 1]), False),
         "constant": (np.tile(features[0], (60, 1)), np.sort(labels), False),
         "zero": (np.zeros((60, 5)), np.sort(labels), False),
@@ -245,7 +245,7 @@ def test_edges(case):
             assert np.isfinite([score.value, score.error, score.chance]).all(), key
     if case == "constant":  # no order of the rows may help
         assert scores["knn"].value < 0.45 and scores["h_score"].value == 0
-    if case == "one picture a class":  # all labelings are alike but for rounding
+    if case == "one image a class":  # all labelings are alike but for rounding
         assert not scores.statistics.any()
     json.dumps(scores.to_dict(), allow_nan=False)
     assert scores.table().count("\n") == 8
@@ -273,7 +273,7 @@ def test_random_labels_have_no_signal():
     assert sum(signals) <= 1 and np.mean(probes) < 0.02
 
 
-def test_copies_of_a_picture_do_not_know_each_other(rng):
+def test_copies_of_a_image_do_not_know_each_other(rng):
     features, _ = blobs(40, 30)
     labels = rng.integers(0, 2, 40)
     twice, groups = np.concatenate([features, features]), np.tile(np.arange(40), 2)
@@ -281,14 +281,14 @@ def test_copies_of_a_picture_do_not_know_each_other(rng):
     scores = score_features(twice, np.tile(labels, 2), groups=groups)
     assert fooled["probe"].value > 0.8 and fooled.signal
     assert scores["probe"].value < 0.7 and scores["knn"].value < 0.7 and not scores.signal
-    assert scores.pictures == 40
-    own, known = blobs(60, 100, distance=0.2)  # with a signal, so that something is learnt
+    assert scores.images == 40
+    own, known = blobs(60, 100, distance=0.2)  # with a signal, so that something is learned
     once = probe(own, known, np.arange(60)).mean()
     grouped = probe(np.tile(own, (2, 1)), np.tile(known, 2), np.tile(np.arange(60), 2)).mean()
     assert 0.4 < once < 0.85 and abs(grouped - once) < 0.12
-    # A picture under two labels is no reason to fail.
+    # An image under two labels is no reason to fail.
     mixed = score_features(twice, np.r_[labels, 1 - labels], groups=groups)
-    assert not mixed.signal and mixed.pictures == 80
+    assert not mixed.signal and mixed.images == 80
 
 
 @pytest.mark.parametrize(

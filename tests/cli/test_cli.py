@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import tiny_backbone, write_picture
+from conftest import tiny_backbone, write_image
 from typer.testing import CliRunner
 
 COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
@@ -47,7 +47,7 @@ def source(tmp_path):
 def folder_of(path, classes, count=6):
     for name in classes:
         for i in range(count):
-            write_picture(path / name / f"{i}.png", COLOURS.get(name, (9, 9, 9)), seed=i)
+            write_image(path / name / f"{i}.png", COLOURS.get(name, (9, 9, 9)), seed=i)
     return path
 
 
@@ -56,15 +56,15 @@ def bad_folder(tmp_path, case):
     if case == "no such folder":
         return data, "no such folder"
     if case == "no classes":
-        write_picture(data / "loose.png", (1, 2, 3))
+        write_image(data / "loose.png", (1, 2, 3))
         return data, "class"
     if case == "one class":
         return folder_of(data, ["red"]), "one class"
-    if case == "class without readable picture":
+    if case == "class without readable image":
         folder_of(data, COLOURS)
         for file in (data / "blue").iterdir():
-            file.write_bytes(b"not a picture")
-        return data, "no readable picture"
+            file.write_bytes(b"not an image")
+        return data, "no readable image"
     assert case == "too few to split"
     folder_of(data, ["red"])
     folder_of(data, ["blue"], count=1)
@@ -117,7 +117,7 @@ def check_one_line(result, words):
         "no such folder",
         "no classes",
         "one class",
-        "class without readable picture",
+        "class without readable image",
         "too few to split",
     ],
 )
@@ -177,7 +177,7 @@ def test_model_file_made_by_something_else(tmp_path):
 
 
 def test_help_and_backbones_load_no_tensorflow():
-    schedules = (["schedule"], ["schedule", "bit", "--pictures", "300"])
+    schedules = (["schedule"], ["schedule", "bit", "--images", "300"])
     for args in (
         ["--help"],
         ["train", "--help"],
@@ -212,18 +212,18 @@ def test_schedules_are_shown_written_and_drawn(tmp_path):
     first = run("schedule", "lp_ft", "--epochs", "5", "--set", "all.ema=0.9", "--out", file)
     assert "ema=0.9" in first.stdout
     assert run("schedule", file).stdout == first.stdout
-    picture = tmp_path / "plan.png"
-    options = ["--backbone", "mobilenet_0.25", "--image-size", "64", "--out", picture]
+    image = tmp_path / "plan.png"
+    options = ["--backbone", "mobilenet_0.25", "--image-size", "64", "--out", image]
     drawn = here("schedule", file, *options)
     assert drawn.exit_code == 0, drawn.output
-    assert "of 14" in drawn.stdout and picture.read_bytes().startswith(b"\x89PNG")
-    check_one_line(run("schedule", "lp_ft", "--out", picture), "needs --backbone")
+    assert "of 14" in drawn.stdout and image.read_bytes().startswith(b"\x89PNG")
+    check_one_line(run("schedule", "lp_ft", "--out", image), "needs --backbone")
     check_one_line(run("schedule", "lp_ft", "--out", tmp_path / "x.txt"), "a .yaml or a .png")
 
 
 def test_a_rate_is_suggested(tmp_path, source):
     data = folder_of(tmp_path / "data", COLOURS, count=12)
-    picture = tmp_path / "rates.png"
+    image = tmp_path / "rates.png"
     options = [
         "--backbone",
         source,
@@ -234,12 +234,12 @@ def test_a_rate_is_suggested(tmp_path, source):
         "--precision",
         "float32",
         "--out",
-        picture,
+        image,
     ]
     result = here("find-rate", data, *options)
     assert result.exit_code == 0, result.output
     assert float(result.stdout.split()[3]) > 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
     check_one_line(run("find-rate", data, "--out", "x.txt"), "give a .png")
 
 
@@ -256,7 +256,7 @@ def test_the_whole_road(tmp_path, cache, source):
 
     evaluated = here("evaluate", out, data, "--json")
     result = json.loads(evaluated.stdout)
-    assert result["pictures"] == 20 and result["skipped"] == 1
+    assert result["images"] == 20 and result["skipped"] == 1
     assert set(result["per_class"]) == {"blue", "red"}
 
     with (out / "split.csv").open() as file:
@@ -264,13 +264,13 @@ def test_the_whole_road(tmp_path, cache, source):
     tested = [row["path"] for row in rows if row["split"] == "test"]
     assert len(rows) == 20 and {path.split("/")[0] for path in tested} == {"blue", "red"}
     result = json.loads(here("evaluate", out, data, "--split", "test", "--json").stdout)
-    assert result["pictures"] == len(tested) == 2
+    assert result["images"] == len(tested) == 2
 
-    picture = data / "blue" / "0.png"
-    predicted = json.loads(here("predict", out, picture, data / "red", "--json").stdout)
+    image = data / "blue" / "0.png"
+    predicted = json.loads(here("predict", out, image, data / "red", "--json").stdout)
     assert len(predicted["predictions"]) == 11 and len(predicted["skipped"]) == 1
     csv_file = tmp_path / "predictions.csv"
-    assert here("predict", out, picture, "--out", csv_file).stdout == ""
+    assert here("predict", out, image, "--out", csv_file).stdout == ""
     header, row = csv_file.read_text().splitlines()
     assert header == "path,label,score,top1,top2"
     assert row.split(",")[1] == predicted["predictions"][0]["label"]

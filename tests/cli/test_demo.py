@@ -18,8 +18,8 @@ def test_the_table_of_two_curves():
     assert "–" in curves.table({"transfer": high, "from scratch": low}, chance=0.85)
 
 
-def test_pictures_of_source_and_target_do_not_mix(tmp_path):
-    demo.write_pictures(tmp_path, seed=0)
+def test_images_of_source_and_target_do_not_mix(tmp_path):
+    demo.write_images(tmp_path, seed=0)
     names = {p.name for p in tmp_path.rglob("*.png")}
     assert len(names) == len(list(tmp_path.rglob("*.png"))) == 1797
     for digit in demo.TARGET_DIGITS:

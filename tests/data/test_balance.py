@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import tiny_backbone, write_picture
+from conftest import tiny_backbone, write_image
 from sklearn.metrics import balanced_accuracy_score, classification_report
 
 from keras_transfer.data import Examples, ImageData, from_directory
@@ -34,10 +34,10 @@ LABELS = np.repeat([0, 1, 2], [2, 5, 16]).astype("int32")
 
 @pytest.fixture
 def unequal(tmp_path):
-    """DATA/{blue,green,red} with 6, 12 and 24 pictures."""
+    """DATA/{blue,green,red} with 6, 12 and 24 images."""
     for name, colour, count in zip(NAMES, np.eye(3)[::-1] * 160 + 40, (6, 12, 24)):
         for i in range(count):
-            write_picture(tmp_path / "data" / name / f"{i}.png", colour, noise=90, seed=i)
+            write_image(tmp_path / "data" / name / f"{i}.png", colour, noise=90, seed=i)
     return from_directory(tmp_path / "data", progress=False)
 
 
@@ -120,12 +120,12 @@ def test_label_loss_with_weights_agrees_with_tensorflow(rng):
 
 
 def test_several_labels_are_weighed_in_training(rng, tmp_path):
-    """A phase's loss is the formula's, on pictures and labels of a stream."""
+    """A phase's loss is the formula's, on images and labels of a stream."""
     labels = (rng.random((16, 3)) < [0.1, 0.5, 0.8]).astype("int32")
-    pictures = Arrays(rng.integers(0, 255, (16, 32, 32, 3)).astype("uint8"))
+    images = Arrays(rng.integers(0, 255, (16, 32, 32, 3)).astype("uint8"))
     weights = class_weights("balanced", NAMES, labels)
     stream = batches(
-        Examples(pictures, labels), image_size=32, batch_size=16, training=True,
+        Examples(images, labels), image_size=32, batch_size=16, training=True,
         augmentation="none", class_weights=weights,
     )  # fmt: skip
     model = build_model(tiny_backbone(), MultiLabel(NAMES, dropout=0), image_size=32)
@@ -151,9 +151,9 @@ def test_a_trainer_weighs_and_a_phase_wins(unequal, tmp_path):
     ones = dict.fromkeys(NAMES, 1.0)
     np.testing.assert_allclose(losses("ones", ones, balance="weights"), plain, rtol=1e-6)
     np.testing.assert_allclose(losses("order", ones, balance="sampling"), plain, rtol=1e-6)
-    # On pictures instead of activations the weights are the same.
-    on_pictures = losses("pictures", balance="weights", cache="off")
-    np.testing.assert_allclose(on_pictures, weighed, rtol=1e-4)
+    # On images instead of activations the weights are the same.
+    on_images = losses("images", balance="weights", cache="off")
+    np.testing.assert_allclose(on_images, weighed, rtol=1e-4)
 
 
 def test_the_closed_form_is_balanced_by_weights(unequal, tmp_path):
@@ -178,7 +178,7 @@ def test_balance_that_means_nothing():
     weighed = Schedule("s", (Phase("p", "all", 1, class_weights="balanced"),))
     with pytest.raises(InputError, match="nothing for regression"):
         new_trainer(weighed, Regression(["weight"]))
-    with pytest.raises(InputError, match="one class a picture"):
+    with pytest.raises(InputError, match="one class per image"):
         new_trainer(schedule, MultiLabel("ab"), balance="sampling")
     new_trainer(schedule, MultiLabel("ab"), balance="weights")
 
@@ -199,7 +199,7 @@ def test_each_class_is_drawn_equally_often():
         counts = np.bincount(LABELS[order], minlength=3)
         assert sorted(counts) == [7, 8, 8]
         got_more |= set(np.flatnonzero(counts == 8))
-        for label, count in enumerate(counts):  # each picture k or k + 1 times
+        for label, count in enumerate(counts):  # each image k or k + 1 times
             times = Counter(order[LABELS[order] == label].tolist())
             members = np.flatnonzero(label == LABELS)
             each = [times[i] for i in members]
@@ -211,7 +211,7 @@ def test_draws_follow_from_seed_and_epoch():
     assert np.array_equal(drawn(3), drawn(3))
     assert not np.array_equal(drawn(3), drawn(4)) and not np.array_equal(drawn(3), drawn(3, 1))
     seen = {i for epoch in range(20) for i in drawn(epoch)}
-    assert seen == set(range(23))  # no picture of the large class is left out for ever
+    assert seen == set(range(23))  # no image of the large class is left out for ever
     blocks = LABELS[drawn(0)]
     assert (blocks[1:] != blocks[:-1]).sum() > 5  # shuffled, not class by class
     # Labels that do not occur are no classes.
@@ -220,7 +220,7 @@ def test_draws_follow_from_seed_and_epoch():
 
 
 class _Rows:
-    """Activations whose rows say which picture they are of."""
+    """Activations whose rows say which image they are of."""
 
     views = 1
 
@@ -236,7 +236,7 @@ def test_both_streams_draw_alike():
     pixels = np.arange(23, dtype="uint8")[:, None, None, None] * np.ones((1, 8, 8, 3), "uint8")
     balance = {"equal_classes": True, "class_weights": np.array([1.0, 2.0, 4.0], "float32")}
     options = {"batch_size": 8, "seed": 3, "start_epoch": 2, **balance}
-    pictures = batches(
+    images = batches(
         Examples(Arrays(pixels), LABELS),
         image_size=8,
         training=True,
@@ -245,7 +245,7 @@ def test_both_streams_draw_alike():
     ).take(6)
     activations = training_batches(_Rows(23), LABELS, **options).take(6)
     seen = []
-    for (x, y, w), (a, b, v) in zip(pictures, activations):
+    for (x, y, w), (a, b, v) in zip(images, activations):
         rows = x.numpy()[:, 0, 0, 0]
         assert rows.tolist() == a.numpy()[:, 0].astype(int).tolist()
         assert y.numpy().tolist() == b.numpy().tolist() == LABELS[rows].tolist()
@@ -270,7 +270,7 @@ def test_what_comes_twice_comes_in_two_variants(rng):
 
 
 def test_sampling_in_training(unequal, tmp_path, monkeypatch):
-    """The command's way, on pictures: every epoch has its classes equally often."""
+    """The command's way, on images: every epoch has its classes equally often."""
     seen = []
     plain = ImageData.batches
 
@@ -332,10 +332,10 @@ TRAINED_ON = (Phase("all", "none", 2, 1e-3), HEAD)
         ((HEAD, ALL), "off", True),
         (TRAINED_ON, "memory", True),
     ],
-    ids=["closed form", "activations", "pictures in memory", "pictures", "trained on"],
+    ids=["closed form", "activations", "images in memory", "images", "trained on"],
 )
 def test_a_run_says_each_class(unequal, tmp_path, monkeypatch, phases, cache, again):
-    """Of the kept epoch; and pictures are decoded again only where nothing else is left."""
+    """Of the kept epoch; and images are decoded again only where nothing else is left."""
     finish, decode, decoded = TrainingRun._finish, decoding.decode, []
 
     def watched(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""The report on a data set: faults, twins, leakage, sizes; as an object, a command, a warning."""
+"""The report on a data set: faults, duplicates, leakage, sizes; as an object, a command, a warning."""
 
 import json
 import os
@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from PIL import Image
 
-from keras_transfer.data import check_data, find_twins, from_directory
+from keras_transfer.data import check_data, find_duplicates, from_directory
 from keras_transfer.data.check import printable
 from keras_transfer.errors import InputError
 
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.fixture
 def leaking(tmp_path, rng):
-    """DATA/{train,val}/{cat,dog} of 80 + 20 pictures, 5 of which are copied: (DATA, the pairs)."""
+    """DATA/{train,val}/{cat,dog} of 80 + 20 images, 5 of which are copied: (DATA, the pairs)."""
     data = tmp_path / "data"
     for split, count in (("train", 40), ("val", 10)):
         for label in ("cat", "dog"):
             for i in range(count):
                 seed = int(rng.integers(1 << 30))
-                write_picture(data / split / label / f"{i:02}.png", (90, 90, 90), seed=seed)
+                write_image(data / split / label / f"{i:02}.png", (90, 90, 90), seed=seed)
     pairs = []
     for number in range(5):
         label = ("cat", "dog")[number % 2]
@@ -38,31 +38,35 @@ def leaking(tmp_path, rng):
 def test_leakage_is_reported_with_the_very_pairs(leaking):
     data, pairs = leaking
     report = check_data(data)
-    assert [(a.name, b.name) for a, b in report.twins.leaks] == sorted(pairs, key=lambda p: p[1])
-    assert all((a.split, b.split) == ("train", "val") for a, b in report.twins.leaks)
-    assert report.twins.conflicts == [] and report.problem is None
+    assert [(a.name, b.name) for a, b in report.duplicates.leaks] == sorted(
+        pairs, key=lambda p: p[1]
+    )
+    assert all((a.split, b.split) == ("train", "val") for a, b in report.duplicates.leaks)
+    assert report.duplicates.conflicts == [] and report.problem is None
     assert report.counts == {"train": {"cat": 40, "dog": 40}, "val": {"cat": 13, "dog": 12}}
     text = report.text()
-    assert "LEAKAGE: pictures that two splits share: 5" in text and pairs[0][1] in text
+    assert "LEAKAGE: images that two splits share: 5" in text and pairs[0][1] in text
     assert "CONFLICTS" not in text
     plain = json.loads(json.dumps(report.to_dict()))
     assert [(a["path"], b["path"]) for a, b in plain["leaks"]] == sorted(pairs, key=lambda p: p[1])
-    assert "5 pictures are in two splits" in report.twins.warning
+    assert "5 images are in two splits" in report.duplicates.warning
 
 
-def test_twins_within_a_split_and_with_other_labels(leaking):
+def test_duplicates_within_a_split_and_with_other_labels(leaking):
     data, _ = leaking
     for file in data.glob("val/*/copy*"):
         file.unlink()
     contents = (data / "train" / "cat" / "00.png").read_bytes()
     (data / "train" / "cat" / "again.png").write_bytes(contents)
-    assert find_twins(from_directory(data)).warning is None  # a copy in the same class and split
+    assert (
+        find_duplicates(from_directory(data)).warning is None
+    )  # a copy in the same class and split
     (data / "train" / "dog" / "a cat.png").write_bytes(contents)
-    twins = check_data(data).twins
-    assert [[m.label for m in group] for group in twins.groups] == [["cat", "cat", "dog"]]
-    ((first, other),) = twins.conflicts
-    assert (first.label, other.label) == ("cat", "dog") and twins.leaks == []
-    assert "1 pictures have another label" in twins.warning
+    duplicates = check_data(data).duplicates
+    assert [[m.label for m in group] for group in duplicates.groups] == [["cat", "cat", "dog"]]
+    ((first, other),) = duplicates.conflicts
+    assert (first.label, other.label) == ("cat", "dog") and duplicates.leaks == []
+    assert "1 images have another label" in duplicates.warning
 
 
 def test_a_split_that_is_drawn_leaks_nothing(tmp_path):
@@ -70,12 +74,12 @@ def test_a_split_that_is_drawn_leaks_nothing(tmp_path):
     part no copies."""
     for label in ("cat", "dog"):
         for i in range(20):
-            write_picture(tmp_path / "d" / label / f"{i:02}.png", (90, 90, 90), seed=i // 2)
+            write_image(tmp_path / "d" / label / f"{i:02}.png", (90, 90, 90), seed=i // 2)
     data = from_directory(tmp_path / "d", seed=3)
     report = check_data(tmp_path / "d", seed=3)
-    assert report.counts == data.counts and report.twins == find_twins(data)
-    assert len(report.twins.groups) == 10 and not report.twins.leaks
-    assert report.twins.conflicts  # the two classes have the same pictures
+    assert report.counts == data.counts and report.duplicates == find_duplicates(data)
+    assert len(report.duplicates.groups) == 10 and not report.duplicates.leaks
+    assert report.duplicates.conflicts  # the two classes have the same images
 
 
 def test_report_of_sizes_and_orientations(tmp_path):
@@ -99,15 +103,15 @@ def test_report_of_sizes_and_orientations(tmp_path):
 
 
 def test_a_folder_that_training_refuses_is_reported(tmp_path):
-    write_picture(tmp_path / "d" / "cat" / "0.png", (1, 2, 3))
-    write_picture(tmp_path / "d" / "cat" / "1.png", (1, 2, 3))
+    write_image(tmp_path / "d" / "cat" / "0.png", (1, 2, 3))
+    write_image(tmp_path / "d" / "cat" / "1.png", (1, 2, 3))
     (tmp_path / "d" / "dog").mkdir()
     (tmp_path / "d" / "dog" / "0.png").write_bytes(b"")
     report = check_data(tmp_path / "d")
     assert report.counts == {"all": {"cat": 2, "dog": 0}}
-    assert "class dog has no readable picture" in report.problem
+    assert "class dog has no readable image" in report.problem
     assert "train would stop: class dog" in report.text()
-    assert len(report.twins.groups) == 1
+    assert len(report.duplicates.groups) == 1
     for wrong, words in (
         ({"val_split": 2}, "validation share"),
         ({"val": tmp_path / "none"}, "no such"),
@@ -115,8 +119,8 @@ def test_a_folder_that_training_refuses_is_reported(tmp_path):
         with pytest.raises(InputError, match=words):
             check_data(tmp_path / "d", **wrong)
     for file in (tmp_path / "d" / "cat").iterdir():
-        file.write_bytes(b"no picture")
-    with pytest.raises(InputError, match="no readable picture"):
+        file.write_bytes(b"no image")
+    with pytest.raises(InputError, match="no readable image"):
         check_data(tmp_path / "d")
 
 
@@ -131,7 +135,7 @@ def test_check_as_a_command(leaking):
 
     shown = run(data)
     assert shown.returncode == 0 and not shown.stderr
-    assert pairs[0][1] in shown.stdout and r"new\nline \xff.png: not a picture" in shown.stdout
+    assert pairs[0][1] in shown.stdout and r"new\nline \xff.png: not an image" in shown.stdout
     plain = json.loads(run(data, "--json").stdout)
     assert len(plain["leaks"]) == 5 and len(plain["faulty"]) == 1
     assert os.fsencode(plain["faulty"][0]["path"]).endswith(b"new\nline \xff.png")
@@ -152,10 +156,10 @@ def test_training_warns(leaking, tmp_path, capsys):
     data, _ = leaking
     keras.utils.set_random_seed(0)
     model = build_model(small_backbone(), Classification(["cat", "dog"]), image_size=32)
-    pictures = from_directory(data)
-    Trainer(model, "feature_extraction", cache="memory").fit(pictures, tmp_path / "run")
+    images = from_directory(data)
+    Trainer(model, "feature_extraction", cache="memory").fit(images, tmp_path / "run")
     lines = [ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("warning")]
-    assert len(lines) == 1 and "5 pictures are in two splits" in lines[0]
+    assert len(lines) == 1 and "5 images are in two splits" in lines[0]
 
 
 def test_names_are_printed_on_one_line():

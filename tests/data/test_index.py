@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from PIL import Image
 
-from keras_transfer.data import check_files, check_pictures, index
+from keras_transfer.data import check_files, check_images, index
 from keras_transfer.data.files import digest_files
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -31,12 +31,12 @@ def read(monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path) -> list[str]:
+def images(tmp_path) -> list[str]:
     """Twelve files, two of them bad, old enough to be remembered."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for i in range(10):
-        write_picture(folder / f"{i}.png", (9 * i, 90, 90), seed=i)
-    (folder / "bad.jpg").write_bytes(b"no picture")
+        write_image(folder / f"{i}.png", (9 * i, 90, 90), seed=i)
+    (folder / "bad.jpg").write_bytes(b"no image")
     (folder / "empty.jpg").write_bytes(b"")
     time.sleep(0.15)
     return sorted(map(str, folder.iterdir()))
@@ -46,20 +46,20 @@ def found(checked):
     return checked.faults, checked.digests.tolist(), checked.width.tolist(), checked.mode.tolist()
 
 
-def test_a_second_check_reads_nothing(pictures, read):
-    first = check_files(pictures)
+def test_a_second_check_reads_nothing(images, read):
+    first = check_files(images)
     assert len(read) == 12
-    second = check_files(pictures)
+    second = check_files(images)
     assert len(read) == 12 and found(second) == found(first)
-    good, _ = check_pictures(pictures)
+    good, _ = check_images(images)
     assert good.digests == digest_files(good.names) and good.take([3]).digests == [good.digests[3]]
     assert len(read) == 12
 
 
-def test_a_changed_file_is_read_again(pictures, read):
-    check_files(pictures)
-    path = Path(pictures[3])
-    before, other = path.stat(), Path(pictures[4])
+def test_a_changed_file_is_read_again(images, read):
+    check_files(images)
+    path = Path(images[3])
+    before, other = path.stat(), Path(images[4])
     contents = path.read_bytes()
     read.clear()
 
@@ -67,43 +67,43 @@ def test_a_changed_file_is_read_again(pictures, read):
     path.write_bytes(contents[:-20] + bytes(20))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size
-    assert check_files(pictures).faults.keys() == {3, 10, 11}
+    assert check_files(images).faults.keys() == {3, 10, 11}
     assert read == [path.name]
     # Another file in its place.
     read.clear()
     other.replace(path)
-    checked = check_files(pictures)
+    checked = check_files(images)
     assert checked.faults.keys() == {4, 10, 11} and path.name in read
 
 
-def test_digests_are_those_of_the_files_when_they_are_asked_for(pictures, read):
+def test_digests_are_those_of_the_files_when_they_are_asked_for(images, read):
     """Features are kept under them: a file changed after the check must not pass for the old one."""
-    good, _ = check_pictures(pictures)
+    good, _ = check_images(images)
     part, before = good.take([4, 2, 7]), digest_files(good.names)
-    write_picture(Path(good.names[2]), (200, 0, 0))
+    write_image(Path(good.names[2]), (200, 0, 0))
     assert part.digests == digest_files(part.names)
     assert [d in before for d in part.digests] == [True, False, True]
     assert len(read) == 12  # the changed one is read for its digest only
 
 
-def test_what_changes_while_it_is_read_is_not_remembered(pictures, read, monkeypatch):
+def test_what_changes_while_it_is_read_is_not_remembered(images, read, monkeypatch):
     look = index.examine_file
 
     def slow(path):
         facts = look(path)
-        if path == pictures[0]:
+        if path == images[0]:
             os.utime(path)
         return facts
 
     monkeypatch.setattr(index, "examine_file", slow)
-    check_files(pictures)
+    check_files(images)
     read.clear()
-    check_files(pictures)
-    assert read == [Path(pictures[0]).name]
+    check_files(images)
+    assert read == [Path(images[0]).name]
 
 
 def test_a_file_of_this_moment_is_not_remembered(tmp_path, read):
-    write_picture(tmp_path / "new.png", (1, 2, 3))
+    write_image(tmp_path / "new.png", (1, 2, 3))
     path = str(tmp_path / "new.png")
     check_files([path])
     check_files([path])
@@ -114,18 +114,18 @@ def test_a_file_of_this_moment_is_not_remembered(tmp_path, read):
     assert len(read) == 3
 
 
-def test_other_rules_ask_again(pictures, read, monkeypatch):
-    check_files(pictures)
+def test_other_rules_ask_again(images, read, monkeypatch):
+    check_files(images)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert len(check_files(pictures).faults) == 12 and len(read) == 24
+    assert len(check_files(images).faults) == 12 and len(read) == 24
     monkeypatch.setattr(index, "RULES", index.RULES + 1)
-    check_files(pictures)
+    check_files(images)
     assert len(read) == 36
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut", "flipped", "other table", "empty"])
-def test_a_damaged_index_is_noticed_and_made_anew(pictures, read, cache, damage, capsys):
-    first = check_files(pictures)
+def test_a_damaged_index_is_noticed_and_made_anew(images, read, cache, damage, capsys):
+    first = check_files(images)
     (file,) = cache.iterdir()
     data = file.read_bytes()
     if damage == "garbage":
@@ -141,39 +141,39 @@ def test_a_damaged_index_is_noticed_and_made_anew(pictures, read, cache, damage,
         file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     else:
         with sqlite3.connect(file) as connection:
-            connection.execute("UPDATE pictures SET fault = 'x', mode = 3 WHERE fault IS NULL")
+            connection.execute("UPDATE images SET fault = 'x', mode = 3 WHERE fault IS NULL")
         connection.close()
     read.clear()
-    assert found(check_files(pictures)) == found(first)
+    assert found(check_files(images)) == found(first)
     assert len(read) == {"flipped": 1, "other table": 10}.get(damage, 12)
     noticed = "was damaged" in capsys.readouterr().err
     assert noticed == (damage in ("garbage", "cut"))
     read.clear()
-    check_files(pictures)
+    check_files(images)
     assert read == []
 
 
-def test_without_a_place_for_the_index(pictures, tmp_path, monkeypatch, read, capsys):
+def test_without_a_place_for_the_index(images, tmp_path, monkeypatch, read, capsys):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "file" / "cache"))
-    assert check_files(pictures).faults.keys() == {10, 11}
-    assert check_files(pictures).faults.keys() == {10, 11}
+    assert check_files(images).faults.keys() == {10, 11}
+    assert check_files(images).faults.keys() == {10, 11}
     assert len(read) == 24 and "not remembered" in capsys.readouterr().err
 
 
-def test_an_index_that_may_only_be_read(pictures, cache, read, capsys, monkeypatch):
-    check_files(pictures[:6])
+def test_an_index_that_may_only_be_read(images, cache, read, capsys, monkeypatch):
+    check_files(images[:6])
     connect = sqlite3.connect
 
     def read_only(file, **options):
         return connect(f"{Path(file).as_uri()}?mode=ro", uri=True, **options)
 
     monkeypatch.setattr(sqlite3, "connect", read_only)
-    assert check_files(pictures).faults.keys() == {10, 11}
+    assert check_files(images).faults.keys() == {10, 11}
     assert len(read) == 12 and "readonly" in capsys.readouterr().err
 
 
-def test_two_processes_at_once(pictures, cache):
+def test_two_processes_at_once(images, cache):
     code = (
         "import sys; from keras_transfer.data import check_files, index\n"
         "index._WRITTEN = 1\n"
@@ -182,32 +182,32 @@ def test_two_processes_at_once(pictures, cache):
         "    index.RULES += 1  # every round writes\n"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, *pictures], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", code, *images], stderr=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0 and not errors, errors
     with sqlite3.connect(next(cache.glob("*.sqlite"))) as connection:
-        assert connection.execute("SELECT count(*) FROM pictures").fetchone() == (12,)
+        assert connection.execute("SELECT count(*) FROM images").fetchone() == (12,)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
 
 
-def test_what_was_examined_before_an_interruption_is_kept(pictures, read, monkeypatch):
+def test_what_was_examined_before_an_interruption_is_kept(images, read, monkeypatch):
     look = index.examine_file
 
     def interrupted(path):
-        if path == pictures[6]:
+        if path == images[6]:
             raise KeyboardInterrupt
         return look(path)
 
     monkeypatch.setattr(index, "examine_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        check_files(pictures)
+        check_files(images)
     monkeypatch.setattr(index, "examine_file", look)
     read.clear()
-    check_files(pictures)
+    check_files(images)
     assert len(read) == 6
 
 

@@ -1,4 +1,4 @@
-"""Files to batches: decoding, transforms, the training stream, real pictures."""
+"""Files to batches: decoding, transforms, the training stream, real images."""
 
 import os
 import re
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ramp, write_picture
+from conftest import ramp, write_image
 from PIL import Image
 from test_data import BOTTOM_RIGHT, LEFT, TOP_RIGHT, encode, three_colours
 
-from keras_transfer.data import check_pictures, from_directory
+from keras_transfer.data import check_images, from_directory
 
 
 def png_of_16_bits(pixels: np.ndarray, colour_type: int) -> bytes:
@@ -33,10 +33,10 @@ def png_of_16_bits(pixels: np.ndarray, colour_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def with_alpha(picture: Image.Image) -> Image.Image:
-    picture = picture.convert("RGBA")
-    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
-    return picture
+def with_alpha(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
 
 
 # --- Decoding ---------------------------------------------------------------------------------
@@ -110,9 +110,9 @@ def test_decode_gives_the_right_colours(kind):
 
 @pytest.mark.parametrize("kind", ENCODED)
 def test_every_decodable_kind_passes_the_check(kind, tmp_path):
-    path = tmp_path / "picture.PNG"
+    path = tmp_path / "image.PNG"
     path.write_bytes(ENCODED[kind][0])
-    good, skipped = check_pictures([str(path)])
+    good, skipped = check_images([str(path)])
     assert good.names == [str(path)] and skipped == []
 
 
@@ -137,21 +137,21 @@ def test_to_rgb_of_every_mode(mode):
 
     level = {"I": 100 * 256 + 5, "I;16": 100 * 256 + 5}.get(mode, 100)
     if mode in ("I", "I;16", "F"):
-        picture = Image.new(mode, (2, 2), level)
+        image = Image.new(mode, (2, 2), level)
     elif mode == "P":
-        picture = Image.new("RGB", (2, 2), (level,) * 3).quantize(4)
+        image = Image.new("RGB", (2, 2), (level,) * 3).quantize(4)
     else:
-        picture = Image.new("L", (2, 2), level).convert("RGB").convert(mode)
-    assert picture.mode == mode
-    assert np.asarray(to_rgb(picture)).tolist() == [[[100, 100, 100]] * 2] * 2
+        image = Image.new("L", (2, 2), level).convert("RGB").convert(mode)
+    assert image.mode == mode
+    assert np.asarray(to_rgb(image)).tolist() == [[[100, 100, 100]] * 2] * 2
 
 
-def test_decode_refuses_what_is_no_picture():
+def test_decode_refuses_what_is_no_image():
     from keras_transfer.modalities.image.decode import decode
 
     jpeg = ENCODED["JPEG"][0]
-    for contents in (b"", b"no picture", jpeg[: len(jpeg) // 2], b"BM" + bytes(60)):
-        with pytest.raises(ValueError, match=r"not a readable picture: ."):
+    for contents in (b"", b"no image", jpeg[: len(jpeg) // 2], b"BM" + bytes(60)):
+        with pytest.raises(ValueError, match=r"not a readable image: ."):
             decode(contents)
 
 
@@ -175,14 +175,14 @@ def test_resize_and_crop_equals_resize_then_crop(rng):
 
     from keras_transfer.modalities.image.prepare import resize_and_crop
 
-    picture = rng.integers(0, 256, (128, 192, 3)).astype(np.uint8)
-    resized = tf.image.resize(picture, (64, 96), antialias=True).numpy()
-    ours = resize_and_crop(picture, 56).numpy().astype(float)
+    image = rng.integers(0, 256, (128, 192, 3)).astype(np.uint8)
+    resized = tf.image.resize(image, (64, 96), antialias=True).numpy()
+    ours = resize_and_crop(image, 56).numpy().astype(float)
     assert np.abs(ours - resized[4:60, 20:76]).max() <= 0.51
-    whole = resize_and_crop(picture, 64, crop_fraction=1).numpy().astype(float)
+    whole = resize_and_crop(image, 64, crop_fraction=1).numpy().astype(float)
     assert np.abs(whole - resized[:, 16:80]).max() <= 0.51
     with pytest.raises(ValueError, match="crop_fraction"):
-        resize_and_crop(picture, 56, crop_fraction=1.1)
+        resize_and_crop(image, 56, crop_fraction=1.1)
 
 
 def test_resize_and_crop_of_batches_and_unknown_sizes(rng):
@@ -190,11 +190,11 @@ def test_resize_and_crop_of_batches_and_unknown_sizes(rng):
 
     from keras_transfer.modalities.image.prepare import resize_and_crop
 
-    pictures = rng.integers(0, 256, (2, 3, 90, 61, 3)).astype(np.uint8)
-    single = np.stack([[resize_and_crop(p, 24) for p in row] for row in pictures])
-    assert np.array_equal(resize_and_crop(pictures[0], 24), single[0])
-    assert np.array_equal(resize_and_crop(pictures, 24), single)
-    assert np.array_equal(resize_and_crop(pictures.astype(np.float32), 24), single)
+    images = rng.integers(0, 256, (2, 3, 90, 61, 3)).astype(np.uint8)
+    single = np.stack([[resize_and_crop(p, 24) for p in row] for row in images])
+    assert np.array_equal(resize_and_crop(images[0], 24), single[0])
+    assert np.array_equal(resize_and_crop(images, 24), single)
+    assert np.array_equal(resize_and_crop(images.astype(np.float32), 24), single)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
     def in_a_graph(batch):
@@ -202,8 +202,8 @@ def test_resize_and_crop_of_batches_and_unknown_sizes(rng):
         assert result.shape.as_list() == [None, 24, 24, 3] and result.dtype == tf.uint8
         return result
 
-    assert np.array_equal(in_a_graph(pictures[1]), single[1])
-    assert in_a_graph(pictures[1][:0]).shape == (0, 24, 24, 3)
+    assert np.array_equal(in_a_graph(images[1]), single[1])
+    assert in_a_graph(images[1][:0]).shape == (0, 24, 24, 3)
 
 
 # --- The stream -------------------------------------------------------------------------------
@@ -211,11 +211,11 @@ def test_resize_and_crop_of_batches_and_unknown_sizes(rng):
 
 @pytest.fixture
 def numbered(tmp_path):
-    """Eleven noisy pictures whose label is their index, so that a batch says which they are."""
+    """Eleven noisy images whose label is their index, so that a batch says which they are."""
     from keras_transfer.data import Examples
 
     for i in range(11):
-        write_picture(tmp_path / f"{i:02}.png", (20 * i, 100, 100), size=(50, 40), seed=i)
+        write_image(tmp_path / f"{i:02}.png", (20 * i, 100, 100), size=(50, 40), seed=i)
     return Examples(sorted(map(str, tmp_path.iterdir())), np.arange(11, dtype=np.int32))
 
 
@@ -235,12 +235,12 @@ def test_evaluation_batches_are_in_order_and_finite(numbered):
 
     dataset = pipeline.batches(numbered, image_size=16, batch_size=4)
     assert dataset.cardinality() == 3
-    pictures, labels = zip(*dataset.as_numpy_iterator())
-    assert [len(p) for p in pictures] == [4, 4, 3]
-    assert pictures[0].dtype == np.uint8 and labels[0].dtype == np.int32
+    images, labels = zip(*dataset.as_numpy_iterator())
+    assert [len(p) for p in images] == [4, 4, 3]
+    assert images[0].dtype == np.uint8 and labels[0].dtype == np.int32
     assert np.concatenate(labels).tolist() == list(range(11))
     expected = [resize_and_crop(decode(Path(path).read_bytes()), 16) for path in numbered.names]
-    assert np.array_equal(np.concatenate(pictures), np.stack(expected))
+    assert np.array_equal(np.concatenate(images), np.stack(expected))
 
 
 def test_training_epochs_have_each_example_once(numbered):
@@ -251,23 +251,23 @@ def test_training_epochs_have_each_example_once(numbered):
     orders = np.concatenate([labels for _, labels in rows]).reshape(epochs, 11)
     assert (np.sort(orders, axis=1) == np.arange(11)).all()
     assert len({tuple(order) for order in orders}) == epochs
-    # The same picture looks different from epoch to epoch.
-    pictures = np.concatenate([p for p, _ in rows]).reshape(epochs, 11, 16, 16, 3)
-    first, second = (pictures[e][np.argsort(orders[e])] for e in (0, 1))
+    # The same image looks different from epoch to epoch.
+    images = np.concatenate([p for p, _ in rows]).reshape(epochs, 11, 16, 16, 3)
+    first, second = (images[e][np.argsort(orders[e])] for e in (0, 1))
     assert all(not np.array_equal(a, b) for a, b in zip(first, second))
 
 
-def test_equal_pictures_get_variants_of_their_own(numbered):
+def test_equal_images_get_variants_of_their_own(numbered):
     numbered = type(numbered)(numbered.names[:1] * 11, numbered.labels)
-    (pictures, _), *_ = stream(numbered, 1, batch_size=11)
-    assert len({picture.tobytes() for picture in pictures}) == 11
+    (images, _), *_ = stream(numbered, 1, batch_size=11)
+    assert len({image.tobytes() for image in images}) == 11
 
 
 def test_training_stream_starts_at_any_epoch(numbered):
     whole = stream(numbered, 5 * 3, augmentation="medium", seed=9)
     late = stream(numbered, 2 * 3, augmentation="medium", seed=9, start_epoch=3)
-    for (pictures, labels), (late_pictures, late_labels) in zip(whole[9:], late):
-        assert np.array_equal(labels, late_labels) and np.array_equal(pictures, late_pictures)
+    for (images, labels), (late_images, late_labels) in zip(whole[9:], late):
+        assert np.array_equal(labels, late_labels) and np.array_equal(images, late_images)
     other = stream(numbered, 3, augmentation="medium", seed=10)
     assert any(not np.array_equal(a[1], b[1]) for a, b in zip(whole[:3], other))
 
@@ -282,13 +282,13 @@ def test_variants_do_not_depend_on_the_batch_size(numbered):
         assert np.array_equal(np.concatenate([row[position] for row in small]), large[0][position])
 
 
-def test_training_without_augmentation_shows_the_evaluation_pictures(numbered):
+def test_training_without_augmentation_shows_the_evaluation_images(numbered):
     from keras_transfer.data import batches as pipeline
 
     rows = stream(numbered, 3, augmentation="none")
-    pictures, labels = (np.concatenate(part) for part in zip(*rows))
+    images, labels = (np.concatenate(part) for part in zip(*rows))
     (expected, _), *_ = pipeline.batches(numbered, image_size=16, batch_size=11)
-    assert np.array_equal(pictures[np.argsort(labels)], expected)
+    assert np.array_equal(images[np.argsort(labels)], expected)
 
 
 def test_training_is_infinite_to_keras(numbered):
@@ -314,13 +314,13 @@ def test_a_file_that_goes_bad_is_named(numbered, training, damage):
         list(dataset.take(3))
 
 
-def test_pictures_of_a_split(animals):
+def test_images_of_a_split(animals):
     data = from_directory(animals, val_split=0.25)
     assert data.test is None
     rows = list(data.val.as_numpy_iterator())
     assert [label for _, label in rows] == data.examples["val"].labels.tolist()
-    for (picture, _), path in zip(rows, data.examples["val"].names):
-        assert np.array_equal(picture, np.asarray(Image.open(path)))
+    for (image, _), path in zip(rows, data.examples["val"].names):
+        assert np.array_equal(image, np.asarray(Image.open(path)))
     # Names that are no valid UTF-8 are as good as others.
     odd = os.fsencode(animals / "cat") + b"/\xff\xfe.png"
     with open(odd, "wb") as file:  # noqa: PTH123 - a path of bytes
@@ -364,16 +364,16 @@ next(rows)
     assert "shutting down" not in result.stderr
 
 
-# --- Real pictures ----------------------------------------------------------------------------
+# --- Real images ----------------------------------------------------------------------------
 
 
 def test_hymenoptera(real_data):
     data = from_directory(real_data / "hymenoptera")
     assert data.counts == {"train": {"ants": 124, "bees": 121}, "val": {"ants": 70, "bees": 83}}
     assert not data.skipped
-    pictures, labels = next(iter(data.batches("val", image_size=96, batch_size=8)))
-    assert pictures.shape == (8, 96, 96, 3) and labels.numpy().tolist() == [0] * 8
-    assert pictures.numpy().std() > 30  # photographs, not blank
+    images, labels = next(iter(data.batches("val", image_size=96, batch_size=8)))
+    assert images.shape == (8, 96, 96, 3) and labels.numpy().tolist() == [0] * 8
+    assert images.numpy().std() > 30  # photographs, not blank
 
 
 def test_sign_digits(real_data):
@@ -384,9 +384,9 @@ def test_sign_digits(real_data):
     assert np.abs(shares - 1).max() < 0.03
 
 
-def test_pictures_in_memory_are_the_same_and_read_once(colours, monkeypatch):
+def test_images_in_memory_are_the_same_and_read_once(colours, monkeypatch):
     """Training and evaluation with a memory, and with one that has room for a part only."""
-    from keras_transfer.data.memory import PictureMemory
+    from keras_transfer.data.memory import ImageMemory
     from keras_transfer.modalities.image import decode as decoding
 
     data = from_directory(colours, progress=False)
@@ -397,7 +397,7 @@ def test_pictures_in_memory_are_the_same_and_read_once(colours, monkeypatch):
         training = data.batches("train", training=True, memory=memory, **options)
         plain = data.batches("val", memory=memory, **options)
         batches = [*training.take(2 * steps), *plain, *plain]
-        return [np.asarray(pictures) for pictures, _ in batches]
+        return [np.asarray(images) for images, _ in batches]
 
     expected = seen(None)
     read, decode = [], decoding.decode
@@ -405,9 +405,9 @@ def test_pictures_in_memory_are_the_same_and_read_once(colours, monkeypatch):
     one = 40 * 48 * 3  # evaluation takes its room first: 7 of 32 x 32, less than four of these
     for limit, kept in ((1 << 30, 29), (10 * one, 6)):
         read.clear()
-        memory = PictureMemory(limit)
-        for pictures, other in zip(seen(memory), expected, strict=True):
-            np.testing.assert_array_equal(pictures, other)
+        memory = ImageMemory(limit)
+        for images, other in zip(seen(memory), expected, strict=True):
+            np.testing.assert_array_equal(images, other)
         assert len(memory._pixels) == kept and memory.bytes <= limit
         # At the border of two epochs a file may be read before it is remembered.
         assert len(read) >= 29 + 7 and (kept < 29 or len(read) <= 29 + 7 + 4)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_sources import random_pictures, through
+from test_sources import random_images, through
 
 from keras_transfer.data import (
     from_arrays,
@@ -48,7 +48,7 @@ def test_records_are_whole_or_not_there(folder, tmp_path, monkeypatch):
     Path(whole.examples["val"].names[0]).unlink()
     with pytest.raises(FileNotFoundError):
         write_records(whole, tmp_path / "r", progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["pictures"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images"]
     with pytest.raises(InputError, match="give a folder of write_records"):
         from_records(tmp_path, progress=False)
 
@@ -94,14 +94,14 @@ def test_a_builder_in_record_files_is_read_at_random(folder, tmp_path):
     builder = Shapes(data_dir=tmp_path / "tfds")
     builder.download_and_prepare()
     data = from_tfds(builder, image="photo", label="kind", progress=False)
-    assert type(data.examples["train"].pictures).__name__ == "Records"
+    assert type(data.examples["train"].images).__name__ == "Records"
     whole = from_directory(folder, progress=False)
     assert data.counts == whole.counts
     for split in ("train", "val"):
         assert sorted(data.examples[split].digests) == sorted(whole.examples[split].digests)
     again = from_tfds("shapes", data_dir=tmp_path / "tfds", image="photo", label="kind")
     assert again.examples["train"].digests == data.examples["train"].digests
-    with pytest.raises(InputError, match="no picture called 'image'"):
+    with pytest.raises(InputError, match="no image called 'image'"):
         from_tfds(builder)
     with pytest.raises(InputError, match="has the splits train, validation"):
         from_tfds(builder, image="photo", label="kind", splits={"train": "all"})
@@ -144,7 +144,7 @@ def test_a_path_or_name_opens_what_it_stands_for(folder, tmp_path):
         assert open_data(path, progress=False).counts == whole.counts
     with tfds.testing.mock_data(num_examples=60), pytest.raises(InputError, match="mnist has the"):
         open_data("tfds:mnist", progress=False)
-    with pytest.raises(InputError, match=r"is a table: mark its validation pictures there"):
+    with pytest.raises(InputError, match=r"is a table: mark its validation images there"):
         open_data(tmp_path / "table.csv", val=folder, progress=False)
     with pytest.raises(InputError, match="no such folder"):
         open_data(tmp_path / "nothing", progress=False)
@@ -205,9 +205,9 @@ def test_the_command_trains_on_other_columns(folder, tmp_path, monkeypatch):
     again = ["evaluate", str(tmp_path / "run"), str(tmp_path / "table.csv"), "--json"]
     measured = json.loads(runner.invoke(app, [*again, "--split", "val"]).stdout)
     said = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert measured["pictures"] == said["images"]["val"]
+    assert measured["images"] == said["images"]["val"]
     assert measured["mae"] == pytest.approx(said["val"]["mae"], rel=1e-3)
-    assert json.loads(runner.invoke(app, again).stdout)["pictures"] == len(splits)
+    assert json.loads(runner.invoke(app, again).stdout)["images"] == len(splits)
     wrong = runner.invoke(app, [*again, "--split", "test"])
     assert "has no split test" in str(wrong.exception)
     wrong = runner.invoke(app, ["evaluate", str(tmp_path / "run"), str(folder)])
@@ -237,12 +237,12 @@ def test_any_labels_go_through_records_and_arrays(tmp_path):
         "heads": (targets, labels),
         **{name: (targets[name], labels[name]) for name in targets},
     }.items():
-        pictures = Arrays(list(random_pictures()))
-        data = ImageData((), {"train": Examples(pictures, values)}, [], "", target)
+        images = Arrays(list(random_images()))
+        data = ImageData((), {"train": Examples(images, values)}, [], "", target)
         write_records(data, tmp_path / name, progress=False)
         read = from_records(tmp_path / name, val_split=0.25, progress=False)
         assert read.targets == target
-        found = {n: i for i, n in enumerate(pictures.names)}
+        found = {n: i for i, n in enumerate(images.names)}
         for part in read.examples.values():
             rows = [found[n] for n in part.names]
             for key in labels if isinstance(values, dict) else [None]:
@@ -250,12 +250,12 @@ def test_any_labels_go_through_records_and_arrays(tmp_path):
                 np.testing.assert_array_equal(a, b[rows])
                 assert a.dtype == b.dtype
     tagged = from_arrays(
-        (random_pictures(), several), task="multi_label", class_names="xyz", val_split=0.25
+        (random_images(), several), task="multi_label", class_names="xyz", val_split=0.25
     )
     assert tagged.targets == targets["tags"]
-    measured = from_arrays((random_pictures(), numbers[:, 0]), task="regression", val_split=0.25)
+    measured = from_arrays((random_images(), numbers[:, 0]), task="regression", val_split=0.25)
     assert measured.examples["train"].labels.shape[1] == 1
     with pytest.raises(InputError, match="must be 0 or 1"):
-        from_arrays((random_pictures(), numbers), task="multi_label")
+        from_arrays((random_images(), numbers), task="multi_label")
     with pytest.raises(InputError, match="finite numbers"):
-        from_arrays((random_pictures(), numbers * np.nan), task="regression")
+        from_arrays((random_images(), numbers * np.nan), task="regression")

@@ -1,4 +1,4 @@
-"""The same pictures through every source; and what each source refuses."""
+"""The same images through every source; and what each source refuses."""
 
 import csv
 import re
@@ -27,9 +27,9 @@ def batches_of(data):
     steps = data.steps("train", 8)
     training = data.batches("train", training=True, seed=3, **OPTIONS).take(2 * steps)
     return [
-        (np.asarray(pictures), np.asarray(labels))
+        (np.asarray(images), np.asarray(labels))
         for stream in (*(data.batches(split, **OPTIONS) for split in data.examples), training)
-        for pictures, labels in stream
+        for images, labels in stream
     ]
 
 
@@ -74,7 +74,7 @@ def through(source, folder, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["csv", "tfds", "records", "arrays", "dataset"])
-def test_the_same_pictures_give_the_same_batches(folder, tmp_path, source):
+def test_the_same_images_give_the_same_batches(folder, tmp_path, source):
     whole = from_directory(folder, progress=False)
     data = through(source, folder, tmp_path)
     assert data.class_names == whole.class_names
@@ -88,15 +88,15 @@ def test_the_same_pictures_give_the_same_batches(folder, tmp_path, source):
     )
     expected = batches_of(whole)
     assert len(expected) == 3 + 2 + 2 * 3
-    for (pictures, labels), (others, other_labels) in zip(expected, batches_of(data), strict=True):
+    for (images, labels), (others, other_labels) in zip(expected, batches_of(data), strict=True):
         np.testing.assert_array_equal(labels, other_labels)
-        np.testing.assert_array_equal(pictures, others)
+        np.testing.assert_array_equal(images, others)
     if source in ("csv", "tfds"):
         assert [Path(s.path).name for s in data.skipped] == ["broken.jpg"]
 
 
 @pytest.mark.parametrize("source", ["records", "arrays"])
-def test_pictures_in_other_places_train_and_are_cached(folder, tmp_path, source, monkeypatch):
+def test_images_in_other_places_train_and_are_cached(folder, tmp_path, source, monkeypatch):
     """Places other than files go through the feature cache and the split too."""
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of
@@ -162,7 +162,7 @@ def test_a_table_may_be_a_mapping_a_frame_or_parquet(folder, tmp_path):
         ("path,label\n", "has no rows"),
         ("", "is empty"),
         ("path,label\na.png,x\nb.png,x\n", "label has one class only (x)"),
-        ("path,label\na.png,x\nb.png,y\n", "no readable picture of train"),
+        ("path,label\na.png,x\nb.png,y\n", "no readable image of train"),
     ],
 )
 def test_tables_that_say_nothing(tmp_path, text, message):
@@ -174,40 +174,38 @@ def test_tables_that_say_nothing(tmp_path, text, message):
 # -- arrays and data sets -------------------------------------------------------------------------
 
 
-def random_pictures(count=8, dtype="uint8"):
+def random_images(count=8, dtype="uint8"):
     return np.random.default_rng(0).integers(0, 256, (count, 20, 24, 3)).astype(dtype)
 
 
-def test_grey_pictures_and_other_number_formats_become_uint8_rgb():
-    pictures, labels = random_pictures(), ["a", "b"] * 4
-    expected = from_arrays((pictures, labels), progress=False)
+def test_grey_images_and_other_number_formats_become_uint8_rgb():
+    images, labels = random_images(), ["a", "b"] * 4
+    expected = from_arrays((images, labels), progress=False)
     for dtype in ("float32", "int64"):
-        data = from_arrays((pictures.astype(dtype), labels), progress=False)
+        data = from_arrays((images.astype(dtype), labels), progress=False)
         for a, b in zip(
-            data.examples["train"].pictures.arrays, expected.examples["train"].pictures.arrays
+            data.examples["train"].images.arrays, expected.examples["train"].images.arrays
         ):
             assert a.dtype == np.uint8
             np.testing.assert_array_equal(a, b)
-    grey = (
-        from_arrays((pictures[..., 0], labels), progress=False).examples["train"].pictures.arrays[0]
-    )
+    grey = from_arrays((images[..., 0], labels), progress=False).examples["train"].images.arrays[0]
     assert grey.shape == (20, 24, 3) and np.ptp(grey, axis=-1).max() == 0
 
 
 @pytest.mark.parametrize(
-    "pictures, labels, message",
+    "images, labels, message",
     [
-        (random_pictures() / 255.0, [0, 1] * 4, "multiply by 255"),
-        (random_pictures() + 0.5, [0, 1] * 4, "give whole numbers 0–255"),
-        (random_pictures(), [0, 1] * 3, "one length, not 8 and 6"),
-        (random_pictures(), [0] * 8, "only one class"),
-        (random_pictures(), [0, 1, -1, 1] * 2, "none of the 2 classes: -1"),
-        (random_pictures()[..., :2], [0, 1] * 4, "not of shape [height, width, 3]"),
+        (random_images() / 255.0, [0, 1] * 4, "multiply by 255"),
+        (random_images() + 0.5, [0, 1] * 4, "give whole numbers 0–255"),
+        (random_images(), [0, 1] * 3, "one length, not 8 and 6"),
+        (random_images(), [0] * 8, "only one class"),
+        (random_images(), [0, 1, -1, 1] * 2, "none of the 2 classes: -1"),
+        (random_images()[..., :2], [0, 1] * 4, "not of shape [height, width, 3]"),
     ],
 )
-def test_arrays_that_are_no_pictures(pictures, labels, message):
+def test_arrays_that_are_no_images(images, labels, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        from_arrays((pictures, labels), progress=False)
+        from_arrays((images, labels), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -239,25 +237,25 @@ def test_columns_of_another_length():
 
 def test_arrays_given_without_a_tuple_are_told_how():
     with pytest.raises(InputError, match=r"train must be a tuple .* not ndarray: from_arrays\(\("):
-        from_arrays(random_pictures(), [0, 1] * 4, progress=False)
+        from_arrays(random_images(), [0, 1] * 4, progress=False)
     with pytest.raises(InputError, match="val must be a tuple"):
-        from_arrays((random_pictures(), [0, 1] * 4), random_pictures(), progress=False)
+        from_arrays((random_images(), [0, 1] * 4), random_images(), progress=False)
 
 
 def test_labels_that_train_does_not_have():
     with pytest.raises(InputError, match="val has labels that are none of the 2 classes: c"):
         from_arrays(
-            (random_pictures(), ["a", "b"] * 4), (random_pictures(2), ["a", "c"]), progress=False
+            (random_images(), ["a", "b"] * 4), (random_images(2), ["a", "c"]), progress=False
         )
 
 
 def test_data_sets_that_cannot_be_read_once():
     import tensorflow as tf
 
-    dataset = tf.data.Dataset.from_tensor_slices((random_pictures(), np.arange(8) % 2))
+    dataset = tf.data.Dataset.from_tensor_slices((random_images(), np.arange(8) % 2))
     with pytest.raises(InputError, match=r"\.unbatch\(\)"):
         from_dataset(dataset.batch(2))
     with pytest.raises(InputError, match="is infinite"):
         from_dataset(dataset.repeat())
-    with pytest.raises(InputError, match=r"must give \(picture, label\)"):
+    with pytest.raises(InputError, match=r"must give \(image, label\)"):
         from_dataset(dataset.map(lambda x, y: x))

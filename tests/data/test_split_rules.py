@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import raises, write_picture
+from conftest import raises, write_image
 from test_splits import drawn, names
 
 from keras_transfer.data import (
     SplitRule,
     folds,
     from_directory,
-    labelled_pictures,
+    labelled_images,
     read_split_file,
     split,
 )
@@ -27,7 +27,7 @@ def folder(root, counts, people=1):
     for name, count in counts.items():
         for i in range(count):
             at += 1
-            write_picture(root / name / f"p{i % people}_{i:02}.png", (90, 90, 90), (4, 4), seed=at)
+            write_image(root / name / f"p{i % people}_{i:02}.png", (90, 90, 90), (4, 4), seed=at)
     return root
 
 
@@ -67,7 +67,7 @@ def test_a_test_share(animals):
     assert data.counts["val"] == {"cat": 4, "dog": 2, "emu": 2}
 
 
-def test_each_picture_is_validated_in_one_fold(animals):
+def test_each_image_is_validated_in_one_fold(animals):
     data = [from_directory(animals, folds=4, fold=i, test_split=0.1) for i in (1, 2, 3, 4)]
     tests = [d.examples["test"].names for d in data]
     assert tests[0] and all(t == tests[0] for t in tests)
@@ -92,15 +92,15 @@ def test_a_list_is_kept_to(animals, tmp_path, capsys):
     # What is new goes by the rule, what is gone is named, and a copy follows its original.
     copied = data.examples["test"].names[0]
     (animals / "cat" / "copy.png").write_bytes(Path(copied).read_bytes())
-    write_picture(animals / "cat" / "new.png", (1, 1, 1), seed=99)
+    write_image(animals / "cat" / "new.png", (1, 1, 1), seed=99)
     gone = animals / "dog" / "p1_01.png"
     gone.unlink()
     broken = animals / "dog" / "p2_02.png"
     broken.write_bytes(b"")
     changed = from_directory(animals, split_file=file)
     said = capsys.readouterr().err
-    assert "names 1 pictures that are gone: dog/p1_01.png\n" in said
-    assert "does not name 2 pictures: split by the rule" in said
+    assert "names 1 images that are gone: dog/p1_01.png\n" in said
+    assert "does not name 2 images: split by the rule" in said
     expected = sides(data)
     found = sides(changed)
     assert found.pop("cat/copy.png") == "test" and found.pop("cat/new.png") in ("train", "val")
@@ -133,12 +133,12 @@ def test_lists_that_cannot_be_used(animals, tmp_path):
     refused("has no column split", [("a", "train")], ("path", "part"))
     refused("line 2: 'trian' is no split; use train, val or test", [("a", "trian")])
     refused("is in train and in val", [("a", "train"), ("a", "val")])
-    refused("names no picture", [])
-    refused("names none of the pictures", [("elsewhere/cat/p0_00.png", "val")])
+    refused("names no image", [])
+    refused("names none of the images", [("elsewhere/cat/p0_00.png", "val")])
     everything = [(str(p.relative_to(animals)), "train") for p in animals.glob("*/*.png")]
-    refused("leaves no picture in val", everything)
+    refused("leaves no image in val", everything)
     no_emu = [(name, "val" if name.startswith("emu") else part) for name, part in everything]
-    refused("leaves no picture of class emu in train", no_emu)
+    refused("leaves no image of class emu in train", no_emu)
     assert read_split_file(write_list(tmp_path / "l.csv", [("a", "valid")])) == {"a": "val"}
 
 
@@ -162,7 +162,7 @@ def test_what_does_not_go_together(animals, tmp_path):
     )
     with raises("leave out --test-split"):
         from_directory(root, test_split=0.1)
-    with raises("--folds needs all pictures in one folder"):
+    with raises("--folds needs all images in one folder"):
         from_directory(root, folds=3, fold=1)
     with raises("--group says how to split"):
         from_directory(root, groups="(p)")
@@ -171,13 +171,13 @@ def test_what_does_not_go_together(animals, tmp_path):
 def test_parts_of_a_list_are_measured(animals, tmp_path):
     data = from_directory(animals, test_split=0.2)
     file = write_list(tmp_path / "list.csv", data.split_table(), ("path", "label", "split"))
-    test = labelled_pictures(animals, data.class_names, split="test", split_file=file)
+    test = labelled_images(animals, data.class_names, split="test", split_file=file)
     assert test.examples["test"].names == data.examples["test"].names
-    whole = labelled_pictures(animals, data.class_names, split_file=file)
+    whole = labelled_images(animals, data.class_names, split_file=file)
     assert len(whole.examples["all"]) == 40
-    with raises("names no test picture"):
+    with raises("names no test image"):
         only = write_list(tmp_path / "only.csv", [("cat/p0_00.png", "val")])
-        labelled_pictures(animals, data.class_names, split="test", split_file=only)
+        labelled_images(animals, data.class_names, split="test", split_file=only)
 
 
 # --- The rule, exactly --------------------------------------------------------------------------
@@ -202,7 +202,7 @@ PATHS = [f"{ANIMALS.names[label]}/p{i % 12}_{i}.png" for i, label in enumerate(L
 
 
 def assigned(rule, labels=LABELS, paths=PATHS, given=None, target=ANIMALS, skipped=()):
-    """Part → places of the pictures."""
+    """Part → places of the images."""
     given = np.array(["train"] * len(labels) if given is None else given)
     found = rule.assign(Pool(labels, names(len(labels))), paths, given, target, skipped)
     return {part: np.flatnonzero(found == part).tolist() for part in sorted(set(found))}
@@ -223,7 +223,7 @@ def test_a_rule_draws_what_split_draws():
     values = np.random.RandomState(0).normal(size=60)
     number = SimpleNamespace(task="regression", names=("age",))
     assert assigned(SplitRule(), values, target=number) == drawn(values, {"val": 0.2}, keys)
-    with raises("class emu has 1 readable picture"):
+    with raises("class emu has 1 readable image"):
         assigned(SplitRule(), [0, 0, 1, 1, 2], PATHS[:5])
 
 
@@ -242,9 +242,9 @@ def test_a_rule_takes_the_fold_that_was_asked_for():
     parts = assigned(SplitRule(folds=2, fold=2, groups=r"/(p\d+)_"))
     assert parts == {"train": plain[0].tolist(), "val": plain[1].tolist()}
     alone = [0] * 9 + [2]
-    with raises("class emu has 1 readable picture"):
+    with raises("class emu has 1 readable image"):
         assigned(SplitRule(folds=2, fold=1), alone, PATHS[:10])
-    with raises("class emu has 1 readable picture"):
+    with raises("class emu has 1 readable image"):
         assigned(SplitRule(folds=2, fold=1, test_split=0.2), alone, PATHS[:10])
 
 
@@ -312,12 +312,12 @@ def test_rules_that_cannot_be(options, words):
         (
             {"test_split": 0.3},
             {"test"},
-            "a test share of 0.3 and a folder of test pictures exclude",
+            "a test share of 0.3 and a folder of test images exclude",
         ),
         ({"test_split": 1}, set(), "the test share must lie between 0 and 1"),
         ({"val_split": 0}, set(), "the validation share must lie between 0 and 1"),
-        ({"folds": 2, "fold": 1}, {"val"}, "--folds needs all pictures in one folder"),
-        ({"groups": "(p)"}, {"val"}, "--group says how to split, and the validation pictures are"),
+        ({"folds": 2, "fold": 1}, {"val"}, "--folds needs all images in one folder"),
+        ({"groups": "(p)"}, {"val"}, "--group says how to split, and the validation images are"),
     ],
 )
 def test_rules_that_do_not_fit_the_folders(options, given, words):
@@ -337,13 +337,13 @@ def test_a_list_and_the_rule_for_the_rest(tmp_path, capsys):
     parts = assigned(SplitRule(split_file=file, seed=2))
     fixed = ["val", *["train"] * 19, *["val"] * 5, *[None] * 35]
     assert parts == drawn(LABELS, {"val": 0.2}, names(60), seed=2, fixed=fixed)
-    assert capsys.readouterr().err == (f"{file} does not name 35 pictures: split by the rule\n")
+    assert capsys.readouterr().err == (f"{file} does not name 35 images: split by the rule\n")
     # What folders give as validation is not drawn from, and can be moved by the list.
     given = ["train"] * 58 + ["val", "val"]
     rows = [(path, "train") for path in PATHS[:56]] + [(PATHS[58], "train"), (PATHS[57], "test")]
     parts = assigned(SplitRule(split_file=write_list(file, rows)), given=given)
     assert parts == {"test": [57], "train": [*range(57), 58], "val": [59]}
-    assert "does not name 1 pictures" in capsys.readouterr().err
+    assert "does not name 1 images" in capsys.readouterr().err
 
 
 def test_what_is_gone_is_named_ten_times_at_most(tmp_path, capsys):
@@ -356,7 +356,7 @@ def test_what_is_gone_is_named_ten_times_at_most(tmp_path, capsys):
         rule = SplitRule(split_file=write_list(tmp_path / "b.csv", [*rows, *more, ("left", "val")]))
         assert assigned(rule, skipped=["left"]) == whole
         said = capsys.readouterr().err
-        assert f"b.csv names {count} pictures that are gone: gone00" in said
+        assert f"b.csv names {count} images that are gone: gone00" in said
         assert said.endswith(f"{end}\n") and said.count("gone0") == min(count, 10)
 
 
@@ -366,16 +366,14 @@ def test_lists_that_leave_a_part_or_a_class_empty(tmp_path):
         return assigned(rule, labels, target=target)
 
     for part, other in (("train", "val"), ("val", "train")):
-        with raises(f"l.csv leaves no picture in {part}: name some"):
+        with raises(f"l.csv leaves no image in {part}: name some"):
             listed([other] * 60)
     cats = ["train"] * 30 + ["val"] * 30
-    with raises("l.csv leaves no picture of class dog in train: name some"):
+    with raises("l.csv leaves no image of class dog in train: name some"):
         listed(cats)
     many = SimpleNamespace(task="multi_label", names=ANIMALS.names)
     assert listed(cats, np.eye(3, dtype=int)[LABELS], many)["val"] == list(range(30, 60))
-    with raises(
-        "l.csv names none of the pictures: its paths must be relative to the folder of the"
-    ):
+    with raises("l.csv names none of the images: its paths must be relative to the folder of the"):
         assigned(SplitRule(split_file=write_list(tmp_path / "l.csv", [("b", "val"), ("a", "val")])))
     with raises("like cat/p0_0.png, not a"):
         assigned(SplitRule(split_file=tmp_path / "l.csv"))
@@ -395,7 +393,7 @@ def test_files_of_lists(tmp_path, monkeypatch):
     for text, words in (
         ("", "has no column path and no column split; a list of splits has the columns path and"),
         ("path\n", "has no column split;"),
-        ("path,split\n", "l.csv names no picture"),
+        ("path,split\n", "l.csv names no image"),
         ("path,split\na,val\nb\n", "l.csv, line 3: None is no split; use train, val or test"),
         ("path,split\na,training\n", "l.csv, line 2: 'training' is no split"),
         ("path,split\na,val\na,train\n", "l.csv, line 3: a is in val and in train"),

@@ -9,7 +9,7 @@ from conftest import raises
 from keras_transfer.data import folds, split
 
 
-def names(count, prefix="picture"):
+def names(count, prefix="image"):
     return [f"{prefix} {i}" for i in range(count)]
 
 
@@ -35,7 +35,7 @@ def drawn(*args, **kwargs):
         ((2, 2, 2), 0.9, (1, 1, 1)),  # and keep one each
     ],
 )
-def test_single_pictures_are_split_exactly(counts, fraction, expected):
+def test_single_images_are_split_exactly(counts, fraction, expected):
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], counts))
     parts = split(labels, {"val": fraction}, names(len(labels)), seed=3)
     assert tuple(np.bincount(labels[parts["val"]], minlength=3)) == expected
@@ -65,7 +65,7 @@ def test_the_seed_and_the_keys_decide_and_nothing_else():
     assert set(order[shuffled]) == set(first)
 
 
-def test_several_labels_a_picture_keep_their_shares():
+def test_several_labels_a_image_keep_their_shares():
     rng = np.random.default_rng(1)
     share = np.array([0.5, 0.3, 0.1, 0.03, 0.01])
     labels = (rng.random((1000, 5)) < share).astype(int)
@@ -78,7 +78,7 @@ def test_several_labels_a_picture_keep_their_shares():
         assert labels[val].any(axis=0).all()  # each label on both sides
     alone = np.zeros((50, 2), int)
     alone[:20, 0] = alone[0, 1] = 1
-    with raises("class tail has 1 readable picture"):
+    with raises("class tail has 1 readable image"):
         split(alone, {"val": 0.2}, names(50), class_names=("dog", "tail"))
 
 
@@ -132,7 +132,7 @@ def test_groups_of_one_class_miss_the_quota_by_half_a_group():
 def test_copies_stay_together_also_across_groups():
     labels = np.tile([0, 1], 60)
     keys = names(120)
-    for i in range(0, 40, 2):  # ten pairs of copies of class 0, and of a picture of class 1
+    for i in range(0, 40, 2):  # ten pairs of copies of class 0, and of an image of class 1
         keys[i + 1] = keys[i]
     who = [f"person {i // 3}" for i in range(120)]
     for groups in (None, who):
@@ -147,11 +147,11 @@ def test_copies_stay_together_also_across_groups():
 def test_classes_that_cannot_be_parted_are_named():
     labels = np.array([0] * 10 + [1] * 4)
     who = [f"a{i}" for i in range(10)] + ["b"] * 4
-    with raises("class dog has 4 readable pictures, which belong together in 1 group"):
+    with raises("class dog has 4 readable images, which belong together in 1 group"):
         split(labels, {"val": 0.2}, names(14), groups=who, class_names=("cat", "dog"))
-    with raises("too few pictures to split: class dog has 1 readable picture; add pictures or"):
+    with raises("too few images to split: class dog has 1 readable image; add images or"):
         split(np.array([0, 0, 1]), {"val": 0.5}, names(3), class_names=("cat", "dog"))
-    with raises("class 0 has 2 readable pictures, for 3 parts"):
+    with raises("class 0 has 2 readable images, for 3 parts"):
         split(np.array([0, 0, 1, 1, 1]), {"test": 0.2, "val": 0.2}, names(5))
     # Two persons have all: whoever goes takes one class away from the other side.
     with raises("no split found that has class"):
@@ -198,11 +198,11 @@ def moved(labels, keys, more_labels, more_keys, groups=None, more_groups=None, s
 
 
 @pytest.mark.parametrize("more", [1, 10, 100])
-def test_added_pictures_move_few_old_ones(more):
+def test_added_images_move_few_old_ones(more):
     rng = np.random.default_rng(more)
     for seed in range(5):
         labels, added = rng.integers(0, 10, 1000), rng.integers(0, 10, more)
-        # Each new picture takes at most one place; rounding moves at most one a class.
+        # Each new image takes at most one place; rounding moves at most one a class.
         assert moved(labels, names(1000), added, names(more, "new"), seed=seed) <= more + 10
         several = (rng.random((1000, 6)) < 0.2).astype(int)
         new = (rng.random((more, 6)) < 0.2).astype(int)
@@ -222,7 +222,7 @@ def test_added_people_move_few_old_ones():
         assert count <= len(new_labels) + 10
 
 
-def test_added_pictures_may_move_none():
+def test_added_images_may_move_none():
     """The old validation part is mostly kept, against 20 % by chance."""
     labels, keys = np.repeat(np.arange(10), 100), names(1000)
     before = split(labels, {"val": 0.2}, keys)["val"]
@@ -255,7 +255,7 @@ def test_folds_keep_groups():
 
 
 def test_folds_with_too_few_of_a_class():
-    with raises("class 1 has 3 readable pictures, for 5 parts"):
+    with raises("class 1 has 3 readable images, for 5 parts"):
         folds(np.array([0] * 20 + [1] * 3), 5, names(23))
     with raises("3 groups for 4 parts"):
         folds(np.linspace(0, 1, 9), 4, names(9), groups=[*"aaabbbccc"])

@@ -71,7 +71,7 @@ DIGESTS = {
 
 
 def test_parts_are_those_of_earlier_releases():
-    """Or a picture that was trained on would be tested on after an update."""
+    """Or an image that was trained on would be tested on after an update."""
     digests = {}
     divided_by_kind = {**example_splits(), "few groups": example_splits_of_few_groups()}
     for kind, divided in divided_by_kind.items():
@@ -93,7 +93,7 @@ def test_what_is_not_said():
     assert not np.array_equal(first[0], other[0])
 
 
-def test_as_many_pictures_of_a_class_as_parts_are_enough():
+def test_as_many_images_of_a_class_as_parts_are_enough():
     labels = np.repeat([0, 1, 2], 3)
     for seed in range(10):
         parts = split(labels, {"test": 0.3, "val": 0.3}, names(9), seed=seed)
@@ -103,7 +103,7 @@ def test_as_many_pictures_of_a_class_as_parts_are_enough():
             assert sorted(labels[fold]) == [0, 1, 2]
     parts = split(np.array([0.5, 0.7]), {"val": 0.5}, names(2))
     assert {name: len(part) for name, part in parts.items()} == {"train": 1, "val": 1}
-    with raises("too few pictures to split: 1 groups for 2 parts; add pictures"):
+    with raises("too few images to split: 1 groups for 2 parts; add images"):
         split(np.array([0.5, 0.7]), {"val": 0.5}, ["same", "same"])
 
 
@@ -116,7 +116,7 @@ def test_each_fold_gets_one_of_three_unequal_groups():
             assert set(labels[fold]) == {0, 1}
 
 
-def test_neither_the_order_of_pictures_nor_the_type_of_keys_matters():
+def test_neither_the_order_of_images_nor_the_type_of_keys_matters():
     rng = np.random.RandomState(0)
     labels = np.repeat([0, 1, 2], 20)
     keys = names(60)
@@ -143,22 +143,22 @@ def test_what_a_list_put_into_a_part_counts():
 
 
 def test_a_class_with_less_than_its_share_leaves_it_to_the_others():
-    """Of three pictures one is tested on at most, where two parts are to come."""
+    """Of three images one is tested on at most, where two parts are to come."""
     labels = np.repeat([0, 1], [3, 100])
     parts = split(labels, {"test": 0.7, "val": 0.1}, names(103))
     assert np.bincount(labels[parts["test"]]).tolist() == [1, 71]  # 72 of 103
     assert np.bincount(labels[parts["val"]]).tolist() == [1, 9]
 
 
-def test_a_label_that_no_picture_has_is_no_error():
+def test_a_label_that_no_image_has_is_no_error():
     labels = np.zeros((40, 3), int)
     labels[:20, 0] = labels[10:30, 1] = 1
     val = split(labels, {"val": 0.5}, names(40), class_names="abc")["val"]
     assert labels[val].sum(axis=0).tolist() == [10, 10, 0] and len(val) == 20
 
 
-def test_there_is_a_quantile_for_ten_pictures():
-    """Up to ten of them: of 20 pictures both halves are divided alike, 19 are drawn as they come."""
+def test_there_is_a_quantile_for_ten_images():
+    """Up to ten of them: of 20 images both halves are divided alike, 19 are drawn as they come."""
     for seed in range(10):
         for count, bins in ((20, 2), (30, 3), (200, 10)):
             values = np.random.default_rng(seed).permutation(count).astype(float)
@@ -174,14 +174,14 @@ def test_there_is_a_quantile_for_ten_pictures():
 
 def test_messages_name_the_class_and_the_option():
     labels, who = np.array([0, 0, 0, 1]), [*"abcd"]
-    with raises("class emu has 1 readable picture, for 3 parts"):
+    with raises("class emu has 1 readable image, for 3 parts"):
         folds(labels, 3, names(4), groups=who, class_names=("cat", "emu"))
-    with raises("class emu has 1 readable picture; add pictures or give a validation folder"):
+    with raises("class emu has 1 readable image; add images or give a validation folder"):
         folds(labels, 2, names(4), class_names=("cat", "emu"))
     labels, who = np.array([0] * 9 + [1] * 4), [*names(9), *"aabb"]
-    with raises("class 1 has 4 readable pictures, which belong together in 2 groups, for 3 parts;"):
+    with raises("class 1 has 4 readable images, which belong together in 2 groups, for 3 parts;"):
         folds(labels, 3, names(13, "p"), groups=who)
-    with raises("class 1 has 4 readable pictures, which belong together in 1 group; add pictures"):
+    with raises("class 1 has 4 readable images, which belong together in 1 group; add images"):
         folds(labels, 2, names(13, "p"), groups=[*names(9), *"aaaa"])
     with raises("no split found that has class 0 in every part"):
         folds(np.array([0, 1, 0, 2, 1, 2]), 2, names(6), groups=[*"xxyyzz"])
@@ -219,7 +219,7 @@ def test_copies_follow_the_fixed_one_and_training_first():
 
 
 def test_what_is_fixed_may_leave_a_class_out():
-    """A list is kept to where it leaves no picture of a class to draw."""
+    """A list is kept to where it leaves no image of a class to draw."""
     labels = np.array([0] * 10 + [1] * 3)
     fixed = [None] * 10 + ["train"] * 3
     parts = split(labels, {"val": 0.3}, names(13), fixed=fixed)

@@ -1,4 +1,4 @@
-"""Several labels, numbers and several heads: from labels to served answers, on real pictures."""
+"""Several labels, numbers and several heads: from labels to served answers, on real images."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn import metrics as sk
 
 from keras_transfer import export, predict, show_batch
-from keras_transfer.data import Examples, ImageData, from_directory, labelled_pictures, read_targets
+from keras_transfer.data import Examples, ImageData, from_directory, labelled_images, read_targets
 from keras_transfer.data.splits import split
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predictions_csv, predictions_json
@@ -24,7 +24,7 @@ from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.trainer import Trainer
 
 SIZE = 96
-# The fingers that the signs 0 to 9 stretch out, read off the pictures.
+# The fingers that the signs 0 to 9 stretch out, read off the images.
 LABELS = {
     "index": (1, 2, 3, 4, 5, 6, 7, 8),
     "little": (4, 5, 7, 8, 9),
@@ -41,7 +41,7 @@ def share_of_skin(path):
 
 @pytest.fixture(scope="module")
 def hands(real_data, real_weights):
-    """A table of 24 pictures of each sign digit: paths, digits, and what can be said of them."""
+    """A table of 24 images of each sign digit: paths, digits, and what can be said of them."""
     folder = real_data / "sign_digits"
     found = [sorted((folder / str(digit)).iterdir())[::8][:24] for digit in range(10)]
     paths, digits = [str(p) for part in found for p in part], np.repeat(np.arange(10), 24)
@@ -72,7 +72,7 @@ def data_of(hands, **options):
 def trained(data, out, strategy="feature_extraction", **options):
     keras.utils.set_random_seed(0)
     model = build_model("mobilenet_0.25", head_for(data), image_size=SIZE)
-    # On disk: the features of these pictures are the same for every task.
+    # On disk: the features of these images are the same for every task.
     return Trainer(model, strategy, augment="none", cache="disk", **options).fit(data, out)
 
 
@@ -146,7 +146,7 @@ def test_numbers_from_source_to_predictions(hands, tmp_path):
     assert result["r2"] == pytest.approx(np.mean([r["r2"] for r in result["per_target"].values()]))
     for name in ("r2", "mae", "loss"):
         assert run.metrics["val"][name] == pytest.approx(result[name], rel=1e-3)
-    # The loss is that of standardised targets: what 1 - R² is on the training pictures' scale.
+    # The loss is that of standardised targets: what 1 - R² is on the training images' scale.
     scale = data.examples["train"].labels.std(axis=0)
     assert result["loss"] == pytest.approx((((outputs - labels) / scale) ** 2).mean(), rel=1e-4)
 
@@ -229,7 +229,7 @@ def test_three_heads_train_in_steps_on_activations(hands, tmp_path):
 
 @pytest.fixture
 def tagged(real_data, tmp_path):
-    """ants/, insects/ and outdoors/: real pictures that lie in one, two or all three of them."""
+    """ants/, insects/ and outdoors/: real images that lie in one, two or all three of them."""
     folder = tmp_path / "tagged"
     for name in ("ants", "insects", "outdoors"):
         (folder / name).mkdir(parents=True)
@@ -241,9 +241,9 @@ def tagged(real_data, tmp_path):
     for i, path in enumerate(bees):
         shutil.copy(path, folder / "insects" / path.name)
         if i % 2:  # the same name, saved anew at half the size
-            picture = Image.open(path).convert("RGB")
-            picture = picture.resize((picture.width // 2, picture.height // 2))
-            picture.save(folder / "outdoors" / path.name, quality=60)
+            image = Image.open(path).convert("RGB")
+            image = image.resize((image.width // 2, image.height // 2))
+            image.save(folder / "outdoors" / path.name, quality=60)
     shutil.copy(bees[0], folder / "outdoors" / "9.jpg")
     shutil.copy(ants[3], folder / "ants" / "twice.jpg")
     # Files that are merely numbered alike.
@@ -252,14 +252,14 @@ def tagged(real_data, tmp_path):
     return folder
 
 
-def test_a_picture_in_several_folders_has_several_labels(tagged):
+def test_a_image_in_several_folders_has_several_labels(tagged):
     data = from_directory(tagged, task="multi_label", val_split=0.25)
     assert data.task == "multi_label" and data.names == ("ants", "insects", "outdoors")
     label_of = {}
     for part in data.examples.values():
         for path, row in zip(part.names, part.labels):
             label_of[os.path.relpath(path, tagged)] = row.tolist()
-    # 12 ants and 12 bees, and one turned of each; copies under other names are no other pictures.
+    # 12 ants and 12 bees, and one turned of each; copies under other names are no other images.
     assert len(label_of) == 26
     rows = list(label_of.values())
     assert rows.count([1, 1, 0]) == 12 and rows.count([1, 0, 0]) == 1
@@ -268,7 +268,7 @@ def test_a_picture_in_several_folders_has_several_labels(tagged):
     assert data.describe().splitlines()[0].endswith("3 labels")
     assert sum(counts["outdoors"] for counts in data.counts.values()) == 7
     assert len(data.fingerprint()) == 26 and any("ants|insects" in k for k in data.fingerprint())
-    whole = labelled_pictures(tagged, data.names, task="multi_label")
+    whole = labelled_images(tagged, data.names, task="multi_label")
     assert whole.examples["all"].labels.sum() == sum(map(sum, rows))
     with pytest.raises(InputError, match="give a table"):
         from_directory(tagged, task="regression")
@@ -280,7 +280,7 @@ def test_a_picture_in_several_folders_has_several_labels(tagged):
 def test_a_label_with_one_class_is_left_out_and_said(tagged, real_weights, tmp_path):
     model = build_model("mobilenet_0.25", MultiLabel(["ants", "insects", "wings"]), image_size=64)
     (tagged / "outdoors").rename(tmp_path / "gone")
-    data = labelled_pictures(tagged, ("ants", "insects", "wings"), task="multi_label")
+    data = labelled_images(tagged, ("ants", "insects", "wings"), task="multi_label")
     result = evaluate(model, data, "all")
     assert result["one_class"] == ["wings"]
     assert result["per_label"]["wings"]["auc"] is None
@@ -299,7 +299,7 @@ def test_the_command_trains_and_measures_labels(tagged, real_weights, tmp_path):
     options += " --strategy feature_extraction"
     done = runner.invoke(app, ["train", str(tagged), "--out", run, *options.split()])
     assert done.exit_code == 0, done.output
-    assert ", map 0." in done.stdout and " pictures), best epoch 1" in done.stdout
+    assert ", map 0." in done.stdout and " images), best epoch 1" in done.stdout
     measured = runner.invoke(app, ["evaluate", run, str(tagged), "--json"])
     result = json.loads(measured.stdout)
     assert result["task"] == "multi_label" and result["map"] > 0.9 and result["skipped"] == 0

@@ -12,7 +12,7 @@ from test_cli import check_one_line, here, run
 from test_evaluation import NAMES
 from test_evaluation_numbers import evaluation_of
 
-from keras_transfer.data import Examples, ImageData, from_directory, labelled_pictures
+from keras_transfer.data import Examples, ImageData, from_directory, labelled_images
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import Calibration, assess, calibrate, collect, evaluate, predict
@@ -27,20 +27,20 @@ from keras_transfer.training.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(run, its pictures): three colours, learnt a little; with folders of their own below red/."""
+    """(run, its images): three colours, learned a little; with folders of their own below red/."""
     folder = tmp_path_factory.mktemp("assess")
     data = write_colours(folder / "data")
     keras.utils.set_random_seed(0)
     model = build_model(tiny_backbone(), Classification(NAMES), image_size=32)
     trainer = Trainer(model, "from_scratch", epochs=3, learning_rate=1e-2, batch_size=8)
-    pictures = from_directory(data, val_split=0.5, progress=False)
-    out = trainer.fit(pictures, folder / "run", config={"data": str(data)})
+    images = from_directory(data, val_split=0.5, progress=False)
+    out = trainer.fit(images, folder / "run", config={"data": str(data)})
     return out, data
 
 
 @pytest.fixture
 def whole(trained):
-    return labelled_pictures(trained[1], NAMES, progress=False)
+    return labelled_images(trained[1], NAMES, progress=False)
 
 
 def shuffled(data, split, seed=3):
@@ -76,8 +76,8 @@ def test_one_pass_agrees_with_the_short_answer_and_with_prediction(trained, whol
 
 
 @pytest.mark.parametrize("tta", [None, "mirror", 3])
-def test_labels_stay_with_their_pictures(trained, whole, tta):
-    """In any order of the pictures each has the same label and the same answer."""
+def test_labels_stay_with_their_images(trained, whole, tta):
+    """In any order of the images each has the same label and the same answer."""
     model = trained[0].model
     rows = []
     for data in (whole, shuffled(whole, "all")):
@@ -127,15 +127,15 @@ def test_calibration_is_fitted_kept_and_tried(trained, whole, tmp_path):
     again = Calibration.from_dict(kept.calibration)
     assert again == found
     measured = assess(model, whole, "all", calibration=again, precision=0.8)
-    assert measured.to_dict()["calibrated_on"] == {"split": "all", "pictures": 36}
+    assert measured.to_dict()["calibrated_on"] == {"split": "all", "images": 36}
     head = head_of(measured)
     assert head["calibration"]["temperature"] == fitted["temperature"]
     assert head["calibration"]["after"]["log_loss"] == pytest.approx(fitted["log_loss_after"])
     rows = head["abstention"]["thresholds"]
     assert [row["wanted"] for row in rows] == [0.8, 0.9]
     assert not any(row["chosen_here"] for row in rows)
-    assert rows[0]["precision"]["value"] >= 0.8  # on the same pictures
-    assert "calibrated on 36 pictures of all (the same split" in measured.table()
+    assert rows[0]["precision"]["value"] >= 0.8  # on the same images
+    assert "calibrated on 36 images of all (the same split" in measured.table()
     with pytest.raises(InputError, match="is for tta none, not mirror"):
         assess(model, whole, "all", calibration=again, tta="mirror")
     other = Calibration("val", 3, None, {"kind": fitted})
@@ -156,7 +156,7 @@ def test_several_heads_each_by_itself(colours, tmp_path):
         "tags": Target("multi_label", ("b", "g")),
         "size": Target("regression", ("number",)),
     }
-    several = ImageData((), {"val": Examples(whole.pictures, labels)}, [], str(colours), targets)
+    several = ImageData((), {"val": Examples(whole.images, labels)}, [], str(colours), targets)
     model = build_model(tiny_backbone(), head_for(several), image_size=32)
     calibration = calibrate(model, several, "val", tta="mirror")
     assert set(calibration.heads) == {"colour", "tags"}
@@ -189,9 +189,9 @@ def test_several_heads_each_by_itself(colours, tmp_path):
 
 def test_what_cannot_be_assessed(whole, colours):
     model = build_model(tiny_backbone(), Classification(NAMES), image_size=32)
-    with pytest.raises(InputError, match="has no test pictures"):
+    with pytest.raises(InputError, match="has no test images"):
         assess(model, whole, "test")
-    with pytest.raises(InputError, match="has no test pictures"):
+    with pytest.raises(InputError, match="has no test images"):
         assess(model, whole, "test", tta="mirror")
     with pytest.raises(InputError, match="give a share"):
         assess(model, whole, "all", precision=99)
@@ -201,12 +201,12 @@ def test_what_cannot_be_assessed(whole, colours):
     with pytest.raises(InputError, match="is multi_label, but the data"):
         assess(labels, whole, "all")
     numbers = build_model(tiny_backbone(), Regression(["x"]), image_size=32)
-    with pytest.raises(InputError, match="one class a picture"):
+    with pytest.raises(InputError, match="one class per image"):
         assess(numbers, whole, "all", precision=0.9)
     bias = model.get_layer("output").bias
     bias.assign([np.nan, 0, 0])
     for ask in (assess, calibrate, evaluate):
-        with pytest.raises(InputError, match="no finite numbers for 36 of 36 pictures"):
+        with pytest.raises(InputError, match="no finite numbers for 36 of 36 images"):
             ask(model, whole, "all")
     with pytest.raises(InputError, match="no finite numbers"):
         predict(model, [colours])
@@ -230,18 +230,18 @@ def test_the_command_in_short_and_in_full(trained, tmp_path):
     document = result.pop("evaluation")
     assert document == json.loads((out / "evaluation.json").read_text())
     val = json.loads(here("evaluate", path, data, "--split", "val", "--json").stdout)
-    assert result == val and document["pictures"] == val["pictures"] == 18
+    assert result == val and document["images"] == val["images"] == 18
     head = document["heads"]["output"]
     assert {row["value"] for row in head["slices"]["folder"]} == set(NAMES)
     assert [row["value"] for row in head["slices"]["size"]] == ["0–63 px"]
     (row,) = head["abstention"]["thresholds"]
     assert row["wanted"] == 0.8 and row["chosen_here"]
     assert head["calibration"]["temperature"] is None
-    pictures = {"confusion", "reliability", "risk_coverage", "curves"}
+    images = {"confusion", "reliability", "risk_coverage", "curves"}
     assert {file.name for file in out.iterdir()} == {
         "evaluation.json",
         "predictions.csv",
-        *(f"{name}.png" for name in pictures),
+        *(f"{name}.png" for name in images),
     }
     # Drawn and shown from the file alone, as it was.
     shown = here("evaluate", path, data, *options).stdout
@@ -258,7 +258,7 @@ def test_the_command_slices_by_a_column(trained, tmp_path):
     done = here("evaluate", path, table, "--slice", "camera", "--json")
     assert done.exit_code == 0, done.output
     slices = json.loads(done.stdout)["evaluation"]["heads"]["output"]["slices"]["camera"]
-    assert [(row["value"], row["pictures"]) for row in slices] == [("new", 24), ("old", 12)]
+    assert [(row["value"], row["images"]) for row in slices] == [("new", 24), ("old", 12)]
     out = tmp_path / "out"
     assert here("evaluate", path, table, "--slice", "camera", "--out", out).exit_code == 0
     with (out / "predictions.csv").open() as file:
@@ -271,17 +271,17 @@ def test_the_command_keeps_a_calibration(trained):
     path, data = trained[0].path, trained[1]
     first = here("evaluate", path, data, "--calibrate", "--precision", "0.7", "--json")
     assert first.exit_code == 0, first.output
-    assert "calibrated on 18 pictures of val" in first.stderr
+    assert "calibrated on 18 images of val" in first.stderr
     kept = json.loads((path / "calibration.json").read_text())
     wanted = [row["precision"] for row in kept["heads"]["output"]["thresholds"]]
     assert wanted == [0.7, 0.9, 0.95, 0.99] and kept["split"] == "val"
     document = json.loads(first.stdout)["evaluation"]
-    assert document["pictures"] == 36
+    assert document["images"] == 36
     temperature = kept["heads"]["output"]["temperature"]
     assert document["heads"]["output"]["calibration"]["temperature"] == temperature
     # The next evaluation has it, one with other views leaves it out and says so.
     later = json.loads(here("evaluate", path, data, "--slice", "folder", "--json").stdout)
-    assert later["evaluation"]["calibrated_on"] == {"split": "val", "pictures": 18}
+    assert later["evaluation"]["calibrated_on"] == {"split": "val", "images": 18}
     other = here("evaluate", path, data, "--tta", "mirror", "--json")
     assert "calibration is left out" in other.stderr
     assert json.loads(other.stdout)["evaluation"]["calibrated_on"] is None
@@ -305,13 +305,13 @@ def test_what_is_wrong_is_said_at_once(tmp_path):
         (["--tta", "3"], "all views are the same"),
         (["--slice", "camera"], "is no table"),
         (["--out", file], "is a file"),
-        (["--calibrate"], "names no val picture"),
+        (["--calibrate"], "names no val image"),
     ):
         assert words in str(here("evaluate", folder, data, *options).exception)
     table = tmp_path / "table.csv"
     table.write_text("path,label\ndata/red/0.png,red\n")
     # The last to be found out, so that nothing before it loads Keras.
     missing = run("evaluate", folder, data, "--calibrate", "--slice", "size", "--tta", "mirror")
-    check_one_line(missing, "names no val picture")
+    check_one_line(missing, "names no val image")
     missing = here("evaluate", folder, table, "--slice", "camera")
     assert "no column 'camera'" in str(missing.exception)

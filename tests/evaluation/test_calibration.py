@@ -1,4 +1,4 @@
-"""What is made of the numbers: calibration, abstention, views of a picture, slices and files; no Keras."""
+"""What is made of the numbers: calibration, abstention, views of an image, slices and files; no Keras."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_calibration_error_by_hand():
     assert (high["low"], high["high"]) == (pytest.approx(14 / 15), 1.0)
     expected = 2 / 6 * abs(0.565 - 0.5) + 4 / 6 * abs(confidence[2:].mean() - 0.75)
     assert found["ece"]["value"] == pytest.approx(expected)
-    # As many each: with fewer pictures than bins every picture is its own.
+    # As many each: with fewer images than bins every image is its own.
     assert found["ece_adaptive"]["value"] == pytest.approx(np.abs(confidence - right).mean())
 
 
@@ -57,7 +57,7 @@ def test_calibration_error_against_a_plain_formula(rng):
     sure = adaptive(-confidence, confidence, "sum", -edges[::-1]).statistic
     hits = adaptive(-confidence, right, "sum", -edges[::-1]).statistic
     assert found["ece_adaptive"]["value"] == pytest.approx(np.abs(sure - hits).sum() / 1000)
-    # The order of the pictures, also of equally sure ones, does not matter.
+    # The order of the images, also of equally sure ones, does not matter.
     order = rng.permutation(1000)
     again = reliability(confidence[order], right[order])
     assert again["ece_adaptive"]["value"] == pytest.approx(found["ece_adaptive"]["value"])
@@ -179,7 +179,7 @@ def test_every_threshold_tried_one_by_one(rng):
         assert threshold_for(confidence, right, wanted) == (min(good) if good else None)
 
 
-def test_thresholds_of_other_pictures_are_tried_as_they_are(rng):
+def test_thresholds_of_other_images_are_tried_as_they_are(rng):
     labels, logits = logits_of(rng, sure=1.5)
     known = {0.9: 0.77, 0.95: None}
     found, _ = measured(labels, logits, thresholds=known, precision=0.8)
@@ -202,13 +202,13 @@ def test_what_is_fitted_goes_through_json(rng):
     assert found["log_loss_after"] <= found["log_loss_before"]
     kept = Calibration("val", 400, None, {"output": found})
     assert Calibration.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
-    for broken in ({}, [], {"split": "val", "pictures": 1, "tta": None, "heads": 3}):
+    for broken in ({}, [], {"split": "val", "images": 1, "tta": None, "heads": 3}):
         with pytest.raises(InputError, match="no calibration"):
             Calibration.from_dict(broken)
     for wrong in (0, -1, 1.5, float("nan")):
         with pytest.raises(InputError, match="give a share above 0"):
             check_precision(wrong)
-    with pytest.raises(InputError, match="one class a picture"):
+    with pytest.raises(InputError, match="one class per image"):
         check_precision(0.9, ["regression"])
 
 
@@ -257,13 +257,13 @@ def test_slices_stand_in_order_and_have_intervals(rng):
 
 
 def test_slices_by_folder_size_and_column(tmp_path):
-    from conftest import write_picture
+    from conftest import write_image
 
     from keras_transfer.data import Examples, ImageData
 
     files = [tmp_path / "red" / "a.png", tmp_path / "red" / "b" / "b.png", tmp_path / "c.png"]
     for file, size in zip(files, ((40, 900), (130, 200), (64, 64))):
-        write_picture(file, (1, 2, 3), size=size)
+        write_image(file, (1, 2, 3), size=size)
     examples = Examples([str(file) for file in files], np.zeros(3, "int32"))
     data = ImageData(("x", "y"), {"test": examples}, [], str(tmp_path))
     assert slice_values(data, "test", "folder") == ["red", "red/b", "."]

@@ -5,10 +5,10 @@ import io
 
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import write_image
 
 from keras_transfer.cli.demo import small_backbone
-from keras_transfer.data import Examples, ImageData, from_directory, labelled_pictures
+from keras_transfer.data import Examples, ImageData, from_directory, labelled_images
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predict, predictions_csv, predictions_json
 from keras_transfer.evaluation.api import brief, shown
@@ -25,21 +25,21 @@ def model_for(names=NAMES):
 
 
 def test_labels_and_outputs_belong_together(colours, tmp_path):
-    """A model that has learnt the colours is right on each of them, in any batch size."""
+    """A model that has learned the colours is right on each of them, in any batch size."""
     data = from_directory(colours)
     model = model_for()
     Trainer(model, "from_scratch", epochs=6, learning_rate=3e-3, batch_size=8).fit(
         data, tmp_path / "run"
     )
-    whole = labelled_pictures(colours, NAMES)
+    whole = labelled_images(colours, NAMES)
     result = evaluate(model, whole, "all", batch_size=5)
-    assert result["pictures"] == 36 and result["accuracy"] > 0.9
+    assert result["images"] == 36 and result["accuracy"] > 0.9
     confusion = np.array(result["confusion"])
     assert confusion.sum() == 36 and (confusion.sum(axis=1) == 12).all()
     assert np.trace(confusion) / 36 == pytest.approx(result["accuracy"])
     assert result["per_class"]["red"]["support"] == 12
 
-    # Prediction agrees with evaluation, picture by picture.
+    # Prediction agrees with evaluation, image by image.
     _labels, outputs = collect(model, whole, "all")
     predictions, skipped = predict(model, [colours])
     assert not skipped
@@ -49,10 +49,10 @@ def test_labels_and_outputs_belong_together(colours, tmp_path):
 
 
 def test_metrics_by_hand(tmp_path):
-    """Three pictures and outputs that are set by hand."""
+    """Three images and outputs that are set by hand."""
     paths = []
     for i, name in enumerate("abb"):
-        write_picture(tmp_path / f"{name}{i}.png", (i, i, i))
+        write_image(tmp_path / f"{name}{i}.png", (i, i, i))
         paths.append(str(tmp_path / f"{name}{i}.png"))
     data = ImageData(("a", "b"), {"val": Examples(paths, np.array([0, 1, 1], "int32"))}, [], "")
     model = model_for(("a", "b"))
@@ -91,14 +91,14 @@ def test_inputs_that_cannot_be_measured(colours, tmp_path):
     data = from_directory(colours)
     with pytest.raises(InputError, match="classes"):
         evaluate(model_for(("x", "y")), data)
-    with pytest.raises(InputError, match="no test pictures"):
+    with pytest.raises(InputError, match="no test images"):
         evaluate(model_for(), data, "test")
     with pytest.raises(InputError, match="does not know: green, red"):
-        labelled_pictures(colours, ("blue", "yellow"))
+        labelled_images(colours, ("blue", "yellow"))
     with pytest.raises(InputError, match="is regression, but the data are single_label"):
         evaluate(build_model(small_backbone(), Regression("x"), image_size=32), data)
     (tmp_path / "bad.png").write_bytes(b"no")
-    with pytest.raises(InputError, match="No readable picture"):
+    with pytest.raises(InputError, match="No readable image"):
         predict(model_for(), [tmp_path / "bad.png"])
 
 
@@ -119,10 +119,10 @@ def test_what_is_said_of_every_task(rng):
         for name, size in (("kind", 3), ("tags", 2), ("age", 1))
     }
     said = shown({**brief(heads, labels, outputs), "skipped": 2}, "val").splitlines()
-    assert said[0].startswith("4 pictures of val, loss ") and said[0].endswith(", 2 files skipped")
+    assert said[0].startswith("4 images of val, loss ") and said[0].endswith(", 2 files skipped")
     assert said[1].startswith("kind: accuracy ") and "95 % interval" in said[1]
     assert [line.split()[0] for line in said[2:6]] == ["class", "a", "b", "c"]
     assert said[6].startswith("tags: map ")
-    assert "without blue (the same in all pictures)" in said[6]
+    assert "without blue (the same in all images)" in said[6]
     assert said[9].startswith("blue ") and " - " in said[9]  # what cannot be measured is no number
     assert said[10].startswith("age: mae ") and said[12].startswith("years ")

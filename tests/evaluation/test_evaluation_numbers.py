@@ -38,8 +38,8 @@ def measured(labels, logits, **options):
 
 def evaluation_of(documents, rows=None):
     head = next(iter(documents.values()))
-    top = {"split": "test", "pictures": head["pictures"], "skipped": 0, "tta": None}
-    rows = {"path": [str(i) for i in range(head["pictures"])], **(rows or {})}
+    top = {"split": "test", "images": head["images"], "skipped": 0, "tta": None}
+    rows = {"path": [str(i) for i in range(head["images"])], **(rows or {})}
     return Evaluation({**top, "calibrated_on": None, "heads": documents}, {}, rows)
 
 
@@ -107,7 +107,7 @@ def test_blocks_give_what_the_whole_gives(rng, monkeypatch):
     assert [c for c, _ in parts.top(3, 6)] == np.argsort(-logits[3], kind="stable").tolist()
 
 
-def test_mistakes_and_unsure_pictures_in_order():
+def test_mistakes_and_unsure_images_in_order():
     logits = np.log([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55], [0.4, 0.6]])
     labels = np.array([0, 1, 0, 1, 0])
     found, _ = measured(labels, logits.astype("float32"), most=2)
@@ -129,7 +129,7 @@ def test_the_rarer_class_comes_first_among_pairs_of_equal_count():
     assert pairs == [("b", "c"), ("a", "b"), ("c", "a")]
 
 
-def test_a_class_without_pictures_is_left_out_of_means(rng):
+def test_a_class_without_images_is_left_out_of_means(rng):
     labels, logits = logits_of(rng, classes=4)
     labels, logits = labels[labels != 2], logits[labels != 2]
     predicted = logits.argmax(axis=1)
@@ -150,7 +150,7 @@ def test_a_class_without_pictures_is_left_out_of_means(rng):
 
 
 @pytest.mark.parametrize("count", [1, 6])
-def test_one_class_or_one_picture_only(count, tmp_path):
+def test_one_class_or_one_image_only(count, tmp_path):
     logits = np.tile(np.float32([[2.0, 1.0, 0.0]]), (count, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -172,7 +172,7 @@ def test_outputs_that_are_not_finite_are_said():
     logits = np.zeros((3, 2), "float32")
     logits[1] = np.nan, 0
     logits[2] = 0, np.inf
-    with pytest.raises(InputError, match=r"for 2 of 3 pictures \(first b\.png\).*diverged"):
+    with pytest.raises(InputError, match=r"for 2 of 3 images \(first b\.png\).*diverged"):
         require_finite(logits, ["a.png", "b.png", "c.png"])
     require_finite(logits[:1], ["a.png"])
 
@@ -203,7 +203,7 @@ def test_scores_without_order_are_chance():
 
 
 def test_the_error_of_an_area_is_delongs(rng):
-    """By the definition: variances of the placements, each pair of pictures compared."""
+    """By the definition: variances of the placements, each pair of images compared."""
     scores, positive = rng.normal(size=60).round(1), rng.random(60) < 0.3
     scores[positive] += 1
     x, y = scores[positive], scores[~positive]
@@ -216,7 +216,7 @@ def test_the_error_of_an_area_is_delongs(rng):
 
 
 def test_the_interval_of_a_mean_area_is_the_bootstraps(rng):
-    """Classes share their pictures: their errors hang together, which the interval must know."""
+    """Classes share their images: their errors hang together, which the interval must know."""
     labels, logits = logits_of(rng, count=300, classes=3, sure=1.0)
     scores = softmax(logits, axis=1)
     found = ranking(lambda c: scores[:, c], lambda c: labels == c, 3, 300)
@@ -226,7 +226,7 @@ def test_the_interval_of_a_mean_area_is_the_bootstraps(rng):
     assert reach == pytest.approx(1.96 * np.std(areas), rel=0.2)
 
 
-def test_one_picture_of_a_class_gives_an_area_but_no_interval(rng):
+def test_one_image_of_a_class_gives_an_area_but_no_interval(rng):
     positive = np.arange(20) == 3
     found = ranking(lambda _: np.arange(20.0), lambda _: positive, 1, 20)
     assert found.macro_auc["value"] == pytest.approx(3 / 19) and found.macro_auc["low"] is None
@@ -263,7 +263,7 @@ def test_bootstrap_is_scipys_basic_one(rng):
 
 
 def test_bootstrap_of_what_a_resample_may_not_have():
-    """A class of one picture of twenty, which every third resample misses."""
+    """A class of one image of twenty, which every third resample misses."""
     of_class = np.arange(20) == 0
 
     def statistic(counts):
@@ -277,7 +277,7 @@ def test_bootstrap_of_what_a_resample_may_not_have():
 
 
 def test_the_f1_interval_covers_the_truth():
-    """Of a known population: 60 draws of 150 pictures, intervals of 95 %."""
+    """Of a known population: 60 draws of 150 images, intervals of 95 %."""
     random = np.random.default_rng(1)
     labels, logits = logits_of(random, count=20000, classes=3, sure=1.0)
     predicted = logits.argmax(axis=1)
@@ -321,7 +321,7 @@ def test_labels_agree_with_scikit_learn(rng):
     assert before["brier"] == pytest.approx(sk.brier_score_loss(labels.ravel(), scores.ravel()))
     pooled = reliability(scores.ravel(), labels.ravel())
     assert before["ece"]["value"] == pytest.approx(pooled["ece"]["value"])
-    # Pictures are drawn with all their labels: the ends are not those of 1200 free ones.
+    # Images are drawn with all their labels: the ends are not those of 1200 free ones.
     assert before["ece"] != pooled["ece"]
     best = []
     for truth, column in zip(labels.T > 0, scores.T):
@@ -368,7 +368,7 @@ def test_numbers_agree_with_scikit_learn(rng):
             assert row["r2"]["low"] < row["r2"]["value"] < row["r2"]["high"]
         assert row["mae"]["low"] < row["mae"]["value"] < row["mae"]["high"]
     half = found["slices"]["half"][0]
-    assert half["pictures"] == 100
+    assert half["images"] == 100
     assert half["mae_year"] == pytest.approx(np.abs(values - labels)[::2, 0].mean())
     assert found["mistakes"][0]["error"] == pytest.approx(
         float(rows[found["mistakes"][0]["name"] + "_predicted"][int(found["mistakes"][0]["path"])])

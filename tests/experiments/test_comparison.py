@@ -13,10 +13,10 @@ import keras_transfer as kt
 from keras_transfer.cli.main import app
 from keras_transfer.data import ImageData
 from keras_transfer.errors import InputError
-from keras_transfer.experiments.compare import Experiment, draw_pictures
+from keras_transfer.experiments.compare import Experiment, draw_images
 from keras_transfer.experiments.comparison import AtSize, Comparison
 from keras_transfer.experiments.comparison_plot import where_to_read
-from keras_transfer.experiments.examples_saved import Saving, pictures_needed, savings
+from keras_transfer.experiments.examples_saved import Saving, images_needed, savings
 from keras_transfer.experiments.learning_curves import Curve, Interval, common_level, slope
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
@@ -56,24 +56,24 @@ def test_the_interval_is_that_of_the_paired_t_test(rng):
     assert (one.mean, one.low, one.high, one.sign) == (0.3, None, None, 0)
 
 
-# -- pictures saved -------------------------------------------------------------------------------
+# -- images saved -------------------------------------------------------------------------------
 
-PICTURES = np.array([10.0, 20.0, 40.0])
+IMAGES = np.array([10.0, 20.0, 40.0])
 
 
-def test_pictures_needed_by_hand():
+def test_images_needed_by_hand():
     rising = np.array([0.2, 0.4, 0.6])
-    assert pictures_needed(PICTURES, rising, 0.4) == pytest.approx(20)
-    assert pictures_needed(PICTURES, rising, 0.5) == pytest.approx(20 * 2**0.5)
-    assert pictures_needed(PICTURES, rising, 0.2) == 10
-    assert pictures_needed(PICTURES, rising, 0.1) == 0
-    assert np.isinf(pictures_needed(PICTURES, rising, 0.61))
-    # A dip: 0.4 and 0.2 count as 0.3 each, which ten pictures have.
-    assert pictures_needed(PICTURES, np.array([0.4, 0.2, 0.6]), 0.3) == pytest.approx(10)
-    assert pictures_needed(PICTURES, np.array([0.4, 0.2, 0.6]), 0.45) == pytest.approx(20 * 2**0.5)
+    assert images_needed(IMAGES, rising, 0.4) == pytest.approx(20)
+    assert images_needed(IMAGES, rising, 0.5) == pytest.approx(20 * 2**0.5)
+    assert images_needed(IMAGES, rising, 0.2) == 10
+    assert images_needed(IMAGES, rising, 0.1) == 0
+    assert np.isinf(images_needed(IMAGES, rising, 0.61))
+    # A dip: 0.4 and 0.2 count as 0.3 each, which ten images have.
+    assert images_needed(IMAGES, np.array([0.4, 0.2, 0.6]), 0.3) == pytest.approx(10)
+    assert images_needed(IMAGES, np.array([0.4, 0.2, 0.6]), 0.45) == pytest.approx(20 * 2**0.5)
 
 
-def test_saved_pictures_and_their_bounds():
+def test_saved_images_and_their_bounds():
     scratch = np.array([[0.2, 0.4, 0.6], [0.2, 0.4, 0.6]])
     transfer = np.array([[0.4, 0.6, 0.7], [0.4, 0.6, 0.7]])  # one size ahead, the last beyond all
     ten, twenty, forty = savings([10, 20, 40], transfer, scratch)
@@ -102,14 +102,14 @@ def test_the_bootstrap_draws_seeds_with_all_they_have(rng):
 # -- a comparison ---------------------------------------------------------------------------------
 
 
-def comparison(*sizes, chance=0.1, val_pictures=600):
-    """Sizes as (pictures a class, curves of transfer, curves from scratch), ten classes."""
+def comparison(*sizes, chance=0.1, val_images=600):
+    """Sizes as (images a class, curves of transfer, curves from scratch), ten classes."""
     found = tuple(
         AtSize(n, 10 * n, tuple(map(Curve.of, own)), tuple(map(Curve.of, other)), chance)
         for n, own, other in sizes
     )
     seeds = tuple(range(len(found[0].transfer)))
-    return Comparison("net", "lp_ft", 10, val_pictures, seeds, 1.0, found)
+    return Comparison("net", "lp_ft", 10, val_images, seeds, 1.0, found)
 
 
 FAST = [[0.6, 0.8, 0.9, 0.9], [0.5, 0.8, 0.9, 0.88], [0.55, 0.7, 0.9, 0.91]]
@@ -133,7 +133,7 @@ def test_all_three_advantages():
     assert found.negative == ()
     for words in ("starts higher (+44.3", "climbs faster", "after 1 epochs", "ends higher (+38.7"):
         assert words in found.verdict
-    assert "no size from scratch is as good (≥ 1× [1, –] the pictures)" in found.verdict
+    assert "no size from scratch is as good (≥ 1× [1, –] the images)" in found.verdict
 
 
 def test_negative_transfer_is_said_in_plain_words():
@@ -152,30 +152,30 @@ def test_what_seeds_do_not_tell_is_not_claimed():
     assert "One seed" in one.verdict and one.negative == ()
     json.dumps(one.to_dict())
     chance = [[0.1, 0.11, 0.12]] * 3
-    nothing = comparison((5, chance, [[0.1, 0.1, 0.09]] * 3), val_pictures=100)
-    assert "neither learnt anything" in nothing.verdict
+    nothing = comparison((5, chance, [[0.1, 0.1, 0.09]] * 3), val_images=100)
+    assert "neither learned anything" in nothing.verdict
     assert nothing.at(5).advantages.slope is None and "–" in nothing.table()
     alone = comparison((5, FAST, [[0.1, 0.1, 0.1, 0.1]] * 3))
     assert "is the only one to learn" in alone.verdict
 
 
-def test_table_json_and_picture(tmp_path):
+def test_table_json_and_image(tmp_path):
     found = comparison((5, FAST, SLOW), (20, [[0.9] * 4] * 3, FAST), (80, FAST, FAST))
     assert len(found.table().splitlines()) == 2 + 9
     assert "| 5 | transfer | 55.0 |" in found.table()
     assert found.at().a_class == 20  # the middle one
-    with pytest.raises(InputError, match="7 pictures a class were not compared; there are 5, 20"):
+    with pytest.raises(InputError, match="7 images a class were not compared; there are 5, 20"):
         found.at(7)
     found.write(tmp_path, a_class=5)
     read = json.loads((tmp_path / "comparison.json").read_text())
     assert read == json.loads(json.dumps(found.to_dict()))
     assert read["sizes"][0]["transfer"]["curves"] == FAST
-    assert read["sizes"][0]["pictures_saved"]["bound"] is None
-    assert (tmp_path / "comparison.md").read_text().startswith("| pictures a class |")
+    assert read["sizes"][0]["images_saved"]["bound"] is None
+    assert (tmp_path / "comparison.md").read_text().startswith("| images a class |")
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_picture_shows_a_saving_that_says_something():
+def test_the_image_shows_a_saving_that_says_something():
     least, real, most = Saving(1, "least", 1, None), Saving(2, None, 1, 3), Saving(1, "most", 1, 1)
     assert where_to_read([real, real, least], 1) == 1
     assert where_to_read([real, real, least], 2) == 1  # no larger size: the one before it
@@ -190,11 +190,11 @@ def test_draws_are_nested_stratified_and_differ_by_seed(rng):
     labels = rng.permutation(np.repeat([0, 1, 2], [30, 30, 4]))
     before = set()
     for size in (1, 2, 5, 20, 30):
-        rows = draw_pictures(labels, size, seed=3)
+        rows = draw_images(labels, size, seed=3)
         assert before < set(rows) and (np.diff(rows) > 0).all()
         assert np.bincount(labels[rows]).tolist() == [size, size, min(size, 4)]
         before = set(rows)
-    assert set(draw_pictures(labels, 5, 3)) != set(draw_pictures(labels, 5, 4))
+    assert set(draw_images(labels, 5, 3)) != set(draw_images(labels, 5, 4))
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def source(tmp_path):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"sizes": [2, 11]}, "Cannot draw 11 training pictures a class: give 1 to 10"),
+        ({"sizes": [2, 11]}, "Cannot draw 11 training images a class: give 1 to 10"),
         ({"sizes": []}, "at least one size"),
         ({"seeds": [1, 1]}, "different seeds"),
         ({"seeds": []}, "different seeds"),
@@ -237,10 +237,10 @@ def test_wrong_settings_are_said_and_nothing_is_written(data, tmp_path, source, 
 
 def test_data_that_cannot_be_compared(data, tmp_path, source):
     alone = ImageData(data.class_names, {"train": data.examples["train"]}, [], "here")
-    with pytest.raises(InputError, match="here has no val pictures"):
+    with pytest.raises(InputError, match="here has no val images"):
         Experiment(alone, tmp_path / "out", backbone=source)
-    pictures = data.examples["train"].take(np.arange(9))
-    values = kt.data.Examples(pictures.pictures, np.linspace(0, 1, 9, dtype="float32"))
+    images = data.examples["train"].take(np.arange(9))
+    values = kt.data.Examples(images.images, np.linspace(0, 1, 9, dtype="float32"))
     target = kt.data.Target("regression", ("age",))
     numbers = ImageData((), {"train": values, "val": values}, [], "", target)
     with pytest.raises(InputError, match="regression"):
@@ -260,12 +260,12 @@ def test_sizes_and_lengths_where_none_are_given(data, tmp_path, source):
     many.fingerprint = dict  # there are no such files
     found = Experiment(many, tmp_path / "a", backbone=source)
     assert found.sizes == (5, 10, 20, 40, 80, 150)  # without 160, and all of the largest
-    assert [found._pictures(n) for n in (5, 80, 150)] == [15, 210, 330]
+    assert [found._images(n) for n in (5, 80, 150)] == [15, 210, 330]
     # As many epochs as from_scratch asks for, in both arms.
     assert found._epochs("transfer", 5) == found._epochs("scratch", 5) == 120
     more = Experiment(many, tmp_path / "b", backbone=source, epochs=10, scratch_budget=2.5)
     assert (more._epochs("transfer", 5), more._epochs("scratch", 5)) == (10, 25)
-    # A length of the strategy's own, in steps: 8000 of 32 pictures.
+    # A length of the strategy's own, in steps: 8000 of 32 images.
     bit = Experiment(many, tmp_path / "c", backbone=source, strategy="bit", sizes=[None])
     assert bit._epochs("scratch", 150) == -(-8000 // 11)
 
@@ -344,7 +344,7 @@ def test_sizes_and_seeds_may_grow_and_settings_not_change(data, tmp_path, source
     put(out, 10, 0, transfer=[0.7, 0.9, 0.9], scratch=[0.4, 0.7, 0.8])
     put(out, 10, 1, transfer=[0.7, 0.9, 0.9], scratch=[0.4, 0.7, 0.9])
     grown = kt.compare(data, out, **{**settings, "seeds": [0, 1]}, sizes=[2, None])
-    assert [size.pictures for size in grown.sizes] == [6, 29]
+    assert [size.images for size in grown.sizes] == [6, 29]
     assert grown.at(2).advantages.asymptote == Interval.of([0.8 - 0.6, 0.9 - 0.6])
     # 0.85 of transfer is what from scratch has with all.
     assert grown.savings[0].ratio == pytest.approx(29 / 6)
@@ -354,7 +354,7 @@ def test_sizes_and_seeds_may_grow_and_settings_not_change(data, tmp_path, source
         Experiment(data, colours, **settings)
     (colours / "red" / "0.png").unlink()
     fewer = kt.data.from_directory(colours, progress=False)
-    with pytest.raises(InputError, match="the pictures changed"):
+    with pytest.raises(InputError, match="the images changed"):
         Experiment(fewer, out, **settings, sizes=[2])
 
 
@@ -381,7 +381,7 @@ def test_the_command(tmp_path, colours, source, cache):
 def test_real_weights_give_a_higher_start(real_weights, real_data, tmp_path, cache):
     whole = kt.data.from_directory(real_data / "sign_digits", progress=False)
     val = whole.examples["val"]
-    few = val.take(draw_pictures(val.labels, 10, 0))
+    few = val.take(draw_images(val.labels, 10, 0))
     examples = {"train": whole.examples["train"], "val": few}
     data = ImageData(whole.class_names, examples, [], whole.root)
     found = kt.compare(

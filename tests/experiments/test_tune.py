@@ -258,14 +258,14 @@ def test_a_search_finds_what_is_better(data, tmp_path, quick):
     # What the made-up accuracy does not depend on matters less than what it does.
     assert tuned.importances["dropout"] < tuned.importances["learning_rate"]
     quick.draw(tuned, tmp_path / "tune.png")
-    with Image.open(tmp_path / "tune.png") as picture:
-        assert picture.format == "PNG" and min(picture.size) > 400
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(tmp_path / "tune.png") as image:
+        assert image.format == "PNG" and min(image.size) > 400
+        pixels = np.asarray(image.convert("RGB")).astype(int)
     for colour in ((0x0B, 0x6E, 0x4F), (0xB5, 0x65, 0x1D)):
         assert (np.abs(pixels - colour).max(-1) < 12).sum() > 50
     assert json.loads(json.dumps(tuned.to_dict()))["best"]["number"] == best.number
     assert f"Best is trial {best.number} of 16" in tuned.verdict and "flattered" in tuned.verdict
-    assert "on the test pictures its accuracy is 0.5000" in tuned.verdict
+    assert "on the test images its accuracy is 0.5000" in tuned.verdict
     assert "(default)" in tuned.table() and "7 more in" in tuned.table()
 
 
@@ -295,7 +295,7 @@ def test_a_killed_search_goes_on_like_one_that_was_not(data, tmp_path, quick):
     with pytest.raises(InputError, match=r"space\.k"):
         searched(data, tmp_path / "a", space={"k": 2})
     fewer = from_directory(data.root, val_split=0.3, progress=False)
-    with pytest.raises(InputError, match="pictures: "):
+    with pytest.raises(InputError, match="images: "):
         searched(fewer, tmp_path / "a")
 
 
@@ -347,8 +347,8 @@ def test_minutes_end_a_search_in_time(data, tmp_path, quick, monkeypatch):
 
 
 def test_numbers_are_judged_by_their_loss(rng, tmp_path, quick):
-    pictures = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
-    data = from_arrays((pictures, rng.normal(size=20)), task="regression", progress=False)
+    images = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
+    data = from_arrays((images, rng.normal(size=20)), task="regression", progress=False)
     tuned = searched(data, tmp_path / "a", trials=6)
     assert tuned.metric == "loss" and all(t.value == -t.loss for t in tuned.trials)
     assert tuned.to_dict()["best"]["value"] == min(t.loss for t in tuned.trials)
@@ -358,7 +358,7 @@ def test_numbers_are_judged_by_their_loss(rng, tmp_path, quick):
 
 def test_a_gain_within_the_error_is_said(data, tmp_path, quick):
     tuned = searched(data, tmp_path / "a", trials=16)
-    assert "may be chance" in tuned.verdict  # a few points on six pictures
+    assert "may be chance" in tuned.verdict  # a few points on six images
     (t,) = searched(data, tmp_path / "b", trials=1).trials
     assert t.number == 0
     assert "nothing was found to be better" in searched(data, tmp_path / "b", trials=1).verdict
@@ -384,7 +384,7 @@ def test_what_cannot_be_searched_is_said(data, tmp_path, quick):
     with pytest.raises(InputError, match="no search was begun there"):
         searched(data, tmp_path / "full")
     train = ImageData(data.class_names, {"train": data.examples["train"]}, [], data.root)
-    with pytest.raises(InputError, match="no val pictures"):
+    with pytest.raises(InputError, match="no val images"):
         searched(train, tmp_path / "a")
     plain = build_model(
         small_backbone(), Classification(data.class_names, dropout=0), image_size=32
@@ -406,7 +406,7 @@ def test_without_optuna_one_line(colours, tmp_path, monkeypatch):
 
 
 def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache, real_weights):
-    """By the command, from pictures to `train --config best.yaml`, bit for bit."""
+    """By the command, from images to `train --config best.yaml`, bit for bit."""
     out = tmp_path / "search"
     options = ["--backbone", "mobilenet_0.25", "--batch-size", "4", "--image-size", "32"]
     options += ["--epochs", "2", "--no-flip", "--test-split", "0.2", "--engine", "keras"]
@@ -415,7 +415,7 @@ def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache, real
     found = CliRunner().invoke(app, [*command, "--trials", "2"], catch_exceptions=False)
     result = json.loads(found.stdout)
     assert [t["state"] for t in result["trials"]] == ["complete"] * 2
-    assert 6 <= result["best"]["values"]["k"] <= 13 and result["test"]["pictures"] == 7
+    assert 6 <= result["best"]["values"]["k"] <= 13 and result["test"]["images"] == 7
     assert len({t["loss"] for t in result["trials"]}) == 2
     assert {f.name for f in out.iterdir()} == {
         "best.yaml",

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import tiny_backbone, write_picture
+from conftest import tiny_backbone, write_image
 
 from keras_transfer import evaluation, export
 from keras_transfer.errors import InputError
@@ -24,7 +24,7 @@ SERVER = Path(__file__).with_name("tf_serving_stand_in.py")
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """(scheme → address, what `predict` says of five pictures, a broken one at the end)."""
+    """(scheme → address, what `predict` says of five images, a broken one at the end)."""
     pytest.importorskip("tensorflow_serving")
     folder = tmp_path_factory.mktemp("served")
     keras.utils.set_random_seed(3)
@@ -33,7 +33,7 @@ def served(tmp_path_factory):
     rng = np.random.default_rng(0)
     files = [folder / f"{i}.png" for i in range(5)]
     for i, file in enumerate(files):
-        write_picture(file, rng.integers(0, 256, 3), size=(40 + i, 60), seed=i)
+        write_image(file, rng.integers(0, 256, 3), size=(40 + i, 60), seed=i)
     predictions, _ = evaluation.predict(model, files)
     broken = folder / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff broken")
@@ -110,7 +110,7 @@ def test_what_the_server_refuses_is_not_asked_again(served, wire, monkeypatch):
 
 
 def test_nobody_answers(wire, tmp_path):
-    write_picture(tmp_path / "p.png", (1, 2, 3))
+    write_image(tmp_path / "p.png", (1, 2, 3))
     with socket.socket() as taken:  # bound, and nobody listens
         taken.bind(("127.0.0.1", 0))
         address = f"{wire}://127.0.0.1:{taken.getsockname()[1]}"
@@ -161,4 +161,4 @@ def test_the_command(served, capsys):
     assert result.exit_code == 0, result.output
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [one.get("label") for one in found] == [*(p.label for p in predictions), None]
-    assert "1 of 6 pictures were not answered" in result.stderr
+    assert "1 of 6 images were not answered" in result.stderr

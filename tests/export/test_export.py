@@ -74,18 +74,18 @@ def exported(watched):
 
 
 @pytest.fixture
-def pictures(rng):
+def images(rng):
     return rng.integers(0, 256, (2, 50, 70, 3), dtype="uint8")
 
 
-def test_every_signature_gives_the_keras_models_scores(exported, model, pictures):
+def test_every_signature_gives_the_keras_models_scores(exported, model, images):
     _, signatures, _ = exported
-    resized = resize_and_crop(pictures, 32)
+    resized = resize_and_crop(images, 32)
     expected = np.asarray(model.layers[-1].head.scores(model(resized)))
-    encoded = tf.stack([tf.io.encode_png(p) for p in pictures])
+    encoded = tf.stack([tf.io.encode_png(p) for p in images])
     for name, request in {
-        "serving_default": {"pictures": tf.cast(pictures, tf.float32)},
-        "serve_uint8": {"pictures": tf.constant(pictures)},
+        "serving_default": {"images": tf.cast(images, tf.float32)},
+        "serve_uint8": {"images": tf.constant(images)},
         "serve_bytes": {"bytes": encoded},
     }.items():
         answer = signatures[name](**request)
@@ -97,32 +97,32 @@ def test_every_signature_gives_the_keras_models_scores(exported, model, pictures
         assert answer["class_names"].shape == (2, 3)
 
 
-def test_multi_label_has_scores_and_names_and_its_temperature(pictures, tmp_path):
+def test_multi_label_has_scores_and_names_and_its_temperature(images, tmp_path):
     model = build_model(tiny_backbone(), MultiLabel(["wings", "legs"]), image_size=32)
     folder = export.saved_model(model, tmp_path / "1", temperatures={"output": 2.5})
     loaded = tf.saved_model.load(str(folder))
-    answer = loaded.signatures["serve_uint8"](pictures=pictures)
+    answer = loaded.signatures["serve_uint8"](images=images)
     assert set(answer) == {"scores", "class_names", "error"}
-    logits = np.asarray(model(resize_and_crop(pictures, 32)), "float64")
+    logits = np.asarray(model(resize_and_crop(images, 32)), "float64")
     np.testing.assert_allclose(answer["scores"], 1 / (1 + np.exp(-logits / 2.5)), atol=1e-5)
 
 
-def test_pictures_of_different_sizes_in_one_request(exported, rng):
+def test_images_of_different_sizes_in_one_request(exported, rng):
     _, signatures, _ = exported
     sizes = [(20, 90), (64, 64), (200, 33)]
-    pictures = [rng.integers(0, 256, (*s, 3), dtype="uint8") for s in sizes]
+    images = [rng.integers(0, 256, (*s, 3), dtype="uint8") for s in sizes]
     serve = signatures["serve_bytes"]
-    together = serve(bytes=tf.stack([tf.io.encode_png(p) for p in pictures]))["scores"]
-    for i, picture in enumerate(pictures):
-        alone = serve(bytes=tf.io.encode_png(picture)[None])["scores"]
+    together = serve(bytes=tf.stack([tf.io.encode_png(p) for p in images]))["scores"]
+    for i, image in enumerate(images):
+        alone = serve(bytes=tf.io.encode_png(image)[None])["scores"]
         np.testing.assert_allclose(together[i], alone[0], atol=1e-5)
 
 
-def test_mixed_precision_gives_float32(pictures, tmp_path):
+def test_mixed_precision_gives_float32(images, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = build_model(tiny_backbone(), Classification("ab"), image_size=32)
     folder = export.saved_model(model, tmp_path / "1")
-    answer = tf.saved_model.load(str(folder)).signatures["serve_uint8"](pictures=pictures)
+    answer = tf.saved_model.load(str(folder)).signatures["serve_uint8"](images=images)
     assert answer["scores"].dtype == tf.float32
 
 
@@ -153,19 +153,19 @@ def test_an_export_that_differs_is_refused(exported, model, tmp_path, monkeypatc
 
 
 def test_what_the_keras_model_itself_makes_of_rounding_is_no_difference(
-    exported, model, pictures, monkeypatch
+    exported, model, images, monkeypatch
 ):
     folder, _, _ = exported
     model.get_layer("output").bias.assign([0.1, 0.0, 0.0])  # scores differ by some hundredths
     with pytest.raises(export.ParityError):
-        serving.check_signatures(model, folder, pictures, None)
+        serving.check_signatures(model, folder, images, None)
     ask = serving._scores_and_features(model, None)
 
-    def chaotic(pictures):  # other answers to several pictures than to each
-        return {name: values + 0.01 * len(pictures) for name, values in ask(pictures).items()}
+    def chaotic(images):  # other answers to several images than to each
+        return {name: values + 0.01 * len(images) for name, values in ask(images).items()}
 
     monkeypatch.setattr(serving, "_scores_and_features", lambda model, temperatures: chaotic)
-    serving.check_signatures(model, folder, pictures, None)
+    serving.check_signatures(model, folder, images, None)
 
 
 def test_a_version_is_never_overwritten(model, tmp_path):
@@ -174,10 +174,10 @@ def test_a_version_is_never_overwritten(model, tmp_path):
         export.saved_model(model, tmp_path / "1")
 
 
-def test_a_broken_picture_is_marked_and_the_others_are_answered(exported, pictures):
+def test_a_broken_image_is_marked_and_the_others_are_answered(exported, images):
     _, signatures, _ = exported
-    good = [tf.io.encode_png(p).numpy() for p in pictures]
-    mixed = [good[0], b"no picture", good[1], tf.io.encode_jpeg(pictures[0]).numpy()[:90], b""]
+    good = [tf.io.encode_png(p).numpy() for p in images]
+    mixed = [good[0], b"no image", good[1], tf.io.encode_jpeg(images[0]).numpy()[:90], b""]
     serve, embed = signatures["serve_bytes"], signatures["features"]
     alone, answer = serve(bytes=tf.constant(good)), serve(bytes=tf.constant(mixed))
     assert [e.decode() for e in answer["error"].numpy()] == ["", UNREADABLE, "", *[UNREADABLE] * 2]
@@ -196,24 +196,24 @@ def test_a_broken_picture_is_marked_and_the_others_are_answered(exported, pictur
     assert serve(bytes=tf.constant([b"x"]))["error"].numpy().tolist() == [UNREADABLE.encode()]
 
 
-def test_floats_that_are_not_finite_are_marked(exported, pictures):
+def test_floats_that_are_not_finite_are_marked(exported, images):
     _, signatures, _ = exported
     serve = signatures["serving_default"]
-    floats = pictures.astype("float32")
-    alone = serve(pictures=floats[1:])["scores"].numpy()
+    floats = images.astype("float32")
+    alone = serve(images=floats[1:])["scores"].numpy()
     floats[0, 3, 4, 0] = np.nan
-    answer = serve(pictures=floats)
+    answer = serve(images=floats)
     assert answer["error"].numpy().tolist() == [NOT_FINITE.encode(), b""]
     np.testing.assert_allclose(answer["scores"].numpy(), [[0, 0, 0], alone[0]], atol=1e-6)
 
 
-def test_features_are_the_backbones(exported, model, pictures):
+def test_features_are_the_backbones(exported, model, images):
     _, signatures, _ = exported
     from keras_transfer.models.builders import backbone_of
 
     embed = signatures["features"]
-    got = embed(bytes=tf.stack([tf.io.encode_png(p) for p in pictures]))["features"]
-    expected = np.asarray(backbone_of(model)(resize_and_crop(pictures, 32)))
+    got = embed(bytes=tf.stack([tf.io.encode_png(p) for p in images]))["features"]
+    expected = np.asarray(backbone_of(model)(resize_and_crop(images, 32)))
     assert got.shape == (2, 16)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -296,17 +296,17 @@ def served_without_keras(folder, *paths):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_a_process_without_keras_answers(exported, model, pictures, tmp_path):
+def test_a_process_without_keras_answers(exported, model, images, tmp_path):
     folder, _, _ = exported
-    (tmp_path / "p.png").write_bytes(tf.io.encode_png(pictures[0]).numpy())
+    (tmp_path / "p.png").write_bytes(tf.io.encode_png(images[0]).numpy())
     (tmp_path / "broken.png").write_bytes((tmp_path / "p.png").read_bytes()[:300])
     labels, scores = served_without_keras(folder, tmp_path / "broken.png", tmp_path / "p.png")
-    expected = np.asarray(model.layers[-1].head.scores(model(resize_and_crop(pictures[:1], 32))))
+    expected = np.asarray(model.layers[-1].head.scores(model(resize_and_crop(images[:1], 32))))
     np.testing.assert_allclose(scores, [[0, 0, 0], *expected], atol=1e-5)
     assert labels == ["", ["ant", "bee", "füße"][int(expected.argmax())]]
 
 
-def test_requests_in_tf_servings_messages(exported, pictures):
+def test_requests_in_tf_servings_messages(exported, images):
     """The request a TF Serving client sends, taken apart as the server does."""
     _, signatures, _ = exported
     from tensorflow_serving.apis import predict_pb2
@@ -314,7 +314,7 @@ def test_requests_in_tf_servings_messages(exported, pictures):
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "flowers"
     request.model_spec.signature_name = "serve_bytes"
-    encoded = [tf.io.encode_png(p).numpy() for p in pictures]
+    encoded = [tf.io.encode_png(p).numpy() for p in images]
     request.inputs["bytes"].CopyFrom(tf.make_tensor_proto(encoded))
     received = predict_pb2.PredictRequest.FromString(request.SerializeToString())
 
@@ -352,9 +352,9 @@ def test_saved_model_cli_shows_every_signature(exported, capsys):
     assert "DT_STRING" in parts["serve_bytes"] and "DT_UINT8" in parts["serve_uint8"]
 
 
-def test_saved_model_cli_runs_a_signature(exported, pictures, tmp_path, capsys):
+def test_saved_model_cli_runs_a_signature(exported, images, tmp_path, capsys):
     folder, signatures, _ = exported
-    encoded = [tf.io.encode_png(pictures[0]).numpy(), b"broken"]
+    encoded = [tf.io.encode_png(images[0]).numpy(), b"broken"]
     np.save(tmp_path / "asked.npy", np.array(encoded))
     saved_model_cli(
         capsys,

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import tiny_backbone, write_colours, write_picture
+from conftest import tiny_backbone, write_colours, write_image
 from packaging.version import Version
 from PIL import Image
 from typer.testing import CliRunner
@@ -70,14 +70,14 @@ def converted(run, tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(rng):
+def images(rng):
     return rng.integers(0, 256, (5, 32, 32, 3), dtype="uint8")
 
 
 # -- one model in each format -------------------------------------------------------------------------
 
 
-def test_scores_come_by_the_names_of_the_heads(format, pictures, tmp_path):
+def test_scores_come_by_the_names_of_the_heads(format, images, tmp_path):
     keras.utils.set_random_seed(1)
     # The last name comes first in the alphabet, and the numbers of outputs are equal.
     heads = {"b": MultiLabel(["x", "y"]), "a": Classification(["p", "q"]), "c": Regression(["u"])}
@@ -86,14 +86,14 @@ def test_scores_come_by_the_names_of_the_heads(format, pictures, tmp_path):
     exported = export.convert(model, tmp_path / "1", format, temperatures=temperatures)
     assert exported.parity.of == "noise" and min(exported.parity.agreement.values()) >= 0.99
 
-    outputs = {k: np.asarray(v, "float64") for k, v in model(pictures).items()}
+    outputs = {k: np.asarray(v, "float64") for k, v in model(images).items()}
     e = np.exp(outputs["a"] / 0.5)
     expected = {
         "scores_a": e / e.sum(axis=1, keepdims=True),
         "scores_b": 1 / (1 + np.exp(-outputs["b"] / 2)),
         "scores_c": outputs["c"],
     }
-    got = export.open_export(tmp_path / "1")(pictures)
+    got = export.open_export(tmp_path / "1")(images)
     assert set(got) == set(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(got[name], values, atol=1e-4)
@@ -103,13 +103,13 @@ def test_scores_come_by_the_names_of_the_heads(format, pictures, tmp_path):
     assert exported.bytes == sum(p.stat().st_size for p in (tmp_path / "1").iterdir())
 
 
-def test_a_model_of_half_precision_is_exported_in_float32(pictures, tmp_path):
+def test_a_model_of_half_precision_is_exported_in_float32(images, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = build_model(tiny_backbone(), Classification("ab"), image_size=32)
     export.convert(model, tmp_path / "1", "litert")
-    got = export.open_export(tmp_path / "1")(pictures)["scores"]
+    got = export.open_export(tmp_path / "1")(images)["scores"]
     exact = build_in_float32(model)
-    logits = np.asarray(exact(pictures), "float64")
+    logits = np.asarray(exact(images), "float64")
     np.testing.assert_allclose(got, np.exp(logits) / np.exp(logits).sum(1)[:, None], atol=1e-5)
     assert model.get_layer("tiny").compute_dtype == "bfloat16"  # it was not touched
 
@@ -136,7 +136,7 @@ def test_int8_of_a_run_is_small_and_as_good(format, run, converted, tmp_path):
 
 
 def test_int8_that_loses_too_much_is_refused(run, tmp_path, monkeypatch):
-    """Ranges measured on black pictures fit no other."""
+    """Ranges measured on black images fit no other."""
     write, written = exporting.write_converted, tmp_path / "written"
 
     def write_once(answers, folder, *options):
@@ -181,7 +181,7 @@ def test_int8_folds_batch_norm_into_depthwise_convolutions(tmp_path):
     assert found.parity.agreement["output"] >= 0.9
 
 
-def test_onnx_takes_what_convnext_is_made_of(pictures, tmp_path):
+def test_onnx_takes_what_convnext_is_made_of(images, tmp_path):
     """A grouped convolution, which Keras has compiled by XLA, and the exact GELU, made of Erfc."""
     pytest.importorskip("tf2onnx")
     keras.utils.set_random_seed(4)
@@ -193,9 +193,9 @@ def test_onnx_takes_what_convnext_is_made_of(pictures, tmp_path):
     backbone = Backbone(inputs, layers.GlobalAveragePooling2D()(x), name="grouped")
     model = build_model(backbone, Classification("abc"), image_size=32)
     export.convert(model, tmp_path / "1", "onnx")
-    logits = np.asarray(model(pictures), "float64")
+    logits = np.asarray(model(images), "float64")
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    got = export.open_export(tmp_path / "1")(pictures)["scores"]
+    got = export.open_export(tmp_path / "1")(images)["scores"]
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert not tf.config.functions_run_eagerly()
 
@@ -283,7 +283,7 @@ def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, monkeypatch):
 
 
 def test_a_run_is_exported_with_calibration_and_card(run, converted):
-    found = {"split": "val", "pictures": 9, "tta": None, "heads": {"output": {"temperature": 3.0}}}
+    found = {"split": "val", "images": 9, "tta": None, "heads": {"output": {"temperature": 3.0}}}
     try:
         run.write_calibration(found)
         first = export.export_run(run, "litert")
@@ -293,17 +293,17 @@ def test_a_run_is_exported_with_calibration_and_card(run, converted):
         assert run.next_export("litert", False) == run.path / "export" / "litert" / "2"
     finally:
         (run.path / "calibration.json").unlink()
-    pictures = np.full((1, 32, 32, 3), (200, 120, 40), "uint8")
-    logits = np.asarray(run.model(pictures), "float64")
+    images = np.full((1, 32, 32, 3), (200, 120, 40), "uint8")
+    logits = np.asarray(run.model(images), "float64")
     for path, temperature in ((first.path, 3.0), (converted.path, 1.0)):
         e = np.exp((logits - logits.max()) / temperature)
-        got = export.open_export(path)(pictures)["scores"]
+        got = export.open_export(path)(images)["scores"]
         np.testing.assert_allclose(got, e / e.sum(), atol=1e-4)
     card = (first.path / "README.md").read_text()
     assert card.startswith("# small_resnet for colours\n")
     for said in (
-        "one class a picture, of `blue`, `green`, `red`",
-        "29 train, 7 val pictures",
+        "one class per image, of `blue`, `green`, `red`",
+        "29 train, 7 val images",
         "Trained on: blue 9, green 10, red 10.",
         "95 % interval of the accuracy",
         "temperature: output 3.0000",
@@ -319,7 +319,7 @@ def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monk
     config = {**run.config, "backbone": "mobilenet_v2_0.35", "weights": "imagenet"}
     mae = {"value": 0.25, "low": 0.2, "high": 0.3}
     head = {"task": "regression", "per_target": {"u": {"mae": mae}}, "slices": {}}
-    document = {"split": "test", "pictures": 7, "skipped": 0, "tta": None, "calibrated_on": None}
+    document = {"split": "test", "images": 7, "skipped": 0, "tta": None, "calibrated_on": None}
     document["heads"] = {"output": head}
     monkeypatch.setattr(type(run), "config", config)
     monkeypatch.setattr(type(run), "evaluation", document)
@@ -327,7 +327,7 @@ def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monk
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("# mobilenet_v2_0.35 for colours")
     assert "released under the Apache License 2.0 (tensorflow/models)" in card
-    assert "7 pictures of test." in card and "| u | 0.2500 |" in card
+    assert "7 images of test." in card and "| u | 0.2500 |" in card
 
     monkeypatch.setattr(type(run), "config", {**config, "backbone": "convnext_tiny"})
     write_card(tmp_path, run, run.model, converted, {})
@@ -341,7 +341,7 @@ def test_every_backbone_has_a_licence():
     assert not _LICENCES.keys() & _UNCONFIRMED.keys()
 
 
-def test_the_cards_own_code_prepares_pictures_as_training_does(converted, tmp_path, rng):
+def test_the_cards_own_code_prepares_images_as_training_does(converted, tmp_path, rng):
     card = (converted.path / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     pixels = rng.integers(0, 256, (12, 17, 3), dtype="uint8").repeat(9, 0).repeat(9, 1)
@@ -352,7 +352,7 @@ def test_the_cards_own_code_prepares_pictures_as_training_does(converted, tmp_pa
     scope = {"path": path}
     exec(code, scope)
     expected = np.asarray(resize_and_crop(np.rot90(pixels, -1).copy(), 32)).astype(int)
-    got = np.asarray(scope["picture"]).astype(int)
+    got = np.asarray(scope["image"]).astype(int)
     assert got.shape == (32, 32, 3) and abs(got - expected).max() <= 1
 
 
@@ -360,9 +360,9 @@ def test_a_saved_model_of_a_run_is_compared_on_its_files(tmp_path):
     """Of a file that TensorFlow would read wrongly the row is left out, and counted."""
     colours = tmp_path / "colours"
     write_colours(colours)
-    for picture in (colours / "red").glob("*.png"):  # palettes, which are served as errors
-        Image.open(picture).quantize(16).save(picture.with_suffix(".bmp"))
-        picture.unlink()
+    for image in (colours / "red").glob("*.png"):  # palettes, which are served as errors
+        Image.open(image).quantize(16).save(image.with_suffix(".bmp"))
+        image.unlink()
     data = from_directory(colours, progress=False)
     model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
     again = Trainer(model, "feature_extraction", augment="none", cache="memory").fit(
@@ -373,16 +373,16 @@ def test_a_saved_model_of_a_run_is_compared_on_its_files(tmp_path):
     names = data.examples["val"].names
     broken = sum(name.endswith(".bmp") for name in names)
     assert 0 < broken < len(names)
-    assert (found.parity.pictures, found.parity.refused) == (len(names), broken)
+    assert (found.parity.images, found.parity.refused) == (len(names), broken)
     assert min(found.parity.agreement.values()) == 1 and found.parity.difference < 1e-4
     assert f"{broken} of them cannot be read" in (found.path / "README.md").read_text()
 
 
-def test_where_the_pictures_are_gone(run, tmp_path, monkeypatch, capsys):
+def test_where_the_images_are_gone(run, tmp_path, monkeypatch, capsys):
     data = from_directory(run.config["data"], progress=False)
     monkeypatch.setattr(type(run), "config", {**run.config, "data": str(tmp_path / "gone")})
     given = export.export_run(run, "litert", out=tmp_path / "0", data=data)
-    assert (given.parity.of, given.parity.pictures) == ("val", len(data.examples["val"]))
+    assert (given.parity.of, given.parity.images) == ("val", len(data.examples["val"]))
     assert given.parity.labelled
     found = export.export_run(run, "litert", out=tmp_path / "1")
     assert found.parity.of == "noise" and not found.parity.labelled
@@ -391,7 +391,7 @@ def test_where_the_pictures_are_gone(run, tmp_path, monkeypatch, capsys):
         export.export_run(run, "litert", int8=True, out=tmp_path / "2")
     other = tmp_path / "other"
     for name in ("cat", "dog"):
-        write_picture(other / name / "1.png", (1, 2, 3))
+        write_image(other / name / "1.png", (1, 2, 3))
     with pytest.raises(InputError):
         export.export_run(run, "litert", out=tmp_path / "2", data=other)
     assert not (tmp_path / "2").exists()

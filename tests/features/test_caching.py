@@ -22,11 +22,11 @@ from keras_transfer.training.trainer import Trainer
 # -- what pays ------------------------------------------------------------------------------------
 
 
-def planned_caching(model, data, phase, asked="auto", pictures=None, augment="light", **options):
+def planned_caching(model, data, phase, asked="auto", images=None, augment="light", **options):
     trainer = Trainer(model, Schedule("s", (phase,)), cache=asked)
     (planned,) = trainer.plan(data).phases
-    pictures = pictures or {"train": 29, "val": 7}
-    return plan_caching(asked, planned, model, pictures, augment, **options)
+    images = images or {"train": 29, "val": 7}
+    return plan_caching(asked, planned, model, images, augment, **options)
 
 
 def test_what_pays_is_cached(data, tmp_path):
@@ -57,14 +57,14 @@ def test_what_does_not_fit_gets_shorter_numbers_fewer_views_or_is_left(data, tmp
     row = 256 * 4
     for room, expected in ((3000, (3, "float32")), (2000, (2, "float32")), (600, (1, "float16"))):
         found, _ = planned_caching(
-            model, data, head, pictures=many, store=Store(tmp_path, room * row)
+            model, data, head, images=many, store=Store(tmp_path, room * row)
         )
         assert (found.views, found.dtype) == expected
     small = Store(tmp_path, 100 * row)
-    none, why = planned_caching(model, data, head, pictures=many, store=small)
+    none, why = planned_caching(model, data, head, images=many, store=small)
     assert none is None and "do not fit into 100 KiB free disk" in why
     with pytest.raises(InputError, match=r"Phase 'head': .* do not fit.*Make room"):
-        planned_caching(model, data, head, asked="disk", pictures=many, store=small)
+        planned_caching(model, data, head, asked="disk", images=many, store=small)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_augmented_views_stay_alive_and_only_train(data, tmp_path, monkeypatch):
     ]
     rows = {found.gather(np.array([r]), v).tobytes(): (r, v) for r in range(29) for v in range(3)}
     drawn = [dict(rows[x.tobytes()] for x in epoch) for epoch in epochs]
-    assert all(len(epoch) == 29 for epoch in drawn)  # each picture once
+    assert all(len(epoch) == 29 for epoch in drawn)  # each image once
     assert drawn[0] != drawn[1] and {v for epoch in drawn for v in epoch.values()} == {0, 1, 2}
     (late,) = training_batches(found, examples.labels, batch_size=8, seed=0, start_epoch=1).take(1)
     np.testing.assert_array_equal(np.asarray(late[0]), epochs[1][:8])
@@ -232,8 +232,8 @@ def test_what_trains_is_no_part_of_a_fingerprint(data):
 
 
 def test_a_deeper_cut_follows_from_a_later_phase_s(data, tmp_path, monkeypatch):
-    """Each picture is decoded once for all cuts, and the numbers are those of the whole prefix."""
-    from keras_transfer.data import readers as pictures
+    """Each image is decoded once for all cuts, and the numbers are those of the whole prefix."""
+    from keras_transfer.data import readers as images
 
     monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
     schedule = Schedule(
@@ -244,14 +244,14 @@ def test_a_deeper_cut_follows_from_a_later_phase_s(data, tmp_path, monkeypatch):
             Phase("more", "stage:1", 1, 1e-4, augment="none"),
         ),
     )
-    read, contents = [], pictures.Files.contents
+    read, contents = [], images.Files.contents
     monkeypatch.setattr(
-        pictures.Files, "contents", lambda self, i: read.append(i) or contents(self, i)
+        images.Files, "contents", lambda self, i: read.append(i) or contents(self, i)
     )
     _, run = trained(data, tmp_path / "run", schedule, cache="disk")
     assert len(read) == 29 + 7
     assert [row["frozen_stages"] for row in run.metrics["phases"]] == [3, 2, 1]
-    assert len(Store().list()) == 3  # views of training and validation pictures are one table
+    assert len(Store().list()) == 3  # views of training and validation images are one table
 
     read.clear()
     # Seeded alike, and nothing below the cuts was trained in the first phase.

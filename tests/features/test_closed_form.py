@@ -40,8 +40,8 @@ def test_the_strength_follows_the_noise():
     assert clear.cross_validation < 0.3 < noise.cross_validation
 
 
-def test_views_of_a_picture_stay_in_one_fold():
-    """Else every picture would be known from its copy, and no regularisation be best."""
+def test_views_of_a_image_stay_in_one_fold():
+    """Else every image would be known from its copy, and no regularisation be best."""
     features, labels = blobs(3)
     shuffled = np.random.default_rng(1).permutation(labels)
     twice = np.concatenate([features, features])
@@ -50,7 +50,7 @@ def test_views_of_a_picture_stay_in_one_fold():
     assert found.strength == pytest.approx(1e-3)
 
 
-def test_few_pictures_and_class_weights():
+def test_few_images_and_class_weights():
     features, labels = blobs(2, per_class=1)
     alone = logistic_regression(features, labels, np.arange(2))
     assert alone.cross_validation is None
@@ -66,7 +66,7 @@ def test_few_pictures_and_class_weights():
     assert predicted[1] > predicted[0]
 
 
-def test_many_pictures_choose_on_some_of_each_class():
+def test_many_images_choose_on_some_of_each_class():
     features, labels = blobs(4, per_class=2000, width=4)
     found = logistic_regression(features, labels, np.arange(len(labels)))
     right = ((features @ found.kernel + found.bias).argmax(1) == labels).mean()

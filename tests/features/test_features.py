@@ -6,7 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from conftest import tiny_backbone, write_picture
+from conftest import tiny_backbone, write_image
 
 from keras_transfer.data import Augmentation, View, from_directory
 from keras_transfer.errors import InputError
@@ -67,10 +67,10 @@ def test_views_are_what_they_say_and_always_the_same(data, store):
     examples = data.examples["train"]
     found = extract(prefix, examples, views, store=store)
     for row in (3, 20):
-        picture = next(iter(data.train.skip(row)))[0]
-        plain = resize_and_crop(picture, SIZE).numpy()
+        image = next(iter(data.train.skip(row)))[0]
+        plain = resize_and_crop(image, SIZE).numpy()
         seed = int.from_bytes(examples.digests[row][:8], "little") >> 1
-        made = [plain, plain[:, ::-1], *(augment(picture, SIZE, LIGHT, (seed, n)) for n in (0, 1))]
+        made = [plain, plain[:, ::-1], *(augment(image, SIZE, LIGHT, (seed, n)) for n in (0, 1))]
         expected = np.asarray(model.layers[1](np.stack(made), training=False))
         got = found.gather(np.full(4, row), np.arange(4))
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
@@ -78,7 +78,7 @@ def test_views_are_what_they_say_and_always_the_same(data, store):
 
 
 def test_a_second_time_nothing_is_computed(data, store, monkeypatch):
-    """Neither for another head, nor for some of the pictures, in another order."""
+    """Neither for another head, nor for some of the images, in another order."""
     first = extract(prefix_of(model_of(data), 8), data.examples["train"], store=store)
     no_computing(monkeypatch)
     keras.backend.clear_session()
@@ -115,12 +115,12 @@ def test_weights_behind_the_cut_do_not_matter(data, store, monkeypatch):
     extract(prefix_of(model, 8), data.examples["train"], store=store)
 
 
-def test_a_changed_picture_is_computed_again(colours, store):
+def test_a_changed_image_is_computed_again(colours, store):
     data = from_directory(colours, progress=False)
     prefix = prefix_of(model_of(data), 8)
     before = extract(prefix, data.examples["train"], store=store)
     changed = data.examples["train"].names[5]
-    write_picture(type(colours)(changed), (200, 40, 40), seed=99)
+    write_image(type(colours)(changed), (200, 40, 40), seed=99)
     again = from_directory(colours, progress=False).examples["train"]
     after = extract(prefix, again, store=store)
     rows = np.arange(len(again))
@@ -220,8 +220,8 @@ def fakes(monkeypatch, tmp_path, errors, gains):
         def make(prefix):
             made.append(name)
 
-            def run(pictures):
-                return np.asarray(prefix.model(pictures)) * (1.0 + error)
+            def run(images):
+                return np.asarray(prefix.model(images)) * (1.0 + error)
 
             run.seconds = 1.0 / gain
             return run
@@ -231,7 +231,7 @@ def fakes(monkeypatch, tmp_path, errors, gains):
     names = ("keras", "openvino_bf16", "openvino_f32")
     for name, error, gain in zip(names, (0.0, *errors), (1.0, *gains)):
         monkeypatch.setitem(ENGINES, name, engine(name, error, gain))
-    monkeypatch.setattr(engines, "_seconds", lambda run, pictures: run.seconds)
+    monkeypatch.setattr(engines, "_seconds", lambda run, images: run.seconds)
     return made
 
 

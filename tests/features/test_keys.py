@@ -181,7 +181,7 @@ def test_phases_of_one_cut_share_a_prefix_and_its_engine(model):
 def test_what_conclusions_are_found_by(model, noted):
     prefix = prefix_of(model, 3)
     answer = {"a": [0.1 + 0.2, None]}
-    assert concluded(prefix, noted, "sums 1", lambda: answer, of="9 pictures", seed=4) == answer
+    assert concluded(prefix, noted, "sums 1", lambda: answer, of="9 images", seed=4) == answer
     identity, about = noted.asked
     assert identity == {
         "what": "sums 1",
@@ -190,7 +190,7 @@ def test_what_conclusions_are_found_by(model, noted):
         "seed": 4,
     }
     assert about == {
-        "backbone": "tiny, 3 of 3 stages: 9 pictures",
+        "backbone": "tiny, 3 of 3 stages: 9 images",
         "image_size": 32,
         "engine": "keras",
         "view": "plain",
@@ -198,7 +198,7 @@ def test_what_conclusions_are_found_by(model, noted):
         "shape": [],
     }
     other = {"b": 1}
-    options = dict(of="9 pictures", seed=4)
+    options = dict(of="9 images", seed=4)
     assert concluded(prefix, noted, "sums 1", lambda: other, **options) == answer
     for change in ({"seed": 5}, {"engine": "openvino"}):
         assert concluded(prefix, noted, "sums 1", lambda: other, **{**options, **change}) == other

@@ -32,7 +32,7 @@ class Asked(Exception):
 
 @pytest.fixture
 def refuse(monkeypatch):
-    """From its call on, whatever looks at pictures or features raises `Asked`."""
+    """From its call on, whatever looks at images or features raises `Asked`."""
 
     def ask(*_, **__):
         raise Asked
@@ -40,14 +40,14 @@ def refuse(monkeypatch):
     def start():
         monkeypatch.setattr(scoring, "extract", ask)
         monkeypatch.setattr(stage_probes, "_probe_all", ask)
-        monkeypatch.setattr("keras_transfer.advisor.untrained.random_twin", ask)
+        monkeypatch.setattr("keras_transfer.advisor.untrained.random_duplicate", ask)
         monkeypatch.setattr("keras_transfer.features.extraction.extract", ask)
 
     return start
 
 
 def with_labels(data, labels):
-    train = Examples(data.examples["train"].pictures, labels)
+    train = Examples(data.examples["train"].images, labels)
     return ImageData(data.class_names, {"train": train}, [], data.root)
 
 
@@ -76,7 +76,7 @@ def test_other_scores_are(model, data, store, refuse):
     score_backbone(model, data, store=store)
     fewer = data.examples["train"].take(np.arange(1, len(data.examples["train"])))
     fewer = ImageData(data.class_names, {"train": fewer}, [], data.root)
-    for changed, pictures, options in (
+    for changed, images, options in (
         (model, data, {"seed": 1}),
         (model, data, {"shuffles": 100}),
         (model, data, {"most": 20}),
@@ -84,7 +84,7 @@ def test_other_scores_are(model, data, store, refuse):
         (prefix_of(model, 2), data, {}),
     ):
         with pytest.raises(Asked):
-            score_backbone(changed, pictures, store=store, **options)
+            score_backbone(changed, images, store=store, **options)
     weight = model.layers[1].weights[0]
     weight.assign(weight + 1e-3)
     with pytest.raises(Asked):

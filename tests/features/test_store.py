@@ -38,7 +38,7 @@ def test_rows_come_back(tmp_path, dtype):
     table.add(digests(*range(4)), first)
     table.add(digests(*range(4, 7)), second)
     again = table_of(store)
-    assert again.missing(digests(5, 9, 1, 9, 8)) == [1, 4]  # each picture once
+    assert again.missing(digests(5, 9, 1, 9, 8)) == [1, 4]  # each image once
     got = again.gather(again.locate(digests(6, 0, 5, 0)))
     expected = np.stack([second[2], first[0], second[1], first[0]])
     assert got.dtype == expected.dtype and got.shape == (4, 2, 3)

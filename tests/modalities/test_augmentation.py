@@ -20,15 +20,15 @@ from keras_transfer.data import (
 )
 
 
-def drawn(augmentation, picture, size, seeds):
-    """Variants [N, size, size, 3] of one picture, one a seed."""
+def drawn(augmentation, image, size, seeds):
+    """Variants [N, size, size, 3] of one image, one a seed."""
     import tensorflow as tf
 
     from keras_transfer.modalities.image.prepare import augmenter
 
-    vary = tf.function(augmenter(resolve_augmentation(augmentation), size, ["the picture"]))
+    vary = tf.function(augmenter(resolve_augmentation(augmentation), size, ["the image"]))
     index = tf.constant(0)
-    return np.stack([vary(picture, tf.constant([7, s], tf.int64), index) for s in seeds])
+    return np.stack([vary(image, tf.constant([7, s], tf.int64), index) for s in seeds])
 
 
 # --- Our own ----------------------------------------------------------------------------------
@@ -61,10 +61,10 @@ def test_augment_draws_boxes_within_the_limits(height, width):
 def test_augment_depends_on_the_seed_alone(rng):
     from keras_transfer.modalities.image.prepare import augment
 
-    picture = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    image = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
     for name in ("light", "medium", "heavy"):
         first, again, other = (
-            augment(picture, 32, AUGMENTATIONS[name], seed).numpy()
+            augment(image, 32, AUGMENTATIONS[name], seed).numpy()
             for seed in ((1, 2), (1, 2), (1, 3))
         )
         assert first.dtype == np.uint8 and first.shape == (32, 32, 3)
@@ -74,9 +74,9 @@ def test_augment_depends_on_the_seed_alone(rng):
 def test_augment_none_is_the_evaluation_transform(rng):
     from keras_transfer.modalities.image.prepare import augment, resize_and_crop
 
-    picture = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    image = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
     assert np.array_equal(
-        augment(picture, 32, AUGMENTATIONS["none"], (0, 1)), resize_and_crop(picture, 32)
+        augment(image, 32, AUGMENTATIONS["none"], (0, 1)), resize_and_crop(image, 32)
     )
 
 
@@ -87,13 +87,13 @@ def test_each_colour_change_does_what_it_says():
 
     def vary(**strength):
         variant = Augmentation(crop=False, flip=False, **strength)
-        results = [augment(picture, 16, variant, (0, i)).numpy().astype(float) for i in range(12)]
+        results = [augment(image, 16, variant, (0, i)).numpy().astype(float) for i in range(12)]
         assert np.std([r.mean(axis=(0, 1)) + r[0, 0] for r in results], axis=0).max() > 1
         return results
 
-    picture = np.zeros((16, 16, 3), np.uint8)
-    picture[:, :8], picture[:, 8:] = (120, 80, 40), (60, 60, 60)
-    plain = augment(picture, 16, AUGMENTATIONS["none"], (0, 0)).numpy().astype(float)
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:, :8], image[:, 8:] = (120, 80, 40), (60, 60, 60)
+    plain = augment(image, 16, AUGMENTATIONS["none"], (0, 0)).numpy().astype(float)
     weights = np.array([0.2989, 0.5870, 0.1140])
     for result in vary(brightness=0.5):
         factor = result[0, 0, 0] / plain[0, 0, 0]
@@ -124,10 +124,10 @@ def test_augmentations_by_name():
 
 
 def test_rotate_turns_about_the_centre_by_all_angles_up_to_its_limit():
-    """The slopes of red and green, which rise along the axes, turn with the picture."""
-    picture = (0.4 * ramp(64, 64) + 60).round().astype(np.uint8)
-    plain = drawn("none", picture, 49, [0])[0].astype(float)
-    turned = drawn(Augmentation(crop=False, flip=False, rotate=20.0), picture, 49, range(60))
+    """The slopes of red and green, which rise along the axes, turn with the image."""
+    image = (0.4 * ramp(64, 64) + 60).round().astype(np.uint8)
+    plain = drawn("none", image, 49, [0])[0].astype(float)
+    turned = drawn(Augmentation(crop=False, flip=False, rotate=20.0), image, 49, range(60))
     angles = []
     for variant in turned.astype(float):
         down, across = (np.gradient(variant[..., 0], axis=i)[16:33, 16:33].mean() for i in (0, 1))
@@ -140,12 +140,12 @@ def test_rotate_turns_about_the_centre_by_all_angles_up_to_its_limit():
     assert drawn(Augmentation(rotate=180.0), white, 32, range(5)).min() == 255  # no black corners
 
 
-def test_rand_augment_keeps_pictures_recognisable(rng):
-    """No negative, and mostly near the picture: Keras's own ranges fail this."""
-    picture = np.full((64, 64, 3), 60, np.uint8)
-    picture[16:48, 16:48] = 200
+def test_rand_augment_keeps_images_recognisable(rng):
+    """No negative, and mostly near the image: Keras's own ranges fail this."""
+    image = np.full((64, 64, 3), 60, np.uint8)
+    image[16:48, 16:48] = 200
     weak = Augmentation(crop=False, flip=False, rand_augment=0.3)
-    variants = drawn(weak, picture, 48, range(24)).astype(float)
+    variants = drawn(weak, image, 48, range(24)).astype(float)
     assert len({v.tobytes() for v in variants}) > 12
     inner, outer = variants[:, 20:28, 20:28].mean((1, 2, 3)), variants[:, :3].mean((1, 2, 3))
     assert (inner > outer + 40).all()
@@ -224,14 +224,13 @@ def test_a_compose_is_written_down_and_made_again(tmp_path):
 
 
 def test_a_compose_depends_on_the_seed_alone_and_its_transforms_draw_apart(rng):
-    import albumentations as A
 
-    picture = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
-    first, again = drawn(compose(), picture, 24, range(6)), drawn(compose(), picture, 24, range(6))
+    image = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    first, again = drawn(compose(), image, 24, range(6)), drawn(compose(), image, 24, range(6))
     assert np.array_equal(first, again) and len({v.tobytes() for v in first}) == 6
 
     # What has the size already is left as it is.
-    square = np.ascontiguousarray(picture[:40, :40])
+    square = np.ascontiguousarray(image[:40, :40])
     two = drawn(A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]), square, 40, range(60))
     kinds = [square, square[:, ::-1], square[::-1], square[::-1, ::-1]]
     seen = [sum(np.array_equal(variant, kind) for variant in two) for kind in kinds]
@@ -243,13 +242,13 @@ def test_a_transform_of_ones_own_is_stored_by_name(rng):
 
     class Negative(A.ImageOnlyTransform):
         def apply(self, img, **params):
-            img *= 0  # in place: must not reach the picture that is kept
+            img *= 0  # in place: must not reach the image that is kept
             return 255 - img
 
     resolved = resolve_augmentation(A.Compose([Negative(p=1)]))
-    picture = rng.integers(0, 256, (20, 20, 3)).astype(np.uint8)
-    kept = picture.copy()
-    assert drawn(resolved, picture, 20, [0]).min() == 255 and np.array_equal(picture, kept)
+    image = rng.integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    kept = image.copy()
+    assert drawn(resolved, image, 20, [0]).min() == 255 and np.array_equal(image, kept)
 
 
 @pytest.mark.parametrize(
@@ -322,10 +321,10 @@ def layers():
     ids=["rotation", "randaugment", "augmix", "sequential", "pipeline", "own", "crop"],
 )
 def test_a_layer_depends_on_the_seed_alone(rng, make):
-    picture = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    image = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
     layer = make()
-    first = drawn(layer, picture, 24, range(5))
-    again = drawn(plain_augmentation(make()), picture, 24, range(5))
+    first = drawn(layer, image, 24, range(5))
+    again = drawn(plain_augmentation(make()), image, 24, range(5))
     assert first.shape == (5, 24, 24, 3) and first.dtype == np.uint8
     assert len({v.tobytes() for v in first}) >= 4
     # Another layer of the same arguments has another name only, and its own seeds.
@@ -347,8 +346,8 @@ def test_the_layer_itself_is_left_alone(rng):
 def test_pixels_are_not_rounded_to_half_precision(rng):
     keras.config.set_dtype_policy("mixed_bfloat16")
     layer = keras.layers.Rescaling(1.0, offset=0.4)  # 200.4 would be 200 or 201
-    picture = rng.integers(130, 250, (40, 40, 3)).astype(np.uint8)
-    assert np.array_equal(drawn(layer, picture, 40, [0])[0], drawn("none", picture, 40, [0])[0])
+    image = rng.integers(130, 250, (40, 40, 3)).astype(np.uint8)
+    assert np.array_equal(drawn(layer, image, 40, [0])[0], drawn("none", image, 40, [0])[0])
 
 
 def test_layers_that_are_refused():
@@ -357,8 +356,8 @@ def test_layers_that_are_refused():
             drawn(layer, np.zeros((40, 40, 3), np.uint8), 24, [0])
 
     raising(keras.layers.Lambda(lambda x: x), "no Keras layer can be made")
-    raising(keras.layers.Flatten(), "made [1, 1728] of a picture [1, 24, 24, 3]")
-    raising(keras.layers.Reshape((3, 5)), "failed on a picture of 24x24")
+    raising(keras.layers.Flatten(), "made [1, 1728] of an image [1, 24, 24, 3]")
+    raising(keras.layers.Reshape((3, 5)), "failed on an image of 24x24")
     raising(keras.losses.MeanSquaredError(), "is no Keras layer")
     raising({"class_name": "system", "module": "os", "config": {}}, "no Keras layer")
     assert resolve_augmentation(keras.layers.RandomFlip()).flip

@@ -12,10 +12,10 @@ from conftest import make_folder, raises
 from PIL import Image
 
 from keras_transfer.data import (
-    check_pictures,
+    check_images,
     from_directory,
-    labelled_pictures,
-    list_pictures,
+    labelled_images,
+    list_images,
     read_tree,
 )
 
@@ -33,9 +33,9 @@ def three_colours() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def encode(picture: Image.Image, kind: str, **options) -> bytes:
+def encode(image: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -83,10 +83,10 @@ def test_read_tree_refuses(tmp_path, animals):
         read_tree(tmp_path / "nowhere")
     with raises("00.png is a file; give the folder"):
         read_tree(animals / "cat" / "00.png")
-    with raises(f"no class folders in {animals / 'cat'}: pictures lie directly in it"):
+    with raises(f"no class folders in {animals / 'cat'}: images lie directly in it"):
         read_tree(animals / "cat")
     (tmp_path / "empty").mkdir()
-    with raises("it has no sub-folders; put each class's pictures in"):
+    with raises("it has no sub-folders; put each class's images in"):
         read_tree(tmp_path / "empty")
     with raises("only one class (cat)"):
         read_tree(make_folder(tmp_path / "one", {"cat": 2}))
@@ -100,28 +100,28 @@ def test_read_tree_refuses(tmp_path, animals):
         read_tree(make_folder(tmp_path / "flat", {"train/a": 1, "train/b": 1, "val": 1}))
 
 
-def test_list_pictures(tmp_path, animals):
-    odd = tmp_path / "picture.without.extension"
+def test_list_images(tmp_path, animals):
+    odd = tmp_path / "image.without.extension"
     odd.write_bytes(b"x")
-    (animals / "cat" / "notes.txt").write_text("no picture")
+    (animals / "cat" / "notes.txt").write_text("no image")
     (animals / "cat" / "LOUD.JPG").write_bytes(b"x")
-    found = list_pictures([odd, animals / "cat", str(animals / "dog" / "03.png")])
+    found = list_images([odd, animals / "cat", str(animals / "dog" / "03.png")])
     assert found[0] == str(odd) and found[-1] == str(animals / "dog" / "03.png")
     assert [Path(p).name for p in found[1:-1]] == [*(f"{i:02}.png" for i in range(10)), "LOUD.JPG"]
     with raises(f"no such file or folder: {tmp_path / 'nowhere'}"):
-        list_pictures([animals, tmp_path / "nowhere"])
+        list_images([animals, tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with raises(f"no pictures in {tmp_path / 'empty'}"):
-        list_pictures([tmp_path / "empty"])
-    with raises("no pictures given"):
-        list_pictures([])
+    with raises(f"no images in {tmp_path / 'empty'}"):
+        list_images([tmp_path / "empty"])
+    with raises("no images given"):
+        list_images([])
 
 
 # --- The check --------------------------------------------------------------------------------
 
 
 def bad_files(folder: Path) -> dict[str, str]:
-    """Write files that are no pictures; returns name -> the start of the expected reason."""
+    """Write files that are no images; returns name -> the start of the expected reason."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     jpeg, png = encode(noise, "JPEG"), encode(noise, "PNG")
     contents = {
@@ -131,8 +131,8 @@ def bad_files(folder: Path) -> dict[str, str]:
         "empty.jpg": (b"", "empty file"),
         "notes.txt": (b"hello", "unsupported file type .txt"),
         "noextension": (png, "unsupported file type (no extension)"),
-        "text.jpg": (b"<html>not found</html>", "not a picture: "),
-        "tiff.jpg": (encode(noise, "TIFF"), "not a picture: "),
+        "text.jpg": (b"<html>not found</html>", "not an image: "),
+        "tiff.jpg": (encode(noise, "TIFF"), "not an image: "),
     }
     for name, (data, _) in contents.items():
         (folder / name).write_bytes(data)
@@ -142,9 +142,9 @@ def bad_files(folder: Path) -> dict[str, str]:
     }
 
 
-def test_check_pictures_names_every_bad_file(tmp_path, monkeypatch, capfd):
+def test_check_images_names_every_bad_file(tmp_path, monkeypatch, capfd):
     expected = bad_files(tmp_path)
-    # A picture is what its bytes say, not its extension.
+    # An image is what its bytes say, not its extension.
     (tmp_path / "really_png.jpg").write_bytes(encode(three_colours(), "PNG"))
     (tmp_path / "fine.webp").write_bytes(encode(three_colours(), "WEBP"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70 * 70)
@@ -153,7 +153,7 @@ def test_check_pictures_names_every_bad_file(tmp_path, monkeypatch, capfd):
     paths = sorted(map(str, tmp_path.iterdir()), reverse=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        good, skipped = check_pictures(paths)
+        good, skipped = check_images(paths)
     assert [Path(path).name for path in good.names] == ["really_png.jpg", "fine.webp"]
     assert [item.path for item in skipped] == [path for path in paths if path not in good.names]
     reasons = {Path(item.path).name: item.reason for item in skipped}
@@ -166,12 +166,12 @@ def test_check_pictures_names_every_bad_file(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")  # neither warnings nor, off a terminal, a bar
 
 
-def test_check_pictures_without_permission(animals, monkeypatch):
+def test_check_images_without_permission(animals, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read whatever the mode says
-    _, (skipped,) = check_pictures([str(animals / "cat" / "00.png")])
+    _, (skipped,) = check_images([str(animals / "cat" / "00.png")])
     assert skipped.reason == "cannot be read: Permission denied"
 
 
@@ -197,7 +197,7 @@ def test_from_directory_splits_and_skips(animals):
     assert from_directory(animals, seed=1).examples["val"].names == data.examples["val"].names
     assert from_directory(animals, seed=2).examples["val"].names != data.examples["val"].names
     assert repr(data) == f"ImageData({str(animals)!r}, classes=3, train=16, val=4, skipped=9)"
-    assert "train: 16 pictures (cat 8, dog 5, emu 3)\nval: 4 pictures" in data.describe()
+    assert "train: 16 images (cat 8, dog 5, emu 3)\nval: 4 images" in data.describe()
     assert data.describe().endswith("skipped: 9 files")
 
 
@@ -234,40 +234,40 @@ def test_from_directory_refuses(tmp_path, animals):
     with raises("must lie between 0 and 1"):
         from_directory(animals, val_split=1)
     (animals / "fox").mkdir()
-    with raises(f"class fox has no readable picture in {animals / 'fox'} (it is empty)"):
+    with raises(f"class fox has no readable image in {animals / 'fox'} (it is empty)"):
         from_directory(animals)
     (animals / "fox" / "a.jpg").write_bytes(b"")
-    with raises(f"({animals / 'fox' / 'a.jpg'}: empty file); add pictures or remove the folder"):
+    with raises(f"({animals / 'fox' / 'a.jpg'}: empty file); add images or remove the folder"):
         from_directory(animals)
     (animals / "fox" / "b.png").write_bytes(encode(three_colours(), "PNG"))
-    with raises("class fox has 1 readable picture"):
+    with raises("class fox has 1 readable image"):
         from_directory(animals)
     make_folder(tmp_path / "t", {"train/a": 2, "train/b": 2})
     (tmp_path / "t" / "val" / "a").mkdir(parents=True)
-    with raises("no readable picture in the val folder"):
+    with raises("no readable image in the val folder"):
         from_directory(tmp_path / "t")
-    with raises("has no test pictures; it has train, val"):
+    with raises("has no test images; it has train, val"):
         from_directory(make_folder(tmp_path / "u", {"a": 2, "b": 2})).batches(
             "test", image_size=8, batch_size=2
         )
 
 
-def test_labelled_pictures(tmp_path, animals):
-    data = labelled_pictures(animals, ("ape", "cat", "dog", "emu"))
+def test_labelled_images(tmp_path, animals):
+    data = labelled_images(animals, ("ape", "cat", "dog", "emu"))
     assert data.counts == {"all": {"ape": 0, "cat": 10, "dog": 6, "emu": 4}}
     make_folder(tmp_path / "s", {"train/a": 1, "val/a": 2, "test/b": 3})
-    assert labelled_pictures(tmp_path / "s", "ab").counts == {"test": {"a": 0, "b": 3}}
-    assert labelled_pictures(tmp_path / "s", "ab", split="val").counts == {"val": {"a": 2, "b": 0}}
+    assert labelled_images(tmp_path / "s", "ab").counts == {"test": {"a": 0, "b": 3}}
+    assert labelled_images(tmp_path / "s", "ab", split="val").counts == {"val": {"a": 2, "b": 0}}
     with raises("has classes that the model does not know: dog, emu; it knows cat, cow"):
-        labelled_pictures(animals, ("cat", "cow"))
+        labelled_images(animals, ("cat", "cow"))
     with raises("has no split test; it has all"):
-        labelled_pictures(animals, ("cat", "dog", "emu"), split="test")
+        labelled_images(animals, ("cat", "dog", "emu"), split="test")
 
 
 def test_tensorflow_is_not_imported_for_folders(animals):
     code = (
         "import sys, keras_transfer.data as d; "
-        "d.list_pictures([sys.argv[1]]); print(d.from_directory(sys.argv[1]).describe()); "
+        "d.list_images([sys.argv[1]]); print(d.from_directory(sys.argv[1]).describe()); "
         "print(sorted({'tensorflow', 'keras', 'sklearn'} & set(sys.modules)))"
     )
     lines = subprocess.run(

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_picture
-from gallery import encode, gallery, picture
+from conftest import write_image
+from gallery import encode, gallery, image
 from PIL import Image
 
-from keras_transfer.data import check_files, check_pictures, from_directory
+from keras_transfer.data import check_files, check_images, from_directory
 from keras_transfer.modalities.image.check import Room, examine
 from keras_transfer.modalities.image.exif import orientation, upright
 
@@ -29,7 +29,7 @@ def odd(tmp_path_factory):
     data = tmp_path_factory.mktemp("gallery")
     items = gallery(data / "odd")
     for i in range(4):
-        write_picture(data / "plain" / f"{i}.png", (90, 90, 90), seed=i)
+        write_image(data / "plain" / f"{i}.png", (90, 90, 90), seed=i)
     return data, items
 
 
@@ -60,7 +60,7 @@ def test_each_file_is_taken_or_left_out_with_its_reason(odd):
             assert "\n" not in fault
         else:
             assert fault is None and upright_size == item.size, (name, fault, upright_size)
-    good, skipped = check_pictures(paths)
+    good, skipped = check_images(paths)
     assert good.names == [p for p, item in zip(paths, items.values()) if item.size]
     assert [item.path for item in skipped] == [p for p in paths if p not in set(good.names)]
 
@@ -110,21 +110,21 @@ def test_training_prediction_and_export_agree(odd, tmp_path):
 
     data, items = odd
     usable = {str(data / "odd" / n) for n, item in items.items() if item.size}
-    pictures = from_directory(data, val_split=0.1)
-    trained_on = {name for part in pictures.examples.values() for name in part.names}
+    images = from_directory(data, val_split=0.1)
+    trained_on = {name for part in images.examples.values() for name in part.names}
     assert {name for name in trained_on if "/odd/" in name} == usable
-    assert {s.path for s in pictures.skipped} == {
+    assert {s.path for s in images.skipped} == {
         str(data / "odd" / n) for n, item in items.items() if not item.size
     }
-    batches = pictures.batches("train", image_size=32, batch_size=16, training=True)
-    steps = pictures.steps("train", 16)
-    assert sum(len(labels) for _, labels in batches.take(steps)) == len(pictures.examples["train"])
+    batches = images.batches("train", image_size=32, batch_size=16, training=True)
+    steps = images.steps("train", 16)
+    assert sum(len(labels) for _, labels in batches.take(steps)) == len(images.examples["train"])
 
     keras.utils.set_random_seed(0)
     model = build_model(small_backbone(), Classification(["ant", "bee"]), image_size=32)
     predictions, skipped = evaluation.predict(model, [data / "odd"])
     assert {p.path for p in predictions} == usable
-    faults = {s.path: s.reason for s in pictures.skipped}
+    faults = {s.path: s.reason for s in images.skipped}
     assert all(faults[s.path] == s.reason for s in skipped)
 
     folder = export.saved_model(model, tmp_path / "1")
@@ -167,7 +167,7 @@ def test_bombs_cost_no_memory(odd, tmp_path):
     data, _ = odd
     for name in "ab":
         for i in range(4):
-            write_picture(tmp_path / "plain" / name / f"{i}.png", (90, 90, 90), seed=i)
+            write_image(tmp_path / "plain" / name / f"{i}.png", (90, 90, 90), seed=i)
     result = subprocess.run(
         [sys.executable, "-c", MEMORY, tmp_path / "plain", data], capture_output=True, text=True
     )
@@ -178,7 +178,7 @@ def test_bombs_cost_no_memory(odd, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read every file")
 def test_a_file_that_may_not_be_read(tmp_path):
-    write_picture(tmp_path / "a.png", (1, 2, 3))
+    write_image(tmp_path / "a.png", (1, 2, 3))
     (tmp_path / "a.png").chmod(0)
     assert check_files([str(tmp_path / "a.png")]).faults == {0: "cannot be read: Permission denied"}
 
@@ -224,7 +224,7 @@ def _block(rng) -> bytes:
 def test_orientation_is_found_alike_in_python_and_in_the_graph(served, rng):
     from keras_transfer.modalities.image.decode import decode
 
-    pixels = picture(5, 7)
+    pixels = image(5, 7)
     seen = []
     for number in range(200):
         block = _block(rng)
@@ -248,7 +248,7 @@ def test_orientation_is_pillows(kind):
     for value in range(10):
         exif = Image.Exif()
         exif[0x0112] = value
-        data = encode(picture(5, 7), kind, exif=exif)
+        data = encode(image(5, 7), kind, exif=exif)
         stored = Image.open(io.BytesIO(data))
         expected = np.asarray(ImageOps.exif_transpose(stored))
         np.testing.assert_array_equal(upright(np.asarray(stored), orientation(data)), expected)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import tiny_backbone, write_picture
+from conftest import tiny_backbone, write_image
 
 from keras_transfer.data import Examples, Mix, from_directory
 from keras_transfer.data import batches as pipeline
@@ -45,16 +45,16 @@ def service():
 
 @pytest.fixture
 def numbered(tmp_path):
-    """Thirty-seven pictures whose label is their index."""
+    """Thirty-seven images whose label is their index."""
     for i in range(37):
-        write_picture(tmp_path / f"{i:02}.png", (6 * i, 100, 100), size=(50, 40), seed=i)
+        write_image(tmp_path / f"{i:02}.png", (6 * i, 100, 100), size=(50, 40), seed=i)
     return Examples(sorted(map(str, tmp_path.iterdir())), np.arange(37, dtype=np.int32))
 
 
 OPTIONS = dict(image_size=16, batch_size=4)
 
 
-def test_two_workers_give_every_picture_once_an_epoch(service, numbered):
+def test_two_workers_give_every_image_once_an_epoch(service, numbered):
     """In the order, and with the augmentation, of one process."""
     epochs, steps = 3, 10
     options = dict(training=True, augmentation="medium", seed=5, **OPTIONS)
@@ -63,9 +63,9 @@ def test_two_workers_give_every_picture_once_an_epoch(service, numbered):
     assert (np.sort(orders, axis=1) == np.arange(37)).all()
     assert len({tuple(order) for order in orders}) == epochs
     expected = list(pipeline.batches(numbered, **options).take(epochs * steps))
-    for (pictures, labels), (others, other_labels) in zip(got, expected, strict=True):
+    for (images, labels), (others, other_labels) in zip(got, expected, strict=True):
         np.testing.assert_array_equal(labels, other_labels)
-        np.testing.assert_array_equal(pictures, others)
+        np.testing.assert_array_equal(images, others)
     late = pipeline.batches(numbered, service=service, start_epoch=2, **options)
     np.testing.assert_array_equal(next(iter(late))[0], got[2 * steps][0])
 
@@ -73,7 +73,7 @@ def test_two_workers_give_every_picture_once_an_epoch(service, numbered):
 @pytest.mark.parametrize("options", [{"mix": Mix("mixup", 1.0)}, {"equal_classes": True}])
 def test_mixing_and_balance_are_those_of_one_process(service, numbered, options):
     labels = np.array([0] * 30 + [1] * 7, np.int32)
-    examples = Examples(numbered.pictures, labels)
+    examples = Examples(numbered.images, labels)
     weights = np.array([1.0, 3.0], np.float32)
     options = dict(training=True, classes=2, class_weights=weights, **options, **OPTIONS)
     for one, other in zip(

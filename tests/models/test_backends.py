@@ -54,21 +54,21 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.training.trainer import Trainer
 
 labels = np.arange(16) % 2
-pictures = np.random.default_rng(0).integers(0, 100, (16, 32, 32, 3))
-pictures = (pictures + 100 * labels[:, None, None, None]).astype("uint8")
+images = np.random.default_rng(0).integers(0, 100, (16, 32, 32, 3))
+images = (images + 100 * labels[:, None, None, None]).astype("uint8")
 
 class Batch(keras.utils.PyDataset):
     def __len__(self):
         return 1
 
     def __getitem__(self, index):
-        return pictures, labels
+        return images, labels
 
 class WithoutStreams(ImageData):
     def batches(self, split, *, training=False, **_):
         return (Batch()[0] for _ in itertools.count()) if training else Batch()
 
-parts = {split: Examples(Arrays(pictures), labels) for split in ("train", "val")}
+parts = {split: Examples(Arrays(images), labels) for split in ("train", "val")}
 data = WithoutStreams(("a", "b"), parts, [], "")
 assert keras.backend.backend() == "jax"
 keras.utils.set_random_seed(0)
@@ -99,14 +99,14 @@ from keras_transfer.models.stages import Backbone
 from keras_transfer.training.trainer import Trainer
 
 assert keras.backend.backend() == "jax"
-pictures_folder, folder = sys.argv[1:]
+images_folder, folder = sys.argv[1:]
 found = {}
 
 def worst(one, other):
     return max(float(abs(a - b).max()) for a, b in zip(one, other, strict=True))
 
 # The trainer. What a run has on disk after its second epoch is what a killed one would leave.
-data = from_directory(pictures_folder, progress=False)
+data = from_directory(images_folder, progress=False)
 schedule = Schedule("s", (
     Phase("head", "all", 1, 1e-2),
     Phase("all", "stage:1", 2, 1e-3, ema=0.9, accumulate=2, l2_sp=0.1, lowest_rate=0.1),
@@ -133,19 +133,19 @@ found["trainer"] = {
 
 # The adapter, likewise.
 keras.utils.set_random_seed(0)
-inputs = keras.Input((4, 4, 3), name="pictures")
+inputs = keras.Input((4, 4, 3), name="images")
 x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
 x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Dense(4)(x)))
 model = build_model(Backbone(inputs, x), Classification("ab"), image_size=4)
 start = model.get_weights()
-pictures = np.random.default_rng(0).integers(0, 255, (16, 4, 4, 3)).astype("uint8")
-source = [(pictures[:8], np.arange(8) % 2), (pictures[8:], np.arange(8) % 2)]
+images = np.random.default_rng(0).integers(0, 255, (16, 4, 4, 3)).astype("uint8")
+source = [(images[:8], np.arange(8) % 2), (images[8:], np.arange(8) % 2)]
 
 def adapted(state, begin):
     model.set_weights(start)
     adapter = Adapter(model, [DANN(hidden=(4,)), "mcc"], batch_norm="per_domain")
     adapter.compile(keras.optimizers.Adam(1e-2))
-    done = adapter.fit(source, target=[255 - pictures[:8]], epochs=3, state=state, verbose=0,
+    done = adapter.fit(source, target=[255 - images[:8]], epochs=3, state=state, verbose=0,
                        callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin)])
     return done.history, adapter.get_weights()
 
@@ -162,7 +162,7 @@ found["adapter"] = {
 
 # Grad-CAM, of a model that TensorFlow saved.
 model = load_model(folder + "/model.keras")
-np.save(folder + "/heat.npy", grad_cam(model, np.load(folder + "/pictures.npy"), [0, 1]))
+np.save(folder + "/heat.npy", grad_cam(model, np.load(folder + "/images.npy"), [0, 1]))
 print(json.dumps(found))
 """
 
@@ -174,9 +174,9 @@ def on_jax(tmp_path_factory):
     folder = tmp_path_factory.mktemp("on_jax")
     model = build_model(tiny_backbone(), Classification("ab"), image_size=32)
     model.save(folder / "model.keras")
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
-    np.save(folder / "pictures.npy", pictures)
-    np.save(folder / "expected.npy", grad_cam(model, pictures, [0, 1]))
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
+    np.save(folder / "images.npy", images)
+    np.save(folder / "expected.npy", grad_cam(model, images, [0, 1]))
     said = python(ON_JAX, write_colours(folder / "colours"), folder)
     return folder, json.loads(said.splitlines()[-1])
 

@@ -1,4 +1,4 @@
-"""What every row of the table of backbones must hold, on its smallest pictures and random weights.
+"""What every row of the table of backbones must hold, on its smallest images and random weights.
 
 Of each module of keras.applications the smallest row is run. The others, and every single cut,
 carry the marker `large` and are run by hand (`-m large`).
@@ -47,7 +47,7 @@ from keras_transfer.models.sources.build import load_model
 for line in sys.stdin:
     folder = line.strip()
     model = load_model(folder + "/model.keras")
-    np.save(folder + "/answer.npy", model(np.load(folder + "/pictures.npy"), training=False))
+    np.save(folder + "/answer.npy", model(np.load(folder + "/images.npy"), training=False))
     print(folder, flush=True)
     del model
     __import__("keras").backend.clear_session(free_memory=True)
@@ -56,7 +56,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def fresh_process():
-    """folder → what `PREDICTIONS` answers to its model.keras and pictures.npy."""
+    """folder → what `PREDICTIONS` answers to its model.keras and images.npy."""
     command = [sys.executable, "-c", PREDICTIONS]
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
 
@@ -70,7 +70,7 @@ def fresh_process():
 
 
 def _calibrate(backbone, size):
-    """Gives BatchNorm the statistics of noise pictures.
+    """Gives BatchNorm the statistics of noise images.
 
     With the initial statistics (mean 0, variance 1) a deep random network fades to a constant,
     and a comparison of two constants would show nothing.
@@ -78,11 +78,11 @@ def _calibrate(backbone, size):
     norms = batch_norms(backbone)
     if not norms:
         return
-    pictures = np.random.default_rng(1).integers(0, 256, (16, size, size, 3))
+    images = np.random.default_rng(1).integers(0, 256, (16, size, size, 3))
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-    backbone(pictures.astype("uint8"), training=True)
+    backbone(images.astype("uint8"), training=True)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
 
@@ -115,7 +115,7 @@ def _build(spec, head, monkeypatch):
 
 @pytest.mark.parametrize("spec", _rows())
 def test_contract(spec, rng, tmp_path, monkeypatch, fresh_process, request):
-    pictures = rng.integers(0, 256, (2, spec.min_size, spec.min_size, 3)).astype("uint8")
+    images = rng.integers(0, 256, (2, spec.min_size, spec.min_size, 3)).astype("uint8")
     head = Classification(["a", "b", "c"])
     model, application, asked = _build(spec, head, monkeypatch)
     backbone = backbone_of(model)
@@ -128,22 +128,22 @@ def test_contract(spec, rng, tmp_path, monkeypatch, fresh_process, request):
     assert asked == [spec.weights_file]
 
     # The same pixels reach the first convolution as in plain keras.applications.
-    ours = keras.Model(backbone.inputs[0], backbone.get_layer("normalise").output)(pictures)
-    family = _family_preprocessing(spec, application, pictures.astype("float32"))
+    ours = keras.Model(backbone.inputs[0], backbone.get_layer("normalise").output)(images)
+    family = _family_preprocessing(spec, application, images.astype("float32"))
     np.testing.assert_allclose(ours, family, rtol=1e-5, atol=1e-5)
 
-    # Shape, and features that depend on the picture.
-    features = np.asarray(backbone(pictures, training=False))
+    # Shape, and features that depend on the image.
+    features = np.asarray(backbone(images, training=False))
     assert features.shape == (2, backbone.output_shape[-1])
     assert np.isfinite(features).all()
     assert np.ptp(features, axis=0).max() > 0
-    logits = np.asarray(model(pictures, training=False))
+    logits = np.asarray(model(images, training=False))
     assert logits.shape == (2, 3)
 
     # A fresh process reads the saved model and predicts the same.
     if spec.module in SAVED or request.node.get_closest_marker("large"):
         model.save(tmp_path / "model.keras")
-        np.save(tmp_path / "pictures.npy", pictures)
+        np.save(tmp_path / "images.npy", images)
         assert _relative(fresh_process(tmp_path), logits) < 1e-5
         (tmp_path / "model.keras").unlink()
 
@@ -151,13 +151,13 @@ def test_contract(spec, rng, tmp_path, monkeypatch, fresh_process, request):
     staged = [layer for stage in backbone.stages for layer in stage.layers]
     assert len(staged) == len(set(map(id, staged))) == len(backbone.layers)
 
-    _check_cuts(backbone, pictures, features)
+    _check_cuts(backbone, images, features)
 
     # Frozen is frozen, whatever `training` says; and trained is not.
     freeze(model, "all")
     assert backbone.frozen_stages == len(backbone.stages)
     before = [np.array(w) for w in backbone.non_trainable_weights]
-    np.testing.assert_array_equal(backbone(pictures, training=True), features)
+    np.testing.assert_array_equal(backbone(images, training=True), features)
     for weight, value in zip(backbone.non_trainable_weights, before):
         np.testing.assert_array_equal(weight, value)
     assert len(model.trainable_weights) == 2  # the head's
@@ -170,7 +170,7 @@ def test_contract(spec, rng, tmp_path, monkeypatch, fresh_process, request):
         for stage in backbone.stages
     ]
     before = [[w.numpy() for w in weights] for weights in states]
-    backbone(pictures, training=True)
+    backbone(images, training=True)
     moved = [
         any((w.numpy() != value).any() for w, value in zip(weights, values))
         for weights, values in zip(states, before)
@@ -182,7 +182,7 @@ def test_contract(spec, rng, tmp_path, monkeypatch, fresh_process, request):
     assert moved == [False] * k + has_norm[k:]
 
 
-def _check_cuts(backbone, pictures, features):
+def _check_cuts(backbone, images, features):
     """Prefix∘suffix is the whole, for every stage, by the links of the chain.
 
     Stage k turns what the first k−1 stages give into what the first k give, so any prefix and the
@@ -190,29 +190,29 @@ def _check_cuts(backbone, pictures, features):
     """
     stages = backbone.stages
     ends = [backbone.inputs[0], *(stage.output for stage in stages)]
-    values = keras.Model(ends[0], ends[1:])(pictures, training=False)
+    values = keras.Model(ends[0], ends[1:])(images, training=False)
     assert _relative(values[-1], features) < 1e-4
     for k in range(1, len(stages)):
         link = keras.Model(ends[k], ends[k + 1])(values[k - 1], training=False)
         assert _relative(link, values[k]) < 1e-4, f"stage {k + 1}"
-    _check_cut(backbone, len(stages) // 2, pictures, features)
+    _check_cut(backbone, len(stages) // 2, images, features)
 
 
-def _check_cut(backbone, k, pictures, features):
+def _check_cut(backbone, k, images, features):
     prefix, suffix = backbone.split(k)
-    joined = suffix(prefix(pictures, training=False), training=False)
+    joined = suffix(prefix(images, training=False), training=False)
     assert _relative(joined, features) < 1e-4, f"cut after stage {k}"
 
 
 @pytest.mark.large
 @pytest.mark.parametrize("spec", BACKBONES.values(), ids=lambda s: s.name)
 def test_every_cut(spec, rng):
-    pictures = rng.integers(0, 256, (2, spec.min_size, spec.min_size, 3)).astype("uint8")
+    images = rng.integers(0, 256, (2, spec.min_size, spec.min_size, 3)).astype("uint8")
     backbone = build_backbone(spec.name, image_size=spec.min_size, weights=None)
     _calibrate(backbone, spec.min_size)
-    features = np.asarray(backbone(pictures, training=False))
+    features = np.asarray(backbone(images, training=False))
     for k in range(1, len(backbone.stages)):
-        _check_cut(backbone, k, pictures, features)
+        _check_cut(backbone, k, images, features)
 
 
 def _family_preprocessing(spec, application, pixels):

@@ -35,7 +35,7 @@ def shaken(model, seed=1):
     return model
 
 
-def pictures(n=2, size=96):
+def images(n=2, size=96):
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), "uint8")
 
 
@@ -47,7 +47,7 @@ def pictures(n=2, size=96):
 def test_folded_gives_the_same_numbers(name):
     size = max(64, BACKBONES[name].min_size)
     backbone = shaken(build_backbone(name, image_size=size, weights=None))
-    model, x = folded(backbone), pictures(size=size)
+    model, x = folded(backbone), images(size=size)
     expected = np.asarray(backbone(x, training=False))
     np.testing.assert_allclose(
         np.asarray(model(x, training=False)), expected, atol=1e-5 * np.abs(expected).max()
@@ -70,7 +70,7 @@ def test_a_training_step_of_the_folded_model_is_one_of_the_plain_model(freezing)
         trained = training_model(model, frozen.stages) if fast else model
         before = [w.numpy() for w in model.weights]
         trained.compile(keras.optimizers.SGD(0.1), head.loss(), jit_compile=False)
-        loss = trained.train_on_batch(pictures(8, 64), np.arange(8) % 2)
+        loss = trained.train_on_batch(images(8, 64), np.arange(8) % 2)
         steps.append((loss, [w.numpy() - b for w, b in zip(model.weights, before)]))
     (plain_loss, plain), (fast_loss, fast) = steps
     assert fast_loss == pytest.approx(plain_loss, rel=1e-5)
@@ -87,7 +87,7 @@ def test_a_frozen_part_sleeps_under_fit():
     )
     frozen = freeze(model, "all")
     trained = training_model(model, frozen.stages)
-    x = pictures(4, 64)
+    x = images(4, 64)
     first, second = (np.asarray(trained(x, training=True)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, np.asarray(model(x, training=False)), rtol=1e-4, atol=1e-5)
@@ -99,9 +99,9 @@ def test_in_bfloat16_kernels_are_rounded_once():
     keras.config.set_dtype_policy("float32")
     exact = build_backbone("mobilenet_v2_0.35", image_size=96, weights=None)
     exact.set_weights(backbone.get_weights())
-    expected = np.asarray(exact(pictures()))
+    expected = np.asarray(exact(images()))
     errors = [
-        np.linalg.norm(np.asarray(model(pictures()), "float32") - expected)
+        np.linalg.norm(np.asarray(model(images()), "float32") - expected)
         for model in (backbone, folded(backbone))
     ]
     assert errors[1] / np.linalg.norm(expected) < 0.05

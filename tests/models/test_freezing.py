@@ -150,7 +150,7 @@ def test_quick_statistics_give_the_momenta_back():
     assert [layer.momentum for layer in norms_of(model)] == momenta
 
 
-def test_a_network_from_scratch_is_evaluated_as_it_learnt(colours, tmp_path, cache):
+def test_a_network_from_scratch_is_evaluated_as_it_learned(colours, tmp_path, cache):
     """At 0.999 the statistics after these steps are nearly those that it was born with."""
     data = from_directory(colours, progress=False)
     keras.utils.set_random_seed(0)

@@ -40,7 +40,7 @@ def test_the_head_travels_through_save_and_load(head, tmp_path, rng):
         (Regression("ab", dropout=0), [[0.5, 2.0], [1.0, -1.0]]),
     ],
 )
-def test_each_task_learns_two_pictures_by_heart(head, targets):
+def test_each_task_learns_two_images_by_heart(head, targets):
     model = build_model(tiny_backbone(), head, image_size=32)
     x = np.stack([np.zeros((32, 32, 3)), np.full((32, 32, 3), 255)]).astype("uint8")
     y = np.array(targets)

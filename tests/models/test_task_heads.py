@@ -67,11 +67,11 @@ def test_numbers_are_served_in_their_units(tmp_path, rng):
     """Labels alone are served in tests/export/test_export.py, all together above."""
     model = heads_model(Regression(["year", "share"], mean=(2000.0, 0.5), scale=(10.0, 0.1)))
     folder = export.saved_model(model, tmp_path / "1")
-    pictures = rng.integers(0, 256, (2, 32, 32, 3), dtype="uint8")
-    answer = tf.saved_model.load(str(folder)).signatures["serve_uint8"](pictures=pictures)
+    images = rng.integers(0, 256, (2, 32, 32, 3), dtype="uint8")
+    answer = tf.saved_model.load(str(folder)).signatures["serve_uint8"](images=images)
     assert set(answer) == {"scores", "class_names", "error"}
     assert answer["class_names"].numpy().tolist() == [[b"year", b"share"]] * 2
-    expected = np.asarray(model(resize_and_crop(pictures, 32)))
+    expected = np.asarray(model(resize_and_crop(images, 32)))
     np.testing.assert_allclose(answer["scores"], expected, rtol=1e-5)
     assert (abs(expected - [2000, 0.5]) < [200, 2]).all()
 
@@ -102,7 +102,7 @@ def two_headed(colours):
     """Of the coloured squares: the colour, and the mean of the red channel in a strange unit."""
     data = from_directory(colours)
     for part in data.examples.values():
-        red = [part.pictures.pixels(i)[..., 0].mean() for i in range(len(part))]
+        red = [part.images.pixels(i)[..., 0].mean() for i in range(len(part))]
         year = 2000 + np.array(red, "float32")[:, None] / 255
         part.labels = {"colour": part.labels, "red": year}
     data.targets = {"colour": data.targets, "red": Target("regression", ["redness"])}
@@ -269,7 +269,7 @@ def test_closed_heads_are_scikit_learns(rng):
     values = features @ ridge.kernel[:, 0] + ridge.bias[0]
     np.testing.assert_allclose(values, plain.predict(scaled), atol=1e-3)
     assert ridge.cross_validation == pytest.approx(0.09, abs=0.05)
-    # Of numbers that mean nothing, the mean is said; also where each picture is there twice.
+    # Of numbers that mean nothing, the mean is said; also where each image is there twice.
     nonsense = rng.normal(0, 1, (120, 1))
     twice = ridge_regression(
         np.concatenate([features] * 2), np.concatenate([nonsense] * 2), np.tile(groups, 2)
@@ -355,7 +355,7 @@ def test_later_splits_must_fit_the_first():
         ({}, {"heads": {"a": {"label": "x"}, "b": {}}}, "Head 'a': give label_column"),
     ],
 )
-def test_columns_that_cannot_be_learnt(columns, options, words):
+def test_columns_that_cannot_be_learned(columns, options, words):
     with pytest.raises(InputError, match=words):
         read_targets(columns, **options)
 

@@ -17,23 +17,23 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on th
 
 def opened(page, folder, width, dark):
     """(pixels [H, W, 3], what the page wrote into the console, addresses that were asked for)."""
-    picture, log = folder / "seen.png", folder / "net.json"
+    image, log = folder / "seen.png", folder / "net.json"
     settings = (
         f"--user-data-dir={folder / 'profile'}",
         f"--window-size={width},{HEIGHT}",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-        f"--screenshot={picture}",
+        f"--screenshot={image}",
         f"--log-net-log={log}",
     )
     command = [CHROMIUM, *QUIET, *settings, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert picture.exists(), done.stderr[-2000:]
+    assert image.exists(), done.stderr[-2000:]
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     events = json.loads(log.read_text())["events"]
     params = [event.get("params", {}) for event in events]
     # The browser's own requests, for the time and the like, have no page behind them.
     asked = {p["url"] for p in params if p.get("initiator", "not an origin") != "not an origin"}
-    return np.asarray(Image.open(picture).convert("RGB")), console, asked
+    return np.asarray(Image.open(image).convert("RGB")), console, asked
 
 
 @pytest.mark.parametrize("dark", (False, True), ids=("light", "dark"))

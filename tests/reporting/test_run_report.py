@@ -16,7 +16,7 @@ from itertools import pairwise
 import keras
 import numpy as np
 import pytest
-from conftest import tiny_backbone, write_colours, write_picture
+from conftest import tiny_backbone, write_colours, write_image
 from PIL import Image
 from report_opening import noise_shots, random_answers
 from typer.testing import CliRunner
@@ -112,24 +112,24 @@ def checked(text) -> Page:
     return page
 
 
-def trained(folder, pictures):
+def trained(folder, images):
     keras.utils.set_random_seed(0)
-    data = from_directory(pictures, seed=1, progress=False)
+    data = from_directory(images, seed=1, progress=False)
     model = build_model(tiny_backbone(), head_for(data), image_size=32)
-    config = {"data": str(pictures), "backbone": "tiny", "weights": "none", "val_split": 0.2}
+    config = {"data": str(images), "backbone": "tiny", "weights": "none", "val_split": 0.2}
     trainer = Trainer(model, SCHEDULE, seed=1, batch_size=8, cache="off")
     return trainer.fit(data, folder, config=config, tensorboard=True)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run on three colours, one of which has another's pictures among its own; a bad file."""
+    """A run on three colours, one of which has another's images among its own; a bad file."""
     folder = tmp_path_factory.mktemp("report")
-    pictures = write_colours(folder / "colours")
+    images = write_colours(folder / "colours")
     for i in range(6):
-        write_picture(pictures / "red" / f"blue {i}.png", (40, 40, 200), seed=i)
-    (pictures / "red" / "bad <i>.png").write_bytes(b"nothing")
-    return trained(folder / "run", pictures)
+        write_image(images / "red" / f"blue {i}.png", (40, 40, 200), seed=i)
+    (images / "red" / "bad <i>.png").write_bytes(b"nothing")
+    return trained(folder / "run", images)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_the_page_of_a_run(run):
     # The evaluation is kept, and is what the page shows.
     document = run.evaluation
     head = document["heads"]["output"]
-    assert document["split"] == "val" and document["pictures"] == run.metrics["images"]["val"]
+    assert document["split"] == "val" and document["images"] == run.metrics["images"]["val"]
     assert head["accuracy"]["value"] == pytest.approx(run.metrics["val"]["accuracy"])
     assert len(head["mistakes"]) > 0
     # Mistakes stand in order, with what speaks for the answer and for the true class.
@@ -210,7 +210,7 @@ def test_many_classes_and_a_thousand_mistakes(run, classes):
     page = checked(text)
     photos = [i for i in page.all("img") if "class" not in i]
     assert len(photos) > 200 and len(document["heads"]["output"]["mistakes"]) == 1000
-    # What has no picture is said in words: nothing is lost.
+    # What has no image is said in words: nothing is lost.
     assert all(f"/{i}.jpg" in text for i in (int(e["path"].split("/")[-1][:-4]) for e in document["heads"]["output"]["mistakes"]))  # fmt: skip
     # Names that are HTML stay names.
     assert "alert(" not in re.sub(r"&lt;script&gt;alert|\\u003cscript>alert", "", text)
@@ -226,14 +226,14 @@ def test_many_classes_and_a_thousand_mistakes(run, classes):
     assert len(rows) >= classes
 
 
-def test_thumbnails_are_the_pictures_and_the_heat():
+def test_thumbnails_are_the_images_and_the_heat():
     """The photo is what the model saw; the heat lies where it was, the more the more opaque."""
-    picture = np.zeros((64, 64, 3), "uint8")
-    picture[:32] = (200, 100, 50)
+    image = np.zeros((64, 64, 3), "uint8")
+    image[:32] = (200, 100, 50)
     heat = np.zeros((7, 7))
     heat[6, 0] = 1
     item = gallery.Item("a/b.jpg", "cat 0.90, but it is dog 0.05", {"answer": 0, "truth": 1})
-    shots = {"a/b.jpg": Shot(picture, {"answer": heat, "truth": np.zeros((7, 7))})}
+    shots = {"a/b.jpg": Shot(image, {"answer": heat, "truth": np.zeros((7, 7))})}
     text, room = gallery.gallery("mistakes-1", [item], shots, 100_000)
     assert 90_000 < room < 100_000
     page = Page(text)
@@ -281,33 +281,33 @@ def test_labels_and_numbers(run, rng):
     assert "kind: accuracy, test" in page.said and "tags: mean average precision" in page.said
 
 
-def test_without_the_pictures(run, capsys):
+def test_without_the_images(run, capsys):
     config = run.path / "config.yaml"
     config.write_text(config.read_text().replace("/colours", "/gone"))
     page = checked(write_report(run).read_text())
-    assert "Its pictures cannot be opened any more: no such folder" in page.said
+    assert "Its images cannot be opened any more: no such folder" in page.said
     assert "Surest mistakes" not in page.said and "accuracy, validation" in page.said
-    assert run.evaluation is None and "goes without pictures" in capsys.readouterr().err
+    assert run.evaluation is None and "goes without images" in capsys.readouterr().err
     with pytest.raises(InputError, match="no such folder"):
         write_report(run, split="val")
 
 
-def test_other_pictures_and_a_head_in_closed_form(tmp_path, rng):
+def test_other_images_and_a_head_in_closed_form(tmp_path, rng):
     """Trained from arrays, in closed form: no rate, no path, no history of gradients."""
     labels = np.arange(24) % 2
-    pictures = rng.integers(0, 100, (24, 32, 32, 3)) + 100 * labels[:, None, None, None]
-    data = from_arrays((pictures.astype("uint8"), labels), class_names=("a", "b"), progress=False)
+    images = rng.integers(0, 100, (24, 32, 32, 3)) + 100 * labels[:, None, None, None]
+    data = from_arrays((images.astype("uint8"), labels), class_names=("a", "b"), progress=False)
     keras.utils.set_random_seed(0)
     model = build_model(tiny_backbone(), head_for(data), image_size=32)
     schedule = Schedule("closed", (Phase("head", "all", 1, solver="logistic"),))
     run = Trainer(model, schedule, cache="memory").fit(data, tmp_path / "run")
     page = checked(write_report(run).read_text())
-    assert "give the pictures" in page.said and "closed form" in page.said
+    assert "give the images" in page.said and "closed form" in page.said
     assert "Learning rate of each stage" not in page.said
     path = write_report(run, data, split="train", out=tmp_path / "train.html")
-    assert "pictures of train" in checked(path.read_text()).said
-    assert run.evaluation is None  # of other pictures than its own nothing is kept
-    with pytest.raises(InputError, match="has no test pictures"):
+    assert "images of train" in checked(path.read_text()).said
+    assert run.evaluation is None  # of other images than its own nothing is kept
+    with pytest.raises(InputError, match="has no test images"):
         write_report(run, data, split="test")
 
 
@@ -319,19 +319,19 @@ def test_runs_beside_each_other(run, tmp_path):
     page = checked(compare_runs([run, other], tmp_path / "c.html").read_text())
     assert "After `keras-transfer report RUN`" in page.said
     for one in (run, other):
-        write_report(one, pictures=0)
+        write_report(one, images=0)
     page = checked(compare_runs([run.path, other.path], tmp_path / "c.html").read_text())
     assert "2 runs compared" in page.said and "run, $other_: all on colours" in page.said
     value = other.evaluation["heads"]["output"]["accuracy"]
     assert f"{value['value']:.4f} [{value['low']:.3f}, {value['high']:.3f}]" in page.said
-    assert "Accuracy, validation" in page.said and "different pictures" not in page.said
+    assert "Accuracy, validation" in page.said and "different images" not in page.said
     settings = page.said.partition("Settings that differ")[2]
     assert "seed 1 2" in settings and "batch_size" not in settings
-    # Another part of the pictures to validate on is said.
+    # Another part of the images to validate on is said.
     split = other.split_path
     split.write_text(split.read_text().replace(",val\n", ",train\n", 1))
     assert (
-        "different pictures"
+        "different images"
         in checked(compare_runs([run, other], tmp_path / "c.html").read_text()).said
     )
     for wrong, words in (([run], "1 runs"), ([run, run], "given twice")):
@@ -344,13 +344,13 @@ def test_the_command(run, tmp_path):
         return CliRunner().invoke(app, ["report", *map(str, args)], catch_exceptions=True)
 
     out = tmp_path / "page.html"
-    shown = cli(run.path, "--out", out, "--pictures", 2, "--split", "train")
+    shown = cli(run.path, "--out", out, "--images", 2, "--split", "train")
     assert shown.exit_code == 0 and str(out) in shown.stdout
     page = checked(out.read_text())
-    assert "pictures of train" in page.said and not run.report_path.exists()
+    assert "images of train" in page.said and not run.report_path.exists()
     for data, part in ((run.config["data"], "val"), (write_colours(tmp_path / "new"), "all")):
-        shown = cli(run.path, "--out", out, "--data", data, "--pictures", 0)
-        assert shown.exit_code == 0 and f"pictures of {part}" in checked(out.read_text()).said
+        shown = cli(run.path, "--out", out, "--data", data, "--images", 0)
+        assert shown.exit_code == 0 and f"images of {part}" in checked(out.read_text()).said
     shutil.copytree(run.path, tmp_path / "second")
     assert cli(run.path, tmp_path / "second", "--out", out).exit_code == 0
     assert "differ by chance alone" in checked(out.read_text()).said

@@ -188,10 +188,10 @@ def test_everything_at_once_is_saved_and_restored(name, rate, tmp_path, rng):
     freeze(model, phase.freeze, batch_norm=phase.batch_norm)
     optimizer = make_optimizer(model, phase, 20)
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
-    pictures = rng.integers(0, 256, (4, 32, 32, 3)).astype("uint8")
+    images = rng.integers(0, 256, (4, 32, 32, 3)).astype("uint8")
     labels = np.array([0, 1, 2, 0])
     for _ in range(5):
-        model.train_on_batch(pictures, labels)
+        model.train_on_batch(images, labels)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert type(loaded.optimizer) is type(optimizer)
@@ -201,8 +201,8 @@ def test_everything_at_once_is_saved_and_restored(name, rate, tmp_path, rng):
         if isinstance(layer, keras.layers.Dropout):  # its random state is not in the file
             other.seed_generator.state.assign(layer.seed_generator.state)
     for _ in range(3):
-        model.train_on_batch(pictures, labels)
-        loaded.train_on_batch(pictures, labels)
+        model.train_on_batch(images, labels)
+        loaded.train_on_batch(images, labels)
     for a, b in zip(model.weights, loaded.weights):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-7)
 

@@ -1,4 +1,4 @@
-"""What a schedule means for one model: numbers, table and picture."""
+"""What a schedule means for one model: numbers, table and image."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_numbers_are_worked_out():
             Phase("b", "all", steps=25, batch_size=10, image_size=64, rates={"head": 3}),
         ),
     )
-    plan = make_plan(model, schedule, pictures=100, batch_size=32)
+    plan = make_plan(model, schedule, images=100, batch_size=32)
     a, b = plan.phases
     assert (a.epochs, a.steps, a.steps_per_epoch, a.frozen) == (2, 8, 4, 1)
     np.testing.assert_allclose(a.rates, [0, 0.01**0.75, 0.01**0.5, 0.01**0.25])
@@ -36,9 +36,9 @@ def test_numbers_are_worked_out():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_table_and_picture(name, tmp_path):
+def test_table_and_image(name, tmp_path):
     model = build_model("mobilenet_0.25", Classification("ab"), image_size=128, weights=None)
-    schedule = resolve_schedule(name, pictures=300, image_size=128)
+    schedule = resolve_schedule(name, images=300, image_size=128)
     plan = make_plan(model, schedule, 300)
     lines = plan.table().splitlines()
     assert len(lines) == 1 + len(schedule.phases)
@@ -48,8 +48,8 @@ def test_table_and_picture(name, tmp_path):
         assert words[1:4] == [str(planned.frozen), "of", str(len(plan.stage_names))]
         assert words[4:6] == [str(planned.epochs), str(planned.steps)]
     plan.draw(tmp_path / "plan.png")
-    with Image.open(tmp_path / "plan.png") as picture:
-        assert np.asarray(picture.convert("L")).std() > 10
+    with Image.open(tmp_path / "plan.png") as image:
+        assert np.asarray(image.convert("L")).std() > 10
 
 
 @pytest.mark.parametrize(
@@ -63,16 +63,16 @@ def test_table_and_picture(name, tmp_path):
     ],
 )
 def test_another_image_size_is_the_model_that_keras_would_build(name, rng):
-    """On shared weights; families that pad by the size of the picture among them."""
+    """On shared weights; families that pad by the size of the image among them."""
     small, large = 96, 160
     model = build_model(name, Classification("ab"), image_size=small, weights=None)
-    twin = training_model(model, 0, image_size=large, fold=False)
-    assert twin.input_shape == (None, large, large, 3)
-    assert {id(w) for w in twin.weights} == {id(w) for w in model.weights}
+    duplicate = training_model(model, 0, image_size=large, fold=False)
+    assert duplicate.input_shape == (None, large, large, 3)
+    assert {id(w) for w in duplicate.weights} == {id(w) for w in model.weights}
     reference = build_model(name, Classification("ab"), image_size=large, weights=None)
     reference.set_weights(model.get_weights())
-    pictures = rng.integers(0, 256, (2, large, large, 3)).astype("float32")
-    expected = reference(pictures).numpy()
-    np.testing.assert_allclose(twin(pictures).numpy(), expected, rtol=1e-4, atol=1e-5)
+    images = rng.integers(0, 256, (2, large, large, 3)).astype("float32")
+    expected = reference(images).numpy()
+    np.testing.assert_allclose(duplicate(images).numpy(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="multiple of 32"):
         training_model(model, 0, image_size=small + 1)

@@ -1,4 +1,4 @@
-"""Every recipe on real pictures: what moves, what does not, and how fast, phase by phase."""
+"""Every recipe on real images: what moves, what does not, and how fast, phase by phase."""
 
 import keras
 import numpy as np
@@ -65,7 +65,7 @@ def cases(small, real):
 
 
 def short(name) -> Schedule:
-    return resolve_schedule(name, SHORT[name], pictures=16, image_size=SIZE)
+    return resolve_schedule(name, SHORT[name], images=16, image_size=SIZE)
 
 
 def test_all_recipes_are_here():
@@ -156,9 +156,9 @@ def test_each_stage_moves_at_the_rate_of_the_table(name, network, subset, real_w
         keras.Model.fit = fit
     assert len(weights) == 6
 
-    twin = training_model(model, 0, image_size=planned.image_size, fold=False)
-    freeze(twin, planned.phase.freeze, batch_norm=planned.phase.batch_norm)
-    twin.compile(keras.optimizers.SGD(1.0), model.layers[-1].head.loss(), jit_compile=False)
+    duplicate = training_model(model, 0, image_size=planned.image_size, fold=False)
+    freeze(duplicate, planned.phase.freeze, batch_norm=planned.phase.batch_norm)
+    duplicate.compile(keras.optimizers.SGD(1.0), model.layers[-1].head.loss(), jit_compile=False)
     stream = iter(
         subset.batches(
             "train", image_size=planned.image_size, batch_size=BATCH, training=True, augment="none"
@@ -168,7 +168,7 @@ def test_each_stage_moves_at_the_rate_of_the_table(name, network, subset, real_w
     for step in range(3):
         before, after = weights[2 * step], weights[2 * step + 1]
         model.set_weights(before)
-        twin.train_on_batch(*next(stream))
+        duplicate.train_on_batch(*next(stream))
         for stage in {*stage_of.values(), None}:
             dot = square = 0.0
             for i, weight in enumerate(model.weights):

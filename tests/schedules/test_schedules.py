@@ -44,7 +44,7 @@ OTHER = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_recipe_goes_to_yaml_and_back(name, tmp_path):
-    schedule = resolve_schedule(name, pictures=500)
+    schedule = resolve_schedule(name, images=500)
     file = tmp_path / "schedule.yaml"
     file.write_text(schedule.to_yaml())
     assert Schedule.from_yaml(file) == schedule
@@ -88,7 +88,7 @@ def test_an_augmentation_becomes_plain_data():
 def test_each_argument_of_each_recipe_can_be_overridden():
     others = {"k": "stage:1", "batch_size": 64, "accumulate": 4, "image_size": 256, "stages": 2}
     others |= {"batch_norm": "train", "steps": 11, "smaller_by": 32, "head_epochs": 4, "epochs": 9}
-    others |= {"stage_epochs": 2, "pictures": 20_000, "learning_rate": 0.123, "lowest_rate": 0.3}
+    others |= {"stage_epochs": 2, "images": 20_000, "learning_rate": 0.123, "lowest_rate": 0.3}
     others |= {"head_learning_rate": 0.2, "head_rate": 3.0, "momentum": 0.8}
     others |= {"solver": "gradient", "linear_head": False}
     import inspect
@@ -96,8 +96,8 @@ def test_each_argument_of_each_recipe_can_be_overridden():
     for name, recipe in RECIPES.items():
         names = inspect.signature(recipe).parameters
         for argument in names:
-            # In closed form there is nothing that pictures could change.
-            known = {"solver": "gradient"} if argument == "pictures" and "solver" in names else {}
+            # In closed form there is nothing that images could change.
+            known = {"solver": "gradient"} if argument == "images" and "solver" in names else {}
             changed = resolve_schedule(name, {argument: others[argument], **known})
             assert changed != resolve_schedule(name, known), (name, argument)
 
@@ -176,25 +176,25 @@ def test_a_schedule_says_what_is_wrong_with_it():
         resolve_schedule("bit", {"batch_size": 100, "accumulate": 3})
 
 
-def test_few_pictures_are_seen_more_often():
-    phases = [resolve_schedule("lp_ft", pictures=n).phases for n in (100, 1000, 10_000)]
+def test_few_images_are_seen_more_often():
+    phases = [resolve_schedule("lp_ft", images=n).phases for n in (100, 1000, 10_000)]
     assert [sum(p.epochs for p in each) for each in phases] == [40, 13, 6]
     assert [each[1].learning_rate for each in (phases[0], phases[2])] == pytest.approx([3e-4, 1e-3])
 
 
-def test_the_head_sees_enough_pictures_first():
-    heads = [resolve_schedule("lp_ft", pictures=n).phases[0].epochs for n in (50, 245, 1650, 10**5)]
+def test_the_head_sees_enough_images_first():
+    heads = [resolve_schedule("lp_ft", images=n).phases[0].epochs for n in (50, 245, 1650, 10**5)]
     assert heads == [30, 6, 1, 1]
 
 
 def test_bit_follows_its_rule():
     """The numbers of arXiv:1912.11370, section 3.3."""
-    for pictures, updates, warmup in (
+    for images, updates, warmup in (
         (1000, 500, 100),
         (50_000, 10_000, 500),
         (10**6, 20_000, 500),
     ):
-        (phase,) = resolve_schedule("bit", pictures=pictures).phases
+        (phase,) = resolve_schedule("bit", images=images).phases
         assert phase.steps / phase.accumulate == updates
         assert phase.warmup * updates == pytest.approx(warmup)
         assert phase.batch_size * phase.accumulate == 512

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
-from conftest import raises, tiny_backbone, write_picture
+from conftest import raises, tiny_backbone, write_image
 from test_augmentation import compose, layers
 
 from keras_transfer.data import (
@@ -35,9 +35,9 @@ NAMES = ("blue", "green", "red")
 
 @pytest.fixture
 def numbered(tmp_path):
-    """Eleven noisy pictures whose label is their index."""
+    """Eleven noisy images whose label is their index."""
     for i in range(11):
-        write_picture(tmp_path / f"{i:02}.png", (20 * i, 100, 100), size=(50, 40), seed=i)
+        write_image(tmp_path / f"{i:02}.png", (20 * i, 100, 100), size=(50, 40), seed=i)
     return Examples(sorted(map(str, tmp_path.glob("*.png"))), np.arange(11, dtype=np.int32))
 
 
@@ -86,14 +86,14 @@ def test_threads_and_a_later_start_change_nothing(numbered, kind):
     # A run that was killed in its fourth epoch goes on from there, in many threads.
     assert same(one[9:], stream(numbered, 6, threads=8, start_epoch=3, **options))
     if kind != "none":
-        # Another epoch, and another seed, is another draw: of the same pictures.
+        # Another epoch, and another seed, is another draw: of the same images.
         for other in (one[3:6], stream(numbered, 3, **{**options, "seed": 6})):
             assert not {p.tobytes() for b in one[:3] for p in b[0]} & {
                 p.tobytes() for b in other for p in b[0]
             }
 
 
-def test_fixed_views_follow_from_the_pictures_content(numbered):
+def test_fixed_views_follow_from_the_images_content(numbered):
     from keras_transfer.data import batches as pipeline
 
     def seen(chosen, batch_size, view):
@@ -108,11 +108,11 @@ def test_fixed_views_follow_from_the_pictures_content(numbered):
         assert not np.array_equal(seen([7], 1, one), whole[[7]])
 
 
-def test_a_transform_that_fails_names_the_picture_and_itself(numbered, tmp_path):
+def test_a_transform_that_fails_names_the_image_and_itself(numbered, tmp_path):
     import albumentations as A
     import tensorflow as tf
 
-    too_large = A.Compose([A.RandomCrop(45, 45, p=1)])  # the pictures are 50x40
+    too_large = A.Compose([A.RandomCrop(45, 45, p=1)])  # the images are 50x40
     with pytest.raises(tf.errors.OpError, match=r"failed on .*0\d.png \(50x40\).*RandomCrop"):
         stream(numbered, 1, augmentation=too_large)
     with pytest.raises(tf.errors.OpError, match=r"made float32 .* of .*0\d.png.*Normalize"):
@@ -129,37 +129,37 @@ def test_a_transform_that_fails_names_the_picture_and_itself(numbered, tmp_path)
 # --- Mixing -----------------------------------------------------------------------------------
 
 
-def mixed(mix, pictures, labels, seed=(3, 4)):
+def mixed(mix, images, labels, seed=(3, 4)):
     import tensorflow as tf
 
     from keras_transfer.data.mixing import mixer
 
-    out = mixer(mix)(tf.constant(pictures), tf.constant(labels), tf.constant(seed, tf.int64))
+    out = mixer(mix)(tf.constant(images), tf.constant(labels), tf.constant(seed, tf.int64))
     return [part.numpy() for part in out]
 
 
 def test_mixup_by_hand(rng):
-    pictures = rng.integers(0, 256, (8, 12, 12, 3)).astype(np.uint8)
-    made, shares = mixed(Mix("mixup", 1.0), pictures, np.eye(8, dtype="float32"))
+    images = rng.integers(0, 256, (8, 12, 12, 3)).astype(np.uint8)
+    made, shares = mixed(Mix("mixup", 1.0), images, np.eye(8, dtype="float32"))
     assert made.dtype == np.uint8 and shares.dtype == np.float32
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
-    np.testing.assert_allclose(made, np.tensordot(shares, pictures, 1), atol=0.51)
+    np.testing.assert_allclose(made, np.tensordot(shares, images, 1), atol=0.51)
     assert ((shares > 0.02).sum(1) == 2).sum() >= 4
-    other, _ = mixed(Mix("mixup", 1.0), pictures, np.eye(8, dtype="float32"), seed=(3, 5))
+    other, _ = mixed(Mix("mixup", 1.0), images, np.eye(8, dtype="float32"), seed=(3, 5))
     assert not np.array_equal(made, other)
 
 
 def test_cutmix_by_hand(rng):
     colours = np.arange(8, dtype=np.uint8) * 30
-    pictures = np.broadcast_to(colours[:, None, None, None], (8, 64, 64, 3)).copy()
-    made, shares = mixed(Mix("cutmix"), pictures, np.eye(8, dtype="float32"))
+    images = np.broadcast_to(colours[:, None, None, None], (8, 64, 64, 3)).copy()
+    made, shares = mixed(Mix("cutmix"), images, np.eye(8, dtype="float32"))
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
     assert ((shares > 0.02).sum(1) == 2).sum() >= 4
-    for own, picture, share in zip(colours, made, shares):
-        area = np.array([(picture[..., 0] == colour).mean() for colour in colours])
+    for own, image, share in zip(colours, made, shares):
+        area = np.array([(image[..., 0] == colour).mean() for colour in colours])
         # The box need not end on whole pixels: half a pixel along each edge.
         assert np.abs(area - share).max() <= 2 / 64
-        inside = picture[..., 0] != own
+        inside = image[..., 0] != own
         rows, columns = inside.any(1).sum(), inside.any(0).sum()
         assert inside.sum() == rows * columns  # one box
 
@@ -197,15 +197,15 @@ def test_mixed_labels_in_the_loss_and_the_metrics_by_hand():
         assert float(accuracy.result()) == 0.5 and float(top5.result()) == 0.5
 
 
-def test_a_mixed_batch_has_the_shares_of_its_pictures_and_their_weights(numbered):
+def test_a_mixed_batch_has_the_shares_of_its_images_and_their_weights(numbered):
     weights = np.arange(1, 12, dtype="float32")
-    for (plain, labels), (pictures, shares, weight) in zip(
+    for (plain, labels), (images, shares, weight) in zip(
         stream(numbered, 3, augmentation="none"),
         stream(numbered, 3, augmentation="none", mix=Mix("mixup", 1.0), class_weights=weights),
     ):
         assert shares.shape == (len(labels), 11) and shares.dtype == np.float32
         np.testing.assert_allclose(
-            pictures, np.tensordot(shares[:, labels], plain.astype(float), 1), atol=0.51
+            images, np.tensordot(shares[:, labels], plain.astype(float), 1), atol=0.51
         )
         np.testing.assert_allclose(weight, shares @ weights, rtol=1e-5)
 
@@ -213,8 +213,8 @@ def test_a_mixed_batch_has_the_shares_of_its_pictures_and_their_weights(numbered
 def test_labels_of_many_kinds_at_once_are_mixed_as_they_are(numbered):
     hot = (np.arange(33).reshape(11, 3) % 2).astype("float32")
     for (_, plain), (_, shares) in zip(
-        stream(Examples(numbered.pictures, hot), 3, augmentation="none"),
-        stream(Examples(numbered.pictures, hot), 3, augmentation="none", mix=Mix("mixup", 1.0)),
+        stream(Examples(numbered.images, hot), 3, augmentation="none"),
+        stream(Examples(numbered.images, hot), 3, augmentation="none", mix=Mix("mixup", 1.0)),
     ):
         assert shares.shape == plain.shape
         assert (shares >= -1e-6).all() and (shares <= 1 + 1e-6).all()
@@ -280,8 +280,8 @@ def test_the_loss_of_a_mixed_epoch_by_hand(colours, tmp_path):
         "train", image_size=32, batch_size=8, training=True, mix=Mix("mixup", 1.0)
     )
     losses, right, totals = [], [], []
-    for pictures, shares in batches.take(4).as_numpy_iterator():
-        logits = model.predict_on_batch(pictures)
+    for images, shares in batches.take(4).as_numpy_iterator():
+        logits = model.predict_on_batch(images)
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         each = -((0.9 * shares + 0.1 / 3) * log_p).sum(1) * (shares @ [1.0, 2.0, 4.0])
         losses += list(each)
@@ -301,7 +301,7 @@ def test_what_cannot_be_mixed_is_refused_and_what_is_mixed_is_not_cached(colours
         trainer("light", mix="blend")
     data = from_directory(colours)
     ((caching, reason),) = trainer("light", "all", mix="mixup").plan_caching(data)
-    assert caching is None and reason == "mixup mixes pictures with each other"
+    assert caching is None and reason == "mixup mixes images with each other"
     ((caching, _),) = trainer("light", "all", epochs=8).plan_caching(data)
     assert caching.views > 1
 
@@ -371,21 +371,21 @@ def test_a_sheet_shows_each_class_as_evaluation_and_as_training_see_it(colours, 
 
     data = from_directory(colours)
     figure = kt.show_batch(data, 5, augment=["light", compose()], image_size=20, variants=2)
-    pictures = [axes for axes in figure.axes if axes.images]
-    assert len(pictures) == 5 * (1 + 2 + 2)
+    images = [axes for axes in figure.axes if axes.images]
+    assert len(images) == 5 * (1 + 2 + 2)
     labels = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
     assert labels == ["blue", "blue", "green", "red", "red"]
-    titles = [axes.get_title(loc="left") for axes in pictures if axes.get_title(loc="left")]
+    titles = [axes.get_title(loc="left") for axes in images if axes.get_title(loc="left")]
     assert titles == ["as in evaluation", "light", "Compose"]
-    shown = {p.images[0].get_array().tobytes() for p in pictures[:5]}
+    shown = {p.images[0].get_array().tobytes() for p in images[:5]}
     (batch,) = [b for b, _ in data.batches("train", image_size=20, batch_size=64)]
     assert shown <= {p.tobytes() for p in batch.numpy()}
     assert figure._repr_png_().startswith(b"\x89PNG")
 
     sheet(data, tmp_path / "s.png", 3, image_size=16, variants=1, mix="mixup")
-    with Image.open(tmp_path / "s.png") as picture:
-        assert picture.width > picture.height > 300
-        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 300
+    with Image.open(tmp_path / "s.png") as image:
+        assert image.width > image.height > 300
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 300
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["s.png"]
 
 
@@ -408,7 +408,7 @@ def test_what_a_sheet_cannot_show(colours, tmp_path):
     data = from_directory(colours)
     with raises("Cannot draw into"):
         sheet(data, tmp_path / "s.pdf")
-    with raises("has no test pictures; it has train, val"):
+    with raises("has no test images; it has train, val"):
         kt.show_batch(data, split="test")
     with raises("must be 1 or more, not 0, 5 and 224"):
         kt.show_batch(data, 0)

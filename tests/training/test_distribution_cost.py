@@ -31,7 +31,7 @@ def test_the_quicker_one_is_taken():
 
 
 def test_a_step_by_hand():
-    # 1e6 multiplications frozen, 2e6 trained: (1 + 3·2) e6 · 10 pictures at 1e9 a second.
+    # 1e6 multiplications frozen, 2e6 trained: (1 + 3·2) e6 · 10 images at 1e9 a second.
     step = Step(trained=250_000, forward=1e6, trained_forward=2e6, batch_size=10)
     assert step.bytes == 1_000_000
     assert step.seconds(1e9) == pytest.approx(0.07)

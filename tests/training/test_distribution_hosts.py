@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from test_distribution_processes import command, environment, trained
 
 from keras_transfer.training.distributed.faults import HEARTBEAT_SECONDS, LOST
@@ -106,9 +106,9 @@ def test_a_link_that_is_cut_ends_both(hosts, tmp_path, kind, cache):
     """Without a byte from the other: heartbeats are missed. Then one process goes on."""
     for name, colour in {"red": (200, 40, 40), "green": (40, 200, 40)}.items():
         for i in range(9):
-            write_picture(tmp_path / "pictures" / name / f"{i}.png", colour, seed=i)
+            write_image(tmp_path / "images" / name / f"{i}.png", colour, seed=i)
     out = tmp_path / "out"
-    line = command(tmp_path / "pictures", out, kind, "long", "--slow", "0.2")
+    line = command(tmp_path / "images", out, kind, "long", "--slow", "0.2")
     workers = [Host(name, i, line, kind) for i, (name, _) in enumerate(hosts)]
     try:
         workers[0].until("epoch 3 is kept")
@@ -126,7 +126,7 @@ def test_a_link_that_is_cut_ends_both(hosts, tmp_path, kind, cache):
     assert codes == [LOST, LOST], [worker.said[-10:] for worker in workers]
     print(f"{kind}: both ended {took:.1f} s after the link was cut")
     again = trained(
-        tmp_path / "pictures",
+        tmp_path / "images",
         out,
         "none",
         1,

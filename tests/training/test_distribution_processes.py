@@ -14,7 +14,7 @@ from pathlib import Path
 import distributed_run
 import numpy as np
 import pytest
-from conftest import RUN_FILES, write_picture
+from conftest import RUN_FILES, write_image
 
 from keras_transfer.runs import Run
 from keras_transfer.training.distributed.faults import HEARTBEAT_SECONDS, LOST
@@ -33,12 +33,12 @@ SECONDS = 600  # a launch, on a machine with much else to do
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """18 pictures of two classes: 14 train, in two batches of 6 and one of 2; 4 validate."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """18 images of two classes: 14 train, in two batches of 6 and one of 2; 4 validate."""
+    folder = tmp_path_factory.mktemp("images")
     for name, colour in {"red": (200, 40, 40), "green": (40, 200, 40)}.items():
         for i in range(9):
-            write_picture(folder / name / f"{i}.png", colour, seed=i)
+            write_image(folder / name / f"{i}.png", colour, seed=i)
     return folder
 
 
@@ -53,22 +53,22 @@ def environment(kind):
     }
 
 
-def command(pictures, out, kind, *arguments):
+def command(images, out, kind, *arguments):
     out.mkdir(exist_ok=True)
-    script = [sys.executable, HERE / "distributed_run.py", pictures, out, kind, *arguments]
+    script = [sys.executable, HERE / "distributed_run.py", images, out, kind, *arguments]
     return [str(part) for part in script]
 
 
-def trained(pictures, out, kind, processes, *arguments, backend=None):
+def trained(images, out, kind, processes, *arguments, backend=None):
     """Runs to the end; the output."""
     if kind == "none" and backend in (None, "tensorflow"):
-        return trained_here(pictures, out, *arguments)
+        return trained_here(images, out, *arguments)
     env = environment(kind)
     if backend:
         env["KERAS_BACKEND"] = backend
     launch = [] if processes == 1 else [str(LAUNCH), str(processes)]
     found = subprocess.run(
-        [*launch, *command(pictures, out, kind, *arguments)],
+        [*launch, *command(images, out, kind, *arguments)],
         env=env,
         capture_output=True,
         text=True,
@@ -78,11 +78,11 @@ def trained(pictures, out, kind, processes, *arguments, backend=None):
     return found.stdout + found.stderr
 
 
-def trained_here(pictures, out, *arguments):
+def trained_here(images, out, *arguments):
     """By this process, which has TensorFlow already."""
     out.mkdir(exist_ok=True)
     with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
-        distributed_run.main([str(pictures), str(out), "none", *arguments])
+        distributed_run.main([str(images), str(out), "none", *arguments])
     return said.getvalue()
 
 
@@ -99,25 +99,25 @@ def assert_equal(one, other, name, tolerance=1e-5):
         assert ours["val_accuracy"] == theirs["val_accuracy"]
 
 
-def compared(pictures, tmp_path, kind, schedules, processes=2):
+def compared(images, tmp_path, kind, schedules, processes=2):
     one, other = tmp_path / "one", tmp_path / "other"
     # Each side computes its own features.
-    trained(pictures, one, "none", 1, *schedules, backend=BACKENDS.get(kind))
-    said = trained(pictures, other, kind, processes, *schedules)
+    trained(images, one, "none", 1, *schedules, backend=BACKENDS.get(kind))
+    said = trained(images, other, kind, processes, *schedules)
     for name in schedules:
         assert_equal(one, other, name)
     return other, said
 
 
-def test_two_workers_are_one_process(pictures, tmp_path, cache):
+def test_two_workers_are_one_process(images, tmp_path, cache):
     """With rates by stage, clipping, L2-SP and momentum; and one of them writes the run."""
-    out, _ = compared(pictures, tmp_path, "multi_worker", ["rates"])
+    out, _ = compared(images, tmp_path, "multi_worker", ["rates"])
     assert {path.name for path in (out / "rates").iterdir()} == RUN_FILES
     assert_each_once(out, 2)
 
 
 def assert_each_once(out, processes):
-    """All workers together see each picture once in an epoch, whatever its number of pictures."""
+    """All workers together see each image once in an epoch, whatever its number of images."""
     files = [out / f"ids-{index}.json" for index in range(processes)]
     seen = [json.loads(file.read_text()) for file in files]
     for count, *parts in zip((10, 13, 17), *seen, strict=True):
@@ -126,9 +126,9 @@ def assert_each_once(out, processes):
 
 @pytest.mark.large
 @pytest.mark.parametrize("kind, processes", [("multi_worker", 2), ("jax", 2), ("mirrored", 1)])
-def test_all_that_is_the_same(pictures, tmp_path, kind, processes, cache):
+def test_all_that_is_the_same(images, tmp_path, kind, processes, cache):
     """Recipes, rates by stage, BatchNorm that trains, averages, plateau, early stopping, weights."""
-    out, _ = compared(pictures, tmp_path, kind, SAME, processes=processes)
+    out, _ = compared(images, tmp_path, kind, SAME, processes=processes)
     assert_each_once(out, processes)
     phases = Run(out / "watched").metrics["phases"]
     assert phases[1]["epochs"] < 6  # it was stopped
@@ -146,12 +146,12 @@ def test_all_that_is_the_same(pictures, tmp_path, kind, processes, cache):
         ("jax", 2, "mixed_float16", ["rates"]),
     ],
 )
-def test_half_the_bits(pictures, tmp_path, kind, processes, precision, schedules, cache):
+def test_half_the_bits(images, tmp_path, kind, processes, precision, schedules, cache):
     """As near to one process as such numbers are; what is mixed is drawn within each worker's piece."""
     one, other = tmp_path / "one", tmp_path / "other"
     how = ("--precision", precision)
-    trained(pictures, one, "none", 1, *schedules, *how, backend=BACKENDS.get(kind))
-    trained(pictures, other, kind, processes, *schedules, *how)
+    trained(images, one, "none", 1, *schedules, *how, backend=BACKENDS.get(kind))
+    trained(images, other, kind, processes, *schedules, *how)
     for name in set(schedules) - {"mixed"}:
         for first, second in zip(weights(one, name), weights(other, name), strict=True):
             np.testing.assert_allclose(first, second, atol=0.02)
@@ -163,9 +163,9 @@ def test_half_the_bits(pictures, tmp_path, kind, processes, precision, schedules
 @pytest.mark.large
 @pytest.mark.parametrize("kind", ["multi_worker", "jax"])
 @pytest.mark.parametrize("processes", [3, 4])
-def test_a_number_that_divides_nothing(pictures, tmp_path, kind, processes, cache):
+def test_a_number_that_divides_nothing(images, tmp_path, kind, processes, cache):
     """Batches of 6 and of 2 on three or four workers: each is filled up."""
-    out, _ = compared(pictures, tmp_path, kind, ["rates"], processes=processes)
+    out, _ = compared(images, tmp_path, kind, ["rates"], processes=processes)
     assert_each_once(out, processes)
 
 
@@ -192,8 +192,8 @@ def test_workers_that_are_lost_at_random_moments(kind, workers):
 class Launched:
     """A launch whose output is read line by line."""
 
-    def __init__(self, pictures, out, kind, *arguments):
-        line = [str(LAUNCH), "2", *command(pictures, out, kind, *arguments)]
+    def __init__(self, images, out, kind, *arguments):
+        line = [str(LAUNCH), "2", *command(images, out, kind, *arguments)]
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.process = subprocess.Popen(line, env=environment(kind), start_new_session=True, **pipe)
         self.said = []
@@ -232,10 +232,10 @@ class Launched:
         return found
 
 
-def test_a_worker_that_dies_ends_the_other(pictures, tmp_path, cache):
+def test_a_worker_that_dies_ends_the_other(images, tmp_path, cache):
     """Within a minute, and one process goes on to where one process would have ended."""
     out = tmp_path / "out"
-    with Launched(pictures, out, "multi_worker", "long", "--slow", "0.2") as launched:
+    with Launched(images, out, "multi_worker", "long", "--slow", "0.2") as launched:
         launched.until("[0] epoch 3 is kept")
         os.kill(launched.workers()[1], signal.SIGKILL)
         killed = time.monotonic()
@@ -246,16 +246,16 @@ def test_a_worker_that_dies_ends_the_other(pictures, tmp_path, cache):
     assert took < 2 * HEARTBEAT_SECONDS, said[-3000:]
     assert "[0] error: Worker" in said and "--resume" in said
     assert not (out / "long" / "model.keras").exists()
-    resumed = trained(pictures, out, "none", 1, "long", "--resume")
+    resumed = trained(images, out, "none", 1, "long", "--resume")
     assert "resuming after epoch" in resumed
-    trained(pictures, tmp_path / "one", "none", 1, "long")
+    trained(images, tmp_path / "one", "none", 1, "long")
     assert_equal(tmp_path / "one", out, "long", tolerance=1e-3)
 
 
-def test_what_differs_between_workers_is_said(pictures, tmp_path):
+def test_what_differs_between_workers_is_said(images, tmp_path):
     """Before anything is started: one worker's environment is no JSON."""
     env = {**environment("multi_worker"), "TF_CONFIG": "{"}
-    line = [sys.executable, "-m", "keras_transfer.cli.main", "train", str(pictures), "--out", "run"]
+    line = [sys.executable, "-m", "keras_transfer.cli.main", "train", str(images), "--out", "run"]
     found = subprocess.run(
         [*line, "--distribute", "multi_worker"],
         env=env,

@@ -25,7 +25,7 @@ def examples():
 
 
 def epoch(stream, steps=STEPS):
-    """[pictures, labels(, weights)] of each batch of one epoch."""
+    """[images, labels(, weights)] of each batch of one epoch."""
     return [[part.numpy() for part in batch] for batch in stream.take(steps)]
 
 
@@ -34,18 +34,18 @@ def weighing(batches):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_all_workers_see_each_picture_once_in_the_variant_of_one_process(examples, processes):
+def test_all_workers_see_each_image_once_in_the_variant_of_one_process(examples, processes):
     alone = epoch(batches(examples, **OPTIONS))
-    expected = {i: x for pictures, ids in alone for i, x in zip(ids, pictures)}
+    expected = {i: x for images, ids in alone for i, x in zip(ids, images)}
     seen = []
     for index in range(processes):
         share = Share(processes, index, 1)
         mine = epoch(batches(examples, **OPTIONS, share=share))
         seen.extend(weighing(mine))
-        for step, (pictures, ids, _) in enumerate(mine):
+        for step, (images, ids, _) in enumerate(mine):
             assert set(ids) <= set(alone[step][1])  # of the same global batch
-            for i, picture in zip(ids, pictures):
-                np.testing.assert_array_equal(picture, expected[i])
+            for i, image in zip(ids, images):
+                np.testing.assert_array_equal(image, expected[i])
     assert sorted(seen) == list(range(COUNT))
 
 
@@ -86,8 +86,8 @@ def test_equal_classes_and_weights_of_classes(examples):
 def test_mixing_keeps_the_weights(examples):
     share = Share(4, 3, 1)
     made = epoch(batches(examples, **OPTIONS, share=share, mix=Mix("mixup"), classes=COUNT))
-    for pictures, shares, weights in made:
-        assert len(pictures) == len(shares) == len(weights)
+    for images, shares, weights in made:
+        assert len(images) == len(shares) == len(weights)
         np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
     assert made[0][2].tolist() == [0, 0]  # 6 on 4 devices: 2, 2, 2, and none
 

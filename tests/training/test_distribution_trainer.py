@@ -174,8 +174,8 @@ def test_what_the_chief_cannot_do_is_said_by_all(tmp_path):
 
 
 def test_workers_that_differ_are_named():
-    with pytest.raises(InputError, match="Worker 1 has other pictures than worker 0"):
-        Pair(1, []).agree("pictures", b"mine")
+    with pytest.raises(InputError, match="Worker 1 has other images than worker 0"):
+        Pair(1, []).agree("images", b"mine")
 
 
 def test_arrays_travel_without_pickle():

@@ -10,7 +10,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import tiny_backbone, write_colours, write_picture
+from conftest import tiny_backbone, write_colours, write_image
 
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import from_directory
@@ -73,7 +73,7 @@ def test_divergence_in_the_first_epoch_keeps_nothing_and_says_so(colours, tmp_pa
 
 @keras.saving.register_keras_serializable("test_failures")
 class Hungry(keras.layers.Layer):
-    """Wants 4 TiB for each picture of a batch of more than four."""
+    """Wants 4 TiB for each image of a batch of more than four."""
 
     def call(self, x):
         import tensorflow as tf
@@ -176,7 +176,7 @@ def test_what_fails_because_of_a_signal_is_an_interruption(colours, tmp_path):
 def test_the_command_ends_with_130_and_goes_on(tmp_path):
     for name, colour in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
         for i in range(10):
-            write_picture(tmp_path / "data" / name / f"{i}.png", colour, seed=i)
+            write_image(tmp_path / "data" / name / f"{i}.png", colour, seed=i)
     new_model().save(tmp_path / "source.keras")
     command = [sys.executable, "-m", "keras_transfer.cli.main", "train", tmp_path / "data"]
     command += ["--out", tmp_path / "run", "--backbone", tmp_path / "source.keras"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import RUN_FILES, tiny_backbone, write_colours, write_picture
+from conftest import RUN_FILES, tiny_backbone, write_colours, write_image
 
 from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
@@ -131,7 +131,7 @@ def test_each_recipe_resumes(colours, tmp_path, monkeypatch, name):
 
 
 def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkeypatch):
-    """Whatever rule divided the pictures when it began."""
+    """Whatever rule divided the images when it began."""
     from keras_transfer.cli import main as cli
 
     seen = []
@@ -153,7 +153,7 @@ def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkey
     assert sorted(seen[0].split_table()) == sorted(rows)
 
 
-def test_a_run_goes_on_where_its_pictures_were_moved(colours, tmp_path, monkeypatch):
+def test_a_run_goes_on_where_its_images_were_moved(colours, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, 1)
         trainer().fit(from_directory(colours), tmp_path / "run")
@@ -182,12 +182,12 @@ def test_what_changed_is_said(colours, tmp_path, monkeypatch):
     def with_split_of_run():  # by the rule another content may be on another side
         return from_directory(colours, split_file=tmp_path / "cut" / "split.csv")
 
-    write_picture(colours / "red" / "0.png", (1, 2, 3), seed=9)
-    refused(r"1 pictures are changed \(\w+: red: red/0\.png\)", with_split_of_run())
+    write_image(colours / "red" / "0.png", (1, 2, 3), seed=9)
+    refused(r"1 images are changed \(\w+: red: red/0\.png\)", with_split_of_run())
     (colours / "red" / "0.png").unlink()
-    refused(r"pictures are gone \(.*red/0\.png", with_split_of_run())
-    write_picture(colours / "blue" / "new.png", (1, 2, 3))
-    refused(r"pictures are new \(.*blue/new\.png", with_split_of_run())
+    refused(r"images are gone \(.*red/0\.png", with_split_of_run())
+    write_image(colours / "blue" / "new.png", (1, 2, 3))
+    refused(r"images are new \(.*blue/new\.png", with_split_of_run())
     assert kept == {p: p.read_bytes() for p in (tmp_path / "cut").rglob("*") if p.is_file()}
 
 

@@ -171,7 +171,7 @@ def test_early_stopping_ends_the_phase_and_the_next_one_begins(colours, tmp_path
 
 
 def first_loss(data, out, **fields):
-    """The training loss of an epoch in which nothing is learnt to speak of."""
+    """The training loss of an epoch in which nothing is learned to speak of."""
     phase = Phase("p", "all", 1, 1e-9, augment="none", **{"dropout": 0.0, **fields})
     run = Trainer(new_model(), Schedule("s", (phase,)), batch_size=8).fit(data, out)
     with (run.path / "history.csv").open() as file:
@@ -215,7 +215,7 @@ def test_dropout_and_smoothing_of_a_phase(colours, tmp_path):
 
 
 def test_accumulated_batches_are_one_large_batch(colours, tmp_path):
-    """Under plain SGD, with a batch that divides the pictures: the same weights."""
+    """Under plain SGD, with a batch that divides the images: the same weights."""
     data = from_directory(colours, val_split=0.17)
     data.examples["train"] = data.examples["train"].take(np.arange(24))
 

@@ -27,9 +27,9 @@ def drawn(file, **options):
 
 
 def test_a_terminal_shows_it_and_a_file_does_not():
-    assert "pictures: " in drawn(Terminal(), desc="pictures")
-    assert drawn(Terminal(), desc="pictures", shown=False) == ""
-    assert drawn(io.StringIO(), desc="pictures") == ""
+    assert "images: " in drawn(Terminal(), desc="images")
+    assert drawn(Terminal(), desc="images", shown=False) == ""
+    assert drawn(io.StringIO(), desc="images") == ""
 
 
 def test_it_is_gone_when_it_is_done():
@@ -39,5 +39,5 @@ def test_it_is_gone_when_it_is_done():
 
 def test_a_notebook_shows_it_though_it_is_no_terminal(notebook, monkeypatch):
     monkeypatch.setattr(tqdm.auto, "tqdm", tqdm.tqdm)  # as without ipywidgets
-    assert "pictures: " in drawn(io.StringIO(), desc="pictures")
-    assert drawn(io.StringIO(), desc="pictures", shown=False) == ""
+    assert "images: " in drawn(io.StringIO(), desc="images")
+    assert drawn(io.StringIO(), desc="images", shown=False) == ""

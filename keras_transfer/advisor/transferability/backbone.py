@@ -1,4 +1,4 @@
-"""The scores of a backbone on the pictures of a data set, from features that are computed once."""
+"""The scores of a backbone on the images of a data set, from features that are computed once."""
 
 import os
 import re
@@ -27,7 +27,7 @@ from keras_transfer.models.sources.applications import (
 from keras_transfer.models.sources.build import build_backbone
 
 _VERSION = 1  # of scores: raise it when formulas, probe or shuffles give other numbers
-MOST_PICTURES = 2000
+MOST_IMAGES = 2000
 _SURE = 5  # of each class, before a large class gets more
 
 
@@ -38,35 +38,35 @@ def score_backbone(
     name: str | None = None,
     image_size: int | None = None,
     network: keras.Model | None = None,
-    most: int = MOST_PICTURES,
+    most: int = MOST_IMAGES,
     engine: str = "auto",
     store: Store | None = None,
     shuffles: int = 99,
     seed: int = 0,
 ) -> Scores:
-    """How well a backbone's features suit the training pictures, before anything is trained.
+    """How well a backbone's features suit the training images, before anything is trained.
 
     Only the split `train` is looked at, and of it a stratified sample (see `stratified`). The
     features are those after global average pooling, found in the cache or computed into it.
     Identical files stay together in all folds. LEEP and NCE are added for a name of the table
     whose ImageNet classifier lies beside the other weights (it is not downloaded). The scores are
-    kept in the store too: the same backbone on the same pictures and labels is not scored again.
+    kept in the store too: the same backbone on the same images and labels is not scored again.
 
     Args:
         backbone: a name of the table; a source model of one's own (a `.keras` file or a run
             directory); a model that has a `Backbone`; or a `Prefix`, to score the features after
             some stages.
-        data: one class a picture.
+        data: one class per image.
         name: what to call it; by default its own name, or the path of a source model.
-        image_size: of the pictures, by default that of the ImageNet training, or of the source
+        image_size: of the images, by default that of the ImageNet training, or of the source
             model. A model and a `Prefix` have theirs.
         network: what a name means, where it is built already.
-        most: pictures in the sample.
+        most: images in the sample.
         engine, store: see `features.extraction.extract`.
         shuffles, seed: see `score_features`; the seed is that of the sample too.
 
     Raises:
-        InputError: other labels than one class a picture, no training pictures, a single class, or
+        InputError: other labels than one class per image, no training images, a single class, or
             what `build_backbone` and `extract` raise.
     """
     sample = _sample(data, most, seed)
@@ -111,7 +111,7 @@ def score_backbone(
         store,
         f"transferability {_VERSION}",
         compute,
-        of=f"scores of {len(sample)} pictures",
+        of=f"scores of {len(sample)} images",
         engine=engine,
         view="scores",
         sample=digest_of(sample.digests, np.asarray(sample.labels)),
@@ -153,14 +153,14 @@ def _restored(plain: dict, name: str, prior: dict) -> Scores:
 
 def stratified(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
     """Sorted positions [≤ most] of a sample in which each class has its share, but at least five
-    pictures (or all it has), as far as `most` allows.
+    images (or all it has), as far as `most` allows.
 
-    Where several rows are of one picture, and folds want some of each class: `solvers.some_rows`.
+    Where several rows are of one image, and folds want some of each class: `solvers.some_rows`.
 
     Args:
         labels: int [N].
         most: size of the sample.
-        seed: which pictures of each class.
+        seed: which images of each class.
     """
     if len(labels) <= most:
         return np.arange(len(labels))

@@ -1,10 +1,10 @@
 """Transferability scores from the literature, each prepared once and asked for many labelings.
 
 A score is an object with two methods. `values(labelings)` takes int [S, N] (S labelings of the same N
-pictures, classes 0 … C-1) and gives float64 [S]: the true labels and shuffled ones go the same way.
-`parts(labels)` takes int [N] and gives float64 [N], up to a constant the influence of each picture on
+images, classes 0 … C-1) and gives float64 [S]: the true labels and shuffled ones go the same way.
+`parts(labels)` takes int [N] and gives float64 [N], up to a constant the influence of each image on
 the score: its standard error is their standard deviation over √N (the infinitesimal jackknife), and
-that of a difference of two scores on the same pictures is that of the differences.
+that of a difference of two scores on the same images is that of the differences.
 """
 
 import numpy as np
@@ -52,7 +52,7 @@ class LogME:
             outside, spare = 0.0, 0.0
         residuals = outside + self.u @ (x * shrunk)
         free = np.maximum(spare, 0) + np.square(self.u) @ shrunk
-        # By the envelope theorem leaving a picture out changes the evidence by its predictive
+        # By the envelope theorem leaving an image out changes the evidence by its predictive
         # density given all others: N(t; t - residual / free, 1 / (β free)).
         log_density = np.log(beta * free) - beta * residuals**2 / free
         return 0.5 * log_density.mean(axis=1)
@@ -128,13 +128,13 @@ class HScore:
         return _by_chunk(self._values, labelings)
 
     def parts(self, labels):
-        """Of leaving out each picture in turn. The inverse without one row is that of the whole and
+        """Of leaving out each image in turn. The inverse without one row is that of the whole and
         a product (Sherman and Morrison); the change of the ridge counts to first order, and much."""
         counts, count = np.bincount(labels), len(labels)
         onehot = np.eye(len(counts))[labels]
         sums = onehot.T @ self.white
         along, leverage = self.white @ sums.T, np.square(self.white).sum(axis=1, keepdims=True)
-        # A picture leaves its class, and moves the mean that all are centred on.
+        # An image leaves its class, and moves the mean that all are centred on.
         left = counts - onehot
         shift = left / (count - 1) - onehot
         spread = np.square(sums).sum(axis=1) + 2 * shift * along + shift**2 * leverage
@@ -150,7 +150,7 @@ class HScore:
         return -(count - 1) * (without + slope * moved)
 
     def _ridges(self):
-        """The ridge without each picture [N]."""
+        """The ridge without each image [N]."""
         count, norm = len(self.z), self.norm
         moved = norm + (2 * self.z @ self.z.T + norm[:, None] / (count - 1)) / (count - 1)
         np.fill_diagonal(moved, 0)
@@ -186,7 +186,7 @@ class Neighbours:
 
     Args:
         features: float64 [N, D].
-        groups: int [N], rows of one picture, which are no neighbours of each other.
+        groups: int [N], rows of one image, which are no neighbours of each other.
         k: number of neighbours.
     """
 
@@ -233,7 +233,7 @@ class LEEP:
 
     def parts(self, labels):
         expected, conditional = self._expected(labels)
-        # P(y|z) follows from the pictures too; it does not maximise the score, so that its change
+        # P(y|z) follows from the images too; it does not maximise the score, so that its change
         # counts as well.
         pull = np.eye(len(conditional))[labels].T @ (self.theta / expected[:, None])
         pull -= (conditional * pull).sum(axis=0)
@@ -259,11 +259,11 @@ class NCE:
 
     def parts(self, labels):
         both, own = self._counts(labels)
-        # What the sum loses with one picture less in the cell and in the row.
+        # What the sum loses with one image less in the cell and in the row.
         return _loss(both) - _loss(own)
 
     def _counts(self, labels):
-        """Pictures of the same source class and label, and of the same source class [N]."""
+        """Images of the same source class and label, and of the same source class [N]."""
         joint = np.zeros((self.source.max() + 1, labels.max() + 1))
         np.add.at(joint, (self.source, labels), 1)
         return joint[self.source, labels], joint.sum(axis=1)[self.source]

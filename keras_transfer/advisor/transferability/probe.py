@@ -15,9 +15,9 @@ _MOST_FOR_CHOOSING = 1000  # of a handful of strengths, which takes most of the 
 def probe(
     features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, seed: int = 0
 ) -> np.ndarray | None:
-    """Which pictures a logistic regression gets right that was fitted on the other folds.
+    """Which images a logistic regression gets right that was fitted on the other folds.
 
-    Stratified folds, five at most, rows of one picture together; in each the features are reduced
+    Stratified folds, five at most, rows of one image together; in each the features are reduced
     to 256 principal components at most. The strength is the one that
     `solvers.logistic_regression` chooses, as for the head in closed form, on 1000 rows at most of
     all folds: one of nine numbers, whose optimism is small against the standard error. A class that the training
@@ -26,18 +26,18 @@ def probe(
     Args:
         features: float [N, D].
         labels: int [N], 0 ≤ label < C, C ≥ 2.
-        groups: int [N], rows of one picture.
+        groups: int [N], rows of one image.
         seed: of the folds.
 
     Returns:
-        bool [N]; None where no class has two pictures, so that nothing can be learnt and tested.
+        bool [N]; None where no class has two images, so that nothing can be learned and tested.
     """
     import joblib
     from sklearn.model_selection import StratifiedGroupKFold
     from threadpoolctl import threadpool_limits
 
-    pictures = _pictures(labels, groups)
-    folds = min(_FOLDS, int(pictures.max()))
+    images = _images(labels, groups)
+    folds = min(_FOLDS, int(images.max()))
     if folds < 2:
         return None
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -52,24 +52,24 @@ def probe(
         threadpool_limits(1, "blas"),
         joblib.parallel_config("threading", n_jobs=os.cpu_count()),
     ):
-        # Classes of fewer pictures than folds are meant, and fits that do not converge rank alike.
+        # Classes of fewer images than folds are meant, and fits that do not converge rank alike.
         warnings.simplefilter("ignore")
-        strength = _strength(features, labels, groups, pictures, seed)
+        strength = _strength(features, labels, groups, images, seed)
         splits = splitter.split(features, labels, groups)
         for test, correct in joblib.Parallel()(joblib.delayed(right)(*split) for split in splits):
             found[test] = correct
     return found
 
 
-def _pictures(labels, groups):
-    """Number of pictures of each class [C]."""
+def _images(labels, groups):
+    """Number of images of each class [C]."""
     return np.bincount(labels[np.unique(groups, return_index=True)[1]], minlength=labels.max() + 1)
 
 
-def _strength(features, labels, groups, pictures, seed):
-    """Chosen on the classes that have enough pictures for folds; 1 where there are no two such."""
+def _strength(features, labels, groups, images, seed):
+    """Chosen on the classes that have enough images for folds; 1 where there are no two such."""
     for least in (_FOLDS, 2):
-        common = np.flatnonzero(pictures >= least)
+        common = np.flatnonzero(images >= least)
         if len(common) < 2:
             continue
         rows = np.isin(labels, common)

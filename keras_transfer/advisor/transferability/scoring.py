@@ -10,7 +10,7 @@ from keras_transfer.utils.console import bar
 
 _SHUFFLES = 99
 _ROUNDING = 1e-9
-_ONE_EACH = "no class has two pictures"
+_ONE_EACH = "no class has two images"
 
 
 def score_features(
@@ -34,7 +34,7 @@ def score_features(
     Args:
         features: any float [N, D].
         labels: int [N], at least two different ones.
-        groups: int [N], rows of one picture (copies, views); by default each row is its own.
+        groups: int [N], rows of one image (copies, views); by default each row is its own.
         probabilities: float [N, Z] of a source model's own classes on the same rows, each row
             sums to 1: adds LEEP and NCE.
         name: of the backbone.
@@ -70,7 +70,7 @@ def score_features(
     return Scores(
         name=name,
         scores=found,
-        pictures=len(np.unique(groups)),
+        images=len(np.unique(groups)),
         classes=int(labels.max()) + 1,
         width=rows.shape[1],
         statistics=np.max([_standardised(values[key]) for key in ("knn", "logme")], axis=0),
@@ -100,7 +100,7 @@ def _probe(rows, labels, groups, seed):
 
 
 def _shuffled(labels, groups, shuffles, seed):
-    """Labelings in which the pictures (not the rows) swapped their labels."""
+    """Labelings in which the images (not the rows) swapped their labels."""
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     rng = np.random.default_rng(seed)
     for _ in range(shuffles):
@@ -132,16 +132,16 @@ def _checked(rows, labels, groups, shuffles):
             f"{labels.shape} and {groups.shape}."
         )
     if labels.dtype.kind not in "iu":
-        raise InputError(f"Labels must be whole numbers (one class a picture), not {labels.dtype}.")
+        raise InputError(f"Labels must be whole numbers (one class per image), not {labels.dtype}.")
     if not np.isfinite(rows).all():
         bad = int((~np.isfinite(rows).all(axis=1)).sum())
-        raise InputError(f"Features of {bad} pictures are not finite: compute them in float32.")
+        raise InputError(f"Features of {bad} images are not finite: compute them in float32.")
     names, labels = np.unique(labels, return_inverse=True)
     if len(names) < 2:
-        raise InputError("All pictures are of one class: a score needs two classes or more.")
+        raise InputError("All images are of one class: a score needs two classes or more.")
     if shuffles < _SHUFFLES:
         raise InputError(f"shuffles is {shuffles}: fewer than {_SHUFFLES} cannot tell a signal.")
-    # A picture that lies in two classes counts as two: pictures swap whole labels.
+    # An image that lies in two classes counts as two: images swap whole labels.
     pairs = np.stack([np.unique(groups, return_inverse=True)[1], labels], axis=1)
     return labels, np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
 

@@ -26,10 +26,10 @@ class Score:
 
     Attributes:
         value: None where it cannot be had.
-        error: its standard error over the pictures.
+        error: its standard error over the images.
         chance: what labels without meaning would give.
         note: why there is no value.
-        residuals: influence of each picture on the value [G], of mean zero.
+        residuals: influence of each image on the value [G], of mean zero.
     """
 
     value: float | None
@@ -44,17 +44,17 @@ class Score:
         """A score whose influence of each row is `parts` [N].
 
         Args:
-            groups: int [N], rows of one picture, which count as one.
-            share: the value is a share of pictures: its error is not zero where all are right.
+            groups: int [N], rows of one image, which count as one.
+            share: the value is a share of images: its error is not zero where all are right.
         """
         parts = np.asarray(parts, "float64")
-        per_picture = np.bincount(groups, parts - parts.mean()) * (groups.max() + 1) / len(parts)
-        return cls(float(value), _error(per_picture, share), chance, "", per_picture, share)
+        per_image = np.bincount(groups, parts - parts.mean()) * (groups.max() + 1) / len(parts)
+        return cls(float(value), _error(per_image, share), chance, "", per_image, share)
 
     def minus(self, other: "Score") -> tuple[float, float]:
-        """(difference, its standard error) of two scores on the same pictures.
+        """(difference, its standard error) of two scores on the same images.
 
-        The pictures are the same, so that what makes them hard for both cancels: the error is
+        The images are the same, so that what makes them hard for both cancels: the error is
         mostly smaller than those of the two scores.
         """
         assert self.value is not None and other.value is not None
@@ -77,27 +77,27 @@ def _value(score) -> float:
 
 
 def _error(residuals, share):
-    # Of shares as if two pictures more had one disagreement (Agresti and Min 2005): without it three
+    # Of shares as if two images more had one disagreement (Agresti and Min 2005): without it three
     # right of three would be certain.
     return float(np.sqrt(np.square(residuals).sum() + share) / (len(residuals) + 2 * share))
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of one backbone on one sample of pictures.
+    """The scores of one backbone on one sample of images.
 
     Attributes:
         name: of the backbone.
         scores: key of `SCORES` → `Score`.
-        pictures, classes, width: of the sample; number of features.
+        images, classes, width: of the sample; number of features.
         statistics: of the labels and of each shuffle of them, see `score_features` [1 + shuffles].
         prior: what is known of the backbone without the data; no part of any score.
-        sample: which pictures, labels and shuffles; only scores of the same can be compared.
+        sample: which images, labels and shuffles; only scores of the same can be compared.
     """
 
     name: str
     scores: dict[str, Score]
-    pictures: int
+    images: int
     classes: int
     width: int
     statistics: np.ndarray = field(repr=False)
@@ -123,7 +123,7 @@ class Scores:
             "backbone": self.name,
             "signal": self.signal,
             "p_value": self.p_value,
-            "pictures": self.pictures,
+            "images": self.images,
             "classes": self.classes,
             "features": self.width,
             "prior": self.prior,
@@ -133,7 +133,7 @@ class Scores:
     def table(self) -> str:
         """The same for people."""
         lines = [
-            f"{self.name}: {self.pictures} pictures, {self.classes} classes, "
+            f"{self.name}: {self.images} images, {self.classes} classes, "
             f"{self.width} features{_prior_text(self.prior)}",
             f"{'':14}{'score':>8}{'± error':>10}{'chance':>10}",
         ]
@@ -148,7 +148,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Backbones on the same pictures, the best first.
+    """Backbones on the same images, the best first.
 
     Attributes:
         by: the score that the order is of.
@@ -224,7 +224,7 @@ class Ranking:
 def rank_scores(scores: Sequence[Scores], *, by: str = "probe", errors: float = _ERRORS) -> Ranking:
     """The backbones by one score, with what is within the error; no order where there is no signal.
 
-    Differences are compared with their own standard error, of the pictures paired. The signal is
+    Differences are compared with their own standard error, of the images paired. The signal is
     tested over all backbones together: the best of them on the true labels against the best of
     them on each shuffle.
 
@@ -243,7 +243,7 @@ def rank_scores(scores: Sequence[Scores], *, by: str = "probe", errors: float = 
     other = next((s for s in scores if s.sample != scores[0].sample), None)
     if other:
         raise InputError(
-            f"{other.name} and {scores[0].name} were scored on different pictures, labels or seeds: "
+            f"{other.name} and {scores[0].name} were scored on different images, labels or seeds: "
             "score them on the same."
         )
     p_value = _p_value(np.max([s.statistics for s in scores], axis=0))

@@ -1,4 +1,4 @@
-"""What may change in a training picture: presets, files and objects, as plain data (no TensorFlow)."""
+"""What may change in a training image: presets, files and objects, as plain data (no TensorFlow)."""
 
 import os
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,12 +11,12 @@ from keras_transfer.modalities.image.layers import KerasLayer
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much a training picture may vary from epoch to epoch.
+    """How much a training image may vary from epoch to epoch.
 
     Attributes:
         crop: cut out a random box and stretch it to the model's input; otherwise the
-            picture is resized and cropped as in evaluation.
-        min_area: smallest share of the picture's area that such a box covers, in (0, 1].
+            image is resized and cropped as in evaluation.
+        min_area: smallest share of the image's area that such a box covers, in (0, 1].
         max_aspect: most extreme width:height of the box, or height:width; at least 1.
         flip: mirror left and right half of the time.
         rotate: largest turn to either side, in degrees, in [0, 180]; corners are filled by
@@ -82,18 +82,18 @@ AUGMENTATIONS = {
     "randaugment": Augmentation(rand_augment=0.5),
 }
 
-# What pictures are varied by: ours, or that of a library. Each knows whether it mirrors (`flip`),
+# What images are varied by: ours, or that of a library. Each knows whether it mirrors (`flip`),
 # and is written down by `to_dict`.
 Variation = Augmentation | Albumentations | KerasLayer
 
 
 @dataclass(frozen=True)
 class View:
-    """One fixed way to look at a picture, the same whenever it is asked for.
+    """One fixed way to look at an image, the same whenever it is asked for.
 
     Attributes:
         kind: `"plain"` (as in evaluation), `"mirror"` (the same, left and right exchanged) or
-            `"augmented"` (one variant, which follows from the picture's content and `number`).
+            `"augmented"` (one variant, which follows from the image's content and `number`).
         number: of an augmented view, ≥ 0.
         augmentation: of an augmented view.
     """

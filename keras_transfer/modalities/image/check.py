@@ -1,4 +1,4 @@
-"""What one picture file is, and whether it can be decoded (no TensorFlow)."""
+"""What one image file is, and whether it can be decoded (no TensorFlow)."""
 
 import hashlib
 import re
@@ -10,20 +10,20 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from keras_transfer.data.files import EXTENSIONS, open_picture
+from keras_transfer.data.files import EXTENSIONS, open_image
 from keras_transfer.modalities.image.exif import orientation
 
 _STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
-MOST_BYTES = 512 << 20  # of a file: more than the largest picture needs in any format
+MOST_BYTES = 512 << 20  # of a file: more than the largest image needs in any format
 
 
 class Facts(NamedTuple):
-    """What is known of a picture file.
+    """What is known of an image file.
 
     Attributes:
         width, height: as stored, before the orientation is applied; 0 where it has no header.
         mode: Pillow's name, such as RGB, L, P or CMYK.
-        format: JPEG, MPO (a JPEG of several pictures), PNG, GIF, BMP or WEBP.
+        format: JPEG, MPO (a JPEG of several images), PNG, GIF, BMP or WEBP.
         orientation: EXIF's, 1–8.
         digest: BLAKE2b of the whole file, 16 bytes; empty where it was not read.
         fault: why it cannot be used, in plain words; None where it can.
@@ -93,19 +93,17 @@ def examine_file(path: str) -> Facts:
 
 
 def examine(contents: bytes) -> Facts:
-    """The same of the bytes of a picture file, without a digest."""
+    """The same of the bytes of an image file, without a digest."""
     if not contents:
         return Facts(fault="empty file")
     try:
-        picture = open_picture(contents)
+        image = open_image(contents)
     except Exception as error:  # plugins raise anything on a broken file
         return Facts(fault=_fault(error, contents))
-    facts = Facts(
-        picture.width, picture.height, picture.mode, picture.format or "", orientation(contents)
-    )
+    facts = Facts(image.width, image.height, image.mode, image.format or "", orientation(contents))
     try:
-        with DECODING.taken(picture.width * picture.height):
-            picture.load()
+        with DECODING.taken(image.width * image.height):
+            image.load()
     except Exception as error:
         return facts._replace(fault=_fault(error, contents))
     return facts
@@ -130,6 +128,6 @@ def _fault(error, contents):
         return f"truncated: {text}"
     if isinstance(error, UnidentifiedImageError):
         if kind is None:
-            return "not a picture: no JPEG, PNG, GIF, BMP or WebP data"
+            return "not an image: no JPEG, PNG, GIF, BMP or WebP data"
         return f"damaged: it begins as {kind}, but the header cannot be read"
     return f"damaged: {text}"

@@ -19,7 +19,7 @@ _MIRRORS = {"HorizontalFlip", "D4", "SquareSymmetry", "Transpose"}
 class Albumentations:
     """A transform of albumentations.
 
-    It gets the decoded picture, uint8 RGB [H, W, 3], and gives one of any size.
+    It gets the decoded image, uint8 RGB [H, W, 3], and gives one of any size.
 
     Attributes:
         text: what the transform's `to_dict` gives, as JSON. Two with the same text are equal.
@@ -72,10 +72,10 @@ class Albumentations:
         return any(name in _MIRRORS for name in _names(self.to_dict()["transform"]))
 
     def varied(self, names):
-        """A graph function (picture uint8 [H, W, 3], seed [2], index) → uint8 [h, w, 3].
+        """A graph function (image uint8 [H, W, 3], seed [2], index) → uint8 [h, w, 3].
 
         Args:
-            names: what to call the picture of each index, for errors.
+            names: what to call the image of each index, for errors.
         """
         import tensorflow as tf
 
@@ -83,30 +83,30 @@ class Albumentations:
 
         own = threading.local()  # a transform keeps its random state in itself
 
-        def vary(picture, seed, index):
+        def vary(image, seed, index):
             with python_calls:
                 if not hasattr(own, "transform"):
                     own.transform = _made(self.to_dict())
-                return _varied(own.transform, picture, seed, names[index])
+                return _varied(own.transform, image, seed, names[index])
 
-        return lambda picture, seed, index: tf.ensure_shape(
-            tf.numpy_function(vary, [picture, seed, index], tf.uint8), [None, None, 3]
+        return lambda image, seed, index: tf.ensure_shape(
+            tf.numpy_function(vary, [image, seed, index], tf.uint8), [None, None, 3]
         )
 
 
-def _varied(transform, picture, seed, name):
+def _varied(transform, image, seed, name):
     number = int.from_bytes(seed.tobytes(), "little")
     # Not `set_random_seed`: it would start every transform of a Compose with the same draw, so
     # that all those of one probability happened together.
     transform.set_random_state(np.random.default_rng(number), random.Random(number))
     try:
         # A copy, for transforms that work in place: the array is TensorFlow's.
-        varied = transform(image=picture.copy())["image"]
+        varied = transform(image=image.copy())["image"]
     except Exception as error:  # the user's
         # One line: TensorFlow adds a traceback to it.
         reason = " ".join(str(error).split())
         raise InputError(
-            f"augment: the transform failed on {name} ({picture.shape[0]}x{picture.shape[1]}): "
+            f"augment: the transform failed on {name} ({image.shape[0]}x{image.shape[1]}): "
             f"{type(error).__name__}: {reason}; transform: {_shown(transform)}"
         ) from None
     kind, shape = getattr(varied, "dtype", type(varied).__name__), np.shape(varied)
@@ -125,7 +125,7 @@ def _made(fields):
     import albumentations
     import cv2
 
-    cv2.setNumThreads(0)  # pictures run side by side already
+    cv2.setNumThreads(0)  # images run side by side already
     try:
         # Unknown arguments are warned of only, and a missing p replaced.
         with warnings.catch_warnings():

@@ -1,10 +1,10 @@
-"""Encoded picture bytes to RGB pixels, upright."""
+"""Encoded image bytes to RGB pixels, upright."""
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_transfer.data.files import open_picture
+from keras_transfer.data.files import open_image
 from keras_transfer.modalities.image.check import DECODING
 from keras_transfer.modalities.image.exif import orientation, upright
 
@@ -31,15 +31,15 @@ def decode(contents: bytes) -> np.ndarray:
             says why.
     """
     try:
-        picture = open_picture(contents)
-        with DECODING.taken(picture.width * picture.height):
+        image = open_image(contents)
+        with DECODING.taken(image.width * image.height):
             pixels = _decode_with_tensorflow(contents)
             if pixels is None:
-                picture.load()
-                pixels = np.array(to_rgb(picture))
+                image.load()
+                pixels = np.array(to_rgb(image))
             return upright(pixels, orientation(contents))
     except Exception as error:  # Pillow's plugins raise many types on broken data
-        raise ValueError(f"not a readable picture: {error}") from error
+        raise ValueError(f"not a readable image: {error}") from error
 
 
 def _decode_with_tensorflow(contents):
@@ -60,7 +60,7 @@ def _for_tensorflow(contents: bytes) -> bytes | None:
     Measured with TensorFlow 2.21: a palette BMP comes out as its palette indices, a 1-bit
     BMP fails, a WebP with transparency or animation fails (and with channels=0 an animated
     one corrupts the heap). Plain 24-bit BMP and WebP give the same pixels in both. A GIF comes out
-    as large as the largest of its pictures, whatever its canvas is.
+    as large as the largest of its images, whatever its canvas is.
     """
     if contents[:2] == b"BM" or (contents[:4] == b"RIFF" and contents[8:12] == b"WEBP"):
         return None
@@ -70,10 +70,10 @@ def _for_tensorflow(contents: bytes) -> bytes | None:
 
 
 def first_frame(gif: bytes) -> bytes | None:
-    """The file with its first picture only; TensorFlow would unpack all of them.
+    """The file with its first image only; TensorFlow would unpack all of them.
 
     Returns:
-        None where that picture does not fill the canvas, which TensorFlow does not know of.
+        None where that image does not fill the canvas, which TensorFlow does not know of.
     """
     try:
         at = 13 + _colours(gif[10])
@@ -97,12 +97,12 @@ def _blocks_end(gif, at):
     return at + 1
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to RGB: 16 bits are scaled (Pillow would clip), alpha dropped."""
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        grey = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
-        picture = Image.fromarray(grey.astype(np.uint8))
-    if picture.mode == "P" and "transparency" in picture.info:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
         # By way of RGBA: straight to RGB, Pillow warns when the palette has transparency.
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+        image = image.convert("RGBA")
+    return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""The orientation that a camera notes in a picture file, and what it means for the pixels.
+"""The orientation that a camera notes in an image file, and what it means for the pixels.
 
 `data.serving` reads it in TensorFlow's ops by the same rules, for exported models; a rule changed
 here is changed there.
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-MOST_PARTS = 4096  # of a file that are looked through; one of a picture has a few or some hundred
+MOST_PARTS = 4096  # of a file that are looked through; one of an image has a few or some hundred
 TAG = 0x0112
 WIDTHS = {1: "B", 3: "H", 4: "I"}  # TIFF's numbers for whole numbers without a sign
 

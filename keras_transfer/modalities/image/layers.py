@@ -1,4 +1,4 @@
-"""A Keras layer as augmentation, its draws a function of the picture's seed alone."""
+"""A Keras layer as augmentation, its draws a function of the image's seed alone."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from keras_transfer.errors import InputError
 class KerasLayer:
     """A layer of Keras: `RandomRotation`, `RandAugment`, a `Pipeline`, a `Sequential`, or one's own.
 
-    It gets the picture as evaluation has it, resized and cropped, float32 [1, S, S, 3] with values
+    It gets the image as evaluation has it, resized and cropped, float32 [1, S, S, 3] with values
     0-255, and is called with `training=True`.
 
     Attributes:
@@ -64,10 +64,10 @@ class KerasLayer:
         )
 
     def varied(self, size: int):
-        """A graph function (picture uint8 [size, size, 3], seed [2]) → float32 [h, w, 3].
+        """A graph function (image uint8 [size, size, 3], seed [2]) → float32 [h, w, 3].
 
         Raises:
-            InputError: the layer fails on a picture, or makes something else of it.
+            InputError: the layer fails on an image, or makes something else of it.
         """
         import tensorflow as tf
 
@@ -76,12 +76,12 @@ class KerasLayer:
             sample = layer(tf.zeros([1, size, size, 3]), training=True)
         except Exception as error:  # the user's
             raise InputError(
-                f"augment: layer {layer.name} failed on a picture of {size}x{size}: "
+                f"augment: layer {layer.name} failed on an image of {size}x{size}: "
                 f"{type(error).__name__}: {_one_line(error)}"
             ) from None
         if len(sample.shape) != 4 or sample.shape[0] != 1 or sample.shape[3] != 3:
             raise InputError(
-                f"augment: layer {layer.name} made {list(sample.shape)} of a picture "
+                f"augment: layer {layer.name} made {list(sample.shape)} of an image "
                 f"{[1, size, size, 3]}; it must give [1, height, width, 3]"
             )
         return drawn_from_seed(layer)

@@ -1,4 +1,4 @@
-"""Encoded picture bytes to RGB pixels in TensorFlow's ops alone: what an exported model does.
+"""Encoded image bytes to RGB pixels in TensorFlow's ops alone: what an exported model does.
 
 It gives the pixels of `decode.decode`, or an error where TensorFlow's decoder cannot read the file or
 would read it wrongly. The orientation is found by the rules of `exif`.
@@ -36,11 +36,11 @@ def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
     }
     width, height = _size(contents, head, kinds)
     with tf.control_dependencies(list(_checks(data, head, kinds, width * height))):
-        picture = tf.io.decode_image(tf.identity(contents), channels=3, expand_animations=False)
-    as_said = tf.reduce_all(tf.shape(picture, tf.int64)[:2] == tf.stack([height, width]))
+        image = tf.io.decode_image(tf.identity(contents), channels=3, expand_animations=False)
+    as_said = tf.reduce_all(tf.shape(image, tf.int64)[:2] == tf.stack([height, width]))
     with tf.control_dependencies([tf.debugging.Assert(as_said, ["not of the size it says"])]):
-        picture = tf.ensure_shape(tf.identity(picture), [None, None, 3])
-    return _upright(picture, _orientation(data, kinds))
+        image = tf.ensure_shape(tf.identity(image), [None, None, 3])
+    return _upright(image, _orientation(data, kinds))
 
 
 def _checks(data, head, kinds, pixels):
@@ -55,7 +55,7 @@ def _checks(data, head, kinds, pixels):
     )
     yield tf.debugging.Assert(
         tf.cond(kinds["gif"], lambda: _fills_canvas(data, head), lambda: True),
-        ["of GIF files only those are served whose first picture fills the canvas"],
+        ["of GIF files only those are served whose first image fills the canvas"],
     )
     if Image.MAX_IMAGE_PIXELS is not None:
         yield tf.debugging.Assert(
@@ -92,7 +92,7 @@ def _size(contents, head, kinds):
 
 
 def _fills_canvas(data, head):
-    """Whether the first picture of a GIF is as large as its canvas."""
+    """Whether the first image of a GIF is as large as its canvas."""
     end = tf.size(data, tf.int64)
     table = tf.gather(tf.constant([3 << n for n in range(1, 9)], tf.int64), head[10] % 8)
     first = 13 + tf.where(head[10] >= 128, table, 0)  # after the colours
@@ -187,10 +187,10 @@ def _orientation_in(block):
     return tf.where((little | big) & (found >= 1) & (found <= 8), found, 1)
 
 
-def _upright(picture, orientation):
+def _upright(image, orientation):
     def turned(number):
         def turn():
-            made = tf.transpose(picture, [1, 0, 2]) if number >= 5 else picture
+            made = tf.transpose(image, [1, 0, 2]) if number >= 5 else image
             axes = [number in (3, 4, 7, 8), number in (2, 3, 6, 7)]
             return tf.reverse(made, [i for i, flips in enumerate(axes) if flips])
 

@@ -28,7 +28,7 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
 
     Args:
         backbone: a name of `BACKBONES`, or what `backbone_from_model` takes.
-        image_size: height and width of the pictures, at least the row's `min_size`; by default the
+        image_size: height and width of the images, at least the row's `min_size`; by default the
             row's `size`, or that of the source model.
         weights: `"imagenet"` (found in `KERAS_HOME`, else downloaded), a path to a weights file of
             the same architecture without classifier, or None for random weights. A user's own
@@ -36,7 +36,7 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
         pooling: `"avg"` or `"max"` for features [N, D], None for a feature map [N, h, w, D].
 
     Returns:
-        A `keras_transfer.models.stages.Backbone`: RGB pictures [N, image_size, image_size, 3] (float or
+        A `keras_transfer.models.stages.Backbone`: RGB images [N, image_size, image_size, 3] (float or
         uint8, 0–255) to float features. The graph is the same for every `weights`.
 
     Raises:
@@ -53,23 +53,23 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
     check_image_size(spec, image_size)
     size = image_size or spec.size
     application = _application(spec, size, weights, pooling)
-    inputs = keras.Input((size, size, 3), name="pictures")
+    inputs = keras.Input((size, size, 3), name="images")
     # The families that normalise by themselves do it here like all others: so the graph does not
-    # depend on `weights` (EfficientNet's does), and pictures mean the same everywhere.
+    # depend on `weights` (EfficientNet's does), and images mean the same everywhere.
     own_preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
     features = rebuild(application, normalise(inputs, spec.preprocessing), skip=own_preprocessing)
     return Backbone(inputs, features, name=spec.name)
 
 
-def normalise(pictures, preprocessing: str):
-    """Applies a row of `PREPROCESSING` to a symbolic picture tensor, in float32."""
+def normalise(images, preprocessing: str):
+    """Applies a row of `PREPROCESSING` to a symbolic image tensor, in float32."""
     rule = PREPROCESSING[preprocessing]
     if rule is None:
-        return pictures
+        return images
     if rule.get("bgr"):
-        pictures = keras.ops.flip(pictures, axis=-1)
+        images = keras.ops.flip(images, axis=-1)
     return keras.layers.Rescaling(rule["scale"], rule["offset"], dtype="float32", name="normalise")(
-        pictures
+        images
     )
 
 
@@ -125,17 +125,17 @@ def backbone_from_model(
 
     Args:
         source: a `keras.Model`, a `.keras` file or a run directory.
-        image_size: height and width of the pictures; by default those of the source model.
+        image_size: height and width of the images; by default those of the source model.
         pooling: as in `build_backbone`; a backbone of this package keeps the one it was built with.
         weights: None re-initialises the weights (training from scratch); else they are kept.
-        preprocessing: the key of `PREPROCESSING` that was applied to the pictures outside of the
+        preprocessing: the key of `PREPROCESSING` that was applied to the images outside of the
             source model; a model of this package has it inside.
 
     Returns:
         A `keras_transfer.models.stages.Backbone` that shares the source model's weights.
 
     Raises:
-        InputError: the file is no Keras model, the model takes no RGB pictures, or its layers do
+        InputError: the file is no Keras model, the model takes no RGB images, or its layers do
             not fit together at the image size.
     """
     model = source
@@ -145,9 +145,9 @@ def backbone_from_model(
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
         raise InputError(
             f"The source model '{model.name}' takes inputs of shape {shape}; a backbone takes one "
-            "batch of RGB pictures, shape (None, height, width, 3)."
+            "batch of RGB images, shape (None, height, width, 3)."
         )
-    inputs = keras.Input((image_size or shape[1], image_size or shape[2], 3), name="pictures")
+    inputs = keras.Input((image_size or shape[1], image_size or shape[2], 3), name="images")
     own = [layer for layer in [model, *model.layers] if isinstance(layer, Backbone)]
     try:
         if own:

@@ -33,7 +33,7 @@ def extract_together(
     in their cache too. Arguments are those of `extract`.
     """
     # What is computed from an earlier cut needs that cut's features first, and so the other workers,
-    # who may have theirs already: from pictures nobody has to wait.
+    # who may have theirs already: from images nobody has to wait.
     options.pop("source", None)
     mine = own(len(examples), workers.processes, workers.index)
     with workers.alone():

@@ -48,9 +48,9 @@ class Step:
 
     Attributes:
         trained: parameters whose gradients are summed.
-        forward: multiplications of a picture's forward pass through what is frozen.
+        forward: multiplications of an image's forward pass through what is frozen.
         trained_forward: through what trains; the way back costs twice as many.
-        batch_size: pictures a worker.
+        batch_size: images a worker.
     """
 
     trained: int
@@ -73,7 +73,7 @@ class Step:
         return self.batch_size * (frozen + 3 * self.trained_forward) / speed
 
     def efficiency(self, workers: int, link: Link, speed: float, overlap: float = 0.0) -> float:
-        """Pictures a second of many workers over those of as many single ones, 0 to 1.
+        """Images a second of many workers over those of as many single ones, 0 to 1.
 
         Args:
             overlap: share of the way back (two thirds of what trains) in which gradients that are
@@ -89,7 +89,7 @@ def steps_of(sizes: list[int], costs: list[float], head: int, batch_size: int) -
     """The step with 0, 1, … all stages frozen.
 
     Args:
-        sizes: parameters that train of each stage, from the picture upwards.
+        sizes: parameters that train of each stage, from the image upwards.
         costs: multiplications of each, see `features.prefix.stage_costs`.
         head: parameters of the head.
     """

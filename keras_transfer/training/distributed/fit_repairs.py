@@ -3,7 +3,7 @@
 Two things of Keras 3.0 to 3.15 fail where several processes train together:
 
 1. `TensorFlowTrainer._maybe_symbolic_build` learns the shapes from a mean over all workers' batches,
-   of pictures and labels too, which are of whole numbers and of unequal length. Here it gets the
+   of images and labels too, which are of whole numbers and of unequal length. Here it gets the
    stream's specification, and no batch is read.
 2. `reduce_per_replica` takes the mean of each metric over its axis 0, which a scalar does not have.
    Here a step returns metrics of shape [1].

@@ -1,7 +1,7 @@
 """What a schedule becomes on several devices: a larger batch, and rates that go with it.
 
 Each device keeps the batch size that was asked for, so that a step takes as long as on one; a step
-then sees k times as many pictures, and an epoch has a k-th of the steps. The rate follows the
+then sees k times as many images, and an epoch has a k-th of the steps. The rate follows the
 linear rule for SGD (arXiv:1706.02677), the square root rule for optimizers that divide by the
 gradient's size (arXiv:2205.10287). Epochs, warm-up (a share of the steps) and multipliers stay.
 """
@@ -43,5 +43,5 @@ def _scaled(phase: Phase, devices, batch_size):
     if phase.steps:
         changes["steps"] = -(-phase.steps // devices)
     if phase.ema:
-        changes["ema"] = phase.ema**devices  # the average spans as many pictures as before
+        changes["ema"] = phase.ema**devices  # the average spans as many images as before
     return dataclasses.replace(phase, **changes)
