@@ -224,6 +224,7 @@ def test_a_compose_is_written_down_and_made_again(tmp_path):
 
 
 def test_a_compose_depends_on_the_seed_alone_and_its_transforms_draw_apart(rng):
+    import albumentations as A
 
     image = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
     first, again = drawn(compose(), image, 24, range(6)), drawn(compose(), image, 24, range(6))
