@@ -4,7 +4,7 @@ The public names, loaded when they are first used: importing this package loads 
 TensorFlow.
 """
 
-import importlib
+from keras_transfer.utils.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -68,13 +68,4 @@ _MODULES = ("adaptation", "data", "export")
 __all__ = [*_NAMES, *_MODULES, "__version__"]
 
 
-def __getattr__(name):
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-
-
-def __dir__():
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, {**_NAMES, **dict.fromkeys(_MODULES, "")})

@@ -36,7 +36,7 @@ import numpy as np
 from domains import TASKS, pixels
 from tqdm import trange
 
-from keras_transfer.errors import silence
+from keras_transfer.utils.console import silence
 
 METHODS = (
     *("coral", "mmd", "dann", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot_source", "shot"),

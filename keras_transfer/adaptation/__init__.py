@@ -6,10 +6,10 @@ keep, `easy` puts all together for `ImageData`, `running` for folders and a run 
 Loaded when it is first used: the names of the methods are known without Keras.
 """
 
-import importlib
 from collections.abc import Sequence
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.lazy import lazy_names
 
 METHOD_NAMES = ("dann", "coral", "mmd", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot")
 BATCH_NORM = ("joint", "per_domain", "frozen")
@@ -36,7 +36,7 @@ _NAMES = {
     "apply_adabn": "adabn",
     "default_phase": "api",
     "feature_models": "network",
-    "losses": None,
+    "losses": "",
 }
 
 __all__ = ["BATCH_NORM", "KEEP", "METHOD_NAMES", "check_methods", *_NAMES]
@@ -74,12 +74,4 @@ def no_batch_norm(name: str) -> InputError:
     )
 
 
-def __getattr__(name):
-    if name not in _NAMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    module = importlib.import_module(f"{__name__}.{_NAMES[name] or name}")
-    return getattr(module, name) if _NAMES[name] else module
-
-
-def __dir__():
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

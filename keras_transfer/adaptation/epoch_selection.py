@@ -11,10 +11,11 @@ from keras_transfer.adaptation import KEEP
 from keras_transfer.adaptation.network import single_label_head
 from keras_transfer.adaptation.selection import DEFAULT_CRITERIA, EpochScores, Selector
 from keras_transfer.adaptation.streams import Stream, check_target, images_of
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError
 from keras_transfer.evaluation.measures import outputs_of
 from keras_transfer.models.precision import jit_compile
 from keras_transfer.training.progress import assign, collected
+from keras_transfer.utils.console import say
 from keras_transfer.utils.files import read_arrays, write_arrays, write_text
 
 SCORES = "scores.json"

@@ -7,11 +7,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError
 from keras_transfer.runs import changed_settings
 from keras_transfer.training.failures import Diverged
 from keras_transfer.training.progress import assign, collected, reseed
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import bar, say
 from keras_transfer.utils.files import read_arrays, write_arrays
 
 FILE = "adapter.npz"

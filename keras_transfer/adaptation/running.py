@@ -17,11 +17,12 @@ from keras_transfer.data import (
     unlabelled_images,
     without_flip,
 )
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import check_backbone, find_spec, is_source_model
 from keras_transfer.runs import Run, check_out
 from keras_transfer.schedules.recipes import AUTO, default_epochs
 from keras_transfer.training.failures import Interrupted, Signals, explained
+from keras_transfer.utils.console import say
 
 BOTTLENECK = 256
 

@@ -13,8 +13,9 @@ from keras_transfer.advisor.api import advise, check_advice
 from keras_transfer.advisor.rules import Choice
 from keras_transfer.advisor.shortlist import fallback_backbone
 from keras_transfer.data.examples import ImageData
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs
+from keras_transfer.utils.console import say
 
 RACED_FROM = 500  # training images: of fewer, a fifth held out tells nothing apart
 _HELD_OUT = 0.2

@@ -1,8 +1,8 @@
 """Which backbones are looked at where none, or several, were named. Needs neither data nor Keras."""
 
-from keras_transfer.errors import say
 from keras_transfer.models.sources.applications import BACKBONES, find_spec, weights_path
 from keras_transfer.schedules.recipes import AUTO
+from keras_transfer.utils.console import say
 
 # Tried where no weights are on this machine: small and middling ones.
 SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")

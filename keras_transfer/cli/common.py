@@ -4,8 +4,8 @@ import contextlib
 import os
 import sys
 
-from keras_transfer.errors import say
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
+from keras_transfer.utils.console import say
 
 
 def load_keras():

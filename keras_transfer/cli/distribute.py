@@ -6,8 +6,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_transfer.errors import InputError, log_to
+from keras_transfer.errors import InputError
 from keras_transfer.schedules.recipes import AUTO
+from keras_transfer.utils.console import log_to
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ from keras_transfer.cli.options import (
     schedule_of,
     settings_of,
 )
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError
+from keras_transfer.utils.console import say
 
 
 def train(

@@ -19,9 +19,8 @@ from PIL import Image
 
 from keras_transfer.data.files import Skipped, in_threads, stamp_of
 from keras_transfer.data.readers import Files
-from keras_transfer.errors import say
 from keras_transfer.modalities.image.check import Facts, examine_file
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import bar, say
 from keras_transfer.utils.machine import cache_folder
 
 RULES = 1  # of examining: raise it when `examine` finds something else in the same file

@@ -13,7 +13,8 @@ import numpy as np
 from keras_transfer.data.files import SPLIT_OF_FOLDER
 from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.data.targets import strata
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError
+from keras_transfer.utils.console import say
 
 _MOST_LISTED = 10
 

@@ -6,7 +6,7 @@
 scikit-learn, and `images` draws what came out. `predicting` has `predict`.
 """
 
-import importlib
+from keras_transfer.utils.lazy import lazy_names
 
 _NAMES = {
     "Calibration": "calibration",
@@ -24,8 +24,4 @@ _NAMES = {
 __all__ = list(_NAMES)
 
 
-def __getattr__(name):
-    # Keras is loaded with the first name that needs it: what can be told without it is told at once.
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from keras_transfer.data import ImageData, plain_augmentation
 from keras_transfer.data.check import find_duplicates
-from keras_transfer.errors import InputError, quiet_tensorflow, say
+from keras_transfer.errors import InputError
 from keras_transfer.experiments.comparison import AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
 from keras_transfer.models.sources.applications import check_backbone
@@ -22,7 +22,7 @@ from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule
 from keras_transfer.training.failures import Interrupted
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import bar, quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
 
 SETTINGS = "settings.json"

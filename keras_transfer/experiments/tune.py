@@ -14,7 +14,7 @@ from pathlib import Path
 
 import keras
 
-from keras_transfer.errors import InputError, say, silence
+from keras_transfer.errors import InputError
 from keras_transfer.experiments.search_space import Search, plain_space, shown_values
 from keras_transfer.experiments.study import ask, check_budget, ended, open_study, require_optuna
 from keras_transfer.experiments.tune_report import BEST, Tuned, importances_of, trials_of
@@ -27,7 +27,7 @@ from keras_transfer.schedules import recipes
 from keras_transfer.training.distributed.workers import require_alone
 from keras_transfer.training.failures import Interrupted
 from keras_transfer.training.trainer import Trainer
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import bar, say, silence
 from keras_transfer.utils.files import write_text
 
 TRIALS = 20

@@ -5,10 +5,10 @@ formats; `answers` is what all of them compute, `parity` whether they do, `sampl
 `card` describes a run to those who get its export, and `folder` lets it appear whole.
 """
 
-import importlib
 import importlib.util
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.lazy import lazy_names
 
 # Name of each format -> packages beside TensorFlow that it needs, and those that its int8 needs.
 FORMATS = {
@@ -47,8 +47,4 @@ def check_format(format: str, int8: bool = False) -> None:
             )
 
 
-def __getattr__(name):
-    # TensorFlow is loaded with the first name that needs it.
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -10,7 +10,7 @@ import numpy as np
 from keras_transfer.data.examples import ImageData
 from keras_transfer.data.sources import open_labelled
 from keras_transfer.data.targets import described
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
 from keras_transfer.export import check_format
 from keras_transfer.export.card import write_card
@@ -30,6 +30,7 @@ from keras_transfer.export.serving import ask_files, check_signatures, in_half, 
 from keras_transfer.export.signatures import answering, in_float32, suffix, write_labels
 from keras_transfer.models.heads import heads_of
 from keras_transfer.models.precision import jit_compile
+from keras_transfer.utils.console import say
 
 IMAGES = 300  # to compare on
 EXAMPLES = 200  # to measure ranges on

@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.errors import quiet_tensorflow
 from keras_transfer.export.parity import HALF_ROUNDING, ROUNDING, ParityError
 from keras_transfer.export.signatures import answering, inlined, suffix, write_labels
 from keras_transfer.export.warmup import write_warmup
@@ -16,6 +15,7 @@ from keras_transfer.modalities.image.prepare import resize_and_crop
 from keras_transfer.modalities.image.serving import decode_in_graph
 from keras_transfer.models.builders import backbone_of
 from keras_transfer.models.heads import heads_of
+from keras_transfer.utils.console import quiet_tensorflow
 
 SIGNATURES = ("serving_default", "serve_uint8", "serve_bytes", "features")
 UNREADABLE = "cannot be read as an image (JPEG, PNG, GIF, BMP or WebP)"

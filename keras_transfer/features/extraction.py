@@ -8,12 +8,12 @@ import numpy as np
 
 from keras_transfer.data.examples import Examples
 from keras_transfer.data.targets import rough_classes
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError
 from keras_transfer.features.engines import choose_engine, engine_version, usable_engines
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import DTYPES, Store, Table, Writer
 from keras_transfer.modalities.image.augment import View
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import bar, say
 
 _FORMAT = 2  # of what a row means: raise it when decoding, views or preprocessing change
 _BATCH = 32

@@ -5,15 +5,11 @@
 give, which are pure functions of plain data; `comparing` sets runs beside each other.
 """
 
-import importlib
+from keras_transfer.utils.lazy import lazy_names
 
 _NAMES = {"compare_runs": "side_by_side", "write_report": "write"}
 
 __all__ = list(_NAMES)
 
 
-def __getattr__(name):
-    # Keras is loaded with the first name that needs it: what can be told without it is told at once.
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 
 from keras_transfer.data.balance import class_weights
-from keras_transfer.errors import say
 from keras_transfer.evaluation.measures import outputs_of
 from keras_transfer.features.closed_form import solve
 from keras_transfer.models.builders import training_model
@@ -25,6 +24,7 @@ from keras_transfer.training.phase_inputs import (
     watchers,
 )
 from keras_transfer.training.progress import Progress, SwapAverages, assign
+from keras_transfer.utils.console import say
 
 _MEASURED = 1024  # activations in one batch
 

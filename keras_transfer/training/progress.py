@@ -11,13 +11,12 @@ import keras
 import numpy as np
 from keras.src.random.seed_generator import global_seed_generator  # no public name
 
-from keras_transfer.errors import say
 from keras_transfer.models.freezing import Frozen
 from keras_transfer.models.heads import heads_of
 from keras_transfer.runs import Run
 from keras_transfer.schedules.plans import PlannedPhase
 from keras_transfer.training.failures import Diverged, Signals
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import bar, say
 
 
 class SwapAverages(keras.callbacks.SwapEMAWeights):

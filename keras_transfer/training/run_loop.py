@@ -9,7 +9,6 @@ import keras
 import numpy as np
 
 from keras_transfer.data.check import find_duplicates
-from keras_transfer.errors import say
 from keras_transfer.evaluation.measures import measured, outputs_of
 from keras_transfer.features.caching import Caching
 from keras_transfer.features.provider import Supply
@@ -24,6 +23,7 @@ from keras_transfer.training.failures import Diverged, Interrupted, Signals, exp
 from keras_transfer.training.phase_inputs import augmentation_of, caching_of
 from keras_transfer.training.phases import PhaseFitting
 from keras_transfer.training.progress import Progress, collected
+from keras_transfer.utils.console import say
 
 _GO_ON = "go on with --resume (resume=True)"
 

@@ -12,7 +12,7 @@ from keras_transfer.advisor.rules import check_overrides
 from keras_transfer.data.balance import check_balance, check_class_weights
 from keras_transfer.data.memory import ImageMemory
 from keras_transfer.data.mixing import Mix
-from keras_transfer.errors import InputError, say
+from keras_transfer.errors import InputError
 from keras_transfer.features import check_engine
 from keras_transfer.features.caching import Caching, check_cache
 from keras_transfer.modalities.image.augment import plain_augmentation
@@ -27,6 +27,7 @@ from keras_transfer.training.distributed.scaling import SCALINGS, scaled
 from keras_transfer.training.distributed.workers import Workers, chosen
 from keras_transfer.training.phase_inputs import caching_of, mix_of, smoothed_heads
 from keras_transfer.training.run_loop import TrainingRun, settings_of
+from keras_transfer.utils.console import say
 from keras_transfer.utils.machine import free_memory
 
 _MOST_IMAGES = 1 << 30  # bytes of decoded images in memory

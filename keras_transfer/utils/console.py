@@ -1,7 +1,9 @@
-"""Progress bars, on stderr: in a terminal and in a notebook, and nowhere else."""
+"""Lines of progress and progress bars, on stderr."""
 
 import sys
 import warnings
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -37,3 +39,44 @@ def _in_notebook() -> bool:
         return False
     shell = sys.modules["IPython"].get_ipython()
     return "IPKernelApp" in getattr(shell, "config", {})
+
+
+_silent = False
+_log = None
+
+
+def say(text: str) -> None:
+    """A line of progress on stderr (or where `log_to` says), unless `silence` is in force."""
+    if not _silent:
+        print(text, file=_log or sys.stderr, flush=True)
+
+
+def log_to(path) -> None:
+    """What is said from now on is added to a file: of a process that is one of many."""
+    global _log
+    _log = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
+
+
+@contextmanager
+def quiet_tensorflow():
+    """TensorFlow's notes and warnings of saving and tracing are not shown inside; errors are."""
+    import tensorflow as tf
+
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def silence():
+    """Nothing is said inside: for many trainings of which only the outcome is shown."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before

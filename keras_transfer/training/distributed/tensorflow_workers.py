@@ -8,11 +8,12 @@ import tensorflow as tf
 from tensorflow.python.eager import context  # no public name for the coordination service
 
 from keras_transfer.data.sharding import Share
-from keras_transfer.errors import InputError, quiet_tensorflow
+from keras_transfer.errors import InputError
 from keras_transfer.training.distributed import fit_repairs
 from keras_transfer.training.distributed.environment import Cluster
 from keras_transfer.training.distributed.faults import HEARTBEAT_SECONDS
 from keras_transfer.training.distributed.workers import Workers
+from keras_transfer.utils.console import quiet_tensorflow
 
 _REGISTER_SECONDS = 300  # for all workers to come
 _HEADER = "<ii"  # worker, bytes

@@ -1,0 +1,37 @@
+"""Names of a package that are loaded on first use, and old names that still work."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+
+
+def lazy_names(
+    package: str, names: Mapping[str, str], moved: Mapping[str, str] | None = None
+) -> tuple[Callable, Callable]:
+    """Make a package's `__getattr__` and `__dir__`, so that importing it stays fast.
+
+    Args:
+        package: the package's `__name__`.
+        names: public name → module that defines it, relative to the package (`"api"`); an empty
+            text means that the name is itself a module of the package.
+        moved: old name → full new name (`"keras_transfer.data.find_duplicates"`). Old names work
+            with a `DeprecationWarning` that gives the new one, and are not listed.
+
+    Returns:
+        `(__getattr__, __dir__)`, to be assigned to module-level names of the package.
+    """
+
+    def load(name: str):
+        if name in names:
+            module = importlib.import_module(f"{package}.{names[name] or name}")
+            return getattr(module, name) if names[name] else module
+        if moved and name in moved:
+            new = moved[name]
+            text = f"{package}.{name} is now {new}; the old name goes in 0.3."
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            where, _, what = new.rpartition(".")
+            return getattr(importlib.import_module(where), what)
+        raise AttributeError(f"module '{package}' has no attribute '{name}'")
+
+    return load, lambda: sorted({*names, *vars(sys.modules[package])})
