@@ -21,6 +21,7 @@ SKIPPED = "skipped.csv"
 SPLIT = "split.csv"
 MODEL = "model.keras"
 REPORT = "report.html"
+FEATURE_MAPS = "feature_maps.npz"  # of an adaptation, for its report
 EXPORT = "export"
 EVALUATION = "evaluation.json"  # what the report measured
 COMPARISON = "comparison.html"
@@ -221,6 +222,10 @@ class Run:
     @property
     def report_path(self) -> Path:
         return self.path / REPORT
+
+    @property
+    def feature_maps_path(self) -> Path:
+        return self.path / FEATURE_MAPS
 
     @property
     def tensorboard_path(self) -> Path:

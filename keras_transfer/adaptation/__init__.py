@@ -35,6 +35,7 @@ _NAMES = {
     "adapt": "api",
     "apply_adabn": "adabn",
     "default_phase": "api",
+    "feature_map": "feature_maps",
     "feature_models": "network",
     "losses": "",
 }

@@ -15,7 +15,6 @@ from keras_transfer.data import (
     plain_augmentation,
     require_source,
     unlabelled_images,
-    without_flip,
 )
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import check_backbone, find_spec, is_source_model
@@ -172,10 +171,10 @@ class Adaptation:
     # -- running ----------------------------------------------------------------------------------
 
     def run(self) -> Run:
-        """Adapts, and writes the run with its report.
+        """Adapt, and write the run; `kt.write_report(run)` writes its report.
 
         Returns:
-            The finished `Run`: `run.model`, `run.metrics`, `run.report_path`.
+            The finished `Run`: `run.model`, `run.metrics`, `run.history`.
 
         Raises:
             InputError: the run to resume is finished, or its settings or images changed; what only
@@ -233,10 +232,10 @@ class Adaptation:
 
     def _finish(self, run, model, adapted, frozen, plans, before):
         """Writes what the run says of itself, the model last."""
+        from keras_transfer.adaptation.feature_maps import write_feature_maps
         from keras_transfer.adaptation.outcome import history_rows, metrics_of
-        from keras_transfer.reporting.adaptation import write_report
 
-        rows, skipped = history_rows(adapted, plans), self._skipped()
+        rows = history_rows(adapted, plans)
         metrics = metrics_of(
             model,
             adapted,
@@ -247,25 +246,15 @@ class Adaptation:
             methods=self.methods,
             keep=self.keep,
             target_images=len(self.target),
-            skipped=len(skipped),
+            skipped=len(self._skipped()),
             batch_size=self.batch_size,
         )
         run.write_history(rows)
-        write_report(
-            run.report_path,
-            config=run.config,
-            metrics=metrics,
-            rows=rows,
-            selector=adapted.selector,
-            before=before,
-            after=self._feature_map(model),
-            skipped=skipped,
-            command=self.command(),
-        )
+        write_feature_maps(run.feature_maps_path, before, self._feature_map(model))
         run.finish(model, metrics)
 
     def _feature_map(self, model):
-        from keras_transfer.reporting.adaptation import feature_map
+        from keras_transfer.adaptation.feature_maps import feature_map
 
         train = self.source.examples["train"]
         return feature_map(model, train, self.target, batch_size=self.batch_size, seed=self.seed)
@@ -343,30 +332,6 @@ class Adaptation:
             "head": {"task": "single_label", "names": list(self.source.class_names)},
             "schedule": schedule.to_dict(),
         }
-
-    def command(self, out="NEW_RUN") -> list[str]:
-        """The command that does the same again, as words."""
-        words = ["keras-transfer", "adapt", self.source.root, self.target_folder, "--out", str(out)]
-        given = {
-            **self._settings(),
-            "epochs": self.epochs,
-            "learning_rate": self.learning_rate,
-            "image_size": self.image_size,
-            "precision": self.precision,
-        }
-        for name in ("source", "target", "augment", "columns"):
-            given.pop(name)
-        for name, value in given.items():
-            if value is not None and value is not False:
-                words.append(f"--{name.replace('_', '-')}")
-                words += [] if value is True else [str(value)]
-        for name, value in (self.opened["columns"] or {}).items():
-            words += ["--column", f"{name.removesuffix('_column')}={value}"]
-        if self.augment == plain_augmentation(without_flip("light")):
-            words.append("--no-flip")
-        elif isinstance(self.augment, str):
-            words += ["--augment", self.augment]
-        return words
 
     def _target_fingerprint(self):
         return {

@@ -83,6 +83,7 @@ def adapt(
     """Adapt a model: labelled images of SOURCE, unlabelled ones of TARGET, a model for TARGET."""
     from keras_transfer.adaptation.outcome import outcome
     from keras_transfer.adaptation.running import Adaptation
+    from keras_transfer.reporting import write_report
     from keras_transfer.schedules.recipes import AUTO
 
     settings = settings_of(locals(), but="keep")
@@ -111,6 +112,7 @@ def adapt(
     load_keras()
     with stop_said():
         run = adaptation.run()
+    write_report(run)
     if as_json:
         print(json.dumps(run.metrics, indent=2))
         return

@@ -49,7 +49,7 @@ def report(
     (run,) = opened
     from keras_transfer.reporting.write import check_run
 
-    check_run(run)
+    check_run(run, data, split)
     found, own = None, run.config.get("data")
     # Of the run's own images only those that it was not trained on, unless that is asked for.
     if data is not None and not (own and data.absolute() == Path(own).absolute()):

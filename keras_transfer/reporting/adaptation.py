@@ -1,142 +1,79 @@
 """The page of an adaptation: how it went, how the features moved, which epoch was kept and why."""
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from keras_transfer.adaptation.network import feature_models
+from keras_transfer.adaptation.feature_maps import MOST_FEATURES, read_feature_maps
 from keras_transfer.adaptation.selection import Selector
-from keras_transfer.advisor.distances import Estimate, proxy_a_distance
+from keras_transfer.data import plain_augmentation, without_flip
 from keras_transfer.data.check import printable
-from keras_transfer.data.examples import Examples
 from keras_transfer.reporting import page
+from keras_transfer.runs import Run
 from keras_transfer.utils.files import write_text
 
-MOST_FEATURES = 500  # images of each domain in the image of the features
 _MOST_CLASSES = len(page.COLOURS)  # with a colour each in a legend
 _MOST_SKIPPED = 50
-_COMPONENTS = 50  # principal components that t-SNE sees
-_LEAST_TSNE = 20  # images; fewer are shown by their principal components
+_OPTIONS = (  # of the command, as config.yaml has them
+    *("method", "backbone", "weights", "val", "val_split", "batch_size", "freeze", "batch_norm"),
+    *("bottleneck", "keep", "target_labels", "seed", "image_size", "precision"),
+)
 SOURCE, TARGET, OTHER = page.COLOURS[0], page.COLOURS[1], page.COLOURS[2]
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureMap:
-    """Features of images of both domains, in two dimensions.
-
-    Attributes:
-        places: float [N + M, 2], the source's first.
-        labels: int [N], classes of the source's.
-        distance: between the domains, on the features themselves (`proxy_a_distance`); None for an
-            image or two.
-        how: what made two dimensions of them.
-    """
-
-    places: np.ndarray
-    labels: np.ndarray
-    distance: Estimate | None
-    how: str
-
-
-def feature_map(
-    model: keras.Model,
-    source: Examples,
-    target: Examples,
-    *,
-    batch_size: int = 32,
-    most: int = MOST_FEATURES,
-    seed: int = 0,
-) -> FeatureMap:
-    """Where the model puts images of both domains: the features that adaptation aligns.
-
-    Args:
-        source, target: of more than `most` images a random sample; labels of the target are not
-            looked at.
-        seed: of sample and t-SNE.
-    """
-    encoder, _ = feature_models(model)
-    parts = [_sampled(examples, most, seed) for examples in (source, target)]
-    a, b = (_features(encoder, part, batch_size) for part in parts)
-    distance = proxy_a_distance(a, b, seed=seed) if min(len(a), len(b)) >= 5 else None
-    places, how = _in_two_dimensions(np.concatenate([a, b]).astype("float64"), seed)
-    return FeatureMap(places, parts[0].labels, distance, how)
-
-
-def _sampled(examples, most, seed):
-    rows = np.random.default_rng(seed).permutation(len(examples))[:most]
-    return examples.take(np.sort(rows))
-
-
-def _features(encoder, examples, batch_size):
-    from keras_transfer.data import batches as pipeline
-    from keras_transfer.evaluation.measures import outputs_of
-
-    size = encoder.input_shape[1]
-    batches = pipeline.batches(examples, image_size=size, batch_size=batch_size)
-    return outputs_of(encoder, batches)[1]
-
-
-def _in_two_dimensions(features, seed):
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
-    few = len(features) < _LEAST_TSNE
-    reduced = PCA(min(2 if few else _COMPONENTS, *features.shape), random_state=seed)
-    found = reduced.fit_transform(features)
-    if few:
-        return np.pad(found, ((0, 0), (0, 2 - found.shape[1]))), "principal components"
-    perplexity = min(30.0, (len(features) - 1) / 4)
-    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
-    # Many small steps: on a busy machine threads wait for each other most of the time.
-    with threadpool_limits(1):
-        found = tsne.fit_transform(found)
-    return found, "t-SNE (distances between groups say little)"
 
 
 # -- the page -------------------------------------------------------------------------------------
 
 
-def write_report(
-    path: Path,
-    *,
-    config: dict,
-    metrics: dict,
-    rows: list[dict],
-    selector: Selector,
-    before: FeatureMap,
-    after: FeatureMap,
-    skipped,
-    command: list[str],
-) -> None:
-    """Writes the page.
+def write_report(run: Run, out: str | Path | None = None) -> Path:
+    """Write the report of a finished adaptation run, from the files of the run.
 
     Args:
-        config, metrics, rows: of the run: its settings, its numbers, a dict an epoch.
-        before, after: the features of the network as it started, and in the end.
-        skipped: files that were left out.
-        command: to run it again, as words.
+        run: of `adapt`.
+        out: the HTML file; `report.html` in the run by default.
     """
+    config, metrics = run.config, run.metrics
     names = config["head"]["names"]
     methods = " + ".join(config["method"].split(",")).upper()
+    selector = Selector.from_dict(metrics["adaptation"]["selection"])
     found = page.page(
         f"{methods}: from {_name(config['source'])} to {_name(config['target'])}",
         page.paragraph(
-            f"{config['backbone']} at {config['image_size']} px learns {len(names)} classes on "
+            f"{config['backbone']} at {config['image_size']} px learns {len(names)} classes from "
             f"{metrics['images']['train']} labelled images of {config['source']}, for "
             f"{metrics['images']['target']} images of {config['target']} whose labels it never sees."
         ),
         page.numbers(_numbers(metrics)),
-        page.section("Over time", *_course(rows, selector, metrics, len(names))),
-        page.section("Features of both domains", *_maps(before, after, names)),
+        page.section("Over time", *_course(run.history, selector, metrics, len(names))),
+        page.section(
+            "Features of both domains", *_maps(*read_feature_maps(run.feature_maps_path), names)
+        ),
         page.section("Which epoch", *_choice(metrics, selector)),
-        _skipped(skipped),
-        page.section("Run it again", page.code(shlex.join(command))),
+        _skipped(run.skipped),
+        page.section("Run it again", page.code(shlex.join(command(config)))),
     )
-    write_text(path, found)
+    out = run.report_path if out is None else Path(out)
+    write_text(out, found)
+    return out
+
+
+def command(config: dict, out: str = "NEW_RUN") -> list[str]:
+    """Return the command that repeats a run, as words."""
+    (phase,) = config["schedule"]["phases"]
+    options = {name: config[name] for name in _OPTIONS}
+    options |= {name: phase[name] for name in ("epochs", "learning_rate")}
+    words = ["keras-transfer", "adapt", config["source"], config["target"], "--out", out]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words.append(f"--{name.replace('_', '-')}")
+            words += [] if value is True else [str(value)]
+    for name, value in (config["columns"] or {}).items():
+        words += ["--column", f"{name.removesuffix('_column')}={value}"]
+    if config["augment"] == plain_augmentation(without_flip("light")):
+        words.append("--no-flip")
+    elif isinstance(config["augment"], str):
+        words += ["--augment", config["augment"]]
+    return words
 
 
 def _name(path):
@@ -306,7 +243,7 @@ def _choice(metrics, selector):
 def _skipped(skipped):
     if not skipped:
         return ""
-    rows = [(printable(item.path), item.reason) for item in skipped[:_MOST_SKIPPED]]
+    rows = [(printable(path), reason) for path, reason in skipped[:_MOST_SKIPPED]]
     more = len(skipped) - len(rows)
     note = page.paragraph(f"… and {more} more in skipped.csv", soft=True) if more else ""
     return page.section(

@@ -54,7 +54,11 @@ def write_report(
         InputError: not a finished run of `train`, or other images than the model's.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    check_run(run)
+    check_run(run, data, split)
+    if adapted(run):
+        from keras_transfer.reporting import adaptation
+
+        return adaptation.write_report(run, out)
     if images < 0:
         raise InputError(f"images must be 0 or more, not {images}.")
     out = run.report_path if out is None else Path(out)
@@ -73,12 +77,29 @@ def write_report(
     return out
 
 
-def check_run(run: Run) -> None:
-    """Raises InputError for a run that has another kind of report."""
-    if "method" in run.config:
+def adapted(run: Run) -> bool:
+    """Return True for a run of `adapt`, which has a report of its own kind."""
+    return "method" in run.config
+
+
+def check_run(run: Run, data=None, split=None) -> None:
+    """Check, without Keras, that `write_report` can take a run.
+
+    Raises:
+        InputError: data or a split for an adaptation run, whose report measures nothing, or an
+            adaptation run of version 0.1.
+    """
+    if not adapted(run):
+        return
+    if data is not None or split is not None:
         raise InputError(
-            f"{run.path} is no run of `train` but of `adapt`, which wrote the report of it itself: "
-            f"{run.report_path}."
+            f"{run.path} is an adaptation run: its report measures nothing, so it takes no data and "
+            "no split. Use evaluate."
+        )
+    if not run.feature_maps_path.is_file():
+        raise InputError(
+            f"{run.path} has no {run.feature_maps_path.name}: version 0.1 adapted it, and wrote its "
+            f"report, {run.report_path}."
         )
 
 

@@ -15,14 +15,13 @@ from conftest import RUN_FILES, tiny_backbone, write_image
 from test_adapt_run import COLOURS, NAMES, domain, same_weights, tiny_model
 from typer.testing import CliRunner
 
-from keras_transfer.adaptation import Adaptation
+from keras_transfer.adaptation import Adaptation, feature_map
 from keras_transfer.data import Examples
 from keras_transfer.data.readers import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.reporting import page
-from keras_transfer.reporting.adaptation import feature_map
 from keras_transfer.runs import Run
 from keras_transfer.training.failures import Interrupted
 
@@ -80,7 +79,7 @@ def test_the_command_writes_a_run_that_the_other_commands_take(folders, tmp_path
     found = json.loads(
         command("adapt", source, target, "--out", out, *options, "--target-labels", "--json")
     )
-    assert {file.name for file in out.iterdir()} == {*RUN_FILES, "report.html"}
+    assert {file.name for file in out.iterdir()} == {*RUN_FILES, "feature_maps.npz", "report.html"}
     run = Run.open(out)
     assert found == run.metrics
     assert found["images"] == {"train": 36, "val": 9, "target": 30}
@@ -115,6 +114,9 @@ def test_the_command_writes_a_run_that_the_other_commands_take(folders, tmp_path
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
     again = html.unescape(re.search(r"<code>(.*?)</code>", page, re.DOTALL)[1])
     words = shlex.split(again)
+    # Written again from the files of the run.
+    assert command("report", out, "--out", tmp_path / "again.html").strip().endswith("again.html")
+    assert (tmp_path / "again.html").read_text() == page
     words[words.index("NEW_RUN")] = str(tmp_path / "again")
     assert words[:2] == ["keras-transfer", "adapt"] and "--target-labels" in words
     found = []
@@ -123,7 +125,7 @@ def test_the_command_writes_a_run_that_the_other_commands_take(folders, tmp_path
     (again,) = found
     begun = run.config
     assert again._settings() == {name: begun[name] for name in again._settings()}
-    assert (again.epochs, again.learning_rate, again.image_size) == (2, None, None)
+    assert (again.epochs, again.learning_rate, again.image_size) == (2, 0.01, 32)
 
 
 def test_a_killed_run_is_resumed_from_its_directory(folders, tmp_path, monkeypatch):

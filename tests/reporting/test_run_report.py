@@ -376,7 +376,8 @@ finally:
 """
     for args, words in (
         ([tmp_path / "none"], "no such directory"),
-        ([tmp_path / "adapted"], "no run of `train`"),
+        ([tmp_path / "adapted"], "has no feature_maps.npz"),
+        ([tmp_path / "adapted", "--split", "val"], "is an adaptation run"),
         ([run.path, "--out", tmp_path], "is a directory"),
         ([run.path, run.path], "given twice"),
         ([run.path, run.path, "--split", "val"], "report of one run"),
