@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import keras
 
 from keras_transfer.errors import InputError
+from keras_transfer.models import BATCH_NORM_POLICIES
 from keras_transfer.models.builders import backbone_of
 from keras_transfer.models.stages import Backbone, Stage, batch_norms
-from keras_transfer.schedules.phases import BATCH_NORM_POLICIES
 
 _QUICK = 0.9  # momentum of BatchNorm's averages
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from keras_transfer.data.mixing import MIXES
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import plain_augmentation
+from keras_transfer.models import BATCH_NORM_POLICIES
 
 SHAPES = ("cosine", "one_cycle", "step", "constant", "annealed", "plateau")
-BATCH_NORM_POLICIES = ("frozen", "train")
 KEEP = ("best", "last")
 SOLVERS = ("gradient", "logistic")
 
