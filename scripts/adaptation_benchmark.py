@@ -34,9 +34,8 @@ from pathlib import Path
 import keras
 import numpy as np
 from domains import TASKS, pixels
-from tqdm import trange
 
-from keras_transfer.utils.console import silence
+from keras_transfer.utils.console import progress_bar, silence
 
 METHODS = (
     *("coral", "mmd", "dann", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot_source", "shot"),
@@ -363,7 +362,7 @@ def cost(trial, methods, rounds: int, steps: int) -> str:
         fits[name] = partial(adapter.fit, source, target, **given)
         fits[name]()  # compiles
         times[name] = []
-    for _ in trange(rounds, desc=trial.task.name):
+    for _ in progress_bar(range(rounds), trial.task.name, unit="rounds"):
         for name, fit in fits.items():
             clock = Clock()
             fit(callbacks=[clock])

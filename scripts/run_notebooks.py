@@ -91,7 +91,7 @@ def _environment(folder):
         "KERAS_TRANSFER_CACHE": str(folder / "cache"),
         "IPYTHONDIR": str(folder / ".ipython"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "TQDM_DISABLE": "1",  # a bar that is gone leaves its line in the output
+        "TTY_INTERACTIVE": "0",  # a bar that was removed would leave its line in the output
     }
     if images := os.environ.get("KERAS_TRANSFER_DATA"):
         (folder / "data").symlink_to(Path(images).resolve(), target_is_directory=True)

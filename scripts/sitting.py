@@ -25,8 +25,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from tqdm import tqdm
-
+from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import write_file, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -158,7 +157,7 @@ def main():
         print("torch is left out: name a Python that has it with --torch", file=sys.stderr)
         names.remove("torch")
     failed = {}
-    for name in tqdm(names, desc="benchmarks", unit=""):
+    for name in progress_bar(names, "measuring", unit="benchmarks"):
         try:
             measure(name, everything[name], options.torch)
         except RuntimeError as error:

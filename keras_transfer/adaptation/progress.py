@@ -11,7 +11,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.runs import changed_settings
 from keras_transfer.training.failures import Diverged
 from keras_transfer.training.progress import assign, collected, reseed
-from keras_transfer.utils.console import bar, say
+from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import read_arrays, write_arrays
 
 FILE = "adapter.npz"
@@ -60,16 +60,15 @@ class Lines(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.perf_counter()
-        self.bar = bar(
+        self.bar = progress_bar(
+            label=f"epoch {epoch + 1}/{self.params['epochs']}",
             total=self.params["steps"],
-            desc=f"epoch {epoch + 1}/{self.params['epochs']}",
-            unit="batch",
+            unit="batches",
         )
 
     def on_train_batch_end(self, batch, logs=None):
-        self.bar.update(batch + 1 - self.bar.n)
-        if not self.bar.disable:
-            self.bar.set_postfix({k: f"{float(v):.3f}" for k, v in (logs or {}).items()})
+        self.bar.details(logs or {})
+        self.bar.update(batch + 1 - self.bar.done)
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()

@@ -17,7 +17,7 @@ import numpy as np
 from keras_transfer.errors import InputError
 from keras_transfer.features.closed_form import some_rows
 from keras_transfer.features.linear_probe import FOLDS, probe, stratified_folds
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import write_file
 from keras_transfer.utils.machine import free_memory
 from keras_transfer.utils.plotting import GREEN, OCHRE
@@ -375,7 +375,7 @@ def _probe_all(features, labels, folds, seed):
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to tell who is right
         work = joblib.Parallel(os.cpu_count(), prefer="threads", return_as="generator")
         found = work(joblib.delayed(probe)(x, labels, splits) for x in features)
-        return np.stack(list(bar(found, desc="probes", total=len(features))))
+        return np.stack(list(progress_bar(found, "probing", total=len(features), unit="stages")))
 
 
 def _mean(right):

@@ -115,9 +115,9 @@ def predict(
 ):
     """Predict images, as CSV or JSON: path, and what the run's task gives (label and score, …)."""
     from keras_transfer.data import list_images
-    from keras_transfer.data.check import printable
     from keras_transfer.runs import Run
     from keras_transfer.utils.files import write_text
+    from keras_transfer.utils.tables import printable
 
     run = Run.open(run)
     list_images(paths)  # a wrong path is said before TensorFlow is loaded

@@ -12,7 +12,7 @@ from keras_transfer.data.readers import Arrays, find_faults
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.machine import free_memory
 
 
@@ -188,7 +188,7 @@ def _read(dataset, split):
         raise InputError(f"{split} is infinite: leave .repeat() out.")
     room, size = free_memory() // 2, 0
     images, labels = [], []
-    rows = bar(dataset.as_numpy_iterator(), desc=f"reading {split}", unit="image")
+    rows = progress_bar(dataset.as_numpy_iterator(), f"reading {split}", unit="images")
     for image, label in rows:
         images.append(image)
         labels.append(label)

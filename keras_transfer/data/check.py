@@ -16,6 +16,7 @@ from keras_transfer.data.sources import open_data
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.data.targets import map_labels, shown, summary
 from keras_transfer.errors import InputError
+from keras_transfer.utils.tables import printable
 
 _SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # borders of the histogram, pixels
 _SHOWN = 10  # of each list, in text
@@ -277,12 +278,6 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
         modes={name.decode(): count for name, count in _counted(checked.mode)},
         orientations=dict(_counted(checked.orientation)),
     )
-
-
-def printable(text: str) -> str:
-    """A name on one line: control characters and bytes that are no UTF-8 are written out."""
-    text = os.fsencode(text).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _as_it_is(root, progress) -> ImageData | None:

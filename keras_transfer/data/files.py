@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
 
@@ -122,7 +122,7 @@ def stamp_of(path: str) -> tuple[int, int, int, int]:
 def each(function, items, title, progress):
     """What `function` says of each item, in order; in threads, with a bar on stderr."""
     answers = in_threads(function, items)
-    return list(bar(answers, shown=progress, total=len(items), desc=title, unit="file"))
+    return list(progress_bar(answers, title, total=len(items), unit="files", visible=progress))
 
 
 def in_threads(function: Callable, items: Iterable) -> Iterator:

@@ -20,7 +20,7 @@ from PIL import Image
 from keras_transfer.data.files import Skipped, in_threads, stamp_of
 from keras_transfer.data.readers import Files
 from keras_transfer.modalities.image.check import Facts, examine_file
-from keras_transfer.utils.console import bar, say
+from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.machine import cache_folder
 
 RULES = 1  # of examining: raise it when `examine` finds something else in the same file
@@ -104,7 +104,7 @@ def check_files(paths: Sequence[str], *, progress: bool = True) -> Checked:
         progress: show a bar on stderr, in a terminal or a notebook.
     """
     checked = Checked(paths)
-    seen = bar(shown=progress, total=len(paths), desc="checking images", unit="file")
+    seen = progress_bar(label="checking images", total=len(paths), unit="files", visible=progress)
     # Warnings are silenced here, not in the threads: the filters belong to the process.
     with seen, warnings.catch_warnings(), _Index(cache_folder() / _FILE) as index:
         warnings.simplefilter("ignore")

@@ -17,7 +17,7 @@ from keras_transfer.data.readers import Encoded, encoded_bytes, find_faults
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.data.targets import Target, joined, map_labels
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 
 # The schema: one `tf.train.Example` an image, named as TensorFlow's own conversion scripts do.
 IMAGE, LABEL, NAME = "image/encoded", "image/class/label", "image/filename"
@@ -209,7 +209,9 @@ def _write_split(examples, folder, split, shard_bytes, progress):
     import tensorflow as tf
 
     shards, size, writer = [], shard_bytes, None
-    for index in bar(range(len(examples)), shown=progress, desc=f"writing {split}", unit="image"):
+    for index in progress_bar(
+        range(len(examples)), f"writing {split}", unit="images", visible=progress
+    ):
         if size >= shard_bytes:
             if writer:
                 writer.close()

@@ -15,7 +15,7 @@ from keras_transfer.data.records import read_shards
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 
 _SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
 
@@ -121,7 +121,9 @@ def _read_split(tfds, builder, split, its_name, target, image, label, progress):
         split=its_name, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False
     )
     encoded, labels, files = [], [], []
-    rows = bar(dataset.as_numpy_iterator(), shown=progress, desc=f"reading {split}", unit="image")
+    rows = progress_bar(
+        dataset.as_numpy_iterator(), f"reading {split}", unit="images", visible=progress
+    )
     for row in rows:
         labels.append(int(row[label]))
         file = row.get(f"{image}/filename")

@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_transfer.data.targets import count, joined, map_labels
 from keras_transfer.models.heads import by_head
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.statistics import wilson_interval
 
 
@@ -13,7 +13,7 @@ def outputs_of(model: keras.Model, batches, total: int | None = None):
     """Labels and raw outputs float32 [N, C], from one pass over (inputs, labels); dicts where the
     labels or the model have several heads."""
     labels, outputs = [], []
-    for inputs, batch_labels in bar(batches, total=total, unit="batch"):
+    for inputs, batch_labels in progress_bar(batches, "predicting", total=total, unit="batches"):
         labels.append(map_labels(np.asarray, batch_labels))
         outputs.append(answers(model, np.asarray(inputs), count(labels[0])))
     return joined(labels), joined(outputs)

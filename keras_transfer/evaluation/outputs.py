@@ -10,7 +10,7 @@ from keras_transfer.evaluation.tta import averaged
 from keras_transfer.modalities.image.augment import View
 from keras_transfer.models.heads import by_head, heads_of
 from keras_transfer.models.precision import jit_compile
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 
 
 def collect(
@@ -46,7 +46,7 @@ def _of_views(model, data, split, batch_size, views):
     positions = np.arange(len(examples))
     made = pipeline.views(examples, positions, views, model.input_shape[1], batch_size)
     outputs = []
-    for batch in bar(made, total=total, unit="batch"):
+    for batch in progress_bar(made, "predicting", total=total, unit="batches"):
         found = [answers(model, view, batch_size) for view in np.asarray(batch)]
         by_name = [by_head(heads, one) for one in found]
         mean = {

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.check import printable
 from keras_transfer.utils.files import write_file
 from keras_transfer.utils.plotting import BLUE, GREEN, RED
+from keras_transfer.utils.tables import printable
 
 _LABELLED = 30  # classes whose names fit beside a matrix
 _PAIRS = 12

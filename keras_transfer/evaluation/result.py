@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_transfer.data.check import printable
 from keras_transfer.utils.files import csv_text, write_text
+from keras_transfer.utils.tables import printable
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"

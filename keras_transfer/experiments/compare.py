@@ -3,14 +3,12 @@
 import hashlib
 import inspect
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stderr
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from keras_transfer.data import ImageData, plain_augmentation
 from keras_transfer.data.check import find_duplicates
@@ -22,7 +20,7 @@ from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule
 from keras_transfer.training.failures import Interrupted
-from keras_transfer.utils.console import bar, quiet_tensorflow, say
+from keras_transfer.utils.console import progress_bar, quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
 
 SETTINGS = "settings.json"
@@ -234,9 +232,9 @@ class Experiment:
         jobs = list(product(draws, ARMS))
         curves = {}
         seen = [self._images(size) * self._epochs(arm, size) for (size, _), arm in jobs]
-        with bar(total=sum(seen), unit=" images", unit_scale=True, leave=True) as progress:
+        with progress_bar(total=sum(seen), unit="images") as progress:
             for done, (key, arm) in enumerate(jobs):
-                progress.set_description(f"{done} of {len(jobs)} runs; {key[0]} a class, {arm}")
+                progress.relabel(f"{done} of {len(jobs)} runs; {key[0]} a class, {arm}")
                 try:
                     curves[key, arm] = self._curve(key[0], key[1], arm, draws[key])
                 except KeyboardInterrupt:
@@ -285,7 +283,7 @@ class Experiment:
             curve = read_curve(run)
             write_text(file, json.dumps({"accuracy": curve.accuracy}) + "\n")
             shown = f"{size} a class, seed {seed}, {arm}: {curve.start:.3f} at first"
-            tqdm.write(f"{shown}, {curve.asymptote:.3f} in the end", file=sys.stderr)
+            say(f"{shown}, {curve.asymptote:.3f} in the end")
         if not self.keep_models:
             run.model_path.unlink(missing_ok=True)
         return Curve.of(json.loads(file.read_text(encoding="utf-8"))["accuracy"])

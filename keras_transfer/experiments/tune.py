@@ -27,7 +27,7 @@ from keras_transfer.schedules import recipes
 from keras_transfer.training.distributed.workers import require_alone
 from keras_transfer.training.failures import Interrupted
 from keras_transfer.training.trainer import Trainer
-from keras_transfer.utils.console import bar, say, silence
+from keras_transfer.utils.console import progress_bar, say, silence
 from keras_transfer.utils.files import write_text
 
 TRIALS = 20
@@ -149,9 +149,7 @@ class _Tuner:
                 f"searching {', '.join(self.search.space)}; the default is "
                 f"{shown_values(self.search.default)}"
             )
-            seen = bar(
-                desc="trials", total=trials, initial=len(ended(study)), unit="trial", leave=True
-            )
+            seen = progress_bar(label="tuning", total=trials, done=len(ended(study)), unit="trials")
             try:
                 while not _spent(study, trials, minutes):
                     self.model.set_weights(start)

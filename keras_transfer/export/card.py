@@ -6,7 +6,6 @@ from pathlib import Path
 
 import keras
 
-from keras_transfer.data.check import printable
 from keras_transfer.evaluation.result import markdown
 from keras_transfer.modalities.image.prepare import EVAL_CROP
 from keras_transfer.models.builders import backbone_of
@@ -15,6 +14,7 @@ from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.runs import read_split
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.statistics import wilson_interval
+from keras_transfer.utils.tables import printable
 
 CARD = "README.md"
 _NAMES = 50  # classes that are written out

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 
 _STRENGTHS = np.logspace(-3, 1, 9)
 _MOST_FOR_CHOOSING = 5000  # rows of cross-validation; the strength found serves for all
@@ -159,7 +159,7 @@ def label_regressions(
     kernel = np.zeros((features.shape[1], count), "float32")
     bias = np.zeros(count, "float32")
     found = []
-    for i in bar(range(count), desc="labels", unit="label"):
+    for i in progress_bar(range(count), "fitting the head", unit="labels"):
         column = labels[:, i].astype("int64")
         positive = int(column.sum())
         if positive in (0, len(column)):

@@ -13,7 +13,7 @@ from keras_transfer.features.engines import choose_engine, engine_version, usabl
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import DTYPES, Store, Table, Writer
 from keras_transfer.modalities.image.augment import View
-from keras_transfer.utils.console import bar, say
+from keras_transfer.utils.console import progress_bar, say
 
 _FORMAT = 2  # of what a row means: raise it when decoding, views or preprocessing change
 _BATCH = 32
@@ -200,7 +200,7 @@ def _compute(run: Callable, batches, digests, tables, dtype, on_disk, told):
     # What waits in memory is bounded, over all views.
     share = max(1 << 20, (64 << 20) // len(tables))
     writers = [Writer(table, on_disk, share) for table in tables]
-    progress = bar(total=len(digests), desc="features", unit="image")
+    progress = progress_bar(label="computing features", total=len(digests), unit="examples")
     done = 0
     try:
         for batch in batches:

@@ -8,10 +8,10 @@ import numpy as np
 from keras_transfer.adaptation.feature_maps import MOST_FEATURES, read_feature_maps
 from keras_transfer.adaptation.selection import Selector
 from keras_transfer.data import plain_augmentation, without_flip
-from keras_transfer.data.check import printable
 from keras_transfer.reporting import page
 from keras_transfer.runs import Run
 from keras_transfer.utils.files import write_text
+from keras_transfer.utils.tables import printable
 
 _MOST_CLASSES = len(page.COLOURS)  # with a colour each in a legend
 _MOST_SKIPPED = 50

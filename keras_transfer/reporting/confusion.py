@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from keras_transfer.data.check import printable
 from keras_transfer.evaluation.plots import row_shares, similarity_order
 from keras_transfer.reporting import page
+from keras_transfer.utils.tables import printable
 
 _WHOLE = 20  # classes of which a table with all counts is readable
 _PART = 16  # of more: how many of the most confused ones such a table has

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from keras_transfer.data.check import printable
 from keras_transfer.reporting import page
+from keras_transfer.utils.tables import printable
 
 MOST_BYTES = 3_200_000  # of all thumbnails of a page, as they stand in it
 _SIDES = ((60, 176), (250, 128), (None, 80))  # (up to so many thumbnails, pixels of a side)

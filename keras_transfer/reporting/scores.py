@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from keras_transfer.data.check import printable
 from keras_transfer.evaluation.result import summary
 from keras_transfer.reporting import page
 from keras_transfer.reporting.confusion import confusion, taken_for
 from keras_transfer.reporting.gallery import Shot, gallery, items_of
 from keras_transfer.reporting.sorting import Column, sortable
+from keras_transfer.utils.tables import printable
 
 _BEFORE, _AFTER = page.COLOURS[0], page.COLOURS[1]
 _PER_NAME = {"single_label": "per_class", "multi_label": "per_label", "regression": "per_target"}

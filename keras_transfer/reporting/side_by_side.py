@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_transfer.data.check import printable
 from keras_transfer.errors import InputError
 from keras_transfer.reporting import page, summary
 from keras_transfer.reporting.training_curves import curves_beside, measured
 from keras_transfer.runs import COMPARISON, Run
 from keras_transfer.utils.files import write_text
+from keras_transfer.utils.tables import printable
 
 _MOST = len(page.COLOURS)
 _NO_SETTINGS = ("advice", "caching")  # what was found out, not what was asked for

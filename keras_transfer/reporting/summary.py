@@ -5,9 +5,9 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
-from keras_transfer.data.check import printable
 from keras_transfer.reporting import page
 from keras_transfer.runs import CONFIG, Run
+from keras_transfer.utils.tables import printable
 
 _MOST_SKIPPED = 100
 _MOST_NAMES = 12

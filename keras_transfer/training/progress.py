@@ -16,7 +16,7 @@ from keras_transfer.models.heads import heads_of
 from keras_transfer.runs import Run
 from keras_transfer.schedules.plans import PlannedPhase
 from keras_transfer.training.failures import Diverged, Signals
-from keras_transfer.utils.console import bar, say
+from keras_transfer.utils.console import progress_bar, say
 
 
 class SwapAverages(keras.callbacks.SwapEMAWeights):
@@ -146,10 +146,8 @@ class Progress(keras.callbacks.Callback):
         done = self.phase_epoch * self.planned.steps_per_epoch
         # The last epoch of a phase that is given in steps may be a part of one.
         self.steps = min(self.planned.steps_per_epoch, self.planned.steps - done)
-        self.bar = bar(
-            total=self.steps,
-            desc=f"epoch {epoch + 1}/{self.params['epochs']}",
-            unit="batch",
+        self.bar = progress_bar(
+            label=f"epoch {epoch + 1}/{self.params['epochs']}", total=self.steps, unit="batches"
         )
 
     def on_train_batch_end(self, batch, logs=None):
@@ -157,9 +155,8 @@ class Progress(keras.callbacks.Callback):
         if not np.isfinite(loss):
             self.bar.close()
             self._diverged(batch, loss)
-        self.bar.update(batch + 1 - self.bar.n)
-        if not self.bar.disable:
-            self.bar.set_postfix({k: f"{float(v):.3f}" for k, v in (logs or {}).items()})
+        self.bar.details(logs or {})
+        self.bar.update(batch + 1 - self.bar.done)
         if batch + 1 >= self.steps < self.planned.steps_per_epoch:
             self.model.stop_training = True
 

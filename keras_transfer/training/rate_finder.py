@@ -17,7 +17,7 @@ from keras_transfer.models.precision import jit_compile
 from keras_transfer.schedules.optimizers import make_optimizer
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.training.progress import reseed
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import write_file
 from keras_transfer.utils.plotting import GREEN, RED
 
@@ -125,7 +125,7 @@ def find_rate(
 
 def _losses(probe, stream, steps, progress):
     losses = []
-    seen = bar(shown=progress, total=steps, desc="range test", unit="batch")
+    seen = progress_bar(label="range test", total=steps, unit="batches", visible=progress)
     for images, labels in stream:
         probe.reset_metrics()  # Keras reports means over the batches since
         loss = float(probe.train_on_batch(images, labels, return_dict=True)["loss"])

@@ -1,65 +1,53 @@
-"""Lines of progress and progress bars, on stderr."""
+"""Messages, progress bars and tables for a person at a terminal or in a notebook.
 
+Progress goes to stderr, results go to stdout. rich is imported only to draw.
+"""
+
+import atexit
+import importlib.util
+import os
 import sys
-import warnings
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from keras_transfer.utils.tables import Table
 
-def bar(items=None, *, shown: bool = True, **options: Any):
-    """A bar of tqdm's that is gone when it is done.
-
-    Args:
-        items: what is gone through; or none, and the bar is told by `update`.
-        shown: False hides it wherever it is.
-        options: of `tqdm.tqdm`: `desc`, `total`, `unit`, `leave` …
-
-    In a notebook it is a widget where ipywidgets are installed, else a line of text; the variable
-    `TQDM_DISABLE` hides all of them there.
-    """
-    options = {"leave": False, **options}
-    if not shown:
-        options["disable"] = True
-    if not _in_notebook():
-        from tqdm import tqdm
-
-        return tqdm(
-            items, **{"disable": None, **options}
-        )  # None: it asks whether stderr is a terminal
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there are no ipywidgets
-        from tqdm.auto import tqdm
-    return tqdm(items, **options)
-
-
-def _in_notebook() -> bool:
-    """Whether cells of Jupyter or Colab run here; its stderr is no terminal, and yet somebody looks."""
-    if "IPython" not in sys.modules:
-        return False
-    shell = sys.modules["IPython"].get_ipython()
-    return "IPKernelApp" in getattr(shell, "config", {})
-
+_DRAW_SECONDS = 0.1
+_LINE_SECONDS = 10.0  # without a terminal
 
 _silent = False
-_log = None
+_log = None  # a file that receives messages instead of stderr
+_display = None  # the live display that all open bars share
 
 
 def say(text: str) -> None:
-    """A line of progress on stderr (or where `log_to` says), unless `silence` is in force."""
+    """Print a line on stderr (or into the file given to `log_to`), unless silenced."""
     if not _silent:
         print(text, file=_log or sys.stderr, flush=True)
 
 
 def log_to(path) -> None:
-    """What is said from now on is added to a file: of a process that is one of many."""
+    """Append all further messages to a file: for one of several worker processes."""
     global _log
-    _log = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
+    _log = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
+
+
+@contextmanager
+def silence():
+    """Suppress messages and progress bars: for many short trainings that report one result."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
 
 
 @contextmanager
 def quiet_tensorflow():
-    """TensorFlow's notes and warnings of saving and tracing are not shown inside; errors are."""
+    """Suppress TensorFlow's notes and warnings about saving and tracing; errors still appear."""
     import tensorflow as tf
 
     logger = tf.get_logger()
@@ -71,12 +59,176 @@ def quiet_tensorflow():
         logger.setLevel(level)
 
 
-@contextmanager
-def silence():
-    """Nothing is said inside: for many trainings of which only the outcome is shown."""
-    global _silent
-    before, _silent = _silent, True
-    try:
-        yield
-    finally:
-        _silent = before
+def print_table(table: Table) -> None:
+    """Print a table on stdout: drawn with lines in a terminal, as plain text elsewhere."""
+    if not sys.stdout.isatty():
+        print(table.text())
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as Drawn
+    from rich.text import Text  # plain text, whereas rich reads markup in strings
+
+    drawn = Drawn(box=SIMPLE_HEAD, pad_edge=False)
+    for name, letter in zip(table.header, table.align):
+        drawn.add_column(Text(name), justify="right" if letter == "r" else "left")
+    for row in table.cells:
+        drawn.add_row(*map(Text, row))
+    Console(file=sys.stdout, highlight=False).print(drawn)
+
+
+def progress_bar(
+    items: Iterable | None = None,
+    label: str = "",
+    *,
+    total: int | None = None,
+    unit: str = "",
+    done: int = 0,
+    visible: bool = True,
+) -> "ProgressBar":
+    """Open a progress bar on stderr, removed on completion.
+
+    In a terminal or a notebook with ipywidgets it is drawn by rich. Elsewhere long work prints a
+    plain line now and then, at most every 10 seconds. `TTY_INTERACTIVE=0` in the environment
+    turns drawing off.
+
+    Args:
+        items: what to iterate over; without it, call `update` after each step and `close` at the
+            end, or use the bar in a `with` statement.
+        label: what is being done, such as `"checking images"`.
+        total: number of steps; by default `len(items)`, unknown if that fails.
+        unit: what is counted, in the plural, such as `"files"`.
+        done: number of steps completed before.
+        visible: False prints nothing at all.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    return ProgressBar(items, label, total, unit, done, visible and not _silent)
+
+
+class ProgressBar:
+    """A progress bar, opened by `progress_bar`.
+
+    Attributes:
+        done: completed steps.
+    """
+
+    _display = None
+
+    def __init__(self, items, label, total, unit, done, visible):
+        self.done = done
+        self._items, self._label, self._total, self._unit = items, label, total, unit
+        self._details = ""
+        self._visible = visible
+        self._started = time.monotonic()
+        self._next = self._started + _LINE_SECONDS
+        if visible and (display := _shared_display()) is not None:
+            self._next = self._started + _DRAW_SECONDS
+            self._task = display.add_task(label, total=total, completed=done, unit=unit, details="")
+            self._display = display
+
+    def __iter__(self) -> Iterator:
+        with self:
+            for item in self._items:
+                yield item
+                self.update()
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()  # after an exception
+
+    def update(self, steps: int = 1) -> None:
+        """Count completed steps."""
+        self.done += steps
+        if self._visible and (now := time.monotonic()) >= self._next:
+            self._show(now)
+
+    def relabel(self, label: str) -> None:
+        """Change the text in front of the bar."""
+        self._label = label
+        if self._display:
+            self._show(time.monotonic())
+
+    def details(self, values: Mapping[str, float]) -> None:
+        """Show numbers such as the loss behind the bar, the next time it is drawn."""
+        if self._display and time.monotonic() >= self._next - _DRAW_SECONDS:
+            self._details = "  ".join(f"{k} {float(v):.3f}" for k, v in values.items())
+
+    def close(self) -> None:
+        """Remove the bar. Closing twice is allowed."""
+        display, self._display, self._visible = self._display, None, False
+        if display:
+            display.remove_task(self._task)
+            if not display.tasks:
+                _close_display()
+
+    def _show(self, now):
+        if self._display:
+            self._next = now + _DRAW_SECONDS
+            self._display.update(
+                self._task,
+                completed=self.done,
+                description=self._label,
+                details=self._details,
+                refresh=True,
+            )
+            return
+        # Lines become rarer with time, so that a day's work does not fill a screen.
+        self._next = now + max(_LINE_SECONDS, (now - self._started) / 4)
+        unit = f" {self._unit}" if self._unit else ""
+        of = f" of {self._total}" if self._total else ""
+        share = f" ({100 * self.done // self._total} %)" if self._total else ""
+        say(f"{self._label}{': ' if self._label else ''}{self.done}{of}{unit}{share}")
+
+
+def _shared_display():
+    """Return rich's live display, or None where nothing can be drawn."""
+    global _display
+    stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    if _display is not None:
+        return _display if stream is _display.console.file else None
+    if _log or os.environ.get("TTY_INTERACTIVE") == "0" or not _can_draw(stream):
+        return None
+    from rich import progress
+    from rich.console import Console
+
+    _display = progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[unit]}", markup=False),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[details]}", markup=False),
+        console=Console(file=stream),
+        auto_refresh=False,  # no thread: bars refresh it when they are updated
+        transient=True,
+        redirect_stdout=False,  # results must not go to stderr
+    )
+    _display.start()
+    return _display
+
+
+def _can_draw(stream):
+    if stream.isatty():
+        return os.environ.get("TERM") != "dumb"
+    # The kernel of a notebook names its stream; a redirected one is a file.
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return (
+        "IPKernelApp" in getattr(shell, "config", {})
+        and getattr(stream, "name", "") in ("stderr", "<stderr>")
+        and importlib.util.find_spec("ipywidgets") is not None
+    )
+
+
+@atexit.register
+def _close_display():
+    """Give the terminal its cursor back."""
+    global _display
+    display, _display = _display, None
+    if display:
+        display.stop()

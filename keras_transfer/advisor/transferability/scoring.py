@@ -6,7 +6,7 @@ from keras_transfer.advisor.transferability.formulas import LEEP, NCE, HScore, L
 from keras_transfer.advisor.transferability.probe import probe
 from keras_transfer.advisor.transferability.table import Score, Scores, sample_of
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import bar
+from keras_transfer.utils.console import progress_bar
 
 _SHUFFLES = 99
 _ROUNDING = 1e-9
@@ -57,7 +57,7 @@ def score_features(
     with threadpool_limits(1, "blas"):
         found, values = {"probe": _probe(rows, labels, groups, seed)}, {}
         measures = _measures(rows, groups, theta)
-        for key, make in bar(measures.items(), desc=name, unit="score"):
+        for key, make in progress_bar(measures.items(), name, unit="scores"):
             measure = make()
             values[key] = measure.values(labelings)
             found[key] = Score.of(
