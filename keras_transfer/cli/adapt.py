@@ -2,36 +2,32 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from keras_transfer.adaptation import METHOD_NAMES
-from keras_transfer.cli.common import load_keras, stop_said
+from keras_transfer.cli.common import interruption_reported, load_keras
 from keras_transfer.cli.options import (
-    AugmentOption,
     BatchNorm,
-    BatchSize,
-    ColumnOption,
     Data,
-    Epochs,
     Freeze,
-    ImageSize,
     Json,
     KeepEpoch,
-    LearningRate,
-    NoFlip,
-    PrecisionOption,
+    Resume,
     RunOut,
-    Seed,
-    ValOption,
-    ValSplit,
-    WeightsOption,
-    settings_of,
+    takes,
+)
+
+_SETTINGS = (
+    *("backbone", "image_size", "batch_size", "augment", "precision", "weights", "seed"),
+    *("val", "val_split", "columns", "epochs", "learning_rate"),
 )
 
 
+@takes(*_SETTINGS)
 def adapt(
     source: Data,
     target: Annotated[
@@ -40,20 +36,7 @@ def adapt(
     ],
     method: Annotated[str, typer.Option(metavar="NAME[,NAME]", help=f"{', '.join(METHOD_NAMES)}.")],
     out: RunOut,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="A name of `keras-transfer backbones`, a .keras file, a RUN, or auto: one whose "
-            "weights are here. [auto]"
-        ),
-    ] = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = None,
-    augment: AugmentOption = None,
-    no_flip: NoFlip = False,
-    precision: PrecisionOption = None,
+    settings,
     freeze: Freeze = "none",
     batch_norm: Annotated[
         BatchNorm, typer.Option(help="Whose batches it is computed from; frozen: none.")
@@ -70,14 +53,7 @@ def adapt(
             "--target-labels", help="TARGET/<class>/: report the accuracy; nothing else uses it."
         ),
     ] = False,
-    weights: WeightsOption = None,
-    seed: Seed = None,
-    val: ValOption = None,
-    val_split: ValSplit = None,
-    column: ColumnOption = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
-    ] = False,
+    resume: Resume = False,
     as_json: Json = False,
 ):
     """Adapt a model: labelled images of SOURCE, unlabelled ones of TARGET, a model for TARGET."""
@@ -86,31 +62,25 @@ def adapt(
     from keras_transfer.reporting import write_report
     from keras_transfer.schedules.recipes import AUTO
 
-    settings = settings_of(locals(), but="keep")
-    if settings["augment"] == AUTO:
-        settings["augment"] = "light"
-    given = (
-        *("backbone", "image_size", "batch_size", "augment", "precision", "weights", "seed"),
-        *("val", "val_split", "columns"),
-    )
+    config = settings.config
+    if config.augment == AUTO:
+        config = replace(config, augment="light")
     adaptation = Adaptation(
         source,
         target,
         out,
         method=method,
-        epochs=epochs,
-        learning_rate=learning_rate,
         freeze=freeze,
         batch_norm=str(batch_norm),
         bottleneck=bottleneck,
         keep=str(keep),
         target_labels=target_labels,
         resume=resume,
-        **{name: settings[name] for name in given},
+        **{name: getattr(config, name) for name in _SETTINGS},
     )
     print(adaptation.describe(), file=sys.stderr)
     load_keras()
-    with stop_said():
+    with interruption_reported():
         run = adaptation.run()
     write_report(run)
     if as_json:

@@ -16,7 +16,7 @@ def ask(
     ],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Its name on the server.")],
     paths: Images,
-    version: Annotated[int | None, typer.Option(help="Of the model. [the newest]")] = None,
+    version: Annotated[int | None, typer.Option(help="Of the model. (default: the newest)")] = None,
     features: Annotated[
         bool, typer.Option("--features", help="What the backbone sees, in place of answers.")
     ] = False,

@@ -2,153 +2,125 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from keras_transfer.cli.common import (
-    build_for,
-    check_choice,
-    kept_of,
+    build,
+    check_backbones,
+    interruption_reported,
     load_keras,
-    opened,
-    pinned,
-    stop_said,
+    open_images,
+    saved_config,
+    trainer_options,
+    without_auto,
 )
 from keras_transfer.cli.options import (
-    AugmentOption,
-    BackboneOption,
-    BalanceOption,
-    BatchSize,
-    CacheOption,
-    ColumnOption,
-    Config,
     Data,
-    EngineOption,
-    Epochs,
-    Group,
-    ImageSize,
     Json,
-    LearningRate,
-    MinutesOption,
-    NoFlip,
-    PolicyOption,
-    PrecisionOption,
-    Seed,
-    SetOption,
-    SplitFile,
-    StrategyOption,
-    TaskOption,
-    TestSplit,
-    ValOption,
-    ValSplit,
-    WeightsOption,
     check_png,
     overrides_of,
-    schedule_of,
     seeds_of,
-    settings_of,
     sizes_of,
+    takes,
 )
 
+_DATA = ("columns", "val", "val_split", "group", "split")
 
+
+@takes(*_DATA, "image_size", "batch_size", "minutes", "policy", "seed")
 def advise(
     data: Data,
+    settings,
     target: Annotated[
         Path | None,
-        typer.Option(help="Unlabelled images that the model is for: is adaptation worth trying?"),
+        typer.Option(help="Unlabelled images of another domain: is adaptation worth trying?"),
     ] = None,
     backbones: Annotated[
         str | None,
         typer.Option(
-            help="Names and RUNs to choose from, with commas; auto: those whose weights are here. [auto]"
+            help="Names and RUNs to choose from, separated by commas; auto: those whose weights are "
+            "on this machine. (default: auto)"
         ),
     ] = None,
-    val: ValOption = None,
-    val_split: ValSplit = None,
-    group: Group = None,
-    split: SplitFile = None,
-    column: ColumnOption = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = None,
-    minutes: MinutesOption = None,
-    policy: PolicyOption = None,
-    seed: Seed = None,
-    image: Annotated[
-        Path | None, typer.Option(help="A .png file: accuracy after each stage of the backbone.")
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            "--picture",
+            help="A .png file for a plot: accuracy after each stage of the backbone.",
+        ),
     ] = None,
     as_json: Json = False,
 ):
-    """Say which backbone and which strategy suit the data, what that costs here, and why."""
+    """Recommend a backbone and a strategy for the data, with the reasons and the cost on this machine."""
     from keras_transfer.advisor.api import check_advice
     from keras_transfer.advisor.shortlist import named
     from keras_transfer.data import require_source, unlabelled_images
     from keras_transfer.schedules.recipes import AUTO
 
-    check_png(image)
-    settings = settings_of(locals())
-    asked = {key: settings[key] for key in ("image_size", "minutes", "policy")}
+    check_png(plot)
+    config = settings.config
+    limits = {name: getattr(config, name) for name in ("image_size", "minutes", "policy")}
     names = named(backbones or AUTO)
     require_source(data)
-    check_advice(names, **asked)
-    images = opened(data, settings)
-    where = target and unlabelled_images(target)[0]
+    check_advice(names, **limits)
+    images = open_images(data, config)
+    target_images = target and unlabelled_images(target)[0]
     load_keras()
     from keras_transfer.advisor.api import advise as advise_on
 
     advice = advise_on(
         images,
-        target=where,
+        target=target_images,
         backbones=names,
-        batch_size=settings["batch_size"],
-        seed=settings["seed"],
-        **asked,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        **limits,
     )
-    if image is not None:
-        advice.draw(image)
-        print(f"wrote {image}", file=sys.stderr)
+    if plot is not None:
+        advice.draw(plot)
+        print(f"wrote {plot}", file=sys.stderr)
     print(json.dumps(advice.to_dict(), indent=2) if as_json else advice.text())
 
 
+@takes(
+    *_DATA,
+    *("backbone", "weights", "image_size", "precision"),
+    *("strategy", "overrides", "learning_rate", "batch_size", "augment"),
+)
 def compare(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Directory of the comparison; one begun goes on.")],
-    column: ColumnOption = None,
-    backbone: BackboneOption = None,
-    strategy: StrategyOption = None,
-    set: SetOption = None,
+    out: Annotated[
+        Path, typer.Option(help="Directory of the comparison; resumes one begun there.")
+    ],
+    settings,
     set_scratch: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="The same for training from scratch."),
+        typer.Option(metavar="KEY=VALUE", help="Like --set, for training from scratch."),
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(metavar="5,20,all", help="Training images a class. [doubling from 5 to all]"),
+        typer.Option(
+            metavar="5,20,all", help="Training images per class. (default: doubling from 5 to all)"
+        ),
     ] = None,
     show: Annotated[
-        int | None, typer.Option(help="The size whose curves are drawn. [the middle one]")
+        int | None,
+        typer.Option(help="The size whose curves are plotted. (default: the middle one)"),
     ] = None,
     seeds: Annotated[str, typer.Option(help="How many, or which: 10,11,12.")] = "3",
     epochs: Annotated[
-        int | None, typer.Option(help="Epochs of transfer. [what from_scratch asks for]")
+        int | None, typer.Option(help="Epochs of transfer. (default: those of from_scratch)")
     ] = None,
-    learning_rate: LearningRate = None,
     scratch_budget: Annotated[
         float, typer.Option(help="Epochs from scratch for each epoch of transfer.")
     ] = 1.0,
-    val: ValOption = None,
-    val_split: ValSplit = None,
-    group: Group = None,
-    split: SplitFile = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = None,
-    precision: PrecisionOption = None,
-    augment: AugmentOption = None,
-    no_flip: NoFlip = False,
-    weights: WeightsOption = None,
     keep_models: Annotated[
-        bool, typer.Option("--keep-models", help="Leave the model of each run on the disk.")
+        bool, typer.Option("--keep-models", help="Keep the model of each run on disk.")
     ] = False,
     as_json: Json = False,
 ):
@@ -157,75 +129,60 @@ def compare(
     from keras_transfer.experiments.compare import Experiment
     from keras_transfer.experiments.comparison import IMAGE, JSON, TABLE
 
-    settings = settings_of(locals())
+    config = settings.config
     chosen = {"sizes": sizes_of(sizes), "seeds": seeds_of(seeds)}
     require_source(data)
-    check_choice(settings)
-    images = opened(data, settings)
+    check_backbones(config)
+    images = open_images(data, config)
     print(images.describe(), file=sys.stderr)
-    advised = pinned(images, settings)
+    config = without_auto(images, config)
+    rate = {} if config.learning_rate is None else {"learning_rate": config.learning_rate}
     same = ("backbone", "strategy", "image_size", "batch_size", "augment", "weights", "precision")
     experiment = Experiment(
         images,
         out,
-        overrides={**advised, **overrides_of(set, learning_rate=learning_rate)},
+        overrides={**config.overrides, **rate},
         scratch_overrides=overrides_of(set_scratch),
         epochs=epochs,
         scratch_budget=scratch_budget,
         keep_models=keep_models,
         show=show,
-        **{key: settings[key] for key in same},
+        **{name: getattr(config, name) for name in same},
         **chosen,
     )
     load_keras()
-    with stop_said():
+    with interruption_reported():
         found = experiment.run()
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
     print(f"wrote {TABLE}, {JSON} and {IMAGE} in {out}", file=sys.stderr)
 
 
+@takes(
+    *("task", *_DATA, "test_split", "backbone", "weights", "image_size", "precision"),
+    *("strategy", "overrides", "epochs", "batch_size", "augment", "balance", "seed"),
+    *("cache", "engine"),
+)
 def tune(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the search; the same goes on with it.")],
+    out: Annotated[Path, typer.Option(help="Directory of the search; resumes one begun there.")],
+    settings,
     trials: Annotated[
-        int | None, typer.Option(help="Trainings in all. [20, without --minutes]")
+        int | None, typer.Option(help="Number of trainings. (default: 20, without --minutes)")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Begin none that would end later, over all calls.")
+        float | None, typer.Option(help="Start no training that would end later, over all calls.")
     ] = None,
     search: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=LOW..HIGH",
-            help="Search elsewhere: `learning_rate=1e-5..1e-3`, `augment=none,light`, `k=3`, "
+            help="A range to search: `learning_rate=1e-5..1e-3`, `augment=none,light`, `k=3`, "
             "`*.weight_decay=1e-5..1e-1`.",
         ),
     ] = None,
     space: Annotated[
-        Path | None, typer.Option(help="A .yaml file of such ranges; --search wins over it.")
+        Path | None, typer.Option(help="A .yaml file of such ranges; --search overrides it.")
     ] = None,
-    task: TaskOption = None,
-    column: ColumnOption = None,
-    backbone: BackboneOption = None,
-    strategy: StrategyOption = None,
-    set: SetOption = None,
-    val: ValOption = None,
-    val_split: ValSplit = None,
-    test_split: TestSplit = None,
-    group: Group = None,
-    split: SplitFile = None,
-    balance: BalanceOption = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = None,
-    epochs: Epochs = None,
-    precision: PrecisionOption = None,
-    augment: AugmentOption = None,
-    no_flip: NoFlip = False,
-    weights: WeightsOption = None,
-    seed: Seed = None,
-    cache: CacheOption = None,
-    engine: EngineOption = None,
-    config: Config = None,
     as_json: Json = False,
 ):
     """Search rate, decay per stage, frozen stages, dropout and augmentation; needs Optuna."""
@@ -237,45 +194,40 @@ def tune(
         space_of,
     )
     from keras_transfer.experiments.study import check_budget, check_folder, require_optuna
-    from keras_transfer.features import check_engine
     from keras_transfer.schedules.recipes import AUTO, DEFAULT, resolve_schedule
 
     require_optuna()
     check_budget(trials, minutes)
     check_folder(out)
-    settings = settings_of(locals(), but="minutes")
-    check_engine(settings["engine"])
-    overrides = overrides_of(set, epochs=epochs)
-    given = space_of(space, search)
-    around = DEFAULT if settings["strategy"] == AUTO else settings["strategy"]
-    if isinstance(settings.get("schedule"), dict) and not (strategy or epochs):
-        around = schedule_of(config, settings["schedule"])
-    base = resolve_schedule(around, overrides)
+    config = settings.config
+    if config.epochs is not None:
+        config = replace(config, overrides={**config.overrides, "epochs": config.epochs})
+    ranges = space_of(space, search)
+    around = DEFAULT if config.strategy == AUTO else config.strategy
+    base = resolve_schedule(settings.schedule or around, config.overrides)
     check_base(base)
-    check_fields(read_space(given), base)
+    check_fields(read_space(ranges), base)
     require_source(data)
-    check_choice(settings)
-    images = opened(data, settings)
+    check_backbones(config)
+    images = open_images(data, config)
     print(images.describe(), file=sys.stderr)
     load_keras()
-    overrides = {**pinned(images, settings), **overrides}
+    config = without_auto(images, config)
     from keras_transfer.experiments.tune import tune as search_in
 
-    used = ("batch_size", "mix", "mix_alpha", "keep", "balance", "cache", "engine", "feature_dtype")
-    with stop_said():
+    with interruption_reported():
         tuned = search_in(
-            build_for(images, settings),
+            build(images, config),
             images,
             out,
             trials=trials,
             minutes=minutes,
-            strategy=around,
-            overrides=overrides,
-            space=given,
-            augment=settings["augment"],
-            seed=settings["seed"],
-            config=kept_of(data, settings),
-            **{name: settings[name] for name in used},
+            strategy=settings.schedule or around,
+            overrides=config.overrides,
+            space=ranges,
+            config=saved_config(data, config),
+            keep=config.keep,
+            **trainer_options(config),
         )
     if as_json:
         print(json.dumps(tuned.to_dict(), indent=2))

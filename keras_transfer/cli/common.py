@@ -1,35 +1,37 @@
-"""What several commands do alike once their options are read: open images, import Keras, advise, build."""
+"""Steps that several commands share: import Keras, open the data, ask the advisor, build the model."""
 
 import contextlib
 import os
 import sys
+from dataclasses import replace
 
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
+from keras_transfer.training.config import TrainConfig
 from keras_transfer.utils.console import say
 
 
-def load_keras():
-    """Imports Keras and its backend without their start-up notes on stderr.
+def load_keras() -> None:
+    """Import Keras and its backend without their start-up messages on stderr.
 
-    TensorFlow's libraries write them before any log level is read. Errors are Python exceptions
+    TensorFlow's libraries write them before they read any log level. Errors are Python exceptions
     and are not lost.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         import keras  # noqa: F401
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(nowhere)
+        os.close(devnull)
 
 
 @contextlib.contextmanager
-def stop_said():
-    """Says what an interruption leaves behind, and passes it on."""
+def interruption_reported():
+    """Print what an interruption leaves on disk, then pass it on."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -37,28 +39,37 @@ def stop_said():
         raise
 
 
-def opened(data, settings, **others):
-    """The labelled images at `data`, divided as the settings say; `others`: of `open_data`, win over them."""
+def open_images(data, config: TrainConfig, **overrides):
+    """Open the labelled examples and split them as the config says.
+
+    Args:
+        data: a path or name that `open_data` takes.
+        overrides: arguments of `open_data` that win over the config.
+    """
     from keras_transfer.data import open_data
 
-    names = ("val", "val_split", "test_split", "folds", "fold", "seed", "task", "columns")
-    asked = {name: settings[name] for name in names}
-    asked |= {"groups": settings["group"], "split_file": settings["split"]}
-    return open_data(data, **{**asked, **others})
+    options = {
+        "val": config.val,
+        "val_split": config.val_split,
+        "test_split": config.test_split,
+        "groups": config.group,
+        "folds": config.folds,
+        "fold": config.fold,
+        "split_file": config.split,
+        "seed": config.seed,
+        "task": config.task,
+        "columns": config.columns,
+    }
+    return open_data(data, **{**options, **overrides})
 
 
-def kept_of(data, settings) -> dict:
-    """What a run's `config.yaml` says of the command, besides what the trainer knows by itself."""
-    names = (
-        *("backbone", "strategy", "weights", "val", "val_split", "test_split"),
-        *("group", "folds", "fold", "split", "task", "columns"),
-    )
-    kept = {"data": str(data), **{name: settings[name] for name in names}}
-    return {**kept, "weights": kept["weights"] or "none"}
+def saved_config(data, config: TrainConfig) -> dict:
+    """Return what a run's `config.yaml` records of the command."""
+    return {"data": str(data), **config.to_dict()}
 
 
-def build_for(images, settings, trains=True):
-    """The model that the settings name, from its seed; `trains`: the backbone too."""
+def build(images, config: TrainConfig, trains_backbone: bool = True):
+    """Build the model from its seed, with the number format that suits the machine."""
     import keras
 
     from keras_transfer.models.builders import build_model
@@ -66,93 +77,101 @@ def build_for(images, settings, trains=True):
     from keras_transfer.models.precision import set_precision
 
     precision = set_precision(
-        settings["precision"], settings["backbone"], settings["image_size"], trains=trains
+        config.precision, config.backbone, config.image_size, trains=trains_backbone
     )
     say(str(precision))
-    keras.utils.set_random_seed(settings["seed"])
+    keras.utils.set_random_seed(config.seed)
     return build_model(
-        settings["backbone"],
+        config.backbone,
         head_for(images),
-        image_size=settings["image_size"],
-        weights=settings["weights"],
+        image_size=config.image_size,
+        weights=config.weights,
     )
 
 
-def settled(images, settings, schedule, overrides, options):
-    """(schedule, overrides, advice as plain data) in place of `auto`; settings get the names."""
-    from keras_transfer.advisor.auto import trained
-
-    def build(backbone):
-        return build_for(images, {**settings, "backbone": backbone})
-
-    train = trained(build, overrides=overrides, **options)
-    choice, advice = _decided(images, settings, train, schedule)
-    settings["backbone"] = choice.backbone
-    if schedule == AUTO:
-        settings["strategy"] = choice.strategy
-    if options["augment"] == AUTO:
-        options["augment"] = choice.augment
-    if choice.strategy == "from_scratch":
-        settings["weights"] = None
-    if advice is not None:
-        # With the strategy that was given, where one was: a resumed run reads its numbers there.
-        name = getattr(choice.strategy, "name", str(choice.strategy))
-        advice = {**advice.brief(), "choice": {**choice.to_dict(), "strategy": name}}
-    return choice.strategy, {**choice.overrides, **overrides}, advice
-
-
-def pinned(images, settings) -> dict:
-    """What `auto` means where one recipe is trained many times: the settings get names.
-
-    The strategy becomes the default recipe, on the backbone and with the augmentation of the advice.
-
-    Returns:
-        The advice's overrides of that recipe, where it advises it.
-    """
-    overrides, asked = {}, settings["strategy"] == AUTO
-    if asked:
-        settings["strategy"] = DEFAULT
-    if is_open(settings["backbone"]):
-        load_keras()
-        choice, advice = _decided(images, settings, None, settings["strategy"])
-        settings["backbone"] = choice.backbone
-        if settings["augment"] == AUTO:
-            settings["augment"] = choice.augment
-        if asked and advice and advice.choice.strategy == DEFAULT:
-            overrides = advice.choice.overrides
-    if settings["augment"] == AUTO:
-        settings["augment"] = "light"
-    return overrides
-
-
-def is_open(backbone: str) -> bool:
-    """True where the option leaves the backbone to the advisor: `auto`, or several names."""
+def advisor_chooses(backbone: str) -> bool:
+    """Return whether the option leaves the backbone to the advisor: `auto`, or several names."""
     return backbone == AUTO or "," in backbone
 
 
-def check_choice(settings) -> None:
-    """All that can be said of the backbone option before Keras is imported, as InputError."""
+def check_backbones(config: TrainConfig) -> None:
+    """Raise InputError for an invalid backbone, as far as that can be told without Keras."""
     from keras_transfer.advisor.api import check_advice
     from keras_transfer.advisor.shortlist import named
     from keras_transfer.models.sources.applications import check_backbone
 
-    size = settings["image_size"]
-    if is_open(settings["backbone"]):
-        names = named(settings["backbone"])
-        check_advice(names, size, settings["minutes"], settings["policy"])
+    if advisor_chooses(config.backbone):
+        names = named(config.backbone)
+        check_advice(names, config.image_size, config.minutes, config.policy)
     else:
-        check_backbone(settings["backbone"], size, settings["weights"])
+        check_backbone(config.backbone, config.image_size, config.weights)
 
 
-def _decided(images, settings, train, strategy):
+def advised(images, config: TrainConfig, schedule):
+    """Resolve `auto` by the advisor, with a race where it is undecided.
+
+    Args:
+        schedule: a recipe's name, a `Schedule`, or `"auto"`.
+
+    Returns:
+        (config with names in place of `auto`, schedule, advice as plain data or None).
+    """
+    from keras_transfer.advisor.auto import trained
+
+    def model_with(backbone):
+        return build(images, replace(config, backbone=backbone))
+
+    train = trained(model_with, overrides=config.overrides, **trainer_options(config))
+    choice, advice = _decide(images, config, train, schedule)
+    names = {"backbone": choice.backbone}
+    if schedule == AUTO:
+        names["strategy"] = choice.strategy
+    if config.augment == AUTO:
+        names["augment"] = choice.augment
+    if choice.strategy == "from_scratch":
+        names["weights"] = None
+    config = replace(config, **names, overrides={**choice.overrides, **config.overrides})
+    if advice is not None:
+        # A resumed run reads the overrides here, so record the strategy that was trained.
+        name = getattr(choice.strategy, "name", str(choice.strategy))
+        advice = {**advice.brief(), "choice": {**choice.to_dict(), "strategy": name}}
+    return config, choice.strategy, advice
+
+
+def without_auto(images, config: TrainConfig) -> TrainConfig:
+    """Resolve `auto` where one recipe is trained many times: the default recipe, on the backbone
+    and with the augmentation that the advisor chooses."""
+    automatic = config.strategy == AUTO
+    if automatic:
+        config = replace(config, strategy=DEFAULT)
+    if advisor_chooses(config.backbone):
+        load_keras()
+        choice, advice = _decide(images, config, None, config.strategy)
+        config = replace(config, backbone=choice.backbone)
+        if config.augment == AUTO:
+            config = replace(config, augment=choice.augment)
+        if automatic and advice and advice.choice.strategy == DEFAULT:
+            config = replace(config, overrides={**advice.choice.overrides, **config.overrides})
+    if config.augment == AUTO:
+        config = replace(config, augment="light")
+    return config
+
+
+def trainer_options(config: TrainConfig) -> dict:
+    """Return the settings that `Trainer` takes by name, but for its schedule."""
+    names = ("batch_size", "mix", "mix_alpha", "seed", "balance", "cache", "engine")
+    return {name: getattr(config, name) for name in (*names, "feature_dtype", "augment")}
+
+
+def _decide(images, config, train, strategy):
     from keras_transfer.advisor.auto import decide
     from keras_transfer.advisor.shortlist import named
 
-    asked = ("image_size", "batch_size", "minutes", "policy", "engine", "seed")
+    options = ("image_size", "batch_size", "minutes", "policy", "engine", "seed")
     return decide(
         images,
         train,
-        backbones=named(settings["backbone"]),
+        backbones=named(config.backbone),
         strategy=strategy,
-        **{name: settings[name] for name in asked},
+        **{name: getattr(config, name) for name in options},
     )

@@ -88,17 +88,17 @@ def check_new(workers, out: Path) -> None:
         workers.on_chief(lambda: check_out(out))
 
 
-def check_decided(workers, settings) -> None:
+def check_decided(workers, config) -> None:
     """Raises InputError for what is found out by trials, which several workers do not do."""
     if workers is None:
         return
     for name in ("backbone", "strategy"):
-        if settings[name] == AUTO or (name == "backbone" and "," in settings[name]):
+        if getattr(config, name) == AUTO or (name == "backbone" and "," in config.backbone):
             raise InputError(
                 f"--distribute needs a --{name} by name: `keras-transfer advise DATA`, on one "
                 "machine, says which."
             )
-    if settings["precision"] == AUTO:
+    if config.precision == AUTO:
         raise InputError(
             "--distribute needs a --precision by name, as 'auto' measures each machine: "
             "mixed_bfloat16 on GPUs from compute capability 8.0 and on TPUs, else float32."

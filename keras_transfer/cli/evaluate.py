@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from keras_transfer.cli.common import load_keras
-from keras_transfer.cli.options import ColumnOption, Json, RunPath, columns_of
+from keras_transfer.cli.options import Column, Json, RunPath, columns_of
 from keras_transfer.errors import InputError
 
 
@@ -19,10 +19,10 @@ def evaluate(
         str | None,
         typer.Option(
             help="Which of DATA/{train,val,test}, or of the run's own parts. "
-            "[test, else val, else all]"
+            "(default: test, else val, else all)"
         ),
     ] = None,
-    column: ColumnOption = None,
+    column: Column = None,
     out: Annotated[
         Path | None,
         typer.Option(help="A directory for evaluation.json, predictions.csv and images."),

@@ -24,7 +24,9 @@ def export(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Version directory. [RUN/export/N or RUN/export/FORMAT/N, the next N]"),
+        typer.Option(
+            help="Version directory. (default: RUN/export/N or RUN/export/FORMAT/N, the next N)"
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="The run's labelled images, where they were moved.")

@@ -19,19 +19,7 @@ from keras_transfer.cli.common import load_keras
 from keras_transfer.cli.distribute import end, translated_losses
 from keras_transfer.cli.evaluate import evaluate
 from keras_transfer.cli.export import export
-from keras_transfer.cli.options import (
-    ColumnOption,
-    Data,
-    Images,
-    Json,
-    RunPath,
-    Seed,
-    TaskOption,
-    ValOption,
-    ValSplit,
-    check_png,
-    settings_of,
-)
+from keras_transfer.cli.options import Data, Images, Json, RunPath, check_png, takes
 from keras_transfer.cli.report import report
 from keras_transfer.cli.train import find_rate, schedule, train
 from keras_transfer.errors import InputError
@@ -76,13 +64,10 @@ def backbones(as_json: Json = False):
         )
 
 
+@takes("task", "columns", "val", "val_split", "seed")
 def check(
     data: Data,
-    val: ValOption = None,
-    val_split: ValSplit = None,
-    seed: Seed = None,
-    task: TaskOption = None,
-    column: ColumnOption = None,
+    settings,
     sheet: Annotated[
         Path | None,
         typer.Option(help="A .png file: images as the model sees them, before and after."),
@@ -93,8 +78,8 @@ def check(
     from keras_transfer.data import check_data, open_data
 
     check_png(sheet)
-    settings = settings_of(locals())
-    options = {key: settings[key] for key in ("val", "val_split", "seed", "task", "columns")}
+    names = ("task", "columns", "val", "val_split", "seed")
+    options = {name: getattr(settings.config, name) for name in names}
     report = check_data(data, **options)
     print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
     if sheet is not None:

@@ -1,49 +1,27 @@
-"""The options of the command line, and what is made of them before Keras is imported."""
+"""The options of the command line: those of a training are generated from `TrainConfig`."""
 
 import contextlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from keras_transfer import adaptation
-from keras_transfer.advisor.rules import DEFAULT_POLICY, MINUTES, POLICIES
-from keras_transfer.data.balance import BALANCES
-from keras_transfer.data.folders import FOLDER_TASKS
-from keras_transfer.data.mixing import MIXES
 from keras_transfer.errors import InputError
 from keras_transfer.export import FORMATS
-from keras_transfer.features import CACHES, ENGINE_NAMES
-from keras_transfer.schedules import phases as schedules
 from keras_transfer.schedules.recipes import AUTO
-from keras_transfer.training.distributed import environment
-from keras_transfer.training.distributed.scaling import SCALINGS
+from keras_transfer.training.config import TYPES, TrainConfig
 
-
-class Precision(StrEnum):  # `precision` has them too, but loads Keras
-    auto = "auto"
-    float32 = "float32"
-    mixed_bfloat16 = "mixed_bfloat16"
-    mixed_float16 = "mixed_float16"
-
-
-# What the library takes is said once, where it is used.
-Keep = StrEnum("Keep", schedules.KEEP)
-KeepEpoch = StrEnum("KeepEpoch", adaptation.KEEP)
 BatchNorm = StrEnum("BatchNorm", adaptation.BATCH_NORM)
-Balance = StrEnum("Balance", BALANCES)
-Cache = StrEnum("Cache", CACHES)
-Engine = StrEnum("Engine", ENGINE_NAMES)
-Task = StrEnum("Task", FOLDER_TASKS)
-Policy = StrEnum("Policy", POLICIES)
-MixKind = StrEnum("MixKind", MIXES)
-Distribute = StrEnum("Distribute", environment.CHOICES)
-Scaling = StrEnum("Scaling", SCALINGS)
+KeepEpoch = StrEnum("KeepEpoch", adaptation.KEEP)
 Format = StrEnum("Format", list(FORMATS))
 
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The --out directory of a training.")]
 RunOut = Annotated[Path, typer.Option(help="Directory of the run; must not exist yet.")]
 Images = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images and folders.")]
@@ -54,79 +32,7 @@ Data = Annotated[
         help="DATA/<class>/*.jpg, a .csv or .parquet table, a folder of TFRecords, or tfds:NAME.",
     ),
 ]
-BackboneOption = Annotated[
-    str | None,
-    typer.Option(
-        help="A name of `keras-transfer backbones`, a .keras file, a RUN, or auto; several with "
-        "commas: the advisor chooses. [auto]"
-    ),
-]
-TaskOption = Annotated[
-    Task | None,
-    typer.Option(
-        help="One class per image, or several labels: those of all folders it lies in. [single_label]"
-    ),
-]
-StrategyOption = Annotated[
-    str | None,
-    typer.Option(
-        help="A recipe of `keras-transfer schedule`, a .yaml file, or auto: what the advisor says. "
-        "[auto]"
-    ),
-]
-MinutesOption = Annotated[
-    float | None, typer.Option(help="What training may take; the advice keeps to it. [30]")
-]
-PolicyOption = Annotated[
-    Policy | None, typer.Option(help="Rules of the advice. [evidence]", show_choices=True)
-]
-ValOption = Annotated[Path | None, typer.Option(help="Folder of validation images, VAL/<class>/.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Any number of the strategy: `head_epochs=2`, `all.ema=0.99`, `*.weight_decay=0`.",
-    ),
-]
-ImageSize = Annotated[int | None, typer.Option(help="Height and width. [the backbone's]")]
-BatchSize = Annotated[int | None, typer.Option(help="Images a step. [32]")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs of all phases. [the strategy's]")]
-Freeze = Annotated[str, typer.Option(help="What is frozen: all, none, stage:N, …")]
-LearningRate = Annotated[float | None, typer.Option(help="Highest rate. [the strategy's]")]
-PrecisionOption = Annotated[Precision | None, typer.Option(help="[auto]", show_choices=True)]
-AugmentOption = Annotated[
-    str | None,
-    typer.Option(
-        help="none, light, medium, heavy, randaugment, a .yaml or .json file, or auto: what the "
-        "advisor says. [auto]"
-    ),
-]
-NoFlip = Annotated[
-    bool, typer.Option("--no-flip", help="No mirror images: for signs, text, digits.")
-]
-MixOption = Annotated[
-    MixKind | None, typer.Option(help="Mix images of a batch, and their labels alike. [none]")
-]
-MixAlpha = Annotated[float | None, typer.Option(help="How strongly. [0.2 for mixup, 1 for cutmix]")]
-WeightsOption = Annotated[str | None, typer.Option(help="imagenet, none, or a weights file.")]
-Seed = Annotated[int | None, typer.Option(help="Two runs with one seed are equal. [0]")]
-ValSplit = Annotated[float | None, typer.Option(help="Share taken for validation. [0.2]")]
-TestSplit = Annotated[float | None, typer.Option(help="Share kept for testing. [0]")]
-Group = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATTERN",
-        help="Regular expression whose (brackets) find in a path what must not be parted.",
-    ),
-]
-Folds = Annotated[int | None, typer.Option(metavar="K", help="Cross-validation in K folds.")]
-Fold = Annotated[int | None, typer.Option(metavar="I", help="The fold to validate on, 1 to K.")]
-SplitFile = Annotated[
-    Path | None,
-    typer.Option("--split", metavar="FILE.csv", help="Columns path, split: RUN/split.csv, say."),
-]
-ColumnOption = Annotated[
+Column = Annotated[
     list[str] | None,
     typer.Option(
         "--column",
@@ -134,72 +40,7 @@ ColumnOption = Annotated[
         help="Columns of a table: path, label, labels, targets, split, group. Repeatable.",
     ),
 ]
-BalanceOption = Annotated[
-    Balance | None, typer.Option(help="Classes of unequal size: weigh or draw them alike. [none]")
-]
-CacheOption = Annotated[
-    Cache | None, typer.Option(help="Where activations of frozen stages are kept. [auto]")
-]
-DistributeOption = Annotated[
-    Distribute | None,
-    typer.Option(
-        help="Over which devices and machines: docs/distributed.md. [none]", show_choices=True
-    ),
-]
-ScalingOption = Annotated[
-    Scaling | None,
-    typer.Option(
-        help="auto: --batch-size is a device's, and the rate grows with their number; none: they share "
-        "it. [auto]"
-    ),
-]
-EngineOption = Annotated[Engine | None, typer.Option(help="What computes them. [auto]")]
-Config = Annotated[Path | None, typer.Option(help="A config.yaml; options given here win over it.")]
-
-
-def check_png(path: Path | None) -> None:
-    """Raises InputError for a file that no image can be drawn into; there may be none."""
-    if path is not None and path.suffix.lower() != ".png":
-        raise InputError(f"Cannot draw into {path}: give a .png file.")
-
-
-def overrides_of(pairs, **arguments):
-    """`KEY=VALUE` as typed, and the options that are arguments of every recipe."""
-    import yaml
-
-    overrides = {key: value for key, value in arguments.items() if value is not None}
-    for pair in pairs or ():
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise InputError(f"--set {pair}: give KEY=VALUE, e.g. --set all.learning_rate=1e-4.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"--set {pair}: '{text}' is no value.") from None
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value)  # YAML reads 1e-4, without a dot, as text
-        overrides[key] = value
-    return overrides
-
-
-def sizes_of(text):
-    """`5,20,all` as typed → whole numbers, None for all; None where nothing was typed."""
-    if text is None:
-        return None
-    sizes = [part.strip() for part in text.split(",")]
-    if not all(size == "all" or size.isdecimal() for size in sizes):
-        raise InputError(f"--sizes {text}: give numbers and commas, e.g. 5,20,80,all.")
-    return [None if size == "all" else int(size) for size in sizes]
-
-
-def seeds_of(text):
-    """`3` as typed → 0, 1, 2; `10,11` → these."""
-    seeds = [part.strip() for part in text.split(",")]
-    if not all(seed.isdecimal() for seed in seeds):
-        raise InputError(f"--seeds {text}: give how many, e.g. 3, or which, e.g. 10,11,12.")
-    return list(range(int(text))) if len(seeds) == 1 else [int(seed) for seed in seeds]
-
+Freeze = Annotated[str, typer.Option(help="The frozen part: all, none, stage:N, …")]
 
 _COLUMNS = {
     "path": "path_column",
@@ -209,101 +50,194 @@ _COLUMNS = {
     "split": "split_column",
     "group": "group_column",
 }
+_SETTINGS = {spec.name: spec for spec in fields(TrainConfig)}
+_REPEATED = ("columns", "overrides")  # options given once per column or number
 
 
-def columns_of(pairs):
-    """`KIND=NAME,NAME` as typed → arguments of `from_table`; None where there are none."""
-    if not pairs:
-        return None
-    columns = {}
-    for pair in pairs:
-        kind, equals, names = pair.partition("=")
-        if not equals or kind not in _COLUMNS or not names:
-            raise InputError(f"--column {pair}: give KIND=NAME, KIND one of {', '.join(_COLUMNS)}.")
-        several = kind == "targets" or "," in names
-        columns[_COLUMNS[kind]] = names.split(",") if several else names
-    return columns
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a command: defaults, overridden by `--config`, overridden by options.
+
+    Attributes:
+        config: all of them, validated.
+        typed: names of the settings that were given as options.
+        schedule: the schedule that the config file contains, if it applies.
+    """
+
+    config: TrainConfig
+    typed: frozenset[str]
+    schedule: Any = None
 
 
-def schedule_of(config, data):
+def takes(*names: str) -> Callable:
+    """Give a command the options of these settings, and `--config` and `--no-flip` where they fit.
+
+    The command receives them as one argument `settings`, a `Settings`.
+    """
+
+    def decorate(command: Callable) -> Callable:
+        own = [
+            parameter
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.name != "settings"
+        ]
+        generated = {name: _option(name) for name in names}
+        if "augment" in names:
+            help = "No mirror images: for signs, text, digits."
+            generated["no_flip"] = Annotated[bool, typer.Option("--no-flip", help=help)]
+        if "seed" in names:
+            help = "A config.yaml; options given here override it."
+            generated["config"] = Annotated[Path | None, typer.Option(help=help)]
+
+        def run(**values):
+            typed = {name: values.pop(name) for name in generated}
+            return command(settings=read_settings(**typed), **values)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        parameters = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if name == "no_flip" else None,
+                annotation=annotation,
+            )
+            for name, annotation in generated.items()
+        ]
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        run.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _option(name: str):
+    """Make the annotation of one setting's option."""
+    spec = _SETTINGS[name]
+    rule, kind = spec.metadata, TYPES[name]
+    if name in _REPEATED:
+        kind = list[str]
+    elif rule["choices"]:
+        kind = StrEnum(name, rule["choices"])
+    elif kind is Any:
+        kind = str
+    default = getattr(TrainConfig(), name)
+    help = rule["help"]
+    if default not in (None, {}):
+        text = f"{default:g}" if isinstance(default, float) else default
+        help += f" (default: {text})"
+    flags = [rule["option"]] if rule["option"] else []
+    option = typer.Option(
+        *flags, help=help, metavar=rule["metavar"], rich_help_panel=f"{rule['group']} options"
+    )
+    return Annotated[kind | None, option]
+
+
+def read_settings(config: Path | None = None, no_flip: bool = False, **typed) -> Settings:
+    """Merge the config file and the options into validated settings.
+
+    Raises:
+        InputError: the file or a value is invalid.
+    """
+    from keras_transfer.modalities.image.augment import without_flip
+
+    typed = {name: value for name, value in typed.items() if value is not None}
+    if "columns" in typed:
+        typed["columns"] = columns_of(typed["columns"])
+    if "overrides" in typed:
+        typed["overrides"] = overrides_of(typed["overrides"])
+    file = {} if config is None else read_config_file(config)
+    values = {**file, **typed}
+    if no_flip:
+        augment = values.get("augment", AUTO)
+        values["augment"] = without_flip("light" if augment == AUTO else augment)
+    schedule = file.get("schedule")
+    if isinstance(schedule, dict) and not typed.keys() & {"strategy", "epochs", "learning_rate"}:
+        schedule = schedule_of(config, schedule)
+    else:
+        schedule = None
+    return Settings(TrainConfig.from_dict(values), frozenset(typed), schedule)
+
+
+def read_config_file(path: Path) -> dict:
+    """Read a `config.yaml`; raises InputError where it is not one."""
+    import yaml
+
+    if not path.is_file():
+        raise InputError(f"Config file not found: {path}. Pass the config.yaml of a run.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise InputError(f"{path} is not valid YAML: {where}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a config file: it must contain names and values.")
+    return values
+
+
+def schedule_of(path, data: dict):
+    """Make the schedule that a config file contains; errors name the file."""
     from keras_transfer.schedules.phases import Schedule
 
     try:
         return Schedule.from_dict(data)
     except InputError as error:
-        raise InputError(f"{config}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
-DEFAULTS = {
-    "task": "single_label",
-    "columns": None,
-    "backbone": AUTO,
-    "strategy": AUTO,
-    "weights": "imagenet",
-    "val": None,
-    "val_split": 0.2,
-    "test_split": 0.0,
-    "group": None,
-    "folds": None,
-    "fold": None,
-    "split": None,
-    "image_size": None,
-    "batch_size": 32,
-    "precision": "auto",
-    "augment": AUTO,
-    "mix": "none",
-    "mix_alpha": None,
-    "seed": 0,
-    "keep": "best",
-    "balance": "none",
-    "cache": "auto",
-    "engine": "auto",
-    "feature_dtype": "auto",
-    "minutes": MINUTES,
-    "policy": DEFAULT_POLICY,
-}
+def check_png(path: Path | None) -> None:
+    """Raise InputError where a plot cannot be written to the path; None is fine."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise InputError(f"Cannot write a plot to {path}: choose a .png file.")
 
 
-def settings_of(typed: dict, but: str | None = None) -> dict:
-    """Defaults, overridden by the config file, overridden by the options that were given.
+def overrides_of(pairs: list[str] | None) -> dict:
+    """Parse `KEY=VALUE` pairs into numbers of a strategy."""
+    import yaml
 
-    Args:
-        typed: a command's arguments by their names: its `locals()`. What is no setting of `DEFAULTS`,
-            nor makes one, is not looked at.
-        but: an argument that means something else to this command than to `train`.
-    """
-    from keras_transfer.data import Mix, plain_augmentation, without_flip
-
-    config = typed.get("config")
-    settings: dict = dict(DEFAULTS)
-    given = {name: typed.get(name) for name in DEFAULTS if name != but}
-    given["columns"] = columns_of(typed.get("column"))
-    if config is not None:
-        import yaml
-
-        if not config.is_file():
-            raise InputError(f"No config file {config}: give the config.yaml of a run.")
+    overrides = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set {pair}: use KEY=VALUE, e.g. --set all.learning_rate=1e-4.")
         try:
-            read = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            where = str(error).replace("\n", " ")
-            raise InputError(f"{config} is no YAML: {where}") from None
-        if not isinstance(read, dict):
-            raise InputError(f"{config} is no config: it must hold names and values.")
-        settings.update({k: v for k, v in read.items() if k in DEFAULTS or k == "schedule"})
-    settings.update(
-        {
-            key: str(value) if isinstance(value, (Path, StrEnum)) else value
-            for key, value in given.items()
-            if value is not None
-        }
-    )
-    if settings["weights"] == "none":
-        settings["weights"] = None
-    if typed.get("no_flip"):
-        augment = settings["augment"]
-        settings["augment"] = without_flip("light" if augment == AUTO else augment)
-    if settings["augment"] != AUTO:
-        settings["augment"] = plain_augmentation(settings["augment"])
-    Mix(settings["mix"], settings["mix_alpha"])
-    return settings
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {pair}: invalid value '{text}'.") from None
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)  # YAML reads 1e-4, without a dot, as text
+        overrides[key] = value
+    return overrides
+
+
+def columns_of(pairs: list[str] | None) -> dict | None:
+    """Parse `KIND=NAME,NAME` pairs into arguments of `from_table`; None where there are no pairs."""
+    if not pairs:
+        return None
+    columns: dict = {}
+    for pair in pairs:
+        kind, equals, names = pair.partition("=")
+        if not equals or kind not in _COLUMNS or not names:
+            kinds = ", ".join(_COLUMNS)
+            raise InputError(f"--column {pair}: use KIND=NAME, with KIND one of {kinds}.")
+        several = kind == "targets" or "," in names
+        columns[_COLUMNS[kind]] = names.split(",") if several else names
+    return columns
+
+
+def sizes_of(text: str | None) -> list[int | None] | None:
+    """Parse `5,20,all` into numbers, None for all; None where nothing was typed."""
+    if text is None:
+        return None
+    sizes = [part.strip() for part in text.split(",")]
+    if not all(size == "all" or size.isdecimal() for size in sizes):
+        raise InputError(f"--sizes {text}: use numbers and commas, e.g. 5,20,80,all.")
+    return [None if size == "all" else int(size) for size in sizes]
+
+
+def seeds_of(text: str) -> list[int]:
+    """Parse `3` into 0, 1, 2; `10,11` into these seeds."""
+    seeds = [part.strip() for part in text.split(",")]
+    if not all(seed.isdecimal() for seed in seeds):
+        raise InputError(f"--seeds {text}: pass how many, e.g. 3, or which, e.g. 10,11,12.")
+    return list(range(int(text))) if len(seeds) == 1 else [int(seed) for seed in seeds]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from keras_transfer.cli.common import load_keras
-from keras_transfer.cli.options import ColumnOption, columns_of
+from keras_transfer.cli.options import Column, columns_of
 from keras_transfer.errors import InputError
 
 
@@ -18,17 +18,18 @@ def report(
     ],
     data: Annotated[
         Path | None,
-        typer.Option(help="Labelled images to measure on. [what the run was trained on]"),
+        typer.Option(help="Labelled images to measure on. (default: what the run was trained on)"),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="train, val, test or all. [test, else val]")
+        str | None, typer.Option(help="train, val, test or all. (default: test, else val)")
     ] = None,
-    column: ColumnOption = None,
+    column: Column = None,
     images: Annotated[
         int, typer.Option(min=0, help="Mistakes shown with their image; 0 shows none.")
     ] = 48,
     out: Annotated[
-        Path | None, typer.Option(help="The file. [RUN/report.html; comparison.html of several]")
+        Path | None,
+        typer.Option(help="The file. (default: RUN/report.html; comparison.html of several)"),
     ] = None,
 ):
     """Write a page: what was trained on what, curves, mistakes with Grad-CAM; or compare runs."""

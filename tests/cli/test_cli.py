@@ -79,10 +79,10 @@ CASES = {
     "no weights": (["--backbone", "resnet50"], "Copy resnet50_weights"),
     "unknown strategy": (["--strategy", "magic"], "Unknown strategy 'magic'"),
     "no source model": (["--backbone", "./none.keras"], "does not exist"),
-    "no config": (["--config", "none.yaml"], "No config file"),
-    "a config that is none": (["--config", "list.yaml"], "list.yaml is no config"),
-    "a config of another kind": (["--config", "broken.yaml"], "broken.yaml is no YAML"),
-    "no value of YAML": ([*LP_FT, "--set", "epochs=["], "'[' is no value"),
+    "no config": (["--config", "none.yaml"], "Config file not found: none.yaml"),
+    "not a config": (["--config", "list.yaml"], "list.yaml is not a config file"),
+    "a config of another kind": (["--config", "broken.yaml"], "broken.yaml is not valid YAML"),
+    "no value of YAML": ([*LP_FT, "--set", "epochs=["], "invalid value '['"),
     "no such phase": ([*LP_FT, "--set", "al.ema=0.9"], "has the phases head, all"),
     "no such field": ([*LP_FT, "--set", "all.emma=0.9"], "a phase has the fields"),
     "no such argument": ([*LP_FT, "--set", "k=3"], "lp_ft has the arguments"),
@@ -90,11 +90,19 @@ CASES = {
         [*LP_FT, "--set", "all.ema=1.5"],
         "ema must be at least 0 and below 1",
     ),
-    "no value": ([*LP_FT, "--set", "epochs"], "give KEY=VALUE"),
+    "no value": ([*LP_FT, "--set", "epochs"], "use KEY=VALUE"),
     "a number of one strategy": (["--set", "k=0.3"], "may choose feature_extraction: Cannot set k"),
-    "minutes": (["--minutes", "0"], "minutes 0: give a number above 0"),
+    "minutes": (["--minutes", "0"], "minutes must be a number above 0, not 0.0"),
     "no schedule file": (["--strategy", "none.yaml"], "No schedule file"),
-    "a share": ([*UNTRAINED, "--val-split", "1.5"], "must lie between 0 and 1"),
+    "no batch": (["--batch-size", "0"], "batch_size must be a whole number of 1 or more, not 0"),
+    "a negative batch": (["--batch-size", "-3"], "batch_size must be a whole number of 1 or more"),
+    "a negative seed": (["--seed", "-1"], "seed must be a whole number of 0 or more"),
+    "no epochs": (["--epochs", "0"], "epochs must be a whole number of 1 or more, not 0"),
+    "a negative rate": (["--learning-rate", "-1"], "learning_rate must be a number above 0"),
+    "a share": (
+        [*UNTRAINED, "--val-split", "1.5"],
+        "val_split must be a number of 0 or more and below 1, not 1.5",
+    ),
     "a group": ([*UNTRAINED, "--group", "(a"], "not a regular expression"),
     "a fold": ([*UNTRAINED, "--folds", "3"], "--fold"),
     "no list": ([*UNTRAINED, "--split", "none.csv"], "cannot read the list of splits none.csv"),
@@ -240,7 +248,7 @@ def test_a_rate_is_suggested(tmp_path, source):
     assert result.exit_code == 0, result.output
     assert float(result.stdout.split()[3]) > 0
     assert image.read_bytes().startswith(b"\x89PNG")
-    check_one_line(run("find-rate", data, "--out", "x.txt"), "give a .png")
+    check_one_line(run("find-rate", data, "--out", "x.txt"), "choose a .png")
 
 
 def test_the_whole_road(tmp_path, cache, source):

@@ -347,17 +347,17 @@ def test_a_phase_keeps_what_it_was_given_as_plain_data():
 
 
 def test_options_of_the_command(tmp_path):
-    from keras_transfer.cli.options import settings_of
+    from keras_transfer.cli.options import read_settings
 
-    assert settings_of({})["augment"] == "auto"
-    plain = settings_of({"augment": "medium", "no_flip": True})["augment"]
+    assert read_settings().config.augment == "auto"
+    plain = read_settings(augment="medium", no_flip=True).config.augment
     assert plain == {**AUGMENTATIONS["medium"].to_dict(), "flip": False}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"augment": plain, "mix": "mixup"}))
-    read = settings_of({"config": tmp_path / "config.yaml"})
-    assert read["augment"] == plain and read["mix"] == "mixup"
+    read = read_settings(config=tmp_path / "config.yaml").config
+    assert read.augment == plain and read.mix == "mixup"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plain_augmentation(compose())))
     with raises("--no-flip: the augmentation that was given mirrors"):
-        settings_of({"augment": str(tmp_path / "mine.yaml"), "no_flip": True})
+        read_settings(augment=str(tmp_path / "mine.yaml"), no_flip=True)
 
 
 # --- The sheet --------------------------------------------------------------------------------

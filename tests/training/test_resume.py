@@ -132,7 +132,7 @@ def test_each_recipe_resumes(colours, tmp_path, monkeypatch, name):
 
 def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkeypatch):
     """Whatever rule divided the images when it began."""
-    from keras_transfer.cli import main as cli
+    from keras_transfer.cli import app
 
     seen = []
 
@@ -147,9 +147,11 @@ def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkey
     ]
     begun = {"precision": "float32", "strategy": "lp_ft", "augment": "light"}
     Run.create(tmp_path / "run", begun, [], {}, rows)
-    options = {"backbone": "mobilenet_0.25", "weights": "none", "image_size": 32, "folds": 3}
+    options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
+    options += ["--folds", "3", "--fold", "1", "--resume"]
+    command = ["train", str(colours), "--out", str(tmp_path / "run"), *options]
     with pytest.raises(Stop):
-        cli.train(colours, tmp_path / "run", **options, fold=1, resume=True)
+        app(command, standalone_mode=False)
     assert sorted(seen[0].split_table()) == sorted(rows)
 
 
