@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from keras_transfer.features.closed_form import logistic_regression
+from keras_transfer.features.closed_form import cross_validated_probe, logistic_regression
 
 
 def blobs(classes, per_class=40, width=20, distance=1.5, seed=0):
@@ -71,3 +71,79 @@ def test_many_images_choose_on_some_of_each_class():
     found = logistic_regression(features, labels, np.arange(len(labels)))
     right = ((features @ found.kernel + found.bias).argmax(1) == labels).mean()
     assert found.cross_validation is not None and right > 0.3
+
+
+# -- the probe ------------------------------------------------------------------------------------
+
+
+def test_the_probe_is_a_cross_validated_regression():
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    features, labels = blobs(3, per_class=50, distance=0.5)
+    found = cross_validated_probe(features, labels)
+    plain = [
+        cross_val_score(
+            LogisticRegression(C=strength, max_iter=1000),
+            (features - features.mean(0)) / features.std(0),
+            labels,
+            cv=StratifiedKFold(5, shuffle=True, random_state=3),
+        ).mean()
+        for strength in (0.05, 0.5, 5.0)
+    ]
+    assert min(plain) - 0.05 < found.accuracy < max(plain) + 0.05
+    np.testing.assert_array_equal(found.correct, found.predictions == labels)
+    assert found.accuracy == found.correct.mean() == pytest.approx(np.mean(found.fold_accuracies))
+    expected = found.correct.std(ddof=1) / np.sqrt(len(labels))
+    assert found.standard_error == pytest.approx(expected)
+    assert len(found.fold_accuracies) == 5 and found.other_predictions == ()
+    again = cross_validated_probe(features * 1000 - 7, labels * 10 + 3)
+    np.testing.assert_array_equal(again.predictions, found.predictions * 10 + 3)
+
+
+def test_the_probe_of_noise_is_at_chance_and_copies_stay_together():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(60, 300)), rng.integers(0, 3, 60)
+    twice, groups = np.tile(features, (2, 1)), np.tile(np.arange(60), 2)
+    once = cross_validated_probe(features, labels)
+    fooled = cross_validated_probe(twice, np.tile(labels, 2))
+    grouped = cross_validated_probe(twice, np.tile(labels, 2), groups=groups * 5)
+    assert fooled.accuracy > 0.9 > 0.55 > grouped.accuracy
+    assert grouped.standard_error == pytest.approx(once.standard_error, rel=0.25)
+    assert fooled.standard_error < grouped.standard_error
+    np.testing.assert_array_equal(grouped.correct[:60], grouped.correct[60:])
+
+
+def test_the_probe_of_rare_classes():
+    """A class that the training part lacks is wrong; without two of one class there is no probe."""
+    features, labels = blobs(3, per_class=10, distance=4)
+    rare = np.r_[0:10, 10:14, 20]
+    found = cross_validated_probe(features[rare], labels[rare])
+    assert not found.correct[-1] and found.accuracy > 0.7
+    assert cross_validated_probe(features[[0, 10, 20]], np.arange(3)) is None
+    # One training part has a single class.
+    found = cross_validated_probe(features[[0, 1, 10]], np.array([4, 4, 2]))
+    assert len(found.fold_accuracies) == 2 and not found.correct[2]
+    assert set(found.predictions) <= {2, 4}
+
+
+def test_the_probe_on_other_features_and_with_balanced_classes():
+    features, labels = blobs(2, distance=3)
+    found = cross_validated_probe(features, labels, others=[features, features[:, ::-1]])
+    same, reversed_ = found.other_predictions
+    np.testing.assert_array_equal(same, found.predictions)
+    assert found.accuracy > 0.95 > (reversed_ == labels).mean()
+    features, labels = blobs(2, distance=0.2)
+    some = np.r_[0:40, 40:48]
+    plain, balanced = (
+        cross_validated_probe(features[some], labels[some], balanced=b) for b in (False, True)
+    )
+    assert balanced.predictions.mean() > plain.predictions.mean()
+
+
+def test_the_probe_reduces_wide_features(rng):
+    """Classes must differ along the leading components; narrow features are not reduced."""
+    labels = np.repeat([0, 1], 30)
+    noise = np.repeat(rng.normal(size=(60, 4)), 20, axis=1)  # four directions of high variance
+    features = np.concatenate([noise, labels[:, None] + 0.1 * rng.normal(size=(60, 1))], axis=1)
+    assert cross_validated_probe(features, labels).accuracy > 0.9
+    assert cross_validated_probe(features, labels, max_dims=4).accuracy < 0.75
