@@ -63,7 +63,7 @@ _NAMES = {
     "tune": "experiments.tune",
     "write_report": "reporting.write",
 }
-_MODULES = ("adaptation", "data", "export")
+_MODULES = ("adaptation", "advisor", "data", "export")
 
 __all__ = [*_NAMES, *_MODULES, "__version__"]
 

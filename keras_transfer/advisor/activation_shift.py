@@ -17,7 +17,7 @@ from keras_transfer.features.memo import concluded, digest_of
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.features.store import Store
 from keras_transfer.modalities.image.augment import View
-from keras_transfer.models.stages import Backbone, batch_norms, clone_with
+from keras_transfer.models.stages import Backbone, clone_with
 
 _IMAGES = 128
 _VERSION = 1  # of the formula: raise it when it changes
@@ -82,15 +82,6 @@ def _measured(backbone, sample):
         divergence = _divergence(mean[channels], variance[channels], *learned, norm.epsilon)
         shifts.append(np.median(divergence))
     return {"shift": float(np.mean(shifts))}
-
-
-def is_untrained(backbone: Backbone) -> bool:
-    """True where no BatchNorm has seen an image: the weights are random.
-
-    False for a backbone without BatchNorm, of which it cannot be told.
-    """
-    norms = batch_norms(backbone)
-    return bool(norms) and not any(np.any(ops.convert_to_numpy(n.moving_mean)) for n in norms)
 
 
 def _divergence(mean, variance, mean0, variance0, epsilon):

@@ -10,10 +10,12 @@ import numpy as np
 
 from keras_transfer.advisor.advice import Advice
 from keras_transfer.advisor.api import advise, check_advice
-from keras_transfer.advisor.rules import Choice
+from keras_transfer.advisor.rules import Choice, check_overrides
 from keras_transfer.advisor.shortlist import fallback_backbone
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError
+from keras_transfer.models.builders import backbone_of
+from keras_transfer.models.stages import is_untrained
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs
 from keras_transfer.utils.console import say
 
@@ -21,6 +23,7 @@ RACED_FROM = 500  # training images: of fewer, a fifth held out tells nothing ap
 _HELD_OUT = 0.2
 _SHARE = 0.2  # of the epochs
 _LEAST_EPOCHS = 2  # one of the head, one of the rest
+_NOT_RACED = ("epochs", "learning_rate", "keep", "validate_every")  # options of the training itself
 
 
 def decide(
@@ -131,6 +134,52 @@ def trained(
             return trainer.fit(data, Path(folder) / "run").metrics["val"]["accuracy"]
 
     return train
+
+
+def auto_trainer(model: keras.Model, **options):
+    """Return a `Trainer` whose schedule and augmentation the advisor chooses for the data.
+
+    It decides on the first data that `fit` or `plan` receives; the model's weights stay as they
+    are. A resumed run keeps the schedule that it began with.
+
+    Args:
+        model: from `build_model`.
+        options: of `Trainer`, except `schedule`. Numbers in `overrides`, `epochs` and
+            `learning_rate` win over the advice.
+
+    Raises:
+        InputError: if an override does not exist in every recipe that the advisor may choose.
+    """
+    from keras_transfer.training.trainer import Trainer
+
+    shorthands = {key: options[key] for key in ("epochs", "learning_rate") if options.get(key)}
+    overrides = {**(options.get("overrides") or {}), **shorthands}
+    check_overrides(overrides)
+    given = {key: value for key, value in options.items() if key not in _NOT_RACED}
+
+    def choose(trainer, data):
+        if is_untrained(backbone_of(model)):
+            say("no advice: the backbone's weights are random, so everything is trained")
+            return Choice(backbone_of(model).name, "from_scratch"), None
+        start = model.get_weights()
+
+        def build(_):
+            model.set_weights(start)
+            return model
+
+        try:
+            return decide(
+                data,
+                trained(build, **{**given, "overrides": overrides}),
+                backbones=[model],
+                batch_size=trainer.batch_size,
+                engine=trainer.engine,
+                seed=trainer.seed,
+            )
+        finally:
+            model.set_weights(start)
+
+    return Trainer(model, AUTO, choose=choose, **options)
 
 
 def _course(data, seed):

@@ -9,6 +9,7 @@ import weakref
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,15 @@ def batch_norms(part: "keras.Model | Stage") -> list:
     those of its heads.
     """
     return [x for x in part.layers if isinstance(x, keras.layers.BatchNormalization)]
+
+
+def is_untrained(backbone: keras.Model) -> bool:
+    """Return True if the weights are random, because no BatchNorm layer has seen an example.
+
+    Without BatchNorm layers this cannot be told, and the answer is False.
+    """
+    means = [keras.ops.convert_to_numpy(norm.moving_mean) for norm in batch_norms(backbone)]
+    return bool(means) and not any(map(np.any, means))
 
 
 def clone_with(model: keras.Model, inputs, call) -> keras.KerasTensor:

@@ -4,11 +4,11 @@ What it is told is checked and planned here; `training_run` goes through the pha
 beginning to its end, `phase_fitting` runs one of them, on what `phase_inputs` makes for it.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 
 import keras
 
-from keras_transfer.advisor.rules import check_overrides
 from keras_transfer.data.balance import check_balance, check_class_weights
 from keras_transfer.data.memory import ImageMemory
 from keras_transfer.data.mixing import Mix
@@ -18,6 +18,7 @@ from keras_transfer.features.caching import Caching, check_cache
 from keras_transfer.modalities.image.augment import plain_augmentation
 from keras_transfer.models.builders import backbone_of
 from keras_transfer.models.heads import Head, check_targets, fit_heads, heads_of
+from keras_transfer.models.stages import is_untrained
 from keras_transfer.runs import Run
 from keras_transfer.schedules import recipes
 from keras_transfer.schedules.phases import KEEP, Schedule
@@ -27,7 +28,6 @@ from keras_transfer.training.distributed.scaling import SCALINGS, scaled
 from keras_transfer.training.distributed.workers import Workers, chosen
 from keras_transfer.training.phase_inputs import caching_of, mix_of, smoothed_heads
 from keras_transfer.training.run_loop import TrainingRun, settings_of
-from keras_transfer.utils.console import say
 from keras_transfer.utils.machine import free_memory
 
 _MOST_IMAGES = 1 << 30  # bytes of decoded images in memory
@@ -39,8 +39,8 @@ class Trainer:
     Args:
         model: from `build_model`; its weights are changed.
         schedule: the name of a recipe (`recipes.RECIPES`), the path of a YAML file, a `Schedule`, or
-            `"auto"`: what the advisor says of the first data that `fit` or `plan` sees (`auto.decide`),
-            after which it is settled.
+            `"auto"`: the choice of `choose`, else the default recipe (`lp_ft`; `from_scratch` if
+            the backbone's weights are random).
         overrides: other numbers for the recipe (`{"head_epochs": 2}`) and its phases
             (`{"all.learning_rate": 1e-4, "*.ema": 0.99}`), see `recipes.resolve_schedule`.
         epochs, learning_rate: short for those two arguments of the recipe. By default the number
@@ -49,7 +49,7 @@ class Trainer:
         augment: how training images vary, where the phase says nothing: `"none"`, `"light"`,
             `"medium"`, `"heavy"`, `"randaugment"`, a `data.Augmentation`, a transform of
             albumentations, a Keras layer, or a file, see `data.resolve_augmentation`; or `"auto"`:
-            what the advisor says with an `"auto"` schedule, else `"light"`.
+            the choice of `choose` with an `"auto"` schedule, else `"light"`.
         mix: `"none"`, `"mixup"` or `"cutmix"`: training images of a batch are mixed with each
             other, and their labels alike, where the phase says nothing. Such a phase trains on
             images: nothing of it is cached. A head in closed form is not touched by it.
@@ -84,13 +84,16 @@ class Trainer:
             `batch_size` images, and the rate grows with their number; `"none"`: they share
             `batch_size` images, and the result is that of one device. A resumed run goes on with the
             batches that it began with, on whatever devices there are.
+        choose: decides an `"auto"` schedule: a function of this trainer and the first data that
+            `plan` or `fit` receives, which returns an object with `strategy`, `overrides` and
+            `augment` and, second, the advice behind it; see `advisor.auto_trainer`.
 
     The model's image size is that of its input.
 
     Attributes:
         workers: those that train together; None where this process trains alone.
         devices: so many times the batch is that of one device, see `scaling`.
-        advice: the advisor's, where it was asked.
+        advice: the second result of `choose`, once it was called.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class Trainer:
         data_service: str | None = None,
         distribute: "str | Workers | None" = "auto",
         scaling: str = "auto",
+        choose: Callable | None = None,
     ):
         for name, value in (
             ("batch_size", batch_size),
@@ -158,14 +162,13 @@ class Trainer:
         self.feature_dtype = feature_dtype
         self.data_service = data_service
         self.advice = None
-        if schedule == recipes.AUTO:
-            check_overrides(self._overrides)
-        else:
+        self._choose = choose
+        if schedule != recipes.AUTO or choose is None:
             self._schedule(1000)
 
     def _schedule(self, images) -> Schedule:
         schedule = recipes.resolve_schedule(
-            self._recipe,
+            self._default_recipe() if self._recipe == recipes.AUTO else self._recipe,
             self._overrides,
             images=images,
             image_size=self.model.input_shape[1],
@@ -216,50 +219,20 @@ class Trainer:
         """For each phase how its frozen part would be computed once, or None and why not."""
         return caching_of(self, self.plan(data), data)
 
-    def _settle(self, data):
-        """The advisor's choice in place of `"auto"`; the model's weights stay as they are."""
-        from keras_transfer.advisor.activation_shift import is_untrained
-        from keras_transfer.advisor.auto import decide, trained
+    def _default_recipe(self):
+        return "from_scratch" if is_untrained(backbone_of(self.model)) else recipes.DEFAULT
 
+    def _settle(self, data):
+        """Replace `"auto"` by a choice that stays the same for all further data."""
+        if self._choose is None:
+            self._recipe = self._default_recipe()
+            return
         if self.workers:
             raise InputError(
-                "An 'auto' schedule is not decided with distribute: take what `keras-transfer advise` "
-                "says of the data on one machine, and name it."
+                "An 'auto' schedule cannot be chosen with distribute: run `keras-transfer advise` on "
+                "one machine and name the schedule it recommends."
             )
-
-        if is_untrained(backbone_of(self.model)):
-            say("no advice: the backbone's weights are random, so everything is trained")
-            self._recipe = "from_scratch"
-            return
-        start = self.model.get_weights()
-
-        def build(_):
-            self.model.set_weights(start)
-            return self.model
-
-        options = (
-            "batch_size",
-            "mix",
-            "mix_alpha",
-            "seed",
-            "balance",
-            "cache",
-            "engine",
-        )
-        choice, self.advice = decide(
-            data,
-            trained(
-                build,
-                overrides=self._overrides,
-                **{option: getattr(self, option) for option in options},
-                augment=recipes.AUTO if self._any_augment else self.augment,
-            ),
-            backbones=[self.model],
-            batch_size=self.batch_size,
-            engine=self.engine,
-            seed=self.seed,
-        )
-        self.model.set_weights(start)
+        choice, self.advice = self._choose(self, data)
         self._recipe = choice.strategy
         self._overrides = {**choice.overrides, **self._overrides}
         if self._any_augment:

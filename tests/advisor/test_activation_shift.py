@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.advisor.activation_shift import activation_shift, is_untrained
+from keras_transfer.advisor.activation_shift import activation_shift
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.readers import Arrays
@@ -12,7 +12,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.models.builders import backbone_at, build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources.build import backbone_from_model, build_backbone
-from keras_transfer.models.stages import Backbone
+from keras_transfer.models.stages import Backbone, is_untrained
 
 SIZE = 32
 

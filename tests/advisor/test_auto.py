@@ -13,7 +13,7 @@ from keras_transfer.advisor import api as advisor
 from keras_transfer.advisor import auto
 from keras_transfer.advisor import costs as timing
 from keras_transfer.advisor.api import advise
-from keras_transfer.advisor.auto import RACED_FROM, decide, race
+from keras_transfer.advisor.auto import RACED_FROM, auto_trainer, decide, race
 from keras_transfer.advisor.rules import STRATEGIES, Choice
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.readers import Arrays
@@ -203,7 +203,7 @@ def test_the_trainer_falls_back_for_labels(tmp_path):
     data = ImageData(("a", "b"), {"train": labels}, [], "data", Target("multi_label", ("a", "b")))
     model = trained_model()
     several = build_model(model.layers[1], MultiLabel(("a", "b")), image_size=32)
-    assert Trainer(several).plan(data).schedule.name == "lp_ft"
+    assert auto_trainer(several).plan(data).schedule.name == "lp_ft"
 
 
 # -- the trainer ----------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_the_trainer_races_and_starts_from_the_weights_that_were_given(monkeypat
     monkeypatch.setattr(auto, "_SHARE", 0.0)  # two epochs
     model = trained_model("ab")
     before = model.get_weights()
-    trainer = Trainer(model, cache="memory", engine="keras")
+    trainer = auto_trainer(model, cache="memory", engine="keras")
     plan = trainer.plan(small_task(64))
     assert "race of 2 epochs" in capsys.readouterr().err
     for a, b in zip(before, model.get_weights(), strict=True):
@@ -227,7 +227,7 @@ def test_the_trainer_races_and_starts_from_the_weights_that_were_given(monkeypat
 
 def test_a_killed_run_goes_on_with_its_schedule(data, tmp_path, monkeypatch):
     def trainer():
-        return Trainer(trained_model(), epochs=3, batch_size=8, cache="memory", engine="keras")
+        return auto_trainer(trained_model(), epochs=3, batch_size=8, cache="memory", engine="keras")
 
     whole = trainer().fit(data, tmp_path / "whole")
     schedule = whole.config["schedule"]
@@ -258,7 +258,7 @@ def test_random_weights_are_trained_from_scratch(data, monkeypatch, capsys):
     monkeypatch.setattr(auto, "decide", never)
     keras.utils.set_random_seed(0)
     model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
-    assert Trainer(model).plan(data).schedule.name == "from_scratch"
+    assert auto_trainer(model).plan(data).schedule.name == "from_scratch"
     assert "weights are random" in capsys.readouterr().err
 
 
@@ -266,14 +266,14 @@ def test_numbers_of_the_user_win_over_the_advice(data, monkeypatch):
     overrides = {"epochs": 9, "learning_rate": 1e-3}
     choice = Choice("any", "lp_ft", overrides)
     monkeypatch.setattr(auto, "decide", lambda *_, **__: (choice, None))
-    trainer = Trainer(
+    trainer = auto_trainer(
         trained_model(), learning_rate=5e-4, overrides={"*.weight_decay": 0.0}, batch_size=8
     )
     head, rest = trainer.plan(data).schedule.phases
     assert head.epochs + rest.epochs == 9 and rest.learning_rate == 5e-4
     assert head.weight_decay == rest.weight_decay == 0
     with pytest.raises(InputError, match="may choose feature_extraction: Cannot set k"):
-        Trainer(trained_model(), overrides={"k": 0.5})
+        auto_trainer(trained_model(), overrides={"k": 0.5})
 
 
 # -- the command ----------------------------------------------------------------------------------

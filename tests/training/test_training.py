@@ -1,6 +1,7 @@
 """The trainer: what moves, what is kept, what is written, and that a seed fixes it all."""
 
 import csv
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -244,3 +245,32 @@ def test_steps_in_one_call_change_nothing(colours, tmp_path):
         results.append(model.get_weights())
     for a, b in zip(*results):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_auto_schedule_is_the_default_recipe_without_a_chooser(colours):
+    data = from_directory(colours)
+    keras.utils.set_random_seed(0)
+    model = new_model()
+    assert Trainer(model).plan(data).schedule.name == "from_scratch"  # random weights
+    for weight in model.weights:
+        if weight.path.endswith("moving_mean"):
+            weight.assign(weight + 0.1)
+    trainer = Trainer(model, learning_rate=5e-4)
+    assert trainer.plan(data).schedule.name == "lp_ft" and trainer.advice is None
+    with pytest.raises(InputError, match="Cannot set k"):
+        Trainer(model, overrides={"k": 0.5})
+
+
+def test_a_chooser_decides_an_auto_schedule_once(colours):
+    calls = []
+
+    def choose(trainer, data):
+        calls.append(data)
+        return SimpleNamespace(strategy="fine_tune", overrides={"epochs": 9}, augment="none"), "why"
+
+    data = from_directory(colours)
+    trainer = Trainer(new_model(), choose=choose, learning_rate=5e-4)
+    (phase,) = trainer.plan(data).schedule.phases
+    assert (phase.epochs, phase.learning_rate, trainer.augment) == (9, 5e-4, "none")
+    trainer.plan(data)
+    assert calls == [data] and trainer.advice == "why"
