@@ -2,4 +2,5 @@
 
 from keras_transfer.utils.lazy import lazy_names
 
+__all__ = ["auto_trainer"]
 __getattr__, __dir__ = lazy_names(__name__, {"auto_trainer": "auto"})
