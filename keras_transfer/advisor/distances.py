@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.features.linear_probe import classifier_for
+from keras_transfer.features.closed_form import cross_validated_probe
 
 _FOLDS = 5
 _BANDWIDTHS = 2.0 ** np.arange(-3, 2)  # of DAN's five kernels, times the mean squared distance
@@ -34,8 +34,7 @@ def proxy_a_distance(
     """2 (1 − 2 err), err the cross-validated error of a linear classifier that tells a from b.
 
     Ben-David et al. 2007 (NIPS); 0 where it cannot tell, 2 where it always can. The classifier is a
-    logistic regression (`linear_probe.classifier_for`); both domains count alike, whatever their
-    sizes.
+    logistic regression (`cross_validated_probe`); both domains have the same weight, whatever their sizes.
 
     Args:
         a, b: float [N, D] and [M, D], N, M ≥ 2.
@@ -46,21 +45,11 @@ def proxy_a_distance(
     Raises:
         InputError: fewer than two images of a domain, or other columns.
     """
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from threadpoolctl import threadpool_limits
-
     x, domain = _pooled(a, b)
-    groups = np.arange(len(x)) if groups is None else np.asarray(groups)
-    classifier = classifier_for(x.shape[1])
-    classifier.set_params(logisticregression__class_weight="balanced")
-    folds = StratifiedGroupKFold(min(_FOLDS, len(a), len(b)), shuffle=True, random_state=seed)
-    with threadpool_limits(1, "blas"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        found = cross_val_predict(classifier, x, domain, cv=folds, groups=groups)
-    wrong = found != domain
+    folds = min(_FOLDS, len(a), len(b))
+    probe = cross_validated_probe(x, domain, groups=groups, folds=folds, seed=seed, balanced=True)
+    assert probe is not None, "each domain has two images"
+    wrong = ~probe.correct
     errors = [wrong[domain == d] for d in (0, 1)]
     mean = np.mean([e.mean() for e in errors])
     # One image more of each kind, so that no error in a few images is no certainty.

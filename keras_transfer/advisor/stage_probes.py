@@ -6,8 +6,6 @@ second, it is the ImageNet weights that help and not the architecture; where it 
 stages that follow have nothing to add for these classes.
 """
 
-import os
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.features.closed_form import some_rows
-from keras_transfer.features.linear_probe import FOLDS, probe, stratified_folds
+from keras_transfer.features.closed_form import cross_validated_probe, some_rows
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import write_file
 from keras_transfer.utils.machine import free_memory
 from keras_transfer.utils.plotting import GREEN, OCHRE
 
-_VERSION = 1  # of probes: raise it when folds, probe or duplicate give other answers
+_FOLDS = 5
+_VERSION = 2  # of probes: raise it when folds, probe or duplicate give other answers
 # Of the binomial test. Folds share the images that their probes are fitted on, which makes right
 # answers by chance vary more than it allows for: hence no more.
 _CHANCE_LEVEL = 0.001
@@ -310,7 +308,7 @@ def probe_stages(
         )
     store = store or Store()
     prefix = pooled_stages(backbone)
-    folds = int(min(FOLDS, np.bincount(labels).max()))
+    folds = int(min(_FOLDS, np.bincount(labels).max()))
 
     def compute():
         memory = ImageMemory(min(_MEMORY, free_memory() // 4))
@@ -365,17 +363,8 @@ def _sample(data, most, seed):
 
 def _probe_all(features, labels, folds, seed):
     """Which images the probe on each of the features [N, D] named rightly, bool [len, N]."""
-    import joblib
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    splits = stratified_folds(labels, folds, seed)
-    # Side by side, each on one core: see `solvers.logistic_regression`.
-    with threadpool_limits(1, "blas"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to tell who is right
-        work = joblib.Parallel(os.cpu_count(), prefer="threads", return_as="generator")
-        found = work(joblib.delayed(probe)(x, labels, splits) for x in features)
-        return np.stack(list(progress_bar(found, "probing", total=len(features), unit="stages")))
+    bar = progress_bar(features, "probing", total=len(features), unit="stages")
+    return np.stack([cross_validated_probe(x, labels, folds=folds, seed=seed).correct for x in bar])
 
 
 def _mean(right):

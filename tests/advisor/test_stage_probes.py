@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from threadpoolctl import threadpool_limits
 
 from keras_transfer.advisor import untrained as duplicates
 from keras_transfer.advisor.stage_probes import StageProbes, probe_stages
@@ -18,9 +17,9 @@ from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.features import extraction
+from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.features.engines import ENGINES
 from keras_transfer.features.extraction import extract
-from keras_transfer.features.linear_probe import probe, stratified_folds
 from keras_transfer.features.pooled import pooled_stages, stage_columns
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.models.builders import backbone_of, build_model
@@ -159,50 +158,6 @@ def test_without_batch_norm_there_is_nothing_to_measure(data, store):
 # -- probes ---------------------------------------------------------------------------------------
 
 
-def test_a_probe_is_logistic_regression_by_hand(rng):
-    """Standardised on the fold's own images, the penalty by the width: all written out."""
-    labels = np.repeat([0, 1, 2], [20, 14, 8])
-    features = rng.normal(size=(42, 5)) * [1, 10, 0.1, 1, 1] + 50
-    features[:, 1] += 12 * labels
-    splits = stratified_folds(labels, 4)
-    assert sorted(np.concatenate([held for _, held in splits])) == list(range(42))
-    expected = np.zeros(42, bool)
-    for fit, held in splits:
-        assert not set(fit) & set(held)
-        mean, scale = features[fit].mean(0), features[fit].std(0)
-        x, other = ((features[rows] - mean) / scale for rows in (fit, held))
-        kernel, bias = logistic(x, labels[fit], (128 / 5) ** 2)
-        expected[held] = (other @ kernel + bias).argmax(1) == labels[held]
-    assert 0.4 < expected.mean() < 0.9
-    np.testing.assert_array_equal(probe(features, labels, splits), expected)
-
-
-def logistic(x, labels, strength):
-    """Minimises ½‖kernel‖² + strength · (sum of log losses)."""
-    from scipy.optimize import minimize
-    from scipy.special import log_softmax
-
-    def loss(flat):
-        kernel, bias = flat[:15].reshape(5, 3), flat[15:]
-        scores = log_softmax(x @ kernel + bias, axis=1)
-        return (kernel**2).sum() / 2 - strength * scores[np.arange(len(x)), labels].sum()
-
-    found = minimize(loss, np.zeros(18)).x
-    return found[:15].reshape(5, 3), found[15:]
-
-
-@pytest.mark.parametrize("counts", [(2, 2), (30, 2), (9, 1, 4), (40, 1, 1, 1, 2)])
-@pytest.mark.parametrize("channels", [3, 200])
-def test_few_images_of_a_class(rng, counts, channels):
-    """More channels than images, a class with one image (never named), very unequal classes."""
-    labels = np.repeat(np.arange(len(counts)), counts)
-    features = rng.normal(size=(len(labels), channels)).astype("float32")
-    features[:, 0] = 100 * labels
-    right = probe(features, labels, stratified_folds(labels, min(5, max(counts))))
-    singles = np.isin(labels, np.flatnonzero(np.array(counts) == 1))
-    assert right.shape == labels.shape and not right[singles].any()
-
-
 def made(rows, others, chance=0.5, images=200):
     """Probes with so many right answers after each stage, the same images first."""
     correct, other = (
@@ -263,9 +218,7 @@ def test_labels_without_signal_rarely_pass_for_some(rng):
     passed = 0
     for _ in range(5):
         labels = rng.permutation(np.repeat([0, 1, 2], 30))
-        splits = stratified_folds(labels, 5)
-        with threadpool_limits(1, "blas"):
-            found = np.stack([probe(x, labels, splits) for x in features])
+        found = np.stack([cross_validated_probe(x, labels).correct for x in features])
         passed += StageProbes("net", 96, ("a", "b"), found, found, 1 / 3, 5).signal
     assert passed == 0
 

@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 
 from keras_transfer.features.closed_form import cross_validated_probe, logistic_regression
 
@@ -77,8 +80,6 @@ def test_many_images_choose_on_some_of_each_class():
 
 
 def test_the_probe_is_a_cross_validated_regression():
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-
     features, labels = blobs(3, per_class=50, distance=0.5)
     found = cross_validated_probe(features, labels)
     plain = [
@@ -98,6 +99,54 @@ def test_the_probe_is_a_cross_validated_regression():
     assert len(found.fold_accuracies) == 5 and found.other_predictions == ()
     again = cross_validated_probe(features * 1000 - 7, labels * 10 + 3)
     np.testing.assert_array_equal(again.predictions, found.predictions * 10 + 3)
+
+
+def test_the_probe_is_logistic_regression_by_hand(rng):
+    """Standardized on the fold's own rows, of four strengths that with the lowest log loss."""
+    labels = np.repeat([0, 1, 2], [20, 14, 8])
+    features = rng.normal(size=(42, 5)) * [1, 10, 0.1, 1, 1] + 50
+    features[:, 1] += 12 * labels
+    splits = StratifiedGroupKFold(4, shuffle=True, random_state=7).split(
+        labels, labels, np.arange(42)
+    )
+    losses, answers = np.zeros(4), np.zeros((4, 42), int)
+    for fit, held in splits:
+        mean, scale = features[fit].mean(0), features[fit].std(0)
+        x, other = ((features[rows] - mean) / scale for rows in (fit, held))
+        for i, strength in enumerate((1, 10, 100, 1000)):
+            kernel, bias = logistic(x, labels[fit], strength / 5)
+            scores = log_softmax(other @ kernel + bias, axis=1)
+            losses[i] -= scores[np.arange(len(held)), labels[held]].sum()
+            answers[i, held] = scores.argmax(1)
+    found = cross_validated_probe(features, labels, folds=4, seed=7)
+    assert 0.4 < found.accuracy < 0.9
+    np.testing.assert_array_equal(found.predictions, answers[losses.argmin()])
+    others = answers[np.arange(4) != losses.argmin()]
+    assert (others != found.predictions).any(axis=1).all()  # each strength answers differently
+
+
+def logistic(x, labels, strength):
+    """Minimize ½‖kernel‖² + strength · (sum of log losses)."""
+
+    def loss(flat):
+        kernel, bias = flat[:15].reshape(5, 3), flat[15:]
+        scores = log_softmax(x @ kernel + bias, axis=1)
+        return (kernel**2).sum() / 2 - strength * scores[np.arange(len(x)), labels].sum()
+
+    found = minimize(loss, np.zeros(18)).x
+    return found[:15].reshape(5, 3), found[15:]
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (30, 2), (9, 1, 4), (40, 1, 1, 1, 2)])
+@pytest.mark.parametrize("channels", [3, 200])
+def test_the_probe_with_few_examples_of_a_class(rng, counts, channels):
+    """More channels than examples, a class with one example (never predicted), unequal classes."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    features = rng.normal(size=(len(labels), channels)).astype("float32")
+    features[:, 0] = 100 * labels
+    right = cross_validated_probe(features, labels).correct
+    singles = np.isin(labels, np.flatnonzero(np.array(counts) == 1))
+    assert right.shape == labels.shape and not right[singles].any()
 
 
 def test_the_probe_of_noise_is_at_chance_and_copies_stay_together():
