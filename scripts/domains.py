@@ -275,7 +275,7 @@ def other_camera(images: np.ndarray, seed: int) -> np.ndarray:
 # -- models ---------------------------------------------------------------------------------------
 
 
-def dann_network(mean) -> "kt.Backbone":
+def dann_network(mean) -> "kt.models.Backbone":
     """The features of DANN's network for MNIST (Ganin et al., JMLR 2016): a `Backbone`.
 
     Convolution 5×5 to 32, pooling, convolution 5×5 to 48, pooling; with the head's hidden layers of
@@ -429,7 +429,9 @@ def distances(backbone: str = "mobilenet_v2_0.35", most: int = 500) -> str:
         pairs[f"{source.root} → {target.root}"] = source, target, task
     for name, (source, target, task) in pairs.items():
         size = max(64, task.image_size)  # what the backbone takes at least
-        found = kt.domain_distance(source, target, backbone=backbone, image_size=size, most=most)
+        found = kt.advisor.domain_distance(
+            source, target, backbone=backbone, image_size=size, most=most
+        )
         cells = (
             name,
             f"{found.proxy_a.value:.2f} ± {found.proxy_a.error:.2f}",

@@ -55,7 +55,7 @@ def fit(name, recipe, augment, backbone, where, folder, epochs, k=None):
     model = kt.build_model(backbone, head, image_size=SIZES[name], weights=weights)
     overrides = {"epochs": int(epochs)}
     if recipe == "freeze_k":
-        overrides["k"] = k or f"stage:{len(kt.backbone_of(model).stages) // 2}"
+        overrides["k"] = k or f"stage:{len(kt.models.backbone_of(model).stages) // 2}"
     trainer = kt.Trainer(
         model, recipe, overrides=overrides, augment=augment, cache=where, keep="last"
     )

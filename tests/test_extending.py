@@ -27,7 +27,7 @@ def tiny_application(include_top, weights, input_shape, pooling, filters=8):
 
 
 def test_a_backbone(data, tmp_path, monkeypatch):
-    row = kt.BackboneSpec(
+    row = kt.models.BackboneSpec(
         name="tiny",
         function=tiny_application,
         module="mine",
@@ -46,7 +46,7 @@ def test_a_backbone(data, tmp_path, monkeypatch):
     pretrained.save_weights(tmp_path / "models" / row.weights_file)
 
     model = kt.build_model("tiny", kt.Classification(data.class_names))
-    backbone = kt.backbone_of(model)
+    backbone = kt.models.backbone_of(model)
     assert (backbone.name, len(backbone.stages), backbone.count_params()) == ("tiny", 2, 1_392)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
     expected = pretrained.predict(images / 127.5 - 1, verbose=0)
@@ -59,7 +59,7 @@ def test_a_backbone(data, tmp_path, monkeypatch):
         again.predict(images, verbose=0), run.model.predict(images, verbose=0)
     )
     with pytest.raises(kt.InputError, match="too small for tiny: give 16 or more"):
-        kt.build_backbone("tiny", image_size=8)
+        kt.models.build_backbone("tiny", image_size=8)
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -94,7 +94,7 @@ def test_a_head(data, colours, tmp_path):
     model = kt.build_model(tiny_backbone(), head, image_size=32)
     run = kt.Trainer(model, "feature_extraction", epochs=2).fit(data, tmp_path / "run")
     loaded = kt.load_model(run.path / "model.keras")
-    assert kt.head_of(loaded) == head
+    assert kt.models.head_of(loaded) == head
     (named,), _ = kt.predict(loaded, [colours / "red" / "0.png"])
     assert named.label in data.class_names
     found = kt.evaluate(loaded, data)
@@ -143,7 +143,7 @@ def test_a_recipe(model, data, tmp_path, monkeypatch):
     with pytest.raises(
         kt.InputError, match="sandwich has the arguments images, epochs, learning_rate"
     ):
-        kt.resolve_schedule("sandwich", {"stages": 3})
+        kt.schedules.resolve_schedule("sandwich", {"stages": 3})
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def test_an_adaptation_method(model, data):
     }
     source = [(np.full((4, 32, 32, 3), 40, "uint8"), np.array([0, 1, 2, 0]))] * 2
     target = [np.full((4, 32, 32, 3), 200, "uint8")] * 2
-    adapter = kt.Adapter(model, [MeanDifference(weight=10.0)])
+    adapter = kt.adaptation.Adapter(model, [MeanDifference(weight=10.0)])
     adapter.compile(keras.optimizers.Adam(1e-2))
     history = adapter.fit(source, target=target, epochs=4, verbose=0).history
     assert history["align_loss"][-1] < history["align_loss"][0]

@@ -1,6 +1,20 @@
-"""The advisor: which backbone and schedule suit the data, from measured evidence."""
+"""The advisor: which backbone and strategy suit the data, from evidence, rules and a race.
+
+Modules here may import `training` and the rooms below it.
+"""
 
 from keras_transfer.utils.lazy import lazy_names
 
-__all__ = ["auto_trainer"]
-__getattr__, __dir__ = lazy_names(__name__, {"auto_trainer": "auto"})
+_NAMES = {
+    "activation_shift": "similarity",
+    "auto_trainer": "auto",
+    "domain_distance": "domains",
+    "probe_stages": "stage_probes",
+    "rank_scores": "transferability.table",
+    "score_backbone": "transferability.backbone",
+    "score_features": "transferability.scoring",
+}
+
+__all__ = list(_NAMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

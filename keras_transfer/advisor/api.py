@@ -70,7 +70,7 @@ def advise(
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
     _check_data(data)
-    from keras_transfer.advisor.activation_shift import activation_shift
+    from keras_transfer.advisor.similarity import activation_shift
     from keras_transfer.advisor.symmetry import mirror_symmetry
     from keras_transfer.advisor.transferability.backbone import score_backbone
     from keras_transfer.advisor.transferability.table import rank_scores

@@ -15,13 +15,17 @@ _NAMES = {
     "calibrate": "calibration",
     "collect": "outputs",
     "evaluate": "api",
+    "grad_cam": "gradcam",
     "predict": "prediction",
     "predictions_csv": "prediction",
     "predictions_json": "prediction",
     "shown": "api",
 }
 
-__all__ = list(_NAMES)
+# The rest of the names are for the command line.
+_INTERNAL = ("collect", "predictions_csv", "predictions_json", "shown")
+
+__all__ = [name for name in _NAMES if name not in _INTERNAL]
 
 
 __getattr__, __dir__ = lazy_names(__name__, _NAMES)

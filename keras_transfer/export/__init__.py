@@ -19,6 +19,7 @@ FORMATS = {
 }
 
 _NAMES = {
+    "Client": "client",
     "Exported": "exporter",
     "Parity": "parity",
     "ParityError": "parity",

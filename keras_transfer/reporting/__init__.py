@@ -7,7 +7,7 @@ give, which are pure functions of plain data; `comparing` sets runs beside each 
 
 from keras_transfer.utils.lazy import lazy_names
 
-_NAMES = {"compare_runs": "side_by_side", "write_report": "write"}
+_NAMES = {"compare_runs": "side_by_side", "show_batch": "sheet", "write_report": "write"}
 
 __all__ = list(_NAMES)
 

@@ -1,0 +1,13 @@
+"""Schedules: phases as plain data, named recipes, plans for one model, and optimizers.
+
+Phases and recipes import neither Keras nor TensorFlow. Modules here may import `runs`, `models`,
+`data`, `modalities`, `utils` and `errors`.
+"""
+
+from keras_transfer.utils.lazy import lazy_names
+
+_NAMES = {"WeightRule": "optimizers", "per_weight": "optimizers", "resolve_schedule": "recipes"}
+
+__all__ = list(_NAMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

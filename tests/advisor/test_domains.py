@@ -183,8 +183,8 @@ def test_real_hands_under_a_colour_cast(real_data, real_weights, store):
         return Examples(Arrays(chosen), labels)
 
     options = {"backbone": "mobilenet_0.25", "image_size": 96, "store": store}
-    same = kt.domain_distance(domain(0, 3), domain(1, 3), **options)
-    other = kt.domain_distance(domain(0, 3), domain(1, 3, cast), **options)
+    same = kt.advisor.domain_distance(domain(0, 3), domain(1, 3), **options)
+    other = kt.advisor.domain_distance(domain(0, 3), domain(1, 3, cast), **options)
     assert other.worth_trying and not same.worth_trying
     assert other.proxy_a.value > 1.5 > 0.7 > abs(same.proxy_a.value)
     assert other.mmd.value > 10 * abs(same.mmd.value)

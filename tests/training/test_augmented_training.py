@@ -370,7 +370,9 @@ def test_a_sheet_shows_each_class_as_evaluation_and_as_training_see_it(colours, 
     from keras_transfer.reporting.sheet import sheet
 
     data = from_directory(colours)
-    figure = kt.show_batch(data, 5, augment=["light", compose()], image_size=20, variants=2)
+    figure = kt.reporting.show_batch(
+        data, 5, augment=["light", compose()], image_size=20, variants=2
+    )
     images = [axes for axes in figure.axes if axes.images]
     assert len(images) == 5 * (1 + 2 + 2)
     labels = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
@@ -409,15 +411,18 @@ def test_what_a_sheet_cannot_show(colours, tmp_path):
     with raises("Cannot draw into"):
         sheet(data, tmp_path / "s.pdf")
     with raises("has no test images; it has train, val"):
-        kt.show_batch(data, split="test")
+        kt.reporting.show_batch(data, split="test")
     with raises("must be 1 or more, not 0, 5 and 224"):
-        kt.show_batch(data, 0)
+        kt.reporting.show_batch(data, 0)
     with raises("the transform failed on"):
-        kt.show_batch(data, 2, augment=A.RandomCrop(99, 99, p=1))
+        kt.reporting.show_batch(data, 2, augment=A.RandomCrop(99, 99, p=1))
     arrays = ImageData(
         ("a", "b"),
         {"train": Examples(Arrays(np.zeros((2, 9, 9, 3), np.uint8)), np.array([0, 1]))},
         [],
         "memory",
     )
-    assert len([axes for axes in kt.show_batch(arrays, image_size=8).axes if axes.images]) == 12
+    assert (
+        len([axes for axes in kt.reporting.show_batch(arrays, image_size=8).axes if axes.images])
+        == 12
+    )

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.advisor.activation_shift import activation_shift
+from keras_transfer.advisor.similarity import activation_shift
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.readers import Arrays
