@@ -1,4 +1,4 @@
-"""What a search may vary, as plain data, and which training a choice of values means (no Keras)."""
+"""The search space as plain data, and the training that each of its points stands for (no Keras)."""
 
 import math
 from collections.abc import Iterable
@@ -13,16 +13,22 @@ from keras_transfer.modalities.image.augment import (
 )
 from keras_transfer.schedules.phases import PHASE_FIELDS, Schedule
 
-# What is searched where nothing else is said; the fields of a phase can be added.
+# Searched by default; a space can add fields of phases.
 PARAMETERS = ("learning_rate", "lowest_rate", "k", "dropout", "augment")
 _LOGARITHMIC = ("learning_rate", "lowest_rate", "weight_decay", "l2_sp")
 _WHOLE = ("k", "epochs", "steps", "patience", "batch_size", "accumulate", "early_stopping", "views")
 _PRESETS = ("none", "light", "medium", "heavy")
+_LIMITS = {
+    "learning_rate": (lambda x: x > 0, "above 0"),
+    "lowest_rate": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "k": (lambda x: isinstance(x, int) and x >= 0, "whole numbers of stages, 0 or more"),
+    "dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+}
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both among them; `log`: drawn by their logarithm."""
+    """Numbers from `low` to `high`, inclusive; `log` samples their logarithm uniformly."""
 
     low: float
     high: float
@@ -30,38 +36,39 @@ class Range:
     whole: bool = False
 
     def nearest(self, value):
-        """Where the search starts for a default of `value`."""
+        """Return the number in the range that is closest to `value`."""
         value = min(max(value, self.low), self.high)
         return round(value) if self.whole else float(value)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Some values, in no order; a single one is not searched."""
+    """Unordered values; a single value is fixed rather than searched."""
 
     values: tuple
 
     def nearest(self, value):
+        """Return `value` if it is a choice, else the first choice."""
         return value if value in self.values else self.values[0]
 
 
 Space = dict[str, Range | Choice]
 
 
-def read_space(given: dict) -> Space:
-    """A space as people write it: `{"k": 3, "augment": ["none", "light"], "dropout": {"low": 0, …}}`.
+def read_space(space: dict) -> Space:
+    """Parse a search space: `{"k": 3, "augment": ["none", "light"], "dropout": {"low": 0, …}}`.
 
     Args:
-        given: name → a value (fixed), a list (one of them), or `{"low", "high"}` and, where it
-            shall be another than usual, `"log"`. A name is one of `PARAMETERS` or PHASE.FIELD (a
-            field of a phase, `*.` for all phases).
+        space: name → a value (fixed), a list (one of them), or `{"low", "high"}` with an optional
+            `"log"`. A name is one of `PARAMETERS` or PHASE.FIELD (a field of a phase; `*.` means
+            all phases).
 
     Raises:
-        InputError: an unknown name or form; the message says which.
+        InputError: an unknown name, or an invalid range.
     """
-    if not isinstance(given, dict):
-        raise InputError(f"A search space holds names and ranges, not {given!r}.")
-    return {name: _read(name, value) for name, value in given.items()}
+    if not isinstance(space, dict):
+        raise InputError(f"A search space must map names to ranges, not be {space!r}.")
+    return {name: _read(name, value) for name, value in space.items()}
 
 
 def _read(name, value):
@@ -70,30 +77,25 @@ def _read(name, value):
         not dot and name not in PARAMETERS
     ):
         raise InputError(
-            f"Cannot search {name}: give {', '.join(PARAMETERS)}, or PHASE.FIELD with a field of a "
-            f"phase ({', '.join(PHASE_FIELDS[1:])})."
+            f"Cannot search {name}: choose from {', '.join(PARAMETERS)}, or PHASE.FIELD with a field "
+            f"of a phase ({', '.join(PHASE_FIELDS[1:])})."
         )
     if isinstance(value, dict):
-        found = _range(name, field, value)
+        part = _range(name, field, value)
+        numbers = (part.low, part.high)
     else:
-        values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-        plain = all(isinstance(x, (str, int, float)) for x in values)
-        if not values or not plain or len(set(values)) < len(values):
-            raise InputError(f"{name}: give different values, texts or numbers, not {value!r}.")
-        found = Choice(values)
-    numbers = (found.low, found.high) if isinstance(found, Range) else found.values
-    fits = _FITS.get(name)
-    if fits and not all(isinstance(x, (int, float)) and fits[0](x) for x in numbers):
-        raise InputError(f"{name} must be {fits[1]}, not {value!r}.")
-    return found
-
-
-_FITS = {
-    "learning_rate": (lambda x: x > 0, "above 0"),
-    "lowest_rate": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
-    "k": (lambda x: isinstance(x, int) and x >= 0, "whole numbers of stages, 0 or more"),
-    "dropout": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
-}
+        numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        plain = all(isinstance(x, (str, int, float)) for x in numbers)
+        if not numbers or not plain or len(set(numbers)) < len(numbers):
+            raise InputError(
+                f"{name}: the values must be different texts or numbers, not {value!r}."
+            )
+        part = Choice(numbers)
+    if name in _LIMITS:
+        allowed, limits = _LIMITS[name]
+        if not all(isinstance(x, (int, float)) and allowed(x) for x in numbers):
+            raise InputError(f"{name} must be {limits}, not {value!r}.")
+    return part
 
 
 def _range(name, field, value):
@@ -101,18 +103,17 @@ def _range(name, field, value):
     low, high = value.get("low"), value.get("high")
     numbers = all(isinstance(x, (int, float)) and math.isfinite(x) for x in (low, high))
     if unknown or not numbers or isinstance(low, bool) or low > high or name == "augment":
-        raise InputError(f"{name}: give low and high, numbers with low ≤ high, not {value!r}.")
+        raise InputError(f"{name}: a range needs numbers low and high, low ≤ high, not {value!r}.")
     log = value.get("log", field in _LOGARITHMIC and low > 0)
     if log and low <= 0:
         raise InputError(f"{name}: on a logarithmic scale low must be above 0, not {low!r}.")
-    whole = field in _WHOLE
-    return (
-        Range(low, high, bool(log), whole) if whole else Range(float(low), float(high), bool(log))
-    )
+    if field in _WHOLE:
+        return Range(low, high, bool(log), whole=True)
+    return Range(float(low), float(high), bool(log))
 
 
 def plain_space(space: Space) -> dict:
-    """The same as plain data, for a file."""
+    """Return a space as plain data, for a file."""
     return {
         name: list(part.values) if isinstance(part, Choice) else asdict(part)
         for name, part in space.items()
@@ -120,18 +121,18 @@ def plain_space(space: Space) -> dict:
 
 
 def check_base(schedule: Schedule) -> None:
-    """Raises InputError for a schedule whose last phase is not the one to search around."""
+    """Raise InputError unless a search can vary the last phase of a schedule."""
     *before, last = schedule.phases
     searchable = last.freeze != "all" and all(phase.freeze == "all" for phase in before)
     if not schedule.pretrained or not searchable:
         raise InputError(
-            f"Cannot search around '{schedule.name}': give lp_ft, freeze_k, discriminative or "
-            "fine_tune, or a schedule in which a last phase follows phases of the head alone."
+            f"Cannot search around '{schedule.name}': choose lp_ft, freeze_k, discriminative or "
+            "fine_tune, or a schedule in which one phase follows phases of the head alone."
         )
 
 
 def check_fields(space: Space, schedule: Schedule) -> None:
-    """Raises InputError where a PHASE.FIELD of the space is none of the schedule's, or out of range."""
+    """Raise InputError for a PHASE.FIELD that the schedule lacks, or that is out of range."""
     for name, part in space.items():
         if "." in name:
             for value in (part.low, part.high) if isinstance(part, Range) else part.values:
@@ -139,59 +140,59 @@ def check_fields(space: Space, schedule: Schedule) -> None:
 
 
 class Search:
-    """The space around a schedule: where it starts, and what its points are.
+    """The space around a schedule: its default point, and the training for each point.
 
     Args:
-        schedule: that of the default; see `check_base`.
-        frozen: how many leading stages its last phase freezes.
-        stages: of the backbone.
-        augment: of the trainer, see `data.resolve_augmentation`.
-        dropout: of the head; None where it was built without.
-        closed: the head has a closed form.
-        given: what the user says of the space, see `read_space`; it replaces parts of the default.
+        schedule: the default; see `check_base`.
+        frozen: number of leading stages that the last phase of the schedule freezes.
+        stages: number of stages of the backbone.
+        augment: of the trainer, see `resolve_augmentation`.
+        dropout: of the head; None if it was built without.
+        closed_form: True if the head has a closed form.
+        space: ranges that replace or extend the default ones, see `read_space`.
 
     Attributes:
         space: name → `Range` or `Choice`.
-        default: name → the schedule's own value, or the nearest one in the space.
+        default: name → the value in the schedule, or the nearest one in the space.
 
     Raises:
-        InputError: see `read_space`, `check_base`, `check_fields`; more stages than there are; an
-            augmentation that has no such name.
+        InputError: see `read_space`, `check_base` and `check_fields`; `k` exceeds the number of
+            stages; an unknown augmentation.
     """
 
-    def __init__(self, schedule, *, frozen, stages, augment, dropout, closed, given=None):
+    def __init__(self, schedule, *, frozen, stages, augment, dropout, closed_form, space=None):
         check_base(schedule)
-        self.schedule, self.stages, self.closed = schedule, stages, closed
-        self.augmentations, usual = _augmentations(augment)
+        self.schedule, self.stages, self.closed_form = schedule, stages, closed_form
+        self.augmentations, augmentation = _augmentations(augment)
         last = schedule.phases[-1]
-        own = {
+        current = {
             "learning_rate": last.learning_rate,
             "lowest_rate": last.lowest_rate,
             "k": frozen,
             "dropout": dropout if last.dropout is None else last.dropout,
-            "augment": usual,
+            "augment": augmentation,
         }
-        space: Space = {
+        ranges: Space = {
             "learning_rate": Range(last.learning_rate / 10, last.learning_rate * 10, log=True),
             "lowest_rate": Range(min(0.01, last.lowest_rate), 1.0, log=True),
             "k": Range(0, stages, whole=True),
-            "dropout": Range(0.0, max(0.5, own["dropout"] or 0.0)),
+            "dropout": Range(0.0, max(0.5, current["dropout"] or 0.0)),
             "augment": Choice(tuple(self.augmentations)),
         }
-        given = read_space(given or {})
-        check_fields(given, schedule)
-        if not dropout:  # no layer, nothing to vary
-            if "dropout" in given:
-                raise InputError("dropout: this head was built with dropout 0, which has no layer.")
-            del space["dropout"], own["dropout"]
-        self.space = {**space, **given}
-        for name in given.keys() - own.keys():
-            where, _, field = name.rpartition(".")
-            phase = next((p for p in schedule.phases if p.name == where), last)
-            own[name] = getattr(phase, field)
+        requested = read_space(space or {})
+        check_fields(requested, schedule)
+        if not dropout:
+            if "dropout" in requested:
+                raise InputError("Cannot search dropout: the head was built with dropout 0.")
+            del ranges["dropout"], current["dropout"]
+        self.space = {**ranges, **requested}
+        for name in requested.keys() - current.keys():
+            phase_name, _, field = name.rpartition(".")
+            phase = next((p for p in schedule.phases if p.name == phase_name), last)
+            current[name] = getattr(phase, field)
         self._check()
         self.default = {
-            name: part.nearest(_lowest(part) if own[name] is None else own[name])
+            name: part.nearest(_lowest(part) if current[name] is None else current[name])
             for name, part in self.space.items()
         }
 
@@ -199,21 +200,22 @@ class Search:
         depth = self.space["k"]
         most = depth.high if isinstance(depth, Range) else max(depth.values)
         if most > self.stages:
-            raise InputError(f"k: {most} stages cannot be frozen, there are {self.stages}.")
+            raise InputError(f"k: {most} stages cannot be frozen, the backbone has {self.stages}.")
         unknown = [x for x in self.space["augment"].values if x not in self.augmentations]
         if unknown:
             raise InputError(
-                f"augment: {', '.join(map(str, unknown))} is none of {', '.join(self.augmentations)}."
+                f"Unknown augment {', '.join(map(str, unknown))}: choose from "
+                f"{', '.join(self.augmentations)}."
             )
 
     def training(self, values: dict) -> tuple[Schedule, str | dict]:
-        """(schedule, augmentation) that a point of the space means.
+        """Return (schedule, augmentation) for a point of the space.
 
-        With all stages frozen only the head learns: in closed form where it has one.
+        If all stages are frozen, only the head is trained: in closed form if it has one.
         """
         *before, last = self.schedule.phases
         k = values["k"]
-        if k == self.stages and self.closed:
+        if k == self.stages and self.closed_form:
             head = {"freeze": "all", "solver": "logistic", "epochs": 1, "steps": None}
             phases = (replace(last, name="head", **head),)
         else:
@@ -234,31 +236,32 @@ def _lowest(part):
 
 
 def _augmentations(augment) -> tuple[dict, str]:
-    """(name → augmentation, name of the given one): the presets, without mirror images where the
-    given one has none, and the given one where it is another."""
+    """Return (name → augmentation, name of the given one): the presets, and the given one if it is
+    another. The presets do not flip images if the given one does not."""
     given = resolve_augmentation(augment)
-    mirrors = given.flip or given == AUGMENTATIONS["none"]
-    found = {
-        name if mirrors or name == "none" else f"{name} without flip": name
-        if mirrors or name == "none"
+    flips = given.flip or given == AUGMENTATIONS["none"]
+    choices: dict = {
+        name if flips or name == "none" else f"{name} without flip": name
+        if flips or name == "none"
         else {"preset": name, "flip": False}
         for name in _PRESETS
     }
-    for name, other in found.items():
-        if resolve_augmentation(other) == given:
-            return found, name
+    for name, preset in choices.items():
+        if resolve_augmentation(preset) == given:
+            return choices, name
     name = augment if isinstance(augment, str) and augment in AUGMENTATIONS else "given"
-    return {name: plain_augmentation(augment), **found}, name
+    return {name: plain_augmentation(augment), **choices}, name
 
 
 def space_of(file: Path | None, pairs: Iterable[str] | None) -> dict:
-    """What `read_space` takes, of a YAML file and of pairs as typed, which win over it.
+    """Return the space, as `read_space` takes it, from a YAML file and from NAME=… pairs.
 
     Args:
-        pairs: `NAME=LOW..HIGH`, `NAME=A,B,C` or `NAME=VALUE`.
+        file: a .yaml file, or None.
+        pairs: `NAME=LOW..HIGH`, `NAME=A,B,C` or `NAME=VALUE`; they override the file.
 
     Raises:
-        InputError: no such file, no YAML, or a pair of another form.
+        InputError: a missing or invalid file, or an invalid pair.
     """
     space = {} if file is None else _space_in(file)
     for pair in pairs or ():
@@ -266,7 +269,7 @@ def space_of(file: Path | None, pairs: Iterable[str] | None) -> dict:
         low, dots, high = text.partition("..")
         if not equals or not text:
             raise InputError(
-                f"--search {pair}: give NAME=LOW..HIGH, NAME=A,B,C or NAME=VALUE, e.g. "
+                f"--search {pair}: expected NAME=LOW..HIGH, NAME=A,B,C or NAME=VALUE, e.g. "
                 "--search learning_rate=1e-5..1e-3."
             )
         if dots:
@@ -281,15 +284,14 @@ def _space_in(file):
     import yaml
 
     if not file.is_file():
-        raise InputError(f"No search space {file}: give a .yaml file.")
+        raise InputError(f"Search space not found: {file}. Give a .yaml file.")
     try:
         space = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise InputError(f"{file} is no YAML: {where}") from None
+        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(space, dict):
-        raise InputError(f"{file} is no search space: it must hold names and ranges.")
-    # YAML reads 1e-4, without a dot, as text.
+        raise InputError(f"{file} is not a search space: it must map names to ranges.")
+    # YAML reads 1e-4, which has no dot, as text.
     for part in space.values():
         if isinstance(part, dict):
             part |= {key: _typed(x) for key, x in part.items() if isinstance(x, str)}
@@ -305,8 +307,8 @@ def _typed(text):
     return text.strip()
 
 
-def shown_values(values: dict) -> str:
-    """A point of a space in a line."""
+def format_values(values: dict) -> str:
+    """Return a point of the space as one line of text."""
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in values.items()

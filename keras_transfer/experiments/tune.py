@@ -1,7 +1,7 @@
-"""Hyper-parameter search with Optuna: trainings around a schedule, chosen by validation alone.
+"""Hyper-parameter search with Optuna: trainings around a schedule, ranked by validation results.
 
-A trial is a run of the `Trainer` like any other; the study lies in a folder (`study`), so that a
-search that was killed goes on.
+Each trial is a normal run of the `Trainer`. The study lies in a folder (see `study`), so a killed
+search can be resumed.
 """
 
 import gc
@@ -15,14 +15,23 @@ from pathlib import Path
 import keras
 
 from keras_transfer.errors import InputError
-from keras_transfer.experiments.search_space import Search, plain_space, shown_values
-from keras_transfer.experiments.study import ask, check_budget, ended, open_study, require_optuna
-from keras_transfer.experiments.tune_report import BEST, Tuned, importances_of, trials_of
+from keras_transfer.experiments.search_space import Search, format_values, plain_space
+from keras_transfer.experiments.study import (
+    BEST,
+    Tuned,
+    check_budget,
+    finished,
+    importances_of,
+    next_trial,
+    open_study,
+    require_optuna,
+    trials_of,
+)
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.models.builders import backbone_of
 from keras_transfer.models.heads import heads_of
 from keras_transfer.models.sources.applications import BACKBONES
-from keras_transfer.runs import CONFIG, Run
+from keras_transfer.runs import CONFIG
 from keras_transfer.schedules import recipes
 from keras_transfer.training.distributed.workers import require_alone
 from keras_transfer.training.failures import Interrupted
@@ -44,48 +53,46 @@ def tune(
     strategy=recipes.DEFAULT,
     overrides: dict | None = None,
     space: dict | None = None,
-    augment="light",
-    seed: int = 0,
     config: dict | None = None,
     **options,
 ) -> Tuned:
-    """Searches rate, decay per stage, number of frozen stages, dropout and augmentation.
+    """Search the learning rate, its decay per stage, the frozen stages, dropout and augmentation.
 
-    The first trial is the schedule as it is, so that the best is not worse on the validation
-    images. The next are drawn at random, then by the tree-structured Parzen estimator (Bergstra et al. 2011).
-    Each trains from the same weights, which the model has again afterwards. What is maximised is
-    what `keep="best"` of the trainer compares: accuracy (of labels: mean average precision); of
-    numbers and several heads the least loss. A trial that is behind the median of the others is
-    given up; one that fails is noted. The same call goes on with a search that was interrupted,
-    and adds trials where it asks for more.
+    The first trial is the unchanged schedule, so the best trial is never worse on the validation
+    images. The next trials are random, the others use the tree-structured Parzen estimator
+    (Bergstra et al. 2011). Every trial starts from the same weights, which are restored at the end.
+    Trials are ranked like epochs with `keep="best"` of the trainer: by accuracy (multi-label: mean
+    average precision); by the lowest loss for regression and for several heads. Trials behind the
+    median of the others are pruned; failed trials are recorded. Repeat the call to resume an
+    interrupted search, or with a larger budget to add trials.
 
     Args:
         model: from `build_model`.
-        data: with the splits `train` and `val`. With `test`, the best is measured there once.
+        data: with the splits `train` and `val`. The best trial is evaluated once on `test`, if it
+            exists.
         out: folder of the search: `best.yaml` (for `train --config`), `trials.csv`, `tune.png`, and
             the run of the best trial.
-        trials: how many there shall be in all; 20 where minutes are not given either.
-        minutes: none begins that would, by the mean of those before, end later than this, over
-            all calls. The first is always made.
-        strategy, overrides: what to search around: lp_ft, freeze_k, discriminative, fine_tune or
-            a schedule like them, see `search_space.check_base` and the trainer's arguments.
+        trials: total number, ≥ 1; 20 by default if `minutes` is not given.
+        minutes: budget over all calls, > 0: no trial starts that would exceed it, judging by the mean
+            duration. The first trial always runs.
+        strategy, overrides: the schedule to search around: lp_ft, freeze_k, discriminative,
+            fine_tune or a similar schedule, see `search_space.check_base` and `Trainer`.
         space: other ranges, see `search_space.read_space`.
-        augment, seed: as in `Trainer`; the seed is that of the search too.
-        config: what else shall stand in `best.yaml` (the command's settings).
-        options: other arguments of `Trainer`.
+        config: more settings for `best.yaml` (those of the command).
+        options: arguments of `Trainer`. `augment` is `"light"` by default; `seed` also seeds the
+            search.
 
     Raises:
-        InputError: Optuna is not installed, no validation images, a space that does not fit the
-            schedule or the model, another search in `out`, or none of the first three
-            trials that comes to its end.
-        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
+        InputError: Optuna is not installed; no validation images; the space does not fit the
+            schedule or the model; `out` contains another search; the first three trials all failed.
+        Interrupted: Ctrl-C or SIGTERM; repeat the call to resume.
     """
     require_optuna()
     require_alone("A search")
     check_budget(trials, minutes)
     if "val" not in data.examples:
-        raise InputError(f"{data.root} has no val images, by which a search must choose.")
-    tuner = _Tuner(model, data, out, strategy, overrides, space, augment, seed, options, config)
+        raise InputError(f"{data.root} has no val images, which a search needs to rank trials.")
+    tuner = _Tuner(model, data, out, strategy, overrides, space, config, options)
     if trials is None and minutes is None:
         trials = TRIALS
     start = model.get_weights()
@@ -96,36 +103,35 @@ def tune(
 
 
 class _Tuner:
-    """One search: what all trials share, and what is done with each."""
+    """Everything that the trials of a search share, and how one trial runs."""
 
-    def __init__(
-        self, model, data, out, strategy, overrides, space, augment, seed, options, config
-    ):
+    def __init__(self, model, data, out, strategy, overrides, space, config, options):
         self.model, self.data, self.out = model, data, Path(out)
-        self.options = {**options, "seed": seed}
-        self.seed = seed
+        augment = options.pop("augment", "light")
+        self.options = {"seed": 0, **options}
         backbone = backbone_of(model)
-        known = {"backbone": backbone.name} if backbone.name in BACKBONES else {}
-        self.config = known if config is None else config
+        if config is None:
+            config = {"backbone": backbone.name} if backbone.name in BACKBONES else {}
+        self.config = config
         trainer = Trainer(model, strategy, overrides=overrides, augment=augment, **self.options)
         plan = trainer.plan(data)
         heads = list(heads_of(model).values())
         self.metric = heads[0].ranked_by if len(heads) == 1 else None
-        closed = Trainer(model, "feature_extraction").plan(data).schedule.phases[0].solver
+        solver = Trainer(model, "feature_extraction").plan(data).schedule.phases[0].solver
         self.search = Search(
             plan.schedule,
             frozen=plan.phases[-1].frozen,
             stages=len(backbone.stages),
             augment=augment,
             dropout=heads[0].dropout if all(head.dropout for head in heads) else None,
-            closed=closed == "logistic",
-            given=space,
+            closed_form=solver == "logistic",
+            space=space,
         )
         *before, last = (planned.epochs for planned in plan.phases)
         self.warmup = sum(before) + math.ceil(last / 3)
 
     def _settings(self):
-        """All that the trials have in common."""
+        """The settings that all trials share, as plain data."""
         images = json.dumps(self.data.fingerprint(), sort_keys=True)
         whole = prefix_of(self.model, len(backbone_of(self.model).stages))
         return {
@@ -143,34 +149,35 @@ class _Tuner:
     def run(self, trials, minutes, start) -> Tuned:
         with open_study(self.out, self._settings(), warmup=self.warmup) as study:
             waiting = [t for t in study.trials if t.state.name == "WAITING"]
-            if not ended(study) and not waiting:
+            if not finished(study) and not waiting:
                 study.enqueue_trial(self.search.default)
             say(
                 f"searching {', '.join(self.search.space)}; the default is "
-                f"{shown_values(self.search.default)}"
+                f"{format_values(self.search.default)}"
             )
-            seen = progress_bar(label="tuning", total=trials, done=len(ended(study)), unit="trials")
+            done = len(finished(study))
+            progress = progress_bar(label="tuning", total=trials, done=done, unit="trials")
             try:
                 while not _spent(study, trials, minutes):
                     self.model.set_weights(start)
-                    self._try(study)
-                    self._tidy(study).write(self.out)
-                    gc.collect()  # networks refer to themselves, and their memory is not Python's
-                    seen.update()
+                    self._run_trial(study)
+                    self._update(study).write(self.out)
+                    # Models contain reference cycles, and Python does not see their memory.
+                    gc.collect()
+                    progress.update()
             except KeyboardInterrupt:
                 raise Interrupted(
-                    f"interrupted in trial {len(ended(study))}; those before are kept in {self.out}: "
-                    "the same command goes on"
+                    f"interrupted in trial {len(finished(study))}; the trials before are saved in "
+                    f"{self.out}: repeat the same command to resume"
                 ) from None
             finally:
-                seen.close()
-            return self._concluded(study)
+                progress.close()
+            return self._conclude(study)
 
-    def _try(self, study):
-        """One trial: asked for, trained, told."""
+    def _run_trial(self, study):
         import optuna
 
-        trial = ask(study, self.search.space, self.seed)
+        trial = next_trial(study, self.search.space, self.options["seed"])
         folder = self._folder(trial.number)
         shutil.rmtree(folder, ignore_errors=True)
         reports, started = _Reports(trial, self.metric), time.perf_counter()
@@ -180,7 +187,8 @@ class _Tuner:
                 schedule, augment = self.search.training(trial.params)
                 trainer = Trainer(self.model, schedule, augment=augment, **self.options)
                 run = trainer.fit(self.data, folder, config=self.config, callbacks=[reports])
-            reports.val, reports.epochs = _numbers(run.metrics["val"]), _epochs(run)
+            reports.val = _numbers(run.metrics["val"])
+            reports.epochs = sum(phase["epochs"] for phase in run.metrics["phases"])
             value = _value(reports.val, self.metric)
             if math.isfinite(value):
                 state = optuna.trial.TrialState.COMPLETE
@@ -188,43 +196,42 @@ class _Tuner:
                 value, reason = None, f"the result is {value}"
         except optuna.TrialPruned:
             state = optuna.trial.TrialState.PRUNED
-        except InputError as error:  # diverged, out of memory: the others may do better
-            # Without one the trial would count as killed, see `study.ended`.
+        except InputError as error:  # diverged, out of memory: other trials may succeed
+            # A failure without a reason would count as killed, see `study.finished`.
             reason = " ".join(str(error).split()) or type(error).__name__
-        for name, found in (
+        for name, attribute in (
             ("val", reports.val),
             ("epochs", reports.epochs),
             ("reason", reason),
             ("seconds", time.perf_counter() - started),
         ):
-            trial.set_user_attr(name, found)
+            trial.set_user_attr(name, attribute)
         study.tell(trial, value, state=state)
-        ended_as = reason or f"{state.name.lower()}, {shown_values(reports.val)}"
-        say(f"trial {trial.number}: {ended_as}; {shown_values(trial.params)}")
+        outcome = reason or f"{state.name.lower()}, {format_values(reports.val)}"
+        say(f"trial {trial.number}: {outcome}; {format_values(trial.params)}")
 
     def _folder(self, number):
         return self.out / f"trial-{number}"
 
-    def _tidy(self, study) -> Tuned:
-        """What was found so far; of the runs only the best one's stays."""
-        tuned = self._found(study)
+    def _update(self, study) -> Tuned:
+        """Return the results so far; remove all runs but the best one, and write `best.yaml`."""
+        tuned = self._results(study)
         for folder in self.out.glob("trial-*"):
             if tuned.best is None or folder != self._folder(tuned.best.number):
                 shutil.rmtree(folder, ignore_errors=True)
         if len(tuned.trials) >= _HOPELESS:
-            _require_best(tuned)
+            _check_completed(tuned)
         if tuned.best is not None:
-            text = (self._folder(tuned.best.number) / CONFIG).read_text(encoding="utf-8")
-            about = (
-                f"# trial {tuned.best.number} of {len(tuned.trials)}: val {tuned.shown(tuned.best)}"
-            )
+            config = (self._folder(tuned.best.number) / CONFIG).read_text(encoding="utf-8")
+            result = f"val {tuned.result(tuned.best)}"
             write_text(
                 self.out / BEST,
-                f"{about}\n# keras-transfer train DATA --config {BEST} --out RUN\n{text}",
+                f"# trial {tuned.best.number} of {len(tuned.trials)}: {result}\n"
+                f"# keras-transfer train DATA --config {BEST} --out RUN\n{config}",
             )
         return tuned
 
-    def _found(self, study, **more):
+    def _results(self, study, **more):
         return Tuned(
             folder=self.out,
             metric=self.metric or "loss",
@@ -236,33 +243,32 @@ class _Tuner:
             **more,
         )
 
-    def _concluded(self, study):
-        """The best is measured on the test images, once; the image is drawn."""
-        tuned = self._tidy(study)
-        _require_best(tuned)
+    def _conclude(self, study):
+        """Evaluate the best trial on the test images, unless that was done, and draw the plots."""
+        tuned = self._update(study)
+        _check_completed(tuned)
         if "test" in self.data.examples and (tuned.test or {}).get("trial") != tuned.best.number:
             from keras_transfer.evaluation import evaluate
 
             result = evaluate(tuned.run.model, self.data, "test")
-            found = {"trial": tuned.best.number, **_numbers(result)}
-            study.set_user_attr("test", found)
-        tuned = self._found(study, importances=importances_of(study))
+            study.set_user_attr("test", {"trial": tuned.best.number, **_numbers(result)})
+        tuned = self._results(study, importances=importances_of(study))
         tuned.write(self.out)
         tuned.draw(self.out / "tune.png")
         return tuned
 
 
-def _require_best(tuned):
+def _check_completed(tuned):
     if tuned.best is None:
-        count = len(tuned.trials)
         raise InputError(
-            f"None of {count} trials came to its end; the last: {tuned.trials[-1].reason}"
+            f"None of {len(tuned.trials)} trials was completed; the last failed: "
+            f"{tuned.trials[-1].reason}"
         )
 
 
 def _spent(study, trials, minutes):
-    """True where the budget has no room for another trial."""
-    before = ended(study)
+    """Return True if the budget does not allow another trial."""
+    before = finished(study)
     if trials is not None and len(before) >= trials:
         return True
     if minutes is None or not before:
@@ -272,25 +278,20 @@ def _spent(study, trials, minutes):
 
 
 def _value(val, metric):
-    """What is maximised."""
+    """Return the number that the study maximizes."""
     return float(val[metric]) if metric else -float(val["loss"])
 
 
 def _numbers(metrics):
-    """Of what was measured that which is a number."""
     return {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
 
 
-def _epochs(run: Run):
-    return sum(phase["epochs"] for phase in run.metrics["phases"])
-
-
 class _Reports(keras.callbacks.Callback):
-    """Tells the study how validation goes, and ends a trial that is behind.
+    """Report each epoch's validation result to the study, and stop a pruned trial.
 
     Attributes:
         val: metrics of the last epoch on the validation images.
-        epochs: that are done.
+        epochs: number of finished epochs.
     """
 
     def __init__(self, trial, metric):
