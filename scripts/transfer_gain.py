@@ -1,10 +1,11 @@
-"""What transfer brings on a real task: start, slope, end and images saved, as an image.
+"""Measure what transfer brings on a real task: start, slope, end and images saved, with a plot.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/transfer_gain.py --out DIR [--task sign_digits]
 
-The settings below are those of the sign digits: hands of people who are in no training image, 20
-training images a class in the image's left panel. Both rates were found at 20 a class with seed
-10, which is not among the seeds reported, but on the same people. What was interrupted goes on.
+The default settings are for the sign digits: hands of people who are in no training image, 20
+training images per class in the left panel of the plot. Both learning rates were found at 20 images
+per class with seed 10, which is not among the reported seeds, but on the same people. An
+interrupted comparison is resumed.
 """
 
 import argparse

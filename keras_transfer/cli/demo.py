@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from keras_transfer.data import Augmentation, from_directory
-from keras_transfer.experiments import learning_curves as curves
+from keras_transfer.experiments.comparison_plot import draw_curves
+from keras_transfer.experiments.learning_curves import curve_table, read_curve
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import Backbone
@@ -70,10 +71,10 @@ def run_demo(out, *, seed: int = 0) -> None:
             model, schedule, seed=seed, batch_size=4, augment=AUGMENT, validate_every=1
         )
         runs[name] = trainer.fit(data, out / schedule.name)
-    found = {name: curves.read_curve(run) for name, run in runs.items()}
-    print(curves.table(found, chance=max(_shares(data.counts["val"]))))
+    found = {name: read_curve(run) for name, run in runs.items()}
+    print(curve_table(found, chance=max(_shares(data.counts["val"]))))
     title = f"digits {_list(TARGET_DIGITS)} from {IMAGES_EACH} images each"
-    curves.draw(found, out / "curves.png", title)
+    draw_curves(found, out / "curves.png", title)
     print(f"   curves: {out / 'curves.png'}")
 
     print("3. export and one request")

@@ -1,6 +1,13 @@
-"""Transfer against training from scratch on the same budget: what it brings, in numbers.
+"""Experiments of many trainings: transfer compared with training from scratch, and hyper-parameter search.
 
-`running` trains both for some sizes of the training part and some seeds, `curves` measures two
-learning curves against each other, `saving` says how many images transfer saves, `result` holds
-what came out and puts it into words, and `image` draws it. Only `running` needs Keras.
+`compare` trains the runs of a `Comparison`; `tune` runs the trials of a search, whose `study` needs
+Optuna. The room imports from `training` and the rooms below it.
 """
+
+from keras_transfer.utils.lazy import lazy_names
+
+_NAMES = {"Comparison": "comparison", "Experiment": "compare", "Tuned": "study"}
+
+__all__ = list(_NAMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

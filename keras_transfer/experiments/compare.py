@@ -1,10 +1,11 @@
-"""Trains both arms of a comparison: every size with every seed, kept run by run."""
+"""Training both arms of a comparison: each size with each seed, resumable run by run."""
 
 import hashlib
 import inspect
 import json
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from keras_transfer.data import ImageData, plain_augmentation
 from keras_transfer.data.check import find_duplicates
 from keras_transfer.errors import InputError
-from keras_transfer.experiments.comparison import AtSize, Comparison
+from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
 from keras_transfer.models.sources.applications import check_backbone
 from keras_transfer.runs import Run
@@ -22,175 +23,195 @@ from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule
 from keras_transfer.training.failures import Interrupted
 from keras_transfer.utils.console import progress_bar, quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
+from keras_transfer.utils.options import make_options
 
 SETTINGS = "settings.json"
-ARMS = ("transfer", "scratch")
 SCRATCH = "from_scratch"
-_LEAST = 5  # images a class of the smallest default size
+_SMALLEST = 5  # images per class of the smallest default size
 
 
-def compare(data: ImageData, out, **settings) -> Comparison:
-    """Trains with transfer and from scratch, and says what transfer brought.
+def compare(data: ImageData, out, **options) -> Comparison:
+    """Train with transfer and from scratch, and measure the advantage of transfer.
+
+    Both arms train on the same images for as many epochs, with batches of the same size, the same
+    head and the same augmentation; training from scratch has its own recipe
+    (`recipes.from_scratch`). The accuracy on the validation images is measured after each epoch;
+    nothing is chosen by it.
 
     Args:
-        data, out, settings: see `Experiment`.
+        data: one class per image, with the splits `train` and `val`.
+        out: directory of the comparison. If it contains one with the same settings, only missing
+            runs are trained, also if `sizes` or `seeds` have grown.
+        options: see `CompareOptions`.
 
     Returns:
-        A `Comparison`: `print` it, `draw` it, or take its numbers. `comparison.json`, `.md` and `.png`
-        in `out` have the same.
+        A `Comparison`: `print` it, `draw` it, or use its numbers. `comparison.json`, `.md` and `.png`
+        in `out` contain the same.
+
+    Raises:
+        InputError: unsuitable data, an invalid option, or `out` contains something else.
+        Interrupted: finished runs are saved; repeat the call to resume.
     """
-    return Experiment(data, out, **settings).run()
+    return Experiment(data, out, **options).run()
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of `compare`.
+
+    Attributes:
+        backbone: as `build_model` takes it: a name, a `.keras` file or a run.
+        strategy: of transfer: the name of a recipe, a YAML file or a `Schedule`.
+        overrides, scratch_overrides: changes of the strategy and of `from_scratch`; see
+            `recipes.resolve_schedule`.
+        sizes: training images per class, ≥ 1; None means all. A smaller class contributes all it
+            has. The larger sample of a seed contains the smaller one. By default 5, 10, 20, … up to
+            all.
+        seeds: of the sample, the initial weights, the order and the augmentation, for both arms.
+        image_size: the backbone's by default.
+        epochs: of transfer. By default those of `from_scratch`, unless the strategy has a length
+            of its own.
+        scratch_budget: epochs from scratch per epoch of transfer, > 0.
+        batch_size, augment: see `Trainer`.
+        weights: of the backbone for transfer, see `build_model`.
+        precision: see `precision.set_precision`.
+        keep_models: keep the model of each run on disk.
+        show: the size (images per class) whose curves are plotted; the middle one by default.
+    """
+
+    backbone: str = "mobilenet_v2"
+    strategy: str | Schedule = DEFAULT
+    overrides: dict = field(default_factory=dict)
+    scratch_overrides: dict = field(default_factory=dict)
+    sizes: Sequence[int | None] | None = None
+    seeds: Sequence[int] = (0, 1, 2)
+    image_size: int | None = None
+    epochs: int | None = None
+    scratch_budget: float = 1.0
+    batch_size: int = 32
+    augment: object = "light"
+    weights: str | None = "imagenet"
+    precision: str = "auto"
+    keep_models: bool = False
+    show: int | None = None
+
+    def __post_init__(self):
+        for value, name in ((self.batch_size, "batch_size"), (self.epochs, "epochs")):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be 1 or more, not {value}.")
+        if not self.scratch_budget > 0:
+            raise InputError(f"scratch_budget must be above 0, not {self.scratch_budget}.")
+        if self.weights is None:
+            raise InputError("Random weights cannot be transferred: omit weights.")
+        seeds = tuple(self.seeds)
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise InputError(f"seeds must be different numbers, 0 or more, not {list(seeds)}.")
+        overrides = dict(self.overrides or {})
+        if self.epochs is not None:
+            overrides["epochs"] = self.epochs
+        for name, value in {
+            "backbone": str(self.backbone),
+            "strategy": self.strategy
+            if isinstance(self.strategy, Schedule)
+            else str(self.strategy),
+            "overrides": overrides,
+            "scratch_overrides": dict(self.scratch_overrides or {}),
+            "seeds": seeds,
+            "scratch_budget": float(self.scratch_budget),
+            "augment": plain_augmentation(self.augment),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def strategy_name(self) -> str:
+        return self.strategy.name if isinstance(self.strategy, Schedule) else self.strategy
 
 
 class Experiment:
-    """A comparison that is to be made, checked before Keras is imported.
+    """A comparison, validated before Keras is imported; the arguments are those of `compare`."""
 
-    Both arms see the same images for as many epochs, in batches of the same size, with the same
-    head and augmentation; from scratch has its own recipe (`recipes.from_scratch`). Accuracy on the
-    validation images is measured after each epoch; nothing is chosen by it.
-
-    Args:
-        data: one class per image, with training and validation images.
-        out: directory of the comparison. One that was begun with the same settings goes on: what is
-            there already is not trained again, also where `sizes` or `seeds` have grown since.
-        backbone: as `build_model` takes it: a name, a `.keras` file or a run.
-        strategy: of transfer: a recipe's name, a YAML file or a `Schedule`.
-        overrides, scratch_overrides: other numbers for the strategy, and for `from_scratch`; see
-            `recipes.resolve_schedule`.
-        sizes: training images a class, each 1 or more; None among them is all. A class that has
-            fewer has all of its own. The larger draw of a seed contains the smaller. By default
-            doubling from 5 up to all.
-        seeds: of the draw, the first weights, order and augmentation; both arms have the same.
-        image_size: by default the backbone's.
-        epochs: of transfer; by default as many as `from_scratch` asks for, and where the strategy
-            has its own length, that.
-        scratch_budget: epochs from scratch for each epoch of transfer, above 0.
-        batch_size, augment: as `Trainer` takes them.
-        weights: of the backbone for transfer, as `build_model` takes them.
-        precision: see `precision.set_precision`.
-        keep_models: leave the model of each run on the disk.
-        show: the size, in images a class, whose curves the image has; by default the middle one.
-
-    Raises:
-        InputError: data of another kind, values out of range, or `out` has something else in it.
-    """
-
-    def __init__(
-        self,
-        data: ImageData,
-        out,
-        *,
-        backbone="mobilenet_v2",
-        strategy: str | Path | Schedule = DEFAULT,
-        overrides: dict | None = None,
-        scratch_overrides: dict | None = None,
-        sizes: Sequence[int | None] | None = None,
-        seeds: Sequence[int] = (0, 1, 2),
-        image_size: int | None = None,
-        epochs: int | None = None,
-        scratch_budget: float = 1.0,
-        batch_size: int = 32,
-        augment="light",
-        weights: str | None = "imagenet",
-        precision: str = "auto",
-        keep_models: bool = False,
-        show: int | None = None,
-    ):
+    def __init__(self, data: ImageData, out, **options):
         data.require_classes("a comparison", "train", "val")
-        for value, name in ((batch_size, "batch_size"), (epochs, "epochs")):
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be 1 or more, not {value}.")
-        if not scratch_budget > 0:
-            raise InputError(f"scratch_budget must be above 0, not {scratch_budget}.")
+        self.options = make_options(CompareOptions, options, "compare")
         self.data, self.out = data, Path(out)
-        self.backbone, self.weights = str(backbone), weights
-        self.strategy = strategy if isinstance(strategy, Schedule) else str(strategy)
-        self.overrides = dict(overrides or {})
-        if epochs is not None:
-            self.overrides["epochs"] = epochs
-        self.scratch_overrides = dict(scratch_overrides or {})
-        self.image_size, self.batch_size = image_size, batch_size
-        self.scratch_budget = float(scratch_budget)
-        self.augment = plain_augmentation(augment)
-        self.precision, self.keep_models = precision, keep_models
         self._counts = np.bincount(np.asarray(data.examples["train"].labels))
-        self.sizes = _check_sizes(sizes, int(self._counts.max()))
-        self.seeds = _check_seeds(seeds)
-        if show not in (None, *self.sizes):
+        self.sizes = _check_sizes(self.options.sizes, int(self._counts.max()))
+        self.seeds = self.options.seeds
+        if self.options.show not in (None, *self.sizes):
             raise InputError(
-                f"Cannot show {show}: the sizes are {', '.join(map(str, self.sizes))}."
+                f"Cannot show {self.options.show}: the sizes are {', '.join(map(str, self.sizes))}."
             )
-        self.show = show
-        if weights is None:
-            raise InputError("Random weights have nothing to transfer: leave weights out.")
-        check_backbone(self.backbone, image_size, weights)
-        for size, arm in product(self.sizes, ARMS):  # wrong overrides are said now
+        check_backbone(self.options.backbone, self.options.image_size, self.options.weights)
+        for size, arm in product(self.sizes, ARMS):  # validates the overrides
             self._epochs(arm, size)
-        if not resolve_schedule(self.strategy, self._of_transfer(100)).pretrained:
+        if not resolve_schedule(self.options.strategy, self._transfer_overrides(100)).pretrained:
             raise InputError(
-                f"Strategy '{self._strategy_name()}' trains from scratch itself: give one that transfers."
+                f"Strategy '{self.options.strategy_name}' trains from scratch: choose one that "
+                "transfers."
             )
         self._open()
 
-    # -- what is trained --------------------------------------------------------------------------
+    # -- lengths ----------------------------------------------------------------------------------
 
     def _images(self, size):
         return int(np.minimum(self._counts, size).sum())
 
-    def _of_transfer(self, images):
-        """Overrides of the strategy, with a length where it takes one and none is given."""
-        recipe = RECIPES.get(self.strategy) if isinstance(self.strategy, str) else None
+    def _transfer_overrides(self, images):
+        """Return the overrides of the strategy, with the epochs of `from_scratch` by default."""
+        strategy = self.options.strategy
+        recipe = RECIPES.get(strategy) if isinstance(strategy, str) else None
         if recipe is None or "epochs" not in inspect.signature(recipe).parameters:
-            return self.overrides
-        alone = self._length(SCRATCH, {}, images)
-        return {"epochs": alone, **self.overrides}
+            return self.options.overrides
+        return {"epochs": self._length(SCRATCH, {}, images), **self.options.overrides}
 
     def _epochs(self, arm, size):
-        """Epochs of an arm at a size."""
+        """Return the number of epochs of an arm at a size."""
         images = self._images(size)
-        epochs = self._length(self.strategy, self._of_transfer(images), images)
+        epochs = self._length(self.options.strategy, self._transfer_overrides(images), images)
         if arm == "transfer":
             return epochs
-        epochs = max(1, round(epochs * self.scratch_budget))
-        return self._length(SCRATCH, {"epochs": epochs, **self.scratch_overrides}, images)
+        epochs = max(1, round(epochs * self.options.scratch_budget))
+        overrides = {"epochs": epochs, **self.options.scratch_overrides}
+        return self._length(SCRATCH, overrides, images)
 
     def _length(self, strategy, overrides, images):
         phases = resolve_schedule(strategy, overrides, images=images).phases
-        batches = [-(-images // (phase.batch_size or self.batch_size)) for phase in phases]
-        return sum(phase.epochs or -(-phase.steps // n) for phase, n in zip(phases, batches))
+        steps = [-(-images // (phase.batch_size or self.options.batch_size)) for phase in phases]
+        return sum(phase.epochs or -(-phase.steps // n) for phase, n in zip(phases, steps))
 
-    def _strategy_name(self):
-        return self.strategy.name if isinstance(self.strategy, Schedule) else self.strategy
+    # -- the directory ----------------------------------------------------------------------------
 
     def _settings(self):
-        """What all runs depend on, as plain data; sizes and seeds may grow."""
-        strategy = self.strategy
+        """Everything that all runs depend on, as plain data. Sizes and seeds may grow."""
+        strategy = self.options.strategy
         if isinstance(strategy, Schedule) or Path(strategy).suffix in (".yaml", ".yml"):
             strategy = resolve_schedule(strategy).to_dict()
         images = json.dumps(self.data.fingerprint(), sort_keys=True)
         return {
-            "backbone": self.backbone,
-            "weights": self.weights,
+            "backbone": self.options.backbone,
+            "weights": self.options.weights,
             "strategy": strategy,
-            "overrides": self.overrides,
-            "scratch_overrides": self.scratch_overrides,
-            "image_size": self.image_size,
-            "scratch_budget": self.scratch_budget,
-            "batch_size": self.batch_size,
-            "augment": self.augment,
-            "precision": self.precision,
+            "overrides": self.options.overrides,
+            "scratch_overrides": self.options.scratch_overrides,
+            "image_size": self.options.image_size,
+            "scratch_budget": self.options.scratch_budget,
+            "batch_size": self.options.batch_size,
+            "augment": self.options.augment,
+            "precision": self.options.precision,
             "images": hashlib.sha256(images.encode("utf-8", "surrogateescape")).hexdigest(),
         }
 
     def _open(self):
-        """Makes the directory, or sees that what was begun there is this comparison."""
+        """Create the directory, or check that it contains this comparison."""
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out} is a file: give a directory.")
         now = json.loads(json.dumps(self._settings()))
         file = self.out / SETTINGS
         if not file.is_file():
             if self.out.is_dir() and any(self.out.iterdir()):
-                raise InputError(f"{self.out} exists and is no comparison: choose another --out.")
+                raise InputError(
+                    f"{self.out} is not empty and contains no comparison: choose another --out."
+                )
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps(now, indent=2) + "\n")
             return
@@ -204,48 +225,49 @@ class Experiment:
         ]
         if changed:
             raise InputError(
-                f"{self.out} has a comparison with other settings: {'; '.join(sorted(changed))}. Undo "
-                "that, or choose another --out."
+                f"{self.out} contains a comparison with other settings: {'; '.join(sorted(changed))}. "
+                "Restore them, or choose another --out."
             )
 
     # -- running ----------------------------------------------------------------------------------
 
     def run(self) -> Comparison:
-        """Trains what is missing and writes what was found.
+        """Train the missing runs, and write the result.
 
         Raises:
             InputError: see `Trainer.fit`.
-            Interrupted: what is finished is kept, and an unfinished run goes on from its last epoch.
+            Interrupted: finished runs are saved, and an unfinished one resumes at its last epoch.
         """
         from keras_transfer.models.precision import set_precision
         from keras_transfer.training.distributed.workers import require_alone
 
         require_alone("A comparison")
-        set_precision(self.precision, self.backbone, self.image_size)
+        options = self.options
+        set_precision(options.precision, options.backbone, options.image_size)
         if warning := find_duplicates(self.data).warning:
             say(warning)
         labels = np.asarray(self.data.examples["train"].labels)
-        draws = {
+        samples = {
             (size, seed): draw_images(labels, size, seed)
             for size, seed in product(self.sizes, self.seeds)
         }
-        jobs = list(product(draws, ARMS))
+        jobs = list(product(samples, ARMS))
         curves = {}
-        seen = [self._images(size) * self._epochs(arm, size) for (size, _), arm in jobs]
-        with progress_bar(total=sum(seen), unit="images") as progress:
+        images = [self._images(size) * self._epochs(arm, size) for (size, _), arm in jobs]
+        with progress_bar(total=sum(images), unit="images") as progress:
             for done, (key, arm) in enumerate(jobs):
-                progress.relabel(f"{done} of {len(jobs)} runs; {key[0]} a class, {arm}")
+                progress.relabel(f"{done} of {len(jobs)} runs; {key[0]} per class, {arm}")
                 try:
-                    curves[key, arm] = self._curve(key[0], key[1], arm, draws[key])
+                    curves[key, arm] = self._curve(*key, arm, samples[key])
                 except KeyboardInterrupt:
                     raise Interrupted(
-                        f"interrupted after {done} of {len(jobs)} runs, which are kept in {self.out}: "
-                        "give the same command again to go on"
+                        f"interrupted after {done} of {len(jobs)} runs, which are saved in {self.out}: "
+                        "repeat the same command to resume"
                     ) from None
-                progress.update(seen[done])
-        found = self._result(curves)
-        found.write(self.out, a_class=self.show)
-        return found
+                progress.update(images[done])
+        result = self._result(curves)
+        result.write(self.out, a_class=options.show)
+        return result
 
     def _result(self, curves):
         val = self.data.examples["val"].labels
@@ -260,31 +282,33 @@ class Experiment:
             for size in self.sizes
         ]
         return Comparison(
-            backbone=self.backbone,
-            strategy=self._strategy_name(),
+            backbone=self.options.backbone,
+            strategy=self.options.strategy_name,
             classes=len(self.data.class_names),
             val_images=len(val),
             seeds=self.seeds,
-            scratch_budget=self.scratch_budget,
+            scratch_budget=self.options.scratch_budget,
             sizes=tuple(sizes),
         )
 
     def _curve(self, size, seed, arm, rows) -> Curve:
-        """The curve of one run: read where it is there, else trained."""
+        """Return the curve of one run: from its file, or by training it."""
         folder = self.out / "runs" / f"{size}_a_class" / f"seed_{seed}"
         file, run = folder / f"{arm}.json", Run(folder / arm)
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            with _said_into(folder / f"{arm}.log"):
+            with _logged_to(folder / f"{arm}.log"):
                 if not run.finished:
                     self._train(run.path, size, seed, arm, rows)
             if "stopped" in run.metrics:
-                raise InputError(f"{run.path}, which cannot be compared: {run.metrics['stopped']}")
+                raise InputError(f"{run.path} cannot be compared: {run.metrics['stopped']}")
             curve = read_curve(run)
             write_text(file, json.dumps({"accuracy": curve.accuracy}) + "\n")
-            shown = f"{size} a class, seed {seed}, {arm}: {curve.start:.3f} at first"
-            say(f"{shown}, {curve.asymptote:.3f} in the end")
-        if not self.keep_models:
+            say(
+                f"{size} per class, seed {seed}, {arm}: starts at {curve.start:.3f}, ends at "
+                f"{curve.asymptote:.3f}"
+            )
+        if not self.options.keep_models:
             run.model_path.unlink(missing_ok=True)
         return Curve.of(json.loads(file.read_text(encoding="utf-8"))["accuracy"])
 
@@ -295,31 +319,30 @@ class Experiment:
         from keras_transfer.models.heads import head_for
         from keras_transfer.training.trainer import Trainer
 
-        parts = self.data.examples
+        options, examples = self.options, self.data.examples
         data = ImageData(
             self.data.class_names,
-            {"train": parts["train"].take(rows), "val": parts["val"]},
+            {"train": examples["train"].take(rows), "val": examples["val"]},
             self.data.skipped,
             self.data.root,
         )
-        transfers = arm == "transfer"
+        weights, strategy, overrides = None, SCRATCH, options.scratch_overrides
+        if arm == "transfer":
+            weights, strategy = options.weights, options.strategy
+            overrides = self._transfer_overrides(len(rows))
+        else:
+            overrides = {**overrides, "epochs": self._epochs(arm, size)}
         keras.backend.clear_session()
         keras.utils.set_random_seed(seed)
         model = build_model(
-            self.backbone,
-            head_for(data),
-            image_size=self.image_size,
-            weights=self.weights if transfers else None,
+            options.backbone, head_for(data), image_size=options.image_size, weights=weights
         )
-        overrides = self._of_transfer(len(rows))
-        if not transfers:
-            overrides = {**self.scratch_overrides, "epochs": self._epochs(arm, size)}
         trainer = Trainer(
             model,
-            self.strategy if transfers else SCRATCH,
+            strategy,
             overrides=overrides,
-            batch_size=self.batch_size,
-            augment=self.augment,
+            batch_size=options.batch_size,
+            augment=options.augment,
             seed=seed,
             keep="last",
             validate_every=1,
@@ -328,18 +351,21 @@ class Experiment:
 
 
 @contextmanager
-def _said_into(file):
-    """What the trainer says of each epoch would bury the bar; TensorFlow warns of every new model."""
+def _logged_to(file):
+    """Write the trainer's messages to a file, and suppress TensorFlow's warnings about new models."""
     with quiet_tensorflow(), file.open("a", encoding="utf-8") as log, redirect_stderr(log):
         yield
 
 
 def draw_images(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:
-    """Sorted rows of `a_class` images of each class, or all it has; the larger draw of a seed
-    contains the smaller.
+    """Draw `a_class` images of each class, or all it has; return sorted rows.
+
+    The larger sample of a seed contains the smaller one.
 
     Args:
         labels: int [N].
+        a_class: images per class, ≥ 1.
+        seed: of the sample.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     drawn = [order[labels[order] == label][:a_class] for label in np.unique(labels)]
@@ -348,21 +374,14 @@ def draw_images(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:
 
 def _check_sizes(sizes, most):
     if sizes is None:
-        doubled = [_LEAST * 2**i for i in range(64) if _LEAST * 2**i * 2**0.5 < most]
+        doubled = [_SMALLEST * 2**i for i in range(64) if _SMALLEST * 2**i * 2**0.5 < most]
         return (*doubled, most)
     sizes = [most if size is None else size for size in sizes]
     for size in sizes:
         if not 1 <= size <= most:
             raise InputError(
-                f"Cannot draw {size} training images a class: give 1 to {most}, which is all."
+                f"Cannot draw {size} training images per class: give 1 to {most} (all)."
             )
     if not sizes:
         raise InputError("Give at least one size.")
     return tuple(sorted(set(sizes)))
-
-
-def _check_seeds(seeds):
-    seeds = tuple(seeds)
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise InputError(f"Give different seeds, each 0 or more, not {list(seeds)}.")
-    return seeds

@@ -15,6 +15,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.experiments.search_space import Space, format_values
 from keras_transfer.runs import Run, changed_settings
 from keras_transfer.utils.files import csv_text, write_file, write_text
+from keras_transfer.utils.tables import Table
 
 SETTINGS = "tune.yaml"
 JOURNAL = "study.jsonl"
@@ -354,17 +355,22 @@ class Tuned:
         shown = trials[:_TABLE_ROWS]
         if self.first and self.first not in shown:
             shown.append(self.first)
-        lines = [f"{'trial':>5}  {'state':<9}{self.metric:>10}{'epochs':>8}{'seconds':>9}  values"]
-        for trial in shown:
-            value = "–" if trial.value is None else f"{self._metric(trial.value):.4f}"
-            mark = "  (default)" if trial is self.first else ""
-            lines.append(
-                f"{trial.number:>5}  {trial.state:<9}{value:>10}{trial.epochs:>8}"
-                f"{trial.seconds:>9.1f}  {format_values(trial.values)}{mark}"
-            )
+        rows = [
+            [
+                trial.number,
+                trial.state,
+                None if trial.value is None else f"{self._metric(trial.value):.4f}",
+                trial.epochs,
+                f"{trial.seconds:.1f}",
+                format_values(trial.values) + "  (default)" * (trial is self.first),
+            ]
+            for trial in shown
+        ]
+        columns = ("trial", "state", self.metric, "epochs", "seconds", "values")
+        text = Table(columns, rows, "rlrrrl").text()
         if len(trials) > len(shown):
-            lines.append(f"… {len(trials) - len(shown)} more in {self.folder / CSV}")
-        return "\n".join(lines)
+            text += f"\n… {len(trials) - len(shown)} more in {self.folder / CSV}"
+        return text
 
     def write(self, folder: Path) -> None:
         """Write all trials to `trials.csv`."""

@@ -10,12 +10,12 @@ from keras_transfer.experiments import learning_curves as curves
 def test_the_table_of_two_curves():
     low = curves.Curve.of([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8, 0.8])
     high = curves.Curve.of([0.9, 0.9, 0.9])
-    text = curves.table({"transfer": high, "from scratch": low}, chance=0.2)
+    text = curves.curve_table({"transfer": high, "from scratch": low}, chance=0.2)
     assert "epochs to 0.77" in text
     rows = [line.split() for line in text.splitlines()[1:]]
     assert rows[0][1:] == ["0.900", "1", "0.5700", "0.900", "3"]
     assert rows[1][2:] == ["0.200", "4", "0.1425", "0.800", "8"]
-    assert "–" in curves.table({"transfer": high, "from scratch": low}, chance=0.85)
+    assert "–" in curves.curve_table({"transfer": high, "from scratch": low}, chance=0.85)
 
 
 def test_images_of_source_and_target_do_not_mix(tmp_path):

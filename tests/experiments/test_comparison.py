@@ -15,9 +15,16 @@ from keras_transfer.data import ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.experiments.compare import Experiment, draw_images
 from keras_transfer.experiments.comparison import AtSize, Comparison
-from keras_transfer.experiments.comparison_plot import where_to_read
-from keras_transfer.experiments.examples_saved import Saving, images_needed, savings
-from keras_transfer.experiments.learning_curves import Curve, Interval, common_level, slope
+from keras_transfer.experiments.comparison_plot import saving_to_draw
+from keras_transfer.experiments.learning_curves import (
+    Curve,
+    Interval,
+    Saving,
+    common_level,
+    images_needed,
+    savings,
+    slope,
+)
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
 
@@ -131,9 +138,9 @@ def test_all_three_advantages():
     assert found.at(5).epochs_to_level("scratch") == pytest.approx(11 / 3)
     assert all(getattr(advantages, name).sign == 1 for name in ("start", "slope", "asymptote"))
     assert found.negative == ()
-    for words in ("starts higher (+44.3", "climbs faster", "after 1 epochs", "ends higher (+38.7"):
+    for words in ("starts higher (+44.3", "learns faster", "after 1 epochs", "ends higher (+38.7"):
         assert words in found.verdict
-    assert "no size from scratch is as good (≥ 1× [1, –] the images)" in found.verdict
+    assert "from scratch is not as good at any size (≥ 1× [1, –] the images)" in found.verdict
 
 
 def test_negative_transfer_is_said_in_plain_words():
@@ -141,22 +148,22 @@ def test_negative_transfer_is_said_in_plain_words():
     assert found.negative == (20,) and found.to_dict()["negative_transfer"] == [20]
     first, second = found.verdict.splitlines()
     assert "Negative transfer" in second and "Negative transfer" not in first
-    assert "starts lower" in second and "climbs slower" in second and "ends lower" in second
+    assert "starts lower" in second and "learns slower" in second and "ends lower" in second
 
 
 def test_what_seeds_do_not_tell_is_not_claimed():
     same = comparison((5, FAST, FAST[::-1]))
-    assert same.negative == () and "has no certain advantage at the end" in same.verdict
-    assert "for certain" in same.verdict
+    assert same.negative == () and "shows no significant advantage at the end" in same.verdict
+    assert "no significantly different speed" in same.verdict
     one = comparison((5, FAST[:1], SLOW[:1]))
-    assert "One seed" in one.verdict and one.negative == ()
+    assert "With one seed" in one.verdict and one.negative == ()
     json.dumps(one.to_dict())
     chance = [[0.1, 0.11, 0.12]] * 3
     nothing = comparison((5, chance, [[0.1, 0.1, 0.09]] * 3), val_images=100)
-    assert "neither learned anything" in nothing.verdict
+    assert "neither arm learns anything" in nothing.verdict
     assert nothing.at(5).advantages.slope is None and "–" in nothing.table()
     alone = comparison((5, FAST, [[0.1, 0.1, 0.1, 0.1]] * 3))
-    assert "is the only one to learn" in alone.verdict
+    assert "is the only arm that learns" in alone.verdict
 
 
 def test_table_json_and_image(tmp_path):
@@ -164,23 +171,25 @@ def test_table_json_and_image(tmp_path):
     assert len(found.table().splitlines()) == 2 + 9
     assert "| 5 | transfer | 55.0 |" in found.table()
     assert found.at().a_class == 20  # the middle one
-    with pytest.raises(InputError, match="7 images a class were not compared; there are 5, 20"):
+    with pytest.raises(
+        InputError, match=r"7 images per class were not compared. Choose from 5, 20"
+    ):
         found.at(7)
     found.write(tmp_path, a_class=5)
     read = json.loads((tmp_path / "comparison.json").read_text())
     assert read == json.loads(json.dumps(found.to_dict()))
     assert read["sizes"][0]["transfer"]["curves"] == FAST
     assert read["sizes"][0]["images_saved"]["bound"] is None
-    assert (tmp_path / "comparison.md").read_text().startswith("| images a class |")
+    assert (tmp_path / "comparison.md").read_text().startswith("| images per class |")
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_image_shows_a_saving_that_says_something():
     least, real, most = Saving(1, "least", 1, None), Saving(2, None, 1, 3), Saving(1, "most", 1, 1)
-    assert where_to_read([real, real, least], 1) == 1
-    assert where_to_read([real, real, least], 2) == 1  # no larger size: the one before it
-    assert where_to_read([Saving(0.5, "most", 1, 1), most], 1) == 0
-    assert where_to_read([least], 0) is None
+    assert saving_to_draw([real, real, least], 1) == 1
+    assert saving_to_draw([real, real, least], 2) == 1  # no larger size: the one before it
+    assert saving_to_draw([Saving(0.5, "most", 1, 1), most], 1) == 0
+    assert saving_to_draw([least], 0) is None
 
 
 # -- draws and settings ---------------------------------------------------------------------------
@@ -214,19 +223,20 @@ def source(tmp_path):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"sizes": [2, 11]}, "Cannot draw 11 training images a class: give 1 to 10"),
+        ({"sizes": [2, 11]}, "Cannot draw 11 training images per class: give 1 to 10"),
         ({"sizes": []}, "at least one size"),
-        ({"seeds": [1, 1]}, "different seeds"),
-        ({"seeds": []}, "different seeds"),
+        ({"seeds": [1, 1]}, "seeds must be different"),
+        ({"seeds": []}, "seeds must be different"),
         ({"epochs": 0}, "epochs must be 1 or more"),
         ({"scratch_budget": 0}, "scratch_budget must be above 0"),
-        ({"strategy": "from_scratch"}, "trains from scratch itself"),
+        ({"strategy": "from_scratch"}, "trains from scratch: choose"),
         ({"strategy": "magic"}, "Unknown strategy"),
         ({"overrides": {"al.ema": 0.9}}, "has the phases head, all"),
         ({"scratch_overrides": {"head.ema": 0.9}}, "has the phases all"),
-        ({"weights": None}, "nothing to transfer"),
+        ({"weights": None}, "cannot be transferred"),
         ({"show": 3}, "Cannot show 3"),
         ({"backbone": "resnet5"}, "did you mean resnet50"),
+        ({"epoch": 3}, "Unknown option 'epoch' of compare. Did you mean epochs"),
     ],
 )
 def test_wrong_settings_are_said_and_nothing_is_written(data, tmp_path, source, settings, words):
@@ -348,9 +358,9 @@ def test_sizes_and_seeds_may_grow_and_settings_not_change(data, tmp_path, source
     assert grown.at(2).advantages.asymptote == Interval.of([0.8 - 0.6, 0.9 - 0.6])
     # 0.85 of transfer is what from scratch has with all.
     assert grown.savings[0].ratio == pytest.approx(29 / 6)
-    with pytest.raises(InputError, match="other settings: batch_size: 8 is now 4"):
+    with pytest.raises(InputError, match="with other settings: batch_size: 8 is now 4"):
         Experiment(data, out, **{**settings, "batch_size": 4})
-    with pytest.raises(InputError, match="exists and is no comparison"):
+    with pytest.raises(InputError, match="is not empty and contains no comparison"):
         Experiment(data, colours, **settings)
     (colours / "red" / "0.png").unlink()
     fewer = kt.data.from_directory(colours, progress=False)
@@ -362,7 +372,7 @@ def test_the_command(tmp_path, colours, source, cache):
     options = ("--backbone", source, "--epochs", 2, "--no-flip", "--batch-size", 8)
     wrong = command(colours, "--out", tmp_path / "out", *options, "--sizes", "2,many")
     assert isinstance(wrong.exception, InputError)
-    assert "give numbers and commas" in str(wrong.exception)
+    assert "use numbers and commas" in str(wrong.exception)
     wrong = command(colours, "--out", tmp_path / "out", *options, "--seeds", "few")
     assert isinstance(wrong.exception, InputError) and "--seeds few" in str(wrong.exception)
     assert not (tmp_path / "out").exists()
