@@ -71,9 +71,9 @@ def advise(
     backbones = check_advice(backbones, image_size, minutes, policy)
     _check_data(data)
     from keras_transfer.advisor.similarity import activation_shift
+    from keras_transfer.advisor.scores import rank_scores
     from keras_transfer.advisor.symmetry import mirror_symmetry
-    from keras_transfer.advisor.transferability.backbone import score_backbone
-    from keras_transfer.advisor.transferability.table import rank_scores
+    from keras_transfer.advisor.transferability import score_backbone
     from keras_transfer.features.prefix import prefix_of
 
     options = {"engine": engine, "store": store, "seed": seed}
@@ -83,11 +83,9 @@ def advise(
         try:
             networks[name] = _network(backbone, image_size)
             found = score_backbone(
-                backbone,
+                networks[name],
                 data,
                 name=name,
-                image_size=image_size,
-                network=networks[name],
                 most=_MOST_IMAGES,
                 **options,
             )

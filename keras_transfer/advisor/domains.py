@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_transfer.advisor.distances import Estimate, frechet_by_chance, frechet_distance, mmd
 from keras_transfer.advisor.distances import proxy_a_distance as proxy_a
+from keras_transfer.advisor.inputs import distinct_rows, sized_backbone, stratified_sample
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import check_backbone
@@ -186,7 +187,7 @@ def domain_distance(
     from keras_transfer.features.prefix import prefix_of
     from keras_transfer.features.store import Store
 
-    network = _built(backbone, image_size)
+    network = sized_backbone(backbone, image_size)
     prefix = prefix_of(network, len(network.stages))
     store = store or Store()
 
@@ -268,7 +269,7 @@ def _sample(data, role, most, seed, classes):
         examples = data.examples.get("train") or next(iter(data.examples.values()), None)
     different = []
     if examples is not None and len(examples):
-        different = np.sort(np.unique(examples.digests, return_index=True)[1])
+        different = distinct_rows(examples)
     if len(different) < _LEAST:
         raise InputError(
             f"The {role} ({_name(data, role)}) has {len(different)} different images: a distance "
@@ -280,9 +281,7 @@ def _sample(data, role, most, seed, classes):
     if labels is None:
         rows = np.sort(np.random.default_rng(seed).permutation(len(different))[:most])
     else:
-        from keras_transfer.features.closed_form import some_rows
-
-        rows = some_rows(labels, np.arange(len(labels)), seed, most)
+        rows = stratified_sample(labels, most, seed)
         labels = labels[rows]
     images = examples.images.take(different[rows])
     return Examples(images, np.zeros(len(rows), "int32")), labels
@@ -292,21 +291,6 @@ def _has_classes(data):
     if isinstance(data, ImageData):
         return data.task == "single_label"
     return isinstance(data.labels, np.ndarray) and data.labels.dtype.kind in "iu"
-
-
-def _built(backbone, image_size):
-    from keras_transfer.models.builders import backbone_at
-    from keras_transfer.models.sources.build import build_backbone
-
-    if isinstance(backbone, str):
-        return build_backbone(backbone, image_size=image_size)
-    found = backbone_at(backbone, image_size)
-    if found.input_shape[1] is None:
-        raise InputError(
-            f"The backbone '{found.name}' takes any image size: give a model of build_model, which "
-            "has one."
-        )
-    return found
 
 
 def _name(data, role):

@@ -1,0 +1,91 @@
+"""Prepare what the measurements take: a sample of the examples, and a backbone of one image size.
+
+Importing this module loads neither Keras nor TensorFlow.
+"""
+
+import os
+
+import numpy as np
+
+from keras_transfer.data.examples import Examples, ImageData
+from keras_transfer.errors import InputError
+from keras_transfer.models.sources.applications import check_backbone
+
+_MIN_PER_CLASS = 5  # examples that each class gets before a large class gets more
+
+
+def stratified_sample(labels: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """Return the sorted positions of a sample that contains every class in proportion.
+
+    Each class has at least five examples (or all of its examples) as far as `size` allows.
+
+    Args:
+        labels: int [N].
+        size: maximum number of positions returned.
+        seed: selects the examples of each class.
+    """
+    if len(labels) <= size:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    priority = np.empty(len(labels))  # the lowest are sampled
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank = np.arange(len(members))
+        priority[members] = np.where(
+            rank < _MIN_PER_CLASS, rank - _MIN_PER_CLASS, (rank + 0.5) / len(members)
+        )
+    return np.sort(order[np.argsort(priority[order], kind="stable")][:size])
+
+
+def distinct_rows(examples: Examples) -> np.ndarray:
+    """Return the sorted positions of the examples that remain when each copy is dropped."""
+    return np.sort(np.unique(examples.digests, return_index=True)[1])
+
+
+def check_classes(data: ImageData, purpose: str) -> np.ndarray:
+    """Return the distinct training rows after checking that classes can be told apart on them.
+
+    Args:
+        purpose: completes the error messages, for example "advice".
+
+    Raises:
+        InputError: `data` is labeled for another task, or fewer than two classes have two
+            different training images.
+    """
+    data.require_classes(purpose, "train")
+    rows = distinct_rows(data.examples["train"])
+    usable = (np.bincount(data.examples["train"].labels[rows]) > 1).sum()
+    if usable < 2:
+        raise InputError(
+            f"{data.root}: {usable} of {len(data.class_names)} classes have two different training "
+            f"images, but {purpose} needs at least two such classes. Add images."
+        )
+    return rows
+
+
+def sized_backbone(backbone, image_size: int | None = None):
+    """Return the `Backbone` that a name, a path or a model stands for, at one image size.
+
+    Args:
+        backbone: a backbone name, the path of a source model or a run, a model of `build_model`,
+            or a `Backbone`.
+        image_size: by default that of the pretraining or of the model.
+
+    Raises:
+        InputError: the backbone is unknown, cannot be built at this size, or has no fixed size.
+    """
+    if isinstance(backbone, (str, os.PathLike)):
+        backbone = os.fspath(backbone)
+        check_backbone(backbone, image_size)
+        from keras_transfer.models.sources.build import build_backbone
+
+        return build_backbone(backbone, image_size=image_size)
+    from keras_transfer.models.builders import backbone_at
+
+    found = backbone_at(backbone, image_size)
+    if found.input_shape[1] is None:
+        raise InputError(
+            f"The backbone '{found.name}' takes any image size. Pass a model of build_model, which "
+            "has a fixed size."
+        )
+    return found
