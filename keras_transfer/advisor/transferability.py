@@ -10,10 +10,10 @@ import os
 import numpy as np
 
 from keras_transfer.advisor.inputs import sized_backbone, stratified_sample
-from keras_transfer.advisor.linear_probe import probe
 from keras_transfer.advisor.scores import Score, Scores, sample_digest
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError
+from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.models.sources.applications import is_source_model
 
 MAX_EXAMPLES = 2000
@@ -305,11 +305,11 @@ def _by_chunk(function, labelings):
 
 
 def _probe_score(rows, labels, groups, seed):
-    correct = probe(rows.astype("float32"), labels, groups, seed=seed)
-    if correct is None:
+    probe = cross_validated_probe(rows, labels, groups=groups, seed=seed)
+    if probe is None:
         return Score(None, note="no class has two images")
     chance = float(np.bincount(labels).max() / len(labels))
-    return Score.of(float(correct.mean()), correct, groups, chance=chance, share=True)
+    return Score.of(probe.accuracy, probe.correct, groups, chance=chance, share=True)
 
 
 def _shuffled(labels, groups, seed):

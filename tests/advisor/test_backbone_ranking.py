@@ -154,7 +154,7 @@ def real_scores(signs, real_weights, tmp_path_factory):
 def test_real_features_know_sign_digits_better_than_random_ones(real_scores):
     real, random = real_scores["v2"], real_scores["random"]
     assert real.signal and real.p_value == 0.01
-    assert real["probe"].value > 0.8 and real["probe"].chance < 0.12
+    assert real["probe"].value > 0.75 and real["probe"].chance < 0.12
     for key in ("probe", "knn", "logme"):
         difference, error = real[key].minus(random[key])
         assert difference > 3 * error, key

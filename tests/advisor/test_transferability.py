@@ -6,10 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_transfer.advisor.linear_probe import probe
 from keras_transfer.advisor.scores import Score
 from keras_transfer.advisor.transferability import LogME, Neighbors, score_features
 from keras_transfer.errors import InputError
+from keras_transfer.features.closed_form import cross_validated_probe
 
 
 def blobs(count, width, classes=3, distance=0.6, seed=0):
@@ -93,7 +93,7 @@ def test_the_probe_is_a_cross_validated_regression():
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     features, labels = blobs(150, 20, distance=0.5)
-    right = probe(features, labels, np.arange(150)).mean()
+    right = cross_validated_probe(features, labels).accuracy
     plain = [
         cross_val_score(
             LogisticRegression(C=strength, max_iter=1000),
@@ -144,7 +144,7 @@ def test_errors_are_the_spread_over_other_samples(width):
             found[key].append((one.value, one.error))
         found["difference"].append(score(LogME, features).minus(score(LogME, worse)))
         if seed < 15:
-            right = probe(features, labels, np.arange(120))
+            right = cross_validated_probe(features, labels).correct
             one = Score.of(right.mean(), right, np.arange(120), chance=0.0, share=True)
             found["probe"].append((one.value, one.error))
     for key, pairs in found.items():
@@ -242,8 +242,10 @@ def test_copies_of_an_example_stay_in_one_fold(rng):
     assert scores["probe"].value < 0.7 and scores["knn"].value < 0.7 and not scores.signal
     assert scores.images == 40
     own, known = blobs(60, 100, distance=0.2)  # with a signal, so that something is learned
-    once = probe(own, known, np.arange(60)).mean()
-    grouped = probe(np.tile(own, (2, 1)), np.tile(known, 2), np.tile(np.arange(60), 2)).mean()
+    once = cross_validated_probe(own, known).accuracy
+    grouped = cross_validated_probe(
+        np.tile(own, (2, 1)), np.tile(known, 2), groups=np.tile(np.arange(60), 2)
+    ).accuracy
     assert 0.4 < once < 0.85 and abs(grouped - once) < 0.12
     # An image under two labels is no reason to fail.
     mixed = score_features(twice, np.r_[labels, 1 - labels], groups=groups)
