@@ -10,9 +10,9 @@ _NAMES = {
     "auto_trainer": "auto",
     "domain_distance": "domains",
     "probe_stages": "stage_probes",
-    "rank_scores": "transferability.table",
-    "score_backbone": "transferability.backbone",
-    "score_features": "transferability.scoring",
+    "rank_scores": "scores",
+    "score_backbone": "transferability",
+    "score_features": "transferability",
 }
 
 __all__ = list(_NAMES)

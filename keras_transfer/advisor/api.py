@@ -70,8 +70,8 @@ def advise(
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
     _check_data(data)
-    from keras_transfer.advisor.similarity import activation_shift
     from keras_transfer.advisor.scores import rank_scores
+    from keras_transfer.advisor.similarity import activation_shift
     from keras_transfer.advisor.symmetry import mirror_symmetry
     from keras_transfer.advisor.transferability import score_backbone
     from keras_transfer.features.prefix import prefix_of
