@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from keras_transfer.errors import InputError
-from keras_transfer.utils.files import csv_text, read_arrays, write_arrays, write_file, write_text
+from keras_transfer.utils.files import csv_text, write_file, write_text
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -29,7 +29,6 @@ TENSORBOARD = "tensorboard"
 CALIBRATION = "calibration.json"  # fitted after the training, where that was asked for
 STATE = "state"  # what --resume needs; removed when the run is finished
 IMAGES = "pictures.json"  # the name that 0.1 gave it
-START = "start.npz"
 PLACES = ("data", "val")  # in the settings: where the images lie, which decides nothing
 
 
@@ -248,47 +247,6 @@ class Run:
         write_text(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
         write_file(self.path / MODEL, model.save)
         shutil.rmtree(self.path / STATE, ignore_errors=True)
-
-    def save_state(self, state: dict, arrays: dict, best: dict | None) -> None:
-        """Keeps all that `load_state` and `load_best` need after epoch `state["epoch"]`.
-
-        Arrays go to new files; the state that names them is written last, so a kill at any moment
-        leaves the old state or the new one.
-
-        Args:
-            state: plain data; `state["best"]["epoch"]` is the epoch whose weights are kept.
-            arrays: name → array.
-            best: the arrays of that epoch, where they were not given before.
-        """
-        folder = self.path / STATE
-        if best is not None:
-            write_arrays(folder / f"best-{state['best']['epoch']}.npz", best)
-        write_arrays(folder / f"epoch-{state['epoch']}.npz", arrays)
-        write_text(folder / "state.json", json.dumps(state))
-        needed = (f"epoch-{state['epoch']}.npz", f"best-{state['best']['epoch']}.npz", START)
-        for file in folder.glob("*.npz"):
-            if file.name not in needed:
-                file.unlink()
-
-    def load_state(self) -> tuple[dict, dict] | None:
-        """(state, arrays) of the last epoch, or None where none was finished."""
-        file = self.path / STATE / "state.json"
-        if not file.is_file():
-            return None
-        state = json.loads(file.read_text(encoding="utf-8"))
-        return state, read_arrays(self.path / STATE / f"epoch-{state['epoch']}.npz")
-
-    def load_best(self, epoch: int) -> dict:
-        return read_arrays(self.path / STATE / f"best-{epoch}.npz")
-
-    def save_start(self, arrays: dict) -> None:
-        """Keeps the weights before the first step."""
-        write_arrays(self.path / STATE / START, arrays)
-
-    def load_start(self) -> dict | None:
-        """None where the run was killed before they were kept."""
-        file = self.path / STATE / START
-        return read_arrays(file) if file.is_file() else None
 
     def next_export(self, format: str = "saved_model", int8: bool = False) -> Path:
         """`export/1`, then `export/2`, … : TF Serving serves the highest number.

@@ -14,7 +14,7 @@ from keras_transfer.adaptation.streams import Stream, check_target, images_of
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.measures import outputs_of
 from keras_transfer.models.precision import jit_compile
-from keras_transfer.training.progress import assign, collected
+from keras_transfer.training.checkpoint import assign, collect
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import read_arrays, write_arrays, write_text
 
@@ -188,7 +188,7 @@ class EpochChoice(keras.callbacks.Callback):
     def _keep(self, epoch, before):
         """Weights of the candidates and of those before this epoch: it may have to be done again."""
         if self.keep == "selected":
-            arrays = collected(self.network.weights, "model")
+            arrays = collect(self.network.weights, "model")
             if self.folder is None:
                 self._weights[epoch] = arrays
             else:

@@ -9,8 +9,9 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.runs import changed_settings
+from keras_transfer.training.checkpoint import assign, collect
 from keras_transfer.training.failures import Diverged
-from keras_transfer.training.progress import assign, collected, reseed
+from keras_transfer.training.progress import reseed
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import read_arrays, write_arrays
 
@@ -148,7 +149,7 @@ class State(keras.callbacks.Callback):
         about = {"epoch": self.epoch, "history": self.history, "settings": self.settings}
         arrays = {
             "about": np.array(json.dumps(about)),
-            **collected(self.model.variables, "model"),
-            **collected(self.model.optimizer.variables, "optimizer"),
+            **collect(self.model.variables, "model"),
+            **collect(self.model.optimizer.variables, "optimizer"),
         }
         write_arrays(self.path, arrays)

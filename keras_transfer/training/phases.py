@@ -14,6 +14,7 @@ from keras_transfer.models.freezing import freeze, quick_statistics
 from keras_transfer.models.heads import by_head, compile_arguments
 from keras_transfer.models.precision import jit_compile
 from keras_transfer.schedules.optimizers import anchor_at, make_optimizer
+from keras_transfer.training.checkpoint import assign
 from keras_transfer.training.distributed import fitting
 from keras_transfer.training.phase_inputs import (
     batches_of,
@@ -23,7 +24,7 @@ from keras_transfer.training.phase_inputs import (
     validated_epochs,
     watchers,
 )
-from keras_transfer.training.progress import Progress, SwapAverages, assign
+from keras_transfer.training.progress import Progress, SwapAverages
 from keras_transfer.utils.console import say
 
 _MEASURED = 1024  # activations in one batch

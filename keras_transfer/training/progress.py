@@ -15,6 +15,7 @@ from keras_transfer.models.freezing import Frozen
 from keras_transfer.models.heads import heads_of
 from keras_transfer.runs import Run
 from keras_transfer.schedules.plans import PlannedPhase
+from keras_transfer.training.checkpoint import Checkpoint, assign, collect
 from keras_transfer.training.failures import Diverged, Signals
 from keras_transfer.utils.console import progress_bar, say
 
@@ -46,15 +47,25 @@ class Progress(keras.callbacks.Callback):
     """After each epoch: history, best weights, state for resuming, and a line for the reader.
 
     Args:
-        run: where it is written.
+        run: where history and model are written.
+        checkpoint: where the state is written.
         model: whose variables are kept (`fit` may run a duplicate of it on the same weights).
         seed: of dropout and stochastic depth.
         keep: `"best"` or `"last"` epoch.
         signals: deferred while a state is written.
     """
 
-    def __init__(self, run: Run, model: keras.Model, seed: int, keep: str, signals: Signals):
+    def __init__(
+        self,
+        run: Run,
+        checkpoint: Checkpoint,
+        model: keras.Model,
+        seed: int,
+        keep: str,
+        signals: Signals,
+    ):
         super().__init__()
+        self.checkpoint = checkpoint
         self.run, self.kept, self.seed, self.keep = run, model, seed, keep
         self.signals = signals
         heads = list(heads_of(model).values())
@@ -83,7 +94,7 @@ class Progress(keras.callbacks.Callback):
 
     def load(self) -> dict[str, np.ndarray] | None:
         """Takes up the last state; returns its arrays, None where no epoch was finished."""
-        loaded = self.run.load_state()
+        loaded = self.checkpoint.load()
         if loaded is None:
             return None
         state, arrays = loaded
@@ -93,7 +104,7 @@ class Progress(keras.callbacks.Callback):
         return arrays
 
     def _save(self, best: bool):
-        weights = collected(self.kept.variables, "model")
+        weights = collect(self.kept.variables, "model")
         if best:
             self._unsaved_best = weights
         # Within a phase, of epochs that take a moment, not each is written.
@@ -102,15 +113,16 @@ class Progress(keras.callbacks.Callback):
         state = {name: getattr(self, name) for name in self._PLAIN}
         optimizer = {}
         if self.planned.phase.solver == "gradient":
-            optimizer = collected(self.model.optimizer.variables, "optimizer")
+            optimizer = collect(self.model.optimizer.variables, "optimizer")
         with self.signals.protected():
             self.run.write_history(self.rows)
-            self.run.save_state(state, {**weights, **optimizer}, self._unsaved_best)
+            self.checkpoint.save(state, {**weights, **optimizer}, self._unsaved_best)
         self._saved, self._unsaved_best = time.perf_counter(), None
 
     def load_best(self):
         """Puts the weights of the kept epoch into the model."""
-        assign(self.kept.variables, self.run.load_best(self.best["epoch"]), "model")
+        best = self.checkpoint.load_arrays(f"best-{self.best['epoch']}")
+        assign(self.kept.variables, best, "model")
 
     # -- a phase ----------------------------------------------------------------------------------
 
@@ -251,17 +263,6 @@ class Progress(keras.callbacks.Callback):
             "phases": self.phases,
             **more,
         }
-
-
-def collected(variables, name: str) -> dict[str, np.ndarray]:
-    """Values of variables, by their position."""
-    return {f"{name}/{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
-
-
-def assign(variables, arrays, name: str) -> None:
-    """Takes the values that `collected` gave back."""
-    for i, variable in enumerate(variables):
-        variable.assign(arrays[f"{name}/{i}"])
 
 
 def reseed(model: keras.Model, seed: int, epoch: int, lane: int = 0) -> None:

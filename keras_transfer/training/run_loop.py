@@ -18,11 +18,12 @@ from keras_transfer.models.precision import jit_compile
 from keras_transfer.runs import PLACES, Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.plans import Plan
+from keras_transfer.training.checkpoint import collect
 from keras_transfer.training.distributed import computing, fitting, following
 from keras_transfer.training.failures import Diverged, Interrupted, Signals, explained
 from keras_transfer.training.phase_inputs import augmentation_of, caching_of
 from keras_transfer.training.phases import PhaseFitting
-from keras_transfer.training.progress import Progress, collected
+from keras_transfer.training.progress import Progress
 from keras_transfer.utils.console import say
 
 _GO_ON = "go on with --resume (resume=True)"
@@ -83,9 +84,9 @@ class TrainingRun:
         """
         trainer, data, plan, workers = self.trainer, self.data, self.plan, self.workers
         keras.utils.set_random_seed(trainer.seed)
-        run, caching, anchors = self._begin(out, settings, begun)
+        run, checkpoint, caching, anchors = self._begin(out, settings, begun)
         with Signals() as signals:
-            progress = self.progress = self._progress(run, signals, tensorboard)
+            progress = self.progress = self._progress(run, checkpoint, signals, tensorboard)
             arrays = progress.load() if begun else None
             if arrays:
                 say(f"resuming after epoch {progress.epoch}")
@@ -130,7 +131,7 @@ class TrainingRun:
     # -- before the first phase -------------------------------------------------------------------
 
     def _begin(self, out, settings, begun):
-        """(the run, the caching of each phase, what L2-SP pulls to); all workers agree on them."""
+        """(run, its checkpoint, the caching of each phase, what L2-SP pulls to); all workers agree."""
         trainer, data, workers = self.trainer, self.data, self.workers
         schedule, images = self.plan.schedule, data.fingerprint()
         if workers:
@@ -148,16 +149,16 @@ class TrainingRun:
             decisive = {key: value for key, value in settings.items() if key not in PLACES}
             workers.agree("settings", json.dumps(decisive, default=str).encode())
         if begun:
-            run = following.resume(workers, out, settings, images)
+            run, checkpoint = following.resume(workers, out, settings, images)
         else:
             first = data.skipped, images, data.split_table()
-            run = following.create(workers, out, settings, *first)
+            run, checkpoint = following.create(workers, out, settings, *first)
         if schedule.zero_head:
             for weight in (w for name in trainer.heads for w in self.model.get_layer(name).weights):
                 weight.assign(np.zeros(weight.shape))
         if workers:
             workers.agree("weights", b"".join(w.tobytes() for w in self.model.get_weights()))
-        anchors = self._starting_weights(run, bool(begun))
+        anchors = self._starting_weights(checkpoint, bool(begun))
         say(self.plan.table())
         if not begun:
             for planned, chosen, reason in zip(self.plan.phases, caching, reasons):
@@ -165,7 +166,7 @@ class TrainingRun:
                     say(
                         f"cache: phase {planned.phase.name} {chosen or f'trains on images: {reason}'}"
                     )
-        return run, caching, anchors
+        return run, checkpoint, caching, anchors
 
     def _decided_caching(self):
         """(caching, reason) of each phase, which depend on a machine's room: the chief's, of several."""
@@ -178,18 +179,19 @@ class TrainingRun:
         caching, reasons = zip(*decided)
         return [fields and Caching(**fields) for fields in caching], reasons
 
-    def _starting_weights(self, run, resume):
+    def _starting_weights(self, checkpoint, resume):
         """What L2-SP pulls to: the weights before the first phase, also in a resumed run."""
         if not any(phase.l2_sp for phase in self.plan.schedule.phases):
             return {}
-        start = run.load_start() if resume else None
+        start = checkpoint.load_arrays("start") if resume else None
         if start is None:
-            start = collected(self.model.weights, "start")
-            run.save_start(start)
+            start = collect(self.model.weights, "start")
+            checkpoint.save_arrays("start", start)
         return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
 
-    def _progress(self, run, signals, tensorboard):
-        progress = Progress(run, self.model, self.trainer.seed, self.trainer.keep, signals)
+    def _progress(self, run, checkpoint, signals, tensorboard):
+        trainer = self.trainer
+        progress = Progress(run, checkpoint, self.model, trainer.seed, trainer.keep, signals)
         progress.validates = "val" in self.data.examples
         progress.lane = self.workers.seed_offset if self.workers else 0
         if tensorboard and (self.workers is None or self.workers.chief):

@@ -23,6 +23,7 @@ from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, MultiLabel
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.training.checkpoint import Checkpoint
 from keras_transfer.training.trainer import Trainer
 
 
@@ -238,14 +239,14 @@ def test_a_killed_run_goes_on_with_its_schedule(data, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    save_state = Run.save_state
+    save = Checkpoint.save
 
     def save_and_stop(self, state, *args):
-        save_state(self, state, *args)
+        save(self, state, *args)
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Run, "save_state", save_and_stop)
+        patch.setattr(Checkpoint, "save", save_and_stop)
         trainer().fit(data, tmp_path / "cut")
     monkeypatch.setattr(auto, "decide", never)
     resumed = trainer().fit(data, tmp_path / "cut", resume=True)

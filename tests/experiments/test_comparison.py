@@ -26,7 +26,7 @@ from keras_transfer.experiments.learning_curves import (
     slope,
 )
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import Run
+from keras_transfer.training.checkpoint import Checkpoint
 
 # -- one curve, two curves ------------------------------------------------------------------------
 
@@ -289,15 +289,15 @@ class Stop(Exception):
 
 def stop_at(monkeypatch, run, epoch):
     """Dies when an epoch of the run-th training is written."""
-    save_state, begun = Run.save_state, []
+    save, begun = Checkpoint.save, []
 
     def save_and_stop(self, state, *args):
-        save_state(self, state, *args)
-        begun.extend([self.path] * (self.path not in begun))
+        save(self, state, *args)
+        begun.extend([self.folder] * (self.folder not in begun))
         if len(begun) == run and state["epoch"] == epoch:
             raise Stop
 
-    monkeypatch.setattr(Run, "save_state", save_and_stop)
+    monkeypatch.setattr(Checkpoint, "save", save_and_stop)
 
 
 def command(*args):

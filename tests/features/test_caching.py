@@ -155,10 +155,10 @@ def test_an_interrupted_run_keeps_its_decisions(data, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    from keras_transfer.runs import Run
+    from keras_transfer.training.checkpoint import Checkpoint
     from keras_transfer.training.progress import Progress
 
-    save = Run.save_state
+    save = Checkpoint.save
 
     def stop(self, state, *args):
         save(self, state, *args)
@@ -166,7 +166,7 @@ def test_an_interrupted_run_keeps_its_decisions(data, tmp_path, monkeypatch):
             raise Stop
 
     with monkeypatch.context() as patched, pytest.raises(Stop):
-        patched.setattr(Run, "save_state", stop)
+        patched.setattr(Checkpoint, "save", stop)
         # After each epoch, however short.
         patched.setattr(Progress, "save_seconds", property(lambda _: 0.0, lambda *_: None), False)
         fit(tmp_path / "cut")

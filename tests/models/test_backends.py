@@ -93,9 +93,9 @@ from keras_transfer.models.builders import build_model
 from keras_transfer.data import from_directory
 from keras_transfer.evaluation.gradcam import grad_cam
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.models.stages import Backbone
+from keras_transfer.training.checkpoint import Checkpoint
 from keras_transfer.training.trainer import Trainer
 
 assert keras.backend.backend() == "jax"
@@ -117,13 +117,13 @@ def trainer():
     model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
     return Trainer(model, schedule, batch_size=8)
 
-save_state = Run.save_state
+save = Checkpoint.save
 def save_and_copy(self, state, *args):
-    save_state(self, state, *args)
-    if state["epoch"] == 2: shutil.copytree(self.path, folder + "/cut")
-Run.save_state = save_and_copy
+    save(self, state, *args)
+    if state["epoch"] == 2: shutil.copytree(self.folder.parent, folder + "/cut")
+Checkpoint.save = save_and_copy
 whole = trainer().fit(data, folder + "/whole")
-Run.save_state = save_state
+Checkpoint.save = save
 assert not (whole.path.parent / "cut" / "model.keras").exists()
 resumed = trainer().fit(data, folder + "/cut", resume=True)
 found["trainer"] = {

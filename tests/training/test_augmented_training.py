@@ -232,6 +232,7 @@ def trainer(augment, freeze="none", epochs=2, head=Classification(NAMES), **sett
 
 def test_a_killed_run_goes_on_to_the_same_weights(colours, tmp_path, monkeypatch):
     from keras_transfer.runs import Run
+    from keras_transfer.training.checkpoint import Checkpoint
 
     class Stop(Exception):
         pass
@@ -241,14 +242,14 @@ def test_a_killed_run_goes_on_to_the_same_weights(colours, tmp_path, monkeypatch
 
     data = from_directory(colours)
     whole = made().fit(data, tmp_path / "whole")
-    save_state = Run.save_state
+    save = Checkpoint.save
 
     def save_and_stop(self, *args):
-        save_state(self, *args)
+        save(self, *args)
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Run, "save_state", save_and_stop)
+        patch.setattr(Checkpoint, "save", save_and_stop)
         made().fit(data, tmp_path / "cut")
     stored = Run.open(tmp_path / "cut", finished=False).config
     assert stored["augment"] == plain_augmentation(compose()) and stored["mix"] == "cutmix"

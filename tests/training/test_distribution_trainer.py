@@ -1,5 +1,7 @@
 """What the trainer and the command say of distribution, in one process."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -110,9 +112,10 @@ def test_what_does_not_work_is_said():
     Strategy.strategy = object()
     with pytest.raises(InputError, match="build it inside"):
         fitting.check(Strategy(0, []), model(), HEAD)
+    undecided = SimpleNamespace(backbone="auto", strategy="lp_ft", precision="float32")
     with pytest.raises(InputError, match="by name"):
-        check_decided(Pair(0, []), {"backbone": "auto", "strategy": "lp_ft", "precision": "x"})
-    check_decided(None, {})
+        check_decided(Pair(0, []), undecided)
+    check_decided(None, undecided)
 
 
 def test_what_is_not_distributed_says_so(data, tmp_path, monkeypatch):
@@ -141,28 +144,28 @@ def test_statistics_are_synchronised_and_saved_as_they_were():
 def test_the_follower_gets_what_the_chief_has(tmp_path):
     said = []
     chief, other = Pair(0, said), Pair(1, said)
-    first = following.create(chief, tmp_path / "run", {"a": 1}, [], {})
-    follower = following.create(other, tmp_path / "run", {"a": 1}, [], {})
-    assert type(first) is Run and type(follower) is following.Follower
+    run, first = following.create(chief, tmp_path / "run", {"a": 1}, [], {})
+    follower, _ = following.create(other, tmp_path / "run", {"a": 1}, [], {})
+    assert type(run) is Run and type(follower) is following.Follower
     arrays = {"model/0": np.arange(3.0)}
     state = {"epoch": 1, "best": {"epoch": 1}}
-    first.save_start({"start/0": np.ones(2)})
-    first.save_state(state, arrays, {"model/0": np.arange(3.0) + 1})
-    one = following.resume(chief, tmp_path / "run", {"a": 1}, {})
-    two = following.resume(other, tmp_path / "run", {"a": 1}, {})
+    first.save_arrays("start", {"start/0": np.ones(2)})
+    first.save(state, arrays, {"model/0": np.arange(3.0) + 1})
+    _, one = following.resume(chief, tmp_path / "run", {"a": 1}, {})
+    run, two = following.resume(other, tmp_path / "run", {"a": 1}, {})
     assert said == []
-    assert one.load_state()[0] == two.load_state()[0] == state
-    np.testing.assert_array_equal(two.load_state()[1]["model/0"], arrays["model/0"])
-    np.testing.assert_array_equal(two.load_best(1)["model/0"], [1, 2, 3])
-    np.testing.assert_array_equal(two.load_start()["start/0"], [1, 1])
+    assert one.load()[0] == two.load()[0] == state
+    np.testing.assert_array_equal(two.load()[1]["model/0"], arrays["model/0"])
+    np.testing.assert_array_equal(two.load_arrays("best-1")["model/0"], [1, 2, 3])
+    np.testing.assert_array_equal(two.load_arrays("start")["start/0"], [1, 1])
     # It writes nothing, and knows how it ended.
     before = sorted(tmp_path.rglob("*"))
-    two.write_history([{"epoch": 1}])
-    two.save_state({"epoch": 2, "best": {"epoch": 2}}, arrays, {"model/0": np.zeros(3)})
-    two.finish(None, {"val": {"loss": 0.5}})
+    run.write_history([{"epoch": 1}])
+    two.save({"epoch": 2, "best": {"epoch": 2}}, arrays, {"model/0": np.zeros(3)})
+    run.finish(None, {"val": {"loss": 0.5}})
     assert sorted(tmp_path.rglob("*")) == before
-    assert two.finished and two.metrics["val"]["loss"] == 0.5
-    np.testing.assert_array_equal(two.load_best(2)["model/0"], np.zeros(3))
+    assert run.finished and run.metrics["val"]["loss"] == 0.5
+    np.testing.assert_array_equal(two.load_arrays("best-2")["model/0"], np.zeros(3))
 
 
 def test_what_the_chief_cannot_do_is_said_by_all(tmp_path):

@@ -19,6 +19,7 @@ from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.training.checkpoint import Checkpoint
 from keras_transfer.training.failures import Diverged, Interrupted
 from keras_transfer.training.trainer import Trainer
 
@@ -137,17 +138,17 @@ def test_a_full_disk_loses_nothing(undisturbed, tmp_path):
 )
 def test_a_signal_within_a_checkpoint_waits_for_its_end(undisturbed, tmp_path, monkeypatch, number):
     data, weights = undisturbed
-    save_state = Run.save_state
+    save = Checkpoint.save
 
     def interrupted(self, state, *args):
         if state["epoch"] == 3:
             os.kill(os.getpid(), number)
             time.sleep(0.05)
-        save_state(self, state, *args)
+        save(self, state, *args)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="3 epochs are kept"):
-        patch.setattr(Run, "save_state", interrupted)
+        patch.setattr(Checkpoint, "save", interrupted)
         two_phases(data, tmp_path / "run")
     assert signal.getsignal(number) is before
     resumed = two_phases(data, tmp_path / "run", resume=True)
@@ -195,4 +196,4 @@ def test_the_command_ends_with_130_and_goes_on(tmp_path):
             process.kill()
     said = (tmp_path / "log").read_text().strip().splitlines()[-1]
     assert "epochs are kept" in said and "--resume" in said
-    assert Run(tmp_path / "run").load_state()[0]["epoch"] >= 1
+    assert Checkpoint(tmp_path / "run" / "state").load()[0]["epoch"] >= 1

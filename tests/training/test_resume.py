@@ -17,6 +17,7 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.recipes import RECIPES
+from keras_transfer.training.checkpoint import Checkpoint
 from keras_transfer.training.trainer import Trainer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -36,14 +37,14 @@ def trainer(schedule=SCHEDULE, **settings):
 
 
 def stop_after(monkeypatch, epoch):
-    save_state = Run.save_state
+    save = Checkpoint.save
 
     def save_and_stop(self, state, *args):
-        save_state(self, state, *args)
+        save(self, state, *args)
         if state["epoch"] == epoch:
             raise Stop
 
-    monkeypatch.setattr(Run, "save_state", save_and_stop)
+    monkeypatch.setattr(Checkpoint, "save", save_and_stop)
 
 
 def test_kills_at_random_moments():
@@ -69,15 +70,15 @@ def undisturbed(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("undisturbed")
     data = from_directory(write_colours(folder / "colours"))
-    save_state, left = Run.save_state, folder / "left"
+    save, left = Checkpoint.save, folder / "left"
 
     def save_and_copy(self, state, *args):
-        shutil.copytree(self.path, left / f"{state['epoch']}-True")
-        save_state(self, state, *args)
-        shutil.copytree(self.path, left / f"{state['epoch']}-False")
+        shutil.copytree(self.folder.parent, left / f"{state['epoch']}-True")
+        save(self, state, *args)
+        shutil.copytree(self.folder.parent, left / f"{state['epoch']}-False")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "save_state", save_and_copy)
+        patch.setattr(Checkpoint, "save", save_and_copy)
         whole = trainer().fit(data, folder / "whole")
     return data, whole.model.get_weights(), whole.metrics, left
 

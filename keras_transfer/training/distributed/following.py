@@ -5,15 +5,14 @@ from pathlib import Path
 
 from keras_transfer.errors import InputError
 from keras_transfer.runs import Run
+from keras_transfer.training.checkpoint import Checkpoint
 from keras_transfer.training.distributed.workers import Workers
 
 
 class Follower(Run):
     """A run that another process writes: nothing of it is on this machine's disk."""
 
-    def __init__(self, path):
-        super().__init__(path)
-        self._best, self._state, self._start, self._metrics = {}, None, None, None
+    _metrics = None
 
     @property
     def finished(self):
@@ -28,24 +27,29 @@ class Follower(Run):
     def write_history(self, rows):
         """The chief does."""
 
-    def save_state(self, state, arrays, best):
-        if best is not None:
-            self._best = {state["best"]["epoch"]: best}
-
-    def load_state(self):
-        return self._state
-
-    def load_best(self, epoch):
-        return self._best[epoch]
-
-    def save_start(self, arrays):
-        self._start = arrays
-
-    def load_start(self):
-        return self._start
-
     def finish(self, model, metrics):
         self._metrics = metrics
+
+
+class MemoryCheckpoint(Checkpoint):
+    """A checkpoint in memory, for a process that writes nothing."""
+
+    def __init__(self, state=None, arrays=None, named=None):
+        self._last = None if state is None else (state, arrays)
+        self._named = dict(named or {})
+
+    def save(self, state, arrays, best=None):
+        if best is not None:
+            self._named[f"best-{state['best']['epoch']}"] = best
+
+    def load(self):
+        return self._last
+
+    def save_arrays(self, name, arrays):
+        self._named[name] = arrays
+
+    def load_arrays(self, name):
+        return self._named.get(name)
 
 
 def begun_config(workers: Workers | None, out) -> dict | None:
@@ -57,41 +61,44 @@ def begun_config(workers: Workers | None, out) -> dict | None:
     return workers.on_chief(read) if workers else read()
 
 
-def create(workers: Workers | None, out, *args) -> Run:
-    """`Run.create` on the chief (or of a process alone).
+def create(workers: Workers | None, out, *args) -> tuple[Run, Checkpoint]:
+    """`Run.create` on the chief (or of a process alone), and where its state goes.
 
     Raises:
         InputError: on all workers, where the chief cannot.
     """
     if workers is None:
-        return Run.create(out, *args)
+        run = Run.create(out, *args)
+        return run, Checkpoint(run.state_path)
     workers.on_chief(lambda: Run.create(out, *args) and None)
-    return Run(out) if workers.chief else Follower(out)
+    if not workers.chief:
+        return Follower(out), MemoryCheckpoint()
+    return Run(out), Checkpoint(Run(out).state_path)
 
 
-def resume(workers: Workers | None, out, *args) -> Run:
+def resume(workers: Workers | None, out, *args) -> tuple[Run, Checkpoint]:
     """`Run.resume` on the chief; the others get from it what they need to go on.
 
     Raises:
         InputError: on all workers, where the chief cannot.
     """
     if workers is None:
-        return Run.resume(out, *args)
+        run = Run.resume(out, *args)
+        return run, Checkpoint(run.state_path)
     workers.on_chief(lambda: Run.resume(out, *args) and None)
     run = Run(Path(out))
-    loaded = run.load_state() if workers.chief else None
+    checkpoint = Checkpoint(run.state_path)
+    loaded = checkpoint.load() if workers.chief else None
     state = json.loads(workers.broadcast(json.dumps(loaded and loaded[0]).encode()))
-    start = run.load_start() if workers.chief else None
-    start = workers.arrays_from_chief(start or {})
-    arrays, best = {}, {}
-    if state is not None:
-        arrays = workers.arrays_from_chief(loaded and loaded[1])
-        if state["best"]:
-            epoch = state["best"]["epoch"]
-            best = {epoch: workers.arrays_from_chief(run.load_best(epoch) if loaded else None)}
+    names = ["start"]
+    if state and state["best"]:
+        names.append(f"best-{state['best']['epoch']}")
+    arrays = workers.arrays_from_chief(loaded and loaded[1])
+    named = {}
+    for name in names:
+        mine = checkpoint.load_arrays(name) if workers.chief else None
+        if sent := workers.arrays_from_chief(mine):
+            named[name] = sent
     if workers.chief:
-        return run
-    follower = Follower(out)
-    follower._state = None if state is None else (state, arrays)
-    follower._best, follower._start = best, start or None
-    return follower
+        return run, checkpoint
+    return Follower(out), MemoryCheckpoint(state, arrays, named)
