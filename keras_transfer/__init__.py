@@ -25,10 +25,10 @@ _NAMES = {
     "calibrate": "evaluation.calibration",
     "compare": "experiments.compare",
     "evaluate": "evaluation.api",
-    "freeze": "models.freezing",
-    "load_model": "models.sources.build",
+    "freeze": "models.stages",
+    "load_model": "models.sources.own",
     "predict": "evaluation.prediction",
-    "summary": "models.freezing",
+    "summary": "models.stages",
     "tune": "experiments.tune",
     "write_report": "reporting.write",
 }

@@ -205,7 +205,7 @@ class Run:
     @property
     def model(self):
         """The best model, loaded anew at each access (a plain `keras.Model`)."""
-        from keras_transfer.models.sources.build import load_model
+        from keras_transfer.models.sources.own import load_model
 
         return load_model(self.path / MODEL)
 

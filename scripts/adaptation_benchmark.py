@@ -230,8 +230,7 @@ def _clocks():
 
 
 def _norms(model):
-    from keras_transfer.models.builders import backbone_of
-    from keras_transfer.models.stages import batch_norms
+    from keras_transfer.models.stages import backbone_of, batch_norms
 
     return batch_norms(backbone_of(model))
 

@@ -21,9 +21,9 @@ import numpy as np
 
 from keras_transfer.cli.demo import AUGMENT, IMAGE_SIZE, write_images
 from keras_transfer.data import from_directory
+from keras_transfer.models.acceleration import PRECISIONS
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.precision import PRECISIONS
 from keras_transfer.models.stages import Backbone
 from keras_transfer.schedules.recipes import from_scratch, lp_ft
 from keras_transfer.training.trainer import Trainer

@@ -14,7 +14,7 @@ import argparse
 import keras
 
 from keras_transfer.features.prefix import stage_costs
-from keras_transfer.models.sources.build import build_backbone
+from keras_transfer.models.sources.applications import build_backbone
 from keras_transfer.training.distributed.cost import Link, all_reduce_seconds, steps_of
 
 BACKBONES = ("mobilenet_v2", "resnet50", "vgg16")

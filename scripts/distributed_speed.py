@@ -89,8 +89,8 @@ def steps(workers, options):
 
     import keras_transfer as kt
     from keras_transfer.features.prefix import stage_costs
-    from keras_transfer.models.builders import training_model
-    from keras_transfer.models.freezing import freeze
+    from keras_transfer.models.acceleration import training_model
+    from keras_transfer.models.stages import freeze
 
     found = {"sums": sums(workers) if workers else {}, "steps": {}, "costs": {}}
     size, batch = options.image_size, options.batch_size

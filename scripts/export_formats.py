@@ -68,7 +68,7 @@ def measure(options, backbone, wanted, write):
     import keras
 
     from keras_transfer.data import from_directory
-    from keras_transfer.models.heads import head_for
+    from keras_transfer.models.builders import head_for
     from keras_transfer.training.trainer import Trainer
 
     keras.utils.set_random_seed(0)
@@ -102,7 +102,8 @@ def network(backbone, head, data, options, folder):
 
     from keras_transfer.advisor.untrained import random_duplicate
     from keras_transfer.features.store import Store
-    from keras_transfer.models.builders import build_backbone, build_model
+    from keras_transfer.models.builders import build_model
+    from keras_transfer.models.sources.applications import build_backbone
 
     size = image_size(options, backbone)
     if options.weights == "imagenet":
@@ -181,7 +182,7 @@ class Measuring:
 
     def drawn(self, split, count):
         from keras_transfer.export.sample import drawn
-        from keras_transfer.models.heads import heads_of
+        from keras_transfer.models.builders import heads_of
 
         part = replace(self.data, examples={split: self.data.examples[split]})
         return drawn(part, split, self.model.input_shape[1], count, heads_of(self.model))

@@ -40,8 +40,8 @@ def on_keras(form: str, batch_size: int, steps: int) -> dict:
     import keras
 
     from keras_transfer.models.builders import build_model
-    from keras_transfer.models.freezing import freeze
     from keras_transfer.models.heads import Classification
+    from keras_transfer.models.stages import freeze
 
     if form == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")

@@ -55,7 +55,12 @@ class Place:
 
 PLACES = {
     "freezing": Place(
-        {"models/freezing.py": None},
+        {
+            "models/stages.py": (
+                *("Frozen", "frozen_stages", "_layer_count", "freeze", "quick_statistics"),
+                *("stage_of_weights", "summary", "_size", "_QUICK"),
+            )
+        },
         (
             "tests/models/test_freezing.py -k three_stages",
             "tests/models/test_freezing.py -k 'not three_stages and not scratch'",
@@ -71,12 +76,19 @@ PLACES = {
     ),
     "keys": Place(
         {
-            "features/store.py": ("Store.table", "DIGEST"),
-            "features/prefix.py": ("Prefix.fingerprint", "prefix_of", "_nameless", "_placed"),
-            "features/extraction.py": ("_FORMAT", "features_identity", "_table"),
-            "features/memo.py": None,
-            "features/engines.py": ("engine_version", "_key"),
-            "features/provider.py": ("Supply._prefix", "Supply._once"),
+            "features/store.py": (
+                "Store.table",
+                "DIGEST",
+                "kept",
+                "concluded",
+                "digest_of",
+                "_ROW",
+            ),
+            "features/prefix.py": (
+                *("Prefix.fingerprint", "Prefix.identity", "prefix_of", "_nameless", "_placed"),
+                *("_FORMAT", "engine_version", "_key"),
+            ),
+            "features/extraction.py": ("_table", "Supply._prefix", "Supply._once"),
             "modalities/image/augment.py": ("View",),
             "modalities/image/check.py": ("digest",),
             "data/files.py": ("_digest",),

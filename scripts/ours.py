@@ -66,8 +66,7 @@ def fit(name, recipe, augment, backbone, where, folder, epochs, k=None):
 
 def engines(name, rounds):
     """Images/s of `predict` and of each engine, in turn, and how far the outputs are apart."""
-    from keras_transfer.features.engines import ENGINES
-    from keras_transfer.features.prefix import prefix_of
+    from keras_transfer.features.prefix import ENGINES, prefix_of
     from keras_transfer.models.builders import build_model
     from keras_transfer.models.heads import Classification
     from keras_transfer.models.stages import Backbone
@@ -112,8 +111,7 @@ def steps(name, rounds):
     import tensorflow as tf
 
     import keras_transfer as kt
-    from keras_transfer.models.builders import training_model
-    from keras_transfer.models.precision import jit_compile, set_precision
+    from keras_transfer.models.acceleration import jit_compile, set_precision, training_model
 
     count = 512 if name == BACKBONE else 96
     images, labels = _photographs(count), np.arange(count) % 2
@@ -150,11 +148,10 @@ def resnet50_speeds(batch_size=32):
     """Images/s forward and in a training step, in two formats."""
     import keras
 
-    from keras_transfer.features.engines import ENGINES
-    from keras_transfer.features.prefix import prefix_of
+    from keras_transfer.features.prefix import ENGINES, prefix_of
+    from keras_transfer.models.acceleration import training_step
     from keras_transfer.models.builders import build_model
     from keras_transfer.models.heads import Classification
-    from keras_transfer.models.precision import training_step
 
     images = _photographs(batch_size)
     found = {}

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 
 from keras_transfer.cli.demo import small_backbone
+from keras_transfer.models.acceleration import PRECISIONS, jit_compile, training_step
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.precision import PRECISIONS, jit_compile, training_step
 
 
 def timed(steps: dict, rounds: int) -> dict[str, np.ndarray]:

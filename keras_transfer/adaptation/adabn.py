@@ -6,8 +6,8 @@ from keras import ops
 
 from keras_transfer.adaptation import no_batch_norm
 from keras_transfer.adaptation.streams import Stream, check_target, images_of
-from keras_transfer.models.builders import backbone_of, head_layers, norms_of
-from keras_transfer.models.stages import clone_with
+from keras_transfer.models.builders import head_layers
+from keras_transfer.models.stages import backbone_of, clone_with, norms_of
 
 _MOST = 1000  # batches of a stream without end
 

@@ -21,11 +21,10 @@ from keras_transfer.adaptation.streams import (
     together,
 )
 from keras_transfer.errors import InputError
-from keras_transfer.models import precision
-from keras_transfer.models.builders import backbone_of, norms_of
-from keras_transfer.models.freezing import quick_statistics
-from keras_transfer.schedules.optimizers import make_optimizer
+from keras_transfer.models import acceleration as precision
+from keras_transfer.models.stages import backbone_of, norms_of, quick_statistics
 from keras_transfer.schedules.phases import Phase
+from keras_transfer.schedules.plans import make_optimizer
 from keras_transfer.training.distributed.workers import require_alone
 
 

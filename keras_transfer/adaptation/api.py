@@ -16,11 +16,9 @@ from keras_transfer.adaptation.selection import Selector
 from keras_transfer.adaptation.streams import Stream, two_views
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of
-from keras_transfer.models.freezing import freeze
-from keras_transfer.models.heads import check_targets, compile_arguments, heads_of
-from keras_transfer.models.precision import jit_compile
-from keras_transfer.models.stages import is_untrained
+from keras_transfer.models.acceleration import jit_compile
+from keras_transfer.models.builders import check_targets, compile_arguments, heads_of
+from keras_transfer.models.stages import backbone_of, freeze, is_untrained
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.recipes import default_epochs
 from keras_transfer.utils.console import say

@@ -13,7 +13,7 @@ from keras_transfer.adaptation.selection import DEFAULT_CRITERIA, EpochScores, S
 from keras_transfer.adaptation.streams import Stream, check_target, images_of
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.measures import outputs_of
-from keras_transfer.models.precision import jit_compile
+from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.training.checkpoint import assign, collect
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import read_arrays, write_arrays, write_text

@@ -4,10 +4,10 @@ import keras
 from keras import ops
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of, head_layers
-from keras_transfer.models.folding import Inference, folded
-from keras_transfer.models.heads import BOTTLENECK, head_of
-from keras_transfer.models.stages import clone_with
+from keras_transfer.models.acceleration import Inference, folded
+from keras_transfer.models.builders import head_layers, head_of
+from keras_transfer.models.heads import BOTTLENECK
+from keras_transfer.models.stages import backbone_of, clone_with
 
 LAST = "last"
 

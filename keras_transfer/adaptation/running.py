@@ -184,7 +184,7 @@ class Adaptation:
         """
         from keras_transfer.adaptation.api import adapt
         from keras_transfer.adaptation.progress import Clock
-        from keras_transfer.models.freezing import freeze
+        from keras_transfer.models.stages import freeze
         from keras_transfer.training.distributed.workers import require_alone
 
         require_alone("An adaptation")
@@ -265,10 +265,9 @@ class Adaptation:
     def _build(self):
         import keras
 
-        from keras_transfer.models.builders import backbone_of, build_model
-        from keras_transfer.models.heads import head_for
-        from keras_transfer.models.precision import set_precision
-        from keras_transfer.models.stages import batch_norms
+        from keras_transfer.models.acceleration import set_precision
+        from keras_transfer.models.builders import build_model, head_for
+        from keras_transfer.models.stages import backbone_of, batch_norms
 
         say(str(set_precision(self.precision, self.backbone, self.image_size)))
         keras.utils.set_random_seed(self.seed)

@@ -290,7 +290,7 @@ def _facts(data, scores, ranking) -> Facts:
 def _network(backbone, image_size):
     """The `Backbone` that a name or a model means."""
     from keras_transfer.models.builders import backbone_at
-    from keras_transfer.models.sources.build import build_backbone
+    from keras_transfer.models.sources.applications import build_backbone
 
     if isinstance(backbone, str):
         return build_backbone(backbone, image_size=image_size)

@@ -14,8 +14,7 @@ from keras_transfer.advisor.rules import Choice, check_overrides
 from keras_transfer.advisor.shortlist import fallback_backbone
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of
-from keras_transfer.models.stages import is_untrained
+from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs
 from keras_transfer.utils.console import say
 

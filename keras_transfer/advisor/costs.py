@@ -7,10 +7,10 @@ import keras
 import numpy as np
 
 from keras_transfer.features.prefix import stage_costs
-from keras_transfer.models.builders import build_model, training_model
-from keras_transfer.models.freezing import freeze
-from keras_transfer.models.heads import Classification, compile_arguments, heads_of
-from keras_transfer.models.precision import jit_compile
+from keras_transfer.models.acceleration import jit_compile, training_model
+from keras_transfer.models.builders import build_model, compile_arguments, heads_of
+from keras_transfer.models.heads import Classification
+from keras_transfer.models.stages import freeze
 from keras_transfer.schedules.plans import FORWARD, Plan
 from keras_transfer.utils import machine
 

@@ -182,10 +182,8 @@ def domain_distance(
         check_backbone(backbone, image_size)
     # Late, as wrong input is answered before Keras is imported.
     from keras_transfer.features.extraction import extract
-    from keras_transfer.features.memo import concluded, digest_of
-    from keras_transfer.features.pooled import averaged
-    from keras_transfer.features.prefix import prefix_of
-    from keras_transfer.features.store import Store
+    from keras_transfer.features.prefix import averaged, prefix_of
+    from keras_transfer.features.store import Store, concluded, digest_of
 
     network = sized_backbone(backbone, image_size)
     prefix = prefix_of(network, len(network.stages))

@@ -77,7 +77,7 @@ def sized_backbone(backbone, image_size: int | None = None):
     if isinstance(backbone, (str, os.PathLike)):
         backbone = os.fspath(backbone)
         check_backbone(backbone, image_size)
-        from keras_transfer.models.sources.build import build_backbone
+        from keras_transfer.models.sources.applications import build_backbone
 
         return build_backbone(backbone, image_size=image_size)
     from keras_transfer.models.builders import backbone_at

@@ -13,9 +13,8 @@ from keras import ops
 
 from keras_transfer.data.examples import Examples
 from keras_transfer.errors import InputError
-from keras_transfer.features.memo import concluded, digest_of
 from keras_transfer.features.prefix import prefix_of
-from keras_transfer.features.store import Store
+from keras_transfer.features.store import Store, concluded, digest_of
 from keras_transfer.modalities.image.augment import View
 from keras_transfer.models.stages import Backbone, clone_with
 

@@ -295,9 +295,8 @@ def probe_stages(
     from keras_transfer.advisor.untrained import random_duplicate
     from keras_transfer.data.memory import ImageMemory
     from keras_transfer.features.extraction import extract
-    from keras_transfer.features.memo import concluded, digest_of
-    from keras_transfer.features.pooled import pooled_stages, stage_columns
-    from keras_transfer.features.store import Store
+    from keras_transfer.features.prefix import pooled_stages, stage_columns
+    from keras_transfer.features.store import Store, concluded, digest_of
     from keras_transfer.models.builders import backbone_at
 
     backbone = backbone_at(model, image_size)

@@ -8,10 +8,8 @@ import numpy as np
 from keras_transfer.data.examples import Examples
 from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.features.extraction import extract
-from keras_transfer.features.memo import concluded, digest_of
-from keras_transfer.features.pooled import averaged
-from keras_transfer.features.prefix import Prefix
-from keras_transfer.features.store import Store
+from keras_transfer.features.prefix import Prefix, averaged
+from keras_transfer.features.store import Store, concluded, digest_of
 from keras_transfer.modalities.image.augment import View
 
 _IMAGES = 300

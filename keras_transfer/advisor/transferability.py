@@ -63,10 +63,8 @@ def score_backbone(
     sample = train.take(stratified_sample(train.labels, most, seed))
     # Deferred, so that invalid input is reported before Keras is imported.
     from keras_transfer.features.extraction import extract
-    from keras_transfer.features.memo import concluded, digest_of
-    from keras_transfer.features.pooled import averaged
-    from keras_transfer.features.prefix import Prefix, prefix_of
-    from keras_transfer.features.store import Store
+    from keras_transfer.features.prefix import Prefix, averaged, prefix_of
+    from keras_transfer.features.store import Store, concluded, digest_of
 
     if isinstance(backbone, Prefix):
         prefix, default_name = backbone, backbone.name

@@ -72,9 +72,8 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
     """Build the model from its seed, with the number format that suits the machine."""
     import keras
 
-    from keras_transfer.models.builders import build_model
-    from keras_transfer.models.heads import head_for
-    from keras_transfer.models.precision import set_precision
+    from keras_transfer.models.acceleration import set_precision
+    from keras_transfer.models.builders import build_model, head_for
 
     precision = set_precision(
         config.precision, config.backbone, config.image_size, trains=trains_backbone

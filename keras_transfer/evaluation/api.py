@@ -3,7 +3,7 @@
 from keras_transfer.data.examples import ImageData
 from keras_transfer.evaluation.measures import confusion, measured
 from keras_transfer.evaluation.outputs import collect
-from keras_transfer.models.heads import by_head, check_targets, heads_of
+from keras_transfer.models.builders import by_head, check_targets, heads_of
 
 
 def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32) -> dict:

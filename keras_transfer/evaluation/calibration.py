@@ -76,7 +76,7 @@ def calibrate(
             of range.
     """
     from keras_transfer.evaluation.outputs import collect
-    from keras_transfer.models.heads import by_head, check_targets, heads_of
+    from keras_transfer.models.builders import by_head, check_targets, heads_of
 
     for precision in precisions:
         check_precision(precision)

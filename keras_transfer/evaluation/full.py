@@ -13,7 +13,7 @@ from keras_transfer.evaluation.outputs import collect
 from keras_transfer.evaluation.regression import measure_values
 from keras_transfer.evaluation.result import Evaluation
 from keras_transfer.evaluation.tta import views_for
-from keras_transfer.models.heads import by_head, check_targets, heads_of
+from keras_transfer.models.builders import by_head, check_targets, heads_of
 
 
 def assess(

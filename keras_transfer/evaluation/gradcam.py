@@ -8,9 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of, head_layers
-from keras_transfer.models.heads import heads_of
-from keras_transfer.models.stages import chain
+from keras_transfer.models.builders import head_layers, heads_of
+from keras_transfer.models.stages import backbone_of, chain
 
 
 def grad_cam(

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_transfer.data.targets import count, joined, map_labels
-from keras_transfer.models.heads import by_head
+from keras_transfer.models.builders import by_head
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.statistics import wilson_interval
 

@@ -8,8 +8,8 @@ from keras_transfer.evaluation.measures import answers, outputs_of
 from keras_transfer.evaluation.probabilities import require_finite
 from keras_transfer.evaluation.tta import averaged
 from keras_transfer.modalities.image.augment import View
-from keras_transfer.models.heads import by_head, heads_of
-from keras_transfer.models.precision import jit_compile
+from keras_transfer.models.acceleration import jit_compile
+from keras_transfer.models.builders import by_head, heads_of
 from keras_transfer.utils.console import progress_bar
 
 

@@ -12,7 +12,7 @@ from keras_transfer.data.index import check_images
 from keras_transfer.data.targets import SEPARATOR
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.outputs import collect
-from keras_transfer.models.heads import by_head, heads_of
+from keras_transfer.models.builders import by_head, heads_of
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ class Experiment:
             InputError: see `Trainer.fit`.
             Interrupted: finished runs are saved, and an unfinished one resumes at its last epoch.
         """
-        from keras_transfer.models.precision import set_precision
+        from keras_transfer.models.acceleration import set_precision
         from keras_transfer.training.distributed.workers import require_alone
 
         require_alone("A comparison")
@@ -315,8 +315,7 @@ class Experiment:
     def _train(self, out, size, seed, arm, rows):
         import keras
 
-        from keras_transfer.models.builders import build_model
-        from keras_transfer.models.heads import head_for
+        from keras_transfer.models.builders import build_model, head_for
         from keras_transfer.training.trainer import Trainer
 
         options, examples = self.options, self.data.examples

@@ -28,9 +28,9 @@ from keras_transfer.experiments.study import (
     trials_of,
 )
 from keras_transfer.features.prefix import prefix_of
-from keras_transfer.models.builders import backbone_of
-from keras_transfer.models.heads import heads_of
+from keras_transfer.models.builders import heads_of
 from keras_transfer.models.sources.applications import BACKBONES
+from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import CONFIG
 from keras_transfer.schedules import recipes
 from keras_transfer.training.distributed.workers import require_alone

@@ -8,9 +8,9 @@ import keras
 
 from keras_transfer.evaluation.result import markdown
 from keras_transfer.modalities.image.prepare import EVAL_CROP
-from keras_transfer.models.builders import backbone_of
-from keras_transfer.models.heads import heads_of
+from keras_transfer.models.builders import heads_of
 from keras_transfer.models.sources.applications import BACKBONES
+from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import read_split
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.statistics import wilson_interval

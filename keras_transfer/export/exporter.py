@@ -28,8 +28,8 @@ from keras_transfer.export.parity import (
 from keras_transfer.export.sample import Sample, drawn, noise
 from keras_transfer.export.serving import ask_files, check_signatures, in_half, write_saved_model
 from keras_transfer.export.signatures import answering, in_float32, suffix, write_labels
-from keras_transfer.models.heads import heads_of
-from keras_transfer.models.precision import jit_compile
+from keras_transfer.models.acceleration import jit_compile
+from keras_transfer.models.builders import heads_of
 from keras_transfer.utils.console import say
 
 IMAGES = 300  # to compare on

@@ -13,8 +13,8 @@ from keras_transfer.export.signatures import answering, inlined, suffix, write_l
 from keras_transfer.export.warmup import write_warmup
 from keras_transfer.modalities.image.prepare import resize_and_crop
 from keras_transfer.modalities.image.serving import decode_in_graph
-from keras_transfer.models.builders import backbone_of
-from keras_transfer.models.heads import heads_of
+from keras_transfer.models.builders import heads_of
+from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.console import quiet_tensorflow
 
 SIGNATURES = ("serving_default", "serve_uint8", "serve_bytes", "features")

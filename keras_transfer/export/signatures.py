@@ -7,7 +7,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from keras_transfer.models.heads import Head, by_head, heads_of
+from keras_transfer.models.builders import by_head, heads_of
+from keras_transfer.models.heads import Head
 
 
 def answering(model: keras.Model, temperatures: Mapping[str, float] | None = None) -> keras.Model:

@@ -1,16 +1,28 @@
 """Where it pays to compute the frozen part once: a decision, with its reason, for each phase."""
 
+import importlib.util
 from dataclasses import asdict, dataclass
 
 from keras_transfer.data.mixing import Mix
 from keras_transfer.errors import InputError
-from keras_transfer.features import CACHES
-from keras_transfer.features.prefix import prefix_of, stage_costs
 from keras_transfer.features.store import DTYPES, Store, shown_bytes
 from keras_transfer.modalities.image.augment import View, resolve_augmentation, views_of
-from keras_transfer.models.builders import backbone_at
-from keras_transfer.schedules.plans import PlannedPhase
 from keras_transfer.utils.machine import free_memory
+
+ENGINE_NAMES = ("auto", "keras", "openvino")
+CACHES = ("auto", "off", "memory", "disk")
+
+
+def check_engine(name: str) -> None:
+    """Raises InputError where there is no such engine, or it is not installed."""
+    if name not in ENGINE_NAMES:
+        raise InputError(f"Unknown engine '{name}': give one of {', '.join(ENGINE_NAMES)}.")
+    if name == "openvino" and importlib.util.find_spec("openvino") is None:
+        raise InputError(
+            "Engine 'openvino' is not installed: pip install 'keras_transfer[openvino]', or leave "
+            "--engine auto."
+        )
+
 
 _MOST_VIEWS = 4
 _LEAST_GAIN = 1.2
@@ -57,7 +69,7 @@ class Caching:
 
 def plan_caching(
     asked: str,
-    planned: PlannedPhase,
+    planned,
     model,
     images: dict[str, int],
     augmentation,
@@ -79,6 +91,8 @@ def plan_caching(
     Raises:
         InputError: memory or disk was asked for and has no room.
     """
+    from keras_transfer.features.prefix import prefix_of
+
     closed = planned.phase.solver == "logistic"
     if planned.frozen == 0:
         return None, "nothing is frozen"
@@ -128,6 +142,9 @@ def check_cache(cache: str, dtype: str) -> None:
 
 
 def _gain(model, planned, images, views):
+    from keras_transfer.features.prefix import stage_costs
+    from keras_transfer.models.builders import backbone_at
+
     costs = stage_costs(backbone_at(model, planned.image_size))
     prefix, suffix = sum(costs[: planned.frozen]), sum(costs[planned.frozen :])
     train, val = images["train"], images.get("val", 0)

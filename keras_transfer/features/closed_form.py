@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import joblib
 import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge, RidgeCV
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from keras_transfer.utils.console import progress_bar
 
@@ -91,9 +98,6 @@ def logistic_regression(
         seed: of the folds.
         most: rows that the strength is chosen on.
     """
-    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-    from sklearn.model_selection import StratifiedGroupKFold
-
     scaled, mean, scale = _scaled(features)
     options = dict(
         max_iter=300,
@@ -180,8 +184,6 @@ def ridge_regression(features: np.ndarray, targets: np.ndarray, groups: np.ndarr
         features, groups: see `logistic_regression`.
         targets: float [N, D], at best standardised; each has a penalty of its own.
     """
-    from sklearn.linear_model import Ridge, RidgeCV
-
     scaled, mean, scale = _scaled(features)
     rows = np.unique(groups, return_index=True)[1][:_MOST_FOR_CHOOSING]  # one view per image
     alphas, loss = np.ones(targets.shape[1]), None
@@ -284,9 +286,6 @@ def cross_validated_probe(
     Returns:
         None if no class has two groups, so that nothing can be both learned and tested.
     """
-    import joblib
-    from sklearn.model_selection import StratifiedGroupKFold
-
     classes, targets = np.unique(labels, return_inverse=True)
     if groups is None:
         groups = np.arange(len(targets))
@@ -324,11 +323,6 @@ def cross_validated_probe(
 
 def _probe_fold(inputs, targets, weights, train, test, max_dims, seed):
     """(log losses [S], predictions [S, inputs, rows]) on the test rows, by strength."""
-    from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     known = np.unique(targets[train])
     if len(known) == 1:
         shape = (len(_PROBE_STRENGTHS), len(inputs), len(test))
@@ -357,9 +351,6 @@ def _parallel_fits():
     which TensorFlow's threads compete. The weakest regularizations may not converge; they are not
     chosen.
     """
-    import joblib
-    from threadpoolctl import threadpool_limits
-
     with (
         warnings.catch_warnings(),
         threadpool_limits(1, "blas"),

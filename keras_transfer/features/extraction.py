@@ -5,17 +5,28 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from keras_transfer.data.batches import weighted
 from keras_transfer.data.examples import Examples
-from keras_transfer.data.targets import rough_classes
+from keras_transfer.data.order import epoch_order
+from keras_transfer.data.sharding import Share, whole
+from keras_transfer.data.targets import count as count_of
+from keras_transfer.data.targets import map_labels, rough_classes
 from keras_transfer.errors import InputError
-from keras_transfer.features.engines import choose_engine, engine_version, usable_engines
-from keras_transfer.features.prefix import Prefix
+from keras_transfer.features.prefix import (
+    Prefix,
+    choose_engine,
+    engine_version,
+    prefix_of,
+    usable_engines,
+)
 from keras_transfer.features.store import DTYPES, Store, Table, Writer
 from keras_transfer.modalities.image.augment import View
+from keras_transfer.models.builders import backbone_at
 from keras_transfer.utils.console import progress_bar, say
+from keras_transfer.utils.python_calls import python_calls
 
-_FORMAT = 2  # of what a row means: raise it when decoding, views or preprocessing change
 _BATCH = 32
 
 
@@ -81,7 +92,7 @@ def extract(
     Args:
         prefix: see `prefix_of`.
         dtype: a name of `store.DTYPES` that is a float, to keep them in.
-        engine: `"auto"`, `"openvino"`, or a name of `engines.ENGINES`, see `choose_engine` there.
+        engine: `"auto"`, `"openvino"`, or a name of `prefix.ENGINES`, see `choose_engine` there.
         store: where they are looked for and kept; by default the user's.
         on_disk: False keeps what is computed now in memory only.
         memory: a `data.memory.ImageMemory` for images that another prefix will look at.
@@ -138,19 +149,9 @@ def extract(
     return Activations(found[name], places, name)
 
 
-def features_identity(prefix: Prefix) -> dict:
-    """What features of a prefix depend on, besides image, view, engine and dtype; plain data."""
-    return {
-        "format": _FORMAT,
-        "keras": keras.__version__,
-        "prefix": prefix.fingerprint,
-        "image_size": prefix.image_size,
-    }
-
-
 def _table(store, prefix, engine, view, dtype):
     identity = {
-        **features_identity(prefix),
+        **prefix.identity,
         "engine": engine_version(engine),
         "view": view.identity(),
         "dtype": dtype,
@@ -227,3 +228,194 @@ def _cast(rows, dtype):
             "use bfloat16 or float32 (feature_dtype), or --cache off."
         )
     return short
+
+
+def evaluation_batches(
+    activations: Activations,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    dtype: str = "float32",
+    share: Share | None = None,
+) -> tf.data.Dataset:
+    """Every image once, in order, in its first view: (`dtype` [B, …], int32 [B]).
+
+    With `share` a process's parts with weights, endless, like `pipeline.batches` of it.
+    """
+    loaded = _loader(activations, labels, dtype)
+    if share:
+        part = share.part(count_of(labels), batch_size, evaluating=True)
+        stream = _pieces(part).map(
+            lambda places, weights: (*loaded(places, tf.zeros_like(places)), weights)
+        )
+        return stream.repeat().prefetch(tf.data.AUTOTUNE)
+    rows = tf.data.Dataset.range(count_of(labels), output_type=tf.int32).batch(batch_size)
+    return rows.map(lambda rows: loaded(rows, tf.zeros_like(rows))).prefetch(tf.data.AUTOTUNE)
+
+
+def training_batches(
+    activations: Activations,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    dtype: str = "float32",
+    seed: int = 0,
+    start_epoch: int = 0,
+    class_weights: np.ndarray | None = None,
+    equal_classes: bool = False,
+    share: Share | None = None,
+) -> tf.data.Dataset:
+    """An endless stream of epochs, like `pipeline.batches` of the same images, seed and balance.
+
+    In each epoch each image comes once (unless classes are drawn equally), in a view that depends
+    on (seed, epoch, image).
+    """
+    count, views = count_of(labels), activations.views
+    loaded = _loader(activations, labels, dtype)
+    classes = labels if equal_classes else None
+    seed = tf.constant(seed, tf.int64)
+    part = share.part(count, batch_size) if share else whole(count, batch_size)
+
+    def epoch_batches(epoch):
+        order, view_seed = epoch_order(count, seed, epoch, classes)
+        chosen = tf.random.stateless_uniform([count], view_seed, 0, views, tf.int32)
+        return _pieces(part).map(
+            lambda places, weights: (tf.gather(order, places), tf.gather(chosen, places), weights)
+        )
+
+    def load(rows, views, weights):
+        made = loaded(rows, views)
+        return (*made, weights) if share else made
+
+    stream = (
+        tf.data.Dataset.range(start_epoch, tf.int64.max)
+        .flat_map(epoch_batches)
+        .map(load, tf.data.AUTOTUNE, deterministic=True)
+    )
+    stream = weighted(stream, class_weights).prefetch(tf.data.AUTOTUNE)
+    return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def _pieces(part):
+    """(places int32 [B], weights float32 [B]) of each batch of a part."""
+    places, weights = tf.constant(part.places, tf.int32), tf.constant(part.weights)
+    ends = np.cumsum(part.sizes)
+    bounds = tf.data.Dataset.from_tensor_slices((ends - part.sizes, ends))
+    return bounds.map(lambda start, end: (places[start:end], weights[start:end]))
+
+
+def _loader(activations, labels, dtype):
+    kept = activations.tables[0].shards[0]
+    targets = map_labels(tf.constant, labels)
+
+    def gather(rows, views):
+        with python_calls:
+            return activations.gather(rows, views)
+
+    def load(rows, views):
+        values = tf.numpy_function(gather, [rows, views], tf.as_dtype(kept.dtype))
+        values = tf.cast(tf.ensure_shape(values, [None, *kept.shape[1:]]), dtype)
+        return values, map_labels(lambda array: tf.gather(array, rows), targets)
+
+    return load
+
+
+class Supply:
+    """Activations of the phases of a run, each computed from the deepest one that is to come anyway.
+
+    A run's later phases have fewer frozen stages than its earlier ones. Where a later phase keeps
+    the same views on the disk, its activations are computed first, from images, and the earlier
+    phase's from them: no image is read twice, no stage computed twice.
+
+    Args:
+        model: of `build_model`.
+        data: a `keras_transfer.data.ImageData`.
+        phases: the `PlannedPhase`s.
+        caching: of each phase a `Caching`, or None where it trains on images.
+        views: of each phase those of its training images.
+        engine: see `extract`.
+        engines: phase name → engine that computed its activations; what is in there is kept to,
+            what is chosen here is added.
+        memory: a `data.memory.ImageMemory` for what must be decoded again.
+        extract: what computes them, called like `extraction.extract`.
+    """
+
+    def __init__(
+        self, model, data, phases, caching, views, *, engine, engines, memory, extract=extract
+    ):
+        self.model, self.data = model, data
+        self.phases, self.caching, self.views = phases, caching, views
+        self.engine, self.engines, self.memory = engine, engines, memory
+        self.extract = extract
+        self._made = {}  # prefixes, each with its engines
+
+    def of(self, index: int) -> dict[str, Activations]:
+        """Split → activations of the phase `index`; empty where it trains on images."""
+        if self.caching[index] is None:
+            return {}
+        splits = [split for split in ("train", "val") if split in self.data.examples]
+        return {split: self._activations(index, split) for split in splits}
+
+    def _activations(self, index, split):
+        planned, caching = self.phases[index], self.caching[index]
+        name = planned.phase.name
+        below = self._below(index)
+        found = self.extract(
+            self._prefix(index),
+            self.data.examples[split],
+            self.views[index] if split == "train" else (View(),),
+            dtype=caching.dtype,
+            # Once chosen it is that of the other split too, and of the run when it is resumed.
+            engine=self.engines.get(name, self.engine),
+            store=Store(),
+            on_disk=caching.where == "disk",
+            memory=self.memory,
+            source=None if below is None else lambda: self._source(below, index, split),
+        )
+        self.engines[name] = found.engine
+        return found
+
+    def _below(self, index):
+        """The later phase whose activations this one's follow from, None where there is none."""
+        planned = self.phases[index]
+
+        def gives(later):
+            phase, caching = self.phases[later], self.caching[later]
+            return (
+                caching is not None
+                and caching.where == self.caching[index].where == "disk"
+                and caching.dtype
+                == self._prefix(later).model.outputs[0].dtype  # nothing is rounded
+                and phase.image_size == planned.image_size
+                and 0 < phase.frozen < planned.frozen
+                and set(self.views[index]) <= set(self.views[later])
+            )
+
+        later = [i for i in range(index + 1, len(self.phases)) if gives(i)]
+        return max(later, key=lambda i: self.phases[i].frozen, default=None)
+
+    def _source(self, below, index, split):
+        views = self.views[below] if split == "train" else (View(),)
+        return Source(self._between(below, index), self._activations(below, split), views)
+
+    def _between(self, below, index):
+        planned = self.phases[index]
+        first, last = self.phases[below].frozen, planned.frozen
+
+        def make():
+            backbone = backbone_at(self.model, planned.image_size)
+            cut, end = (backbone.stages[n - 1].output for n in (first, last))
+            name = f"{backbone.name}, stages {first + 1} to {last}"
+            return Prefix(keras.Model(cut, end), name, takes="float32")
+
+        return self._once((first, last, planned.image_size), make)
+
+    def _prefix(self, index):
+        planned = self.phases[index]
+        key = (planned.frozen, planned.image_size)
+        return self._once(key, lambda: prefix_of(self.model, *key))
+
+    def _once(self, key, make):
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]

@@ -11,14 +11,14 @@ BATCH_NORM_POLICIES = ("frozen", "train")
 _NAMES = {
     "Backbone": "stages",
     "BackboneSpec": "sources.applications",
-    "backbone_from_model": "sources.build",
-    "backbone_of": "builders",
-    "build_backbone": "sources.build",
-    "compile_arguments": "heads",
-    "head_for": "heads",
-    "head_of": "heads",
-    "heads_of": "heads",
-    "set_precision": "precision",
+    "backbone_from_model": "sources.own",
+    "backbone_of": "stages",
+    "build_backbone": "sources.applications",
+    "compile_arguments": "builders",
+    "head_for": "builders",
+    "head_of": "builders",
+    "heads_of": "builders",
+    "set_precision": "acceleration",
 }
 
 __all__ = list(_NAMES)

@@ -6,10 +6,13 @@ import weakref
 import keras
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.folding import Inference, folded
-from keras_transfer.models.heads import Head, TaskOutput
-from keras_transfer.models.sources.build import build_backbone
-from keras_transfer.models.stages import Backbone, batch_norms, rebuild
+from keras_transfer.models.heads import (
+    HEADS,
+    Head,
+    TaskOutput,
+)
+from keras_transfer.models.sources.applications import build_backbone
+from keras_transfer.models.stages import Backbone, backbone_of, rebuild
 
 
 def build_model(
@@ -110,53 +113,6 @@ def check_other_size(model: keras.Model, image_size: int) -> None:
         )
 
 
-def training_model(
-    model: keras.Model,
-    frozen: int,
-    *,
-    image_size: int | None = None,
-    from_cut: bool = False,
-    fold: bool = True,
-) -> keras.Model:
-    """The model as a phase trains it, on shared weights: the same function, made to run fast.
-
-    Args:
-        model: from `build_model`.
-        frozen: number of leading stages that do not train.
-        image_size: of the phase, see `backbone_at`.
-        from_cut: take the activations after the frozen stages (at least one) in place of images.
-        fold: fold BatchNorm into the convolutions of the trained part too, which must be frozen
-            there. In the frozen part it always is.
-    """
-    backbone = backbone_at(model, image_size)
-    if frozen == 0:
-        prefix, suffix = None, backbone
-    elif frozen == len(backbone.stages):
-        prefix, suffix = backbone, None
-    else:
-        prefix, suffix = backbone.split(frozen)
-    if from_cut:
-        assert prefix is not None, "a cut has stages before it"
-        x = inputs = keras.Input(prefix.output_shape[1:], dtype=prefix.outputs[0].dtype)
-    else:
-        x = inputs = keras.Input(backbone.input_shape[1:], name="images")
-        if prefix is not None:
-            x = Inference(folded(prefix))(x)
-    if suffix is not None:
-        x = (folded(suffix) if fold else suffix)(x)
-    return keras.Model(inputs, _head_on(model, x), name=model.name)
-
-
-def _head_on(model, features):
-    """The layers after the backbone, on other features: the output, of several heads a dict."""
-    outputs = {}
-    for name, layers in head_layers(model).items():
-        outputs[name] = features
-        for layer in layers:
-            outputs[name] = layer(outputs[name])
-    return outputs if len(outputs) > 1 else outputs.popitem()[1]
-
-
 def head_layers(model) -> dict[str, list[keras.layers.Layer]]:
     """Name of each head → its layers, from the features to the output."""
     chains = {}
@@ -171,22 +127,104 @@ def head_layers(model) -> dict[str, list[keras.layers.Layer]]:
     return chains
 
 
-def backbone_of(model: keras.Model) -> Backbone:
-    """The backbone inside a model that `build_model` made (or the model itself, if it is one).
+def head_for(data, **options) -> "Head | dict[str, Head]":
+    """What `build_model` needs for the labels of some data: a head, or one a name.
+
+    Args:
+        data: a `keras_transfer.data.ImageData`.
+        options: fields of all heads, e.g. `dropout=0.5`.
+    """
+
+    def head(target):
+        return HEADS[target.task](target.names, **options)
+
+    if isinstance(data.targets, dict):
+        return {name: head(target) for name, target in data.targets.items()}
+    return head(data.targets)
+
+
+def heads_of(model: keras.Model) -> dict[str, Head]:
+    """The heads of a model, sorted by name; the only head of a model is called `output`.
+
 
     Raises:
-        InputError: there is none.
+        InputError: the model was not built by this package.
     """
-    for layer in [model, *model.layers]:
-        if isinstance(layer, Backbone):
-            return layer
-    raise InputError(
-        f"The model '{model.name}' has no keras_transfer backbone: build it with build_model, or "
-        "take its backbone with backbone_from_model."
-    )
+    heads = {layer.name: layer.head for layer in model.layers if isinstance(layer, TaskOutput)}
+    if not heads:
+        raise InputError(
+            f"The model '{model.name}' has no head of keras_transfer: use build_model."
+        )
+    return dict(sorted(heads.items()))
 
 
-def norms_of(model: keras.Model, frozen: int = 0) -> list:
-    """The BatchNorm layers of the stages after the frozen ones, and of the heads."""
-    parts = [*backbone_of(model).stages[frozen:], model]
-    return [norm for part in parts for norm in batch_norms(part)]
+def head_of(model: keras.Model) -> Head:
+    """The head that a model ends in.
+
+    Raises:
+        InputError: the model was not built by this package, or has several.
+    """
+    heads = heads_of(model)
+    if len(heads) > 1:
+        raise InputError(f"The model '{model.name}' has several heads: {', '.join(heads)}.")
+    return next(iter(heads.values()))
+
+
+def compile_arguments(heads: dict[str, Head]) -> dict:
+    """`loss`, `metrics` and, of several heads, `loss_weights` for `model.compile`.
+
+    Args:
+        heads: `heads_of(model)`.
+    """
+    if len(heads) == 1:
+        (head,) = heads.values()
+        return {"loss": head.loss(), "metrics": head.metrics()}
+    return {
+        "loss": {name: head.loss() for name, head in heads.items()},
+        "metrics": {name: head.metrics() for name, head in heads.items()},
+        "loss_weights": {name: head.weight for name, head in heads.items()},
+    }
+
+
+def by_head(heads: dict[str, Head], values) -> dict:
+    """Labels or outputs by the head's name: they are a dict only where there are several."""
+    return values if isinstance(values, dict) else dict.fromkeys(heads, values)
+
+
+def fit_heads(model: keras.Model, labels) -> None:
+    """Lets the heads take from the training labels what they have to know (see `Head.fitted`).
+
+    Compile the model afterwards.
+    """
+    heads = heads_of(model)
+    for name, targets in by_head(heads, labels).items():
+        model.get_layer(name).head = heads[name].fitted(targets)
+
+
+def check_targets(heads: dict[str, Head], data) -> None:
+    """Raises InputError where some data are labelled with something else than the heads answer."""
+    targets = data.targets if isinstance(data.targets, dict) else {"": data.targets}
+    if isinstance(data.targets, dict) != (len(heads) > 1):
+        raise InputError(
+            f"The model has the heads {', '.join(heads)}, the data labels for "
+            f"{', '.join(targets) if targets.keys() != {''} else 'one'}: build the model with "
+            "head_for(data)."
+        )
+    if len(heads) == 1:
+        targets = {next(iter(heads)): data.targets}
+    if heads.keys() != targets.keys():
+        raise InputError(
+            f"The model's heads are {', '.join(heads)}, the data's {', '.join(targets)}."
+        )
+    for name, head in heads.items():
+        target = targets[name]
+        if head.task != target.task:
+            raise InputError(
+                f"Head '{name}' of the model is {head.task}, but the data are {target.task}: build "
+                "the model with head_for(data)."
+            )
+        if head.names != target.names:
+            raise InputError(
+                f"The model's classes {head.names} are not the data's {target.names}: build the "
+                "model with head_for(data)."
+            )

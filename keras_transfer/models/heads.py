@@ -9,10 +9,198 @@ from typing import ClassVar
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.losses import LabelCrossentropy, SparseCrossentropy, StandardisedError
-from keras_transfer.models.metrics import R2, Accuracy, LabelF1, LabelRanking, TopAccuracy
+
+_THRESHOLDS = 641
+_WIDEST = 16.0  # logits beyond ± this are ranked alike
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class LabelRanking(keras.metrics.AUC):
+    """How well logits [N, L] rank the images of each label (0/1 [N, L]): the mean over labels.
+
+    Keras's own `AUC(multi_label=True)` counts a label of which all images seen are positive, or
+    all negative, as 0; here it is left out, as it has no ranking. Its area under the precision-recall
+    curve is interpolated; here it is the average precision, as in scikit-learn. And its bins are even
+    in the probability, where confident models put everything into the outer two; here in the logit.
+
+    Args:
+        num_labels: L.
+        curve: `"ROC"` for the area under it, `"PR"` for average precision.
+    """
+
+    def __init__(self, num_labels, curve="ROC", name=None, dtype=None):
+        super().__init__(
+            _THRESHOLDS, curve, name=name, dtype=dtype, multi_label=True, num_labels=num_labels
+        )
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        # Any rising function of the logits ranks as they do; this one keeps the bins even.
+        rank = ops.clip(0.5 + ops.cast(y_pred, "float32") / (2 * _WIDEST), 0.0, 1.0)
+        super().update_state(y_true, rank, sample_weight)
+
+    def result(self):
+        # Counts [thresholds, L], at rising thresholds.
+        positive = self.true_positives + self.false_negatives
+        negative = self.true_negatives + self.false_positives
+        recall = ops.divide_no_nan(self.true_positives, positive)
+        fewer = recall[:-1] - recall[1:]
+        if self.curve.value == "PR":
+            precision = ops.divide_no_nan(
+                self.true_positives, self.true_positives + self.false_positives
+            )
+            areas = fewer * precision[:-1]
+        else:
+            false_rate = ops.divide_no_nan(self.false_positives, negative)
+            areas = (false_rate[:-1] - false_rate[1:]) * (recall[:-1] + recall[1:]) / 2
+        ranked = ops.cast(ops.logical_and(positive[0] > 0, negative[0] > 0), areas.dtype)
+        return ops.divide_no_nan(ops.sum(ranked * ops.sum(areas, axis=0)), ops.sum(ranked))
+
+    def get_config(self):
+        config = super().get_config()
+        return {key: config[key] for key in ("num_labels", "curve", "name", "dtype")}
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class LabelF1(keras.metrics.F1Score):
+    """F1 of logits [N, L] against 0/1 [N, L] where the probability is over 0.5: the mean over labels.
+
+    Keras's own wants probabilities.
+    """
+
+    def __init__(self, name="f1", dtype=None):
+        super().__init__("macro", threshold=0.5, name=name, dtype=dtype)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().update_state(y_true, ops.sigmoid(y_pred), sample_weight)
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype}
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class R2(keras.metrics.R2Score):
+    """R² of values [N, D], the mean over targets.
+
+    Keras's own sums squares of the values themselves in float32: of targets far from zero (years)
+    nothing but rounding is left. Here `mean` and `scale`, of each target, are taken out first, which
+    changes no R².
+    """
+
+    def __init__(self, mean=(), scale=(), name="r2", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.mean, self.scale = tuple(mean), tuple(scale)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        if self.scale:
+            y_true, y_pred = (
+                (ops.cast(y, "float32") - ops.array(self.mean, "float32"))
+                / ops.array(self.scale, "float32")
+                for y in (y_true, y_pred)
+            )
+        super().update_state(y_true, y_pred, sample_weight)
+
+    def get_config(self):
+        return {
+            "mean": list(self.mean),
+            "scale": list(self.scale),
+            "name": self.name,
+            "dtype": self.dtype,
+        }
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class Accuracy(keras.metrics.SparseCategoricalAccuracy):
+    """Share of right answers; of targets that are shares [N, C] the largest is the right one."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(_classes_of(y_true, y_pred), y_pred, sample_weight)
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class TopAccuracy(keras.metrics.SparseTopKCategoricalAccuracy):
+    """Share of images whose right answer is among the highest k, like `Accuracy`."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(_classes_of(y_true, y_pred), y_pred, sample_weight)
+
+
+def are_shares(y_true, y_pred) -> bool:
+    """True where targets are shares of the classes [N, C], as of mixed images, not integers [N]."""
+    return len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]
+
+
+def _classes_of(y_true, y_pred):
+    return ops.argmax(y_true, axis=-1) if are_shares(y_true, y_pred) else y_true
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class SparseCrossentropy(keras.losses.Loss):
+    """Cross entropy of integer targets [N] (or shares [N, C]) and logits [N, C], with label smoothing.
+
+    Keras smooths only one-hot targets.
+    """
+
+    def __init__(self, label_smoothing=0.0, name="crossentropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        if are_shares(y_true, y_pred):
+            shares = y_true
+        elif not self.label_smoothing:
+            return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+        else:
+            y_true = keras.ops.reshape(y_true, (-1,))
+            shares = keras.ops.one_hot(y_true, y_pred.shape[-1], dtype=y_pred.dtype)
+        return keras.losses.categorical_crossentropy(
+            shares, y_pred, from_logits=True, label_smoothing=self.label_smoothing
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class LabelCrossentropy(keras.losses.Loss):
+    """Binary cross entropy of 0/1 targets [N, C] and logits [N, C]: the mean over both.
+
+    Keras's takes the mean over the labels first, so that sample weights could only be of images;
+    here they may be of single labels [N, C] too.
+    """
+
+    def __init__(self, label_smoothing=0.0, name="crossentropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true, y_pred):
+        y_true = keras.ops.cast(y_true, y_pred.dtype)
+        y_true = y_true * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        return keras.ops.binary_crossentropy(y_true, y_pred, from_logits=True)
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class StandardisedError(keras.losses.Loss):
+    """Mean squared error of targets [N, C] and values [N, C], each divided by `scale` [C]."""
+
+    def __init__(self, scale=(), name="standardised_error", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.scale = tuple(scale)
+
+    def call(self, y_true, y_pred):
+        error = keras.ops.reshape(y_true, keras.ops.shape(y_pred)) - y_pred
+        if self.scale:
+            error = error / keras.ops.array(self.scale, error.dtype)
+        return keras.ops.mean(keras.ops.square(error), axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "scale": list(self.scale)}
+
 
 BOTTLENECK = "bottleneck"  # name of the layer whose output the bottleneck is
 
@@ -267,106 +455,3 @@ class TaskOutput(keras.layers.Dense):
         config = super().get_config()
         del config["units"], config["dtype"]
         return {**config, "head": self.head.get_config()}
-
-
-def head_for(data, **options) -> "Head | dict[str, Head]":
-    """What `build_model` needs for the labels of some data: a head, or one a name.
-
-    Args:
-        data: a `keras_transfer.data.ImageData`.
-        options: fields of all heads, e.g. `dropout=0.5`.
-    """
-
-    def head(target):
-        return HEADS[target.task](target.names, **options)
-
-    if isinstance(data.targets, dict):
-        return {name: head(target) for name, target in data.targets.items()}
-    return head(data.targets)
-
-
-def heads_of(model: keras.Model) -> dict[str, Head]:
-    """The heads of a model, sorted by name; the only head of a model is called `output`.
-
-
-    Raises:
-        InputError: the model was not built by this package.
-    """
-    heads = {layer.name: layer.head for layer in model.layers if isinstance(layer, TaskOutput)}
-    if not heads:
-        raise InputError(
-            f"The model '{model.name}' has no head of keras_transfer: use build_model."
-        )
-    return dict(sorted(heads.items()))
-
-
-def head_of(model: keras.Model) -> Head:
-    """The head that a model ends in.
-
-    Raises:
-        InputError: the model was not built by this package, or has several.
-    """
-    heads = heads_of(model)
-    if len(heads) > 1:
-        raise InputError(f"The model '{model.name}' has several heads: {', '.join(heads)}.")
-    return next(iter(heads.values()))
-
-
-def compile_arguments(heads: dict[str, Head]) -> dict:
-    """`loss`, `metrics` and, of several heads, `loss_weights` for `model.compile`.
-
-    Args:
-        heads: `heads_of(model)`.
-    """
-    if len(heads) == 1:
-        (head,) = heads.values()
-        return {"loss": head.loss(), "metrics": head.metrics()}
-    return {
-        "loss": {name: head.loss() for name, head in heads.items()},
-        "metrics": {name: head.metrics() for name, head in heads.items()},
-        "loss_weights": {name: head.weight for name, head in heads.items()},
-    }
-
-
-def by_head(heads: dict[str, Head], values) -> dict:
-    """Labels or outputs by the head's name: they are a dict only where there are several."""
-    return values if isinstance(values, dict) else dict.fromkeys(heads, values)
-
-
-def fit_heads(model: keras.Model, labels) -> None:
-    """Lets the heads take from the training labels what they have to know (see `Head.fitted`).
-
-    Compile the model afterwards.
-    """
-    heads = heads_of(model)
-    for name, targets in by_head(heads, labels).items():
-        model.get_layer(name).head = heads[name].fitted(targets)
-
-
-def check_targets(heads: dict[str, Head], data) -> None:
-    """Raises InputError where some data are labelled with something else than the heads answer."""
-    targets = data.targets if isinstance(data.targets, dict) else {"": data.targets}
-    if isinstance(data.targets, dict) != (len(heads) > 1):
-        raise InputError(
-            f"The model has the heads {', '.join(heads)}, the data labels for "
-            f"{', '.join(targets) if targets.keys() != {''} else 'one'}: build the model with "
-            "head_for(data)."
-        )
-    if len(heads) == 1:
-        targets = {next(iter(heads)): data.targets}
-    if heads.keys() != targets.keys():
-        raise InputError(
-            f"The model's heads are {', '.join(heads)}, the data's {', '.join(targets)}."
-        )
-    for name, head in heads.items():
-        target = targets[name]
-        if head.task != target.task:
-            raise InputError(
-                f"Head '{name}' of the model is {head.task}, but the data are {target.task}: build "
-                "the model with head_for(data)."
-            )
-        if head.names != target.names:
-            raise InputError(
-                f"The model's classes {head.names} are not the data's {target.names}: build the "
-                "model with head_for(data)."
-            )

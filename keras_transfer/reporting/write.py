@@ -208,7 +208,7 @@ def _measured(run, model, data, split, images, batch_size):
     from keras_transfer.evaluation.calibration import calibrate
     from keras_transfer.evaluation.full import assess
     from keras_transfer.evaluation.probabilities import PROBABILITIES
-    from keras_transfer.models.heads import check_targets, heads_of
+    from keras_transfer.models.builders import check_targets, heads_of
 
     heads = heads_of(model)
     check_targets(heads, data)
@@ -239,7 +239,7 @@ def _shots(model, examples, document, images, batch_size):
 def _with_heat(model, examples, rows, items: Sequence[Item], head, batch_size):
     from keras_transfer.data import batches as pipeline
     from keras_transfer.evaluation.gradcam import grad_cam
-    from keras_transfer.models.heads import heads_of
+    from keras_transfer.models.builders import heads_of
 
     part = examples.take(np.array([rows[item.path] for item in items]))
     size = model.input_shape[1]

@@ -6,7 +6,7 @@ Phases and recipes import neither Keras nor TensorFlow. Modules here may import 
 
 from keras_transfer.utils.lazy import lazy_names
 
-_NAMES = {"WeightRule": "optimizers", "per_weight": "optimizers", "resolve_schedule": "recipes"}
+_NAMES = {"WeightRule": "plans", "per_weight": "plans", "resolve_schedule": "recipes"}
 
 __all__ = list(_NAMES)
 

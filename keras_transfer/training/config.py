@@ -15,7 +15,7 @@ from keras_transfer.data.folders import FOLDER_TASKS
 from keras_transfer.data.mixing import MIXES, Mix
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError
-from keras_transfer.features import CACHES, ENGINE_NAMES, check_engine
+from keras_transfer.features.caching import CACHES, ENGINE_NAMES, check_engine
 from keras_transfer.modalities.image.augment import plain_augmentation
 from keras_transfer.schedules.phases import KEEP
 from keras_transfer.schedules.recipes import AUTO

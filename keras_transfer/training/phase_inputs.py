@@ -82,13 +82,13 @@ def batches_of(trainer, data, split, planned, features, dtype, *, memory, start_
         order = {"seed": trainer.seed, "start_epoch": start_epoch}
         order |= _balancing(trainer, planned.phase, data.examples["train"].labels)
     if features:
-        from keras_transfer.features import batches
+        from keras_transfer.features import extraction
 
         labels = data.examples[split].labels
         options["dtype"] = dtype
         if start_epoch is None:
-            return batches.batches(features[split], labels, **options)
-        return batches.training_batches(features[split], labels, **options, **order)
+            return extraction.evaluation_batches(features[split], labels, **options)
+        return extraction.training_batches(features[split], labels, **options, **order)
     if trainer.data_service:
         options["service"] = trainer.data_service
     elif trainer.cache != "off" and planned.epochs > 1:

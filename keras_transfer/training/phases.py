@@ -8,12 +8,10 @@ import numpy as np
 
 from keras_transfer.data.balance import class_weights
 from keras_transfer.evaluation.measures import outputs_of
-from keras_transfer.features.closed_form import solve
-from keras_transfer.models.builders import training_model
-from keras_transfer.models.freezing import freeze, quick_statistics
-from keras_transfer.models.heads import by_head, compile_arguments
-from keras_transfer.models.precision import jit_compile
-from keras_transfer.schedules.optimizers import anchor_at, make_optimizer
+from keras_transfer.models.acceleration import jit_compile, training_model
+from keras_transfer.models.builders import by_head, compile_arguments
+from keras_transfer.models.stages import freeze, quick_statistics
+from keras_transfer.schedules.plans import anchor_at, make_optimizer
 from keras_transfer.training.checkpoint import assign
 from keras_transfer.training.distributed import fitting
 from keras_transfer.training.phase_inputs import (
@@ -76,6 +74,8 @@ class PhaseFitting:
         self.progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
 
     def _solve_heads(self, phase, train):
+        from keras_transfer.features.closed_form import solve  # imports scikit-learn
+
         heads, workers = self.trainer.heads, self.workers
         rows = np.arange(len(self.data.examples["train"]))
         activations = np.concatenate(
@@ -198,7 +198,7 @@ class PhaseFitting:
 
 
 def _measured_on(activations, labels, model):
-    from keras_transfer.features import batches
+    from keras_transfer.features.extraction import evaluation_batches
 
     dtype = model.inputs[0].dtype
-    return batches.batches(activations, labels, batch_size=_MEASURED, dtype=dtype)
+    return evaluation_batches(activations, labels, batch_size=_MEASURED, dtype=dtype)

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 from keras.src.random.seed_generator import global_seed_generator  # no public name
 
-from keras_transfer.models.freezing import Frozen
-from keras_transfer.models.heads import heads_of
+from keras_transfer.models.builders import heads_of
+from keras_transfer.models.stages import Frozen
 from keras_transfer.runs import Run
 from keras_transfer.schedules.plans import PlannedPhase
 from keras_transfer.training.checkpoint import Checkpoint, assign, collect

@@ -10,12 +10,11 @@ import numpy as np
 from keras.src.random.seed_generator import global_seed_generator  # no public name
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of
-from keras_transfer.models.freezing import freeze
-from keras_transfer.models.heads import compile_arguments, fit_heads, heads_of
-from keras_transfer.models.precision import jit_compile
-from keras_transfer.schedules.optimizers import make_optimizer
+from keras_transfer.models.acceleration import jit_compile
+from keras_transfer.models.builders import compile_arguments, fit_heads, heads_of
+from keras_transfer.models.stages import backbone_of, freeze
 from keras_transfer.schedules.phases import Phase
+from keras_transfer.schedules.plans import make_optimizer
 from keras_transfer.training.progress import reseed
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import write_file

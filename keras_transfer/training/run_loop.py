@@ -11,10 +11,10 @@ import numpy as np
 from keras_transfer.data.check import find_duplicates
 from keras_transfer.evaluation.measures import measured, outputs_of
 from keras_transfer.features.caching import Caching
-from keras_transfer.features.provider import Supply
-from keras_transfer.models.freezing import freeze
-from keras_transfer.models.heads import compile_arguments
-from keras_transfer.models.precision import jit_compile
+from keras_transfer.features.extraction import Supply
+from keras_transfer.models.acceleration import jit_compile
+from keras_transfer.models.builders import compile_arguments
+from keras_transfer.models.stages import freeze
 from keras_transfer.runs import PLACES, Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.plans import Plan

@@ -13,12 +13,11 @@ from keras_transfer.data.balance import check_balance, check_class_weights
 from keras_transfer.data.memory import ImageMemory
 from keras_transfer.data.mixing import Mix
 from keras_transfer.errors import InputError
-from keras_transfer.features import check_engine
-from keras_transfer.features.caching import Caching, check_cache
+from keras_transfer.features.caching import Caching, check_cache, check_engine
 from keras_transfer.modalities.image.augment import plain_augmentation
-from keras_transfer.models.builders import backbone_of
-from keras_transfer.models.heads import Head, check_targets, fit_heads, heads_of
-from keras_transfer.models.stages import is_untrained
+from keras_transfer.models.builders import check_targets, fit_heads, heads_of
+from keras_transfer.models.heads import Head
+from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
 from keras_transfer.schedules import recipes
 from keras_transfer.schedules.phases import KEEP, Schedule

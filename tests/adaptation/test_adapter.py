@@ -10,9 +10,9 @@ from keras_transfer.adaptation.adapter import Adapter as SameAdapter
 from keras_transfer.adaptation.methods import DANN, MCC, MMD, AdaBN, DeepCORAL, FixMatch
 from keras_transfer.adaptation.streams import Stream, together
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of, build_model
+from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.stages import Backbone, batch_norms
+from keras_transfer.models.stages import Backbone, backbone_of, batch_norms
 
 SIZE = 4
 SMALL = DANN(hidden=(16,), batch_norm=False)

@@ -12,9 +12,9 @@ from keras_transfer.adaptation.methods import MCC, SHOT, FixMatch
 from keras_transfer.adaptation.streams import Stream, two_views
 from keras_transfer.data import from_arrays
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of, build_model
-from keras_transfer.models.freezing import freeze
+from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import MultiLabel
+from keras_transfer.models.stages import backbone_of, freeze
 from keras_transfer.schedules.phases import Phase
 
 # -- what trains ----------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from keras_transfer.advisor import costs as timing
 from keras_transfer.advisor.costs import Speed, speed_of, stage_shares
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.models.builders import backbone_at, build_model
-from keras_transfer.models.freezing import freeze
 from keras_transfer.models.heads import Classification
+from keras_transfer.models.stages import freeze
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.plans import make_plan
 from keras_transfer.schedules.recipes import resolve_schedule

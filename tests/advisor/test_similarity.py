@@ -11,7 +11,8 @@ from keras_transfer.data.readers import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import backbone_at, build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.build import backbone_from_model, build_backbone
+from keras_transfer.models.sources.applications import build_backbone
+from keras_transfer.models.sources.own import backbone_from_model
 from keras_transfer.models.stages import Backbone, is_untrained
 
 SIZE = 32

@@ -18,13 +18,11 @@ from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.features import extraction
 from keras_transfer.features.closed_form import cross_validated_probe
-from keras_transfer.features.engines import ENGINES
 from keras_transfer.features.extraction import extract
-from keras_transfer.features.pooled import pooled_stages, stage_columns
-from keras_transfer.features.prefix import prefix_of
-from keras_transfer.models.builders import backbone_of, build_model
+from keras_transfer.features.prefix import ENGINES, pooled_stages, prefix_of, stage_columns
+from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.stages import Backbone
+from keras_transfer.models.stages import Backbone, backbone_of
 
 NAME, SIZE = "mobilenet_0.25", 64
 

@@ -18,11 +18,10 @@ from keras_transfer.data.readers import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.evaluation.measures import measured
-from keras_transfer.features.batches import training_batches
+from keras_transfer.features.extraction import training_batches
 from keras_transfer.modalities.image import decode as decoding
 from keras_transfer.models.builders import build_model
-from keras_transfer.models.heads import Classification, MultiLabel, Regression
-from keras_transfer.models.losses import LabelCrossentropy
+from keras_transfer.models.heads import Classification, LabelCrossentropy, MultiLabel, Regression
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.progress import Progress
 from keras_transfer.training.run_loop import TrainingRun

@@ -18,8 +18,8 @@ from keras_transfer.data import Examples, ImageData, from_directory, labelled_im
 from keras_transfer.data.splits import split
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predictions_csv, predictions_json
-from keras_transfer.models.builders import build_model
-from keras_transfer.models.heads import MultiLabel, head_for
+from keras_transfer.models.builders import build_model, head_for
+from keras_transfer.models.heads import MultiLabel
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.trainer import Trainer
 

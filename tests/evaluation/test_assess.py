@@ -19,8 +19,8 @@ from keras_transfer.evaluation import Calibration, assess, calibrate, collect, e
 from keras_transfer.evaluation.slices import slice_values
 from keras_transfer.evaluation.tta import views_for
 from keras_transfer.modalities.image.augment import View
-from keras_transfer.models.builders import build_model
-from keras_transfer.models.heads import Classification, MultiLabel, Regression, head_for
+from keras_transfer.models.builders import build_model, head_for
+from keras_transfer.models.heads import Classification, MultiLabel, Regression
 from keras_transfer.runs import Run
 from keras_transfer.training.trainer import Trainer
 

@@ -22,8 +22,8 @@ from keras_transfer.experiments import tune as tuning
 from keras_transfer.experiments.search_space import Choice, Range, Search, read_space, space_of
 from keras_transfer.experiments.study import Tuned
 from keras_transfer.experiments.tune import tune
-from keras_transfer.models.builders import build_model
-from keras_transfer.models.heads import Classification, head_for
+from keras_transfer.models.builders import build_model, head_for
+from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.recipes import RECIPES, lp_ft

@@ -209,7 +209,7 @@ def test_floats_that_are_not_finite_are_marked(exported, images):
 
 def test_features_are_the_backbones(exported, model, images):
     _, signatures, _ = exported
-    from keras_transfer.models.builders import backbone_of
+    from keras_transfer.models.stages import backbone_of
 
     embed = signatures["features"]
     got = embed(bytes=tf.stack([tf.io.encode_png(p) for p in images]))["features"]

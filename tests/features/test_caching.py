@@ -121,7 +121,7 @@ def test_augmented_views_stay_alive_and_only_train(data, tmp_path, monkeypatch):
     measured = evaluate(run.model, data)
     assert measured["loss"] == pytest.approx(run.metrics["val"]["loss"], rel=1e-3)
 
-    from keras_transfer.features.batches import training_batches
+    from keras_transfer.features.extraction import training_batches
 
     prefix = prefix_of(model, 3)
     examples = data.examples["train"]
@@ -222,7 +222,7 @@ def test_heads_without_a_closed_form(data):
 
 
 def test_what_trains_is_no_part_of_a_fingerprint(data):
-    from keras_transfer.models.freezing import freeze
+    from keras_transfer.models.stages import freeze
 
     model = model_of(data)
     before = prefix_of(model, 8).fingerprint

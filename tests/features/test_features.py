@@ -10,10 +10,10 @@ from conftest import tiny_backbone, write_image
 
 from keras_transfer.data import Augmentation, View, from_directory
 from keras_transfer.errors import InputError
-from keras_transfer.features import engines, extraction
-from keras_transfer.features.engines import ENGINES, choose_engine, compare
+from keras_transfer.features import extraction
+from keras_transfer.features import prefix as engines
 from keras_transfer.features.extraction import extract
-from keras_transfer.features.prefix import prefix_of, stage_costs
+from keras_transfer.features.prefix import ENGINES, choose_engine, compare, prefix_of, stage_costs
 from keras_transfer.modalities.image.prepare import augment, resize_and_crop
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
@@ -163,7 +163,7 @@ def test_values_that_float16_cannot_hold(data, store):
 
 def test_costs_are_the_published_ones():
     """Multiply-adds in the papers: ResNet-50 3.8–4.1, MobileNetV2 0.30, VGG16 15.5 (10⁹, 224 px)."""
-    from keras_transfer.models.sources.build import build_backbone
+    from keras_transfer.models.sources.applications import build_backbone
 
     for name, low, high in (
         ("resnet50", 3.8, 4.1),
@@ -211,7 +211,7 @@ def test_asking_for_openvino_takes_a_format_that_is_right(real_weights, real_dat
 def fakes(monkeypatch, tmp_path, errors, gains):
     """Two engines beside Keras, with errors and gains of their own, on a clock of their own."""
     monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path))
-    monkeypatch.setattr(engines, "has_openvino", lambda: True)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(engines, "_has_bfloat16", lambda: True)
     monkeypatch.setattr(engines, "engine_version", lambda name: name)
     made = []

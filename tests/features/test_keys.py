@@ -14,12 +14,10 @@ from conftest import tiny_backbone
 from keras_transfer.data import Augmentation, View
 from keras_transfer.data.files import digest_files
 from keras_transfer.errors import InputError
-from keras_transfer.features import engines
-from keras_transfer.features.extraction import _table, features_identity
-from keras_transfer.features.memo import concluded, digest_of, kept
+from keras_transfer.features import prefix as engines
+from keras_transfer.features.extraction import Supply, _table
 from keras_transfer.features.prefix import Prefix, prefix_of
-from keras_transfer.features.provider import Supply
-from keras_transfer.features.store import Store
+from keras_transfer.features.store import Store, concluded, digest_of, kept
 from keras_transfer.modalities.image.check import digest
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
@@ -99,7 +97,7 @@ def test_what_features_are_found_by(model, noted, monkeypatch):
         "prefix": prefix.fingerprint,
         "image_size": 32,
     }
-    assert features_identity(prefix) == base
+    assert prefix.identity == base
     _table(noted, prefix, "keras", View(), "float16")
     identity, about = noted.asked
     view = {"kind": "plain", "number": 0, "augmentation": None}
@@ -185,7 +183,7 @@ def test_what_conclusions_are_found_by(model, noted):
     identity, about = noted.asked
     assert identity == {
         "what": "sums 1",
-        **features_identity(prefix),
+        **prefix.identity,
         "engine": "keras",
         "seed": 4,
     }

@@ -11,12 +11,11 @@ from keras_transfer.advisor.transferability import score_backbone
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
-from keras_transfer.features.memo import digest_of, kept
 from keras_transfer.features.prefix import prefix_of
-from keras_transfer.features.store import Store
+from keras_transfer.features.store import Store, digest_of, kept
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.build import build_backbone
+from keras_transfer.models.sources.applications import build_backbone
 
 
 @pytest.fixture

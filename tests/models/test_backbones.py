@@ -5,19 +5,20 @@ import numpy as np
 import pytest
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of, build_model
-from keras_transfer.models.freezing import freeze
+from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources import applications as backbones
 from keras_transfer.models.sources.applications import (
     BACKBONES,
+    build_backbone,
     check_backbone,
     check_source_model,
     check_weights,
     find_spec,
     weights_path,
 )
-from keras_transfer.models.sources.build import backbone_from_model, build_backbone, load_model
+from keras_transfer.models.sources.own import backbone_from_model, load_model
+from keras_transfer.models.stages import backbone_of, freeze
 
 L = keras.layers
 

@@ -88,7 +88,7 @@ import json, shutil, sys, keras, numpy as np
 from conftest import tiny_backbone
 from keras_transfer.adaptation import Adapter
 from keras_transfer.adaptation.methods import DANN
-from keras_transfer.models.sources.build import load_model
+from keras_transfer.models.sources.own import load_model
 from keras_transfer.models.builders import build_model
 from keras_transfer.data import from_directory
 from keras_transfer.evaluation.gradcam import grad_cam

@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 from keras.src.utils import file_utils  # no public name
 
-from keras_transfer.models.builders import backbone_of, build_model
-from keras_transfer.models.freezing import freeze
+from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.applications import BACKBONES
-from keras_transfer.models.sources.build import build_backbone
-from keras_transfer.models.stages import batch_norms
+from keras_transfer.models.sources.applications import BACKBONES, build_backbone
+from keras_transfer.models.stages import backbone_of, batch_norms, freeze
 
 
 def _rows():
@@ -43,7 +41,7 @@ SAVED = ("mobilenet_v2", "convnext", "efficientnet", "inception_resnet_v2")
 PREDICTIONS = """
 import sys
 import numpy as np
-from keras_transfer.models.sources.build import load_model
+from keras_transfer.models.sources.own import load_model
 for line in sys.stdin:
     folder = line.strip()
     model = load_model(folder + "/model.keras")

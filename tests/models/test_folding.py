@@ -4,12 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.models.builders import build_model, training_model
-from keras_transfer.models.folding import FoldedConv, folded
-from keras_transfer.models.freezing import freeze
+from keras_transfer.models.acceleration import FoldedConv, folded, training_model
+from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.applications import BACKBONES
-from keras_transfer.models.sources.build import build_backbone
+from keras_transfer.models.sources.applications import BACKBONES, build_backbone
+from keras_transfer.models.stages import freeze
 
 # How many of its BatchNorms follow a convolution directly.
 FAMILIES = {

@@ -8,17 +8,18 @@ from conftest import tiny_backbone
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of, build_model
-from keras_transfer.models.freezing import (
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.models.stages import (
+    Backbone,
     Frozen,
+    backbone_of,
     freeze,
     frozen_stages,
     quick_statistics,
     stage_of_weights,
     summary,
 )
-from keras_transfer.models.heads import Classification
-from keras_transfer.models.stages import Backbone
 from keras_transfer.training.trainer import Trainer
 
 

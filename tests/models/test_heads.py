@@ -6,9 +6,8 @@ import pytest
 from conftest import tiny_backbone
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import build_model
-from keras_transfer.models.heads import Classification, MultiLabel, Regression, head_of
-from keras_transfer.models.losses import SparseCrossentropy
+from keras_transfer.models.builders import build_model, head_of
+from keras_transfer.models.heads import Classification, MultiLabel, Regression, SparseCrossentropy
 
 
 def small(head):

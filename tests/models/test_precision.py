@@ -10,7 +10,7 @@ from conftest import tiny_backbone
 
 from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
-from keras_transfer.models import precision
+from keras_transfer.models import acceleration as precision
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.schedules.phases import Phase, Schedule

@@ -15,18 +15,22 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.features.closed_form import label_regressions, ridge_regression
 from keras_transfer.modalities.image.prepare import resize_and_crop
-from keras_transfer.models.builders import build_model
-from keras_transfer.models.heads import (
-    Classification,
-    MultiLabel,
-    Regression,
+from keras_transfer.models.builders import (
+    build_model,
     by_head,
     compile_arguments,
     head_for,
     head_of,
     heads_of,
 )
-from keras_transfer.models.metrics import R2, LabelF1, LabelRanking
+from keras_transfer.models.heads import (
+    R2,
+    Classification,
+    LabelF1,
+    LabelRanking,
+    MultiLabel,
+    Regression,
+)
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.rate_finder import find_rate
 from keras_transfer.training.trainer import Trainer

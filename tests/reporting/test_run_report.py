@@ -26,8 +26,7 @@ from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.multilabel import measure_labels
 from keras_transfer.evaluation.regression import measure_values
-from keras_transfer.models.builders import build_model
-from keras_transfer.models.heads import head_for
+from keras_transfer.models.builders import build_model, head_for
 from keras_transfer.reporting import compare_runs, gallery, write_report
 from keras_transfer.reporting.gallery import Shot
 from keras_transfer.reporting.summary import again

@@ -7,9 +7,10 @@ from conftest import tiny_backbone
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
-from keras_transfer.models.freezing import freeze
 from keras_transfer.models.heads import Classification
-from keras_transfer.schedules.optimizers import (
+from keras_transfer.models.stages import freeze
+from keras_transfer.schedules.phases import Phase
+from keras_transfer.schedules.plans import (
     OPTIMIZERS,
     RateShape,
     WeightRule,
@@ -19,7 +20,6 @@ from keras_transfer.schedules.optimizers import (
     stage_rates,
     weight_rules,
 )
-from keras_transfer.schedules.phases import Phase
 from keras_transfer.training.progress import SwapAverages
 
 SHAPES = ((6, 4), (4,))

@@ -6,7 +6,8 @@ from PIL import Image
 
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import build_model, training_model
+from keras_transfer.models.acceleration import training_model
+from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.plans import make_plan

@@ -7,9 +7,10 @@ import pytest
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import from_directory
 from keras_transfer.data.examples import ImageData
-from keras_transfer.models.builders import backbone_of, build_model, training_model
-from keras_transfer.models.freezing import freeze, stage_of_weights
+from keras_transfer.models.acceleration import training_model
+from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
+from keras_transfer.models.stages import backbone_of, freeze, stage_of_weights
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.plans import make_plan
 from keras_transfer.schedules.recipes import RECIPES, resolve_schedule

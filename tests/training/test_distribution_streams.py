@@ -10,8 +10,8 @@ from keras_transfer.data.examples import Examples
 from keras_transfer.data.mixing import Mix
 from keras_transfer.data.readers import Arrays
 from keras_transfer.data.sharding import Share
-from keras_transfer.features.batches import batches as feature_batches
-from keras_transfer.features.batches import training_batches
+from keras_transfer.features.extraction import evaluation_batches as feature_batches
+from keras_transfer.features.extraction import training_batches
 
 COUNT, BATCH, STEPS = 17, 6, 3
 OPTIONS = dict(image_size=8, batch_size=BATCH, training=True, seed=3)

@@ -11,8 +11,8 @@ from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
-from keras_transfer.models.freezing import freeze
 from keras_transfer.models.heads import Classification
+from keras_transfer.models.stages import freeze
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.training.rate_finder import find_rate
 

@@ -10,8 +10,9 @@ from conftest import RUN_FILES, tiny_backbone
 
 from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import backbone_of, build_model
+from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
+from keras_transfer.models.stages import backbone_of
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.trainer import Trainer
 

@@ -5,7 +5,7 @@ import contextlib
 import keras
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import norms_of
+from keras_transfer.models.stages import norms_of
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.training.distributed.workers import Workers
 

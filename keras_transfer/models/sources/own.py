@@ -3,116 +3,15 @@
 What can be told of a name, a size or a file without Keras, `backbones` has told before.
 """
 
-from pathlib import Path
-
 import keras
 
 from keras_transfer.errors import InputError
 from keras_transfer.models import heads  # noqa: F401  (registers its layers, for `load_model`)
 from keras_transfer.models.sources.applications import (
-    PREPROCESSING,
-    check_image_size,
     check_source_model,
-    find_spec,
-    is_source_model,
-    no_weights,
-    weights_path,
+    normalise,
 )
 from keras_transfer.models.stages import Backbone, chain, rebuild
-
-POOLINGS = ("avg", "max", None)
-
-
-def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="avg"):
-    """Builds a backbone of the table, or takes one from a user's own model.
-
-    Args:
-        backbone: a name of `BACKBONES`, or what `backbone_from_model` takes.
-        image_size: height and width of the images, at least the row's `min_size`; by default the
-            row's `size`, or that of the source model.
-        weights: `"imagenet"` (found in `KERAS_HOME`, else downloaded), a path to a weights file of
-            the same architecture without classifier, or None for random weights. A user's own
-            model brings its weights; None makes them random again.
-        pooling: `"avg"` or `"max"` for features [N, D], None for a feature map [N, h, w, D].
-
-    Returns:
-        A `keras_transfer.models.stages.Backbone`: RGB images [N, image_size, image_size, 3] (float or
-        uint8, 0–255) to float features. The graph is the same for every `weights`.
-
-    Raises:
-        InputError: unknown name, unknown pooling, an image size that the family does not allow, or
-            weights that cannot be had.
-    """
-    if pooling not in POOLINGS:
-        raise InputError(f"Unknown pooling {pooling!r}: give 'avg', 'max' or None.")
-    if not isinstance(backbone, str) or is_source_model(backbone):
-        return backbone_from_model(
-            backbone, image_size=image_size, pooling=pooling, weights=weights
-        )
-    spec = find_spec(backbone)
-    check_image_size(spec, image_size)
-    size = image_size or spec.size
-    application = _application(spec, size, weights, pooling)
-    inputs = keras.Input((size, size, 3), name="images")
-    # The families that normalise by themselves do it here like all others: so the graph does not
-    # depend on `weights` (EfficientNet's does), and images mean the same everywhere.
-    own_preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
-    features = rebuild(application, normalise(inputs, spec.preprocessing), skip=own_preprocessing)
-    return Backbone(inputs, features, name=spec.name)
-
-
-def normalise(images, preprocessing: str):
-    """Applies a row of `PREPROCESSING` to a symbolic image tensor, in float32."""
-    rule = PREPROCESSING[preprocessing]
-    if rule is None:
-        return images
-    if rule.get("bgr"):
-        images = keras.ops.flip(images, axis=-1)
-    return keras.layers.Rescaling(rule["scale"], rule["offset"], dtype="float32", name="normalise")(
-        images
-    )
-
-
-def _application(spec, size, weights, pooling):
-    """The model of `keras.applications` without classifier, weights loaded.
-
-    It is built for one image size: several families choose their padding by it.
-    """
-    local = weights_path(spec)
-    if weights == "imagenet" and local.is_file():
-        weights = str(local)  # Keras itself looks elsewhere when KERAS_HOME cannot be written to
-    elif weights not in ("imagenet", None) and not Path(weights).is_file():
-        raise InputError(f"No weights file {weights}: give a path, 'imagenet' or None.")
-    arguments = dict(include_top=False, pooling=pooling, **spec.arguments)
-    downloaded = _downloaded(spec, arguments) if weights == "imagenet" else None
-    try:
-        application = spec.constructor(weights=None, input_shape=(size, size, 3), **arguments)
-    except ValueError as error:  # NASNet's cells fit together at some sizes only
-        raise InputError(
-            f"{spec.name} cannot be built for image size {size}: try {spec.size} or a multiple of 32."
-        ) from error
-    if downloaded is not None:
-        application.set_weights(downloaded)
-    elif weights is not None:
-        try:
-            application.load_weights(str(weights))
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{weights} holds no weights for {spec.name}: {reason}") from error
-    return application
-
-
-def _downloaded(spec, arguments):
-    """The ImageNet weights as Keras itself fetches and verifies them.
-
-    At the size of the ImageNet training: NASNetLarge built for any size is another network, which
-    the file would not fit.
-    """
-    try:
-        native = (spec.size, spec.size, 3)
-        return spec.constructor(weights="imagenet", input_shape=native, **arguments).get_weights()
-    except Exception as error:
-        raise no_weights(spec, error) from error
 
 
 def backbone_from_model(
