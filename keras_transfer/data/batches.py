@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.examples import Examples
 from keras_transfer.data.memory import ImageMemory
 from keras_transfer.data.mixing import Mix, mixer
 from keras_transfer.data.order import epoch_order
@@ -20,7 +19,7 @@ from keras_transfer.utils.python_calls import python_calls
 _AHEAD = 64 << 20  # bytes of fixed views that may wait
 
 
-def images(examples: Examples) -> tf.data.Dataset:
+def images(examples) -> tf.data.Dataset:
     """Decoded images of their own sizes, in order: (uint8 [H, W, 3], int32 label)."""
     load = _loader(examples.images)
     return (
@@ -31,7 +30,7 @@ def images(examples: Examples) -> tf.data.Dataset:
 
 
 def batches(
-    examples: Examples,
+    examples,
     *,
     image_size: int,
     batch_size: int,
@@ -123,7 +122,7 @@ def batches(
 
 
 def views(
-    examples: Examples,
+    examples,
     chosen: Sequence[int],
     views: Sequence[View],
     image_size: int,

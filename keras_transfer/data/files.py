@@ -1,24 +1,16 @@
-"""Find image files in folders and open them (no TensorFlow)."""
+"""Find image files in folders (no TensorFlow)."""
 
 import hashlib
-import io
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.check import EXTENSIONS
 from keras_transfer.utils.console import progress_bar
-
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
-
-# Pillow's names. Pillow opens MPO, the stereo JPEG of some phones, through "JPEG".
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 
 # Names (lower case) that operating systems leave in folders; hidden files are ignored anyway.
 _DROPPINGS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
@@ -171,27 +163,6 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
     if not found:
         raise InputError("no images given; name at least one file or folder")
     return found
-
-
-def open_image(contents: bytes) -> Image.Image:
-    """Open encoded bytes with Pillow (lazily), whatever the file's name says.
-
-    Raises:
-        UnidentifiedImageError: the bytes are none of `FORMATS`.
-        Image.DecompressionBombError: more pixels than `Image.MAX_IMAGE_PIXELS`, where Pillow
-            itself only warns. Nothing may decode such a file: its size says nothing of the memory.
-    """
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        image = Image.open(io.BytesIO(contents), formats=FORMATS)
-        pixels = image.width * image.height
-    except Image.DecompressionBombError as error:  # over twice the limit
-        pixels = int(re.findall(r"\d+", str(error))[0])
-    if limit is not None and pixels > limit:
-        raise Image.DecompressionBombError(
-            f"{pixels:,} pixels, at most {limit:,} are read; make it smaller"
-        )
-    return image
 
 
 def _extension(path: str | Path) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.files import open_image
 from keras_transfer.data.readers import Files
+from keras_transfer.modalities.image.check import open_image
 
 # Of 80 photographs, half the size or JPEG quality 40 makes at most 0.007 of the range on average, and
 # the nearest two images, of one hand, differ by 0.017.

@@ -4,7 +4,6 @@ import os
 
 import tensorflow as tf
 
-from keras_transfer.data.examples import Examples
 from keras_transfer.data.order import epoch_order
 from keras_transfer.data.readers import Files
 from keras_transfer.errors import InputError
@@ -16,7 +15,7 @@ _MOST_WAITING = 256  # batches that came before an earlier one: more means that 
 
 
 def service_batches(
-    examples: Examples,
+    examples,
     address: str,
     image_size: int,
     batch_size: int,

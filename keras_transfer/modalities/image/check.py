@@ -1,6 +1,7 @@
 """What one image file is, and whether it can be decoded (no TensorFlow)."""
 
 import hashlib
+import io
 import re
 import stat
 import threading
@@ -10,8 +11,12 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from keras_transfer.data.files import EXTENSIONS, open_image
 from keras_transfer.modalities.image.exif import orientation
+
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
+
+# Pillow's names. Pillow opens MPO, the stereo JPEG of some phones, through "JPEG".
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 
 _STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
 MOST_BYTES = 512 << 20  # of a file: more than the largest image needs in any format
@@ -66,6 +71,27 @@ class Room:
 # decode never waits for room to read, so the two cannot block each other.
 READING = Room(128 << 20)  # bytes
 DECODING = Room(90_000_000)  # pixels
+
+
+def open_image(contents: bytes) -> Image.Image:
+    """Read the header of an encoded image with Pillow; the file's name does not matter.
+
+    Raises:
+        UnidentifiedImageError: if the bytes are not in one of `FORMATS`.
+        Image.DecompressionBombError: if there are more pixels than `Image.MAX_IMAGE_PIXELS`.
+            Pillow only warns up to twice that number, but a small file can unpack to any size.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        image = Image.open(io.BytesIO(contents), formats=FORMATS)
+        pixels = image.width * image.height
+    except Image.DecompressionBombError as error:  # over twice the limit
+        pixels = int(re.findall(r"\d+", str(error))[0])
+    if limit is not None and pixels > limit:
+        raise Image.DecompressionBombError(
+            f"{pixels:,} pixels, at most {limit:,} are read; make it smaller"
+        )
+    return image
 
 
 def examine_file(path: str) -> Facts:

@@ -4,8 +4,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_transfer.data.files import open_image
-from keras_transfer.modalities.image.check import DECODING
+from keras_transfer.modalities.image.check import DECODING, open_image
 from keras_transfer.modalities.image.exif import orientation, upright
 
 
