@@ -9,7 +9,7 @@ each format, in int8 where there is one (ranges measured on 200 training images,
 asked for up to 300 validation images. Speed is of prepared images, 32 at a time (LiteRT: one), the
 best of three rounds; a SavedModel also scales them.
 
-Without ImageNet weights the network is a `random_duplicate`: with what its BatchNorms are initialised to, the
+Without ImageNet weights the network is a `random_copy`: with what its BatchNorms are initialised to, the
 answers would be nearly constant, and equal whatever the format. `--families` takes one such backbone of
 each family. A row is written after each format, so that an interrupted run goes on; every backbone has a
 process of its own. The tables, in Markdown, are printed at the end (`--table`: at once).
@@ -100,7 +100,7 @@ def network(backbone, head, data, options, folder):
     """The model with its head: ImageNet weights, or random ones that are made for the images."""
     import keras
 
-    from keras_transfer.advisor.untrained import random_duplicate
+    from keras_transfer.advisor.untrained import random_copy
     from keras_transfer.features.store import Store
     from keras_transfer.models.builders import build_model
     from keras_transfer.models.sources.applications import build_backbone
@@ -109,7 +109,7 @@ def network(backbone, head, data, options, folder):
     if options.weights == "imagenet":
         return build_model(backbone, head, image_size=size, weights="imagenet")
     initial = build_backbone(backbone, image_size=size, weights=None)
-    duplicate = random_duplicate(initial, data.examples["train"], store=Store(folder / "store"))
+    duplicate = random_copy(initial, data.examples["train"], store=Store(folder / "store"))
     for layer in duplicate.layers:
         # ConvNeXt begins with blocks that add a millionth of themselves: they could be left out.
         if type(layer).__name__ == "LayerScale":

@@ -110,7 +110,7 @@ def runs_of(task, data, seed, what):
 
 def advised(task, data, seed, policy):
     """(accuracy, what was chosen) of `--backbone auto --strategy auto`."""
-    from keras_transfer.advisor.auto import decide, trained
+    from keras_transfer.advisor.auto import decide, training_function
 
     def build(backbone):
         import keras
@@ -122,7 +122,7 @@ def advised(task, data, seed, policy):
 
     choice, _ = decide(
         data,
-        trained(build, augment=task.augment, seed=seed),
+        training_function(build, augment=task.augment, seed=seed),
         backbones=BACKBONES,
         policy=policy,
         image_size=task.image_size,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_transfer.adaptation import BATCH_NORM, KEEP, check_methods, no_batch_norm
-from keras_transfer.advisor.shortlist import fallback_backbone
+from keras_transfer.advisor.rules import fallback_backbone
 from keras_transfer.data import (
     ImageData,
     labelled_images,

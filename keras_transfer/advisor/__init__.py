@@ -1,13 +1,17 @@
-"""The advisor: which backbone and strategy suit the data, from evidence, rules and a race.
+"""The advisor: recommends a backbone and a strategy from measurements, rules and a race.
 
-Modules here may import `training` and the rooms below it.
+Modules measure (transferability, stage probes, similarity, distances, costs), apply `rules`, and put
+the result into an `Advice`; `auto` turns it into a trainer. They may import `training` and the rooms
+below it. Importing the room, `rules` and `api` loads neither Keras nor TensorFlow.
 """
 
 from keras_transfer.utils.lazy import lazy_names
 
 _NAMES = {
     "activation_shift": "similarity",
+    "advise": "api",
     "auto_trainer": "auto",
+    "decide": "auto",
     "domain_distance": "domains",
     "probe_stages": "stage_probes",
     "rank_scores": "scores",

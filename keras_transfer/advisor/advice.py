@@ -1,10 +1,16 @@
-"""What is advised, with its evidence: as text, as plain data, as an image."""
+"""The recommendation of `advise` with its evidence, as text, as plain data and as a plot."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from keras_transfer.advisor.rules import DIFFERENT, SIMILAR, Choice, Facts
+from keras_transfer.advisor.rules import DEFAULT_POLICY, DIFFERENT, SIMILAR, Choice, Facts
 from keras_transfer.errors import InputError
+
+_LIKENESS = {
+    "similar": "The images resemble those of the pretraining",
+    "between": "The images differ somewhat from those of the pretraining",
+    "different": "The images differ from those of the pretraining",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,34 +19,34 @@ class Advice:
 
     Attributes:
         choice: what to train.
-        contender: what is worth a race against it (see `auto.race`); None where nothing is.
-        facts: what the rules looked at.
-        policy: the rules.
-        ranking: the backbones by their features; None where those could not be compared.
-        costs: what each strategy would take on this machine with the chosen backbone.
-        minutes: that the choice had to keep to.
-        image_size: of the chosen backbone's images.
-        probes: accuracy after each stage of the chosen backbone; None where it was not asked for.
-        symmetry: what mirror images showed; None where that could not be told.
-        distance: how far the target's images are from these; None where no target was given.
-        notes: what else should be known.
+        contender: an alternative that is worth a race (see `auto.race`), or None.
+        facts: the input of the rules.
+        policy: name of the rules.
+        ranking: the backbones by their features; None if no class has two images.
+        costs: every strategy with the chosen backbone and its estimated time on this machine.
+        minutes: time limit of the choice.
+        image_size: of the chosen backbone.
+        probes: accuracy after each stage of the chosen backbone; None if it was not measured.
+        symmetry: result for mirror images; None if it could not be measured.
+        distance: distance of the target domain; None if there is no target.
+        notes: anything else that the user should know.
     """
 
     choice: Choice
     contender: Choice | None
     facts: Facts
     policy: str
-    ranking: Any  # transferability.table.Scores
+    ranking: Any  # scores.Ranking
     costs: tuple[Choice, ...]
     minutes: float
     image_size: int
     probes: Any = None  # stage_probes.StageProbes
-    symmetry: Any = None  # symmetry.Symmetry
+    symmetry: Any = None  # similarity.Symmetry
     distance: Any = None  # domains.DomainDistance
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
-        """Plain data, for JSON."""
+        """Return plain data for JSON."""
         facts = self.facts
         return {
             "choice": self.choice.to_dict(),
@@ -51,8 +57,8 @@ class Advice:
             "data": {
                 "images": facts.images,
                 "classes": facts.classes,
-                "smallest_class": facts.least,
-                "largest_class": facts.most,
+                "smallest_class": facts.smallest_class,
+                "largest_class": facts.largest_class,
                 "size": facts.size,
                 "shift": facts.shift,
                 "likeness": facts.likeness,
@@ -67,83 +73,94 @@ class Advice:
         }
 
     def brief(self) -> dict:
-        """What a run remembers of it."""
+        """Return the part that a run records in its `config.yaml`."""
         whole = self.to_dict()
         return {key: whole[key] for key in ("policy", "choice", "data", "notes")}
 
     def text(self) -> str:
-        """The same for people."""
-        parts = [self._data(), self._likeness()]
-        if self.symmetry:
-            parts.append(self._symmetry())
+        """Return the advice as text: the recommendation, the reasons and the measurements."""
+        lines = [*self._recommendation(), "", *self._observations()]
         if self.ranking:
-            parts.append(self.ranking.table())
-        if self.probes:
-            parts.append(self.probes.verdict)
-        if self.distance:
-            parts.append(self._target())
-        parts += [f"note: {note}" for note in self.notes]
-        parts.append(self._choice())
-        return "\n".join(parts)
+            title = "Scores of the features for these labels (higher is better):"
+            lines += ["", title, self.ranking.table()]
+        return "\n".join(lines)
 
     def __str__(self):
         return self.text()
 
     def draw(self, path) -> None:
-        """Draws the accuracy after each stage into a PNG file.
+        """Draw the accuracy after each stage into a PNG file.
 
         Raises:
             InputError: the stages were not probed.
         """
         if self.probes is None:
-            raise InputError("The stages were not probed: advise with probes=True to draw them.")
+            raise InputError(
+                "The stages were not probed. Call advise with probes=True to plot them."
+            )
         self.probes.draw(path)
 
-    def _data(self):
+    def _recommendation(self):
+        choice = self.choice
+        time = f" It takes about {choice.time} on this machine." if choice.time else ""
+        augment = _augment_text(choice.augment)
+        policy = "" if self.policy == DEFAULT_POLICY else f" ({self.policy} policy)"
+        yield f"Advice{policy}: train {choice.backbone} with {choice.recipe} and {augment}.{time}"
+        yield choice.why
+        if self.contender:
+            other = self.contender
+            backbone = f"{other.backbone} with " if other.backbone != choice.backbone else ""
+            yield f"Alternative: {backbone}{other.recipe} (about {other.time}). {other.why}"
+        shown = {choice.kind}
+        if self.contender and self.contender.backbone == choice.backbone:
+            shown.add(self.contender.kind)
+        others = [f"{cost.recipe} {cost.time}" for cost in self.costs if cost.kind not in shown]
+        if others:
+            yield f"Time of other strategies: {', '.join(others)}."
+        yield from (f"Note: {note}" for note in self.notes)
+
+    def _observations(self):
         facts = self.facts
-        each = f"{facts.least}" if facts.least == facts.most else f"{facts.least} to {facts.most}"
-        return (
-            f"{facts.images} training images of {facts.classes} classes, {each} a class: "
-            f"{facts.size}"
+        counts = f"{facts.smallest_class}"
+        if facts.smallest_class != facts.largest_class:
+            counts += f" to {facts.largest_class}"
+        yield (
+            f"There are {facts.images} training images in {facts.classes} classes, {counts} per "
+            f"class: a {facts.size} dataset."
         )
+        yield self._likeness()
+        if self.symmetry:
+            yield self._symmetry()
+        if self.probes:
+            yield self.probes.verdict
+        if self.distance:
+            yield f"Target domain: {self.distance.verdict}"
+            if self.distance.worth_trying:
+                yield "Run `keras-transfer adapt` for it."
 
     def _likeness(self):
-        facts = self.facts
-        if facts.shift is None:
-            return "likeness to the pretraining images: unknown (no BatchNorm remembers them)"
-        shown = {
-            "similar": "similar to the pretraining images",
-            "different": "different from the pretraining images",
-            "between": "neither similar to the pretraining images nor clearly different",
-        }[facts.likeness]
+        if self.facts.shift is None:
+            return (
+                "The similarity to the pretraining images is unknown, because the backbone has no "
+                "BatchNorm statistics of them."
+            )
         return (
-            f"shift of activations {facts.shift:.3f}: {shown} (similar below {SIMILAR:g}, "
-            f"different above {DIFFERENT:g})"
+            f"{_LIKENESS[self.facts.likeness]}: the activation shift is {self.facts.shift:.3f} "
+            f"(similar below {SIMILAR:g}, different above {DIFFERENT:g})."
         )
 
     def _symmetry(self):
-        what = "are told apart: no flips" if self.symmetry.told_apart else "show the same: flips"
-        lost = f"{100 * self.symmetry.drop:.1f} ± {100 * self.symmetry.error:.1f} points"
-        return f"mirror images {what} (a probe loses {lost} on them)"
-
-    def _target(self):
-        lines = [f"target: {self.distance.verdict}"]
-        if self.distance.worth_trying:
-            lines.append("  `keras-transfer adapt` does it")
-        return "\n".join(lines)
-
-    def _choice(self):
-        lines = [f"advice ({self.policy}): {self.choice.with_time}", f"  because {self.choice.why}"]
-        lines.append(f"  augmentation: {_shown(self.choice.augment)}")
-        if self.contender:
-            lines.append(f"  contender: {self.contender.with_time}")
-        others = [cost for cost in self.costs if cost.kind != self.choice.kind]
-        if others:
-            lines.append("  others: " + "; ".join(cost.with_time for cost in others))
-        return "\n".join(lines)
+        drop = f"{100 * self.symmetry.drop:.1f} ± {100 * self.symmetry.error:.1f} points"
+        if self.symmetry.told_apart:
+            text = (
+                "Mirror images are recognized less well than the originals, so flips are left out"
+            )
+        else:
+            text = "Mirror images are recognized as well as the originals, so flips are safe"
+        return f"{text} (a probe loses {drop} on them)."
 
 
-def _shown(augment):
-    if isinstance(augment, str):
-        return augment
-    return augment["preset"] + ("" if augment["flip"] else ", without flips")
+def _augment_text(augment):
+    if isinstance(augment, dict):
+        return f"{augment['preset']} augmentation" + ("" if augment["flip"] else " without flips")
+    return "no augmentation" if augment == "none" else f"{augment} augmentation"

@@ -1,34 +1,24 @@
-"""Which backbone and which strategy suit the data, and why: measured, before anything is trained.
-
-Looks at the training images only: how many there are, how much they look like what a backbone was
-trained on (`likeness`), how well each backbone's features tell the classes apart
-(`transferability`), where in the network that happens (`stage_probes`), and how long a batch takes
-here (`timing`). The rules that follow are in `choices`.
-"""
+"""Advise which backbone and strategy suit the data, from measurements before any training."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from keras_transfer.advisor.advice import Advice
+from keras_transfer.advisor.inputs import check_classes, sized_backbone
 from keras_transfer.advisor.rules import (
-    CHEAPER,
     DEFAULT_POLICY,
     MINUTES,
     POLICIES,
-    Choice,
     Facts,
+    candidates,
     choose,
 )
-from keras_transfer.advisor.shortlist import candidates
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import check_backbone
-from keras_transfer.schedules.recipes import resolve_schedule
 
-_MOST_PROBED = 600  # after each stage
-_MOST_IMAGES = 800  # of the sample: standard errors of a point and a half at most
-_LEAST_EPOCHS = 0.5  # of the choice's own number, before another strategy is taken
+_MAX_SCORED = 800  # images; standard errors are then at most 1.8 points
+_MAX_PROBED = 600  # images whose activations are probed after every stage
 
 
 def advise(
@@ -42,89 +32,59 @@ def advise(
     policy: str = DEFAULT_POLICY,
     probes: bool = True,
     engine: str = "auto",
-    store=None,
     seed: int = 0,
 ) -> Advice:
-    """Measures data and backbones and says what to train.
+    """Measure data and backbones, and recommend what to train.
+
+    Only the training images are read. Features and measurements are cached.
 
     Args:
-        data: a `keras_transfer.data.ImageData` of one class per image; only its training images
-            are looked at.
-        target: `ImageData` or `Examples` of images on which the model is to be used, if they are
-            of another kind; their labels are not looked at. See `domain_distance`.
-        backbones: names of the table, source models (files or runs), or models of `build_model`;
-            by default those whose ImageNet weights are on this machine (six at most, of
-            `SHORTLIST` first), or else the shortlist, downloaded.
-        image_size: of the images, by default each backbone's own.
-        batch_size: of training, for its cost.
-        minutes: that training may take; what would take longer is not advised.
-        policy: see `choices.choose`.
-        probes: measure the accuracy after each stage of the chosen backbone, too: for a look, no
-            rule needs it.
-        engine, store: see `features.extraction.extract`.
-        seed: of samples and folds.
+        data: a `keras_transfer.data.ImageData` with one class per image.
+        target: `ImageData` or `Examples` of another domain in which the model will be used; its
+            labels are not read. See `domain_distance`.
+        backbones: backbone names, source models (files or runs), or models of `build_model`. By
+            default at most six whose ImageNet weights are on this machine, those of
+            `rules.SHORTLIST` first; if there are none, the shortlist, which is downloaded.
+        image_size: by default that of each backbone.
+        batch_size: of the training whose time is estimated.
+        minutes: limit of the estimated training time.
+        policy: `"evidence"` or `"classical"`, see `rules.choose`.
+        probes: also probe every stage of the chosen backbone. The rules do not use the result.
+        engine: see `features.extraction.extract`.
+        seed: of samples, shuffles and folds.
 
     Raises:
-        InputError: another task, too few images or classes, no backbone, or a backbone that
-            cannot be had.
+        InputError: `data` has another task, too few images or classes, or no backbone can be built.
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
-    _check_data(data)
+    check_classes(data, "advice")
+    from keras_transfer.advisor.costs import Budget
     from keras_transfer.advisor.scores import rank_scores
-    from keras_transfer.advisor.similarity import activation_shift
-    from keras_transfer.advisor.symmetry import mirror_symmetry
-    from keras_transfer.advisor.transferability import score_backbone
-    from keras_transfer.features.prefix import prefix_of
 
-    options = {"engine": engine, "store": store, "seed": seed}
-    by_name, networks, scores, notes = {}, {}, [], []
-    for backbone in backbones:
-        name = _name(backbone)
-        try:
-            networks[name] = _network(backbone, image_size)
-            found = score_backbone(
-                networks[name],
-                data,
-                name=name,
-                most=_MOST_IMAGES,
-                **options,
-            )
-        except InputError as error:
-            if len(backbones) == 1:
-                raise
-            notes.append(f"{name} is left out: {error}")
-            continue
-        by_name[name] = backbone
-        scores.append(found)
-    if not scores:
-        raise InputError("No backbone can be had. " + " ".join(notes))
-    ranking = None
-    if all(found["probe"].value is not None for found in scores):
-        ranking = rank_scores(scores)
-    facts = _facts(data, scores, ranking)
-    first = networks[facts.ranked[0]]
-    shift = activation_shift(first, data.examples["train"], seed=seed, store=store)
-    prefix = prefix_of(first, len(first.stages))
-    symmetry = mirror_symmetry(prefix, data.examples["train"], **options)
-    facts = replace(facts, shift=shift, mirror=not (symmetry and symmetry.told_apart))
-    wanted = choose(facts, policy)
-    budget = _Budget(data, by_name, networks, image_size, batch_size, 60 * minutes)
-    choice, more = budget.first_that_fits(wanted[0], facts)
-    notes += more
+    options = {"engine": engine, "seed": seed}
+    networks, scores, notes = _score_all(backbones, data, image_size, options)
+    scorable = all(row["probe"].value is not None for row in scores)
+    ranking = rank_scores(scores) if scorable else None
+    facts, symmetry = _facts(data, scores, ranking, networks, options)
+    choices = choose(facts, policy)
+    train = data.examples["train"]
+    budget = Budget(networks, len(train), batch_size, 60 * minutes)
+    choice, too_slow = budget.fit(choices[0], facts)
+    notes += too_slow
     contender = None
-    if len(wanted) > 1 and not more:
-        contender = budget.timed(wanted[1])
-        contender = contender if contender.seconds <= budget.seconds else None
-    network = budget.network(choice.backbone)
-    found = None
+    if len(choices) > 1 and not too_slow:
+        contender = budget.timed(choices[1])
+        contender = contender if budget.fits(contender) else None
+    network = networks[choice.backbone]
+    stages = None
     if probes:
         from keras_transfer.advisor.stage_probes import probe_stages
 
-        found = probe_stages(network, data, most=_MOST_PROBED, **options)
-        if found.stages_worth_keeping == 0:
+        stages = probe_stages(network, data, most=_MAX_PROBED, **options)
+        if stages.stages_worth_keeping == 0:
             notes.append(
-                f"no stage of {choice.backbone} is better than random weights for these classes: "
-                "transfer may bring nothing, or harm; `keras-transfer compare` measures it"
+                f"No stage of {choice.backbone} is better than random weights for these classes, so "
+                "transfer may not help or may even harm. Run `keras-transfer compare` to measure it."
             )
     distance = None
     if target is not None:
@@ -140,7 +100,7 @@ def advise(
         costs=budget.costs(choice),
         minutes=minutes,
         image_size=network.input_shape[1],
-        probes=found,
+        probes=stages,
         symmetry=symmetry,
         distance=distance,
         notes=tuple(notes),
@@ -148,153 +108,82 @@ def advise(
 
 
 def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAULT_POLICY) -> list:
-    """The backbones to look at, after all checks that need neither data nor Keras.
+    """Check the arguments of `advise` as far as possible without data and Keras.
+
+    Returns:
+        The backbones to compare.
 
     Raises:
         InputError: see `advise`.
     """
     if policy not in POLICIES:
-        raise InputError(f"Unknown policy '{policy}': give one of {', '.join(POLICIES)}.")
+        raise InputError(f"Unknown policy '{policy}'. Choose one of {', '.join(POLICIES)}.")
     if not minutes > 0:
-        raise InputError(f"minutes {minutes:g}: give a number above 0.")
+        raise InputError(f"minutes must be above 0, not {minutes:g}.")
     if backbones is None:
-        found = candidates(image_size)
-        check_backbone(found[0], image_size)
-        return found
+        names = candidates(image_size)
+        check_backbone(names[0], image_size)
+        return names
     if not backbones:
-        raise InputError("There is no backbone to look at: name one or more, or none at all.")
+        raise InputError("backbones is empty. Name at least one, or leave it out for the default.")
     for backbone in backbones:
         if isinstance(backbone, str):
             check_backbone(backbone, image_size)
     names = [_name(backbone) for backbone in backbones]
-    twice = [name for i, name in enumerate(names) if name in names[:i]]
-    if twice:
-        raise InputError(f"Two backbones are called '{twice[0]}': give each once, by its own name.")
+    repeated = [name for i, name in enumerate(names) if name in names[:i]]
+    if repeated:
+        raise InputError(f"Two backbones are named '{repeated[0]}'. Give each one a unique name.")
     return list(backbones)
 
 
-class _Budget:
-    """What choices cost, timed when first asked."""
+def _score_all(backbones, data, image_size, options):
+    """Return ({name: `Backbone`}, [`Scores`], notes about backbones that are skipped)."""
+    from keras_transfer.advisor.transferability import score_backbone
 
-    def __init__(self, data, backbones, networks, image_size, batch_size, seconds):
-        self.images = len(data.examples["train"])
-        self.backbones, self.networks = backbones, networks
-        self.image_size, self.batch_size, self.seconds = image_size, batch_size, seconds
-
-    def network(self, name):
-        if name not in self.networks:
-            self.networks[name] = _network(self.backbones[name], self.image_size)
-        return self.networks[name]
-
-    def timed(self, choice: Choice) -> Choice:
-        from keras_transfer.advisor.costs import speed_of, stage_shares
-
-        network = self.network(choice.backbone)
-        speed = speed_of(network, self.batch_size)
-        seconds = speed.seconds(self._plan(choice), stage_shares(network), self.images)
-        return replace(choice, seconds=round(seconds, 1))
-
-    def _plan(self, choice):
-        from keras_transfer.schedules.plans import make_plan
-
-        network = self.network(choice.backbone)
-        schedule = resolve_schedule(
-            choice.strategy,
-            choice.overrides,
-            images=self.images,
-            image_size=network.input_shape[1],
-            linear_head=True,
-        )
-        return make_plan(network, schedule, self.images, self.batch_size)
-
-    def first_that_fits(self, choice: Choice, facts: Facts):
-        """(the choice, or what comes nearest to it in the time there is; notes about that)."""
-        wanted = self.timed(choice)
-        if wanted.seconds <= self.seconds:
-            return wanted, []
-        note = (
-            f"{wanted.with_time} would take longer than the {self.seconds / 60:g} minutes there are"
-        )
-        why = f"it comes nearest to {wanted} in the time there is"
-        tried = []
-        for backbone in facts.ranked:
-            own = replace(choice, backbone=backbone, why=why)
-            for other in (own, *(self._instead(own, *cheaper) for cheaper in CHEAPER)):
-                timed = self._shortened(other)
-                if timed.seconds <= self.seconds:
-                    return timed, [note]
-                tried.append(timed)
-        cheapest = min(tried, key=lambda choice: choice.seconds)
-        return cheapest, [note, "nothing fits; this is the cheapest"]
-
-    def _instead(self, choice, strategy, overrides):
-        rate = {k: v for k, v in choice.overrides.items() if k == "learning_rate"}
-        return replace(
-            choice, strategy=strategy, overrides={**overrides, **(rate if overrides else {})}
-        )
-
-    def _shortened(self, choice):
-        """With fewer epochs where that is enough, else as it is."""
-        timed = self.timed(choice)
-        epochs = sum(phase.epochs for phase in self._plan(choice).phases)
-        fitting = int(epochs * self.seconds / timed.seconds)
-        if timed.seconds <= self.seconds or choice.strategy == "feature_extraction":
-            return timed
-        if fitting < max(3, _LEAST_EPOCHS * epochs):
-            return timed
-        return self.timed(replace(choice, overrides={**choice.overrides, "epochs": fitting}))
-
-    def costs(self, choice: Choice) -> tuple[Choice, ...]:
-        """Of each strategy with the chosen backbone."""
-        every: tuple[tuple[str, dict], ...] = (*CHEAPER, ("lp_ft", {}), ("from_scratch", {}))
-        plain = Choice(choice.backbone, choice.strategy)
-        return tuple(
-            self.timed(replace(plain, strategy=strategy, overrides=overrides))
-            for strategy, overrides in every
-        )
+    networks, scores, notes = {}, [], []
+    for backbone in backbones:
+        name = _name(backbone)
+        try:
+            network = sized_backbone(backbone, image_size)
+            scores.append(score_backbone(network, data, name=name, most=_MAX_SCORED, **options))
+        except InputError as error:
+            if len(backbones) == 1:
+                raise
+            notes.append(f"{name} is skipped: {error}")
+        else:
+            networks[name] = network
+    if not scores:
+        raise InputError(f"No backbone can be used. {' '.join(notes)}")
+    return networks, scores, notes
 
 
-def _check_data(data):
-    data.require_classes("advice", "train")
+def _facts(data, scores, ranking, networks, options):
+    """Return (`Facts`, `Symmetry` or None)."""
+    from keras_transfer.advisor.similarity import activation_shift, mirror_symmetry
+
     train = data.examples["train"]
-    different = train.labels[np.unique(train.digests, return_index=True)[1]]
-    if (np.bincount(different) > 1).sum() < 2:
-        raise InputError(
-            f"{data.root} has no two classes with two different training images each: nothing can "
-            "be measured; add images."
-        )
-
-
-def _facts(data, scores, ranking) -> Facts:
-    counts = np.bincount(data.examples["train"].labels, minlength=len(data.class_names))
+    counts = np.bincount(train.labels, minlength=len(data.class_names))
     rows = list(ranking.rows if ranking else scores)
-    signal = ranking.signal if ranking else any(row.signal for row in rows)
     tied = [row for row in rows if ranking and row.name in ranking.best] or rows
-    # Features that cannot be told apart: the larger network, whose size is a prior that is hard to
-    # beat (arXiv:2510.06448), and without which small data would choose by chance.
+    # Among ties, take the larger network: its size is a prior that is hard to beat
+    # (arXiv:2510.06448), and on small data the order would be random otherwise.
     tied = sorted(tied, key=lambda row: -row.prior["multiplications"])
-    rest = [row for row in rows if row not in tied]
-    return Facts(
+    others = [row for row in rows if row not in tied]
+    first = networks[tied[0].name]
+    symmetry = mirror_symmetry(first, train, **options)
+    facts = Facts(
         images=int(counts.sum()),
         classes=len(counts),
-        least=int(counts.min()),
-        most=int(counts.max()),
-        shift=None,
-        signal=signal,
-        ranked=tuple(row.name for row in [*tied, *rest]),
+        smallest_class=int(counts.min()),
+        largest_class=int(counts.max()),
+        shift=activation_shift(first, train, seed=options["seed"]),
+        signal=ranking.signal if ranking else any(row.signal for row in rows),
+        ranked=tuple(row.name for row in [*tied, *others]),
         tied=len(tied),
         probe=tied[0]["probe"].value,
+        mirror=not (symmetry and symmetry.told_apart),
     )
-
-
-def _network(backbone, image_size):
-    """The `Backbone` that a name or a model means."""
-    from keras_transfer.models.builders import backbone_at
-    from keras_transfer.models.sources.applications import build_backbone
-
-    if isinstance(backbone, str):
-        return build_backbone(backbone, image_size=image_size)
-    return backbone_at(backbone, image_size)
+    return facts, symmetry
 
 
 def _name(backbone):

@@ -1,29 +1,33 @@
-"""What training costs on this machine: one timed batch, and what follows from it."""
+"""Estimate training times on this machine from one timed batch, and choose what fits a time limit."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 
+from keras_transfer.advisor.rules import CHEAPER, Choice, Facts
 from keras_transfer.features.prefix import stage_costs
 from keras_transfer.models.acceleration import jit_compile, training_model
 from keras_transfer.models.builders import build_model, compile_arguments, heads_of
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import freeze
-from keras_transfer.schedules.plans import FORWARD, Plan
+from keras_transfer.schedules.plans import FORWARD, Plan, make_plan
+from keras_transfer.schedules.recipes import resolve_schedule
 from keras_transfer.utils import machine
 
-_TIMED = 3
-_VIEWS = 3  # of the images on whose activations a head trains, see `features.caching`
+_TIMED_STEPS = 3
+_VIEWS = 3  # views of each image on whose activations a head trains, see `features.caching`
+_MIN_EPOCHS = 3  # a shortened training has at least these epochs
+_MIN_SHARE = 0.5  # and this share of the epochs that were chosen
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of training a whole backbone on this machine.
+    """Speed of training a whole backbone on this machine.
 
     Attributes:
-        step: seconds an image, in a step that trains every stage.
+        step: seconds per image of a step that trains every stage.
         start: seconds until the first step of a phase.
     """
 
@@ -31,14 +35,15 @@ class Speed:
     start: float
 
     def seconds(self, plan: Plan, shares: np.ndarray, images: int) -> float:
-        """About how long a plan takes.
+        """Return the approximate duration of a plan.
 
-        Frozen stages are computed once, for a few views of each image; what is not frozen is
-        paid for in each epoch. Reading and validating are not in it.
+        Frozen stages are computed once for a few views of each image; the other stages are computed
+        in every epoch. Reading and validation are not included.
 
         Args:
-            shares: of each stage in the multiplications of the backbone [B], see `stage_costs`.
-            images: that are trained on.
+            shares: share of each stage in the multiplications of the backbone [B], see
+                `stage_shares`.
+            images: number of training images.
         """
         total, computed = 0.0, 0
         for planned in plan.phases:
@@ -55,11 +60,11 @@ class Speed:
 
 
 def speed_of(backbone: keras.Model, batch_size: int = 32) -> Speed:
-    """Times steps that train every stage of a `Backbone`; the weights stay as they are.
+    """Time steps that train every stage of a `Backbone`; its weights stay unchanged.
 
-    The answer is kept for this machine, backbone, size and number format.
+    The result is cached per machine, backbone, image size, batch size and number format.
     """
-    pieces = (
+    key = (
         backbone.name,
         backbone.count_params(),
         backbone.input_shape[1],
@@ -68,14 +73,14 @@ def speed_of(backbone: keras.Model, batch_size: int = 32) -> Speed:
         keras.__version__,
         keras.config.dtype_policy().name,
     )
-    found = machine.remembered(
-        "speeds", " ".join(map(str, pieces)), lambda: _timed(backbone, batch_size)
+    measured = machine.remembered(
+        "speeds", " ".join(map(str, key)), lambda: _timed(backbone, batch_size)
     )
-    return Speed(**found)
+    return Speed(**measured)
 
 
 def stage_shares(backbone) -> np.ndarray:
-    """Of each stage in the multiplications of the backbone, summing to 1 [B]."""
+    """Return the share of each stage in the multiplications of the backbone [B], with sum 1."""
     costs = np.array(stage_costs(backbone))
     return costs / max(costs.sum(), 1.0)
 
@@ -95,7 +100,7 @@ def _timed(backbone, batch_size):
 def _seconds(model, batch_size):
     started = time.perf_counter()
     step = training_model(model, 0)
-    # A rate of zero: what is timed is not changed.
+    # A learning rate of zero leaves the weights unchanged.
     step.compile(
         keras.optimizers.SGD(0.0), **compile_arguments(heads_of(model)), jit_compile=jit_compile()
     )
@@ -103,8 +108,93 @@ def _seconds(model, batch_size):
     labels = np.arange(batch_size) % 2
     step.train_on_batch(images, labels)
     start, times = time.perf_counter() - started, []
-    for _ in range(_TIMED):
+    for _ in range(_TIMED_STEPS):
         started = time.perf_counter()
         step.train_on_batch(images, labels)
         times.append(time.perf_counter() - started)
     return {"step": min(times) / batch_size, "start": start}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A time limit for the training, and the means to estimate what fits.
+
+    Attributes:
+        networks: name → `Backbone`.
+        images: number of training images.
+        batch_size: of the training.
+        seconds: the limit.
+    """
+
+    networks: dict
+    images: int
+    batch_size: int
+    seconds: float
+
+    def timed(self, choice: Choice) -> Choice:
+        """Return the choice with its estimated time."""
+        network = self.networks[choice.backbone]
+        speed = speed_of(network, self.batch_size)
+        seconds = speed.seconds(self._plan(choice), stage_shares(network), self.images)
+        return replace(choice, seconds=round(seconds, 1))
+
+    def fits(self, choice: Choice) -> bool:
+        """Return whether a timed choice keeps to the limit."""
+        return choice.seconds is not None and choice.seconds <= self.seconds
+
+    def fit(self, choice: Choice, facts: Facts) -> tuple[Choice, list[str]]:
+        """Return the choice, or the closest one within the limit, and notes about the difference.
+
+        The replacements are, in this order: fewer epochs, more frozen stages, the head alone, and the
+        same with the next backbone. If nothing fits, the cheapest replacement is returned.
+        """
+        wanted = self.timed(choice)
+        if self.fits(wanted):
+            return wanted, []
+        note = f"{wanted} would take {wanted.time}, longer than the limit of {self.seconds / 60:g} min."
+        tried = []
+        for backbone in facts.ranked:
+            why = f"It is closest to {wanted} within the time limit."
+            same = replace(choice, backbone=backbone, why=why)
+            for option in (same, *(_replacement(same, *cheaper) for cheaper in CHEAPER)):
+                timed = self._shortened(option)
+                if self.fits(timed):
+                    return timed, [note]
+                tried.append(timed)
+        cheapest = min(tried, key=lambda option: option.seconds)
+        why = "No strategy fits the time limit; this is the cheapest."
+        return replace(cheapest, why=why), [note]
+
+    def costs(self, choice: Choice) -> tuple[Choice, ...]:
+        """Return every strategy with the chosen backbone and its estimated time."""
+        strategies: tuple[tuple[str, dict], ...] = (*CHEAPER, ("lp_ft", {}), ("from_scratch", {}))
+        return tuple(self.timed(Choice(choice.backbone, *strategy)) for strategy in strategies)
+
+    def _plan(self, choice):
+        network = self.networks[choice.backbone]
+        schedule = resolve_schedule(
+            choice.strategy,
+            choice.overrides,
+            images=self.images,
+            image_size=network.input_shape[1],
+            linear_head=True,
+        )
+        return make_plan(network, schedule, self.images, self.batch_size)
+
+    def _shortened(self, choice):
+        """Return the choice with its time, and with fewer epochs if that makes it fit."""
+        timed = self.timed(choice)
+        if self.fits(timed) or choice.strategy == "feature_extraction":
+            return timed
+        epochs = sum(phase.epochs for phase in self._plan(choice).phases)
+        fitting = int(epochs * self.seconds / timed.seconds)
+        if fitting < max(_MIN_EPOCHS, _MIN_SHARE * epochs):
+            return timed
+        return self.timed(replace(choice, overrides={**choice.overrides, "epochs": fitting}))
+
+
+def _replacement(choice, strategy, overrides):
+    """Return another strategy, with the learning rate of the choice if it trains stages."""
+    rate = {k: v for k, v in choice.overrides.items() if k == "learning_rate"}
+    overrides = {**overrides, **rate} if overrides else {}
+    return replace(choice, strategy=strategy, overrides=overrides)

@@ -1,6 +1,5 @@
-"""How far two data sets are apart to a backbone, and whether adaptation is worth trying."""
+"""Measure how much two datasets differ to a backbone, and whether domain adaptation is worth trying."""
 
-import os
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,37 +9,39 @@ from keras_transfer.advisor.distances import proxy_a_distance as proxy_a
 from keras_transfer.advisor.inputs import distinct_rows, sized_backbone, stratified_sample
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
-from keras_transfer.models.sources.applications import check_backbone
+from keras_transfer.features.closed_form import cross_validated_probe
+from keras_transfer.utils.tables import Table
 
-_VERSION = 2  # of the numbers: raise it when formulas, folds or sample give other ones
-MOST_IMAGES = 1000
-_COMPONENTS = 256  # principal components that the Fréchet distance is taken in
-_LEAST = 5  # images of a domain that say anything
-# Of the verdict. They are not calibrated on what adaptation gained, see docs/adaptation-measure.md.
-_LEVEL = 0.01  # of the permutation test
-# Proxy-A distance where the domain of 3 images in 4 is told. Hands of other people before the same
-# wall were 0.46 apart, and need no adaptation.
-_APART = 1.0
-_SEPARABLE = 0.5  # share of what chance leaves that a linear probe must get right in the source
+MAX_EXAMPLES = 1000
+_VERSION = 2  # of the stored results; increase it when formulas, folds or sample change
+_COMPONENTS = 256  # principal components for the Fréchet distance
+_MIN_EXAMPLES = 5  # per domain
+# Limits of the verdict. They are not calibrated on gains from adaptation, see
+# docs/adaptation-measure.md.
+_SIGNIFICANCE = 0.01  # of the permutation test
+# At this proxy-A distance the domain of 3 in 4 images is recognized. Hands of other people in front of
+# the same wall have a distance of 0.46 and need no adaptation.
+_MIN_DISTANCE = 1.0
+_MIN_LEARNED = 0.5  # share of the errors of chance that a probe on the source must avoid
 
 
 @dataclass(frozen=True)
 class DomainDistance:
-    """Distances between source and target on a backbone's features.
+    """Distances between a source and a target domain on a backbone's features.
 
     Attributes:
-        source, target: where the images came from.
+        source, target: where the images are from.
         backbone: its name.
         image_size: height and width of the images.
-        images: number of different ones that were looked at, of source and target.
+        images: numbers of distinct images of source and target.
         proxy_a: proxy-A distance, from 0 (the domains cannot be told apart) to 2.
         mmd: squared maximum mean discrepancy, with the p-value of its permutation test.
         frechet: squared Fréchet distance, in units of the source's total variance.
-        frechet_by_chance: the same of random divisions of the pooled images.
-        source_accuracy: of a cross-validated linear probe on the source's classes, 0–1; None where
-            its labels are no two classes of two images or more.
-        source_error: standard error of that.
-        chance: accuracy of always naming the source's largest class.
+        frechet_by_chance: the same for random divisions of the pooled images.
+        source_accuracy: accuracy of a cross-validated linear probe on the source's classes, 0–1;
+            None if fewer than two classes have two images.
+        source_error: standard error of `source_accuracy`.
+        chance: accuracy of always predicting the source's largest class.
     """
 
     source: str
@@ -58,64 +59,65 @@ class DomainDistance:
 
     @property
     def differ(self) -> bool:
-        """True where the features of the domains differ, surely and by enough to matter.
+        """True if the domains differ significantly and by enough to matter.
 
-        The permutation test of MMD says so at 1 %, and a linear classifier names the domain of 3
-        images in 4 (proxy-A distance 1), which is more than two standard errors above none.
+        The permutation test of MMD is significant at the 1 % level, and a linear classifier recognizes
+        the domain of 3 in 4 images (proxy-A distance 1), by more than two standard errors.
         """
-        apart = self.proxy_a.value >= max(_APART, 2 * self.proxy_a.error)
-        return bool(apart and self.mmd.p_value is not None and self.mmd.p_value <= _LEVEL)
+        apart = self.proxy_a.value >= max(_MIN_DISTANCE, 2 * self.proxy_a.error)
+        return bool(apart and self.mmd.p_value is not None and self.mmd.p_value <= _SIGNIFICANCE)
 
     @property
     def separable(self) -> bool | None:
-        """True where a linear probe tells the source's classes apart; None: it has no classes.
+        """True if a linear probe tells the source's classes apart; None if there are no classes.
 
-        It gets half of what chance leaves right, and is above chance by two standard errors.
+        It must avoid half of the errors of chance, and beat chance by two standard errors.
         """
         if self.source_accuracy is None or self.source_error is None or self.chance is None:
             return None
         above = self.source_accuracy - self.chance
-        return bool(above >= _SEPARABLE * (1 - self.chance) and above > 2 * self.source_error)
+        return bool(above >= _MIN_LEARNED * (1 - self.chance) and above > 2 * self.source_error)
 
     @property
     def worth_trying(self) -> bool:
-        """True where adaptation has something to mend and something to hold on to."""
+        """True if the domains differ and the source's classes can be told apart."""
         return bool(self.differ and self.separable)
 
     @property
     def verdict(self) -> str:
-        """What the numbers say, in a few sentences."""
-        seen = (
+        """The conclusion in a few sentences."""
+        distances = (
             f"(proxy-A distance {self.proxy_a.value:.2f} ± {self.proxy_a.error:.2f} of 2, MMD "
             f"p = {self.mmd.p_value:.3f})"
         )
         if not self.differ:
             return (
-                f"Adaptation is not worth trying: to {self.backbone} the target looks much like "
-                f"the source {seen}. A model of the source should do as well on the target."
+                f"Adaptation is not worth trying: to {self.backbone}, the target looks much like "
+                f"the source {distances}. A model trained on the source should do as well on the "
+                "target."
             )
         if self.source_accuracy is None or self.source_error is None or self.chance is None:
             return (
-                f"The domains differ {seen}. Whether adaptation is worth trying cannot be said "
-                "without classes in the source, two images or more of each."
+                f"The domains differ {distances}. Whether adaptation is worth trying cannot be "
+                "determined without at least two classes of two images in the source."
             )
         probe = (
-            f"a linear probe gets {100 * self.source_accuracy:.1f} ± "
-            f"{100 * self.source_error:.1f} % right, chance {100 * self.chance:.1f} %"
+            f"a linear probe reaches {100 * self.source_accuracy:.1f} ± "
+            f"{100 * self.source_error:.1f} %, chance is {100 * self.chance:.1f} %"
         )
         if not self.separable:
             return (
-                f"Adaptation is not worth trying with {self.backbone} as it is: the domains differ "
-                f"{seen}, but the classes are hardly told apart in the source itself ({probe}). "
-                "Train on the source first, or take another backbone."
+                f"Adaptation is not worth trying with the features of {self.backbone}: the domains "
+                f"differ {distances}, but even the source's classes can hardly be told apart "
+                f"({probe}). Train on the source first, or choose another backbone."
             )
         return (
-            f"Adaptation is worth trying: to {self.backbone} the domains differ {seen}, and the "
-            f"classes are told apart in the source ({probe})."
+            f"Adaptation is worth trying: to {self.backbone}, the domains differ {distances}, and the "
+            f"source's classes can be told apart ({probe})."
         )
 
     def to_dict(self) -> dict:
-        """All numbers as plain data, for JSON."""
+        """Return plain data for JSON."""
         return {
             **asdict(self),
             "images": list(self.images),
@@ -126,20 +128,20 @@ class DomainDistance:
         }
 
     def table(self) -> str:
-        """The distances as Markdown, a row each."""
+        """Return a Markdown table with one row per distance."""
         rows = [
-            ("proxy-A", self.proxy_a.value, self.proxy_a.error, "0, at most 2"),
-            ("MMD²", self.mmd.value, self.mmd.error, f"0, p = {self.mmd.p_value:.3f}"),
-            ("Fréchet", self.frechet, None, f"{self.frechet_by_chance:.4f} by chance"),
+            ("proxy-A", _with_error(self.proxy_a), "0, at most 2"),
+            ("MMD²", _with_error(self.mmd), f"0, p = {self.mmd.p_value:.3f}"),
+            ("Fréchet", f"{self.frechet:.4f}", f"{self.frechet_by_chance:.4f} by chance"),
         ]
-        lines = ["| distance | value | without a difference |", "|---|---|---|"]
-        for name, value, error, expected in rows:
-            shown = f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
-            lines.append(f"| {name} | {shown} | {expected} |")
-        return "\n".join(lines)
+        return Table(["distance", "value", "without a difference"], rows).markdown()
 
     def __str__(self):
         return f"{self.table()}\n\n{self.verdict}"
+
+
+def _with_error(estimate):
+    return f"{estimate.value:.4f} ± {estimate.error:.4f}"
 
 
 def domain_distance(
@@ -148,44 +150,40 @@ def domain_distance(
     *,
     backbone,
     image_size: int | None = None,
-    most: int = MOST_IMAGES,
+    most: int = MAX_EXAMPLES,
     seed: int = 0,
     engine: str = "auto",
     store=None,
 ) -> DomainDistance:
-    """Measures how far the target's images are from the source's, to a backbone.
+    """Measure how much a target domain differs from a source domain to a backbone.
 
-    Features are those after global average pooling, found in the cache or computed into it; the
-    answer is kept there too. Identical images of a domain count once. Labels of the target are
-    not looked at.
+    Features are those after global average pooling; they are read from the store or computed and
+    stored, and so is the result. Identical images of a domain count once. Labels of the target are not
+    read.
 
     Args:
-        data_a: the source; of an `ImageData` the training images (where it has no split of that
-            name, those of its first). With one class per image the verdict says more.
-        data_b: the target, likewise; its labels may be anything.
-        backbone: a name of the table, a source model of one's own (a `.keras` file or a run
-            directory), or a model that has a `Backbone`.
-        image_size: of the images; by default that of the ImageNet training, or the model's.
-        most: images of each domain; of more a random sample, in the source with each class in its
-            share.
+        data_a: the source. Of an `ImageData`, the training images are used (or the first split if
+            there is no `train`). If it has one class per image, the verdict includes a probe.
+        data_b: the target, in the same form; its labels may be anything.
+        backbone: a backbone name, the path of a source model or a run, or a model that contains a
+            `Backbone`.
+        image_size: by default that of the pretraining or of the model.
+        most: maximum number of images per domain, drawn at random; in the source by class.
         seed: of samples, folds and permutations.
         engine, store: see `features.extraction.extract`.
 
     Raises:
-        InputError: fewer than five different images in a domain, or what `build_backbone` and
-            `extract` raise.
+        InputError: a domain has fewer than five distinct images; or the errors of `build_backbone`
+            and `extract`.
     """
     source, labels = _sample(data_a, "source", most, seed, classes=True)
     target, _ = _sample(data_b, "target", most, seed, classes=False)
-    if isinstance(backbone, (str, os.PathLike)):
-        backbone = os.fspath(backbone)
-        check_backbone(backbone, image_size)
-    # Late, as wrong input is answered before Keras is imported.
+    network = sized_backbone(backbone, image_size)
+    # Deferred, so that invalid input is reported before Keras is imported.
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import averaged, prefix_of
     from keras_transfer.features.store import Store, concluded, digest_of
 
-    network = sized_backbone(backbone, image_size)
     prefix = prefix_of(network, len(network.stages))
     store = store or Store()
 
@@ -195,9 +193,9 @@ def domain_distance(
             for part in (source, target)
         ]
         groups = np.unique([*source.digests, *target.digests], return_inverse=True)[1]
-        return measured(*features, labels, groups, seed=seed)
+        return _measure(*features, labels, groups, seed)
 
-    found = concluded(
+    stored = concluded(
         prefix,
         store,
         f"domain distance {_VERSION}",
@@ -209,26 +207,21 @@ def domain_distance(
         target=digest_of(target.digests),
         seed=seed,
     )
+    estimates = {name: Estimate(**stored[name]) for name in ("proxy_a", "mmd")}
     return DomainDistance(
         source=_name(data_a, "source"),
         target=_name(data_b, "target"),
         backbone=network.name,
         image_size=prefix.image_size,
         images=(len(source), len(target)),
-        **{**found, "proxy_a": Estimate(**found["proxy_a"]), "mmd": Estimate(**found["mmd"])},
+        **{**stored, **estimates},
     )
 
 
-def measured(
-    a: np.ndarray, b: np.ndarray, labels: np.ndarray | None, groups: np.ndarray, *, seed: int = 0
-) -> dict:
-    """The numbers of a `DomainDistance` as plain data, from features.
+def _measure(a, b, labels, groups, seed):
+    """Return the numbers of a `DomainDistance` as plain data, from features [N, D] and [M, D].
 
-    Args:
-        a, b: of the source, float [N, D], and of the target, float [M, D].
-        labels: of the source, int [N]; None where there are no classes.
-        groups: int [N + M], rows of one image.
-        seed: of folds and permutations.
+    `labels` are the classes of the source or None; rows of one image share a group.
     """
     from sklearn.decomposition import PCA
 
@@ -236,52 +229,42 @@ def measured(
     components = min(_COMPONENTS, *joined.shape)
     reduced = PCA(components, random_state=seed).fit_transform(joined)
     parts = reduced[: len(a)], reduced[len(a) :]
-    spread = max(float(parts[0].var(axis=0, ddof=1).sum()), 1e-12)
-    accuracy = error = chance = None
+    variance = max(float(parts[0].var(axis=0, ddof=1).sum()), 1e-12)
+    probe = chance = None
     if labels is not None:
-        accuracy, error = _probed(a, labels, seed)
+        probe = cross_validated_probe(a, labels, seed=seed)
         chance = float(np.bincount(labels).max() / len(labels))
     return {
         "proxy_a": asdict(proxy_a(a, b, groups, seed=seed)),
         "mmd": asdict(mmd(a, b, seed=seed)),
-        "frechet": frechet_distance(*parts) / spread,
-        "frechet_by_chance": frechet_by_chance(*parts, seed=seed) / spread,
-        "source_accuracy": accuracy,
-        "source_error": error,
+        "frechet": frechet_distance(*parts) / variance,
+        "frechet_by_chance": frechet_by_chance(*parts, seed=seed) / variance,
+        "source_accuracy": probe and probe.accuracy,
+        "source_error": probe and probe.standard_error,
         "chance": chance,
     }
 
 
-def _probed(features, labels, seed):
-    """(accuracy, standard error) of the cross-validated linear probe."""
-    from keras_transfer.features.closed_form import cross_validated_probe
-
-    probe = cross_validated_probe(features, labels, seed=seed)
-    return probe.accuracy, probe.standard_error
-
-
 def _sample(data, role, most, seed, classes):
-    """(examples of different images, their classes int [N] or None where there are none)."""
+    """Return (distinct examples, their classes int [N] or None if there are none)."""
     examples = data
     if isinstance(data, ImageData):
         examples = data.examples.get("train") or next(iter(data.examples.values()), None)
-    different = []
-    if examples is not None and len(examples):
-        different = distinct_rows(examples)
-    if len(different) < _LEAST:
+    distinct = distinct_rows(examples) if examples is not None and len(examples) else []
+    if len(distinct) < _MIN_EXAMPLES:
         raise InputError(
-            f"The {role} ({_name(data, role)}) has {len(different)} different images: a distance "
-            f"needs {_LEAST} or more of each domain."
+            f"The {role} ({_name(data, role)}) has {len(distinct)} distinct images, but a distance "
+            f"needs at least {_MIN_EXAMPLES} in each domain."
         )
-    labels = examples.labels[different] if classes and _has_classes(data) else None
+    labels = examples.labels[distinct] if classes and _has_classes(data) else None
     if labels is not None and (np.bincount(labels) > 1).sum() < 2:
         labels = None
     if labels is None:
-        rows = np.sort(np.random.default_rng(seed).permutation(len(different))[:most])
+        rows = np.sort(np.random.default_rng(seed).permutation(len(distinct))[:most])
     else:
         rows = stratified_sample(labels, most, seed)
         labels = labels[rows]
-    images = examples.images.take(different[rows])
+    images = examples.images.take(distinct[rows])
     return Examples(images, np.zeros(len(rows), "int32")), labels
 
 

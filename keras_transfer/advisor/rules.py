@@ -1,27 +1,37 @@
-"""From facts of the data to a backbone and a strategy: the rules, as a pure function."""
+"""Rules that turn facts about the data into a backbone and a strategy.
+
+They are a pure function, `choose`. This module also lists the candidate backbones. It needs neither
+the data nor Keras.
+"""
 
 from dataclasses import dataclass, field, replace
 
 from keras_transfer.errors import InputError
-from keras_transfer.schedules.recipes import default_epochs, resolve_schedule
+from keras_transfer.models.sources.applications import BACKBONES, find_spec, weights_path
+from keras_transfer.schedules.recipes import AUTO, default_epochs, resolve_schedule
+from keras_transfer.utils.console import say
 
 POLICIES = ("evidence", "classical")
 DEFAULT_POLICY = "evidence"
-MINUTES = 30.0  # that training may take, where nobody said
+MINUTES = 30.0  # default limit of the training time
 
-# Shift of activations (`likeness.activation_shift`): insects, a part of ImageNet, have 0.01 to
-# 0.03, hands on white 0.11 to 0.16, digits 0.19 and more. Set with seed 0 of `scripts/regret.py`.
+# Candidates if no weights are on this machine: small and medium-sized backbones.
+SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")
+_MAX_CANDIDATES = 6
+
+# Limits of `activation_shift`. Insects, which are part of ImageNet, have 0.01 to 0.03, hands on white
+# 0.11 to 0.16, and digits 0.19 or more. Set with seed 0 of `scripts/regret.py`.
 SIMILAR, DIFFERENT = 0.05, 0.09
-# Images, and images a class.
+# Numbers of images, and of images per class.
 SMALL, SMALL_CLASS = 2000, 20
 LARGE, LARGE_CLASS = 20_000, 100
-FEW, FEW_CLASS = 20, 5  # of fewer a real signal is missed too often to say that there is none
-FEW_A_CLASS = 50  # more augmentation below
-BOLD_RATE = 1e-3  # where the features have to change
-BOLD_IMAGES = 14_000  # seen over all epochs, at least, and
-BOLD_EPOCHS = 200  # at most so many epochs for it
+FEW, FEW_CLASS = 20, 5  # with fewer, the test misses real signals too often to report "no signal"
+MORE_AUGMENTATION_BELOW = 50  # images per class
+BOLD_RATE = 1e-3  # learning rate if the features have to change
+BOLD_IMAGES = 14_000  # minimum number of images seen over all epochs at that rate
+BOLD_EPOCHS = 200  # maximum number of epochs to reach it
 
-# The field's four scenarios: (size, likeness) → strategy.
+# The four scenarios of the textbooks: (size, likeness) → strategy.
 CLASSICAL = {
     ("small", "similar"): ("feature_extraction", {}),
     ("small", "different"): ("freeze_k", {"k": 1 / 3}),
@@ -29,35 +39,44 @@ CLASSICAL = {
     ("large", "different"): ("from_scratch", {}),
 }
 
-# With less time than the choice takes, in this order.
+# Replacements that are tried in this order if the choice exceeds the time limit.
 CHEAPER: tuple[tuple[str, dict], ...] = (
     ("freeze_k", {"k": 1 / 3}),
     ("freeze_k", {"k": 2 / 3}),
     ("feature_extraction", {}),
 )
-# All that can come out.
+# Every strategy that the rules can choose.
 STRATEGIES = ("feature_extraction", "freeze_k", "lp_ft", "from_scratch")
+
+_LIKENESS_REASONS = {
+    "similar": "The images resemble those of the pretraining, so every layer is trained at a low "
+    "learning rate.",
+    "between": "The images differ somewhat from those of the pretraining, so every layer is trained.",
+    "different": "The images differ from those of the pretraining, so every layer has to adapt.",
+    "unknown": "The similarity to the pretraining images is unknown, so every layer is trained.",
+}
+_HEAD_FIRST = "The head is trained first, so that it does not damage the pretrained layers."
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the data and the backbones before anything is trained.
+    """Facts about the data and the backbones that are known before training.
 
     Attributes:
-        images, classes: of the training part; `least` and `most` are those of its smallest and
-            largest class.
-        shift: see `likeness.activation_shift`; None where no backbone has one.
-        signal: the features say something about the labels.
-        ranked: names of backbones, the one to take first.
-        tied: how many of them, from the first, are not told apart by their features.
-        probe: accuracy of a linear probe on the first one's features; None where it cannot be had.
-        mirror: a mirror image shows the same class, as far as can be told.
+        images, classes: numbers of training images and classes.
+        smallest_class, largest_class: numbers of training images.
+        shift: result of `activation_shift`; None if the backbone has no BatchNorm.
+        signal: True if the features predict the labels better than chance.
+        ranked: names of the backbones, best first.
+        tied: how many of the first backbones have features of equal quality within the error.
+        probe: accuracy of a linear probe on the features of the first backbone; None if unknown.
+        mirror: True unless mirror images are recognized less well.
     """
 
     images: int
     classes: int
-    least: int
-    most: int
+    smallest_class: int
+    largest_class: int
     shift: float | None
     signal: bool
     ranked: tuple[str, ...]
@@ -66,16 +85,20 @@ class Facts:
     mirror: bool = True
 
     @property
+    def per_class(self) -> float:
+        """Mean number of training images per class."""
+        return self.images / self.classes
+
+    @property
     def size(self) -> str:
         """`"small"`, `"medium"` or `"large"`."""
-        a_class = self.images / self.classes
-        if self.images < SMALL or a_class < SMALL_CLASS:
+        if self.images < SMALL or self.per_class < SMALL_CLASS:
             return "small"
-        return "large" if self.images >= LARGE and a_class >= LARGE_CLASS else "medium"
+        return "large" if self.images >= LARGE and self.per_class >= LARGE_CLASS else "medium"
 
     @property
     def likeness(self) -> str:
-        """`"similar"`, `"between"`, `"different"`, or `"unknown"`."""
+        """Similarity to the pretraining images: `"similar"`, `"between"`, `"different"` or `"unknown"`."""
         if self.shift is None:
             return "unknown"
         if self.shift < SIMILAR:
@@ -88,12 +111,11 @@ class Choice:
     """A backbone and a schedule.
 
     Attributes:
-        backbone: a name of the table or a source model.
+        backbone: a backbone name or the path of a source model.
         strategy: a name of `recipes.RECIPES`.
-        overrides: as `Trainer` takes them.
-        augment: as `Trainer` takes it.
-        why: in plain words.
-        seconds: estimated time of training on this machine; None where no batch was timed.
+        overrides, augment: arguments of `Trainer`.
+        why: the reason, in complete sentences.
+        seconds: estimated training time on this machine; None if it was not estimated.
     """
 
     backbone: str
@@ -104,6 +126,7 @@ class Choice:
     seconds: float | None = None
 
     def to_dict(self) -> dict:
+        """Return plain data for JSON."""
         return {
             "backbone": self.backbone,
             "strategy": self.strategy,
@@ -114,112 +137,159 @@ class Choice:
         }
 
     def __str__(self):
-        numbers = "".join(
+        return f"{self.backbone} {self.recipe}"
+
+    @property
+    def recipe(self) -> str:
+        """The strategy and its overrides as text."""
+        settings = "".join(
             f" {key}={value:.3g}" if isinstance(value, float) else f" {key}={value}"
             for key, value in self.overrides.items()
         )
-        return f"{self.backbone} {self.strategy}{numbers}"
+        return f"{self.strategy}{settings}"
 
     @property
-    def with_time(self) -> str:
-        """In words, with the time it takes where that was estimated."""
+    def time(self) -> str:
+        """The estimated training time as text; empty if it was not estimated."""
         if self.seconds is None:
-            return str(self)
-        seconds = self.seconds
-        shown = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-        return f"{self}, about {shown}"
+            return ""
+        return f"{self.seconds:.0f} s" if self.seconds < 100 else f"{self.seconds / 60:.0f} min"
 
     @property
     def kind(self) -> tuple:
-        """Equal for choices that differ only in numbers of the training."""
+        """Equal for choices that differ only in the numbers of the training."""
         return self.strategy, self.overrides.get("k")
 
 
 def choose(facts: Facts, policy: str = DEFAULT_POLICY) -> tuple[Choice, ...]:
-    """The choices for these facts, the best first; a second one is worth a race against the first.
+    """Return the choices for these facts, best first; a second one is worth a race with the first.
 
     Args:
-        policy: `"classical"`: the matrix of the field's textbooks, size by likeness, the same
-            backbone for all; or `"evidence"`: what was best on real tasks (`scripts/regret.py`).
+        policy: `"evidence"`, which was best on real tasks (`scripts/regret.py`), or `"classical"`,
+            the textbooks' matrix of size and similarity, which treats all backbones the same way.
 
     Raises:
-        InputError: no such policy.
+        InputError: the policy is unknown.
     """
     if policy not in POLICIES:
-        raise InputError(f"Unknown policy '{policy}': give one of {', '.join(POLICIES)}.")
-    best = facts.ranked[0]
+        raise InputError(f"Unknown policy '{policy}'. Choose one of {', '.join(POLICIES)}.")
     if not facts.signal:
-        few = facts.images < FEW or facts.images / facts.classes < FEW_CLASS
-        why = (
-            "so few images show no signal, nor that there is none: the cheapest choice; more "
-            "images would tell"
-            if few
-            else "the features carry no signal for these labels, so nothing is gained by training "
-            "longer: the cheapest choice; look at the labels first"
-        )
-        return (Choice(best, "feature_extraction", {}, "none", why),)
-    found = (_classical if policy == "classical" else _evidence)(facts)
-    return tuple(replace(choice, augment=_augment(facts)) for choice in found)
+        if facts.images < FEW or facts.per_class < FEW_CLASS:
+            why = (
+                "There are too few images to tell whether the features carry a signal for these "
+                "labels, so the cheapest strategy is used. More images would tell."
+            )
+        else:
+            why = (
+                "The features carry no signal for these labels, so longer training would gain "
+                "nothing and the cheapest strategy is used. Check the labels first."
+            )
+        return (Choice(facts.ranked[0], "feature_extraction", {}, "none", why),)
+    choices = _classical(facts) if policy == "classical" else _evidence(facts)
+    return tuple(replace(choice, augment=_augment(facts)) for choice in choices)
 
 
 def _augment(facts):
-    """More of it where few images would be learned by heart (docs/data-augmentation.md)."""
-    preset = "medium" if facts.images / facts.classes < FEW_A_CLASS else "light"
+    """Augment more if there are few images, which would be memorized (docs/data-augmentation.md)."""
+    preset = "medium" if facts.per_class < MORE_AUGMENTATION_BELOW else "light"
     return preset if facts.mirror else {"preset": preset, "flip": False}
 
 
+def _classical(facts):
+    case = facts.size, facts.likeness
+    if case in CLASSICAL:
+        why = f"This is the textbook rule for a {facts.size} dataset with {facts.likeness} images."
+    else:
+        why = (
+            f"The textbook has no rule for this case (size {facts.size}, similarity "
+            f"{facts.likeness}), so every layer is trained from the pretrained weights."
+        )
+    strategy, overrides = CLASSICAL.get(case, ("lp_ft", {}))
+    return (Choice(facts.ranked[0], strategy, overrides, why=why),)
+
+
+def _evidence(facts):
+    """Return LP-FT with a learning rate that depends on the similarity.
+
+    On few images no other strategy was significantly better, including the textbooks' training of the
+    head alone on images that resemble those of the pretraining.
+    """
+    best = facts.ranked[0]
+    similar = facts.likeness == "similar"
+    rate = {} if similar else {"learning_rate": BOLD_RATE, **_more_epochs(facts.images)}
+    why = f"{_LIKENESS_REASONS[facts.likeness]} {_HEAD_FIRST}"
+    first = Choice(best, "lp_ft", rate, why=why)
+    if facts.tied > 1:
+        why = "Its features are as good within the error."
+        other = replace(first, backbone=facts.ranked[1], why=why)
+    elif similar:
+        other = Choice(best, "feature_extraction", why="The features may fit without training.")
+    else:
+        why = "The first layers are often general enough."
+        other = Choice(best, "freeze_k", {"k": 1 / 3, **rate}, why=why)
+    return (first, other)
+
+
+def _more_epochs(images):
+    """Return more epochs than the recipe's compromise if few images have to change the features.
+
+    On 50 images of hands, accuracy was 89 % after 200 epochs and 81 to 85 % after 57.
+    """
+    epochs = min(BOLD_EPOCHS, round(BOLD_IMAGES / max(1, images)))
+    return {"epochs": epochs} if epochs > default_epochs(images) else {}
+
+
 def check_overrides(overrides: dict) -> None:
-    """Refuses numbers that not every strategy has, before one is chosen.
+    """Check overrides that must be valid for every strategy, before one is chosen.
 
     Raises:
-        InputError: such a number, or one out of its range.
+        InputError: a strategy has no such setting, or the value is out of its range.
     """
     for strategy in STRATEGIES:
         try:
             resolve_schedule(strategy, overrides)
         except InputError as error:
             raise InputError(
-                f"The advisor may choose {strategy}: {error} Name a strategy to set numbers of its own."
+                f"The advisor may choose {strategy}: {error} Name a strategy to use its own settings."
             ) from None
 
 
-def _classical(facts):
-    strategy, overrides = CLASSICAL.get((facts.size, facts.likeness), ("lp_ft", {}))
-    where = f"{facts.size} and {facts.likeness}"
-    why = f"textbook: {where}"
-    if (facts.size, facts.likeness) not in CLASSICAL:
-        why = f"between the textbook's scenarios ({where}): everything, from pretrained weights"
-    return (Choice(facts.ranked[0], strategy, overrides, why=why),)
+def named(backbones: str) -> list[str] | None:
+    """Return the backbones of a comma-separated option, as `advise` takes them.
+
+    `"auto"` alone is None; among other names it stands for all candidates.
+    """
+    names = [name.strip() for name in backbones.split(",") if name.strip()]
+    if names == [AUTO]:
+        return None
+    expanded = [each for name in names for each in (candidates() if name == AUTO else [name])]
+    return list(dict.fromkeys(expanded))
 
 
-def _evidence(facts):
-    """LP-FT, whose rate depends on the likeness: on few images nothing else was better by more
-    than chance, the textbook's head alone for what looks familiar included."""
-    best = facts.ranked[0]
-    similar = facts.likeness == "similar"
-    rate = {} if similar else {"learning_rate": BOLD_RATE, **_longer(facts.images)}
-    because = {
-        "similar": "the images look like those of the pretraining: every layer is trained, gently",
-        "between": "the images differ somewhat from those of the pretraining",
-        "different": "the images differ from those of the pretraining: every layer has to adapt",
-        "unknown": "it cannot be told how much the images look like those of the pretraining",
-    }[facts.likeness]
-    first = Choice(
-        best, "lp_ft", rate, why=f"{because}; the head first, so that it does not wreck them"
-    )
-    if facts.tied > 1:
-        other = replace(
-            first, backbone=facts.ranked[1], why="its features are as good, as far as can be told"
-        )
-    elif similar:
-        other = Choice(best, "feature_extraction", why="its features may fit as they are")
-    else:
-        other = Choice(best, "freeze_k", {"k": 1 / 3, **rate}, why="the first layers are general")
-    return (first, other)
+def candidates(image_size: int | None = None) -> list[str]:
+    """Return the backbones to compare by default.
+
+    They are at most six whose ImageNet weights are on this machine and that accept the image size,
+    those of `SHORTLIST` first, then the smallest. If there are none, `SHORTLIST` itself.
+    """
+    fitting = [spec for spec in BACKBONES.values() if spec.min_size <= (image_size or spec.size)]
+    present = [spec for spec in fitting if weights_path(spec).is_file()]
+    if not present:
+        return [find_spec(name).name for name in SHORTLIST]
+    present.sort(key=lambda spec: (spec.name not in SHORTLIST, spec.parameters))
+    names = [spec.name for spec in present]
+    if len(names) > _MAX_CANDIDATES:
+        skipped = ", ".join(names[_MAX_CANDIDATES:])
+        say(f"The advisor compares {_MAX_CANDIDATES} backbones and skips {skipped}.")
+    return names[:_MAX_CANDIDATES]
 
 
-def _longer(images):
-    """Epochs beyond the recipe's, which is a compromise, where few images have to change much: 50
-    hands were named rightly in 89 % rather than 81 to 85 % after 200 epochs rather than 57."""
-    epochs = min(BOLD_EPOCHS, round(BOLD_IMAGES / max(1, images)))
-    return {"epochs": epochs} if epochs > default_epochs(images) else {}
+def fallback_backbone(image_size: int | None = None) -> str:
+    """Return the backbone to use if nothing can be measured.
+
+    It is the first of the shortlist, or the largest backbone whose weights are on this machine.
+    """
+    names = candidates(image_size)
+    if names[0] in SHORTLIST:
+        return names[0]
+    return max(names, key=lambda name: BACKBONES[name].parameters)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.tables import Table
 
 SCORES = {"probe": "linear probe", "knn": "5-NN", "logme": "LogME"}
 _SIGNIFICANCE = 0.01  # of the permutation test
@@ -122,18 +123,16 @@ class Scores:
     def table(self) -> str:
         """Return the scores as text, one row per score."""
         prior = "".join(f"; {value:,} {key}" for key, value in self.prior.items())
-        lines = [
+        title = (
             f"{self.name}: {self.images} images, {self.classes} classes, "
-            f"{self.width} features{prior}",
-            f"{'':14}{'score':>8}{'± error':>10}{'chance':>10}",
-        ]
+            f"{self.width} features{prior}"
+        )
+        rows = []
         for key, score in self.scores.items():
-            if score.value is None:
-                lines.append(f"{SCORES[key]:14}{'–':>8}  ({score.note})")
-            else:
-                numbers = f"{score.value:8.3f}{score.error:10.3f}{score.chance:10.3f}"
-                lines.append(f"{SCORES[key]:14}{numbers}")
-        return "\n".join([*lines, _verdict(self.signal, self.p_value)])
+            chance = "" if score.value is None else f"{score.chance:.3f}"
+            rows.append([SCORES[key], score.note or score, chance])
+        table = Table(["score", "value", "chance"], rows, "llr").text()
+        return "\n".join([title, table, _verdict(self.signal, self.p_value)])
 
     def to_cache(self) -> dict:
         """Return plain data from which `from_cache` restores everything but name and prior."""
@@ -215,16 +214,13 @@ class Ranking:
 
     def table(self) -> str:
         """Return the ranking as text; `=` marks ties with the best of a column."""
-        width = max(len(row.name) for row in self.rows) + 2
-        titles = "".join(f"{title:>18}" for title in SCORES.values())
-        lines = [f"{'':{width}}{titles}  parameters"]
+        rows = []
         for i, row in enumerate(self.rows):
-            cells = []
-            for key in SCORES:
-                tie = self.signal and self.is_tie(i, key)
-                cells.append(f"{row[key]!s:>16}{' =' if tie else '  '}")
-            size = f"{row.prior['parameters']:,}" if "parameters" in row.prior else "–"
-            lines.append(f"{row.name:{width}}{''.join(cells)}{size:>12}")
+            ties = [" =" if self.signal and self.is_tie(i, key) else "" for key in SCORES]
+            scores = [f"{row[key]}{tie}" for key, tie in zip(SCORES, ties)]
+            size = row.prior.get("parameters")
+            rows.append([row.name, *scores, size and f"{size:,}"])
+        lines = [Table(["backbone", *SCORES.values(), "parameters"], rows, "llllr").text()]
         if self.signal:
             lines.append(f"=: within {self.errors:g} standard errors of the best in the column")
         return "\n".join([*lines, _verdict(self.signal, self.p_value)])

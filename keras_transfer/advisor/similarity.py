@@ -1,76 +1,165 @@
-"""How much images look, to a pretrained network, like those it was trained on; no labels needed.
+"""Compare the training images with the pretraining images, and with their own mirror images."""
 
-A network with BatchNorm remembers mean and variance of every channel over the images it was
-trained on. Where the same channels have other means and variances on new images, the new images
-are something else (the statistics that AdaBN, arXiv:1603.04779, exchanges for this reason).
-"""
-
+from dataclasses import dataclass
 from functools import partial
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_transfer.advisor.inputs import sized_backbone
 from keras_transfer.data.examples import Examples
-from keras_transfer.errors import InputError
-from keras_transfer.features.prefix import prefix_of
+from keras_transfer.features.closed_form import cross_validated_probe
+from keras_transfer.features.extraction import extract
+from keras_transfer.features.prefix import averaged, prefix_of
 from keras_transfer.features.store import Store, concluded, digest_of
 from keras_transfer.modalities.image.augment import View
 from keras_transfer.models.stages import Backbone, clone_with
 
-_IMAGES = 128
-_VERSION = 1  # of the formula: raise it when it changes
+_SHIFT_VERSION = 1  # of the stored results; increase it when the numbers change
+_SYMMETRY_VERSION = 2
+_SHIFT_IMAGES, _SYMMETRY_IMAGES = 128, 300
 _BATCH = 32
+_STANDARD_ERRORS = 2.0  # a drop in accuracy is significant beyond this many
 
 
 def activation_shift(
-    backbone: Backbone, examples: Examples, *, most: int = _IMAGES, seed: int = 0, store=None
+    backbone: Backbone,
+    examples: Examples,
+    *,
+    most: int = _SHIFT_IMAGES,
+    seed: int = 0,
+    store: Store | None = None,
 ) -> float | None:
-    """How far the activations of images are from those of the images that it learned from.
+    """Measure how much images differ, to a pretrained backbone, from those of its pretraining.
 
-    For each channel that goes into a BatchNorm, the Kullback-Leibler divergence in nats of the
-    normal distribution of its values on these images from the one that BatchNorm remembers;
-    the median over the channels of a layer, the mean over layers. 0 is the same images. Measured
-    with two MobileNets: photographs of insects 0.01 to 0.03, of hands on white 0.11 to 0.16,
+    A BatchNorm stores the mean and variance of every channel over the pretraining images. For each
+    channel that enters a BatchNorm, this takes the Kullback-Leibler divergence in nats of the normal
+    distribution of its values on these images from the stored one; then the median over the channels
+    of a layer and the mean over layers. No labels are needed. (AdaBN, arXiv:1603.04779, replaces
+    these statistics in a new domain.)
+
+    With two MobileNets, photographs of insects have 0.01 to 0.03, of hands on white 0.11 to 0.16, and
     MNIST digits 0.19 to 0.29, at 64 to 224 px and from 50 images on.
 
     Args:
-        backbone: with pretrained weights, built for one image size.
-        examples: the images; of more than `most` a random sample is looked at.
+        backbone: pretrained, built for one image size.
+        examples: the images, or a larger set.
+        most: maximum number of images, drawn at random.
         seed: of the sample.
-        store: a `features.store.Store` where the answer is kept; by default the user's.
+        store: a `features.store.Store` for the result; by default the user's.
 
     Returns:
-        ≥ 0, or None where the backbone has no BatchNorm (ConvNeXt, VGG).
+        A number ≥ 0, where 0 means equal statistics; None for a backbone without BatchNorm (ConvNeXt,
+        VGG).
 
     Raises:
-        InputError: a backbone without an image size.
+        InputError: the backbone has no fixed image size.
     """
-    size = backbone.input_shape[1]
-    if size is None:
-        raise InputError(f"The backbone '{backbone.name}' takes any image size: build it for one.")
-    rows = np.sort(np.random.default_rng(seed).permutation(len(examples))[:most])
-    sample = examples.take(rows)
-    whole = prefix_of(backbone, len(backbone.stages))
-    found = concluded(
-        whole,
+    backbone = sized_backbone(backbone)
+    sample = _sample(examples, most, seed)
+    stored = concluded(
+        prefix_of(backbone, len(backbone.stages)),
         store or Store(),
-        f"activation shift {_VERSION}",
-        partial(_measured, backbone, sample),
+        f"activation shift {_SHIFT_VERSION}",
+        partial(_measure_shift, backbone, sample),
         of=f"shift of activations of {len(sample)} images",
         sample=digest_of(sample.digests),
     )
-    return found["shift"]
+    return stored["shift"]
 
 
-def _measured(backbone, sample):
+@dataclass(frozen=True)
+class Symmetry:
+    """Accuracy of a linear probe on mirror images, compared with the images themselves.
+
+    Attributes:
+        drop: accuracy on the images minus accuracy on their mirror images, −1 to 1.
+        error: standard error of `drop` over the images.
+        images: number of images.
+    """
+
+    drop: float
+    error: float
+    images: int
+
+    @property
+    def told_apart(self) -> bool:
+        """True if mirror images are recognized less well, by more than two standard errors."""
+        return self.drop > _STANDARD_ERRORS * self.error
+
+
+def mirror_symmetry(
+    backbone: Backbone,
+    examples: Examples,
+    *,
+    most: int = _SYMMETRY_IMAGES,
+    engine: str = "auto",
+    store: Store | None = None,
+    seed: int = 0,
+) -> Symmetry | None:
+    """Test whether a mirror image still shows its class, so that flips can augment the images.
+
+    A linear probe is fitted on images and tested on held-out images and on their mirror images. If
+    flipping preserves the class (insects), both accuracies are equal; if it does not (digits, text,
+    signs), mirror images are mistaken for other classes.
+
+    Args:
+        backbone: pretrained, built for one image size.
+        examples: one class per image.
+        most: maximum number of images, drawn at random.
+        engine, store: see `features.extraction.extract`.
+        seed: of the sample and the folds.
+
+    Returns:
+        None if no class has two images.
+    """
+    sample = _sample(examples, most, seed)
+    store = store or Store()
+    prefix = prefix_of(backbone, len(backbone.stages))
+    stored = concluded(
+        prefix,
+        store,
+        f"symmetry {_SYMMETRY_VERSION}",
+        partial(_measure_symmetry, prefix, sample, engine, store, seed),
+        of=f"{len(sample)} images and their mirror images",
+        engine=engine,
+        view="mirror",
+        sample=digest_of(sample.digests, np.asarray(sample.labels)),
+        seed=seed,
+    )
+    return Symmetry(**stored) if stored else None
+
+
+def _sample(examples, most, seed):
+    rows = np.random.default_rng(seed).permutation(len(examples))[:most]
+    return examples.take(np.sort(rows))
+
+
+def _measure_symmetry(prefix, sample, engine, store, seed):
+    if np.bincount(sample.labels).max() < 2:
+        return {}
+    activations = extract(prefix, sample, (View(), View("mirror")), engine=engine, store=store)
+    rows = np.arange(len(sample))
+    plain, mirrored = (averaged(activations.gather(rows, view)) for view in range(2))
+    probe = cross_validated_probe(
+        plain, sample.labels, groups=sample.copies, seed=seed, others=[mirrored]
+    )
+    if probe is None:
+        return {}
+    drops = probe.correct.astype(int) - (probe.other_predictions[0] == sample.labels)
+    error = drops.std(ddof=1) / np.sqrt(len(drops))
+    return {"drop": float(drops.mean()), "error": float(error), "images": len(sample)}
+
+
+def _measure_shift(backbone, sample):
     from keras_transfer.data import batches as pipeline
 
     model, norms = _moments(backbone)
     if not norms:
         return {"shift": None}
     stream = pipeline.views(sample, range(len(sample)), [View()], backbone.input_shape[1], _BATCH)
-    # Over places and images: averages of the images' own.
+    # The moments over all images and positions are means of the moments of single images.
     moments = np.concatenate([model.predict_on_batch(batch[0]) for batch in stream])
     mean, square = np.split(moments.astype("float64").mean(axis=0), 2)
     variance = np.maximum(square - mean**2, 0)
@@ -84,15 +173,18 @@ def _measured(backbone, sample):
 
 
 def _divergence(mean, variance, mean0, variance0, epsilon):
-    """KL(N(mean, variance) ‖ N(mean0, variance0)) of each channel; epsilon keeps still channels quiet."""
+    """Return KL(N(mean, variance) ‖ N(mean0, variance0)) per channel.
+
+    Epsilon keeps channels that are nearly constant from dominating.
+    """
     variance, variance0 = variance + epsilon, variance0 + epsilon
     ratio = variance / variance0
     return 0.5 * (ratio + (mean - mean0) ** 2 / variance0 - 1 - np.log(ratio))
 
 
 def _moments(backbone):
-    """(images → mean and mean square of each channel that goes into a BatchNorm [N, 2 C], the
-    BatchNorms in that order)."""
+    """Return (model, BatchNorms in order); the model maps images to the mean and mean square of each
+    channel that enters a BatchNorm [N, 2 C]."""
     norms, means, squares = [], [], []
 
     def call(layer, *args, **kwargs):
@@ -101,10 +193,10 @@ def _moments(backbone):
             len(args[0].shape) - 1,
         ):
             x = ops.cast(args[0], "float32")
-            places = tuple(range(1, len(x.shape) - 1))
+            positions = tuple(range(1, len(x.shape) - 1))
             norms.append(layer)
-            means.append(ops.mean(x, axis=places) if places else x)
-            squares.append(ops.mean(ops.square(x), axis=places) if places else ops.square(x))
+            means.append(ops.mean(x, axis=positions) if positions else x)
+            squares.append(ops.mean(ops.square(x), axis=positions) if positions else ops.square(x))
         return layer(*args, **kwargs)
 
     inputs = keras.Input(backbone.input_shape[1:], dtype=backbone.inputs[0].dtype)

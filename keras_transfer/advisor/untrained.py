@@ -1,4 +1,4 @@
-"""A backbone's duplicate that has seen nothing: what its architecture knows without the weights."""
+"""A backbone with random weights, to measure what its architecture contributes without pretraining."""
 
 import hashlib
 import random
@@ -12,11 +12,11 @@ from keras_transfer.features.store import Store, Writer
 from keras_transfer.modalities.image.augment import View
 from keras_transfer.models.stages import Backbone, batch_norms
 
-_FORMAT = 1  # of the statistics kept: raise it when they are measured otherwise
+_FORMAT = 1  # of the stored statistics; increase it when they are measured differently
 _BATCH, _BATCHES = 16, 8
 
 
-def random_duplicate(
+def random_copy(
     backbone: Backbone,
     examples: Examples,
     *,
@@ -24,81 +24,78 @@ def random_duplicate(
     store: Store | None = None,
     memory=None,
 ) -> Backbone:
-    """The same architecture with new random weights, its BatchNorm made for these images.
+    """Return the same architecture with random weights and BatchNorm statistics of these images.
 
-    With the statistics a BatchNorm starts with (mean 0, variance 1) it does nothing, and after a
-    dozen layers little is left of the images. In training it would divide by the statistics of
-    its batches from the first step on; the duplicate gets the exact averages of these over 8 batches of
-    16 images (as AdaBN computes them for another domain, arXiv:1603.04779). Labels have no part
-    in it. The same seed, architecture and images give the same weights; the statistics are kept in
-    the store, so that they are measured once.
+    With its initial statistics (mean 0, variance 1), a BatchNorm does nothing, and after a dozen layers
+    little remains of the images. In training it would divide by the statistics of its batches from
+    the first step. The copy therefore gets the exact averages of these over 8 batches of 16 images, as
+    AdaBN (arXiv:1603.04779) computes them for another domain. Labels are not used. The same seed,
+    architecture and images give the same weights; the statistics are measured once and stored.
 
     Args:
         backbone: built for one image size; it is not changed.
-        examples: images to measure on; 128 of them, whatever their order, or all where there are fewer.
-        seed: of the weights. Keras's and Python's random states stay as they are.
+        examples: images to measure on. Up to 128 are used, and their order does not matter.
+        seed: of the weights. The random states of Keras and Python stay unchanged.
         store: by default the user's.
-        memory: a `data.memory.ImageMemory` for images that another network looks at too.
+        memory: a `data.memory.ImageMemory` for images that another network will read too.
 
     Raises:
-        InputError: an image that cannot be read any more.
+        InputError: an image can no longer be read.
     """
-    duplicate = _initialised(backbone, seed)
-    norms = batch_norms(duplicate)
+    copy = _initialized(backbone, seed)
+    norms = batch_norms(copy)
     if not norms:
-        return duplicate
-    # In the order of their digests, which is as good as shuffled: classes lie one after the other.
-    chosen = sorted(range(len(examples)), key=examples.digests.__getitem__)[: _BATCH * _BATCHES]
-    names = b"".join(examples.digests[i] for i in chosen)
-    digest = hashlib.blake2b(names, digest_size=16).digest()
-    table = _table(
-        store or Store(), duplicate, sum(2 * norm.moving_mean.shape[0] for norm in norms)
-    )
+        return copy
+    # Sorting by digest is as good as shuffling; in their own order, images are sorted by class.
+    rows = sorted(range(len(examples)), key=examples.digests.__getitem__)[: _BATCH * _BATCHES]
+    digests = b"".join(examples.digests[i] for i in rows)
+    key = hashlib.blake2b(digests, digest_size=16).digest()
+    table = _table(store or Store(), copy, sum(2 * norm.moving_mean.shape[0] for norm in norms))
     table.refresh()
-    if table.missing([digest]):
-        _calibrate(duplicate, norms, _images(examples, chosen, duplicate.input_shape[1], memory))
-        row = np.concatenate([keras.ops.convert_to_numpy(v) for v in _statistics(norms)])
+    if table.missing([key]):
+        _calibrate(copy, norms, _images(examples, rows, copy.input_shape[1], memory))
+        values = np.concatenate([keras.ops.convert_to_numpy(v) for v in _statistics(norms)])
         writer = Writer(table)
-        writer.add([digest], row[None].astype("float32"))
+        writer.add([key], values[None].astype("float32"))
         writer.flush()
-    (row,) = table.gather(table.locate([digest]))
+    (values,) = table.gather(table.locate([key]))
     start = 0
     for variable in _statistics(norms):
-        variable.assign(row[start : start + variable.shape[0]])
+        variable.assign(values[start : start + variable.shape[0]])
         start += variable.shape[0]
-    return duplicate
+    return copy
 
 
-def _initialised(backbone, seed):
-    # Initialisers without a seed of their own draw one from Python's generator. The user may have
-    # seeded it with the same number before the backbone was built, which is no reason to be equal.
+def _initialized(backbone, seed):
+    # Initializers without a seed draw one from Python's generator. The text prevents weights equal to
+    # the backbone's, which the user may have built after setting the same number as the seed.
     state = random.getstate()
     random.seed(f"random duplicate {seed}")
     try:
-        duplicate = Backbone.from_config(backbone.get_config())
+        copy = Backbone.from_config(backbone.get_config())
     finally:
         random.setstate(state)
-    for layer in duplicate.layers:  # what stands still in the backbone would not be measured
+    for layer in copy.layers:  # a frozen BatchNorm would not be calibrated
         layer.trainable = True
-    return duplicate
+    return copy
 
 
 def _statistics(norms):
     return [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
 
 
-def _table(store, duplicate, size):
+def _table(store, copy, size):
     identity = {
         "format": _FORMAT,
         "what": "BatchNorm statistics",
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
-        "prefix": Prefix(duplicate, duplicate.name).fingerprint,
-        "image_size": duplicate.input_shape[1],
+        "prefix": Prefix(copy, copy.name).fingerprint,
+        "image_size": copy.input_shape[1],
     }
     about = {
-        "backbone": f"{duplicate.name}, random weights: BatchNorm statistics",
-        "image_size": duplicate.input_shape[1],
+        "backbone": f"{copy.name}, random weights: BatchNorm statistics",
+        "image_size": copy.input_shape[1],
         "shape": [size],
         "dtype": "float32",
         "engine": "keras",
@@ -107,19 +104,19 @@ def _table(store, duplicate, size):
     return store.table(identity, about)
 
 
-def _images(examples, chosen, image_size, memory):
+def _images(examples, rows, image_size, memory):
     from keras_transfer.data import batches as pipeline
 
-    stream = pipeline.views(examples, chosen, [View()], image_size, _BATCH, memory)
+    stream = pipeline.views(examples, rows, [View()], image_size, _BATCH, memory)
     return (batch[0].numpy() for batch in stream)
 
 
-def _calibrate(duplicate, norms, batches):
-    """Sets moving mean and variance to the average of those of the batches."""
+def _calibrate(copy, norms, batches):
+    """Set moving mean and variance to their averages over the batches."""
     momenta = [norm.momentum for norm in norms]
     for count, batch in enumerate(batches):
         for norm in norms:
             norm.momentum = count / (count + 1)
-        duplicate(batch, training=True)
+        copy(batch, training=True)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum

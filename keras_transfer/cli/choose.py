@@ -58,7 +58,7 @@ def advise(
 ):
     """Recommend a backbone and a strategy for the data, with the reasons and the cost on this machine."""
     from keras_transfer.advisor.api import check_advice
-    from keras_transfer.advisor.shortlist import named
+    from keras_transfer.advisor.rules import named
     from keras_transfer.data import require_source, unlabelled_images
     from keras_transfer.schedules.recipes import AUTO
 

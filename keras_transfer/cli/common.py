@@ -96,7 +96,7 @@ def advisor_chooses(backbone: str) -> bool:
 def check_backbones(config: TrainConfig) -> None:
     """Raise InputError for an invalid backbone, as far as that can be told without Keras."""
     from keras_transfer.advisor.api import check_advice
-    from keras_transfer.advisor.shortlist import named
+    from keras_transfer.advisor.rules import named
     from keras_transfer.models.sources.applications import check_backbone
 
     if advisor_chooses(config.backbone):
@@ -115,12 +115,12 @@ def advised(images, config: TrainConfig, schedule):
     Returns:
         (config with names in place of `auto`, schedule, advice as plain data or None).
     """
-    from keras_transfer.advisor.auto import trained
+    from keras_transfer.advisor.auto import training_function
 
     def model_with(backbone):
         return build(images, replace(config, backbone=backbone))
 
-    train = trained(model_with, overrides=config.overrides, **trainer_options(config))
+    train = training_function(model_with, overrides=config.overrides, **trainer_options(config))
     choice, advice = _decide(images, config, train, schedule)
     names = {"backbone": choice.backbone}
     if schedule == AUTO:
@@ -164,7 +164,7 @@ def trainer_options(config: TrainConfig) -> dict:
 
 def _decide(images, config, train, strategy):
     from keras_transfer.advisor.auto import decide
-    from keras_transfer.advisor.shortlist import named
+    from keras_transfer.advisor.rules import named
 
     options = ("image_size", "batch_size", "minutes", "policy", "engine", "seed")
     return decide(

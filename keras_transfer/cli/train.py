@@ -43,8 +43,7 @@ def train(
     resume: Resume = False,
 ):
     """Train a model on labelled images."""
-    from keras_transfer.advisor.rules import check_overrides
-    from keras_transfer.advisor.shortlist import SHORTLIST
+    from keras_transfer.advisor.rules import SHORTLIST, check_overrides
     from keras_transfer.cli import distribute
     from keras_transfer.data import require_source
     from keras_transfer.schedules.recipes import resolve_schedule

@@ -12,8 +12,13 @@ from keras_transfer.advisor import api as advisor
 from keras_transfer.advisor import costs as timing
 from keras_transfer.advisor.advice import Advice
 from keras_transfer.advisor.api import advise
-from keras_transfer.advisor.rules import STRATEGIES, choose
-from keras_transfer.advisor.shortlist import SHORTLIST, candidates, fallback_backbone
+from keras_transfer.advisor.rules import (
+    SHORTLIST,
+    STRATEGIES,
+    candidates,
+    choose,
+    fallback_backbone,
+)
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.readers import Arrays
@@ -89,13 +94,16 @@ def test_a_source_model_is_ranked_with_those_of_imagenet_and_chosen(advice, sour
 
 def test_the_text_has_the_reasons(advice):
     text = str(advice)
-    assert "72 training images of 3 classes, 24 a class: small" in text
-    assert f"shift of activations {advice.facts.shift:.3f}: different from the pretraining" in text
-    assert f"because {advice.choice.why}" in text
-    assert "signal: the features tell the classes apart" in text
+    assert "72 training images in 3 classes, 24 per class: a small dataset" in text
+    assert "The images differ from those of the pretraining" in text
+    assert f"the activation shift is {advice.facts.shift:.3f}" in text
+    recommendation, reason = text.splitlines()[:2]
+    assert recommendation.startswith(f"Advice: train {advice.choice.backbone} with lp_ft")
+    assert f"takes about {advice.choice.time}" in recommendation and reason == advice.choice.why
+    assert "Signal: the features tell the classes apart" in text
     assert advice.probes.verdict in text
-    others = text.split("others: ")[1]
-    assert "feature_extraction, about" in others and " lp_ft" not in others  # it is the choice
+    others = text.split("other strategies: ")[1].splitlines()[0]
+    assert "feature_extraction" in others and "lp_ft" not in others  # it is the choice
 
 
 def test_json_is_plain_data(advice, source):
@@ -131,7 +139,7 @@ def test_the_command_prints_one_document(advice, folder, source, tmp_path):
 
     options = ["--backbones", f"mobilenet_0.25, {source}", "--image-size", str(SIZE), "--json"]
     image = tmp_path / "stages.png"
-    result = CliRunner().invoke(app, ["advise", str(folder), *options, "--image", str(image)])
+    result = CliRunner().invoke(app, ["advise", str(folder), *options, "--plot", str(image)])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["choice"]["backbone"] == source
@@ -157,8 +165,8 @@ def test_it_says_whether_adaptation_is_worth_trying(data, folder, source, tmp_pa
     command = ["advise", str(folder), "--backbones", source, "--image-size", str(SIZE)]
     result = CliRunner().invoke(app, [*command, "--target", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert "target: Adaptation is worth trying" in result.stdout
-    assert "`keras-transfer adapt` does it" in result.stdout
+    assert "Target domain: Adaptation is worth trying" in result.stdout
+    assert "Run `keras-transfer adapt`" in result.stdout
     result = CliRunner().invoke(app, [*command, "--target", str(tmp_path / "nowhere")])
     assert isinstance(result.exception, InputError) and "nowhere" in str(result.exception)
 
@@ -185,8 +193,8 @@ def test_what_takes_too_long_is_not_advised(data, real_weights):
     assert shorter.choice.seconds <= 60 * minutes < whole.choice.seconds
     assert shorter.contender is None
     (note,) = shorter.notes
-    assert f"would take longer than the {minutes:g} minutes" in note and note in shorter.text()
-    assert shorter.choice.why == f"it comes nearest to {whole.choice} in the time there is"
+    assert f"longer than the limit of {minutes:g} min" in note and note in shorter.text()
+    assert shorter.choice.why == f"It is closest to {whole.choice} within the time limit."
 
 
 def test_little_time_means_another_strategy_and_none_means_the_cheapest(data, real_weights):
@@ -196,13 +204,13 @@ def test_little_time_means_another_strategy_and_none_means_the_cheapest(data, re
     none = quick(data, minutes=1e-5)
     assert none.choice.strategy == "feature_extraction"
     assert none.choice.seconds == costs["feature_extraction"] == min(costs.values())
-    assert "nothing fits; this is the cheapest" in none.text()
+    assert "No strategy fits the time limit; this is the cheapest" in none.text()
 
 
 def test_random_labels_are_noticed(data, real_weights):
     found = quick(shuffled(data))
     assert found.choice.strategy == "feature_extraction" and found.contender is None
-    assert "the features carry no signal for these labels" in found.text()
+    assert "The features carry no signal for these labels" in found.text()
     plain = found.to_dict()
     assert plain["data"]["signal"] is False and plain["ranking"]["signal"] is False
     assert "no signal" in plain["choice"]["why"]
@@ -213,7 +221,7 @@ def test_what_cannot_be_had_is_left_out_and_noted(data, real_weights):
     found = quick(data, backbones=[plain, "mobilenet_0.25"])
     assert found.choice.backbone == "mobilenet_0.25"
     (note,) = found.notes
-    assert note.startswith("flat is left out: ") and "no keras_transfer backbone" in note
+    assert note.startswith("flat is skipped: ") and "no keras_transfer backbone" in note
     assert note in found.text()
     with pytest.raises(InputError, match="no keras_transfer backbone"):
         quick(data, backbones=[plain])
@@ -235,7 +243,7 @@ def test_backbones_of_this_machine_come_first(tmp_path, monkeypatch, capsys):
     put("resnet50", "vgg16", "densenet121", "nasnet_mobile")
     found = candidates()
     assert found[0] == "resnet50" and len(found) == 6 and "xception" not in found
-    assert "not at xception" in capsys.readouterr().err
+    assert "skips xception" in capsys.readouterr().err
     assert fallback_backbone() == "resnet50"
 
 
@@ -246,9 +254,9 @@ def test_backbones_of_this_machine_come_first(tmp_path, monkeypatch, capsys):
     "options, words",
     [
         ({"policy": "magic"}, "Unknown policy 'magic'"),
-        ({"minutes": 0}, "minutes 0: give a number above 0"),
-        ({"minutes": float("nan")}, "minutes nan"),
-        ({"backbones": []}, "no backbone to look at"),
+        ({"minutes": 0}, "minutes must be above 0, not 0"),
+        ({"minutes": float("nan")}, "not nan"),
+        ({"backbones": []}, "backbones is empty"),
         ({"backbones": ["./none.keras"]}, "does not exist"),
         ({"backbones": ["resnet5"]}, "did you mean resnet50"),
     ],
@@ -270,21 +278,21 @@ def few(classes, split="train", labels=None, target=None):
 def test_the_same_backbone_twice(data):
     keras.utils.set_random_seed(0)
     models = [build_model(small_backbone(), Classification("ab"), image_size=32) for _ in "ab"]
-    with pytest.raises(InputError, match="Two backbones are called 'small_resnet_single_label'"):
+    with pytest.raises(InputError, match="Two backbones are named 'small_resnet_single_label'"):
         advise(data, backbones=models)
 
 
 def test_poor_data_ends_in_one_clear_error(monkeypatch, real_weights):
     """Before anything is computed."""
-    monkeypatch.setattr(advisor, "_network", None)
+    monkeypatch.setattr(advisor, "sized_backbone", None)
     duplicate = few([0, 1]).examples["train"].take(np.array([0, 0, 1, 1]))
     copies = ImageData(("a", "b"), {"train": duplicate}, [], "data")
     one_label = np.eye(4, dtype="float32")[:, :2]
     for poor, words in [
-        (few(range(8)), "no two classes with two different training images"),
-        (few([0, 0, 0, 1]), "no two classes with two different training images"),
-        (few([0, 0, 0, 0]), "no two classes with two different training images"),
-        (copies, "no two classes with two different training images"),
+        (few(range(8)), "0 of 8 classes have two different training images"),
+        (few([0, 0, 0, 1]), "1 of 8 classes have two different training images"),
+        (few([0, 0, 0, 0]), "1 of 8 classes have two different training images"),
+        (copies, "0 of 2 classes have two different training images"),
         (few([0, 0, 1, 1], "all"), "has no train images; it has all"),
         (
             few(range(4), labels=one_label, target=Target("multi_label", ("a", "b"))),

@@ -13,7 +13,7 @@ from keras_transfer.advisor import api as advisor
 from keras_transfer.advisor import auto
 from keras_transfer.advisor import costs as timing
 from keras_transfer.advisor.api import advise
-from keras_transfer.advisor.auto import RACED_FROM, auto_trainer, decide, race
+from keras_transfer.advisor.auto import RACE_FROM, auto_trainer, decide, race
 from keras_transfer.advisor.rules import STRATEGIES, Choice
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.readers import Arrays
@@ -24,6 +24,7 @@ from keras_transfer.models.heads import Classification, MultiLabel
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.checkpoint import Checkpoint
+from keras_transfer.training.config import TrainConfig
 from keras_transfer.training.trainer import Trainer
 
 
@@ -88,7 +89,7 @@ def test_the_better_one_wins_and_of_equals_the_first(accuracies, winner, capsys)
     assert [more for *_, more in seen] == [{"epochs": 3}, {}]  # a fifth of 16; a closed form
     assert seen[0][1] is seen[1][1]
     said = capsys.readouterr().err
-    assert "race of 3 epochs" in said and f"lp_ft learning_rate=0.001 {accuracies[0]:.3f}" in said
+    assert "Race of 3 epochs" in said and f"lp_ft learning_rate=0.001 {accuracies[0]:.3f}" in said
 
 
 def test_a_stratified_fifth_is_held_out_with_copies_together():
@@ -104,7 +105,7 @@ def test_a_stratified_fifth_is_held_out_with_copies_together():
     assert set(val.digests) == same != other
 
 
-def small_task(count=RACED_FROM, noise=40):
+def small_task(count=RACE_FROM, noise=40):
     """Two shades, 32×32, and labels that follow them; `val` is not read."""
     rng = np.random.default_rng(0)
     labels = np.arange(count, dtype="int32") % 2
@@ -124,9 +125,9 @@ def test_the_contender_of_the_advice_is_raced_and_val_is_never_seen(capsys):
     choice, advice = decide(data, train, backbones=[model], engine="keras")
     assert [c.strategy for c in calls] == ["lp_ft", "freeze_k"]
     assert choice is calls[1] is advice.choice and advice.contender is calls[0]
-    assert "advice (evidence)" in capsys.readouterr().err
+    assert "Advice: train" in capsys.readouterr().err
     # Of few images a fifth tells nothing apart; the policy of the textbook has one choice.
-    for options, fewer in [({}, RACED_FROM - 2), ({"policy": "classical"}, RACED_FROM)]:
+    for options, fewer in [({}, RACE_FROM - 2), ({"policy": "classical"}, RACE_FROM)]:
         calls.clear()
         part = {"train": data.examples["train"].take(np.arange(fewer)), "val": Poison()}
         decide(
@@ -152,27 +153,27 @@ def test_a_strategy_that_is_given_keeps_its_own_numbers(data, monkeypatch):
     assert (choice.backbone, choice.strategy, choice.overrides) == (model.name, "fine_tune", {})
     assert advice.choice.strategy != "fine_tune" and choice.augment == advice.choice.augment
 
-    # What the command keeps of it is read when the run goes on.
-    from keras_transfer.cli import common as cli_models
+    # A resumed run reads what the command records of it.
+    from keras_transfer.cli import common
 
     given = Schedule("mine", (Phase("all", epochs=1),))
     bold = replace(advice.choice, overrides={"learning_rate": 1e-3})
     monkeypatch.setattr(
-        cli_models,
-        "_decided",
+        common,
+        "_decide",
         lambda *_: (replace(bold, strategy=given, overrides={}), replace(advice, choice=bold)),
     )
-    settings = {"backbone": "auto", "strategy": "mine.yaml"}
-    schedule, overrides, kept = cli_models.settled(data, settings, given, {}, {"augment": "auto"})
-    assert schedule is given and overrides == {} and settings["strategy"] == "mine.yaml"
-    assert kept["choice"]["overrides"] == {} and kept["choice"]["strategy"] == "mine"
-    json.dumps(kept)
+    config = TrainConfig(backbone="auto", strategy="mine.yaml")
+    config, schedule, recorded = common.advised(data, config, given)
+    assert schedule is given and config.overrides == {} and config.strategy == "mine.yaml"
+    assert recorded["choice"]["overrides"] == {} and recorded["choice"]["strategy"] == "mine"
+    json.dumps(recorded)
 
 
 def test_wrong_options_are_no_reason_to_fall_back(data):
     for options, words in [
         ({"policy": "magic"}, "Unknown policy"),
-        ({"minutes": -1}, "minutes -1"),
+        ({"minutes": -1}, "not -1"),
         ({"backbones": ["resnet5"]}, "did you mean"),
     ]:
         with pytest.raises(InputError, match=words):
@@ -191,7 +192,7 @@ def test_without_a_measure_the_default_is_taken_and_that_is_said(capsys):
         choice, advice = decide(poor, never, backbones=[trained_model()])
         assert advice is None and choice.strategy == "lp_ft" and words in choice.why
         said = capsys.readouterr().err
-        assert said.startswith("no advice (") and words in said and " lp_ft" in said
+        assert said.startswith("No advice: ") and words in said and " lp_ft" in said
         given, _ = decide(poor, never, backbones=[trained_model()], strategy="fine_tune")
         assert given.strategy == "fine_tune"
         capsys.readouterr()
@@ -211,19 +212,19 @@ def test_the_trainer_falls_back_for_labels(tmp_path):
 
 
 def test_the_trainer_races_and_starts_from_the_weights_that_were_given(monkeypatch, capsys):
-    monkeypatch.setattr(auto, "RACED_FROM", 64)
-    monkeypatch.setattr(auto, "_SHARE", 0.0)  # two epochs
+    monkeypatch.setattr(auto, "RACE_FROM", 64)
+    monkeypatch.setattr(auto, "_EPOCHS", 0.0)  # two epochs
     model = trained_model("ab")
     before = model.get_weights()
     trainer = auto_trainer(model, cache="memory", engine="keras")
     plan = trainer.plan(small_task(64))
-    assert "race of 2 epochs" in capsys.readouterr().err
+    assert "Race of 2 epochs" in capsys.readouterr().err
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert plan.schedule.name in ("lp_ft", "freeze_k") and trainer.advice is not None
     # It is settled: other data changes nothing.
     assert trainer.plan(small_task(80)).schedule.name == plan.schedule.name
-    assert "race" not in capsys.readouterr().err
+    assert "Race" not in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_with_its_schedule(data, tmp_path, monkeypatch):
@@ -295,7 +296,7 @@ def test_the_command_needs_a_folder_only(real_weights, tmp_path, monkeypatch):
     train = ["train", str(tmp_path / "data"), "--out"]
     result = CliRunner().invoke(app, [*train, str(out), *options])
     assert result.exit_code == 0, result.output
-    assert "advice (evidence): mobilenet" in result.stderr
+    assert "Advice: train mobilenet" in result.stderr
     config = yaml.safe_load((out / "config.yaml").read_text())
     chosen = config["advice"]["choice"]
     assert config["backbone"] == chosen["backbone"] == "mobilenet_0.25"

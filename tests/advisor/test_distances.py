@@ -155,5 +155,5 @@ def test_every_distance_works_with_fewer_images_than_features(rng):
 @pytest.mark.parametrize("distance", [proxy_a_distance, mmd, frechet_distance])
 def test_wrong_shapes_are_answered(distance):
     for a, b in (((3, 2), (3, 4)), ((1, 2), (3, 2)), ((3,), (3, 2))):
-        with pytest.raises(InputError, match="two images or more"):
+        with pytest.raises(InputError, match="at least two examples each"):
             distance(np.ones(a), np.ones(b))

@@ -97,14 +97,14 @@ def test_shuffled_labels_of_the_source_are_not_separable(model, store):
     source = from_arrays((pixels, shuffled), val_split=0.2, progress=False)
     found = domain_distance(source, dataset(1, darker=60), backbone=model, store=store)
     assert found.differ and found.separable is False and not found.worth_trying
-    assert "hardly told apart in the source" in found.verdict
+    assert "source's classes can hardly be told apart" in found.verdict
 
 
 def test_a_source_without_classes_leaves_it_open(model, store):
     source = Examples(Arrays(images(0)[0]), np.zeros((60, 2), "float32"))
     found = domain_distance(source, dataset(1, darker=60), backbone=model, store=store)
     assert found.differ and found.separable is None and not found.worth_trying
-    assert "cannot be said without classes" in found.verdict
+    assert "cannot be determined without at least two classes" in found.verdict
 
 
 def test_it_is_kept(model, store, monkeypatch):
@@ -162,7 +162,7 @@ def test_too_few_images_are_answered_before_keras_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_transfer.features.extraction", None)
     few = Examples(Arrays(np.zeros((9, 8, 8, 3), "uint8")), np.zeros(9, "int32"))
     for source, target, role in ((few, dataset(0), "source"), (dataset(0), few, "target")):
-        with pytest.raises(InputError, match=rf"The {role} .* has 1 different"):
+        with pytest.raises(InputError, match=rf"The {role} .* has 1 distinct"):
             domain_distance(source, target, backbone="mobilenet_0.25")
     with pytest.raises(InputError, match="no_such"):
         domain_distance(dataset(0), dataset(1), backbone="no_such")

@@ -37,7 +37,7 @@ def refuse(monkeypatch):
 
     def start():
         monkeypatch.setattr(stage_probes, "_probe_all", ask)
-        monkeypatch.setattr("keras_transfer.advisor.untrained.random_duplicate", ask)
+        monkeypatch.setattr("keras_transfer.advisor.untrained.random_copy", ask)
         monkeypatch.setattr("keras_transfer.features.extraction.extract", ask)
 
     return start
