@@ -1,8 +1,8 @@
-"""README.md from top to bottom, as somebody would who has just come: every block of Python, every command.
+"""Run README.md and docs/walkthrough.md from top to bottom: every block of Python, every command.
 
-The images are noise of two kinds that are none, so that the advisor finds no signal and takes what is
-quickest. ImageNet weights of `mobilenet_v2` are not at hand here: a file with random ones lies where Keras
-would have put the download (`KERAS_HOME`), so nothing of the package is replaced.
+The images are noise with labels that do not depend on them, so the advisor finds no signal and makes the cheapest
+choice. ImageNet weights of `mobilenet_v2` are not available: a file with random ones lies where Keras would
+have put the download (`KERAS_HOME`), so nothing in the package is replaced.
 """
 
 import re
@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 from keras_transfer.cli.main import app
 from keras_transfer.errors import InputError
 
+PAGES = ("README.md", "docs/walkthrough.md")
 BACKBONE = "mobilenet_v2"
-IMAGES = 12  # a class
+IMAGES = 12  # per class
 
-# What would take long gets these options more; the last one of a kind counts.
+# Long commands get these additional options; the last value of an option counts.
 SHORT = "--image-size 64 --epochs 2"
 QUICK = {
     "train flowers/ --out runs/flowers": "",
@@ -49,9 +50,10 @@ LONG = {
     "train signs/ --out runs/s --augment medium --no-flip --mix mixup": SHORT,
     "find-rate flowers/": "--image-size 64",
 }
-# Nothing was interrupted here, and that is the answer.
+# No run was interrupted here, so the command must say so.
 REFUSED = {"train flowers/ --out runs/flowers --resume": "is finished: there is nothing to resume"}
 LEFT_OUT = {
+    "pip install keras_transfer": "needs the package registry",
     "./scripts/demo.sh": "CI runs it",
     "./scripts/test.sh": "it runs this file",
     "keras-transfer ask http://localhost:8501 flowers new_images/": "needs TF Serving; `test_client.py` has a stand-in",
@@ -63,24 +65,27 @@ LEFT_OUT = {
 
 
 def lines():
-    """The command lines of the README, in its order."""
-    for block in documents.blocks("bash"):
-        if block.file == "README.md":
-            yield from (shlex.join(words) for words in documents.commands(block.text))
+    """Yield the command lines of the README and of the walkthrough, in their order."""
+    for block in executed_blocks("bash"):
+        yield from (shlex.join(words) for words in documents.commands(block.text))
+
+
+def executed_blocks(language):
+    return [b for page in PAGES for b in documents.blocks(language) if b.file == page]
 
 
 def test_each_line_is_run_or_left_out_for_a_reason():
     known = {f"keras-transfer {line}" for line in QUICK | LONG}
     for line in lines():
         plain = shlex.join(shlex.split(line)).replace("'", "")
-        assert line in known or plain.startswith(tuple(LEFT_OUT)), f"nobody runs: {line}"
+        assert line in known or plain.startswith(tuple(LEFT_OUT)), f"no test runs: {line}"
     for line in known:
-        assert line in lines(), f"not in the README any more: {line}"
+        assert line in lines(), f"no longer in {' or '.join(PAGES)}: {line}"
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A `KERAS_HOME` with random weights for the backbone that the README names."""
+    """Return a `KERAS_HOME` with random weights for the backbone named in the README."""
     import h5py
     import keras
     from keras.src.legacy.saving import legacy_h5_format  # no public name
@@ -95,7 +100,7 @@ def weights(tmp_path_factory):
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            # Of a network that has seen something: who has statistics as at the start is told from it.
+            # Statistics of a trained network: initial ones would be recognized as random weights.
             layer.moving_mean.assign(rng.normal(0, 0.1, layer.moving_mean.shape))
             layer.moving_variance.assign(rng.uniform(0.5, 1.5, layer.moving_variance.shape))
     file.parent.mkdir()
@@ -106,7 +111,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def newcomer(weights, tmp_path, monkeypatch):
-    """An empty folder with what the README speaks of, and Keras's weights."""
+    """Return a folder with the data named in the pages, and Keras's weights."""
     monkeypatch.setenv("KERAS_HOME", str(weights))
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -128,7 +133,7 @@ def newcomer(weights, tmp_path, monkeypatch):
 
 
 def test_the_python_blocks(newcomer, capsys):
-    blocks = [block for block in documents.blocks("python") if block.file == "README.md"]
+    blocks = executed_blocks("python")
     names = {}
     for block in blocks:
         exec(compile(block.text, str(block), "exec"), names)
@@ -157,8 +162,8 @@ def test_all_commands(newcomer):
 
 
 def run(folder, chosen):
-    """Runs the chosen lines in the README's order."""
-    wanted = [line.removeprefix("keras-transfer ") for line in lines()]
+    """Run the chosen lines in the order of the pages, each once."""
+    wanted = [line.removeprefix("keras-transfer ") for line in dict.fromkeys(lines())]
     wanted = [line for line in wanted if line in chosen]
     for line in wanted:
         found = CliRunner().invoke(app, shlex.split(f"{line} {chosen[line]}"))
@@ -174,13 +179,19 @@ def test_tables_are_what_the_benchmarks_printed():
     assert readme_tables.stale() == {}, "run scripts/readme_tables.py"
 
 
-def test_a_readme_without_a_place_for_a_table_is_told():
+def test_a_page_without_the_lines_around_a_table_is_an_error():
     readme = (readme_tables.ROOT / "README.md").read_text(encoding="utf-8")
-    with pytest.raises(SystemExit, match="regret"):
-        readme_tables.filled("README.md", readme.replace("<!-- /regret -->", ""))
+    with pytest.raises(SystemExit, match="measured"):
+        readme_tables.filled("README.md", readme.replace("<!-- /measured -->", ""))
 
 
-# A figure with a decimal point or with what it counts, not within code.
+def test_the_readme_is_short():
+    text = (readme_tables.ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+    assert len(readme_tables.README_ROWS) <= 6
+
+
+# A number with a decimal point or a unit, outside of code.
 FIGURE = re.compile(r"(?<![\d.])(\d+\.\d+|\d+(?= (?:images/s|s|%|points|times)\b))")
 
 
