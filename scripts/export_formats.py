@@ -182,6 +182,7 @@ class Measuring:
 
     def drawn(self, split, count):
         from keras_transfer.export.sample import drawn
+
         from keras_transfer.models.builders import heads_of
 
         part = replace(self.data, examples={split: self.data.examples[split]})

@@ -1,7 +1,7 @@
-"""The offline demonstration on scikit-learn's handwritten digits.
+"""The offline demo on scikit-learn's handwritten digits.
 
-A small source model learns the digits 0–5; it is transferred to the digits 6–9 with ten images
-each, and compared with the same network trained from scratch on those forty images.
+A small model is trained on the digits 0–5, then transferred to the digits 6–9 with ten images of each,
+and compared with the same network trained from scratch on those forty images.
 """
 
 import time
@@ -26,12 +26,12 @@ IMAGES_EACH = 10
 IMAGE_SIZE = 32
 SOURCE_EPOCHS = 8
 EPOCHS = 8
-# A mirrored digit is another sign, and a crop may make a 9 a 7.
+# A mirrored digit is not a digit, and a small crop may turn a 9 into a 7.
 AUGMENT = Augmentation(crop=True, min_area=0.7, max_aspect=1.15, flip=False)
 
 
 def run_demo(out, *, seed: int = 0) -> None:
-    """Runs the demonstration into the directory `out` and prints what it finds."""
+    """Run the demo in the directory `out` and print its results."""
     import tensorflow as tf
 
     from keras_transfer.export import saved_model
@@ -40,7 +40,7 @@ def run_demo(out, *, seed: int = 0) -> None:
     out = Path(out)
     write_images(out / "images", seed)
 
-    print(f"1. source model: digits {_list(SOURCE_DIGITS)} from scratch")
+    print(f"1. source model: digits {_list(SOURCE_DIGITS)}, trained from scratch")
     source_data = from_directory(out / "images" / "source", seed=seed)
     keras.utils.set_random_seed(seed)
     source = build_model(
@@ -50,14 +50,14 @@ def run_demo(out, *, seed: int = 0) -> None:
     source_run = trainer.fit(source_data, out / "source")
     print(f"   validation accuracy {source_run.metrics['val']['accuracy']:.3f}")
 
-    print(f"2. target: digits {_list(TARGET_DIGITS)}, {IMAGES_EACH} images each")
+    print(f"2. target: digits {_list(TARGET_DIGITS)}, {IMAGES_EACH} images of each")
     data = from_directory(out / "images" / "target")
     transfer = lp_ft(
         epochs=EPOCHS,
         head_epochs=EPOCHS * 3 // 8,
         head_learning_rate=3e-2,
         learning_rate=1e-3,
-        batch_norm="train",  # the source's statistics are those of six digits only
+        batch_norm="train",  # the source model's statistics describe only six digits
     )
     runs = {}
     for name, schedule, start in (
@@ -71,10 +71,11 @@ def run_demo(out, *, seed: int = 0) -> None:
             model, schedule, seed=seed, batch_size=4, augment=AUGMENT, validate_every=1
         )
         runs[name] = trainer.fit(data, out / schedule.name)
-    found = {name: read_curve(run) for name, run in runs.items()}
-    print(curve_table(found, chance=max(_shares(data.counts["val"]))))
+    curves = {name: read_curve(run) for name, run in runs.items()}
+    counts = data.counts["val"].values()
+    print(curve_table(curves, chance=max(counts) / sum(counts)))
     title = f"digits {_list(TARGET_DIGITS)} from {IMAGES_EACH} images each"
-    draw_curves(found, out / "curves.png", title)
+    draw_curves(curves, out / "curves.png", title)
     print(f"   curves: {out / 'curves.png'}")
 
     print("3. export and one request")
@@ -83,16 +84,16 @@ def run_demo(out, *, seed: int = 0) -> None:
     serve = tf.saved_model.load(str(export)).signatures["serve_bytes"]
     answer = serve(bytes=tf.constant([Path(image).read_bytes()]))
     print(
-        f"   {export} says of {image}: digit {answer['label'][0].numpy().decode()} "
+        f"   {export} classifies {image} as {answer['label'][0].numpy().decode()} "
         f"(score {float(answer['score'][0]):.3f})"
     )
     print(f"done in {time.perf_counter() - started:.0f} s")
 
 
 def write_images(folder: Path, seed: int, splits: bool = True) -> None:
-    """Writes the digits as PNG files: source/<digit>/ and target/{train,val}/<digit>/.
+    """Write the digits as PNG files to source/<digit>/ and target/{train,val}/<digit>/.
 
-    Without `splits` all ten go to all/<digit>/.
+    Without `splits`, all ten are written to all/<digit>/.
     """
     from sklearn.datasets import load_digits
 
@@ -110,12 +111,12 @@ def write_images(folder: Path, seed: int, splits: bool = True) -> None:
             split = Path("target") / ("train" if count[digit] <= IMAGES_EACH else "val")
         file = folder / split / str(digit) / f"{i:04}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        grey = np.pad(digits.images[i] * (255 / 16), 1).astype("uint8")  # 10×10, values 0–255
-        Image.fromarray(grey).resize((40, 40), Image.Resampling.BICUBIC).save(file)
+        gray = np.pad(digits.images[i] * (255 / 16), 1).astype("uint8")  # 10×10, in [0, 255]
+        Image.fromarray(gray).resize((40, 40), Image.Resampling.BICUBIC).save(file)
 
 
 def small_backbone() -> Backbone:
-    """A residual network of 0.3 million parameters for 32×32 images."""
+    """Return a residual network with 0.3 million parameters for 32×32 images."""
     layers = keras.layers
     inputs = keras.Input((None, None, 3), name="images")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
@@ -131,12 +132,8 @@ def small_backbone() -> Backbone:
 
 def _conv(x, filters, kernel, strides=1):
     x = keras.layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False)(x)
-    # Few steps: statistics that follow quickly.
+    # There are few steps, so the statistics must follow quickly.
     return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
-
-
-def _shares(counts):
-    return [count / sum(counts.values()) for count in counts.values()]
 
 
 def _list(digits):

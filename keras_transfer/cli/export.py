@@ -1,4 +1,4 @@
-"""The command `export`: a run in a format that runs elsewhere."""
+"""The command `export`: convert a run's model for TF Serving or for another runtime."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def export(
     ),
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Weights and activations in 8 bits (not of saved_model)."),
+        typer.Option("--int8", help="8-bit weights and activations (not for saved_model)."),
     ] = False,
     out: Annotated[
         Path | None,
@@ -29,39 +29,40 @@ def export(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="The run's labelled images, where they were moved.")
+        Path | None, typer.Option(help="The run's labeled images, if they were moved.")
     ] = None,
     max_loss: Annotated[
-        float, typer.Option(help="The most accuracy that int8 may lose: 0.02 are two points.")
+        float, typer.Option(help="Largest loss of accuracy for int8: 0.02 is two points.")
     ] = 0.02,
     as_json: Json = False,
 ):
-    """Export the model, checked against the Keras model on the run's images, with a model card."""
-    from keras_transfer.export.folder import check_free
+    """Export the model with a model card, and compare it with the Keras model on the run's images."""
     from keras_transfer.runs import Run
+    from keras_transfer.utils.files import check_new_folder
 
     run = Run.open(run)
     check_format(format, int8)
     out = out or run.next_export(format, int8)
-    check_free(out)
+    check_new_folder(out)
     if not 0 <= max_loss <= 1:
-        raise InputError(f"--max-loss {max_loss:g}: give a share from 0 to 1, e.g. 0.02.")
+        raise InputError(f"Invalid --max-loss {max_loss:g}. Pass a share from 0 to 1, e.g. 0.02.")
     if data is not None and not data.exists():
-        raise InputError(f"no such folder or file: {data}; check --data")
+        raise InputError(f"--data {data} not found. Check the path.")
     load_keras()
     from keras_transfer.export import export_run
 
-    found = export_run(run, str(format), int8=int8, out=out, data=data, most_lost=max_loss)
+    result = export_run(run, str(format), int8=int8, out=out, data=data, most_lost=max_loss)
     if as_json:
-        parity = found.parity and {**vars(found.parity), "lost": found.parity.lost}
-        document = {**vars(found), "path": str(found.path), "parity": parity}
+        parity = result.parity and {**vars(result.parity), "lost": result.parity.lost}
+        document = {**vars(result), "path": str(result.path), "parity": parity}
         print(json.dumps(document, indent=2))
         return
     form = f"{format}{' int8' if int8 else ''}"
-    print(f"{found.path}: {form}, {found.bytes / 1e6:.1f} MB, with README.md")
-    if found.parity is not None:
-        print(f"compared with the Keras model: {found.parity.text()}")
+    print(f"{result.path}: {form}, {result.bytes / 1e6:.1f} MB, with README.md")
+    if result.parity is not None:
+        print(f"compared with the Keras model: {result.parity.text()}")
     if format == "saved_model":
         from keras_transfer.export.serving import SIGNATURES
 
-        print(f"serve it: docs/export.md; signatures {', '.join(SIGNATURES)}", file=sys.stderr)
+        text = f"signatures: {', '.join(SIGNATURES)}; docs/export.md explains how to serve it"
+        print(text, file=sys.stderr)

@@ -1,8 +1,8 @@
-"""From a trained model to what runs elsewhere: SavedModel for TF Serving, LiteRT, ONNX, OpenVINO.
+"""Exports: a trained model as a SavedModel for TF Serving, LiteRT, ONNX or OpenVINO, and a client.
 
-`exporting` has the functions to call; `serving` writes and asks a SavedModel and `converters` the other
-formats; `answers` is what all of them compute, `parity` whether they do, `sample` on which images;
-`card` describes a run to those who get its export, and `folder` lets it appear whole.
+`exporter` contains the functions to call, `serving` and `converters` write the formats, `parity`
+compares an export with its Keras model, and `card` writes the model card. The room may import
+everything below it: training, evaluation, models and data.
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ import importlib.util
 from keras_transfer.errors import InputError
 from keras_transfer.utils.lazy import lazy_names
 
-# Name of each format -> packages beside TensorFlow that it needs, and those that its int8 needs.
+# Format → packages that it needs in addition to TensorFlow, and those that its int8 form needs.
 FORMATS = {
     "saved_model": ((), ()),
     "litert": ((), ()),
@@ -33,15 +33,15 @@ __all__ = ["FORMATS", "check_format", *_NAMES]
 
 
 def check_format(format: str, int8: bool = False) -> None:
-    """Raises InputError where a format is unknown, has no int8, or its packages are not installed."""
+    """Raise InputError if a format is unknown, has no int8 form, or lacks an installed package."""
     if format not in FORMATS:
-        raise InputError(f"Unknown format '{format}': give one of {', '.join(FORMATS)}.")
+        raise InputError(f"Unknown format '{format}'. Choose one of {', '.join(FORMATS)}.")
     if int8 and format == "saved_model":
-        raise InputError("A SavedModel has no int8: leave --int8, or choose another --format.")
-    packages, more = FORMATS[format]
-    for package in (*packages, *(more if int8 else ())):
+        raise InputError("A SavedModel has no int8 form. Omit --int8 or choose another --format.")
+    packages, int8_packages = FORMATS[format]
+    for package in (*packages, *(int8_packages if int8 else ())):
         if importlib.util.find_spec(package) is None:
-            extra = "int8" if package in more else format
+            extra = "int8" if package in int8_packages else format
             raise InputError(
                 f"Exporting {format}{' int8' * int8} needs {package}: pip install "
                 f"'keras_transfer[{extra}]'."

@@ -1,4 +1,4 @@
-"""The model card: what those who get an export want to know of it, from the run."""
+"""Write the model card: what the users of an exported model need to know about it."""
 
 import importlib.metadata
 from collections import Counter
@@ -17,12 +17,12 @@ from keras_transfer.utils.statistics import wilson_interval
 from keras_transfer.utils.tables import printable
 
 CARD = "README.md"
-_NAMES = 50  # classes that are written out
+_LISTED_NAMES = 50  # classes that are written out
 
 _APACHE, _MIT, _BSD = "Apache License 2.0", "MIT License", "BSD License"
-# Module of keras.applications -> under which licence the weights were released, and by whom: what
-# Keras's own documentation (keras.io/applications, of Keras 2) says of each family.
-_LICENCES = {
+# Module of keras.applications → license of the weights and their publisher, as stated for each family
+# by the documentation of Keras (keras.io/applications, of Keras 2).
+_LICENSES = {
     "vgg16": ("Creative Commons Attribution 4.0", "VGG, University of Oxford"),
     "vgg19": ("Creative Commons Attribution 4.0", "VGG, University of Oxford"),
     "resnet": (_MIT, "KaimingHe/deep-residual-networks"),
@@ -35,9 +35,9 @@ _LICENCES = {
     "nasnet": (_APACHE, "tensorflow/models"),
     "densenet": ("BSD 3-Clause License", "liuzhuang13/DenseNet"),
 }
-# Of later families Keras says nothing: the licence of the repository that they were ported from, which
-# may or may not be that of the weights (of EfficientNet's it was asked in tensorflow/models, issue
-# 13579, which has no answer).
+# Keras does not state the license of later families. This is the license of the repository that they
+# were ported from, which may or may not cover the weights (for EfficientNet, the question in
+# tensorflow/models, issue 13579, is unanswered).
 _UNCONFIRMED = {
     "mobilenet_v3": (_APACHE, "tensorflow/models"),
     "efficientnet": (_APACHE, "tensorflow/tpu"),
@@ -47,36 +47,34 @@ _UNCONFIRMED = {
 
 
 def write_card(folder: Path, run, model: keras.Model, exported, temperatures) -> None:
-    """Writes `README.md`, Markdown, into the folder of an export.
+    """Write `README.md`, in Markdown, into the folder of an export.
 
     Args:
-        run: the `Run` that it comes from.
+        run: the exported `Run`.
         exported: its `Exported`.
-        temperatures: what was put into it.
+        temperatures: head name → temperature that the export includes.
     """
     config, metrics = run.config, run.metrics
     sections = (
         _title(config, model, exported),
-        "## What it answers\n\n" + _answers(model),
-        "## How to ask it\n\n" + _asking(model, exported),
+        "## Outputs\n\n" + _outputs(model),
+        "## Usage\n\n" + _usage(model, exported),
         "## Data\n\n" + _data(run, config, metrics),
         "## Training\n\n" + _training(config, metrics, model),
-        "## How good it is\n\n" + _quality(run, metrics, temperatures),
-        "## Is it the model that was trained?\n\n" + _parity(exported),
+        "## Quality\n\n" + _quality(run, metrics, temperatures),
+        "## Comparison with the Keras model\n\n" + _parity(exported),
         "## Limits\n\n" + _limits(model, metrics),
-        "## Licence\n\n" + _licence(config, model),
+        "## License\n\n" + _license(config, model),
     )
     write_text(folder / CARD, "\n\n".join(sections) + "\n")
 
 
 def _title(config, model, exported):
-    backbone = _backbone(config, model)
     form = f"{exported.format}{', int8' if exported.int8 else ''}"
     return (
-        f"# {printable(backbone)} for {_source(config)}\n\n"
-        f"{form}, {exported.bytes / 1e6:.1f} MB, "
-        f"exported by keras_transfer {importlib.metadata.version('keras_transfer')} with Keras "
-        f"{keras.__version__}."
+        f"# {printable(_backbone(config, model))} for {_source(config)}\n\n"
+        f"{form}, {exported.bytes / 1e6:.1f} MB, exported by keras_transfer "
+        f"{importlib.metadata.version('keras_transfer')} with Keras {keras.__version__}."
     )
 
 
@@ -85,12 +83,12 @@ def _backbone(config, model):
 
 
 def _source(config):
-    """The last part of where the data lay: the rest is nobody else's business."""
+    """Return the last part of the data's path; the rest may be confidential."""
     source = config.get("data") or config.get("target")
     return printable(Path(str(source)).name) if source else "images"
 
 
-def _answers(model):
+def _outputs(model):
     kinds = {
         "single_label": "one class per image, of",
         "multi_label": "any number of labels per image, of",
@@ -98,29 +96,30 @@ def _answers(model):
     }
     lines = []
     for name, head in heads_of(model).items():
-        shown = ", ".join(f"`{printable(one)}`" for one in head.names[:_NAMES])
-        rest = f" and {len(head.names) - _NAMES} more" if len(head.names) > _NAMES else ""
-        lines.append(f"- {name}: {kinds[head.task]} {shown}{rest}")
+        names = ", ".join(f"`{printable(one)}`" for one in head.names[:_LISTED_NAMES])
+        more = len(head.names) - _LISTED_NAMES
+        rest = f" and {more} more" if more > 0 else ""
+        lines.append(f"- {name}: {kinds[head.task]} {names}{rest}")
     return "\n".join(lines)
 
 
-def _asking(model, exported):
+def _usage(model, exported):
     size = model.input_shape[1]
     if exported.format == "saved_model":
         return (
-            "TF Serving serves the folder above this one, whose versions are numbers. Signature\n"
-            "`serve_bytes` takes encoded images, turned as their EXIF says, and gives `label`,\n"
-            "`score`, `scores`, `class_names` (as the task has them) and `error`: empty, or why a\n"
-            "image was not answered. `features` gives what the backbone sees.\n\n"
+            "Give TF Serving the parent folder, which contains the numbered versions. The signature\n"
+            "`serve_bytes` takes encoded images, rotates them according to EXIF, and returns\n"
+            "`label`, `score`, `scores` and `class_names`, as far as the task has them, and `error`:\n"
+            "empty, or why an image was not processed. `features` returns the backbone's features.\n\n"
             "```bash\n"
             'curl -d \'{"signature_name": "serve_bytes", "instances": [{"b64": "\'$(base64 -w0 '
             "image.jpg)'\"}]}' \\\n    http://localhost:8501/v1/models/NAME:predict\n```"
         )
-    one = "one at a time, [1" if exported.format == "litert" else "[N"
+    shape = "one image at a time, [1" if exported.format == "litert" else "[N"
     return (
-        f"Input `images`: uint8 {one}, {size}, {size}, 3], RGB. Outputs: `scores` (of several\n"
-        "heads `scores_NAME`), in the order of `labels.txt`. Images are turned as their EXIF says,\n"
-        "and the central square is cut out and scaled in one step, as in training:\n\n"
+        f"Input `images`: uint8 {shape}, {size}, {size}, 3], RGB. Outputs: `scores` (`scores_NAME`\n"
+        "for each of several heads), in the order of `labels.txt`. Prepare images as in training:\n"
+        "rotate them according to EXIF, then crop the central square and scale it in one step:\n\n"
         "```python\n"
         "from PIL import Image, ImageOps\n\n"
         'image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n'
@@ -133,28 +132,26 @@ def _asking(model, exported):
 
 
 def _data(run, config, metrics):
-    images = metrics.get("images", {})
-    shown = ", ".join(f"{count} {split}" for split, count in images.items())
-    lines = [
-        f"`{_source(config)}`: {shown or 'unknown'} images; {metrics.get('skipped', 0)} files "
-        "were left out as faulty."
-    ]
+    counts = metrics.get("images", {})
+    images = ", ".join(f"{count} {split}" for split, count in counts.items()) or "unknown"
+    skipped = metrics.get("skipped", 0)
+    lines = [f"`{_source(config)}`: {images} images; {skipped} faulty files were skipped."]
     labels = Counter(row["label"] for row in read_split(run.split_path) if row["split"] == "train")
-    if 1 < len(labels) <= _NAMES:
-        counts = ", ".join(f"{printable(name)} {count}" for name, count in sorted(labels.items()))
-        lines.append(f"Trained on: {counts}.")
+    if 1 < len(labels) <= _LISTED_NAMES:
+        names = ", ".join(f"{printable(name)} {count}" for name, count in sorted(labels.items()))
+        lines.append(f"Training images per class: {names}.")
     return "\n\n".join(lines)
 
 
 def _training(config, metrics, model):
     rows = {
         "backbone": f"`{printable(_backbone(config, model))}`",
-        "weights before training": config.get("weights"),
+        "initial weights": config.get("weights"),
         "strategy": config.get("strategy"),
         "image size": f"{model.input_shape[1]} px",
         "precision": config.get("precision"),
         "seed": config.get("seed"),
-        "epoch kept": metrics.get("best_epoch"),
+        "selected epoch": metrics.get("best_epoch"),
     }
     return "\n".join(
         f"- {name}: {printable(Path(str(value)).name)}"
@@ -165,73 +162,70 @@ def _training(config, metrics, model):
 
 def _quality(run, metrics, temperatures):
     val, count = metrics.get("val", {}), metrics.get("images", {}).get("val")
-    shown = ", ".join(
+    values = ", ".join(
         f"{name} {value:.4f}"
         for name, value in val.items()
         if isinstance(value, float) and not name.startswith("images")
     )
-    lines = [f"On the validation images: {shown or 'not measured'}."]
+    lines = [f"On the validation images: {values or 'not measured'}."]
     if "accuracy" in val and count:
         low, high = wilson_interval(round(val["accuracy"] * count), count)
-        lines[0] += f" 95 % interval of the accuracy {low:.3f}–{high:.3f} ({count} images)."
+        lines[0] += f" 95 % interval of the accuracy: {low:.3f}–{high:.3f} ({count} images)."
     if temperatures:
         each = ", ".join(f"{name} {value:.4f}" for name, value in temperatures.items())
         lines.append(f"Scores are calibrated; temperature: {each}.")
     else:
-        lines.append("Scores are not calibrated: 0.9 need not be right in nine of ten images.")
-    found = run.evaluation
-    if found is not None:
-        lines.append("### Evaluation\n\n" + markdown(found))
+        lines.append("Scores are not calibrated: a score of 0.9 may be correct less or more often.")
+    if run.evaluation is not None:
+        lines.append("### Evaluation\n\n" + markdown(run.evaluation))
     return "\n\n".join(lines)
 
 
 def _parity(exported):
     if exported.parity is None:
-        return "It was compared with the Keras model on a few made-up images: equal to rounding."
-    return f"Compared with the Keras model: {exported.parity.text()}."
+        return "Scores of a few generated images are equal up to rounding."
+    text = exported.parity.text()
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _limits(model, metrics):
-    answers = {
-        "single_label": "It always names one of its classes, also for an image of something else.",
-        "multi_label": "It knows no other labels than its own.",
-        "regression": "Outside of the range it was trained on its numbers mean nothing.",
+    by_task = {
+        "single_label": "It always returns one of its classes, even if the image shows none of them.",
+        "multi_label": "It recognizes only the labels above.",
+        "regression": "Numbers are meaningless outside the range of the training labels.",
     }
-    lines = [answers[task] for task in sorted({head.task for head in heads_of(model).values()})]
+    lines = [by_task[task] for task in sorted({head.task for head in heads_of(model).values()})]
     lines += [
-        "It was measured on images from where its training images come from; other cameras, "
-        "places, times or people may give other numbers: measure on yours.",
-        f"Images are scaled to {model.input_shape[1]} px and lose their edges to a central square: "
-        "what is small or at the rim may go unseen.",
+        "The quality was measured on images from the same source as the training images. Measure it "
+        "on yours: other cameras, places, times or people may give other results.",
+        f"Images are cropped to the central square and scaled to {model.input_shape[1]} px, so small "
+        "objects and objects near the edge may be missed.",
     ]
     count = metrics.get("images", {}).get("val")
     if count and count < 1000:
-        lines.append(f"{count} images measure it no more finely than the interval above says.")
+        lines.append(f"The quality was measured on only {count} images; note the interval above.")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _licence(config, model):
+def _license(config, model):
     weights, name = config.get("weights"), config.get("backbone") or backbone_of(model).name
     if weights == "none":
-        return "No pretrained weights went into it. Your own images have their own terms."
+        return "No pretrained weights were used. Your own images have their own terms."
     module = BACKBONES[name].module if name in BACKBONES else None
-    if weights not in ("imagenet", None) or module not in _LICENCES | _UNCONFIRMED:
-        return (
-            "It began with weights that keras_transfer does not know: ask those who made them for "
-            "their terms."
-        )
-    said = "" if weights else " if it began with those of Keras"
-    if module in _LICENCES:
-        licence, by = _LICENCES[module]
-        terms = f"The ImageNet weights that it began with were released under the {licence} ({by}){said}."
+    if weights not in ("imagenet", None) or module not in _LICENSES | _UNCONFIRMED:
+        return "The initial weights are not known to keras_transfer. Ask their publisher for the terms."
+    condition = "" if weights else "If training began with the ImageNet weights of Keras: "
+    if module in _LICENSES:
+        license, publisher = _LICENSES[module]
+        terms = f"The ImageNet weights were released under the {license} ({publisher})."
     else:
-        licence, by = _UNCONFIRMED[module]
+        license, publisher = _UNCONFIRMED[module]
         terms = (
-            f"The ImageNet weights that it began with were ported from {by}{said}, a repository under "
-            f"the {licence}. It is not confirmed that the weights are under it too: Keras says "
-            "nothing of it. Ask there before you pass them on."
+            f"The ImageNet weights were ported from {publisher}, a repository under the {license}. "
+            "It is not confirmed that this license covers the weights. Ask there before you "
+            "distribute them."
         )
     return (
-        f"{terms} ImageNet's\nimages are for non-commercial research and teaching; whether that "
-        "bears on weights is for your\nlawyers to say. Your own images have their own terms."
+        f"{condition}{terms}\nThe images of ImageNet are for non-commercial research and teaching; "
+        "ask a lawyer whether\nthat affects the weights. Your own images have their own terms."
     )

@@ -1,6 +1,7 @@
-"""Asks a TF Serving server for images: over REST with nothing but Python, or over gRPC.
+"""A client for TF Serving: over REST with the standard library alone, or over gRPC.
 
-What is asked for changes nothing on the server, so a request whose answer did not come is sent again.
+Requests change nothing on the server, so a request without an answer is sent again. They use only the
+signatures `serve_bytes` and `features`, whose input has had the same name since 0.1.
 """
 
 import base64
@@ -16,13 +17,13 @@ from urllib.parse import quote, urlsplit
 
 from keras_transfer.errors import InputError
 
-_LATER = {408, 429, 502, 503, 504}  # HTTP: too busy, still loading, or too late
-_LONGEST_PAUSE = 10.0  # seconds
-_LARGEST_ANSWER = 1 << 30  # gRPC's own limit of 4 MB is 1,000 features of 1,000 images
+_TEMPORARY = {408, 429, 502, 503, 504}  # HTTP: too busy, still loading, or too late
+_MAX_PAUSE = 10.0  # seconds
+_MAX_MESSAGE = 1 << 30  # bytes; gRPC's default of 4 MB holds 1,000 features of 1,000 images
 
 
 class ServingError(RuntimeError):
-    """The server gave no answer, however often it was asked."""
+    """The server did not answer, even after all retries."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Client:
     """A model on a server.
 
     Attributes:
-        server: `http://HOST:8501`, `https://…`, or `grpc://HOST:8500` (needs
-            `keras_transfer[client]`; not encrypted).
+        server: `http://HOST:8501`, `https://…`, or `grpc://HOST:8500` (not encrypted; needs
+            `keras_transfer[client]`).
         model: its name on the server.
-        version: of the model; None is the newest.
-        batch_size: images a request, at least 1.
-        timeout: seconds that one request may take, > 0.
-        retries: how often a request is sent again where the server is busy, too late or not there.
+        version: its version; the newest by default.
+        batch_size: images per request, at least 1.
+        timeout: seconds that a request may take, > 0.
+        retries: how often a request is repeated if the server is busy, too slow or unreachable.
     """
 
     server: str
@@ -45,42 +46,42 @@ class Client:
     batch_size: int = 16
     timeout: float = 30.0
     retries: int = 3
-    _ask: object = field(init=False, repr=False, compare=False)
+    _send: object = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         if self.batch_size < 1 or not self.timeout > 0 or self.retries < 0:
             raise InputError(
-                "batch_size must be 1 or more, timeout above 0 and retries 0 or more, not "
+                "batch_size must be at least 1, timeout above 0 and retries at least 0, not "
                 f"{self.batch_size}, {self.timeout} and {self.retries}."
             )
         parts = urlsplit(self.server)
-        if parts.scheme not in _WIRES or not parts.hostname:
+        if parts.scheme not in _PROTOCOLS or not parts.hostname:
             raise InputError(
-                f"{self.server} is no server: give http://HOST:8501 or grpc://HOST:8500."
+                f"Invalid server '{self.server}'. Pass http://HOST:8501 or grpc://HOST:8500."
             )
-        object.__setattr__(self, "_ask", _WIRES[parts.scheme](self))
+        object.__setattr__(self, "_send", _PROTOCOLS[parts.scheme](self))
 
     def predict(self, paths: Sequence) -> Iterator[dict]:
-        """Asks what the model says of image files.
+        """Request the model's scores for image files.
 
         Yields:
-            Of each file, in order, `path`, `error` (None, or why there is no answer) and, by task:
-            `label` and `score` of one class, and `scores`, name → probability or value. Of several heads
-            these stand under `heads` and the head's name.
+            For each file, in order: `path`; `error` (None, or why there is no answer); and by task
+            `label` and `score` of one class, and `scores`, name → probability or value. With several
+            heads these are under `heads` and the head's name.
 
         Raises:
-            InputError: no such model or signature on the server, or a file that cannot be read.
-            ServingError: no answer.
+            InputError: if the server has no such model or signature, or a file cannot be read.
+            ServingError: if the server does not answer.
         """
         for path, row in self._rows("serve_bytes", paths):
             error = row.pop("error", None) or None
-            yield {"path": path, "error": error, **({} if error else _answer(row))}
+            yield {"path": path, "error": error, **({} if error else _by_head(row))}
 
     def features(self, paths: Sequence) -> Iterator[dict]:
-        """Asks for what the backbone sees.
+        """Request the backbone's features of image files.
 
         Yields:
-            Of each file `path`, `error` and `features`, a list of numbers (None after an error).
+            For each file `path`, `error` and `features`, a list of numbers (None after an error).
 
         Raises:
             InputError, ServingError: see `predict`.
@@ -92,47 +93,47 @@ class Client:
     def _rows(self, signature, paths):
         for start in range(0, len(paths), self.batch_size):
             batch = [str(path) for path in paths[start : start + self.batch_size]]
-            rows = self._persist(signature, [_read(path) for path in batch])
+            rows = self._send_with_retries(signature, [_read(path) for path in batch])
             if len(rows) != len(batch):
                 raise ServingError(
-                    f"{self.server} gave {len(rows)} answers to {len(batch)} images."
+                    f"{self.server} returned {len(rows)} answers for {len(batch)} images."
                 )
             yield from zip(batch, rows)
 
-    def _persist(self, signature, contents):
+    def _send_with_retries(self, signature, contents):
         for attempt in range(self.retries + 1):
             try:
-                return self._ask(signature, contents)
-            except _Later as later:
+                return self._send(signature, contents)
+            except _Temporary as error:
                 if attempt == self.retries:
+                    tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
                     raise ServingError(
-                        f"{self.server} does not answer for {self.model} after {attempt + 1} tries: "
-                        f"{later}"
+                        f"{self.server} does not answer for {self.model} after {tries}: {error}"
                     ) from None
-            # Twice as long each time, and not all clients at once.
-            time.sleep(min(_LONGEST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.0))
+            # Twice as long each time, at random, so that clients do not return all at once.
+            time.sleep(min(_MAX_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.0))
 
 
-class _Later(Exception):
-    """Worth another try."""
+class _Temporary(Exception):
+    """A failure after which the request is worth repeating."""
 
 
 def _read(path):
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from None
 
 
-def _answer(row):
-    """What `Client.predict` says of one row of outputs."""
+def _by_head(row):
+    """Convert one row of outputs to what `Client.predict` yields."""
     heads = {}
     for name in row:
         if name.startswith("scores"):
             end = name.removeprefix("scores")
-            said = {key: row[key + end] for key in ("label", "score") if key + end in row}
-            said["scores"] = dict(zip(row[f"class_names{end}"], row[name]))
-            heads[end.removeprefix("_")] = said
+            head = {key: row[key + end] for key in ("label", "score") if key + end in row}
+            head["scores"] = dict(zip(row[f"class_names{end}"], row[name]))
+            heads[end.removeprefix("_")] = head
     return heads[""] if set(heads) == {""} else {"heads": dict(sorted(heads.items()))}
 
 
@@ -140,25 +141,26 @@ def _rest(client):
     version = "" if client.version is None else f"/versions/{client.version}"
     url = f"{client.server.rstrip('/')}/v1/models/{quote(client.model, safe='')}{version}:predict"
 
-    def ask(signature, contents):
+    def send(signature, contents):
+        # Rows without an input name: a signature with one input accepts them whatever its name.
         instances = [{"b64": base64.b64encode(content).decode()} for content in contents]
         body = json.dumps({"signature_name": signature, "instances": instances}).encode()
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=client.timeout) as answer:
-                return json.load(answer)["predictions"]
+            with urllib.request.urlopen(request, timeout=client.timeout) as response:
+                return json.load(response)["predictions"]
         except urllib.error.HTTPError as error:
-            said = f"{error.code} {error.reason}: {_said(error)}"
-            if error.code in _LATER:
-                raise _Later(said) from None
-            raise InputError(f"{url} refuses the request: {said}") from None
+            reason = f"{error.code} {error.reason}: {_http_reason(error)}"
+            if error.code in _TEMPORARY:
+                raise _Temporary(reason) from None
+            raise InputError(f"{url} rejects the request: {reason}") from None
         except (OSError, json.JSONDecodeError, KeyError) as error:
-            raise _Later(getattr(error, "reason", None) or repr(error)) from None
+            raise _Temporary(getattr(error, "reason", None) or repr(error)) from None
 
-    return ask
+    return send
 
 
-def _said(error):
+def _http_reason(error):
     text = error.read().decode("utf-8", "replace")
     try:
         return json.loads(text)["error"]
@@ -173,16 +175,16 @@ def _grpc(client):
         from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
     except ImportError as error:
         raise InputError(
-            f"gRPC needs {error.name}: pip install 'keras_transfer[client]', or ask over http://."
+            f"gRPC needs {error.name}: pip install 'keras_transfer[client]', or use http://."
         ) from None
 
-    limits = [(f"grpc.max_{way}_message_length", _LARGEST_ANSWER) for way in ("send", "receive")]
+    limits = [(f"grpc.max_{way}_message_length", _MAX_MESSAGE) for way in ("send", "receive")]
     channel = grpc.insecure_channel(urlsplit(client.server).netloc, limits)
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     code = grpc.StatusCode
-    later = {code.UNAVAILABLE, code.DEADLINE_EXCEEDED, code.RESOURCE_EXHAUSTED, code.ABORTED}
+    temporary = {code.UNAVAILABLE, code.DEADLINE_EXCEEDED, code.RESOURCE_EXHAUSTED, code.ABORTED}
 
-    def ask(signature, contents):
+    def send(signature, contents):
         request = predict_pb2.PredictRequest()
         request.model_spec.name = client.model
         request.model_spec.signature_name = signature
@@ -190,26 +192,26 @@ def _grpc(client):
             request.model_spec.version.value = client.version
         request.inputs["bytes"].CopyFrom(make_tensor_proto(contents))
         try:
-            found = stub.Predict(request, timeout=client.timeout)
+            response = stub.Predict(request, timeout=client.timeout)
         except grpc.RpcError as error:
-            said = f"{error.code().name}: {error.details()}"
-            if error.code() in later:
-                raise _Later(said) from None
-            raise InputError(f"{client.server} refuses the request: {said}") from None
-        outputs = {name: _plain(make_ndarray(value)) for name, value in found.outputs.items()}
+            reason = f"{error.code().name}: {error.details()}"
+            if error.code() in temporary:
+                raise _Temporary(reason) from None
+            raise InputError(f"{client.server} rejects the request: {reason}") from None
+        outputs = {name: _to_json(make_ndarray(value)) for name, value in response.outputs.items()}
         return [dict(zip(outputs, row)) for row in zip(*outputs.values())]
 
-    return ask
+    return send
 
 
-def _plain(array):
-    """Lists of numbers and of text."""
+def _to_json(array):
+    """Return an array as lists of numbers and text."""
     if array.dtype == object:
         return [
-            one.decode("utf-8", "replace") if isinstance(one, bytes) else _plain(one)
+            one.decode("utf-8", "replace") if isinstance(one, bytes) else _to_json(one)
             for one in array
         ]
     return array.tolist()
 
 
-_WIRES = {"http": _rest, "https": _rest, "grpc": _grpc}
+_PROTOCOLS = {"http": _rest, "https": _rest, "grpc": _grpc}

@@ -1,7 +1,7 @@
-"""LiteRT, ONNX and OpenVINO through Keras's exporters: written, quantized to int8, and asked.
+"""LiteRT, ONNX and OpenVINO: files written by Keras's exporters, quantized to int8, and run.
 
-Each file takes `images`, uint8 [N, S, S, 3] (of LiteRT one at a time, N = 1), and gives the outputs of
-`answers.answering` under their names.
+Each file takes `images`, uint8 [N, S, S, 3] (LiteRT: N = 1), and returns the outputs of
+`serving.scoring_model` under their names.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -18,20 +18,21 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.errors import InputError
-from keras_transfer.export.signatures import inlined
+from keras_transfer.export.serving import inline_functions
 
-Ask = Callable[[np.ndarray], dict[str, np.ndarray]]
+Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Nothing of what LiteRT's libraries write to stderr, which no log level holds back.
+    """Discard what LiteRT's libraries write to stderr regardless of the log level.
 
-    `tf.lite.Interpreter` is said to go with TensorFlow 2.20; 2.21 has it, and it needs no package.
+    `tf.lite.Interpreter` was announced to disappear with TensorFlow 2.20, but 2.21 still has it, and
+    it needs no further package.
     """
     sys.stderr.flush()
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated")
@@ -39,73 +40,69 @@ def _quiet():
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(nowhere)
+        os.close(devnull)
 
 
-def _signature(answers, batch):
-    return [tf.TensorSpec([batch, *answers.input_shape[1:]], tf.uint8, "images")]
+def _signature(scorer, batch):
+    return [tf.TensorSpec([batch, *scorer.input_shape[1:]], tf.uint8, "images")]
 
 
 # -- LiteRT -----------------------------------------------------------------------------------------
 
 
-def _write_litert(answers, folder, examples):
-    options = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}}
+def _write_litert(scorer, folder, examples):
+    ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    options = {}
     if examples is not None:
-        options = {
-            "optimizations": [tf.lite.Optimize.DEFAULT],
-            "representative_dataset": lambda: ({"images": x[None]} for x in examples),
-            # What has no int8 kernel stays in float; images and scores keep their types.
-            "target_spec": {
-                "supported_ops": [
-                    tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
-                    tf.lite.OpsSet.TFLITE_BUILTINS,
-                ]
-            },
-        }
-    # One image: kernels of the CPU are chosen when the file is loaded, for shapes that it knows.
-    options["input_signature"] = _signature(answers, 1)
+        # Operations without an int8 kernel stay in float; images and scores keep their types.
+        ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, *ops]
+        options["optimizations"] = [tf.lite.Optimize.DEFAULT]
+        options["representative_dataset"] = lambda: ({"images": x[None]} for x in examples)
+    options["target_spec"] = {"supported_ops": ops}
+    # One image, because CPU kernels are chosen for known shapes when the file is loaded.
+    options["input_signature"] = _signature(scorer, 1)
     with _quiet():
-        answers.export(str(folder / "model.tflite"), format="litert", verbose=False, **options)
+        scorer.export(str(folder / "model.tflite"), format="litert", verbose=False, **options)
 
 
-def _ask_litert(folder):
+def _load_litert(folder):
     with _quiet():
         interpreter = tf.lite.Interpreter(str(folder / "model.tflite"))
         interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
+    (input_name,) = runner.get_input_details()  # `pictures` in 0.1
 
-    def ask(images):
-        rows = [runner(images=image[None]) for image in images]
+    def predict(images):
+        rows = [runner(**{input_name: image[None]}) for image in images]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
-    return ask
+    return predict
 
 
 # -- ONNX -------------------------------------------------------------------------------------------
 
 
-def _write_onnx(answers, folder, examples):
+def _write_onnx(scorer, folder, examples):
     import onnx
 
     file = folder / "model.onnx"
-    _teach_erfc()
-    with _quiet(), warnings.catch_warnings(), inlined():
-        warnings.simplefilter("ignore", FutureWarning)  # Keras mends tf2onnx for NumPy 2
-        answers.export(
-            str(file), format="onnx", verbose=False, input_signature=_signature(answers, None)
+    _add_erfc()
+    with _quiet(), warnings.catch_warnings(), inline_functions():
+        warnings.simplefilter("ignore", FutureWarning)  # from Keras's fix of tf2onnx for NumPy 2
+        scorer.export(
+            str(file), format="onnx", verbose=False, input_signature=_signature(scorer, None)
         )
     model = onnx.load(str(file))
-    _name_onnx(model.graph, sorted(answers.output))
-    _keep_zeros(model.graph)
-    onnx.checker.check_model(model)  # tf2onnx only logs what it has no operation for
+    _rename_outputs(model.graph, sorted(scorer.output))
+    _protect_zeros(model.graph)
+    onnx.checker.check_model(model)  # tf2onnx only logs unsupported operations
     onnx.save(model, str(file))
     if examples is not None:
         _quantize_onnx(file, examples)
 
 
-def _teach_erfc():
-    """tf2onnx 1.17 has no Erfc, which TensorFlow's GELU is made of (ConvNeXt); it has Erf."""
+def _add_erfc():
+    """Register Erfc, part of TensorFlow's GELU (ConvNeXt), with tf2onnx 1.17, which only has Erf."""
     from tf2onnx.handler import tf_op
     from tf2onnx.utils import make_name
 
@@ -122,8 +119,7 @@ def _teach_erfc():
             graph.make_node("Sub", inputs, name=node.name, outputs=[output], **kind)
 
 
-def _name_onnx(graph, names):
-    """Calls the outputs by the names of the answers, where the converter has not."""
+def _rename_outputs(graph, names):
     new = {output.name: name for output, name in zip(graph.output, names)}
     for node in graph.node:
         for wires in (node.input, node.output):
@@ -132,17 +128,19 @@ def _name_onnx(graph, names):
         output.name = new[output.name]
 
 
-def _keep_zeros(graph):
-    """Zeros around a max pooling (ResNet-V2) count, but ONNX Runtime before 1.32 and other optimizers take
-    them into the pooling, whose own padding never wins (onnxruntime issue 24737): not where they are no
-    zeros."""
+def _protect_zeros(graph):
+    """Make the zeros around a max pooling (ResNet-V2) nearly zero.
+
+    ONNX Runtime before 1.32 and other optimizers merge padding with zeros into the pooling, whose own
+    padding never wins (onnxruntime issue 24737).
+    """
     from onnx import numpy_helper
 
     pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
     pads = [n for n in graph.node if n.op_type == "Pad" and n.output[0] in pooled]
     if not pads:
         return
-    nearly = np.array(np.finfo("float32").tiny)  # the least number that no processor takes for 0
+    nearly = np.array(np.finfo("float32").tiny)  # the smallest number that is not flushed to zero
     graph.initializer.append(numpy_helper.from_array(nearly, "nearly_zero"))
     for node in pads:
         node.input[:] = [*node.input[:2], "nearly_zero"]
@@ -160,13 +158,13 @@ def _quantize_onnx(file, examples):
             image = next(self.examples, None)
             return None if image is None else {"images": image[None]}
 
-    prepared = file.with_name("prepared.onnx")
-    # BatchNorm goes into the convolutions: with scales of its own after them MobileNetV2 answers by
-    # chance. Its shapes are known without the symbolic inference, which needs another package.
-    quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
+    folded = file.with_name("folded.onnx")
+    # Fold BatchNorm into the convolutions: quantized separately, MobileNetV2's answers are random.
+    # Symbolic shape inference needs another package and is not required.
+    quant_pre_process(str(file), str(folded), skip_symbolic_shape=True)
     try:
         quantize_static(
-            str(prepared),
+            str(folded),
             str(file),
             Reader(),
             per_channel=True,
@@ -174,118 +172,116 @@ def _quantize_onnx(file, examples):
             weight_type=QuantType.QInt8,
         )
     finally:
-        prepared.unlink()
+        folded.unlink()
 
 
-def _ask_onnx(folder):
+def _load_onnx(folder):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
         str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
     )
     names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"images": images})))
+    (image_input,) = session.get_inputs()  # `pictures` in 0.1
+    return lambda images: dict(zip(names, session.run(names, {image_input.name: images})))
 
 
 # -- OpenVINO ---------------------------------------------------------------------------------------
 
 
-def _write_openvino(answers, folder, examples):
+def _write_openvino(scorer, folder, examples):
     import openvino
 
     draft, file = folder / "draft.xml", folder / "model.xml"
-    answers.export(
-        str(draft), format="openvino", verbose=False, input_signature=_signature(answers, None)
+    scorer.export(
+        str(draft), format="openvino", verbose=False, input_signature=_signature(scorer, None)
     )
     model = openvino.Core().read_model(draft)
-    for output, name in zip(model.outputs, sorted(answers.output)):
+    for output, name in zip(model.outputs, sorted(scorer.output)):
         output.get_tensor().set_names({name})
     if examples is not None:
-        model = _quantized_openvino(model, examples)
+        model = _quantize_openvino(model, examples)
     openvino.save_model(model, file, compress_to_fp16=False)
     del model  # it reads its weights from the draft
     for part in (draft, draft.with_suffix(".bin")):
         part.unlink()
 
 
-def _quantized_openvino(model, examples):
+def _quantize_openvino(model, examples):
     import nncf
 
     nncf.set_log_level(logging.ERROR)
     dataset = nncf.Dataset([image[None] for image in examples])
-    with contextlib.redirect_stdout(io.StringIO()):  # bars of its own
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress bars
         return nncf.quantize(model, dataset, subset_size=len(examples))
 
 
-def _ask_openvino(folder):
+def _load_openvino(folder):
     import openvino
 
-    # By default OpenVINO computes in bfloat16 where the CPU can, which is another question than
-    # whether the file is right.
+    # By default OpenVINO computes in bfloat16 if the CPU can, which would hide errors of the file.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", settings)
     names = [output.get_any_name() for output in compiled.outputs]
 
-    def ask(images):
-        found = compiled(images)
-        return {name: found[i].copy() for i, name in enumerate(names)}
+    def predict(images):
+        outputs = compiled(images)
+        return {name: outputs[i].copy() for i, name in enumerate(names)}
 
-    return ask
+    return predict
 
 
 _WRITERS = {"litert": _write_litert, "onnx": _write_onnx, "openvino": _write_openvino}
-_ASKERS = {
-    "model.tflite": _ask_litert,
-    "model.onnx": _ask_onnx,
-    "model.xml": _ask_openvino,
+_LOADERS = {
+    "model.tflite": _load_litert,
+    "model.onnx": _load_onnx,
+    "model.xml": _load_openvino,
 }
 CONVERTED = tuple(_WRITERS)
 
 
 def write_converted(
-    answers: keras.Model, folder: Path, format: str, examples: np.ndarray | None
+    scorer: keras.Model, folder: Path, format: str, examples: np.ndarray | None
 ) -> None:
-    """Writes the files of a format into a folder.
+    """Write the files of a format into a folder.
 
     Args:
-        answers: of `answers.answering`, in float32.
+        scorer: from `serving.scoring_model`, in float32.
         format: one of `CONVERTED`.
-        examples: images that show which values occur, uint8 [N, S, S, 3], for int8; None for float32.
+        examples: for int8: images that show the ranges of values, uint8 [N, S, S, 3]; None for
+            float32.
 
     Raises:
-        InputError: the format has no operation for something in the model.
+        InputError: if the format does not support an operation of the model.
     """
     try:
-        _WRITERS[format](answers, folder, examples)
+        _WRITERS[format](scorer, folder, examples)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # of many types, from four libraries
-        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         others = ", ".join(other for other in ("saved_model", *CONVERTED) if other != format)
-        alone = "without int8, or " if examples is not None else ""
+        without = "without int8, or " if examples is not None else ""
         raise InputError(
-            f"The model cannot be exported as {format}{' in int8' * bool(alone)}: {why[:300]}. "
-            f"Nothing was exported. Export it {alone}in another format ({others})."
+            f"The model cannot be exported as {format}{' in int8' * bool(without)}: "
+            f"{reason[:300]}. Nothing was exported. Export it {without}in another format ({others})."
         ) from error
 
 
-def open_export(folder) -> Ask:
-    """Loads what `convert` wrote.
+def open_export(folder) -> Predict:
+    """Load a model that `convert` wrote.
 
     Returns:
         A function from images, uint8 [N, S, S, 3] after the resize and crop of evaluation, to
-        float32 scores [N, C] by name: `scores`, or of several heads `scores_NAME`.
+        float32 scores [N, C] by name: `scores`, or `scores_NAME` for each of several heads.
 
     Raises:
-        InputError: no such export.
+        InputError: if the folder does not contain such a model.
     """
     folder = Path(folder)
-    for name, ask in _ASKERS.items():
+    for name, load in _LOADERS.items():
         if (folder / name).is_file():
-            return ask(folder)
-    raise InputError(f"{folder} has none of {', '.join(_ASKERS)}: give the folder of an export.")
-
-
-def scores_by_head(scores: Mapping[str, np.ndarray], ends: Mapping[str, str]) -> dict:
-    """Name of each head → its scores, of outputs named `scores` and the head's suffix."""
-    return {name: scores[f"scores{end}"] for name, end in ends.items()}
+            return load(folder)
+    raise InputError(
+        f"{folder} contains none of {', '.join(_LOADERS)}. Pass the version directory of an export."
+    )

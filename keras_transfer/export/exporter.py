@@ -1,7 +1,7 @@
-"""The functions to export with: a model, or a run with all that is known of it."""
+"""Export a model, or a run with its calibration, a comparison on its own images and a model card."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -14,39 +14,49 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
 from keras_transfer.export import check_format
 from keras_transfer.export.card import write_card
-from keras_transfer.export.converters import CONVERTED, open_export, scores_by_head, write_converted
-from keras_transfer.export.folder import whole
+from keras_transfer.export.converters import CONVERTED, open_export, write_converted
 from keras_transfer.export.parity import (
     HALF_ROUNDING,
-    MOST_LOST,
+    MAX_LOSS,
     ROUNDING,
     Parity,
+    Sample,
     compare,
+    draw_sample,
+    noise_sample,
     require_parity,
     require_quality,
 )
-from keras_transfer.export.sample import Sample, drawn, noise
-from keras_transfer.export.serving import ask_files, check_signatures, in_half, write_saved_model
-from keras_transfer.export.signatures import answering, in_float32, suffix, write_labels
+from keras_transfer.export.serving import (
+    check_signatures,
+    computes_in_half,
+    in_float32,
+    scores_by_head,
+    scoring_model,
+    serve_files,
+    write_labels,
+    write_saved_model,
+)
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import heads_of
 from keras_transfer.utils.console import say
+from keras_transfer.utils.files import new_folder
 
-IMAGES = 300  # to compare on
-EXAMPLES = 200  # to measure ranges on
+COMPARED_IMAGES = 300
+RANGE_IMAGES = 200  # to measure the ranges of values for int8
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export came to.
+    """Result of an export.
 
     Attributes:
         path: the version directory.
-        format: a name of `FORMATS`.
-        int8: whether its weights and activations are.
-        bytes: of all its files but the card.
-        parity: how it answers compared with the Keras model; None for a SavedModel that was compared
-            on a few images only, to rounding.
+        format: a name in `FORMATS`.
+        int8: whether weights and activations have 8 bits.
+        bytes: size of all files except the model card.
+        parity: the comparison with the Keras model; None for a SavedModel that was only compared on
+            a few images, where scores were equal up to rounding.
     """
 
     path: Path
@@ -63,46 +73,47 @@ def saved_model(
     images=None,
     temperatures: Mapping[str, float] | None = None,
 ) -> Path:
-    """Exports a SavedModel with normalisation, resizing and decoding inside.
+    """Export a SavedModel that decodes, resizes and normalizes its inputs itself.
 
-    Signatures (all outputs N rows each):
+    Signatures (all outputs have N rows):
 
-    - `serving_default(images)`: float32 [N, H, W, 3], RGB 0–255, any size.
-    - `serve_uint8(images)`: the same for uint8.
-    - `serve_bytes(bytes)`: string [N], each an encoded JPEG, PNG, GIF or plain BMP or WebP file,
-      turned as its EXIF orientation says, see `data.serving`.
-    - `features(bytes)`: `features` [N, D], what the backbone gives, pooled; and `error`.
+    - `serving_default(images)`: float32 [N, H, W, 3], RGB in [0, 255], any size.
+    - `serve_uint8(images)`: the same as uint8.
+    - `serve_bytes(bytes)`: string [N], each an encoded JPEG, PNG, GIF, plain BMP or WebP file, rotated
+      according to its EXIF orientation.
+    - `features(bytes)`: `features` [N, D], the backbone's pooled features, and `error`.
 
-    The first three give `scores` [N, C], float32 (of a regression model the values), and
-    `class_names` [N, C]; a single-label model also `label` [N] and `score` [N]. A model with several
-    heads gives the same for each, with the head's name: `scores_kind`, `class_names_kind`, …
+    The first three return `scores` [N, C], float32 (the values of a regression model), and
+    `class_names` [N, C]; a single-label model also returns `label` [N] and `score` [N]. A model with
+    several heads returns these outputs for each, with the head's name: `scores_kind`,
+    `class_names_kind`, …
 
-    `error` [N] is empty where an image was answered, and else says what is wrong with it: its numbers are
-    then 0 and its label is empty, and the other images of the request are answered. TF Serving's
-    REST interface takes bytes as `{"b64": "…"}`.
+    `error` [N] is empty for each valid image. For an invalid one it states the problem, the numbers
+    are 0 and the label is empty; the other images of the request are not affected. TF Serving's REST
+    interface takes bytes as `{"b64": "…"}`.
 
-    The folder also has the names of the classes (`assets/labels.txt`) and requests that TF Serving
-    warms up with (`assets.extra/`).
+    The folder also contains the class names (`assets/labels.txt`) and requests with which TF Serving
+    warms up (`assets.extra/`).
 
     Args:
         model: from `build_model`.
-        out: the version directory, e.g. `serving/flowers/1`; must not exist.
-        images: a few uint8 images [H, W, 3] for the parity check; by default noise.
-        temperatures: name of a head (of a single one `output`) → the temperature of its calibration.
+        out: the version directory, such as `serving/flowers/1`; must not exist.
+        images: a few uint8 images [H, W, 3] for the parity check; noise by default.
+        temperatures: head name (`output` for a single head) → temperature of its calibration.
 
     Returns:
-        `out`. It appears only after the exported model answered like the Keras model.
+        `out`, which is created only if the exported model gives the Keras model's scores.
 
     Raises:
-        InputError: `out` exists already.
-        ParityError: scores differ by more than rounding.
+        InputError: if `out` exists.
+        ParityError: if scores differ by more than rounding.
     """
-    with whole(out) as folder:
-        _write_checked(model, folder, temperatures, images)
+    with new_folder(out) as folder:
+        _write_and_check(model, folder, temperatures, images)
     return Path(out)
 
 
-def _write_checked(model, folder, temperatures, images=None):
+def _write_and_check(model, folder, temperatures, images=None):
     write_saved_model(model, folder, temperatures)
     if images is None:
         images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype="uint8")
@@ -118,52 +129,49 @@ def convert(
     examples: np.ndarray | None = None,
     sample: Sample | None = None,
     temperatures: Mapping[str, float] | None = None,
-    most_lost: float = MOST_LOST,
+    most_lost: float = MAX_LOSS,
 ) -> Exported:
-    """Exports LiteRT, ONNX or OpenVINO: `model.tflite`, `model.onnx`, or `model.xml` and `model.bin`.
+    """Export LiteRT, ONNX or OpenVINO: `model.tflite`, `model.onnx`, or `model.xml` and `model.bin`.
 
-    The file takes images that are resized and cropped already, uint8 [N, S, S, 3] (LiteRT: one at a
-    time), and gives scores by name, as `saved_model` does. It computes in float32, whatever the model
-    trained in. `labels.txt` has the names.
+    The file takes images that are already resized and cropped, `images` uint8 [N, S, S, 3] (LiteRT:
+    one at a time), and returns the scores that `saved_model` returns. It computes in float32,
+    whatever precision the model was trained in. `labels.txt` contains the class names.
 
     Args:
         model: from `build_model`.
         out: a directory that does not exist yet.
         format: `"litert"`, `"onnx"` or `"openvino"`.
-        int8: weights and activations in 8 bits, see `examples`.
-        examples: for int8: some hundred images like those to come, uint8 [N, S, S, 3].
-        sample: what to compare on; by default noise, which says nothing of int8's loss in accuracy.
+        int8: quantize weights and activations to 8 bits; needs `examples`.
+        examples: a few hundred typical images, uint8 [N, S, S, 3], to measure ranges on.
+        sample: images for the comparison; noise by default, which cannot show int8's loss of accuracy.
         temperatures: see `saved_model`.
-        most_lost: the most that int8 may lose, in shares, of the quality that `Parity` has.
+        most_lost: the largest loss of quality (see `Parity`) that int8 may cause, in [0, 1].
 
     Raises:
-        InputError: `out` exists, a package is missing, int8 without examples, or too much is lost.
-        ParityError: under 99 % of the same answers in float32.
+        InputError: if `out` exists, a package is missing, `examples` are missing, or int8 loses too
+            much.
+        ParityError: if under 99 % of the decisions are the same in float32.
     """
-    with whole(out) as folder:
+    with new_folder(out) as folder:
         parity = _convert(model, folder, format, int8, examples, sample, temperatures, most_lost)
-        size = _bytes(folder)
-    return Exported(Path(out), format, int8, size, parity)
+        return Exported(Path(out), format, int8, _size(folder), parity)
 
 
 def _convert(model, folder, format, int8, examples, sample, temperatures, most_lost):
     check_format(format, int8)
     if format not in CONVERTED:
-        raise InputError(f"convert gives {', '.join(CONVERTED)}; a SavedModel is of saved_model.")
+        raise InputError(
+            f"`convert` writes {', '.join(CONVERTED)}. Call `saved_model` for a SavedModel."
+        )
     if int8 and (examples is None or not len(examples)):
-        raise InputError("int8 needs images to measure the range of values on: give examples.")
-    heads = heads_of(model)
-    answers = answering(in_float32(model), temperatures)
-    sample = sample or noise(model.input_shape[1])
-    write_converted(answers, folder, format, examples if int8 else None)
+        raise InputError("int8 needs images to measure the ranges of values: pass `examples`.")
+    heads, scorer = heads_of(model), scoring_model(in_float32(model), temperatures)
+    sample = sample or noise_sample(model.input_shape[1])
+    write_converted(scorer, folder, format, examples if int8 else None)
     write_labels(folder, heads)
-    ends = {name: suffix(heads, name) for name in heads}
+    outputs = open_export(folder)(sample.images)
     parity = compare(
-        heads,
-        scores_by_head(_scores(answers, sample.images), ends),
-        scores_by_head(open_export(folder)(sample.images), ends),
-        sample.labels,
-        of=sample.of,
+        heads, _keras_scores(heads, scorer, sample), scores_by_head(heads, outputs), sample
     )
     if int8:
         require_quality(parity, format, most_lost)
@@ -179,82 +187,79 @@ def export_run(
     int8: bool = False,
     out=None,
     data=None,
-    most_lost: float = MOST_LOST,
+    most_lost: float = MAX_LOSS,
 ) -> Exported:
-    """Exports the model of a run, with its calibration, checked on its own images, and a model card.
+    """Export the model of a run with its calibration, compared on its own images, and a model card.
 
     Args:
         run: a `Run`.
         format, int8, most_lost: see `saved_model` and `convert`.
-        out: by default the next version of `RUN/export/` (of other formats `RUN/export/FORMAT/`, of
-            int8 `RUN/export/FORMAT_int8/`).
-        data: the labelled images of the run, where they lie elsewhere now, or as `ImageData`. A run
-            that was trained from Python does not know where they lie.
+        out: by default the next version of `RUN/export/` (other formats: `RUN/export/FORMAT/`; int8:
+            `RUN/export/FORMAT_int8/`).
+        data: the run's labeled images if they were moved, as a path or an `ImageData`. A run that was
+            trained from Python does not record where they are.
 
     Returns:
-        What was exported; `README.md` beside the model is its card.
+        The result; `README.md` next to the model is its card.
 
     Raises:
-        InputError, ParityError: see `saved_model` and `convert`; or int8 without images.
+        InputError, ParityError: see `saved_model` and `convert`; also for int8 without images.
     """
     check_format(format, int8)
     out = Path(out) if out is not None else run.next_export(format, int8)
-    with whole(out) as folder:
+    with new_folder(out) as folder:
         model, temperatures = run.model, temperatures_of(run)
-        heads, size = heads_of(model), model.input_shape[1]
-        sample = _drawn(run, data, "val", size, IMAGES, heads)
+        sample = _sample_of(run, data, "val", model, COMPARED_IMAGES)
         if sample is None:
-            say(f"the validation images of {run.path} are not there: it is compared on noise")
+            say(f"validation images of {run.path} not found: the export is compared on noise")
         if format == "saved_model":
-            _write_checked(model, folder, temperatures, sample and sample.images[:2])
+            _write_and_check(model, folder, temperatures, sample and sample.images[:2])
             parity = _parity_on_files(model, folder, temperatures, sample)
         else:
-            examples = None
-            if int8:
-                examples = _drawn(run, data, "train", size, EXAMPLES, heads)
-                if examples is None:
-                    raise InputError(
-                        f"int8 needs training images of {run.path} to measure the range of values "
-                        "on: say with --data where they lie."
-                    )
-                examples = examples.images
+            ranges = _sample_of(run, data, "train", model, RANGE_IMAGES) if int8 else None
+            if int8 and ranges is None:
+                raise InputError(
+                    f"int8 needs training images of {run.path} to measure the ranges of values, and "
+                    "they were not found. Pass their location with --data."
+                )
+            examples = ranges and ranges.images
             parity = _convert(
                 model, folder, format, int8, examples, sample, temperatures, most_lost
             )
-        size = _bytes(folder)
-        exported = Exported(out, format, int8, size, parity)
+        exported = Exported(out, format, int8, _size(folder), parity)
         write_card(folder, run, model, exported, temperatures)
     return exported
 
 
 def temperatures_of(run) -> dict[str, float]:
-    """Name of each calibrated head → its temperature; none where the calibration is for the mean of
-    several views, which an export does not make."""
+    """Return head name → temperature of the run's calibration.
+
+    A calibration for the mean of several views does not apply, because an export uses one view.
+    """
     if run.calibration is None:
         return {}
-    kept = Calibration.from_dict(run.calibration)
-    if kept.tta is not None:
-        say(f"the run's calibration is left out: it is for --tta {kept.tta}")
+    calibration = Calibration.from_dict(run.calibration)
+    if calibration.tta is not None:
+        say(f"the run's calibration is not exported: it applies to --tta {calibration.tta}")
         return {}
-    return {name: head["temperature"] for name, head in kept.heads.items()}
+    return {name: head["temperature"] for name, head in calibration.heads.items()}
 
 
-def _drawn(run, given, split, size, count, heads) -> Sample | None:
-    """Images of a split; None where the run's own data are gone, or are of a kind without files."""
-    if isinstance(given, ImageData):
-        if split not in given.examples:
-            return None
-        return drawn(
-            replace(given, examples={split: given.examples[split]}), split, size, count, list(heads)
+def _sample_of(run, data, split, model, count) -> Sample | None:
+    """Return images of a split; None if the run's own data cannot be found or read again."""
+    heads, size = heads_of(model), model.input_shape[1]
+    if isinstance(data, ImageData):
+        return (
+            draw_sample(data, split, split, size, count, heads) if split in data.examples else None
         )
-    config, wanted = run.config, split
-    source = given if given is not None else config.get("data")
-    if given is None and split == "val" and config.get("val"):
-        source, wanted = config["val"], None  # validated on a folder of their own
-    if source is None or (given is None and not Path(source).expanduser().exists()):
+    config, wanted, given = run.config, split, data is not None
+    source = data if given else config.get("data")
+    if not given and split == "val" and config.get("val"):
+        source, wanted = config["val"], None  # validated on a separate folder
+    if source is None or not (given or Path(source).expanduser().exists()):
         return None
     try:
-        data = open_labelled(
+        opened = open_labelled(
             source,
             described(config),
             split=wanted,
@@ -263,37 +268,31 @@ def _drawn(run, given, split, size, count, heads) -> Sample | None:
             progress=False,
         )
     except InputError:
-        if given is not None:
+        if given:
             raise
         return None
-    return drawn(data, split, size, count, list(heads))
+    (only,) = opened.examples
+    return draw_sample(opened, only, split, size, count, heads)
 
 
 def _parity_on_files(model, folder, temperatures, sample):
-    """Whole files through `serve_bytes`, against the training's decoding and the Keras model."""
+    """Compare `serve_bytes` on whole files with the decoding of training and the Keras model."""
     if sample is None or sample.files is None:
         return None
     heads = heads_of(model)
-    ends = {name: suffix(heads, name) for name in heads}
-    got, answered = ask_files(folder, sample.files)
-    parity = compare(
-        heads,
-        scores_by_head(_scores(answering(model, temperatures), sample.images), ends),
-        scores_by_head(got, ends),
-        sample.labels,
-        of=sample.of,
-        answered=answered,
-    )
-    require_parity(parity, "SavedModel", HALF_ROUNDING if in_half(model) else ROUNDING)
+    outputs, valid = serve_files(folder, sample.files)
+    expected = _keras_scores(heads, scoring_model(model, temperatures), sample)
+    parity = compare(heads, expected, scores_by_head(heads, outputs), sample, valid=valid)
+    require_parity(parity, "SavedModel", HALF_ROUNDING if computes_in_half(model) else ROUNDING)
     return parity
 
 
-def _scores(answers, images):
-    """Output name → float32 [N, C] of the Keras model."""
-    answers.jit_compile = jit_compile()
-    found = answers.predict(images, batch_size=32, verbose=0)
-    return {name: np.asarray(scores, "float32") for name, scores in found.items()}
+def _keras_scores(heads, scorer, sample):
+    """Return head name → float32 [N, C] of the Keras model."""
+    scorer.jit_compile = jit_compile()
+    outputs = scorer.predict(sample.images, batch_size=32, verbose=0)
+    return {k: np.asarray(v, "float32") for k, v in scores_by_head(heads, outputs).items()}
 
 
-def _bytes(folder):
+def _size(folder):
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,40 +1,91 @@
-"""Whether an exported model answers as the Keras model does, and what it loses where it does not."""
+"""Compare an exported model with its Keras model: same decisions, and the quality lost if not."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.models.heads import Head
 
-LEAST_AGREEMENT = 0.99  # of a float export
-MOST_LOST = 0.02  # of an int8 export
-ROUNDING, HALF_ROUNDING = 1e-3, 2e-2  # of scores that were computed in float32, and in 16 bits
-_SAME_VALUE = 0.01  # of a target's spread
+MIN_AGREEMENT = 0.99  # of a float export
+MAX_LOSS = 0.02  # of an int8 export
+ROUNDING, HALF_ROUNDING = 1e-3, 2e-2  # differences of scores computed in float32 and in 16 bits
+_SAME_VALUE = 0.01  # as a share of a target's standard deviation
 
 
 class ParityError(RuntimeError):
-    """The exported model does not answer like the Keras model; nothing was exported."""
+    """The exported model differs from the Keras model; nothing was exported."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Images to compare models on, or to measure the ranges of values for int8.
+
+    Attributes:
+        of: a split's name, or `"noise"`.
+        images: uint8 [N, S, S, 3], after the resize and crop of evaluation.
+        labels: head name → labels as the head takes them; None if unknown.
+        files: the image files, if the images are files.
+    """
+
+    of: str
+    images: np.ndarray
+    labels: Mapping[str, np.ndarray] | None = None
+    files: tuple[str, ...] | None = None
+
+
+def draw_sample(
+    data: ImageData, split: str, of: str, size: int, count: int, heads: Iterable[str]
+) -> Sample:
+    """Draw `count` images, or all of a smaller split, at even distances: they are sorted by class.
+
+    Args:
+        data: contains `split`.
+        of: the sample's `of`.
+        size: side of the images in pixels.
+        heads: names of the model's heads.
+    """
+    examples = data.examples[split]
+    last = len(examples) - 1
+    rows = np.unique(np.linspace(0, last, min(count, last + 1)).round().astype(int))
+    examples = examples.take(rows)
+    drawn = replace(data, examples={split: examples})
+    batches = drawn.batches(split, image_size=size, batch_size=32)
+    images = np.concatenate([np.asarray(images) for images, _ in batches])
+    labels = examples.labels
+    labels = labels if isinstance(labels, dict) else dict.fromkeys(heads, labels)
+    files = tuple(examples.names)
+    return Sample(of, images, labels, files if all(Path(f).is_file() for f in files) else None)
+
+
+def noise_sample(size: int, count: int = 32, seed: int = 0) -> Sample:
+    """Make images of smooth noise in all colors, for models whose own images cannot be found."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (count, 8, 8, 3)).repeat(-(-size // 8), 1).repeat(-(-size // 8), 2)
+    fine = coarse[:, :size, :size] + rng.normal(0, 20, (count, size, size, 3))
+    return Sample("noise", np.clip(fine, 0, 255).astype("uint8"))
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported model's answers compare with the Keras model's on the same images.
+    """How an exported model's decisions compare with the Keras model's on the same images.
 
     Attributes:
-        images: how many were asked for.
-        of: what they were: a split of the data, or "noise".
+        images: number of images.
+        of: their split, or `"noise"`.
         refused: how many of them the exported model cannot read (see docs/data-check.md).
-        labelled: whether `quality` is measured on labels; otherwise the Keras model's answers stand
-            for them.
-        agreement: name of each head → share of equal decisions, in [0, 1]: the same class, the same
-            side of 0.5 of each label, numbers apart by at most 1 % of their standard deviation.
-        difference: the largest difference of two scores.
-        quality: name of each head → (the Keras model's, the exported one's): accuracy; of labels the
-            share of right ones; of numbers 1 − mean absolute error over standard deviation.
-        answers: name of each head → how many different decisions the Keras model made: where it always
-            gives the same one, so does an export that sees nothing.
+        labelled: whether `quality` was measured on labels; if not, the Keras model's decisions take
+            their place.
+        agreement: head name → share of equal decisions, in [0, 1]: the same class; each label on the
+            same side of 0.5; numbers within 1 % of their standard deviation.
+        difference: the largest difference between two scores.
+        quality: head name → (Keras model, exported model): accuracy; for multi-label heads the share of
+            correct labels; for regression 1 − mean absolute error / standard deviation.
+        answers: head name → number of different decisions by the Keras model. If it is 1, even an
+            export that ignores its input agrees.
     """
 
     images: int
@@ -48,65 +99,67 @@ class Parity:
 
     @property
     def lost(self) -> float:
-        """The most that a head loses, in shares: 0.02 are two points of accuracy."""
+        """The largest loss of quality of a head; 0.02 is two points of accuracy."""
         return max(before - after for before, after in self.quality.values())
 
     def text(self) -> str:
-        """One line."""
-        answers = f"same answer for {100 * min(self.agreement.values()):.2f} %"
+        """Return the comparison in one line."""
+        same = f"same answer for {100 * min(self.agreement.values()):.2f} %"
         if self.labelled:
             accuracy = ", ".join(f"{a:.4f} → {b:.4f}" for a, b in self.quality.values())
-            answers += f", accuracy {accuracy}"
+            same += f", accuracy {accuracy}"
         if min(self.answers.values()) == 1:
-            answers += " (the Keras model gives all of them one answer, which says little)"
-        refused = f", {self.refused} of them cannot be read" if self.refused else ""
+            same += " (weak evidence: the Keras model gives every image the same answer)"
+        refused = f", {self.refused} of them unreadable" if self.refused else ""
         return (
-            f"{answers}, scores apart by at most {self.difference:.2g} "
-            f"({self.images} images of {self.of}{refused})"
+            f"{same}, scores differ by at most {self.difference:.2g} "
+            f"({self.images} {self.of} images{refused})"
         )
 
 
 def compare(
     heads: Mapping[str, Head],
     expected: Mapping[str, np.ndarray],
-    got: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray] | None,
+    exported: Mapping[str, np.ndarray],
+    sample: Sample,
     *,
-    of: str,
-    answered: np.ndarray | None = None,
+    valid: np.ndarray | None = None,
 ) -> Parity:
-    """Compares scores [N, C] of each head with those of the Keras model, and both with labels.
+    """Compare the scores of an exported model with those of the Keras model, and both with labels.
 
     Args:
-        labels: as the heads take them; None where they are not known.
-        of: what the images are.
-        answered: bool [N]: the images that count; by default all.
+        expected: head name → scores [N, C] of the Keras model.
+        exported: head name → scores [N, C] of the exported model.
+        sample: the images that were scored.
+        valid: bool [N], the images that the exported model could read; all by default.
+
+    Raises:
+        ParityError: if no image could be read, or scores are not finite.
     """
-    count = len(next(iter(expected.values())))
-    rows = np.ones(count, bool) if answered is None else answered
+    count = len(sample.images)
+    rows = np.ones(count, bool) if valid is None else valid
     if not rows.any():
-        raise ParityError(f"The exported model could read none of {count} images of {of}.")
+        raise ParityError(f"The exported model could read none of {count} {sample.of} images.")
     agreement, quality, answers, difference = {}, {}, {}, 0.0
     for name, head in heads.items():
-        before, after = (np.asarray(x[name], "float64")[rows] for x in (expected, got))
+        before, after = (np.asarray(x[name], "float64")[rows] for x in (expected, exported))
         if not np.isfinite(after).all():
-            raise ParityError(f"The exported model gives no finite numbers for images of {of}.")
+            raise ParityError(f"The exported model's scores of {sample.of} images are not finite.")
         difference = max(difference, float(np.abs(before - after).max(initial=0)))
-        decisions = _DECISIONS[head.task](before)
+        decisions, other = _DECISIONS[head.task](before), _DECISIONS[head.task](after)
         answers[name] = len(np.unique(decisions, axis=0))
-        truth = decisions if labels is None else np.asarray(labels[name])[rows]
+        truth = decisions if sample.labels is None else np.asarray(sample.labels[name])[rows]
         if head.task == "regression":
             spread = truth.std(axis=0)
             spread = np.where(spread > 0, spread, 1.0)
             agreement[name] = float((np.abs(before - after) <= _SAME_VALUE * spread).mean())
-            right = [float(1 - (np.abs(x - truth) / spread).mean()) for x in (before, after)]
+            correct = [float(1 - (np.abs(x - truth) / spread).mean()) for x in (before, after)]
         else:
-            other = _DECISIONS[head.task](after)
             agreement[name] = float((decisions == other).mean())
-            right = [float((x == truth).mean()) for x in (decisions, other)]
-        quality[name] = (right[0], right[1])
-    refused, labelled = int((~rows).sum()), labels is not None
-    return Parity(count, of, refused, labelled, agreement, difference, quality, answers)
+            correct = [float((x == truth).mean()) for x in (decisions, other)]
+        quality[name] = (correct[0], correct[1])
+    refused, labelled = int((~rows).sum()), sample.labels is not None
+    return Parity(count, sample.of, refused, labelled, agreement, difference, quality, answers)
 
 
 _DECISIONS = {
@@ -116,26 +169,27 @@ _DECISIONS = {
 }
 
 
-def require_parity(parity: Parity, what: str, rounding: float = ROUNDING) -> None:
-    """Raises ParityError where a float export has less than 99 % of the same answers.
+def require_parity(parity: Parity, format: str, rounding: float = ROUNDING) -> None:
+    """Raise ParityError if under 99 % of a float export's decisions are the same.
 
     Args:
-        rounding: scores that are no further apart than this are the same, even where two classes are so
-            close that another one is in front.
+        rounding: scores that differ by at most this much are equal, even if two classes are so close
+            that their order changes.
     """
-    if parity.difference <= rounding or min(parity.agreement.values()) >= LEAST_AGREEMENT:
+    if parity.difference <= rounding or min(parity.agreement.values()) >= MIN_AGREEMENT:
         return
     raise ParityError(
-        f"The exported {what} does not answer like the Keras model: {parity.text()}; at least "
-        f"{100 * LEAST_AGREEMENT:g} % are wanted. Nothing was exported. Please report this."
+        f"The exported {format} differs from the Keras model: {parity.text()}; at least "
+        f"{100 * MIN_AGREEMENT:g} % of the answers must be the same. Nothing was exported. Please "
+        "report this."
     )
 
 
-def require_quality(parity: Parity, what: str, most_lost: float = MOST_LOST) -> None:
-    """Raises InputError where an int8 export loses more than `most_lost`."""
-    if not parity.lost <= most_lost:
+def require_quality(parity: Parity, format: str, max_loss: float = MAX_LOSS) -> None:
+    """Raise InputError if an int8 export loses more than `max_loss`."""
+    if not parity.lost <= max_loss:
         raise InputError(
-            f"The {what} in int8 loses {100 * parity.lost:.1f} points, more than "
-            f"{100 * most_lost:g}: {parity.text()}. Nothing was exported. Export it without int8, "
+            f"The {format} in int8 loses {100 * parity.lost:.1f} points, more than "
+            f"{100 * max_loss:g}: {parity.text()}. Nothing was exported. Export it without int8, "
             "or allow the loss with --max-loss."
         )

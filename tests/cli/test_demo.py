@@ -35,7 +35,15 @@ def test_the_demo_runs_to_its_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "SOURCE_EPOCHS", 1)
     demo.run_demo(tmp_path / "demo", seed=1)
     printed = capsys.readouterr().out
-    for words in ("transfer", "from scratch", "start", "slope", "asymptote", "says of", "done in"):
+    for words in (
+        "transfer",
+        "from scratch",
+        "start",
+        "slope",
+        "asymptote",
+        "classifies",
+        "done in",
+    ):
         assert words in printed
     png = (tmp_path / "demo" / "curves.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 5000

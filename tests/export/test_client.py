@@ -19,7 +19,7 @@ from keras_transfer.export.client import Client, ServingError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 
-SERVER = Path(__file__).with_name("tf_serving_stand_in.py")
+SERVER = Path(__file__).parents[1] / "tf_serving_stand_in.py"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_server_that_is_away_is_asked_again(served, wire, monkeypatch):
     pauses = []
     monkeypatch.setattr(client_module.time, "sleep", pauses.append)
     (once,) = files[:1]
-    with pytest.raises(ServingError, match=r"flaky after 1 tries: .*still loading"):
+    with pytest.raises(ServingError, match=r"flaky after 1 try: .*still loading"):
         next(Client(addresses[wire], "flaky", retries=0).predict([once]))
     assert pauses == []
     assert next(Client(addresses[wire], "flaky", retries=1).predict([once]))["error"] is None
@@ -96,7 +96,7 @@ def test_a_server_that_is_away_is_asked_again(served, wire, monkeypatch):
 def test_a_request_takes_no_longer_than_its_time(served, wire):
     addresses, _, files = served
     started = time.perf_counter()
-    with pytest.raises(ServingError, match="after 1 tries"):
+    with pytest.raises(ServingError, match="after 1 try"):
         next(Client(addresses[wire], "slow", timeout=0.3, retries=0).predict(files[:1]))
     assert time.perf_counter() - started < 1.5
 
@@ -114,18 +114,18 @@ def test_nobody_answers(wire, tmp_path):
     with socket.socket() as taken:  # bound, and nobody listens
         taken.bind(("127.0.0.1", 0))
         address = f"{wire}://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ServingError, match="does not answer for flowers after 1 tries"):
+        with pytest.raises(ServingError, match="does not answer for flowers after 1 try"):
             next(Client(address, "flowers", timeout=5, retries=0).predict([tmp_path / "p.png"]))
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"server": "localhost:8501"}, "is no server"),
-        ({"server": "ftp://here"}, "is no server"),
-        ({"batch_size": 0}, "batch_size must be 1"),
+        ({"server": "localhost:8501"}, "Invalid server"),
+        ({"server": "ftp://here"}, "Invalid server"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"timeout": 0}, "timeout above 0"),
-        ({"retries": -1}, "retries 0 or more"),
+        ({"retries": -1}, "retries at least 0"),
     ],
 )
 def test_what_is_no_client(change, said):
@@ -134,7 +134,7 @@ def test_what_is_no_client(change, said):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="Cannot read"):
         next(Client("http://localhost:1", "m").predict([tmp_path / "none.jpg"]))
 
 
@@ -143,7 +143,7 @@ def test_several_heads_stand_by_their_names():
         "scores_sign": [0.75, 0.25], "class_names_sign": ["a", "b"], "label_sign": "a",
         "score_sign": 0.75, "scores_age": [31.5], "class_names_age": ["years"],
     }  # fmt: skip
-    assert client_module._answer(row) == {
+    assert client_module._by_head(row) == {
         "heads": {
             "age": {"scores": {"years": 31.5}},
             "sign": {"label": "a", "score": 0.75, "scores": {"a": 0.75, "b": 0.25}},

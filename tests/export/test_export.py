@@ -20,12 +20,12 @@ from keras_transfer import export
 from keras_transfer.errors import InputError
 from keras_transfer.export import exporter as exporting
 from keras_transfer.export import serving
-from keras_transfer.export.folder import whole
 from keras_transfer.export.serving import NOT_FINITE, UNREADABLE
 from keras_transfer.modalities.image.prepare import resize_and_crop
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, MultiLabel
 from keras_transfer.models.stages import Backbone
+from keras_transfer.utils.files import new_folder
 
 
 def new_model():
@@ -255,14 +255,14 @@ def test_a_reader_sees_the_version_whole_or_not_at_all(watched):
 
 
 def test_while_it_is_written_its_name_is_no_version(tmp_path):
-    with whole(tmp_path / "7") as folder:
+    with new_folder(tmp_path / "7") as folder:
         (folder / "part").write_text("half")
         assert [p.name.isdecimal() for p in tmp_path.iterdir()] == [False]
     assert (tmp_path / "7" / "part").read_text() == "half"
 
 
 def test_of_two_exports_to_one_version_the_second_fails(tmp_path):
-    with pytest.raises(InputError, match="exists"), whole(tmp_path / "1") as folder:
+    with pytest.raises(InputError, match="exists"), new_folder(tmp_path / "1") as folder:
         (folder / "mine").touch()
         (tmp_path / "1").mkdir()
         (tmp_path / "1" / "theirs").touch()

@@ -20,15 +20,15 @@ from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
 from keras_transfer.export import converters
 from keras_transfer.export import exporter as exporting
-from keras_transfer.export.card import _LICENCES, _UNCONFIRMED, write_card
+from keras_transfer.export.card import _LICENSES, _UNCONFIRMED, write_card
 from keras_transfer.export.parity import (
     Parity,
     ParityError,
+    Sample,
     compare,
     require_parity,
     require_quality,
 )
-from keras_transfer.export.sample import Sample
 from keras_transfer.modalities.image.prepare import resize_and_crop
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, MultiLabel, Regression
@@ -223,7 +223,7 @@ def test_onnx_keeps_the_zeros_around_a_max_pooling(tmp_path):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_onnx_runtime_takes_zeros_around_a_max_pooling(kept):
-    """Before 1.32 it forgets them (its issue 24737) unless `_keep_zeros` has been there."""
+    """Before 1.32 it forgets them (its issue 24737) unless `_protect_zeros` has changed them."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     make, shape = onnx.helper, [1, 1, 4, 4]
     graph = make.make_graph(
@@ -238,7 +238,7 @@ def test_onnx_runtime_takes_zeros_around_a_max_pooling(kept):
     )
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 15)], ir_version=8)
     if kept:
-        converters._keep_zeros(model.graph)
+        converters._protect_zeros(model.graph)
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -262,11 +262,13 @@ def test_what_a_format_has_no_operation_for_is_said(run, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="Unknown format 'caffe': give one of saved_model, litert"):
+    with pytest.raises(
+        InputError, match=r"Unknown format 'caffe'\. Choose one of saved_model, litert"
+    ):
         export.export_run(run, "caffe")
     with pytest.raises(InputError, match="SavedModel has no int8"):
         export.export_run(run, int8=True)
-    with pytest.raises(InputError, match="give examples"):
+    with pytest.raises(InputError, match="pass `examples`"):
         export.convert(run.model, tmp_path / "1", "litert", int8=True)
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
@@ -304,11 +306,11 @@ def test_a_run_is_exported_with_calibration_and_card(run, converted):
     for said in (
         "one class per image, of `blue`, `green`, `red`",
         "29 train, 7 val images",
-        "Trained on: blue 9, green 10, red 10.",
+        "Training images per class: blue 9, green 10, red 10.",
         "95 % interval of the accuracy",
         "temperature: output 3.0000",
-        f"Compared with the Keras model: {first.parity.text()}.",
-        "It began with weights that keras_transfer does not know",
+        f"S{first.parity.text()[1:]}.",
+        "initial weights are not known to keras_transfer",
     ):
         assert said in card, said
     assert str(run.path.parent) not in card
@@ -333,12 +335,12 @@ def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monk
     write_card(tmp_path, run, run.model, converted, {})
     card = (tmp_path / "README.md").read_text()
     assert "ported from facebookresearch/ConvNeXt, a repository under the MIT License" in card
-    assert "not confirmed that the weights" in card
+    assert "not confirmed that this license covers the weights" in card
 
 
 def test_every_backbone_has_a_licence():
-    assert {spec.module for spec in BACKBONES.values()} == _LICENCES.keys() | _UNCONFIRMED.keys()
-    assert not _LICENCES.keys() & _UNCONFIRMED.keys()
+    assert {spec.module for spec in BACKBONES.values()} == _LICENSES.keys() | _UNCONFIRMED.keys()
+    assert not _LICENSES.keys() & _UNCONFIRMED.keys()
 
 
 def test_the_cards_own_code_prepares_images_as_training_does(converted, tmp_path, rng):
@@ -375,7 +377,7 @@ def test_a_saved_model_of_a_run_is_compared_on_its_files(tmp_path):
     assert 0 < broken < len(names)
     assert (found.parity.images, found.parity.refused) == (len(names), broken)
     assert min(found.parity.agreement.values()) == 1 and found.parity.difference < 1e-4
-    assert f"{broken} of them cannot be read" in (found.path / "README.md").read_text()
+    assert f"{broken} of them unreadable" in (found.path / "README.md").read_text()
 
 
 def test_where_the_images_are_gone(run, tmp_path, monkeypatch, capsys):
@@ -387,7 +389,7 @@ def test_where_the_images_are_gone(run, tmp_path, monkeypatch, capsys):
     found = export.export_run(run, "litert", out=tmp_path / "1")
     assert found.parity.of == "noise" and not found.parity.labelled
     assert "compared on noise" in capsys.readouterr().err
-    with pytest.raises(InputError, match="say with --data"):
+    with pytest.raises(InputError, match="Pass their location with --data"):
         export.export_run(run, "litert", int8=True, out=tmp_path / "2")
     other = tmp_path / "other"
     for name in ("cat", "dog"):
@@ -408,9 +410,9 @@ def test_the_command(run, tmp_path):
     assert document["parity"]["lost"] == 0 and document["parity"]["of"] == "val"
     for words, said in (
         (("--int8",), "SavedModel has no int8"),
-        (("--format", "litert", "--out", tmp_path / "1"), "exists: choose another"),
-        (("--max-loss", "2"), "--max-loss 2: give a share"),
-        (("--data", tmp_path / "none"), "check --data"),
+        (("--format", "litert", "--out", tmp_path / "1"), "exists. Choose another"),
+        (("--max-loss", "2"), "Invalid --max-loss 2. Pass a share"),
+        (("--data", tmp_path / "none"), "not found. Check the path"),
     ):
         wrong = command(run.path, *words)
         assert isinstance(wrong.exception, InputError) and said in str(wrong.exception)
@@ -426,6 +428,10 @@ EXPECTED = {
 }
 
 
+def sample_of(labels):
+    return Sample("val", np.zeros((4, 32, 32, 3), "uint8"), labels)
+
+
 def test_parity_by_hand():
     got = {name: values.copy() for name, values in EXPECTED.items()}
     got["a"][0] = [0.45, 0.55]  # another class
@@ -437,19 +443,19 @@ def test_parity_by_hand():
         "b": np.array([[1, 0], [1, 1], [0, 1], [1, 0]]),
         "c": np.array([[0.0], [10], [0], [10]]),
     }
-    found = compare(HEADS, EXPECTED, got, labels, of="val")
+    found = compare(HEADS, EXPECTED, got, sample_of(labels))
     assert found.agreement == {"a": 0.75, "b": 7 / 8, "c": 0.75}
     assert found.quality["a"] == (0.75, 0.5) and found.quality["b"] == (7 / 8, 1.0)
     assert found.quality["c"] == pytest.approx((1.0, 1 - (0.1 + 0.04) / 4 / 5))
     assert found.lost == 0.25 and found.difference == pytest.approx(0.45)
     assert found.text().startswith("same answer for 75.00 %, accuracy 0.7500 → 0.5000")
-    assert found.answers == {"a": 2, "b": 2, "c": 2} and "one answer" not in found.text()
+    assert found.answers == {"a": 2, "b": 2, "c": 2} and "same answer)" not in found.text()
     constant = {**EXPECTED, "a": np.tile([0.9, 0.1], (4, 1))}
-    assert "all of them one answer" in compare(HEADS, constant, got, labels, of="val").text()
+    assert "every image the same answer" in compare(HEADS, constant, got, sample_of(labels)).text()
 
     # Without labels the Keras model's answers stand for them; rows that were not answered are out.
-    answered = np.array([False, True, True, True])
-    found = compare(HEADS, EXPECTED, got, None, of="val", answered=answered)
+    valid = np.array([False, True, True, True])
+    found = compare(HEADS, EXPECTED, got, sample_of(None), valid=valid)
     assert found.quality["a"] == (1.0, 1.0) and found.refused == 1 and not found.labelled
     assert found.quality["b"] == pytest.approx((1.0, 5 / 6))
 
@@ -463,7 +469,7 @@ def test_what_is_refused():
 
     require_parity(parity(0.99, 0.3), "onnx")
     require_parity(parity(0.9, 1e-4), "onnx")  # ties
-    with pytest.raises(ParityError, match="onnx does not answer like"):
+    with pytest.raises(ParityError, match="onnx differs from the Keras model"):
         require_parity(parity(0.98, 0.3), "onnx")
     require_quality(parity(0.5, 0.3, lost=0.019), "onnx")
     with pytest.raises(InputError, match=r"loses 3\.0 points, more than 2"):
@@ -471,7 +477,7 @@ def test_what_is_refused():
     require_quality(parity(0.99, 0.3, lost=0.03), "onnx", most_lost=0.05)
 
     nan = {**EXPECTED, "c": np.full((4, 1), np.nan)}
-    with pytest.raises(ParityError, match="no finite numbers"):
-        compare(HEADS, EXPECTED, nan, None, of="val")
+    with pytest.raises(ParityError, match="not finite"):
+        compare(HEADS, EXPECTED, nan, sample_of(None))
     with pytest.raises(ParityError, match="none of 4"):
-        compare(HEADS, EXPECTED, EXPECTED, None, of="val", answered=np.zeros(4, bool))
+        compare(HEADS, EXPECTED, EXPECTED, sample_of(None), valid=np.zeros(4, bool))
