@@ -184,8 +184,7 @@ def _quality(run, metrics, temperatures):
 def _parity(exported):
     if exported.parity is None:
         return "Scores of a few generated images are equal up to rounding."
-    text = exported.parity.text()
-    return f"{text[0].upper()}{text[1:]}."
+    return f"The export and the Keras model give the {exported.parity.text()}."
 
 
 def _limits(model, metrics):

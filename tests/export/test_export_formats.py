@@ -309,7 +309,7 @@ def test_a_run_is_exported_with_calibration_and_card(run, converted):
         "Training images per class: blue 9, green 10, red 10.",
         "95 % interval of the accuracy",
         "temperature: output 3.0000",
-        f"S{first.parity.text()[1:]}.",
+        f"give the {first.parity.text()}.",
         "initial weights are not known to keras_transfer",
     ):
         assert said in card, said
@@ -474,7 +474,7 @@ def test_what_is_refused():
     require_quality(parity(0.5, 0.3, lost=0.019), "onnx")
     with pytest.raises(InputError, match=r"loses 3\.0 points, more than 2"):
         require_quality(parity(0.99, 0.3, lost=0.03), "onnx")
-    require_quality(parity(0.99, 0.3, lost=0.03), "onnx", most_lost=0.05)
+    require_quality(parity(0.99, 0.3, lost=0.03), "onnx", max_loss=0.05)
 
     nan = {**EXPECTED, "c": np.full((4, 1), np.nan)}
     with pytest.raises(ParityError, match="not finite"):
