@@ -1,10 +1,10 @@
-"""The `Adapter`: labelled source images, unlabelled target images, a model for the target."""
+"""The `Adapter`: a Keras model that trains another one on a labelled source and an unlabelled target."""
 
 import keras
 from keras import ops
 
-from keras_transfer.adaptation import BATCH_NORM, losses, progress
-from keras_transfer.adaptation.adabn import apply_adabn, check_norms
+from keras_transfer.adaptation import losses
+from keras_transfer.adaptation.callbacks import Epochs, SaveState
 from keras_transfer.adaptation.methods import Batch, resolve_methods
 from keras_transfer.adaptation.network import (
     LAST,
@@ -12,7 +12,7 @@ from keras_transfer.adaptation.network import (
     other_domain_encoder,
     single_label_head,
 )
-from keras_transfer.adaptation.shot import PseudoLabels, Renew
+from keras_transfer.adaptation.options import BATCH_NORM, check_choice
 from keras_transfer.adaptation.streams import (
     Stream,
     check_source,
@@ -20,8 +20,9 @@ from keras_transfer.adaptation.streams import (
     images_of,
     together,
 )
+from keras_transfer.adaptation.target_passes import PseudoLabels, apply_adabn, check_norms
 from keras_transfer.errors import InputError
-from keras_transfer.models import acceleration as precision
+from keras_transfer.models import acceleration
 from keras_transfer.models.stages import backbone_of, norms_of, quick_statistics
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.plans import make_optimizer
@@ -29,10 +30,10 @@ from keras_transfer.training.distributed.workers import require_alone
 
 
 class Adapter(keras.Model):
-    """Trains a model on labelled source images such that it holds on unlabelled target images.
+    """Train a model on labelled source images so that it also works on unlabelled target images.
 
-    It is compiled and fitted like any Keras model. `model` itself is what is trained: after `fit` it
-    is the result, plain as before.
+    Compile and fit it like any Keras model. It trains `model` itself, which is the result of `fit`
+    and remains a plain Keras model.
 
     ```python
     adapter = Adapter(model, "dann")
@@ -42,42 +43,43 @@ class Adapter(keras.Model):
     ```
 
     Args:
-        model: from `build_model`, with one single-label head. Leading stages that are frozen
-            (`kt.freeze(model, "stage:3")`) stay frozen; the rest trains.
-        methods: a name of `METHODS`, a method (`DANN(hidden=(100,))`), or a list of them whose
+        model: from `build_model`, with one single-label head. Frozen leading stages
+            (`kt.freeze(model, "stage:3")`) stay frozen; everything else is trained.
+        methods: a name from `METHODS`, a method (`DANN(hidden=(100,))`), or a list of them whose
             losses are added (`["mcc", "dann"]`). An empty list trains on the source alone.
-        batch_norm: of the stages that train. `"joint"`: normalised over both domains' batches
-            together, as most papers do. `"per_domain"`: each domain by its own batches, scales and
-            offsets shared; the model keeps the target's statistics. `"frozen"`: those that the model
-            came with. The statistics of frozen stages stay in any case; a bottleneck's are joint
-            where those of the backbone are frozen.
-        feature_layer: layer of the head whose output is aligned [N, D]; by default the bottleneck
-            where the head has one, else the backbone's output; for SHOT what the last layer takes.
-        seed: of discriminators, dropout and random maps.
+        batch_norm: statistics of the stages that are trained. `"joint"` normalizes the batches of
+            both domains together, as most papers do. `"per_domain"` normalizes each domain by itself
+            with shared scales and offsets; the model ends with the target statistics. `"frozen"`
+            uses the statistics that the model came with. The statistics of frozen stages never
+            change; a bottleneck uses joint statistics if those of the backbone are frozen.
+        feature_layer: layer of the head whose output is aligned [N, D]; by default the bottleneck,
+            or the output of the backbone if there is none; for SHOT the input of the last layer.
+        seed: of discriminators, dropout and random projections.
 
     Raises:
-        InputError: another head, unknown methods or combinations, BatchNorm that is not there, or
-            features that no trained weight moves.
+        InputError: an unsuitable head, unknown methods or an invalid combination, missing
+            BatchNorm, or features that no trained weight can change.
     """
 
     def __init__(
         self, model: keras.Model, methods, *, batch_norm="joint", feature_layer=None, seed: int = 0
     ):
-        if batch_norm not in BATCH_NORM:
-            raise InputError(f"batch_norm must be one of {BATCH_NORM}, not {batch_norm!r}.")
-        chosen = resolve_methods(methods)
+        check_choice("batch_norm", batch_norm, BATCH_NORM)
+        methods = resolve_methods(methods)
         head = single_label_head(model)
-        # Full precision outside of the model, which has a precision of its own.
+        # The adapter computes in float32, whatever the precision of the model.
         super().__init__(name=f"{model.name}_adapter", dtype="float32")
-        self.model = model
-        self.head, self.methods, self.seed = head, chosen, seed
-        # To SHOT all but the last layer are features: only the classes' directions stand still.
-        if feature_layer is None and any(method.source_free for method in chosen):
-            feature_layer = LAST
-        self.batch_norm, self.feature_layer = batch_norm, feature_layer
+        self.model, self.head, self.methods = model, head, methods
+        self.batch_norm, self.seed = batch_norm, seed
+        self.source_free = any(method.source_free for method in methods)
+        self._aligns = any(method.in_steps for method in methods)
+        self._views = any(method.views for method in methods)
+        if feature_layer is None and self.source_free:
+            feature_layer = LAST  # SHOT freezes only the last layer
+        self.feature_layer = feature_layer
         frozen = backbone_of(model).frozen_stages
         self._set_batch_norm(frozen)
-        # With BatchNorm that stands still it is folded: less time for the same numbers.
+        # Frozen BatchNorm is folded, which takes less time for the same result.
         self.encoder, self.classifier = feature_models(
             model, feature_layer, frozen=frozen, fold=batch_norm == "frozen"
         )
@@ -90,47 +92,30 @@ class Adapter(keras.Model):
         classes, width = len(head.names), self.encoder.output_shape[-1]
         self.networks = [
             method.network(width, classes, seed + 1000 * number)
-            for number, method in enumerate(chosen)
+            for number, method in enumerate(methods)
         ]
-        self.step = self._kept("step")
-        self.steps = self._kept("steps")
-        self.seen = self._kept("seen", (classes,))
+        for name, shape in (("step", ()), ("steps", ()), ("seen", (classes,))):
+            weight = self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
+            setattr(self, name, weight)
         self.pseudo_labels = None
         if self.source_free:
             self.pseudo_labels = PseudoLabels(model, feature_layer, classes)
-        self._make_trackers()
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in self._log_names()}
         self.built = True
-
-    # -- what it is made of -----------------------------------------------------------------------
-
-    @property
-    def source_free(self) -> bool:
-        """True where the method never sees the source."""
-        return any(method.source_free for method in self.methods)
-
-    @property
-    def _aligns(self):
-        """True where the target takes part in the steps."""
-        return any(method.in_steps for method in self.methods)
-
-    @property
-    def _views(self):
-        return any(method.views for method in self.methods)
 
     def _set_batch_norm(self, frozen):
         norms = norms_of(self.model, frozen)
-        names = [method.name for method in self.methods]
-        if "adabn" in names:
+        if any(method.name == "adabn" for method in self.methods):
             check_norms(self.model)
         if self.source_free and not norms_of(self.model):
             raise InputError(
-                f"SHOT needs BatchNorm, and {self.model.name} has none: give the head a bottleneck "
-                "(Classification(names, bottleneck=256))."
+                f"SHOT needs BatchNorm, which {self.model.name} does not have: give the head a "
+                "bottleneck (Classification(names, bottleneck=256))."
             )
         if self.batch_norm == "per_domain" and not norms:
             raise InputError(
-                f"batch_norm 'per_domain' needs BatchNorm in the part that trains, and "
-                f"{self.model.name} has none there: take 'joint'."
+                f"batch_norm 'per_domain' needs BatchNorm in the trained part of {self.model.name}, "
+                "which has none there: use 'joint'."
             )
         in_backbone = {id(x) for s in backbone_of(self.model).stages for x in s.layers}
         for norm in norms:
@@ -141,38 +126,33 @@ class Adapter(keras.Model):
         aligning = [m.title for m in self.methods if m.in_steps and m.moves_features]
         if aligning and not self.encoder.trainable_variables:
             raise InputError(
-                f"{aligning[0]} moves the features, but everything before the classifier is frozen: "
+                f"{aligning[0]} trains the features, but everything before the classifier is frozen: "
                 "freeze less, or give the head a bottleneck (Classification(names, bottleneck=256))."
             )
 
-    def _kept(self, name, shape=()):
-        return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
-
-    def _make_trackers(self):
+    def _log_names(self):
         names = [] if self.source_free else ["class_loss"]
         if self._aligns:
             names += ["align_loss", "lambda", "target_entropy"]
-            in_steps = [method.name for method in self.methods if method.in_steps]
             names += dict.fromkeys(name for method in self.methods for name in method.logs)
+            in_steps = [method.name for method in self.methods if method.in_steps]
             if len(in_steps) > 1:
-                names += [
-                    f"{what}_{name}" for name in in_steps for what in ("align_loss", "lambda")
-                ]
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
+                names += [f"{log}_{name}" for name in in_steps for log in ("align_loss", "lambda")]
+        return names
 
-    # -- compiled like any Keras model ------------------------------------------------------------
+    # -- compile ----------------------------------------------------------------------------------
 
     def compile(self, optimizer="adam", loss=None, metrics=None, *, jit_compile=None, **options):
-        """Like `keras.Model.compile`.
+        """Compile like `keras.Model.compile`.
 
         Args:
-            optimizer: of Keras; for a rate of each stage see `make_optimizer`.
-            loss, metrics: on the source's labels and logits; by default the head's.
-            jit_compile: by default what suits the machine.
+            optimizer: a Keras optimizer; see `make_optimizer` for rates per stage.
+            loss, metrics: for the labels and logits of the source; those of the head by default.
+            jit_compile: by default whatever suits the machine.
             options: `run_eagerly`, `steps_per_execution`, …
         """
         if self.source_free and (loss is not None or metrics is not None):
-            raise InputError("SHOT sees no labels: leave loss and metrics out.")
+            raise InputError("SHOT sees no labels: omit loss and metrics.")
         optimizer = keras.optimizers.get(optimizer)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if self.model.dtype_policy.name == "mixed_float16" and not scaled:
@@ -184,17 +164,17 @@ class Adapter(keras.Model):
             optimizer,
             loss,
             metrics=metrics,
-            jit_compile=precision.jit_compile() if jit_compile is None else jit_compile,
+            jit_compile=acceleration.jit_compile() if jit_compile is None else jit_compile,
             **options,
         )
 
     def make_optimizer(self, phase: Phase, steps: int) -> keras.optimizers.Optimizer:
-        """The optimizer of a phase: rates per stage, decay, shape of the rate, clipping, averages.
+        """Return the optimizer of a phase: rates per stage, schedule, decay, clipping, averaging.
 
-        Discriminators learn at the rate of the head.
+        Discriminators use the learning rate of the head.
 
         Args:
-            phase: what it says of anything but the optimizer is not looked at.
+            phase: only the settings of the optimizer are used.
             steps: of the whole training: epochs times steps_per_epoch.
         """
         return make_optimizer(self.model, phase, steps, self.trainable_variables)
@@ -202,29 +182,29 @@ class Adapter(keras.Model):
     # -- a step -----------------------------------------------------------------------------------
 
     def call(self, inputs, training=None):
-        """Logits of images; of a dict of both domains what the losses need."""
+        """Return logits for images; for a dict domain → images, features and logits of each."""
         if not isinstance(inputs, dict):
             return self.model(inputs, training=training)
         features, sizes = self._features(inputs, training)
         logits = ops.cast(self.classifier(features, training=training), "float32")
         features = ops.cast(features, "float32")
-        found, start = {}, 0
-        for part, n in sizes.items():
-            found[f"{part}_features"] = features[start : start + n]
-            found[f"{part}_logits"] = logits[start : start + n]
+        outputs, start = {}, 0
+        for domain, n in sizes.items():
+            outputs[f"{domain}_features"] = features[start : start + n]
+            outputs[f"{domain}_logits"] = logits[start : start + n]
             start += n
-        return found
+        return outputs
 
     def _features(self, inputs, training):
-        """(features of all images, part after part; part → how many of them are its)."""
-        sizes = {part: ops.shape(images)[0] for part, images in inputs.items()}
+        """Return (features of all images, domain after domain; domain → number of images)."""
+        sizes = {domain: ops.shape(images)[0] for domain, images in inputs.items()}
         if len({images.dtype for images in inputs.values()}) > 1:
-            inputs = {part: ops.cast(images, "float32") for part, images in inputs.items()}
-        parts, found = dict(inputs), []
+            inputs = {domain: ops.cast(images, "float32") for domain, images in inputs.items()}
+        remaining, features = dict(inputs), []
         if self.source_encoder is not None:
-            found.append(self.source_encoder(parts.pop("source"), training=training))
-        found.append(self.encoder(_concatenated(parts.values()), training=training))
-        return _concatenated(found), sizes
+            features.append(self.source_encoder(remaining.pop("source"), training=training))
+        features.append(self.encoder(_concatenated(remaining.values()), training=training))
+        return _concatenated(features), sizes
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if not isinstance(x, dict):
@@ -233,7 +213,7 @@ class Adapter(keras.Model):
         if "source_logits" in y_pred:
             total = super().compute_loss(x, y, y_pred["source_logits"], sample_weight, training)
             self._track("class_loss", total)
-            self._see(y)
+            self._mark_seen(y)
         else:
             total = sum(self.losses, total)
         if "target_logits" in y_pred:
@@ -256,21 +236,20 @@ class Adapter(keras.Model):
             strengths.append(strength)
             loss, logs = method.loss(batch, strength, network, training)
             align = align + loss
+            if several:
+                logs = {**logs, f"align_loss_{method.name}": loss}
+                logs[f"lambda_{method.name}"] = strength
             for name, value in logs.items():
                 self._track(name, value)
-            if several:
-                self._track(f"align_loss_{method.name}", loss)
-                self._track(f"lambda_{method.name}", strength)
         self._track("align_loss", align)
         self._track("lambda", strengths[0])
         self._track("target_entropy", ops.mean(losses.entropy(batch.target_logits)))
         return align
 
-    def _see(self, labels):
-        classes = len(self.head.names)
+    def _mark_seen(self, labels):
         shares = labels
         if len(labels.shape) == 1:
-            shares = ops.one_hot(ops.cast(labels, "int32"), classes)
+            shares = ops.one_hot(ops.cast(labels, "int32"), len(self.head.names))
         self.seen.assign(ops.maximum(self.seen, ops.cast(ops.max(shares, axis=0) > 0, "float32")))
 
     def _track(self, name, value):
@@ -281,11 +260,11 @@ class Adapter(keras.Model):
             if "source_logits" not in y_pred:
                 return self.get_metrics_result()
             return super().compute_metrics(x, y, y_pred["source_logits"], sample_weight)
-        # On labelled images nothing of the adaptation is measured.
-        found = super().compute_metrics(x, y, y_pred, sample_weight)
-        return {name: value for name, value in found.items() if name not in self.trackers}
+        # The adaptation losses are not measured on validation images.
+        results = super().compute_metrics(x, y, y_pred, sample_weight)
+        return {name: value for name, value in results.items() if name not in self.trackers}
 
-    # -- fitted like any Keras model --------------------------------------------------------------
+    # -- fit --------------------------------------------------------------------------------------
 
     def fit(
         self,
@@ -294,99 +273,90 @@ class Adapter(keras.Model):
         *,
         epochs: int = 1,
         steps_per_epoch: int | None = None,
-        validation_data=None,
         callbacks=(),
         verbose="auto",
         state=None,
         **options,
     ) -> keras.callbacks.History:
-        """Trains the model on batches of both domains, one of each a step.
-
-        The stream that is shorter is begun anew as often as needed.
+        """Train on batches of both domains, one of each per step; the shorter stream is repeated.
 
         Args:
-            source: batches (images [N, H, W, 3], integers [N]) or with weights [N] as a third
-                part: a `tf.data.Dataset`, a `PyDataset`, a data loader, or a function of a number n
-                that gives the endless batches from the n-th on. None for SHOT.
-            target: batches of images alone, of any such kind; for FixMatch of (images, other
+            source: batches (images [N, H, W, 3], integers [N]), optionally with weights [N]: a
+                `tf.data.Dataset`, a `PyDataset`, a data loader, or a function of a number n that
+                returns the endless batches from the n-th on. None for SHOT.
+            target: batches of images alone, in any of these forms; for FixMatch of (images, other
                 views of them).
             epochs: ≥ 1.
-            steps_per_epoch: by default the batches of the longer stream.
-            validation_data: as Keras takes it: labelled images, by which nothing is chosen here.
-            callbacks: of Keras.
-            verbose: 0 says nothing; else a bar and a line an epoch on stderr.
-            state: a folder where after each epoch all is kept. Called again with the same arguments
-                (in another process, after the same `compile` of the same model) it goes on after the
-                last epoch, and ends with the same weights, provided the streams give the same
-                batches again (shuffle with a seed).
-            options: other arguments of `keras.Model.fit`.
+            steps_per_epoch: by default the number of batches of the longer stream.
+            callbacks: Keras callbacks.
+            verbose: 0 prints nothing; otherwise a progress bar, and a line per epoch, on stderr.
+            state: a folder for checkpoints. If the same call is repeated (in another process, after
+                the same `compile` of the same model), training continues after the last finished
+                epoch and ends with the same weights, provided that the streams give the same batches
+                (shuffle with a seed).
+            options: other arguments of `keras.Model.fit`, such as `validation_data`: labelled
+                images, which influence nothing here.
 
         Returns:
-            The `History`, of all epochs: `class_loss`, `align_loss` (as it is added, the factor λ
-            included but for adversarial losses, where λ acts in the gradient), `lambda` (of the
-            first method), `target_entropy` (nats), `domain_accuracy` where there is a
-            discriminator, the metrics on the source, `loss`; of several methods `align_loss_NAME`
-            and `lambda_NAME` too.
+            The `History` of all epochs: `class_loss`, `align_loss` (including the factor λ, except
+            for adversarial losses, which apply λ to the gradient), `lambda` (of the first method),
+            `target_entropy` (nats), `domain_accuracy` with a discriminator, the metrics on the
+            source, and `loss`; with several methods also `align_loss_NAME` and `lambda_NAME`.
 
         Raises:
-            InputError: no image in a domain, images of another size, target labels, labels that
-                the head does not have, classes that a whole pass of the source has not shown.
+            InputError: a domain without images, images of another size, labels in the target, labels
+                that the head does not have, or a class without source images.
             Diverged: the loss became NaN or infinite.
         """
         require_alone("An adaptation")
         self._assert_compile_called("fit")
-        streams = self._streams(source, target)
+        streams = self._check_streams(source, target)
         lengths = [stream.length for stream in streams.values()]
         if steps_per_epoch is None:
             if not any(lengths):
-                raise InputError("No stream says how long it is: give steps_per_epoch.")
+                raise InputError("The length of the streams is unknown: give steps_per_epoch.")
             steps_per_epoch = max(length for length in lengths if length)
         if epochs < 1 or steps_per_epoch < 1:
             raise InputError("epochs and steps_per_epoch must be 1 or more.")
-        for variable, value in ((self.step, 0), (self.steps, epochs * steps_per_epoch)):
-            variable.assign(float(value))
+        self.step.assign(0.0)
+        self.steps.assign(float(epochs * steps_per_epoch))
         self.seen.assign(ops.zeros(self.seen.shape))
         self.optimizer.build(self.trainable_variables)
-        kept = None
+        saved = None
         if state is not None:
-            kept = progress.State(state, self._settings(epochs, steps_per_epoch))
-            kept.load(self)
-        done = kept.epoch if kept else 0
+            saved = SaveState(state, self._settings(epochs, steps_per_epoch))
+            saved.load(self)
+        done = saved.epoch if saved else 0
         if not done:
-            self._before(streams, steps_per_epoch)
+            self._adabn_first(streams, steps_per_epoch)
         if done < epochs:
             with quick_statistics(self.model):
                 super().fit(
-                    self._joined({k: streams[k] for k in self._in_steps}, done * steps_per_epoch),
+                    self._joined(streams, done * steps_per_epoch),
                     epochs=epochs,
                     initial_epoch=done,
                     steps_per_epoch=steps_per_epoch,
-                    validation_data=validation_data,
                     callbacks=[
-                        *self._callbacks(streams, steps_per_epoch, verbose, callbacks, kept)
+                        Epochs(streams, steps_per_epoch, verbose != 0),
+                        *callbacks,
+                        *([saved] if saved else []),
                     ],
                     shuffle=False,
                     verbose=0,
                     **options,
                 )
-        else:  # the state was kept before Keras put the averages of an EMA into the weights
+        else:  # the state was saved before Keras replaced the weights by their moving averages
             self.optimizer.finalize_variable_values(self.trainable_weights)
         if self.methods and self.methods[-1].name == "adabn":
             apply_adabn(self.model, streams["target"], most=steps_per_epoch)
-        return self._history(kept)
+        return self._history(saved)
 
-    @property
-    def _in_steps(self):
-        if self.source_free:
-            return ("target",)
-        return ("source", "target") if self._aligns else ("source",)
-
-    def _streams(self, source, target):
-        """domain → its stream, checked; a target that nothing needs is left out."""
+    def _check_streams(self, source, target):
+        """Return domain → stream, without a target that no method needs."""
         shape, streams = self.model.input_shape[1:], {}
         if self.source_free and source is not None:
             raise InputError(
-                "SHOT never sees the source: train the model on it first, then fit(target=…) alone."
+                "SHOT never sees the source: train the model on it first, then call fit(target=…)."
             )
         if not self.source_free:
             if source is None:
@@ -401,11 +371,12 @@ class Adapter(keras.Model):
         return streams if self.methods else {"source": streams["source"]}
 
     def _joined(self, streams, start):
-        domains = tuple(streams)
+        """Return the input of `keras.Model.fit` from a step on: (domain → images, labels, …)."""
+        used = {k: v for k, v in streams.items() if k == "source" or self._aligns}
 
         def join(*batches):
             inputs, rest = {}, ()
-            for domain, batch in zip(domains, batches):
+            for domain, batch in zip(used, batches):
                 if domain == "source":
                     inputs[domain], *rest = batch
                 else:
@@ -414,27 +385,14 @@ class Adapter(keras.Model):
                         inputs["view"] = batch[1]
             return (inputs, *rest)
 
-        return together(streams, start, join)
+        return together(used, start, join)
 
-    def _before(self, streams, most):
-        first = bool(self.methods) and self.methods[0].name == "adabn" and len(self.methods) > 1
-        # SHOT's BatchNorms run on batches of the target: so do its centroids, from the beginning.
-        follows = self.source_free and self.batch_norm != "frozen" and norms_of(self.model)
-        if first or follows:
+    def _adabn_first(self, streams, most):
+        """Apply AdaBN before the training if it is the first of several methods, or for SHOT, whose
+        first centroids would otherwise come from other statistics than its training batches."""
+        first = len(self.methods) > 1 and self.methods[0].name == "adabn"
+        if first or (self.source_free and self.batch_norm != "frozen" and norms_of(self.model)):
             apply_adabn(self.model, streams["target"], most=most)
-
-    def _callbacks(self, streams, steps, verbose, callbacks, kept):
-        yield progress.Reseed(self.seed)
-        if self.source_free:
-            yield Renew(streams["target"], steps)
-        if verbose != 0:
-            yield progress.Lines()
-        yield progress.StopWhereLost()
-        if not self.source_free and streams["source"].length:
-            yield progress.EachClassSeen(streams["source"].length, self.head.names)
-        yield from callbacks
-        if kept:
-            yield kept
 
     def _settings(self, epochs, steps):
         return {
@@ -447,17 +405,17 @@ class Adapter(keras.Model):
             "precision": self.model.dtype_policy.name,
         }
 
-    def _history(self, kept):
+    def _history(self, saved):
         history = getattr(self, "history", None)
-        if not isinstance(history, keras.callbacks.History):  # nothing was left to do
+        if not isinstance(history, keras.callbacks.History):  # nothing was trained
             history = keras.callbacks.History()
             history.history = {}
-        if kept:
-            history.history = kept.history
-            history.epoch = list(range(kept.epoch))
+        if saved:
+            history.history = saved.history
+            history.epoch = list(range(saved.epoch))
         return history
 
 
-def _concatenated(parts):
-    parts = list(parts)
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=0)
+def _concatenated(tensors):
+    tensors = list(tensors)
+    return tensors[0] if len(tensors) == 1 else ops.concatenate(tensors, axis=0)

@@ -1,38 +1,42 @@
-"""The formulas of domain adaptation: pure functions of tensors, on any Keras backend.
+"""Formulas of domain adaptation: pure functions of tensors, on any Keras backend.
 
 Features are float32 [N, D], logits float32 [N, C]; the two domains may have different N. Each loss is
-a float32 scalar, and gradients reach all arguments unless said otherwise.
+a float32 scalar, differentiable in all arguments unless noted otherwise.
 """
 
 import math
 
 from keras import ops
 
+from keras_transfer.utils.lazy import lazy_names
+
 MMD_SCALES = (-3, -2, -1, 0, 1)
 _TINY = 1e-8
-_MOST_COVARIANCE = 2048  # features up to which CORAL makes the D × D matrices
+_MOST_COVARIANCE = 2048  # features; CORAL computes D × D matrices up to this number
 
 
 # -- adversarial ----------------------------------------------------------------------------------
 
 
 def gradient_reversal(x, strength):
-    """x forward; backward the gradient times -strength (DANN, arXiv:1505.07818).
+    """Return x; backward, multiply the gradient by -strength (DANN, arXiv:1505.07818).
 
     Args:
-        x: any shape.
-        strength: a number or scalar tensor, ≥ 0: the λ of the paper.
+        x: tensor of any shape.
+        strength: λ in the paper: a number or scalar tensor, ≥ 0.
     """
     return ops.stop_gradient((1.0 + strength) * x) - strength * x
 
 
 def domain_confusion(source, target, source_weights=None, target_weights=None):
-    """Binary cross entropy of a domain discriminator: source is 1, target 0, both count half.
+    """Return the binary cross-entropy of a domain discriminator: source is 1, target is 0.
+
+    Both domains have equal weight.
 
     Args:
-        source, target: the discriminator's logits [N, 1] or [N].
-        source_weights, target_weights: what each example counts within its domain [N], > 0; only
-            their ratios matter. None counts all alike.
+        source, target: logits of the discriminator, [N, 1] or [N].
+        source_weights, target_weights: weight of each example within its domain [N], > 0; only
+            ratios matter. None weights all examples equally.
     """
     halves = (
         _weighted_mean(ops.softplus(-ops.reshape(source, (-1,))), source_weights),
@@ -42,7 +46,7 @@ def domain_confusion(source, target, source_weights=None, target_weights=None):
 
 
 def domain_accuracy(source, target):
-    """Share of examples whose domain the discriminator's logits name, in [0, 1]; both count half."""
+    """Return the share of examples whose domain the logits predict, 0–1; equal domain weights."""
     source, target = ops.cast(source > 0, "float32"), ops.cast(target <= 0, "float32")
     return 0.5 * (ops.mean(source) + ops.mean(target))
 
@@ -54,13 +58,14 @@ def _weighted_mean(values, weights):
 
 
 def outer_product(features, probabilities):
-    """vec(f ⊗ g) of each example [N, D·C]: what CDAN's discriminator sees (arXiv:1705.10667)."""
+    """Return vec(f ⊗ g) of each example [N, D·C], the input of CDAN's discriminator
+    (arXiv:1705.10667)."""
     product = ops.expand_dims(features, 2) * ops.expand_dims(probabilities, 1)
     return ops.reshape(product, (-1, features.shape[1] * probabilities.shape[1]))
 
 
-def randomised_product(mapped_features, mapped_probabilities):
-    """(R_f f) ⊙ (R_g g) / √d [N, d]: whose inner products estimate those of `outer_product`."""
+def randomized_product(mapped_features, mapped_probabilities):
+    """Return (R_f f) ⊙ (R_g g) / √d [N, d]; inner products estimate those of `outer_product`."""
     return mapped_features * mapped_probabilities / math.sqrt(mapped_features.shape[1])
 
 
@@ -68,21 +73,21 @@ def randomised_product(mapped_features, mapped_probabilities):
 
 
 def coral(source, target):
-    """‖C_s − C_t‖²_F / 4D² of the covariances of two sets of features (arXiv:1607.01719)."""
+    """Return ‖C_s − C_t‖²_F / 4D² of the covariances of two sets of features (arXiv:1607.01719)."""
     width = source.shape[1]
-    source, target = _centred(source), _centred(target)
+    source, target = _centered(source), _centered(target)
     if width <= _MOST_COVARIANCE:
         covariances = [ops.matmul(ops.transpose(x), x) for x in (source, target)]
         squared = ops.sum(ops.square(covariances[0] - covariances[1]))
     else:
-        # ‖AᵀA − BᵀB‖² = ‖AAᵀ‖² + ‖BBᵀ‖² − 2‖ABᵀ‖²: no matrix of D × D.
+        # ‖AᵀA − BᵀB‖² = ‖AAᵀ‖² + ‖BBᵀ‖² − 2‖ABᵀ‖² avoids D × D matrices.
         squared = _squared_products(source, source) + _squared_products(target, target)
         squared = ops.relu(squared - 2.0 * _squared_products(source, target))
     return squared / (4.0 * width**2)
 
 
-def _centred(x):
-    """x less its mean, and such that xᵀx is the covariance."""
+def _centered(x):
+    """Subtract the mean, and scale so that xᵀx is the covariance."""
     x = x - ops.mean(x, axis=0, keepdims=True)
     return x / ops.sqrt(ops.maximum(_count(x) - 1.0, 1.0))
 
@@ -92,15 +97,15 @@ def _squared_products(x, y):
 
 
 def mmd(source, target, scales=MMD_SCALES):
-    """Squared maximum mean discrepancy, a sum over Gaussian kernels (DAN, arXiv:1502.02791).
+    """Return the squared maximum mean discrepancy for a sum of Gaussian kernels (DAN, arXiv:1502.02791).
 
-    The unbiased quadratic estimator: its mean is 0 where both domains are the same, so it is
-    negative half of the time there. The kernels are exp(−‖x − y‖² / 2σ²), σ² = 2^k times the mean
-    of all squared distances, which is held fixed in the gradient.
+    This is the unbiased quadratic estimator: for equal domains its mean is 0, so it is negative half
+    of the time. The kernels are exp(−‖x − y‖² / 2σ²), where σ² is 2^k times the mean of all squared
+    distances, a constant for the gradient.
 
     Args:
-        source, target: features; a domain of one example has no pairs of its own, which count 0.
-        scales: the k.
+        source, target: features; the pairs within a domain of one example count as 0.
+        scales: the exponents k.
     """
     distances = squared_distances(ops.concatenate([source, target], axis=0))
     mean = ops.stop_gradient(ops.mean(distances)) + _TINY
@@ -111,8 +116,8 @@ def mmd(source, target, scales=MMD_SCALES):
 
 
 def squared_distances(x):
-    """‖x_i − x_j‖² ≥ 0 of all pairs [N, N]."""
-    x = x - ops.mean(x, axis=0, keepdims=True)  # small numbers cancel less
+    """Return ‖x_i − x_j‖² ≥ 0 of all pairs [N, N]."""
+    x = x - ops.mean(x, axis=0, keepdims=True)  # reduces cancellation
     norms = ops.sum(ops.square(x), axis=1)
     return ops.relu(norms[:, None] + norms[None, :] - 2.0 * ops.matmul(x, ops.transpose(x)))
 
@@ -126,20 +131,20 @@ def _mean_of_pairs(kernel):
 
 
 def entropy(logits):
-    """Entropy in nats of each example's softmax [N], from 0 to ln C."""
+    """Return the entropy of each example's softmax [N] in nats, from 0 to ln C."""
     return -ops.sum(ops.softmax(logits) * ops.log_softmax(logits), axis=-1)
 
 
 def certainty_weights(logits):
-    """1 + e^(−H) of each example [N], in (1, 2]; no gradient. The E of CDAN+E, and in MCC."""
+    """Return 1 + e^(−H) of each example [N], in (1, 2], without gradient, for CDAN+E and MCC."""
     return ops.stop_gradient(1.0 + ops.exp(-entropy(logits)))
 
 
 def mcc(logits, temperature=2.5):
-    """Minimum class confusion of predictions on the target (arXiv:1912.03699), in [0, 1).
+    """Return the minimum class confusion of target predictions (arXiv:1912.03699), in [0, 1).
 
-    P = softmax(logits / T); M = Pᵀ W P, rows normalised; the share outside of the diagonal. W is
-    `certainty_weights` of P, scaled to the sum N.
+    It is the share outside the diagonal of M = Pᵀ W P with normalized rows, where
+    P = softmax(logits / T) and W are the `certainty_weights` of P, scaled to the sum N.
     """
     logits = logits / temperature
     probabilities = ops.softmax(logits)
@@ -150,10 +155,11 @@ def mcc(logits, temperature=2.5):
     return (ops.sum(confusion) - ops.trace(confusion)) / logits.shape[-1]
 
 
-def information_maximisation(logits):
-    """Mean entropy of the predictions less the entropy of their mean, in [−ln C, 0].
+def information_maximization(logits):
+    """Return the mean entropy of the predictions minus the entropy of their mean, in [−ln C, 0].
 
-    Least where each is certain and all classes are named equally often (SHOT, arXiv:2002.08546).
+    It is lowest if each prediction is certain and all classes are predicted equally often (SHOT,
+    arXiv:2002.08546).
     """
     mean = ops.mean(ops.softmax(logits), axis=0)
     return ops.mean(entropy(logits)) + ops.sum(mean * ops.log(mean + _TINY))
@@ -163,45 +169,46 @@ def information_maximisation(logits):
 
 
 def pseudo_labels(logits, view_logits, threshold):
-    """(cross entropy of other views against the classes that are named with certainty, the share of
-    these among all), both scalars (FixMatch, arXiv:2001.07685).
+    """Return (cross-entropy of other views against confident predictions, share of confident
+    predictions), both scalars (FixMatch, arXiv:2001.07685).
 
-    The mean is over all examples, so that few certain ones count little. No gradient through
-    `logits`.
+    The mean is over all examples, so a few confident ones have little weight. No gradient passes
+    through `logits`.
 
     Args:
-        logits: of the images as they are [N, C].
-        view_logits: of their other views [N, C].
-        threshold: least probability, 0 to 1.
+        logits: of the unchanged images [N, C].
+        view_logits: of the other views [N, C].
+        threshold: lowest probability of a confident prediction, 0–1.
     """
     probabilities = ops.stop_gradient(ops.softmax(logits))
-    sure = ops.cast(ops.max(probabilities, axis=-1) >= threshold, "float32")
-    named = ops.one_hot(ops.argmax(probabilities, axis=-1), logits.shape[-1])
-    each = -ops.sum(named * ops.log_softmax(view_logits), axis=-1)
-    return ops.mean(sure * each), ops.mean(sure)
+    confident = ops.cast(ops.max(probabilities, axis=-1) >= threshold, "float32")
+    predicted = ops.one_hot(ops.argmax(probabilities, axis=-1), logits.shape[-1])
+    loss = -ops.sum(predicted * ops.log_softmax(view_logits), axis=-1)
+    return ops.mean(confident * loss), ops.mean(confident)
 
 
 def centroids(features, probabilities, rounds=1):
-    """Directions of the classes among unlabelled features [C, D + 1] (SHOT, arXiv:2002.08546).
+    """Return directions of the classes among unlabelled features [C, D + 1] (SHOT, arXiv:2002.08546).
 
-    First the means of the features weighted by the predicted probabilities; then, `rounds` times,
-    the means of those that are nearest to each. A class that no example is nearest to becomes
-    zeros, and nothing is near it from then on.
+    They start as the means of the features, weighted by the predicted probabilities, and are then
+    replaced `rounds` times by the means of the features nearest to each. A class without nearest
+    features becomes zeros and stays empty.
 
     Args:
-        features: [N, D]
-        probabilities: [N, C]
+        features: [N, D].
+        probabilities: predicted, [N, C].
+        rounds: ≥ 0.
     """
     x = _directions(features)
-    found = _means(x, probabilities)
+    means = _means(x, probabilities)
     for _ in range(rounds):
-        nearest = nearest_centroid(features, found)
-        found = _means(x, ops.one_hot(nearest, probabilities.shape[1], dtype=x.dtype))
-    return found
+        nearest = nearest_centroid(features, means)
+        means = _means(x, ops.one_hot(nearest, probabilities.shape[1], dtype=x.dtype))
+    return means
 
 
 def nearest_centroid(features, centroids):
-    """The class whose centroid has the highest cosine with each example: int [N]; no gradient."""
+    """Return the class whose centroid has the highest cosine with each example: int [N]."""
     lengths = ops.sqrt(ops.sum(ops.square(centroids), axis=1))
     cosines = ops.matmul(_directions(features), ops.transpose(centroids))
     cosines = cosines / ops.maximum(lengths, _TINY)
@@ -209,7 +216,7 @@ def nearest_centroid(features, centroids):
 
 
 def _directions(features):
-    """Features with a 1 appended, of length 1."""
+    """Append a 1 to the features, and scale them to length 1."""
     x = ops.concatenate([features, ops.ones_like(features[:, :1])], axis=1)
     return x / ops.sqrt(ops.sum(ops.square(x), axis=1, keepdims=True))
 
@@ -220,3 +227,10 @@ def _means(x, shares):
 
 def _count(x):
     return ops.cast(ops.shape(x)[0], "float32")
+
+
+_RENAMED = {
+    old: f"{__name__}.{old.replace('is', 'iz')}"
+    for old in ("information_maximisation", "randomised_product")
+}
+__getattr__, __dir__ = lazy_names(__name__, {}, _RENAMED)

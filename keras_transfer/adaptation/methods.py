@@ -1,7 +1,7 @@
-"""The methods: each a small object with its loss, its strength over the training, its defaults.
+"""Adaptation methods: each a small object with a loss, a strength over the training, and defaults.
 
-A method is plain data (frozen, comparable, written to files). What it learns itself, a domain
-discriminator, it makes in `network`; the `Adapter` keeps and trains it.
+A method is plain data (frozen, comparable, saved in files). If it needs a network of its own, such as
+a domain discriminator, it creates one in `network`, which the `Adapter` stores and trains.
 """
 
 import dataclasses
@@ -12,37 +12,38 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_transfer.adaptation import check_methods, check_together, losses
+from keras_transfer.adaptation import losses
+from keras_transfer.adaptation.options import check_combination, check_methods
 from keras_transfer.errors import InputError
 
-_MOST_PRODUCT = 4096  # width from which CDAN's product is randomised
+_MOST_PRODUCT = 4096  # largest width of the exact product in CDAN
 
 
 class Batch(NamedTuple):
-    """What a method sees of a step: float32; the numbers of images may differ.
+    """The tensors of a step, float32. The domains may have different numbers of images.
 
-    The last two are None where no method asks for them.
+    The last two are None if no method needs them.
     """
 
     source_features: object  # [N, D]
     source_logits: object  # [N, C]
     target_features: object  # [M, D]
     target_logits: object  # [M, C]
-    view_logits: object = None  # of other views of the target's images [M, C]
-    pseudo_labels: object = None  # int [M], see `shot`
+    view_logits: object = None  # of other views of the target images [M, C]
+    pseudo_labels: object = None  # int [M], see `PseudoLabels`
 
 
 @dataclass(frozen=True)
 class Method:
-    """What all methods share.
+    """Base class of the methods.
 
-    A method of your own is a frozen dataclass under this class with a `name`, a `title` and a `loss`;
-    the `Adapter` takes it as an object.
+    To write your own method, derive a frozen dataclass with a `name`, a `title` and a `loss`, and
+    pass an instance to the `Adapter`.
 
     Attributes:
         weight: factor of λ, ≥ 0.
-        gamma: λ = weight · (2 / (1 + e^(−gamma·p)) − 1) at progress p from 0 to 1; a gamma of 0
-            is λ = weight throughout.
+        gamma: λ = weight · (2 / (1 + e^(−gamma·p)) − 1) at progress p from 0 to 1; if gamma is 0,
+            λ = weight throughout.
     """
 
     weight: float = 1.0
@@ -51,10 +52,10 @@ class Method:
     name: ClassVar[str]
     title: ClassVar[str]
     in_steps: ClassVar[bool] = True  # has a loss in each step
-    moves_features: ClassVar[bool] = True  # its loss says nothing to the classifier
+    moves_features: ClassVar[bool] = True  # the loss trains only what precedes the classifier
     source_free: ClassVar[bool] = False
     views: ClassVar[bool] = False  # needs a second, strongly augmented view of the target
-    logs: ClassVar[tuple[str, ...]] = ()  # names of what `loss` logs
+    logs: ClassVar[tuple[str, ...]] = ()  # names of the scalars that `loss` returns
 
     def __post_init__(self):
         for field in ("weight", "gamma"):
@@ -62,39 +63,40 @@ class Method:
                 raise InputError(f"{self.name}: {field} must be at least 0.")
 
     def strength(self, progress):
-        """λ at a progress (scalar tensor, 0 to 1)."""
+        """Return λ at a progress (scalar tensor, 0–1)."""
         if not self.gamma:
             return self.weight * ops.ones_like(progress)
         return self.weight * (2.0 / (1.0 + ops.exp(-self.gamma * progress)) - 1.0)
 
     def network(self, features: int, classes: int, seed: int) -> keras.Model | None:
-        """A new network of the method's own, for features of that width; None where it has none."""
+        """Create the network of the method for features of a width; None if it has none."""
         return None
 
     def loss(self, batch: Batch, strength, network=None, training=True):
-        """(what is added to the loss of the classes, name in `logs` → scalar to be logged).
+        """Return (term to add to the classification loss, name in `logs` → scalar to log).
 
         Args:
-            strength: λ, as `strength` gave it.
-            network: what `network` made.
-            training: passed on to the network.
+            batch: the tensors of the step.
+            strength: λ from `strength`.
+            network: created by `network`.
+            training: passed to the network.
         """
         raise NotImplementedError
 
     def to_dict(self) -> dict:
-        """Plain data: the name and every field."""
+        """Return the name and every field, as plain data."""
         return {"name": self.name, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
 class DANN(Method):
-    """Features that a discriminator cannot tell the domains by (Ganin et al., arXiv:1505.07818).
+    """Features by which a discriminator cannot tell the domains apart (Ganin et al., arXiv:1505.07818).
 
-    The discriminator learns at full strength; the features get its gradient times −λ.
+    The discriminator learns at full strength; the features receive its gradient times −λ.
 
     Attributes:
-        hidden: widths of the discriminator's hidden layers; the paper's for MNIST is (100,).
-        batch_norm: BatchNorm after each of them, over both domains.
+        hidden: widths of the hidden layers of the discriminator; (100,) for MNIST in the paper.
+        batch_norm: whether BatchNorm, over both domains, follows each of them.
     """
 
     gamma: float = 10.0
@@ -128,30 +130,27 @@ class DANN(Method):
         return dense(1)(x)
 
     def loss(self, batch, strength, network=None, training=True):
-        seen = [
-            losses.gradient_reversal(features, strength)
-            for features in (batch.source_features, batch.target_features)
-        ]
-        logits = network(ops.concatenate(seen, axis=0), training=training)
-        return self._judged(batch, logits)
+        features = ops.concatenate([batch.source_features, batch.target_features], axis=0)
+        reversed_features = losses.gradient_reversal(features, strength)
+        return self._confusion(batch, network(reversed_features, training=training))
 
-    def _judged(self, batch, logits, *weights):
+    def _confusion(self, batch, logits, *weights):
         n = ops.shape(batch.source_features)[0]
         source, target = logits[:n], logits[n:]
-        found = losses.domain_confusion(source, target, *weights)
-        return found, {"domain_accuracy": losses.domain_accuracy(source, target)}
+        loss = losses.domain_confusion(source, target, *weights)
+        return loss, {"domain_accuracy": losses.domain_accuracy(source, target)}
 
 
 @dataclass(frozen=True)
 class CDAN(DANN):
-    """DANN whose discriminator sees features and predictions together (arXiv:1705.10667).
+    """DANN with a discriminator that sees features and predictions jointly (arXiv:1705.10667).
 
-    Their product, or where that is wider than 4096, its random estimate (`random_width` wide). No
-    gradient reaches the predictions.
+    It takes their product, or a random estimate of it if the product is wider than 4096. No gradient
+    reaches the predictions.
 
     Attributes:
-        entropy_weights: count each example by 1 + e^(−H): CDAN+E.
-        random_width: of the random estimate.
+        entropy_weights: weight each example by 1 + e^(−H), as in CDAN+E.
+        random_width: width of the random estimate.
     """
 
     entropy_weights: bool = False
@@ -165,7 +164,7 @@ class CDAN(DANN):
         if features * classes <= _MOST_PRODUCT:
             x = losses.outer_product(*shapes)
         else:
-            x = losses.randomised_product(
+            x = losses.randomized_product(
                 *(self._random_map(tensor, seed + i) for i, tensor in enumerate(shapes))
             )
         return keras.Model(shapes, self._discriminate(x, seed), name=f"{self.name}_domains")
@@ -182,7 +181,7 @@ class CDAN(DANN):
     def loss(self, batch, strength, network=None, training=True):
         features = ops.concatenate([batch.source_features, batch.target_features], axis=0)
         logits = ops.concatenate([batch.source_logits, batch.target_logits], axis=0)
-        seen = [
+        inputs = [
             losses.gradient_reversal(features, strength),
             ops.stop_gradient(ops.softmax(logits)),
         ]
@@ -191,12 +190,12 @@ class CDAN(DANN):
             weights = [
                 losses.certainty_weights(x) for x in (batch.source_logits, batch.target_logits)
             ]
-        return self._judged(batch, network(seen, training=training), *weights)
+        return self._confusion(batch, network(inputs, training=training), *weights)
 
 
 @dataclass(frozen=True)
 class CDANE(CDAN):
-    """CDAN+E: CDAN in which certain predictions count up to twice (arXiv:1705.10667)."""
+    """CDAN+E: CDAN that weights certain predictions up to twice as much (arXiv:1705.10667)."""
 
     entropy_weights: bool = True
 
@@ -208,9 +207,9 @@ class CDANE(CDAN):
 class DeepCORAL(Method):
     """Features with the same covariance in both domains (Sun and Saenko, arXiv:1607.01719).
 
-    The paper wants λ such that both losses end about equal, and gives no number. The default is
-    ours: with 1 the loss, divided by 4D², hardly moved the features that we tried. Look at
-    `align_loss` beside `class_loss`.
+    The paper recommends a λ with which both losses end about equal, and gives no number. The default
+    is larger than 1, because the loss is divided by 4D² and hardly moved the features otherwise.
+    Compare `align_loss` with `class_loss`.
     """
 
     weight: float = 10.0
@@ -240,13 +239,13 @@ class MMD(Method):
         object.__setattr__(self, "scales", tuple(self.scales))
 
     def loss(self, batch, strength, network=None, training=True):
-        found = losses.mmd(batch.source_features, batch.target_features, self.scales)
-        return strength * found, {}
+        loss = losses.mmd(batch.source_features, batch.target_features, self.scales)
+        return strength * loss, {}
 
 
 @dataclass(frozen=True)
 class MCC(Method):
-    """Predictions on the target that confuse no classes (Jin et al., arXiv:1912.03699).
+    """Target predictions with minimum class confusion (Jin et al., arXiv:1912.03699).
 
     Attributes:
         temperature: divides the logits, > 0.
@@ -266,11 +265,11 @@ class MCC(Method):
 class FixMatch(Method):
     """Predictions that strong augmentation does not change (Sohn et al., arXiv:2001.07685).
 
-    Where the model is sure of a target image, the class that it names is what it has to answer for
-    another, strongly augmented view of it. As the Transfer-Learning-Library has it for adaptation.
+    A confident prediction for a target image is the label of another, strongly augmented view of the
+    image, as in the adaptation examples of the Transfer-Learning-Library.
 
     Attributes:
-        threshold: least probability of the class named, 0 to 1.
+        threshold: lowest probability of a confident prediction, 0–1.
     """
 
     threshold: float = 0.9
@@ -282,16 +281,16 @@ class FixMatch(Method):
     logs = ("sure",)
 
     def loss(self, batch, strength, network=None, training=True):
-        found, sure = losses.pseudo_labels(batch.target_logits, batch.view_logits, self.threshold)
-        return strength * found, {"sure": sure}
+        loss, share = losses.pseudo_labels(batch.target_logits, batch.view_logits, self.threshold)
+        return strength * loss, {"sure": share}
 
 
 @dataclass(frozen=True)
 class AdaBN(Method):
-    """BatchNorm's statistics are those of the target, the weights stay (Li et al., arXiv:1603.04779).
+    """BatchNorm statistics of the target; the weights do not change (Li et al., arXiv:1603.04779).
 
-    It has no loss: it acts once, where it stands in the list of methods. Alone or last: after the
-    training. First of several: before it.
+    It has no loss and acts once: after the training if it is the only or the last method, before
+    the training if it is the first of several.
     """
 
     name = "adabn"
@@ -302,15 +301,15 @@ class AdaBN(Method):
 
 @dataclass(frozen=True)
 class SHOT(Method):
-    """From a model of the source and target images alone (Liang et al., arXiv:2002.08546).
+    """Adaptation from a source model and target images alone (Liang et al., arXiv:2002.08546).
 
-    The classifier stands still. The features learn to make predictions that are certain and
-    diverse, and that agree with pseudo-labels: the class whose centroid among the target's features
-    was nearest when the epoch began; `weight` is on all of it. It needs BatchNorm somewhere, as its
-    authors' bottleneck has: without any it unlearns (see docs/adaptation.md).
+    The classifier is frozen. The features learn to give predictions that are certain and diverse,
+    and that agree with pseudo-labels: the class whose centroid among the target features was nearest
+    at the start of the epoch. `weight` scales the whole loss. The model needs BatchNorm, as in the
+    bottleneck of the authors: without any, accuracy falls (see docs/adaptation.md).
 
     Attributes:
-        beta: weight of the pseudo-labels, ≥ 0 (the paper takes 0.1 for digits).
+        beta: weight of the pseudo-labels, ≥ 0 (0.1 for digits in the paper).
     """
 
     beta: float = 0.3
@@ -323,7 +322,7 @@ class SHOT(Method):
         agreement = keras.losses.sparse_categorical_crossentropy(
             batch.pseudo_labels, batch.target_logits, from_logits=True
         )
-        certain = losses.information_maximisation(batch.target_logits)
+        certain = losses.information_maximization(batch.target_logits)
         return strength * (certain + self.beta * ops.mean(agreement)), {}
 
 
@@ -334,18 +333,18 @@ METHODS: dict[str, type[Method]] = {
 
 
 def resolve_methods(methods) -> tuple[Method, ...]:
-    """The methods that are meant by a name, a method, or a list of these; `[]` and None are none.
+    """Return the methods for a name, a method, or a list of these; () for `[]` and None.
 
     Raises:
-        InputError: no such method, one of them twice, or a combination that cannot be.
+        InputError: an unknown method, a duplicate, or an invalid combination.
     """
     if methods is None:
         methods = ()
     if isinstance(methods, (str, Method, type)):
         methods = (methods,)
-    found = tuple(_resolved(method) for method in methods)
-    check_together([method.name for method in found])
-    return found
+    resolved = tuple(_resolved(method) for method in methods)
+    check_combination([method.name for method in resolved])
+    return resolved
 
 
 def _resolved(method):
@@ -355,5 +354,5 @@ def _resolved(method):
     if isinstance(method, type) and issubclass(method, Method):
         return method()
     if not isinstance(method, Method):
-        raise InputError(f"{method!r} is no method: give one of {', '.join(METHODS)}.")
+        raise InputError(f"{method!r} is not a method. Choose from {', '.join(METHODS)}.")
     return method

@@ -1,4 +1,4 @@
-"""The command `adapt`: a model for another domain."""
+"""The command `adapt`: adapt a model to another domain."""
 
 import json
 import sys
@@ -32,33 +32,34 @@ def adapt(
     source: Data,
     target: Annotated[
         Path,
-        typer.Argument(metavar="TARGET", help="A folder of images, at any depth, unlabelled."),
+        typer.Argument(metavar="TARGET", help="A folder of unlabelled images at any depth."),
     ],
     method: Annotated[str, typer.Option(metavar="NAME[,NAME]", help=f"{', '.join(METHOD_NAMES)}.")],
     out: RunOut,
     settings,
     freeze: Freeze = "none",
     batch_norm: Annotated[
-        BatchNorm, typer.Option(help="Whose batches it is computed from; frozen: none.")
+        BatchNorm, typer.Option(help="Batches that BatchNorm statistics come from; frozen: none.")
     ] = BatchNorm("joint"),
     bottleneck: Annotated[
-        int, typer.Option(help="Width of the layer whose output is aligned; 0: the backbone's.")
+        int, typer.Option(help="Width of the aligned layer; 0 aligns the output of the backbone.")
     ] = 256,
     keep: Annotated[
-        KeepEpoch, typer.Option(help="The epoch that is kept: last, or selected without labels.")
+        KeepEpoch,
+        typer.Option(help="The epoch whose weights are saved: last, or selected without labels."),
     ] = KeepEpoch("last"),
     target_labels: Annotated[
         bool,
         typer.Option(
-            "--target-labels", help="TARGET/<class>/: report the accuracy; nothing else uses it."
+            "--target-labels",
+            help="TARGET has class folders: report the accuracy, and use them for nothing else.",
         ),
     ] = False,
     resume: Resume = False,
     as_json: Json = False,
 ):
-    """Adapt a model: labelled images of SOURCE, unlabelled ones of TARGET, a model for TARGET."""
-    from keras_transfer.adaptation.outcome import outcome
-    from keras_transfer.adaptation.running import Adaptation
+    """Adapt a model to unlabelled images of TARGET, with labelled images of SOURCE."""
+    from keras_transfer.adaptation.run import Adaptation, result_line
     from keras_transfer.reporting import write_report
     from keras_transfer.schedules.recipes import AUTO
 
@@ -86,5 +87,5 @@ def adapt(
     if as_json:
         print(json.dumps(run.metrics, indent=2))
         return
-    print(outcome(run))
+    print(result_line(run))
     print(f"{out}: report.html, model.keras, metrics.json, history.csv, config.yaml, skipped.csv")

@@ -20,12 +20,12 @@ from keras_transfer.models.sources.applications import check_backbone
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule
+from keras_transfer.training.checkpoint import Checkpoint
 from keras_transfer.training.failures import Interrupted
 from keras_transfer.utils.console import progress_bar, quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.options import make_options
 
-SETTINGS = "settings.json"
 SCRATCH = "from_scratch"
 _SMALLEST = 5  # images per class of the smallest default size
 
@@ -149,7 +149,9 @@ class Experiment:
                 f"Strategy '{self.options.strategy_name}' trains from scratch: choose one that "
                 "transfers."
             )
-        self._open()
+        images = json.dumps(data.fingerprint(), sort_keys=True).encode("utf-8", "surrogateescape")
+        fingerprint = hashlib.sha256(images).hexdigest()
+        Checkpoint.open(self.out, self._settings(), what="comparison", fingerprint=fingerprint)
 
     # -- lengths ----------------------------------------------------------------------------------
 
@@ -179,14 +181,11 @@ class Experiment:
         steps = [-(-images // (phase.batch_size or self.options.batch_size)) for phase in phases]
         return sum(phase.epochs or -(-phase.steps // n) for phase, n in zip(phases, steps))
 
-    # -- the directory ----------------------------------------------------------------------------
-
     def _settings(self):
         """Everything that all runs depend on, as plain data. Sizes and seeds may grow."""
         strategy = self.options.strategy
         if isinstance(strategy, Schedule) or Path(strategy).suffix in (".yaml", ".yml"):
             strategy = resolve_schedule(strategy).to_dict()
-        images = json.dumps(self.data.fingerprint(), sort_keys=True)
         return {
             "backbone": self.options.backbone,
             "weights": self.options.weights,
@@ -198,36 +197,7 @@ class Experiment:
             "batch_size": self.options.batch_size,
             "augment": self.options.augment,
             "precision": self.options.precision,
-            "images": hashlib.sha256(images.encode("utf-8", "surrogateescape")).hexdigest(),
         }
-
-    def _open(self):
-        """Create the directory, or check that it contains this comparison."""
-        if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"{self.out} is a file: give a directory.")
-        now = json.loads(json.dumps(self._settings()))
-        file = self.out / SETTINGS
-        if not file.is_file():
-            if self.out.is_dir() and any(self.out.iterdir()):
-                raise InputError(
-                    f"{self.out} is not empty and contains no comparison: choose another --out."
-                )
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps(now, indent=2) + "\n")
-            return
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [
-            "the images changed"
-            if key == "images"
-            else f"{key}: {before.get(key)!r} is now {now.get(key)!r}"
-            for key in now.keys() | before.keys()
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
-            raise InputError(
-                f"{self.out} contains a comparison with other settings: {'; '.join(sorted(changed))}. "
-                "Restore them, or choose another --out."
-            )
 
     # -- running ----------------------------------------------------------------------------------
 

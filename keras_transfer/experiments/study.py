@@ -13,7 +13,8 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.experiments.search_space import Space, format_values
-from keras_transfer.runs import Run, changed_settings
+from keras_transfer.runs import Run
+from keras_transfer.training.checkpoint import Checkpoint
 from keras_transfer.utils.files import csv_text, write_file, write_text
 from keras_transfer.utils.tables import Table
 
@@ -56,7 +57,7 @@ def check_folder(path) -> None:
 
 
 @contextlib.contextmanager
-def open_study(path, settings: dict, *, warmup: int) -> Iterator:
+def open_study(path, settings: dict, fingerprint: str, *, warmup: int) -> Iterator:
     """Start a search in a folder, or resume it; yield an `optuna.Study`.
 
     Trials that a killed process left unfinished count as failed (without a `reason`), and their
@@ -66,29 +67,18 @@ def open_study(path, settings: dict, *, warmup: int) -> Iterator:
     Args:
         path: the folder.
         settings: everything that the trials share, as plain data.
+        fingerprint: digest of the images.
         warmup: number of epochs before a trial can be pruned.
 
     Raises:
-        InputError: the search in the folder has other settings, or another process is running it.
+        InputError: the folder contains something else, the search in it has other settings or images,
+            or another process is running it.
     """
     import optuna
-    import yaml
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_folder(path)
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    if (path / SETTINGS).is_file():
-        before = yaml.safe_load((path / SETTINGS).read_text(encoding="utf-8"))
-        changed = list(changed_settings(before, yaml.safe_load(text)))
-        if changed:
-            raise InputError(
-                f"Cannot resume the search in {path}, because its settings differ: "
-                f"{'; '.join(changed)}. Restore them, or choose another --out."
-            )
-    else:
-        write_text(path / SETTINGS, text)
+    Checkpoint.open(path, settings, what="search", file=SETTINGS, fingerprint=fingerprint)
     with (path / JOURNAL).open("a+b") as journal:
         _lock(journal, path)
         _drop_partial_line(journal)

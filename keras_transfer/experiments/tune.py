@@ -132,7 +132,6 @@ class _Tuner:
 
     def _settings(self):
         """The settings that all trials share, as plain data."""
-        images = json.dumps(self.data.fingerprint(), sort_keys=True)
         whole = prefix_of(self.model, len(backbone_of(self.model).stages))
         return {
             **self.config,
@@ -140,14 +139,15 @@ class _Tuner:
             "image_size": self.model.input_shape[1],
             "precision": self.model.dtype_policy.name,
             "model": whole.fingerprint,
-            "images": hashlib.blake2b(images.encode(), digest_size=16).hexdigest(),
             "space": plain_space(self.search.space),
             "augment": self.search.augmentations[self.search.default["augment"]],
             "schedule": self.search.schedule.to_dict(),
         }
 
     def run(self, trials, minutes, start) -> Tuned:
-        with open_study(self.out, self._settings(), warmup=self.warmup) as study:
+        images = json.dumps(self.data.fingerprint(), sort_keys=True)
+        fingerprint = hashlib.blake2b(images.encode(), digest_size=16).hexdigest()
+        with open_study(self.out, self._settings(), fingerprint, warmup=self.warmup) as study:
             waiting = [t for t in study.trials if t.state.name == "WAITING"]
             if not finished(study) and not waiting:
                 study.enqueue_trial(self.search.default)

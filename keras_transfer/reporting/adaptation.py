@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.adaptation.feature_maps import MOST_FEATURES, read_feature_maps
+from keras_transfer.adaptation.network import MOST_FEATURES, read_feature_maps
 from keras_transfer.adaptation.selection import Selector
 from keras_transfer.data import plain_augmentation, without_flip
 from keras_transfer.reporting import page

@@ -125,26 +125,27 @@ def test_the_command_writes_a_run_that_the_other_commands_take(folders, tmp_path
     (again,) = found
     begun = run.config
     assert again._settings() == {name: begun[name] for name in again._settings()}
-    assert (again.epochs, again.learning_rate, again.image_size) == (2, 0.01, 32)
+    assert (again.options.epochs, again.options.learning_rate) == (2, 0.01)
+    assert again.options.image_size == 32
 
 
 def test_a_killed_run_is_resumed_from_its_directory(folders, tmp_path, monkeypatch):
-    from keras_transfer.adaptation import progress
+    from keras_transfer.adaptation.callbacks import SaveState
 
     def begin(out, **options):
         return adaptation(folders, out, keep="selected", method="shot", **options)
 
     whole = begin(tmp_path / "whole").run()
-    kept = progress.State.on_epoch_end
+    save = SaveState.on_epoch_end
 
     def interrupt(self, epoch, logs=None):
-        if epoch == 1 and self.path.parent.name == "adapt":  # scored, but not yet kept
+        if epoch == 1 and self.checkpoint.folder.name == "adapt":  # scored, not saved
             raise KeyboardInterrupt
-        kept(self, epoch, logs)
+        save(self, epoch, logs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(progress.State, "on_epoch_end", interrupt)
-        with pytest.raises(Interrupted, match="go on with --resume"):
+        patch.setattr(SaveState, "on_epoch_end", interrupt)
+        with pytest.raises(Interrupted, match="continue with --resume"):
             begin(tmp_path / "cut").run()
     with pytest.raises(InputError, match="is not finished"):
         Run.open(tmp_path / "cut")
@@ -199,15 +200,23 @@ def test_wrong_use_is_answered_before_keras_is_imported(folders, tmp_path):
         "no such folder or file": [tmp_path / "none", target, "--method", "dann", *own],
         "does not know: pink": [source, other, "--method", "dann", *own, "--target-labels"],
         "no class folders in": [source, loose, "--method", "dann", *own, "--target-labels"],
-        "Unknown method 'dan': give one of dann, coral, mmd": [source, target, "--method", "dan"],
-        "A method is there twice": [source, target, "--method", "mcc,mcc"],
+        "Unknown method 'dan'. Choose from dann, coral, mmd": [source, target, "--method", "dan"],
+        "A method is given twice": [source, target, "--method", "mcc,mcc"],
         "SHOT never sees the source": [source, target, "--method", "mcc,shot"],
-        "AdaBN needs BatchNorm, and vgg16 has none": [
+        "AdaBN needs BatchNorm, which vgg16 does not have": [
             *(source, target, "--method", "adabn", "--backbone", "vgg16")
         ],
         "did you mean resnet50": [source, target, "--method", "mcc", "--backbone", "resnet5"],
         "Give one backbone": [source, target, "--method", "mcc", "--backbone", "vgg16,resnet50"],
-        "epochs must be 1 or more": [source, target, "--method", "mcc", *own, "--epochs", 0],
+        "epochs must be a whole number of 1 or more": [
+            source,
+            target,
+            "--method",
+            "mcc",
+            *own,
+            "--epochs",
+            0,
+        ],
         "not empty": [source, target, "--method", "mcc", *own, "--out", loose],
         "is no run": [source, target, "--method", "mcc", *own, "--out", loose, "--resume"],
     }

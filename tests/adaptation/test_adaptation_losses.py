@@ -110,12 +110,12 @@ def test_outer_product(rng):
     np.testing.assert_allclose(losses.outer_product(f, g), expected, rtol=1e-6)
 
 
-def test_randomised_product_estimates_the_product(rng):
+def test_randomized_product_estimates_the_product(rng):
     """⟨T(f, g), T(f', g')⟩ → ⟨f, f'⟩·⟨g, g'⟩ with the width."""
     f, g = rng.normal(size=(2, 3)).astype("float32"), rng.random((2, 2)).astype("float32")
     width = 200_000
     maps = rng.normal(size=(3, width)), rng.normal(size=(2, width))
-    x = ops.convert_to_numpy(losses.randomised_product(f @ maps[0], g @ maps[1]))
+    x = ops.convert_to_numpy(losses.randomized_product(f @ maps[0], g @ maps[1]))
     np.testing.assert_allclose(x @ x.T, (f @ f.T) * (g @ g.T), atol=0.15)
 
 
@@ -222,15 +222,15 @@ def test_mcc_by_hand():
     assert number(losses.mcc(certain[:2])) == pytest.approx(0, abs=1e-6)  # two classes unnamed
 
 
-def test_information_maximisation(logits):
+def test_information_maximization(logits):
     p = softmax(logits)
     mean = p.mean(0)
     expected = np_entropy(p).mean() + (mean * np.log(mean)).sum()
-    assert number(losses.information_maximisation(logits)) == pytest.approx(expected, rel=1e-5)
+    assert number(losses.information_maximization(logits)) == pytest.approx(expected, rel=1e-5)
     diverse, collapsed = 1000 * np.eye(4), 1000 * np.eye(4)[[0, 0]]
-    found = losses.information_maximisation(diverse.astype("float32"))
+    found = losses.information_maximization(diverse.astype("float32"))
     assert number(found) == pytest.approx(-np.log(4))
-    found = losses.information_maximisation(collapsed.astype("float32"))
+    found = losses.information_maximization(collapsed.astype("float32"))
     assert number(found) == pytest.approx(0, abs=1e-6)
 
 
@@ -370,7 +370,7 @@ def test_shot_agrees_with_its_pseudo_labels(rng):
     batch = batch_of(rng)
     labels = np.array([0, 1, 1, 0, 1, 1], "int32")
     agreement = -np.log(softmax(batch[3])[np.arange(6), labels]).mean()
-    expected = number(losses.information_maximisation(batch[3])) + 0.3 * agreement
+    expected = number(losses.information_maximization(batch[3])) + 0.3 * agreement
     alone = batch._replace(source_features=None, source_logits=None, pseudo_labels=labels)
     found, _ = SHOT().loss(alone, 1.0)
     assert number(found) == pytest.approx(expected, rel=1e-4)

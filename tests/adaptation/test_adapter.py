@@ -240,10 +240,10 @@ def test_other_iterables():
     stream = Stream(data, "target")
     endless = stream.endless(1)
     assert [int(next(endless)[0]) for _ in range(4)] == [1, 0, 1, 0] and data.passes == 2
-    assert stream.length == 2 and len(list(stream.once(99))) == 2
+    assert stream.length == 2 and len(list(stream.one_pass(99))) == 2
 
     anywhere = Stream(lambda number: (np.full(1, i) for i in range(number, 99)), "target", 3)
-    assert int(next(iter(anywhere.endless(7)))[0]) == 7 and len(list(anywhere.once(99))) == 3
+    assert int(next(iter(anywhere.endless(7)))[0]) == 7 and len(list(anywhere.one_pass(99))) == 3
 
     once = Stream(iter([np.zeros(1), np.ones(1)]), "target")
     assert not once.first().any()
@@ -354,5 +354,5 @@ def test_adabn_comes_where_it_stands():
     made.fit(source, target=target, epochs=1, verbose=0)
     for a, b in zip(norms(first), norms(expected)):
         np.testing.assert_allclose(a.moving_mean, b.moving_mean, rtol=1e-3, atol=1e-4)
-    with pytest.raises(InputError, match=r"first .* or last"):
+    with pytest.raises(InputError, match=r"the first method .* or the last"):
         Adapter(first, ["coral", "adabn", "mcc"])

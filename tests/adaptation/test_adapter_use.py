@@ -152,7 +152,8 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(tmp_path):
         adapter(small_model(dropout=0.3), [SMALL, MCC()]).fit(
             *streams(96, 64), epochs=3, state=tmp_path / "cut", verbose=0
         )
-    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"adapter.npz"}
+    files = {"settings.json", "state.json", "epoch-3.npz"}
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == files
 
 
 # -- wrong use ------------------------------------------------------------------------------------
@@ -161,12 +162,15 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"methods": "dan"}, "Unknown method 'dan': give one of dann"),
+        ({"methods": "dan"}, "Unknown method 'dan'. Choose from dann"),
         ({"methods": ["mcc", "mcc"]}, "twice"),
         ({"methods": ["shot", "mcc"]}, "never sees the source"),
-        ({"methods": [3]}, "is no method"),
+        ({"methods": [3]}, "is not a method"),
         ({"batch_norm": "both"}, "must be one of"),
-        ({"methods": "adabn", "norm": False}, "needs BatchNorm, and toy_single_label has none"),
+        (
+            {"methods": "adabn", "norm": False},
+            "needs BatchNorm, which toy_single_label does not have",
+        ),
         ({"batch_norm": "per_domain", "norm": False}, "'per_domain' needs BatchNorm"),
         ({"freeze": "all"}, "everything before the classifier is frozen"),
         ({"methods": "shot", "freeze": "all"}, "everything before the classifier is frozen"),
@@ -197,18 +201,18 @@ good = {"source": [(x, y)], "target": [x]}
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"target": [(x, y)]}, "gives more than images: leave its labels out"),
-        ({"target": [{"images": x}]}, "gives more than images"),
+        ({"target": [(x, y)]}, "must contain images only: remove its labels"),
+        ({"target": [{"images": x}]}, "must contain images only"),
         ({"target": [y]}, "gives labels in place of images"),
         ({"target": []}, "There is no image in the target"),
         ({"target": None}, "fit needs the target"),
-        ({"target": [x[:, :2]]}, "The target's images are 2×4×3, the model takes 4×4×3"),
+        ({"target": [x[:, :2]]}, "The target images are 2×4×3, but the model takes 4×4×3"),
         ({"target": x}, "The target is an array: give batches"),
         ({"target": 3}, "must be batches"),
         ({"source": None}, "fit needs the source"),
         ({"source": [x]}, r"must give \(images, labels\)"),
         ({"source": []}, "There is no image in the source"),
-        ({"source": [(x[..., :1], y)]}, "The source's images are 4×4×1"),
+        ({"source": [(x[..., :1], y)]}, "The source images are 4×4×1"),
         ({"source": [(x, y + 1)]}, "from 1 to 2, but the model has 2 classes: 0 to 1"),
         ({"source": [(x, np.eye(2)[y].astype(int))]}, r"must be integers \[N\]"),
         ({"source": [(x, 0 * y)]}, "The source has no image of b"),
@@ -275,11 +279,11 @@ def test_adapt_makes_the_other_views():
     settings = {"image_size": SIZE, "batch_size": 8}
     plain = _stream("target", examples, 3, {**settings, "augmentation": "none"})
     strong = _stream("target", examples, 3, {**settings, "augmentation": _stronger("none")})
-    batches = [*two_views(plain, strong).once(9)]
+    batches = [*two_views(plain, strong).one_pass(9)]
     assert len(batches) == plain.length
     originals = np.concatenate([images for images, _ in batches])
     views = np.concatenate([other for _, other in batches])
-    np.testing.assert_array_equal(originals, np.concatenate([*plain.once(9)]))
+    np.testing.assert_array_equal(originals, np.concatenate([*plain.one_pass(9)]))
     assert (originals != views).any(axis=(1, 2, 3)).mean() > 0.5
     far = np.abs(originals[None].astype(int) - views[:, None]).mean(axis=(2, 3, 4))
     assert (far.argmin(axis=1) == np.arange(len(views))).mean() > 0.2  # by chance one in 24
@@ -293,8 +297,8 @@ def test_adapt_makes_the_model_of_the_source_that_shot_starts_from(tmp_path):
         model, image_data(), target, "shot", phase=phase, state=tmp_path / "s", verbose=0
     )
     assert "class_loss" not in history.history and "target_entropy" in history.history
-    assert (tmp_path / "s" / "source" / "adapter.npz").is_file()
-    assert (tmp_path / "s" / "adapt" / "adapter.npz").is_file()
+    assert (tmp_path / "s" / "source" / "epoch-1.npz").is_file()
+    assert (tmp_path / "s" / "adapt" / "epoch-1.npz").is_file()
 
 
 def test_adapt_says_what_is_missing():

@@ -11,7 +11,7 @@ from keras_transfer.adaptation.selection import (
     Selector,
     batch_nuclear_norm,
     effective_classes,
-    information_maximisation,
+    information_maximization,
     mean_ranks,
     soft_neighbourhood_density,
 )
@@ -28,11 +28,11 @@ COLLAPSED = np.array([[1.0, 0.0], [1.0, 0.0]])
 
 
 def test_information_is_entropy_of_the_mean_less_mean_entropy():
-    assert information_maximisation(SURE) == pytest.approx(log(2))
-    assert information_maximisation(UNSURE) == pytest.approx(0)
-    assert information_maximisation(COLLAPSED) == pytest.approx(0)
+    assert information_maximization(SURE) == pytest.approx(log(2))
+    assert information_maximization(UNSURE) == pytest.approx(0)
+    assert information_maximization(COLLAPSED) == pytest.approx(0)
     # H(0.55, 0.45) − (H(0.9, 0.1) + H(0.2, 0.8)) / 2
-    assert information_maximisation(LESS_SURE) == pytest.approx(0.688139 - 0.412743, abs=1e-6)
+    assert information_maximization(LESS_SURE) == pytest.approx(0.688139 - 0.412743, abs=1e-6)
 
 
 def test_the_nuclear_norm_is_the_sum_of_singular_values_a_image():
@@ -84,11 +84,11 @@ def test_effective_classes():
 @pytest.mark.parametrize("bad", [np.ones((3, 2)), [[1.5, -0.5]], [[np.nan, 1]], [0.5, 0.5], [[1]]])
 def test_what_is_no_probability_is_refused(bad):
     with pytest.raises(InputError, match="robabilities"):
-        information_maximisation(np.array(bad))
+        information_maximization(np.array(bad))
 
 
 def test_one_image_has_no_neighbours():
-    with pytest.raises(InputError, match="two images"):
+    with pytest.raises(InputError, match="at least two images"):
         soft_neighbourhood_density(np.ones((1, 3)))
 
 
@@ -128,7 +128,7 @@ def test_an_epoch_that_unlearned_the_source_is_not_selected():
     selector.add(1, 0.90, blend(0.3))
     selector.add(2, 0.84, blend(0.9))
     assert selector.selected == 1
-    assert selector.veto(selector.scores[1]) == "source validation 84.0 %, it can be 90.0 %"
+    assert selector.veto(selector.scores[1]) == "source validation 84.0 %, reference 90.0 %"
     # Five points are allowed, and no more.
     selector.add(3, 0.85, blend(0.8))
     assert selector.selected == 3
@@ -157,7 +157,7 @@ def test_answers_that_collapse_are_not_selected():
     selector.add(2, 0.9, two_of_four)
     selector.add(3, 0.9, mostly_one)
     assert selector.veto(selector.scores[1]) is None  # half of the classes is not yet collapse
-    assert selector.veto(selector.scores[2]) == "answers amount to 1.3 of 4.0 classes"
+    assert selector.veto(selector.scores[2]) == "predictions cover 1.3 of 4.0 classes"
     assert selector.selected == 2
 
 
@@ -235,10 +235,10 @@ def test_wrong_use_is_answered():
     with pytest.raises(InputError, match="nothing"):
         Selector(EVEN, criteria=[])
     selector = Selector(EVEN)
-    with pytest.raises(InputError, match="No epoch"):
+    with pytest.raises(InputError, match="No epoch has been scored"):
         selector.last  # noqa: B018
     with pytest.raises(InputError, match="3 classes, the source has 2"):
         selector.add(1, 0.9, blend(0.5, 3))
     selector.add(1, 0.9, blend(0.5))
-    with pytest.raises(InputError, match="after epoch 1"):
+    with pytest.raises(InputError, match="does not come after epoch 1"):
         selector.add(1, 0.9, blend(0.5))

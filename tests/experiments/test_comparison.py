@@ -358,7 +358,7 @@ def test_sizes_and_seeds_may_grow_and_settings_not_change(data, tmp_path, source
     assert grown.at(2).advantages.asymptote == Interval.of([0.8 - 0.6, 0.9 - 0.6])
     # 0.85 of transfer is what from scratch has with all.
     assert grown.savings[0].ratio == pytest.approx(29 / 6)
-    with pytest.raises(InputError, match="with other settings: batch_size: 8 is now 4"):
+    with pytest.raises(InputError, match="with different settings: batch_size: 8 is now 4"):
         Experiment(data, out, **{**settings, "batch_size": 4})
     with pytest.raises(InputError, match="is not empty and contains no comparison"):
         Experiment(data, colours, **settings)
