@@ -121,8 +121,20 @@ def outcome(data: bytes, served, decode, examine) -> str:
     if graph is None:
         return "usable, not served"
     if graph.shape != pixels.shape or not np.array_equal(graph, pixels):
+        if damaged_exif(data):
+            return "damaged EXIF, served in another orientation"
         return f"WRONG: served as other pixels ({graph.shape}, {pixels.shape})"
     return "usable, served"
+
+
+def damaged_exif(data: bytes) -> bool:
+    """Return whether Pillow stops reading the EXIF block before its end."""
+    from keras_transfer.modalities.image.check import open_image, orientation_of
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        orientation_of(open_image(data), data)
+    return any("Corrupt EXIF" in str(warning.message) for warning in caught)
 
 
 def work(count: int, seed: int, first: int, state: Path) -> None:

@@ -16,8 +16,8 @@ from gallery import encode, gallery, image
 from PIL import Image
 
 from keras_transfer.data import check_files, check_images, from_directory
-from keras_transfer.modalities.image.check import Room, examine
-from keras_transfer.modalities.image.exif import orientation, upright
+from keras_transfer.modalities.image.check import Room, examine, open_image, orientation_of
+from keras_transfer.modalities.image.decode import upright
 
 pytestmark = pytest.mark.usefixtures("cache")
 ROOT = Path(__file__).parents[2]
@@ -237,7 +237,7 @@ def test_orientation_is_found_alike_in_python_and_in_the_graph(served, rng):
             chunk = struct.pack(">I", len(block) - 6) + b"eXIf" + block[6:]
             data = data[:-12] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + data[-12:]
         np.testing.assert_array_equal(served(data), decode(data))
-        seen.append(orientation(data))
+        seen.append(orientation_of(open_image(data), data))
     assert set(seen) == set(range(1, 9)) and seen.count(1) < 170
 
 
@@ -251,7 +251,9 @@ def test_orientation_is_pillows(kind):
         data = encode(image(5, 7), kind, exif=exif)
         stored = Image.open(io.BytesIO(data))
         expected = np.asarray(ImageOps.exif_transpose(stored))
-        np.testing.assert_array_equal(upright(np.asarray(stored), orientation(data)), expected)
+        np.testing.assert_array_equal(
+            upright(np.asarray(stored), orientation_of(open_image(data), data)), expected
+        )
 
 
 def test_a_long_file_of_nothing_ends(served):

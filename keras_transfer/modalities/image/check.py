@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from keras_transfer.modalities.image.exif import orientation
-
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
 
 # Pillow's names. Pillow opens MPO, the stereo JPEG of some phones, through "JPEG".
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 
+ORIENTATION = 0x0112  # the tag of EXIF
 _STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
 MOST_BYTES = 512 << 20  # of a file: more than the largest image needs in any format
 
@@ -94,6 +93,28 @@ def open_image(contents: bytes) -> Image.Image:
     return image
 
 
+def orientation_of(image: Image.Image, contents: bytes) -> int:
+    """Return EXIF's orientation of a JPEG, PNG or WebP file, 1–8; 1, upright, where there is none.
+
+    XMP is ignored, as in an exported model (`serving`), and damaged EXIF counts as missing.
+
+    Args:
+        image: from `open_image`.
+        contents: the bytes of the same file.
+    """
+    if image.format not in ("JPEG", "MPO", "PNG", "WEBP"):
+        return 1
+    exif = Image.Exif()
+    try:
+        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in contents:
+            image.load()  # the chunk may follow the pixels
+        exif.load(image.info.get("exif", b""))
+        orientation = exif.get(ORIENTATION)
+    except Exception:  # Pillow raises many types on damaged EXIF
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
 def examine_file(path: str) -> Facts:
     """Reads a file once, whole: what it is, its digest, and whether every pixel can be decoded."""
     extension = Path(path).suffix.lower()
@@ -126,7 +147,9 @@ def examine(contents: bytes) -> Facts:
         image = open_image(contents)
     except Exception as error:  # plugins raise anything on a broken file
         return Facts(fault=_fault(error, contents))
-    facts = Facts(image.width, image.height, image.mode, image.format or "", orientation(contents))
+    facts = Facts(
+        image.width, image.height, image.mode, image.format or "", orientation_of(image, contents)
+    )
     try:
         with DECODING.taken(image.width * image.height):
             image.load()

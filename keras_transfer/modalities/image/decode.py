@@ -4,8 +4,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_transfer.modalities.image.check import DECODING, open_image
-from keras_transfer.modalities.image.exif import orientation, upright
+from keras_transfer.modalities.image.check import DECODING, open_image, orientation_of
 
 
 def decode(contents: bytes) -> np.ndarray:
@@ -36,9 +35,20 @@ def decode(contents: bytes) -> np.ndarray:
             if pixels is None:
                 image.load()
                 pixels = np.array(to_rgb(image))
-            return upright(pixels, orientation(contents))
+            return upright(pixels, orientation_of(image, contents))
     except Exception as error:  # Pillow's plugins raise many types on broken data
         raise ValueError(f"not a readable image: {error}") from error
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns [H, W, C] as `PIL.ImageOps.exif_transpose` does; orientations 5–8 swap H and W."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _decode_with_tensorflow(contents):

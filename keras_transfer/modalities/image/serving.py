@@ -1,14 +1,16 @@
 """Encoded image bytes to RGB pixels in TensorFlow's ops alone: what an exported model does.
 
 It gives the pixels of `decode.decode`, or an error where TensorFlow's decoder cannot read the file or
-would read it wrongly. The orientation is found by the rules of `exif`.
+would read it wrongly. EXIF's orientation is read as Pillow reads it.
 """
 
 import tensorflow as tf
 from PIL import Image
 
-from keras_transfer.modalities.image.exif import MOST_PARTS, TAG, WIDTHS
+from keras_transfer.modalities.image.check import ORIENTATION
 
+MOST_PARTS = 4096  # of a file that are searched; an image has a few or some hundred
+WIDTHS = {3: 2, 4: 4}  # TIFF's SHORT and LONG → bytes
 _HEAD = 34  # bytes that hold what is looked at of a header
 
 
@@ -177,11 +179,18 @@ def _orientation_in(block):
     entries = tf.cast(block[at + 2 : at + 2 + 12 * count], tf.int32)
     entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], [-1, 12])
     kind = number(entries[:, 2:4])
-    wanted = (number(entries[:, :2]) == TAG) & (number(entries[:, 4:8]) == 1)
+    count = number(entries[:, 4:8])
     values = tf.zeros_like(kind)
-    for code, letter in WIDTHS.items():
-        width = {"B": 1, "H": 2, "I": 4}[letter]
+    for code, width in WIDTHS.items():
         values = tf.where(kind == code, number(entries[:, 8 : 8 + width]), values)
+    # Of two values Pillow takes the first; two LONGs lie where the entry points to.
+    two, end = (kind == 4) & (count == 2), tf.size(block, tf.int64)
+    inside = values + 8 <= end
+    places = tf.where(two & inside, values, 0)[:, None] + tf.range(4, dtype=tf.int64)
+    padded = tf.pad(tf.cast(block, tf.int32), [[0, 4]])
+    values = tf.where(two, number(tf.gather(padded, places)), values)
+    fits = (count == 1) | ((count == 2) & (~two | inside))
+    wanted = (number(entries[:, :2]) == ORIENTATION) & fits
     wanted &= tf.reduce_any([kind == code for code in WIDTHS], axis=0)
     found = tf.concat([[tf.constant(1, tf.int64)], tf.boolean_mask(values, wanted)], 0)[-1]
     return tf.where((little | big) & (found >= 1) & (found <= 8), found, 1)
