@@ -9,6 +9,14 @@ class InputError(ValueError):
     The command line prints it as one line and ends with exit code 2.
     """
 
+    exit_code = 2
+
+
+class WorkerLost(Exception):
+    """Another process of a distributed training died or cannot be reached."""
+
+    exit_code = 75  # "temporary failure" of sysexits.h: start all workers again with --resume
+
 
 def said_in(error: Exception) -> InputError | None:
     """The InputError that a function of ours raised when TensorFlow called it; None if none did."""

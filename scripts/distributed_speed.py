@@ -1,18 +1,17 @@
-"""What workers on this machine measure: features a second, sums a second, steps a second.
+"""Measure workers on this machine: features and training steps per second.
 
     python scripts/distributed_speed.py extraction [--images 600] [--rounds 3]
     python scripts/distributed_speed.py steps [--workers 1 2 4] [--frozen 0 9 18]
 
 Each worker is a process that is pinned to one core (worker i to core i, and from the first one again),
 so that two of them on two cores can be compared with one on one core. Run it where nothing else runs:
-the load is printed. Against what runs nevertheless the fastest step and sum counts, and of extraction
+the load is printed. Against what runs nevertheless the fastest step counts, and of extraction
 the processor's time is given too, of the slower worker: what it would be if each had its core alone.
 
 `extraction`: images a second through a frozen backbone, merged in the cache at the end, by one worker
-and by two. `steps`: the time of a training step, beside what `distribution/cost.py` says of it. Its two
-numbers for the link (bytes a second, seconds a message) come from sums of 4 KB and of 16 MB that are
-timed between two workers; that for the speed from one worker's step with nothing frozen. Where there
-are more workers than cores, computing takes as many times as long as workers share a core.
+and by two. `steps`: the time of a training step, the gradients that it sums (MB), and its efficiency
+against one worker. If there are more workers than cores, one worker's step counts as many times as
+workers share a core.
 """
 
 import argparse
@@ -26,7 +25,6 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SMALL, LARGE = 1 << 10, 4 << 20  # float32 values
 ENGINE = "multi_worker"
 
 
@@ -38,7 +36,7 @@ def worker(what: str, options) -> None:
     index = json.loads(os.environ.get("TF_CONFIG") or '{"task": {"index": 0}}')["task"]["index"]
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[index % len(cores)]})
-    from keras_transfer.training.distributed.workers import start_workers
+    from keras_transfer.training.distributed.environment import start_workers
 
     workers = start_workers(ENGINE if options.count > 1 else "none")
     found = {"extraction": extraction, "steps": steps}[what](workers, options)
@@ -55,7 +53,7 @@ def extraction(workers, options):
     from keras_transfer.data.readers import Arrays
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of
-    from keras_transfer.training.distributed.computing import extract_together
+    from keras_transfer.training.distributed.workers import extract_together
 
     keras.utils.set_random_seed(0)
     size = options.image_size
@@ -67,36 +65,32 @@ def extraction(workers, options):
     warm, measured = np.arange(64), np.arange(64, len(pixels))
     extract(prefix, examples.take(warm), engine="keras")
     examples.digests  # noqa: B018 (of all images, which takes a while, and is no extraction)
-    if workers:
-        workers.barrier()
+    workers.barrier()
     started, busy = time.perf_counter(), time.process_time()
-    if workers:
+    if workers.distributed:
         extract_together(workers, prefix, examples.take(measured), engine="keras")
     else:
         extract(prefix, examples.take(measured), engine="keras")
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
-    if workers:
+    if workers.distributed:
         busy = max(float(other) for other in workers.gather(str(busy).encode()))
     return {"seconds": seconds, "busy": busy}
 
 
 def steps(workers, options):
-    import contextlib
-
     import keras
     import numpy as np
     import tensorflow as tf
 
     import keras_transfer as kt
-    from keras_transfer.features.prefix import stage_costs
     from keras_transfer.models.acceleration import training_model
     from keras_transfer.models.stages import freeze
 
-    found = {"sums": sums(workers) if workers else {}, "steps": {}, "costs": {}}
+    found = {"steps": {}, "trained": {}}
     size, batch = options.image_size, options.batch_size
     for frozen in options.frozen:
         keras.backend.clear_session()
-        with workers.scope() if workers else contextlib.nullcontext():
+        with workers.scope():
             head = kt.Classification("ab", dropout=0.0)
             model = kt.build_model(options.backbone, head, weights=None, image_size=size)
             freeze(model, f"stage:{frozen}")
@@ -106,15 +100,14 @@ def steps(workers, options):
             pixels = np.zeros((batch, size, size, 3), "uint8")
             one = tf.data.Dataset.from_tensors((pixels, np.zeros(batch, "int32")))
             stream = one.repeat()
-            if workers:
+            if workers.distributed:
                 workers.prepare(trained, stream)
                 stream = workers.stream(stream)
             times = StepTimes()
             trained.fit(stream, steps_per_epoch=options.steps, callbacks=[times.made()], verbose=0)
         found["steps"][frozen] = min(times.seconds[3:])
-        count = sum(int(np.prod(weight.shape)) for weight in trained.trainable_weights)
-        costs = stage_costs(model.layers[1])
-        found["costs"][frozen] = [count, sum(costs[:frozen]), sum(costs[frozen:])]
+        weights = trained.trainable_weights
+        found["trained"][frozen] = sum(int(np.prod(weight.shape)) for weight in weights)
     return found
 
 
@@ -138,28 +131,6 @@ class StepTimes:
                 outer.seconds.append(time.perf_counter() - outer.started)
 
         return Callback()
-
-
-def sums(workers):
-    """Seconds to sum so many float32 values over the workers."""
-    import tensorflow as tf
-
-    found = {}
-    for count in (SMALL, LARGE):
-        values = tf.ones([count])
-
-        @tf.function(jit_compile=False)
-        def summed(values):
-            given = workers.strategy.run(tf.identity, (values,))
-            return workers.strategy.reduce("SUM", given, axis=None)[0]
-
-        seconds = []
-        for _ in range(12):
-            started = time.perf_counter()
-            float(summed(values))
-            seconds.append(time.perf_counter() - started)
-        found[count] = min(seconds[2:])
-    return found
 
 
 # -- the measurements -------------------------------------------------------------------------------
@@ -200,41 +171,17 @@ def measure_extraction(options, arguments):
 
 
 def measure_steps(options, arguments):
-    from keras_transfer.training.distributed.cost import Link, Step, all_reduce_seconds
-
     print(f"load {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores")
-    found = {n: launched("steps", n, arguments) for n in sorted({1, 2, *options.workers})}
-    alone = found[1]
-
-    def step_of(frozen):
-        return Step(*alone["costs"][str(frozen)], options.batch_size)
-
-    speed = step_of(options.frozen[0]).seconds(1.0) / alone["steps"][str(options.frozen[0])]
-    small, large = (found[2]["sums"][str(count)] for count in (SMALL, LARGE))
-    latency = small / 2  # a ring of two sends two messages
-    link = Link(4 * LARGE / max(1e-9, large - small), latency)
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"speed {speed:.3g} multiplications/s; link {link.bandwidth:.3g} bytes/s, "
-        f"{1e3 * link.latency:.2f} ms a message (two workers)"
-    )
-    print(
-        "| frozen | MB a step | workers | predicted step, ms | measured | predicted efficiency | measured |"
-    )
-    print("|---:|---:|---:|---:|---:|---:|---:|")
-    for frozen in options.frozen:
-        step = step_of(frozen)
+    found = {n: launched("steps", n, arguments) for n in sorted({1, *options.workers})}
+    alone, cores = found[1], len(os.sched_getaffinity(0))
+    print("| frozen | MB a step | workers | step, ms | efficiency |\n|---:|---:|---:|---:|---:|")
+    for frozen in map(str, options.frozen):
         for n in sorted({1, *options.workers}):
-            shared = -(-n // cores)
-            predicted = step.seconds(speed) * shared + all_reduce_seconds(step.bytes, n, link)
-            measured = found[n]["steps"][str(frozen)]
-            told = (
-                step.seconds(speed) * shared / predicted,
-                alone["steps"][str(frozen)] * shared / measured,
-            )
+            seconds = found[n]["steps"][frozen]
+            efficiency = alone["steps"][frozen] * -(-n // cores) / seconds
+            megabytes = 4 * alone["trained"][frozen] / 1e6
             print(
-                f"| {frozen} | {step.bytes / 1e6:.2f} | {n} | {1e3 * predicted:.0f} | "
-                f"{1e3 * measured:.0f} | {100 * told[0]:.0f} % | {100 * told[1]:.0f} % |"
+                f"| {frozen} | {megabytes:.2f} | {n} | {1e3 * seconds:.0f} | {100 * efficiency:.0f} % |"
             )
     print(f"load {os.getloadavg()[0]:.2f}")
 

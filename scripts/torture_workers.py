@@ -33,12 +33,13 @@ from torture_resume import tiny_backbone
 
 from keras_transfer.cli.demo import write_images
 from keras_transfer.data import from_directory
+from keras_transfer.errors import WorkerLost
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.distributed import faults
-from keras_transfer.training.distributed.workers import start_workers
+from keras_transfer.training.distributed.environment import start_workers
 from keras_transfer.training.trainer import Trainer
 
 SCHEDULE = Schedule(
@@ -71,7 +72,7 @@ TOLERANCE = 1e-4  # of other numbers of workers, whose sums are rounded otherwis
 def train(images: Path, out: Path, kind: str, told) -> None:
     workers = start_workers(kind)
     told()
-    with faults.translated(workers):
+    with workers.translated():
         data = from_directory(images, progress=False)
         keras.utils.set_random_seed(0)
         with workers.scope():
@@ -113,9 +114,9 @@ class Group:
             # The engine's orderly end, which a fork does not come to, would wait for the others.
             time.sleep(5)
             code = 0
-        except faults.WorkerLost as error:
+        except WorkerLost as error:
             print(f"error: {error}", flush=True)
-            code = faults.LOST
+            code = WorkerLost.exit_code
         except KeyboardInterrupt as stop:
             print(stop, flush=True)
             code = 130
@@ -194,7 +195,7 @@ def lose(group: Group, index: int, how: str) -> tuple[float, list[str]]:
             continue  # it had finished
         # All of them may have noticed the preemption of one as their own.
         line = "error: " in group.said(i) and "--resume" in group.said(i)
-        if code != faults.LOST or not line:
+        if code != WorkerLost.exit_code or not line:
             wrong.append(f"worker {i} ended with {code}: {group.said(i)[-1500:]}")
     if group.codes.get(index) not in ENDED[how] | {0}:
         own = group.codes.get(index)

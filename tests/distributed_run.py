@@ -72,8 +72,9 @@ def main(arguments=None):
     parser.add_argument("--precision", default="float32")
     options = parser.parse_args(arguments)
 
+    from keras_transfer.errors import WorkerLost
     from keras_transfer.training.distributed import faults
-    from keras_transfer.training.distributed.workers import start_workers
+    from keras_transfer.training.distributed.environment import start_workers
 
     devices = None
     if options.kind == "mirrored":  # one processor stands for two devices
@@ -85,14 +86,14 @@ def main(arguments=None):
         devices = ["CPU:0", "CPU:1"]
     workers = start_workers(options.kind, devices=devices)
     try:
-        with faults.translated(workers):
-            if workers:
+        with workers.translated():
+            if workers.distributed:
                 write_ids(workers, options.out)
             for name in options.schedules:
                 train(name, workers, options)
-    except faults.WorkerLost as error:
+    except WorkerLost as error:
         print(f"error: {error}", flush=True)
-        faults.leave(faults.LOST)
+        faults.leave(error.exit_code)
     print("done", flush=True)
 
 
@@ -129,15 +130,9 @@ def train(name, workers, options):
     data = from_directory(options.images, progress=False)
     keras.utils.set_random_seed(0)
 
-    def build():
+    with workers.scope():
         head = Classification(data.class_names, dropout=0.0)
-        return build_model(tiny_backbone(), head, image_size=32)
-
-    if workers is None:
-        model = build()
-    else:
-        with workers.scope():
-            model = build()
+        model = build_model(tiny_backbone(), head, image_size=32)
     trainer = Trainer(
         model,
         schedules()[name],
@@ -149,7 +144,7 @@ def train(name, workers, options):
     run = trainer.fit(
         data, options.out / name, resume=options.resume, callbacks=[Slow()] if options.slow else []
     )
-    if workers is None or workers.chief:
+    if workers.chief:
         weights = {str(i): w for i, w in enumerate(model.get_weights())}
         np.savez(options.out / f"{name}.npz", **weights)
         print(name, {k: v for k, v in run.metrics["val"].items() if k in ("accuracy", "loss")})

@@ -26,7 +26,7 @@ from keras_transfer.models import acceleration
 from keras_transfer.models.stages import backbone_of, norms_of, quick_statistics
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.plans import make_optimizer
-from keras_transfer.training.distributed.workers import require_alone
+from keras_transfer.training.distributed.single_process import require_single_process
 
 
 class Adapter(keras.Model):
@@ -308,7 +308,7 @@ class Adapter(keras.Model):
                 that the head does not have, or a class without source images.
             Diverged: the loss became NaN or infinite.
         """
-        require_alone("An adaptation")
+        require_single_process("An adaptation")
         self._assert_compile_called("fit")
         streams = self._check_streams(source, target)
         lengths = [stream.length for stream in streams.values()]

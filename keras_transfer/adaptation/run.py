@@ -113,9 +113,9 @@ class Adaptation:
         """
         from keras_transfer.adaptation.api import adapt
         from keras_transfer.models.stages import freeze
-        from keras_transfer.training.distributed.workers import require_alone
+        from keras_transfer.training.distributed.single_process import require_single_process
 
-        require_alone("An adaptation")
+        require_single_process("An adaptation")
         options, model = self.options, self._build()
         policy = "frozen" if options.batch_norm == "frozen" else "train"
         frozen = freeze(model, options.freeze, batch_norm=policy)

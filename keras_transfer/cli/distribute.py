@@ -1,4 +1,4 @@
-"""What the command line does otherwise where several processes train together."""
+"""The command line with several processes that train together."""
 
 import contextlib
 import sys
@@ -8,60 +8,54 @@ from pathlib import Path
 
 from keras_transfer.errors import InputError
 from keras_transfer.schedules.recipes import AUTO
+from keras_transfer.training.distributed.single_process import SINGLE, SingleProcess, active
 from keras_transfer.utils.console import log_to
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What a resumed training reads of its run.
+    """The settings of a run that is resumed.
 
     Attributes:
-        config: its settings.
-        split_path: a list for `split_file`.
+        config: the content of its `config.yaml`.
+        split_path: its table of splits, for `split_file`.
     """
 
     config: dict
     split_path: Path
 
 
-def joined(distribute: str, out: Path):
-    """The workers of `--distribute`; None where this process trains alone.
+def start(distribute: str, out: Path) -> SingleProcess:
+    """Join the workers of `--distribute`, or return the single process.
 
-    What the others than the chief say goes into a file beside the run from here on.
+    Processes other than the chief write their messages into a file beside the run from here on.
 
     Raises:
-        InputError: the environment does not say where the others are, or they do not come.
+        InputError: if the environment does not name the other workers, or they do not come.
     """
-    from keras_transfer.training.distributed.environment import plan
+    if distribute == "none":
+        return SINGLE
+    from keras_transfer.training.distributed.environment import plan, start_workers
 
-    if plan(distribute).kind == "none":
-        return None
+    plan(distribute)
     from keras_transfer.cli.common import load_keras
 
     load_keras()
-    from keras_transfer.training.distributed.workers import start_workers
-
     workers = start_workers(distribute)
-    if workers is not None and not workers.chief:
+    if not workers.chief:
         out.parent.mkdir(parents=True, exist_ok=True)
         log_to(out.with_name(f"{out.name}.worker-{workers.index}.log"))
     return workers
 
 
-def begun(workers, out: Path) -> Begun | None:
-    """The run to go on with, as its chief has it; None where nothing was begun.
+def begun(workers: SingleProcess, out: Path) -> Begun | None:
+    """Return the settings of the run to resume, as the chief has it; None if nothing was begun.
 
     Raises:
-        InputError: it is no run.
+        InputError: if `out` is not a run.
     """
     from keras_transfer.runs import Run
     from keras_transfer.utils.files import write_text
-
-    if workers is None:
-        if not Run.begun(out):
-            return None
-        run = Run.open(out, finished=False)
-        return Begun(run.config, run.split_path)
 
     def read():
         if not Run.begun(out):
@@ -73,30 +67,29 @@ def begun(workers, out: Path) -> Begun | None:
     if found is None:
         return None
     config, split = found
+    if workers.chief:
+        return Begun(config, Run(out).split_path)
     folder = Path(tempfile.mkdtemp(prefix="keras-transfer-"))
     write_text(folder / "split.csv", split)
     return Begun(config, folder / "split.csv")
 
 
-def check_new(workers, out: Path) -> None:
-    """`check_out`, asked of the chief, whose machine the run will be on."""
+def check_new(workers: SingleProcess, out: Path) -> None:
+    """Check `--out` on the chief, whose machine the run will be on."""
     from keras_transfer.runs import check_out
 
-    if workers is None:
-        check_out(out)
-    else:
-        workers.on_chief(lambda: check_out(out))
+    workers.on_chief(lambda: check_out(out))
 
 
-def check_decided(workers, config) -> None:
-    """Raises InputError for what is found out by trials, which several workers do not do."""
-    if workers is None:
+def check_decided(workers: SingleProcess, config) -> None:
+    """Raise InputError for settings that trials decide, because several workers run none."""
+    if not workers.distributed:
         return
     for name in ("backbone", "strategy"):
         if getattr(config, name) == AUTO or (name == "backbone" and "," in config.backbone):
             raise InputError(
                 f"--distribute needs a --{name} by name: `keras-transfer advise DATA`, on one "
-                "machine, says which."
+                "machine, recommends one."
             )
     if config.precision == AUTO:
         raise InputError(
@@ -105,29 +98,17 @@ def check_decided(workers, config) -> None:
         )
 
 
-def _workers():
-    """Those that were started; None where there are none. Keras is not imported to say so."""
-    module = sys.modules.get("keras_transfer.training.distributed.workers")
-    return module.chosen("auto") if module else None
-
-
 @contextlib.contextmanager
 def translated_losses():
-    """Turns an engine's error into `WorkerLost` where another worker is gone."""
+    """Turn an engine's error into `WorkerLost` if another worker is gone."""
     try:
         yield
     except Exception as error:
-        from keras_transfer.training.distributed.faults import translated
-
-        with translated(_workers()):
+        with active().translated():
             raise error
 
 
 def end(code: int):
-    """Ends the command: at once where others could be waited for, who are gone."""
-    workers = _workers()
-    if workers is not None and workers.processes > 1:
-        from keras_transfer.training.distributed.faults import leave
-
-        leave(code)
+    """End the command: at once if an orderly end would wait for workers that are gone."""
+    active().leave(code)
     sys.exit(code)

@@ -22,8 +22,7 @@ from keras_transfer.cli.export import export
 from keras_transfer.cli.options import Data, Images, Json, RunPath, check_png, takes
 from keras_transfer.cli.report import report
 from keras_transfer.cli.train import find_rate, schedule, train
-from keras_transfer.errors import InputError
-from keras_transfer.training.distributed.faults import LOST, WorkerLost
+from keras_transfer.errors import InputError, WorkerLost
 
 app = typer.Typer(
     name="keras-transfer",
@@ -205,7 +204,7 @@ def main():
             app()
     except (InputError, WorkerLost) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        end(LOST if isinstance(error, WorkerLost) else 2)
+        end(error.exit_code)
     except Exception:
         traceback.print_exc()
         end(1)

@@ -1,6 +1,5 @@
 """The commands `train`, `schedule` and `find-rate`."""
 
-import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +50,7 @@ def train(
     config = settings.config
     overrides = {**config.overrides, **_recipe_arguments(config)}
     config = replace(config, overrides=overrides, epochs=None, learning_rate=None)
-    workers = distribute.joined(config.distribute, out)
+    workers = distribute.start(config.distribute, out)
     begun = distribute.begun(workers, out) if resume else None
     if begun:  # what was chosen when the run began
         names = [name for name in _open_choices(config) if name in begun.config]
@@ -85,7 +84,7 @@ def train(
     if advisor_chooses(config.backbone) or schedule == AUTO:
         config, schedule, advice = advised(images, config, schedule)
     phases = resolve_schedule(schedule, config.overrides).phases
-    with workers.scope() if workers else contextlib.nullcontext():
+    with workers.scope():
         model = build(images, config, any(phase.freeze != "all" for phase in phases))
     trainer = Trainer(
         model,
@@ -110,10 +109,9 @@ def train(
                 tensorboard=tensorboard,
             )
     except KeyboardInterrupt:
-        if workers:
-            distribute.end(130)
+        workers.leave(130)
         raise
-    if workers and not workers.chief:
+    if not workers.chief:
         return
     metrics = run.metrics
     print(

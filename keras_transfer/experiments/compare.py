@@ -209,9 +209,9 @@ class Experiment:
             Interrupted: finished runs are saved, and an unfinished one resumes at its last epoch.
         """
         from keras_transfer.models.acceleration import set_precision
-        from keras_transfer.training.distributed.workers import require_alone
+        from keras_transfer.training.distributed.single_process import require_single_process
 
-        require_alone("A comparison")
+        require_single_process("A comparison")
         options = self.options
         set_precision(options.precision, options.backbone, options.image_size)
         if warning := find_duplicates(self.data).warning:

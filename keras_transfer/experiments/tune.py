@@ -33,7 +33,7 @@ from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import CONFIG
 from keras_transfer.schedules import recipes
-from keras_transfer.training.distributed.workers import require_alone
+from keras_transfer.training.distributed.single_process import require_single_process
 from keras_transfer.training.failures import Interrupted
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import progress_bar, say, silence
@@ -88,7 +88,7 @@ def tune(
         Interrupted: Ctrl-C or SIGTERM; repeat the call to resume.
     """
     require_optuna()
-    require_alone("A search")
+    require_single_process("A search")
     check_budget(trials, minutes)
     if "val" not in data.examples:
         raise InputError(f"{data.root} has no val images, which a search needs to rank trials.")

@@ -9,7 +9,7 @@ from keras_transfer.utils.lazy import lazy_names
 _NAMES = {
     "TrainConfig": "config",
     "find_rate": "rate_finder",
-    "start_workers": "distributed.workers",
+    "start_workers": "distributed.environment",
 }
 
 __all__ = list(_NAMES)

@@ -74,9 +74,7 @@ def batches_of(trainer, data, split, planned, features, dtype, *, memory, start_
         memory: gives the `data.memory.ImageMemory` for images that come again.
         start_epoch: of a training stream; None for a pass in order.
     """
-    options = {"batch_size": planned.batch_size}
-    if trainer.workers:
-        options["share"] = trainer.workers.share
+    options = {"batch_size": planned.batch_size, "share": trainer.workers.share}
     order = {}
     if start_epoch is not None:
         order = {"seed": trainer.seed, "start_epoch": start_epoch}
@@ -135,14 +133,13 @@ def set_dropout(trainer, phase) -> None:
 
 def steps_per_execution(trainer, planned, from_cut: bool) -> int:
     """Steps in one call of Keras."""
-    if trainer.workers:
-        return 1  # Keras's loop of steps is not for iterators of strategies
     most = trainer.steps_per_execution
     if from_cut and planned.frozen == len(planned.rates):
         most = max(most, _HEAD_STEPS)  # a head's step is shorter than the call of it
     # Keras would run on into the next epoch's images with any other.
     epoch = math.gcd(planned.steps_per_epoch, planned.steps)
-    return max(n for n in range(1, most + 1) if epoch % n == 0)
+    steps = max(n for n in range(1, most + 1) if epoch % n == 0)
+    return trainer.workers.steps_per_execution(steps)
 
 
 def validated_epochs(trainer, planned, data, first: int, each: bool) -> list[int]:

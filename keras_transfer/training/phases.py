@@ -1,6 +1,5 @@
 """The phases of one training, each run on its own: a head in closed form, or one compile and `fit`."""
 
-import contextlib
 import time
 from functools import partial
 
@@ -13,7 +12,6 @@ from keras_transfer.models.builders import by_head, compile_arguments
 from keras_transfer.models.stages import freeze, quick_statistics
 from keras_transfer.schedules.plans import anchor_at, make_optimizer
 from keras_transfer.training.checkpoint import assign
-from keras_transfer.training.distributed import fitting
 from keras_transfer.training.phase_inputs import (
     batches_of,
     set_dropout,
@@ -56,9 +54,9 @@ class PhaseFitting:
         frozen = freeze(self.model, "all")
         self.progress.start_phase(planned, frozen, [])
         self._solve_heads(planned.phase, features["train"])
-        own, alone = self.own_model()
+        own = self.workers.own_model(self.model)
         logs: dict[str, float] = {}
-        with alone():
+        with self.workers.alone():
             model = training_model(
                 own, planned.frozen, image_size=planned.image_size, from_cut=True
             )
@@ -76,7 +74,7 @@ class PhaseFitting:
     def _solve_heads(self, phase, train):
         from keras_transfer.features.closed_form import solve  # imports scikit-learn
 
-        heads, workers = self.trainer.heads, self.workers
+        heads = self.trainer.heads
         rows = np.arange(len(self.data.examples["train"]))
         activations = np.concatenate(
             [train.gather(rows, view) for view in range(train.views)]
@@ -84,8 +82,8 @@ class PhaseFitting:
         labels = by_head(heads, self.data.examples["train"].labels)
         weights = phase.class_weights or ("balanced" if self.trainer.balance != "none" else None)
         for name, head in heads.items():
-            layer, solved = self.model.get_layer(name), {}
-            if workers is None or workers.chief:
+
+            def solved(name=name, head=head):
                 found = solve(
                     head.task,
                     activations,
@@ -95,17 +93,11 @@ class PhaseFitting:
                     seed=self.trainer.seed,
                 )
                 say(f"head: {found}" if self.trainer.head else f"head {name}: {found}")
-                solved = {"kernel": found.kernel, "bias": found.bias}
-            if workers:
-                solved = workers.arrays_from_chief(solved)
+                return {"kernel": found.kernel, "bias": found.bias}
+
+            layer, solved = self.model.get_layer(name), self.workers.arrays_from_chief(solved)
             layer.kernel.assign(solved["kernel"])
             layer.bias.assign(solved["bias"])
-
-    def own_model(self):
-        """The model, and what gives a context, for what this process does without the others."""
-        if self.workers is None:
-            return self.model, contextlib.nullcontext
-        return self.workers.own_model(self.model), self.workers.alone
 
     def fit(self, planned, features, arrays) -> None:
         """One compile and `fit`.
@@ -114,17 +106,16 @@ class PhaseFitting:
             features: split → its activations; empty where the phase begins at images.
             arrays: the state to go on from, where there is one.
         """
-        scope = self.workers.scope if self.workers else contextlib.nullcontext
-        with scope():
+        with self.workers.scope():
             model, watched, averages = self._compiled(planned, features, arrays)
         # Outside: what a stream's own layers draw with is this process's, not the devices'.
         streams = self._streams(model, planned, features)
-        with scope():
+        with self.workers.scope():
             self._fit(model, planned, streams, watched, averages, each=bool(watched or features))
 
     def _compiled(self, planned, features, arrays):
         """(the model that `fit` runs, callbacks that may end the phase, those that average)."""
-        phase, workers, progress = planned.phase, self.workers, self.progress
+        phase, progress = planned.phase, self.progress
         frozen = freeze(self.model, phase.freeze, batch_norm=phase.batch_norm)
         model = training_model(
             self.model,
@@ -138,7 +129,7 @@ class PhaseFitting:
         measures = compile_arguments(smoothed_heads(self.trainer, phase))
         model.compile(
             optimizer=optimizer,
-            **(fitting.weighted(measures) if workers else measures),
+            **self.workers.loss_arguments(measures),
             jit_compile=jit_compile(),
             steps_per_execution=steps_per_execution(self.trainer, planned, bool(features)),
         )
@@ -169,31 +160,24 @@ class PhaseFitting:
         return stream, validation
 
     def _fit(self, model, planned, streams, watched, averages, *, each):
-        data, workers, progress = self.data, self.workers, self.progress
+        data, progress = self.data, self.progress
         stream, validation = streams
         first = progress.epoch - progress.phase_epoch
-        given = {}
-        more, joined = [], contextlib.nullcontext()
-        if workers:
-            workers.prepare(model, stream)
-            stream = workers.stream(stream)
-            if validation is not None:
-                validation = workers.stream(validation)
-                # Of one device the stream ends by itself; of a share's it does not.
-                given["validation_steps"] = data.steps("val", planned.batch_size)
-            more, joined = [fitting.Beats(workers)], fitting.synchronised(workers, self.model)
-        with quick_statistics(self.model), joined:
-            model.fit(
+        steps = None if validation is None else data.steps("val", planned.batch_size)
+        with quick_statistics(self.model):
+            self.workers.fit(
+                model,
+                self.model,
                 stream,
-                validation_data=validation,
+                validation,
+                steps,
                 steps_per_epoch=planned.steps_per_epoch,
                 initial_epoch=progress.epoch,
                 epochs=first + planned.epochs,
                 validation_freq=validated_epochs(self.trainer, planned, data, first + 1, each=each),
-                callbacks=[*more, *watched, *averages, progress, *self.callbacks],
+                callbacks=[*watched, *averages, progress, *self.callbacks],
                 shuffle=False,  # the stream is shuffled already
                 verbose=0,
-                **given,
             )
 
 

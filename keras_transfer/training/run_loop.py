@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_transfer.data.check import find_duplicates
-from keras_transfer.evaluation.measures import measured, outputs_of
+from keras_transfer.evaluation.measures import measured
 from keras_transfer.features.caching import Caching
 from keras_transfer.features.extraction import Supply
 from keras_transfer.models.acceleration import jit_compile
@@ -19,7 +19,6 @@ from keras_transfer.runs import PLACES, Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.plans import Plan
 from keras_transfer.training.checkpoint import collect
-from keras_transfer.training.distributed import computing, fitting, following
 from keras_transfer.training.failures import Diverged, Interrupted, Signals, explained
 from keras_transfer.training.phase_inputs import augmentation_of, caching_of
 from keras_transfer.training.phases import PhaseFitting
@@ -124,8 +123,7 @@ class TrainingRun:
                     f"interrupted in epoch {progress.epoch + 1}; {progress.epoch} epochs are kept in "
                     f"{run.path}: {_GO_ON}"
                 ) from None
-        if workers:
-            workers.barrier()  # who ends first would look lost to the others
+        workers.barrier()  # a process that ends first would look lost to the others
         return run
 
     # -- before the first phase -------------------------------------------------------------------
@@ -134,9 +132,8 @@ class TrainingRun:
         """(run, its checkpoint, the caching of each phase, what L2-SP pulls to); all workers agree."""
         trainer, data, workers = self.trainer, self.data, self.workers
         schedule, images = self.plan.schedule, data.fingerprint()
-        if workers:
-            fitting.check(workers, self.model, schedule)
-            workers.agree("images", json.dumps(images).encode())
+        workers.check(self.model, schedule)
+        workers.agree("images", lambda: json.dumps(images).encode())
         if warning := find_duplicates(data).warning:
             say(warning)
         if begun:
@@ -145,19 +142,17 @@ class TrainingRun:
         else:
             caching, reasons = self._decided_caching()
         settings = {**settings, "caching": [chosen and chosen.to_dict() for chosen in caching]}
-        if workers:
-            decisive = {key: value for key, value in settings.items() if key not in PLACES}
-            workers.agree("settings", json.dumps(decisive, default=str).encode())
+        decisive = {key: value for key, value in settings.items() if key not in PLACES}
+        workers.agree("settings", lambda: json.dumps(decisive, default=str).encode())
         if begun:
-            run, checkpoint = following.resume(workers, out, settings, images)
+            run, checkpoint = workers.resume_run(out, settings, images)
         else:
             first = data.skipped, images, data.split_table()
-            run, checkpoint = following.create(workers, out, settings, *first)
+            run, checkpoint = workers.create_run(out, settings, *first)
         if schedule.zero_head:
             for weight in (w for name in trainer.heads for w in self.model.get_layer(name).weights):
                 weight.assign(np.zeros(weight.shape))
-        if workers:
-            workers.agree("weights", b"".join(w.tobytes() for w in self.model.get_weights()))
+        workers.agree("weights", lambda: b"".join(w.tobytes() for w in self.model.get_weights()))
         anchors = self._starting_weights(checkpoint, bool(begun))
         say(self.plan.table())
         if not begun:
@@ -175,7 +170,7 @@ class TrainingRun:
             found = caching_of(self.trainer, self.plan, self.data)
             return [(c and c.to_dict(), reason) for c, reason in found]
 
-        decided = self.workers.on_chief(decide) if self.workers else decide()
+        decided = self.workers.on_chief(decide)
         caching, reasons = zip(*decided)
         return [fields and Caching(**fields) for fields in caching], reasons
 
@@ -193,8 +188,8 @@ class TrainingRun:
         trainer = self.trainer
         progress = Progress(run, checkpoint, self.model, trainer.seed, trainer.keep, signals)
         progress.validates = "val" in self.data.examples
-        progress.lane = self.workers.seed_offset if self.workers else 0
-        if tensorboard and (self.workers is None or self.workers.chief):
+        progress.lane = self.workers.seed_offset
+        if tensorboard and self.workers.chief:
             from keras_transfer.training.tensorboard import EpochLog
 
             progress.told = EpochLog(run.tensorboard_path)
@@ -214,18 +209,9 @@ class TrainingRun:
             ],
             engines=self.progress.engines,
             memory=self.memory() if any(caching) else None,
+            engine=self.workers.engine(trainer.engine),
         )
-        if self.workers is None:
-            return supply(self.model, engine=trainer.engine).of
-        # Which engine is fastest is measured, and might be another one on another machine.
-        engine = "keras" if trainer.engine == "auto" else trainer.engine
-        extract = partial(computing.extract_together, self.workers)
-
-        def together(phase):
-            own = self.workers.own_model(self.model)  # with the weights of now
-            return supply(own, engine=engine, extract=extract).of(phase)
-
-        return together
+        return self.workers.features(supply, self.model)
 
     # -- after the last one -----------------------------------------------------------------------
 
@@ -233,7 +219,7 @@ class TrainingRun:
         trainer, data, progress = self.trainer, self.data, self.progress
         progress.load_best()
         freeze(self.model, "none", batch_norm="train")
-        model, alone = self.phases.own_model()
+        model, alone = self.workers.own_model(self.model), self.workers.alone
         # A plain optimizer: the file opens without this package's, and is a third of the size.
         with alone(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -257,14 +243,15 @@ class TrainingRun:
         trained since. Of several workers each predicts a share of the images.
         """
         data, model, size = self.data, self.model, self.trainer.batch_size
-        if self.workers:
-            return computing.outputs_together(self.workers, model, data, "val", size)
-        if self.phases.validated is not None:
-            planned, outputs = self.phases.validated
-            ends = np.cumsum([entry["epochs"] for entry in self.progress.phases])
-            since = self.plan.phases[np.searchsorted(ends, self.progress.best["epoch"]) :]
-            own_size = planned.image_size == model.input_shape[1]
-            if own_size and all(later.frozen >= planned.frozen for later in since):
-                return outputs()
-        batches = data.batches("val", image_size=model.input_shape[1], batch_size=size)
-        return outputs_of(model, batches, data.steps("val", size))
+        return self.workers.outputs(model, data, "val", size, self._validated())
+
+    def _validated(self):
+        if self.phases.validated is None:
+            return None
+        planned, outputs = self.phases.validated
+        ends = np.cumsum([entry["epochs"] for entry in self.progress.phases])
+        since = self.plan.phases[np.searchsorted(ends, self.progress.best["epoch"]) :]
+        own_size = planned.image_size == self.model.input_shape[1]
+        if own_size and all(later.frozen >= planned.frozen for later in since):
+            return outputs
+        return None

@@ -22,9 +22,12 @@ from keras_transfer.runs import Run
 from keras_transfer.schedules import recipes
 from keras_transfer.schedules.phases import KEEP, Schedule
 from keras_transfer.schedules.plans import Plan, make_plan
-from keras_transfer.training.distributed import faults, following
-from keras_transfer.training.distributed.scaling import SCALINGS, scaled
-from keras_transfer.training.distributed.workers import Workers, chosen
+from keras_transfer.training.distributed.single_process import (
+    SCALINGS,
+    SingleProcess,
+    resolve_workers,
+    scaled,
+)
 from keras_transfer.training.phase_inputs import caching_of, mix_of, smoothed_heads
 from keras_transfer.training.run_loop import TrainingRun, settings_of
 from keras_transfer.utils.machine import free_memory
@@ -90,7 +93,7 @@ class Trainer:
     The model's image size is that of its input.
 
     Attributes:
-        workers: those that train together; None where this process trains alone.
+        workers: the processes that train together, see `distributed.single_process`.
         devices: so many times the batch is that of one device, see `scaling`.
         advice: the second result of `choose`, once it was called.
     """
@@ -116,7 +119,7 @@ class Trainer:
         engine: str = "auto",
         feature_dtype: str = "auto",
         data_service: str | None = None,
-        distribute: "str | Workers | None" = "auto",
+        distribute: str | SingleProcess | None = "auto",
         scaling: str = "auto",
         choose: Callable | None = None,
     ):
@@ -133,10 +136,10 @@ class Trainer:
         check_engine(engine)
         if scaling not in SCALINGS:
             raise InputError(f"scaling must be one of {SCALINGS}, not {scaling!r}.")
-        self.workers = chosen(distribute)
-        if self.workers and data_service:
+        self.workers = resolve_workers(distribute)
+        if self.workers.distributed and data_service:
             raise InputError("A tf.data service cannot be used with distribute: leave out either.")
-        self.devices = self.workers.replicas if self.workers and scaling == "auto" else 1
+        self.devices = self.workers.replicas if scaling == "auto" else 1
         self.model = model
         tasks = [head.task for head in heads_of(model).values()]
         check_balance(balance, tasks)
@@ -226,7 +229,7 @@ class Trainer:
         if self._choose is None:
             self._recipe = self._default_recipe()
             return
-        if self.workers:
+        if self.workers.distributed:
             raise InputError(
                 "An 'auto' schedule cannot be chosen with distribute: run `keras-transfer advise` on "
                 "one machine and name the schedule it recommends."
@@ -271,10 +274,10 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
             WorkerLost: another process of those that train together is gone.
         """
-        with faults.guarded(self.workers):
+        with self.workers.guarded():
             check_targets(self.heads, data)
             fit_heads(self.model, data.examples["train"].labels)
-            begun = following.begun_config(self.workers, out) if resume else None
+            begun = self._begun_config(out) if resume else None
             if begun is not None:
                 self._take_over(begun)
             plan = self.plan(data)
@@ -282,6 +285,14 @@ class Trainer:
             training = TrainingRun(self, data, plan, lambda: self._memory, callbacks)
             config = {**data.source, **(config or {})}
             return training.fit(out, settings_of(self, asked, config), begun, tensorboard)
+
+    def _begun_config(self, out):
+        """The settings of the run that is to be resumed; None where nothing was begun."""
+
+        def read():
+            return Run.open(out, finished=False).config if Run.begun(out) else None
+
+        return self.workers.on_chief(read)
 
     def _take_over(self, begun):
         """What was open is as it was decided when the run to be resumed began."""

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from keras_transfer.data.sharding import Share, own, whole
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, WorkerLost
 from keras_transfer.schedules.phases import Phase, Schedule
-from keras_transfer.training.distributed.environment import CHOICES, Cluster, plan
-from keras_transfer.training.distributed.faults import LOST, is_loss, stall_seconds
-from keras_transfer.training.distributed.scaling import rate_factor, scaled
+from keras_transfer.training.distributed.environment import Cluster, plan
+from keras_transfer.training.distributed.faults import is_loss, stall_seconds
+from keras_transfer.training.distributed.single_process import CHOICES, rate_factor, scaled
 
 
 def shares(processes, local=1, joined=False):
@@ -175,7 +175,7 @@ def test_no_framework_is_loaded_to_say_it():
     code = (
         "import sys\n"
         "from keras_transfer.training.distributed.environment import plan\n"
-        "from keras_transfer.training.distributed import sharding, faults\n"
+        "from keras_transfer.training.distributed import single_process, faults\n"
         "print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -234,7 +234,7 @@ def test_a_process_that_is_stuck_ends_itself():
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=50
     )
-    assert found.returncode == LOST
+    assert found.returncode == WorkerLost.exit_code
     assert found.stdout.strip() == "not watched"
     assert "no step was finished" in found.stderr
     assert "--resume" in found.stderr

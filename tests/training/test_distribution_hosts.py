@@ -15,7 +15,8 @@ import pytest
 from conftest import write_image
 from test_distribution_processes import command, environment, trained
 
-from keras_transfer.training.distributed.faults import HEARTBEAT_SECONDS, LOST
+from keras_transfer.errors import WorkerLost
+from keras_transfer.training.distributed.faults import HEARTBEAT_SECONDS
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 PORT = 12399
@@ -123,7 +124,9 @@ def test_a_link_that_is_cut_ends_both(hosts, tmp_path, kind, cache):
             worker.process.kill()
             worker.process.wait()
             worker.reader.join(timeout=10)
-    assert codes == [LOST, LOST], [worker.said[-10:] for worker in workers]
+    assert codes == [WorkerLost.exit_code, WorkerLost.exit_code], [
+        worker.said[-10:] for worker in workers
+    ]
     print(f"{kind}: both ended {took:.1f} s after the link was cut")
     again = trained(
         tmp_path / "images",

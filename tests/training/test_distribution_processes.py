@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from conftest import RUN_FILES, write_image
 
+from keras_transfer.errors import WorkerLost
 from keras_transfer.runs import Run
-from keras_transfer.training.distributed.faults import HEARTBEAT_SECONDS, LOST
+from keras_transfer.training.distributed.faults import HEARTBEAT_SECONDS
 
 HERE = Path(__file__).parent.parent
 TORTURE = HERE.parent / "scripts" / "torture_workers.py"
@@ -242,7 +243,7 @@ def test_a_worker_that_dies_ends_the_other(images, tmp_path, cache):
         rest = launched.process.communicate(timeout=SECONDS)[0]
         took = time.monotonic() - killed
     said = "".join(launched.said) + rest
-    assert launched.process.returncode in (137, LOST), said[-3000:]
+    assert launched.process.returncode in (137, WorkerLost.exit_code), said[-3000:]
     assert took < 2 * HEARTBEAT_SECONDS, said[-3000:]
     assert "[0] error: Worker" in said and "--resume" in said
     assert not (out / "long" / "model.keras").exists()

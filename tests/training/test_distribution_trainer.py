@@ -10,21 +10,22 @@ from conftest import tiny_backbone
 from keras_transfer.adaptation.adapter import Adapter
 from keras_transfer.cli.distribute import check_decided
 from keras_transfer.data.sharding import Share
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, WorkerLost
 from keras_transfer.experiments.compare import Experiment
 from keras_transfer.experiments.tune import tune
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
-from keras_transfer.training.distributed import fit_repairs, fitting, following
-from keras_transfer.training.distributed import workers as workers_module
-from keras_transfer.training.distributed.faults import WorkerLost, translated
+from keras_transfer.training.distributed import single_process, tensorflow_workers
+from keras_transfer.training.distributed.environment import start_workers
+from keras_transfer.training.distributed.single_process import SINGLE, require_single_process
+from keras_transfer.training.distributed.tensorflow_workers import StrategyWorkers
 from keras_transfer.training.distributed.workers import (
+    Follower,
+    MemoryCheckpoint,
     Workers,
     packed,
-    require_alone,
-    start_workers,
     unpacked,
 )
 from keras_transfer.training.run_loop import settings_of
@@ -67,8 +68,8 @@ def test_workers_must_be_started_first():
         Trainer(model(), HEAD, distribute="all")
     with pytest.raises(InputError, match="scaling must be one of"):
         Trainer(model(), HEAD, scaling="linear")
-    assert Trainer(model(), HEAD).workers is None
-    assert start_workers("none") is None
+    assert Trainer(model(), HEAD).workers is SINGLE
+    assert start_workers("none") is SINGLE
 
 
 def test_the_plan_scales_and_the_settings_do_not(data):
@@ -99,44 +100,44 @@ def test_a_run_of_two_goes_on_in_one_with_its_batches(data, tmp_path):
 
 
 def test_what_does_not_work_is_said():
-    class Strategy(Pair):
-        strategy = None  # a model of no strategy's was made for it
+    class Strategy(Pair, StrategyWorkers):
+        strategy = None  # that of a model without any
 
     half = model()
     half.dtype_policy = keras.DTypePolicy("mixed_float16")
     with pytest.raises(InputError, match="mixed_float16"):
-        fitting.check(Strategy(0, []), half, HEAD)
+        Strategy(0, []).check(half, HEAD)
     twice = Schedule("s", (Phase("p", "all", 1, accumulate=2),))
     with pytest.raises(InputError, match="accumulate does not work"):
-        fitting.check(Strategy(0, []), model(), twice)
+        Strategy(0, []).check(model(), twice)
     Strategy.strategy = object()
     with pytest.raises(InputError, match="build it inside"):
-        fitting.check(Strategy(0, []), model(), HEAD)
+        Strategy(0, []).check(model(), HEAD)
     undecided = SimpleNamespace(backbone="auto", strategy="lp_ft", precision="float32")
     with pytest.raises(InputError, match="by name"):
         check_decided(Pair(0, []), undecided)
-    check_decided(None, undecided)
+    check_decided(SINGLE, undecided)
 
 
 def test_what_is_not_distributed_says_so(data, tmp_path, monkeypatch):
-    require_alone("A search")
+    require_single_process("A search")
     with pytest.raises(InputError, match="data service"):
         Trainer(model(), HEAD, data_service="grpc://a:1", distribute=Pair(0, []))
-    monkeypatch.setattr(workers_module, "_active", Pair(0, []))
+    monkeypatch.setattr(single_process, "_active", Pair(0, []))
     adapter = Adapter(model(data.class_names), "mcc")
     adapter.compile(keras.optimizers.Adam(1e-3))
-    with pytest.raises(InputError, match="An adaptation is not distributed"):
+    with pytest.raises(InputError, match="An adaptation cannot be distributed"):
         adapter.fit(None, None)
-    with pytest.raises(InputError, match="A search is not distributed"):
+    with pytest.raises(InputError, match="A search cannot be distributed"):
         tune(model(data.class_names), data, tmp_path / "tuned")
-    with pytest.raises(InputError, match="A comparison is not distributed"):
+    with pytest.raises(InputError, match="A comparison cannot be distributed"):
         Experiment(data, tmp_path / "compared", backbone="mobilenet_0.25").run()
 
 
-def test_statistics_are_synchronised_and_saved_as_they_were():
+def test_statistics_are_synchronized_and_saved_as_they_were():
     own = model()
     norms = [x for x in own.layers[1].layers if isinstance(x, keras.layers.BatchNormalization)]
-    with fitting.synchronised(Pair(0, []), own):
+    with StrategyWorkers().synchronized(own):
         assert norms and all(norm.synchronized for norm in norms)
     assert not any(norm.synchronized for norm in norms)
 
@@ -144,15 +145,15 @@ def test_statistics_are_synchronised_and_saved_as_they_were():
 def test_the_follower_gets_what_the_chief_has(tmp_path):
     said = []
     chief, other = Pair(0, said), Pair(1, said)
-    run, first = following.create(chief, tmp_path / "run", {"a": 1}, [], {})
-    follower, _ = following.create(other, tmp_path / "run", {"a": 1}, [], {})
-    assert type(run) is Run and type(follower) is following.Follower
+    run, first = chief.create_run(tmp_path / "run", {"a": 1}, [], {})
+    follower, two = other.create_run(tmp_path / "run", {"a": 1}, [], {})
+    assert type(run) is Run and type(follower) is Follower and type(two) is MemoryCheckpoint
     arrays = {"model/0": np.arange(3.0)}
     state = {"epoch": 1, "best": {"epoch": 1}}
     first.save_arrays("start", {"start/0": np.ones(2)})
     first.save(state, arrays, {"model/0": np.arange(3.0) + 1})
-    _, one = following.resume(chief, tmp_path / "run", {"a": 1}, {})
-    run, two = following.resume(other, tmp_path / "run", {"a": 1}, {})
+    _, one = chief.resume_run(tmp_path / "run", {"a": 1}, {})
+    run, two = other.resume_run(tmp_path / "run", {"a": 1}, {})
     assert said == []
     assert one.load()[0] == two.load()[0] == state
     np.testing.assert_array_equal(two.load()[1]["model/0"], arrays["model/0"])
@@ -173,12 +174,12 @@ def test_what_the_chief_cannot_do_is_said_by_all(tmp_path):
     said = []
     for index in (0, 1):
         with pytest.raises(InputError, match="is a file"):
-            following.create(Pair(index, said), tmp_path / "run", {}, [], {})
+            Pair(index, said).create_run(tmp_path / "run", {}, [], {})
 
 
 def test_workers_that_differ_are_named():
-    with pytest.raises(InputError, match="Worker 1 has other images than worker 0"):
-        Pair(1, []).agree("images", b"mine")
+    with pytest.raises(InputError, match="Worker 1 and worker 0 have different images"):
+        Pair(1, []).agree("images", lambda: b"mine")
 
 
 def test_arrays_travel_without_pickle():
@@ -195,14 +196,15 @@ class UnavailableError(Exception):
 
 def test_a_loss_is_said_where_there_are_others():
     said = r"Worker 1 of 2: another worker was lost .*--resume"
-    with pytest.raises(WorkerLost, match=said), translated(Pair(1, [])):
+    with pytest.raises(WorkerLost, match=said), Pair(1, []).translated():
         raise UnavailableError("Connection reset")
-    with pytest.raises(UnavailableError), translated(None):
+    with pytest.raises(UnavailableError), SINGLE.translated():
         raise UnavailableError("Connection reset")
-    with pytest.raises(ZeroDivisionError), translated(Pair(1, [])):
+    with pytest.raises(ZeroDivisionError), Pair(1, []).translated():
         raise ZeroDivisionError
 
 
 def test_which_versions_of_keras_are_mended():
-    assert fit_repairs.needed("3.15.1") and fit_repairs.needed("3.9.0")
-    assert not fit_repairs.needed("3.16.0") and not fit_repairs.needed("4.0.0")
+    needed = tensorflow_workers.needs_repair
+    assert needed("3.15.1") and needed("3.9.0")
+    assert not needed("3.16.0") and not needed("4.0.0")

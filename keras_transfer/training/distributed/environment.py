@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from keras_transfer.errors import InputError
+from keras_transfer.training.distributed import faults
+from keras_transfer.training.distributed.single_process import (
+    CHOICES,
+    SINGLE,
+    SingleProcess,
+    activate,
+    active,
+)
 
-CHOICES = ("auto", "none", "mirrored", "multi_worker", "jax")
 _TF = "TF_CONFIG"
 # Keras's names for JAX's three numbers, and JAX's own: (all or the first address, count, place).
 _JAX = (
@@ -169,3 +176,57 @@ def _check_address(address, name):
     host, _, port = str(address).rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"{name} has the address {address!r}: give HOST:PORT.")
+
+
+def start_workers(choice: str = "auto", *, devices=None) -> SingleProcess:
+    """Join the other workers. Call it first of all, before any model or tensor is created.
+
+    Args:
+        choice: one of `CHOICES`. `"auto"` means what the environment says (see `plan`), else this
+            machine's accelerators if it has several.
+        devices: for `"mirrored"`, names of this machine's devices; by default all accelerators.
+
+    Returns:
+        The workers, for `with workers.scope():` and `Trainer(distribute=workers)`; a
+        `SingleProcess` if there is nothing to distribute over.
+
+    Raises:
+        InputError: see `plan`; or if something was computed before, or the workers do not come
+            together.
+    """
+    wanted = plan(choice, os.environ)
+    if wanted.kind == "none":
+        return SINGLE
+    import keras
+
+    started = active()
+    if started.distributed:
+        if wanted.kind in ("auto", started.kind):
+            return started
+        raise InputError(f"The workers were started as '{started.kind}' already.")
+    kind, backend = wanted.kind, keras.backend.backend()
+    if backend not in ("tensorflow", "jax"):
+        raise InputError(f"The backend {backend} cannot be distributed: use tensorflow or jax.")
+    if kind == "auto":
+        if backend == "tensorflow" and len(keras.distribution.list_devices()) < 2:
+            return SINGLE
+        kind = "jax" if backend == "jax" else "mirrored"
+    if (kind == "jax") != (backend == "jax"):
+        raise InputError(
+            f"distribute '{kind}' is not for the backend {backend}: set KERAS_BACKEND in the "
+            "environment, or the configuration file of Keras."
+        )
+    if kind == "jax":
+        from keras_transfer.training.distributed.jax_workers import JaxWorkers
+
+        workers = JaxWorkers(wanted.cluster)
+        if choice == "auto" and workers.replicas == 1:
+            keras.distribution.set_distribution(None)
+            return SINGLE
+    else:
+        from keras_transfer.training.distributed.tensorflow_workers import Mirrored, MultiWorker
+
+        workers = Mirrored(devices) if wanted.cluster is None else MultiWorker(wanted.cluster)
+    workers.watch = faults.Watch()
+    activate(workers)
+    return workers

@@ -15,12 +15,11 @@ import sys
 import threading
 import time
 
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, WorkerLost
 
 HEARTBEAT_SECONDS = 30
 STALL = "KERAS_TRANSFER_STALL_SECONDS"
 _STALL_SECONDS = 1800.0
-LOST = 75  # exit code: "temporary failure" of sysexits.h; start all workers again with --resume
 _HOW = (
     "Look at its output for the cause, then start all workers again with --resume: finished epochs "
     "are kept"
@@ -52,10 +51,6 @@ _WORDS = (
 )
 
 
-class WorkerLost(Exception):
-    """Another worker died, or cannot be reached; the command's exit code is 75."""
-
-
 def is_loss(error: BaseException) -> bool:
     """True where an engine's error means that another process is gone.
 
@@ -69,22 +64,12 @@ def is_loss(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def guarded(workers):
-    """`translated`, and watched for stalls: for what consists of steps."""
-    watched = contextlib.nullcontext()
-    if workers is not None and workers.processes > 1:
-        watched = workers.watch.watching()
-    with translated(workers), watched:
-        yield
-
-
-@contextlib.contextmanager
 def translated(workers):
     """Turns such errors into `WorkerLost`, where there are other processes."""
     try:
         yield
     except Exception as error:
-        if workers is None or workers.processes == 1 or not is_loss(error):
+        if workers.processes == 1 or not is_loss(error):
             raise
         first = " ".join(str(error).split())[:200]
         raise WorkerLost(
@@ -113,7 +98,7 @@ def leave_on_abort(workers) -> None:
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def _aborted(_):
         os.write(2, line.encode())
-        os._exit(LOST)
+        os._exit(WorkerLost.exit_code)
 
     ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)  # type: ignore[name-defined]
 
@@ -170,4 +155,4 @@ class Watch:
                     f"worker is stuck, or waits for one that is. {_HOW}.",
                     file=sys.stderr,
                 )
-                leave(LOST)
+                leave(WorkerLost.exit_code)

@@ -66,8 +66,18 @@ class JaxWorkers(Workers):
     def stream(self, dataset):
         return dataset
 
-    def prepare(self, model, dataset):
-        """Nothing has to be mended."""
+    def prepare(self, network, dataset):
+        """Nothing is needed."""
+
+    def check(self, model, schedule):
+        mesh = {device.id for device in model.weights[0].value.sharding.device_set}
+        if len(mesh) != self.replicas:
+            raise InputError(
+                "The model was not built for these workers: call start_workers before building it."
+            )
+
+    def synchronized(self, model):
+        return contextlib.nullcontext()  # a layer sees the whole batch
 
     def gather(self, payload):
         if self.processes == 1:

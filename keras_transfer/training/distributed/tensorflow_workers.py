@@ -3,24 +3,27 @@
 import contextlib
 import struct
 
+import keras
 import numpy as np
 import tensorflow as tf
+from keras import tree
 from tensorflow.python.eager import context  # no public name for the coordination service
 
 from keras_transfer.data.sharding import Share
 from keras_transfer.errors import InputError
-from keras_transfer.training.distributed import fit_repairs
+from keras_transfer.models.stages import norms_of
 from keras_transfer.training.distributed.environment import Cluster
 from keras_transfer.training.distributed.faults import HEARTBEAT_SECONDS
 from keras_transfer.training.distributed.workers import Workers
 from keras_transfer.utils.console import quiet_tensorflow
 
 _REGISTER_SECONDS = 300  # for all workers to come
+_FIXED = (3, 16)  # version of Keras that needs no `repair_fit`
 _HEADER = "<ii"  # worker, bytes
 
 
-class _Strategy(Workers):
-    """What both have in common."""
+class StrategyWorkers(Workers):
+    """Workers of a strategy of `tf.distribute`."""
 
     strategy: tf.distribute.Strategy
 
@@ -44,11 +47,42 @@ class _Strategy(Workers):
     def stream(self, dataset):
         return self.strategy.distribute_datasets_from_function(lambda _: dataset)
 
-    def prepare(self, model, dataset):
-        fit_repairs.repair(model, dataset.element_spec, several=self.processes > 1)
+    def prepare(self, network, dataset):
+        repair_fit(network, dataset.element_spec, several=self.processes > 1)
+
+    def check(self, model, schedule):
+        if getattr(model, "_distribute_strategy", None) is not self.strategy:
+            raise InputError(
+                "The model was not built for these workers: build it inside `with workers.scope():`."
+            )
+        if model.dtype_policy.name == "mixed_float16":
+            raise InputError(
+                f"distribute '{self.kind}' does not work with mixed_float16, because Keras scales the "
+                "loss in a branch, which tf.distribute forbids: use mixed_bfloat16, float32 or JAX."
+            )
+        for phase in schedule.phases:
+            if phase.accumulate > 1:
+                raise InputError(
+                    f"Phase '{phase.name}': accumulate does not work with distribute '{self.kind}', "
+                    "because Keras updates in a branch, which tf.distribute forbids: use JAX, or "
+                    "no accumulation, since more devices enlarge the batch anyway."
+                )
+
+    @contextlib.contextmanager
+    def synchronized(self, model):
+        # Otherwise the moving averages of the workers would drift apart.
+        norms = norms_of(model)
+        before = [norm.synchronized for norm in norms]
+        try:
+            for norm in norms:
+                norm.synchronized = True
+            yield
+        finally:  # it would be saved with the model, and not every backend opens that
+            for norm, value in zip(norms, before):
+                norm.synchronized = value
 
 
-class Mirrored(_Strategy):
+class Mirrored(StrategyWorkers):
     """The devices of this machine."""
 
     kind = "mirrored"
@@ -64,7 +98,7 @@ class Mirrored(_Strategy):
         return payload
 
 
-class MultiWorker(_Strategy):
+class MultiWorker(StrategyWorkers):
     """Several processes, which `TF_CONFIG` names."""
 
     kind = "multi_worker"
@@ -140,3 +174,39 @@ def _quick_heartbeats():
             if job in cluster.jobs
         ],
     )
+
+
+def needs_repair(version: str = keras.__version__) -> bool:
+    """Return True for the versions of Keras with these errors."""
+    return tuple(int(part) for part in version.split(".")[:2]) < _FIXED
+
+
+def repair_fit(model: keras.Model, specification, *, several: bool = True) -> None:
+    """Work around two errors of Keras's `fit` under MultiWorkerMirroredStrategy (keras issue 20585).
+
+    Keras 3.0 to 3.15 fails if several processes train together:
+
+    1. `TensorFlowTrainer._maybe_symbolic_build` learns the shapes from a mean over all workers'
+       batches, including whole numbers and batches of unequal length. Here it receives the
+       stream's specification, and no batch is read.
+    2. `reduce_per_replica` takes the mean of each metric over its axis 0, which a scalar does not
+       have. Here a step returns metrics of shape [1].
+
+    Args:
+        model: a compiled model, in the strategy's scope.
+        specification: `element_spec` of the stream that it will train on.
+        several: whether there are several processes; Keras combines the metrics of one process.
+    """
+    if not needs_repair():
+        return
+    model._symbolic_build(data_batch=specification)
+    model._maybe_symbolic_build = lambda *_, **__: None
+    for name in ("train_step", "test_step") if several else ():
+        setattr(model, name, _with_axis(getattr(model, name)))
+
+
+def _with_axis(step):
+    def stepped(data):
+        return tree.map_structure(lambda value: tf.reshape(value, [1]), step(data))
+
+    return stepped

@@ -1,211 +1,339 @@
-"""The processes and devices of one training, behind one interface, whatever engine joins them."""
+"""Several devices or processes that train together: what both engines have in common.
 
+`tensorflow_workers` and `jax_workers` implement the primitives: `scope`, `alone`, `gather`,
+`broadcast` and the streams. Everything else is made of those.
+"""
+
+import contextlib
 import hashlib
 import io
 import json
-import os
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import keras
 import numpy as np
 
-from keras_transfer.data.sharding import Share
+from keras_transfer.data.examples import Examples
+from keras_transfer.data.sharding import Share, own
+from keras_transfer.data.targets import map_labels
 from keras_transfer.errors import InputError
-from keras_transfer.training.distributed import environment, faults
+from keras_transfer.evaluation.measures import outputs_of
+from keras_transfer.features.extraction import Activations, extract
+from keras_transfer.features.store import DIGEST
+from keras_transfer.modalities.image.augment import View
+from keras_transfer.runs import Run
+from keras_transfer.training.checkpoint import Checkpoint
+from keras_transfer.training.distributed import faults
+from keras_transfer.training.distributed.single_process import SingleProcess
 
-_active = None
+_MESSAGE_BYTES = 8 << 20  # of features that a worker sends at a time
 
 
-class Workers:
+class Workers(SingleProcess):
     """One process among those that train together, and its devices.
 
-    Every process calls the same methods in the same order: those that talk wait for the others.
-
     Attributes:
-        kind: `"mirrored"`, `"multi_worker"` or `"jax"`.
-        processes, index: how many processes, and which one this is; 0 is the chief, who writes.
-        replicas, local: how many devices in all, and how many of them are this process's.
-        watch: ends the process where nothing moves for too long, see `faults.Watch`.
-        strategy: of `tf.distribute`; JAX has none.
+        watch: ends the process if no step finishes for too long, see `faults.Watch`.
     """
 
-    kind: str
-    processes: int = 1
-    index: int = 0
-    replicas: int
-    local: int
+    distributed = True
     watch: "faults.Watch"
-    strategy: Any = None
 
-    @property
-    def chief(self) -> bool:
-        return self.index == 0
+    # -- primitives of an engine
 
     @property
     def share(self) -> Share:
-        """Which examples of a batch are computed here."""
-        raise NotImplementedError
-
-    @property
-    def seed_offset(self) -> int:
-        """Added to the seed of dropout, where each process draws masks of its own."""
         raise NotImplementedError
 
     def scope(self):
-        """A context: models and optimizers that are made in it are the workers' common ones."""
         raise NotImplementedError
 
     def alone(self):
-        """A context: what is made and computed in it is this process's own."""
         raise NotImplementedError
 
     def own_model(self, model: keras.Model) -> keras.Model:
-        """A model of `build_model` with the weights of now, for use in `alone`."""
         raise NotImplementedError
 
     def stream(self, dataset):
-        """What `fit` takes for a tf.data stream of this process's part (`pipeline.batches`)."""
+        """Return what `fit` takes for a tf.data stream of this process's share."""
         raise NotImplementedError
 
-    def prepare(self, model: keras.Model, dataset) -> None:
-        """Makes a compiled model ready for `fit` on such streams."""
+    def prepare(self, network: keras.Model, dataset) -> None:
+        """Make a compiled model ready for `fit` on such streams."""
+        raise NotImplementedError
+
+    def synchronized(self, model: keras.Model):
+        """Return a context in which BatchNorm layers see the whole batch."""
         raise NotImplementedError
 
     def gather(self, payload: bytes) -> list[bytes]:
-        """What each process gave, in their order."""
+        """Return what each process gave, in the order of the processes."""
         raise NotImplementedError
 
-    def broadcast(self, payload: bytes | None) -> bytes:
-        """What the chief gave; the others' payload is not looked at."""
+    def broadcast(self, payload: bytes) -> bytes:
+        """Return what the chief gave; the payload of other processes is ignored."""
         raise NotImplementedError
 
-    # -- made of those ----------------------------------------------------------------------------
+    # -- communication
 
-    def barrier(self) -> None:
-        """Returns when all processes have come here."""
+    def barrier(self):
         self.gather(b"")
 
-    def on_chief(self, compute: Callable[[], object]):
-        """What `compute` gives on the chief, plain data; its InputError is raised everywhere."""
+    def on_chief(self, compute):
         answer = None
         if self.chief:
             try:
                 answer = {"value": compute()}
             except InputError as error:
                 answer = {"error": str(error)}
-        text = self.broadcast(None if answer is None else json.dumps(answer).encode())
-        answer = json.loads(text)
+        answer = json.loads(self.broadcast(json.dumps(answer).encode()))
         if "error" in answer:
             raise InputError(answer["error"])
         return answer["value"]
 
-    def agree(self, what: str, value: bytes) -> None:
-        """Raises InputError everywhere where the processes did not give the same."""
-        digest = hashlib.blake2b(value, digest_size=16).digest()
+    def agree(self, what, value):
+        digest = hashlib.blake2b(value(), digest_size=16).digest()
         given = self.gather(digest)
         others = [str(i) for i, other in enumerate(given) if other != given[0]]
         if others:
             raise InputError(
-                f"Worker {', '.join(others)} has other {what} than worker 0: give all workers the "
-                "same data, options and weights."
+                f"Worker {', '.join(others)} and worker 0 have different {what}: give all workers "
+                "the same data, options and weights."
             )
 
-    def arrays_from_chief(self, arrays: dict | None) -> dict[str, np.ndarray]:
-        """Name → array, as the chief has them."""
-        return unpacked(self.broadcast(packed(arrays or {}) if self.chief else None))
+    def arrays_from_chief(self, compute):
+        return unpacked(self.broadcast(packed(compute()) if self.chief else b""))
+
+    # -- contexts
+
+    def translated(self):
+        return faults.translated(self)
+
+    @contextlib.contextmanager
+    def guarded(self):
+        watched = self.watch.watching() if self.processes > 1 else contextlib.nullcontext()
+        with self.translated(), watched:
+            yield
+
+    # -- training
+
+    def loss_arguments(self, arguments):
+        """Leave examples that fill up a batch out of the metrics."""
+        arguments = dict(arguments)
+        arguments["weighted_metrics"] = arguments.pop("metrics")
+        return arguments
+
+    def steps_per_execution(self, steps):
+        return 1  # Keras cannot loop over iterators of strategies
+
+    def fit(self, network, model, stream, validation, validation_steps, *, callbacks, **options):
+        self.prepare(network, stream)
+        if validation is not None:
+            # Unlike the stream of a single process, that of a share does not end.
+            options["validation_steps"] = validation_steps
+            validation = self.stream(validation)
+        callbacks = [_Beats(self.watch), *callbacks]
+        with self.synchronized(model):
+            return network.fit(
+                self.stream(stream), validation_data=validation, callbacks=callbacks, **options
+            )
+
+    def engine(self, name):
+        # Which engine is fastest is measured, and may differ between machines.
+        return "keras" if name == "auto" else name
+
+    def features(self, make, model):
+        extract_share = partial(extract_together, self)
+        # A new model each time, with the current weights.
+        return lambda phase: make(self.own_model(model), extract=extract_share).of(phase)
+
+    def outputs(self, model, data, split, batch_size, cached):
+        """Let each worker predict a share of the split, and put the outputs together."""
+        from keras_transfer.data import batches as pipeline
+
+        examples = data.examples[split]
+        mine = own(len(examples), self.processes, self.index)
+        given: dict[str, np.ndarray] = {}
+        if len(mine):
+            own_model = self.own_model(model)
+            with self.alone():
+                # A model remembers the strategy that it was made under, and predicts with it.
+                inputs = keras.Input(own_model.input_shape[1:], dtype=own_model.inputs[0].dtype)
+                model = keras.Model(inputs, own_model(inputs))
+                batches = pipeline.batches(
+                    examples.take(mine), image_size=model.input_shape[1], batch_size=batch_size
+                )
+                _, outputs = outputs_of(model, batches, -(-len(mine) // batch_size))
+            given = outputs if isinstance(outputs, dict) else {"": outputs}
+        whole: dict[str, np.ndarray] = {}
+        for index, sent in enumerate(self.gather(packed(given))):
+            for name, values in unpacked(sent).items():
+                full = whole.setdefault(
+                    name, np.zeros((len(examples), *values.shape[1:]), values.dtype)
+                )
+                full[own(len(examples), self.processes, index)] = values
+        labels = map_labels(np.asarray, examples.labels)
+        return labels, whole[""] if whole.keys() == {""} else whole
+
+    # -- files
+
+    def create_run(self, out, *args):
+        self.on_chief(lambda: Run.create(out, *args) and None)
+        return self._opened(out) if self.chief else (Follower(out), MemoryCheckpoint())
+
+    def resume_run(self, out, *args):
+        self.on_chief(lambda: Run.resume(out, *args) and None)
+        run, checkpoint = self._opened(out)
+        loaded = checkpoint.load() if self.chief else None
+        state = json.loads(self.broadcast(json.dumps(loaded and loaded[0]).encode()))
+        arrays = self.arrays_from_chief(lambda: loaded[1] if loaded else {})
+        names = ["start"]
+        if state and state["best"]:
+            names.append(f"best-{state['best']['epoch']}")
+        sent = {
+            name: self.arrays_from_chief(partial(_load_or_empty, checkpoint, name))
+            for name in names
+        }
+        if self.chief:
+            return run, checkpoint
+        named = {name: arrays for name, arrays in sent.items() if arrays}
+        return Follower(out), MemoryCheckpoint(state, arrays, named)
+
+    def leave(self, code):
+        if self.processes > 1:
+            faults.leave(code)
+
+
+class Follower(Run):
+    """A run that the chief writes: nothing of it is on this machine's disk."""
+
+    _metrics = None
+
+    @property
+    def finished(self):
+        return self._metrics is not None
+
+    @property
+    def metrics(self):
+        if self._metrics is None:
+            raise InputError(f"{self.path} is not finished: continue it with --resume.")
+        return self._metrics
+
+    def write_history(self, rows):
+        """Leave it to the chief."""
+
+    def finish(self, model, metrics):
+        self._metrics = metrics
+
+
+class MemoryCheckpoint(Checkpoint):
+    """A checkpoint in memory, for a process that writes nothing."""
+
+    def __init__(self, state=None, arrays=None, named=None):
+        self._last = None if state is None else (state, arrays)
+        self._named = dict(named or {})
+
+    def save(self, state, arrays, best=None):
+        if best is not None:
+            self._named[f"best-{state['best']['epoch']}"] = best
+
+    def load(self):
+        return self._last
+
+    def save_arrays(self, name, arrays):
+        self._named[name] = arrays
+
+    def load_arrays(self, name):
+        return self._named.get(name)
+
+
+class _Beats(keras.callbacks.Callback):
+    """Tells the watch that steps are being finished."""
+
+    def __init__(self, watch):
+        super().__init__()
+        self.beat = watch.beat
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.beat()
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.beat()
+
+
+def extract_together(
+    workers: Workers,
+    prefix,
+    examples: Examples,
+    views=(View(),),
+    *,
+    dtype: str = "float32",
+    on_disk: bool = True,
+    **options,
+) -> Activations:
+    """Compute features with `features.extraction.extract`, each worker a share; return all of them.
+
+    Workers with a common cache folder find each other's rows there. To others they are sent, and
+    saved in their caches too. The arguments are those of `extract`.
+    """
+    # A source would need the features of an earlier cut, and so the other workers, who may have
+    # theirs already. From examples nobody has to wait.
+    options.pop("source", None)
+    mine = own(len(examples), workers.processes, workers.index)
+    with workers.alone():
+        found = extract(
+            prefix,
+            examples.take(mine),
+            views,
+            dtype=dtype,
+            on_disk=on_disk,
+            told=workers.watch.beat,
+            **options,
+        )
+    workers.barrier()
+    for table in found.tables:
+        if on_disk:
+            table.refresh()
+    missing = [len(table.missing(examples.digests)) for table in found.tables]
+    payload = np.asarray(missing, "int64").tobytes()
+    if any(np.frombuffer(other, "int64").any() for other in workers.gather(payload)):
+        _exchange(workers, prefix, examples, found, dtype, on_disk)
+    places = np.stack([table.locate(examples.digests) for table in found.tables])
+    return Activations(found.tables, places, found.engine)
+
+
+def _exchange(workers, prefix, examples, found, dtype, on_disk):
+    """Send each worker's rows to the others, message by message."""
+    shape, kind = prefix.shape, np.dtype(dtype)
+    row = prefix.size * kind.itemsize
+    largest = -(-len(examples) // workers.processes)
+    each = max(1, _MESSAGE_BYTES // row)
+    mine = own(len(examples), workers.processes, workers.index)
+    for table in found.tables:
+        for start in range(0, largest, each):
+            digests = [examples.digests[i] for i in mine[start : start + each]]
+            rows = table.gather(table.locate(digests)) if digests else np.zeros((0, *shape), kind)
+            payload = b"".join(digests) + np.ascontiguousarray(rows).tobytes()
+            for sent in workers.gather(payload):
+                count = len(sent) // (DIGEST + row)
+                names = [sent[i * DIGEST : (i + 1) * DIGEST] for i in range(count)]
+                values = np.frombuffer(sent[count * DIGEST :], kind).reshape(count, *shape)
+                if new := table.missing(names):
+                    table.add([names[i] for i in new], values[new], on_disk)
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:
-    """Name → array as bytes, without pickle."""
+    """Return name → array as bytes, without pickle."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]  # names, not options
     return buffer.getvalue()
 
 
 def unpacked(payload: bytes) -> dict[str, np.ndarray]:
-    """What `packed` was given."""
+    """Return the arrays that `packed` was given."""
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         return dict(arrays)
 
 
-def start_workers(choice: str = "auto", *, devices=None) -> Workers | None:
-    """Joins the other workers. Call it first of all, before any model or tensor is made.
-
-    Args:
-        choice: of `environment.CHOICES`. `"auto"` is what the environment says (see
-            `environment.plan`), else this machine's accelerators, where it has several.
-        devices: of `"mirrored"`: names of this machine's devices; by default all accelerators.
-
-    Returns:
-        None where there is nothing to distribute over.
-
-    Raises:
-        InputError: see `environment.plan`; or something was computed before, or the workers do not
-            come together.
-    """
-    global _active
-    plan = environment.plan(choice, os.environ)
-    if plan.kind == "none":
-        return None
-    if _active is not None:
-        if plan.kind in ("auto", _active.kind):
-            return _active
-        raise InputError(f"The workers were started as '{_active.kind}' already.")
-    kind, backend = plan.kind, keras.backend.backend()
-    if backend not in ("tensorflow", "jax"):
-        raise InputError(f"Nothing is distributed on the backend {backend}.")
-    if kind == "auto":
-        if backend == "tensorflow" and len(keras.distribution.list_devices()) < 2:
-            return None
-        kind = "jax" if backend == "jax" else "mirrored"
-    if (kind == "jax") != (backend == "jax"):
-        raise InputError(
-            f"distribute '{kind}' is not for the backend {backend}: set KERAS_BACKEND in the "
-            "environment, or the configuration file of Keras."
-        )
-    if kind == "jax":
-        from keras_transfer.training.distributed.jax_workers import JaxWorkers
-
-        workers = JaxWorkers(plan.cluster)
-        if choice == "auto" and workers.replicas == 1:
-            keras.distribution.set_distribution(None)
-            return None
-    else:
-        from keras_transfer.training.distributed.tensorflow_workers import Mirrored, MultiWorker
-
-        workers = Mirrored(devices) if plan.cluster is None else MultiWorker(plan.cluster)
-    workers.watch = faults.Watch()
-    _active = workers
-    return workers
-
-
-def chosen(distribute: "str | Workers | None") -> Workers | None:
-    """The workers that a trainer is told to use: those themselves, or the name of those started.
-
-    Raises:
-        InputError: no such name, or such workers were not started.
-    """
-    if distribute is None or isinstance(distribute, Workers):
-        return distribute
-    if distribute not in environment.CHOICES:
-        raise InputError(
-            f"distribute must be one of {', '.join(environment.CHOICES)}, not {distribute!r}."
-        )
-    if distribute == "none":
-        return None
-    if distribute != "auto" and (_active is None or _active.kind != distribute):
-        raise InputError(
-            f"distribute '{distribute}': start the workers before the model is built: workers = "
-            f"keras_transfer.start_workers('{distribute}'), and build it in `with workers.scope():`."
-        )
-    return _active
-
-
-def require_alone(what: str) -> None:
-    """Raises InputError where workers were started, for what does not know of any."""
-    if _active is not None:
-        raise InputError(
-            f"{what} is not distributed: run it in one process, without start_workers. Of what trains, "
-            "only Trainer.fit and `keras-transfer train` are."
-        )
+def _load_or_empty(checkpoint, name):
+    return checkpoint.load_arrays(name) or {}
