@@ -256,7 +256,7 @@ def test_a_worker_that_dies_ends_the_other(images, tmp_path, cache):
 def test_what_differs_between_workers_is_said(images, tmp_path):
     """Before anything is started: one worker's environment is no JSON."""
     env = {**environment("multi_worker"), "TF_CONFIG": "{"}
-    line = [sys.executable, "-m", "keras_transfer.cli.main", "train", str(images), "--out", "run"]
+    line = [sys.executable, "-m", "keras_transfer.cli", "train", str(images), "--out", "run"]
     found = subprocess.run(
         [*line, "--distribute", "multi_worker"],
         env=env,

@@ -179,7 +179,7 @@ def test_the_command_ends_with_130_and_goes_on(tmp_path):
         for i in range(10):
             write_image(tmp_path / "data" / name / f"{i}.png", colour, seed=i)
     new_model().save(tmp_path / "source.keras")
-    command = [sys.executable, "-m", "keras_transfer.cli.main", "train", tmp_path / "data"]
+    command = [sys.executable, "-m", "keras_transfer.cli", "train", tmp_path / "data"]
     command += ["--out", tmp_path / "run", "--backbone", tmp_path / "source.keras"]
     command += ["--strategy", "fine_tune", "--epochs", "4000", "--batch-size", "4"]
     with (tmp_path / "log").open("w") as log:
