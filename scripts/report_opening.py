@@ -22,6 +22,7 @@ from keras_transfer.reporting.gallery import Shot
 from keras_transfer.reporting.write import made
 from keras_transfer.runs import Run
 
+CALIBRATION = {"temperature": 1.5, "thresholds": [{"precision": 0.9, "threshold": 0.5}]}
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
@@ -46,7 +47,7 @@ def random_answers(classes: int, count: int, most: int, first: str = "class numb
     logits[np.arange(count), labels] += 2
     paths = [f"folder/{first}/{i}.jpg" for i in range(count)]
     names = [first, *(f"class number {i}" for i in range(1, classes))]
-    options = {"temperature": 1.5, "thresholds": {0.9: 0.5}, "most": most}
+    options = {"calibration": CALIBRATION, "most": most}
     head, _ = measure_classes(names, labels, logits, paths, **options)
     return {
         "split": "test",

@@ -13,7 +13,7 @@ from keras_transfer.adaptation.options import KEEP, check_choice
 from keras_transfer.adaptation.selection import DEFAULT_CRITERIA, EpochScores, Selector
 from keras_transfer.adaptation.streams import MOST_BATCHES, Stream, check_target, images_of
 from keras_transfer.errors import InputError
-from keras_transfer.evaluation.measures import outputs_of
+from keras_transfer.evaluation.measures import predict_batches
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.training.checkpoint import Checkpoint, assign, collect
 from keras_transfer.training.failures import Diverged
@@ -253,7 +253,7 @@ class EpochChoice(keras.callbacks.Callback):
         probabilities = keras.ops.softmax(self._target_logits())
         scores = self.selector.add(epoch, accuracy, keras.ops.convert_to_numpy(probabilities))
         if self.options.target_report is not None:
-            labels, logits = outputs_of(self.network, self.options.target_report)
+            labels, logits = predict_batches(self.network, self.options.target_report)
             self.selector.report(epoch, _accuracy(labels, logits))
         self._store(epoch, before)
         if self.options.verbose:
@@ -282,13 +282,13 @@ class EpochChoice(keras.callbacks.Callback):
     def _validate(self):
         if self.source is None:
             return {}
-        labels, logits = outputs_of(self.source_network, self.source)
+        labels, logits = predict_batches(self.source_network, self.source)
         loss = float(keras.ops.convert_to_numpy(self.head.loss()(labels, logits)))
         return {"val_loss": loss, "val_accuracy": _accuracy(labels, logits)}
 
     def _target_logits(self):
         images = (np.asarray(images_of(batch)) for batch in self.target.one_pass(MOST_BATCHES))
-        return outputs_of(self.network, ((batch, np.zeros(len(batch))) for batch in images))[1]
+        return predict_batches(self.network, ((batch, np.zeros(len(batch))) for batch in images))[1]
 
     def _print(self, scores: EpochScores, validation):
         source = f"source {100 * validation['val_accuracy']:.1f} %, " if validation else ""

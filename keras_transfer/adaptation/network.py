@@ -201,11 +201,11 @@ def _sampled(examples, most, seed):
 
 def _features(encoder, examples, batch_size):
     from keras_transfer.data import batches as pipeline
-    from keras_transfer.evaluation.measures import outputs_of
+    from keras_transfer.evaluation.measures import predict_batches
 
     size = encoder.input_shape[1]
     batches = pipeline.batches(examples, image_size=size, batch_size=batch_size)
-    return outputs_of(encoder, batches)[1]
+    return predict_batches(encoder, batches)[1]
 
 
 def _in_two_dimensions(features, seed):

@@ -59,8 +59,8 @@ def evaluate(
     from keras_transfer.data import open_labelled
     from keras_transfer.data.targets import described
     from keras_transfer.evaluation.calibration import PRECISIONS, Calibration, check_precision
+    from keras_transfer.evaluation.outputs import resolve_views
     from keras_transfer.evaluation.slices import check_columns, slice_values
-    from keras_transfer.evaluation.tta import views_for
     from keras_transfer.runs import Run
 
     run = Run.open(run)
@@ -74,7 +74,7 @@ def evaluate(
     if precision is not None:
         targets = known.values() if isinstance(known, dict) else [known]
         check_precision(precision, [target.task for target in targets])
-    views_for(tta, augmentation)
+    resolve_views(tta, augmentation)
     for by in slice or ():
         if by not in ("folder", "size"):
             check_columns(data, by, path_column)
@@ -94,7 +94,7 @@ def evaluate(
     if in_short:
         result = evaluation.evaluate(model, images, split)
         result["skipped"] = len(images.skipped)
-        print(json.dumps(result, indent=2) if as_json else evaluation.shown(result, split))
+        print(json.dumps(result, indent=2) if as_json else evaluation.summary_text(result, split))
         return
     options = {"tta": tta, "augmentation": augmentation}
     if calibrate:

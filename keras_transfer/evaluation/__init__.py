@@ -1,9 +1,7 @@
-"""How good a model is, from one pass over labelled images; and what it says of unlabelled ones.
+"""Metrics by task, calibration, abstention, slices, prediction and Grad-CAM.
 
-`measuring` has the short answer (`evaluate`), `assessing` the long one (`assess`), an `Evaluation` of
-`result`, which is plain data: `classes`, `labels` and `values` measure a head of each task with
-`probabilities`, `ranking`, `calibration`, `abstention` and `slices`, which are NumPy, SciPy and
-scikit-learn, and `images` draws what came out. `predicting` has `predict`.
+`api` has `evaluate` (the main metrics) and `assess` (all of them, as an `Evaluation`). Training uses
+only `measures`. This room may import from `features` and the rooms below it.
 """
 
 from keras_transfer.utils.lazy import lazy_names
@@ -11,7 +9,7 @@ from keras_transfer.utils.lazy import lazy_names
 _NAMES = {
     "Calibration": "calibration",
     "Evaluation": "result",
-    "assess": "full",
+    "assess": "api",
     "calibrate": "calibration",
     "collect": "outputs",
     "evaluate": "api",
@@ -19,13 +17,13 @@ _NAMES = {
     "predict": "prediction",
     "predictions_csv": "prediction",
     "predictions_json": "prediction",
-    "shown": "api",
+    "summary_text": "api",
 }
+_MOVED = {"shown": "keras_transfer.evaluation.summary_text"}
 
 # The rest of the names are for the command line.
-_INTERNAL = ("collect", "predictions_csv", "predictions_json", "shown")
+_INTERNAL = ("collect", "predictions_csv", "predictions_json", "summary_text")
 
 __all__ = [name for name in _NAMES if name not in _INTERNAL]
 
-
-__getattr__, __dir__ = lazy_names(__name__, _NAMES)
+__getattr__, __dir__ = lazy_names(__name__, _NAMES, _MOVED)

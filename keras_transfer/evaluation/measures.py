@@ -1,4 +1,4 @@
-"""One pass of predictions, and how good they are: of classes, labels, numbers, and several heads."""
+"""Predict batches and compute the metrics of each task: all that training needs of this package."""
 
 import keras
 import numpy as np
@@ -6,66 +6,70 @@ import numpy as np
 from keras_transfer.data.targets import count, joined, map_labels
 from keras_transfer.models.builders import by_head
 from keras_transfer.utils.console import progress_bar
-from keras_transfer.utils.statistics import wilson_interval
+from keras_transfer.utils.statistics import number, wilson_interval
 
 
-def outputs_of(model: keras.Model, batches, total: int | None = None):
-    """Labels and raw outputs float32 [N, C], from one pass over (inputs, labels); dicts where the
-    labels or the model have several heads."""
+def predict_batches(model: keras.Model, batches, total: int | None = None):
+    """Return labels and raw outputs from one pass over batches.
+
+    Args:
+        model: any Keras model.
+        batches: yields (inputs, labels).
+        total: number of batches, for the progress bar.
+
+    Returns:
+        (labels [N, …], outputs float32 [N, C]); each is a dict if it has several heads.
+    """
     labels, outputs = [], []
     for inputs, batch_labels in progress_bar(batches, "predicting", total=total, unit="batches"):
         labels.append(map_labels(np.asarray, batch_labels))
-        outputs.append(answers(model, np.asarray(inputs), count(labels[0])))
+        outputs.append(predict_batch(model, np.asarray(inputs), count(labels[0])))
     return joined(labels), joined(outputs)
 
 
-def answers(model: keras.Model, inputs: np.ndarray, size: int):
-    """Raw outputs float32 [n, C] of n ≤ `size` inputs; of several heads a dict."""
+def predict_batch(model: keras.Model, inputs: np.ndarray, size: int):
+    """Return raw outputs float32 [n, C] for n ≤ `size` inputs; a dict for several heads.
+
+    A smaller batch is padded to `size`, because a new shape would be compiled anew.
+    """
     rows = len(inputs)
-    if rows < size:  # filled up: another shape would be compiled anew
+    if rows < size:
         inputs = np.concatenate([inputs, np.repeat(inputs[-1:], size - rows, axis=0)])
-    found = model.predict_on_batch(inputs)
-    return map_labels(lambda values: np.asarray(values, "float32")[:rows], found)
+    outputs = model.predict_on_batch(inputs)
+    return map_labels(lambda values: np.asarray(values, "float32")[:rows], outputs)
 
 
-def measured(heads, labels, outputs) -> dict:
-    """What `evaluation.evaluate` returns, of labels and outputs of `outputs_of`; without `confusion`.
+def compute_metrics(heads, labels, outputs) -> dict:
+    """Compute what `evaluate` returns, without the confusion matrix.
 
     Args:
         heads: `heads_of(model)`.
+        labels, outputs: as returned by `predict_batches`.
     """
     labels, outputs = by_head(heads, labels), by_head(heads, outputs)
-    found = {
-        name: {"task": head.task, **_measured(head, labels[name], outputs[name])}
+    metrics = {
+        name: {"task": head.task, **_head_metrics(head, labels[name], outputs[name])}
         for name, head in heads.items()
     }
     images = {"images": len(next(iter(labels.values())))}
     if len(heads) == 1:
-        return {**images, **found.popitem()[1]}
-    loss = sum(head.weight * found[name]["loss"] for name, head in heads.items())
-    return {**images, "loss": loss, "heads": found}
+        return {**images, **metrics.popitem()[1]}
+    loss = sum(head.weight * metrics[name]["loss"] for name, head in heads.items())
+    return {**images, "loss": loss, "heads": metrics}
 
 
-def confusion(labels, outputs) -> list[list[int]]:
-    """Counts, row: true class, column: predicted."""
-    from sklearn.metrics import confusion_matrix
-
-    classes = np.arange(outputs.shape[1])
-    return confusion_matrix(labels, outputs.argmax(axis=1), labels=classes).tolist()
-
-
-def _measured(head, labels, outputs):
+def _head_metrics(head, labels, outputs):
     loss = {"loss": float(keras.ops.convert_to_numpy(head.loss()(labels, outputs)))}
-    measure = {
-        "single_label": _measured_classes,
-        "multi_label": _measured_labels,
-        "regression": _measured_values,
+    compute = {
+        "single_label": _class_metrics,
+        "multi_label": _label_metrics,
+        "regression": _target_metrics,
     }[head.task]
-    # Raw outputs rank like scores, which are equal to each other where they are near 0 and 1.
-    return {**loss, **measure(head.names, labels, outputs)}
+    # Metrics that rank use raw outputs: the order is that of the scores, which saturate at 0 and 1.
+    return {**loss, **compute(head.names, labels, outputs)}
 
 
-def _measured_classes(names, labels, outputs):
+def _class_metrics(names, labels, outputs):
     from sklearn.metrics import precision_recall_fscore_support
 
     predicted = outputs.argmax(axis=1)
@@ -77,7 +81,7 @@ def _measured_classes(names, labels, outputs):
         "accuracy_interval": list(wilson_interval(correct, len(labels))),
     }
     if len(names) > 5:
-        # Counted rather than sorted: positions of a thousand classes would be twice the outputs.
+        # Counted, not sorted: sorting a thousand classes would take twice the memory of the outputs.
         above = (outputs > outputs[np.arange(len(labels)), labels][:, None]).sum(axis=1)
         result["top5"] = float((above < 5).mean())
     columns = ("precision", "recall", "f1", "support")
@@ -87,7 +91,7 @@ def _measured_classes(names, labels, outputs):
     return result
 
 
-def _measured_labels(names, labels, outputs):
+def _label_metrics(names, labels, outputs):
     from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
     labels, predicted = labels.astype(int), (outputs > 0).astype(int)
@@ -96,13 +100,13 @@ def _measured_labels(names, labels, outputs):
     for i in varied:
         precision[i] = average_precision_score(labels[:, i], outputs[:, i])
         auc[i] = roc_auc_score(labels[:, i], outputs[:, i])
-    right, support, found = (labels * predicted).sum(0), labels.sum(0), predicted.sum(0)
+    correct, support, positive = (labels * predicted).sum(0), labels.sum(0), predicted.sum(0)
     rows = {
         "average_precision": precision,
         "auc": auc,
-        "precision": right / np.maximum(found, 1),
-        "recall": right / np.maximum(support, 1),
-        "f1": 2 * right / np.maximum(support + found, 1),
+        "precision": correct / np.maximum(positive, 1),
+        "recall": correct / np.maximum(support, 1),
+        "f1": 2 * correct / np.maximum(support + positive, 1),
         "support": support,
     }
     balanced = [_mean_recall(*column) for column in zip(labels.T, predicted.T)]
@@ -118,29 +122,24 @@ def _measured_labels(names, labels, outputs):
 
 
 def _mean_recall(labels, predicted):
-    """The mean recall of "there" and "not there", as far as they occur."""
+    """Return the mean recall over the values 0 and 1, as far as they occur."""
     return np.mean([(predicted[labels == value] == value).mean() for value in np.unique(labels)])
 
 
-def _measured_values(names, labels, outputs):
+def _target_metrics(names, labels, outputs):
     labels = labels.astype("float64")
     errors = outputs - labels
     squared, variance = np.square(errors).mean(axis=0), labels.var(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         r2 = np.where(variance > 0, 1 - squared / variance, np.nan)
     rows = {"mae": np.abs(errors).mean(axis=0), "rmse": np.sqrt(squared), "r2": r2}
-    means = {key: _number(np.mean(row)) for key, row in rows.items()}
+    means = {key: number(np.mean(row)) for key, row in rows.items()}
     return {**means, "per_target": _rows(names, rows)}
 
 
 def _rows(names, columns):
-    """name → column → number; NaN as None."""
+    """Return name → column → number, with None in place of NaN."""
     return {
-        name: {column: _number(values[i]) for column, values in columns.items()}
+        name: {column: number(values[i]) for column, values in columns.items()}
         for i, name in enumerate(names)
     }
-
-
-def _number(value):
-    value = value.item()
-    return None if value != value else value

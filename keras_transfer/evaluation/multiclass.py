@@ -1,18 +1,21 @@
-"""Everything that is measured of a head with one class per image, as plain data."""
+"""All metrics of a head with one class per image, as plain data."""
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 
 import numpy as np
 
-from keras_transfer.evaluation.abstention import at_threshold, risk_coverage, threshold_for
-from keras_transfer.evaluation.probabilities import Softmax
-from keras_transfer.evaluation.ranking import ranking
-from keras_transfer.evaluation.reliability import before_and_after
-from keras_transfer.evaluation.slices import sliced
-from keras_transfer.utils.statistics import bootstrap, interval, number, share
+from keras_transfer.evaluation.calibration import calibration_report
+from keras_transfer.evaluation.outputs import Softmax
+from keras_transfer.evaluation.ranking import (
+    rank_classes,
+    risk_coverage,
+    threshold_for_precision,
+    threshold_result,
+)
+from keras_transfer.evaluation.slices import measure_slices
+from keras_transfer.utils.statistics import bootstrap, number, share
 
-_CONFUSED = 50
+_MOST_CONFUSED = 50
 
 
 def measure_classes(
@@ -21,83 +24,93 @@ def measure_classes(
     logits: np.ndarray,
     paths: Sequence[str],
     *,
-    temperature: float | None = None,
-    thresholds: Mapping[float, float | None] | None = None,
+    calibration: Mapping | None = None,
     precision: float | None = None,
     slices: Mapping[str, Sequence[str]] | None = None,
     most: int = 50,
-    seed: int = 0,
 ) -> tuple[dict, dict]:
-    """Measures answers of one class per image.
+    """Measure predictions of one class per image.
 
     Args:
-        names: of the C classes.
+        names: the C classes.
         labels: int [N], N ≥ 1.
         logits: float32 [N, C], finite.
-        paths: what to call the images.
-        temperature: fitted on other images; probabilities are divided so, and calibration is measured
-            before and after.
-        thresholds: wanted precision → the confidence that was found for it on other images.
-        precision: a wanted precision, in (0, 1]; without a threshold in `thresholds` one is chosen on
-            these images.
-        slices: what the images are parted by → the slice of each.
-        most: mistakes and unsure images that are listed.
-        seed: of the bootstrap intervals.
+        paths: names of the images [N].
+        calibration: fitted on other images by `calibrate_head`; its `temperature` scales the
+            logits, and its `thresholds` are tried.
+        precision: wanted precision in (0, 1]; if `calibration` has no threshold for it, one is
+            chosen on these images.
+        slices: name of a grouping → the group of each image [N].
+        most: maximum number of mistakes and of uncertain images to list.
 
     Returns:
-        The document (see docs/evaluation.md), and columns of a row per image.
+        The document (see docs/evaluation.md), and columns with one row per image.
     """
-    soft = Softmax(logits, temperature or 1.0)
-    right = soft.predicted == labels
-    confidence, truth = soft.confidence, np.exp(soft.log_of(labels))
-    table, matrix = _per_class(names, labels, soft.predicted)
-    ranks = ranking(soft.log_column, lambda c: labels == c, len(names), len(labels))
+    calibration = calibration or {}
+    temperature = calibration.get("temperature")
+    probabilities = Softmax(logits, temperature or 1.0)
+    predicted = probabilities.predicted
+    confidence, correct = probabilities.confidence_and_truth(labels)
+    truth = np.exp(probabilities.log_of(labels))
+    table, matrix = _per_class(names, labels, predicted)
+    ranking = rank_classes(probabilities.log_column, lambda c: labels == c, len(names), len(labels))
     for i, row in enumerate(table.values()):
-        row["auc"] = number(ranks.auc[i])
-        row["average_precision"] = number(ranks.average_precision[i])
+        row["auc"] = number(ranking.auc[i])
+        row["average_precision"] = number(ranking.average_precision[i])
     support = matrix.sum(axis=1)
-    recall = np.array([row["recall"] for row in table.values()])
-    f1 = np.array([row["f1"] for row in table.values()])
-    rank = soft.rank_of(labels)
-    (f1_macro,) = bootstrap(_macro_f1(labels, soft.predicted, len(names)), len(labels), seed=seed)
+    recall, f1 = (np.array([row[key] for row in table.values()]) for key in ("recall", "f1"))
+    rank = probabilities.rank_of(labels)
+    (f1_macro,) = bootstrap(_macro_f1(labels, predicted, len(names)), len(labels))
+
+    def listed(positions):
+        return [
+            {
+                "path": paths[i],
+                "label": names[labels[i]],
+                "predicted": names[predicted[i]],
+                "score": number(confidence[i]),
+                "label_score": number(truth[i]),
+                "top": [
+                    {"label": names[c], "score": score} for c, score in probabilities.top(i, 5)
+                ],
+            }
+            for i in positions[:most]
+        ]
+
+    wrong = np.flatnonzero(~correct)
     document = {
         "task": "single_label",
         "names": list(names),
         "images": len(labels),
-        "accuracy": share(int(right.sum()), len(right)),
-        "top5": share(int((rank < 5).sum()), len(right)) if len(names) > 5 else None,
+        "accuracy": share(int(correct.sum()), len(correct)),
+        "top5": share(int((rank < 5).sum()), len(rank)) if len(names) > 5 else None,
         "balanced_accuracy": number(recall[support > 0].mean()),
         "f1_macro": f1_macro,
         "f1_weighted": number(f1 @ support / support.sum()),
-        "auc": ranks.macro_auc,
-        "average_precision": ranks.macro_precision,
+        "auc": ranking.macro_auc,
+        "average_precision": ranking.macro_precision,
         "per_class": table,
         "absent": [name for name, n in zip(names, support) if not n],
         "confusion": matrix.tolist(),
-        "confused": confused(names, matrix),
-        "curves": ranks.curves(),
-        "calibration": before_and_after(
-            soft, labels, attrgetter("confidence"), right, temperature, seed
-        ),
+        "confused": confused_pairs(names, matrix),
+        "curves": ranking.curves(),
+        "calibration": calibration_report(probabilities, labels, temperature),
         "abstention": {
-            **risk_coverage(confidence, right),
-            "thresholds": _thresholds(confidence, right, thresholds or {}, precision),
+            **risk_coverage(confidence, correct),
+            "thresholds": _thresholds(confidence, correct, calibration, precision),
         },
-        "mistakes": _listed(names, labels, soft, truth, paths, _worst(right, confidence, most)),
-        "unsure": _listed(
-            names, labels, soft, truth, paths, np.argsort(confidence, kind="stable")[:most]
+        "mistakes": listed(wrong[np.argsort(-confidence[wrong], kind="stable")]),
+        "unsure": listed(np.argsort(confidence, kind="stable")),
+        "slices": measure_slices(
+            slices, lambda at: {"accuracy": share(int(correct[at].sum()), len(at))}
         ),
-        "slices": {
-            by: sliced(values, lambda at: {"accuracy": share(int(right[at].sum()), len(at))})
-            for by, values in (slices or {}).items()
-        },
     }
     rows = {
         "label": [names[c] for c in labels],
-        "predicted": [names[c] for c in soft.predicted],
+        "predicted": [names[c] for c in predicted],
         "score": [f"{score:.6f}" for score in confidence],
         "label_score": [f"{score:.6f}" for score in truth],
-        "correct": [str(int(r)) for r in right],
+        "correct": [str(int(r)) for r in correct],
     }
     return document, rows
 
@@ -106,10 +119,10 @@ def _per_class(names, labels, predicted):
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     classes = np.arange(len(names))
-    found = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    columns = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
     matrix = confusion_matrix(labels, predicted, labels=classes)
     table = {}
-    for i, (name, precision, recall, f1, support) in enumerate(zip(names, *found)):
+    for i, (name, precision, recall, f1, support) in enumerate(zip(names, *columns)):
         ends = share(int(matrix[i, i]), int(support))
         table[name] = {
             "precision": number(precision),
@@ -123,22 +136,31 @@ def _per_class(names, labels, predicted):
 
 
 def _macro_f1(labels, predicted, classes):
-    """The mean F1 of the classes that occur, from how often each image is drawn."""
-    right = labels == predicted
+    """Return a function from how often each image is drawn to the mean F1 of classes that occur."""
+    correct = labels == predicted
 
     def statistic(counts):
-        support, found = (np.bincount(c, counts, minlength=classes) for c in (labels, predicted))
-        hits = np.bincount(labels, counts * right, minlength=classes)
-        there = support > 0
-        return (2 * hits[there] / (support + found)[there]).mean()
+        support, positive = (np.bincount(c, counts, minlength=classes) for c in (labels, predicted))
+        hits = np.bincount(labels, counts * correct, minlength=classes)
+        present = support > 0
+        return (2 * hits[present] / (support + positive)[present]).mean()
 
     return statistic
 
 
-def confused(names: Sequence[str], matrix: np.ndarray, most: int = _CONFUSED) -> list[dict]:
-    """The pairs of classes that are most often taken for each other, of a confusion matrix [C, C].
+def confused_pairs(
+    names: Sequence[str], matrix: np.ndarray, most: int = _MOST_CONFUSED
+) -> list[dict]:
+    """Return the pairs of classes that are confused most often, the most frequent first.
 
-    Returns `label`, `predicted`, `count`, and `share` of the label's images, most frequent first.
+    Args:
+        names: the C classes.
+        matrix: confusion matrix [C, C]; rows are true classes.
+        most: maximum number of pairs.
+
+    Returns:
+        `label`, `predicted`, `count` and `share` (of the label's images) of each pair. Of pairs
+        with the same count, the one with the larger share comes first.
     """
     wrong = np.array(matrix)
     support = wrong.sum(axis=1)
@@ -156,43 +178,14 @@ def confused(names: Sequence[str], matrix: np.ndarray, most: int = _CONFUSED) ->
     ]
 
 
-def _thresholds(confidence, right, known, precision):
-    wanted = sorted({*known, *([precision] if precision else [])})
-    return [
-        threshold_row(
-            confidence,
-            right,
-            one,
-            known[one] if one in known else threshold_for(confidence, right, one),
-            one not in known,
+def _thresholds(confidence, correct, calibration, precision):
+    fitted = {row["precision"]: row["threshold"] for row in calibration.get("thresholds", ())}
+    rows = []
+    for wanted in sorted({*fitted, *([precision] if precision else [])}):
+        chosen_here = wanted not in fitted
+        threshold = (
+            threshold_for_precision(confidence, correct, wanted) if chosen_here else fitted[wanted]
         )
-        for one in wanted
-    ]
-
-
-def threshold_row(confidence, right, wanted: float, threshold: float | None, here: bool) -> dict:
-    """What comes of a threshold for a wanted precision; `here`: it was chosen on these images."""
-    if threshold is None:
-        nothing = {"coverage": share(0, len(right)), "precision": interval(None)}
-    else:
-        nothing = at_threshold(confidence, right, threshold)
-    return {"wanted": wanted, "threshold": threshold, "chosen_here": here, **nothing}
-
-
-def _worst(right, confidence, most):
-    wrong = np.flatnonzero(~right)
-    return wrong[np.argsort(-confidence[wrong], kind="stable")[:most]]
-
-
-def _listed(names, labels, soft, truth, paths, chosen):
-    return [
-        {
-            "path": paths[i],
-            "label": names[labels[i]],
-            "predicted": names[soft.predicted[i]],
-            "score": number(soft.confidence[i]),
-            "label_score": number(truth[i]),
-            "top": [{"label": names[c], "score": score} for c, score in soft.top(i, 5)],
-        }
-        for i in chosen
-    ]
+        row = {"wanted": wanted, "threshold": threshold, "chosen_here": chosen_here}
+        rows.append({**row, **threshold_result(confidence, correct, threshold)})
+    return rows

@@ -1,4 +1,4 @@
-"""What a model says of images whose labels nobody knows."""
+"""Predictions for unlabeled images, as objects, CSV and JSON."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from keras_transfer.models.builders import by_head, heads_of
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a single-label model says of one image.
+    """Prediction of a single-label model for one image.
 
     Attributes:
-        path: the image's file.
-        label: the name with the highest score.
-        score: that score; a probability in [0, 1].
+        path: file of the image.
+        label: the class with the highest score.
+        score: its probability in [0, 1].
         top: up to five (name, score), highest first.
     """
 
@@ -42,12 +42,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class LabelsPrediction:
-    """What a multi-label model says of one image.
+    """Prediction of a multi-label model for one image.
 
     Attributes:
-        path: the image's file.
-        labels: the names with a score over 0.5, highest first.
-        scores: of all names; probabilities in [0, 1].
+        path: file of the image.
+        labels: the labels with a score above 0.5, highest first.
+        scores: label → probability in [0, 1].
     """
 
     path: str
@@ -64,11 +64,11 @@ class LabelsPrediction:
 
 @dataclass(frozen=True)
 class ValuesPrediction:
-    """What a regression model says of one image.
+    """Prediction of a regression model for one image.
 
     Attributes:
-        path: the image's file.
-        values: of each target, in its units.
+        path: file of the image.
+        values: target → value, in its units.
     """
 
     path: str
@@ -83,11 +83,11 @@ class ValuesPrediction:
 
 @dataclass(frozen=True)
 class HeadsPrediction:
-    """What a model with several heads says of one image.
+    """Prediction of a model with several heads for one image.
 
     Attributes:
-        path: the image's file.
-        heads: name of each head → its prediction, one of the three others.
+        path: file of the image.
+        heads: name of each head → its prediction.
     """
 
     path: str
@@ -131,44 +131,48 @@ _PREDICTIONS = {
 
 
 def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction], list[Skipped]]:
-    """Predicts images and whole folders of them.
+    """Predict images.
 
     Args:
         model: from `build_model`, trained.
-        paths: files and folders (searched to any depth).
+        paths: files, and folders that are searched to any depth.
+        batch_size: images per batch.
 
     Returns:
-        Predictions in the order of the paths, of the class that suits the task, and the files that
+        Predictions in the order of the paths, of the type for the model's task, and the files that
         could not be read.
 
     Raises:
-        InputError: a path does not exist, there is no image, or outputs are not finite.
+        InputError: if a path does not exist, there is no readable image, or outputs are not finite.
     """
     good, skipped = check_images(list_images(paths))
     if not len(good):
         raise InputError(f"No readable image in {paths[0]}: {skipped[0].reason}.")
-    unlabelled = Examples(good, np.zeros(len(good), "int32"))
-    data = ImageData(("any",), {"all": unlabelled}, skipped, "")
+    unlabeled = Examples(good, np.zeros(len(good), "int32"))
+    data = ImageData(("any",), {"all": unlabeled}, skipped, "")
     _, outputs = collect(model, data, "all", batch_size=batch_size)
     heads = heads_of(model)
-    of_head = {}
+    by_name = {}
     for name, values in by_head(heads, outputs).items():
         head = heads[name]
         scores = keras.ops.convert_to_numpy(head.scores(values))
         make = _PREDICTIONS[head.task]
-        of_head[name] = [make(path, head.names, row) for path, row in zip(good.names, scores)]
+        by_name[name] = [make(path, head.names, row) for path, row in zip(good.names, scores)]
     if len(heads) == 1:
-        return of_head.popitem()[1], skipped
-    rows = zip(*of_head.values())
+        return by_name.popitem()[1], skipped
+    rows = zip(*by_name.values())
     return [
-        HeadsPrediction(path, dict(zip(of_head, row))) for path, row in zip(good.names, rows)
+        HeadsPrediction(path, dict(zip(by_name, row))) for path, row in zip(good.names, rows)
     ], skipped
 
 
 def predictions_csv(predictions: list[AnyPrediction]) -> str:
-    """Columns path and, of classes, label, score, then top1…top5 as `name=score`; of labels `labels`
-    joined by `|`, then the score of each; of numbers the value of each; of several heads those of
-    each, after its name and `_`."""
+    """Return a CSV table with one row per image.
+
+    The columns are `path` and, for classes, `label`, `score` and `top1` to `top5` as `name=score`;
+    for labels, `labels` joined by `|` and the score of each label; for numbers, the value of each
+    target. With several heads, the name of the head and `_` come first.
+    """
     from keras_transfer.utils.files import csv_text
 
     rows = [[("path", p.path), *p._cells()] for p in predictions]
@@ -177,6 +181,7 @@ def predictions_csv(predictions: list[AnyPrediction]) -> str:
 
 
 def predictions_json(predictions: list[AnyPrediction], skipped: list[Skipped]) -> dict:
+    """Return predictions and skipped files as plain data for JSON."""
     return {
         "predictions": [{"path": p.path, **p._document()} for p in predictions],
         "skipped": [{"path": str(Path(s.path)), "reason": s.reason} for s in skipped],

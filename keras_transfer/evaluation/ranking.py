@@ -1,26 +1,30 @@
-"""How well scores rank the images of each class before all others: ROC, precision-recall, areas."""
+"""How well scores rank examples: ROC and precision-recall curves, thresholds, abstention."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from keras_transfer.utils.statistics import interval, normal, number
+from keras_transfer.utils.statistics import interval, normal, number, share
 
-# Few false alarms matter most where classes are many: the grid is denser there.
-FALSE_ALARMS = np.linspace(0, 1, 101) ** 2
+# With many classes, low false-positive rates matter most, so the grid is denser there.
+FALSE_POSITIVE_RATES = np.linspace(0, 1, 101) ** 2
 RECALLS = np.linspace(0, 1, 101)
+_CURVE_POINTS = 101
+
+
+# -- each class against the rest ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Of C classes, each against the rest.
+    """Ranking metrics of C classes, each against the rest.
 
     Attributes:
-        auc, average_precision: float [C]; NaN where all images are of the class, or none.
-        macro_auc: their mean, with its interval (DeLong et al. 1988).
-        roc: true-positive rate at each of `FALSE_ALARMS`, float [C, 101].
-        precision: at each of `RECALLS`, float [C, 101].
+        auc, average_precision: float [C]; NaN for a class that all or no examples belong to.
+        macro_auc: mean AUC with its interval (DeLong et al. 1988).
+        roc: true-positive rate at each of `FALSE_POSITIVE_RATES`, float [C, 101].
+        precision: precision at each of `RECALLS`, float [C, 101].
     """
 
     auc: np.ndarray
@@ -31,16 +35,16 @@ class Ranking:
 
     @property
     def ranked(self) -> np.ndarray:
-        """Positions of the classes that have a ranking."""
+        """Positions of the classes that have an AUC, int."""
         return np.flatnonzero(np.isfinite(self.auc))
 
     @property
     def macro_precision(self) -> float | None:
-        """The mean of the average precisions."""
+        """Mean of the average precisions."""
         return number(self.average_precision[self.ranked].mean()) if len(self.ranked) else None
 
     def curves(self) -> dict:
-        """Plain data for JSON: the grids, each class's curves (None without), and their means."""
+        """Return plain data for JSON: the grids, each class's curves (or None), and their means."""
 
         def rows(values):
             return [None if row[0] != row[0] else np.round(row, 4).tolist() for row in values]
@@ -51,28 +55,30 @@ class Ranking:
             return np.round(values[self.ranked].mean(axis=0), 4).tolist()
 
         return {
-            "false_positive_rate": np.round(FALSE_ALARMS, 6).tolist(),
+            "false_positive_rate": np.round(FALSE_POSITIVE_RATES, 6).tolist(),
             "recall": np.round(RECALLS, 4).tolist(),
             "roc": {"macro": mean(self.roc), "per_class": rows(self.roc)},
             "precision": {"macro": mean(self.precision), "per_class": rows(self.precision)},
         }
 
 
-def ranking(
+def rank_classes(
     scores: Callable[[int], np.ndarray],
     positive: Callable[[int], np.ndarray],
     classes: int,
-    images: int,
+    examples: int,
 ) -> Ranking:
-    """Ranks the images by each class in turn; one column is in memory at a time.
+    """Compute ranking metrics of each class; one column is in memory at a time.
 
     Args:
-        scores: from a class to what the images are ranked by, float [N].
-        positive: from a class to which images are of it, bool [N].
+        scores: maps a class to the scores of all examples, float [N].
+        positive: maps a class to which examples belong to it, bool [N].
+        classes: number of classes C.
+        examples: number of examples N.
     """
     auc, precision = np.full((2, classes), np.nan)
     roc, pr = np.full((2, classes, len(RECALLS)), np.nan)
-    influence, errors = np.zeros(images), True
+    influence, has_error = np.zeros(examples), True
     for i in range(classes):
         of_class = positive(i)
         if of_class.all() or not of_class.any():
@@ -80,24 +86,26 @@ def ranking(
         column = scores(i)
         auc[i], part = _auc(column, of_class)
         influence += part
-        errors = errors and min(of_class.sum(), (~of_class).sum()) > 1
+        # One example of a class does not show how much such examples vary.
+        has_error = has_error and min(of_class.sum(), (~of_class).sum()) > 1
         roc[i], pr[i], precision[i] = _curves(column, of_class)
     ranked = np.isfinite(auc)
     macro = interval(None)
     if ranked.any():
         value = auc[ranked].mean()
         macro = interval(value)
-        if errors:  # one image of a class says nothing of how much such images vary
+        if has_error:
             macro = normal(value, np.sqrt(np.square(influence / ranked.sum()).sum()))
     return Ranking(auc, precision, macro, roc, pr)
 
 
 def _auc(scores, positive):
-    """(area under the ROC curve, what each image adds to its error).
+    """Return (area under the ROC curve, contribution of each example to its error).
 
-    The area is the mean over positive images of the share of negative ones below them, ties half:
-    their placements. DeLong's variance is that of the placements of both kinds. As a number per image
-    it can be added up over classes, which share their images, before it is squared.
+    A placement is the share of negative examples that score lower than a positive one, counting
+    ties half, or the reverse; the area is the mean placement. DeLong's variance is the variance of
+    the placements of both kinds. Per example, the contributions of classes, which share their
+    examples, can be added before they are squared.
     """
     above, below = scores[positive], scores[~positive]
     of_positive = _placements(above, below)
@@ -111,16 +119,109 @@ def _auc(scores, positive):
 
 def _placements(values, others):
     others = np.sort(others)
-    left, right = (np.searchsorted(others, values, side) for side in ("left", "right"))
-    return (left + right) / (2 * len(others))
+    low, high = (np.searchsorted(others, values, side) for side in ("left", "right"))
+    return (low + high) / (2 * len(others))
 
 
 def _curves(scores, positive):
     from sklearn.metrics import roc_curve
 
-    false_alarms, recall, _ = roc_curve(positive, scores, drop_intermediate=False)
-    right = recall * positive.sum()
-    precision = right[1:] / (right[1:] + false_alarms[1:] * (~positive).sum())
+    false_positives, recall, _ = roc_curve(positive, scores, drop_intermediate=False)
+    correct = recall * positive.sum()
+    precision = correct[1:] / (correct[1:] + false_positives[1:] * (~positive).sum())
     average = np.sum(np.diff(recall) * precision)
     at = np.searchsorted(recall[1:], RECALLS - 1e-12)
-    return np.interp(FALSE_ALARMS, false_alarms, recall), precision[at], average
+    return np.interp(FALSE_POSITIVE_RATES, false_positives, recall), precision[at], average
+
+
+def best_f1_thresholds(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the threshold of each label [L] with the highest F1 on these examples.
+
+    It is 0.5 for a label that no example has.
+
+    Args:
+        labels: bool [N, L].
+        scores: float [N, L].
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    best = np.full(labels.shape[1], 0.5)
+    for i in np.flatnonzero(labels.any(axis=0)):
+        precision, recall, thresholds = precision_recall_curve(labels[:, i], scores[:, i])
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        at = int(f1[:-1].argmax())
+        # Halfway to the next lower score: a threshold at the edge would not suit other examples.
+        below = thresholds[at - 1] if at else 0.0
+        best[i] = (thresholds[at] + below) / 2
+    return best
+
+
+# -- abstention: answer only with enough confidence -----------------------------------------------
+
+
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> dict:
+    """Compute the risk (share of wrong answers) if only the most confident answers are given.
+
+    For equally confident answers, the result is the mean over all orders.
+
+    Args:
+        confidence: float [N], N ≥ 1.
+        correct: bool [N].
+
+    Returns:
+        Plain data: `aurc`, the mean risk over all coverages 1/N … 1 (Geifman and El-Yaniv 2017,
+        arXiv:1705.08500); `excess_aurc`, its difference from that of the best possible order
+        (Geifman et al. 2019, arXiv:1805.08206); and the curve: `coverage` and `risk`.
+    """
+    count = len(confidence)
+    accepted, errors, _ = _steps(confidence, correct)
+    answered = np.arange(1, count + 1)
+    wrong = np.interp(answered, np.r_[0, accepted], np.r_[0, errors])
+    risks = wrong / answered
+    best = np.maximum(0, answered - (count - wrong[-1])) / answered
+    chosen = np.unique(np.linspace(1, count, _CURVE_POINTS).round().astype(int)) - 1
+    return {
+        "aurc": number(risks.mean()),
+        "excess_aurc": number(risks.mean() - best.mean()),
+        "coverage": np.round(answered[chosen] / count, 6).tolist(),
+        "risk": np.round(risks[chosen], 6).tolist(),
+    }
+
+
+def threshold_for_precision(
+    confidence: np.ndarray, correct: np.ndarray, precision: float
+) -> float | None:
+    """Return the lowest confidence threshold at which a share `precision` of answers is correct.
+
+    It is None if even the most confident answers do not reach that precision.
+
+    Args:
+        confidence: float [N].
+        correct: bool [N].
+        precision: in (0, 1].
+    """
+    accepted, errors, values = _steps(confidence, correct)
+    enough = np.flatnonzero(1 - errors / accepted >= precision - 1e-12)
+    return float(values[enough[-1]]) if len(enough) else None
+
+
+def threshold_result(confidence: np.ndarray, correct: np.ndarray, threshold: float | None) -> dict:
+    """Return `coverage` and `precision` of the answers at or above a threshold, with intervals.
+
+    Args:
+        threshold: None answers nothing.
+    """
+    answered = confidence >= (np.inf if threshold is None else threshold)
+    return {
+        "coverage": share(int(answered.sum()), len(answered)),
+        "precision": share(int(correct[answered].sum()), int(answered.sum())),
+    }
+
+
+def _steps(confidence, correct):
+    """Return, for each distinct confidence in decreasing order, (number of answers with at least
+    that confidence, number of wrong ones among them, the confidence)."""
+    order = np.argsort(-confidence, kind="stable")
+    values, wrong = confidence[order], np.cumsum(~np.asarray(correct, bool)[order])
+    last = np.flatnonzero(np.r_[values[1:] != values[:-1], True])
+    return last + 1, wrong[last], values[last]

@@ -1,27 +1,29 @@
-"""An evaluation as plain data, as a Markdown table, and as files."""
+"""The result of `assess`: plain data, tables, and files."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from keras_transfer.utils.files import csv_text, write_text
-from keras_transfer.utils.tables import printable
+from keras_transfer.utils.tables import Table
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"
-_ROWS = 30  # of a table; the weakest classes where there are more
-_PAIRS = 10
+_MOST_NAMES = 30  # rows of a table of classes
+_MOST_PAIRS = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What came of `assess`.
+    """Result of `assess`.
 
     Attributes:
-        document: everything, as plain data for JSON, see docs/evaluation.md: `split`, `images`,
-            `skipped` (files), `tta`, `calibrated_on` and, by name, `heads` (of a single head the name is `output`).
-        brief: what `evaluate` returns.
-        predictions: column → a text an image: path, truth, prediction, scores, slices.
+        document: all metrics as plain data for JSON, see docs/evaluation.md: `split`, `images`,
+            `skipped` (number of files), `tta`, `calibrated_on` and `heads` by name (a single head
+            is called `output`).
+        brief: the result of `evaluate`.
+        predictions: column → one text per image: path, truth, prediction, scores, slices.
     """
 
     document: dict
@@ -29,36 +31,33 @@ class Evaluation:
     predictions: dict[str, list[str]]
 
     def to_dict(self) -> dict:
-        """The document: no NaN, no arrays."""
+        """Return the document: no NaN, no arrays."""
         return self.document
 
     def predictions_csv(self) -> str:
-        """A row per image, in the order of the data."""
+        """Return one row per image, in the order of the data."""
         return csv_text(self.predictions, zip(*self.predictions.values()))
 
     def table(self) -> str:
-        """Markdown: a summary of each head, its classes (of many the weakest), what is confused,
-        thresholds and slices."""
+        """Return Markdown: for each head a summary, its classes (the weakest if there are many),
+        confused pairs, thresholds and slices."""
         return markdown(self.document)
 
     def save(self, folder) -> list[Path]:
-        """Writes evaluation.json, predictions.csv and images; each appears whole or not at all.
-
-        Returns the files.
-        """
-        from keras_transfer.evaluation.plots import draw
+        """Write evaluation.json, predictions.csv and plots, each atomically; return the files."""
+        from keras_transfer.evaluation.plots import save_plots
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # Without indents: a confusion of 1,000 classes would be a million lines.
+        # Without indents: the confusion matrix of 1,000 classes would have a million lines.
         document = json.dumps(self.document, allow_nan=False)
         write_text(folder / EVALUATION, document + "\n")
         write_text(folder / PREDICTIONS, self.predictions_csv())
-        return [folder / EVALUATION, folder / PREDICTIONS, *draw(self.document, folder)]
+        return [folder / EVALUATION, folder / PREDICTIONS, *save_plots(self.document, folder)]
 
 
 def markdown(document: dict) -> str:
-    """`Evaluation.table` of a document, which may have been read from evaluation.json."""
+    """Return `Evaluation.table` for a document, which may come from evaluation.json."""
     where = f"{document['images']} images of {document['split']}"
     if document["skipped"]:
         where += f", {document['skipped']} files skipped"
@@ -68,152 +67,150 @@ def markdown(document: dict) -> str:
     if calibrated:
         where += f"; calibrated on {calibrated['images']} images of {calibrated['split']}"
         if calibrated["split"] == document["split"]:
-            where += " (the same split, which flatters)"
-    parts = [f"{where[0].upper()}{where[1:]}."]
+            where += " (the same split, which is optimistic)"
+    paragraphs = [f"{where[0].upper()}{where[1:]}."]
     for name, head in document["heads"].items():
         if len(document["heads"]) > 1:
-            parts.append(f"## {name}")
-        parts += _SECTIONS[head["task"]](head)
-        parts += [_slices(by, rows) for by, rows in head["slices"].items()]
-    return "\n\n".join(parts)
+            paragraphs.append(f"## {name}")
+        paragraphs += [table.markdown() for table in _tables(head)]
+    return "\n\n".join(paragraphs)
 
 
-def summary(head: dict) -> str:
-    """Markdown: the measures of one head with their intervals; of numbers a row a target."""
-    return next(iter(_SECTIONS[head["task"]](head)))
+def _tables(head) -> Iterator[Table]:
+    yield summary_table(head)
+    if "per_class" in head:
+        yield _names_table("class", head["per_class"])
+        if head["confused"]:
+            yield confused_table(head["confused"][:_MOST_PAIRS])
+        if head["abstention"]["thresholds"]:
+            yield thresholds_table(head["abstention"]["thresholds"])
+    if "per_label" in head:
+        yield _names_table("label", head["per_label"])
+    for by, rows in head["slices"].items():
+        yield slices_table(by, rows)
 
 
-def _classes(head):
-    summary = [
-        (name, head[key])
-        for name, key in (
-            ("accuracy", "accuracy"),
-            ("top-5", "top5"),
-            ("balanced accuracy", "balanced_accuracy"),
-            ("F1, macro", "f1_macro"),
-            ("F1, weighted", "f1_weighted"),
-            ("AUC, macro", "auc"),
-            ("average precision, macro", "average_precision"),
-        )
-        if head[key] is not None
-    ]
-    abstention = head["abstention"]
-    summary.append(("AURC", abstention["aurc"]))
-    yield _summary([*summary, *_calibration(head["calibration"])])
-    yield _per_class("class", head["per_class"])
-    pairs = [
-        (p["label"], p["predicted"], p["count"], _cell(p["share"]))
-        for p in head["confused"][:_PAIRS]
-    ]
-    if pairs:
-        yield _table(("class", "taken for", "images", "share of the class"), pairs)
-    rows = [
-        (
-            f"{t['wanted']:g}",
-            _cell(t["threshold"], 4),
-            _cell(t["coverage"]),
-            _cell(t["precision"]),
-            "these images" if t["chosen_here"] else "validation",
-        )
-        for t in abstention["thresholds"]
-    ]
-    if rows:
-        header = ("wanted precision", "threshold", "answered", "precision", "threshold chosen on")
-        yield _table(header, rows)
+_SUMMARY = {
+    "single_label": {
+        "accuracy": "accuracy",
+        "top5": "top-5 accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "f1_macro": "F1, macro",
+        "f1_weighted": "F1, weighted",
+        "auc": "AUC, macro",
+        "average_precision": "average precision, macro",
+    },
+    "multi_label": {
+        "map": "mean average precision",
+        "auc": "AUC, macro",
+        "f1_macro": "F1, macro",
+        "f1_micro": "F1, micro",
+        "f1_macro_best": "F1, macro, best thresholds",
+        "exact": "all labels correct",
+    },
+}
+_CALIBRATION = {
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "ece_adaptive": "ECE, adaptive bins",
+}
 
 
-def _labels(head):
-    names = ("map", "auc", "f1_macro", "f1_micro", "f1_macro_best", "exact")
-    shown = (
-        "mAP",
-        "AUC, macro",
-        "F1, macro",
-        "F1, micro",
-        "F1, macro, best thresholds",
-        "all right",
-    )
-    yield _summary(
-        [*((s, head[n]) for s, n in zip(shown, names)), *_calibration(head["calibration"])]
-    )
-    yield _per_class("label", head["per_label"])
-
-
-def _values(head):
-    kinds = list(next(iter(head["per_target"].values())))
-    yield _table(
-        ("target", *kinds),
-        [
-            (name, *(_cell(row[kind], 4) for kind in kinds))
+def summary_table(head: dict) -> Table:
+    """Return the metrics of one head with their intervals; for numbers one row per target."""
+    if head["task"] == "regression":
+        kinds = list(next(iter(head["per_target"].values())))
+        rows = (
+            (name, *(format_value(row[kind], 4) for kind in kinds))
             for name, row in head["per_target"].items()
-        ],
-    )
-
-
-_SECTIONS = {"single_label": _classes, "multi_label": _labels, "regression": _values}
-
-
-def _calibration(found):
-    names = (("log loss", "log_loss"), ("Brier", "brier"), ("ECE", "ece"))
-    names += (("ECE, adaptive bins", "ece_adaptive"),)
-    if found["after"] is None:
-        return [(name, found["before"][key]) for name, key in names]
-    rows = [("temperature", found["temperature"])]
-    for when in ("before", "after"):
-        rows += [(f"{name}, {when}", found[when][key]) for name, key in names]
-    return rows
-
-
-def _summary(rows):
-    cells = [
-        (name, _cell(value, 4), _ends(value, 4) if isinstance(value, dict) else "")
-        for name, value in rows
+        )
+        return Table(("target", *kinds), rows, "l" + "r" * len(kinds))
+    values = [
+        (title, head[key]) for key, title in _SUMMARY[head["task"]].items() if head[key] is not None
     ]
-    return _table(("measure", "value", "95 % interval"), cells)
+    if "abstention" in head:
+        values.append(("AURC", head["abstention"]["aurc"]))
+    calibration = head["calibration"]
+    if calibration["after"] is None:
+        values += [(title, calibration["before"][key]) for key, title in _CALIBRATION.items()]
+    else:
+        values.append(("temperature", calibration["temperature"]))
+        for when in ("before", "after"):
+            values += [
+                (f"{title}, {when} scaling", calibration[when][key])
+                for key, title in _CALIBRATION.items()
+            ]
+    rows = []
+    for title, value in values:
+        interval = value if isinstance(value, dict) else {"value": value, "low": None}
+        ends = "" if interval["low"] is None else _format_ends(interval, 4)
+        if "by_chance" in interval and ends:
+            ends += f" (by chance up to {interval['by_chance']:.4f})"
+        rows.append((title, format_value(interval["value"], 4), ends))
+    return Table(("metric", "value", "95 % interval"), rows, "lrl")
 
 
-def _per_class(kind, rows):
-    header = [key for key in next(iter(rows.values())) if key not in ("recall_low", "recall_high")]
+def _names_table(kind, rows):
+    columns = [key for key in next(iter(rows.values())) if key not in ("recall_low", "recall_high")]
     names = list(rows)
-    if len(names) > _ROWS:
+    if len(names) > _MOST_NAMES:
         names = sorted((n for n in names if rows[n]["support"]), key=lambda n: rows[n]["f1"])
-        names = names[:_ROWS]
+        names = names[:_MOST_NAMES]
         kind = f"{kind} (weakest {len(names)} of {len(rows)})"
-    cells = []
-    for name in names:
-        row = rows[name]
-        recall = {"value": row["recall"], "low": row["recall_low"], "high": row["recall_high"]}
-        cells.append((name, *(_cell(recall if k == "recall" else row[k]) for k in header)))
-    return _table((kind, *(key.replace("_", " ") for key in header)), cells)
+
+    def cell(row, column):
+        if column != "recall":
+            return format_value(row[column])
+        return format_value(
+            {"value": row["recall"], "low": row["recall_low"], "high": row["recall_high"]}
+        )
+
+    cells = ((name, *(cell(rows[name], column) for column in columns)) for name in names)
+    header = (kind, *(column.replace("_", " ") for column in columns))
+    return Table(header, cells, "l" + "r" * len(columns))
 
 
-def _slices(by, rows):
+def confused_table(pairs: list[dict]) -> Table:
+    """Return a table of `confused` pairs of an evaluation."""
+    rows = ((p["label"], p["predicted"], p["count"], f"{100 * p['share']:.0f} %") for p in pairs)
+    return Table(("class", "predicted as", "images", "share of the class"), rows, "llrr")
+
+
+def thresholds_table(rows: list[dict]) -> Table:
+    """Return a table of the `abstention` thresholds of an evaluation."""
+    cells = (
+        (
+            f"{row['wanted']:g}",
+            format_value(row["threshold"], 4),
+            format_value(row["coverage"]),
+            format_value(row["precision"]),
+            "these images (optimistic)" if row["chosen_here"] else "validation images",
+        )
+        for row in rows
+    )
+    header = ("wanted precision", "threshold", "coverage", "precision", "threshold chosen on")
+    return Table(header, cells, "rrrrl")
+
+
+def slices_table(by: str, rows: list[dict]) -> Table:
+    """Return a table of one grouping in the `slices` of an evaluation."""
     kinds = [key for key in rows[0] if key not in ("value", "images")]
-    cells = [(row["value"], row["images"], *(_cell(row[k]) for k in kinds)) for row in rows]
-    return _table((by, "images", *kinds), cells)
+    cells = (
+        (row["value"], row["images"], *(format_value(row[kind]) for kind in kinds)) for row in rows
+    )
+    return Table((by, "images", *kinds), cells, "l" + "r" * (1 + len(kinds)))
 
 
-def _table(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(_plain(cell) for cell in line)} |" for line in lines)
-
-
-def _plain(cell):
-    return " ".join(printable(str(cell)).split()).replace("|", "\\|")
-
-
-def _cell(value, digits=3):
-    """A number, or one with its interval."""
+def format_value(value, digits: int = 3) -> str:
+    """Format a number, or an interval as `0.912 [0.880, 0.936]`; a missing number is a dash."""
     if isinstance(value, dict):
-        ends = _ends(value, digits)
-        return _cell(value["value"], digits) + (f" [{ends}]" if ends and digits == 3 else "")
+        ends = "" if value["low"] is None else f" [{_format_ends(value, 3)}]"
+        return format_value(value["value"], digits) + ends
     if value is None:
         return "–"
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
-def _ends(value, digits):
-    if value["low"] is None:
-        return ""
-    ends = f"{value['low']:.{digits}f}, {value['high']:.{digits}f}"
-    chance = f" (by chance up to {value['by_chance']:.{digits}f})" if "by_chance" in value else ""
-    return ends + chance
+def _format_ends(value, digits):
+    return f"{value['low']:.{digits}f}, {value['high']:.{digits}f}"

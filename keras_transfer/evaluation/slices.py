@@ -1,8 +1,8 @@
-"""Parts of the images that are measured by themselves: by folder, by size, by a column of a table."""
+"""Groups of images that are measured separately: by folder, by size, or by a column of a table."""
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,21 +12,22 @@ from keras_transfer.data.readers import Files
 from keras_transfer.errors import InputError
 
 _SIZES = (64, 128, 256, 512, 1024, 2048)
-_MOST = 100
+_MOST_SLICES = 100
 
 
 def slice_values(data, split: str, by: str, *, table=None, path_column: str = "path") -> list[str]:
-    """Which slice each image of a split is in.
+    """Return the slice of each image of a split.
 
     Args:
         data: a `data.ImageData`.
+        split: one of `data.examples`.
         by: `"folder"`, the folder below the data's root; `"size"`, the shorter side in pixels; or a
             column of `table`.
-        table: the file that the data came from, where they did.
+        table: path of the table that the data came from, if any.
         path_column: its column of paths.
 
     Raises:
-        InputError: there is no such column, or no table.
+        InputError: if there is no such column, or no table.
     """
     names = data.examples[split].names
     if by == "folder":
@@ -37,10 +38,10 @@ def slice_values(data, split: str, by: str, *, table=None, path_column: str = "p
 
 
 def column_values(table, column: str, names: Sequence[str], path_column: str = "path") -> list[str]:
-    """What a table's column says of each path; relative paths in it lie below its folder.
+    """Return the value of a table's column for each path; relative paths start at its folder.
 
     Raises:
-        InputError: no table, no such column, or a path that is not in it.
+        InputError: if the table or the column is missing, or a path is not in the table.
     """
     columns, where = check_columns(table, column, path_column)
     base = Path(table).parent.expanduser()
@@ -51,51 +52,58 @@ def column_values(table, column: str, names: Sequence[str], path_column: str = "
     return [str(of_path[name]) for name in names]
 
 
-def check_columns(table, *wanted: str) -> tuple[dict, str]:
-    """The columns of a table and what to call it.
+def check_columns(table, *required: str) -> tuple[dict, str]:
+    """Return the columns of a table, and its name for messages.
 
     Raises:
-        InputError: no table, or no such column.
+        InputError: if the table or one of the required columns is missing.
     """
     from keras_transfer.data.tables import TABLES, read_columns
 
-    column = wanted[0]
     if table is None or Path(table).suffix.lower() not in TABLES:
         raise InputError(
-            f"slice {column}: give folder, size, or a column of a table; {table or 'these images'} "
-            "is no table."
+            f"Invalid slice {required[0]}: choose folder, size, or a column of a table; "
+            f"{table or 'this data'} is not a table."
         )
     columns, where = read_columns(table)
-    for name in wanted:
+    for name in required:
         if name not in columns:
             raise InputError(f"{where} has no column {name!r}; it has {', '.join(columns)}.")
     return columns, where
 
 
-def sliced(values: Sequence[str], measure: Callable[[np.ndarray], dict]) -> list[dict]:
-    """What `measure` says of each slice, in order of their names; of over 100 slices those with the
-    most images.
+def measure_slices(
+    slices: Mapping[str, Sequence[str]] | None, measure: Callable[[np.ndarray], dict]
+) -> dict[str, list[dict]]:
+    """Measure every slice of every grouping.
 
     Args:
-        values: of each image, its slice.
-        measure: from positions, int [n], to plain data.
+        slices: name of a grouping → the slice of each image [N].
+        measure: maps positions of images, int [n], to plain data.
+
+    Returns:
+        Name of the grouping → `value`, `images` and the measured data of each slice, in the natural
+        order of the values; only the 100 largest slices.
     """
+    return {by: _measure_groups(values, measure) for by, values in (slices or {}).items()}
+
+
+def _measure_groups(values, measure):
     texts = np.asarray(values, object).astype(str)
-    names, slices, counts = np.unique(texts, return_inverse=True, return_counts=True)
-    kept = np.sort(np.argsort(-counts, kind="stable")[:_MOST])
-    order = sorted(kept, key=lambda i: _natural(names[i]))
+    names, groups, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    largest = np.sort(np.argsort(-counts, kind="stable")[:_MOST_SLICES])
     return [
         {
             "value": str(names[i]),
             "images": int(counts[i]),
-            **measure(np.flatnonzero(slices == i)),
+            **measure(np.flatnonzero(groups == i)),
         }
-        for i in order
+        for i in sorted(largest, key=lambda i: _natural(names[i]))
     ]
 
 
 def _natural(name):
-    """Numbers in a name count as such: 64–127 px comes before 128–255 px."""
+    """Return a sort key that orders numbers by value: 64–127 px comes before 128–255 px."""
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 

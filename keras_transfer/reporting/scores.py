@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_transfer.evaluation.result import summary
+from keras_transfer.evaluation.result import summary_table
 from keras_transfer.reporting import page
 from keras_transfer.reporting.confusion import confusion, taken_for
 from keras_transfer.reporting.gallery import Shot, gallery, items_of
@@ -34,7 +34,7 @@ def scores(
     parts = [
         page.section(
             f"How good it is{of}",
-            page.markdown_table(summary(head), "measures"),
+            page.markdown_table(summary_table(head).markdown(), "measures"),
             page.paragraph(
                 "Intervals are 95 % and say what other images of the same kind would give; those of "
                 "few images are wide.",

@@ -205,9 +205,9 @@ def _split(data, split):
 
 
 def _measured(run, model, data, split, images, batch_size):
+    from keras_transfer.evaluation.api import assess
     from keras_transfer.evaluation.calibration import calibrate
-    from keras_transfer.evaluation.full import assess
-    from keras_transfer.evaluation.probabilities import PROBABILITIES
+    from keras_transfer.evaluation.outputs import PROBABILITIES
     from keras_transfer.models.builders import check_targets, heads_of
 
     heads = heads_of(model)

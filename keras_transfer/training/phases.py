@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from keras_transfer.data.balance import class_weights
-from keras_transfer.evaluation.measures import outputs_of
+from keras_transfer.evaluation.measures import predict_batches
 from keras_transfer.models.acceleration import jit_compile, training_model
 from keras_transfer.models.builders import by_head, compile_arguments
 from keras_transfer.models.stages import freeze, quick_statistics
@@ -68,7 +68,7 @@ class PhaseFitting:
                     stream = _measured_on(features[split], labels, model)
                     found = model.evaluate(stream, return_dict=True, verbose=0)
                     logs |= {prefix + name: value for name, value in found.items()}
-                    self.validated = planned, partial(outputs_of, model, stream)
+                    self.validated = planned, partial(predict_batches, model, stream)
         self.progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
 
     def _solve_heads(self, phase, train):
@@ -156,7 +156,7 @@ class PhaseFitting:
         if "val" not in data.examples:
             return stream, None
         validation = stream_of("val", planned, features, dtype)
-        self.validated = planned, partial(outputs_of, model, validation)
+        self.validated = planned, partial(predict_batches, model, validation)
         return stream, validation
 
     def _fit(self, model, planned, streams, watched, averages, *, each):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_transfer.data.check import find_duplicates
-from keras_transfer.evaluation.measures import measured
+from keras_transfer.evaluation.measures import compute_metrics
 from keras_transfer.features.caching import Caching
 from keras_transfer.features.extraction import Supply
 from keras_transfer.models.acceleration import jit_compile
@@ -230,7 +230,7 @@ class TrainingRun:
             )
         metrics = progress.metrics(data, **more)
         if "val" in data.examples:
-            details = measured(trainer.heads, *self._val_outputs())
+            details = compute_metrics(trainer.heads, *self._val_outputs())
             metrics["val"] = {**details, **metrics["val"]}
         with alone():  # the chief saves, and what it does for that the others do not
             run.finish(model, metrics)

@@ -17,7 +17,7 @@ from keras_transfer.data.order import epoch_order
 from keras_transfer.data.readers import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
-from keras_transfer.evaluation.measures import measured
+from keras_transfer.evaluation.measures import compute_metrics
 from keras_transfer.features.extraction import training_batches
 from keras_transfer.modalities.image import decode as decoding
 from keras_transfer.models.builders import build_model
@@ -297,7 +297,7 @@ def test_sampling_in_training(unequal, tmp_path, monkeypatch):
 
 def test_measures_are_those_of_scikit_learn(rng):
     labels, outputs = rng.integers(0, 3, 50), rng.normal(size=(50, 3))
-    found = measured({"output": Classification(NAMES)}, labels, outputs)
+    found = compute_metrics({"output": Classification(NAMES)}, labels, outputs)
     predicted = outputs.argmax(axis=1)
     report = classification_report(labels, predicted, target_names=NAMES, output_dict=True)
     for name in NAMES:
@@ -305,12 +305,14 @@ def test_measures_are_those_of_scikit_learn(rng):
         assert found["per_class"][name] == pytest.approx(expected)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
     several = (rng.random((50, 3)) < 0.3).astype(int)
-    found = measured({"output": MultiLabel(NAMES)}, several, outputs)
+    found = compute_metrics({"output": MultiLabel(NAMES)}, several, outputs)
     report = classification_report(several, outputs > 0, target_names=NAMES, output_dict=True, zero_division=0)  # fmt: skip
     assert found["per_label"]["red"]["recall"] == pytest.approx(report["red"]["recall"])
     each = [balanced_accuracy_score(y, p) for y, p in zip(several.T, outputs.T > 0)]
     assert found["balanced_accuracy"] == pytest.approx(np.mean(each))
-    only = measured({"o": MultiLabel(["one"])}, np.array([[1], [0]]), np.array([[2.0], [1.0]]))
+    only = compute_metrics(
+        {"o": MultiLabel(["one"])}, np.array([[1], [0]]), np.array([[2.0], [1.0]])
+    )
     assert only["per_label"]["one"]["precision"] == 0.5 and only["balanced_accuracy"] == 0.5
 
 

@@ -16,8 +16,8 @@ from keras_transfer.data import Examples, ImageData, from_directory, labelled_im
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import Calibration, assess, calibrate, collect, evaluate, predict
+from keras_transfer.evaluation.outputs import resolve_views
 from keras_transfer.evaluation.slices import slice_values
-from keras_transfer.evaluation.tta import views_for
 from keras_transfer.modalities.image.augment import View
 from keras_transfer.models.builders import build_model, head_for
 from keras_transfer.models.heads import Classification, MultiLabel, Regression
@@ -98,13 +98,13 @@ def test_the_mirror_view_is_the_mean_with_the_mirror_image(trained, whole):
         [np.asarray(x) for x, _ in whole.batches("all", image_size=32, batch_size=8)]
     )
     both = [model.predict(x, verbose=0) for x in (pixels, pixels[:, :, ::-1])]
-    labels, outputs = collect(model, whole, "all", batch_size=8, views=views_for("mirror"))
+    labels, outputs = collect(model, whole, "all", batch_size=8, views=resolve_views("mirror"))
     np.testing.assert_array_equal(labels, whole.examples["all"].labels)
     expected = np.mean([softmax(x, axis=1) for x in both], axis=0)
     np.testing.assert_allclose(softmax(outputs, axis=1), expected, atol=1e-5)
     assert np.abs(expected - softmax(both[0], axis=1)).max() > 1e-4
     # More views are others, and the same whenever they are asked for.
-    more = [collect(model, whole, "all", views=views_for(3, "heavy"))[1] for _ in range(2)]
+    more = [collect(model, whole, "all", views=resolve_views(3, "heavy"))[1] for _ in range(2)]
     np.testing.assert_array_equal(*more)
     assert np.abs(more[0] - outputs).max() > 1e-3
 
@@ -139,7 +139,7 @@ def test_calibration_is_fitted_kept_and_tried(trained, whole, tmp_path):
     with pytest.raises(InputError, match="is for tta none, not mirror"):
         assess(model, whole, "all", calibration=again, tta="mirror")
     other = Calibration("val", 3, None, {"kind": fitted})
-    with pytest.raises(InputError, match="not of this model: it has a head kind"):
+    with pytest.raises(InputError, match="belongs to another model, with a head kind"):
         assess(model, whole, "all", calibration=other)
 
 
@@ -193,9 +193,9 @@ def test_what_cannot_be_assessed(whole, colours):
         assess(model, whole, "test")
     with pytest.raises(InputError, match="has no test images"):
         assess(model, whole, "test", tta="mirror")
-    with pytest.raises(InputError, match="give a share"):
+    with pytest.raises(InputError, match="Invalid precision"):
         assess(model, whole, "all", precision=99)
-    with pytest.raises(InputError, match="give a share"):
+    with pytest.raises(InputError, match="Invalid precision"):
         calibrate(model, whole, "all", precisions=(99,))
     labels = build_model(tiny_backbone(), MultiLabel(NAMES), image_size=32)
     with pytest.raises(InputError, match="is multi_label, but the data"):
@@ -206,11 +206,11 @@ def test_what_cannot_be_assessed(whole, colours):
     bias = model.get_layer("output").bias
     bias.assign([np.nan, 0, 0])
     for ask in (assess, calibrate, evaluate):
-        with pytest.raises(InputError, match="no finite numbers for 36 of 36 images"):
+        with pytest.raises(InputError, match="not finite for 36 of 36 images"):
             ask(model, whole, "all")
-    with pytest.raises(InputError, match="no finite numbers"):
+    with pytest.raises(InputError, match="not finite"):
         predict(model, [colours])
-    assert (View(),) == views_for(None)
+    assert (View(),) == resolve_views(None)
 
 
 # -- the command ------------------------------------------------------------------------------------
@@ -300,10 +300,10 @@ def test_what_is_wrong_is_said_at_once(tmp_path):
     file = tmp_path / "file"
     file.write_text("dear")
     for options, words in (
-        (["--precision", "2"], "give a share above 0"),
-        (["--tta", "none"], "give mirror, or a number"),
+        (["--precision", "2"], "must be above 0"),
+        (["--tta", "none"], "choose mirror or a number"),
         (["--tta", "3"], "all views are the same"),
-        (["--slice", "camera"], "is no table"),
+        (["--slice", "camera"], "is not a table"),
         (["--out", file], "is a file"),
         (["--calibrate"], "names no val image"),
     ):

@@ -11,16 +11,24 @@ from test_evaluation_numbers import evaluation_of, logits_of, measured
 
 from keras_transfer.data.readers import Contents
 from keras_transfer.errors import InputError
-from keras_transfer.evaluation import tta as views
-from keras_transfer.evaluation.abstention import at_threshold, risk_coverage, threshold_for
-from keras_transfer.evaluation.calibration import Calibration, check_precision, fitted
+from keras_transfer.evaluation.calibration import (
+    Calibration,
+    calibrate_head,
+    check_precision,
+    fit_temperature,
+    reliability,
+)
 from keras_transfer.evaluation.multiclass import measure_classes
 from keras_transfer.evaluation.multilabel import measure_labels
-from keras_transfer.evaluation.plots import draw, row_shares, similarity_order
-from keras_transfer.evaluation.probabilities import Sigmoid, Softmax
+from keras_transfer.evaluation.outputs import Sigmoid, Softmax, average_views, resolve_views
+from keras_transfer.evaluation.plots import row_shares, save_plots, similarity_order
+from keras_transfer.evaluation.ranking import (
+    risk_coverage,
+    threshold_for_precision,
+    threshold_result,
+)
 from keras_transfer.evaluation.regression import measure_values
-from keras_transfer.evaluation.reliability import fit_temperature, reliability
-from keras_transfer.evaluation.slices import column_values, slice_values, sliced
+from keras_transfer.evaluation.slices import column_values, measure_slices, slice_values
 from keras_transfer.utils.statistics import share
 
 # -- calibration ------------------------------------------------------------------------------------
@@ -93,7 +101,7 @@ def test_a_planted_temperature_is_found(planted, rng):
     labels = np.array([rng.choice(5, p=p) for p in softmax(z, axis=1)])
     logits = (z * planted).astype("float32")
     assert fit_temperature("single_label", logits, labels) == pytest.approx(planted, rel=0.05)
-    found, _ = measured(labels, logits, temperature=planted)
+    found, _ = measured(labels, logits, calibration={"temperature": planted})
     before, after = (found["calibration"][when] for when in ("before", "after"))
     assert after["ece"]["value"] <= after["ece"]["by_chance"] and after["ece"]["low"] == 0
     if planted != 1:
@@ -118,7 +126,7 @@ def test_a_loss_without_minimum_leaves_the_temperature(sign):
 
 def test_temperature_changes_no_answer_and_all_confidences(rng):
     labels, logits = logits_of(rng)
-    cold, _ = measured(labels, logits, temperature=3.0)
+    cold, _ = measured(labels, logits, calibration={"temperature": 3.0})
     plain, _ = measured(labels, logits)
     for same in ("accuracy", "confusion", "f1_macro"):
         assert cold[same] == plain[same]
@@ -162,27 +170,27 @@ def test_a_threshold_answers_as_many_as_it_can():
     confidence = np.array([0.99, 0.9, 0.8, 0.7, 0.7, 0.6])
     right = np.array([True, False, True, True, True, False])
     # Precision at each: 1, 1/2, 2/3, 4/5 (both of 0.7), 4/6.
-    assert threshold_for(confidence, right, 0.8) == 0.7
-    assert threshold_for(confidence, right, 0.66) == 0.6
-    assert threshold_for(confidence, right, 0.9) == 0.99
-    assert threshold_for(confidence, np.zeros(6, bool), 0.1) is None
-    found = at_threshold(confidence, right, 0.7)
+    assert threshold_for_precision(confidence, right, 0.8) == 0.7
+    assert threshold_for_precision(confidence, right, 0.66) == 0.6
+    assert threshold_for_precision(confidence, right, 0.9) == 0.99
+    assert threshold_for_precision(confidence, np.zeros(6, bool), 0.1) is None
+    found = threshold_result(confidence, right, 0.7)
     assert found["coverage"]["value"] == pytest.approx(5 / 6)
     assert found["precision"] == share(4, 5)
-    assert at_threshold(confidence, right, 1.1)["precision"]["value"] is None
+    assert threshold_result(confidence, right, 1.1)["precision"]["value"] is None
 
 
 def test_every_threshold_tried_one_by_one(rng):
     confidence, right = rng.random(200).round(2), rng.random(200) < 0.7
     for wanted in (0.6, 0.7, 0.75, 0.9, 1.0):
         good = [t for t in np.unique(confidence) if right[confidence >= t].mean() >= wanted]
-        assert threshold_for(confidence, right, wanted) == (min(good) if good else None)
+        assert threshold_for_precision(confidence, right, wanted) == (min(good) if good else None)
 
 
 def test_thresholds_of_other_images_are_tried_as_they_are(rng):
     labels, logits = logits_of(rng, sure=1.5)
-    known = {0.9: 0.77, 0.95: None}
-    found, _ = measured(labels, logits, thresholds=known, precision=0.8)
+    known = [{"precision": 0.9, "threshold": 0.77}, {"precision": 0.95, "threshold": None}]
+    found, _ = measured(labels, logits, calibration={"thresholds": known}, precision=0.8)
     rows = {row["wanted"]: row for row in found["abstention"]["thresholds"]}
     assert list(rows) == [0.8, 0.9, 0.95]
     assert rows[0.8]["chosen_here"] and rows[0.8]["precision"]["value"] >= 0.8
@@ -194,19 +202,19 @@ def test_thresholds_of_other_images_are_tried_as_they_are(rng):
 
 def test_what_is_fitted_goes_through_json(rng):
     labels, logits = logits_of(rng, sure=1.5)
-    found = fitted("single_label", labels, logits, (0.9, 0.5))
+    found = calibrate_head("single_label", labels, logits, (0.9, 0.5))
     assert [row["precision"] for row in found["thresholds"]] == [0.5, 0.9]
     sure = Softmax(logits, found["temperature"]).confidence
     right = logits.argmax(axis=1) == labels
-    assert found["thresholds"][1]["threshold"] == threshold_for(sure, right, 0.9)
+    assert found["thresholds"][1]["threshold"] == threshold_for_precision(sure, right, 0.9)
     assert found["log_loss_after"] <= found["log_loss_before"]
     kept = Calibration("val", 400, None, {"output": found})
     assert Calibration.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
     for broken in ({}, [], {"split": "val", "images": 1, "tta": None, "heads": 3}):
-        with pytest.raises(InputError, match="no calibration"):
+        with pytest.raises(InputError, match="Invalid calibration"):
             Calibration.from_dict(broken)
     for wrong in (0, -1, 1.5, float("nan")):
-        with pytest.raises(InputError, match="give a share above 0"):
+        with pytest.raises(InputError, match="must be above 0"):
             check_precision(wrong)
     with pytest.raises(InputError, match="one class per image"):
         check_precision(0.9, ["regression"])
@@ -217,27 +225,27 @@ def test_what_is_fitted_goes_through_json(rng):
 
 def test_views_are_averaged_as_probabilities(rng):
     outputs = rng.normal(0, 20, size=(3, 5, 4)).astype("float32")
-    classes = views.averaged("single_label", outputs)
+    classes = average_views("single_label", outputs)
     np.testing.assert_allclose(
         softmax(classes, axis=1), softmax(outputs, axis=2).mean(0), rtol=1e-4, atol=1e-12
     )
-    labels = views.averaged("multi_label", outputs)
+    labels = average_views("multi_label", outputs)
     np.testing.assert_allclose(expit(labels), expit(outputs).mean(0), rtol=1e-4)
-    np.testing.assert_allclose(views.averaged("regression", outputs), outputs.mean(0), rtol=1e-5)
-    sure = views.averaged("single_label", np.float32([[[500, -500]], [[500, -500]]]))
+    np.testing.assert_allclose(average_views("regression", outputs), outputs.mean(0), rtol=1e-5)
+    sure = average_views("single_label", np.float32([[[500, -500]], [[500, -500]]]))
     np.testing.assert_allclose(sure, [[0, -1000]])  # no logarithm of 0
-    assert views.averaged("single_label", outputs[:1]).dtype == np.float32
+    assert average_views("single_label", outputs[:1]).dtype == np.float32
 
 
 def test_which_views():
-    assert [v.kind for v in views.views_for("mirror")] == ["plain", "mirror"]
-    assert [v.kind for v in views.views_for("4")] == ["plain", *["augmented"] * 3]
-    assert len(views.views_for(None)) == 1
+    assert [v.kind for v in resolve_views("mirror")] == ["plain", "mirror"]
+    assert [v.kind for v in resolve_views("4")] == ["plain", *["augmented"] * 3]
+    assert len(resolve_views(None)) == 1
     for wrong in ("1", "-3", "twice", 0):
-        with pytest.raises(InputError, match="give mirror, or a number"):
-            views.views_for(wrong)
+        with pytest.raises(InputError, match="choose mirror or a number"):
+            resolve_views(wrong)
     with pytest.raises(InputError, match="all views are the same"):
-        views.views_for(3, "none")
+        resolve_views(3, "none")
 
 
 # -- slices and files -------------------------------------------------------------------------------
@@ -251,7 +259,8 @@ def test_slices_stand_in_order_and_have_intervals(rng):
     assert values == ["0–63 px", "64–127 px", "128–255 px", "1024–2047 px"]
     right = logits.argmax(axis=1) == labels
     assert found["slices"]["size"][1]["accuracy"] == share(int(right[::4].sum()), 100)
-    many = sliced([f"{i}" for i in range(300) for _ in range(1 + i % 2)], lambda at: {"n": len(at)})
+    values = [f"{i}" for i in range(300) for _ in range(1 + i % 2)]
+    many = measure_slices({"by": values}, lambda at: {"n": len(at)})["by"]
     assert len(many) == 100 and all(row["n"] == 2 for row in many)
     assert rows["predicted"] == [f"c{c}" for c in logits.argmax(axis=1)]
 
@@ -279,7 +288,7 @@ def test_slices_by_folder_size_and_column(tmp_path):
     for wrong, words in (("lens", "no column 'lens'; it has path, camera"),):
         with pytest.raises(InputError, match=words):
             slice_values(data, "test", wrong, table=table)
-    with pytest.raises(InputError, match="is no table"):
+    with pytest.raises(InputError, match="is not a table"):
         slice_values(data, "test", "camera", table=tmp_path)
     with pytest.raises(InputError, match="no row for other"):
         column_values(table, "camera", ["other"])
@@ -302,10 +311,18 @@ def test_all_is_written_and_drawn_again_from_its_file(rng, tmp_path):
     """Of several heads, one with a hundred classes, names of any kind among them."""
     labels, logits = logits_of(rng, count=600, classes=100, sure=3.0)
     classes, rows = measured(
-        labels, logits, temperature=0.8, precision=0.9, slices={"a|b": ["$x_$", "b"] * 300}
+        labels,
+        logits,
+        calibration={"temperature": 0.8},
+        precision=0.9,
+        slices={"a|b": ["$x_$", "b"] * 300},
     )
     few, _ = measure_classes(
-        ["$a_$", "b\udcff", "c\nd"], labels % 3, logits[:, :3], [""] * 600, temperature=2.0
+        ["$a_$", "b\udcff", "c\nd"],
+        labels % 3,
+        logits[:, :3],
+        [""] * 600,
+        calibration={"temperature": 2.0},
     )
     names, flat = list("abc"), rng.normal(size=(600, 3)).astype("float32")
     several, _ = measure_labels(names, (flat > 0.3).astype("float32"), flat, [""] * 600)
@@ -323,7 +340,7 @@ def test_all_is_written_and_drawn_again_from_its_file(rng, tmp_path):
     document = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert document == found.to_dict()
     (tmp_path / "again").mkdir()
-    again = draw({"heads": {"few": few, "size": numbers}}, tmp_path / "again")
+    again = save_plots({"heads": {"few": few, "size": numbers}}, tmp_path / "again")
     assert len(again) == 4
     assert all(f.read_bytes() == (tmp_path / "out" / f.name).read_bytes() for f in again)
     lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()

@@ -11,7 +11,7 @@ from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import Examples, ImageData, from_directory, labelled_images
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predict, predictions_csv, predictions_json
-from keras_transfer.evaluation.api import brief, shown
+from keras_transfer.evaluation.api import summarize, summary_text
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, MultiLabel, Regression
 from keras_transfer.training.trainer import Trainer
@@ -102,7 +102,7 @@ def test_inputs_that_cannot_be_measured(colours, tmp_path):
         predict(model_for(), [tmp_path / "bad.png"])
 
 
-def test_what_is_said_of_every_task(rng):
+def test_the_summary_text_of_every_task(rng):
     heads = {
         "kind": Classification(["a", "b", "c"]),
         "tags": MultiLabel(["red", "blue"]),
@@ -118,11 +118,11 @@ def test_what_is_said_of_every_task(rng):
         name: rng.normal(size=(4, size)).astype("float32")
         for name, size in (("kind", 3), ("tags", 2), ("age", 1))
     }
-    said = shown({**brief(heads, labels, outputs), "skipped": 2}, "val").splitlines()
-    assert said[0].startswith("4 images of val, loss ") and said[0].endswith(", 2 files skipped")
-    assert said[1].startswith("kind: accuracy ") and "95 % interval" in said[1]
-    assert [line.split()[0] for line in said[2:6]] == ["class", "a", "b", "c"]
-    assert said[6].startswith("tags: map ")
-    assert "without blue (the same in all images)" in said[6]
-    assert said[9].startswith("blue ") and " - " in said[9]  # what cannot be measured is no number
-    assert said[10].startswith("age: mae ") and said[12].startswith("years ")
+    lines = summary_text({**summarize(heads, labels, outputs), "skipped": 2}, "val").splitlines()
+    assert lines[0].startswith("4 images of val, loss ") and lines[0].endswith(", 2 files skipped")
+    assert lines[1].startswith("kind: accuracy ") and "95 % interval" in lines[1]
+    assert [line.split()[0] for line in lines[2:6]] == ["class", "a", "b", "c"]
+    assert lines[6].startswith("tags: map ")
+    assert "without blue (the same in all images)" in lines[6]
+    assert lines[9].startswith("blue ") and " – " in lines[9]  # undefined
+    assert lines[10].startswith("age: mae ") and lines[12].startswith("years ")

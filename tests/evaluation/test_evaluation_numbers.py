@@ -10,12 +10,17 @@ from scipy import stats
 from scipy.special import expit, log_softmax, softmax
 
 from keras_transfer.errors import InputError
-from keras_transfer.evaluation.multiclass import confused, measure_classes
-from keras_transfer.evaluation.multilabel import best_thresholds, measure_labels
-from keras_transfer.evaluation.probabilities import Softmax, require_finite
-from keras_transfer.evaluation.ranking import FALSE_ALARMS, RECALLS, ranking
+from keras_transfer.evaluation.calibration import reliability
+from keras_transfer.evaluation.multiclass import confused_pairs, measure_classes
+from keras_transfer.evaluation.multilabel import measure_labels
+from keras_transfer.evaluation.outputs import Softmax, require_finite
+from keras_transfer.evaluation.ranking import (
+    FALSE_POSITIVE_RATES,
+    RECALLS,
+    best_f1_thresholds,
+    rank_classes,
+)
 from keras_transfer.evaluation.regression import measure_values
-from keras_transfer.evaluation.reliability import reliability
 from keras_transfer.evaluation.result import Evaluation
 from keras_transfer.utils.statistics import bootstrap, share
 
@@ -96,7 +101,7 @@ def test_blocks_give_what_the_whole_gives(rng, monkeypatch):
     labels, logits = logits_of(rng, count=50, classes=6)
     whole = Softmax(logits, 1.7)
     expected = whole.log_total.copy(), whole.brier(labels), whole.rank_of(labels)
-    monkeypatch.setattr("keras_transfer.evaluation.probabilities._AT_ONCE", 6 * 7)
+    monkeypatch.setattr("keras_transfer.evaluation.outputs._BLOCK_SIZE", 6 * 7)
     parts = Softmax(logits, 1.7)
     np.testing.assert_array_equal(parts.log_total, expected[0])
     assert parts.brier(labels) == expected[1]
@@ -125,7 +130,7 @@ def test_mistakes_and_unsure_images_in_order():
 
 def test_the_rarer_class_comes_first_among_pairs_of_equal_count():
     matrix = np.array([[90, 3, 0], [0, 5, 3], [1, 0, 9]])
-    pairs = [(p["label"], p["predicted"]) for p in confused("abc", matrix)]
+    pairs = [(p["label"], p["predicted"]) for p in confused_pairs("abc", matrix)]
     assert pairs == [("b", "c"), ("a", "b"), ("c", "a")]
 
 
@@ -154,7 +159,9 @@ def test_one_class_or_one_image_only(count, tmp_path):
     logits = np.tile(np.float32([[2.0, 1.0, 0.0]]), (count, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found, rows = measured(np.zeros(count, int), logits, precision=0.9, temperature=1.5)
+        found, rows = measured(
+            np.zeros(count, int), logits, precision=0.9, calibration={"temperature": 1.5}
+        )
         files = evaluation_of({"output": found}, rows).save(tmp_path)
     assert found["accuracy"]["value"] == 1.0 and found["accuracy"]["low"] < 0.85
     assert found["auc"] == {"value": None, "low": None, "high": None}
@@ -183,9 +190,9 @@ def test_outputs_that_are_not_finite_are_said():
 def test_curves_are_scikit_learns(rng):
     scores = rng.normal(size=300).round(1)
     positive = rng.random(300) < expit(2 * scores - 1)
-    found = ranking(lambda _: scores, lambda _: positive, 1, 300)
+    found = rank_classes(lambda _: scores, lambda _: positive, 1, 300)
     false_alarms, recall, _ = sk.roc_curve(positive, scores)
-    np.testing.assert_allclose(found.roc[0], np.interp(FALSE_ALARMS, false_alarms, recall))
+    np.testing.assert_allclose(found.roc[0], np.interp(FALSE_POSITIVE_RATES, false_alarms, recall))
     precision, recall, _ = sk.precision_recall_curve(positive, scores)
     for at, value in zip(RECALLS, found.precision[0]):
         # The strictest threshold that finds so many.
@@ -198,7 +205,7 @@ def test_curves_are_scikit_learns(rng):
 
 def test_scores_without_order_are_chance():
     positive = np.array([True, False] * 5)
-    found = ranking(lambda _: np.zeros(10), lambda _: positive, 1, 10)
+    found = rank_classes(lambda _: np.zeros(10), lambda _: positive, 1, 10)
     assert found.auc[0] == 0.5 and found.average_precision[0] == 0.5
 
 
@@ -209,7 +216,7 @@ def test_the_error_of_an_area_is_delongs(rng):
     x, y = scores[positive], scores[~positive]
     wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)
     variance = wins.mean(1).var(ddof=1) / len(x) + wins.mean(0).var(ddof=1) / len(y)
-    found = ranking(lambda _: scores, lambda _: positive, 1, 60)
+    found = rank_classes(lambda _: scores, lambda _: positive, 1, 60)
     assert found.macro_auc["value"] == pytest.approx(wins.mean())
     reach = found.macro_auc["value"] - found.macro_auc["low"]
     assert reach == pytest.approx(stats.norm.ppf(0.975) * np.sqrt(variance))
@@ -219,7 +226,7 @@ def test_the_interval_of_a_mean_area_is_the_bootstraps(rng):
     """Classes share their images: their errors hang together, which the interval must know."""
     labels, logits = logits_of(rng, count=300, classes=3, sure=1.0)
     scores = softmax(logits, axis=1)
-    found = ranking(lambda c: scores[:, c], lambda c: labels == c, 3, 300)
+    found = rank_classes(lambda c: scores[:, c], lambda c: labels == c, 3, 300)
     draws = [rng.integers(300, size=300) for _ in range(200)]
     areas = [sk.roc_auc_score(labels[d], scores[d], multi_class="ovr") for d in draws]
     reach = (found.macro_auc["high"] - found.macro_auc["low"]) / 2
@@ -228,7 +235,7 @@ def test_the_interval_of_a_mean_area_is_the_bootstraps(rng):
 
 def test_one_image_of_a_class_gives_an_area_but_no_interval(rng):
     positive = np.arange(20) == 3
-    found = ranking(lambda _: np.arange(20.0), lambda _: positive, 1, 20)
+    found = rank_classes(lambda _: np.arange(20.0), lambda _: positive, 1, 20)
     assert found.macro_auc["value"] == pytest.approx(3 / 19) and found.macro_auc["low"] is None
 
 
@@ -334,7 +341,9 @@ def test_labels_agree_with_scikit_learn(rng):
     off = np.where((logits > 0) != labels, np.abs(scores - labels), 0)
     assert abs(worst["score"] - worst["there"]) == pytest.approx(off.max())
     assert rows["predicted"][0] == "|".join(n for n, p in zip(names, predicted[0]) if p)
-    given, _ = measure_labels(names, labels, logits, paths, label_thresholds=[0.5] * 4)
+    given, _ = measure_labels(
+        names, labels, logits, paths, calibration={"label_thresholds": [0.5] * 4}
+    )
     assert not given["thresholds_chosen_here"]
     assert given["f1_macro_best"] == pytest.approx(found["f1_macro"]["value"])
 
@@ -342,8 +351,8 @@ def test_labels_agree_with_scikit_learn(rng):
 def test_best_thresholds_of_labels_that_never_are_or_tie():
     labels = np.array([[0, 1], [0, 1], [0, 0]], bool)
     scores = np.array([[0.1, 0.7], [0.2, 0.7], [0.9, 0.3]])
-    np.testing.assert_allclose(best_thresholds(labels, scores), [0.5, 0.5])
-    np.testing.assert_allclose(best_thresholds(labels[:1], scores[:1]), [0.5, 0.35])
+    np.testing.assert_allclose(best_f1_thresholds(labels, scores), [0.5, 0.5])
+    np.testing.assert_allclose(best_f1_thresholds(labels[:1], scores[:1]), [0.5, 0.35])
 
 
 def test_numbers_agree_with_scikit_learn(rng):

@@ -258,7 +258,9 @@ def test_labels_and_numbers(run, rng):
     labels = (rng.random((40, 3)) > 0.5).astype("float32")
     logits = (labels * 2 - 1 + rng.normal(size=(40, 3))).astype("float32")
     paths = [f"{i}.jpg" for i in range(40)]
-    head, _ = measure_labels(["a", "b", EVIL], labels, logits, paths, temperature=1.2)
+    head, _ = measure_labels(
+        ["a", "b", EVIL], labels, logits, paths, calibration={"temperature": 1.2}
+    )
     numbers, _ = measure_values(["age"], labels[:, :1] * 9, logits[:, :1], paths)
     document = {
         **random_answers(6, 30, 3, EVIL),

@@ -130,17 +130,17 @@ class SingleProcess:
         return make(model).of
 
     def outputs(self, model, data, split: str, batch_size: int, cached: Callable | None):
-        """Return (labels, outputs) of a split, see `evaluation.measures.outputs_of`.
+        """Return (labels, outputs) of a split, see `evaluation.measures.predict_batches`.
 
         Args:
             cached: computes the same faster, from cached features or decoded examples.
         """
         if cached is not None:
             return cached()
-        from keras_transfer.evaluation.measures import outputs_of
+        from keras_transfer.evaluation.measures import predict_batches
 
         batches = data.batches(split, image_size=model.input_shape[1], batch_size=batch_size)
-        return outputs_of(model, batches, data.steps(split, batch_size))
+        return predict_batches(model, batches, data.steps(split, batch_size))
 
     # -- files
 

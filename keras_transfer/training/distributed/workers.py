@@ -17,7 +17,7 @@ from keras_transfer.data.examples import Examples
 from keras_transfer.data.sharding import Share, own
 from keras_transfer.data.targets import map_labels
 from keras_transfer.errors import InputError
-from keras_transfer.evaluation.measures import outputs_of
+from keras_transfer.evaluation.measures import predict_batches
 from keras_transfer.features.extraction import Activations, extract
 from keras_transfer.features.store import DIGEST
 from keras_transfer.modalities.image.augment import View
@@ -163,7 +163,7 @@ class Workers(SingleProcess):
                 batches = pipeline.batches(
                     examples.take(mine), image_size=model.input_shape[1], batch_size=batch_size
                 )
-                _, outputs = outputs_of(model, batches, -(-len(mine) // batch_size))
+                _, outputs = predict_batches(model, batches, -(-len(mine) // batch_size))
             given = outputs if isinstance(outputs, dict) else {"": outputs}
         whole: dict[str, np.ndarray] = {}
         for index, sent in enumerate(self.gather(packed(given))):
