@@ -127,8 +127,8 @@ def _output(model, head):
     heads = heads_of(model)
     name = next(iter(heads)) if head is None and len(heads) == 1 else head
     if name not in heads:
-        problem = "Choose a head" if head is None else f"The model has no head {head!r}"
-        raise InputError(f"{problem}: it has {', '.join(heads)}.")
+        problem = "Choose a head:" if head is None else f"The model has no head {head!r}; it has"
+        raise InputError(f"{problem} {', '.join(heads)}.")
     return name, len(heads[name].names)
 
 

@@ -143,7 +143,7 @@ def test_tasks_and_several_heads(rng):
             grad_cam(model, images, head=name, batch_size=2),
             grad_cam(model, images, chosen[name], head=name, batch_size=2),
         )
-    with pytest.raises(InputError, match=r"which head.*kind, size, sort"):
+    with pytest.raises(InputError, match="Choose a head: kind, size, sort"):
         grad_cam(model, images)
 
 
@@ -176,7 +176,7 @@ def test_what_is_refused(rng):
         ({"images": images[:, :16]}, "32, 32, 3"),
         ({"classes": 2}, "0 to 1"),
         ({"classes": [0, -1]}, "0 to 1"),
-        ({"stage": 3}, "3 stages: give -3 to 2"),
+        ({"stage": 3}, "3 stages: stage must be -3 to 2"),
         ({"head": "colour"}, "no head 'colour'.*output"),
     ):
         with pytest.raises(InputError, match=words):
