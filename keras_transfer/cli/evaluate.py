@@ -1,4 +1,4 @@
-"""The command `evaluate`: measures a run on labelled images."""
+"""The command `evaluate`."""
 
 import json
 import sys
@@ -18,44 +18,46 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            help="Which of DATA/{train,val,test}, or of the run's own parts. "
+            help="Which of DATA/{train,val,test}, or which split of the run. "
             "(default: test, else val, else all)"
         ),
     ] = None,
     column: Column = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A directory for evaluation.json, predictions.csv and images."),
+        typer.Option(help="A directory for evaluation.json, predictions.csv and plots."),
     ] = None,
     slice: Annotated[
         list[str] | None,
         typer.Option(
             metavar="folder|size|COLUMN",
-            help="Measure each folder, size, or value of a table's column by itself. Repeatable.",
+            help="Also measure each folder, size, or value of a table column. Repeatable.",
         ),
     ] = None,
     precision: Annotated[
         float | None,
-        typer.Option(help="Wanted of the answers, e.g. 0.99: from which confidence on to answer."),
+        typer.Option(
+            help="Precision to reach, e.g. 0.99, by abstaining below a confidence threshold."
+        ),
     ] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
             "--calibrate",
-            help="Fit temperature and thresholds on the validation part of DATA; keep them in RUN.",
+            help="Fit temperature and thresholds on the validation split of DATA; save them in RUN.",
         ),
     ] = False,
     tta: Annotated[
         str | None,
         typer.Option(
             metavar="mirror|N",
-            help="Test-time augmentation: the mean over each image and its mirror image, or over "
-            "N views, varied as in the training.",
+            help="Test-time augmentation: average over each image and its mirror image, or over "
+            "N augmented views.",
         ),
     ] = None,
     as_json: Json = False,
 ):
-    """Measure a run on labelled images: in short, or with any of these options in every respect."""
+    """Measure a run on labelled images. With any of these options, measure it in full."""
     from keras_transfer.data import open_labelled
     from keras_transfer.data.targets import described
     from keras_transfer.evaluation.calibration import PRECISIONS, Calibration, check_precision
@@ -69,7 +71,7 @@ def evaluate(
     columns = columns_of(column) or config.get("columns")
     path_column = (columns or {}).get("path_column", "path")
     if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: give --out a directory.")
+        raise InputError(f"{out} is a file: choose a directory for --out.")
     known = described(config)
     if precision is not None:
         targets = known.values() if isinstance(known, dict) else [known]
@@ -106,7 +108,7 @@ def evaluate(
         fitted = Calibration.from_dict(kept) if kept else None
         if fitted and str(fitted.tta) != str(tta):
             print(
-                f"the run's calibration is left out: it is for --tta {fitted.tta or '(none)'}",
+                f"the run's calibration does not apply: it was fitted with --tta {fitted.tta or '(none)'}",
                 file=sys.stderr,
             )
             fitted = None

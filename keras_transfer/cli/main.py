@@ -1,7 +1,6 @@
-"""The command line: all commands, and the short ones themselves. It reads options, calls and prints.
+"""The commands of `keras-transfer`, and those that are short.
 
-Every check that needs neither Keras nor TensorFlow comes first, so that bad input is answered at
-once.
+A command checks everything it can before it imports Keras, so that invalid input is answered at once.
 """
 
 import json
@@ -97,14 +96,14 @@ def predict(
     ] = None,
     as_json: Json = False,
 ):
-    """Predict images, as CSV or JSON: path, and what the run's task gives (label and score, …)."""
+    """Predict images, as CSV or JSON: the path, then label and score, or what the run's task gives."""
     from keras_transfer.data import list_images
     from keras_transfer.runs import Run
     from keras_transfer.utils.files import write_text
     from keras_transfer.utils.tables import printable
 
     run = Run.open(run)
-    list_images(paths)  # a wrong path is said before TensorFlow is loaded
+    list_images(paths)  # report a wrong path before TensorFlow is imported
     load_keras()
     from keras_transfer import evaluation
 
@@ -124,17 +123,19 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
     limit: Annotated[
         float | None,
-        typer.Option(help="Remove what was not used for longest, down to so many gigabytes."),
+        typer.Option(
+            help="Remove the least recently used activations, down to this many gigabytes."
+        ),
     ] = None,
     as_json: Json = False,
 ):
-    """List the activations kept on this machine, with their sizes; remove them."""
+    """List the activations cached on this machine, with their sizes; remove them."""
     import time
 
     from keras_transfer.features.store import Store, shown_bytes
 
     if limit is not None and limit < 0:
-        raise InputError(f"--limit {limit:g}: give a number of gigabytes, 0 or more.")
+        raise InputError(f"--limit {limit:g}: it must be a number of gigabytes, 0 or more.")
     store = Store()
     removed = 0
     if clear or limit is not None:
@@ -171,10 +172,12 @@ def cache(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where images, runs and the export go.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Fixes everything random.")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Directory for the images, runs and the export.")
+    ] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Two runs with the same seed are equal.")] = 0,
 ):
-    """The offline demonstration: a source model, transfer against from-scratch, a served answer."""
+    """Run an offline demonstration: a source model, transfer against training from scratch, an export."""
     from keras_transfer.runs import check_out
 
     check_out(out)
@@ -184,7 +187,7 @@ def demo(
     run_demo(out, seed=seed)
 
 
-# In the order in which they are needed.
+# In the order in which users need them.
 COMMANDS = (
     *(check, advise, train, evaluate, predict, report, export, ask),
     *(compare, adapt, tune, find_rate, schedule, backbones, cache, demo),
@@ -194,11 +197,12 @@ for command in COMMANDS:
 
 
 def main():
-    """Entry point: bad input is one line on stderr and exit code 2; Typer makes Ctrl-C 130.
+    """Run the command line.
 
-    Where another worker was lost it is one line and exit code 75: start all of them again.
+    Invalid input ends in one line on stderr and exit code 2, a lost worker in one line and exit
+    code 75, an internal error in a traceback and exit code 1. Typer turns Ctrl-C into 130.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be in no encoding
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid text
     try:
         with translated_losses():
             app()

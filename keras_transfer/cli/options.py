@@ -113,7 +113,8 @@ def takes(*names: str) -> Callable:
 def _option(name: str):
     """Make the annotation of one setting's option."""
     spec = _SETTINGS[name]
-    rule, kind = spec.metadata, TYPES[name]
+    rule = spec.metadata
+    kind: Any = TYPES[name]
     if name in _REPEATED:
         kind = list[str]
     elif rule["choices"]:

@@ -1,4 +1,4 @@
-"""The command `report`: writes a run's page, or sets runs beside each other."""
+"""The command `report`."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,9 @@ from keras_transfer.errors import InputError
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="The --out of a training; of several to compare."),
+        typer.Argument(
+            metavar="RUN...", help="The --out directory of a training; several to compare."
+        ),
     ],
     data: Annotated[
         Path | None,
@@ -25,26 +27,33 @@ def report(
     ] = None,
     column: Column = None,
     images: Annotated[
-        int, typer.Option(min=0, help="Mistakes shown with their image; 0 shows none.")
+        int,
+        typer.Option(
+            "--examples",
+            "--images",
+            "--pictures",
+            min=0,
+            help="Number of errors shown with their image; 0 shows no images.",
+        ),
     ] = 48,
     out: Annotated[
         Path | None,
         typer.Option(help="The file. (default: RUN/report.html; comparison.html of several)"),
     ] = None,
 ):
-    """Write a page: what was trained on what, curves, mistakes with Grad-CAM; or compare runs."""
+    """Write a page about a run: data, curves, errors with Grad-CAM. Pass several runs to compare."""
     from keras_transfer.data import open_labelled
     from keras_transfer.data.targets import described
     from keras_transfer.runs import COMPARISON, Run
 
     if out is not None and out.is_dir():
-        raise InputError(f"{out} is a directory: give --out a .html file.")
+        raise InputError(f"{out} is a directory: choose a .html file for --out.")
     opened = [Run.open(run) for run in runs]
     if len(opened) > 1:
         from keras_transfer.reporting import compare_runs
 
         if data or split:
-            raise InputError("--data and --split are for the report of one run.")
+            raise InputError("--data and --split apply to the report of one run.")
         print(compare_runs(opened, out or COMPARISON))
         return
     (run,) = opened
@@ -52,7 +61,7 @@ def report(
 
     check_run(run, data, split)
     found, own = None, run.config.get("data")
-    # Of the run's own images only those that it was not trained on, unless that is asked for.
+    # On the run's own data, measure only what it was not trained on, unless --split names it.
     if data is not None and not (own and data.absolute() == Path(own).absolute()):
         found = open_labelled(
             data,
@@ -66,4 +75,4 @@ def report(
     from keras_transfer.reporting import write_report
 
     print(write_report(run, found, split=split, images=images, out=out))
-    print("it needs no network: open it in a browser", file=sys.stderr)
+    print("open it in a browser; it needs no network", file=sys.stderr)
