@@ -52,8 +52,8 @@ class Adapter(keras.Model):
             with shared scales and offsets; the model ends with the target statistics. `"frozen"`
             uses the statistics that the model came with. The statistics of frozen stages never
             change; a bottleneck uses joint statistics if those of the backbone are frozen.
-        feature_layer: layer of the head whose output is aligned [N, D]; by default the bottleneck,
-            or the output of the backbone if there is none; for SHOT the input of the last layer.
+        feature_layer: layer of the head whose output is aligned [N, D]; by default the bottleneck
+            if the head has one, else the output of the backbone; for SHOT the input of the last layer.
         seed: of discriminators, dropout and random projections.
 
     Raises:
@@ -114,8 +114,8 @@ class Adapter(keras.Model):
             )
         if self.batch_norm == "per_domain" and not norms:
             raise InputError(
-                f"batch_norm 'per_domain' needs BatchNorm in the trained part of {self.model.name}, "
-                "which has none there: use 'joint'."
+                f"batch_norm 'per_domain' needs BatchNorm in the trained part of {self.model.name}: "
+                "use 'joint'."
             )
         in_backbone = {id(x) for s in backbone_of(self.model).stages for x in s.layers}
         for norm in norms:

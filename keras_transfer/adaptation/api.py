@@ -93,7 +93,7 @@ def adapt(
             each epoch (`val_…`), and lets `keep="selected"` detect that a model forgets the source.
         target: the `train` split is used; its labels, if there are any, are removed.
         method: see `Adapter`.
-        phase: what is trained and how; by default `default_phase`, which trains everything.
+        phase: trained weights and optimizer; by default `default_phase`, which trains everything.
         target_report: labelled images of the target, of the first split among `test`, `val`, `all` and
             `train`, to be measured after each epoch, for `Selector.oracle` and reports only: neither
             the weights nor the choice of the epoch depend on them.
@@ -224,7 +224,7 @@ def _training_examples(data) -> Examples:
 def _without_labels(target) -> Examples:
     examples = _training_examples(target)
     if not len(examples):
-        raise InputError("There is no image in the target: add unlabelled images.")
+        raise InputError("The target contains no images: add unlabelled images.")
     return Examples(examples.images, np.zeros(len(examples), "int32"))
 
 

@@ -134,8 +134,8 @@ class ChoiceOptions:
             epoch is vetoed.
         target_report: batches (images, integers) of the target, for `Selector.oracle` and reports;
             neither training nor `selected` depends on them.
-        folder: where scores and weights are saved, so that a killed run can be resumed; None keeps
-            them in memory.
+        folder: where scores and weights are saved, so that a killed run can be resumed;
+            in memory by default.
         source_accuracy, criteria: see `Selector`.
         verbose: print a line per epoch.
     """
@@ -275,8 +275,10 @@ class EpochChoice(keras.callbacks.Callback):
                 say("selection: every epoch is vetoed; the last one is used, do not trust it")
             chosen = self.selector.selected or chosen
         if chosen != self.selector.last or chosen in self._weights:
-            arrays = self._weights[chosen] or self.checkpoint.load_arrays(f"epoch-{chosen}")
-            assign(self.network.weights, arrays, "model")
+            arrays = self._weights[chosen]
+            if self.checkpoint:
+                arrays = self.checkpoint.load_arrays(f"epoch-{chosen}")
+            assign(self.network.weights, arrays or {}, "model")
         return chosen
 
     def _validate(self):

@@ -69,7 +69,7 @@ class Method:
         return self.weight * (2.0 / (1.0 + ops.exp(-self.gamma * progress)) - 1.0)
 
     def network(self, features: int, classes: int, seed: int) -> keras.Model | None:
-        """Create the network of the method for features of a width; None if it has none."""
+        """Create the network of the method for features of a width, if it needs one."""
         return None
 
     def loss(self, batch: Batch, strength, network=None, training=True):

@@ -41,8 +41,8 @@ def cut_head(model: keras.Model, feature_layer: str | None = None) -> tuple[list
 
     Args:
         model: from `build_model`, with one head.
-        feature_layer: layer of the head that outputs the features [N, D]. By default the bottleneck,
-            or the flattened output of the backbone if there is none. `LAST` means the input of the
+        feature_layer: layer of the head that outputs the features [N, D]. By default the bottleneck
+            if the head has one, else the flattened output of the backbone. `LAST` means the input of the
             last layer.
 
     Raises:

@@ -151,7 +151,7 @@ class RunOptions(CommonOptions):
     @property
     def methods(self) -> list[str]:
         """Names of the methods."""
-        return self.method.split(",")
+        return str(self.method).split(",")
 
     def with_backbone(self, backbone: str, precision: str) -> "RunOptions":
         """Return the options with a backbone and a precision, after checking the backbone.

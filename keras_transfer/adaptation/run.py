@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,14 +58,16 @@ class Adaptation:
             check_out(out)
         self._resolve_auto(resumed)
         options = self.options
-        opened = {name: getattr(options, name) for name in ("val", "val_split", "columns")}
+        opened: dict[str, Any] = {
+            name: getattr(options, name) for name in ("val", "val_split", "columns")
+        }
         self.target_folder = str(Path(target).expanduser())
         self.target, self.target_skipped = unlabelled_images(target)
         if isinstance(source, ImageData):
             self.source = source
         else:
             require_source(source)
-            split = {"split_file": resumed.split_path} if resumed else {}
+            split: dict[str, Any] = {"split_file": resumed.split_path} if resumed else {}
             self.source = open_data(source, **opened, **split, seed=options.seed)
         if self.source.task != "single_label":
             raise InputError(

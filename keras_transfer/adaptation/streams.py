@@ -46,13 +46,13 @@ class Stream:
         """Return the first batch.
 
         Raises:
-            InputError: there is no batch.
+            InputError: the stream is empty.
         """
         batches = self.start_at(0) if self.start_at else self.batches
         iterator = iter(_pass(batches))
         first = next(iterator, None)
         if first is None:
-            raise InputError(f"There is no image in the {self.domain}: its stream has no batch.")
+            raise InputError(f"The {self.domain} contains no images: its stream is empty.")
         if batches is iterator:  # puts the batch back
             self.batches = itertools.chain([first], batches)
         return first

@@ -228,7 +228,7 @@ class Experiment:
             for done, (key, arm) in enumerate(jobs):
                 progress.relabel(f"{done} of {len(jobs)} runs; {key[0]} per class, {arm}")
                 try:
-                    curves[key, arm] = self._curve(*key, arm, samples[key])
+                    curves[key, arm] = self._curve(key, arm, samples[key])
                 except KeyboardInterrupt:
                     raise Interrupted(
                         f"interrupted after {done} of {len(jobs)} runs, which are saved in {self.out}: "
@@ -261,8 +261,9 @@ class Experiment:
             sizes=tuple(sizes),
         )
 
-    def _curve(self, size, seed, arm, rows) -> Curve:
+    def _curve(self, key, arm, rows) -> Curve:
         """Return the curve of one run: from its file, or by training it."""
+        size, seed = key
         folder = self.out / "runs" / f"{size}_a_class" / f"seed_{seed}"
         file, run = folder / f"{arm}.json", Run(folder / arm)
         if not file.is_file():

@@ -70,7 +70,7 @@ class AtSize:
         return known if len(known) == len(levels) else None
 
     def slopes(self, arm: str) -> np.ndarray | None:
-        """Return the slope up to the common level for each seed, or None if there is no level."""
+        """Return the slope up to the common level for each seed, or None without a level."""
         if not self.levels:
             return None
         pairs = zip(self.curves(arm), self.levels)

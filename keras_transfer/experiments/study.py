@@ -101,11 +101,11 @@ def _storage(path):
     from optuna.storages.journal import JournalFileBackend
 
     # Optuna's lock is a file that outlives a killed process by half a minute. `_lock` replaces it.
-    return JournalStorage(JournalFileBackend(str(path / JOURNAL), lock_obj=_NoLock()))  # type: ignore[arg-type]
+    return JournalStorage(JournalFileBackend(str(path / JOURNAL), lock_obj=_NoLock()))
 
 
 class _NoLock:
-    """The interface of Optuna's locks, without a lock."""
+    """A lock for Optuna that does nothing."""
 
     def acquire(self):
         return True
@@ -230,6 +230,12 @@ def trials_of(study) -> tuple[Trial, ...]:
     )
 
 
+def _rank(trial: Trial) -> tuple[float, float]:
+    """Return the key by which complete trials are compared; higher is better."""
+    assert trial.value is not None and trial.loss is not None, "the trial was completed"
+    return trial.value, -trial.loss
+
+
 @dataclass(frozen=True, eq=False)
 class Tuned:
     """Result of a search.
@@ -258,11 +264,13 @@ class Tuned:
     def best(self) -> Trial | None:
         """The complete trial with the highest value; the lowest loss breaks ties."""
         complete = [t for t in self.trials if t.state == "complete"]
-        return max(complete, key=lambda t: (t.value, -t.loss), default=None)
+        return max(complete, key=_rank, default=None)
 
     def _require_best(self) -> Trial:
         if self.best is None:
-            raise InputError(f"No trial in {self.folder} was completed: there is no best trial.")
+            raise InputError(
+                f"No trial in {self.folder} was completed, so the best trial is unknown."
+            )
         return self.best
 
     @cached_property
@@ -302,7 +310,7 @@ class Tuned:
             text += " This is the default: no better configuration was found."
         else:
             text += f" The default reaches {self.result(self.first)}."
-            text += self._chance(best.value - self.first.value)
+            text += self._chance(_rank(best)[0] - _rank(self.first)[0])
         text += " The validation result of the best of many trials is optimistic"
         if self.test:
             return f"{text}; on the test images its {self.metric} is {self.test[self.metric]:.4f}."
@@ -396,7 +404,8 @@ class Tuned:
         with plt.rc_context(), plt.ioff(), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             for draw in draws:
-                figure = np.ravel(draw())[0].figure
+                draw()
+                figure = plt.gcf()
                 buffer = io.BytesIO()
                 figure.savefig(buffer, dpi=110, bbox_inches="tight")
                 plt.close(figure)

@@ -204,14 +204,14 @@ good = {"source": [(x, y)], "target": [x]}
         ({"target": [(x, y)]}, "must contain images only: remove its labels"),
         ({"target": [{"images": x}]}, "must contain images only"),
         ({"target": [y]}, "gives labels in place of images"),
-        ({"target": []}, "There is no image in the target"),
+        ({"target": []}, "The target contains no images"),
         ({"target": None}, "fit needs the target"),
         ({"target": [x[:, :2]]}, "The target images are 2×4×3, but the model takes 4×4×3"),
         ({"target": x}, "The target is an array: give batches"),
         ({"target": 3}, "must be batches"),
         ({"source": None}, "fit needs the source"),
         ({"source": [x]}, r"must give \(images, labels\)"),
-        ({"source": []}, "There is no image in the source"),
+        ({"source": []}, "The source contains no images"),
         ({"source": [(x[..., :1], y)]}, "The source images are 4×4×1"),
         ({"source": [(x, y + 1)]}, "from 1 to 2, but the model has 2 classes: 0 to 1"),
         ({"source": [(x, np.eye(2)[y].astype(int))]}, r"must be integers \[N\]"),
@@ -310,5 +310,5 @@ def test_adapt_says_what_is_missing():
     with pytest.raises(InputError, match="The source has no image of b"):
         adapt(small_model(), data, image_data())
     nothing = image_data().examples["train"].take(np.arange(0))
-    with pytest.raises(InputError, match="There is no image in the target"):
+    with pytest.raises(InputError, match="The target contains no images"):
         adapt(small_model(), image_data(), nothing)
