@@ -1,27 +1,27 @@
-"""What each method of domain adaptation gains on the pairs of `domains.py`.
+"""Measure what each method of domain adaptation gains on the pairs of `domains.py`.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/adaptation_benchmark.py [TASK…]
                  [--methods mcc dann mcc+dann …] [--seeds 0 1 2] [--epochs N] [--rows FILE.csv] [--table]
 
-For each task and each seed of the training the same network, optimizer and number of steps give
+For each task and seed, the same network is trained with the same optimizer for as many steps:
 
-source_only   what the labelled source alone makes of it;
+source_only   on the labelled source alone;
 a method      of `keras_transfer.adaptation.METHODS`, or several joined by "+";
-target_only   what the target's labels would have made of it: the upper bound.
+target_only   on the target with its labels: the upper bound.
 
-Accuracies are of the target's test images after the last epoch; `selected` is the epoch that
-`Selector` chooses without a label of the target, `oracle` the best one picked with the test labels,
-which nobody can do in earnest. The share of the gap is (method − source only) / (target only − source
-only). Times in the rows are those of the training steps, without the first epoch (compilation) and
-without the measuring, on the clock and of the processor; other work on the machine changes them: for
-comparing there is `--cost`.
+Accuracies are those on the test images of the target after the last epoch. `selected` is the epoch that
+`Selector` chooses without target labels; `oracle` is the best epoch according to the test labels, which
+would not be available in practice. The share of the gap is (method − source only) / (target only −
+source only). Times in the rows are those of the training steps (wall clock and CPU), without the first
+epoch, which compiles, and without measurements. They depend on other work on the machine: compare
+methods with `--cost`.
 
-AdaBN alone starts from the model of `source_only`. SHOT starts from `shot_source`, a model of the source
-alone as its authors have it: with a bottleneck that has BatchNorm, and smoothed labels. Both models are
-kept beside the rows. Where the network has no BatchNorm these methods are left out. A row is written
-after each run, so that an interrupted benchmark goes on; the tables are printed at the end (`--table`:
-at once): all tasks side by side, then each by itself. `--cost ROUNDS` trains nothing to its end: it times a
-few steps of each method, all in turn in one process.
+AdaBN alone starts from the model of `source_only`. SHOT starts from `shot_source`, a source model as in
+the paper, with a bottleneck that has BatchNorm, and smoothed labels. Both models are saved next to the
+rows. These methods are skipped if the network has no BatchNorm. A row is written after each run, so an
+interrupted benchmark can be resumed. The tables are printed at the end (with `--table` immediately): all
+tasks side by side, then each task. `--cost ROUNDS` only times a few steps of each method, in turn and in
+one process.
 """
 
 import argparse
@@ -55,11 +55,13 @@ FIELDS = ("task", "seed", "epochs", "method", *NUMBERS)
 
 
 class Trial:
-    """One task with one seed: its images as arrays, and what trains on them.
+    """One task with one seed: the images as arrays, and the trainings on them.
 
     Args:
+        task: a `DomainTask`.
+        seed: of the training.
         epochs: passes over the longer of the two training sets.
-        folder: where source models are kept.
+        folder: where source models are saved.
     """
 
     def __init__(self, task, seed: int, epochs: int, folder: Path):
@@ -76,7 +78,7 @@ class Trial:
         self.folder = folder
 
     def run(self, method: str) -> dict:
-        """Trains with a method or a bound; returns what was measured, or {} where the method does not suit the network."""
+        """Train with a method or a bound; return the results, or {} if the network lacks BatchNorm."""
         started = time.perf_counter()
         names = method.split("+")
         target = self.unlabelled(names)
@@ -108,7 +110,7 @@ class Trial:
         return self.task.build(self.domains, **head)
 
     def source_model(self, name):
-        """A model with the weights of one of `SOURCES`, which is trained first where it was not yet."""
+        """Return a model with the weights of one of `SOURCES`, after training it if necessary."""
         if not self._weights(name).exists():
             self.run(name)
         model = self.new_model(**SOURCES[name])
@@ -120,7 +122,7 @@ class Trial:
         return self.folder / f"{self.task.name}-{self.seed}-{self.phase.epochs}{ending}.weights.h5"
 
     def adapter(self, model, methods):
-        """Compiled for all epochs."""
+        """Return an adapter, compiled for all epochs."""
         from keras_transfer.adaptation import Adapter
 
         chosen = [_configured(name, self.task) for name in methods]
@@ -142,7 +144,7 @@ class Trial:
         return {**_accuracies(choice, source_accuracy), **clock.step(self.steps)}
 
     def choice(self, model, sourceless: bool):
-        """What scores the epochs, without labels of the target and, for the table, with them."""
+        """Return the callback that scores epochs without target labels, and with them for the table."""
         from keras_transfer.adaptation import EpochChoice
 
         classes = len(self.domains.source.class_names)
@@ -158,21 +160,21 @@ class Trial:
         )
 
     def batches(self, images, labels=None, size: int | None = None):
-        """One shuffled pass, of images alone or with their labels."""
+        """Return one shuffled pass of images, with or without labels."""
         import tensorflow as tf
 
         parts = images if labels is None else (images, labels)
-        # In orders of their own: the digits of the two domains are the same ones.
+        # In different orders, because both domains consist of the same digits.
         seed = 2 * self.seed + (labels is None)
         made = tf.data.Dataset.from_tensor_slices(parts).shuffle(len(images), seed=seed)
         return made.batch(size or self.task.batch_size, drop_remainder=True)
 
     def unlabelled(self, methods):
-        """Batches of the target as the methods need them."""
+        """Return batches of the target in the form that the methods need."""
         return self.two_views() if "fixmatch" in methods else self.batches(self.target[0])
 
     def two_views(self):
-        """(images, the same strongly varied), as FixMatch needs them: both together are a batch."""
+        """Return batches of (images, strongly augmented images) for FixMatch, together of one batch size."""
         import tensorflow as tf
 
         vary = self.task.strong(self.seed)
@@ -185,7 +187,7 @@ class Trial:
 
 
 class Clock(keras.callbacks.Callback):
-    """Times the steps of each epoch, without what is done between epochs."""
+    """Measure the time of the steps of each epoch, without the time between epochs."""
 
     def __init__(self):
         super().__init__()
@@ -201,7 +203,7 @@ class Clock(keras.callbacks.Callback):
         self.times.append(self.ended - self.started)
 
     def step(self, steps: int) -> dict:
-        """Milliseconds of a step; the first epoch, which compiles, is left out where there are others."""
+        """Return milliseconds per step, without the first epoch, which compiles, if there are others."""
         later = np.mean(self.times[1:] or self.times, axis=0) / steps
         return dict(zip(("step_ms", "step_cpu_ms"), 1000 * later))
 
@@ -219,7 +221,7 @@ def _accuracies(choice, source):
 
 
 def _chunks(*arrays):
-    """Batches of 500 rows of each."""
+    """Return batches of 500 rows."""
     cuts = range(0, len(arrays[0]), 500)
     parts = [tuple(array[i : i + 500] for array in arrays) for i in cuts]
     return parts if len(arrays) > 1 else [part for (part,) in parts]
@@ -236,7 +238,7 @@ def _norms(model):
 
 
 def _configured(name, task):
-    """A method with the settings that the task has for it."""
+    """Return a method with the settings of the task."""
     from keras_transfer.adaptation import METHODS
 
     if name in WITH_DISCRIMINATOR:
@@ -248,7 +250,7 @@ def _configured(name, task):
 
 
 def table(rows: list[dict], task: str) -> str:
-    """Markdown: a row a method, means over the seeds ± their standard deviation."""
+    """Return a Markdown table with a row per method: means over the seeds ± standard deviation."""
     mine = _by_method(rows, task)
     lines = [
         f"**{TASKS[task].title}**, {_shown_seeds(mine)}",
@@ -268,7 +270,7 @@ def table(rows: list[dict], task: str) -> str:
 
 
 def summary(rows: list[dict]) -> str:
-    """Markdown: all tasks side by side, a row a method, the target's accuracy and the share of the gap."""
+    """Return a Markdown table with a row per method, a column per task: target accuracy, share of the gap."""
     found = {task: _by_method(rows, task) for task in TASKS}
     found = {task: mine for task, mine in found.items() if mine}
     lines = [
@@ -287,7 +289,7 @@ def summary(rows: list[dict]) -> str:
 
 
 def gap_shares(mine, method) -> list[float]:
-    """(method − source only) / (target only − source only) of each seed that has all three, in %."""
+    """Return (method − source only) / (target only − source only) in % for each seed with all three."""
     shares = []
     for seed, row in mine[method].items():
         bounds = [mine.get(bound, {}).get(seed) for bound in BOUNDS]
@@ -298,7 +300,7 @@ def gap_shares(mine, method) -> list[float]:
 
 
 def _by_method(rows, task):
-    """method → seed → row, the bounds first and last."""
+    """Return method → seed → row, with the bounds first and last."""
     order = (BOUNDS[0], *METHODS, BOUNDS[1])
     mine = sorted(
         (row for row in rows if row["task"] == task and row["target"]),
@@ -350,7 +352,7 @@ def measure(options, done, write):
 
 
 def cost(trial, methods, rounds: int, steps: int) -> str:
-    """Markdown: the time of a step of each method as a multiple of source only's, all in turn."""
+    """Return a Markdown table of the step time of each method, as a multiple of source only."""
     fits, times = {}, {}
     for name in (BOUNDS[0], *methods):
         names = [] if name == BOUNDS[0] else name.split("+")

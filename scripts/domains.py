@@ -1,12 +1,12 @@
-"""Pairs of domains to adapt between: what `adaptation_benchmark.py` is measured with.
+"""Pairs of domains for `adaptation_benchmark.py`.
 
     KERAS_TRANSFER_DATA=… python scripts/domains.py SHEET.png      images of all of them
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/domains.py   how far they are apart
 
-Each has labelled images of a source (`train`, `val`) and images of a target (`train`, whose labels
-are for the upper bound alone, and `test`). All is made from the images in `KERAS_TRANSFER_DATA` and
-from what scikit-learn brings; every random choice has a fixed seed, so that the data sets are the same
-in each run, whatever the seed of the training.
+Each pair has labelled images of a source (`train`, `val`) and images of a target (`train`, whose labels
+are for the upper bound only, and `test`). They are made from the images in `KERAS_TRANSFER_DATA` and
+from a dataset of scikit-learn. Every random choice has a fixed seed, so the datasets are the same in
+each run, whatever the seed of the training.
 """
 
 import os
@@ -26,7 +26,7 @@ from keras_transfer.data.readers import Arrays
 
 DIGITS = tuple("0123456789")
 SIZE = 28  # of MNIST
-PHOTOGRAPH = 500  # longest side that patches are cut from: about that of BSDS500
+PHOTOGRAPH = 500  # longest side in px, as in BSDS500
 HAND_SIZE = 96
 
 
@@ -45,22 +45,22 @@ class Domains:
 
 @dataclass(frozen=True)
 class DomainTask:
-    """A pair of domains with what its trainings share, whatever the method.
+    """A pair of domains, with the settings that all methods share.
 
     Attributes:
-        name: as it is asked for.
-        title: for people.
-        domains: makes the pair.
-        build: makes a new model for it, with more settings of its head where they are given.
+        name: on the command line.
+        title: in tables.
+        domains: returns the pair.
+        build: builds a new model for the pair; takes more settings of the head.
         image_size: height and width.
         epochs: passes over the longer of the two training sets.
-        batch_size: images of each domain in a step.
+        batch_size: images per domain and step.
         learning_rate: of SGD at the start.
-        backbone_rate: factor of that for the backbone.
+        backbone_rate: factor of the learning rate for the backbone.
         weight_decay, clip_norm: see `kt.Phase`.
-        discriminator: settings of the methods that have one.
-        shot_beta: weight of SHOT's pseudo-labels.
-        strong: makes from a seed the layer that varies the target's images for FixMatch.
+        discriminator: settings of the methods with a discriminator.
+        shot_beta: weight of the pseudo-labels of SHOT.
+        strong: returns, for a seed, the layer that augments target images for FixMatch.
     """
 
     name: str
@@ -79,10 +79,10 @@ class DomainTask:
     strong: Callable
 
     def phase(self, epochs: int | None = None) -> kt.Phase:
-        """How it is trained, as in DANN: momentum, and a rate that falls as (1 + 10 p)^-0.75.
+        """Return the training phase, as in DANN: momentum, and a rate that falls as (1 + 10 p)^-0.75.
 
         Args:
-            epochs: another number of them.
+            epochs: overrides the number of epochs.
         """
         return kt.Phase(
             "adapt",
@@ -100,7 +100,7 @@ class DomainTask:
 
 
 def pixels(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 [N, H, W, 3], labels int32 [N]) of examples of one size."""
+    """Return (images uint8 [N, H, W, 3], labels int32 [N]) of examples of the same size."""
     return np.stack(examples.images.arrays), examples.labels
 
 
@@ -109,23 +109,24 @@ def pixels(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def mnist() -> tuple[np.ndarray, np.ndarray]:
-    """10,000 digits, uint8 [N, 28, 28], and their labels."""
+    """Return 10,000 digits, uint8 [N, 28, 28], and their labels."""
     with np.load(_shared("mnist_10k.npz")) as file:
         return file["x"], file["y"].astype("int32")
 
 
-# Of MNIST. Whoever trains on a target sees the source's validation digits there, without labels;
-# nobody but the test sees the test digits.
+# Of MNIST. As targets, the validation digits of the source are used without labels. Only the test uses
+# the test digits.
 TRAIN, VAL, TRAIN_AND_VAL, TEST = slice(7200), slice(7200, 8000), slice(8000), slice(8000, None)
 
 
 @cache
 def mnist_to_mnistm() -> Domains:
-    """Digits → the same inverted by a patch of a photograph, as in MNIST-M (DANN, JMLR 2016).
+    """Digits → digits that invert a patch of a photograph, as in MNIST-M (DANN, JMLR 2016).
 
-    Per channel |patch − digit|, the digit being 255 where MNIST is above 0. MNIST-M takes BSDS500's
-    photographs; these are of insects, so it is "MNIST-M-like". As there, digits of the source train
-    the target too, on other ground; test digits and test photographs are others.
+    Each channel is |patch − digit|, where the digit is 255 for MNIST above 0. MNIST-M uses photographs
+    of BSDS500; these show insects, so the result is "MNIST-M-like". As in MNIST-M, the digits of
+    the source also occur in the target, on another background; test digits and test photographs do
+    not occur in training.
     """
     x, y = mnist()
     train = blended(x[TRAIN_AND_VAL], photographs("train"), seed=1)
@@ -135,7 +136,7 @@ def mnist_to_mnistm() -> Domains:
 
 
 def blended(digits: np.ndarray, photos: list[np.ndarray], seed: int) -> np.ndarray:
-    """|patch − digit| of each digit [N, H, W] with a random patch of a random photograph.
+    """Return |patch − digit| for each digit [N, H, W] and a random patch of a random photograph.
 
     Returns:
         uint8 [N, H, W, 3].
@@ -154,7 +155,7 @@ def blended(digits: np.ndarray, photos: list[np.ndarray], seed: int) -> np.ndarr
 
 @cache
 def photographs(split: str) -> list[np.ndarray]:
-    """Those of hymenoptera, RGB, at most 500 px long. One file there is no photograph."""
+    """Return the photographs of hymenoptera, RGB, at most 500 px long, without a stray file."""
     found = []
     for path in sorted(_shared("hymenoptera").glob(f"{split}/*/*.jp*g")):
         with Image.open(path) as photo:
@@ -166,7 +167,7 @@ def photographs(split: str) -> list[np.ndarray]:
 
 @cache
 def mnist_to_digits() -> Domains:
-    """MNIST → the 8×8 scans that come with scikit-learn, which fill their frame."""
+    """MNIST → the 8×8 scans in scikit-learn, which fill their frame."""
     x, y = _scans()
     target = _data("digits", train=(x[:1437], y[:1437]), test=(x[1437:], y[1437:]))
     return Domains(_mnist_source(), target)
@@ -174,7 +175,7 @@ def mnist_to_digits() -> Domains:
 
 @cache
 def digits_to_mnist() -> Domains:
-    """The same from the scans, a fifth as many, to MNIST."""
+    """The scans, a fifth as many, → MNIST."""
     x, y = _scans()
     source = _data("digits", train=(x[:1437], y[:1437]), val=(x[1437:], y[1437:]))
     x, y = mnist()
@@ -185,8 +186,8 @@ def digits_to_mnist() -> Domains:
 
 
 def _scans():
-    """(uint8 [1797, 28, 28, 3], labels): in the order of the writers, so that the last 360 are by
-    others than the first."""
+    """Return (uint8 [1797, 28, 28, 3], labels) ordered by writer, so that the last 360 have other
+    writers than the first."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -209,10 +210,10 @@ def _rgb(grey):
 
 @cache
 def hands_to_other_camera() -> Domains:
-    """Sign digits → other people's hands through a poor camera by the light of a bulb.
+    """Sign digits → the hands of other people, taken by a poor camera in the light of a bulb.
 
-    Of 218 people half are the source's (a fifth of them to validate), the others the target's (two
-    fifths of them to test on): no hand is in two parts.
+    Half of the 218 people are in the source (a fifth of them for validation), the others in the target
+    (two fifths of them for testing): nobody is in two splits.
     """
     folder = _shared("sign_digits")
     data = kt.data.labelled_images(folder, DIGITS, progress=False)
@@ -240,21 +241,19 @@ def _hands(examples):
     return np.stack(made), examples.labels
 
 
-# Of the other camera; light is linear, 0–1.
-CAST = (1.0, 0.75, 0.45)  # what a bulb gives of red, green and blue
-LIGHT = 0.5  # of the light that the first camera had
-BLUR = 1.0  # px, standard deviation
-PHOTONS = 1500  # that white would give in a pixel
+# The other camera; light is linear, 0–1.
+CAST = (1.0, 0.75, 0.45)  # red, green and blue light of a bulb
+LIGHT = 0.5  # share of the light of the first camera
+BLUR = 1.0  # standard deviation in px
+PHOTONS = 1500  # per white pixel
 
 
 def other_camera(images: np.ndarray, seed: int) -> np.ndarray:
-    """Out of focus, by the light of a bulb, with little of it: a cast, dark, and noisy.
-
-    Each image has a little more or less of all three.
+    """Make images blurred, dark and noisy, with the color cast of a bulb, each to a random degree.
 
     Args:
         images: uint8 [N, H, W, 3].
-        seed: of the noise and of the differences between images.
+        seed: of the noise and of the degrees.
 
     Returns:
         uint8 [N, H, W, 3].
@@ -276,13 +275,14 @@ def other_camera(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def dann_network(mean) -> "kt.models.Backbone":
-    """The features of DANN's network for MNIST (Ganin et al., JMLR 2016): a `Backbone`.
+    """Return the features of the DANN network for MNIST (Ganin et al., JMLR 2016) as a `Backbone`.
 
-    Convolution 5×5 to 32, pooling, convolution 5×5 to 48, pooling; with the head's hidden layers of
-    100 and 100 (`Classification(…, hidden=(100, 100))`) it is their network. It has no BatchNorm.
+    It consists of a 5×5 convolution to 32 channels, pooling, a 5×5 convolution to 48, and pooling,
+    without BatchNorm. The complete network has a head with hidden layers of 100 and 100
+    (`Classification(…, hidden=(100, 100))`).
 
     Args:
-        mean: of the training images of both domains [3], 0–255, which is subtracted.
+        mean: of the training images of both domains [3], 0–255; it is subtracted.
     """
     import keras
 
@@ -299,7 +299,7 @@ def dann_network(mean) -> "kt.models.Backbone":
 
 
 def dann_model(domains: Domains, **head):
-    """DANN's network with its head, for a pair of domains; `head` is more of `kt.Classification`."""
+    """Build the DANN network for a pair of domains; `head` are options of `kt.Classification`."""
     parts = [pixels(data.examples["train"])[0] for data in (domains.source, domains.target)]
     mean = np.mean([part.mean(axis=(0, 1, 2)) for part in parts], axis=0)
     head = {"hidden": (100, 100), "dropout": 0.0, **head}
@@ -308,19 +308,19 @@ def dann_model(domains: Domains, **head):
 
 
 def mobilenet(domains: Domains, **head):
-    """`mobilenet_v2_0.35` with ImageNet weights, and a bottleneck as the Transfer-Learning-Library has."""
+    """Build `mobilenet_v2_0.35` with ImageNet weights and the bottleneck of the Transfer-Learning-Library."""
     head = {"bottleneck": 256, "dropout": 0.0, **head}
     head = kt.Classification(domains.source.class_names, **head)
     return kt.build_model("mobilenet_v2_0.35", head, image_size=HAND_SIZE)
 
 
 def varied(seed: int, inverted: float = 0.0):
-    """A Keras layer for FixMatch's other view: moved by up to a tenth, other light, other colours.
+    """Return a Keras layer for the second view in FixMatch: shifted by up to a tenth, with other light
+    and colors.
 
     Args:
-        seed: of its draws.
-        inverted: share of images that become their negative, an operation of AutoAugment's: what
-            is bright and what is dark says nothing of which digit it is.
+        seed: of the random choices.
+        inverted: share of inverted images, as in AutoAugment: inversion does not change a digit.
     """
     import keras
 
@@ -392,7 +392,7 @@ def _shared(name) -> Path:
 
 
 def draw(path: Path, each: int = 12) -> None:
-    """A sheet with a row of images from every part of every task, digits 0 to 9 in turn."""
+    """Draw a sheet with a row of images for every split of every task, digits 0 to 9 in turn."""
     from matplotlib.figure import Figure
 
     rows = []
@@ -401,7 +401,7 @@ def draw(path: Path, each: int = 12) -> None:
         for role, data in (("source", domains.source), ("target", domains.target)):
             for split, part in data.examples.items():
                 x, y = pixels(part)
-                # Of each digit one after the other.
+                # One image of each digit after the other.
                 turn = [np.flatnonzero(y == i % 10)[i // 10] for i in range(each)]
                 rows.append((f"{task.name}\n{role} {split}, {len(part)}", x[turn], y[turn]))
     figure = Figure(figsize=(each + 2, len(rows)), layout="constrained", facecolor="white")
@@ -416,8 +416,8 @@ def draw(path: Path, each: int = 12) -> None:
 
 
 def distances(backbone: str = "mobilenet_v2_0.35", most: int = 500) -> str:
-    """Markdown: how far the domains of each task are apart, and images of each source from others
-    of the same source."""
+    """Return a Markdown table of the distances between the domains of each task, and within each
+    source."""
     lines = [
         "| pair | proxy-A | MMD² | p | Fréchet (by chance) | source probe | worth trying |",
         "|---|---|---|---|---|---|---|",
