@@ -28,7 +28,7 @@ _NAMES = {
     "freeze": "models.stages",
     "load_model": "models.sources.own",
     "predict": "evaluation.prediction",
-    "summary": "models.stages",
+    "summary": "models.builders",
     "tune": "experiments.tune",
     "write_report": "reporting.write",
 }

@@ -58,8 +58,9 @@ PLACES = {
         {
             "models/stages.py": (
                 *("Frozen", "frozen_stages", "_layer_count", "freeze", "quick_statistics"),
-                *("stage_of_weights", "summary", "_size", "_QUICK"),
-            )
+                *("stage_of_weights", "parameter_count", "_QUICK"),
+            ),
+            "models/builders.py": ("summary",),
         },
         (
             "tests/models/test_freezing.py -k three_stages",

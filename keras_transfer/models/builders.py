@@ -1,4 +1,4 @@
-"""Image → normalise → backbone → pooling → head as one `keras.Model`, and the parts of such a model."""
+"""Build a model: image → normalization → backbone → pooling → head(s); and find its parts again."""
 
 import re
 import weakref
@@ -6,13 +6,16 @@ import weakref
 import keras
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.heads import (
-    HEADS,
-    Head,
-    TaskOutput,
-)
+from keras_transfer.models.heads import HEADS, Head, TaskOutput
 from keras_transfer.models.sources.applications import build_backbone
-from keras_transfer.models.stages import Backbone, backbone_of, rebuild
+from keras_transfer.models.stages import (
+    Backbone,
+    backbone_of,
+    parameter_count,
+    rebuild,
+    stage_of_weights,
+)
+from keras_transfer.utils.tables import Table
 
 
 def build_model(
@@ -23,26 +26,26 @@ def build_model(
     weights: str | None = "imagenet",
     pooling: str | None = "avg",
 ) -> keras.Model:
-    """Builds a model for a task on a pretrained backbone.
+    """Build a model for a task on a pretrained backbone.
 
     Args:
-        backbone: a name of the table (`keras-transfer backbones`), a `Backbone`, or the user's own
-            source model: a `.keras` file, a run directory or a `keras.Model`, whose head goes.
-        head: what the model shall answer, e.g. `Classification(["ants", "bees"])`; or name → head
-            for several on one backbone, e.g. `{"kind": Classification(…), "age": Regression(…)}`.
-        image_size: height and width of the images; by default that of the ImageNet training, or
-            that of the source model.
+        backbone: a name listed by `keras-transfer backbones`, a `Backbone`, or your own source
+            model: a `.keras` file, a run directory or a `keras.Model`, whose head is removed.
+        head: the task, e.g. `Classification(["ants", "bees"])`; or name → head for several on one
+            backbone, e.g. `{"kind": Classification(…), "age": Regression(…)}`.
+        image_size: height and width of the images; by default those of the ImageNet training or of
+            the source model.
         weights: `"imagenet"`, a path to a weights file, or None for random weights.
         pooling: `"avg"`, `"max"`, or None (the head flattens the feature map).
 
     Returns:
         A `keras.Model` from RGB images [N, image_size, image_size, 3] (uint8 or float, 0–255) to
-        the head's float32 outputs [N, C]: logits for classes and labels, values for numbers; of
-        several heads a dict of them. Nothing is frozen yet.
+        the head's float32 outputs [N, C]: logits for classes and labels, values for numbers; with
+        several heads, a dict of them. Nothing is frozen yet.
 
     Raises:
-        InputError: unknown backbone, image size below the family's least, weights that cannot be
-            had, a source model that does not take images, or names that are none for heads.
+        InputError: unknown backbone, an image size below the family's minimum, unavailable weights,
+            a source model that does not take images, or invalid head names.
     """
     if isinstance(head, dict):
         _check_names(head)
@@ -50,7 +53,7 @@ def build_model(
         backbone = build_backbone(backbone, image_size=image_size, weights=weights, pooling=pooling)
     image_size = image_size or backbone.input_shape[1]
     if image_size is None:
-        raise InputError(f"Give image_size: '{backbone.name}' does not say which it was made for.")
+        raise InputError(f"Pass image_size: '{backbone.name}' accepts any.")
     if backbone.input_shape[1] not in (None, image_size):
         raise InputError(
             f"This backbone was built for image size {backbone.input_shape[1]}, not {image_size}."
@@ -66,22 +69,24 @@ def build_model(
 
 def _check_names(heads):
     if len(heads) < 2:
-        raise InputError("A dict of heads needs two or more: give a single head itself.")
+        raise InputError("A dict of heads needs two or more: pass a single head itself.")
     for name in heads:
         # They become names of layers, metrics, columns and outputs of the exported model.
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", str(name)) or name in ("images", "loss"):
             raise InputError(
-                f"{name!r} is no name for a head: take letters, digits and _, beginning with a "
-                "letter (and neither 'images' nor 'loss')."
+                f"Invalid head name {name!r}: use letters, digits and _, starting with a letter "
+                "(neither 'images' nor 'loss')."
             )
 
 
-# Kept outside of the backbones, which would take them for layers of their own.
-_duplicates: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# -- the backbone ---------------------------------------------------------------------------------
+
+# Outside the backbones: Keras would track them as layers.
+_resized: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
-    """The model's backbone for images of one size (by default the model's), on shared weights.
+    """Return the model's backbone for images of one size (by default the model's), on shared weights.
 
     Raises:
         InputError: see `check_other_size`, or the size is too small for the layers.
@@ -91,20 +96,22 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
     if backbone.input_shape[1] == image_size:
         return backbone
     check_other_size(model, image_size)
-    duplicates = _duplicates.setdefault(backbone, {})
-    if image_size not in duplicates:
+    resized = _resized.setdefault(backbone, {})
+    if image_size not in resized:
         inputs = keras.Input((image_size, image_size, 3), name="images")
         try:
-            duplicates[image_size] = Backbone(inputs, rebuild(backbone, inputs), name=backbone.name)
+            resized[image_size] = Backbone(inputs, rebuild(backbone, inputs), name=backbone.name)
         except ValueError as error:
-            raise InputError(f"{backbone.name} takes no {image_size} px: {error}") from None
-    return duplicates[image_size]
+            raise InputError(
+                f"{backbone.name} cannot be built for image size {image_size}: {error}"
+            ) from None
+    return resized[image_size]
 
 
 def check_other_size(model: keras.Model, image_size: int) -> None:
-    """Raises InputError where `backbone_at` would, as far as it can be told from the number.
+    """Raise InputError if `backbone_at` would, as far as the number alone shows it.
 
-    The sizes differ by a multiple of 32, so that every layer pads alike.
+    The sizes must differ by a multiple of 32, so that every layer pads the same way.
     """
     size = model.input_shape[1]
     if (image_size - size) % 32 or image_size < 32:
@@ -113,22 +120,36 @@ def check_other_size(model: keras.Model, image_size: int) -> None:
         )
 
 
-def head_layers(model) -> dict[str, list[keras.layers.Layer]]:
-    """Name of each head → its layers, from the features to the output."""
-    chains = {}
-    for output in model.layers:
-        if isinstance(output, TaskOutput):
-            chain: list[keras.layers.Layer] = []
-            node = output._inbound_nodes[0]  # the first is that of the model itself
-            while not isinstance(node.operation, Backbone):
-                chain.insert(0, node.operation)
-                (node,) = node.parent_nodes
-            chains[output.name] = chain
-    return chains
+def summary(model: keras.Model) -> str:
+    """Return a table of parameters and trainable parameters, one line per stage and for the head."""
+    stages = backbone_of(model).stages
+    rows = [
+        (
+            stage.index + 1,
+            stage.name,
+            len(stage.layers),
+            parameter_count(w for layer in stage.layers for w in layer.weights),
+            parameter_count(w for layer in stage.layers for w in layer.trainable_weights),
+        )
+        for stage in stages
+    ]
+    in_stages = stage_of_weights(model)
+    head, trainable = (
+        [w for w in weights if id(w) not in in_stages]
+        for weights in (model.weights, model.trainable_weights)
+    )
+    if head:
+        layers = len(model.layers) - 2  # without the input and the backbone
+        rows.append(("head", "", layers, parameter_count(head), parameter_count(trainable)))
+    header = ("stage", "last layer with weights", "layers", "parameters", "trainable")
+    return Table(header, [(*row[:3], *(f"{n:,}" for n in row[3:])) for row in rows], "llrrr").text()
 
 
-def head_for(data, **options) -> "Head | dict[str, Head]":
-    """What `build_model` needs for the labels of some data: a head, or one a name.
+# -- heads ----------------------------------------------------------------------------------------
+
+
+def head_for(data, **options) -> Head | dict[str, Head]:
+    """Return the head that `build_model` needs for the labels of some data, or a dict of heads.
 
     Args:
         data: a `keras_transfer.data.ImageData`.
@@ -144,8 +165,7 @@ def head_for(data, **options) -> "Head | dict[str, Head]":
 
 
 def heads_of(model: keras.Model) -> dict[str, Head]:
-    """The heads of a model, sorted by name; the only head of a model is called `output`.
-
+    """Return the heads of a model, sorted by name; a single head is called `output`.
 
     Raises:
         InputError: the model was not built by this package.
@@ -153,16 +173,16 @@ def heads_of(model: keras.Model) -> dict[str, Head]:
     heads = {layer.name: layer.head for layer in model.layers if isinstance(layer, TaskOutput)}
     if not heads:
         raise InputError(
-            f"The model '{model.name}' has no head of keras_transfer: use build_model."
+            f"The model '{model.name}' has no keras_transfer head: build it with build_model."
         )
     return dict(sorted(heads.items()))
 
 
 def head_of(model: keras.Model) -> Head:
-    """The head that a model ends in.
+    """Return the single head of a model.
 
     Raises:
-        InputError: the model was not built by this package, or has several.
+        InputError: the model was not built by this package, or has several heads.
     """
     heads = heads_of(model)
     if len(heads) > 1:
@@ -170,8 +190,27 @@ def head_of(model: keras.Model) -> Head:
     return next(iter(heads.values()))
 
 
+def head_layers(model) -> dict[str, list[keras.layers.Layer]]:
+    """Return name of each head → its layers, from the features to the output."""
+    chains = {}
+    for output in model.layers:
+        if isinstance(output, TaskOutput):
+            chain: list[keras.layers.Layer] = []
+            node = output._inbound_nodes[0]  # the first is that of the model itself
+            while not isinstance(node.operation, Backbone):
+                chain.insert(0, node.operation)
+                (node,) = node.parent_nodes
+            chains[output.name] = chain
+    return chains
+
+
+def by_head(heads: dict[str, Head], values) -> dict:
+    """Return labels or outputs by the head's name; they are a dict only if there are several."""
+    return values if isinstance(values, dict) else dict.fromkeys(heads, values)
+
+
 def compile_arguments(heads: dict[str, Head]) -> dict:
-    """`loss`, `metrics` and, of several heads, `loss_weights` for `model.compile`.
+    """Return `loss`, `metrics` and, for several heads, `loss_weights` for `model.compile`.
 
     Args:
         heads: `heads_of(model)`.
@@ -186,13 +225,8 @@ def compile_arguments(heads: dict[str, Head]) -> dict:
     }
 
 
-def by_head(heads: dict[str, Head], values) -> dict:
-    """Labels or outputs by the head's name: they are a dict only where there are several."""
-    return values if isinstance(values, dict) else dict.fromkeys(heads, values)
-
-
 def fit_heads(model: keras.Model, labels) -> None:
-    """Lets the heads take from the training labels what they have to know (see `Head.fitted`).
+    """Let the heads derive what they need from the training labels (see `Head.fitted`).
 
     Compile the model afterwards.
     """
@@ -202,25 +236,23 @@ def fit_heads(model: keras.Model, labels) -> None:
 
 
 def check_targets(heads: dict[str, Head], data) -> None:
-    """Raises InputError where some data are labelled with something else than the heads answer."""
-    targets = data.targets if isinstance(data.targets, dict) else {"": data.targets}
-    if isinstance(data.targets, dict) != (len(heads) > 1):
+    """Raise InputError if the labels of some data do not fit the heads."""
+    several = isinstance(data.targets, dict)
+    if several != (len(heads) > 1):
         raise InputError(
-            f"The model has the heads {', '.join(heads)}, the data labels for "
-            f"{', '.join(targets) if targets.keys() != {''} else 'one'}: build the model with "
-            "head_for(data)."
+            f"The model has the heads {', '.join(heads)}, but the data has labels for "
+            f"{', '.join(data.targets) if several else 'one'}: build the model with head_for(data)."
         )
-    if len(heads) == 1:
-        targets = {next(iter(heads)): data.targets}
+    targets = by_head(heads, data.targets)
     if heads.keys() != targets.keys():
         raise InputError(
-            f"The model's heads are {', '.join(heads)}, the data's {', '.join(targets)}."
+            f"The model's heads are {', '.join(heads)}, but the data's are {', '.join(targets)}."
         )
     for name, head in heads.items():
         target = targets[name]
         if head.task != target.task:
             raise InputError(
-                f"Head '{name}' of the model is {head.task}, but the data are {target.task}: build "
+                f"Head '{name}' of the model is {head.task}, but the data is {target.task}: build "
                 "the model with head_for(data)."
             )
         if head.names != target.names:

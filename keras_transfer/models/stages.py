@@ -1,8 +1,8 @@
-"""The stages of a backbone, found from its layer graph, and the `Backbone` model that has them.
+"""Stages of a backbone, found from its layer graph, and what of them is frozen.
 
-A backbone is a chain of stages that touch at exactly one tensor. Such a tensor is an articulation
-point of the layer graph: every path from the images to the features runs through it. Freezing,
-cutting and rates all speak of stages, so every cut is a real cut.
+A backbone is a chain of stages; one tensor flows from each stage to the next. Such a tensor is an
+articulation point of the layer graph: every path from the input to the features passes through it.
+Freezing, cutting and learning rates all refer to stages, so every cut is a real cut.
 """
 
 import contextlib
@@ -16,16 +16,18 @@ import numpy as np
 from keras_transfer.errors import InputError
 from keras_transfer.models import BATCH_NORM_POLICIES
 
+_QUICK = 0.9  # momentum of BatchNorm's moving averages, see `quick_statistics`
+
 
 @dataclass(frozen=True)
 class Stage:
     """One link of the chain.
 
     Attributes:
-        index: position in the chain, 0 is nearest to the image.
+        index: position in the chain; 0 is nearest to the input.
         name: name of the stage's last layer that has weights.
-        layers: the `keras.layers.Layer`s of the stage, in the order they are computed.
-        output: the one `KerasTensor` that later stages see.
+        layers: the `keras.layers.Layer`s of the stage, in the order in which they are computed.
+        output: the one `KerasTensor` that later stages read.
     """
 
     index: int
@@ -34,22 +36,17 @@ class Stage:
     output: keras.KerasTensor
 
 
-# Layers with weights that do not mix channels. A stage needs one layer that does: a stage of
-# nothing but a normalisation or a depthwise convolution would be half of its neighbour.
-_NOT_MIXING = (keras.layers.DepthwiseConv2D,)
-
-
 def find_stages(model: keras.Model) -> list[Stage]:
-    """The stages of a functional model with one input and one output, in order.
+    """Return the stages of a functional model with one input and one output, in order.
 
-    The graph is cut at its articulation points. Of these, a cut is kept when it separates two
-    parts that each hold a channel-mixing layer (normalisation, activation, padding and pooling
-    belong to what precedes them, a depthwise convolution to what follows), and when the tensor
-    there is no wider than the next kept one: a wide tensor that is narrowed again lies inside an
-    inverted bottleneck or before a transition, not between two blocks.
+    The graph is cut at its articulation points. A cut remains if it separates two parts that each
+    contain a channel-mixing layer (normalization, activation, padding and pooling belong to the
+    layer before them, a depthwise convolution to the layer after it), and if the tensor is no wider
+    than that of the next remaining cut: a wide tensor that is narrowed again lies inside an inverted
+    bottleneck or before a transition, not between two blocks.
 
     Raises:
-        ValueError: the model has several inputs or outputs, or is no functional model.
+        ValueError: the model is not functional, or has several inputs or outputs.
     """
     if not getattr(model, "inputs", None) or len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(f"Stages need a functional model with one input and one output: {model}")
@@ -58,19 +55,19 @@ def find_stages(model: keras.Model) -> list[Stage]:
         layers = tuple(
             node.operation for node in piece if isinstance(node.operation, keras.layers.Layer)
         )
-        named = [layer.name for layer in layers if layer.weights] or [piece[-1].operation.name]
-        stages.append(Stage(index, named[-1], layers, piece[-1].output_tensors[0]))
+        names = [layer.name for layer in layers if layer.weights] or [piece[-1].operation.name]
+        stages.append(Stage(index, names[-1], layers, piece[-1].output_tensors[0]))
     return stages
 
 
 def chain(model: keras.Model) -> list[list]:
-    """The graph's nodes (one call of one operation each), cut after each articulation point.
+    """Return the graph's nodes (one call of one operation each), cut after each articulation point.
 
-    In a graph with one input and one output every node lies on a path between them, so each node
-    comes before or after an articulation point in any topological order: a node is one exactly
-    when no edge jumps over it.
+    In a graph with one input and one output, every node lies on a path between them, so it comes
+    before or after an articulation point in any topological order: a node is an articulation point
+    exactly if no edge jumps over it.
     """
-    by_depth = model._nodes_by_depth  # the same table that keras.utils.plot_model draws from
+    by_depth = model._nodes_by_depth  # the table from which keras.utils.plot_model draws
     nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
     producer = {id(t): i for i, node in enumerate(nodes) for t in node.output_tensors}
     last_use = list(range(len(nodes)))
@@ -87,32 +84,30 @@ def chain(model: keras.Model) -> list[list]:
     return pieces
 
 
-def _has_kernel(piece):
-    """True where a piece has a weight matrix; the vectors of a normalisation are none."""
-    return any(len(w.shape) > 1 for node in piece for w in _weights(node.operation))
-
-
-def _mixes(piece):
+def _has_matrix(piece, without=()):
+    """Return whether a piece has a weight matrix, leaving out layers of some classes."""
     return any(
-        not isinstance(node.operation, _NOT_MIXING)
-        and any(len(w.shape) > 1 for w in _weights(node.operation))
+        len(weight.shape) > 1
         for node in piece
+        if not isinstance(node.operation, without)
+        for weight in getattr(node.operation, "weights", ())
     )
 
 
-def _weights(operation):
-    return getattr(operation, "weights", ())
+def _mixes_channels(piece):
+    # A normalization or a depthwise convolution alone would be half of the neighboring stage.
+    return _has_matrix(piece, without=keras.layers.DepthwiseConv2D)
 
 
 def _grouped(pieces):
-    """Joins pieces until each group has a channel-mixing layer and all that trails it."""
+    """Join pieces until each group has a channel-mixing layer and everything that trails it."""
     groups, current = [], []
     for piece in pieces:
-        if current and _mixes(current) and _has_kernel(piece):
+        if current and _mixes_channels(current) and _has_matrix(piece):
             groups.append(current)
             current = []
         current = current + piece
-    if groups and not _mixes(current):
+    if groups and not _mixes_channels(current):
         groups[-1] = groups[-1] + current
     else:
         groups.append(current)
@@ -120,19 +115,18 @@ def _grouped(pieces):
 
 
 def _without_wide_cuts(groups):
-    """Joins a group to the next where its output is wider than the next kept output."""
-    kept = [groups[-1]]
+    """Join a group to the next if its output is wider than the next remaining output."""
+    joined = [groups[-1]]
     for group in reversed(groups[:-1]):
-        channels, limit = (g[-1].output_tensors[0].shape[-1] for g in (group, kept[0]))
+        channels, limit = (g[-1].output_tensors[0].shape[-1] for g in (group, joined[0]))
         if channels > limit:
-            kept[0] = group + kept[0]
+            joined[0] = group + joined[0]
         else:
-            kept.insert(0, group)
-    return kept
+            joined.insert(0, group)
+    return joined
 
 
-# Stages and cut models are kept outside of the model: as attributes Keras would track and save
-# their layers a second time.
+# Outside the model: Keras would track attributes, and save their layers a second time.
 _stages: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _splits: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -141,16 +135,16 @@ _splits: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 class Backbone(keras.Model):
     """A functional model (images in, features out) that knows its stages.
 
-    Images are RGB, float or uint8 [N, H, W, 3] with values 0–255; the family's normalisation is
-    the first layer inside. Features are float [N, D], or [N, h, w, D] when built without pooling.
+    Images are RGB, float or uint8 [N, H, W, 3] with values 0–255; the family's normalization is
+    the first layer inside. Features are float [N, D], or [N, h, w, D] if built without pooling.
 
-    It is used like any functional model, with one difference: leading stages whose layers all have
+    It works like any functional model, with one difference: leading stages whose layers all have
     `trainable=False` run in inference mode (BatchNorm statistics, Dropout, StochasticDepth)
-    whatever `training` the call says. Keras alone freezes only BatchNorm so, and overrides a
+    regardless of `training` in the call. Keras itself does this only for BatchNorm, and overrides a
     `training=False` given when the model was built (keras issue 20285).
 
-    After `import keras_transfer.models.stages` (or through `keras_transfer.load_model`), a model that
-    contains a backbone is loaded by `keras.saving.load_model` with safe mode on.
+    After `import keras_transfer.models.stages` (or with `keras_transfer.load_model`),
+    `keras.saving.load_model` loads a model that contains a backbone with safe mode on.
     """
 
     def __init__(self, inputs, outputs, name=None, **kwargs):
@@ -159,24 +153,24 @@ class Backbone(keras.Model):
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages, from the image upwards."""
+        """The stages, starting at the input."""
         if self not in _stages:
             _stages[self] = find_stages(self)
         return _stages[self]
 
     @property
     def frozen_stages(self) -> int:
-        """How many leading stages have no trainable layer."""
+        """Number of leading stages without a trainable layer."""
         for stage in self.stages:
-            # An input layer has nothing to train, and Keras forgets its flag in saving.
+            # An input layer has nothing to train, and Keras does not save its flag.
             if any(x.trainable for x in stage.layers if not isinstance(x, keras.layers.InputLayer)):
                 return stage.index
         return len(self.stages)
 
     def split(self, k: int) -> tuple[keras.Model, keras.Model]:
-        """(prefix, suffix): the first `k` stages and the rest, on shared weights.
+        """Return (prefix, suffix): the first `k` stages and the rest, on shared weights.
 
-        `suffix(prefix(x))` equals the whole to float rounding.
+        `suffix(prefix(x))` equals the whole up to float rounding.
 
         Raises:
             ValueError: `k` is not between 1 and the number of stages minus 1.
@@ -205,34 +199,51 @@ class Backbone(keras.Model):
         return suffix(prefix(inputs, training=False), training=training)
 
 
-def batch_norms(part: "keras.Model | Stage") -> list:
-    """The BatchNorm layers among the layers of a model or stage, in their order.
+def backbone_of(model: keras.Model) -> Backbone:
+    """Return the backbone inside a model from `build_model` (or the model itself, if it is one).
 
-    Those of a layer that is a model itself are not among them: of a model of `build_model` they are
-    those of its heads.
+    Raises:
+        InputError: the model has no backbone.
     """
+    for layer in [model, *model.layers]:
+        if isinstance(layer, Backbone):
+            return layer
+    raise InputError(
+        f"The model '{model.name}' has no keras_transfer backbone: build it with build_model, or "
+        "take its backbone with backbone_from_model."
+    )
+
+
+def batch_norms(part: "keras.Model | Stage") -> list:
+    """Return the BatchNorm layers of a model or stage, in order; nested models are not searched."""
     return [x for x in part.layers if isinstance(x, keras.layers.BatchNormalization)]
+
+
+def norms_of(model: keras.Model, frozen: int = 0) -> list:
+    """Return the BatchNorm layers of the stages after the frozen ones, and of the heads."""
+    parts = [*backbone_of(model).stages[frozen:], model]
+    return [norm for part in parts for norm in batch_norms(part)]
 
 
 def is_untrained(backbone: keras.Model) -> bool:
     """Return True if the weights are random, because no BatchNorm layer has seen an example.
 
-    Without BatchNorm layers this cannot be told, and the answer is False.
+    Without BatchNorm layers this cannot be determined, and the answer is False.
     """
     means = [keras.ops.convert_to_numpy(norm.moving_mean) for norm in batch_norms(backbone)]
     return bool(means) and not any(map(np.any, means))
 
 
 def clone_with(model: keras.Model, inputs, call) -> keras.KerasTensor:
-    """Applies a functional model to another symbolic tensor, `call(layer, *args)` for each layer."""
+    """Apply a functional model to another symbolic tensor, by `call(layer, *args)` for each layer."""
     results = {}
 
     def recorded(layer, *args, **kwargs):
         results[layer] = call(layer, *args, **kwargs)
         return results[layer]
 
-    # Cloning walks the graph for us; of its result only the tensors we made ourselves are used,
-    # since the cloned model starts at an input of its own.
+    # Cloning walks the graph for us. Only the tensors made by `call` are used, because the cloned
+    # model starts at an input of its own.
     keras.models.clone_model(
         model,
         input_tensors=inputs,
@@ -243,9 +254,9 @@ def clone_with(model: keras.Model, inputs, call) -> keras.KerasTensor:
 
 
 def rebuild(model: keras.Model, inputs, skip=()) -> keras.KerasTensor:
-    """Applies the layers of a functional model, nested models unrolled, to another tensor.
+    """Apply the layers of a functional model to another tensor, with nested models unrolled.
 
-    The weights are shared. `skip` names layer classes that are left out.
+    The weights are shared. Layers of the classes in `skip` are left out.
     """
 
     def apply(layer, *args, **kwargs):
@@ -265,40 +276,19 @@ def rebuild(model: keras.Model, inputs, skip=()) -> keras.KerasTensor:
     return clone_with(model, inputs, apply)
 
 
-def backbone_of(model: keras.Model) -> Backbone:
-    """The backbone inside a model that `build_model` made (or the model itself, if it is one).
-
-    Raises:
-        InputError: there is none.
-    """
-    for layer in [model, *model.layers]:
-        if isinstance(layer, Backbone):
-            return layer
-    raise InputError(
-        f"The model '{model.name}' has no keras_transfer backbone: build it with build_model, or "
-        "take its backbone with backbone_from_model."
-    )
-
-
-def norms_of(model: keras.Model, frozen: int = 0) -> list:
-    """The BatchNorm layers of the stages after the frozen ones, and of the heads."""
-    parts = [*backbone_of(model).stages[frozen:], model]
-    return [norm for part in parts for norm in batch_norms(part)]
-
-
-_QUICK = 0.9  # momentum of BatchNorm's averages
+# -- freezing -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """What `freeze` did. `print` it: it says the rounding too.
+    """Result of `freeze`, after rounding to a stage boundary. Print it for a one-line summary.
 
     Attributes:
         stages: number of leading stages that are frozen.
         of: number of stages of the backbone.
         layers: number of the backbone's layers in the frozen stages.
         of_layers: number of the backbone's layers.
-        trainable_parameters: number of parameters of the whole model that train.
+        trainable_parameters: number of trainable parameters of the whole model.
         parameters: number of parameters of the whole model.
     """
 
@@ -317,20 +307,20 @@ class Frozen:
 
 
 def frozen_stages(backbone: Backbone, what) -> int:
-    """The number of leading stages that `what` means, rounded down to a stage boundary.
+    """Return the number of leading stages to freeze, rounded down to a stage boundary.
 
     Args:
-        backbone: the backbone that is asked about.
-        what: `"all"`, `"none"`, a `Stage` (frozen up to and with it), `"stage:N"` (the first N
-            stages), `"top:N"` (all but the last N stages), the name of a layer (up to and with it),
-            an int (that many layers, counted as `backbone.layers[:k]`), or a float between 0 and 1
-            (that share of the layers).
+        backbone: the backbone.
+        what: `"all"`, `"none"`, a `Stage` (up to and including it), `"stage:N"` (the first N
+            stages), `"top:N"` (all but the last N stages), the name of a layer (up to and including
+            it), an int (that many layers, counted as in `backbone.layers[:k]`), or a float between
+            0 and 1 (that share of the layers).
 
     Returns:
-        The largest number of stages that together have no layer beyond those asked for.
+        The largest number of stages that together contain no layer beyond `what`.
 
     Raises:
-        InputError: no such layer or stage, or a number out of range.
+        InputError: unknown layer or stage, or a number out of range.
     """
     sizes = [len(stage.layers) for stage in backbone.stages]
     layers = [layer.name for stage in backbone.stages for layer in stage.layers]
@@ -345,10 +335,12 @@ def _layer_count(backbone, what, sizes, layers):
     if isinstance(what, Stage):
         what = f"stage:{what.index + 1}"
     if isinstance(what, bool) or not isinstance(what, (str, int, float)):
-        raise InputError(f"Cannot freeze {what!r}: give 'all', 'none', a layer, a number or stage.")
+        raise InputError(
+            f"Cannot freeze {what!r}: pass 'all', 'none', a layer, a stage or a number."
+        )
     if isinstance(what, float):
         if not 0 <= what <= 1:
-            raise InputError(f"Cannot freeze a share of {what}: give a number between 0.0 and 1.0.")
+            raise InputError(f"Cannot freeze a share of {what}: it must be between 0.0 and 1.0.")
         return int(what * len(layers))
     if isinstance(what, int):
         if not 0 <= what <= len(layers):
@@ -368,29 +360,26 @@ def _layer_count(backbone, what, sizes, layers):
 
 
 def freeze(model: keras.Model, what="all", *, batch_norm: str = "frozen") -> Frozen:
-    """Freezes the leading part of the backbone and sets the rest of the model to train.
+    """Freeze the leading part of the backbone and make the rest of the model trainable.
 
-    The frozen part runs in inference mode whatever `training` the model is called with. Compile
-    the model afterwards: Keras reads what trains at that moment.
+    The frozen part runs in inference mode regardless of `training` in calls of the model. Compile
+    the model afterwards, because Keras reads then which weights are trainable.
 
     Args:
-        model: a model of `build_model`, or a `Backbone`.
+        model: a model from `build_model`, or a `Backbone`.
         what: see `frozen_stages`.
-        batch_norm: for the trained part of the backbone. `"frozen"` keeps BatchNorm's statistics,
-            scale and offset as they were trained: right for fine-tuning on small batches.
-            `"train"` trains them: right from scratch.
-
-    Returns:
-        What was done, after rounding.
+        batch_norm: treatment of BatchNorm in the trained part of the backbone. `"frozen"` leaves
+            statistics, scale and offset as they are, which suits fine-tuning on small batches;
+            `"train"` trains them, which suits training from scratch.
 
     Raises:
-        InputError: no such layer, stage or policy, or a model without a backbone.
+        InputError: unknown layer, stage or policy, or a model without a backbone.
     """
     if batch_norm not in BATCH_NORM_POLICIES:
         raise InputError(f"batch_norm must be one of {BATCH_NORM_POLICIES}, not {batch_norm!r}.")
     backbone = backbone_of(model)
     k = frozen_stages(backbone, what)
-    # Keras passes a model's flag on to its layers only when it changes: say it to each.
+    # Keras passes a model's flag on to its layers only if it changes, so set it on each.
     for layer in [model, *model.layers]:
         layer.trainable = True
     backbone.trainable = k < len(backbone.stages)
@@ -403,18 +392,18 @@ def freeze(model: keras.Model, what="all", *, batch_norm: str = "frozen") -> Fro
         of=len(backbone.stages),
         layers=sum(len(stage.layers) for stage in backbone.stages[:k]),
         of_layers=sum(len(stage.layers) for stage in backbone.stages),
-        trainable_parameters=_size(model.trainable_weights),
-        parameters=_size(model.weights),
+        trainable_parameters=parameter_count(model.trainable_weights),
+        parameters=parameter_count(model.weights),
     )
 
 
 @contextlib.contextmanager
 def quick_statistics(model: keras.Model):
-    """Within it, BatchNorm's moving averages span the last ten batches or so, whatever was built.
+    """Make BatchNorm's moving averages span about the last ten batches, inside a `with` block.
 
-    Momenta of `keras.applications` (0.99 to 0.999) are for hundreds of thousands of steps. After a
-    thousand steps a network from scratch would still be evaluated with a third of the statistics
-    that it was born with, and name one class for every image.
+    The momenta of `keras.applications` (0.99 to 0.999) suit hundreds of thousands of steps. After a
+    thousand steps, a network trained from scratch would still be evaluated with a third of its
+    initial statistics, and predict one class for every image.
     """
     norms = batch_norms(backbone_of(model))
     momenta = [norm.momentum for norm in norms]
@@ -428,35 +417,11 @@ def quick_statistics(model: keras.Model):
 
 
 def stage_of_weights(model: keras.Model) -> dict[int, int]:
-    """id(weight) → index of its stage, for the weights of the backbone; the head's are missing."""
+    """Return id(weight) → index of its stage, for the backbone's weights only."""
     stages = backbone_of(model).stages
     return {id(w): s.index for s in stages for layer in s.layers for w in layer.weights}
 
 
-def summary(model: keras.Model) -> str:
-    """A table of what trains: a line a stage and one for the head."""
-    backbone = backbone_of(model)
-    lines = [
-        f"{'stage':<6}{'last layer with weights':<44}{'layers':>7}{'parameters':>13}{'train':>13}"
-    ]
-    weights: set[int] = set()
-    trainable: set[int] = set()
-    for stage in backbone.stages:
-        own = [w for layer in stage.layers for w in layer.weights]
-        learned = [w for layer in stage.layers for w in layer.trainable_weights]
-        weights.update(map(id, own))
-        trainable.update(map(id, learned))
-        lines.append(
-            f"{stage.index + 1:<6}{stage.name[:42]:<44}{len(stage.layers):>7}"
-            f"{_size(own):>13,}{_size(learned):>13,}"
-        )
-    head = [w for w in model.weights if id(w) not in weights]
-    head_trainable = [w for w in model.trainable_weights if id(w) not in trainable]
-    if head:
-        layers = len(model.layers) - 2  # without the input and the backbone
-        lines.append(f"{'head':<50}{layers:>7}{_size(head):>13,}{_size(head_trainable):>13,}")
-    return "\n".join(lines)
-
-
-def _size(weights):
+def parameter_count(weights) -> int:
+    """Return the number of parameters in some weights."""
     return sum(math.prod(w.shape) for w in weights)

@@ -169,8 +169,8 @@ def test_names_and_labels_that_do_not_fit(colours, tmp_path):
     ab = Classification("ab")
     for heads, words in (
         ({"one": ab}, "two or more"),
-        ({"a b": ab, "c": ab}, "is no name for a head"),
-        ({"loss": ab, "c": ab}, "is no name for a head"),
+        ({"a b": ab, "c": ab}, "Invalid head name"),
+        ({"loss": ab, "c": ab}, "Invalid head name"),
     ):
         with pytest.raises(InputError, match=words):
             heads_model(heads)
