@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_transfer.cli.demo import AUGMENT, IMAGE_SIZE, write_images
 from keras_transfer.data import from_directory
-from keras_transfer.models.acceleration import PRECISIONS
+from keras_transfer.models import PRECISIONS
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import Backbone

@@ -14,7 +14,8 @@ import keras
 import numpy as np
 
 from keras_transfer.cli.demo import small_backbone
-from keras_transfer.models.acceleration import PRECISIONS, jit_compile, training_step
+from keras_transfer.models import PRECISIONS
+from keras_transfer.models.acceleration import jit_compile, training_step
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 

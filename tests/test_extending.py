@@ -110,7 +110,7 @@ def test_a_head_that_could_not_be_loaded_again_is_refused():
     class Unregistered(kt.Classification):
         pass
 
-    with pytest.raises(kt.InputError, match="Unregistered is not known to Keras"):
+    with pytest.raises(kt.InputError, match="Keras does not know the head Unregistered"):
         kt.build_model(tiny_backbone(), Unregistered(("a", "b")), image_size=32)
 
 

@@ -1,12 +1,13 @@
-"""Networks: stages and backbones, heads, freezing, folding and number formats; `sources` builds backbones.
+"""Models: backbones and their stages, heads, freezing, and what makes training fast.
 
-This package itself imports neither Keras nor TensorFlow, so that names can be checked before them.
-Modules here may import `data`, `modalities`, `utils` and `errors`.
+`sources` builds backbones. This package itself imports neither Keras nor TensorFlow, so that names
+can be checked first. Modules here may import `data`, `modalities`, `utils` and `errors`.
 """
 
 from keras_transfer.utils.lazy import lazy_names
 
 BATCH_NORM_POLICIES = ("frozen", "train")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 _NAMES = {
     "Backbone": "stages",

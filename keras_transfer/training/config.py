@@ -17,12 +17,12 @@ from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError
 from keras_transfer.features.caching import CACHES, ENGINE_NAMES, check_engine
 from keras_transfer.modalities.image.augment import plain_augmentation
+from keras_transfer.models import PRECISIONS
 from keras_transfer.schedules.phases import KEEP
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.distributed.single_process import CHOICES as DISTRIBUTE
 from keras_transfer.training.distributed.single_process import SCALINGS
 
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 FEATURE_DTYPES = ("auto", "float32", "float16", "bfloat16")
 POLICIES = ("evidence", "classical")  # of the advisor
 

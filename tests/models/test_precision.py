@@ -70,7 +70,7 @@ def test_a_measurement_is_made_once_and_never_stops_a_training(machine, monkeypa
     assert len(measured) == 2
     assert precision.set_precision("auto").name == "float32"  # nothing to measure
     monkeypatch.setattr(precision, "bfloat16_gain", lambda *what: 1 / 0)
-    assert "measuring failed" in precision.set_precision("auto", "vgg16", 224).reason
+    assert "measurement failed" in precision.set_precision("auto", "vgg16", 224).reason
 
 
 def test_asked_for_is_given_and_nonsense_refused(machine):

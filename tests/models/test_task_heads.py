@@ -180,7 +180,7 @@ def test_names_and_labels_that_do_not_fit(colours, tmp_path):
         Regression(["x", "y"], mean=(1.0,), scale=(2.0,))
     data = two_headed(colours)
     for head, words in (
-        (Classification(data.class_names), "the data labels for colour, red"),
+        (Classification(data.class_names), "the data has labels for colour, red"),
         ({"colour": Classification("abc"), "blue": Regression(["x"])}, "heads are blue, colour"),
         ({"colour": MultiLabel("abc"), "red": Regression(["x"])}, "is multi_label, but the data"),
         (
