@@ -200,7 +200,7 @@ def test_names_and_labels_that_do_not_fit(colours, tmp_path):
     with pytest.raises(InputError, match="class_weights mean nothing for"):
         Trainer(two, weighed)
     smoothed = Schedule("s", (Phase("p", "none", 1, label_smoothing=0.1),))
-    with pytest.raises(InputError, match="label_smoothing means nothing"):
+    with pytest.raises(InputError, match="label_smoothing does not apply"):
         Trainer(heads_model(Regression(["x"])), smoothed)
 
 
