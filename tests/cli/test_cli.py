@@ -181,7 +181,7 @@ def test_model_file_made_by_something_else(tmp_path):
     data = folder_of(tmp_path / "data", COLOURS)
     (tmp_path / "model.keras").write_text("by somebody else")
     result = run("train", data, "--out", tmp_path / "run", "--backbone", tmp_path / "model.keras")
-    check_one_line(result, "no Keras 3 model file")
+    check_one_line(result, "not a Keras 3 model file")
 
 
 def test_help_and_backbones_load_no_tensorflow():

@@ -32,7 +32,7 @@ def test_unknown_name_suggests_near_ones():
 
 def test_image_size_below_the_familys_least():
     check_backbone("xception", 71, weights=None)
-    with pytest.raises(InputError, match="70 is too small for xception: give 71"):
+    with pytest.raises(InputError, match="70 is too small for xception: use 71"):
         check_backbone("xception", 70, weights=None)
     with pytest.raises(InputError, match="too small"):
         build_model("vgg16", Classification("ab"), image_size=31, weights=None)
@@ -92,7 +92,7 @@ def test_wrong_weights_file(tmp_path):
         build_backbone("mobilenet_0.25", weights=str(tmp_path / "none.h5"))
     other = build_backbone("mobilenet_v2_0.35", weights=None)
     other.save_weights(tmp_path / "other.weights.h5")
-    with pytest.raises(InputError, match=r"holds no weights for mobilenet_0\.25"):
+    with pytest.raises(InputError, match=r"has no weights for mobilenet_0\.25"):
         build_backbone("mobilenet_0.25", weights=str(tmp_path / "other.weights.h5"))
 
 
@@ -174,25 +174,45 @@ def test_source_models_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match="RGB"):
         backbone_from_model(table)
     flat = keras.Sequential([keras.Input((8, 8, 3)), L.Flatten(), L.Dense(2)])
-    with pytest.raises(InputError, match="no layer that gives a feature map"):
+    with pytest.raises(InputError, match="no layer that outputs a feature map"):
         backbone_from_model(flat)
 
     with pytest.raises(InputError, match="does not exist"):
         check_source_model(tmp_path / "none.keras")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run"):
         check_source_model(tmp_path / "empty")
     (tmp_path / "text.keras").write_text("no model")
-    with pytest.raises(InputError, match="no Keras 3 model file"):
+    with pytest.raises(InputError, match="not a Keras 3 model file"):
         check_source_model(tmp_path / "text.keras")
 
 
 def test_a_model_with_code_in_it_is_not_loaded(tmp_path):
     """Safe mode: a lambda in a model file is code of somebody else's."""
     model = keras.Sequential([keras.Input((4,)), L.Lambda(lambda x: x + 1)])
-    model.save(tmp_path / "code.keras")
-    with pytest.raises(InputError, match=r"Cannot load .*code\.keras"):
-        load_model(tmp_path / "code.keras")
+    for name in ("code.keras", "code.h5"):
+        model.save(tmp_path / name)
+        with pytest.raises(InputError, match=f"Cannot load .*{name}"):
+            load_model(tmp_path / name)
+
+
+def test_a_source_model_in_an_h5_file(rng, tmp_path):
+    source = foreign_model(HEADS["pooled"]())
+    file = tmp_path / "mine.h5"
+    source.save(file)
+    check_backbone(str(file))
+    model = build_model(str(file), Classification("ab"))
+    x = rng.integers(0, 255, (2, 32, 32, 3)).astype("uint8")
+    expected = keras.Model(source.inputs, source.layers[-3].output)(x)
+    np.testing.assert_allclose(backbone_of(model)(x), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="does not exist"):
+        check_backbone("mine.h5")
+    source.save_weights(tmp_path / "some.weights.h5")
+    with pytest.raises(InputError, match="Cannot load .*weights.h5"):
+        backbone_from_model(str(tmp_path / "some.weights.h5"))
+    file.write_text("no model")
+    with pytest.raises(InputError, match="not a Keras 3 model file"):
+        check_backbone(str(file))
 
 
 def test_names_are_snake_case_and_carry_the_width():

@@ -1,8 +1,7 @@
-"""Every `keras.applications` model that has ImageNet weights, in one table, and what can be told by it.
+"""Backbones from `keras.applications`: a table of all that have ImageNet weights, and building them.
 
-The table is plain data, so that names and sizes can be checked before Keras is imported, which
-`backbone_building` needs. The
-columns that could drift from Keras (parameters, stages, file names) are held by the contract tests.
+The table is plain data, so that names and sizes can be checked before Keras is imported. Contract
+tests compare the columns that could drift from Keras (parameters, stages, file names).
 """
 
 import difflib
@@ -16,19 +15,20 @@ from pathlib import Path
 
 from keras_transfer.errors import InputError
 
-# How RGB 0–255 becomes what a family was trained on: channel order, then x * scale + offset.
+POOLINGS = ("avg", "max", None)
+# How RGB 0–255 becomes the input a family was trained on: channel order, then x * scale + offset.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 PREPROCESSING: dict[str, dict | None] = {
     "tf": dict(scale=1 / 127.5, offset=-1.0),  # to [-1, 1]
     "128": dict(scale=1 / 128.0, offset=-1.0),  # EfficientNetV2 S, M, L
-    "torch": dict(  # zero mean and unit variance a channel over ImageNet
+    "torch": dict(  # zero mean and unit variance per channel over ImageNet
         scale=[1 / (255 * s) for s in _IMAGENET_STD],
         offset=[-m / s for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD)],
     ),
     "caffe": dict(bgr=True, scale=1.0, offset=[-103.939, -116.779, -123.68]),
-    "unit": dict(scale=1 / 255.0, offset=0.0),  # to [0, 1], for a user's own model
-    "none": None,  # the model takes 0–255 as it is
+    "unit": dict(scale=1 / 255.0, offset=0.0),  # to [0, 1], for your own models
+    "none": None,  # the model takes 0–255
 }
 
 
@@ -40,17 +40,17 @@ class BackboneSpec:
 
     Attributes:
         name: the name used everywhere, e.g. `"mobilenet_v2_0.35"`.
-        function: the function of `keras.applications`, or one of your own that takes
-            `include_top=False`, `weights=None`, `input_shape`, `pooling` and `arguments` as those do.
-        module: the module of `keras.applications` with the family's `preprocess_input`; of your own
-            any name.
+        function: the function of `keras.applications`, or your own that takes `include_top=False`,
+            `weights=None`, `input_shape`, `pooling` and `arguments` in the same way.
+        module: the module of `keras.applications` with the family's `preprocess_input`; any name
+            for your own.
         preprocessing: a key of `PREPROCESSING`.
         size: the image size (height = width) of the ImageNet training.
         min_size: the smallest image size that the family allows.
         parameters: number of parameters without the ImageNet classifier.
         stages: number of stages.
         weights_file: the file without classifier that Keras downloads to `KERAS_HOME/models`.
-        arguments: what is passed to the function besides weights and pooling.
+        arguments: passed to the function in addition to weights and pooling.
     """
 
     name: str
@@ -66,7 +66,7 @@ class BackboneSpec:
 
     @property
     def batch_norm(self) -> bool:
-        """True where the family has BatchNorm."""
+        """Whether the family has BatchNorm."""
         return self.module not in ("convnext", "vgg16", "vgg19")
 
     @property
@@ -88,7 +88,8 @@ def _row(name, function, module, preprocessing, size, min_size, params, stages, 
 _TF = "_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _V2 = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_"
 _V3 = "weights_mobilenet_v3_"
-# name, function, module, preprocessing, size, least size, parameters, stages, weights file
+
+# name, function, module, preprocessing, size, smallest size, parameters, stages, weights file
 # fmt: off
 _ROWS = (
     _row("convnext_tiny", "ConvNeXtTiny", "convnext", "torch", 224, 32, 27_820_128, 22, "convnext_tiny_notop.h5"),
@@ -147,15 +148,19 @@ _ROWS = (
 # fmt: on
 
 BACKBONES = {row.name: row for row in _ROWS}
-# Where Keras downloads the weights from; asked only to say early that there is no way to it.
+
+# The host from which Keras downloads the weights; contacted only to check early that it is reachable.
 _WEIGHTS_HOST = "https://storage.googleapis.com/tensorflow/keras-applications/"
 
 
+# -- checks without Keras -------------------------------------------------------------------------
+
+
 def find_spec(name: str) -> BackboneSpec:
-    """The row of the table with this name.
+    """Return the row of the table with this name.
 
     Raises:
-        InputError: no such name; the message suggests the nearest ones.
+        InputError: unknown name; the message suggests similar ones.
     """
     if name in BACKBONES:
         return BACKBONES[name]
@@ -167,24 +172,25 @@ def find_spec(name: str) -> BackboneSpec:
 
 
 def is_source_model(backbone: str) -> bool:
-    """True where `backbone` means a user's own model (a `.keras` file or a run directory)."""
+    """Return whether `backbone` means your own model: a `.keras` or `.h5` file, or a run directory."""
+    name = str(backbone)
     return backbone not in BACKBONES and (
-        str(backbone).endswith(".keras") or os.sep in str(backbone) or Path(backbone).exists()
+        name.endswith((".keras", ".h5")) or os.sep in name or Path(name).exists()
     )
 
 
 def weights_path(spec: BackboneSpec) -> Path:
-    """Where Keras keeps the ImageNet weights of this row: `$KERAS_HOME/models` or `~/.keras/models`."""
+    """Return where Keras stores the ImageNet weights: in `$KERAS_HOME/models` or `~/.keras/models`."""
     home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
     return Path(home) / "models" / spec.weights_file
 
 
 def check_backbone(backbone: str, image_size: int | None = None, weights="imagenet") -> None:
-    """Says early what would go wrong later: all that can be known before Keras is imported.
+    """Check everything that can be checked before Keras is imported.
 
     Raises:
-        InputError: unknown name, a source model that is none, an image size below the family's
-            least, or ImageNet weights that are out of reach.
+        InputError: unknown name, invalid source model, an image size below the family's minimum, or
+            unavailable ImageNet weights.
     """
     if is_source_model(backbone):
         check_source_model(backbone)
@@ -196,18 +202,18 @@ def check_backbone(backbone: str, image_size: int | None = None, weights="imagen
 
 
 def check_image_size(spec: BackboneSpec, image_size: int | None) -> None:
-    """Raises InputError where the family does not allow the image size."""
+    """Raise InputError if the family does not allow the image size."""
     if image_size is not None and image_size < spec.min_size:
         raise InputError(
-            f"Image size {image_size} is too small for {spec.name}: give {spec.min_size} or more "
+            f"Image size {image_size} is too small for {spec.name}: use {spec.min_size} or more "
             f"(its ImageNet weights were trained at {spec.size})."
         )
 
 
 def check_weights(spec: BackboneSpec) -> None:
-    """Raises InputError where the ImageNet weights are neither on this machine nor in reach.
+    """Raise InputError if the ImageNet weights are neither on this machine nor downloadable.
 
-    Cheap: looks for the file, else asks the host for its headers, without importing Keras.
+    This looks for the file, then requests the host's headers.
     """
     if weights_path(spec).is_file():
         return
@@ -215,55 +221,61 @@ def check_weights(spec: BackboneSpec) -> None:
         request = urllib.request.Request(_WEIGHTS_HOST, method="HEAD")
         urllib.request.urlopen(request, timeout=5)
     except urllib.error.HTTPError:
-        return  # it answered, so Keras can try
+        return  # the host answered, so Keras can try
     except OSError as error:
-        raise no_weights(spec, error) from None
+        raise _no_weights(spec, error) from None
 
 
-def no_weights(spec: BackboneSpec, error: Exception) -> InputError:
-    """What to say where the ImageNet weights of a row cannot be had."""
+def _no_weights(spec, error) -> InputError:
     path = weights_path(spec)
     reason = getattr(error, "reason", error)
     return InputError(
         f"No ImageNet weights for {spec.name}: {path} does not exist and the download failed "
         f"({reason}). Copy {path.name} from a machine that has it into {path.parent}, set "
-        f"KERAS_HOME to the folder that holds models/, or choose a backbone that "
+        f"KERAS_HOME to the folder that contains models/, or choose a backbone that "
         f"`keras-transfer backbones` marks as present."
     )
 
 
 def check_source_model(path: str) -> Path:
-    """The `.keras` file that `path` (a file or a run directory) means, seen to be one.
+    """Return the model file that `path` (a file or a run directory) means.
 
     Raises:
-        InputError: no such file, or it was not written by Keras 3.
+        InputError: there is no such file, or Keras 3 cannot have written it.
     """
     path = Path(path)
     file = path / "model.keras" if path.is_dir() else path
     if not file.is_file():
-        what = "is no run (it has no model.keras)" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {what}: give a .keras file or the directory of a finished run.")
-    members = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
-    if not {"config.json", "model.weights.h5"} <= set(members):
+        what = "is not a run (it has no model.keras)" if path.is_dir() else "does not exist"
         raise InputError(
-            f"{file} is no Keras 3 model file: save the model with model.save('name.keras')."
+            f"{path} {what}: pass a .keras or .h5 file or the directory of a finished run."
+        )
+    if file.suffix == ".h5":
+        with file.open("rb") as opened:
+            valid = opened.read(8) == b"\x89HDF\r\n\x1a\n"
+    else:
+        members = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+        valid = {"config.json", "model.weights.h5"} <= set(members)
+    if not valid:
+        raise InputError(
+            f"{file} is not a Keras 3 model file: save the model with model.save('name.keras')."
         )
     return file
 
 
-POOLINGS = ("avg", "max", None)
+# -- building -------------------------------------------------------------------------------------
 
 
 def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="avg"):
-    """Builds a backbone of the table, or takes one from a user's own model.
+    """Build a backbone from the table, or take one out of your own model.
 
     Args:
-        backbone: a name of `BACKBONES`, or what `backbone_from_model` takes.
+        backbone: a name of `BACKBONES`, or a source model as for `backbone_from_model`.
         image_size: height and width of the images, at least the row's `min_size`; by default the
             row's `size`, or that of the source model.
-        weights: `"imagenet"` (found in `KERAS_HOME`, else downloaded), a path to a weights file of
-            the same architecture without classifier, or None for random weights. A user's own
-            model brings its weights; None makes them random again.
+        weights: `"imagenet"` (found in `KERAS_HOME`, or downloaded), a path to a weights file of
+            the same architecture without classifier, or None for random weights. A source model
+            brings its own weights; None makes them random again.
         pooling: `"avg"` or `"max"` for features [N, D], None for a feature map [N, h, w, D].
 
     Returns:
@@ -272,34 +284,34 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
 
     Raises:
         InputError: unknown name, unknown pooling, an image size that the family does not allow, or
-            weights that cannot be had.
+            unavailable weights.
     """
+    import keras
+
+    from keras_transfer.models.stages import Backbone, rebuild
+
     if pooling not in POOLINGS:
-        raise InputError(f"Unknown pooling {pooling!r}: give 'avg', 'max' or None.")
+        raise InputError(f"Unknown pooling {pooling!r}. Choose 'avg', 'max' or None.")
     if not isinstance(backbone, str) or is_source_model(backbone):
         from keras_transfer.models.sources.own import backbone_from_model
 
         return backbone_from_model(
             backbone, image_size=image_size, pooling=pooling, weights=weights
         )
-    import keras
-
-    from keras_transfer.models.stages import Backbone, rebuild
-
     spec = find_spec(backbone)
     check_image_size(spec, image_size)
     size = image_size or spec.size
     application = _application(spec, size, weights, pooling)
     inputs = keras.Input((size, size, 3), name="images")
-    # The families that normalise by themselves do it here like all others: so the graph does not
-    # depend on `weights` (EfficientNet's does), and images mean the same everywhere.
+    # Families that normalize inside their network are treated like all others, so that the graph
+    # does not depend on `weights` (EfficientNet's does), and images always mean the same.
     own_preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
-    features = rebuild(application, normalise(inputs, spec.preprocessing), skip=own_preprocessing)
+    features = rebuild(application, normalized(inputs, spec.preprocessing), skip=own_preprocessing)
     return Backbone(inputs, features, name=spec.name)
 
 
-def normalise(images, preprocessing: str):
-    """Applies a row of `PREPROCESSING` to a symbolic image tensor, in float32."""
+def normalized(images, preprocessing: str):
+    """Apply a row of `PREPROCESSING` to a symbolic image tensor, in float32."""
     import keras
 
     rule = PREPROCESSING[preprocessing]
@@ -313,15 +325,15 @@ def normalise(images, preprocessing: str):
 
 
 def _application(spec, size, weights, pooling):
-    """The model of `keras.applications` without classifier, weights loaded.
+    """Return the model of `keras.applications` without classifier, weights loaded.
 
-    It is built for one image size: several families choose their padding by it.
+    It is built for one image size, because several families choose their padding by it.
     """
     local = weights_path(spec)
     if weights == "imagenet" and local.is_file():
-        weights = str(local)  # Keras itself looks elsewhere when KERAS_HOME cannot be written to
+        weights = str(local)  # Keras itself looks elsewhere if KERAS_HOME is not writable
     elif weights not in ("imagenet", None) and not Path(weights).is_file():
-        raise InputError(f"No weights file {weights}: give a path, 'imagenet' or None.")
+        raise InputError(f"No weights file {weights}: pass a path, 'imagenet' or None.")
     arguments = dict(include_top=False, pooling=pooling, **spec.arguments)
     downloaded = _downloaded(spec, arguments) if weights == "imagenet" else None
     try:
@@ -337,18 +349,18 @@ def _application(spec, size, weights, pooling):
             application.load_weights(str(weights))
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{weights} holds no weights for {spec.name}: {reason}") from error
+            raise InputError(f"{weights} has no weights for {spec.name}: {reason}") from error
     return application
 
 
 def _downloaded(spec, arguments):
-    """The ImageNet weights as Keras itself fetches and verifies them.
+    """Return the ImageNet weights as Keras itself downloads and verifies them.
 
-    At the size of the ImageNet training: NASNetLarge built for any size is another network, which
-    the file would not fit.
+    They are loaded at the size of the ImageNet training, because NASNetLarge built for any size is
+    another network, which the file would not fit.
     """
     try:
         native = (spec.size, spec.size, 3)
         return spec.constructor(weights="imagenet", input_shape=native, **arguments).get_weights()
     except Exception as error:
-        raise no_weights(spec, error) from error
+        raise _no_weights(spec, error) from error

@@ -1,41 +1,35 @@
-"""Backbones as networks: built from a row of the table, or taken out of a user's own model.
-
-What can be told of a name, a size or a file without Keras, `backbones` has told before.
-"""
+"""Take a backbone out of your own model or file; load models of this package."""
 
 import keras
 
 from keras_transfer.errors import InputError
 from keras_transfer.models import heads  # noqa: F401  (registers its layers, for `load_model`)
-from keras_transfer.models.sources.applications import (
-    check_source_model,
-    normalise,
-)
+from keras_transfer.models.sources.applications import check_source_model, normalized
 from keras_transfer.models.stages import Backbone, chain, rebuild
 
 
 def backbone_from_model(
     source, *, image_size=None, pooling="avg", weights="imagenet", preprocessing="none"
 ):
-    """Takes the backbone out of a user's own trained model (the source model).
+    """Take the backbone out of your own trained model (the source model).
 
-    A model built by this package gives back its backbone. From any other functional or sequential
-    model the head is removed: everything from the last pooling or flattening on.
+    A model built by this package returns its backbone. From any other functional or sequential
+    model, the head is removed: everything from the last pooling or flattening on.
 
     Args:
-        source: a `keras.Model`, a `.keras` file or a run directory.
+        source: a `keras.Model`, a `.keras` or `.h5` file or a run directory.
         image_size: height and width of the images; by default those of the source model.
-        pooling: as in `build_backbone`; a backbone of this package keeps the one it was built with.
-        weights: None re-initialises the weights (training from scratch); else they are kept.
-        preprocessing: the key of `PREPROCESSING` that was applied to the images outside of the
-            source model; a model of this package has it inside.
+        pooling: as in `build_backbone`; a backbone of this package retains its own.
+        weights: None re-initializes the weights (training from scratch); otherwise they remain.
+        preprocessing: the key of `PREPROCESSING` that was applied to the images outside the source
+            model; a model of this package has it inside.
 
     Returns:
         A `keras_transfer.models.stages.Backbone` that shares the source model's weights.
 
     Raises:
-        InputError: the file is no Keras model, the model takes no RGB images, or its layers do
-            not fit together at the image size.
+        InputError: the file is not a Keras model, the model does not take RGB images, or its layers
+            do not fit together at the image size.
     """
     model = source
     if not isinstance(source, keras.Model):
@@ -47,21 +41,21 @@ def backbone_from_model(
             "batch of RGB images, shape (None, height, width, 3)."
         )
     inputs = keras.Input((image_size or shape[1], image_size or shape[2], 3), name="images")
-    own = [layer for layer in [model, *model.layers] if isinstance(layer, Backbone)]
+    ours = next((x for x in [model, *model.layers] if isinstance(x, Backbone)), None)
     try:
-        if own:
-            features = rebuild(own[0], inputs)
+        if ours is not None:
+            features = rebuild(ours, inputs)
         else:
             features = _without_head(model, inputs, pooling, preprocessing)
-    except InputError:
-        raise
     except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"The layers of the source model '{model.name}' do not fit together at image size "
             f"{image_size}: it was made for {shape[1]}."
         ) from error
-    backbone = Backbone(inputs, features, name=(own[0] if own else model).name)
-    for layer in backbone.layers:  # what a former schedule froze is no property of the backbone
+    backbone = Backbone(inputs, features, name=(model if ours is None else ours).name)
+    for layer in backbone.layers:  # what an earlier schedule froze does not belong to the backbone
         layer.trainable = True
     if weights is None:
         backbone = Backbone.from_config(backbone.get_config())
@@ -69,10 +63,10 @@ def backbone_from_model(
 
 
 def load_model(path):
-    """Loads a model of this package, or any other Keras model, with safe mode on.
+    """Load a model of this package, or any other Keras model, with safe mode on.
 
-    The same as `keras.saving.load_model(path, compile=False)` once this package's layers are
-    registered, which this function sees to.
+    This is `keras.saving.load_model(path, compile=False)` with the layers of this package
+    registered.
 
     Raises:
         InputError: the file cannot be read as a Keras model.
@@ -80,21 +74,21 @@ def load_model(path):
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
-        said = error
-        while said.__context__ is not None and not isinstance(said, InputError):
-            said = said.__context__  # Keras wraps what a layer of ours says into pages of config
-        said = said if isinstance(said, InputError) else error
-        reason = str(said).strip().splitlines()[0]
+        cause: BaseException = error
+        while cause.__context__ is not None and not isinstance(cause, InputError):
+            cause = cause.__context__  # Keras wraps the errors of our layers in pages of config
+        cause = cause if isinstance(cause, InputError) else error
+        reason = str(cause).strip().splitlines()[0]
         raise InputError(f"Cannot load {path}: {reason}") from error
 
 
 def _without_head(model, inputs, pooling, preprocessing):
-    """The spatial part of a foreign model on `inputs`, with a pooling of our own."""
-    # Unrolled at its own size first: at another one the head might not fit any more.
+    """Apply the spatial part of a foreign model to `inputs`, followed by our own pooling."""
+    # Unrolled at its own size first, because at another size its head might not fit.
     own_inputs = keras.Input(model.input_shape[1:])
     feature_map = _last_feature_map(keras.Model(own_inputs, rebuild(model, own_inputs)))
     spatial_part = keras.Model(own_inputs, feature_map)
-    features = rebuild(spatial_part, normalise(inputs, preprocessing))
+    features = rebuild(spatial_part, normalized(inputs, preprocessing))
     if pooling is not None:
         pool = {"avg": "GlobalAveragePooling2D", "max": "GlobalMaxPooling2D"}[pooling]
         features = getattr(keras.layers, pool)(name="pooling")(features)
@@ -102,7 +96,7 @@ def _without_head(model, inputs, pooling, preprocessing):
 
 
 def _last_feature_map(model):
-    """The tensor that enters the head: the last [N, h, w, D] of the chain before it is pooled."""
+    """Return the tensor that enters the head: the last [N, h, w, D] of the chain before pooling."""
     layers = keras.layers
     ends = (
         layers.GlobalAveragePooling2D,
@@ -112,12 +106,14 @@ def _last_feature_map(model):
     )
     feature_map = None
     for piece in chain(model):
-        # Squeeze-and-excitation pools too, but inside of a longer piece.
+        # Squeeze-and-excitation pools too, but inside a longer piece.
         tensor = piece[-1].output_tensors[0]
         if len(tensor.shape) != 4 or (len(piece) == 1 and isinstance(piece[0].operation, ends)):
             break
         if any(getattr(node.operation, "weights", ()) for node in piece) or feature_map is not None:
             feature_map = tensor
     if feature_map is None:
-        raise InputError(f"The source model '{model.name}' has no layer that gives a feature map.")
+        raise InputError(
+            f"The source model '{model.name}' has no layer that outputs a feature map."
+        )
     return feature_map
