@@ -16,7 +16,7 @@ import numpy as np
 from keras_transfer.errors import InputError
 from keras_transfer.models import BATCH_NORM_POLICIES
 
-_QUICK = 0.9  # momentum of BatchNorm's moving averages, see `quick_statistics`
+_QUICK = 0.9  # momentum of moving averages, see `quick_statistics`
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def test_a_source_model_in_an_h5_file(rng, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         check_backbone("mine.h5")
     source.save_weights(tmp_path / "some.weights.h5")
-    with pytest.raises(InputError, match="Cannot load .*weights.h5"):
+    with pytest.raises(InputError, match=r"Cannot load .*weights\.h5"):
         backbone_from_model(str(tmp_path / "some.weights.h5"))
     file.write_text("no model")
     with pytest.raises(InputError, match="not a Keras 3 model file"):

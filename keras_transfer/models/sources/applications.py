@@ -241,7 +241,7 @@ def check_source_model(path: str) -> Path:
     """Return the model file that `path` (a file or a run directory) means.
 
     Raises:
-        InputError: there is no such file, or Keras 3 cannot have written it.
+        InputError: the file does not exist, or Keras 3 cannot have written it.
     """
     path = Path(path)
     file = path / "model.keras" if path.is_dir() else path
