@@ -1,6 +1,7 @@
-"""The run directory. The only module that knows the names of its files.
+"""The run directory. This is the only module that knows the names of its files.
 
-A reader (and a run that was killed) finds each file whole or not at all, see `whole_files`.
+Each file is written whole or not at all, so that readers and killed runs find no half files. Runs of
+version 0.1 are translated when they are read.
 """
 
 import csv
@@ -23,52 +24,67 @@ MODEL = "model.keras"
 REPORT = "report.html"
 FEATURE_MAPS = "feature_maps.npz"  # of an adaptation, for its report
 EXPORT = "export"
-EVALUATION = "evaluation.json"  # what the report measured
+EVALUATION = "evaluation.json"  # measured by the report
 COMPARISON = "comparison.html"
 TENSORBOARD = "tensorboard"
-CALIBRATION = "calibration.json"  # fitted after the training, where that was asked for
-STATE = "state"  # what --resume needs; removed when the run is finished
-IMAGES = "pictures.json"  # the name that 0.1 gave it
-PLACES = ("data", "val")  # in the settings: where the images lie, which decides nothing
+CALIBRATION = "calibration.json"  # fitted after training, on request
+STATE = "state"  # needed to resume; removed when the run is finished
+FINGERPRINTS = "examples.json"
+PLACES = ("data", "val")  # settings that name folders; a moved dataset is the same dataset
+
+_FINGERPRINTS_0_1 = "pictures.json"
+_RENAMED_SINCE_0_1 = {"pictures": "images"}  # counts in JSON files
+
+
+def _read_json(path):
+    """Read a JSON file, with the names that 0.1 gave to counts replaced by today's."""
+
+    def renamed(values):
+        for old, new in _RENAMED_SINCE_0_1.items():
+            if isinstance(values.get(old), int) and new not in values:  # a class may have that name
+                values = {new if key == old else key: value for key, value in values.items()}
+        return values
+
+    return json.loads(path.read_text(encoding="utf-8"), object_hook=renamed)
 
 
 def _csv_rows(path):
-    # Names of files need not be UTF-8: their bytes are kept as they are.
+    # File names need not be UTF-8; their bytes are preserved.
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def check_out(path) -> None:
-    """Raises InputError where a new run cannot be written to `path`."""
+    """Raise InputError if a new run cannot be written to `path`."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: give --out a directory that does not exist yet.")
     if path.is_dir() and any(path.iterdir()):
         unfinished = (path / CONFIG).is_file() and not (path / MODEL).is_file()
-        resumable = " or go on with --resume" if unfinished else ""
+        resumable = " or continue the run with --resume" if unfinished else ""
         raise InputError(f"{path} exists and is not empty: choose another --out{resumable}.")
 
 
 class Run:
-    """A run directory: what was trained on what, how it went, and the model."""
+    """A run directory: settings, data, history, metrics and model of one training."""
 
     def __init__(self, path):
         self.path = Path(path)
 
     @classmethod
     def create(
-        cls, path, config: dict, skipped: Iterable, images: dict, split: Iterable = ()
+        cls, path, config: dict, skipped: Iterable, fingerprints: dict, split: Iterable = ()
     ) -> "Run":
-        """Makes the directory with its first files; it appears with all of them or not at all.
+        """Create the directory with its first files; it appears with all of them or not at all.
 
         Args:
-            config: everything needed to run it again.
-            skipped: files that are left out.
-            images: name → fingerprint of every image, to see whether they changed.
-            split: (path, class, split) of every image.
+            config: everything needed to repeat the training.
+            skipped: files that are left out, with `path` and `reason`.
+            fingerprints: name → fingerprint of every example, to detect changes.
+            split: (path, class, split) of every example.
 
         Raises:
-            InputError: something is there already.
+            InputError: if the path is taken.
         """
         check_out(path)
         path = Path(path) if Path(path).name else Path(path).resolve()  # "." has no name
@@ -76,33 +92,33 @@ class Run:
         run = cls(path.with_name(f".{os.getpid()}.{path.name}"))
         try:
             (run.path / STATE).mkdir(parents=True)
-            run._write_first(config, skipped, images, split)
+            run._write_first(config, skipped, fingerprints, split)
             run.path.replace(path)
         finally:
             shutil.rmtree(run.path, ignore_errors=True)
         return cls(path)
 
-    def _write_first(self, config, skipped, images, split):
+    def _write_first(self, config, skipped, fingerprints, split):
         import yaml
 
         write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         rows = ((item.path, item.reason) for item in skipped)
         write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
         write_text(self.path / SPLIT, csv_text(("path", "label", "split"), split))
-        write_text(self.path / STATE / IMAGES, json.dumps(images))
+        write_text(self.path / STATE / FINGERPRINTS, json.dumps(fingerprints))
 
     @classmethod
-    def begun(cls, path) -> bool:
-        """False where there is nothing to resume yet: no directory, or an empty one."""
+    def started(cls, path) -> bool:
+        """Return False if there is nothing to resume: no directory, or an empty one."""
         path = Path(path)
         return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
     @classmethod
-    def resume(cls, path, config: dict, images: dict) -> "Run":
-        """Opens an interrupted run of the same settings on the same images, wherever they lie now.
+    def resume(cls, path, config: dict, fingerprints: dict) -> "Run":
+        """Open an interrupted run with the same settings and examples, wherever they are now.
 
         Raises:
-            InputError: it is no run, or finished, or something changed; the message says what.
+            InputError: if it is not a run or is finished, or if settings or examples changed.
         """
         run = cls.open(path, finished=False)
         if run.finished:
@@ -113,40 +129,46 @@ class Run:
         before, now = run.config, yaml.safe_load(yaml.safe_dump(config))
         places = {key: now[key] for key in PLACES if key in now}
         moved = {**before, **places}
-        changed = [*changed_settings(moved, now), *run._changed_images(images)]
+        changed = [*changed_settings(moved, now), *run._changed_examples(fingerprints)]
         if changed:
             raise InputError(
-                f"Cannot resume {path}, it was begun otherwise: {'; '.join(changed)}. Undo that, or "
-                "start a new run with another --out."
+                f"Cannot resume {path}, because it began with different settings or data: "
+                f"{'; '.join(changed)}. Undo the change, or start a new run with another --out."
             )
         for file in [*run.path.glob(".*"), *(run.path / STATE).glob(".*")]:
-            file.unlink()  # what a killed process was writing
-        if moved != before:  # who opens the run later looks for them there
+            file.unlink()  # half-written by a killed process
+        if moved != before:  # readers of the run look for the data there
             write_text(
                 run.path / CONFIG, yaml.safe_dump(moved, sort_keys=False, allow_unicode=True)
             )
         return run
 
-    def _changed_images(self, now):
-        before = json.loads((self.path / STATE / IMAGES).read_text(encoding="utf-8"))
-        for what, names in (
+    def _changed_examples(self, now):
+        file = self.path / STATE / FINGERPRINTS
+        if not file.is_file():
+            file = file.with_name(_FINGERPRINTS_0_1)
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for change, names in (
             ("new", now.keys() - before.keys()),
             ("gone", before.keys() - now.keys()),
             ("changed", {n for n in now.keys() & before.keys() if now[n] != before[n]}),
         ):
             if names:
-                yield f"{len(names)} images are {what} ({', '.join(sorted(names)[:3])}{', …' * (len(names) > 3)})"
+                first = ", ".join(sorted(names)[:3]) + ", …" * (len(names) > 3)
+                yield f"{len(names)} examples are {change} ({first})"
 
     @classmethod
     def open(cls, path, finished: bool = True) -> "Run":
-        """Raises InputError where `path` is no run, or none that has come to its end."""
+        """Open a run; raise InputError if `path` is not a run, or not a finished one."""
         run = cls(path)
         if not run.path.is_dir():
-            raise InputError(f"No run {path}: there is no such directory.")
+            raise InputError(f"No run {path}: the directory does not exist.")
         if not (run.path / CONFIG).is_file():
-            raise InputError(f"{path} is no run: it has no {CONFIG}. Give the --out of a training.")
+            raise InputError(
+                f"{path} is not a run: {CONFIG} is missing. Give the --out of a training."
+            )
         if finished and not (run.path / MODEL).is_file():
-            raise InputError(f"{path} is not finished: go on with --resume.")
+            raise InputError(f"{path} is not finished: continue it with --resume.")
         return run
 
     @property
@@ -161,31 +183,31 @@ class Run:
 
     @property
     def metrics(self) -> dict:
-        return json.loads((self.path / METRICS).read_text(encoding="utf-8"))
+        return _read_json(self.path / METRICS)
 
     @property
     def calibration(self) -> dict | None:
-        """What `write_calibration` was given: `evaluation.Calibration.from_dict` reads it; or None."""
+        """The last `write_calibration`, for `evaluation.Calibration.from_dict`; None if missing."""
         file = self.path / CALIBRATION
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return _read_json(file) if file.is_file() else None
 
     def write_calibration(self, calibration: dict) -> None:
-        """Keeps temperatures and thresholds beside the model, in place of earlier ones."""
+        """Save temperatures and thresholds with the model, replacing earlier ones."""
         write_text(self.path / CALIBRATION, json.dumps(calibration, indent=2) + "\n")
 
     @property
     def evaluation(self) -> dict | None:
-        """What `write_evaluation` was given; None where nothing was."""
+        """The last document of `write_evaluation`; None if missing."""
         file = self.path / EVALUATION
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return _read_json(file) if file.is_file() else None
 
     def write_evaluation(self, document: dict) -> None:
-        """Keeps the document of an `Evaluation` beside the model, in place of an earlier one."""
+        """Save the document of an `Evaluation`, replacing an earlier one."""
         write_text(self.path / EVALUATION, json.dumps(document, allow_nan=False) + "\n")
 
     @property
     def history(self) -> list[dict]:
-        """A dict an epoch: `epoch`, `phase`, and what has a number there."""
+        """One dict per epoch: `epoch`, `phase`, and every number of that epoch."""
         rows = _csv_rows(self.path / HISTORY)
         return [
             {k: v if k == "phase" else float(v) for k, v in row.items() if v != ""} for row in rows
@@ -198,20 +220,20 @@ class Run:
 
     @property
     def split(self) -> dict[str, str]:
-        """Path → part of each image that was trained or measured on; empty in old runs."""
+        """Path → split of each example; empty in old runs."""
         file = self.path / SPLIT
         return {row["path"]: row["split"] for row in _csv_rows(file)} if file.is_file() else {}
 
     @property
     def model(self):
-        """The best model, loaded anew at each access (a plain `keras.Model`)."""
+        """The best model, a plain `keras.Model`, loaded anew at each access."""
         from keras_transfer.models.sources.own import load_model
 
         return load_model(self.path / MODEL)
 
     @property
     def split_path(self) -> Path:
-        """The list of what trained and what validated, for `split_file`."""
+        """The table of splits, for `split_file`."""
         return self.path / SPLIT
 
     @property
@@ -228,31 +250,31 @@ class Run:
 
     @property
     def tensorboard_path(self) -> Path:
-        """The folder of TensorBoard's event files, where they were asked for."""
+        """The folder of TensorBoard's event files, if they were requested."""
         return self.path / TENSORBOARD
 
     @property
     def state_path(self) -> Path:
-        """A folder for what resuming needs; gone when the run is finished."""
+        """The folder of the checkpoint, which is deleted when the run is finished."""
         return self.path / STATE
 
     def write_history(self, rows: list[dict]) -> None:
-        """A row an epoch; what a row does not have is left empty."""
+        """Write one row per epoch; missing values stay empty."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
         text = csv_text(columns, ([row.get(column, "") for column in columns] for row in rows))
         write_text(self.path / HISTORY, text)
 
     def finish(self, model, metrics: dict) -> None:
-        """Writes metrics and model (last: its presence says that the run is finished)."""
+        """Write the metrics, then the model, whose presence marks the run as finished."""
         write_text(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
         write_file(self.path / MODEL, model.save)
         shutil.rmtree(self.path / STATE, ignore_errors=True)
 
     def next_export(self, format: str = "saved_model", int8: bool = False) -> Path:
-        """`export/1`, then `export/2`, … : TF Serving serves the highest number.
+        """Return the next version: `export/1`, `export/2`, …; TF Serving serves the highest.
 
-        Other formats have versions of their own, in `export/FORMAT/` or `export/FORMAT_int8/`: TF
-        Serving would try to load whatever lies in a folder with a number for a name.
+        Other formats are versioned in `export/FORMAT/` or `export/FORMAT_int8/`, because TF Serving
+        would try to load everything in a folder whose name is a number.
         """
         folder = self.path / EXPORT
         if format != "saved_model":
@@ -262,13 +284,13 @@ class Run:
 
 
 def read_split(path: Path) -> list[dict]:
-    """The rows of `Run.split_path`: path, label, split."""
+    """Return the rows of `Run.split_path`: path, label, split."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
 def changed_settings(before, now, name=""):
-    """`name: old is now new` for each leaf in which nested plain data differ."""
+    """Yield `name: old is now new` for each leaf in which nested plain data differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys(), key=str):
             inner = f"{name}.{key}" if name else str(key)

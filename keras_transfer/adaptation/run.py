@@ -48,7 +48,7 @@ class Adaptation:
 
     def __init__(self, source, target, out, *, resume: bool = False, **options):
         self.options = make_options(RunOptions, options, "Adaptation")
-        self.out, self.resume = Path(out), resume and Run.begun(out)
+        self.out, self.resume = Path(out), resume and Run.started(out)
         resumed = None
         if self.resume:
             resumed = Run.open(out, finished=False)

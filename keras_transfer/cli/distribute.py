@@ -58,7 +58,7 @@ def begun(workers: SingleProcess, out: Path) -> Begun | None:
     from keras_transfer.utils.files import write_text
 
     def read():
-        if not Run.begun(out):
+        if not Run.started(out):
             return None
         run = Run.open(out, finished=False)
         return [run.config, run.split_path.read_text("utf-8", "surrogateescape")]

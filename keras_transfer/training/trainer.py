@@ -290,7 +290,7 @@ class Trainer:
         """The settings of the run that is to be resumed; None where nothing was begun."""
 
         def read():
-            return Run.open(out, finished=False).config if Run.begun(out) else None
+            return Run.open(out, finished=False).config if Run.started(out) else None
 
         return self.workers.on_chief(read)
 

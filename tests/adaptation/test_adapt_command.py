@@ -149,7 +149,7 @@ def test_a_killed_run_is_resumed_from_its_directory(folders, tmp_path, monkeypat
             begin(tmp_path / "cut").run()
     with pytest.raises(InputError, match="is not finished"):
         Run.open(tmp_path / "cut")
-    with pytest.raises(InputError, match=r"not empty.*go on with --resume"):
+    with pytest.raises(InputError, match=r"not empty.*continue the run with --resume"):
         begin(tmp_path / "cut")
     with pytest.raises(InputError, match="batch_size: 12 is now 6"):
         begin(tmp_path / "cut", resume=True, batch_size=6).run()
@@ -218,7 +218,7 @@ def test_wrong_use_is_answered_before_keras_is_imported(folders, tmp_path):
             0,
         ],
         "not empty": [source, target, "--method", "mcc", *own, "--out", loose],
-        "is no run": [source, target, "--method", "mcc", *own, "--out", loose, "--resume"],
+        "is not a run": [source, target, "--method", "mcc", *own, "--out", loose, "--resume"],
     }
     words = [["adapt", *map(str, case)] for case in cases.values()]
     words = [w if "--out" in w else [*w, "--out", str(tmp_path / "run")] for w in words]

@@ -256,7 +256,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(colours, tmp_path, monkeypatch
     import albumentations as A
 
     for changed in (lambda: made(A.Blur()), lambda: made(mix_alpha=0.5)):
-        with raises("begun otherwise"):
+        with raises("began with different settings"):
             changed().fit(data, tmp_path / "cut", resume=True)
     # What the file says makes the same transform.
     resumed = trainer(stored["augment"], mix="cutmix").fit(data, tmp_path / "cut", resume=True)

@@ -186,11 +186,11 @@ def test_what_changed_is_said(colours, tmp_path, monkeypatch):
         return from_directory(colours, split_file=tmp_path / "cut" / "split.csv")
 
     write_image(colours / "red" / "0.png", (1, 2, 3), seed=9)
-    refused(r"1 images are changed \(\w+: red: red/0\.png\)", with_split_of_run())
+    refused(r"1 examples are changed \(\w+: red: red/0\.png\)", with_split_of_run())
     (colours / "red" / "0.png").unlink()
-    refused(r"images are gone \(.*red/0\.png", with_split_of_run())
+    refused(r"examples are gone \(.*red/0\.png", with_split_of_run())
     write_image(colours / "blue" / "new.png", (1, 2, 3))
-    refused(r"images are new \(.*blue/new\.png", with_split_of_run())
+    refused(r"examples are new \(.*blue/new\.png", with_split_of_run())
     assert kept == {p: p.read_bytes() for p in (tmp_path / "cut").rglob("*") if p.is_file()}
 
 
@@ -204,6 +204,6 @@ def test_resume_begins_where_nothing_was_begun(colours, tmp_path):
         assert run.config["data"] == str(colours)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note.txt").write_text("dear")
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run"):
         trainer(schedule).fit(from_directory(colours), tmp_path / "mine", resume=True)
     assert (tmp_path / "mine" / "note.txt").read_text() == "dear"
