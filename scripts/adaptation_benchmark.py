@@ -1,27 +1,26 @@
-"""Measure what each method of domain adaptation gains on the pairs of `domains.py`.
+"""Measure the gain of each domain adaptation method on the pairs of domains in `domains.py`.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/adaptation_benchmark.py [TASK…]
                  [--methods mcc dann mcc+dann …] [--seeds 0 1 2] [--epochs N] [--rows FILE.csv] [--table]
 
-For each task and seed, the same network is trained with the same optimizer for as many steps:
+Prints a Markdown table of all tasks, then one per task (`--table`: without training). For each task
+and seed it trains the same network with the same optimizer and number of steps:
 
-source_only   on the labelled source alone;
+source_only   on the labeled source alone;
 a method      of `keras_transfer.adaptation.METHODS`, or several joined by "+";
-target_only   on the target with its labels: the upper bound.
+target_only   on the labeled target: the upper bound.
 
-Accuracies are those on the test images of the target after the last epoch. `selected` is the epoch that
+Accuracies are measured on the target's test images after the last epoch. `selected` is the epoch that
 `Selector` chooses without target labels; `oracle` is the best epoch according to the test labels, which
-would not be available in practice. The share of the gap is (method − source only) / (target only −
-source only). Times in the rows are those of the training steps (wall clock and CPU), without the first
-epoch, which compiles, and without measurements. They depend on other work on the machine: compare
-methods with `--cost`.
+are unavailable in practice. The share of the gap is (method − source only) / (target only − source
+only). Times cover the training steps without the first epoch, which compiles, and without evaluation.
+Other work on the machine affects them; use `--cost ROUNDS` to compare times: it runs a few steps of
+each method in turn in one process and trains nothing to the end.
 
-AdaBN alone starts from the model of `source_only`. SHOT starts from `shot_source`, a source model as in
-the paper, with a bottleneck that has BatchNorm, and smoothed labels. Both models are saved next to the
-rows. These methods are skipped if the network has no BatchNorm. A row is written after each run, so an
-interrupted benchmark can be resumed. The tables are printed at the end (with `--table` immediately): all
-tasks side by side, then each task. `--cost ROUNDS` only times a few steps of each method, in turn and in
-one process.
+AdaBN alone starts from the model of `source_only`. SHOT starts from `shot_source`, trained on the source
+as in its paper: with BatchNorm in the bottleneck and label smoothing. Both models are saved next to the
+rows. Methods that need BatchNorm are omitted if the network has none. A row is written after each
+run, and an interrupted benchmark resumes.
 """
 
 import argparse
@@ -42,11 +41,11 @@ METHODS = (
     *("mcc+dann", "fixmatch+dann"),
 )
 BOUNDS = ("source_only", "target_only")
-# Models of the source alone → more of their heads.
+# Models trained on the source alone → options of their heads.
 SOURCES = {"source_only": {}, "shot_source": {"bottleneck": 256, "label_smoothing": 0.1}}
 NEED_NORMS = ("adabn", "shot_source", "shot")
 WITH_DISCRIMINATOR = ("dann", "cdan", "cdan_e")
-MOST_UNLABELLED = 2000  # target images that the selection looks at
+MOST_UNLABELLED = 2000  # target images used for the selection
 NUMBERS = (
     *("target", "selected", "oracle", "source"),  # accuracies
     *("selected_epoch", "oracle_epoch", "step_ms", "step_cpu_ms", "seconds"),
@@ -55,11 +54,9 @@ FIELDS = ("task", "seed", "epochs", "method", *NUMBERS)
 
 
 class Trial:
-    """One task with one seed: the images as arrays, and the trainings on them.
+    """One task with one seed: its images as arrays, and the trainings on them.
 
     Args:
-        task: a `DomainTask`.
-        seed: of the training.
         epochs: passes over the longer of the two training sets.
         folder: where source models are saved.
     """
@@ -72,13 +69,15 @@ class Trial:
         source, target = self.domains.source.examples, self.domains.target.examples
         self.source, self.validation = pixels(source["train"]), pixels(source["val"])
         self.target, self.test = pixels(target["train"]), pixels(target["test"])
-        # One number for all trainings, the bounds too.
+        # The same number for all trainings, including the bounds.
         longest = max(len(self.source[0]), len(self.target[0]))
         self.steps = longest // task.batch_size
         self.folder = folder
 
     def run(self, method: str) -> dict:
-        """Train with a method or a bound; return the results, or {} if the network lacks BatchNorm."""
+        """Train with a method or a bound; return the measurements, or {} if the method does not suit the
+        network.
+        """
         started = time.perf_counter()
         names = method.split("+")
         target = self.unlabelled(names)
@@ -110,7 +109,7 @@ class Trial:
         return self.task.build(self.domains, **head)
 
     def source_model(self, name):
-        """Return a model with the weights of one of `SOURCES`, after training it if necessary."""
+        """Return a model with the weights of one of `SOURCES`, and train it first if necessary."""
         if not self._weights(name).exists():
             self.run(name)
         model = self.new_model(**SOURCES[name])
@@ -122,7 +121,7 @@ class Trial:
         return self.folder / f"{self.task.name}-{self.seed}-{self.phase.epochs}{ending}.weights.h5"
 
     def adapter(self, model, methods):
-        """Return an adapter, compiled for all epochs."""
+        """Return the `Adapter`, compiled for all epochs."""
         from keras_transfer.adaptation import Adapter
 
         chosen = [_configured(name, self.task) for name in methods]
@@ -144,7 +143,7 @@ class Trial:
         return {**_accuracies(choice, source_accuracy), **clock.step(self.steps)}
 
     def choice(self, model, sourceless: bool):
-        """Return the callback that scores epochs without target labels, and with them for the table."""
+        """Return the selector that scores epochs without labels and, for the table, with labels."""
         from keras_transfer.adaptation import EpochChoice
 
         classes = len(self.domains.source.class_names)
@@ -160,7 +159,7 @@ class Trial:
         )
 
     def batches(self, images, labels=None, size: int | None = None):
-        """Return one shuffled pass of images, with or without labels."""
+        """Return one shuffled pass over images, with or without labels."""
         import tensorflow as tf
 
         parts = images if labels is None else (images, labels)
@@ -174,7 +173,7 @@ class Trial:
         return self.two_views() if "fixmatch" in methods else self.batches(self.target[0])
 
     def two_views(self):
-        """Return batches of (images, strongly augmented images) for FixMatch, together of one batch size."""
+        """Return (images, the same images strongly augmented) as one batch, for FixMatch."""
         import tensorflow as tf
 
         vary = self.task.strong(self.seed)
@@ -187,7 +186,7 @@ class Trial:
 
 
 class Clock(keras.callbacks.Callback):
-    """Measure the time of the steps of each epoch, without the time between epochs."""
+    """Measure the time of the steps in each epoch, without the work between epochs."""
 
     def __init__(self):
         super().__init__()
@@ -203,7 +202,7 @@ class Clock(keras.callbacks.Callback):
         self.times.append(self.ended - self.started)
 
     def step(self, steps: int) -> dict:
-        """Return milliseconds per step, without the first epoch, which compiles, if there are others."""
+        """Return milliseconds per step, without the first epoch (compilation) if there are others."""
         later = np.mean(self.times[1:] or self.times, axis=0) / steps
         return dict(zip(("step_ms", "step_cpu_ms"), 1000 * later))
 
@@ -221,7 +220,7 @@ def _accuracies(choice, source):
 
 
 def _chunks(*arrays):
-    """Return batches of 500 rows."""
+    """Yield batches of 500 rows of each array."""
     cuts = range(0, len(arrays[0]), 500)
     parts = [tuple(array[i : i + 500] for array in arrays) for i in cuts]
     return parts if len(arrays) > 1 else [part for (part,) in parts]
@@ -250,7 +249,7 @@ def _configured(name, task):
 
 
 def table(rows: list[dict], task: str) -> str:
-    """Return a Markdown table with a row per method: means over the seeds ± standard deviation."""
+    """Return a Markdown table: one row per method, mean over seeds ± standard deviation."""
     mine = _by_method(rows, task)
     lines = [
         f"**{TASKS[task].title}**, {_shown_seeds(mine)}",
@@ -270,7 +269,9 @@ def table(rows: list[dict], task: str) -> str:
 
 
 def summary(rows: list[dict]) -> str:
-    """Return a Markdown table with a row per method, a column per task: target accuracy, share of the gap."""
+    """Return a Markdown table of all tasks: one row per method, accuracy on the target and share of
+    the gap.
+    """
     found = {task: _by_method(rows, task) for task in TASKS}
     found = {task: mine for task, mine in found.items() if mine}
     lines = [
@@ -289,7 +290,9 @@ def summary(rows: list[dict]) -> str:
 
 
 def gap_shares(mine, method) -> list[float]:
-    """Return (method − source only) / (target only − source only) in % for each seed with all three."""
+    """Return (method − source only) / (target only − source only) in %, for each seed that has
+    all three.
+    """
     shares = []
     for seed, row in mine[method].items():
         bounds = [mine.get(bound, {}).get(seed) for bound in BOUNDS]
@@ -352,7 +355,9 @@ def measure(options, done, write):
 
 
 def cost(trial, methods, rounds: int, steps: int) -> str:
-    """Return a Markdown table of the step time of each method, as a multiple of source only."""
+    """Return a Markdown table: the time per step of each method as a multiple of source only, measured
+    in turn.
+    """
     fits, times = {}, {}
     for name in (BOUNDS[0], *methods):
         names = [] if name == BOUNDS[0] else name.split("+")
@@ -398,8 +403,10 @@ def main():
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--rows", type=Path, default=Path("adaptation.csv"))
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--cost", type=int, metavar="ROUNDS", help="only times of a step")
-    parser.add_argument("--steps", type=int, default=20, help="of each method in a round of --cost")
+    parser.add_argument("--cost", type=int, metavar="ROUNDS", help="measure only the time per step")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="steps per method and round of --cost"
+    )
     options = parser.parse_args()
     if options.cost:
         methods = [name for name in options.methods if name not in NEED_NORMS]

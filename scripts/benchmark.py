@@ -1,23 +1,23 @@
-"""This package against what people use today, side by side in one run.
+"""Compare the speed of this package with the usual alternatives.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/benchmark.py [SECTION...] [--rounds 3]
                                                                    [--torch PYTHON] [--out FILE.md]
 
-Ours and the peer run in turn, several rounds; a line gives both medians, with the spread over the
-rounds, and the ratio of the medians. Sections:
+Prints a Markdown table with the median of both sides over several alternating rounds, the spread and
+the ratio. Sections:
 
-whole       `feature_extraction`, whole command against the Keras guide's recipe, whole process
-again       how soon a second run with another head starts training, its packages imported
-advise      `keras-transfer advise`, whole process: with an empty cache, and once more
+whole       `feature_extraction` against the Keras guide's recipe, whole processes
+again       time until a second run with another head starts training, after imports
+advise      `keras-transfer advise`, whole process, with an empty cache and again
 cache       20 epochs with a frozen part, with the cache (empty at the start) and without
-cuts        accuracy with the cache and without, frozen up to three different stages
-extraction  forward only: the engines against `model.predict`
+cuts        accuracy with and without the cache, for three frozen stages
+extraction  forward pass only: the engines against `model.predict`
 step        a fine-tuning step: the trainer's model against the guide's `fit`
 pipeline    images from files: our batches against `image_dataset_from_directory`
-growth      time an image and peak memory, for 1,000 to 100,000 images
-torch       ResNet-50 of PyTorch (`--torch` names a Python that has it) against ours
+growth      time per image and peak memory, for 1,000 to 100,000 images
+torch       PyTorch's ResNet-50 (`--torch`: a Python with PyTorch) against ours
 
-What is measured runs in processes of its own, so that their memory is their own: `ours.py` and `peers.py`.
+`ours.py` and `peers.py` run each measurement in a separate process, so that memory is measured separately.
 """
 
 import argparse
@@ -37,7 +37,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def child(*args, python=sys.executable, cache=None) -> dict:
-    """Runs a process; its last line is JSON. Adds the seconds by the clock."""
+    """Run a process whose last line is JSON; return it with the elapsed `seconds`."""
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     if cache:
         env["KERAS_TRANSFER_CACHE"] = str(cache)
@@ -58,12 +58,12 @@ def child(*args, python=sys.executable, cache=None) -> dict:
 
 
 def own(function: str, *args, cache=None) -> dict:
-    """A function of `ours.py`, in a process of its own."""
+    """Run a function of `ours.py` in a separate process."""
     return child(HERE / "ours.py", function, *args, cache=cache)
 
 
 class Table:
-    """Lines of a Markdown table, printed as they come."""
+    """Rows of a Markdown table, printed as they are measured."""
 
     def __init__(self, out):
         self.out = out
@@ -78,7 +78,7 @@ class Table:
             Path(self.out).write_text("\n".join(self.lines) + "\n", encoding="utf-8")
 
     def add(self, what, ours, peer=None, unit="s", higher=False, memory="", note=""):
-        """A line of two lists of rounds; the ratio says how many times better ours is."""
+        """Add a row from two lists of rounds; the ratio is how many times better ours is."""
         texts, ratio = [_rounds(ours, unit)], ""
         if peer is None:
             texts.append("")
@@ -154,7 +154,7 @@ def advise(table, options):
 # -- the cache ------------------------------------------------------------------------------------
 
 
-# Recipe, augmentation, backbone, data. The weights of `resnet50` are random: it is timed only.
+# Recipe, augmentation, backbone, data. `resnet50` has random weights, because only its time counts.
 PLANS = [
     ("feature_extraction", "none", BACKBONE, "sign_digits"),
     ("freeze_k", "none", BACKBONE, "hymenoptera"),
@@ -166,7 +166,7 @@ PLANS = [
 
 
 def cache(table, options):
-    """Tables are empty at the start; which engine is fastest is known from a run before."""
+    """Caches are empty at the start; the fastest engine is known from an earlier run."""
     for recipe, augment, backbone, name in PLANS:
         found = {"auto": [], "off": []}
         with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +193,7 @@ def cache(table, options):
 
 
 def cuts(table, options):
-    """The same accuracy with the cache as without, whatever the cut."""
+    """The accuracy is the same with and without the cache, at any cut."""
     for name in SIZES:
         for k in ("stage:4", "stage:9", "stage:14"):
             found = {"auto": [], "off": []}
@@ -235,7 +235,7 @@ def step(table, options):
 
 def torch(table, options):
     if not options.torch:
-        print("torch: name a Python that has it with --torch", file=sys.stderr)
+        print("torch: pass a Python that has PyTorch with --torch", file=sys.stderr)
         return
     ours = {"forward float32": [], "forward bfloat16": [], "step float32": [], "step bfloat16": []}
     peers = {key: [] for key in ours}
@@ -293,7 +293,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--torch", help="a Python that has PyTorch")
+    parser.add_argument("--torch", help="a Python interpreter with PyTorch")
     parser.add_argument("--out", help="a Markdown file, written after each line")
     options = parser.parse_args()
     unknown = [name for name in options.sections if name not in SECTIONS]

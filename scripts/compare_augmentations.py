@@ -1,17 +1,17 @@
-"""What augmentation is worth on few images, and what it costs.
+"""Measure the gain of augmentation with few images, and its cost.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/compare_augmentations.py [accuracy] [speed]
                  [--augment none medium … FILE.yaml] [--seeds 10 11 12] [--rounds 5] [--out FILE.md]
 
-accuracy    sign_digits with 20 training images a class. Half of all images is held out, the same
-            half for every run; the training images are drawn from the other half anew for each
-            seed, the same for every augmentation. Nothing is chosen on the held-out half: the number
-            of epochs is fixed and the last epoch's weights are measured. No image is mirrored.
-            Settings were found with the seeds 0, 1 and 2, so others are reported.
-speed       images a second of the training stream on hymenoptera at 224 px, files decoded anew,
-            as a ratio to no augmentation: all kinds in turn, several rounds, medians.
+Prints Markdown tables, row by row, and writes them to --out.
 
-Each line is printed, and written to the Markdown file, when it is known.
+accuracy    sign_digits with 20 training images per class. The same half of all images is held out in
+            every run; the training images are drawn from the other half for each seed, the same for
+            every augmentation. Nothing is chosen on the held-out half: the number of epochs is fixed,
+            and the weights of the last epoch are evaluated. No image is mirrored. Settings were chosen
+            with the seeds 0, 1 and 2, so results are reported for others.
+speed       images per second of the training stream on hymenoptera at 224 px, decoding files, relative
+            to no augmentation: all kinds in turn, medians over several rounds.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from keras_transfer.data import AUGMENTATIONS, Augmentation, Mix, without_flip
 from keras_transfer.data.examples import ImageData
 
 BACKBONE, PER_CLASS = "mobilenet_v2_0.35", 20
-SIZE = {"sign_digits": 128, "hymenoptera": 224}  # sign_digits are photographs of 100x100
+SIZE = {"sign_digits": 128, "hymenoptera": 224}  # sign_digits contains photographs of 100 × 100 px
 SCHEDULE, OVERRIDES = "lp_ft", {"epochs": 30, "head_epochs": 5, "learning_rate": 1e-3}
-SECONDS = 2.0  # of one measurement of speed
+SECONDS = 2.0  # per measurement of speed
 
 
 class Report:
-    """Lines that are printed and kept in a file."""
+    """Lines that are printed and written to a file."""
 
     def __init__(self, out):
         self.out, self.lines = out, []
@@ -48,16 +48,18 @@ class Report:
 
 
 def people(data: ImageData) -> np.ndarray:
-    """Whose hand each image shows: cameras number on, and each person begins with the sign for 0."""
+    """Return whose hand each image shows: image numbers ascend, and each person begins with the
+    sign for 0.
+    """
     whole = data.examples["all"]
     numbers = np.array([int(re.sub(r"\D", "", Path(name).stem)) for name in whole.names])
     return np.searchsorted(np.sort(numbers[whole.labels == 0]), numbers, side="right")
 
 
 def few(data: ImageData, seed: int, by: str) -> ImageData:
-    """`PER_CLASS` training images a class; the held-out half, as `test`, is of nobody among them.
+    """Draw `PER_CLASS` training images per class; the held-out half, `test`, shows other people.
 
-    `by="images"` draws images regardless of people instead.
+    `by="images"` draws images regardless of people.
     """
     whole = data.examples["all"]
     owner = people(data) if by == "people" else np.arange(len(whole))
@@ -80,7 +82,7 @@ def few(data: ImageData, seed: int, by: str) -> ImageData:
 
 
 def measured(data, augment, seed: int, overrides: dict, mix: str, size: int) -> float:
-    """Accuracy on the held-out half."""
+    """Return the accuracy on the held-out half."""
     import keras
 
     keras.backend.clear_session()
@@ -94,7 +96,7 @@ def measured(data, augment, seed: int, overrides: dict, mix: str, size: int) -> 
         mix=mix,
         seed=seed,
         keep="last",
-        cache="off",  # images in every phase: not the few views that a cache draws from
+        cache="off",  # without a cache, which would draw from a few views only
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer.fit(data, Path(folder) / "run")
@@ -134,7 +136,7 @@ def accuracy(report, options):
 
 
 def kinds() -> dict:
-    """Name → (augmentation, mix)."""
+    """Return name → (augmentation, mix)."""
     import albumentations as A
     import keras
 
@@ -168,7 +170,7 @@ def images_a_second(data, augment, mix) -> float:
         augment=augment,
         mix=Mix(mix),
     )
-    batches = iter(stream)  # one at a time: none prefetches while another is measured
+    batches = iter(stream)  # one at a time, so that none prefetches while another is measured
     for _ in range(4):
         next(batches)
     count, started = 0, time.perf_counter()
@@ -185,7 +187,7 @@ def speed(report, options):
     for round in range(options.rounds + 1):
         for name, (augment, mix) in chosen.items():
             rate = images_a_second(data, augment, mix)
-            if round:  # the first one reads the files from the disk
+            if round:  # the first epoch reads the files from disk
                 rates[name].append(rate)
     report.add("| augmentation | images a second (least–most) | ratio to none |")
     report.add("|---|---|---|")

@@ -1,13 +1,13 @@
-"""Accuracy in each number format: the same training, the same seeds, float32 beside the others.
+"""Compare the accuracy of number formats: the same training and seeds in float32 and in 16 bits.
 
     python scripts/compare_precisions.py [--seeds 0 1 2]
     KERAS_HOME=… python scripts/compare_precisions.py --data sign_digits/ --image-size 96 \\
         --precisions float32 mixed_bfloat16
 
-By default the handwritten digits of scikit-learn (1797 images, a fifth for validation) and a network
-of three convolutions from scratch, because float16 is emulated on CPUs and some fifty times slower
-there. With `--data`, `lp_ft` of mobilenet_v2_0.35 on a folder of images. The last epoch is
-measured. Formats run in turn within a seed. Under float16 the loss scale's way is printed.
+Prints one line per run and one per format. By default it trains a network of three convolutions from
+scratch on scikit-learn's handwritten digits (1797 images, a fifth for validation), because float16 is
+emulated on CPUs and about fifty times slower. With `--data` it trains `lp_ft` of mobilenet_v2_0.35 on a
+folder of images. The last epoch is evaluated. For float16 the loss scale of each epoch is printed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def three_convolutions() -> Backbone:
 
 
 def accuracy(data, policy: str, seed: int, image_size: int | None) -> tuple[float, float, list]:
-    """(accuracy of the last epoch, seconds, loss scale after each epoch)."""
+    """Return (accuracy of the last epoch, seconds, loss scale after each epoch)."""
     keras.backend.clear_session()
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The offline demonstration on a fresh machine: makes .venv, then runs `keras-transfer demo`.
-# Options go to the command; without --out it writes to demo/, anew each time.
+# Run the offline demo on a fresh machine: create .venv, then run `keras-transfer demo`.
+# Options are passed to the command; without --out it replaces demo/.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 if [[ " $* " != *" --out"* ]]; then

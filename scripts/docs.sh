@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the pages of docs/ and the API reference in build/site; a broken link or a name that is gone fails.
-# Docstrings are read from the source, so the packages of the extra `docs` are all that is installed (build/docs-venv).
+# Build the pages of docs/ and the API reference in build/site; broken links and missing names are errors.
+# Docstrings are read from the source, so only the packages of the extra `docs` are installed (build/docs-venv).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=build/docs-venv

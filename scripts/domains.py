@@ -1,12 +1,12 @@
 """Pairs of domains for `adaptation_benchmark.py`.
 
-    KERAS_TRANSFER_DATA=… python scripts/domains.py SHEET.png      images of all of them
-    KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/domains.py   how far they are apart
+    KERAS_TRANSFER_DATA=… python scripts/domains.py SHEET.png      draw images of all pairs
+    KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/domains.py   print the distances between domains
 
-Each pair has labelled images of a source (`train`, `val`) and images of a target (`train`, whose labels
-are for the upper bound only, and `test`). They are made from the images in `KERAS_TRANSFER_DATA` and
-from a dataset of scikit-learn. Every random choice has a fixed seed, so the datasets are the same in
-each run, whatever the seed of the training.
+Each pair has labeled images of a source (`train`, `val`) and images of a target (`train`, whose labels are
+used only for the upper bound, and `test`). They are made from the images in `KERAS_TRANSFER_DATA` and
+scikit-learn's digits. Every random choice has a fixed seed, so the datasets are the same in every run,
+whatever the seed of the training.
 """
 
 import os
@@ -45,22 +45,22 @@ class Domains:
 
 @dataclass(frozen=True)
 class DomainTask:
-    """A pair of domains, with the settings that all methods share.
+    """A pair of domains with the settings that all its trainings share.
 
     Attributes:
-        name: on the command line.
-        title: in tables.
-        domains: returns the pair.
-        build: builds a new model for the pair; takes more settings of the head.
+        name: its name on the command line.
+        title: for tables.
+        domains: makes the pair.
+        build: makes a new model; may be given further settings of its head.
         image_size: height and width.
         epochs: passes over the longer of the two training sets.
-        batch_size: images per domain and step.
-        learning_rate: of SGD at the start.
-        backbone_rate: factor of the learning rate for the backbone.
+        batch_size: images of each domain per step.
+        learning_rate: initial learning rate of SGD.
+        backbone_rate: its factor for the backbone.
         weight_decay, clip_norm: see `kt.Phase`.
-        discriminator: settings of the methods with a discriminator.
+        discriminator: settings of the methods that have one.
         shot_beta: weight of the pseudo-labels of SHOT.
-        strong: returns, for a seed, the layer that augments target images for FixMatch.
+        strong: makes from a seed the layer that augments the target images for FixMatch.
     """
 
     name: str
@@ -79,7 +79,7 @@ class DomainTask:
     strong: Callable
 
     def phase(self, epochs: int | None = None) -> kt.Phase:
-        """Return the training phase, as in DANN: momentum, and a rate that falls as (1 + 10 p)^-0.75.
+        """Return the phase, as in DANN: momentum, and a learning rate that decays as (1 + 10 p)^-0.75.
 
         Args:
             epochs: overrides the number of epochs.
@@ -100,7 +100,7 @@ class DomainTask:
 
 
 def pixels(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """Return (images uint8 [N, H, W, 3], labels int32 [N]) of examples of the same size."""
+    """Return (images uint8 [N, H, W, 3], labels int32 [N]) of examples of one size."""
     return np.stack(examples.images.arrays), examples.labels
 
 
@@ -121,12 +121,12 @@ TRAIN, VAL, TRAIN_AND_VAL, TEST = slice(7200), slice(7200, 8000), slice(8000), s
 
 @cache
 def mnist_to_mnistm() -> Domains:
-    """Digits → digits that invert a patch of a photograph, as in MNIST-M (DANN, JMLR 2016).
+    """Digits → other digits inverted by a patch of a photograph, as in MNIST-M (DANN, JMLR 2016).
 
-    Each channel is |patch − digit|, where the digit is 255 for MNIST above 0. MNIST-M uses photographs
-    of BSDS500; these show insects, so the result is "MNIST-M-like". As in MNIST-M, the digits of
-    the source also occur in the target, on another background; test digits and test photographs do
-    not occur in training.
+    Per channel |patch − digit|, where the digit is 255 if MNIST is above 0. MNIST-M uses the photographs
+    of BSDS500; these show insects, so the result is "MNIST-M-like". As in MNIST-M, the training digits of
+    the source also occur in the target, on other backgrounds; test digits and test photographs are
+    different.
     """
     x, y = mnist()
     train = blended(x[TRAIN_AND_VAL], photographs("train"), seed=1)
@@ -136,7 +136,7 @@ def mnist_to_mnistm() -> Domains:
 
 
 def blended(digits: np.ndarray, photos: list[np.ndarray], seed: int) -> np.ndarray:
-    """Return |patch − digit| for each digit [N, H, W] and a random patch of a random photograph.
+    """Return |patch − digit| of each digit [N, H, W] with a random patch of a random photograph.
 
     Returns:
         uint8 [N, H, W, 3].
@@ -155,7 +155,7 @@ def blended(digits: np.ndarray, photos: list[np.ndarray], seed: int) -> np.ndarr
 
 @cache
 def photographs(split: str) -> list[np.ndarray]:
-    """Return the photographs of hymenoptera, RGB, at most 500 px long, without a stray file."""
+    """Return the photographs of hymenoptera, RGB, at most 500 px long; its GIF is a drawing."""
     found = []
     for path in sorted(_shared("hymenoptera").glob(f"{split}/*/*.jp*g")):
         with Image.open(path) as photo:
@@ -167,7 +167,7 @@ def photographs(split: str) -> list[np.ndarray]:
 
 @cache
 def mnist_to_digits() -> Domains:
-    """MNIST → the 8×8 scans in scikit-learn, which fill their frame."""
+    """MNIST → scikit-learn's 8 × 8 scans, which fill their frame."""
     x, y = _scans()
     target = _data("digits", train=(x[:1437], y[:1437]), test=(x[1437:], y[1437:]))
     return Domains(_mnist_source(), target)
@@ -175,7 +175,7 @@ def mnist_to_digits() -> Domains:
 
 @cache
 def digits_to_mnist() -> Domains:
-    """The scans, a fifth as many, → MNIST."""
+    """The reverse: from the scans, a fifth as many, to MNIST."""
     x, y = _scans()
     source = _data("digits", train=(x[:1437], y[:1437]), val=(x[1437:], y[1437:]))
     x, y = mnist()
@@ -186,8 +186,9 @@ def digits_to_mnist() -> Domains:
 
 
 def _scans():
-    """Return (uint8 [1797, 28, 28, 3], labels) ordered by writer, so that the last 360 have other
-    writers than the first."""
+    """Return (uint8 [1797, 28, 28, 3], labels) in the order of the writers: those of the last 360 do
+    not occur before.
+    """
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -210,10 +211,10 @@ def _rgb(grey):
 
 @cache
 def hands_to_other_camera() -> Domains:
-    """Sign digits → the hands of other people, taken by a poor camera in the light of a bulb.
+    """Sign digits → hands of other people, through a poor camera in the light of a bulb.
 
-    Half of the 218 people are in the source (a fifth of them for validation), the others in the target
-    (two fifths of them for testing): nobody is in two splits.
+    Half of the 218 people belong to the source (a fifth of them for validation), the others to the target
+    (two fifths of them for testing). No hand occurs in two parts.
     """
     folder = _shared("sign_digits")
     data = kt.data.labelled_images(folder, DIGITS, progress=False)
@@ -249,11 +250,11 @@ PHOTONS = 1500  # per white pixel
 
 
 def other_camera(images: np.ndarray, seed: int) -> np.ndarray:
-    """Make images blurred, dark and noisy, with the color cast of a bulb, each to a random degree.
+    """Make images blurred, tinted, dark and noisy, each to a slightly different degree.
 
     Args:
         images: uint8 [N, H, W, 3].
-        seed: of the noise and of the degrees.
+        seed: of the noise and of the differences between images.
 
     Returns:
         uint8 [N, H, W, 3].
@@ -275,14 +276,13 @@ def other_camera(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def dann_network(mean) -> "kt.models.Backbone":
-    """Return the features of the DANN network for MNIST (Ganin et al., JMLR 2016) as a `Backbone`.
+    """Return the feature extractor of DANN's network for MNIST (Ganin et al., JMLR 2016), a `Backbone`.
 
-    It consists of a 5×5 convolution to 32 channels, pooling, a 5×5 convolution to 48, and pooling,
-    without BatchNorm. The complete network has a head with hidden layers of 100 and 100
-    (`Classification(…, hidden=(100, 100))`).
+    Convolution 5×5 to 32, pooling, convolution 5×5 to 48, pooling; with the head's hidden layers of
+    100 and 100 (`Classification(…, hidden=(100, 100))`) it is their network. It has no BatchNorm.
 
     Args:
-        mean: of the training images of both domains [3], 0–255; it is subtracted.
+        mean: of the training images of both domains [3], in [0, 255], which is subtracted.
     """
     import keras
 
@@ -299,7 +299,7 @@ def dann_network(mean) -> "kt.models.Backbone":
 
 
 def dann_model(domains: Domains, **head):
-    """Build the DANN network for a pair of domains; `head` are options of `kt.Classification`."""
+    """Return DANN's network with its head for a pair of domains; `head` goes to `kt.Classification`."""
     parts = [pixels(data.examples["train"])[0] for data in (domains.source, domains.target)]
     mean = np.mean([part.mean(axis=(0, 1, 2)) for part in parts], axis=0)
     head = {"hidden": (100, 100), "dropout": 0.0, **head}
@@ -308,19 +308,21 @@ def dann_model(domains: Domains, **head):
 
 
 def mobilenet(domains: Domains, **head):
-    """Build `mobilenet_v2_0.35` with ImageNet weights and the bottleneck of the Transfer-Learning-Library."""
+    """Return `mobilenet_v2_0.35` with ImageNet weights and a bottleneck as in the
+    Transfer-Learning-Library.
+    """
     head = {"bottleneck": 256, "dropout": 0.0, **head}
     head = kt.Classification(domains.source.class_names, **head)
     return kt.build_model("mobilenet_v2_0.35", head, image_size=HAND_SIZE)
 
 
 def varied(seed: int, inverted: float = 0.0):
-    """Return a Keras layer for the second view in FixMatch: shifted by up to a tenth, with other light
-    and colors.
+    """Return a Keras layer for FixMatch's strong view: shifts by up to a tenth, light and colors.
 
     Args:
-        seed: of the random choices.
-        inverted: share of inverted images, as in AutoAugment: inversion does not change a digit.
+        seed: of its random numbers.
+        inverted: share of images that are inverted, an operation of AutoAugment: brightness does not
+            identify a digit.
     """
     import keras
 
@@ -392,7 +394,7 @@ def _shared(name) -> Path:
 
 
 def draw(path: Path, each: int = 12) -> None:
-    """Draw a sheet with a row of images for every split of every task, digits 0 to 9 in turn."""
+    """Draw a sheet with a row of images from every part of every task, digits 0 to 9 in turn."""
     from matplotlib.figure import Figure
 
     rows = []
@@ -416,8 +418,9 @@ def draw(path: Path, each: int = 12) -> None:
 
 
 def distances(backbone: str = "mobilenet_v2_0.35", most: int = 500) -> str:
-    """Return a Markdown table of the distances between the domains of each task, and within each
-    source."""
+    """Return a Markdown table: the distance between the domains of each task, and between images of
+    the source.
+    """
     lines = [
         "| pair | proxy-A | MMD² | p | Fréchet (by chance) | source probe | worth trying |",
         "|---|---|---|---|---|---|---|",
@@ -428,7 +431,7 @@ def distances(backbone: str = "mobilenet_v2_0.35", most: int = 500) -> str:
         pairs[f"{source.root}, other images"] = source, source.examples["val"], task
         pairs[f"{source.root} → {target.root}"] = source, target, task
     for name, (source, target, task) in pairs.items():
-        size = max(64, task.image_size)  # what the backbone takes at least
+        size = max(64, task.image_size)  # the backbone's minimum
         found = kt.advisor.domain_distance(
             source, target, backbone=backbone, image_size=size, most=most
         )

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv when it is missing or setup.cfg has changed.
+# Sourced by the other scripts: creates .venv if it is missing or setup.cfg has changed.
 # Usage: source scripts/environment.sh [extra]
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 extra="${1:-}"
@@ -7,7 +7,7 @@ if [ ! -e "$stamp" ]; then
     python="$(command -v python3.11 || command -v python3)"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         { echo "keras_transfer needs Python 3.11 or newer; $python is older" >&2; exit 1; }
-    echo "making .venv (once; TensorFlow is a large download)" >&2
+    echo "creating .venv (once; TensorFlow is a large download)" >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" &&
         touch "$stamp" || exit 1

@@ -1,18 +1,18 @@
-"""Every export format of a model: size, speed, and whether it answers as the Keras model does.
+"""Measure every export format: size, speed, and agreement with the Keras model.
 
     python scripts/export_formats.py DATA [--backbones NAME …] [--weights imagenet|none] [--families]
                  [--image-size N] [--per-class N] [--val-split SHARE] [--formats litert …]
                  [--rows FILE.csv] [--table | --no-table]
 
-DATA is a folder of class folders. A head is fitted on features computed once, the model is exported in
-each format, in int8 where there is one (ranges measured on 200 training images, any loss allowed), and
-asked for up to 300 validation images. Speed is of prepared images, 32 at a time (LiteRT: one), the
-best of three rounds; a SavedModel also scales them.
+Prints Markdown tables (`--table`: without measuring). DATA contains one folder per class. The script fits
+a head to cached features and exports the model in each format and, where possible, in int8 (ranges measured
+on 200 training images, any loss allowed). It compares up to 300 validation images. The speed is that of
+prepared images, 32 at a time (LiteRT: one), the best of three rounds; a SavedModel also resizes them.
 
-Without ImageNet weights the network is a `random_copy`: with what its BatchNorms are initialised to, the
-answers would be nearly constant, and equal whatever the format. `--families` takes one such backbone of
-each family. A row is written after each format, so that an interrupted run goes on; every backbone has a
-process of its own. The tables, in Markdown, are printed at the end (`--table`: at once).
+Without ImageNet weights the network is a `random_copy`, because with the initial statistics of BatchNorm
+its answers would be nearly constant in every format. `--families` takes one such backbone per family. A
+row is written after each format, and an interrupted run resumes; each backbone runs in a separate
+process.
 """
 
 import argparse
@@ -54,7 +54,7 @@ for _spec in sorted(BACKBONES.values(), key=lambda spec: spec.parameters):
     if "minimalistic" not in _spec.name:
         FAMILIES.setdefault(_spec.module, _spec.name)
 KEYS = ("backbone", "weights", "image_size", "format")
-# `accuracy` and `answers` (how many different ones it gave) are the Keras model's, on the same images.
+# `accuracy` and `answers` (the number of different ones) are the Keras model's, on the same images.
 NUMBERS = ("mb", "images_per_s", "agreement", "lost", "difference", "accuracy", "answers")
 IMAGES, EXAMPLES = 300, 200  # that `export_run` takes as well
 FIELDS = (*KEYS, *NUMBERS, "refused")
@@ -64,7 +64,7 @@ FIELDS = (*KEYS, *NUMBERS, "refused")
 
 
 def measure(options, backbone, wanted, write):
-    """Writes a row of each wanted format of one backbone."""
+    """Write a row for each requested format of one backbone."""
     import keras
 
     from keras_transfer.data import from_directory
@@ -97,7 +97,9 @@ def measure(options, backbone, wanted, write):
 
 
 def network(backbone, head, data, options, folder):
-    """The model with its head: ImageNet weights, or random ones that are made for the images."""
+    """Return the model with its head, with ImageNet weights or with random ones made for the
+    images.
+    """
     import keras
 
     from keras_transfer.advisor.untrained import random_copy
@@ -111,7 +113,7 @@ def network(backbone, head, data, options, folder):
     initial = build_backbone(backbone, image_size=size, weights=None)
     duplicate = random_copy(initial, data.examples["train"], store=Store(folder / "store"))
     for layer in duplicate.layers:
-        # ConvNeXt begins with blocks that add a millionth of themselves: they could be left out.
+        # ConvNeXt's blocks initially add a millionth of their output, so a missing block would not show.
         if type(layer).__name__ == "LayerScale":
             layer.gamma.assign(keras.ops.full_like(layer.gamma, 0.1))
     return build_model(duplicate, head, image_size=size)
@@ -119,11 +121,11 @@ def network(backbone, head, data, options, folder):
 
 @dataclass
 class Measuring:
-    """The formats of one run; its model is loaded and its images are decoded once for all of them.
+    """The formats of one run; its model is loaded and its images are decoded once for all.
 
     Args:
         batch: uint8 [N, S, S, 3], to measure the speed on.
-        folder: where exports may lie.
+        folder: where exports may be written.
     """
 
     run: Any
@@ -133,7 +135,7 @@ class Measuring:
     folder: Path
 
     def row(self, name) -> dict:
-        """The numbers of one format."""
+        """Return the numbers of one format."""
         if name == "keras":
             return {"images_per_s": speed(self.model.predict_on_batch, self.batch)}
         try:
@@ -190,7 +192,7 @@ class Measuring:
 
 
 def speed(ask, batch) -> float:
-    """Images a second, the best of three rounds of at least half a second each."""
+    """Return images per second, the best of three rounds of at least half a second each."""
     ask(batch)
     best = 0.0
     for _ in range(3):
@@ -214,7 +216,7 @@ def head(*cells):
 
 
 def tables(rows) -> str:
-    """A long table of each backbone with ImageNet weights, two wide ones of those with random weights."""
+    """Return a long table per backbone with ImageNet weights, and two wide ones for random weights."""
     parts = []
     for key in dict.fromkeys((row["backbone"], row["image_size"]) for row in rows):
         mine = [row for row in rows if (row["backbone"], row["image_size"]) == key]
@@ -242,7 +244,7 @@ def long_table(rows):
 
 
 def wide_table(rows, cell):
-    """A line a backbone, a column a format."""
+    """Return a table with a row per backbone and a column per format."""
     lines = head("backbone", *cell.columns)
     for name in dict.fromkeys(row["backbone"] for row in rows):
         mine = {row["format"]: row for row in rows if row["backbone"] == name}
@@ -252,7 +254,7 @@ def wide_table(rows, cell):
 
 
 def amount(mine):
-    """MB and images/s of each format."""
+    """Return MB and images per second of each format."""
     for name in TITLES:
         row = mine.get(name, {})
         mb = f"{float(row['mb']):.1f} MB, " if row.get("mb") else ""
@@ -261,7 +263,9 @@ def amount(mine):
 
 
 def likeness(mine):
-    """The Keras model's accuracy and answers; of each format the same answers, of int8 the loss."""
+    """Return the Keras model's accuracy and number of answers; the same answers of each format, and
+    the loss of int8.
+    """
     known = next((row for row in mine.values() if row["accuracy"]), None)
     yield f"{float(known['accuracy']):.3f}, {known['answers']}" if known else ""
     for name in KINDS:
@@ -283,7 +287,7 @@ def percent(share):
 
 
 def points(share):
-    # Nothing lost is 0, also where rounding gave it a sign.
+    # Avoid a negative zero.
     return f"{100 * float(share) + 0.0:.2f}".replace("-0.00", "0.00")
 
 
@@ -300,9 +304,11 @@ def main():
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2_0.35"])
     parser.add_argument("--weights", choices=("imagenet", "none"), default="imagenet")
-    parser.add_argument("--families", action="store_true", help="one of each, random weights")
-    parser.add_argument("--image-size", type=int, help="or the least that the family takes")
-    parser.add_argument("--per-class", type=int, help="images of each class that are used")
+    parser.add_argument(
+        "--families", action="store_true", help="one backbone per family, with random weights"
+    )
+    parser.add_argument("--image-size", type=int, help="or the smallest size of the family")
+    parser.add_argument("--per-class", type=int, help="images per class")
     parser.add_argument("--val-split", type=float, default=0.2)
     parser.add_argument("--formats", nargs="+", default=list(TITLES), choices=list(TITLES))
     parser.add_argument("--rows", type=Path, default=Path("export.csv"))
@@ -325,7 +331,7 @@ def image_size(options, backbone):
 
 
 def run(options, backbone):
-    """Measures what is not in the rows yet; here where it is the only backbone, else in a process."""
+    """Measure the missing rows, in a separate process if there are several backbones."""
     size = image_size(options, backbone)
     key = dict(zip(KEYS, (backbone, options.weights, str(size))))
     done = read(options.rows) if options.rows.exists() else []
@@ -338,7 +344,9 @@ def run(options, backbone):
         words += ["--image-size", size, "--rows", options.rows, "--formats", *wanted]
         words += ["--val-split", options.val_split, "--no-table"]
         words += ["--per-class", options.per_class] if options.per_class else []
-        subprocess.run([sys.executable, __file__, *map(str, words)])  # the others go on if it dies
+        subprocess.run(
+            [sys.executable, __file__, *map(str, words)]
+        )  # a crash does not stop the others
         return
 
     def write(row):

@@ -1,15 +1,15 @@
-"""Mutated image files: no crash, no hang, and prediction and served model see the same pixels.
+"""Check damaged image files: no crash, no hang, and the same pixels in prediction and serving.
 
     python scripts/fuzz_images.py --count 5000
 
-Small JPEG, PNG, GIF, BMP and WebP files (with EXIF, palettes, several frames) are changed at random:
-bytes flipped, removed, repeated, moved between files, numbers in headers set to extremes, ends cut
-off. Each is examined, decoded, and decoded by the graph of the exported model, in a process of its
-own that is ended where one file takes more than 20 seconds. A file that is not right is kept in
---keep. Exit code 1 where there was one.
+Prints the number of files per outcome. Small JPEG, PNG, GIF, BMP and WebP files (with EXIF, palettes,
+several frames) are changed at random: bytes are flipped, removed, repeated or moved between files, numbers
+in headers are set to extremes, ends are cut off. Each file is checked, decoded, and decoded by the graph of
+the exported model, in a separate process that is killed if a file takes more than 20 seconds. Files with
+errors are saved in --keep, and the exit code is then 1.
 
-What is asserted of each: a file without a fault decodes, to the size that the check found; a file that
-is served has the pixels that prediction has.
+The script asserts that a file without a fault decodes to the size that the check found, and that a file
+that can be served has the same pixels in prediction.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SECONDS = 20
 
 
 def seeds(rng) -> list[bytes]:
-    """Whole files of every kind that the decoders take."""
+    """Return valid files of every kind that the decoders accept."""
     y, x = np.mgrid[0:23, 0:37]
     smooth = np.stack([x * 6, y * 10, (x + y) * 4], -1)
     pixels = np.clip(smooth + rng.integers(-20, 20, smooth.shape), 0, 255).astype(np.uint8)
@@ -71,12 +71,12 @@ def seeds(rng) -> list[bytes]:
 
 
 def mutated(files: list[bytes], rng) -> bytes:
-    """One of the files, changed in one place or a few."""
+    """Return one of the files, changed in one place or a few."""
     data = bytearray(files[rng.integers(len(files))])
     for _ in range(rng.geometric(0.6)):
         if not data:
             break
-        # Headers are where it hurts.
+        # Prefer headers.
         end = len(data) if rng.random() < 0.7 else min(len(data), 64)
         at, length = int(rng.integers(end)), int(rng.geometric(0.1))
         match rng.choice(8, p=[0.25, 0.25, 0.1, 0.08, 0.08, 0.08, 0.08, 0.08]):
@@ -101,7 +101,7 @@ def mutated(files: list[bytes], rng) -> bytes:
 
 
 def outcome(data: bytes, served, decode, examine) -> str:
-    """What the three said of a file; a word that begins with WRONG where they contradict."""
+    """Return the result of check, decoding and serving; it begins with WRONG if they disagree."""
     from tensorflow.errors import OpError
 
     facts = examine(data)
@@ -110,7 +110,7 @@ def outcome(data: bytes, served, decode, examine) -> str:
     except OpError:
         graph = None
     if facts.fault is not None:
-        # It never comes to prediction: whether a server takes it is its own affair.
+        # Prediction rejects it, so serving need not agree.
         return "faulty, " + ("refused" if graph is None else "served")
     try:
         pixels = decode(data)
@@ -139,7 +139,7 @@ def damaged_exif(data: bytes) -> bool:
 
 
 def work(count: int, seed: int, first: int, state: Path) -> None:
-    """Goes through the files from `first` on; what is being looked at stands in `state`."""
+    """Process the files from `first` on; `state` is the file in progress."""
 
     import tensorflow as tf
 
@@ -168,7 +168,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="folder for the files that are not right")
+    parser.add_argument("--keep", type=Path, help="folder for files with errors")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:

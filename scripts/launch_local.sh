@@ -1,14 +1,14 @@
 #!/bin/bash
-# Starts N workers of a command on this machine, for trying.
+# Start N workers of a command on this machine, for tests.
 #
 #   scripts/launch_local.sh N COMMAND [ARGUMENT…]
 #   KERAS_BACKEND=jax scripts/launch_local.sh 2 keras-transfer train flowers --out run --distribute jax …
 #
-# Each worker gets TF_CONFIG (or, with KERAS_BACKEND=jax, Keras's variables for JAX) with free ports of
-# 127.0.0.1. Every line of their output begins with the worker's number. When one fails the others get
-# $LAUNCH_GRACE seconds (60) to say why they end, then are ended; the exit status is that of the first
-# that failed. SIGTERM and Ctrl-C are passed on. With GPUs, set LAUNCH_GPUS=1 to give worker i the
-# i-th alone (CUDA_VISIBLE_DEVICES).
+# Each worker receives TF_CONFIG (or, with KERAS_BACKEND=jax, Keras's variables for JAX) with free ports of
+# 127.0.0.1. Every line of output begins with the worker's number. When one fails, the others have
+# $LAUNCH_GRACE seconds (60) to report and exit before they are killed; the exit status is that of the
+# first that failed. SIGTERM and Ctrl-C are passed on. With GPUs, LAUNCH_GPUS=1 gives worker i only
+# GPU i (CUDA_VISIBLE_DEVICES).
 set -um # a worker and what it starts are a process group
 
 usage() { echo "usage: $0 N COMMAND [ARGUMENT…]" >&2; exit 2; }

@@ -1,17 +1,17 @@
-"""Mutation testing: how many small faults, put into the code one at a time, do the tests notice?
+"""Mutation testing: how many small faults, put into the code one at a time, do the tests detect?
 
     pip install -e '.[dev,mutation]'
-    python scripts/mutation.py                    # all places, or name some: splits keys
-    python scripts/mutation.py splits --survivors # again only what survived, e.g. after a new test
+    python scripts/mutation.py                    # all places, or named ones: splits keys
+    python scripts/mutation.py splits --survivors # only faults that survived, e.g. after a new test
 
-The faults are mutmut's, in its words `x < y` → `x <= y`, `f(a, b)` → `f(a)` or `f(None, b)`, `n = 5` →
-`n = None`, `5` → `6`, …. Unlike mutmut itself this also changes what stands outside of functions
-(defaults of dataclasses, tables) and decorated functions. Left as it is: the wording of messages, that
-is strings within `raise` and `say`, and all with a space between two words.
+Prints the survivors and the share of detected faults. The faults are mutmut's: `x < y` → `x <= y`,
+`f(a, b)` → `f(a)` or `f(None, b)`, `n = 5` → `n = None`, `5` → `6`, …. Unlike mutmut, this script also
+changes code outside functions (defaults of dataclasses, tables) and decorated functions. It does not change
+messages: strings within `raise` and `say`, and strings with a space between two words.
 
-Importing TensorFlow takes longer than most of the tests. So one process imports the libraries, and
-forks a child for each fault, which imports keras_transfer with that fault and runs the tests of the
-place. A child that takes too long counts as killed.
+Importing TensorFlow takes longer than most of the tests. One process therefore imports the libraries and
+forks a child for each fault, which imports keras_transfer with that fault and runs the tests. A child that
+takes too long counts as killed.
 """
 
 import argparse
@@ -39,15 +39,16 @@ from mutmut.mutation.pragma_handling import IgnoredCode
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "mutation"
-# Imported before the forks; none of them may compute anything yet, or a child could hang.
+# Imported before forking; none of them may compute anything yet, or a child could hang.
 LIBRARIES = ("numpy", "PIL.Image", "pytest", "scipy", "tensorflow", "keras", "yaml", "sklearn")
 _WORDS = re.compile(r"\w \w")  # a name or key has no spaces
 
 
 @dataclass(frozen=True)
 class Place:
-    """Code to change, file → names of its functions and classes (None is all), and its tests:
-    arguments of pytest, the quickest first, for runs one after the other until a test fails."""
+    """Code to change, file → names of its functions and classes (None for all), and its tests:
+    arguments of pytest, the fastest first, run in turn until a test fails.
+    """
 
     code: dict[str, tuple[str, ...] | None]
     tests: tuple[str, ...]
@@ -112,7 +113,7 @@ class Mutant:
 
 
 class Visitor(MutationVisitor):
-    """mutmut's, which goes into decorated functions too, and notes where each node stands."""
+    """mutmut's visitor, extended to decorated functions; it records the position of each node."""
 
     def __init__(self, wanted):
         super().__init__(mutation_operators, IgnoredCode(set(), set(), set()))
@@ -149,7 +150,7 @@ class Visitor(MutationVisitor):
 
 
 def _name(node):
-    """Of what can be asked for by name: a function, a class, a constant of the module."""
+    """Return the name of a function, a class or a constant of the module."""
     if isinstance(node, (cst.FunctionDef, cst.ClassDef)):
         return node.name.value
     if isinstance(node, cst.Assign) and isinstance(node.targets[0].target, cst.Name):
@@ -158,7 +159,7 @@ def _name(node):
 
 
 def _speaks(node):
-    """True where strings are words for people."""
+    """Return whether strings in this node are text for people."""
     said = isinstance(node, cst.Call) and getattr(node.func, "value", None) in ("say", "InputError")
     return said or isinstance(node, cst.Raise)
 
@@ -182,7 +183,7 @@ def mutants(place):
 
 
 class Changed(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):
-    """Gives one module another source."""
+    """An importer that gives one module another source."""
 
     def __init__(self, mutant):
         path = str(ROOT / "keras_transfer" / mutant.file)
@@ -197,10 +198,10 @@ class Changed(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader
 
 
 def run(tests, limit, mutant=None, log=os.devnull):
-    """(state, seconds of processor time) of the tests with a fault: killed, survived, timeout.
+    """Return (state, seconds of processor time) of the tests with a fault: killed, survived, timeout.
 
     Args:
-        limit: most seconds of processor time; five times as many by the clock.
+        limit: maximum seconds of processor time; elapsed time may be five times as long.
     """
     started = time.monotonic()
     child = os.fork()
@@ -237,8 +238,12 @@ def run(tests, limit, mutant=None, log=os.devnull):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("places", nargs="*", choices=[*PLACES, []], default=[])
-    parser.add_argument("--survivors", action="store_true", help="only what survived last time")
-    parser.add_argument("--count", action="store_true", help="say how many there are, run nothing")
+    parser.add_argument(
+        "--survivors", action="store_true", help="only faults that survived last time"
+    )
+    parser.add_argument(
+        "--count", action="store_true", help="print the number of faults and run nothing"
+    )
     args = parser.parse_args()
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT)]
@@ -246,7 +251,7 @@ def main():
     if not args.count:
         for name in LIBRARIES:
             importlib.import_module(name)
-        gc.freeze()  # what a collection touches in a child would be copied
+        gc.freeze()  # garbage collection in a child would copy this memory
     for name in args.places or PLACES:
         place, file = PLACES[name], RESULTS / f"{name}.json"
         faults = mutants(place)

@@ -1,8 +1,8 @@
-"""What `benchmark.py` measures of this package, each in a process of its own. Prints one line of JSON.
+"""Measurements of this package for `benchmark.py`, each in a separate process.
 
-python scripts/ours.py steps resnet50 2
+    python scripts/ours.py steps resnet50 2
 
-Its other half is `peers.py`.
+Prints one line of JSON. `peers.py` measures the alternatives.
 """
 
 import json
@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from peers import calls_a_second, guide_model
+from peers import calls_per_second, guide_model
 
 BACKBONE = "mobilenet_v2_0.35"
 SIZES = {"hymenoptera": 320, "sign_digits": 224}
 
 
 def start_of_training(name, folder, hidden):
-    """Seconds from the imports to the first `fit`."""
+    """Return the seconds from the imports to the first `fit`."""
     import keras
 
     import keras_transfer as kt
@@ -43,7 +43,7 @@ def start_of_training(name, folder, hidden):
 
 
 def fit(name, recipe, augment, backbone, where, folder, epochs, k=None):
-    """Seconds of a training and its accuracy, the cache as `where` says."""
+    """Return the seconds and the accuracy of a training, with the cache given by `where`."""
     import keras
 
     import keras_transfer as kt
@@ -65,7 +65,7 @@ def fit(name, recipe, augment, backbone, where, folder, epochs, k=None):
 
 
 def engines(name, rounds):
-    """Images/s of `predict` and of each engine, in turn, and how far the outputs are apart."""
+    """Return images/s of `predict` and of each engine, in turn, and the difference of outputs."""
     from keras_transfer.features.prefix import ENGINES, prefix_of
     from keras_transfer.models.builders import build_model
     from keras_transfer.models.heads import Classification
@@ -106,7 +106,9 @@ def _photographs(count, size=224):
 
 
 def steps(name, rounds):
-    """Images/s of the guide's `fit` and of ours: everything trains, batches of 32, epochs in turn."""
+    """Return images/s of the guide's `fit` and of the trainer: all weights, batches of 32, epochs in
+    turn.
+    """
     import keras
     import tensorflow as tf
 
@@ -139,13 +141,13 @@ def steps(name, rounds):
         for kind, trained in (("guide", guide), ("ours", ours)):
             started = time.perf_counter()
             trained.fit(batches, verbose=0)
-            if turn:  # the first one compiles
+            if turn:  # the first epoch compiles
                 speeds[kind].append(count / (time.perf_counter() - started))
     return {**speeds, "precision": precision.name}
 
 
 def resnet50_speeds(batch_size=32):
-    """Images/s forward and in a training step, in two formats."""
+    """Return images/s forward and in a training step, in two formats."""
     import keras
 
     from keras_transfer.features.prefix import ENGINES, prefix_of
@@ -165,12 +167,14 @@ def resnet50_speeds(batch_size=32):
         keras.config.set_dtype_policy(policy)
         train = training_step("resnet50", batch_size=batch_size)
         for key, run in ((f"forward {form}", partial(forward, images)), (f"step {form}", train)):
-            found[key] = batch_size * calls_a_second(run)
+            found[key] = batch_size * calls_per_second(run)
     return found
 
 
 def pipelines(name, rounds):
-    """Images/s read from files: our two streams and `image_dataset_from_directory`, in turn."""
+    """Return images/s read from files: our two streams and `image_dataset_from_directory`, in
+    turn.
+    """
     import keras
 
     import keras_transfer as kt
@@ -183,7 +187,7 @@ def pipelines(name, rounds):
     plain = data.batches("train", **options)
     endless = data.batches("train", training=True, **options)
     steps = data.steps("train", 32)
-    # Part of the folder where it has no splits: the same number of images.
+    # A part of a folder without splits, so that the number of images is the same.
     whole = keras.utils.image_dataset_from_directory(
         peer, image_size=(224, 224), batch_size=32, shuffle=False
     )
@@ -200,7 +204,7 @@ def pipelines(name, rounds):
 
 
 def write_images(folder, count):
-    """Synthetic JPEGs: blobs of two colours and noise, in two classes, many to a folder."""
+    """Write synthetic JPEGs: blobs of two colors with noise, in two classes and many folders."""
     from concurrent.futures import ThreadPoolExecutor
 
     from PIL import Image
@@ -221,7 +225,7 @@ def write_images(folder, count):
 
 
 def extract_images(folder, count):
-    """What the command does with a folder, on the first `count` images."""
+    """Check and extract the first `count` images of a folder, as the command does."""
     import keras
 
     import keras_transfer as kt

@@ -1,7 +1,9 @@
-"""What `benchmark.py` compares with, each as its documentation writes it. Prints one line of JSON.
+"""The alternatives that `benchmark.py` compares with, each as its documentation recommends.
 
-python scripts/peers.py guide hymenoptera
-python scripts/peers.py torch          # needs torch alone, on any Python that has it
+    python scripts/peers.py guide hymenoptera
+    python scripts/peers.py torch          # needs only PyTorch, in any Python that has it
+
+Prints one line of JSON.
 """
 
 import json
@@ -14,7 +16,7 @@ EPOCHS = {"hymenoptera": (10, 5), "sign_digits": (5, 2)}
 
 
 def guide_model(base, classes: int):
-    """The guide's model around `base`, a network without its top for 224 px."""
+    """Return the guide's model around `base`, a network without its top for 224 px."""
     import keras
 
     inputs = keras.Input((224, 224, 3))
@@ -28,10 +30,10 @@ def guide_model(base, classes: int):
 
 
 def guide(name: str) -> dict:
-    """The Keras guide "Transfer learning & fine-tuning" on one of the image folders.
+    """Run the Keras guide "Transfer learning & fine-tuning" on one of the image folders.
 
     Folder → random flip and rotation → frozen MobileNetV2 0.35 at 224 px → global average →
-    Dropout 0.2 → Dense, Adam 1e-3; then everything, Adam 1e-5. Compiled as the guide does.
+    Dropout 0.2 → Dense, Adam 1e-3; then everything, Adam 1e-5. Compiled as in the guide.
     """
     import keras
 
@@ -66,7 +68,7 @@ def guide(name: str) -> dict:
     return {"accuracy": history["val_accuracy"][-1]}
 
 
-def calls_a_second(run, seconds: float = 6.0) -> float:
+def calls_per_second(run, seconds: float = 6.0) -> float:
     """How often `run` is done in a second, after a first call that is not counted."""
     run()
     count, started = 0, time.perf_counter()
@@ -76,13 +78,45 @@ def calls_a_second(run, seconds: float = 6.0) -> float:
     return count / (time.perf_counter() - started)
 
 
+def torch_resnet50():
+    """Return ResNet-50 (arXiv:1512.03385) as in torchvision, which need not be installed."""
+    from torch import nn
+
+    def conv(inputs, outputs, kernel, stride=1, relu=True):
+        layers = [
+            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+        ]
+        return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+    class Block(nn.Module):
+        def __init__(self, inputs, width, stride):
+            super().__init__()
+            outputs = 4 * width
+            self.main = nn.Sequential(
+                conv(inputs, width, 1),
+                conv(width, width, 3, stride),
+                conv(width, outputs, 1, relu=False),
+            )
+            same = inputs == outputs and stride == 1
+            self.short = nn.Identity() if same else conv(inputs, outputs, 1, stride, relu=False)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self.relu(self.main(x) + self.short(x))
+
+    layers, inputs = [conv(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)], 64
+    for i, (width, count) in enumerate(zip((64, 128, 256, 512), (3, 4, 6, 3))):
+        for j in range(count):
+            layers.append(Block(inputs, width, 2 if i and not j else 1))
+            inputs = 4 * width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
+
+
 def torch(batch_size: int = 32) -> dict:
-    """ResNet-50 of PyTorch, eager: images/s forward and in a training step, in two formats."""
+    """Return images/s of PyTorch's ResNet-50, eager, forward and in a training step, in two formats."""
     import numpy as np
     import torch as t
-
-    sys.path.insert(0, str(Path(__file__).parent))
-    from gpu_step_times import torch_resnet50
 
     images = np.random.default_rng(0).normal(size=(batch_size, 3, 224, 224)).astype("float32")
     images = t.from_numpy(images).to(memory_format=t.channels_last)
@@ -104,7 +138,7 @@ def torch(batch_size: int = 32) -> dict:
         for name, run, training in (("forward", forward, False), ("step", step, True)):
             model.train(training)
             with t.autocast("cpu", t.bfloat16, enabled=half):
-                found[f"{name} {form}"] = batch_size * calls_a_second(run)
+                found[f"{name} {form}"] = batch_size * calls_per_second(run)
     return found
 
 

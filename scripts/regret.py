@@ -1,26 +1,24 @@
-"""What following the advice costs in accuracy, against having tried everything.
+"""Measure the accuracy lost by following the advice instead of trying everything.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/regret.py [TASK…] [--seeds 1 2]
                  [--what grid evidence classical bit] [--rows FILE.csv] [--table]
 
-For each task of `tasks.py` and each seed
+Prints a Markdown table (`--table`: without training). For each task of `tasks.py` and each seed it trains
 
-grid        head only, two thirds and one third of the stages frozen, LP-FT of all, and from scratch,
-            with the two backbones whose real weights are at hand, each with the defaults of its
-            recipe;
-classical, evidence  what `--backbone auto --strategy auto` does with that policy, from nothing: its
-            looking around is part of its time;
-bit         the BiT-HyperRule: 500 updates from a head of zeros, in batches of 64 rather than 512.
+grid        the head only, with two thirds and with one third of the stages frozen, LP-FT of all stages,
+            and from scratch, with both backbones whose weights are available and default settings;
+classical, evidence  the choice of `--backbone auto --strategy auto` with that policy, including the
+            time of the choice;
+bit         the BiT-HyperRule: 500 updates from a head of zeros, in batches of 64 instead of 512;
 
-are trained on the training images and measured on the test images in the last epoch, so that
-nothing is chosen on them. The regret of a choice is the best accuracy in the grid, picked after the
-fact with the test images, less its own. Image size and augmentation are those of the task for all.
-Times are seconds of processor time, which other work on the machine does not change much; `auto`'s
-include the advice and the race, and start with an empty cache, as the grid does.
+on the training images and evaluates the last epoch on the test images, so that nothing is chosen on them.
+The regret of a choice is the best accuracy in the grid, selected on the test images, minus its own. Image
+size and augmentation are those of the task. Times are seconds of processor time, which other work on
+the machine hardly affects; `auto` includes the advice and the race, and starts with an empty cache, as the
+grid does.
 
-A row is written after each run, so that an interrupted table goes on; what is there already is not
-run again, and the table is printed at the end (`--table`: at once). Thresholds of the rules were set
-with seed 0, others are reported.
+A row is written after each run, and an interrupted benchmark resumes. The thresholds of the rules were
+set with seed 0, so results are reported for others.
 """
 
 import argparse
@@ -46,7 +44,7 @@ CANDIDATES = {
 }
 BIT = ("bit", {"batch_size": 64, "accumulate": 1})
 POLICIES = ("evidence", "classical")
-# Ways to choose: title in the table, and whose row it is.
+# Ways to choose: title in the table, and the `what` and backbone of their rows.
 WAYS = {
     "evidence": ("`auto`, evidence", "evidence", "auto"),
     "classical": ("`auto`, classical", "classical", "auto"),
@@ -59,7 +57,7 @@ FIELDS = ("task", "seed", "what", "backbone", "accuracy", "cpu", "seconds", "cho
 
 @contextmanager
 def cache_of_its_own():
-    """An empty cache for each way to choose, which the runs of the grid share among them."""
+    """Use an empty cache for each way to choose; the runs of the grid share one."""
     before = os.environ.get("KERAS_TRANSFER_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["KERAS_TRANSFER_CACHE"] = folder
@@ -70,7 +68,7 @@ def cache_of_its_own():
 
 
 def fitted(task, data, backbone, recipe, overrides, seed, **options) -> float:
-    """Accuracy on the test images after the last epoch."""
+    """Return the accuracy on the test images after the last epoch."""
     import keras
 
     keras.backend.clear_session()
@@ -88,7 +86,9 @@ def fitted(task, data, backbone, recipe, overrides, seed, **options) -> float:
 
 
 def runs_of(task, data, seed, what):
-    """(name, backbone, what trains it: () → accuracy or (accuracy, choice)) of one way to choose."""
+    """Yield (name, backbone, function that trains and returns accuracy or (accuracy, choice)) for
+    one way to choose.
+    """
     if what == "grid":
         for name, (recipe, overrides) in CANDIDATES.items():
             for backbone in BACKBONES:
@@ -109,7 +109,7 @@ def runs_of(task, data, seed, what):
 
 
 def advised(task, data, seed, policy):
-    """(accuracy, what was chosen) of `--backbone auto --strategy auto`."""
+    """Return (accuracy, choice) of `--backbone auto --strategy auto`."""
     from keras_transfer.advisor.auto import decide, training_function
 
     def build(backbone):
@@ -152,13 +152,15 @@ def measure(task, seed, what, done, write):
 
 
 def table(rows) -> str:
-    """Markdown: accuracy of each way to choose, with its regret; means over the seeds of a task."""
+    """Return a Markdown table: accuracy and regret of each way to choose, means over the seeds of a
+    task.
+    """
     tasks = [name for name in TASKS if any(row["task"] == name for row in rows)]
     titles = [title for title, *_ in WAYS.values()]
     lines = ["| task | best of the grid | " + " | ".join(titles) + " |"]
     lines.append("|---|---|" + "---|" * len(WAYS))
     regrets = {way: [] for way in WAYS}
-    spent = {way: [] for way in WAYS}  # (seconds, those of the grid)
+    spent = {way: [] for way in WAYS}  # (seconds, seconds of the grid)
     for task in tasks:
         found = {way: [] for way in WAYS}
         bests = []

@@ -1,10 +1,10 @@
-"""How large the page of a run gets, and how long a browser takes to open it.
+"""Measure the size of a run's report, and how long a browser takes to open it.
 
     python scripts/report_opening.py RUN [--classes 100 1000] [--mistakes 1000] [--rounds 5]
 
-RUN is any finished run of one class per image: its page is made again with random answers for so many
-classes and mistakes, whose images are noise, which compresses worst. Headless Chromium opens it and an
-empty page in turn; the difference of the two times is what the page costs, until its scripts have run.
+Prints a Markdown table. RUN is a finished single-label run. Its report is generated with random predictions
+for that many classes and mistakes, with images of noise, which compress worst. Headless Chromium opens it
+and an empty page in turn; the difference of the two times is the cost of the report and its scripts.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CALIBRATION = {"temperature": 1.5, "thresholds": [{"precision": 0.9, "threshold"
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
-# It must neither need a screen nor look for updates of its own.
+# Run without a screen and without looking for updates.
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -35,11 +35,11 @@ QUIET = (
 
 
 def random_answers(classes: int, count: int, most: int, first: str = "class number 0") -> dict:
-    """The document of an evaluation: `count` random answers, most of them wrong.
+    """Return the document of an evaluation with `count` random predictions, most of them wrong.
 
     Args:
-        most: mistakes that are listed, and answers that are least sure.
-        first: name of the first class, and of a folder of all images.
+        most: number of listed mistakes, and of least confident predictions.
+        first: name of the first class, and of a folder that contains all images.
     """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, count)
@@ -60,7 +60,7 @@ def random_answers(classes: int, count: int, most: int, first: str = "class numb
 
 
 def noise_shots(document: dict) -> dict:
-    """Pixels of noise for all that is shown of the document."""
+    """Return noise for all images that the document shows."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (8, 224, 224, 3)).astype("uint8")
     heat = rng.random((8, 7, 7))
@@ -76,7 +76,7 @@ def noise_shots(document: dict) -> dict:
 
 
 def seconds_to_open(page: Path, profile: Path) -> float:
-    """Of a browser's whole life: started, the page loaded, its document printed."""
+    """Return the time to start a browser, load the page and print its document."""
     command = [CHROMIUM, *QUIET, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -93,7 +93,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if not CHROMIUM:
-        parser.error("there is no chromium, chromium-browser or google-chrome here")
+        parser.error("chromium, chromium-browser or google-chrome not found")
     run = Run.open(options.run)
     model = run.model
     print(
@@ -105,7 +105,7 @@ def main():
         for classes in options.classes:
             document = random_answers(classes, 2 * options.mistakes, options.mistakes)
             page.write_text(made(run, model, document, noise_shots(document)), encoding="utf-8")
-            seconds_to_open(empty, Path(folder, "profile"))  # makes the profile
+            seconds_to_open(empty, Path(folder, "profile"))  # creates the profile
             found = []
             for _ in range(options.rounds):
                 nothing = seconds_to_open(empty, Path(folder, "profile"))

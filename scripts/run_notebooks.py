@@ -1,11 +1,11 @@
-"""Executes the notebooks from start to end, and writes their outputs into them.
+"""Execute the notebooks and save their outputs.
 
-python scripts/run_notebooks.py                         all of them; exit code 1 where one fails
-python scripts/run_notebooks.py --write 02_freezing     the named ones, and keep what came out
+    python scripts/run_notebooks.py                       all notebooks; exit code 1 if one fails
+    python scripts/run_notebooks.py --write 02_freezing   the named ones, and save their outputs
 
-With `--write` the image of a cell tagged `docs:NAME` becomes `docs/NAME.png` as well, for pages to show.
-Each runs in a kernel and an empty folder of its own, with an empty cache. The images of
-`KERAS_TRANSFER_DATA` are seen as `data/` there, so that no path of this machine gets into an output.
+Prints the time of each notebook. With `--write`, the figure of a cell tagged `docs:NAME` is also saved as
+`docs/NAME.png`. Each notebook runs in its own kernel and an empty folder, with an empty cache. The images
+of `KERAS_TRANSFER_DATA` appear as `data/` there, so that outputs contain no path of this machine.
 """
 
 import argparse
@@ -26,23 +26,23 @@ from keras_transfer.utils.files import write_file, write_text
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 REPOSITORY = "https://github.com/keras-transfer/keras_transfer"
-IMAGE = "docs:"  # beginning of the tag of a cell whose image the docs show
-PARAMETERS = "parameters"  # tag of the cell whose numbers may be replaced
-# What TensorFlow 2.21 writes when it is imported, with process and time, whatever its log level.
+IMAGE = "docs:"  # prefix of the tag of a cell whose figure the docs show
+PARAMETERS = "parameters"  # tag of the cell whose values may be replaced
+# Messages of TensorFlow 2.21 on import, with process and time, regardless of the log level.
 _NATIVE = re.compile(r"^(?:WARNING: All log messages before absl|[IWEF]\d{4} ).*\n?", re.M)
 
 
 class NotebookError(Exception):
-    """A cell failed; the message names notebook, cell and error."""
+    """A cell failed; the message contains the notebook, the cell and the error."""
 
 
 def notebooks() -> list[Path]:
-    """All of them, in the order they are read in."""
+    """Return the paths of all notebooks, in reading order."""
     return sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 def execute(path: Path, parameters: dict | None = None, timeout: int = 1800):
-    """Runs a notebook; the file stays as it is.
+    """Run a notebook without changing its file.
 
     Args:
         path: of the notebook.
@@ -50,10 +50,10 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 1800):
         timeout: seconds that a cell may take.
 
     Returns:
-        The notebook with its outputs, ready to be kept.
+        The notebook with its outputs, ready to be saved.
 
     Raises:
-        NotebookError: a cell raised something or took too long.
+        NotebookError: if a cell fails or takes too long.
     """
     notebook = nbformat.read(path, as_version=4)
     cells = list(notebook.cells)
@@ -84,14 +84,14 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 1800):
 
 
 def _environment(folder):
-    """Of the kernel: this checkout, nothing of earlier runs, images under a relative path."""
+    """Return the environment of the kernel: this checkout, an empty cache, relative image paths."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "KERAS_TRANSFER_CACHE": str(folder / "cache"),
         "IPYTHONDIR": str(folder / ".ipython"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "TTY_INTERACTIVE": "0",  # a bar that was removed would leave its line in the output
+        "TTY_INTERACTIVE": "0",  # a removed progress bar would leave a line in the output
     }
     if images := os.environ.get("KERAS_TRANSFER_DATA"):
         (folder / "data").symlink_to(Path(images).resolve(), target_is_directory=True)
@@ -104,7 +104,7 @@ def tags(cell) -> list[str]:
 
 
 def shown(notebook) -> dict[str, bytes]:
-    """Name → PNG of the images that are for the docs."""
+    """Return name → PNG of the figures for the docs."""
     return {
         f"{tag.removeprefix(IMAGE)}.png": base64.b64decode(output.data["image/png"])
         for cell in notebook.cells
@@ -119,7 +119,7 @@ def _failed(cell):
 
 
 def _tidied(notebook):
-    """Without what differs from machine to machine: versions, times."""
+    """Remove what differs between machines: versions and times."""
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -138,12 +138,12 @@ def _tidied(notebook):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="of notebooks, without .ipynb; by default all")
-    parser.add_argument("--write", action="store_true", help="keep the outputs in the notebooks")
+    parser.add_argument("names", nargs="*", help="notebooks, without .ipynb; all by default")
+    parser.add_argument("--write", action="store_true", help="save the outputs in the notebooks")
     arguments = parser.parse_args()
     known = {path.stem: path for path in notebooks()}
     if unknown := [name for name in arguments.names if name not in known]:
-        parser.error(f"no notebook {', '.join(unknown)}; there are {', '.join(known)}")
+        parser.error(f"Unknown notebook {', '.join(unknown)}. Choose from {', '.join(known)}.")
     failed = 0
     for path in [known[name] for name in arguments.names] or known.values():
         started, used = time.perf_counter(), _children()

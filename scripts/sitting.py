@@ -1,15 +1,14 @@
-"""Every benchmark once, one after the other, on one machine: what the README's tables are made of.
+"""Run all benchmarks in turn on one machine; their output is the source of the tables in the docs.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/sitting.py [NAME…] [--torch PYTHON] [--list]
 
-What a benchmark prints goes to `docs/measured/NAME.txt` below a few lines that say which command it was,
-when, how long it took, on which machine and with which versions; `scripts/readme_tables.py` makes the
-tables from there. Without names all of `BENCHMARKS` run, which takes about two hours of an otherwise idle
-machine. One that fails leaves the page of the sitting before as it was, is told at the end, and stops
-nothing.
+The output of each benchmark is printed and saved as `docs/measured/NAME.txt`, below its command, date,
+duration, machine and versions; `scripts/readme_tables.py` then writes the tables. Without names, all of
+`BENCHMARKS` run, which takes about two hours on an otherwise idle machine. If one fails, its earlier
+output remains, the others still run, and the failure is reported at the end.
 
-`STUDIES` are about accuracy, not time: they take many hours, go on where they stopped, and write rows that
-are kept in `docs/`. They run when they are named.
+`STUDIES` measure accuracy, not time. They take many hours, resume if interrupted, and save rows in
+`docs/`. They run only if they are named.
 """
 
 import argparse
@@ -33,7 +32,7 @@ ROOT = HERE.parent
 MEASURED = ROOT / "docs" / "measured"
 PACKAGES = ("keras", "tensorflow", "openvino", "jax", "scikit-learn", "albumentations")
 
-# Each needs the machine for itself. DATA is `KERAS_TRANSFER_DATA`, TEMPORARY a folder that goes away.
+# Each needs the whole machine. DATA is `KERAS_TRANSFER_DATA`, TEMPORARY a temporary folder.
 BENCHMARKS = {
     "whole": "benchmark.py whole --rounds 3",
     "steps": "benchmark.py step extraction again advise --rounds 2",
@@ -54,8 +53,8 @@ BENCHMARKS = {
         "--rows TEMPORARY/export.csv"
     ),
 }
-# Images that a benchmark draws, and their names in docs/.
-IMAGES = {
+# Plots that a benchmark draws, and their names in docs/.
+PLOTS = {
     "demo": ("demo/curves.png", "demo_curves.png"),
     "gain": ("TEMPORARY/gain/comparison.png", "compare.png"),
 }
@@ -66,7 +65,7 @@ STUDIES = {
 
 
 def machine() -> str:
-    """One line: processor, cores, memory, system."""
+    """Return one line: processor, cores, memory, system."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     about = {
         key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
@@ -82,16 +81,16 @@ def machine() -> str:
 
 
 def versions() -> str:
-    """One line: Python and the packages that the figures depend on."""
+    """Return one line: Python and the packages that affect the results."""
     found = [f"Python {platform.python_version()}"]
     return ", ".join(found + [f"{package} {version(package)}" for package in PACKAGES])
 
 
 def measure(name: str, command: str, torch: str | None) -> None:
-    """Runs one benchmark and keeps what it printed.
+    """Run one benchmark and save its output.
 
     Raises:
-        RuntimeError: the command failed; the message ends with what it last wrote.
+        RuntimeError: if the command fails; the message ends with its last output.
     """
     print(f"\n== {name}: {command}", flush=True)
     started, load = time.perf_counter(), os.getloadavg()[0]
@@ -101,7 +100,7 @@ def measure(name: str, command: str, torch: str | None) -> None:
         for place, path in places.items():
             words = [word.replace(place, path) if path else word for word in words]
         run = [str(HERE / script)] if script.endswith(".sh") else [sys.executable, HERE / script]
-        said = []
+        output = []
         with (
             tempfile.TemporaryFile("w+") as errors,
             subprocess.Popen(
@@ -110,15 +109,15 @@ def measure(name: str, command: str, torch: str | None) -> None:
         ):
             for line in process.stdout:
                 print(line, end="", flush=True)
-                said.append(line.replace(folder, "TEMPORARY").replace(places["DATA"], "DATA"))
+                output.append(line.replace(folder, "TEMPORARY").replace(places["DATA"], "DATA"))
             process.wait()
             errors.seek(0)
             if process.returncode:
                 raise RuntimeError(f"exit code {process.returncode}\n{errors.read()[-3000:]}")
-        if name in IMAGES:
-            drawn, kept = IMAGES[name]
+        if name in PLOTS:
+            drawn, saved = PLOTS[name]
             drawn = ROOT / drawn.replace("TEMPORARY", folder)
-            write_file(MEASURED.parent / kept, lambda file: shutil.copyfile(drawn, file))
+            write_file(MEASURED.parent / saved, lambda file: shutil.copyfile(drawn, file))
     about = {
         "command": f"python scripts/{command}"
         if script.endswith(".py")
@@ -131,30 +130,28 @@ def measure(name: str, command: str, torch: str | None) -> None:
     }
     header = "".join(f"{key}: {value}\n" for key, value in about.items())
     MEASURED.mkdir(exist_ok=True)
-    write_text(MEASURED / f"{name}.txt", f"{header}\n{''.join(said)}")
+    write_text(MEASURED / f"{name}.txt", f"{header}\n{''.join(output)}")
 
 
 def main():
     everything = BENCHMARKS | STUDIES
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(everything))
-    parser.add_argument(
-        "--torch", help="a Python that has PyTorch; without it that one is left out"
-    )
-    parser.add_argument("--list", action="store_true", help="only tell the commands")
+    parser.add_argument("--torch", help="a Python with PyTorch; without it, torch is skipped")
+    parser.add_argument("--list", action="store_true", help="print the commands only")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in everything]
     if unknown:
-        parser.error(f"no benchmark {unknown[0]}: choose of {', '.join(everything)}")
+        parser.error(f"Unknown benchmark {unknown[0]}. Choose from {', '.join(everything)}.")
     names = options.names or list(BENCHMARKS)
     if options.list:
         print("\n".join(f"{name:17} {everything[name]}" for name in names))
         return
     for needed in ("KERAS_HOME", "KERAS_TRANSFER_DATA"):
         if needed not in os.environ:
-            parser.error(f"set {needed}: real weights and images are measured")
+            parser.error(f"Set {needed}: the benchmarks use real weights and images.")
     if "torch" in names and not options.torch:
-        print("torch is left out: name a Python that has it with --torch", file=sys.stderr)
+        print("torch is skipped: pass a Python that has PyTorch with --torch", file=sys.stderr)
         names.remove("torch")
     failed = {}
     for name in progress_bar(names, "measuring", unit="benchmarks"):

@@ -1,10 +1,10 @@
-"""Stage by stage: what the real backbones know of real images, and random weights do not.
+"""Probe every stage of real backbones on real images, with pretrained and with random weights.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/stage_curves.py --out curves/ [--image-size 128]
 
-Prints a table and a verdict, and draws an image, of each data set with each backbone:
-`sign_digits`; `hymenoptera`; `shuffled`, the sign digits with labels dealt out anew, which must show
-no signal; and `digits`, the 8×8 scans that come with scikit-learn.
+Prints a table and a verdict, and draws a plot, for each dataset and backbone: `sign_digits`;
+`hymenoptera`; `shuffled`, the sign digits with permuted labels, which must show no signal; and `digits`,
+scikit-learn's 8 × 8 scans.
 """
 
 import argparse
@@ -28,7 +28,7 @@ DATA = ("sign_digits", "hymenoptera", "shuffled", "digits")
 
 
 def shuffled(data: ImageData, seed: int = 0) -> ImageData:
-    """The same images and labels, which no longer belong together."""
+    """Return the same images with permuted labels."""
     rng = np.random.default_rng(seed)
     examples = {
         split: Examples(part.images, rng.permutation(part.labels))

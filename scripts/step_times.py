@@ -1,10 +1,10 @@
-"""Time of a training step in each number format, and of steps bundled in one call.
+"""Measure training steps in each number format, and several steps per call.
 
     python scripts/step_times.py [--backbones mobilenet_v2_0.35 resnet50] [--batch-size 16]
 
-All formats are built first and then stepped in turn, so that a busy moment of the machine hits all.
-Everything trains; BatchNorm is frozen, as in fine-tuning; images are random, at the backbone's own
-size. Prints the median, the spread, and the ratio to float32.
+Prints the median, the spread and the ratio to float32. All formats are built first and then run in turn, so
+that other work on the machine affects all of them. All weights are trained; BatchNorm is frozen, as in
+fine-tuning; images are random, in the backbone's default size.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from keras_transfer.models.heads import Classification
 
 
 def timed(steps: dict, rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each function in each round, in turn."""
+    """Return the seconds of each function in each round, run in turn."""
     times = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -55,7 +55,7 @@ def precisions(backbone: str, policies, batch_size: int, rounds: int) -> None:
 
 
 def bundles(rounds: int, batch_size: int = 8, count: int = 48) -> None:
-    """The demonstration's network at 32 px, whose step is short: `steps_per_execution`."""
+    """Measure `steps_per_execution` with the demo's network at 32 px, whose steps are short."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size * count, 32, 32, 3)).astype("uint8")
     labels = np.arange(len(images)) % 2
@@ -70,8 +70,8 @@ def bundles(rounds: int, batch_size: int = 8, count: int = 48) -> None:
             model.fit(images, labels, batch_size=batch_size, verbose=0)
 
         epoch()
-        steps[f"{n} steps a call"] = epoch
-    title = f"small network of the demonstration, {count} batches of {batch_size} at 32 px"
+        steps[f"{n} steps per call"] = epoch
+    title = f"small network of the demo, {count} batches of {batch_size} at 32 px"
     report(title, timed(steps, rounds), len(images))
 
 

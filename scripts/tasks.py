@@ -1,8 +1,8 @@
-"""Real tasks to choose backbones and strategies on: what `regret.py` is measured with.
+"""Real tasks on which backbones and strategies are chosen, for `regret.py`.
 
-Each is made from the images in `KERAS_TRANSFER_DATA`, or from what scikit-learn brings, and has a
-training part and a test part (its split `val`) on which nothing is chosen. The sign digits are
-divided by people: nobody's hand is in both parts.
+Each is made from the images in `KERAS_TRANSFER_DATA`, or from scikit-learn's, and has a training split
+and a test split (`val`) on which nothing is chosen. The sign digits are split by person: no person
+occurs in both splits.
 """
 
 import os
@@ -16,21 +16,21 @@ import numpy as np
 import keras_transfer as kt
 from keras_transfer.data import ImageData
 
-# No mirror images of signs and digits, and no crop that takes a finger off.
+# No mirrored signs and digits, and no crop that cuts off a finger.
 UPRIGHT = {"min_area": 0.7, "max_aspect": 1.2, "flip": False}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A data set with what its images ask for, the same for all that is compared.
+    """A dataset and the settings that its images need, the same for everything that is compared.
 
     Attributes:
-        name: as it is asked for.
+        name: its name on the command line.
         image_size: height and width.
         augment: as `Trainer` takes it.
         source: a key of `SOURCES`.
-        per_class: training images of each class; None is all.
-        shuffled: labels are dealt out anew, so that there is nothing to learn.
+        per_class: training images per class; None for all.
+        shuffled: labels are permuted, so that there is nothing to learn.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Task:
     shuffled: bool = False
 
     def data(self, seed: int = 0) -> ImageData:
-        """The task; the seed draws the images of a class, and deals the labels out."""
+        """Open the task; the seed draws the images of each class and permutes the labels."""
         data = SOURCES[self.source]()
         rng = np.random.default_rng(seed)
         train, test = data.examples["train"], data.examples["val"]
@@ -63,13 +63,13 @@ class Task:
 
 @cache
 def hymenoptera() -> ImageData:
-    """Ants and bees: 245 photographs and 153 to test on."""
+    """Ants and bees: 245 training and 153 test photographs."""
     return kt.data.from_directory(_shared("hymenoptera"), progress=False)
 
 
 @cache
 def sign_digits() -> ImageData:
-    """Hands that show the digits, of 7 in 10 people, and of the others to test on."""
+    """Hands that show digits: 70 % of the people for training, the others for testing."""
     folder = _shared("sign_digits")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     data = kt.data.labelled_images(folder, names, progress=False)
@@ -81,7 +81,9 @@ def sign_digits() -> ImageData:
 
 
 def people(data: ImageData) -> np.ndarray:
-    """Whose hand each image shows: cameras number on, and each person begins with the sign for 0."""
+    """Return whose hand each image shows: image numbers ascend, and each person begins with the
+    sign for 0.
+    """
     whole = data.examples["all"]
     numbers = np.array([int(re.sub(r"\D", "", Path(name).stem)) for name in whole.names])
     return np.searchsorted(np.sort(numbers[whole.labels == 0]), numbers, side="right")
@@ -89,7 +91,7 @@ def people(data: ImageData) -> np.ndarray:
 
 @cache
 def mnist() -> ImageData:
-    """8000 digits, and 2000 to test on."""
+    """8000 training and 2000 test digits."""
     with np.load(_shared("mnist_10k.npz")) as file:
         x, y = file["x"], file["y"].astype(int)
     return kt.data.from_arrays((x[:8000], y[:8000]), (x[8000:], y[8000:]), progress=False)
@@ -97,7 +99,7 @@ def mnist() -> ImageData:
 
 @cache
 def digits() -> ImageData:
-    """The 8×8 scans that come with scikit-learn: 1437, and 360 to test on."""
+    """scikit-learn's 8 × 8 scans: 1437 training and 360 test digits."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)

@@ -1,12 +1,12 @@
-"""Kills a training at random moments, resumes it, and compares with the undisturbed run.
+"""Kill a training at random moments, resume it, and compare it with an undisturbed run.
 
     python scripts/torture_resume.py --kills 200
 
-Each attempt is a process of its own that trains with `resume=True` and is ended by kill -9: after a
-random time, or as soon as it has begun to write a file of its checkpoint. When a run has come to its
-end, its weights are compared with those of the run that was left alone, and the next run begins.
-The schedule has what must survive: several phases, an average of the weights, accumulated
-gradients, dropout, L2-SP, early stopping and a plateau. Exit code 1 where a weight differs.
+Prints one line per finished run; the exit code is 1 if a weight differs. Each attempt is a process that
+trains with `resume=True` and is killed with kill -9: after a random time, or as soon as it begins to write
+a file of its checkpoint. When a run finishes, its weights are compared with those of the undisturbed run,
+and the next run begins. The schedule contains all state that must survive: several phases, averaged
+weights, accumulated gradients, dropout, L2-SP, early stopping and a plateau.
 """
 
 import argparse
@@ -44,7 +44,7 @@ SCHEDULE = Schedule(
 
 
 def tiny_backbone() -> Backbone:
-    """Three stages; small, so that most of the time is not compilation."""
+    """Return a backbone of three stages, small enough that compilation does not dominate."""
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
     for filters in (8, 16, 16):
@@ -61,10 +61,10 @@ def train(images: Path, out: Path) -> None:
 
 
 def attempt(images: Path, out: Path, seconds: float, at_checkpoint: bool) -> tuple[bool, float]:
-    """Trains in a process of its own; (was killed, seconds it ran).
+    """Train in a process of its own; return (whether it was killed, seconds it ran).
 
-    The process is a fork of this one, which has imported Keras but computed nothing: the import
-    would otherwise be most of the time, and most of the kills.
+    The process is a fork of this one, which has imported Keras but computed nothing: otherwise most of
+    the time, and most of the kills, would be in the import.
     """
     child = os.fork()
     if child == 0:
@@ -100,7 +100,7 @@ def attempt(images: Path, out: Path, seconds: float, at_checkpoint: bool) -> tup
 
 
 def weights_of(run: Path) -> list[np.ndarray]:
-    """Read in a process of its own, so that this one stays fit for forking."""
+    """Read weights in a separate process, so that this one can still fork."""
     file = run.with_suffix(".npz")
     child = os.fork()
     if child == 0:
@@ -115,7 +115,7 @@ def weights_of(run: Path) -> list[np.ndarray]:
 
 
 def same(a: Path, b: Path) -> tuple[int, float]:
-    """(weights that differ in any bit, largest difference)."""
+    """Return (number of weights that differ in any bit, largest difference)."""
     pairs = list(zip(weights_of(a), weights_of(b), strict=True))
     different = sum(not np.array_equal(x, y) for x, y in pairs)
     return different, max(float(np.abs(x - y).max()) for x, y in pairs)
@@ -127,11 +127,11 @@ def log_of(run: Path) -> list[dict]:
 
 
 def torture(kills: int, seed: int, folder: Path, log=print) -> int:
-    """Returns the number of weights that differed, over all runs."""
+    """Return the number of weights that differ, over all runs."""
     choose = random.Random(seed)
     write_images(folder / "images", seed=0)
     images = folder / "images" / "target"
-    for split in images.iterdir():  # few images: an epoch takes a fraction of a second
+    for split in images.iterdir():  # few images, so that an epoch takes a fraction of a second
         for of_class in split.iterdir():
             for file in sorted(of_class.iterdir())[10:]:
                 file.unlink()
@@ -142,7 +142,7 @@ def torture(kills: int, seed: int, folder: Path, log=print) -> int:
     largest = 0.0
     out = folder / "killed"
     while killed < kills or attempts:
-        last = killed >= kills  # the run in hand is brought to its end
+        last = killed >= kills  # finish the current run
         at_checkpoint = choose.random() < 0.4
         moment = 1e9 if last else choose.uniform(0, duration * (0.4 if at_checkpoint else 0.8))
         attempts += 1

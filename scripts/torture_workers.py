@@ -1,17 +1,16 @@
-"""Takes workers away from trainings at random moments, and compares what is resumed with the undisturbed.
+"""Stop workers of a training at random moments, and compare the resumed run with an undisturbed one.
 
     python scripts/torture_workers.py --losses 10 --distribute multi_worker
     KERAS_BACKEND=jax python scripts/torture_workers.py --losses 10 --distribute jax --workers 2 3 1
 
-(JAX compiles longer than it trains here: JAX_COMPILATION_CACHE_DIR=FOLDER and
-JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 let it do so once.)
+Prints one line per loss; the exit code is 1 after any failure. (JAX takes longer to compile than to train
+here: JAX_COMPILATION_CACHE_DIR=FOLDER and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 cache compilation.)
 
-Each attempt is a group of processes on this machine that train with `resume=True`. After a random time one of
-them, the first as well as another, gets kill -9, or SIGSTOP (it hangs), or SIGTERM (a preemption).
-The others must then end by themselves within a minute, with exit code 75 and a line that says why. The
-next attempt goes on, with the next number of `--workers`; a run that comes to its end is compared with the
-undisturbed one of as many workers as the first: to the bit, or with several numbers within 1e-4. Exit code 1
-where anything was not so.
+Each attempt is a group of processes on this machine that train with `resume=True`. After a random time one
+of them, the first or another, receives kill -9, SIGSTOP (it hangs) or SIGTERM (a preemption). The others
+must then end by themselves within a minute, with exit code 75 and a line that gives the reason. The next
+attempt resumes with the next number of `--workers`. A finished run is compared with an undisturbed one with
+the first number of workers: bit for bit, or within 1e-4 if the number of workers changed.
 """
 
 import argparse
@@ -63,10 +62,10 @@ SCHEDULE = Schedule(
         ),
     ),
 )
-LONGEST = 60.0  # seconds that the others may take
+LONGEST = 60.0  # seconds within which the others must end
 SIGNALS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP, "preempt": signal.SIGTERM}
 ENDED = {"kill": {-signal.SIGKILL}, "preempt": {130, -signal.SIGTERM}, "hang": {-signal.SIGKILL}}
-TOLERANCE = 1e-4  # of other numbers of workers, whose sums are rounded otherwise
+TOLERANCE = 1e-4  # for different numbers of workers, whose sums are rounded differently
 
 
 def train(images: Path, out: Path, kind: str, told) -> None:
@@ -106,12 +105,12 @@ class Group:
         os.environ["KERAS_DISTRIBUTION_JOB_ADDRESSES"] = addresses[0]
         os.environ["KERAS_DISTRIBUTION_NUM_PROCESSES"] = str(len(addresses))
         os.environ["KERAS_DISTRIBUTION_PROCESS_ID"] = str(index)
-        # Its own: workers on several machines do not see each other's either.
+        # Separate, because workers on several machines do not share one either.
         os.environ["KERAS_TRANSFER_CACHE"] = str(out.with_name(f"cache-{index}"))
         code = 1
         try:
             train(images, out, kind, self.joined[index].touch)
-            # The engine's orderly end, which a fork does not come to, would wait for the others.
+            # A fork skips TensorFlow's orderly shutdown, which would wait for the others.
             time.sleep(5)
             code = 0
         except WorkerLost as error:
@@ -128,7 +127,7 @@ class Group:
             faults.leave(code)
 
     def look(self) -> None:
-        """Notes who has ended."""
+        """Record which workers have ended."""
         for index, pid in self.pids.items():
             if index not in self.codes:
                 done, status = os.waitpid(pid, os.WNOHANG)
@@ -136,7 +135,7 @@ class Group:
                     self.codes[index] = os.waitstatus_to_exitcode(status)
 
     def wait(self, seconds: float, until) -> bool:
-        """True as soon as `until()`; False when the seconds are over before."""
+        """Return True as soon as `until()` is true, and False after the given seconds."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.look()
@@ -150,7 +149,7 @@ class Group:
         return [index for index in self.pids if index not in self.codes]
 
     def meet(self, seconds: float = 300) -> bool:
-        """True when all have joined."""
+        """Return True when all workers have joined."""
         return self.wait(seconds, lambda: all(file.exists() for file in self.joined))
 
     def all_end(self, seconds: float) -> bool:
@@ -179,7 +178,7 @@ def _addresses(count):
 
 
 def lose(group: Group, index: int, how: str) -> tuple[float, list[str]]:
-    """Takes a worker away; (seconds until the others had ended, what was wrong)."""
+    """Stop a worker; return (seconds until the others ended, what was wrong)."""
     others = [i for i in group.running if i != index]
     started = time.monotonic()
     os.kill(group.pids[index], SIGNALS[how])
@@ -192,8 +191,8 @@ def lose(group: Group, index: int, how: str) -> tuple[float, list[str]]:
     for i in others:
         code = group.codes.get(i)
         if code == 0 and how != "hang":
-            continue  # it had finished
-        # All of them may have noticed the preemption of one as their own.
+            continue  # it had already finished
+        # All workers may have treated the preemption of one as their own.
         line = "error: " in group.said(i) and "--resume" in group.said(i)
         if code != WorkerLost.exit_code or not line:
             wrong.append(f"worker {i} ended with {code}: {group.said(i)[-1500:]}")
@@ -204,8 +203,8 @@ def lose(group: Group, index: int, how: str) -> tuple[float, list[str]]:
 
 
 def same(one: Path, other: Path) -> float:
-    """Largest difference of any weight of the two finished runs."""
-    child = os.fork()  # so that this process stays fit for forking
+    """Return the largest difference between weights of the two finished runs."""
+    child = os.fork()  # so that this process can still fork
     file = one.with_suffix(".npy")
     if child == 0:
         try:
@@ -218,11 +217,11 @@ def same(one: Path, other: Path) -> float:
 
 
 def torture(losses, kind, counts, seed, folder: Path, log) -> int:
-    """The number of things that were not as they must be."""
+    """Return the number of failures."""
     choose = random.Random(seed)
     write_images(folder / "all", seed=0)
     images = folder / "all" / "target"
-    for split in images.iterdir():  # few images: an epoch takes a fraction of a second
+    for split in images.iterdir():  # few images, so that an epoch takes a fraction of a second
         for of_class in split.iterdir():
             for file in sorted(of_class.iterdir())[7:]:
                 file.unlink()
@@ -240,7 +239,7 @@ def torture(losses, kind, counts, seed, folder: Path, log) -> int:
         attempts += 1
         group = Group(count, images, out, kind)
         met, started = group.meet(), time.monotonic()
-        last = len(times) >= losses  # the run in hand is brought to its end
+        last = len(times) >= losses  # finish the current run
         moment = 600 if last else choose.uniform(0, 0.9 * duration)
         if met and not group.one_ends(moment) and not last:
             index = choose.choice(sorted(group.pids))
@@ -252,7 +251,7 @@ def torture(losses, kind, counts, seed, folder: Path, log) -> int:
             )
         else:
             group.all_end(LONGEST)
-            if attempts == 1:  # what was compiled then is at hand now
+            if attempts == 1:  # the compilation is cached now
                 duration = min(duration, time.monotonic() - started)
             bad = [
                 f"worker {i} ended by itself with {code}: {group.said(i)[-3000:]}"
