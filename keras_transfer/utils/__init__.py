@@ -1,0 +1,5 @@
+"""Utilities: atomic file writes, the console and its tables, statistics, the machine, lazy names.
+
+Nothing here knows about models or data. Modules may import only `errors`, and import TensorFlow or
+rich inside functions.
+"""
