@@ -15,9 +15,9 @@ from keras_transfer.errors import InputError
 from keras_transfer.utils.lazy import lazy_names
 from keras_transfer.utils.tables import Table
 
-_TEMPERATURE = 0.05  # of the softmax over neighbours in SND
+_TEMPERATURE = 0.05  # of the softmax over neighbors in SND
 _ROWS = 1024  # similarities are computed in blocks of this many rows
-_MOST_NEIGHBOURS = 5000  # target images used by SND, evenly spaced
+_MOST_NEIGHBORS = 5000  # target images used by SND, evenly spaced
 
 
 def information_maximization(probabilities: np.ndarray) -> float:
@@ -46,10 +46,10 @@ def batch_nuclear_norm(probabilities: np.ndarray) -> float:
     return float(np.linalg.norm(p, "nuc") / len(p))
 
 
-def soft_neighbourhood_density(features: np.ndarray, temperature: float = _TEMPERATURE) -> float:
+def soft_neighborhood_density(features: np.ndarray, temperature: float = _TEMPERATURE) -> float:
     """Return the mean entropy of the softmax over each image's similarities to all others (SND).
 
-    Saito et al., arXiv:2108.10860. It is high if images form dense groups, so that many neighbours
+    Saito et al., arXiv:2108.10860. It is high if images form dense groups, so that many neighbors
     are equally near. It is also high if all images coincide, so it does not detect collapse.
 
     Args:
@@ -66,7 +66,7 @@ def soft_neighbourhood_density(features: np.ndarray, temperature: float = _TEMPE
     x = np.asarray(features, "float64")
     if x.ndim != 2 or len(x) < 2:
         raise InputError(f"SND needs features [N, D] of at least two images, not {x.shape}.")
-    x = x[:: -(-len(x) // _MOST_NEIGHBOURS)]
+    x = x[:: -(-len(x) // _MOST_NEIGHBORS)]
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     total = 0.0
     for start in range(0, len(x), _ROWS):
@@ -88,7 +88,7 @@ def effective_classes(shares: np.ndarray) -> float:
 CRITERIA: dict[str, Callable[[np.ndarray], float]] = {
     "information": information_maximization,
     "nuclear_norm": batch_nuclear_norm,
-    "density": soft_neighbourhood_density,
+    "density": soft_neighborhood_density,
 }
 DEFAULT_CRITERIA = ("information", "nuclear_norm")
 
@@ -339,5 +339,8 @@ def _entropy(p):
     return -xlogy(p, p).sum(axis=-1)
 
 
-_RENAMED = {"information_maximisation": f"{__name__}.information_maximization"}
+_RENAMED = {
+    "information_maximisation": f"{__name__}.information_maximization",
+    "soft_neighbourhood_density": f"{__name__}.soft_neighborhood_density",
+}
 __getattr__, __dir__ = lazy_names(__name__, {}, _RENAMED)

@@ -1,4 +1,4 @@
-"""Adapting folders: the command, its run directory, its page."""
+"""Adapting folders: the command, the run directory, the report."""
 
 import csv
 import html
@@ -30,7 +30,7 @@ from keras_transfer.training.failures import Interrupted
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """(source, target, a backbone of our own): colours, darker in the target; a file in each is bad."""
+    """Source, target, a saved backbone: colors, darker in the target; one invalid file in each."""
     root = tmp_path_factory.mktemp("domains")
     for folder, count, darker in (("source", 15, 0), ("target", 10, 60)):
         for name, colour in zip(NAMES, COLOURS):
@@ -58,7 +58,7 @@ def adaptation(folders, out, **options):
 
 
 def command(*words):
-    """What the command prints, in this process, which has TensorFlow already."""
+    """Run a command in this process, which has imported TensorFlow, and return its output."""
     from keras_transfer.cli.main import app
 
     result = CliRunner().invoke(app, [*map(str, words)])
@@ -71,7 +71,7 @@ def history_of(out):
         return list(csv.DictReader(file))
 
 
-def test_the_command_writes_a_run_that_the_other_commands_take(folders, tmp_path, monkeypatch):
+def test_the_command_writes_a_run_for_the_other_commands(folders, tmp_path, monkeypatch):
     source, target, backbone = folders
     out = tmp_path / "run"
     options = ["--method", "mcc,dann", "--backbone", backbone, "--epochs", 2, "--batch-size", 12]
@@ -105,16 +105,16 @@ def test_the_command_writes_a_run_that_the_other_commands_take(folders, tmp_path
     assert (out / "export" / "1" / "saved_model.pb").is_file()
 
     page = run.report_path.read_text()
-    assert page.count("<svg") == page.count("</svg>") == 9  # 5 courses, 4 maps
+    assert page.count("<svg") == page.count("</svg>") == 9  # 5 plots over epochs, 4 feature maps
     for part in ("Discriminator", "Domains, before", "Classes of the source, after", "proxy-A"):
         assert part in page
     assert page.count("bad.jpg") == 2 and "2 last" in page
-    # Nothing is fetched: no address but names of XML, and images are in the page.
+    # The page is self-contained: it has no address other than XML names.
     assert not re.findall(r"""(?:src|href)="(?!#|data:)|@import|url\((?!#)|<script""", page)
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
     again = html.unescape(re.search(r"<code>(.*?)</code>", page, re.DOTALL)[1])
     words = shlex.split(again)
-    # Written again from the files of the run.
+    # The report can be written again from the files of the run.
     assert command("report", out, "--out", tmp_path / "again.html").strip().endswith("again.html")
     assert (tmp_path / "again.html").read_text() == page
     words[words.index("NEW_RUN")] = str(tmp_path / "again")
@@ -181,7 +181,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def test_wrong_use_is_answered_before_keras_is_imported(folders, tmp_path):
+def test_invalid_input_is_reported_before_keras_is_imported(folders, tmp_path):
     source, target, backbone = folders
     other, nothing, loose = tmp_path / "other", tmp_path / "nothing", tmp_path / "loose"
     for name in ("red", "pink"):
@@ -237,7 +237,7 @@ def test_wrong_use_is_answered_before_keras_is_imported(folders, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_adabn_on_a_model_of_ones_own_without_batch_norm(folders, tmp_path):
+def test_adabn_on_a_users_model_without_batch_norm(folders, tmp_path):
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
     x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
@@ -250,10 +250,10 @@ def test_adabn_on_a_model_of_ones_own_without_batch_norm(folders, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# -- the page -------------------------------------------------------------------------------------
+# -- the report -----------------------------------------------------------------------------------
 
 
-def test_figures_take_the_colour_of_the_text():
+def test_figures_use_the_color_of_the_text():
     found = page.figure(lambda axes: axes.plot([1, 2], label="a<b"), "Rise & fall")
     assert "currentColor" in found and page._TEXT not in found
     head = found[: found.index(">", found.index("<svg")) + 1]
@@ -264,7 +264,7 @@ def test_figures_take_the_colour_of_the_text():
     )
 
 
-def test_text_is_no_markup():
+def test_text_is_escaped():
     found = page.page(
         "<a>", page.paragraph("1 < 2"), page.table(["&"], [["<b>"]]), page.code("'<'")
     )
@@ -276,7 +276,7 @@ def test_text_is_no_markup():
 
 
 @pytest.mark.parametrize("count", [2, 12])
-def test_a_feature_map_shows_what_moved(count):
+def test_a_feature_map_places_images_of_both_domains(count):
     (x, y), (z, _) = domain(count, 0), domain(count, 1, darker=60)
     model = tiny_model()
     parts = Examples(Arrays(x), y), Examples(Arrays(z), np.zeros(count, "int32"))

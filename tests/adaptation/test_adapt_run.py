@@ -1,4 +1,4 @@
-"""Adapting folders: which epoch is kept, labels that cannot get in, the run directory, its page."""
+"""The choice of an epoch, its independence of target labels, and resuming."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ SMALL = DANN(hidden=(8,), batch_norm=False)
 
 
 def domain(count, seed, darker=0):
-    """(images uint8 [N, 32, 32, 3], labels): a colour a class, noisy."""
+    """Return (images uint8 [N, 32, 32, 3], labels): one noisy color per class."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(NAMES)
     images = COLOURS[labels][:, None, None] - darker + rng.normal(0, 40, (count, 32, 32, 3))
@@ -49,10 +49,10 @@ def same_weights(a, b):
     return all(np.array_equal(x, y) for x, y in zip(a.get_weights(), b.get_weights()))
 
 
-# -- which epoch ----------------------------------------------------------------------------------
+# -- choice of an epoch ---------------------------------------------------------------------------
 
 
-def test_labels_of_the_target_reach_neither_weights_nor_choice(tmp_path):
+def test_target_labels_affect_neither_weights_nor_choice(tmp_path):
     def run(falsified=False, reported=False, **options):
         model = tiny_model()
         target = target_examples(falsified)
@@ -74,22 +74,22 @@ def test_labels_of_the_target_reach_neither_weights_nor_choice(tmp_path):
     assert same_weights(model, other)
     assert same.epoch == adapted.epoch and same.history == adapted.history
     assert same.selector.scores == adapted.selector.scores
-    # And yet the report is of the falsified labels.
+    # Only the report uses the falsified labels.
     images, labels = domain(24, 1, darker=60)
     answers = np.asarray(other(images)).argmax(axis=1)
     assert same.selector.target_accuracy(same.epoch) == (answers == 0).mean()
     assert (answers == 0).mean() != (answers == labels).mean()
     assert not any("target_accuracy" in name for name in adapted.history)
 
-    # Called again, nothing is left to train, and nothing may be chosen otherwise.
+    # A second call has nothing left to train, and refuses another choice.
     finished, again = run(keep="selected", state=tmp_path)
     assert again.epoch == adapted.epoch and same_weights(model, finished)
     with pytest.raises(InputError, match=r"different settings: keep: 'selected' is now 'last'"):
         run(state=tmp_path)
 
 
-class Keep(keras.callbacks.Callback):
-    """The weights after each epoch."""
+class RecordWeights(keras.callbacks.Callback):
+    """Record the weights after each epoch."""
 
     def __init__(self, network):
         super().__init__()
@@ -99,20 +99,20 @@ class Keep(keras.callbacks.Callback):
         self.weights.append(self.network.get_weights())
 
 
-def told(monkeypatch, selected):
-    """`Selector.selected` says that epoch; all are candidates."""
+def force_selected(monkeypatch, selected):
+    """Make `Selector.selected` return an epoch, and all epochs candidates."""
     from keras_transfer.adaptation.selection import Selector
 
     monkeypatch.setattr(Selector, "selected", property(lambda self: selected))
     monkeypatch.setattr(Selector, "candidates", property(lambda s: [x.epoch for x in s.scores]))
 
 
-# That the last one is kept where that is asked for, the command shows below.
+# The tests of the command cover keep='last'.
 @pytest.mark.parametrize("keep", [pytest.param("last", marks=pytest.mark.large), "selected"])
-def test_the_model_ends_with_the_weights_of_the_epoch_that_is_kept(monkeypatch, keep):
-    told(monkeypatch, 2)
+def test_the_model_ends_with_the_weights_of_the_chosen_epoch(monkeypatch, keep):
+    force_selected(monkeypatch, 2)
     model = tiny_model()
-    seen = Keep(model)
+    seen = RecordWeights(model)
     adapted = adapt(
         model, source_data(), target_examples(), "coral",
         phase=phase(), keep=keep, callbacks=[seen], verbose=0,
@@ -121,14 +121,14 @@ def test_the_model_ends_with_the_weights_of_the_epoch_that_is_kept(monkeypatch, 
     for a, b in zip(model.get_weights(), seen.weights[adapted.epoch - 1]):
         np.testing.assert_array_equal(a, b)
     assert [s.epoch for s in adapted.selector.scores] == [1, 2, 3]
-    # The source's validation images, and what the scores are of: the model on plain images.
+    # Scores and validation both use the model on unaugmented images.
     assert adapted.history["val_accuracy"] == [s.source_accuracy for s in adapted.selector.scores]
 
 
-def test_where_every_epoch_is_vetoed_the_last_one_stays(monkeypatch, capsys):
-    told(monkeypatch, None)
+def test_if_every_epoch_is_vetoed_the_last_one_is_used(monkeypatch, capsys):
+    force_selected(monkeypatch, None)
     model = tiny_model()
-    seen = Keep(model)
+    seen = RecordWeights(model)
     adapted = adapt(
         model, source_data(), target_examples(), "coral",
         phase=phase(2), keep="selected", callbacks=[seen],
@@ -139,14 +139,14 @@ def test_where_every_epoch_is_vetoed_the_last_one_stays(monkeypatch, capsys):
 
 
 class Killed(Exception):
-    """Stands in for the death of the process."""
+    """Simulates the death of the process."""
 
 
-# By default `test_a_killed_run_is_resumed_from_its_directory`, which dies after the scores.
+# By default `test_a_killed_run_is_resumed_from_its_directory` covers a death after the scores.
 @pytest.mark.large
 @pytest.mark.parametrize("after", ["the scores", "the state"])
-def test_a_killed_run_selects_what_an_undisturbed_one_selects(tmp_path, monkeypatch, after):
-    """The process dies once the second epoch is scored but not yet kept, and once it is kept."""
+def test_a_killed_run_selects_the_same_epoch(tmp_path, monkeypatch, after):
+    """The process dies after the second epoch is scored, before or after it is saved."""
     from keras_transfer.adaptation.callbacks import SaveState
 
     def run(state, **options):
@@ -194,7 +194,7 @@ def test_adabn_after_the_training_is_scored_like_an_epoch():
     *trained, normalised = adapted.selector.scores
     assert [s.epoch for s in trained] == [1, 2] and adapted.epoch == normalised.epoch == 3
     assert all(s.source_accuracy is not None for s in trained)
-    assert normalised.source_accuracy is None  # it leaves the source behind: no veto for that
+    assert normalised.source_accuracy is None  # AdaBN abandons the source: no veto
     assert len(adapted.history["loss"]) == 2
     plain = tiny_model()
     adapt(plain, source_data(), target_examples(), "coral", phase=phase(2), verbose=0)
@@ -203,7 +203,7 @@ def test_adabn_after_the_training_is_scored_like_an_epoch():
     assert not same_weights(model, plain)
 
 
-def test_shot_gets_no_veto_for_the_source_and_it_is_shown_yet():
+def test_shot_is_not_vetoed_by_the_source_accuracy_which_is_logged():
     adapted = adapt(
         tiny_model(), source_data(), target_examples(), "shot", phase=phase(2), verbose=0
     )
@@ -213,7 +213,7 @@ def test_shot_gets_no_veto_for_the_source_and_it_is_shown_yet():
     assert not {"class_loss"} & set(adapted.history)
 
 
-def test_the_callback_alone_and_the_source_by_its_own_statistics():
+def test_the_callback_alone_measures_the_source_with_its_own_statistics():
     (x, y), (z, labels) = domain(24, 0), domain(24, 1, darker=60)
     model = tiny_model()
     adapter = Adapter(model, SMALL, batch_norm="per_domain")
@@ -234,7 +234,7 @@ def test_the_callback_alone_and_the_source_by_its_own_statistics():
     assert choice.selector.scores[-1].information == pytest.approx(mean - each.mean(), abs=1e-5)
 
 
-def test_wrong_choices():
+def test_invalid_choices():
     model, images = tiny_model(), domain(6, 0)[0]
     with pytest.raises(InputError, match="keep must be one of"):
         EpochChoice(model, [images], [1, 1, 1], keep="best")

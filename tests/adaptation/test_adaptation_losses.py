@@ -21,7 +21,7 @@ def number(x):
 
 
 def gradient(function, x):
-    """Of a scalar function of one tensor, on whichever backend this runs."""
+    """Return the gradient of a scalar function of one tensor, on any backend."""
     x = ops.convert_to_tensor(np.asarray(x, "float32"))
     if keras.backend.backend() == "jax":
         import jax
@@ -58,17 +58,17 @@ def logits(rng):
 
 @pytest.mark.large  # by default test_backends.py trains an adapter there
 def test_on_jax():
-    """All of this file once more."""
+    """Run this whole file again."""
     pytest.importorskip("jax", reason="JAX is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "not on_jax"]
-    # Small numbers: compiling takes the time.
+    # Small tensors: compilation takes most of the time.
     env = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     result = subprocess.run(command, capture_output=True, text=True, env=env)
     assert result.returncode == 0, result.stdout
     assert "passed" in result.stdout and "skipped" not in result.stdout
 
 
-def test_it_runs_on_the_backend_that_was_asked_for():
+def test_it_runs_on_the_requested_backend():
     assert keras.backend.backend() == os.environ.get("KERAS_BACKEND", "tensorflow")
 
 
@@ -88,7 +88,7 @@ def test_domain_confusion_by_hand():
         np.log(2)
     )
     source, target = np.array([0.5, -1.0], "float32"), np.array([2.0], "float32")
-    # Source is 1, target is 0; each domain counts half, whatever its size.
+    # Source is 1, target is 0; both domains have equal weight, whatever their size.
     of_source = -np.log(1 / (1 + np.exp(-source)))
     of_target = -np.log(1 - 1 / (1 + np.exp(-target)))
     expected = 0.5 * of_source.mean() + 0.5 * of_target.mean()
@@ -132,7 +132,7 @@ def test_coral(domains):
 
 
 def test_coral_of_wide_features(domains, monkeypatch):
-    """Without the matrices of D × D it is the same number."""
+    """The result is the same without D × D matrices."""
     expected = number(losses.coral(*domains))
     monkeypatch.setattr(losses, "_MOST_COVARIANCE", 2)
     assert number(losses.coral(*domains)) == pytest.approx(expected, rel=1e-4)
@@ -140,7 +140,7 @@ def test_coral_of_wide_features(domains, monkeypatch):
 
 
 def by_loops(x, y, scales=(-3, -2, -1, 0, 1), mean=None):
-    """The unbiased estimator with one kernel after the other and one pair after the other."""
+    """The unbiased estimator, computed kernel by kernel and pair by pair."""
     z = np.concatenate([x, y]).astype("float64")
     if mean is None:
         mean = np.mean([((a - b) ** 2).sum() for a in z for b in z])
@@ -165,7 +165,7 @@ def test_mmd(domains):
 
 
 def test_mmd_has_no_bias(rng):
-    """Of one distribution its mean is 0, and so it is negative at times."""
+    """For equal distributions its mean is 0, so it is sometimes negative."""
     found = [number(losses.mmd(*rng.normal(size=(2, 6, 2)).astype("float32"))) for _ in range(100)]
     assert abs(np.mean(found)) < 3 * np.std(found) / 10
     assert min(found) < 0
@@ -215,11 +215,13 @@ def test_mcc(logits):
 
 
 def test_mcc_by_hand():
-    # Nothing is known: each row of the matrix is uniform, (C - 1) / C lies beside the diagonal.
+    # Uniform predictions: each row is uniform, (C - 1) / C lies outside the diagonal.
     assert number(losses.mcc(np.zeros((5, 4), "float32"))) == pytest.approx(0.75)
     certain = 1000.0 * np.eye(4, dtype="float32")
     assert number(losses.mcc(certain)) == pytest.approx(0, abs=1e-6)
-    assert number(losses.mcc(certain[:2])) == pytest.approx(0, abs=1e-6)  # two classes unnamed
+    assert number(losses.mcc(certain[:2])) == pytest.approx(
+        0, abs=1e-6
+    )  # two classes are never predicted
 
 
 def test_information_maximization(logits):
@@ -238,7 +240,7 @@ def test_information_maximization(logits):
 
 
 def test_centroids_are_those_of_the_authors_code(rng):
-    """`obtain_label` of SHOT's authors, by SciPy's cosine distance."""
+    """`obtain_label` in the code of the SHOT authors, with the cosine distance of SciPy."""
     from scipy.spatial.distance import cdist
 
     features = rng.normal(size=(30, 5)).astype("float32") + 3 * np.eye(5)[np.arange(30) % 3]
@@ -267,7 +269,7 @@ def test_a_class_without_members_attracts_nothing():
     np.testing.assert_array_equal(losses.nearest_centroid(features, found), [0, 0, 1])
 
 
-def test_certain_images_teach_their_other_views():
+def test_confident_images_teach_their_other_views():
     logits = np.log([[0.95, 0.05], [0.6, 0.4], [0.08, 0.92]]).astype("float32")
     views = np.log([[0.5, 0.5], [0.1, 0.9], [0.75, 0.25]]).astype("float32")
     found, sure = losses.pseudo_labels(logits, views, 0.9)
@@ -297,8 +299,8 @@ def test_strength_over_the_training():
 
 
 @pytest.mark.parametrize("method", [DANN(hidden=(4,)), CDAN(hidden=(4,)), CDANE(hidden=(4,))])
-def test_the_discriminator_learns_what_the_features_unlearn(rng, method):
-    """The features' gradient is that of the plain loss times −λ; predictions get none."""
+def test_the_discriminator_and_the_features_have_opposite_gradients(rng, method):
+    """Features receive the gradient of the plain loss times −λ; predictions receive none."""
     batch = batch_of(rng)
     network = method.network(3, 2, seed=1)
 
@@ -336,14 +338,14 @@ def test_cdan_sees_features_and_predictions(rng):
     assert number(found) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_wide_product_is_randomised(rng):
+def test_a_wide_product_is_randomized(rng):
     method = CDAN(hidden=(), random_width=8)
     narrow, wide = method.network(1024, 4, 0), method.network(1025, 4, 0)
     assert [w.shape for w in narrow.trainable_variables] == [(4096, 1), (1,)]
     assert [w.shape for w in wide.trainable_variables] == [(8, 1), (1,)]
     fixed = [w for w in wide.non_trainable_variables if len(w.shape) == 2]
     assert [w.shape for w in fixed] == [(1025, 8), (4, 8)]
-    # Normal with a deviation of 1, two different ones, the same for the same seed.
+    # Two different normal matrices with standard deviation 1, reproducible by the seed.
     values = [ops.convert_to_numpy(w) for w in fixed]
     assert values[0].std() == pytest.approx(1, abs=0.05)
     assert not np.allclose(values[0][:4], values[1])

@@ -1,4 +1,4 @@
-"""The adapter: what a step adds up, what moves, what is refused, and that a killed run goes on."""
+"""The adapter: losses of a step, streams, BatchNorm statistics."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ SMALL = DANN(hidden=(16,), batch_norm=False)
 
 
 def domain(n, seed, target):
-    """Images of two classes: a weak sign in red, and in the source a plain one in green."""
+    """Images of two classes: a weak cue in red, and a strong one in green in the source only."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     sign = 2.0 * labels - 1
@@ -31,7 +31,7 @@ def domain(n, seed, target):
 
 
 def small_model(norm=True, names="ab", dropout=0.0, **head):
-    """Two hidden stages on the mean colour."""
+    """Two hidden stages on the mean color."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((SIZE, SIZE, 3), name="images")
     x = keras.layers.Rescaling(1 / 30, offset=-127 / 30)(inputs)
@@ -46,7 +46,7 @@ def small_model(norm=True, names="ab", dropout=0.0, **head):
 
 
 def streams(n=96, m=64, batch=16):
-    """(labelled source, unlabelled target), shuffled by a seed."""
+    """Return (labelled source, unlabelled target), shuffled with a seed."""
     x, y = domain(n, 0, target=False)
     z, _ = domain(m, 1, target=True)
     source = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(n, seed=1).batch(batch)
@@ -72,7 +72,7 @@ def test_names():
 # -- a training -----------------------------------------------------------------------------------
 
 
-def test_it_is_fitted_like_any_keras_model_and_leaves_a_plain_one(tmp_path):
+def test_it_is_fitted_like_any_keras_model_and_returns_a_plain_one(tmp_path):
     source, target = streams()
     model = small_model()
     before = model.get_weights()
@@ -85,7 +85,7 @@ def test_it_is_fitted_like_any_keras_model_and_leaves_a_plain_one(tmp_path):
     np.testing.assert_allclose(
         history["loss"], np.add(history["class_loss"], history["align_loss"]), rtol=1e-4
     )
-    # 6 steps an epoch, as many as the longer stream has batches; p is 0 in the first one.
+    # 6 steps per epoch, the batches of the longer stream; p is 0 in the first one.
     progress = np.arange(12).reshape(2, 6) / 12
     expected = (2 / (1 + np.exp(-10 * progress)) - 1).mean(axis=1)
     np.testing.assert_allclose(history["lambda"], expected, rtol=1e-4)
@@ -103,8 +103,8 @@ def test_it_is_fitted_like_any_keras_model_and_leaves_a_plain_one(tmp_path):
     assert not any("domains" in weight.path for weight in model.weights)
 
 
-def test_a_step_adds_up_the_losses_of_all_methods():
-    """Against the formulas on the same network's outputs."""
+def test_a_step_adds_the_losses_of_all_methods():
+    """Compared with the formulas on the outputs of the same network."""
     model = small_model(norm=False)
     (x, y), (z, _) = domain(12, 0, False), domain(10, 1, True)
     made = adapter(model, [MCC(weight=0.5), MMD(gamma=10.0), DeepCORAL()])
@@ -151,7 +151,7 @@ def accuracy_unadapted():
     return accuracy_adapted_by([])
 
 
-# Of those that compare distributions the kernel one; both formulas are in test_adaptation_losses.py.
+# By default one method that compares distributions; test_adaptation_losses.py tests both formulas.
 @pytest.mark.parametrize(
     "methods",
     [
@@ -161,7 +161,7 @@ def accuracy_unadapted():
         pytest.param(["mcc", SMALL], id="mcc,dann"),
     ],
 )
-def test_aligned_features_beat_those_of_the_source_alone(accuracy_unadapted, methods):
+def test_aligned_features_beat_source_only_features(accuracy_unadapted, methods):
     assert accuracy_unadapted < 0.75
     assert accuracy_adapted_by(methods) > accuracy_unadapted + 0.1
 
@@ -169,8 +169,8 @@ def test_aligned_features_beat_those_of_the_source_alone(accuracy_unadapted, met
 @pytest.mark.parametrize(
     "batch_norm", ["joint", "per_domain", pytest.param("frozen", marks=pytest.mark.large)]
 )
-def test_other_views_learn_what_the_plain_ones_are_sure_of(batch_norm):
-    """Green says nothing in the other views: what remains to answer by is red."""
+def test_other_views_learn_the_confident_predictions_of_the_plain_ones(batch_norm):
+    """Green is constant in the other views, so only red remains informative."""
     source, target = streams(256, 256, 32)
 
     def grey(images):
@@ -185,7 +185,7 @@ def test_other_views_learn_what_the_plain_ones_are_sure_of(batch_norm):
     history = made.fit(source, target=target.map(grey), epochs=3, verbose=0).history
     assert {"sure", "align_loss", "class_loss"} <= set(history)
     assert 0 < history["sure"][-1] <= 1
-    # As a step sees it, by hand: what the target's logits name with certainty, of the views.
+    # The inputs of a step, by hand.
     x, _ = next(iter(source))
     y, views = next(iter(target.map(grey)))
     outputs = made({"source": x, "target": y, "view": views}, training=False)
@@ -193,7 +193,7 @@ def test_other_views_learn_what_the_plain_ones_are_sure_of(batch_norm):
     np.testing.assert_allclose(outputs["view_logits"], model(views), rtol=1e-3, atol=1e-4)
 
 
-def test_views_that_are_not_there():
+def test_missing_views():
     source, target = streams(32, 32)
     with pytest.raises(InputError, match="FixMatch needs another view of each target image"):
         adapter(small_model(), "fixmatch").fit(source, target=target, verbose=0)
@@ -248,7 +248,7 @@ def test_other_iterables():
     once = Stream(iter([np.zeros(1), np.ones(1)]), "target")
     assert not once.first().any()
     endless = once.endless(0)
-    assert [int(next(endless)[0]) for _ in range(2)] == [0, 1]  # the first look took nothing
+    assert [int(next(endless)[0]) for _ in range(2)] == [0, 1]  # `first` consumed nothing
     with pytest.raises(InputError, match="ended after 1 passes"):
         next(endless)
 
@@ -265,14 +265,14 @@ def test_streams_of_numpy_train_too():
 
 
 def first_norm_input(model, images):
-    """What reaches the first BatchNorm."""
+    """Return the input of the first BatchNorm."""
     stage = backbone_of(model).stages[0]
     dense = next(x for x in stage.layers if isinstance(x, keras.layers.Dense))
     return np.asarray(dense((images.mean((1, 2)) - 127) / 30))
 
 
 @pytest.mark.parametrize("batch_norm", ["joint", "per_domain", "frozen"])
-def test_whose_statistics_the_model_keeps(batch_norm):
+def test_statistics_in_the_model(batch_norm):
     (x, y), (z, _) = domain(64, 0, False), domain(64, 1, True)
     model = small_model()
     made = Adapter(model, "mmd", batch_norm=batch_norm)
@@ -294,7 +294,7 @@ def test_whose_statistics_the_model_keeps(batch_norm):
     others = [w for w in made.variables if "_other" in w.path and "mean" in w.path]
     if batch_norm == "per_domain":
         np.testing.assert_allclose(others[0].numpy(), source.mean(0), atol=0.02)
-        # Scales are shared, and each domain is normalised by itself.
+        # Scales are shared, and each domain is normalized by itself.
         found = made({"source": x, "target": z}, training=True)["source_features"]
         alone = made({"source": x, "target": z[:9]}, training=True)["source_features"]
         np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
@@ -303,11 +303,11 @@ def test_whose_statistics_the_model_keeps(batch_norm):
         assert not others
 
 
-def test_per_domain_is_joint_where_the_domains_are_the_same():
-    """The two networks of the two domains are one but for the statistics."""
+def test_per_domain_equals_joint_for_equal_domains():
+    """The networks of the two domains differ only in their statistics."""
     x, _ = domain(32, 0, False)
     model = small_model()
-    for norm in norms(model):  # values that are not those at birth
+    for norm in norms(model):  # other than the initial values
         norm.gamma.assign(np.linspace(0.5, 2, norm.gamma.shape[0]))
         norm.beta.assign(np.linspace(-1, 1, norm.beta.shape[0]))
     domains = {"source": x, "target": x}
@@ -318,11 +318,11 @@ def test_per_domain_is_joint_where_the_domains_are_the_same():
     np.testing.assert_allclose(apart["source_logits"], apart["target_logits"], rtol=1e-4, atol=1e-5)
 
 
-def test_adabn_is_the_statistics_of_all_images():
+def test_adabn_uses_the_statistics_of_all_images():
     z, _ = domain(50, 1, True)
     model = small_model()
     weights = [w.numpy() for w in model.trainable_weights]
-    whole = model(z, training=True)  # one batch of all: its statistics are those of all
+    whole = model(z, training=True)  # all images are one batch
     assert apply_adabn(model, [z]) == 50
     np.testing.assert_allclose(model(z, training=False), whole, rtol=1e-3, atol=1e-4)
     for a, b in zip(weights, model.trainable_weights):
@@ -334,7 +334,7 @@ def test_adabn_is_the_statistics_of_all_images():
     np.testing.assert_allclose(norm.moving_variance, seen.var(0), rtol=1e-4, atol=1e-5)
 
 
-def test_adabn_comes_where_it_stands():
+def test_adabn_acts_at_its_place_in_the_list():
     alone = small_model(bottleneck=4)
     target = [domain(64, 1, target=True)[0]]
     adapter(alone, "adabn").fit(streams()[0], target=target, epochs=1, verbose=0)

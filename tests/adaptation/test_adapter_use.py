@@ -1,4 +1,4 @@
-"""The adapter in use: stages and rates, a killed run, wrong use, and `adapt` in one call."""
+"""The adapter in use: stages and rates, resuming, invalid input, and `adapt` in one call."""
 
 import keras
 import numpy as np
@@ -17,10 +17,10 @@ from keras_transfer.models.heads import MultiLabel
 from keras_transfer.models.stages import backbone_of, freeze
 from keras_transfer.schedules.phases import Phase
 
-# -- what trains ----------------------------------------------------------------------------------
+# -- trained weights ------------------------------------------------------------------------------
 
 
-def test_frozen_stages_stay_and_the_bottleneck_is_what_is_aligned():
+def test_frozen_stages_stay_and_the_bottleneck_is_aligned():
     source, target = streams(32, 32)
     model = small_model(bottleneck=6)
     freeze(model, "stage:1")
@@ -55,7 +55,7 @@ def test_rates_of_stages():
     rates = {w.path: rule.rate for w, rule in zip(made.trainable_variables, rules)}
     in_backbone = {w.path for w in backbone_of(model).trainable_variables}
     assert {path: 0.1 if path in in_backbone else 1.0 for path in rates} == rates
-    # Those of the discriminator too: two layers.
+    # Including the two layers of the discriminator.
     assert len(rates) == len(model.trainable_variables) + 4
 
 
@@ -92,8 +92,8 @@ def test_shot_moves_the_features_and_leaves_the_classifier():
     assert made.pseudo_labels.centroids.numpy().any(axis=1).all()
 
 
-def test_pseudo_labels_stand_still_within_an_epoch():
-    """They are what the model said when it began, whatever it has become since."""
+def test_pseudo_labels_do_not_change_within_an_epoch():
+    """They come from the weights at the start of the epoch."""
     images, _ = domain(64, 0, True)
     target = tf.data.Dataset.from_tensor_slices(images).batch(32)
     model = small_model(bottleneck=6)
@@ -116,7 +116,7 @@ def test_pseudo_labels_stand_still_within_an_epoch():
 
 
 class Killed(Exception):
-    """Stands in for the death of the process."""
+    """Simulates the death of the process."""
 
 
 def killed_after(epoch):
@@ -127,7 +127,7 @@ def killed_after(epoch):
     return keras.callbacks.LambdaCallback(on_epoch_begin=die)
 
 
-def test_a_killed_run_ends_where_an_undisturbed_one_ends(tmp_path):
+def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     def run(state, **options):
         model = small_model(dropout=0.3)
         source, target = streams(96, 64)  # 6 and 4 batches: the position counts
@@ -156,7 +156,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(tmp_path):
     assert {p.name for p in (tmp_path / "cut").iterdir()} == files
 
 
-# -- wrong use ------------------------------------------------------------------------------------
+# -- invalid input --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(tmp_path):
         ({"methods": "shot", "freeze": "all"}, "everything before the classifier is frozen"),
     ],
 )
-def test_wrong_settings(change, words):
+def test_invalid_settings(change, words):
     model = small_model(norm=change.get("norm", True))
     freeze(model, change.get("freeze", "none"))
     with pytest.raises(InputError, match=words):
@@ -218,7 +218,7 @@ good = {"source": [(x, y)], "target": [x]}
         ({"source": [(x, 0 * y)]}, "The source has no image of b"),
     ],
 )
-def test_wrong_streams(ready, change, words):
+def test_invalid_streams(ready, change, words):
     with pytest.raises(InputError, match=words):
         ready.fit(**{**good, **change}, epochs=1, verbose=0)
 
@@ -244,7 +244,7 @@ def image_data(target=False, poisoned=False, n=32):
     return from_arrays((images, labels), class_names=("a", "b"), val_split=0.25, progress=False)
 
 
-def test_adapt_does_all_and_target_labels_reach_nothing(tmp_path):
+def test_adapt_is_independent_of_target_labels(tmp_path):
     phase = Phase("p", "none", 2, 1e-2, batch_size=8, augment="none", warmup=0.0)
 
     def run(poisoned, **options):
@@ -274,7 +274,7 @@ def test_adapt_makes_the_other_views():
     data = image_data(target=True)
     history = adapt(small_model(), image_data(), data, Watching(), phase=phase, verbose=0)
     assert "sure" in history.history and seen
-    # Of one image both views, the plain one as it is.
+    # Both views show the same image; the plain one is unchanged.
     examples = data.examples["train"]
     settings = {"image_size": SIZE, "batch_size": 8}
     plain = _stream("target", examples, 3, {**settings, "augmentation": "none"})
@@ -301,7 +301,7 @@ def test_adapt_makes_the_model_of_the_source_that_shot_starts_from(tmp_path):
     assert (tmp_path / "s" / "adapt" / "epoch-1.npz").is_file()
 
 
-def test_adapt_says_what_is_missing():
+def test_adapt_reports_missing_images():
     data = image_data()
     with pytest.raises(InputError, match="classes"):
         adapt(small_model(names="abc"), data, data)

@@ -1,4 +1,4 @@
-"""Transfer against training from scratch: numbers by hand, and comparisons that are killed."""
+"""Transfer against training from scratch: measures, verdicts, resuming."""
 
 import json
 
@@ -28,7 +28,7 @@ from keras_transfer.experiments.learning_curves import (
 from keras_transfer.models.heads import Classification
 from keras_transfer.training.checkpoint import Checkpoint
 
-# -- one curve, two curves ------------------------------------------------------------------------
+# -- learning curves ------------------------------------------------------------------------------
 
 
 def test_start_asymptote_and_slope_by_hand():
@@ -44,7 +44,7 @@ def test_start_asymptote_and_slope_by_hand():
     assert common_level([high, Curve.of([0.1, 0.1])], chance=0.1) is None
 
 
-def test_every_curve_comes_to_the_common_level(rng):
+def test_every_curve_reaches_the_common_level(rng):
     for _ in range(200):
         pair = [Curve.of(rng.random(rng.integers(1, 12))) for _ in range(2)]
         level = common_level(pair, chance=0.0)
@@ -75,7 +75,7 @@ def test_images_needed_by_hand():
     assert images_needed(IMAGES, rising, 0.2) == 10
     assert images_needed(IMAGES, rising, 0.1) == 0
     assert np.isinf(images_needed(IMAGES, rising, 0.61))
-    # A dip: 0.4 and 0.2 count as 0.3 each, which ten images have.
+    # A dip: 0.4 and 0.2 both become 0.3, which ten images reach.
     assert images_needed(IMAGES, np.array([0.4, 0.2, 0.6]), 0.3) == pytest.approx(10)
     assert images_needed(IMAGES, np.array([0.4, 0.2, 0.6]), 0.45) == pytest.approx(20 * 2**0.5)
 
@@ -93,14 +93,14 @@ def test_saved_images_and_their_bounds():
     assert (worse.ratio, worse.bound, worse.low, worse.high) == (1, "most", None, None)
 
 
-def test_the_bootstrap_draws_seeds_with_all_they_have(rng):
-    # Each seed has its own level, alike in both arms: whichever are drawn, transfer is worth twice.
+def test_the_bootstrap_draws_seeds_with_all_sizes_and_both_arms(rng):
+    # Each seed has its own level, equal in both arms: transfer always saves half of the images.
     offsets = rng.normal(0, 0.05, (4, 1))
     scratch = np.array([[0.2, 0.4, 0.6]]) + offsets
     transfer = np.array([[0.4, 0.6, 0.6]]) + offsets
     ten, twenty, _ = savings([10, 20, 40], transfer, scratch)
     assert (ten.low, ten.high, twenty.high) == pytest.approx((2, 2, 2))
-    # Where seeds disagree the interval is as wide as they are.
+    # If the seeds disagree, the interval is wide.
     transfer[:, 0] = (0.2, 0.4, 0.4, 0.6)
     ten = savings([10, 20, 40], transfer, np.broadcast_to([[0.2, 0.4, 0.6]], (4, 3)))[0]
     assert ten.low < 1.5 and ten.high > 2.5
@@ -110,7 +110,7 @@ def test_the_bootstrap_draws_seeds_with_all_they_have(rng):
 
 
 def comparison(*sizes, chance=0.1, val_images=600):
-    """Sizes as (images a class, curves of transfer, curves from scratch), ten classes."""
+    """Sizes as (images per class, curves of transfer, curves from scratch), ten classes."""
     found = tuple(
         AtSize(n, 10 * n, tuple(map(Curve.of, own)), tuple(map(Curve.of, other)), chance)
         for n, own, other in sizes
@@ -132,7 +132,7 @@ def test_all_three_advantages():
     assert advantages.asymptote.mean == pytest.approx((0.9 + 0.88 + 0.91 - 0.5 - 0.52 - 0.51) / 3)
     levels = [0.1 + 0.95 * (end - 0.1) for end in (0.5, 0.52, 0.51)]
     assert found.at(5).levels == pytest.approx(levels)
-    # At the level after the first epoch (the second seed: 0.499, 0.5), from scratch in the last two.
+    # Transfer reaches the level in the first epoch, training from scratch in the last two.
     expected = [(n - 0.1) * (1 - 1 / k) for n, k in zip(levels, (4, 4, 3))]
     assert advantages.slope.mean == pytest.approx(np.mean(expected))
     assert found.at(5).epochs_to_level("scratch") == pytest.approx(11 / 3)
@@ -143,7 +143,7 @@ def test_all_three_advantages():
     assert "from scratch is not as good at any size (≥ 1× [1, –] the images)" in found.verdict
 
 
-def test_negative_transfer_is_said_in_plain_words():
+def test_negative_transfer_is_reported():
     found = comparison((5, FAST, SLOW), (20, SLOW, FAST))
     assert found.negative == (20,) and found.to_dict()["negative_transfer"] == [20]
     first, second = found.verdict.splitlines()
@@ -151,7 +151,7 @@ def test_negative_transfer_is_said_in_plain_words():
     assert "starts lower" in second and "learns slower" in second and "ends lower" in second
 
 
-def test_what_seeds_do_not_tell_is_not_claimed():
+def test_insignificant_differences_are_not_claimed():
     same = comparison((5, FAST, FAST[::-1]))
     assert same.negative == () and "shows no significant advantage at the end" in same.verdict
     assert "no significantly different speed" in same.verdict
@@ -166,7 +166,7 @@ def test_what_seeds_do_not_tell_is_not_claimed():
     assert "is the only arm that learns" in alone.verdict
 
 
-def test_table_json_and_image(tmp_path):
+def test_table_json_and_plot(tmp_path):
     found = comparison((5, FAST, SLOW), (20, [[0.9] * 4] * 3, FAST), (80, FAST, FAST))
     assert len(found.table().splitlines()) == 2 + 9
     assert "| 5 | transfer | 55.0 |" in found.table()
@@ -184,7 +184,7 @@ def test_table_json_and_image(tmp_path):
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_image_shows_a_saving_that_says_something():
+def test_the_plot_shows_an_informative_saving():
     least, real, most = Saving(1, "least", 1, None), Saving(2, None, 1, 3), Saving(1, "most", 1, 1)
     assert saving_to_draw([real, real, least], 1) == 1
     assert saving_to_draw([real, real, least], 2) == 1  # no larger size: the one before it
@@ -192,10 +192,10 @@ def test_the_image_shows_a_saving_that_says_something():
     assert saving_to_draw([least], 0) is None
 
 
-# -- draws and settings ---------------------------------------------------------------------------
+# -- samples and settings -------------------------------------------------------------------------
 
 
-def test_draws_are_nested_stratified_and_differ_by_seed(rng):
+def test_samples_are_nested_stratified_and_differ_by_seed(rng):
     labels = rng.permutation(np.repeat([0, 1, 2], [30, 30, 4]))
     before = set()
     for size in (1, 2, 5, 20, 30):
@@ -213,7 +213,7 @@ def data(colours):
 
 @pytest.fixture
 def source(tmp_path):
-    """A network of one's own, as a `.keras` file: nothing has to be downloaded."""
+    """A small model as a `.keras` file, so that nothing has to be downloaded."""
     keras.utils.set_random_seed(0)
     model = kt.build_model(tiny_backbone(), Classification("abc"), image_size=32)
     model.save(tmp_path / "source.keras")
@@ -239,7 +239,9 @@ def source(tmp_path):
         ({"epoch": 3}, "Unknown option 'epoch' of compare. Did you mean epochs"),
     ],
 )
-def test_wrong_settings_are_said_and_nothing_is_written(data, tmp_path, source, settings, words):
+def test_invalid_settings_are_reported_and_nothing_is_written(
+    data, tmp_path, source, settings, words
+):
     with pytest.raises(InputError, match=words):
         Experiment(data, tmp_path / "out", **{"backbone": source, **settings})
     assert not (tmp_path / "out").exists()
@@ -257,7 +259,7 @@ def test_data_that_cannot_be_compared(data, tmp_path, source):
         Experiment(numbers, tmp_path / "out", backbone=source)
 
 
-def test_sizes_and_lengths_where_none_are_given(data, tmp_path, source):
+def test_default_sizes_and_lengths(data, tmp_path, source):
     many = ImageData(
         data.class_names,
         {
@@ -267,15 +269,15 @@ def test_sizes_and_lengths_where_none_are_given(data, tmp_path, source):
         [],
         "",
     )
-    many.fingerprint = dict  # there are no such files
+    many.fingerprint = dict  # the files do not exist
     found = Experiment(many, tmp_path / "a", backbone=source)
-    assert found.sizes == (5, 10, 20, 40, 80, 150)  # without 160, and all of the largest
+    assert found.sizes == (5, 10, 20, 40, 80, 150)  # 160 is left out, and 150 means all
     assert [found._images(n) for n in (5, 80, 150)] == [15, 210, 330]
-    # As many epochs as from_scratch asks for, in both arms.
+    # Both arms have the epochs of from_scratch.
     assert found._epochs("transfer", 5) == found._epochs("scratch", 5) == 120
     more = Experiment(many, tmp_path / "b", backbone=source, epochs=10, scratch_budget=2.5)
     assert (more._epochs("transfer", 5), more._epochs("scratch", 5)) == (10, 25)
-    # A length of the strategy's own, in steps: 8000 of 32 images.
+    # The strategy has a length of its own in steps: 8000 of 32 images.
     bit = Experiment(many, tmp_path / "c", backbone=source, strategy="bit", sizes=[None])
     assert bit._epochs("scratch", 150) == -(-8000 // 11)
 
@@ -284,7 +286,7 @@ def test_sizes_and_lengths_where_none_are_given(data, tmp_path, source):
 
 
 class Stop(Exception):
-    """Stands in for the death of the process, where the moment must be exact."""
+    """Simulates the death of the process at an exact moment."""
 
 
 def stop_at(monkeypatch, run, epoch):
@@ -305,7 +307,7 @@ def command(*args):
 
 
 def put(out, size, seed, **accuracies):
-    """Curves as if their runs had been trained."""
+    """Write curves as if their runs had been trained."""
     for arm, accuracy in accuracies.items():
         file = out / "runs" / f"{size}_a_class" / f"seed_{seed}" / f"{arm}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -323,7 +325,7 @@ def settings_of(source):
     }
 
 
-def test_a_killed_comparison_goes_on(data, tmp_path, source, cache, monkeypatch):
+def test_a_killed_comparison_is_resumed(data, tmp_path, source, cache, monkeypatch):
     settings = {**settings_of(source), "sizes": [2]}
     out, folder = tmp_path / "out", tmp_path / "out/runs/2_a_class/seed_0"
     with monkeypatch.context() as patch, pytest.raises(Stop):
@@ -336,7 +338,7 @@ def test_a_killed_comparison_goes_on(data, tmp_path, source, cache, monkeypatch)
     assert "resuming after epoch 2" in (folder / "scratch.log").read_text()
     assert len(found.at(2).transfer[0].accuracy) == len(found.at(2).scratch[0].accuracy) == 3
     assert not list(out.rglob("model.keras")) and not list(out.rglob("state"))
-    # As if nothing had been: the run that was killed, in one go; and its model is kept.
+    # The killed run, trained in one go, gives the same curve; its model is saved on request.
     put(tmp_path / "alone", 2, 0, transfer=[0.5] * 3)
     (tmp_path / "alone" / "settings.json").write_text((out / "settings.json").read_text())
     alone = kt.compare(data, tmp_path / "alone", **settings, keep_models=True)
@@ -345,7 +347,9 @@ def test_a_killed_comparison_goes_on(data, tmp_path, source, cache, monkeypatch)
     assert (tmp_path / "alone/runs/2_a_class/seed_0/scratch/model.keras").is_file()
 
 
-def test_sizes_and_seeds_may_grow_and_settings_not_change(data, tmp_path, source, cache, colours):
+def test_sizes_and_seeds_may_grow_but_settings_must_not_change(
+    data, tmp_path, source, cache, colours
+):
     settings, out = settings_of(source), tmp_path / "out"
     Experiment(data, out, **settings, sizes=[2])
     put(out, 2, 0, transfer=[0.6, 0.8, 0.8], scratch=[0.4, 0.5, 0.6])
@@ -356,7 +360,7 @@ def test_sizes_and_seeds_may_grow_and_settings_not_change(data, tmp_path, source
     grown = kt.compare(data, out, **{**settings, "seeds": [0, 1]}, sizes=[2, None])
     assert [size.images for size in grown.sizes] == [6, 29]
     assert grown.at(2).advantages.asymptote == Interval.of([0.8 - 0.6, 0.9 - 0.6])
-    # 0.85 of transfer is what from scratch has with all.
+    # Training from scratch reaches the 0.85 of transfer with all images.
     assert grown.savings[0].ratio == pytest.approx(29 / 6)
     with pytest.raises(InputError, match="with different settings: batch_size: 8 is now 4"):
         Experiment(data, out, **{**settings, "batch_size": 4})

@@ -1,4 +1,4 @@
-"""The search: around the default, resumable, and what it finds is what `train` makes of it."""
+"""The search: its space, resuming, and a best configuration that `train` reproduces."""
 
 import csv
 import json
@@ -51,7 +51,7 @@ def search_of(schedule=None, **more):
     return Search(schedule or lp_ft(1000, epochs=8), **given)
 
 
-def test_the_space_is_around_the_schedule_which_is_in_it():
+def test_the_space_contains_the_schedule():
     search = search_of()
     rate = lp_ft(1000).phases[-1].learning_rate
     assert search.default == {
@@ -65,14 +65,14 @@ def test_the_space_is_around_the_schedule_which_is_in_it():
     assert search.space["k"] == Range(0, 7, whole=True)
     schedule, augment = search.training(search.default)
     assert augment == "light"
-    # The default is the recipe: only what a phase had from the head is written out.
+    # The default is the recipe, with the dropout of the head written out.
     plain = lp_ft(1000, epochs=8).override({"*.dropout": 0.2})
     assert schedule.phases == plain.phases
     other = search_of(RECIPES["discriminative"](1000), frozen=3).default
     assert (other["lowest_rate"], other["k"]) == (0.05, 3)
 
 
-def test_a_point_is_a_training():
+def test_a_point_defines_a_training():
     search = search_of(space={"*.weight_decay": {"low": 1e-5, "high": 0.1}, "all.ema": [0.0, 0.9]})
     assert search.space["*.weight_decay"].log
     assert (search.default["*.weight_decay"], search.default["all.ema"]) == (1e-4, 0.0)
@@ -94,7 +94,7 @@ def test_a_point_is_a_training():
     assert {p.weight_decay for p in (head, rest)} == {0.01}
 
 
-def test_with_all_stages_frozen_only_the_head_learns():
+def test_with_all_stages_frozen_only_the_head_is_trained():
     point = search_of().default | {"k": 7}
     (head,) = search_of().training(point)[0].phases
     assert (head.solver, head.freeze, head.epochs) == ("logistic", "all", 1)
@@ -103,7 +103,7 @@ def test_with_all_stages_frozen_only_the_head_learns():
     assert {phase.solver for phase in phases} == {"gradient"}
 
 
-def test_augmentations_mirror_no_more_than_the_given_one():
+def test_augmentations_flip_only_if_the_given_one_does():
     assert search_of(augment="none").default["augment"] == "none"
     search = search_of(augment={"preset": "light", "flip": False})
     assert search.default["augment"] == "light without flip"
@@ -130,7 +130,7 @@ def test_the_default_is_moved_into_a_narrower_space():
     assert "dropout" not in search_of(dropout=None).space
 
 
-def test_spaces_as_people_write_them(tmp_path):
+def test_parsing_of_spaces(tmp_path):
     file = tmp_path / "space.yaml"
     file.write_text("learning_rate: {low: 1e-5, high: 1e-3}\nk: 3\naugment: [none, light]\n")
     space = read_space(space_of(file, ["k=0..6", "dropout=0.1,0.2", "*.weight_decay=1e-5..1e-1"]))
@@ -160,13 +160,13 @@ def test_spaces_as_people_write_them(tmp_path):
         ({"all.ema": {"low": 0.5, "high": 1.5}}, "ema must be at least 0 and below 1"),
     ],
 )
-def test_other_spaces_are_refused(space, message):
+def test_invalid_spaces_are_refused(space, message):
     with pytest.raises(InputError, match=message):
         search_of(space=space)
 
 
 @pytest.mark.parametrize("name", ["from_scratch", "gradual_unfreeze", "feature_extraction"])
-def test_other_schedules_are_refused(name):
+def test_unsuitable_schedules_are_refused(name):
     with pytest.raises(InputError, match=f"Cannot search around '{name}'"):
         search_of(RECIPES[name](1000))
     own = Schedule("own", (Phase("first", "stage:2", 1), Phase("all", "none", 1)))
@@ -178,11 +178,11 @@ def test_other_schedules_are_refused(name):
 
 
 class Killed(BaseException):
-    """What no code of ours sees: as good as a power cut."""
+    """Simulates a power cut: no code handles it."""
 
 
 class Quick(Trainer):
-    """Accuracy is best at a rate of 0.01 and three frozen stages; each epoch reports it."""
+    """A trainer whose made-up accuracy is best at a rate of 0.01 and three frozen stages."""
 
     events: ClassVar = {}  # number of the training → what happens in it
     made: ClassVar = []
@@ -217,7 +217,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("keras_transfer.evaluation.evaluate", lambda *_: {"accuracy": 0.5})
     monkeypatch.setattr(Run, "model", None)
     monkeypatch.setattr(Quick, "draw", staticmethod(Tuned.draw), raising=False)
-    monkeypatch.setattr(Tuned, "draw", lambda *_: None)  # which takes longer than the search
+    monkeypatch.setattr(Tuned, "draw", lambda *_: None)  # slower than the search
     return Quick
 
 
@@ -230,7 +230,7 @@ def values_of(tuned):
     return [(t.state, t.values, t.value) for t in tuned.trials]
 
 
-def test_a_search_finds_what_is_better(data, tmp_path, quick):
+def test_a_search_finds_better_values(data, tmp_path, quick):
     model = model_of(data)
     before = model.get_weights()
     options = dict(strategy="fine_tune", overrides={"epochs": 6})
@@ -239,14 +239,14 @@ def test_a_search_finds_what_is_better(data, tmp_path, quick):
     assert first.values == tuned.default and tuned.first is first and first.state == "complete"
     assert best.value > first.value + 0.02 and best.value == max(t.value for t in tuned.trials)
     assert len(tuned.trials) == 16 and len({t.state for t in tuned.trials}) == 2
-    # Each trial started from the same weights, and the model has them again.
+    # Each trial started from the same weights, which are restored.
     for weights in (*quick.made, model.get_weights()):
         np.testing.assert_array_equal(weights[-2], before[-2])
-    # Those that were given up were worse than the median then, and had a third of their epochs.
+    # Pruned trials were worse than the median, and had trained for a third of their epochs.
     for pruned in (t for t in tuned.trials if t.state == "pruned"):
         complete = [t.value for t in tuned.trials[: pruned.number] if t.state == "complete"]
         assert pruned.value < np.median(complete) and 2 < pruned.epochs < 6
-    # Of the runs only the best one's is left.
+    # Only the run of the best trial is left.
     assert [f.name for f in (tmp_path / "a").glob("trial-*")] == [f"trial-{best.number}"]
     assert tuned.run.path.is_dir()
     written = yaml.safe_load(tuned.config.read_text())
@@ -255,7 +255,7 @@ def test_a_search_finds_what_is_better(data, tmp_path, quick):
     assert [float(row["accuracy"]) for row in rows] == [t.value for t in tuned.trials]
     assert rows[best.number]["k"] == str(best.values["k"])
     assert set(tuned.importances) == set(tuned.space)
-    # What the made-up accuracy does not depend on matters less than what it does.
+    # Parameters that the made-up accuracy depends on are more important.
     assert tuned.importances["dropout"] < tuned.importances["learning_rate"]
     quick.draw(tuned, tmp_path / "tune.png")
     with Image.open(tmp_path / "tune.png") as image:
@@ -270,22 +270,22 @@ def test_a_search_finds_what_is_better(data, tmp_path, quick):
     assert "(default)" in tuned.table() and "7 more in" in tuned.table()
 
 
-def test_a_killed_search_goes_on_like_one_that_was_not(data, tmp_path, quick):
+def test_a_killed_search_continues_exactly(data, tmp_path, quick):
     whole = searched(data, tmp_path / "whole")
     quick.made.clear()
     quick.events = {5: Killed(), 8: Interrupted("stopped")}
     with pytest.raises(Killed):
         searched(data, tmp_path / "a")
-    assert len(list((tmp_path / "a").glob("trial-*"))) == 2  # the best and the one in hand
+    assert len(list((tmp_path / "a").glob("trial-*"))) == 2  # the best and the current one
     journal = tmp_path / "a" / "study.jsonl"
-    journal.write_bytes(journal.read_bytes() + b'{"op_code": 4, "wor')  # what was being written
+    journal.write_bytes(journal.read_bytes() + b'{"op_code": 4, "wor')  # a partial line
     with pytest.raises(Interrupted, match=r"trial 7.*repeat the same command"):
         searched(data, tmp_path / "a")
     tuned = searched(data, tmp_path / "a")
     assert values_of(tuned) == values_of(whole)
     assert [t.number for t in tuned.trials] != [t.number for t in whole.trials]
     assert len(list((tmp_path / "a").glob("trial-*"))) == 1
-    # More trials go on from there; fewer are there already.
+    # More trials continue from there; fewer are done already.
     quick.made.clear()
     more = searched(data, tmp_path / "a", trials=14)
     assert len(more.trials) == 14 and len(quick.made) == 2
@@ -315,7 +315,7 @@ def test_one_process_at_a_time(data, tmp_path, quick):
     assert found == [True]
 
 
-def test_a_trial_that_fails_is_noted(data, tmp_path, quick):
+def test_a_failed_trial_is_recorded(data, tmp_path, quick):
     quick.events = {1: Diverged("The loss became nan\nin phase 'all'"), 2: InputError("no memory")}
     tuned = searched(data, tmp_path / "a", trials=5)
     assert [t.state for t in tuned.trials][:4] == ["complete", "failed", "failed", "complete"]
@@ -347,7 +347,7 @@ def test_minutes_end_a_search_in_time(data, tmp_path, quick, monkeypatch):
     assert len(searched(data, tmp_path / "c", trials=None, minutes=0.01).trials) == 1
 
 
-def test_numbers_are_judged_by_their_loss(rng, tmp_path, quick):
+def test_regression_is_ranked_by_loss(rng, tmp_path, quick):
     images = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
     data = from_arrays((images, rng.normal(size=20)), task="regression", progress=False)
     tuned = searched(data, tmp_path / "a", trials=6)
@@ -357,7 +357,7 @@ def test_numbers_are_judged_by_their_loss(rng, tmp_path, quick):
     assert float(rows[0]["loss"]) == tuned.trials[0].loss
 
 
-def test_a_gain_within_the_error_is_said(data, tmp_path, quick):
+def test_a_gain_within_the_error_is_reported(data, tmp_path, quick):
     tuned = searched(data, tmp_path / "a", trials=16)
     assert "may be chance" in tuned.verdict  # a few points on six images
     (t,) = searched(data, tmp_path / "b", trials=1).trials
@@ -365,10 +365,10 @@ def test_a_gain_within_the_error_is_said(data, tmp_path, quick):
     assert "no better configuration was found" in searched(data, tmp_path / "b", trials=1).verdict
 
 
-# -- wrong input ----------------------------------------------------------------------------------
+# -- invalid input --------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_searched_is_said(data, tmp_path, quick):
+def test_invalid_searches_are_refused(data, tmp_path, quick):
     for options, message in (
         ({"trials": 0}, "trials must be 1 or more"),
         ({"minutes": -1}, "minutes must be above 0"),
@@ -395,7 +395,7 @@ def test_what_cannot_be_searched_is_said(data, tmp_path, quick):
     assert not (tmp_path / "a").exists()
 
 
-def test_without_optuna_one_line(colours, tmp_path, monkeypatch):
+def test_without_optuna(colours, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = CliRunner().invoke(app, ["tune", str(colours), "--out", str(tmp_path / "a")])
@@ -406,7 +406,7 @@ def test_without_optuna_one_line(colours, tmp_path, monkeypatch):
 # -- real trainings -------------------------------------------------------------------------------
 
 
-def test_what_was_found_is_what_train_makes_of_it(colours, tmp_path, cache, real_weights):
+def test_train_reproduces_the_best_trial(colours, tmp_path, cache, real_weights):
     """By the command, from images to `train --config best.yaml`, bit for bit."""
     out = tmp_path / "search"
     options = ["--backbone", "mobilenet_0.25", "--batch-size", "4", "--image-size", "32"]
