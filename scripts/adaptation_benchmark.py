@@ -24,7 +24,6 @@ run, and an interrupted benchmark resumes.
 """
 
 import argparse
-import csv
 import time
 from functools import partial
 from itertools import product
@@ -33,6 +32,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from domains import TASKS, pixels
+from rows import Rows
 
 from keras_transfer.utils.console import progress_bar, silence
 
@@ -337,21 +337,21 @@ def _shown_seeds(mine):
 # -- the benchmark --------------------------------------------------------------------------------
 
 
-def measure(options, done, write):
+def measure(options, results):
     for seed, name in product(options.seeds, options.tasks):
         trial = None
         epochs = options.epochs or TASKS[name].epochs
         for method in (BOUNDS[0], *options.methods, BOUNDS[1]):
             key = _key(name, seed, epochs, method)
-            if _row(done, key):
+            if _row(results.rows, key):
                 continue
             trial = trial or Trial(TASKS[name], seed, epochs, options.rows.with_suffix(""))
-            before = _row(done, _key(name, seed, epochs, BOUNDS[0]))
+            before = _row(results.rows, _key(name, seed, epochs, BOUNDS[0]))
             adapts = before and method not in (*BOUNDS, *SOURCES)
             trial.reference = float(before["source"]) if adapts else None
             found = {n: v for n, v in trial.run(method).items() if v is not None}
             shown = {n: f"{v:.4f}" if isinstance(v, float) else v for n, v in found.items()}
-            write({**dict.fromkeys(NUMBERS, ""), **key, **shown})
+            results.write({**dict.fromkeys(NUMBERS, ""), **key, **shown})
 
 
 def cost(trial, methods, rounds: int, steps: int) -> str:
@@ -415,25 +415,14 @@ def main():
                 trial = Trial(TASKS[name], 0, TASKS[name].epochs, options.rows.with_suffix(""))
                 print(f"\n{cost(trial, methods, options.cost, options.steps)}", flush=True)
         return
-    done = list(csv.DictReader(options.rows.open())) if options.rows.exists() else []
+    results = Rows(options.rows, FIELDS)
     if not options.table:
-        with options.rows.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if not done:
-                writer.writeheader()
-
-            def write(row):
-                done.append({name: str(value) for name, value in row.items()})
-                writer.writerow(row)
-                file.flush()
-                print(" ".join(str(row[name]) for name in FIELDS), flush=True)
-
-            with silence():
-                measure(options, done, write)
-    print(f"\n{summary(done)}")
+        with silence():
+            measure(options, results)
+    print(f"\n{summary(results.rows)}")
     for task in options.tasks:
-        if any(row["task"] == task for row in done):
-            print(f"\n{table(done, task)}")
+        if results.contains({"task": task}):
+            print(f"\n{table(results.rows, task)}")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ speed       images per second of the training stream on hymenoptera at 224 px, d
 
 import argparse
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from tasks import people
 
 import keras_transfer as kt
 from keras_transfer.cli.options import overrides_of
@@ -45,15 +45,6 @@ class Report:
         self.lines.append(line)
         if self.out:
             self.out.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
-
-
-def people(data: ImageData) -> np.ndarray:
-    """Return whose hand each image shows: image numbers ascend, and each person begins with the
-    sign for 0.
-    """
-    whole = data.examples["all"]
-    numbers = np.array([int(re.sub(r"\D", "", Path(name).stem)) for name in whole.names])
-    return np.searchsorted(np.sort(numbers[whole.labels == 0]), numbers, side="right")
 
 
 def few(data: ImageData, seed: int, by: str) -> ImageData:

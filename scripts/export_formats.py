@@ -16,19 +16,19 @@ process.
 """
 
 import argparse
-import csv
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import Rows
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -176,19 +176,18 @@ class Measuring:
 
     @cached_property
     def sample(self):
-        return self.drawn("val", IMAGES)
+        return self.draw("val", IMAGES)
 
     @cached_property
     def examples(self):
-        return self.drawn("train", EXAMPLES)
+        return self.draw("train", EXAMPLES)
 
-    def drawn(self, split, count):
-        from keras_transfer.export.sample import drawn
-
+    def draw(self, split, count):
+        from keras_transfer.export.parity import draw_sample
         from keras_transfer.models.builders import heads_of
 
-        part = replace(self.data, examples={split: self.data.examples[split]})
-        return drawn(part, split, self.model.input_shape[1], count, heads_of(self.model))
+        size = self.model.input_shape[1]
+        return draw_sample(self.data, split, split, size, count, heads_of(self.model))
 
 
 def speed(ask, batch) -> float:
@@ -294,11 +293,6 @@ def points(share):
 # -- the run ------------------------------------------------------------------------------------------
 
 
-def read(file):
-    with file.open(newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, nargs="?")
@@ -322,7 +316,7 @@ def main():
         for backbone in options.backbones:
             run(options, backbone)
     if options.table is not False:
-        print(tables(read(options.rows)))
+        print(tables(Rows(options.rows, FIELDS).rows))
 
 
 def image_size(options, backbone):
@@ -334,9 +328,8 @@ def run(options, backbone):
     """Measure the missing rows, in a separate process if there are several backbones."""
     size = image_size(options, backbone)
     key = dict(zip(KEYS, (backbone, options.weights, str(size))))
-    done = read(options.rows) if options.rows.exists() else []
-    kept = {row["format"] for row in done if key.items() <= row.items()}
-    wanted = [name for name in options.formats if name not in kept]
+    results = Rows(options.rows, FIELDS)
+    wanted = [f for f in options.formats if not results.contains({**key, "format": f})]
     if not wanted:
         return
     if len(options.backbones) > 1:
@@ -344,19 +337,13 @@ def run(options, backbone):
         words += ["--image-size", size, "--rows", options.rows, "--formats", *wanted]
         words += ["--val-split", options.val_split, "--no-table"]
         words += ["--per-class", options.per_class] if options.per_class else []
-        subprocess.run(
-            [sys.executable, __file__, *map(str, words)]
-        )  # a crash does not stop the others
+        # A crash does not stop the others.
+        subprocess.run([sys.executable, __file__, *map(str, words)])
         return
 
     def write(row):
-        shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        with options.rows.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if not file.tell():
-                writer.writeheader()
-            writer.writerow(key | shown)
-        print(*(f"{value}" for value in (key | shown).values()), flush=True)
+        row = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+        results.write(key | row)
 
     measure(options, backbone, wanted, write)
 

@@ -22,14 +22,15 @@ set with seed 0, so results are reported for others.
 """
 
 import argparse
-import csv
 import os
 import tempfile
 import time
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from rows import Rows
 from tasks import TASKS
 
 import keras_transfer as kt
@@ -132,12 +133,12 @@ def advised(task, data, seed, policy):
     return accuracy, str(choice)
 
 
-def measure(task, seed, what, done, write):
+def measure(task, seed, what, results):
     with cache_of_its_own():
         data = task.data(seed)
         for name, backbone, train in runs_of(task, data, seed, what):
             key = {"task": task.name, "seed": str(seed), "what": name, "backbone": backbone}
-            if any(key.items() <= row.items() for row in done):
+            if results.contains(key):
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
             found = train()
@@ -148,7 +149,7 @@ def measure(task, seed, what, done, write):
                 "seconds": f"{time.perf_counter() - wall:.1f}",
                 "choice": choice,
             }
-            write({**key, **numbers})
+            results.write({**key, **numbers})
 
 
 def table(rows) -> str:
@@ -216,26 +217,11 @@ def main():
     parser.add_argument("--rows", type=Path, default=Path("regret.csv"))
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    done = list(csv.DictReader(options.rows.open())) if options.rows.exists() else []
-    if options.table:
-        print(table(done))
-        return
-    with options.rows.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if not done:
-            writer.writeheader()
-
-        def write(row):
-            done.append(row)
-            writer.writerow(row)
-            file.flush()
-            print(" ".join(f"{value}" for value in row.values()), flush=True)
-
-        for seed in options.seeds:
-            for name in options.tasks:
-                for what in options.what:
-                    measure(TASKS[name], seed, what, done, write)
-    print(table(done))
+    results = Rows(options.rows, FIELDS)
+    if not options.table:
+        for seed, name, what in product(options.seeds, options.tasks, options.what):
+            measure(TASKS[name], seed, what, results)
+    print(table(results.rows))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def run_demo(out, *, seed: int = 0) -> None:
     source_run = trainer.fit(source_data, out / "source")
     print(f"   validation accuracy {source_run.metrics['val']['accuracy']:.3f}")
 
-    print(f"2. target: digits {_list(TARGET_DIGITS)}, {IMAGES_EACH} images of each")
+    print(f"2. target: digits {_list(TARGET_DIGITS)}; {IMAGES_EACH} images of each")
     data = from_directory(out / "images" / "target")
     transfer = lp_ft(
         epochs=EPOCHS,

@@ -1,0 +1,34 @@
+"""Results of a long benchmark in a CSV file that is extended after each run, so that it can resume."""
+
+import csv
+from pathlib import Path
+
+
+class Rows:
+    """The rows of a CSV file; it is created with the first new row.
+
+    Attributes:
+        rows: all rows, with text in every column.
+    """
+
+    def __init__(self, path: Path, fields: tuple[str, ...]):
+        self._path, self._fields = path, fields
+        self.rows = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def contains(self, key: dict[str, str]) -> bool:
+        """Return whether a row has these values."""
+        return any(key.items() <= row.items() for row in self.rows)
+
+    def write(self, row: dict) -> None:
+        """Append a row to the file and print it."""
+        row = {name: str(row[name]) for name in self._fields}
+        self.rows.append(row)
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._fields, lineterminator="\n")
+            if not file.tell():
+                writer.writeheader()
+            writer.writerow(row)
+        print(" ".join(row.values()), flush=True)
