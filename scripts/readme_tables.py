@@ -1,10 +1,10 @@
 """Write the generated tables of README.md and docs/, and docs/measured.md, from benchmark output.
 
-python scripts/readme_tables.py             after `sitting.py`
+python scripts/readme_tables.py             after `run_benchmarks.py`
 python scripts/readme_tables.py --check     exit with code 1 if a table is out of date
 
 A generated table stands between the lines `<!-- NAME -->` and `<!-- /NAME -->`. Never edit it by hand. The
-figures come from `docs/measured/*.txt` (written by `sitting.py`) and from the rows of two long studies,
+figures come from `docs/measured/*.txt` (written by `run_benchmarks.py`) and from the rows of two long studies,
 `docs/regret.csv` and `docs/adaptation.csv`.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import adaptation_benchmark
 import regret
-from sitting import BENCHMARKS, MEASURED
+from run_benchmarks import BENCHMARKS, MEASURED
 
 from keras_transfer.utils.files import write_text
 
@@ -188,7 +188,7 @@ def page() -> str:
     """Return docs/measured.md: the output of all benchmarks."""
     parts = [
         "# Measured",
-        "This page shows what each benchmark printed in its last run. `python scripts/sitting.py --torch PYTHON` "
+        "This page shows what each benchmark printed in its last run. `python scripts/run_benchmarks.py --torch PYTHON` "
         "runs all of them and writes their output to `docs/measured/NAME.txt`; `python scripts/readme_tables.py` "
         "writes this page. To repeat one benchmark, run the command below its heading.",
         "`ours` is this package and `peer` the alternative; `ratio` is how many times faster this package is. "

@@ -1,6 +1,6 @@
 """Run all benchmarks in turn on one machine; their output is the source of the tables in the docs.
 
-    KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/sitting.py [NAME…] [--torch PYTHON] [--list]
+    KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/run_benchmarks.py [NAME…] [--torch PYTHON] [--list]
 
 The output of each benchmark is printed and saved as `docs/measured/NAME.txt`, below its command, date,
 duration, machine and versions; `scripts/readme_tables.py` then writes the tables. Without names, all of
