@@ -9,9 +9,9 @@ from keras_transfer.advisor.inputs import check_classes, sized_backbone
 from keras_transfer.advisor.rules import (
     DEFAULT_POLICY,
     MINUTES,
-    POLICIES,
     Facts,
     candidates,
+    check_policy,
     choose,
 )
 from keras_transfer.errors import InputError
@@ -116,8 +116,7 @@ def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAUL
     Raises:
         InputError: see `advise`.
     """
-    if policy not in POLICIES:
-        raise InputError(f"Unknown policy '{policy}'. Choose one of {', '.join(POLICIES)}.")
+    check_policy(policy)
     if not minutes > 0:
         raise InputError(f"minutes must be above 0, not {minutes:g}.")
     if backbones is None:
@@ -180,7 +179,6 @@ def _facts(data, scores, ranking, networks, options):
         signal=ranking.signal if ranking else any(row.signal for row in rows),
         ranked=tuple(row.name for row in [*tied, *others]),
         tied=len(tied),
-        probe=tied[0]["probe"].value,
         mirror=not (symmetry and symmetry.told_apart),
     )
     return facts, symmetry

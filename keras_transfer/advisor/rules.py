@@ -69,7 +69,6 @@ class Facts:
         signal: True if the features predict the labels better than chance.
         ranked: names of the backbones, best first.
         tied: how many of the first backbones have features of equal quality within the error.
-        probe: accuracy of a linear probe on the features of the first backbone; None if unknown.
         mirror: True unless mirror images are recognized less well.
     """
 
@@ -81,7 +80,6 @@ class Facts:
     signal: bool
     ranked: tuple[str, ...]
     tied: int = 1
-    probe: float | None = None
     mirror: bool = True
 
     @property
@@ -171,8 +169,7 @@ def choose(facts: Facts, policy: str = DEFAULT_POLICY) -> tuple[Choice, ...]:
     Raises:
         InputError: the policy is unknown.
     """
-    if policy not in POLICIES:
-        raise InputError(f"Unknown policy '{policy}'. Choose one of {', '.join(POLICIES)}.")
+    check_policy(policy)
     if not facts.signal:
         if facts.images < FEW or facts.per_class < FEW_CLASS:
             why = (
@@ -187,6 +184,12 @@ def choose(facts: Facts, policy: str = DEFAULT_POLICY) -> tuple[Choice, ...]:
         return (Choice(facts.ranked[0], "feature_extraction", {}, "none", why),)
     choices = _classical(facts) if policy == "classical" else _evidence(facts)
     return tuple(replace(choice, augment=_augment(facts)) for choice in choices)
+
+
+def check_policy(policy: str) -> None:
+    """Raise InputError if the policy is unknown."""
+    if policy not in POLICIES:
+        raise InputError(f"Unknown policy '{policy}'. Choose one of {', '.join(POLICIES)}.")
 
 
 def _augment(facts):

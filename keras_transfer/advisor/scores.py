@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from keras_transfer.utils.tables import Table
 
 SCORES = {"probe": "linear probe", "knn": "5-NN", "logme": "LogME"}
 _SIGNIFICANCE = 0.01  # of the permutation test
-_STANDARD_ERRORS = 2.0  # a difference is significant beyond this many
+_STANDARD_ERRORS = 2.0  # two scores are tied within this many
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Score:
         error: standard error over the examples.
         chance: the score expected for labels that are unrelated to the examples.
         note: why there is no value.
-        residuals: influence of each example on the value [G], with mean zero.
+        residuals: influence of each of the G examples on the value, with mean zero.
         share: True for accuracies, whose error is positive even if every example is correct.
     """
 
@@ -31,7 +31,7 @@ class Score:
     error: float | None = None
     chance: float | None = None
     note: str = ""
-    residuals: np.ndarray | None = field(default=None, repr=False)
+    residuals: list[float] | None = field(default=None, repr=False)
     share: bool = False
 
     @classmethod
@@ -45,7 +45,7 @@ class Score:
         influence = np.asarray(influence, "float64")
         centered = np.bincount(groups, influence - influence.mean())
         residuals = centered * len(centered) / len(influence)
-        return cls(float(value), _error(residuals, share), chance, "", residuals, share)
+        return cls(float(value), _error(residuals, share), chance, "", residuals.tolist(), share)
 
     def minus(self, other: "Score") -> tuple[float, float]:
         """Return (difference, its standard error) of two scores on the same examples.
@@ -54,8 +54,8 @@ class Score:
         two scores, because an example that is difficult for both cancels out.
         """
         assert self.value is not None and other.value is not None
-        assert self.residuals is not None and other.residuals is not None
-        return self.value - other.value, _error(self.residuals - other.residuals, self.share)
+        difference = np.subtract(self.residuals, other.residuals)
+        return self.value - other.value, _error(difference, self.share)
 
     def to_dict(self) -> dict:
         if self.value is None:
@@ -80,7 +80,7 @@ class Scores:
         name: of the backbone.
         scores: key of `SCORES` → `Score`.
         images, classes, width: number of examples, classes and features.
-        statistics: test statistic of the labels, then of each shuffle of them [1 + shuffles].
+        statistics: test statistic of the labels, then of each shuffle of them.
         prior: facts about the backbone that do not depend on the data; not part of any score.
         sample: identifies examples, labels and shuffles. Only scores of equal samples are compared.
     """
@@ -90,7 +90,7 @@ class Scores:
     images: int
     classes: int
     width: int
-    statistics: np.ndarray = field(repr=False)
+    statistics: list[float] = field(repr=False)
     prior: dict
     sample: str
 
@@ -120,39 +120,16 @@ class Scores:
             "scores": {key: score.to_dict() for key, score in self.scores.items()},
         }
 
-    def table(self) -> str:
-        """Return the scores as text, one row per score."""
-        prior = "".join(f"; {value:,} {key}" for key, value in self.prior.items())
-        title = (
-            f"{self.name}: {self.images} images, {self.classes} classes, "
-            f"{self.width} features{prior}"
-        )
-        rows = []
-        for key, score in self.scores.items():
-            chance = "" if score.value is None else f"{score.chance:.3f}"
-            rows.append([SCORES[key], score.note or score, chance])
-        table = Table(["score", "value", "chance"], rows, "llr").text()
-        return "\n".join([title, table, _verdict(self.signal, self.p_value)])
-
     def to_cache(self) -> dict:
         """Return plain data from which `from_cache` restores everything but name and prior."""
         plain = {key: value for key, value in vars(self).items() if key not in ("name", "prior")}
-        plain["statistics"] = self.statistics.tolist()
-        plain["scores"] = {key: asdict(score) for key, score in self.scores.items()}
-        for score in plain["scores"].values():
-            if score["residuals"] is not None:
-                score["residuals"] = score["residuals"].tolist()
-        return plain
+        return {**plain, "scores": {key: vars(score) for key, score in self.scores.items()}}
 
     @classmethod
     def from_cache(cls, plain: dict, name: str, prior: dict) -> "Scores":
         """Restore what `to_cache` returned."""
         scores = {key: Score(**score) for key, score in plain["scores"].items()}
-        for key, score in scores.items():
-            if score.residuals is not None:
-                scores[key] = replace(score, residuals=np.array(score.residuals))
-        restored = {"scores": scores, "statistics": np.array(plain["statistics"])}
-        return cls(**{**plain, **restored, "name": name, "prior": prior})
+        return cls(**{**plain, "scores": scores}, name=name, prior=prior)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,14 +142,12 @@ class Ranking:
         p_value: of the best backbone, corrected for the number of backbones.
         behind: for each row, key → (difference from the best backbone in that score, its standard
             error).
-        errors: number of standard errors within which backbones are tied.
     """
 
     by: str
     rows: tuple[Scores, ...]
     p_value: float
     behind: tuple[dict[str, tuple[float, float]], ...]
-    errors: float
 
     @property
     def signal(self) -> bool:
@@ -191,7 +166,7 @@ class Ranking:
         if key not in self.behind[row]:
             return False
         difference, error = self.behind[row][key]
-        return difference <= self.errors * error
+        return difference <= _STANDARD_ERRORS * error
 
     def to_dict(self) -> dict:
         """Return plain data for JSON."""
@@ -222,13 +197,13 @@ class Ranking:
             rows.append([row.name, *scores, size and f"{size:,}"])
         lines = [Table(["backbone", *SCORES.values(), "parameters"], rows, "llllr").text()]
         if self.signal:
-            lines.append(f"=: within {self.errors:g} standard errors of the best in the column")
+            lines.append(
+                f"=: within {_STANDARD_ERRORS:g} standard errors of the best in the column"
+            )
         return "\n".join([*lines, _verdict(self.signal, self.p_value)])
 
 
-def rank_scores(
-    scores: Sequence[Scores], *, by: str = "probe", errors: float = _STANDARD_ERRORS
-) -> Ranking:
+def rank_scores(scores: Sequence[Scores], *, by: str = "probe") -> Ranking:
     """Rank backbones by one score and mark those that are tied with the best.
 
     Each difference is compared with its own standard error, from the examples in pairs. The signal
@@ -238,7 +213,6 @@ def rank_scores(
     Args:
         scores: from `score_backbone` or `score_features`, with the same sample and seed.
         by: a key of `SCORES`.
-        errors: number of standard errors that make a difference significant; 2 is about 95 %.
 
     Raises:
         InputError: there are no scores, they are from different samples, or a backbone has no
@@ -274,7 +248,7 @@ def rank_scores(
         }
         for row in rows
     )
-    return Ranking(by, tuple(rows), p_value, behind, errors)
+    return Ranking(by, tuple(rows), p_value, behind)
 
 
 def _value(score) -> float:
@@ -292,7 +266,7 @@ def sample_digest(labels: np.ndarray, groups: np.ndarray, seed: int) -> str:
 
 def _p_value(statistics):
     # The tolerance counts labelings that differ by rounding only as equal.
-    return float((statistics >= statistics[0] - 1e-9).mean())
+    return float(np.mean(np.asarray(statistics) >= statistics[0] - 1e-9))
 
 
 def _verdict(signal, p_value):

@@ -141,7 +141,7 @@ class StageProbes:
     def verdict(self) -> str:
         """The conclusions in a few sentences."""
         if not self.signal:
-            top = max(max(s.accuracy, s.random_accuracy) for s in self.stages)
+            top = max(rows.mean(axis=1).max() for rows in (self.correct, self.random_correct))
             return (
                 f"No signal: no probe, after any stage of {self.backbone} or its random copy, is "
                 f"better than always predicting the largest class (best {_percent(top)}, chance "
@@ -211,12 +211,16 @@ class StageProbes:
         """Return a Markdown table of accuracies ± standard errors in percent, one row per stage."""
         rows = []
         for s in self.stages:
-            pairs = (
-                (s.accuracy, s.error),
-                (s.random_accuracy, s.random_error),
-                (s.gain, s.gain_error),
+            accuracies = (
+                s.accuracy,
+                s.error,
+                s.random_accuracy,
+                s.random_error,
+                s.gain,
+                s.gain_error,
             )
-            cells = [f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in pairs]
+            percent = [f"{100 * x:.1f}" for x in accuracies]
+            cells = [f"{x} ± {error}" for x, error in zip(percent[::2], percent[1::2])]
             rows.append([s.number, f"`{s.name}`", *cells])
         return Table(["stage", "name", "pretrained", "random", "gain"], rows, "rlrrr").markdown()
 
@@ -230,25 +234,20 @@ class StageProbes:
 
         figure = Figure(figsize=(8, 4.8), layout="constrained", facecolor="white")
         axes = figure.add_subplot(facecolor="white")
-        numbers = [s.number for s in self.stages]
-        for label, color, prefix in (
-            (f"{self.backbone}, pretrained", GREEN, ""),
-            ("random weights", OCHRE, "random_"),
+        numbers = range(1, len(self.names) + 1)
+        for label, color, rows in (
+            (f"{self.backbone}, pretrained", GREEN, self.correct),
+            ("random weights", OCHRE, self.random_correct),
         ):
-            mean = np.array([getattr(s, f"{prefix}accuracy") for s in self.stages])
-            error = np.array([getattr(s, f"{prefix}error") for s in self.stages])
+            mean, error = np.array([_mean(row) for row in rows]).T
             axes.fill_between(numbers, mean - error, mean + error, color=color, alpha=0.2, lw=0)
             axes.plot(numbers, mean, "o-", color=color, markersize=4, label=label)
         axes.axhline(self.chance, color="#7a7a7a", ls=":", label="always the largest class")
-        if self.stages_worth_keeping:
-            axes.axvline(
-                self.stages_worth_keeping,
-                color="#2c3e8f",
-                ls="--",
-                label=f"{self.stages_worth_keeping} of {len(numbers)} stages worth keeping",
-            )
+        if worth := self.stages_worth_keeping:
+            label = f"{worth} of {len(numbers)} stages worth keeping"
+            axes.axvline(worth, color="#2c3e8f", ls="--", label=label)
         if len(numbers) <= _MAX_NAMED:
-            names = [f"{s.name}  {s.number}" for s in self.stages]
+            names = [f"{name}  {number}" for number, name in enumerate(self.names, 1)]
             axes.set_xticks(numbers, names, rotation=60, ha="right", rotation_mode="anchor")
             axes.tick_params(axis="x", labelsize=8)
         else:

@@ -154,7 +154,7 @@ def score_features(
         images=len(np.unique(groups)),
         classes=int(labels.max()) + 1,
         width=rows.shape[1],
-        statistics=np.max([_standardized(v) for v in values.values()], axis=0),
+        statistics=np.max([_standardized(v) for v in values.values()], axis=0).tolist(),
         prior=prior or {},
         sample=sample_digest(labels, groups, seed),
     )

@@ -87,7 +87,7 @@ def test_a_source_model_is_ranked_with_those_of_imagenet_and_chosen(advice, sour
     assert {row.name for row in advice.ranking.rows} == {"mobilenet_0.25", source}
     assert advice.choice.backbone == source
     assert advice.choice.strategy == "lp_ft" and advice.facts.likeness == "different"
-    assert advice.facts.signal and advice.facts.probe > 0.7
+    assert advice.facts.signal and advice.ranking.rows[0]["probe"].value > 0.7
     # Another network, or less of the same: what is worth a race.
     assert advice.contender is not None and advice.contender != advice.choice
 
