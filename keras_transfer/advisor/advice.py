@@ -6,11 +6,7 @@ from typing import Any
 from keras_transfer.advisor.rules import DEFAULT_POLICY, DIFFERENT, SIMILAR, Choice, Facts
 from keras_transfer.errors import InputError
 
-_LIKENESS = {
-    "similar": "The images resemble those of the pretraining",
-    "between": "The images differ somewhat from those of the pretraining",
-    "different": "The images differ from those of the pretraining",
-}
+_LIKENESS = {"similar": "similar", "between": "somewhat different", "different": "different"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +24,7 @@ class Advice:
         image_size: of the chosen backbone.
         probes: accuracy after each stage of the chosen backbone; None if it was not measured.
         symmetry: result for mirror images; None if it could not be measured.
-        distance: distance of the target domain; None if there is no target.
+        distance: distance of the target domain; None without a target.
         notes: anything else that the user should know.
     """
 
@@ -81,8 +77,10 @@ class Advice:
         """Return the advice as text: the recommendation, the reasons and the measurements."""
         lines = [*self._recommendation(), "", *self._observations()]
         if self.ranking:
-            title = "Scores of the features for these labels (higher is better):"
+            title = "How well the features of each backbone suit the labels (higher is better):"
             lines += ["", title, self.ranking.table()]
+            if self.facts.signal and self.facts.tied > 1:
+                lines.append("Of the backbones that are tied in the linear probe, use the largest.")
         return "\n".join(lines)
 
     def __str__(self):
@@ -134,9 +132,8 @@ class Advice:
         if self.probes:
             yield self.probes.verdict
         if self.distance:
-            yield f"Target domain: {self.distance.verdict}"
-            if self.distance.worth_trying:
-                yield "Run `keras-transfer adapt` for it."
+            command = " Run `keras-transfer adapt`." if self.distance.worth_trying else ""
+            yield f"Target domain: {self.distance.verdict}{command}"
 
     def _likeness(self):
         if self.facts.shift is None:
@@ -145,8 +142,9 @@ class Advice:
                 "BatchNorm statistics of them."
             )
         return (
-            f"{_LIKENESS[self.facts.likeness]}: the activation shift is {self.facts.shift:.3f} "
-            f"(similar below {SIMILAR:g}, different above {DIFFERENT:g})."
+            f"The activation shift from the pretraining images is {self.facts.shift:.3f}: "
+            f"{_LIKENESS[self.facts.likeness]} (similar below {SIMILAR:g}, different above "
+            f"{DIFFERENT:g})."
         )
 
     def _symmetry(self):

@@ -146,11 +146,7 @@ def race(data: ImageData, choices: Sequence[Choice], train: Train, *, seed: int 
 
 
 def training_function(
-    build: Callable[[str], keras.Model],
-    *,
-    overrides: dict | None = None,
-    augment=AUTO,
-    **options,
+    build: Callable[[str], keras.Model], *, overrides: dict | None = None, augment=AUTO, **options
 ) -> Train:
     """Return the `train` argument of `decide`, which trains a new model with a `Trainer`.
 

@@ -132,7 +132,7 @@ class Budget:
         return replace(choice, seconds=round(seconds, 1))
 
     def fits(self, choice: Choice) -> bool:
-        """Return whether a timed choice keeps to the limit."""
+        """Return whether a timed choice is within the limit."""
         return choice.seconds is not None and choice.seconds <= self.seconds
 
     def fit(self, choice: Choice, facts: Facts) -> tuple[Choice, list[str]]:
@@ -147,7 +147,7 @@ class Budget:
         note = f"{wanted} would take {wanted.time}, longer than the limit of {self.seconds / 60:g} min."
         tried = []
         for backbone in facts.ranked:
-            why = f"It is closest to {wanted} within the time limit."
+            why = f"This is the closest to {wanted} that fits the time limit."
             same = replace(choice, backbone=backbone, why=why)
             for option in (same, *(_replacement(same, *cheaper) for cheaper in CHEAPER)):
                 timed = self._shortened(option)
