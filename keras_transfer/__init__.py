@@ -30,7 +30,7 @@ _NAMES = {
     "predict": "evaluation.prediction",
     "summary": "models.builders",
     "tune": "experiments.tune",
-    "write_report": "reporting.write",
+    "write_report": "reporting.run_report",
 }
 _ROOMS = (
     *("adaptation", "advisor", "data", "evaluation", "experiments", "export", "features"),

@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_transfer.evaluation.multiclass import measure_classes
 from keras_transfer.reporting.gallery import Shot
-from keras_transfer.reporting.write import made
+from keras_transfer.reporting.run_report import render_report
 from keras_transfer.runs import Run
 
 CALIBRATION = {"temperature": 1.5, "thresholds": [{"precision": 0.9, "threshold": 0.5}]}
@@ -68,7 +68,7 @@ def noise_shots(document: dict) -> dict:
     def shots(kind):
         entries = document["heads"]["output"][kind]
         return {
-            e["path"]: Shot(pixels[i % 8], {"answer": heat[i % 8], "truth": heat[-i % 8]})
+            e["path"]: Shot(pixels[i % 8], {"prediction": heat[i % 8], "truth": heat[-i % 8]})
             for i, e in enumerate(entries)
         }
 
@@ -104,7 +104,8 @@ def main():
         empty.write_text("<!doctype html><html><title>nothing</title></html>")
         for classes in options.classes:
             document = random_answers(classes, 2 * options.mistakes, options.mistakes)
-            page.write_text(made(run, model, document, noise_shots(document)), encoding="utf-8")
+            text = render_report(run, model, document, noise_shots(document))
+            page.write_text(text, encoding="utf-8")
             seconds_to_open(empty, Path(folder, "profile"))  # creates the profile
             found = []
             for _ in range(options.rounds):

@@ -298,7 +298,11 @@ class Selector:
         return selector
 
     def table(self) -> str:
-        """Return a row per epoch as Markdown; the last column is the reported target accuracy."""
+        """Return `epoch_table` as Markdown."""
+        return self.epoch_table().markdown()
+
+    def epoch_table(self) -> Table:
+        """Return a table with a row per epoch; the last column is the reported target accuracy."""
         rows = []
         for s in self.scores:
             marks = [n for n in ("last", "selected", "oracle") if getattr(self, n) == s.epoch]
@@ -317,7 +321,7 @@ class Selector:
             )
         scores = ("information", "nuclear norm", "density", "classes")
         header = ("epoch", "source", *scores, "veto", "target")
-        return Table(header, rows, "l" * len(header)).markdown()
+        return Table(header, rows, "l" * len(header))
 
 
 def _checked(probabilities):

@@ -82,9 +82,9 @@ def check(
     print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
     if sheet is not None:
         load_keras()
-        from keras_transfer.reporting.sheet import sheet as draw
+        from keras_transfer.reporting.sheet import write_sheet
 
-        draw(open_data(data, **options), sheet)
+        write_sheet(open_data(data, **options), sheet)
         print(f"wrote {sheet}", file=sys.stderr)
 
 

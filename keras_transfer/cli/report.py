@@ -57,7 +57,7 @@ def report(
         print(compare_runs(opened, out or COMPARISON))
         return
     (run,) = opened
-    from keras_transfer.reporting.write import check_run
+    from keras_transfer.reporting.run_report import check_run
 
     check_run(run, data, split)
     found, own = None, run.config.get("data")

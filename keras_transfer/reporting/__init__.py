@@ -1,15 +1,13 @@
-"""A run as one page of HTML that needs nothing but itself, and several runs beside each other.
+"""HTML pages from Jinja templates: the report of a run, the comparison of runs, contact sheets.
 
-`writing` measures the run and makes the page of what `summary` (what was trained on what), `course`
-(schedule and curves), `scores` (how good it is), `confusion` and `gallery` (images with Grad-CAM)
-give, which are pure functions of plain data; `comparing` sets runs beside each other.
+Python computes plain data (`run_report`, `side_by_side`, `adaptation`) and `templates/` contains all
+HTML. This room may import from all rooms but `cli`.
 """
 
 from keras_transfer.utils.lazy import lazy_names
 
-_NAMES = {"compare_runs": "side_by_side", "show_batch": "sheet", "write_report": "write"}
+_NAMES = {"compare_runs": "side_by_side", "show_batch": "sheet", "write_report": "run_report"}
 
 __all__ = list(_NAMES)
-
 
 __getattr__, __dir__ = lazy_names(__name__, _NAMES)

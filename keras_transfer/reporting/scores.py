@@ -1,212 +1,142 @@
-"""How good a run is: measures with intervals, classes, confusion, reliability, abstention, mistakes."""
+"""The evaluation of one head as data for the report: metrics, confusion, calibration, galleries."""
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from keras_transfer.evaluation.result import summary_table
-from keras_transfer.reporting import page
-from keras_transfer.reporting.confusion import confusion, taken_for
-from keras_transfer.reporting.gallery import Shot, gallery, items_of
-from keras_transfer.reporting.sorting import Column, sortable
+from keras_transfer.evaluation.plots import plot_reliability, plot_risk
+from keras_transfer.evaluation.result import (
+    format_value,
+    slices_table,
+    summary_table,
+    thresholds_table,
+)
+from keras_transfer.reporting.confusion import confusion, often_predicted_as
+from keras_transfer.reporting.gallery import Budget, Shot, gallery, gallery_items
+from keras_transfer.reporting.page import figure
 from keras_transfer.utils.tables import printable
 
-_BEFORE, _AFTER = page.COLOURS[0], page.COLOURS[1]
-_PER_NAME = {"single_label": "per_class", "multi_label": "per_label", "regression": "per_target"}
-_WHAT = {"single_label": "class", "multi_label": "label", "regression": "target"}
+_LONG = 20  # rows; a longer table scrolls by itself and has a search box
 
 
-def scores(
-    title: str, head: dict, number: int, shots: dict[str, dict[str, Shot]], room: int
-) -> tuple[str, int]:
-    """HTML of one head's evaluation.
+def head_scores(title: str, head: dict, shots: dict[str, dict[str, Shot]], budget: Budget) -> dict:
+    """Return the data of one head, for the template.
 
     Args:
-        title: what the head is called, empty for the only one.
-        head: of an evaluation's document.
-        number: of the head in the page, from 1.
+        title: name of the head; empty for the only one.
+        head: one head of an evaluation's document.
         shots: `mistakes` and `unsure` → path → pixels.
-        room: most characters for images.
-
-    Returns:
-        The sections, and how many characters are left for images.
+        budget: for thumbnails.
     """
-    of = f" · {title}" if title else ""
-    task = head["task"]
-    parts = [
-        page.section(
-            f"How good it is{of}",
-            page.markdown_table(summary_table(head).markdown(), "measures"),
-            page.paragraph(
-                "Intervals are 95 % and say what other images of the same kind would give; those of "
-                "few images are wide.",
-                soft=True,
-            ),
-            name=f"measures-{number}",
-        )
-    ]
-    if task != "regression":
-        parts.append(page.section(f"Each {_WHAT[task]}{of}", _per_name(head)))
+    galleries = {"mistakes": "Most confident errors", "unsure": "Least confident predictions"}
+    if head["task"] == "regression":
+        galleries["mistakes"] = "Largest errors"
+    kind = {"single_label": "class", "multi_label": "label"}.get(head["task"])
+    return {
+        "title": printable(title),
+        "kind": kind,
+        "summary": summary_table(head),
+        "per_name": _per_name(kind, head) if kind else None,
+        "confusion": confusion(head) if "confusion" in head else None,
+        "calibration": _calibration(head) if "calibration" in head else None,
+        "galleries": {
+            name: _gallery(words, gallery_items(head, name), shots.get(name, {}), budget)
+            for name, words in galleries.items()
+        },
+        "slices": [slices_table(by, rows) for by, rows in head["slices"].items()],
+    }
+
+
+def _gallery(title, items, shots, budget):
+    return {"title": title, **gallery(items, shots, budget)} if items else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a sortable table.
+
+    Attributes:
+        text: content.
+        value: the number to sort by, as text; empty if it is missing; None to sort by the text.
+    """
+
+    text: str
+    value: str | None = None
+
+
+@dataclass(frozen=True)
+class SortableTable:
+    """A table that the reader can sort by any column.
+
+    Attributes:
+        label: description for screen readers.
+        header: names of the columns.
+        rows: cells, in the initial order.
+        sorted_by: the column of the initial order.
+    """
+
+    label: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    sorted_by: int
+
+    @property
+    def long(self) -> bool:
+        return len(self.rows) > _LONG
+
+
+def _per_name(kind, head):
+    """Return a table of all classes or labels, those with the lowest F1 first."""
+    table = head["per_class" if kind == "class" else "per_label"]
+    confused = often_predicted_as(head) if "confusion" in head else [""] * len(table)
+    rows = []
+    for (name, row), others in zip(table.items(), confused):
+        # A class without images has no recall and F1: it comes last in any order.
+        present = row["support"] > 0
+        recall = {"value": row["recall"], "low": row["recall_low"], "high": row["recall_high"]}
+        cells = [
+            Cell(printable(name)),
+            _number(row["f1"] if present else None),
+            _number(row["recall"] if present else None, format_value(recall) if present else "–"),
+            _number(row["precision"]),
+            _number(row["support"]),
+            _number(row["auc"]),
+        ]
+        if "confusion" in head:
+            cells.append(Cell(others))
+        else:
+            cells += [_number(row["threshold"]), _number(row["f1_best"])]
+        rows.append(cells)
+    rows.sort(key=lambda cells: (cells[1].value == "", float(cells[1].value or 0)))
+    header = [kind, "F1", "recall [95 %]", "precision", "images", "AUC"]
     if "confusion" in head:
-        parts.append(page.section(f"What is taken for what{of}", *confusion(head)))
-    if "calibration" in head:
-        parts.append(page.section(f"How sure it may be{of}", *_sureness(head)))
-    titles = {"mistakes": "Surest mistakes", "unsure": "Least sure"}
-    if task == "regression":
-        titles["mistakes"] = "Largest errors"
-    for kind, words in titles.items():
-        items = items_of(head, kind)
-        if items:
-            made, room = gallery(f"{kind}-{number}", items, shots.get(kind, {}), room)
-            parts.append(page.section(f"{words}{of}", made, name=f"{kind}-{number}"))
-    if head["slices"]:
-        parts.append(page.section(f"Parts of the images{of}", *_slices(head["slices"])))
-    return "\n".join(parts), room
-
-
-def _per_name(head):
-    rows = list(head[_PER_NAME[head["task"]]].values())
-    names = [printable(n) for n in head["names"]]
-
-    def column(title, key, digits=3):
-        values = [row[key] for row in rows]
-        return Column(title, values, [_number(v, digits) for v in values])
-
-    # A class without images has no recall: it stands last, however it is sorted.
-    there = [row["support"] > 0 for row in rows]
-    recall = [row["recall"] if some else None for row, some in zip(rows, there)]
-    shown = [
-        f"{row['recall']:.3f} [{row['recall_low']:.2f}, {row['recall_high']:.2f}]" if some else "–"
-        for row, some in zip(rows, there)
-    ]
-    f1 = [row["f1"] if some else None for row, some in zip(rows, there)]
-    columns = [
-        Column(_WHAT[head["task"]], names),
-        Column("F1", f1, [_number(v) for v in f1]),
-        Column("recall [95 %]", recall, shown),
-        column("precision", "precision"),
-        Column("images", [row["support"] for row in rows]),
-        column("AUC", "auc"),
-    ]
-    if "confusion" in head:
-        columns.append(Column("most often taken for", taken_for(head["confusion"], head["names"])))
+        header.append("most often predicted as")
     else:
-        columns += [column("best threshold", "threshold"), column("F1 there", "f1_best")]
-    return sortable(f"measures of each {_WHAT[head['task']]}", columns, by=1)
+        header += ["best threshold", "F1 at best threshold"]
+    return SortableTable(f"metrics of each {kind}", header, rows, 1)
 
 
-def _number(value, digits=3):
-    return "–" if value is None else f"{value:.{digits}f}"
+def _number(value, text=None):
+    value_text = "" if value is None else f"{value:.6g}"
+    return Cell(format_value(value) if text is None else text, value_text)
 
 
-def _sureness(head):
-    found = head["calibration"]
-    ece, after = found["before"]["ece"], found["after"]
-    text = f"Expected calibration error {100 * ece['value']:.1f} %"
+def _calibration(head):
+    before, after = head["calibration"]["before"], head["calibration"]["after"]
+    text = f"Expected calibration error (ECE): {100 * before['ece']['value']:.1f} %"
     if after is not None:
         text += (
-            f", after temperature {found['temperature']:.2f} (one number by which all logits are "
-            f"divided) {100 * after['ece']['value']:.1f} %"
+            f"; {100 * after['ece']['value']:.1f} % after temperature scaling, which divides all "
+            f"logits by {head['calibration']['temperature']:.2f}"
         )
     text += (
-        f". By chance alone a model that is as sure as it is right stays below "
-        f"{100 * (after or found['before'])['ece']['by_chance']:.1f} % on so many images."
+        ". With this number of images, a perfectly calibrated model has up to "
+        f"{100 * (after or before)['ece']['by_chance']:.1f} % by chance."
     )
-    figures = [page.figure(_reliability(head), "Reliability", width=5, height=4)]
-    parts = [page.paragraph(text)]
+    figures = [figure(lambda axes: plot_reliability(axes, head), "Reliability", height=3.8)]
+    thresholds = None
     if "abstention" in head:
-        figures.append(page.figure(_risk(head["abstention"]), "Risk", width=5, height=4))
-    parts.append(page.grid(*figures, large=True))
-    rows = [
-        (
-            f"{100 * t['wanted']:g} %",
-            _number(t["threshold"]),
-            _share(t["coverage"]),
-            _share(t["precision"]),
-            "these images (flatters)" if t["chosen_here"] else "validation images",
-        )
-        for t in head.get("abstention", {}).get("thresholds", ())
-    ]
-    if rows:
-        header = ("wanted right", "answer from confidence", "answered", "right", "chosen on")
-        parts += ["<h3>When to answer</h3>", page.table(header, rows, "thresholds")]
-    return parts
-
-
-def _share(found):
-    if found["value"] is None:
-        return "–"
-    ends = f" [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
-    return f"{100 * found['value']:.1f} %" + (ends if found["low"] is not None else "")
-
-
-def _reliability(head):
-    found, several = head["calibration"], head["task"] == "multi_label"
-
-    def draw(axes):
-        axes.plot([0, 1], [0, 1], ":", color="#8a8a8a", label="as sure as right")
-        for when, colour, marker in (("before", _BEFORE, "o"), ("after", _AFTER, "s")):
-            if found[when] is None:
-                continue
-            bins = found[when]["bins"]
-            y = np.array([b["right"]["value"] for b in bins])
-            ends = np.array([[b["right"]["low"], b["right"]["high"]] for b in bins]).T
-            label = f"{when} temperature" if found["after"] is not None else "the model"
-            axes.errorbar(
-                [b["confidence"] for b in bins],
-                y,
-                np.maximum(np.abs(ends - y), 0),
-                fmt=f"{marker}-",
-                color=colour,
-                capsize=2,
-                ms=4,
-                lw=1.3,
-                label=label,
-            )
-        axes.set(
-            xlabel="probability" if several else "confidence",
-            ylabel="label there (share)" if several else "right (share)",
-            xlim=(0, 1),
-            ylim=(-0.02, 1.02),
-        )
-        axes.grid(alpha=0.25)
-        axes.legend(loc="upper left", fontsize=9)
-
-    return draw
-
-
-def _risk(found):
-    def draw(axes):
-        axes.plot(found["coverage"], found["risk"], color=page.COLOURS[2], lw=2)
-        for row in found["thresholds"]:
-            if row["threshold"] is None or row["precision"]["value"] is None:
-                continue
-            x, y = row["coverage"]["value"], 1 - row["precision"]["value"]
-            axes.plot(x, y, "o", color=page.COLOURS[0])
-            note = f"≥ {row['threshold']:.2f}"
-            axes.annotate(note, (x, y), (-6, 6), textcoords="offset points", fontsize=8, ha="right")
-        axes.set(
-            xlabel="answered, the surest first (share)",
-            ylabel="wrong (share of the answers)",
-            xlim=(0, 1.02),
-            ylim=(0, None),
-        )
-        axes.grid(alpha=0.25)
-
-    return draw
-
-
-def _slices(slices):
-    for by, rows in slices.items():
-        kinds = [key for key in rows[0] if key not in ("value", "images")]
-        cells = [
-            (
-                printable(str(row["value"])),
-                row["images"],
-                *(
-                    _share(row[k]) if isinstance(row[k], dict) else _number(row[k], 4)
-                    for k in kinds
-                ),
-            )
-            for row in rows
-        ]
-        yield f"<h3>{by}</h3>" if by in ("folder", "size") else ""
-        yield page.table((by, "images", *kinds), cells, f"by {by}")
+        draw = figure(lambda axes: plot_risk(axes, head), "Risk and coverage", height=3.8)
+        figures.append(draw)
+        rows = head["abstention"]["thresholds"]
+        thresholds = thresholds_table(rows) if rows else None
+    return {"text": text, "figures": figures, "thresholds": thresholds}

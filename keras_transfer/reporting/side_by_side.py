@@ -1,59 +1,59 @@
-"""Several runs beside each other: measures with intervals, curves, settings that differ."""
+"""Several runs on one page: metrics with intervals, training curves, settings that differ."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from keras_transfer.errors import InputError
-from keras_transfer.reporting import page, summary
-from keras_transfer.reporting.training_curves import curves_beside, measured
+from keras_transfer.evaluation.result import format_value
+from keras_transfer.reporting.page import COLORS, render
+from keras_transfer.reporting.run_report import data_name
+from keras_transfer.reporting.training_curves import comparison_curves
 from keras_transfer.runs import COMPARISON, Run
 from keras_transfer.utils.files import write_text
-from keras_transfer.utils.tables import printable
+from keras_transfer.utils.tables import Table, printable
 
-_MOST = len(page.COLOURS)
-_NO_SETTINGS = ("advice", "caching")  # what was found out, not what was asked for
+_MOST_RUNS = len(COLORS)
+_RESULTS = ("advice", "caching")  # in config.yaml, but not settings
 
 
 def compare_runs(runs: Sequence[Run | str | Path], out: str | Path = COMPARISON) -> Path:
-    """Writes a page that sets finished runs beside each other.
+    """Write a page that compares finished runs.
 
-    Measures are those of `evaluation.json` where each run has one of the same split and as many
-    images (`write_report` makes it), else those that the runs ended with. No Keras is needed.
+    The metrics come from `evaluation.json` if every run has one for the same split with the same
+    number of images (`write_report` writes it), otherwise from the end of training. Keras is not
+    loaded.
 
     Args:
         runs: two to ten.
-        out: the file.
+        out: the HTML file.
 
     Returns:
-        The file, which appears whole or not at all.
+        The file, which is written atomically.
 
     Raises:
-        InputError: one run or too many, or something that is no finished run.
+        InputError: if there are too few or too many runs, or one is given twice or not finished.
     """
     opened = [run if isinstance(run, Run) else Run.open(run) for run in runs]
-    if not 2 <= len(opened) <= _MOST:
-        raise InputError(f"{len(opened)} runs: give two to {_MOST} to compare.")
-    out = Path(out)
+    if not 2 <= len(opened) <= _MOST_RUNS:
+        raise InputError(f"Cannot compare {len(opened)} runs: give two to {_MOST_RUNS}.")
     names = _names(opened)
-    histories = {name: run.history for name, run in zip(names, opened)}
-    body = page.page(
-        f"{len(opened)} runs compared",
-        page.paragraph(f"{', '.join(names)}: {_on(opened)}"),
-        page.section("Measures", *_measures(names, opened)),
-        page.section(
-            "Curves",
-            page.paragraph("Of validation, after each epoch over all phases."),
-            curves_beside(histories, _common(histories.values())),
-        ),
-        page.section("Settings that differ", _settings(names, opened)),
-        style=summary.STYLE,
+    metrics_text, metrics = _metrics(names, opened)
+    page = render(
+        "comparison",
+        title=f"{len(opened)} runs compared",
+        introduction=f"{', '.join(names)}: {_data_text(opened)}",
+        metrics_text=metrics_text,
+        metrics=metrics,
+        times=_times(names, opened),
+        curves=comparison_curves({name: run.history for name, run in zip(names, opened)}),
+        settings=_settings(names, opened),
     )
-    write_text(out, body)
-    return out
+    write_text(Path(out), page)
+    return Path(out)
 
 
 def _names(runs):
-    """The shortest ends of the paths that tell them apart."""
+    """Return the shortest ends of the paths that distinguish the runs."""
     paths = [run.path.absolute().parts for run in runs]
     for length in range(1, max(map(len, paths)) + 1):
         names = [printable("/".join(parts[-length:])) for parts in paths]
@@ -62,127 +62,106 @@ def _names(runs):
     raise InputError("The same run is given twice.")
 
 
-def _on(runs):
-    data = {summary.data_name(run) for run in runs}
+def _data_text(runs):
+    data = {data_name(run) for run in runs}
     text = f"all on {data.pop()}." if len(data) == 1 else "on different data."
-    parts = [frozenset(p for p, s in run.split.items() if s == "val") for run in runs]
-    if len(set(parts)) > 1:
+    validation = {frozenset(p for p, s in run.split.items() if s == "val") for run in runs}
+    if len(validation) > 1:
         text += (
-            " They were validated on different images: differences are of the images too, and the "
-            "curves cannot be compared strictly."
+            " They were validated on different images, which explains a part of the differences; "
+            "the curves are not strictly comparable."
         )
     return text
 
 
-def _measures(names, runs):
+def _metrics(names, runs):
     documents = [run.evaluation for run in runs]
-    same = None not in documents and len({(d["split"], d["images"]) for d in documents}) == 1
-    if same:
-        rows = _from_documents(documents)
-        first = documents[0]
-        where = f"On {first['images']} images of {first['split']}, as the report of each run measured it."
+    if None not in documents and len({(d["split"], d["images"]) for d in documents}) == 1:
+        rows = [_document_row(document) for document in documents]
+        text = (
+            f"On {documents[0]['images']} images of {documents[0]['split']}, as measured by the "
+            "report of each run."
+        )
     else:
-        rows = [dict(_flat(run.metrics["val"])) for run in runs]
-        where = (
-            "On each run's validation images, as the training ended. After `keras-transfer report RUN` "
-            "of each there are more measures and intervals."
+        rows = [dict(_final_metrics(run.metrics["val"])) for run in runs]
+        text = (
+            "On each run's validation images, at the end of training. After `keras-transfer report "
+            "RUN` for each run, there are more metrics and intervals."
         )
     kinds = list(dict.fromkeys(kind for row in rows for kind in row))
-    cells = [(name, *(row.get(kind, "–") for kind in kinds)) for name, row in zip(names, rows)]
-    shown = page.table(("run", *kinds), cells, "measures")
-    text = (
-        f"{where} Intervals are 95 % of each run alone: where they do not overlap, the runs differ."
+    cells = ([name, *(row.get(kind) for kind in kinds)] for name, row in zip(names, rows))
+    text += (
+        " The 95 % intervals are for each run alone: where two do not overlap, the runs differ "
+        "significantly."
     )
-    time = [
-        (name, f"{run.metrics['wall_seconds']:.0f} s", run.metrics["best_epoch"], _epochs(run))
-        for name, run in zip(names, runs)
-    ]
-    header = ("run", "training", "kept epoch", "epochs")
-    return page.paragraph(text), shown, "<h3>Time</h3>", page.table(header, time, "time")
+    return text, Table(["run", *kinds], cells, "l" + "r" * len(kinds))
 
 
-def _epochs(run):
-    return sum(phase["epochs"] for phase in run.metrics["phases"])
+def _times(names, runs):
+    rows = []
+    for name, run in zip(names, runs):
+        metrics = run.metrics
+        epochs = sum(phase["epochs"] for phase in metrics["phases"])
+        rows.append((name, f"{metrics['wall_seconds']:.0f} s", metrics["best_epoch"], epochs))
+    return Table(("run", "training time", "selected epoch", "epochs"), rows, "lrrr")
 
 
-_SHOWN = {
+_TITLES = {
     "accuracy": "accuracy",
-    "top5": "top-5",
+    "top5": "top-5 accuracy",
     "balanced_accuracy": "balanced accuracy",
     "f1_macro": "F1, macro",
-    "map": "mAP",
-    "exact": "all right",
+    "map": "mean average precision",
+    "exact": "all labels correct",
     "auc": "AUC",
 }
 
 
-def _from_documents(documents):
-    rows = []
-    for document in documents:
-        row = {}
-        for name, head in document["heads"].items():
-            of = f"{name}: " if len(document["heads"]) > 1 else ""
-            for key, words in _SHOWN.items():
-                if head.get(key) is not None:
-                    row[of + words] = _number(head[key])
-            for target, kinds in head.get("per_target", {}).items():
-                row |= {f"{of}{target}: {kind}": _number(v) for kind, v in kinds.items()}
-            if "calibration" in head:
-                row[f"{of}ECE"] = _number(
-                    (head["calibration"]["after"] or head["calibration"]["before"])["ece"]
-                )
-        rows.append(row)
-    return rows
+def _document_row(document):
+    row = {}
+    for name, head in document["heads"].items():
+        of = f"{name}: " if len(document["heads"]) > 1 else ""
+        for key, title in _TITLES.items():
+            if head.get(key) is not None:
+                row[of + title] = format_value(head[key], 4)
+        for target, kinds in head.get("per_target", {}).items():
+            row |= {f"{of}{target}: {kind}": format_value(v, 4) for kind, v in kinds.items()}
+        if calibration := head.get("calibration"):
+            ece = (calibration["after"] or calibration["before"])["ece"]
+            row[f"{of}ECE"] = format_value(ece, 4)
+    return row
 
 
-def _flat(val, of=""):
-    """Numbers of metrics.json's `val`, with the interval of the accuracy."""
+def _final_metrics(val, of=""):
+    """Yield (title, text) of the numbers in `val` of metrics.json, with the accuracy's interval."""
     for key, value in val.items():
         if key == "heads":
-            for name, inner in value.items():
-                yield from _flat(inner, f"{name}: ")
+            for name, head in value.items():
+                yield from _final_metrics(head, f"{name}: ")
         elif isinstance(value, float):
-            ends = val.get(f"{key}_interval")
-            shown = f"{value:.4f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
-            yield of + _SHOWN.get(key, key), shown
-
-
-def _number(value):
-    if not isinstance(value, dict):
-        return f"{value:.4f}"
-    if value["value"] is None:
-        return "–"
-    ends = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
-    return f"{value['value']:.4f}{ends}"
-
-
-def _common(histories):
-    """Measures that each history has."""
-    found = [measured(rows) for rows in histories]
-    return [name for name in found[0] if all(name in other for other in found)]
+            low, high = val.get(f"{key}_interval", (None, None))
+            interval = {"value": value, "low": low, "high": high}
+            yield of + _TITLES.get(key, key), format_value(interval, 4)
 
 
 def _settings(names, runs):
-    flat = [dict(_leaves(run.config)) for run in runs]
-    keys = list(dict.fromkeys(key for leaves in flat for key in leaves))
+    each = [dict(_flat(run.config)) for run in runs]
     rows = []
-    for key in keys:
-        values = [leaves.get(key, "–") for leaves in flat]
+    for key in dict.fromkeys(key for settings in each for key in settings):
+        values = [settings.get(key) for settings in each]
         if len(set(values)) > 1:
             rows.append((key, *values))
-    if not rows:
-        return page.paragraph("None: the runs differ by chance alone.")
-    return page.table(("setting", *names), rows, "settings that differ")
+    return Table(("setting", *names), rows)
 
 
-def _leaves(config, of=""):
-    """Dotted name → text of each setting; phases by their names."""
+def _flat(config, of=""):
+    """Yield (dotted name, text) of each setting; phases are named."""
     if isinstance(config, dict):
         for key, value in config.items():
-            if of or key not in _NO_SETTINGS:
-                yield from _leaves(value, f"{of}.{key}" if of else str(key))
+            if of or key not in _RESULTS:
+                yield from _flat(value, f"{of}.{key}" if of else str(key))
     elif isinstance(config, list) and config and all(isinstance(x, dict) for x in config):
         for i, inner in enumerate(config, 1):
-            yield from _leaves(inner, f"{of}.{inner.get('name', i)}")
+            yield from _flat(inner, f"{of}.{inner.get('name', i)}")
     else:
         yield of, printable(str(config))[:200]

@@ -21,7 +21,6 @@ from keras_transfer.data.readers import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.reporting import page
 from keras_transfer.runs import Run
 from keras_transfer.training.failures import Interrupted
 
@@ -251,28 +250,6 @@ def test_adabn_on_a_users_model_without_batch_norm(folders, tmp_path):
 
 
 # -- the report -----------------------------------------------------------------------------------
-
-
-def test_figures_use_the_color_of_the_text():
-    found = page.figure(lambda axes: axes.plot([1, 2], label="a<b"), "Rise & fall")
-    assert "currentColor" in found and page._TEXT not in found
-    head = found[: found.index(">", found.index("<svg")) + 1]
-    assert "width=" not in head and "height=" not in head and "viewBox=" in head
-    assert 'aria-label="Rise &amp; fall"' in head
-    assert page.figure(lambda axes: axes.plot([1, 2]), "x") == page.figure(
-        lambda axes: axes.plot([1, 2]), "x"
-    )
-
-
-def test_text_is_escaped():
-    found = page.page(
-        "<a>", page.paragraph("1 < 2"), page.table(["&"], [["<b>"]]), page.code("'<'")
-    )
-    assert "<a>" not in found and "<b>" not in found and "1 &lt; 2" in found
-    table = page.markdown_table("| a | b |\n|---|---|\n| 1 | |\n| 2 | x |")
-    assert (
-        '<th scope="col">a</th><th scope="col">b</th>' in table and "<td>1</td><td></td>" in table
-    )
 
 
 @pytest.mark.parametrize("count", [2, 12])

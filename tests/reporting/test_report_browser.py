@@ -9,7 +9,7 @@ from PIL import Image
 from report_opening import CHROMIUM, QUIET, noise_shots, random_answers
 from test_run_report import EVIL, finished, run  # noqa: F401 (fixtures)
 
-from keras_transfer.reporting.write import made
+from keras_transfer.reporting.run_report import render_report
 
 HEIGHT = 1500
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine")
@@ -41,7 +41,8 @@ def opened(page, folder, width, dark):
 def test_the_page_is_quiet_and_fits(run, tmp_path, width, dark):  # noqa: F811
     document = random_answers(100, 400, 100, EVIL)
     page = tmp_path / "report.html"
-    page.write_text(made(run, run.model, document, noise_shots(document)), encoding="utf-8")
+    text = render_report(run, run.model, document, noise_shots(document))
+    page.write_text(text, encoding="utf-8")
     pixels, console, asked = opened(page, tmp_path, width, dark)
     assert not console
     assert not asked

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import io
-import json
 import re
 import shlex
 import shutil
@@ -27,10 +26,9 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation.multilabel import measure_labels
 from keras_transfer.evaluation.regression import measure_values
 from keras_transfer.models.builders import build_model, head_for
-from keras_transfer.reporting import compare_runs, gallery, write_report
-from keras_transfer.reporting.gallery import Shot
-from keras_transfer.reporting.summary import again
-from keras_transfer.reporting.write import made
+from keras_transfer.reporting import compare_runs, write_report
+from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery
+from keras_transfer.reporting.run_report import render_report
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.trainer import Trainer
@@ -140,13 +138,18 @@ def run(finished, tmp_path):
 
 def test_what_can_be_done_with_a_run_of_python(run, monkeypatch):
     """Its folder is known, so it can be measured; what built its model is not, so no command trains it."""
+
+    def page():
+        return Page(render_report(run, model, None, {})).said
+
+    model = run.model
     own = {name: value for name, value in run.config.items() if name != "backbone"}
     monkeypatch.setattr(Run, "config", own)
-    text = again(run)
+    text = page()
     assert f"keras-transfer evaluate {run.path} {own['data']}" in text
     assert "trained from Python" in text and "keras-transfer train" not in text
     monkeypatch.setattr(Run, "config", {n: v for n, v in own.items() if n != "data"})
-    assert "keras-transfer" not in again(run)
+    assert "keras-transfer" not in page()
 
 
 def test_a_part_of_a_folder_is_not_the_folder(tmp_path):
@@ -163,18 +166,22 @@ def test_the_page_of_a_run(run):
     page = checked(text)
     for words in (
         "tiny on colours",
-        "What was trained on what",
+        "Data and model",
+        "Initial weights none",
         "3 classes (blue, green, red)",
         "Learning rate of each stage",
         "Accuracy",
         "Loss",
-        "What is taken for what",
+        "Training curves",
+        "Confusion matrix",
         "Reliability",
-        "before temperature",
-        "Surest mistakes",
-        "but it is red",
-        "Least sure",
-        "1 bad file left out",
+        "before scaling",
+        "Calibration",
+        "Most confident errors",
+        "but the label is red",
+        "Least confident predictions",
+        "1 file could not be used: ",
+        "Reproduce this run",
         "bad <i>.png",
         f"keras-transfer train {run.config['data']} --out {run.path}-again",
     ):
@@ -187,11 +194,14 @@ def test_the_page_of_a_run(run):
     assert len(head["mistakes"]) > 0
     # Mistakes stand in order, with what speaks for the answer and for the true class.
     photos = [i["alt"] for i in page.all("img") if "class" not in i]
-    wrong = [alt for alt in photos if "but it is" in alt]
+    wrong = [alt for alt in photos if "but the label is" in alt]
     assert len(wrong) >= len(head["mistakes"])
-    assert all("The answer is seen most at the" in alt for alt in wrong)
+    assert all("Evidence for the prediction mostly at the" in alt for alt in wrong)
     kinds = [i["class"] for i in page.all("img") if "class" in i]
-    assert kinds.count("heat truth") == len(wrong) and set(kinds) == {"heat answer", "heat truth"}
+    assert kinds.count("heat truth") == len(wrong) and set(kinds) == {
+        "heat prediction",
+        "heat truth",
+    }
     # The table of classes begins with the weakest, and says so.
     sorted_by = [th for th in page.all("th") if "aria-sort" in th]
     assert [th["aria-sort"] for th in sorted_by].count("ascending") == 1
@@ -204,7 +214,7 @@ def test_the_page_of_a_run(run):
 @pytest.mark.parametrize("classes", (100, 1000))
 def test_many_classes_and_a_thousand_mistakes(run, classes):
     document = random_answers(classes, 1600, 1000, EVIL)
-    text = made(run, run.model, document, noise_shots(document))
+    text = render_report(run, run.model, document, noise_shots(document))
     assert len(text.encode()) < 5_000_000
     page = checked(text)
     photos = [i for i in page.all("img") if "class" not in i]
@@ -212,17 +222,24 @@ def test_many_classes_and_a_thousand_mistakes(run, classes):
     # What has no image is said in words: nothing is lost.
     assert all(f"/{i}.jpg" in text for i in (int(e["path"].split("/")[-1][:-4]) for e in document["heads"]["output"]["mistakes"]))  # fmt: skip
     # Names that are HTML stay names.
-    assert "alert(" not in re.sub(r"&lt;script&gt;alert|\\u003cscript>alert", "", text)
-    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
-    data = json.loads(data)
-    counts = np.zeros((classes, classes), int)
-    cells = np.reshape(data["cells"], (-1, 3))
-    counts[cells[:, 0], cells[:, 1]] = cells[:, 2]
-    order = [document["heads"]["output"]["names"].index(n) for n in data["names"]]
-    wanted = np.array(document["heads"]["output"]["confusion"])[np.ix_(order, order)]
-    assert np.array_equal(counts, wanted)
+    assert "alert(" not in text.replace("&lt;script&gt;alert(", "")
+    # Green where predictions are correct, orange where any is wrong.
+    (whole,) = [i for i in page.all("img") if i.get("class") == "whole"]
+    pixels, block = decoded(whole), -(-classes // 400)
+    assert pixels.shape[0] == -(-classes // block)
+    counts = np.array(document["heads"]["output"]["confusion"])
+    wrong = (counts - np.diag(np.diag(counts)) > 0).sum()
+    orange = (pixels[..., :3] == (217, 95, 2)).all(axis=-1) & (pixels[..., 3] > 0)
+    green = (pixels[..., :3] == (27, 158, 119)).all(axis=-1) & (pixels[..., 3] > 0)
+    assert orange.sum() == wrong if block == 1 else 0 < orange.sum() <= wrong
+    assert green.sum() == (np.diag(counts) > 0).sum() if block == 1 else green.any()
     rows = [th for th in page.all("th") if th["scope"] == "row"]
     assert len(rows) >= classes
+
+
+def decoded(image):
+    data = base64.b64decode(image["src"].partition("base64,")[2])
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
 
 
 def test_thumbnails_are_the_images_and_the_heat():
@@ -231,27 +248,28 @@ def test_thumbnails_are_the_images_and_the_heat():
     image[:32] = (200, 100, 50)
     heat = np.zeros((7, 7))
     heat[6, 0] = 1
-    item = gallery.Item("a/b.jpg", "cat 0.90, but it is dog 0.05", {"answer": 0, "truth": 1})
-    shots = {"a/b.jpg": Shot(image, {"answer": heat, "truth": np.zeros((7, 7))})}
-    text, room = gallery.gallery("mistakes-1", [item], shots, 100_000)
-    assert 90_000 < room < 100_000
-    page = Page(text)
-    photo, answer, truth = page.all("img")
-    assert photo["alt"] == f"{item.text}. The answer is seen most at the bottom left"
+    item = Item("a/b.jpg", "cat (0.90), but the label is dog (0.05)", {"prediction": 0, "truth": 1})
+    shots = {"a/b.jpg": Shot(image, {"prediction": heat, "truth": np.zeros((7, 7))})}
+    budget = Budget(100_000)
+    found = gallery([item], shots, budget)
+    assert 90_000 < budget.left < 100_000
+    (thumbnail,) = found["thumbnails"]
+    assert found["rest"] is None and found["kinds"] == ["prediction", "truth"]
+    text = "Evidence for the prediction mostly at the bottom left"
+    assert thumbnail["alt"] == f"{item.text}. {text}" and thumbnail["name"] == "b.jpg"
 
-    def decoded(image):
-        data = base64.b64decode(image["src"].partition("base64,")[2])
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
-
-    pixels = decoded(photo)
+    pixels = decoded({"src": thumbnail["photo"]})
     assert np.abs(pixels[10, 10, :3].astype(int) - (200, 100, 50)).max() < 8
     assert pixels[-10, 10, :3].max() < 8
-    opacity = decoded(answer)[..., 3]
+    heats = dict(thumbnail["heats"])
+    opacity = decoded({"src": heats["prediction"]})[..., 3]
     assert opacity[6, 0] == 185 and opacity.sum() == 185
-    assert not decoded(truth)[..., 3].any()
+    assert not decoded({"src": heats["truth"]})[..., 3].any()
     # Without room the words stay.
-    text, room = gallery.gallery("mistakes-1", [item], shots, 10)
-    assert room == 0 and "<img" not in text and "but it is dog" in text
+    budget = Budget(10)
+    found = gallery([item], shots, budget)
+    assert budget.left == 0 and not found["thumbnails"]
+    assert found["rest"].cells == [["a/b.jpg", item.text]]
 
 
 def test_labels_and_numbers(run, rng):
@@ -270,9 +288,9 @@ def test_labels_and_numbers(run, rng):
             "kind": random_answers(6, 30, 3, EVIL)["heads"]["output"],
         },
     }
-    page = checked(made(run, run.model, document, {}))
+    page = checked(render_report(run, run.model, document, {}))
     for words in (
-        "Each label · tags",
+        "Metrics by label · tags",
         "Largest errors · size",
         "age: ",
         "best threshold",
@@ -286,9 +304,9 @@ def test_without_the_images(run, capsys):
     config = run.path / "config.yaml"
     config.write_text(config.read_text().replace("/colours", "/gone"))
     page = checked(write_report(run).read_text())
-    assert "Its images cannot be opened any more: no such folder" in page.said
-    assert "Surest mistakes" not in page.said and "accuracy, validation" in page.said
-    assert run.evaluation is None and "goes without images" in capsys.readouterr().err
+    assert "Its images cannot be opened: no such folder" in page.said
+    assert "Most confident errors" not in page.said and "accuracy, validation" in page.said
+    assert run.evaluation is None and "The report has no images" in capsys.readouterr().err
     with pytest.raises(InputError, match="no such folder"):
         write_report(run, split="val")
 
@@ -303,7 +321,7 @@ def test_other_images_and_a_head_in_closed_form(tmp_path, rng):
     schedule = Schedule("closed", (Phase("head", "all", 1, solver="logistic"),))
     run = Trainer(model, schedule, cache="memory").fit(data, tmp_path / "run")
     page = checked(write_report(run).read_text())
-    assert "give the images" in page.said and "closed form" in page.said
+    assert "pass its images" in page.said and "closed form" in page.said
     assert "Learning rate of each stage" not in page.said
     path = write_report(run, data, split="train", out=tmp_path / "train.html")
     assert "images of train" in checked(path.read_text()).said

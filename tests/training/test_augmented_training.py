@@ -20,7 +20,6 @@ from keras_transfer.data import (
     resolve_augmentation,
     views_of,
 )
-from keras_transfer.data.readers import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, MultiLabel, Regression
@@ -359,71 +358,3 @@ def test_options_of_the_command(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plain_augmentation(compose())))
     with raises("--no-flip: the augmentation that was given mirrors"):
         read_settings(augment=str(tmp_path / "mine.yaml"), no_flip=True)
-
-
-# --- The sheet --------------------------------------------------------------------------------
-
-
-def test_a_sheet_shows_each_class_as_evaluation_and_as_training_see_it(colours, tmp_path):
-    from PIL import Image
-
-    import keras_transfer as kt
-    from keras_transfer.reporting.sheet import sheet
-
-    data = from_directory(colours)
-    figure = kt.reporting.show_batch(
-        data, 5, augment=["light", compose()], image_size=20, variants=2
-    )
-    images = [axes for axes in figure.axes if axes.images]
-    assert len(images) == 5 * (1 + 2 + 2)
-    labels = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
-    assert labels == ["blue", "blue", "green", "red", "red"]
-    titles = [axes.get_title(loc="left") for axes in images if axes.get_title(loc="left")]
-    assert titles == ["as in evaluation", "light", "Compose"]
-    shown = {p.images[0].get_array().tobytes() for p in images[:5]}
-    (batch,) = [b for b, _ in data.batches("train", image_size=20, batch_size=64)]
-    assert shown <= {p.tobytes() for p in batch.numpy()}
-    assert figure._repr_png_().startswith(b"\x89PNG")
-
-    sheet(data, tmp_path / "s.png", 3, image_size=16, variants=1, mix="mixup")
-    with Image.open(tmp_path / "s.png") as image:
-        assert image.width > image.height > 300
-        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 300
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["s.png"]
-
-
-def test_a_sheet_of_many_classes_takes_some_of_all_over():
-    from keras_transfer.reporting.sheet import _spread
-
-    labels = np.repeat(np.arange(40), 3)
-    chosen = labels[_spread(labels, 9, 0)]
-    assert len(set(chosen)) == 9 and chosen.min() == 0 and chosen.max() == 39
-    assert np.bincount(labels[_spread(labels, 60, 1)]).tolist().count(2) == 20
-    assert len(_spread(labels, 999, 0)) == 120
-
-
-def test_what_a_sheet_cannot_show(colours, tmp_path):
-    import albumentations as A
-
-    import keras_transfer as kt
-    from keras_transfer.reporting.sheet import sheet
-
-    data = from_directory(colours)
-    with raises("Cannot draw into"):
-        sheet(data, tmp_path / "s.pdf")
-    with raises("has no test images; it has train, val"):
-        kt.reporting.show_batch(data, split="test")
-    with raises("must be 1 or more, not 0, 5 and 224"):
-        kt.reporting.show_batch(data, 0)
-    with raises("the transform failed on"):
-        kt.reporting.show_batch(data, 2, augment=A.RandomCrop(99, 99, p=1))
-    arrays = ImageData(
-        ("a", "b"),
-        {"train": Examples(Arrays(np.zeros((2, 9, 9, 3), np.uint8)), np.array([0, 1]))},
-        [],
-        "memory",
-    )
-    assert (
-        len([axes for axes in kt.reporting.show_batch(arrays, image_size=8).axes if axes.images])
-        == 12
-    )
