@@ -1,4 +1,4 @@
-"""The run directory. This is the only module that knows the names of its files.
+"""The run directory, and the checkpoint of unfinished work; both write files that others read.
 
 Each file is written whole or not at all, so that readers and killed runs find no half files. Runs of
 version 0.1 are translated when they are read.
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from keras_transfer.errors import InputError
-from keras_transfer.utils.files import csv_text, write_file, write_text
+from keras_transfer.utils.files import csv_text, read_arrays, write_arrays, write_file, write_text
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -32,8 +32,9 @@ STATE = "state"  # needed to resume; removed when the run is finished
 FINGERPRINTS = "examples.json"
 PLACES = ("data", "val")  # settings that name folders; a moved dataset is the same dataset
 
+_STATE_FILE = "state.json"
 _FINGERPRINTS_0_1 = "pictures.json"
-_RENAMED_SINCE_0_1 = {"pictures": "images"}  # counts in JSON files
+_RENAMED_SINCE_0_1 = {"pictures": "images"}  # counts and fingerprints
 
 
 def _read_json(path):
@@ -283,6 +284,108 @@ class Run:
         return folder / str(max(numbers, default=0) + 1)
 
 
+class Checkpoint:
+    """The state of unfinished work in a folder: plain data and named arrays.
+
+    Array files are written first and the state that refers to them last, each whole or not at all,
+    so a kill at any moment leaves the old state or the new one.
+
+    Attributes:
+        folder: where the files are; it must exist.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    @classmethod
+    def open(
+        cls,
+        folder,
+        settings: dict,
+        *,
+        what: str,
+        file: str = "settings.json",
+        fingerprint: str | None = None,
+        empty: bool = True,
+    ) -> "Checkpoint":
+        """Start work in a folder, or continue the work there if its settings are the same.
+
+        Args:
+            folder: created if it does not exist.
+            settings: plain data that everything in the folder depends on.
+            what: the kind of work for messages, such as `"comparison"`.
+            file: name of the file of the settings, `.json` or `.yaml`.
+            fingerprint: digest of the data; saved under `images`.
+            empty: a folder without that file must be empty.
+
+        Raises:
+            InputError: if `folder` is a file or contains something else, or if the settings or the
+                data differ from those that the work began with.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file: give a directory.")
+        settings = settings if fingerprint is None else {**settings, "images": fingerprint}
+        text = _dump(settings, file)
+        path = folder / file
+        if not path.is_file():
+            if empty and folder.is_dir() and any(folder.iterdir()):
+                raise InputError(
+                    f"{folder} is not empty and contains no {what}: choose another directory."
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
+            return cls(folder)
+        before, now = _parse(path.read_text(encoding="utf-8"), file), _parse(text, file)
+        before = {_RENAMED_SINCE_0_1.get(key, key): value for key, value in before.items()}
+        changed = []
+        if fingerprint is not None and before.pop("images", None) != now.pop("images"):
+            changed.append("the images changed")
+        changed += changed_settings(before, now)
+        if changed:
+            raise InputError(
+                f"Cannot resume the {what} in {folder}, because it began with different settings: "
+                f"{'; '.join(changed)}. Undo the change, or choose another directory."
+            )
+        return cls(folder)
+
+    def save(self, state: dict, arrays: dict, best: dict | None = None) -> None:
+        """Write everything that `load` and `load_arrays` need after epoch `state["epoch"]`.
+
+        Args:
+            state: plain data. `state["best"]["epoch"]`, if present, is the best epoch so far.
+            arrays: name → array.
+            best: the arrays of the best epoch, if they were not given before.
+        """
+        needed = {f"epoch-{state['epoch']}", "start"}
+        if state.get("best"):
+            needed.add(f"best-{state['best']['epoch']}")
+        if best is not None:
+            self.save_arrays(f"best-{state['best']['epoch']}", best)
+        self.save_arrays(f"epoch-{state['epoch']}", arrays)
+        write_text(self.folder / _STATE_FILE, json.dumps(state))
+        for file in self.folder.glob("*.npz"):
+            if file.stem not in needed:
+                file.unlink()
+
+    def load(self) -> tuple[dict, dict] | None:
+        """Return (state, arrays) of the last epoch, or None if no epoch was finished."""
+        file = self.folder / _STATE_FILE
+        if not file.is_file():
+            return None
+        state = json.loads(file.read_text(encoding="utf-8"))
+        return state, read_arrays(self.folder / f"epoch-{state['epoch']}.npz")
+
+    def save_arrays(self, name: str, arrays: dict) -> None:
+        """Write arrays under a name; `save` deletes names other than `"start"` and its own."""
+        write_arrays(self.folder / f"{name}.npz", arrays)
+
+    def load_arrays(self, name: str) -> dict | None:
+        """Return what `save_arrays` wrote, such as `"best-3"` or `"start"`; None if missing."""
+        file = self.folder / f"{name}.npz"
+        return read_arrays(file) if file.is_file() else None
+
+
 def read_split(path: Path) -> list[dict]:
     """Return the rows of `Run.split_path`: path, label, split."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -300,3 +403,19 @@ def changed_settings(before, now, name=""):
             yield from changed_settings(*pair, f"{name}[{i}]")
     elif before != now:
         yield f"{name}: {before!r} is now {now!r}"
+
+
+def _dump(settings, file):
+    if file.endswith(".json"):
+        return json.dumps(settings, indent=2) + "\n"
+    import yaml
+
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
+def _parse(text, file):
+    if file.endswith(".json"):
+        return json.loads(text)
+    import yaml
+
+    return yaml.safe_load(text)

@@ -12,12 +12,11 @@ from keras_transfer.adaptation.network import single_label_head
 from keras_transfer.adaptation.options import KEEP, check_choice
 from keras_transfer.adaptation.selection import DEFAULT_CRITERIA, EpochScores, Selector
 from keras_transfer.adaptation.streams import MOST_BATCHES, Stream, check_target, images_of
-from keras_transfer.errors import InputError
+from keras_transfer.errors import Diverged, InputError
 from keras_transfer.evaluation.measures import predict_batches
 from keras_transfer.models.acceleration import jit_compile
-from keras_transfer.training.checkpoint import Checkpoint, assign, collect
-from keras_transfer.training.failures import Diverged
-from keras_transfer.training.progress import reseed
+from keras_transfer.runs import Checkpoint
+from keras_transfer.training.checkpoint import assign, collect, reseed
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.options import make_options

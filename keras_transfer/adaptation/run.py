@@ -16,10 +16,9 @@ from keras_transfer.data import (
     require_source,
     unlabelled_images,
 )
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, Interrupted, Signals, explained
 from keras_transfer.runs import Run, check_out
 from keras_transfer.schedules.recipes import AUTO, default_epochs
-from keras_transfer.training.failures import Interrupted, Signals, explained
 from keras_transfer.utils.console import say
 from keras_transfer.utils.options import make_options
 

@@ -13,15 +13,13 @@ import numpy as np
 
 from keras_transfer.data import ImageData, plain_augmentation
 from keras_transfer.data.check import find_duplicates
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
 from keras_transfer.models.sources.applications import check_backbone
-from keras_transfer.runs import Run
+from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule
-from keras_transfer.training.checkpoint import Checkpoint
-from keras_transfer.training.failures import Interrupted
 from keras_transfer.utils.console import progress_bar, quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.options import make_options

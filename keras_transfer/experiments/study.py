@@ -13,8 +13,7 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.experiments.search_space import Space, format_values
-from keras_transfer.runs import Run
-from keras_transfer.training.checkpoint import Checkpoint
+from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.utils.files import csv_text, write_file, write_text
 from keras_transfer.utils.tables import Table
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import keras
 
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.experiments.search_space import Search, format_values, plain_space
 from keras_transfer.experiments.study import (
     BEST,
@@ -34,7 +34,6 @@ from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import CONFIG
 from keras_transfer.schedules import recipes
 from keras_transfer.training.distributed.single_process import require_single_process
-from keras_transfer.training.failures import Interrupted
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import progress_bar, say, silence
 from keras_transfer.utils.files import write_text

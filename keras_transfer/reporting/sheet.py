@@ -10,7 +10,7 @@ from matplotlib.figure import Figure  # pyplot would look for a display
 from keras_transfer.data.examples import ImageData
 from keras_transfer.data.mixing import Mix
 from keras_transfer.data.targets import rough_classes, shown
-from keras_transfer.errors import InputError, said_in
+from keras_transfer.errors import InputError, input_error_in
 from keras_transfer.modalities.image.augment import (
     AUGMENTATIONS,
     View,
@@ -151,7 +151,7 @@ def _images(examples, views: Sequence[View], image_size) -> dict[View, np.ndarra
         made = pipeline.views(examples, range(len(examples)), views, image_size, len(examples))
         (batch,) = made.as_numpy_iterator()
     except Exception as error:
-        raise said_in(error) or error from None
+        raise input_error_in(error) or error from None
     return dict(zip(views, batch))
 
 

@@ -1,123 +1,329 @@
-"""Checkpoints: what unfinished work needs, so that another process can continue it exactly."""
+"""Progress of a training, epoch by epoch: history, checkpoints, and the best weights.
 
-import json
+Everything that training depends on is either a pure function of (phase, seed, epoch), such as what
+trains, the learning rate, order, augmentation and dropout, or in the checkpoint that is written after
+each epoch: weights, optimizer variables, and the memory of early stopping and of the plateau.
+"""
+
+import time
 from pathlib import Path
 
+import keras
 import numpy as np
+from keras.src.random.seed_generator import global_seed_generator  # no public name
 
-from keras_transfer.errors import InputError
-from keras_transfer.runs import changed_settings
-from keras_transfer.utils.files import read_arrays, write_arrays, write_text
+from keras_transfer.errors import Diverged, InputError, Signals
+from keras_transfer.models.stages import Frozen
+from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.schedules.plans import PlannedPhase
+from keras_transfer.utils.console import ProgressBar, progress_bar, say
 
-_STATE = "state.json"
-_START = "start"
 
+class Progress(keras.callbacks.Callback):
+    """Records each epoch: history, best weights, checkpoint, and a line on stderr.
 
-class Checkpoint:
-    """The state of unfinished work in a folder: plain data and named arrays.
-
-    Array files are written first and the state that refers to them last, each whole or not at all,
-    so a kill at any moment leaves the old state or the new one.
+    Args:
+        run: where history and model are written.
+        checkpoint: where the state is written.
+        trainer: the `training.Trainer`. `fit` may run another network on its model's weights.
+        signals: deferred while a state is written.
+        validates: whether there is a validation split; then epochs without a validation are never
+            the best.
+        tensorboard: write `RUN/tensorboard` too.
 
     Attributes:
-        folder: where the files are; it must exist.
+        phase: index of the current phase.
+        phase_epoch: its finished epochs.
+        epoch: all finished epochs.
+        rows: the history.
+        phases: the phases in `metrics.json`.
+        best: number, rank and validation metrics of the best epoch.
+        engines: name of a phase → engine that computed its features.
+        save_seconds: within a phase, write the state at most that often.
     """
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    _PLAIN = ("phase", "phase_epoch", "epoch", "rows", "phases", "best", "memory", "engines")
+    _MEMORY = ("best", "wait", "cooldown_counter", "best_epoch")
 
-    @classmethod
-    def open(
-        cls,
-        folder,
-        settings: dict,
+    def __init__(
+        self,
+        run: Run,
+        checkpoint: Checkpoint,
+        trainer,
+        signals: Signals,
         *,
-        what: str,
-        file: str = "settings.json",
-        fingerprint: str | None = None,
-        empty: bool = True,
-    ) -> "Checkpoint":
-        """Start work in a folder, or continue the work there if its settings are the same.
+        validates: bool,
+        tensorboard: bool = False,
+    ):
+        super().__init__()
+        self.run, self.checkpoint, self.signals = run, checkpoint, signals
+        self.source, self.seed, self.keep = trainer.model, trainer.seed, trainer.keep
+        self.seed_offset = trainer.workers.seed_offset
+        self.ranked_by = trainer.head.ranked_by if trainer.head else None
+        self.validates = validates
+        self.log = None
+        if tensorboard and trainer.workers.chief:
+            self.log = EpochLog(run.tensorboard_path)
+        self.phase = self.phase_epoch = self.epoch = 0
+        self.rows: list[dict] = []
+        self.phases: list[dict] = []
+        self.best: dict = {}
+        self.memory: dict[str, dict] = {}
+        self.engines: dict = {}
+        self.watching: list[keras.callbacks.Callback] = []
+        self.save_seconds = 0.0
+        self._counted_until = time.perf_counter()  # for the phases' wall_seconds
+        self._saved = 0.0
+        self._unsaved_best: dict[str, np.ndarray] | None = None
+        self._bar: ProgressBar | None = None
 
-        Args:
-            folder: created if it does not exist.
-            settings: plain data that everything in the folder depends on.
-            what: the kind of work for messages, such as `"comparison"`.
-            file: name of the file of the settings, `.json` or `.yaml`.
-            fingerprint: digest of the data; saved under `images`.
-            empty: a folder without that file must be empty.
+    # -- state
 
-        Raises:
-            InputError: if `folder` is a file or contains something else, or if the settings or the
-                data differ from those that the work began with.
-        """
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file: give a directory.")
-        settings = settings if fingerprint is None else {**settings, "images": fingerprint}
-        text = _dump(settings, file)
-        path = folder / file
-        if not path.is_file():
-            if empty and folder.is_dir() and any(folder.iterdir()):
-                raise InputError(
-                    f"{folder} is not empty and contains no {what}: choose another directory."
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, text)
-            return cls(folder)
-        before, now = _parse(path.read_text(encoding="utf-8"), file), _parse(text, file)
-        changed = []
-        if fingerprint is not None and before.pop("images", None) != now.pop("images"):
-            changed.append("the images changed")
-        changed += changed_settings(before, now)
-        if changed:
-            raise InputError(
-                f"Cannot resume the {what} in {folder}, because it began with different settings: "
-                f"{'; '.join(changed)}. Undo the change, or choose another directory."
-            )
-        return cls(folder)
-
-    def save(self, state: dict, arrays: dict, best: dict | None = None) -> None:
-        """Write everything that `load` and `load_arrays` need after epoch `state["epoch"]`.
-
-        Args:
-            state: plain data. `state["best"]["epoch"]`, if present, is the best epoch so far.
-            arrays: name → array.
-            best: the arrays of the best epoch, if they were not given before.
-        """
-        needed = {f"epoch-{state['epoch']}", _START}
-        if state.get("best"):
-            needed.add(f"best-{state['best']['epoch']}")
-        if best is not None:
-            self.save_arrays(f"best-{state['best']['epoch']}", best)
-        self.save_arrays(f"epoch-{state['epoch']}", arrays)
-        write_text(self.folder / _STATE, json.dumps(state))
-        for file in self.folder.glob("*.npz"):
-            if file.stem not in needed:
-                file.unlink()
-
-    def load(self) -> tuple[dict, dict] | None:
-        """Return (state, arrays) of the last epoch, or None if no epoch was finished."""
-        file = self.folder / _STATE
-        if not file.is_file():
+    def load(self) -> dict[str, np.ndarray] | None:
+        """Restore the last state; return its arrays, or None if no epoch was finished."""
+        loaded = self.checkpoint.load()
+        if loaded is None:
             return None
-        state = json.loads(file.read_text(encoding="utf-8"))
-        return state, read_arrays(self.folder / f"epoch-{state['epoch']}.npz")
+        state, arrays = loaded
+        for name in self._PLAIN:
+            setattr(self, name, state[name])
+        assign(self.source.variables, arrays, "model")
+        return arrays
 
-    def save_arrays(self, name: str, arrays: dict) -> None:
-        """Write arrays under a name; `save` deletes names other than `"start"` and its own."""
-        write_arrays(self.folder / f"{name}.npz", arrays)
+    def _save(self, best: bool):
+        weights = collect(self.source.variables, "model")
+        if best:
+            self._unsaved_best = weights
+        if self.phase_epoch and time.perf_counter() - self._saved < self.save_seconds:
+            return
+        state = {name: getattr(self, name) for name in self._PLAIN}
+        optimizer = {}
+        if self.planned.phase.solver == "gradient":
+            optimizer = collect(self.model.optimizer.variables, "optimizer")
+        with self.signals.protected():
+            self.run.write_history(self.rows)
+            self.checkpoint.save(state, {**weights, **optimizer}, self._unsaved_best)
+        self._saved, self._unsaved_best = time.perf_counter(), None
 
-    def load_arrays(self, name: str) -> dict | None:
-        """Return what `save_arrays` wrote, such as `"best-3"` or `"start"`; None if missing."""
-        file = self.folder / f"{name}.npz"
-        return read_arrays(file) if file.is_file() else None
+    def load_best(self) -> None:
+        """Put the weights of the best epoch into the model."""
+        best = self.checkpoint.load_arrays(f"best-{self.best['epoch']}")
+        assign(self.source.variables, best or {}, "model")
+
+    # -- a phase
+
+    def start_phase(self, planned: PlannedPhase, frozen: Frozen, watching) -> None:
+        """Start or continue a phase.
+
+        Args:
+            watching: callbacks of this phase whose memory is saved.
+        """
+        self.planned, self.watching = planned, watching
+        phase = planned.phase
+        if len(self.phases) == self.phase:
+            self.phases.append(
+                {
+                    "name": phase.name,
+                    "epochs": 0,
+                    "frozen_stages": frozen.stages,
+                    "trainable_parameters": frozen.trainable_parameters,
+                    "wall_seconds": 0.0,
+                    "val": {},
+                }
+            )
+        how = f"{planned.epochs} epochs, rate {phase.learning_rate:g}"
+        if phase.solver == "logistic":
+            how = "in closed form"
+        say(f"phase {phase.name}: {how}; {frozen}")
+
+    def on_train_begin(self, logs=None):
+        if self.phase_epoch:  # resumed within a phase
+            for callback in self.watching:
+                for name, value in self.memory.get(type(callback).__name__, {}).items():
+                    setattr(callback, name, value)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        reseed(self.source, self.seed, epoch, self.seed_offset)
+        self.started = time.perf_counter()
+        done = self.phase_epoch * self.planned.steps_per_epoch
+        # The last epoch of a phase whose length is given in steps may be incomplete.
+        self.steps = min(self.planned.steps_per_epoch, self.planned.steps - done)
+        self._bar = progress_bar(
+            label=f"epoch {epoch + 1}/{self.params['epochs']}", total=self.steps, unit="batches"
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float((logs or {}).get("loss", 0.0))
+        if not np.isfinite(loss):
+            self._diverged(batch, loss)
+        self._bar.details(logs or {})
+        self._bar.update(batch + 1 - self._bar.done)
+        if batch + 1 >= self.steps < self.planned.steps_per_epoch:
+            self.model.stop_training = True
+
+    def close(self) -> None:
+        """Remove the progress bar, also after an error."""
+        if self._bar:
+            self._bar.close()
+
+    def _diverged(self, batch, loss):
+        phase = self.planned.phase
+        saved = "no epoch was finished, so there is no model to save"
+        if self.best:
+            saved = f"the model of epoch {self.best['epoch']} is saved in {self.run.path}"
+        raise Diverged(
+            f"The loss became {loss} in phase '{phase.name}', epoch {self.epoch + 1}, step "
+            f"{batch + 1}, at a learning rate of {self._rate():.3g}; {saved}. Try a tenth of the "
+            f"learning rate ({phase.learning_rate / 10:.3g}), a longer warmup, clip_norm=1, or float32 "
+            "if this was mixed_float16."
+        )
+
+    def _rate(self):
+        """Return the learning rate of the last step."""
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        steps = int(keras.ops.convert_to_numpy(optimizer._iterations))
+        if self.planned.phase.shape == "plateau":
+            return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        return float(self.planned.learning_rate([max(0, steps - 1)])[0])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.close()
+        row = {"learning_rate": self._rate()}
+        scale = getattr(self.model.optimizer, "dynamic_scale", None)
+        if scale is not None:
+            row["loss_scale"] = float(keras.ops.convert_to_numpy(scale))
+        self.record(logs or {}, row, time.perf_counter() - self.started, self.model.stop_training)
+
+    def record(self, logs: dict, more: dict, seconds: float, ended: bool = False) -> None:
+        """Count and save a finished epoch.
+
+        Args:
+            logs: its metrics, those of validation as `val_…`.
+            more: further columns of its row in the history.
+            ended: whether the phase ends here, before its planned epochs.
+        """
+        now = time.perf_counter()
+        entry = self.phases[-1]
+        entry["wall_seconds"] += now - self._counted_until  # includes compiling and saving
+        self._counted_until = now
+        # ReduceLROnPlateau adds the learning rate, which `more` contains.
+        logs = {k: float(v) for k, v in logs.items() if k != "learning_rate"}
+        self.epoch += 1
+        self.phase_epoch += 1
+        epochs = self.epoch - self.phase_epoch + self.planned.epochs
+        row = {"epoch": self.epoch, "phase": entry["name"], **more, **logs}
+        self.rows.append({**row, "seconds": round(seconds, 3)})
+        validation = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
+        entry["val"] = validation or entry["val"]
+        entry["epochs"] = self.phase_epoch
+        rank = self._rank(validation)
+        judged = bool(validation) or not self.validates
+        improved = judged and (not self.best or rank > self.best["rank"])
+        if improved:
+            self.best = {"epoch": self.epoch, "rank": rank, "val": validation}
+        if self.phase_epoch == self.planned.epochs or ended:
+            self.phase, self.phase_epoch = self.phase + 1, 0
+        self.memory = {
+            type(callback).__name__: {
+                name: None if (value := getattr(callback, name)) is None else float(value)
+                for name in self._MEMORY
+                if hasattr(callback, name)
+            }
+            for callback in self.watching
+        }
+        self._save(improved)
+        if self.log:
+            self.log(self.rows[-1])
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
+        say(f"epoch {self.epoch}/{epochs}  {seconds:.1f} s  {metrics}")
+
+    def _rank(self, validation):
+        # Only epochs at the image size of the model are compared.
+        same_size = float(self.planned.image_size == self.source.input_shape[1])
+        if not validation or self.keep == "last":
+            return [same_size, self.epoch]
+        # The highest metric that the head is ranked by, then the lowest loss.
+        return [same_size, validation.get(self.ranked_by, 0.0), -validation["loss"]]
+
+    def metrics(self, data, **more) -> dict:
+        """Return the content of metrics.json."""
+        return {
+            "val": self.best["val"],
+            "best_epoch": self.best["epoch"],
+            "wall_seconds": round(sum(phase["wall_seconds"] for phase in self.phases), 3),
+            "images": {split: len(examples) for split, examples in data.examples.items()},
+            "skipped": len(data.skipped),
+            "phases": self.phases,
+            **more,
+        }
+
+
+class SwapAverages(keras.callbacks.SwapEMAWeights):
+    """Validates and saves the averaged weights; trains on with the plain ones.
+
+    Works around two errors of Keras's callback (3.15): on TensorFlow it swaps by additions, which
+    round; and if `stop_training` ends `fit` early, it leaves the plain weights in the model.
+    """
+
+    def __init__(self):
+        super().__init__(swap_on_epoch=True)
+
+    def _tf_swap_variables(self, optimizer):
+        self._backend_swap_variables(optimizer)
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        if self.model.stop_training:
+            self._finalize_ema_values()
+
+    def resume(self) -> None:
+        """Expect the model in the state that `on_epoch_end` left."""
+        self._ema_weights_in_model = True
+
+
+class EpochLog:
+    """Writes the numbers of each epoch as event files for TensorBoard, which need not be installed.
+
+    Training and validation have two folders, `train` and `validation`, so that TensorBoard draws a
+    metric of both into one plot. Learning rate and seconds are in the first.
+
+    Args:
+        folder: created if it does not exist; a resumed run adds to it.
+    """
+
+    def __init__(self, folder: Path):
+        import tensorflow as tf
+
+        self._writers = {
+            part: tf.summary.create_file_writer(str(folder / part))
+            for part in ("train", "validation")
+        }
+
+    def __call__(self, row: dict) -> None:
+        """Write a row of the history."""
+        for key, value in row.items():
+            if key in ("epoch", "phase") or value == "":
+                continue
+            part = "validation" if key.startswith("val_") else "train"
+            with self._writers[part].as_default(step=row["epoch"]):
+                _scalar(key.removeprefix("val_"), value)
+        for writer in self._writers.values():
+            writer.flush()
+
+
+def _scalar(name, value):
+    """Write the same as `tf.summary.scalar`, which needs the package tensorboard."""
+    import tensorflow as tf
+
+    metadata = tf.compat.v1.SummaryMetadata(
+        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    )
+    tf.summary.write(name, tf.constant(value, tf.float32), metadata=metadata)
 
 
 def collect(variables, name: str) -> dict[str, np.ndarray]:
     """Return the values of Keras variables as `NAME/POSITION` → array."""
-    import keras
-
     return {f"{name}/{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
 
 
@@ -137,17 +343,18 @@ def assign(variables, arrays: dict, name: str) -> None:
         variable.assign(arrays[f"{name}/{i}"])
 
 
-def _dump(settings, file):
-    if file.endswith(".json"):
-        return json.dumps(settings, indent=2) + "\n"
-    import yaml
+def reseed(model: keras.Model, seed: int, epoch: int, offset: int = 0) -> None:
+    """Set every random state of the layers to a function of (seed, epoch, offset).
 
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-
-
-def _parse(text, file):
-    if file.endswith(".json"):
-        return json.loads(text)
-    import yaml
-
-    return yaml.safe_load(text)
+    Keras keeps them outside the weights, so no file contains them. Layers without a state of their
+    own (StochasticDepth in ConvNeXt) use Keras's global generator.
+    """
+    weights = {id(w) for w in model.weights}
+    states = [v for v in model.variables if id(v) not in weights]
+    states.append(global_seed_generator().state)
+    entropy = [seed, epoch, offset] if offset else [seed, epoch]
+    fresh = np.random.SeedSequence(entropy).generate_state(len(states)) >> 1  # 31 bits
+    for state, value in zip(states, fresh):
+        state.assign(
+            np.array([value, 0], "int64").astype(keras.backend.standardize_dtype(state.dtype))
+        )

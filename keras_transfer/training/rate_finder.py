@@ -15,7 +15,7 @@ from keras_transfer.models.builders import compile_arguments, fit_heads, heads_o
 from keras_transfer.models.stages import backbone_of, freeze
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.plans import make_optimizer
-from keras_transfer.training.progress import reseed
+from keras_transfer.training.checkpoint import reseed
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import write_file
 from keras_transfer.utils.plotting import GREEN, RED

@@ -1,114 +1,89 @@
-"""A training from its beginning, or from where it was interrupted, to the finished run."""
+"""One training from its first phase to the finished run."""
 
 import json
+import math
+import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 
 import keras
 import numpy as np
 
+from keras_transfer.data.balance import class_weights
 from keras_transfer.data.check import find_duplicates
-from keras_transfer.evaluation.measures import compute_metrics
+from keras_transfer.errors import Diverged, InputError, Interrupted, Signals, explained
+from keras_transfer.evaluation.measures import compute_metrics, predict_batches
 from keras_transfer.features.caching import Caching
-from keras_transfer.features.extraction import Supply
-from keras_transfer.models.acceleration import jit_compile
-from keras_transfer.models.builders import compile_arguments
-from keras_transfer.models.stages import freeze
+from keras_transfer.features.extraction import Supply, evaluation_batches, training_batches
+from keras_transfer.models.acceleration import jit_compile, training_model
+from keras_transfer.models.builders import by_head, compile_arguments, head_layers
+from keras_transfer.models.stages import freeze, quick_statistics
 from keras_transfer.runs import PLACES, Run
-from keras_transfer.schedules.phases import Schedule
-from keras_transfer.schedules.plans import Plan
-from keras_transfer.training.checkpoint import collect
-from keras_transfer.training.failures import Diverged, Interrupted, Signals, explained
-from keras_transfer.training.phase_inputs import augmentation_of, caching_of
-from keras_transfer.training.phases import PhaseFitting
-from keras_transfer.training.progress import Progress
+from keras_transfer.schedules.plans import FORWARD, Plan, anchor_at, make_optimizer
+from keras_transfer.training.checkpoint import Progress, SwapAverages, assign, collect
 from keras_transfer.utils.console import say
 
-_GO_ON = "go on with --resume (resume=True)"
-
-
-def settings_of(trainer, schedule: Schedule, extra: dict | None) -> dict:
-    """What stands in `config.yaml`, but for the caching.
-
-    Args:
-        schedule: as it was asked for: of one device.
-        extra: where the images lie, and the command's settings.
-    """
-    heads = {n: {"task": h.task, "names": list(h.names)} for n, h in trainer.heads.items()}
-    return {
-        **(extra or {}),
-        "image_size": trainer.model.input_shape[1],
-        "batch_size": trainer.batch_size,
-        "augment": trainer.augment,
-        "mix": trainer.mix,
-        "mix_alpha": trainer.mix_alpha,
-        "seed": trainer.seed,
-        "keep": trainer.keep,
-        **({"devices": trainer.devices} if trainer.devices > 1 else {}),
-        "balance": trainer.balance,
-        "precision": trainer.model.dtype_policy.name,
-        "cache": trainer.cache,
-        "engine": trainer.engine,
-        "feature_dtype": trainer.feature_dtype,
-        **({"heads": heads} if trainer.head is None else {"head": heads.popitem()[1]}),
-        "schedule": schedule.to_dict(),
-    }
+_RESUME = "continue with --resume (resume=True)"
+_HEAD_STEPS = 64  # steps per call of Keras if only the head trains
+_EVALUATED = 1024  # features per batch
 
 
 class TrainingRun:
     """One call of `Trainer.fit`.
 
+    Everything that a phase trains with is a function of the trainer's settings, the phase and the
+    data, and nothing depends on what ran before, so resuming is exact.
+
     Args:
-        trainer: the `training.Trainer` whose model and settings are used.
-        data: its images.
-        plan: of the trainer, for them.
-        memory: gives the `data.memory.ImageMemory` for images that come again.
-        callbacks: the user's.
+        trainer: the `training.Trainer`.
+        data: the examples, a `keras_transfer.data.ImageData`.
+        plan: the trainer's plan for them.
+        callbacks: the user's Keras callbacks.
     """
 
-    def __init__(self, trainer, data, plan: Plan, memory: Callable, callbacks):
+    def __init__(self, trainer, data, plan: Plan, callbacks):
         self.trainer, self.data, self.plan = trainer, data, plan
-        self.memory, self.callbacks = memory, list(callbacks)
+        self.callbacks = list(callbacks)
         self.model, self.workers = trainer.model, trainer.workers
+        # The last phase, and a function that returns labels and outputs of its validation stream.
+        self.validated: tuple | None = None
 
     def fit(self, out, settings: dict, begun: dict | None, tensorboard: bool) -> Run:
-        """Trains all phases.
+        """Train all phases.
 
         Args:
             out: directory of the run.
-            settings: see `settings_of`.
-            begun: those of the run that is resumed; None begins one.
+            settings: see `Trainer.settings`.
+            begun: settings of the run to resume; None starts a new one.
             tensorboard: see `Trainer.fit`.
         """
-        trainer, data, plan, workers = self.trainer, self.data, self.plan, self.workers
-        keras.utils.set_random_seed(trainer.seed)
-        run, checkpoint, caching, anchors = self._begin(out, settings, begun)
+        phases = self.plan.phases
+        keras.utils.set_random_seed(self.trainer.seed)
+        run, checkpoint, caching = self._begin(out, settings, begun)
         with Signals() as signals:
-            progress = self.progress = self._progress(run, checkpoint, signals, tensorboard)
+            progress = self.progress = Progress(
+                run,
+                checkpoint,
+                self.trainer,
+                signals,
+                validates="val" in self.data.examples,
+                tensorboard=tensorboard,
+            )
             arrays = progress.load() if begun else None
             if arrays:
                 say(f"resuming after epoch {progress.epoch}")
-            supply = self._supply(caching)
-            self.phases = phases = PhaseFitting(
-                trainer,
-                data,
-                progress,
-                anchors=anchors,
-                memory=self.memory,
-                callbacks=self.callbacks,
-            )
+            features_of = self._features(caching)
             try:
-                while progress.phase < len(plan.phases):
-                    planned = plan.phases[progress.phase]
-                    with explained(planned, _GO_ON):
-                        features = supply(progress.phase)
+                while progress.phase < len(phases):
+                    planned = phases[progress.phase]
+                    with explained(planned, _RESUME):
+                        features = features_of(progress.phase)
                         if planned.phase.solver == "logistic":
-                            phases.solve(planned, features)
+                            self.solve_phase(planned, features)
                         else:
-                            phases.fit(planned, features, arrays)
+                            self.fit_phase(planned, features, arrays)
                     arrays = None
-                with explained(plan.phases[-1], _GO_ON), signals.protected():
+                with explained(phases[-1], _RESUME), signals.protected():
                     self._finish(run)
             except Diverged as error:
                 if progress.best:
@@ -118,64 +93,65 @@ class TrainingRun:
                 if not isinstance(error, KeyboardInterrupt) and not signals.stopped:
                     raise
                 if run.finished:
-                    raise Interrupted(f"interrupted when {run.path} was finished") from None
+                    raise Interrupted(f"interrupted after {run.path} was finished") from None
                 raise Interrupted(
-                    f"interrupted in epoch {progress.epoch + 1}; {progress.epoch} epochs are kept in "
-                    f"{run.path}: {_GO_ON}"
+                    f"interrupted in epoch {progress.epoch + 1}; {progress.epoch} epochs are saved in "
+                    f"{run.path}: {_RESUME}"
                 ) from None
-        workers.barrier()  # a process that ends first would look lost to the others
+            finally:
+                progress.close()
+        self.workers.barrier()  # a process that ends first would look lost to the others
         return run
 
-    # -- before the first phase -------------------------------------------------------------------
+    # -- before the first phase
 
     def _begin(self, out, settings, begun):
-        """(run, its checkpoint, the caching of each phase, what L2-SP pulls to); all workers agree."""
-        trainer, data, workers = self.trainer, self.data, self.workers
-        schedule, images = self.plan.schedule, data.fingerprint()
+        """Return (run, checkpoint, caching of each phase), which all workers agree on."""
+        data, workers = self.data, self.workers
+        schedule, fingerprints = self.plan.schedule, data.fingerprint()
         workers.check(self.model, schedule)
-        workers.agree("images", lambda: json.dumps(images).encode())
+        workers.agree("examples", lambda: json.dumps(fingerprints).encode())
         if warning := find_duplicates(data).warning:
             say(warning)
         if begun:
-            # What was decided by the room on the disk is not decided again.
+            # What depended on the free disk space is not decided again.
             caching = [Caching(**fields) if fields else None for fields in begun.get("caching", [])]
         else:
-            caching, reasons = self._decided_caching()
+            caching, reasons = self._decide_caching()
         settings = {**settings, "caching": [chosen and chosen.to_dict() for chosen in caching]}
         decisive = {key: value for key, value in settings.items() if key not in PLACES}
         workers.agree("settings", lambda: json.dumps(decisive, default=str).encode())
         if begun:
-            run, checkpoint = workers.resume_run(out, settings, images)
+            run, checkpoint = workers.resume_run(out, settings, fingerprints)
         else:
-            first = data.skipped, images, data.split_table()
+            first = data.skipped, fingerprints, data.split_table()
             run, checkpoint = workers.create_run(out, settings, *first)
         if schedule.zero_head:
-            for weight in (w for name in trainer.heads for w in self.model.get_layer(name).weights):
-                weight.assign(np.zeros(weight.shape))
+            for name in self.trainer.heads:
+                for weight in self.model.get_layer(name).weights:
+                    weight.assign(np.zeros(weight.shape))
         workers.agree("weights", lambda: b"".join(w.tobytes() for w in self.model.get_weights()))
-        anchors = self._starting_weights(checkpoint, bool(begun))
+        self.anchors = self._starting_weights(checkpoint, bool(begun))
         say(self.plan.table())
         if not begun:
             for planned, chosen, reason in zip(self.plan.phases, caching, reasons):
                 if planned.frozen:
-                    say(
-                        f"cache: phase {planned.phase.name} {chosen or f'trains on images: {reason}'}"
-                    )
-        return run, checkpoint, caching, anchors
+                    what = chosen or f"trains on images: {reason}"
+                    say(f"cache: phase {planned.phase.name} {what}")
+        return run, checkpoint, caching
 
-    def _decided_caching(self):
-        """(caching, reason) of each phase, which depend on a machine's room: the chief's, of several."""
+    def _decide_caching(self):
+        """Return (caching, reason) of each phase; they depend on the chief's memory and disk."""
 
         def decide():
-            found = caching_of(self.trainer, self.plan, self.data)
+            found = self.trainer.plan_phase_caching(self.plan, self.data)
             return [(c and c.to_dict(), reason) for c, reason in found]
 
-        decided = self.workers.on_chief(decide)
-        caching, reasons = zip(*decided)
+        caching, reasons = zip(*self.workers.on_chief(decide))
         return [fields and Caching(**fields) for fields in caching], reasons
 
     def _starting_weights(self, checkpoint, resume):
-        """What L2-SP pulls to: the weights before the first phase, also in a resumed run."""
+        """Return id of a weight → its value before the first phase, to which L2-SP pulls."""
         if not any(phase.l2_sp for phase in self.plan.schedule.phases):
             return {}
         start = checkpoint.load_arrays("start") if resume else None
@@ -184,74 +160,281 @@ class TrainingRun:
             checkpoint.save_arrays("start", start)
         return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
 
-    def _progress(self, run, checkpoint, signals, tensorboard):
-        trainer = self.trainer
-        progress = Progress(run, checkpoint, self.model, trainer.seed, trainer.keep, signals)
-        progress.validates = "val" in self.data.examples
-        progress.lane = self.workers.seed_offset
-        if tensorboard and self.workers.chief:
-            from keras_transfer.training.tensorboard import EpochLog
-
-            progress.told = EpochLog(run.tensorboard_path)
-        return progress
-
-    def _supply(self, caching):
-        """A function of a phase's number that gives its activations, see `Supply.of`."""
+    def _features(self, caching):
+        """Return a function that computes the features of a phase, given its number."""
         trainer, phases = self.trainer, self.plan.phases
-        supply = partial(
+        make = partial(
             Supply,
             data=self.data,
             phases=phases,
             caching=caching,
             views=[
-                c and c.training_views(augmentation_of(trainer, p.phase))
+                c and c.training_views(trainer.augmentation(p.phase))
                 for c, p in zip(caching, phases)
             ],
             engines=self.progress.engines,
-            memory=self.memory() if any(caching) else None,
+            memory=trainer.image_memory if any(caching) else None,
             engine=self.workers.engine(trainer.engine),
         )
-        return self.workers.features(supply, self.model)
+        return self.workers.features(make, self.model)
 
-    # -- after the last one -----------------------------------------------------------------------
+    # -- a phase
+
+    def solve_phase(self, planned, features: dict) -> None:
+        """Fit the heads in closed form, which counts as one epoch.
+
+        Args:
+            planned: the `PlannedPhase`.
+            features: split → its features.
+        """
+        started = time.perf_counter()
+        frozen = freeze(self.model, "all")
+        self.progress.start_phase(planned, frozen, [])
+        self._solve_heads(planned.phase, features["train"])
+        model = self.workers.own_model(self.model)
+        logs: dict[str, float] = {}
+        with self.workers.alone():
+            model = training_model(
+                model, planned.frozen, image_size=planned.image_size, from_cut=True
+            )
+            # Eagerly, because tracing a graph takes longer than one pass.
+            model.compile(**compile_arguments(self.trainer.heads), run_eagerly=True)
+            for split, prefix in (("train", ""), ("val", "val_")):
+                if split in features:
+                    stream = evaluation_batches(
+                        features[split],
+                        self.data.examples[split].labels,
+                        batch_size=_EVALUATED,
+                        dtype=model.inputs[0].dtype,
+                    )
+                    found = model.evaluate(stream, return_dict=True, verbose=0)
+                    logs |= {prefix + name: value for name, value in found.items()}
+                    self.validated = planned, partial(predict_batches, model, stream)
+        self.progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
+
+    def _solve_heads(self, phase, train):
+        from keras_transfer.features.closed_form import solve  # imports scikit-learn
+
+        trainer = self.trainer
+        rows = np.arange(len(self.data.examples["train"]))
+        features = np.concatenate([train.gather(rows, view) for view in range(train.views)])
+        features = features.astype("float32")
+        labels = by_head(trainer.heads, self.data.examples["train"].labels)
+        weights = phase.class_weights or ("balanced" if trainer.balance != "none" else None)
+
+        def solution(name, head):
+            found = solve(
+                head.task,
+                features,
+                np.concatenate([head.from_units(labels[name])] * train.views),
+                np.tile(rows, train.views),
+                class_weights=weights and class_weights(weights, head.names, labels[name]),
+                seed=trainer.seed,
+            )
+            say(f"head: {found}" if trainer.head else f"head {name}: {found}")
+            return {"kernel": found.kernel, "bias": found.bias}
+
+        for name, head in trainer.heads.items():
+            arrays = self.workers.arrays_from_chief(partial(solution, name, head))
+            layer = self.model.get_layer(name)
+            layer.kernel.assign(arrays["kernel"])
+            layer.bias.assign(arrays["bias"])
+
+    def fit_phase(self, planned, features: dict, arrays: dict | None) -> None:
+        """Compile once and call Keras's `fit`.
+
+        Args:
+            planned: the `PlannedPhase`.
+            features: split → its features; empty if the phase trains on examples.
+            arrays: the checkpoint to continue from, if there is one.
+        """
+        data, progress, workers = self.data, self.progress, self.workers
+        with workers.scope():
+            network, watching, averaging = self._compile(planned, features, arrays)
+        # Outside the scope: random layers of a stream belong to this process, not to the devices.
+        stream = self._stream("train", network, planned, features)
+        validation, steps = None, None
+        if "val" in data.examples:
+            validation = self._stream("val", network, planned, features)
+            steps = data.steps("val", planned.batch_size)
+            self.validated = planned, partial(predict_batches, network, validation)
+        first = progress.epoch - progress.phase_epoch
+        with workers.scope(), quick_statistics(self.model):
+            workers.fit(
+                network,
+                self.model,
+                stream,
+                validation,
+                steps,
+                steps_per_epoch=planned.steps_per_epoch,
+                initial_epoch=progress.epoch,
+                epochs=first + planned.epochs,
+                validation_freq=self._validated_epochs(
+                    planned, first + 1, each=bool(watching or features)
+                ),
+                callbacks=[*watching, *averaging, progress, *self.callbacks],
+                shuffle=False,  # the stream is already shuffled
+                verbose=0,
+            )
+
+    def _compile(self, planned, features, arrays):
+        """Return the network to train, callbacks that may end the phase, and those that average."""
+        phase, progress = planned.phase, self.progress
+        frozen = freeze(self.model, phase.freeze, batch_norm=phase.batch_norm)
+        network = training_model(
+            self.model,
+            planned.frozen,
+            image_size=planned.image_size,
+            from_cut=bool(features),
+            fold=phase.batch_norm == "frozen",
+        )
+        self._set_dropout(phase)
+        optimizer = make_optimizer(self.model, phase, planned.steps, network.trainable_variables)
+        arguments = compile_arguments(self.trainer.smoothed_heads(phase))
+        network.compile(
+            optimizer=optimizer,
+            **self.workers.loss_arguments(arguments),
+            jit_compile=jit_compile(),
+            steps_per_execution=self._steps_per_execution(planned, bool(features)),
+        )
+        optimizer.build(network.trainable_variables)
+        anchor_at(optimizer, self.anchors)
+        resumed = arrays is not None and progress.phase_epoch > 0
+        if resumed:  # otherwise the saved optimizer is that of another phase
+            assign(optimizer.variables, arrays, "optimizer")
+        watching = _watching(phase, "val" in self.data.examples)
+        averaging = [SwapAverages()] if phase.ema else []
+        if resumed and averaging:
+            averaging[0].resume()
+        progress.start_phase(planned, frozen, watching)
+        # An epoch on features may be shorter than writing a checkpoint.
+        progress.save_seconds = 1.0 if features else 0.0
+        return network, watching, averaging
+
+    def _set_dropout(self, phase):
+        for name, layers in head_layers(self.model).items():
+            rate = self.trainer.heads[name].dropout if phase.dropout is None else phase.dropout
+            for layer in layers:
+                if not isinstance(layer, keras.layers.Dropout):
+                    continue
+                if rate and not hasattr(layer, "seed_generator"):
+                    raise InputError(
+                        f"Phase '{phase.name}': dropout {rate} needs a head that was built with "
+                        "dropout; this head has dropout 0."
+                    )
+                layer.rate = rate
+
+    def _stream(self, split, network, planned, features):
+        """Return the tf.data stream of batches that a phase trains on or validates with."""
+        trainer, data = self.trainer, self.data
+        options = {"batch_size": planned.batch_size, "share": self.workers.share}
+        training = split == "train"
+        if training:
+            options |= {"seed": trainer.seed, "start_epoch": self.progress.epoch}
+            options |= self._balance(planned.phase)
+        if features:
+            make = training_batches if training else evaluation_batches
+            dtype = network.inputs[0].dtype
+            return make(features[split], data.examples[split].labels, dtype=dtype, **options)
+        if trainer.data_service:
+            options["service"] = trainer.data_service
+        elif trainer.cache != "off" and planned.epochs > 1:
+            options["memory"] = trainer.image_memory
+        return data.batches(
+            split,
+            image_size=planned.image_size,
+            training=training,
+            augment=trainer.augmentation(planned.phase),
+            mix=trainer.mixing(planned.phase),
+            **options,
+        )
+
+    def _balance(self, phase):
+        """Return the options of a training stream that compensate for unequal classes."""
+        if phase.class_weights is None and self.trainer.balance == "sampling":
+            return {"equal_classes": True}
+        weights = phase.class_weights
+        if weights is None and self.trainer.balance == "weights":
+            weights = "balanced"
+        if weights is None:
+            return {}
+        labels = self.data.examples["train"].labels
+        return {"class_weights": class_weights(weights, self.trainer.head.names, labels)}
+
+    def _steps_per_execution(self, planned, on_features):
+        most = self.trainer.steps_per_execution
+        if on_features and planned.frozen == len(planned.rates):
+            most = max(most, _HEAD_STEPS)  # a step of a head is shorter than the call
+        # With any other number Keras would run on into the next epoch's examples.
+        epoch = math.gcd(planned.steps_per_epoch, planned.steps)
+        steps = max(n for n in range(1, most + 1) if epoch % n == 0)
+        return self.workers.steps_per_execution(steps)
+
+    def _validated_epochs(self, planned, first, each):
+        """Return the numbers of the phase's epochs that end with a validation.
+
+        Args:
+            first: number of the phase's first epoch, counted from 1 over all phases.
+            each: validate every epoch, because a callback needs it or it costs next to nothing.
+        """
+        every = self.trainer.validate_every
+        if each:
+            every = every or 1
+        if every is None:
+            steps = self.data.steps("val", planned.batch_size) if "val" in self.data.examples else 0
+            every = math.ceil(steps * FORWARD / planned.steps_per_epoch)
+        last = first + planned.epochs - 1
+        return sorted({*range(first, last + 1, max(1, every)), last})
+
+    # -- after the last phase
 
     def _finish(self, run, **more):
-        trainer, data, progress = self.trainer, self.data, self.progress
+        progress, workers = self.progress, self.workers
         progress.load_best()
         freeze(self.model, "none", batch_norm="train")
-        model, alone = self.workers.own_model(self.model), self.workers.alone
+        model = workers.own_model(self.model)
         # A plain optimizer: the file opens without this package's, and is a third of the size.
-        with alone(), warnings.catch_warnings():
+        with workers.alone(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.compile(
                 optimizer=keras.optimizers.AdamW(1e-5),
-                **compile_arguments(trainer.heads),
+                **compile_arguments(self.trainer.heads),
                 jit_compile=jit_compile(),
             )
-        metrics = progress.metrics(data, **more)
-        if "val" in data.examples:
-            details = compute_metrics(trainer.heads, *self._val_outputs())
+        metrics = progress.metrics(self.data, **more)
+        if "val" in self.data.examples:
+            size = self.trainer.batch_size
+            outputs = workers.outputs(self.model, self.data, "val", size, self._cached_outputs())
+            details = compute_metrics(self.trainer.heads, *outputs)
             metrics["val"] = {**details, **metrics["val"]}
-        with alone():  # the chief saves, and what it does for that the others do not
+        with workers.alone():  # only the chief saves
             run.finish(model, metrics)
 
-    def _val_outputs(self):
-        """Labels and outputs of the kept weights on the validation images.
+    def _cached_outputs(self):
+        """Return what computes the outputs from the last phase's validation stream, or None.
 
-        From what the last phase was validated with: its activations, or images that are decoded
-        already. Activations hold for the kept weights where their part of the network has not been
-        trained since. Of several workers each predicts a share of the images.
+        Its features are valid for the best weights if their part of the network has not been
+        trained since.
         """
-        data, model, size = self.data, self.model, self.trainer.batch_size
-        return self.workers.outputs(model, data, "val", size, self._validated())
-
-    def _validated(self):
-        if self.phases.validated is None:
+        if self.validated is None:
             return None
-        planned, outputs = self.phases.validated
+        planned, outputs = self.validated
         ends = np.cumsum([entry["epochs"] for entry in self.progress.phases])
         since = self.plan.phases[np.searchsorted(ends, self.progress.best["epoch"]) :]
-        own_size = planned.image_size == self.model.input_shape[1]
-        if own_size and all(later.frozen >= planned.frozen for later in since):
-            return outputs
-        return None
+        same_size = planned.image_size == self.model.input_shape[1]
+        return outputs if same_size and all(p.frozen >= planned.frozen for p in since) else None
+
+
+def _watching(phase, has_validation):
+    """Return the Keras callbacks that end a phase or lower its learning rate."""
+    monitor = "val_loss" if has_validation else "loss"
+    found = []
+    if phase.shape == "plateau":
+        found.append(
+            keras.callbacks.ReduceLROnPlateau(
+                monitor, factor=phase.drop_factor, patience=phase.patience
+            )
+        )
+    if phase.early_stopping:
+        found.append(keras.callbacks.EarlyStopping(monitor, patience=phase.early_stopping))
+    return found

@@ -1,9 +1,6 @@
-"""The trainer: runs a schedule phase by phase over `model.fit`.
+"""The trainer: checks settings, plans a schedule and trains it phase by phase."""
 
-What it is told is checked and planned here; `training_run` goes through the phases from the run's
-beginning to its end, `phase_fitting` runs one of them, on what `phase_inputs` makes for it.
-"""
-
+import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 
@@ -13,14 +10,15 @@ from keras_transfer.data.balance import check_balance, check_class_weights
 from keras_transfer.data.memory import ImageMemory
 from keras_transfer.data.mixing import Mix
 from keras_transfer.errors import InputError
-from keras_transfer.features.caching import Caching, check_cache, check_engine
-from keras_transfer.modalities.image.augment import plain_augmentation
+from keras_transfer.features.caching import Caching, check_cache, check_engine, plan_caching
+from keras_transfer.features.store import Store
+from keras_transfer.modalities.image.augment import plain_augmentation, resolve_augmentation
 from keras_transfer.models.builders import check_targets, fit_heads, heads_of
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
 from keras_transfer.schedules import recipes
-from keras_transfer.schedules.phases import KEEP, Schedule
+from keras_transfer.schedules.phases import KEEP, Phase, Schedule
 from keras_transfer.schedules.plans import Plan, make_plan
 from keras_transfer.training.distributed.single_process import (
     SCALINGS,
@@ -28,74 +26,76 @@ from keras_transfer.training.distributed.single_process import (
     resolve_workers,
     scaled,
 )
-from keras_transfer.training.phase_inputs import caching_of, mix_of, smoothed_heads
-from keras_transfer.training.run_loop import TrainingRun, settings_of
+from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.utils.machine import free_memory
 
-_MOST_IMAGES = 1 << 30  # bytes of decoded images in memory
+_MOST_IMAGE_BYTES = 1 << 30  # of decoded images in memory
 
 
 class Trainer:
-    """Trains a model of `build_model` along a schedule.
+    """Trains a model along a schedule.
+
+    The examples are resized to the input size of the model.
 
     Args:
         model: from `build_model`; its weights are changed.
-        schedule: the name of a recipe (`recipes.RECIPES`), the path of a YAML file, a `Schedule`, or
+        schedule: name of a recipe (`schedules.RECIPES`), path of a YAML file, a `Schedule`, or
             `"auto"`: the choice of `choose`, else the default recipe (`lp_ft`; `from_scratch` if
             the backbone's weights are random).
         overrides: other numbers for the recipe (`{"head_epochs": 2}`) and its phases
-            (`{"all.learning_rate": 1e-4, "*.ema": 0.99}`), see `recipes.resolve_schedule`.
-        epochs, learning_rate: short for those two arguments of the recipe. By default the number
-            of epochs follows from the number of images, which `fit` sees.
-        batch_size: images a step, ≥ 1, where the phase says nothing.
-        augment: how training images vary, where the phase says nothing: `"none"`, `"light"`,
-            `"medium"`, `"heavy"`, `"randaugment"`, a `data.Augmentation`, a transform of
-            albumentations, a Keras layer, or a file, see `data.resolve_augmentation`; or `"auto"`:
-            the choice of `choose` with an `"auto"` schedule, else `"light"`.
-        mix: `"none"`, `"mixup"` or `"cutmix"`: training images of a batch are mixed with each
-            other, and their labels alike, where the phase says nothing. Such a phase trains on
-            images: nothing of it is cached. A head in closed form is not touched by it.
-        mix_alpha: how strongly, see `data.Mix`.
-        seed: fixes order, augmentation and dropout. Two runs with the same seed, model weights and
-            machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
-        keep: `"best"` keeps the epoch with the highest validation accuracy (of labels: mean average
-            precision), then least loss; of numbers and several heads the least loss alone;
-            `"last"` the last one, whose accuracy no choice has flattered.
-        balance: what is done about classes of unequal size: `"none"`; `"weights"`: each weighs by
-            inverse frequency, see `data.balance.class_weights`; `"sampling"`: an epoch has as many
-            images, of each class equally many (a closed form has no epochs: weights there). A
-            phase's `class_weights` win over it.
-        steps_per_execution: at most so many steps in one call of Keras, ≥ 1; the largest number
-            that divides an epoch is taken. More than 1 helps where a step takes a few milliseconds
-            (`scripts/step_times.py`); the loss is then looked at after each call only.
-        validate_every: epochs from one validation to the next; the first and the last of a phase are
-            always validated, and only validated ones are kept. By default each, but of few training
-            images and many to validate on so seldom that it takes no longer than training.
-        cache: where the activations of frozen stages are kept, so that they are computed once:
+            (`{"all.learning_rate": 1e-4, "*.ema": 0.99}`), see `schedules.resolve_schedule`.
+        epochs, learning_rate: those two arguments of the recipe. By default the number of epochs
+            follows from the number of examples.
+        batch_size: examples per step, ≥ 1. This and the next three apply to phases that do not set
+            their own.
+        augment: augmentation of training images: `"none"`, `"light"`, `"medium"`, `"heavy"`,
+            `"randaugment"`, a `data.Augmentation`, a transform of albumentations, a Keras layer or
+            a file, see `data.resolve_augmentation`; or `"auto"`: the choice of `choose` with an
+            `"auto"` schedule, else `"light"`.
+        mix: `"none"`, `"mixup"` or `"cutmix"`: mix the training images of a batch, and their labels
+            with them. Such a phase trains on images, without cached features. A head in closed
+            form ignores it.
+        mix_alpha: strength of the mixing, see `data.Mix`.
+        seed: determines order, augmentation and dropout. Two runs with the same seed, initial
+            weights and machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
+        keep: `"best"` saves the epoch with the highest validation accuracy (multi-label: mean
+            average precision), then the lowest loss; for regression and several heads the lowest
+            loss. `"last"` saves the last epoch, whose accuracy is not biased by a choice.
+        balance: how to compensate for classes of unequal size: `"none"`; `"weights"`: by inverse
+            frequency, see `data.balance.class_weights`; `"sampling"`: an epoch draws every class
+            equally often (a closed form has no epochs and uses weights). `class_weights` of a
+            phase take precedence.
+        steps_per_execution: most steps in one call of Keras, ≥ 1; the largest number that divides
+            an epoch is used. More than 1 helps if a step takes a few milliseconds
+            (`scripts/step_times.py`); the loss is then checked only after each call.
+        validate_every: epochs between two validations. The last epoch of a phase is always
+            validated, and only validated epochs can be the best. By default every epoch, but less
+            often if validation would take longer than training.
+        cache: where to cache the activations of frozen stages, which are then computed once:
             `"disk"` (for later runs too, see `features.store`), `"memory"`, `"off"`, or `"auto"`:
-            on disk where the estimated gain is worth it, see `features.caching`. Phases that train
-            on images keep decoded ones in memory where they fit, unless it is `"off"`.
-        engine: what computes them, see `features.engines`: `"auto"`, `"keras"` or `"openvino"`.
-        feature_dtype: number format they are kept in; `"auto"` is that of the model where it fits,
-            else float16.
-        data_service: address of a tf.data service (`"grpc://HOST:PORT"`), whose workers read, resize
-            and augment what phases train on in images, see `data.service`.
-        distribute: `"auto"`: over the workers that `start_workers` has joined, if it has; `"none"`; or
-            those workers, or their kind. The model must be built in their scope.
-        scaling: what more devices do to a step, see `distribution.scaling`: `"auto"`: each has
-            `batch_size` images, and the rate grows with their number; `"none"`: they share
-            `batch_size` images, and the result is that of one device. A resumed run goes on with the
-            batches that it began with, on whatever devices there are.
-        choose: decides an `"auto"` schedule: a function of this trainer and the first data that
-            `plan` or `fit` receives, which returns an object with `strategy`, `overrides` and
-            `augment` and, second, the advice behind it; see `advisor.auto_trainer`.
-
-    The model's image size is that of its input.
+            on disk if the estimated gain is worth it, see `features.caching`. Phases that train on
+            images cache decoded images in memory if they fit, unless it is `"off"`.
+        engine: what computes those activations: `"auto"`, `"keras"` or `"openvino"`.
+        feature_dtype: number format of cached activations; `"auto"` is that of the model if it
+            fits, else float16.
+        data_service: address of a tf.data service (`"grpc://HOST:PORT"`) whose workers read, resize
+            and augment images, see `data.service`.
+        distribute: `"auto"`: the workers that `start_workers` has started, if any; `"none"`; the
+            workers themselves; or their kind. The model must be built in their scope.
+        scaling: `"auto"`: each device has `batch_size` examples, and the learning rate grows with
+            their number; `"none"`: the devices share `batch_size` examples, and the result is that
+            of one device. A resumed run keeps the batches that it began with, on any devices.
+        choose: decides an `"auto"` schedule, see `advisor.auto_trainer`. It is called with this
+            trainer and the first data that `plan` or `fit` receives, and returns an object with
+            `strategy`, `overrides` and `augment`, and the advice behind it.
 
     Attributes:
         workers: the processes that train together, see `distributed.single_process`.
-        devices: so many times the batch is that of one device, see `scaling`.
+        devices: factor of the batch size, see `scaling`.
         advice: the second result of `choose`, once it was called.
+
+    Raises:
+        InputError: if a setting is out of its range, or the model cannot be trained so.
     """
 
     def __init__(
@@ -138,7 +138,9 @@ class Trainer:
             raise InputError(f"scaling must be one of {SCALINGS}, not {scaling!r}.")
         self.workers = resolve_workers(distribute)
         if self.workers.distributed and data_service:
-            raise InputError("A tf.data service cannot be used with distribute: leave out either.")
+            raise InputError(
+                "data_service and distribute cannot be combined: leave out one of them."
+            )
         self.devices = self.workers.replicas if scaling == "auto" else 1
         self.model = model
         tasks = [head.task for head in heads_of(model).values()]
@@ -149,11 +151,10 @@ class Trainer:
             if value is not None:
                 self._overrides[name] = value
         self.batch_size = batch_size
-        # What can be wrong is said here, not after an epoch.
         self._any_augment = augment == recipes.AUTO
         self.augment = plain_augmentation("light" if self._any_augment else augment)
         self.mix, self.mix_alpha = mix, mix_alpha
-        Mix(mix, mix_alpha)
+        Mix(mix, mix_alpha)  # checks them
         self.seed = seed
         self.keep = keep
         self.balance = balance
@@ -166,60 +167,36 @@ class Trainer:
         self.advice = None
         self._choose = choose
         if schedule != recipes.AUTO or choose is None:
-            self._schedule(1000)
+            self._schedule(1000)  # validate now rather than after the first epoch
 
-    def _schedule(self, images) -> Schedule:
+    def _schedule(self, examples: int) -> Schedule:
+        obstacle = self._closed_form_obstacle()
         schedule = recipes.resolve_schedule(
             self._default_recipe() if self._recipe == recipes.AUTO else self._recipe,
             self._overrides,
-            images=images,
+            images=examples,
             image_size=self.model.input_shape[1],
-            linear_head=self._closed_form_obstacle() is None,
+            linear_head=obstacle is None,
         )
         for phase in schedule.phases:
-            if phase.solver == "logistic" and self._closed_form_obstacle():
-                raise InputError(
-                    f"Phase '{phase.name}': solver 'logistic' {self._closed_form_obstacle()}."
-                )
+            if phase.solver == "logistic" and obstacle:
+                raise InputError(f"Phase '{phase.name}': solver 'logistic' {obstacle}.")
             check_class_weights(phase.class_weights, self.heads)
-            if mix_of(self, phase) and (self.head is None or self.head.task == "regression"):
+            if self.mixing(phase) and (self.head is None or self.head.task == "regression"):
                 raise InputError(
-                    f"Phase '{phase.name}': mix is for one head of classes or labels: half of each of "
-                    "two images does not measure their mean."
+                    f"Phase '{phase.name}': mix needs a single head of classes or labels, because "
+                    "half of each of two images does not measure the mean of their numbers."
                 )
-            smoothed_heads(self, phase)
+            self.smoothed_heads(phase)
         return schedule
 
-    @property
-    def heads(self) -> dict[str, Head]:
-        """Those of the model, see `heads_of`."""
-        return heads_of(self.model)
-
-    @property
-    def head(self) -> Head | None:
-        """The model's head; None where it has several."""
-        heads = list(self.heads.values())
-        return heads[0] if len(heads) == 1 else None
-
     def _closed_form_obstacle(self) -> str | None:
-        """Why the head has no closed form; None where it has one."""
+        """Return why the head cannot be fitted in closed form, or None."""
         if any(head.hidden or head.bottleneck for head in self.heads.values()):
-            return "gives one linear layer, and this head has hidden ones"
+            return "fits one linear layer, but this head has hidden layers"
         if len(self.model.layers[1].output.shape) > 2:
             return "needs pooled features"
         return None
-
-    def plan(self, data) -> Plan:
-        """What `fit` would do: `print(trainer.plan(data).table())`, `.draw("plan.png")`."""
-        if self._recipe == recipes.AUTO:
-            self._settle(data)
-        images = len(data.examples["train"])
-        schedule = scaled(self._schedule(images), self.devices, self.batch_size)
-        return make_plan(self.model, schedule, images, self.batch_size * self.devices)
-
-    def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
-        """For each phase how its frozen part would be computed once, or None and why not."""
-        return caching_of(self, self.plan(data), data)
 
     def _default_recipe(self):
         return "from_scratch" if is_untrained(backbone_of(self.model)) else recipes.DEFAULT
@@ -240,6 +217,77 @@ class Trainer:
         if self._any_augment:
             self.augment = plain_augmentation(choice.augment)
 
+    # -- what a phase trains with
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """Name → head of the model."""
+        return heads_of(self.model)
+
+    @property
+    def head(self) -> Head | None:
+        """The model's head, or None if it has several."""
+        heads = list(self.heads.values())
+        return heads[0] if len(heads) == 1 else None
+
+    def augmentation(self, phase: Phase):
+        """Return the augmentation of a phase's training images."""
+        return resolve_augmentation(self.augment if phase.augment is None else phase.augment)
+
+    def mixing(self, phase: Phase) -> Mix:
+        """Return how a phase mixes training images; a closed form does not."""
+        if phase.solver == "logistic":
+            return Mix()
+        kind = self.mix if phase.mix is None else phase.mix
+        return Mix(kind, self.mix_alpha if phase.mix_alpha is None else phase.mix_alpha)
+
+    def smoothed_heads(self, phase: Phase) -> dict[str, Head]:
+        """Return the heads with the phase's label smoothing, which regression does not have."""
+        if phase.label_smoothing is None:
+            return self.heads
+        return {
+            name: dataclasses.replace(head, label_smoothing=phase.label_smoothing)
+            if head.task != "regression" or self.head
+            else head
+            for name, head in self.heads.items()
+        }
+
+    @cached_property
+    def image_memory(self) -> ImageMemory:
+        """Decoded images that come again."""
+        return ImageMemory(min(_MOST_IMAGE_BYTES, free_memory() // 4))
+
+    # -- planning and training
+
+    def plan(self, data) -> Plan:
+        """Return what `fit` would do: `print(trainer.plan(data).table())`, `.draw("plan.png")`."""
+        if self._recipe == recipes.AUTO:
+            self._settle(data)
+        examples = len(data.examples["train"])
+        schedule = scaled(self._schedule(examples), self.devices, self.batch_size)
+        return make_plan(self.model, schedule, examples, self.batch_size * self.devices)
+
+    def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
+        """Return for each phase how its frozen part would be cached, or None, and why."""
+        return self.plan_phase_caching(self.plan(data), data)
+
+    def plan_phase_caching(self, plan: Plan, data) -> list[tuple[Caching | None, str]]:
+        """Return the same for a plan."""
+        counts = {split: len(part) for split, part in data.examples.items()}
+        return [
+            plan_caching(
+                self.cache,
+                planned,
+                self.model,
+                counts,
+                self.augmentation(planned.phase),
+                self.mixing(planned.phase),
+                store=Store(),
+                dtype=self.feature_dtype,
+            )
+            for planned in plan.phases
+        ]
+
     def fit(
         self,
         data,
@@ -250,58 +298,75 @@ class Trainer:
         callbacks=(),
         tensorboard: bool = False,
     ) -> Run:
-        """Trains, keeps the weights of one epoch (see `keep`), writes the run.
+        """Train, and write a run with the weights of one epoch, see `keep`.
 
         Args:
             data: a `keras_transfer.data.ImageData`.
-            out: directory of the run; must not exist, or be empty, unless `resume`.
-            config: what else shall stand in `config.yaml` (the command's settings). Where the images
-                are those of `data.from_directory`, their folder stands there in any case.
-            resume: go on with an interrupted run of the same settings and images. The model must
-                be built as it was then. Where nothing was begun yet, it begins.
-            callbacks: of Keras, told of each epoch once it is kept (an epoch's number counts on over
-                the phases; a head in closed form has none). What they raise ends the training.
-            tensorboard: write each epoch's numbers into `RUN/tensorboard`, as it ends; of a resumed run
-                those from there on.
+            out: directory of the run; it must be missing or empty, unless `resume`.
+            config: further settings to record in `config.yaml`. The folder of
+                `data.from_directory` is always recorded.
+            resume: continue an interrupted run with the same settings and examples; the model must
+                be built as it was then. If nothing was started yet, start.
+            callbacks: of Keras, called after an epoch is saved. The numbers of epochs count on over
+                the phases; a head in closed form has none. An exception ends the training.
+            tensorboard: write each epoch's numbers into `RUN/tensorboard` as it ends; for a resumed
+                run from there on.
 
         Returns:
-            The finished `Run`. `self.model` has the kept weights.
+            The finished `Run`. `self.model` has the saved weights.
 
         Raises:
-            InputError: the model's heads are not the data's; `out` is not empty; the run to
-                resume is finished, or its settings or images changed; memory or disk is full.
-            Diverged: the loss became NaN or infinite; the best model before that is in the run.
-            Interrupted: Ctrl-C or SIGTERM; `resume` goes on after the last finished epoch.
-            WorkerLost: another process of those that train together is gone.
+            InputError: if the model's heads do not match the data, `out` is not empty, the run to
+                resume is finished or began with other settings or examples, or memory or disk is
+                full.
+            Diverged: if the loss became NaN or infinite; the run has the best model before that.
+            Interrupted: after Ctrl-C or SIGTERM; `resume` continues after the last finished epoch.
+            WorkerLost: if another process of a distributed training is gone.
         """
         with self.workers.guarded():
             check_targets(self.heads, data)
             fit_heads(self.model, data.examples["train"].labels)
-            begun = self._begun_config(out) if resume else None
+            begun = self._begun_settings(out) if resume else None
             if begun is not None:
-                self._take_over(begun)
-            plan = self.plan(data)
-            asked = self._schedule(len(data.examples["train"]))
-            training = TrainingRun(self, data, plan, lambda: self._memory, callbacks)
-            config = {**data.source, **(config or {})}
-            return training.fit(out, settings_of(self, asked, config), begun, tensorboard)
+                self._adopt(begun)
+            training = TrainingRun(self, data, self.plan(data), callbacks)
+            schedule = self._schedule(len(data.examples["train"]))
+            settings = self.settings(schedule, {**data.source, **(config or {})})
+            return training.fit(out, settings, begun, tensorboard)
 
-    def _begun_config(self, out):
-        """The settings of the run that is to be resumed; None where nothing was begun."""
+    def settings(self, schedule: Schedule, extra: dict) -> dict:
+        """Return the content of `config.yaml`, except for the caching.
+
+        Args:
+            schedule: for one device.
+            extra: where the data are, and further settings to record.
+        """
+        heads = {n: {"task": h.task, "names": list(h.names)} for n, h in self.heads.items()}
+        return {
+            **extra,
+            "image_size": self.model.input_shape[1],
+            **{name: getattr(self, name) for name in ("batch_size", "augment", "mix", "mix_alpha")},
+            **{name: getattr(self, name) for name in ("seed", "keep")},
+            **({"devices": self.devices} if self.devices > 1 else {}),
+            "balance": self.balance,
+            "precision": self.model.dtype_policy.name,
+            **{name: getattr(self, name) for name in ("cache", "engine", "feature_dtype")},
+            **({"heads": heads} if self.head is None else {"head": heads.popitem()[1]}),
+            "schedule": schedule.to_dict(),
+        }
+
+    def _begun_settings(self, out):
+        """Return the settings of the run to resume, or None if nothing was started."""
 
         def read():
             return Run.open(out, finished=False).config if Run.started(out) else None
 
         return self.workers.on_chief(read)
 
-    def _take_over(self, begun):
-        """What was open is as it was decided when the run to be resumed began."""
+    def _adopt(self, begun):
+        """Decide what was left open as it was decided when the run began."""
         self.devices = begun.get("devices", 1)
         if self._recipe == recipes.AUTO:
             self._recipe, self._overrides = Schedule.from_dict(begun["schedule"]), {}
             if self._any_augment:
                 self.augment = begun["augment"]
-
-    @cached_property
-    def _memory(self):
-        return ImageMemory(min(_MOST_IMAGES, free_memory() // 4))

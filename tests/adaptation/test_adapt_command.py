@@ -18,11 +18,10 @@ from typer.testing import CliRunner
 from keras_transfer.adaptation import Adaptation, feature_map
 from keras_transfer.data import Examples
 from keras_transfer.data.readers import Arrays
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
-from keras_transfer.training.failures import Interrupted
 
 # -- folders --------------------------------------------------------------------------------------
 

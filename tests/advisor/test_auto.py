@@ -21,9 +21,8 @@ from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, MultiLabel
-from keras_transfer.runs import Run
+from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.phases import Phase, Schedule
-from keras_transfer.training.checkpoint import Checkpoint
 from keras_transfer.training.config import TrainConfig
 from keras_transfer.training.trainer import Trainer
 

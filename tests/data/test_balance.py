@@ -23,7 +23,7 @@ from keras_transfer.modalities.image import decode as decoding
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, LabelCrossentropy, MultiLabel, Regression
 from keras_transfer.schedules.phases import Phase, Schedule
-from keras_transfer.training.progress import Progress
+from keras_transfer.training.checkpoint import Progress
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.training.trainer import Trainer
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.cli.main import app
 from keras_transfer.data import ImageData, from_arrays, from_directory
-from keras_transfer.errors import InputError
+from keras_transfer.errors import Diverged, InputError, Interrupted
 from keras_transfer.experiments import tune as tuning
 from keras_transfer.experiments.search_space import Choice, Range, Search, read_space, space_of
 from keras_transfer.experiments.study import Tuned
@@ -27,7 +27,6 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.recipes import RECIPES, lp_ft
-from keras_transfer.training.failures import Diverged, Interrupted
 from keras_transfer.training.trainer import Trainer
 
 pytest.importorskip("optuna", reason="Optuna is not installed")

@@ -155,8 +155,8 @@ def test_an_interrupted_run_keeps_its_decisions(data, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    from keras_transfer.training.checkpoint import Checkpoint
-    from keras_transfer.training.progress import Progress
+    from keras_transfer.runs import Checkpoint
+    from keras_transfer.training.checkpoint import Progress
 
     save = Checkpoint.save
 
@@ -211,7 +211,7 @@ def test_closed_then_everything(data, tmp_path):
 def test_heads_without_a_closed_form(data):
     closed = Schedule("s", (Phase("head", "all", 1, solver="logistic"),))
     for head, pooling, reason in (
-        (Classification(data.class_names, hidden=(8,)), "avg", "hidden ones"),
+        (Classification(data.class_names, hidden=(8,)), "avg", "hidden layers"),
         (MultiLabel(data.class_names), None, "pooled features"),
     ):
         model = build_model(NAME, head, image_size=SIZE, weights=None, pooling=pooling)

@@ -20,7 +20,7 @@ from keras_transfer.schedules.plans import (
     stage_rates,
     weight_rules,
 )
-from keras_transfer.training.progress import SwapAverages
+from keras_transfer.training.checkpoint import SwapAverages
 
 SHAPES = ((6, 4), (4,))
 GRADIENTS = np.random.default_rng(0).normal(size=(5, 28)).astype("float32")

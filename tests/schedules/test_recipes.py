@@ -14,7 +14,7 @@ from keras_transfer.models.stages import backbone_of, freeze, stage_of_weights
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.plans import make_plan
 from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
-from keras_transfer.training.phases import PhaseFitting
+from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.training.trainer import Trainer
 
 SIZE = 64
@@ -96,8 +96,8 @@ def test_exactly_what_the_table_says_moves(
 
         return run
 
-    for name in ("solve", "fit"):  # in closed form, in steps
-        monkeypatch.setattr(PhaseFitting, name, watched(getattr(PhaseFitting, name)))
+    for name in ("solve_phase", "fit_phase"):  # in closed form, in steps
+        monkeypatch.setattr(TrainingRun, name, watched(getattr(TrainingRun, name)))
     trainer.fit(subset, tmp_path / "run")
 
     assert [planned for planned, _ in seen] == list(plan.phases)

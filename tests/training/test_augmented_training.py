@@ -230,8 +230,7 @@ def trainer(augment, freeze="none", epochs=2, head=Classification(NAMES), **sett
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(colours, tmp_path, monkeypatch):
-    from keras_transfer.runs import Run
-    from keras_transfer.training.checkpoint import Checkpoint
+    from keras_transfer.runs import Checkpoint, Run
 
     class Stop(Exception):
         pass

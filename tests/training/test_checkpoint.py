@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import pytest
 
+from keras_transfer import runs as module
 from keras_transfer.errors import InputError
-from keras_transfer.training import checkpoint as module
-from keras_transfer.training.checkpoint import Checkpoint, assign, collect
+from keras_transfer.runs import Checkpoint
+from keras_transfer.training.checkpoint import assign, collect
 
 SETTINGS = {"rate": 0.1, "phases": [{"name": "head"}]}
 

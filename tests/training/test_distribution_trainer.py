@@ -28,7 +28,6 @@ from keras_transfer.training.distributed.workers import (
     packed,
     unpacked,
 )
-from keras_transfer.training.run_loop import settings_of
 from keras_transfer.training.trainer import Trainer
 
 HEAD = Schedule("head", (Phase("head", "all", 2, 1e-2),))
@@ -77,12 +76,12 @@ def test_the_plan_scales_and_the_settings_do_not(data):
     (planned,) = trainer.plan(data).phases
     assert planned.batch_size == 8
     assert planned.phase.learning_rate == pytest.approx(1e-2 * 2**0.5)
-    settings = settings_of(trainer, trainer._schedule(36), None)
+    settings = trainer.settings(trainer._schedule(36), {})
     assert settings["devices"] == 2
     assert settings["batch_size"] == 4
     assert settings["schedule"]["phases"][0]["learning_rate"] == 1e-2
     alone = Trainer(model("abc"), HEAD, batch_size=4)
-    assert "devices" not in settings_of(alone, alone._schedule(36), None)
+    assert "devices" not in alone.settings(alone._schedule(36), {})
     kept = Trainer(model("abc"), HEAD, batch_size=4, distribute=Pair(0, []), scaling="none")
     assert kept.plan(data).phases[0].batch_size == 4
 
@@ -90,7 +89,7 @@ def test_the_plan_scales_and_the_settings_do_not(data):
 def test_a_run_of_two_goes_on_in_one_with_its_batches(data, tmp_path):
     """`devices` of the run counts, not those that are there."""
     begun = Trainer(model(data.class_names), HEAD, batch_size=4, distribute=Pair(0, []))
-    settings = settings_of(begun, begun._schedule(len(data.examples["train"])), None)
+    settings = begun.settings(begun._schedule(len(data.examples["train"])), {})
     Run.create(tmp_path / "run", settings, [], data.fingerprint())
     trainer = Trainer(model(data.class_names), HEAD, batch_size=4, cache="off")
     with pytest.raises(InputError) as other:  # another cache: a real difference is still said
@@ -121,7 +120,7 @@ def test_what_does_not_work_is_said():
 
 def test_what_is_not_distributed_says_so(data, tmp_path, monkeypatch):
     require_single_process("A search")
-    with pytest.raises(InputError, match="data service"):
+    with pytest.raises(InputError, match="data_service and distribute"):
         Trainer(model(), HEAD, data_service="grpc://a:1", distribute=Pair(0, []))
     monkeypatch.setattr(single_process, "_active", Pair(0, []))
     adapter = Adapter(model(data.class_names), "mcc")

@@ -14,13 +14,11 @@ from conftest import tiny_backbone, write_colours, write_image
 
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import from_directory
-from keras_transfer.errors import InputError
+from keras_transfer.errors import Diverged, InputError, Interrupted
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import Run
+from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.phases import Phase, Schedule
-from keras_transfer.training.checkpoint import Checkpoint
-from keras_transfer.training.failures import Diverged, Interrupted
 from keras_transfer.training.trainer import Trainer
 
 NAMES = ("blue", "green", "red")
@@ -56,7 +54,7 @@ def test_a_rate_that_is_too_high_ends_with_the_last_good_model(colours, tmp_path
         Diverged, match=r"phase 'wild', epoch 3, step \d.*rate of \d.*e\+1.*Try a tenth"
     ) as error:
         trainer.fit(from_directory(colours), tmp_path / "run")
-    assert "the model of epoch 2 is kept" in str(error.value) or "epoch 1" in str(error.value)
+    assert "the model of epoch 2 is saved" in str(error.value) or "epoch 1" in str(error.value)
     run = Run.open(tmp_path / "run")
     assert run.metrics["best_epoch"] in (1, 2)
     assert run.metrics["stopped"] == str(error.value)
@@ -65,7 +63,7 @@ def test_a_rate_that_is_too_high_ends_with_the_last_good_model(colours, tmp_path
 
 def test_divergence_in_the_first_epoch_keeps_nothing_and_says_so(colours, tmp_path):
     wild = Phase("wild", "none", 3, 1e18, optimizer="sgd", warmup=0.0)
-    with pytest.raises(Diverged, match="no model to keep"):
+    with pytest.raises(Diverged, match="no model to save"):
         Trainer(new_model(), Schedule("s", (wild,)), batch_size=8).fit(
             from_directory(colours), tmp_path / "run"
         )
@@ -121,7 +119,9 @@ def test_a_full_disk_loses_nothing(undisturbed, tmp_path):
         self, *a, callbacks=[*callbacks, FillDisk()], **k
     )
     try:
-        with pytest.raises(InputError, match=r"Could not write.*make room and go on with --resume"):
+        with pytest.raises(
+            InputError, match=r"Could not write.*free some disk space and continue with --resume"
+        ):
             two_phases(data, tmp_path / "run")
     finally:
         keras.Model.fit = fit
@@ -147,7 +147,7 @@ def test_a_signal_within_a_checkpoint_waits_for_its_end(undisturbed, tmp_path, m
         save(self, state, *args)
 
     before = signal.getsignal(number)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="3 epochs are kept"):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="3 epochs are saved"):
         patch.setattr(Checkpoint, "save", interrupted)
         two_phases(data, tmp_path / "run")
     assert signal.getsignal(number) is before
@@ -195,5 +195,5 @@ def test_the_command_ends_with_130_and_goes_on(tmp_path):
         finally:
             process.kill()
     said = (tmp_path / "log").read_text().strip().splitlines()[-1]
-    assert "epochs are kept" in said and "--resume" in said
+    assert "epochs are saved" in said and "--resume" in said
     assert Checkpoint(tmp_path / "run" / "state").load()[0]["epoch"] >= 1

@@ -14,10 +14,9 @@ from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import Run
+from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.recipes import RECIPES
-from keras_transfer.training.checkpoint import Checkpoint
 from keras_transfer.training.trainer import Trainer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

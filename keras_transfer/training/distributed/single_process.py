@@ -8,14 +8,11 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_transfer.errors import InputError
-from keras_transfer.runs import Run
+from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.phases import Phase, Schedule
-
-if TYPE_CHECKING:
-    from keras_transfer.training.checkpoint import Checkpoint
 
 CHOICES = ("auto", "none", "mirrored", "multi_worker", "jax")
 SCALINGS = ("auto", "none")
@@ -144,19 +141,17 @@ class SingleProcess:
 
     # -- files
 
-    def create_run(self, out, *args) -> "tuple[Run, Checkpoint]":
+    def create_run(self, out, *args) -> tuple[Run, Checkpoint]:
         """Create a run with `Run.create`; return it and its checkpoint."""
         Run.create(out, *args)
         return self._opened(out)
 
-    def resume_run(self, out, *args) -> "tuple[Run, Checkpoint]":
+    def resume_run(self, out, *args) -> tuple[Run, Checkpoint]:
         """Open an interrupted run with `Run.resume`; return it and its checkpoint."""
         Run.resume(out, *args)
         return self._opened(out)
 
     def _opened(self, out):
-        from keras_transfer.training.checkpoint import Checkpoint  # imports Keras
-
         run = Run(out)
         return run, Checkpoint(run.state_path)
 

@@ -21,8 +21,7 @@ from keras_transfer.evaluation.measures import predict_batches
 from keras_transfer.features.extraction import Activations, extract
 from keras_transfer.features.store import DIGEST
 from keras_transfer.modalities.image.augment import View
-from keras_transfer.runs import Run
-from keras_transfer.training.checkpoint import Checkpoint
+from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.training.distributed import faults
 from keras_transfer.training.distributed.single_process import SingleProcess
 
