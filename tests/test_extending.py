@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md, "Adding one of your own": each kind of thing added from outside of the package, and used."""
+"""CONTRIBUTING.md, "Adding your own": extensions defined outside the package, and used."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ def model(data):
 
 
 def tiny_application(include_top, weights, input_shape, pooling, filters=8):
-    """A network as `keras.applications` makes them: images in, a feature map or features out."""
+    """A network like those of `keras.applications`: images in, a feature map or features out."""
     assert not include_top and weights is None
     inputs = x = keras.Input(input_shape)
     for width in (filters, 2 * filters):
@@ -64,7 +64,7 @@ def test_a_backbone(data, tmp_path, monkeypatch):
 
 @keras.saving.register_keras_serializable("tests")
 class FocalLoss(keras.losses.Loss):
-    """(1 - p)^gamma times the cross entropy of integers [N] and logits [N, C] (arXiv:1708.02002)."""
+    """(1 - p)^gamma times the cross-entropy of integers [N] and logits [N, C] (arXiv:1708.02002)."""
 
     def __init__(self, gamma, name="focal", **kwargs):
         super().__init__(name=name, **kwargs)
@@ -81,7 +81,7 @@ class FocalLoss(keras.losses.Loss):
 @keras.saving.register_keras_serializable("tests")
 @dataclass(frozen=True)
 class Focal(kt.Classification):
-    """Classes, trained by the focal loss."""
+    """Classes, trained with the focal loss."""
 
     gamma: float = 2.0
 
@@ -100,7 +100,7 @@ def test_a_head(data, colours, tmp_path):
     found = kt.evaluate(loaded, data)
     assert found["images"] == len(data.examples["val"]) and found["task"] == "single_label"
 
-    # The loss is that of the head: of equal answers (1 - 1/3)^1.5 times ln 3.
+    # The loss is that of the head: for equal scores, (1 - 1/3)^1.5 times ln 3.
     equal = float(head.loss()(np.array([0]), np.zeros((1, 3), "float32")))
     assert equal == pytest.approx((2 / 3) ** 1.5 * np.log(3), rel=1e-5)
 
@@ -123,7 +123,7 @@ def test_a_model_whose_head_is_not_registered_here_says_so(tmp_path, monkeypatch
 
 
 def sandwich(images: int = 1000, epochs: int = 3, learning_rate: float = 1e-2) -> kt.Schedule:
-    """The head, everything, the head again."""
+    """The head, all stages, the head again."""
     around = {"freeze": "all", "epochs": 1, "learning_rate": learning_rate}
     middle = kt.Phase("all", "none", epochs - 2, learning_rate / 10)
     return kt.Schedule(
@@ -148,7 +148,7 @@ def test_a_recipe(model, data, tmp_path, monkeypatch):
 
 @dataclass(frozen=True)
 class MeanDifference(kt.adaptation.Method):
-    """The squared distance of the mean features of both domains."""
+    """The squared distance between the mean features of both domains."""
 
     name = "mean_difference"
     title = "mean difference"
@@ -156,8 +156,10 @@ class MeanDifference(kt.adaptation.Method):
 
     def loss(self, batch, strength, network=None, training=True):
         ops = keras.ops
-        apart = ops.mean(batch.source_features, axis=0) - ops.mean(batch.target_features, axis=0)
-        distance = ops.sum(ops.square(apart))
+        difference = ops.mean(batch.source_features, axis=0) - ops.mean(
+            batch.target_features, axis=0
+        )
+        distance = ops.sum(ops.square(difference))
         return strength * distance, {"distance": distance}
 
 

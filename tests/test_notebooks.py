@@ -1,4 +1,4 @@
-"""The notebooks: what they share, what is kept in them, and that they run from start to end."""
+"""The notebooks: their common cells, their saved outputs, and that they run from start to end."""
 
 import re
 
@@ -7,8 +7,8 @@ import pytest
 from run_notebooks import REPOSITORY, ROOT, NotebookError, execute, notebooks, shown, tags
 
 NAMES = [path.stem for path in notebooks()]
-MOST_BYTES = 1_500_000
-# Paths of a machine; noise that differs from run to run.
+MAX_BYTES = 1_500_000
+# Paths of a machine; output that differs between runs.
 MACHINE = re.compile(
     r"/(work|tmp|home|root|Users|content|private|var|opt)/|site-packages|[A-Z]:\\\\"
 )
@@ -30,7 +30,7 @@ def tagged(notebook, tag):
 
 
 def texts(notebook):
-    """What the cells gave in words, of each output."""
+    """Return the text of each output."""
     for cell in code(notebook):
         for output in cell.outputs:
             yield output.get("text", "") or output.get("data", {}).get("text/plain", "")
@@ -46,7 +46,7 @@ def images(notebook):
 
 
 def number(notebook, pattern):
-    """The number that a cell printed after the words of a pattern."""
+    """Return the number that a cell printed after a pattern."""
     return float(re.search(pattern + r"\s*(\d\.\d+)", "\n".join(texts(notebook)))[1])
 
 
@@ -77,7 +77,7 @@ def test_all_have_the_same_cells_for_setup_and_data(tag):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_kept_came_out_of_one_run_and_names_no_machine(name):
+def test_saved_outputs_come_from_one_run_and_contain_no_paths(name):
     notebook = read(name)
     assert [cell.execution_count for cell in code(notebook)] == [*range(1, len(code(notebook)) + 1)]
     said = "\n".join(texts(notebook))
@@ -85,7 +85,7 @@ def test_what_is_kept_came_out_of_one_run_and_names_no_machine(name):
     assert not NOISE.search(said), NOISE.search(said)
     assert len(images(notebook)) >= 2
     (path,) = (path for path in notebooks() if path.stem == name)
-    assert path.stat().st_size < MOST_BYTES
+    assert path.stat().st_size < MAX_BYTES
     assert not any("execution" in cell.metadata for cell in code(notebook))  # times
 
 
@@ -97,12 +97,12 @@ def test_the_docs_show_the_images_of_the_notebooks():
 
 
 def run(name, **parameters):
-    """What is kept, and what comes of it executed anew, in less time with other parameters."""
+    """Return the saved notebook, and a new execution with faster parameters."""
     (path,) = (path for path in notebooks() if path.stem == name)
-    kept, found = read(name), execute(path, parameters)
-    assert len(images(found)) == len(images(kept))
+    saved, found = read(name), execute(path, parameters)
+    assert len(images(found)) == len(images(saved))
     assert not NOISE.search("\n".join(texts(found)))
-    return kept, found
+    return saved, found
 
 
 def test_quick_start_runs(real_data, real_weights):
@@ -121,12 +121,12 @@ def test_quick_start_runs(real_data, real_weights):
 
 def test_freezing_runs(real_data, real_weights):
     short = {"FROZEN": (0,), "IMAGE_SIZE": 64, "EPOCHS": 3}
-    kept, found = run("02_freezing", **short)
-    for notebook in (kept, found):
+    saved, found = run("02_freezing", **short)
+    for notebook in (saved, found):
         fine_tuned = number(notebook, "\n0 stages frozen")
         assert fine_tuned > number(notebook, "\n0 frozen, BatchNorm trains") > 0.2
         assert number(notebook, "all stages frozen") > 0.5
-    assert number(kept, "\n0 stages frozen") > number(kept, "all stages frozen")
+    assert number(saved, "\n0 stages frozen") > number(saved, "all stages frozen")
 
 
 def test_advisor_and_compare_runs(real_data, real_weights):
@@ -153,7 +153,7 @@ def test_adaptation_and_serving_runs(real_data, real_weights):
 
 @pytest.fixture
 def small(tmp_path):
-    """A notebook of two cells, written to disk."""
+    """Write a notebook of two cells to disk."""
 
     def write(*cells):
         cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
@@ -165,7 +165,7 @@ def small(tmp_path):
     return write
 
 
-def test_parameters_are_set_after_their_cell_and_not_kept(small):
+def test_parameters_are_set_after_their_cell_and_not_saved(small):
     path = small("n = 1", "import sys\nprint(n)\nprint('I0000 00:00 1 port.cc', file=sys.stderr)")
     found = execute(path, {"n": 2})
     assert [cell.source for cell in found.cells] == [cell.source for cell in read_at(path).cells]
@@ -176,6 +176,6 @@ def read_at(path):
     return nbformat.read(path, as_version=4)
 
 
-def test_what_a_cell_raises_is_said_with_its_number(small):
+def test_errors_name_the_cell(small):
     with pytest.raises(NotebookError, match=r"small\.ipynb, cell 1: ValueError: no such thing"):
         execute(small("n = 1", "raise ValueError('no such thing')"))

@@ -23,7 +23,7 @@ from keras_transfer.models.stages import freeze
 
 @pytest.fixture(scope="module")
 def photographs(real_data):
-    """uint8 [16, 224, 224, 3], ants and bees as the evaluation sees them."""
+    """Return uint8 [16, 224, 224, 3], ants and bees as in evaluation."""
     paths = list_images([real_data / "hymenoptera" / "val"])[::10]
     data = ImageData(("x", "y"), {"all": Examples(paths, np.zeros(len(paths), "int32"))}, [], "")
     (batch,) = data.batches("all", image_size=224, batch_size=len(paths))
@@ -39,11 +39,11 @@ def test_features_are_those_of_plain_keras_applications(name, alpha, real_weight
     expected = plain(photographs.astype("float32") / 127.5 - 1.0, training=False)
     ours = build_backbone(name)(photographs, training=False)
     assert np.abs(np.asarray(ours) - expected).max() < 1e-5
-    assert np.asarray(ours).std(axis=0).max() > 0.1  # the images do differ
+    assert np.asarray(ours).std(axis=0).max() > 0.1  # the images differ
 
 
-def test_a_backbone_without_its_head_names_ants_and_bees(real_weights, photographs):
-    """The ImageNet classifier, put behind our prefix and suffix, still knows its classes."""
+def test_a_backbone_with_the_imagenet_head_recognizes_insects(real_weights, photographs):
+    """ImageNet's classifier on top of our prefix and suffix still recognizes its classes."""
     whole = keras.applications.MobileNet(alpha=0.25, weights="imagenet")
     backbone = build_backbone("mobilenet_0.25", pooling=None)
     prefix, suffix = backbone.split(7)
@@ -59,7 +59,7 @@ def test_a_backbone_without_its_head_names_ants_and_bees(real_weights, photograp
     assert np.median(insects) > 0.5
 
 
-def test_frozen_real_backbone_stays_as_it_is_under_fit(real_weights, photographs):
+def test_a_frozen_real_backbone_does_not_change_in_fit(real_weights, photographs):
     """keras issue 20285: with plain Keras, BatchNorm statistics drift here."""
     model = build_model("mobilenet_v2_0.35", Classification(["ants", "bees"]))
     freeze(model, "stage:12")
@@ -71,15 +71,15 @@ def test_frozen_real_backbone_stays_as_it_is_under_fit(real_weights, photographs
         if isinstance(x, keras.layers.BatchNormalization)
         for w in x.non_trainable_weights
     ]
-    kept = [w.numpy() for w in frozen + statistics]
+    before = [w.numpy() for w in frozen + statistics]
     model.compile("sgd", model.layers[-1].head.loss(), jit_compile=False)
     model.fit(photographs, np.arange(len(photographs)) % 2, batch_size=8, verbose=0)
-    for weight, value in zip(frozen + statistics, kept):
+    for weight, value in zip(frozen + statistics, before):
         np.testing.assert_array_equal(weight.numpy(), value)
 
 
 def test_a_folder_of_many_kinds_of_file(real_data, tmp_path):
-    """Capital endings, .jpeg, a GIF: all of the real folders is read."""
+    """Upper-case extensions, .jpeg and a GIF: every file of the real folders is read."""
     data = from_directory(real_data / "hymenoptera")
     assert {split: len(e) for split, e in data.examples.items()} == {"train": 245, "val": 153}
     assert data.skipped == []
@@ -88,7 +88,7 @@ def test_a_folder_of_many_kinds_of_file(real_data, tmp_path):
 
 
 def command(*args):
-    """What the command prints, in this process, which has TensorFlow already."""
+    """Run a command in this process, which has imported TensorFlow, and return its output."""
     result = CliRunner().invoke(app, [*map(str, args)])
     assert result.exit_code == 0, (result.output, result.exception)
     return result.stdout
@@ -108,7 +108,7 @@ def run(real_data, real_weights, tmp_path_factory):
 
 def test_real_transfer_learns_ants_from_bees(run):
     metrics = json.loads((run / "metrics.json").read_text())
-    # 153 images, 83 of them bees: always saying bees gives 0.54.
+    # 83 of the 153 images show bees, so the constant answer has an accuracy of 0.54.
     assert metrics["val"]["accuracy"] > 0.8
     assert metrics["images"] == {"train": 245, "val": 153}
 
@@ -121,7 +121,7 @@ def test_evaluate_agrees_with_training(run, real_data):
 
 
 def test_the_export_answers_like_predict(run, real_data, tmp_path):
-    """saved_model_cli and a process without Keras, on the bytes of real JPEGs."""
+    """saved_model_cli and a process without Keras, on real JPEG files."""
     images = list_images([real_data / "hymenoptera" / "val"])[::20]
     rows = list(csv.DictReader(command("predict", run, *images).splitlines()))
     labels, scores = served_without_keras(run / "export" / "1", *images)

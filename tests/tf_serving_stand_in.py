@@ -1,9 +1,9 @@
-"""A server that answers Predict as TF Serving does, with TensorFlow alone: Keras cannot be found in it.
+"""A server that answers Predict requests like TF Serving, in a process without Keras.
 
     python tf_serving_stand_in.py FOLDER NAME
 
 serves FOLDER/<highest number> as NAME over gRPC and REST, and prints {"grpc": port, "rest": port}. The
-model `flaky` is the same one, away for its first two requests on each wire; `slow` takes two seconds.
+model `flaky` is the same one, unavailable for its first two requests per protocol; `slow` takes two seconds.
 """
 
 import base64
@@ -25,7 +25,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 folder, name = sys.argv[1:]
 version = max((p for p in Path(folder).iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
 loaded = tf.saved_model.load(str(version))
-away = {"grpc": 2, "rest": 2}
+unavailable = {"grpc": 2, "rest": 2}
 
 
 class Refusal(Exception):
@@ -37,8 +37,8 @@ def predict(wire, model, wanted, signature, inputs):
         raise Refusal("NOT_FOUND", 404, f"Servable not found for request: {model}")
     if model == "slow":
         time.sleep(2)
-    if model == "flaky" and away[wire]:
-        away[wire] -= 1
+    if model == "flaky" and unavailable[wire]:
+        unavailable[wire] -= 1
         raise Refusal("UNAVAILABLE", 503, "still loading")
     if signature not in loaded.signatures:
         raise Refusal("INVALID_ARGUMENT", 400, f"no signature {signature}")

@@ -1,4 +1,4 @@
-"""The demonstration, shortened, and what it says of its curves."""
+"""The demo, shortened, and its table of curves."""
 
 import pytest
 from conftest import tiny_backbone
@@ -28,8 +28,8 @@ def test_images_of_source_and_target_do_not_mix(tmp_path):
 
 
 @pytest.mark.large  # CI runs scripts/demo.sh
-def test_the_demo_runs_to_its_end(tmp_path, monkeypatch, capsys):
-    """With a network that compiles at once; `scripts/demo.sh` runs it with its own."""
+def test_the_demo_completes(tmp_path, monkeypatch, capsys):
+    """With a network that compiles quickly; `scripts/demo.sh` uses the real one."""
     monkeypatch.setattr(demo, "small_backbone", tiny_backbone)
     monkeypatch.setattr(demo, "EPOCHS", 5)
     monkeypatch.setattr(demo, "SOURCE_EPOCHS", 1)

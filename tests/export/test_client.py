@@ -1,4 +1,4 @@
-"""The client against a server with TensorFlow alone, over both wires; and where there is none."""
+"""The client against a server that runs TensorFlow alone, over both protocols, and without a server."""
 
 import json
 import socket
@@ -24,7 +24,7 @@ SERVER = Path(__file__).parents[1] / "tf_serving_stand_in.py"
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """(scheme → address, what `predict` says of five images, a broken one at the end)."""
+    """Return (scheme → address, results of `predict` for five images, their files and a broken one)."""
     pytest.importorskip("tensorflow_serving")
     folder = tmp_path_factory.mktemp("served")
     keras.utils.set_random_seed(3)
@@ -81,7 +81,7 @@ def test_features(served, wire):
     assert found[1]["features"] is None and found[1]["error"]
 
 
-def test_a_server_that_is_away_is_asked_again(served, wire, monkeypatch):
+def test_requests_to_an_unavailable_server_are_repeated(served, wire, monkeypatch):
     addresses, _, files = served
     pauses = []
     monkeypatch.setattr(client_module.time, "sleep", pauses.append)
@@ -93,7 +93,7 @@ def test_a_server_that_is_away_is_asked_again(served, wire, monkeypatch):
     assert len(pauses) == 1 and 0.1 <= pauses[0] <= 0.2
 
 
-def test_a_request_takes_no_longer_than_its_time(served, wire):
+def test_a_request_times_out(served, wire):
     addresses, _, files = served
     started = time.perf_counter()
     with pytest.raises(ServingError, match="after 1 try"):
@@ -101,17 +101,17 @@ def test_a_request_takes_no_longer_than_its_time(served, wire):
     assert time.perf_counter() - started < 1.5
 
 
-def test_what_the_server_refuses_is_not_asked_again(served, wire, monkeypatch):
+def test_rejected_requests_are_not_repeated(served, wire, monkeypatch):
     addresses, _, files = served
-    monkeypatch.setattr(client_module.time, "sleep", lambda seconds: pytest.fail("asked again"))
+    monkeypatch.setattr(client_module.time, "sleep", lambda seconds: pytest.fail("repeated"))
     for client in (Client(addresses[wire], "roses"), Client(addresses[wire], "flowers", version=9)):
         with pytest.raises(InputError, match="Servable not found"):
             next(client.predict(files[:1]))
 
 
-def test_nobody_answers(wire, tmp_path):
+def test_an_unreachable_server(wire, tmp_path):
     write_image(tmp_path / "p.png", (1, 2, 3))
-    with socket.socket() as taken:  # bound, and nobody listens
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         address = f"{wire}://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ServingError, match="does not answer for flowers after 1 try"):
@@ -128,17 +128,17 @@ def test_nobody_answers(wire, tmp_path):
         ({"retries": -1}, "retries at least 0"),
     ],
 )
-def test_what_is_no_client(change, said):
+def test_invalid_clients(change, said):
     with pytest.raises(InputError, match=said):
         Client(**{"server": "http://localhost:8501", "model": "m", **change})
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
     with pytest.raises(InputError, match="Cannot read"):
         next(Client("http://localhost:1", "m").predict([tmp_path / "none.jpg"]))
 
 
-def test_several_heads_stand_by_their_names():
+def test_several_heads_are_named():
     row = {
         "scores_sign": [0.75, 0.25], "class_names_sign": ["a", "b"], "label_sign": "a",
         "score_sign": 0.75, "scores_age": [31.5], "class_names_age": ["years"],

@@ -1,4 +1,4 @@
-"""SavedModels answer like the Keras model, in processes that never heard of Keras."""
+"""SavedModels return the scores of the Keras model, also in processes without Keras."""
 
 import json
 import os
@@ -40,9 +40,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """(an export of `model`, the files of it that a server saw each time it looked for versions).
+    """Return (an export, the files that a server saw each time it looked for versions).
 
-    What TF Serving does: it lists the folder again and again, and loads each new number.
+    Like TF Serving, it lists the folder repeatedly and loads each new number.
     """
     base, done, seen = tmp_path_factory.mktemp("serving") / "models", Event(), []
     base.mkdir()
@@ -67,10 +67,10 @@ def watched(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(watched):
-    """An export of `model`, and its signatures."""
+    """Return an export of `model`, its signatures, and the loaded object."""
     folder, _ = watched
     loaded = tf.saved_model.load(str(folder))
-    return folder, loaded.signatures, loaded  # the signatures live as long as it
+    return folder, loaded.signatures, loaded  # signatures do not keep the loaded object alive
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def images(rng):
     return rng.integers(0, 256, (2, 50, 70, 3), dtype="uint8")
 
 
-def test_every_signature_gives_the_keras_models_scores(exported, model, images):
+def test_every_signature_returns_the_scores_of_the_keras_model(exported, model, images):
     _, signatures, _ = exported
     resized = resize_and_crop(images, 32)
     expected = np.asarray(model.layers[-1].head.scores(model(resized)))
@@ -127,7 +127,7 @@ def test_mixed_precision_gives_float32(images, tmp_path):
 
 
 def test_nothing_is_left_for_xla(tmp_path):
-    """TF Serving has no XLA on CPUs by default; Keras compiles grouped convolutions by it."""
+    """TF Serving has no XLA on CPUs by default; Keras compiles grouped convolutions with it."""
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(8, 3, groups=8)(keras.layers.Conv2D(8, 4, strides=4)(inputs))
     backbone = Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="grouped")
@@ -152,16 +152,14 @@ def test_an_export_that_differs_is_refused(exported, model, tmp_path, monkeypatc
     assert list((tmp_path / "serving").iterdir()) == []
 
 
-def test_what_the_keras_model_itself_makes_of_rounding_is_no_difference(
-    exported, model, images, monkeypatch
-):
+def test_rounding_of_the_keras_model_itself_is_tolerated(exported, model, images, monkeypatch):
     folder, _, _ = exported
-    model.get_layer("output").bias.assign([0.1, 0.0, 0.0])  # scores differ by some hundredths
+    model.get_layer("output").bias.assign([0.1, 0.0, 0.0])  # scores differ by a few hundredths
     with pytest.raises(export.ParityError):
         serving.check_signatures(model, folder, images, None)
     ask = serving._scores_and_features(model, None)
 
-    def chaotic(images):  # other answers to several images than to each
+    def chaotic(images):  # a batch gives other scores than single images
         return {name: values + 0.01 * len(images) for name, values in ask(images).items()}
 
     monkeypatch.setattr(serving, "_scores_and_features", lambda model, temperatures: chaotic)
@@ -192,7 +190,7 @@ def test_a_broken_image_is_marked_and_the_others_are_answered(exported, images):
     expected = embed(bytes=tf.constant(good))["features"].numpy()
     np.testing.assert_allclose(features["features"].numpy()[fine], expected, atol=1e-5)
     assert expected.any() and not features["features"].numpy()[broken].any()
-    # All of a request may be broken.
+    # Every image of a request may be broken.
     assert serve(bytes=tf.constant([b"x"]))["error"].numpy().tolist() == [UNREADABLE.encode()]
 
 
@@ -207,7 +205,7 @@ def test_floats_that_are_not_finite_are_marked(exported, images):
     np.testing.assert_allclose(answer["scores"].numpy(), [[0, 0, 0], alone[0]], atol=1e-6)
 
 
-def test_features_are_the_backbones(exported, model, images):
+def test_features_are_those_of_the_backbone(exported, model, images):
     _, signatures, _ = exported
     from keras_transfer.models.stages import backbone_of
 
@@ -225,7 +223,7 @@ def test_names_are_an_asset(exported):
     assert not (folder / "labels.txt").exists()
 
 
-def test_warm_up_requests_are_tf_servings_and_can_be_answered(exported):
+def test_warm_up_requests_are_valid_messages_and_can_be_answered(exported):
     folder, signatures, _ = exported
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -246,7 +244,7 @@ def test_warm_up_requests_are_tf_servings_and_can_be_answered(exported):
 # -- the folder ---------------------------------------------------------------------------------------
 
 
-def test_a_reader_sees_the_version_whole_or_not_at_all(watched):
+def test_a_version_appears_complete_or_not_at_all(watched):
     folder, seen = watched
     assert [p.name for p in folder.parent.iterdir()] == ["1"]
     assert seen and all(files == seen[-1] for files in seen)
@@ -254,7 +252,7 @@ def test_a_reader_sees_the_version_whole_or_not_at_all(watched):
     assert "assets.extra/tf_serving_warmup_requests" in seen[-1]
 
 
-def test_while_it_is_written_its_name_is_no_version(tmp_path):
+def test_an_unfinished_export_does_not_look_like_a_version(tmp_path):
     with new_folder(tmp_path / "7") as folder:
         (folder / "part").write_text("half")
         assert [p.name.isdecimal() for p in tmp_path.iterdir()] == [False]
@@ -285,7 +283,7 @@ print(json.dumps(answer["scores"].numpy().tolist()))
 
 
 def served_without_keras(folder, *paths):
-    """(labels, scores) from a process that has no Keras."""
+    """Return (labels, scores) from a process without Keras."""
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_KERAS, str(folder), *map(str, paths)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -307,7 +305,7 @@ def test_a_process_without_keras_answers(exported, model, images, tmp_path):
 
 
 def test_requests_in_tf_servings_messages(exported, images):
-    """The request a TF Serving client sends, taken apart as the server does."""
+    """The request of a TF Serving client, decoded as the server does."""
     _, signatures, _ = exported
     from tensorflow_serving.apis import predict_pb2
 
@@ -327,7 +325,7 @@ def test_requests_in_tf_servings_messages(exported, images):
     assert tf.make_ndarray(response.outputs["label"])[0] in (b"ant", b"bee", "füße".encode())
 
 
-# `saved_model_cli`, in this process: importing TensorFlow again takes longer than what it does.
+# `saved_model_cli` runs in this process, because importing TensorFlow again takes longer.
 
 
 def saved_model_cli(capsys, *words):

@@ -1,4 +1,4 @@
-"""LiteRT, ONNX, OpenVINO: right, small in int8, refused where they are not; and what a run gives them."""
+"""LiteRT, ONNX and OpenVINO: correct, small in int8, and rejected if not; exports of runs; parity."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def format(request):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that tells red, green and blue; its backbone has random weights."""
+    """Return a run that classifies red, green and blue; its backbone has random weights."""
     folder = tmp_path_factory.mktemp("formats")
     data = from_directory(write_colours(folder / "colours"), progress=False)
     keras.utils.set_random_seed(0)
@@ -65,7 +65,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted(run, tmp_path_factory):
-    """The run as LiteRT."""
+    """Return the run exported as LiteRT."""
     return export.export_run(run, "litert", out=tmp_path_factory.mktemp("litert") / "1")
 
 
@@ -77,9 +77,9 @@ def images(rng):
 # -- one model in each format -------------------------------------------------------------------------
 
 
-def test_scores_come_by_the_names_of_the_heads(format, images, tmp_path):
+def test_scores_are_named_after_the_heads(format, images, tmp_path):
     keras.utils.set_random_seed(1)
-    # The last name comes first in the alphabet, and the numbers of outputs are equal.
+    # The names are not in alphabetical order, and the numbers of outputs are equal.
     heads = {"b": MultiLabel(["x", "y"]), "a": Classification(["p", "q"]), "c": Regression(["u"])}
     model = build_model(tiny_backbone(), heads, image_size=32)
     temperatures = {"a": 0.5, "b": 2.0}
@@ -111,7 +111,7 @@ def test_a_model_of_half_precision_is_exported_in_float32(images, tmp_path):
     exact = build_in_float32(model)
     logits = np.asarray(exact(images), "float64")
     np.testing.assert_allclose(got, np.exp(logits) / np.exp(logits).sum(1)[:, None], atol=1e-5)
-    assert model.get_layer("tiny").compute_dtype == "bfloat16"  # it was not touched
+    assert model.get_layer("tiny").compute_dtype == "bfloat16"  # unchanged
 
 
 def build_in_float32(model):
@@ -136,7 +136,7 @@ def test_int8_of_a_run_is_small_and_as_good(format, run, converted, tmp_path):
 
 
 def test_int8_that_loses_too_much_is_refused(run, tmp_path, monkeypatch):
-    """Ranges measured on black images fit no other."""
+    """Ranges measured on black images do not fit others."""
     write, written = exporting.write_converted, tmp_path / "written"
 
     def write_once(answers, folder, *options):
@@ -159,7 +159,7 @@ def test_int8_that_loses_too_much_is_refused(run, tmp_path, monkeypatch):
 
 
 def test_int8_folds_batch_norm_into_depthwise_convolutions(tmp_path):
-    """Channels that differ by a factor of 10,000 before BatchNorm: one range does not fit them all."""
+    """Before BatchNorm, channels differ by a factor of 10,000, so a single range does not fit them."""
     pytest.importorskip("onnxruntime")
     keras.utils.set_random_seed(2)
     layers, scales = keras.layers, np.logspace(-2, 2, 16)
@@ -181,8 +181,8 @@ def test_int8_folds_batch_norm_into_depthwise_convolutions(tmp_path):
     assert found.parity.agreement["output"] >= 0.9
 
 
-def test_onnx_takes_what_convnext_is_made_of(images, tmp_path):
-    """A grouped convolution, which Keras has compiled by XLA, and the exact GELU, made of Erfc."""
+def test_onnx_supports_the_operations_of_convnext(images, tmp_path):
+    """Grouped convolutions, which Keras compiles with XLA, and the exact GELU, which needs Erfc."""
     pytest.importorskip("tf2onnx")
     keras.utils.set_random_seed(4)
     layers = keras.layers
@@ -201,7 +201,7 @@ def test_onnx_takes_what_convnext_is_made_of(images, tmp_path):
 
 
 def test_onnx_keeps_the_zeros_around_a_max_pooling(tmp_path):
-    """Among negative numbers they are the greatest (ResNet-V2)."""
+    """The zeros are the largest values among negative numbers (ResNet-V2)."""
     pytest.importorskip("tf2onnx")
     keras.utils.set_random_seed(4)
     layers = keras.layers
@@ -214,7 +214,7 @@ def test_onnx_keeps_the_zeros_around_a_max_pooling(tmp_path):
     model = build_model(backbone, Classification("ab"), image_size=32)
     found = export.convert(model, tmp_path / "1", "onnx")
     assert found.parity.difference < 1e-5
-    # Whatever ONNX Runtime is here, another may read the file.
+    # Another ONNX Runtime may read the file.
     graph = pytest.importorskip("onnx").load(tmp_path / "1" / "model.onnx").graph
     (pooling,) = (node for node in graph.node if node.op_type == "MaxPool")
     (pad,) = (node for node in graph.node if node.output[0] == pooling.input[0])
@@ -223,7 +223,7 @@ def test_onnx_keeps_the_zeros_around_a_max_pooling(tmp_path):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_onnx_runtime_takes_zeros_around_a_max_pooling(kept):
-    """Before 1.32 it forgets them (its issue 24737) unless `_protect_zeros` has changed them."""
+    """ONNX Runtime before 1.32 ignores them (its issue 24737) without `_protect_zeros`."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     make, shape = onnx.helper, [1, 1, 4, 4]
     graph = make.make_graph(
@@ -248,7 +248,23 @@ def test_onnx_runtime_takes_zeros_around_a_max_pooling(kept):
     np.testing.assert_allclose(found, np.full([1, 1, 2, 2], -1.0 if forgets else 0.0), atol=1e-30)
 
 
-def test_what_a_format_has_no_operation_for_is_said(run, tmp_path, monkeypatch):
+def test_exports_of_0_1_with_another_input_name_still_run(
+    format, run, images, monkeypatch, tmp_path
+):
+    """The input was called `pictures`; `open_export` reads the name from the file."""
+
+    def old_signature(scorer, batch):
+        return [tf.TensorSpec([batch, *scorer.input_shape[1:]], tf.uint8, "pictures")]
+
+    monkeypatch.setattr(converters, "_signature", old_signature)
+    export.convert(run.model, tmp_path / "1", format)
+    logits = np.asarray(run.model(images), "float64")
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    got = export.open_export(tmp_path / "1")(images)["scores"]
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_unsupported_operations_are_reported(run, tmp_path, monkeypatch):
     def refuse(answers, folder, examples):
         raise RuntimeError("no kernel for Foo\nin the graph")
 
@@ -261,7 +277,7 @@ def test_what_a_format_has_no_operation_for_is_said(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, monkeypatch):
+def test_invalid_exports_are_reported_at_once(run, tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match=r"Unknown format 'caffe'\. Choose one of saved_model, litert"
     ):
@@ -317,7 +333,7 @@ def test_a_run_is_exported_with_calibration_and_card(run, converted):
     assert "not calibrated" in (converted.path / "README.md").read_text()
 
 
-def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monkeypatch):
+def test_the_card_states_the_license_and_the_quality(run, converted, tmp_path, monkeypatch):
     config = {**run.config, "backbone": "mobilenet_v2_0.35", "weights": "imagenet"}
     mae = {"value": 0.25, "low": 0.2, "high": 0.3}
     head = {"task": "regression", "per_target": {"u": {"mae": mae}}, "slices": {}}
@@ -338,17 +354,17 @@ def test_the_card_says_whose_weights_and_how_good(run, converted, tmp_path, monk
     assert "not confirmed that this license covers the weights" in card
 
 
-def test_every_backbone_has_a_licence():
+def test_every_backbone_has_a_license():
     assert {spec.module for spec in BACKBONES.values()} == _LICENSES.keys() | _UNCONFIRMED.keys()
     assert not _LICENSES.keys() & _UNCONFIRMED.keys()
 
 
-def test_the_cards_own_code_prepares_images_as_training_does(converted, tmp_path, rng):
+def test_the_code_in_the_card_prepares_images_as_in_training(converted, tmp_path, rng):
     card = (converted.path / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     pixels = rng.integers(0, 256, (12, 17, 3), dtype="uint8").repeat(9, 0).repeat(9, 1)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     path = tmp_path / "p.png"
     Image.fromarray(pixels).save(path, exif=exif)
     scope = {"path": path}
@@ -359,10 +375,10 @@ def test_the_cards_own_code_prepares_images_as_training_does(converted, tmp_path
 
 
 def test_a_saved_model_of_a_run_is_compared_on_its_files(tmp_path):
-    """Of a file that TensorFlow would read wrongly the row is left out, and counted."""
+    """Files that TensorFlow would misread are excluded from the comparison and counted."""
     colours = tmp_path / "colours"
     write_colours(colours)
-    for image in (colours / "red").glob("*.png"):  # palettes, which are served as errors
+    for image in (colours / "red").glob("*.png"):  # palettes, which serving rejects
         Image.open(image).quantize(16).save(image.with_suffix(".bmp"))
         image.unlink()
     data = from_directory(colours, progress=False)
@@ -380,7 +396,7 @@ def test_a_saved_model_of_a_run_is_compared_on_its_files(tmp_path):
     assert f"{broken} of them unreadable" in (found.path / "README.md").read_text()
 
 
-def test_where_the_images_are_gone(run, tmp_path, monkeypatch, capsys):
+def test_missing_images(run, tmp_path, monkeypatch, capsys):
     data = from_directory(run.config["data"], progress=False)
     monkeypatch.setattr(type(run), "config", {**run.config, "data": str(tmp_path / "gone")})
     given = export.export_run(run, "litert", out=tmp_path / "0", data=data)
@@ -453,14 +469,14 @@ def test_parity_by_hand():
     constant = {**EXPECTED, "a": np.tile([0.9, 0.1], (4, 1))}
     assert "every image the same answer" in compare(HEADS, constant, got, sample_of(labels)).text()
 
-    # Without labels the Keras model's answers stand for them; rows that were not answered are out.
+    # Without labels, the Keras model's decisions take their place; unreadable rows are excluded.
     valid = np.array([False, True, True, True])
     found = compare(HEADS, EXPECTED, got, sample_of(None), valid=valid)
     assert found.quality["a"] == (1.0, 1.0) and found.refused == 1 and not found.labelled
     assert found.quality["b"] == pytest.approx((1.0, 5 / 6))
 
 
-def test_what_is_refused():
+def test_limits_of_parity_and_quality():
     def parity(agreement, difference, lost=0.0):
         quality = {"a": (0.9, 0.9 - lost), "b": (0.5, 0.7)}
         return Parity(
