@@ -58,7 +58,7 @@ def test_a_backbone(data, tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         again.predict(images, verbose=0), run.model.predict(images, verbose=0)
     )
-    with pytest.raises(kt.InputError, match="too small for tiny: give 16 or more"):
+    with pytest.raises(kt.InputError, match="too small for tiny: use 16 or more"):
         kt.models.build_backbone("tiny", image_size=8)
 
 
