@@ -33,10 +33,10 @@ def schedules():
         l2_sp=0.01,
     )
     return {
-        "feature_extraction": resolve_schedule("feature_extraction", {}, images=14),
-        "lp_ft": resolve_schedule("lp_ft", {"epochs": 2, "head_epochs": 1}, images=14),
+        "feature_extraction": resolve_schedule("feature_extraction", {}, examples=14),
+        "lp_ft": resolve_schedule("lp_ft", {"epochs": 2, "head_epochs": 1}, examples=14),
         "gradual_unfreeze": resolve_schedule(
-            "gradual_unfreeze", {"epochs": 3, "stages": 1, "head_epochs": 1}, images=14
+            "gradual_unfreeze", {"epochs": 3, "stages": 1, "head_epochs": 1}, examples=14
         ),
         "rates": Schedule("rates", (rates,)),
         "watched": Schedule(

@@ -122,7 +122,7 @@ def test_a_model_whose_head_is_not_registered_here_says_so(tmp_path, monkeypatch
         kt.load_model(tmp_path / "focal.keras")
 
 
-def sandwich(images: int = 1000, epochs: int = 3, learning_rate: float = 1e-2) -> kt.Schedule:
+def sandwich(examples: int = 1000, epochs: int = 3, learning_rate: float = 1e-2) -> kt.Schedule:
     """The head, all stages, the head again."""
     around = {"freeze": "all", "epochs": 1, "learning_rate": learning_rate}
     middle = kt.Phase("all", "none", epochs - 2, learning_rate / 10)
@@ -141,7 +141,7 @@ def test_a_recipe(model, data, tmp_path, monkeypatch):
     phases = written["schedule"]["phases"]
     assert phases[0]["learning_rate"] == 5e-3 and phases[2]["ema"] == 0.9
     with pytest.raises(
-        kt.InputError, match="sandwich has the arguments images, epochs, learning_rate"
+        kt.InputError, match="sandwich has the arguments examples, epochs, learning_rate"
     ):
         kt.schedules.resolve_schedule("sandwich", {"stages": 3})
 

@@ -168,7 +168,7 @@ class Budget:
         schedule = resolve_schedule(
             choice.strategy,
             choice.overrides,
-            images=self.images,
+            examples=self.images,
             image_size=network.input_shape[1],
             linear_head=True,
         )

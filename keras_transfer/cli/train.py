@@ -192,7 +192,7 @@ def schedule(
         raise InputError("A plot needs --backbone: it shows the stages of a backbone.")
     overrides = {**overrides_of(set), **_recipe_arguments(given)}
     size = image_size or (BACKBONES[backbone].size if backbone in BACKBONES else 224)
-    chosen = resolve_schedule(strategy, overrides, images=examples, image_size=size)
+    chosen = resolve_schedule(strategy, overrides, examples=examples, image_size=size)
     if backbone is None:
         print(chosen.table())
     else:

@@ -175,7 +175,7 @@ class Experiment:
         return self._length(SCRATCH, overrides, images)
 
     def _length(self, strategy, overrides, images):
-        phases = resolve_schedule(strategy, overrides, images=images).phases
+        phases = resolve_schedule(strategy, overrides, examples=images).phases
         steps = [-(-images // (phase.batch_size or self.options.batch_size)) for phase in phases]
         return sum(phase.epochs or -(-phase.steps // n) for phase, n in zip(phases, steps))
 

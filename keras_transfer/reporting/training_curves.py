@@ -1,8 +1,11 @@
 """The training of a run: a table of its phases, its learning rates, and curves over the epochs."""
 
+from functools import partial
+
 import numpy as np
 
 from keras_transfer.reporting.page import GRAY, figure, line_figure
+from keras_transfer.schedules import drawing
 from keras_transfer.utils.tables import Table
 
 _NOT_METRICS = ("epoch", "phase", "learning_rate", "seconds", "loss_scale")
@@ -46,7 +49,10 @@ def rate_figure(plan) -> dict | None:
     """Return a figure of each stage's learning rate; None if all phases are in closed form."""
     if all(planned.phase.solver == "logistic" for planned in plan.phases):
         return None
-    return figure(plan.draw_on, "Learning rate of each stage", width=8, height=plan.height)
+    height = drawing.height(plan)
+    return figure(
+        partial(drawing.draw_rates, plan), "Learning rate of each stage", width=8, height=height
+    )
 
 
 def metric_names(history: list[dict]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Schedules: phases as plain data, named recipes, plans for one model, and optimizers.
+"""Schedules: phases as plain data, named recipes, and plans with optimizers for one model.
 
 Phases and recipes import neither Keras nor TensorFlow. Modules here may import `runs`, `models`,
 `data`, `modalities`, `utils` and `errors`.

@@ -1,16 +1,18 @@
-"""Schedules as plain data: which part trains, how fast and for how long, phase by phase.
+"""Schedules as plain data: which weights train, how fast and for how long, phase by phase.
 
-No Keras here, so that a schedule can be read and checked before Keras is imported. What a schedule
-means for one model and one data set is worked out in `keras_transfer.schedules.plans`.
+This module does not import Keras, so a schedule can be read and checked before Keras is imported.
+`keras_transfer.schedules.plans` works out what a schedule means for one model and dataset.
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from keras_transfer.data.mixing import MIXES
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import plain_augmentation
 from keras_transfer.models import BATCH_NORM_POLICIES
+from keras_transfer.utils.tables import Table
 
 SHAPES = ("cosine", "one_cycle", "step", "constant", "annealed", "plateau")
 KEEP = ("best", "last")
@@ -19,52 +21,54 @@ SOLVERS = ("gradient", "logistic")
 
 @dataclass(frozen=True)
 class Phase:
-    """One `compile` + `fit`. Everything about it is written here.
+    """One `compile` and `fit`, and everything that defines it.
 
     Attributes:
-        name: shown in logs and files; differs from phase to phase.
-        freeze: what is frozen, as `keras_transfer.models.freezing.frozen_stages` takes it.
-        epochs: passes over the training images, ≥ 1; or
-        steps: batches, ≥ 1, with an epoch's end after each pass. One of the two is given.
-        learning_rate: highest rate of the phase, > 0.
-        shape: of the rate over the phase: `"cosine"` (to 0), `"one_cycle"` (up and down in cosines,
-            give it a warmup of about 0.3), `"step"`, `"constant"`, `"annealed"` (times (1 + 10·p)^−0.75
-            at progress p, as domain adaptation has it), or `"plateau"` (times `drop_factor` when the
-            validation loss has not fallen for `patience` epochs).
+        name: shown in logs and files; unique in a schedule.
+        freeze: what is frozen, see `keras_transfer.models.stages.frozen_stages`.
+        epochs: passes over the training examples, ≥ 1; or
+        steps: batches, ≥ 1, with an epoch ending after each pass. Exactly one of the two is given.
+        learning_rate: highest learning rate of the phase, > 0.
+        shape: learning rate over the phase: `"cosine"` (to 0), `"one_cycle"` (up and down in
+            cosines; use a warmup of about 0.3), `"step"`, `"constant"`, `"annealed"` (times
+            (1 + 10·p)^−0.75 at progress p, as in domain adaptation), or `"plateau"` (times
+            `drop_factor` if the validation loss has not fallen for `patience` epochs).
         warmup: share of the steps in which the rate rises, 0 ≤ warmup < 1; not with `"plateau"`.
-        drops: of `"step"`: shares of the phase after which the rate is multiplied by `drop_factor`.
-        drop_factor: of `"step"` and `"plateau"`, 0 < factor < 1.
-        patience: of `"plateau"`, epochs ≥ 1.
-        rates: multipliers of the rate, > 0: keys `"head"`, `"backbone"` (all its stages) and
-            `"stage:N"` (counted from 1, nearest to the image), the more special wins.
+        drops: for `"step"`: shares of the phase after which the rate is multiplied by
+            `drop_factor`.
+        drop_factor: for `"step"` and `"plateau"`, 0 < factor < 1.
+        patience: for `"plateau"`, epochs ≥ 1.
+        rates: multipliers of the rate, > 0. Keys are `"head"`, `"backbone"` (all its stages) and
+            `"stage:N"` (counted from 1, which is nearest to the input); the more specific key wins.
         lowest_rate: multiplier of the first stage; those of the stages between it and the head lie
-            on a geometric scale (layer-wise decay: 0.8 a stage over 12 stages is 0.07). 1 is none.
+            on a geometric scale (layer-wise decay: 0.8 per stage over 12 stages is 0.07). 1 turns
+            it off.
         optimizer: class of `keras.optimizers`, in lower case: `"adamw"`, `"sgd"`, `"lion"`, …
         optimizer_options: arguments of that class, e.g. `{"momentum": 0.9}`.
-        weight_decay: decoupled, times the rate, of weight matrices only: biases, offsets and scales
-            are spared (arXiv:1711.05101).
-        l2_sp: like `weight_decay`, but towards the weights that training started from, for the
-            backbone (arXiv:1802.01483). The head keeps `weight_decay`. 0 is none.
-        clip_norm: longest gradient over all weights together, > 0; None is no limit.
+        weight_decay: decoupled, times the rate; only for weight matrices, not for biases, offsets
+            and scales (arXiv:1711.05101).
+        l2_sp: like `weight_decay`, but towards the weights from which training started, for the
+            backbone (arXiv:1802.01483). The head uses `weight_decay`. 0 turns it off.
+        clip_norm: maximum norm of the gradient of all weights together, > 0; None means no limit.
         accumulate: batches whose gradients are averaged for one update, ≥ 1.
-        ema: momentum of the weights' exponential average, 0 ≤ ema < 1, which is then what is
-            validated and kept; 0 is none. A new one starts with each phase. BatchNorm's statistics
+        ema: momentum of the exponential moving average of the weights, 0 ≤ ema < 1, which is then
+            validated and saved; 0 turns it off. Each phase starts a new one. BatchNorm statistics
             are not averaged.
-        batch_size, image_size, augment, mix, mix_alpha: where they differ from the trainer's
-            (augment: see `data.resolve_augmentation`, kept as plain data; mix and mix_alpha: see
-            `data.Mix`). An image size must differ from the model's by a multiple of 32, so that
-            every layer pads alike.
+        batch_size, image_size, augment, mix, mix_alpha: override those of the trainer (augment: see
+            `modalities.image.augment.resolve_augmentation`, stored as plain data; mix and mix_alpha:
+            see `data.mixing.Mix`). An image size must differ from the model's by a multiple of 32,
+            so that every layer pads the same way.
         batch_norm: `"frozen"` or `"train"`, for the trained part of the backbone.
-        dropout, label_smoothing: where they differ from the head's, in [0, 1).
-        class_weights: `"balanced"` weighs each class by 1/frequency; or a weight a class, by name.
-        early_stopping: ends the phase when the validation loss has not fallen for so many epochs.
-        solver: `"gradient"`, or `"logistic"`: the head in closed form, by logistic regression on the
-            features of the frozen backbone (all of it, and a head without hidden layers); of several
-            labels by one for each, of numbers by ridge regression. It takes one pass over the
-            images; epochs is 1, and rate, optimizer, dropout, label smoothing and mix mean
-            nothing. Of the augmentation only the mirror image is used.
-        views: of each training image, where activations are computed once and something varies:
-            one of them is drawn each epoch. None leaves it to the trainer.
+        dropout, label_smoothing: override those of the head, in [0, 1).
+        class_weights: `"balanced"` weights each class by 1/frequency; or a weight per class name.
+        early_stopping: number of epochs without a lower validation loss after which the phase ends.
+        solver: `"gradient"`, or `"logistic"`: fit the head in closed form on the features of the
+            frozen backbone (all of it, and a head without hidden layers), by logistic regression
+            for one class or several labels, and by ridge regression for numbers. It makes one pass
+            over the examples; epochs is 1, and rate, optimizer, dropout, label smoothing and mix do
+            not apply. Of the augmentation, only the mirror image is used.
+        views: number of augmented views of each training example, where activations are computed
+            once; one of them is drawn in each epoch. None leaves it to the trainer.
     """
 
     name: str
@@ -105,20 +109,22 @@ class Phase:
                 object.__setattr__(self, "augment", plain_augmentation(self.augment))
         except InputError as error:
             raise InputError(f"Phase '{self.name}': {error}") from None
-        for name, good, what in _CHECKS:
+        for name, valid, requirement in _CHECKS:
             value = getattr(self, name)
-            if name in _NUMBERS and isinstance(value, str):
+            if _TYPES[name] in (float, float | None) and isinstance(value, str):
                 value = _number(value)  # YAML reads 1e-4, without a dot, as text
                 object.__setattr__(self, name, value)
-            optional = name in _OPTIONAL and value is None
+            optional = value is None and type(None) in get_args(_TYPES[name])
             try:
-                fine = optional or (not isinstance(value, bool) and good(value))
+                passes = optional or (not isinstance(value, bool) and valid(value))
             except (TypeError, ValueError, AttributeError):
-                fine = False
-            if not fine:
-                raise InputError(f"Phase '{self.name}': {name} must be {what}, not {value!r}.")
+                passes = False
+            if not passes:
+                raise InputError(
+                    f"Phase '{self.name}': {name} must be {requirement}, not {value!r}."
+                )
         if (self.epochs is None) == (self.steps is None):
-            raise InputError(f"Phase '{self.name}': give either epochs or steps.")
+            raise InputError(f"Phase '{self.name}': set either epochs or steps.")
         if self.solver == "logistic" and (self.freeze != "all" or self.epochs != 1):
             raise InputError(
                 f"Phase '{self.name}': solver 'logistic' needs freeze 'all' and epochs 1, not "
@@ -133,9 +139,12 @@ class Phase:
             )
             if not known or not _positive(value):
                 raise InputError(
-                    f"Phase '{self.name}': rates has {key!r}: {value!r}; give 'head', 'backbone' or "
-                    "'stage:N' and a number above 0 (what shall not move is frozen by freeze)."
+                    f"Phase '{self.name}': rates has {key!r}: {value!r}; use 'head', 'backbone' or "
+                    "'stage:N' and a number above 0 (to keep weights unchanged, set freeze)."
                 )
+
+
+_TYPES = get_type_hints(Phase)
 
 
 def _positive(value):
@@ -150,69 +159,52 @@ def _share(value):
     return 0 <= value < 1
 
 
-# Field, what it must hold, and the same in words.
+def _one_of(choices):
+    return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
+_NATURAL = (_natural, "a whole number above 0")
+_POSITIVE = (_positive, "above 0")
+_NOT_NEGATIVE = (lambda value: value >= 0, "at least 0")
+_SHARE = (_share, "at least 0 and below 1")
+_BETWEEN = (lambda value: 0 < value < 1, "between 0 and 1")
+
+# Field, condition on its value, and the same in words.
 _CHECKS = (
     ("freeze", lambda v: isinstance(v, (str, int, float)), "a name, a number or a share"),
-    ("epochs", _natural, "a whole number above 0"),
-    ("steps", _natural, "a whole number above 0"),
-    ("learning_rate", _positive, "above 0"),
-    ("shape", lambda v: v in SHAPES, f"one of {', '.join(SHAPES)}"),
-    ("warmup", _share, "at least 0 and below 1"),
-    ("drops", lambda v: list(v) == sorted(v) and all(0 < x < 1 for x in v), "rising shares"),
-    ("drop_factor", lambda v: 0 < v < 1, "between 0 and 1"),
-    ("patience", _natural, "a whole number above 0"),
+    ("epochs", *_NATURAL),
+    ("steps", *_NATURAL),
+    ("learning_rate", *_POSITIVE),
+    ("shape", *_one_of(SHAPES)),
+    ("warmup", *_SHARE),
+    ("drops", lambda v: list(v) == sorted(v) and all(0 < x < 1 for x in v), "increasing shares"),
+    ("drop_factor", *_BETWEEN),
+    ("patience", *_NATURAL),
     ("rates", lambda v: isinstance(v, dict), "names and numbers"),
     ("lowest_rate", lambda v: 0 < v <= 1, "above 0 and at most 1"),
-    ("optimizer", lambda v: isinstance(v, str), "the name of an optimizer of Keras"),
+    ("optimizer", lambda v: isinstance(v, str), "the name of a Keras optimizer"),
     ("optimizer_options", lambda v: isinstance(v, dict), "names and values"),
-    ("weight_decay", lambda v: v >= 0, "at least 0"),
-    ("l2_sp", lambda v: v >= 0, "at least 0"),
-    ("clip_norm", _positive, "above 0"),
-    ("accumulate", _natural, "a whole number above 0"),
-    ("ema", _share, "at least 0 and below 1"),
-    ("batch_size", _natural, "a whole number above 0"),
-    ("image_size", _natural, "a whole number above 0"),
-    ("mix", lambda v: v in MIXES, f"one of {', '.join(MIXES)}"),
-    ("mix_alpha", _positive, "above 0"),
-    ("batch_norm", lambda v: v in BATCH_NORM_POLICIES, f"one of {BATCH_NORM_POLICIES}"),
-    ("dropout", _share, "at least 0 and below 1"),
-    ("label_smoothing", _share, "at least 0 and below 1"),
+    ("weight_decay", *_NOT_NEGATIVE),
+    ("l2_sp", *_NOT_NEGATIVE),
+    ("clip_norm", *_POSITIVE),
+    ("accumulate", *_NATURAL),
+    ("ema", *_SHARE),
+    ("batch_size", *_NATURAL),
+    ("image_size", *_NATURAL),
+    ("mix", *_one_of(MIXES)),
+    ("mix_alpha", *_POSITIVE),
+    ("batch_norm", *_one_of(BATCH_NORM_POLICIES)),
+    ("dropout", *_SHARE),
+    ("label_smoothing", *_SHARE),
     (
         "class_weights",
         lambda v: v == "balanced" or all(x > 0 for x in v.values()),
         "'balanced' or a weight above 0 for each class",
     ),
-    ("early_stopping", _natural, "a whole number above 0"),
-    ("solver", lambda v: v in SOLVERS, f"one of {', '.join(SOLVERS)}"),
-    ("views", _natural, "a whole number above 0"),
+    ("early_stopping", *_NATURAL),
+    ("solver", *_one_of(SOLVERS)),
+    ("views", *_NATURAL),
 )
-_NUMBERS = [
-    "learning_rate",
-    "warmup",
-    "drop_factor",
-    "lowest_rate",
-    "weight_decay",
-    "l2_sp",
-    "clip_norm",
-    "ema",
-    "mix_alpha",
-    "dropout",
-    "label_smoothing",
-]
-_OPTIONAL = [
-    "epochs",
-    "steps",
-    "clip_norm",
-    "batch_size",
-    "image_size",
-    "mix",
-    "mix_alpha",
-    "dropout",
-    "label_smoothing",
-    "class_weights",
-    "early_stopping",
-    "views",
-]
 PHASE_FIELDS = tuple(f.name for f in fields(Phase))
 
 
@@ -228,10 +220,10 @@ class Schedule:
     """A list of phases, run one after the other.
 
     Attributes:
-        name: the recipe's name, or the user's.
+        name: name of the recipe, or your own.
         phases: at least one.
-        pretrained: False where the backbone starts from random weights.
-        zero_head: True where the head's last layer starts from zeros (BiT).
+        pretrained: False if the backbone starts from random weights.
+        zero_head: True if the head's last layer starts from zeros (BiT).
     """
 
     name: str
@@ -248,13 +240,13 @@ class Schedule:
             raise InputError(f"Schedule '{self.name}': names of phases must differ: {names}.")
 
     def override(self, settings: dict) -> "Schedule":
-        """The same with some fields of its phases replaced.
+        """Return this schedule with some fields of its phases replaced.
 
         Args:
             settings: `"PHASE.FIELD"` → value; `"*.FIELD"` means every phase.
 
         Raises:
-            InputError: no such phase or field, or a value out of its range.
+            InputError: unknown phase or field, or a value out of its range.
         """
         phases = {phase.name: phase for phase in self.phases}
         for key, value in settings.items():
@@ -269,41 +261,45 @@ class Schedule:
                 )
             change = {name: value}
             if name in ("epochs", "steps") and value is not None:
-                change["steps" if name == "epochs" else "epochs"] = None  # one of the two
+                change["steps" if name == "epochs" else "epochs"] = None
             if change == {"solver": "logistic"}:
-                change |= {"epochs": 1, "steps": None}  # it has no others
+                change |= {"epochs": 1, "steps": None}  # the only length that it allows
             for each in phases if where == "*" else [where]:
                 phases[each] = replace(phases[each], **change)
         return replace(self, phases=tuple(phases.values()))
 
     def to_dict(self) -> dict:
-        """Plain data for YAML and JSON; `from_dict` takes it back."""
+        """Return plain data for YAML and JSON; `from_dict` reads it."""
         data = asdict(self)
         data["phases"] = [{**phase, "drops": list(phase["drops"])} for phase in data["phases"]]
         return data
 
     @classmethod
     def from_dict(cls, data: dict) -> "Schedule":
-        """Raises InputError where a key is unknown or missing, or a value out of its range."""
+        """Make a schedule from plain data.
+
+        Raises:
+            InputError: an unknown or missing key, or a value out of its range.
+        """
         try:
             phases = tuple(Phase(**phase) for phase in data["phases"])
             return cls(**{**data, "phases": phases})
         except (KeyError, TypeError) as error:
             reason = str(error).replace("Phase.__init__() ", "").replace("Schedule.__init__() ", "")
-            raise InputError(f"This is no schedule: {reason}.") from None
+            raise InputError(f"Invalid schedule: {reason}.") from None
 
     def to_yaml(self) -> str:
-        """YAML text, every number written out. `from_yaml` takes it back."""
+        """Return YAML text with every number written out; `from_yaml` reads it."""
         import yaml
 
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     @classmethod
     def from_yaml(cls, path) -> "Schedule":
-        """Reads a file of `to_yaml`, or one written by hand (a phase needs its name and epochs).
+        """Read a file from `to_yaml`, or one written by hand (a phase needs its name and epochs).
 
         Raises:
-            InputError: no such file, no YAML, or no schedule; the message names the file.
+            InputError: missing file, invalid YAML or invalid schedule; the message names the file.
         """
         import yaml
 
@@ -313,30 +309,34 @@ class Schedule:
         try:
             return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
         except yaml.YAMLError as error:
-            raise InputError(f"{path} is no YAML: {error}") from None
+            raise InputError(f"{path} is not valid YAML: {error}") from None
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
     def table(self) -> str:
-        """A line a phase, for people; `plans.Plan.table` says it for one model and data set."""
-        lines = [f"{'phase':<12}{'frozen':<12}{'length':<12}{'rate':<10}{'shape':<11}{'more'}"]
-        for phase in self.phases:
-            length = f"{phase.epochs} epochs" if phase.epochs else f"{phase.steps} steps"
-            lines.append(
-                f"{phase.name:<12}{phase.freeze!s:<12}{length:<12}{phase.learning_rate:<10.3g}"
-                f"{phase.shape:<11}{', '.join(differences(phase))}"
+        """Return one line of text per phase; `plans.Plan.table` adds one model and dataset."""
+        rows = [
+            (
+                phase.name,
+                phase.freeze,
+                f"{phase.epochs} epochs" if phase.epochs else f"{phase.steps} steps",
+                f"{phase.learning_rate:.3g}",
+                phase.shape,
+                ", ".join(differences(phase)),
             )
-        return "\n".join(lines)
+            for phase in self.phases
+        ]
+        return Table(("phase", "frozen", "length", "rate", "shape", "more"), rows, "llllll").text()
 
 
-_SHOWN = ("freeze", "epochs", "steps", "learning_rate", "shape")
+_COLUMNS = ("freeze", "epochs", "steps", "learning_rate", "shape")
 
 
 def differences(phase: Phase, without=()) -> list[str]:
-    """`field=value` of what differs from the defaults and has no column of its own in a table."""
+    """Return `field=value` of each field that is not the default and has no column in a table."""
     plain = Phase(phase.name, epochs=1)
     return [
         f"{name}={getattr(phase, name)}"
         for name in PHASE_FIELDS
-        if name not in (*_SHOWN, *without) and getattr(phase, name) != getattr(plain, name)
+        if name not in (*_COLUMNS, *without) and getattr(phase, name) != getattr(plain, name)
     ]

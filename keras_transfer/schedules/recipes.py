@@ -1,7 +1,8 @@
-"""Named schedules. Each is a function of plain numbers, every one of which can be given."""
+"""Named schedules: recipes are functions of plain numbers, each of which can be set."""
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,45 +10,45 @@ from keras_transfer.errors import InputError
 from keras_transfer.schedules.phases import Phase, Schedule
 
 DEFAULT = "lp_ft"
-AUTO = "auto"  # the advisor's choice, see `auto`
+AUTO = "auto"  # the advisor chooses
 
 
-def default_epochs(images: int) -> int:
-    """Epochs where nobody gave a number: 400 / √images, from 6 to 60.
+def default_epochs(examples: int) -> int:
+    """Return the default number of epochs: 400 / √examples, between 6 and 60.
 
-    Ten times the images get three times the steps: small data is seen often enough to learn from
-    (50 images: 57 epochs of 2 steps), and large data does not take all day.
+    Ten times the examples get three times the steps: small data is seen often enough to learn from
+    (50 examples: 57 epochs of 2 steps), and large data does not take all day.
     """
-    return min(60, max(6, round(400 / math.sqrt(max(1, images)))))
+    return min(60, max(6, round(400 / math.sqrt(max(1, examples)))))
 
 
-def default_head_epochs(images: int, epochs: int) -> int:
-    """Epochs of the head before the rest: about 1500 images seen, at most two thirds of all."""
-    return max(1, min(round(1500 / max(1, images)), 2 * epochs // 3))
+def default_head_epochs(examples: int, epochs: int) -> int:
+    """Return the epochs of the head before the rest: about 1500 examples, at most 2/3 of `epochs`."""
+    return max(1, min(round(1500 / max(1, examples)), 2 * epochs // 3))
 
 
-def default_rate(images: int) -> float:
-    """Highest rate for pretrained layers where nobody gave a number: 3e-4 up to 500 images, then
-    in proportion, up to 1e-3.
+def default_rate(examples: int) -> float:
+    """Return the default learning rate of pretrained layers.
 
-    A compromise for those who know nothing of the images: on few that look like ImageNet's, less
-    destroys less; on few that do not, 1e-3 is better by points (`scripts/regret.py`), which is what
-    the advisor looks at.
+    It is 3e-4 up to 500 examples, then proportional to their number, up to 1e-3. This compromise
+    does not depend on what the examples show: a few that resemble ImageNet need less, because less
+    is forgotten; for a few that do not, 1e-3 is better by points (`scripts/regret.py`). The advisor
+    distinguishes the two.
     """
-    return 3e-4 * min(10 / 3, max(1.0, images / 500))
+    return 3e-4 * min(10 / 3, max(1.0, examples / 500))
 
 
 def feature_extraction(
-    images: int = 1000,
+    examples: int = 1000,
     epochs: int | None = None,
     learning_rate: float | None = None,
     solver: str | None = None,
     linear_head: bool = True,
 ) -> Schedule:
-    """The backbone stays as it is; only the new head learns.
+    """Train only the new head; the backbone stays as it is.
 
-    In closed form (`solver="logistic"`) where the head is linear and neither epochs nor a rate is
-    given, else step by step. `linear_head` is the model's, and the trainer gives it.
+    The head is fitted in closed form (`solver="logistic"`) if it is linear and neither epochs nor a
+    rate is given, otherwise by gradient steps. The trainer passes `linear_head` of the model.
     """
     if solver is None:
         closed = linear_head and epochs is None and learning_rate is None
@@ -55,62 +56,62 @@ def feature_extraction(
         closed = solver == "logistic"
     if closed:
         return Schedule("feature_extraction", (Phase("head", "all", 1, solver="logistic"),))
-    epochs = default_epochs(images) if epochs is None else epochs
+    epochs = default_epochs(examples) if epochs is None else epochs
     rate = 3e-3 if learning_rate is None else learning_rate
     more = {} if solver is None else {"solver": solver}
     return Schedule("feature_extraction", (_head(epochs, rate, **more),))
 
 
 def fine_tune(
-    images: int = 1000,
+    examples: int = 1000,
     epochs: int | None = None,
     learning_rate: float | None = None,
     head_rate: float = 10.0,
 ) -> Schedule:
-    """Everything at once from the first step, the new head `head_rate` times as fast."""
-    epochs = default_epochs(images) if epochs is None else epochs
-    rate = default_rate(images) if learning_rate is None else learning_rate
+    """Train everything from the first step, the new head at `head_rate` times the rate."""
+    epochs = default_epochs(examples) if epochs is None else epochs
+    rate = default_rate(examples) if learning_rate is None else learning_rate
     return Schedule("fine_tune", (_all(epochs, rate, rates={"head": head_rate}),))
 
 
 def lp_ft(
-    images: int = 1000,
+    examples: int = 1000,
     epochs: int | None = None,
     learning_rate: float | None = None,
     head_epochs: int | None = None,
     head_learning_rate: float = 3e-3,
     batch_norm: str = "frozen",
 ) -> Schedule:
-    """The head on frozen features first, then every layer (LP-FT, arXiv:2202.10054).
+    """Train the head on frozen features, then every layer (LP-FT, arXiv:2202.10054).
 
-    Training everything behind a random head would wreck the features. `epochs` counts both phases;
-    `default_head_epochs` of them are the head's unless `head_epochs` says otherwise.
+    Training everything behind a random head would distort the features. `epochs` is the length of
+    both phases together, of which the head gets `head_epochs` (default: `default_head_epochs`).
     """
-    rate = default_rate(images) if learning_rate is None else learning_rate
-    head, rest = _head_and_rest("lp_ft", images, epochs, head_epochs)
+    rate = default_rate(examples) if learning_rate is None else learning_rate
+    head, rest = _head_and_rest("lp_ft", examples, epochs, head_epochs)
     phases = (_head(head, head_learning_rate), _all(rest, rate, batch_norm=batch_norm))
     return Schedule("lp_ft", phases)
 
 
 def freeze_k(
-    images: int = 1000,
+    examples: int = 1000,
     epochs: int | None = None,
     learning_rate: float | None = None,
     k: str | int | float = 0.5,
     head_epochs: int | None = None,
     head_learning_rate: float = 3e-3,
 ) -> Schedule:
-    """The first `k` are kept, the rest is trained after the head (arXiv:1411.1792).
+    """Freeze the first `k`; train the head, then head and remaining stages (arXiv:1411.1792).
 
-    `k` is what `freezing.frozen_stages` takes: a share or a number of layers, a layer, a stage.
+    `k` is a share or a number of layers, a layer or a stage, see `models.stages.frozen_stages`.
     """
-    rate = default_rate(images) if learning_rate is None else learning_rate
-    head, rest = _head_and_rest("freeze_k", images, epochs, head_epochs)
+    rate = default_rate(examples) if learning_rate is None else learning_rate
+    head, rest = _head_and_rest("freeze_k", examples, epochs, head_epochs)
     return Schedule("freeze_k", (_head(head, head_learning_rate), _all(rest, rate, "top", k)))
 
 
 def gradual_unfreeze(
-    images: int = 1000,
+    examples: int = 1000,
     epochs: int | None = None,
     learning_rate: float | None = None,
     stages: int = 3,
@@ -118,15 +119,15 @@ def gradual_unfreeze(
     head_epochs: int | None = None,
     head_learning_rate: float = 3e-3,
 ) -> Schedule:
-    """The head, then one stage more at a time from the top, then all (ULMFiT, arXiv:1801.06146).
+    """Train the head, then one more stage at a time from the top, then all (arXiv:1801.06146).
 
-    `stages` are unfrozen one by one, `stage_epochs` each; what is below follows together, since
-    each phase costs a compilation.
+    `stages` of them are unfrozen one by one, for `stage_epochs` each; the stages below follow
+    together, because each phase costs a compilation.
     """
-    rate = default_rate(images) if learning_rate is None else learning_rate
-    epochs = default_epochs(images) if epochs is None else epochs
+    rate = default_rate(examples) if learning_rate is None else learning_rate
+    epochs = default_epochs(examples) if epochs is None else epochs
     single = stages * stage_epochs
-    head = default_head_epochs(images, epochs - single) if head_epochs is None else head_epochs
+    head = default_head_epochs(examples, epochs - single) if head_epochs is None else head_epochs
     rest = epochs - head - single
     if stages < 1 or stage_epochs < 1 or rest < 1 or head < 1:
         raise InputError(
@@ -142,42 +143,44 @@ def gradual_unfreeze(
 
 
 def discriminative(
-    images: int = 1000,
+    examples: int = 1000,
     epochs: int | None = None,
     learning_rate: float | None = None,
     lowest_rate: float = 0.05,
     head_epochs: int | None = None,
     head_learning_rate: float = 3e-3,
 ) -> Schedule:
-    """The head, then all at rates that fall towards the image (layer-wise decay, ULMFiT).
+    """Train the head, then all at rates that decrease towards the input (layer-wise decay, ULMFiT).
 
-    The first stage learns at `lowest_rate` times the rate of the head.
+    The first stage's rate is `lowest_rate` times that of the head.
     """
-    rate = 2 * default_rate(images) if learning_rate is None else learning_rate
-    head, rest = _head_and_rest("discriminative", images, epochs, head_epochs)
+    rate = 2 * default_rate(examples) if learning_rate is None else learning_rate
+    head, rest = _head_and_rest("discriminative", examples, epochs, head_epochs)
     phases = (_head(head, head_learning_rate), _all(rest, rate, lowest_rate=lowest_rate))
     return Schedule("discriminative", phases)
 
 
 def bit(
-    images: int = 1000,
+    examples: int = 1000,
     steps: int | None = None,
     learning_rate: float = 3e-3,
     batch_size: int = 512,
     accumulate: int = 16,
     momentum: float = 0.9,
 ) -> Schedule:
-    """The BiT-HyperRule (arXiv:1912.11370): everything at once from a head of zeros, plain SGD.
+    """Train everything from a head of zeros with plain SGD: the BiT-HyperRule (arXiv:1912.11370).
 
-    500 updates below 20,000 images, 10,000 below 500,000, else 20,000; warm-up of 100 (then 500)
-    updates; the rate falls tenfold at 30, 60 and 90 %; no weight decay. The batch of 512 is made
-    of `accumulate` smaller ones. Of the rule's image sizes (448 → 384) and its MixUp nothing is
-    here: the size is the model's.
+    500 updates below 20,000 examples, 10,000 below 500,000, otherwise 20,000; warm-up of 100 (then
+    500) updates; the rate falls tenfold at 30, 60 and 90 %; no weight decay. A batch of 512 is
+    accumulated from `accumulate` smaller ones. The rule's image sizes (448 → 384) and MixUp are not
+    included: the size is the model's.
     """
-    updates, warmup = _bit_length(images)
+    updates, warmup = _bit_length(examples)
     updates = updates if steps is None else steps
     if batch_size % accumulate:
-        raise InputError(f"bit: batch_size {batch_size} must divide by accumulate {accumulate}.")
+        raise InputError(
+            f"bit: batch_size {batch_size} must be divisible by accumulate {accumulate}."
+        )
     phase = Phase(
         "all",
         "none",
@@ -195,14 +198,14 @@ def bit(
     return Schedule("bit", (phase,), zero_head=True)
 
 
-def _bit_length(images):
-    if images < 20_000:
+def _bit_length(examples):
+    if examples < 20_000:
         return 500, 100
-    return (10_000, 500) if images < 500_000 else (20_000, 500)
+    return (10_000, 500) if examples < 500_000 else (20_000, 500)
 
 
 def progressive_resize(
-    images: int = 1000,
+    examples: int = 1000,
     epochs: int | None = None,
     learning_rate: float | None = None,
     image_size: int = 224,
@@ -210,13 +213,13 @@ def progressive_resize(
     head_epochs: int | None = None,
     head_learning_rate: float = 3e-3,
 ) -> Schedule:
-    """Small images first, the model's own size last (arXiv:2104.00298).
+    """Train on small images first, on the model's own size last (arXiv:2104.00298).
 
-    The head and half of the rest learn on images that are `smaller_by` pixels smaller: about half
-    the time at 224 px. `image_size` is the model's, and the trainer gives it.
+    The head and half of the rest train on images that are `smaller_by` pixels smaller, which takes
+    about half the time at 224 px. The trainer passes the model's `image_size`.
     """
-    rate = default_rate(images) if learning_rate is None else learning_rate
-    head, rest = _head_and_rest("progressive_resize", images, epochs, head_epochs, least_rest=2)
+    rate = default_rate(examples) if learning_rate is None else learning_rate
+    head, rest = _head_and_rest("progressive_resize", examples, epochs, head_epochs, min_rest=2)
     small = image_size - smaller_by
     phases = (
         _head(head, head_learning_rate, image_size=small),
@@ -227,10 +230,10 @@ def progressive_resize(
 
 
 def from_scratch(
-    images: int = 1000, epochs: int | None = None, learning_rate: float = 1e-3
+    examples: int = 1000, epochs: int | None = None, learning_rate: float = 1e-3
 ) -> Schedule:
-    """Random weights, everything trains, BatchNorm included: what transfer is measured against."""
-    epochs = 2 * default_epochs(images) if epochs is None else epochs
+    """Train everything from random weights, BatchNorm included: the baseline for transfer."""
+    epochs = 2 * default_epochs(examples) if epochs is None else epochs
     phase = Phase("all", "none", epochs, learning_rate, batch_norm="train", weight_decay=1e-2)
     return Schedule("from_scratch", (phase,), pretrained=False)
 
@@ -240,26 +243,26 @@ def _head(epochs, rate, **more):
 
 
 def _all(epochs, rate, name="all", freeze="none", **more):
-    # Without a limit single batches threw runs far back at these rates.
+    # Without clipping, single batches threw runs far back at these rates.
     return Phase(name, freeze, epochs, rate, **{"warmup": 0.2, "clip_norm": 1.0, **more})
 
 
-def _head_and_rest(recipe, images, epochs, head_epochs, least_rest=1):
-    epochs = default_epochs(images) if epochs is None else epochs
+def _head_and_rest(recipe, examples, epochs, head_epochs, min_rest=1):
+    epochs = default_epochs(examples) if epochs is None else epochs
     if head_epochs is None:
-        head = max(1, min(default_head_epochs(images, epochs), epochs - least_rest))
+        head = max(1, min(default_head_epochs(examples, epochs), epochs - min_rest))
     else:
         head = head_epochs
-    if head < 1 or epochs - head < least_rest:
+    if head < 1 or epochs - head < min_rest:
         raise InputError(
-            f"{recipe} needs at least {max(1, head) + least_rest} epochs with {max(1, head)} for "
-            f"the head: not {epochs}."
+            f"{recipe} needs at least {max(1, head) + min_rest} epochs with {max(1, head)} for "
+            f"the head, not {epochs}."
         )
     return head, epochs - head
 
 
-# Open: `RECIPES["name"] = function` adds one for this process. Its arguments are plain numbers with
-# defaults; those called `images`, `image_size` and `linear_head` are filled in (`resolve_schedule`).
+# The table is open: `RECIPES["name"] = function` adds one for this process. Its arguments are plain
+# numbers with defaults; `resolve_schedule` fills in `examples`, `image_size` and `linear_head`.
 RECIPES: dict[str, Callable[..., Schedule]] = {
     recipe.__name__: recipe
     for recipe in (
@@ -277,20 +280,25 @@ RECIPES: dict[str, Callable[..., Schedule]] = {
 
 
 def resolve_schedule(
-    schedule: "str | Path | Schedule", overrides: dict | None = None, **known
+    schedule: "str | Path | Schedule",
+    overrides: dict | None = None,
+    *,
+    examples: int | None = None,
+    image_size: int | None = None,
+    linear_head: bool | None = None,
 ) -> Schedule:
-    """A recipe by name, a YAML file or a schedule, with some of its numbers replaced.
+    """Return a recipe by name, a YAML file or a schedule, with some of its numbers replaced.
 
     Args:
         schedule: a name of `RECIPES`, the path of a `.yaml` file, or a `Schedule`.
         overrides: `"PHASE.FIELD"` (or `"*.FIELD"`) → value for any field of `Phase`; a key without
             a dot is an argument of the recipe, e.g. `{"k": "stage:3", "all.ema": 0.99}`.
-        known: what is known of data and model: `images` (the number of training images, from
-            which default numbers follow), `image_size` and `linear_head`; left out where a recipe
-            has no use.
+        examples: number of training examples, from which default numbers follow.
+        image_size, linear_head: properties of the model. These three are passed to recipes that have
+            such arguments.
 
     Raises:
-        InputError: no such recipe, file, argument, phase or field, or a value out of its range.
+        InputError: unknown recipe, file, argument, phase or field, or a value out of its range.
     """
     overrides = dict(overrides or {})
     arguments = {key: overrides.pop(key) for key in list(overrides) if "." not in key}
@@ -299,22 +307,28 @@ def resolve_schedule(
     if isinstance(schedule, Schedule):
         if arguments:
             raise InputError(
-                f"Cannot set {', '.join(arguments)}: '{schedule.name}' is no recipe; give PHASE.FIELD."
+                f"Cannot set {', '.join(arguments)}: '{schedule.name}' is a schedule, not a recipe; "
+                "set PHASE.FIELD."
             )
         return schedule.override(overrides)
     if schedule not in RECIPES:
         raise InputError(
-            f"Unknown strategy '{schedule}': give one of {', '.join(RECIPES)}, or a .yaml file."
+            f"Unknown strategy '{schedule}'. Choose one of {', '.join(RECIPES)}, or a .yaml file."
         )
     recipe = RECIPES[schedule]
     names = tuple(inspect.signature(recipe).parameters)
     unknown = [key for key in arguments if key not in names]
     if unknown:
         raise InputError(
-            f"Cannot set {', '.join(unknown)}: {schedule} has the arguments {', '.join(names)}; the "
-            "fields of a phase are set as PHASE.FIELD."
+            f"Cannot set {', '.join(unknown)}: {schedule} has the arguments {', '.join(names)}; set "
+            "fields of a phase as PHASE.FIELD."
         )
-    known = {k: v for k, v in known.items() if v is not None and k in names}
+    if "pictures" in names:  # the name of `examples` in 0.1
+        text = f"Recipe '{schedule}': rename its argument pictures to examples; it goes in 0.3."
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+    facts = {"examples": examples, "image_size": image_size, "linear_head": linear_head}
+    facts["pictures"] = examples
+    known = {k: v for k, v in facts.items() if v is not None and k in names}
     arguments = {**known, **arguments}
     try:
         return recipe(**arguments).override(overrides)

@@ -174,7 +174,7 @@ class Trainer:
         schedule = recipes.resolve_schedule(
             self._default_recipe() if self._recipe == recipes.AUTO else self._recipe,
             self._overrides,
-            images=examples,
+            examples=examples,
             image_size=self.model.input_shape[1],
             linear_head=obstacle is None,
         )

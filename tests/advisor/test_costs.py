@@ -90,6 +90,6 @@ def test_what_freezes_more_costs_less(model):
     names = ("feature_extraction", "freeze_k", "lp_ft", "from_scratch")
     costs = []
     for name in names:
-        plan = make_plan(model, resolve_schedule(name, images=500), 500, 32)
+        plan = make_plan(model, resolve_schedule(name, examples=500), 500, 32)
         costs.append(Speed(0.01, 2.0).seconds(plan, stage_shares(backbone), 500))
     assert costs == sorted(costs) and len(set(costs)) == 4

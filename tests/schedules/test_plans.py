@@ -23,7 +23,7 @@ def test_numbers_are_worked_out():
             Phase("b", "all", steps=25, batch_size=10, image_size=64, rates={"head": 3}),
         ),
     )
-    plan = make_plan(model, schedule, images=100, batch_size=32)
+    plan = make_plan(model, schedule, examples=100, batch_size=32)
     a, b = plan.phases
     assert (a.epochs, a.steps, a.steps_per_epoch, a.frozen) == (2, 8, 4, 1)
     np.testing.assert_allclose(a.rates, [0, 0.01**0.75, 0.01**0.5, 0.01**0.25])
@@ -39,7 +39,7 @@ def test_numbers_are_worked_out():
 @pytest.mark.parametrize("name", RECIPES)
 def test_table_and_image(name, tmp_path):
     model = build_model("mobilenet_0.25", Classification("ab"), image_size=128, weights=None)
-    schedule = resolve_schedule(name, images=300, image_size=128)
+    schedule = resolve_schedule(name, examples=300, image_size=128)
     plan = make_plan(model, schedule, 300)
     lines = plan.table().splitlines()
     assert len(lines) == 1 + len(schedule.phases)

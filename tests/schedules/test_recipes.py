@@ -66,7 +66,7 @@ def cases(small, real):
 
 
 def short(name) -> Schedule:
-    return resolve_schedule(name, SHORT[name], images=16, image_size=SIZE)
+    return resolve_schedule(name, SHORT[name], examples=16, image_size=SIZE)
 
 
 def test_all_recipes_are_here():

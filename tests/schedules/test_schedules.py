@@ -44,7 +44,7 @@ OTHER = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_recipe_goes_to_yaml_and_back(name, tmp_path):
-    schedule = resolve_schedule(name, images=500)
+    schedule = resolve_schedule(name, examples=500)
     file = tmp_path / "schedule.yaml"
     file.write_text(schedule.to_yaml())
     assert Schedule.from_yaml(file) == schedule
@@ -88,7 +88,7 @@ def test_an_augmentation_becomes_plain_data():
 def test_each_argument_of_each_recipe_can_be_overridden():
     others = {"k": "stage:1", "batch_size": 64, "accumulate": 4, "image_size": 256, "stages": 2}
     others |= {"batch_norm": "train", "steps": 11, "smaller_by": 32, "head_epochs": 4, "epochs": 9}
-    others |= {"stage_epochs": 2, "images": 20_000, "learning_rate": 0.123, "lowest_rate": 0.3}
+    others |= {"stage_epochs": 2, "examples": 20_000, "learning_rate": 0.123, "lowest_rate": 0.3}
     others |= {"head_learning_rate": 0.2, "head_rate": 3.0, "momentum": 0.8}
     others |= {"solver": "gradient", "linear_head": False}
     import inspect
@@ -96,8 +96,8 @@ def test_each_argument_of_each_recipe_can_be_overridden():
     for name, recipe in RECIPES.items():
         names = inspect.signature(recipe).parameters
         for argument in names:
-            # In closed form there is nothing that images could change.
-            known = {"solver": "gradient"} if argument == "images" and "solver" in names else {}
+            # In closed form there is nothing that examples could change.
+            known = {"solver": "gradient"} if argument == "examples" and "solver" in names else {}
             changed = resolve_schedule(name, {argument: others[argument], **known})
             assert changed != resolve_schedule(name, known), (name, argument)
 
@@ -115,7 +115,7 @@ def test_a_file_written_by_hand(tmp_path):
     with pytest.raises(InputError, match=r"mine\.yaml: .*epoch"):
         resolve_schedule(file)
     file.write_text("{: 1")
-    with pytest.raises(InputError, match="no YAML"):
+    with pytest.raises(InputError, match="not valid YAML"):
         resolve_schedule(file)
     with pytest.raises(InputError, match="No schedule file"):
         resolve_schedule(tmp_path / "none.yaml")
@@ -133,9 +133,9 @@ def test_a_file_written_by_hand(tmp_path):
         ({"steps": 3}, "either epochs or steps"),
         ({"shape": "square"}, "one of cosine"),
         ({"warmup": 1.0}, "warmup"),
-        ({"drops": (0.9, 0.3)}, "rising shares"),
-        ({"rates": {"stage1": 2}}, "give 'head', 'backbone'"),
-        ({"rates": {"head": 0}}, "frozen by freeze"),
+        ({"drops": (0.9, 0.3)}, "increasing shares"),
+        ({"rates": {"stage1": 2}}, "use 'head', 'backbone'"),
+        ({"rates": {"head": 0}}, "set freeze"),
         ({"lowest_rate": 0}, "lowest_rate"),
         ({"ema": 1.0}, "ema"),
         ({"clip_norm": 0}, "clip_norm"),
@@ -166,41 +166,56 @@ def test_a_schedule_says_what_is_wrong_with_it():
     ):
         with pytest.raises(InputError, match=words):
             resolve_schedule("lp_ft", settings)
-    with pytest.raises(InputError, match="is no recipe"):
+    with pytest.raises(InputError, match="is a schedule, not a recipe"):
         resolve_schedule(Schedule("s", (phase,)), {"epochs": 3})
     with pytest.raises(InputError, match="Unknown strategy 'fine'"):
         resolve_schedule("fine")
     with pytest.raises(InputError, match="needs at least"):
         resolve_schedule("gradual_unfreeze", {"epochs": 3})
-    with pytest.raises(InputError, match="must divide"):
+    with pytest.raises(InputError, match="must be divisible"):
         resolve_schedule("bit", {"batch_size": 100, "accumulate": 3})
 
 
-def test_few_images_are_seen_more_often():
-    phases = [resolve_schedule("lp_ft", images=n).phases for n in (100, 1000, 10_000)]
+def test_few_examples_are_seen_more_often():
+    phases = [resolve_schedule("lp_ft", examples=n).phases for n in (100, 1000, 10_000)]
     assert [sum(p.epochs for p in each) for each in phases] == [40, 13, 6]
     assert [each[1].learning_rate for each in (phases[0], phases[2])] == pytest.approx([3e-4, 1e-3])
 
 
-def test_the_head_sees_enough_images_first():
-    heads = [resolve_schedule("lp_ft", images=n).phases[0].epochs for n in (50, 245, 1650, 10**5)]
+def test_the_head_sees_enough_examples_first():
+    heads = [resolve_schedule("lp_ft", examples=n).phases[0].epochs for n in (50, 245, 1650, 10**5)]
     assert heads == [30, 6, 1, 1]
 
 
 def test_bit_follows_its_rule():
     """The numbers of arXiv:1912.11370, section 3.3."""
-    for images, updates, warmup in (
+    for examples, updates, warmup in (
         (1000, 500, 100),
         (50_000, 10_000, 500),
         (10**6, 20_000, 500),
     ):
-        (phase,) = resolve_schedule("bit", images=images).phases
+        (phase,) = resolve_schedule("bit", examples=examples).phases
         assert phase.steps / phase.accumulate == updates
         assert phase.warmup * updates == pytest.approx(warmup)
         assert phase.batch_size * phase.accumulate == 512
         assert (phase.learning_rate, phase.optimizer) == (0.003, "sgd")
         assert (phase.drops, phase.drop_factor, phase.weight_decay) == ((0.3, 0.6, 0.9), 0.1, 0.0)
         assert phase.optimizer_options == {"momentum": 0.9}
+
+
+def test_a_recipe_of_0_1_works_and_warns(monkeypatch):
+    def mine(pictures=1000, epochs=3):
+        return Schedule("mine", (Phase("all", epochs=epochs, learning_rate=1 / pictures),))
+
+    monkeypatch.setitem(RECIPES, "mine", mine)
+    with pytest.warns(DeprecationWarning, match="rename its argument pictures to examples"):
+        schedule = resolve_schedule("mine", {"epochs": 2}, examples=500, image_size=96)
+    assert (schedule.phases[0].epochs, schedule.phases[0].learning_rate) == (2, 1 / 500)
+    with pytest.warns(DeprecationWarning, match="Recipe 'mine'"):
+        schedule = resolve_schedule("mine", {"pictures": 250}, examples=500)
+    assert schedule.phases[0].learning_rate == 1 / 250
+    with pytest.warns(DeprecationWarning, match="Recipe 'mine'"):
+        assert resolve_schedule("mine").phases[0].learning_rate == 1 / 1000
 
 
 # -- exactly --------------------------------------------------------------------------------------
@@ -321,7 +336,7 @@ def test_what_there_is_to_choose_from_is_listed():
 
 def test_rates_name_what_there_can_be():
     for key in ("heads", "stage:", "stage:one", "stages:1", "stage1", "1", "abcdef1"):
-        with pytest.raises(InputError, match=r"^Phase 'p': rates has .*give 'head', 'backbone' or"):
+        with pytest.raises(InputError, match=r"^Phase 'p': rates has .*use 'head', 'backbone' or"):
             Phase("p", epochs=1, rates={"head": 1.0, key: 1.0})
 
 
@@ -362,7 +377,7 @@ def test_a_phase_is_as_long_as_was_said_last():
     assert lengths({"c.steps": 8, "a.b.epochs": 9}) == [(9, None), (None, 8)]
     assert lengths({"c.solver": "logistic"}) == [(3, None), (1, None)]
     assert lengths({"a.b.steps": None}) == [(3, None), (None, 5)]
-    with pytest.raises(InputError, match=r"^Phase 'a.b': give either epochs or steps"):
+    with pytest.raises(InputError, match=r"^Phase 'a.b': set either epochs or steps"):
         schedule.override({"a.b.epochs": None})
     with pytest.raises(
         InputError, match=r"^Cannot set d\.ema: schedule 's' has the phases a\.b, c\."
@@ -402,9 +417,9 @@ def test_a_schedule_is_called_what_it_was_in_each_refusal(tmp_path):
         ),
         ([], "list indices must be integers or slices, not str"),
     ):
-        with pytest.raises(InputError, match=f"^This is no schedule: {reason}.$"):
+        with pytest.raises(InputError, match=f"^Invalid schedule: {reason}.$"):
             Schedule.from_dict(data)
-    for text, reason in (("[", "is no YAML: "), ("name: s", ": This is no schedule: 'phases'")):
+    for text, reason in (("[", "is not valid YAML: "), ("name: s", ": Invalid schedule: 'phases'")):
         (tmp_path / "s.yaml").write_text(text)
         with pytest.raises(InputError, match=rf"s\.yaml ?{reason}"):
             Schedule.from_yaml(tmp_path / "s.yaml")
@@ -428,9 +443,9 @@ def test_a_table_says_what_is_not_usual():
         ),
     )
     assert schedule.table().splitlines() == [
-        "phase       frozen      length      rate      shape      more",
-        "head        all         3 epochs    0.01      constant   ",
-        "rest        0.5         1000 steps  0.000123  cosine     warmup=0.2, ema=0.9",
+        "phase  frozen  length      rate      shape     more",
+        "head   all     3 epochs    0.01      constant",
+        "rest   0.5     1000 steps  0.000123  cosine    warmup=0.2, ema=0.9",
     ]
     assert differences(schedule.phases[1], without=("ema", "views")) == ["warmup=0.2"]
     assert differences(schedule.phases[0]) == []
