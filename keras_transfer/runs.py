@@ -251,7 +251,7 @@ class Run:
 
     @property
     def tensorboard_path(self) -> Path:
-        """The folder of TensorBoard's event files, if they were requested."""
+        """The folder of event files for TensorBoard, if they were requested."""
         return self.path / TENSORBOARD
 
     @property

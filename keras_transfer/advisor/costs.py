@@ -14,7 +14,7 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import freeze
 from keras_transfer.schedules.plans import FORWARD, Plan, make_plan
 from keras_transfer.schedules.recipes import resolve_schedule
-from keras_transfer.utils import machine
+from keras_transfer.utils.files import remembered
 
 _TIMED_STEPS = 3
 _VIEWS = 3  # views of each image on whose activations a head trains, see `features.caching`
@@ -73,9 +73,7 @@ def speed_of(backbone: keras.Model, batch_size: int = 32) -> Speed:
         keras.__version__,
         keras.config.dtype_policy().name,
     )
-    measured = machine.remembered(
-        "speeds", " ".join(map(str, key)), lambda: _timed(backbone, batch_size)
-    )
+    measured = remembered("speeds", " ".join(map(str, key)), lambda: _timed(backbone, batch_size))
     return Speed(**measured)
 
 

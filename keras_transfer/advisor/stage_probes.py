@@ -15,8 +15,7 @@ import numpy as np
 from keras_transfer.advisor.inputs import check_classes, sized_backbone, stratified_sample
 from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.utils.console import progress_bar
-from keras_transfer.utils.files import write_file
-from keras_transfer.utils.machine import free_memory
+from keras_transfer.utils.files import free_memory, write_file
 from keras_transfer.utils.plotting import GREEN, OCHRE
 from keras_transfer.utils.tables import Table
 

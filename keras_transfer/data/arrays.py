@@ -13,7 +13,7 @@ from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.data.targets import Target
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import progress_bar
-from keras_transfer.utils.machine import free_memory
+from keras_transfer.utils.files import free_memory
 
 
 def from_arrays(

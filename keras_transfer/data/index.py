@@ -21,7 +21,7 @@ from keras_transfer.data.files import Skipped, in_threads, stamp_of
 from keras_transfer.data.readers import Files
 from keras_transfer.modalities.image.check import Facts, examine_file
 from keras_transfer.utils.console import progress_bar, say
-from keras_transfer.utils.machine import cache_folder
+from keras_transfer.utils.files import cache_folder
 
 RULES = 1  # of examining: raise it when `examine` finds something else in the same file
 _FILE = "images-1.sqlite"  # another number where the columns change

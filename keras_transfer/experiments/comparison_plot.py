@@ -7,9 +7,9 @@ import numpy as np
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, Saving
 from keras_transfer.utils.files import write_file
-from keras_transfer.utils.plotting import COLOURS
+from keras_transfer.utils.plotting import COLORS
 
-_COLORS = dict(zip(ARMS, COLOURS))
+_COLORS = dict(zip(ARMS, COLORS))
 _DARK = "#333333"
 
 
@@ -19,7 +19,7 @@ def draw_curves(curves: dict[str, Curve], path: Path, title: str) -> None:
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for (name, curve), color in zip(curves.items(), COLOURS):
+    for (name, curve), color in zip(curves.items(), COLORS):
         epochs = np.arange(1, len(curve.accuracy) + 1)
         label = f"{name}: starts at {curve.start:.2f}, ends at {curve.asymptote:.3f}"
         axes.plot(epochs, curve.accuracy, "o-", color=color, markersize=4, label=label)

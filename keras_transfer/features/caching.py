@@ -7,7 +7,7 @@ from keras_transfer.data.mixing import Mix
 from keras_transfer.errors import InputError
 from keras_transfer.features.store import DTYPES, Store, shown_bytes
 from keras_transfer.modalities.image.augment import View, resolve_augmentation, views_of
-from keras_transfer.utils.machine import free_memory
+from keras_transfer.utils.files import free_memory
 
 ENGINE_NAMES = ("auto", "keras", "openvino")
 CACHES = ("auto", "off", "memory", "disk")

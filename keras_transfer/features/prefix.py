@@ -17,7 +17,7 @@ import numpy as np
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at
 from keras_transfer.models.stages import Backbone, chain
-from keras_transfer.utils.machine import cpu_flags, remembered
+from keras_transfer.utils.files import cpu_flags, remembered
 
 _FORMAT = 2  # of what a row means: raise it when decoding, views or preprocessing change
 

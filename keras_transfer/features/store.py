@@ -28,7 +28,7 @@ import ml_dtypes  # noqa: F401  (teaches NumPy the name "bfloat16")
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.utils.machine import cache_folder
+from keras_transfer.utils.files import cache_folder
 
 DTYPES = ("float32", "float16", "bfloat16", "uint8")
 DIGEST = 16  # bytes

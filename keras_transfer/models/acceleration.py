@@ -14,7 +14,7 @@ from keras_transfer.models import PRECISIONS
 from keras_transfer.models.builders import backbone_at, build_model, head_layers
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import clone_with, freeze
-from keras_transfer.utils.machine import cpu_flags, remembered
+from keras_transfer.utils.files import cpu_flags, remembered
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 _MIN_GAIN = 1.15  # a shorter number format that gains less is not worth its rounding

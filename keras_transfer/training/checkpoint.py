@@ -168,7 +168,7 @@ class Progress(keras.callbacks.Callback):
 
     def _diverged(self, batch, loss):
         phase = self.planned.phase
-        saved = "no epoch was finished, so there is no model to save"
+        saved = "no epoch was finished, so no model is saved"
         if self.best:
             saved = f"the model of epoch {self.best['epoch']} is saved in {self.run.path}"
         raise Diverged(
@@ -346,7 +346,7 @@ def assign(variables, arrays: dict, name: str) -> None:
 def reseed(model: keras.Model, seed: int, epoch: int, offset: int = 0) -> None:
     """Set every random state of the layers to a function of (seed, epoch, offset).
 
-    Keras keeps them outside the weights, so no file contains them. Layers without a state of their
+    Keras stores them outside the weights, so no file contains them. Layers without a state of their
     own (StochasticDepth in ConvNeXt) use Keras's global generator.
     """
     weights = {id(w) for w in model.weights}

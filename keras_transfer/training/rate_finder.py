@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith, arXiv:1506.01186), on the real images."""
+"""The learning-rate range test (Smith, arXiv:1506.01186) on the training data."""
 
 import random
 from contextlib import contextmanager
@@ -21,19 +21,19 @@ from keras_transfer.utils.files import write_file
 from keras_transfer.utils.plotting import GREEN, RED
 
 _SMOOTHING = 0.9
-_GIVE_UP = 4.0  # times the least loss
+_GIVE_UP = 4.0  # times the lowest loss
 
 
 @dataclass(frozen=True)
 class RateTest:
-    """What the range test saw.
+    """Result of the range test.
 
     Attributes:
-        rates: learning rate of each step, rising [N].
+        rates: learning rate of each step, increasing [N].
         losses: loss of the batch at that step [N].
-        smooth: the losses' exponential average, which the suggestion is read from [N].
-        suggestion: a tenth of the rate at which the smoothed loss is least: still falling fast,
-            with room before it rises.
+        smooth: exponential average of the losses, from which the suggestion is read [N].
+        suggestion: a tenth of the rate at which the smoothed loss is lowest: there it still falls
+            fast, well before it rises.
     """
 
     rates: np.ndarray
@@ -42,8 +42,8 @@ class RateTest:
     suggestion: float
 
     def draw(self, path) -> None:
-        """Draws loss against rate into a PNG file."""
-        from matplotlib.figure import Figure  # no pyplot: it would look for a screen
+        """Plot loss against learning rate into a PNG file."""
+        from matplotlib.figure import Figure  # pyplot would look for a display
 
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -72,26 +72,29 @@ def find_rate(
     seed: int = 0,
     progress: bool = True,
 ) -> RateTest:
-    """Raises the rate from step to step until the loss explodes, and suggests one.
+    """Increase the learning rate from step to step until the loss explodes, and suggest one.
 
-    The model is given back as it was: weights, what trains, its optimizer, and all random states.
+    The model is restored: weights, trainable flags, optimizer and all random states.
 
     Args:
         model: from `build_model`, compiled or not.
-        data: a `keras_transfer.data.ImageData`; its training images are used, augmented.
-        phase: what trains, and with which optimizer and multipliers; everything by default.
-        lowest, highest: first and last rate, 0 < lowest < highest.
-        steps: batches, ≥ 10.
-        progress: show a bar on stderr, in a terminal or a notebook.
+        data: a `keras_transfer.data.ImageData`; its training split is used, augmented.
+        phase: freezing, optimizer and multipliers; by default everything trains.
+        lowest, highest: first and last learning rate, 0 < lowest < highest.
+        steps: number of batches, ≥ 10.
+        progress: show a progress bar.
 
     Raises:
-        InputError: a range that is none, or a loss that is not finite at the lowest rate already.
+        InputError: if the range is invalid, or the loss is not finite even at the lowest rate.
     """
     if not 0 < lowest < highest or steps < 10:
-        raise InputError(f"find_rate: {lowest} to {highest} in {steps} steps is no range to test.")
+        raise InputError(
+            f"find_rate: invalid range {lowest} to {highest} in {steps} steps: it needs 0 < lowest < "
+            "highest and 10 steps or more."
+        )
     phase = phase or Phase("range test", "none", steps=steps)
     with _untouched(model):
-        # A model of its own on the same layers: the user's keeps its optimizer.
+        # Another model on the same layers, because the given one has an optimizer.
         probe = keras.Model(model.inputs, model.output, name=model.name)
         freeze(probe, phase.freeze, batch_norm=phase.batch_norm)
         optimizer = make_optimizer(probe, phase, steps)
@@ -113,10 +116,13 @@ def find_rate(
         )
         losses = _losses(probe, stream, steps, progress)
     if len(losses) < 2:
-        raise InputError(f"find_rate: the loss is {losses} at a rate of {lowest:g} already.")
+        raise InputError(
+            f"find_rate: the loss is not finite even at a learning rate of {lowest:g}: lower `lowest`, "
+            "or check the data."
+        )
     rates = lowest * (highest / lowest) ** (np.arange(len(losses)) / (steps - 1))
     smooth = _smoothed(losses)
-    # The first steps have seen too little to be the least.
+    # The average of the first steps is too noisy.
     settled = min(len(smooth) - 1, steps // 20)
     least = settled + int(np.argmin(smooth[settled:]))
     return RateTest(rates, np.array(losses), smooth, float(rates[least] / 10))
@@ -124,18 +130,18 @@ def find_rate(
 
 def _losses(probe, stream, steps, progress):
     losses = []
-    seen = progress_bar(label="range test", total=steps, unit="batches", visible=progress)
+    bar = progress_bar(label="range test", total=steps, unit="batches", visible=progress)
     for images, labels in stream:
-        probe.reset_metrics()  # Keras reports means over the batches since
+        probe.reset_metrics()  # otherwise Keras reports the mean over all batches
         loss = float(probe.train_on_batch(images, labels, return_dict=True)["loss"])
         if not np.isfinite(loss):
             break
         losses.append(loss)
-        seen.update()
+        bar.update()
         smooth = _smoothed(losses)
         if len(losses) == steps or (len(losses) > 10 and smooth[-1] > _GIVE_UP * smooth.min()):
             break
-    seen.close()
+    bar.close()
     return losses
 
 
@@ -149,9 +155,9 @@ def _smoothed(losses):
 
 @contextmanager
 def _untouched(model):
-    """Restores all values, flags and random states."""
+    """Restore all values, flags and random states at the end."""
     backbone = backbone_of(model)
-    # Containers first: setting their flag sets that of their layers.
+    # Containers first, because setting their flag sets that of their layers.
     layers = [model, backbone, *model.layers, *backbone.layers]
     flags = [layer.trainable for layer in layers]
     variables = [*model.variables, global_seed_generator().state]

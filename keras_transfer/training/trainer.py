@@ -27,7 +27,7 @@ from keras_transfer.training.distributed.single_process import (
     scaled,
 )
 from keras_transfer.training.run_loop import TrainingRun
-from keras_transfer.utils.machine import free_memory
+from keras_transfer.utils.files import free_memory
 
 _MOST_IMAGE_BYTES = 1 << 30  # of decoded images in memory
 
@@ -84,7 +84,7 @@ class Trainer:
             workers themselves; or their kind. The model must be built in their scope.
         scaling: `"auto"`: each device has `batch_size` examples, and the learning rate grows with
             their number; `"none"`: the devices share `batch_size` examples, and the result is that
-            of one device. A resumed run keeps the batches that it began with, on any devices.
+            of one device. A resumed run continues with the batches that it began with, on any devices.
         choose: decides an `"auto"` schedule, see `advisor.auto_trainer`. It is called with this
             trainer and the first data that `plan` or `fit` receives, and returns an object with
             `strategy`, `overrides` and `augment`, and the advice behind it.
@@ -308,7 +308,7 @@ class Trainer:
             resume: continue an interrupted run with the same settings and examples; the model must
                 be built as it was then. If nothing was started yet, start.
             callbacks: of Keras, called after an epoch is saved. The numbers of epochs count on over
-                the phases; a head in closed form has none. An exception ends the training.
+                the phases. They are not called for a head in closed form. An exception ends the training.
             tensorboard: write each epoch's numbers into `RUN/tensorboard` as it ends; for a resumed
                 run from there on.
 
@@ -364,7 +364,7 @@ class Trainer:
         return self.workers.on_chief(read)
 
     def _adopt(self, begun):
-        """Decide what was left open as it was decided when the run began."""
+        """Adopt the decisions that were made when the run began."""
         self.devices = begun.get("devices", 1)
         if self._recipe == recipes.AUTO:
             self._recipe, self._overrides = Schedule.from_dict(begun["schedule"]), {}

@@ -95,9 +95,9 @@ def progress_bar(
     Args:
         items: what to iterate over; without it, call `update` after each step and `close` at the
             end, or use the bar in a `with` statement.
-        label: what is being done, such as `"checking images"`.
+        label: the work, such as `"checking images"`.
         total: number of steps; by default `len(items)`, unknown if that fails.
-        unit: what is counted, in the plural, such as `"files"`.
+        unit: the things counted, in the plural, such as `"files"`.
         done: number of steps completed before.
         visible: False prints nothing at all.
     """

@@ -14,7 +14,7 @@ def lazy_names(
     Args:
         package: the package's `__name__`.
         names: public name → module that defines it, relative to the package (`"api"`); an empty
-            text means that the name is itself a module of the package.
+            string means that the name is itself a module of the package.
         moved: old name → full new name (`"keras_transfer.data.find_duplicates"`). Old names work
             with a `DeprecationWarning` that gives the new one, and are not listed.
 

@@ -1,4 +1,4 @@
-"""Colours of images that are drawn on white. (A page, light or dark, has its own: `page`.)"""
+"""Colors of plots on a white background."""
 
-COLOURS = GREEN, RED, BLUE = "#0b6e4f", "#c0392b", "#1f4e8c"
+COLORS = GREEN, RED, BLUE = "#0b6e4f", "#c0392b", "#1f4e8c"
 OCHRE = "#b5651d"

@@ -7,11 +7,11 @@ import time
 
 
 class PythonCalls:
-    """Counts the calls that are under way, and refuses new ones at the end.
+    """Counts the calls in progress, and refuses new ones when Python shuts down.
 
-    A stream prefetches for as long as it lives. Python kills a thread that asks for the
-    interpreter while it shuts down; the dataset then waits for that call for ever, and the
-    program hangs at its end (4 of 6 runs that kept a training iterator did).
+    A stream prefetches as long as it exists. Python kills a thread that requests the interpreter
+    during shutdown; the dataset then waits for that call forever, and the program hangs (4 of 6
+    runs that held a training iterator did).
     """
 
     def __init__(self):
@@ -22,7 +22,7 @@ class PythonCalls:
     def __enter__(self):
         self.last = time.monotonic()
         if self.closing:
-            # TensorFlow takes this for the end of the data: no warning, no more work.
+            # TensorFlow treats this as the end of the data, without a warning.
             raise StopIteration("Python is shutting down")
         self.running.add(threading.get_ident())
 
@@ -31,10 +31,10 @@ class PythonCalls:
         self.last = time.monotonic()
 
     def close(self, quiet_seconds: float = 0.1, most_seconds: float = 10.0) -> None:
-        """Refuse new calls, end all streams, and return when no call has come for a while."""
+        """Refuse new calls, end all streams, and return when no call has arrived for a while."""
         self.closing = True
         _end_streams()
-        # A stream whose handle is kept where it was not found, in a frame of a traceback say.
+        # A stream may have been missed, for example in a frame of a traceback.
         end = time.monotonic() + most_seconds
         while time.monotonic() < end and (
             self.running or time.monotonic() < self.last + quiet_seconds
@@ -43,9 +43,10 @@ class PythonCalls:
 
 
 def _end_streams():
-    """Takes the iterators of tf.data from whoever has them: each waits for its calls, while Python lives.
+    """Delete all iterators of tf.data, each of which waits for its calls while Python still runs.
 
-    A call may be on its way and not yet counted; on a busy machine that takes longer than any wait.
+    A call may have started and not be counted yet; on a busy machine that can take longer than any
+    timeout.
     """
     import tensorflow as tf
 
@@ -53,15 +54,15 @@ def _end_streams():
     everything = gc.get_objects()
     bases = {tf.data.Iterator, tf.distribute.DistributedIterator}
     kinds = {kind for kind in set(map(type, everything)) if bases & set(kind.__mro__)}
-    streams = [found for found in everything if type(found) in kinds]
+    streams = [item for item in everything if type(item) in kinds]
     del everything
     if streams:
         for stream in streams:
             vars(stream).clear()
-        gc.collect()  # handles in the circles of frames that an exception leaves
+        gc.collect()  # handles in the cycles of frames that an exception leaves
 
 
 python_calls = PythonCalls()
-# What is registered last is called first at the end, and this is to come before what TensorFlow has
-# registered: who imports this module has imported TensorFlow before.
+# Functions registered last are called first, and this one must run before TensorFlow's: import
+# TensorFlow before this module.
 atexit.register(python_calls.close)

@@ -1,4 +1,4 @@
-"""How far a measured number can be trusted: intervals of 95 %, as plain data."""
+"""95 % confidence intervals of measured numbers, as plain data."""
 
 import math
 from collections.abc import Callable
@@ -7,16 +7,16 @@ import numpy as np
 
 RESAMPLES = 1000
 _TAIL = 0.025
-_DEVIATIONS = 1.959963984540054  # of a normal distribution, two-sided 95 %
+_DEVIATIONS = 1.959963984540054  # standard deviations, two-sided 95 % of a normal distribution
 
 
 def interval(value, low=None, high=None) -> dict:
-    """`{"value", "low", "high"}` of plain numbers; what is not known is None."""
+    """Return `{"value", "low", "high"}` as plain numbers; unknown ends are None."""
     return {"value": number(value), "low": number(low), "high": number(high)}
 
 
 def number(value) -> float | int | None:
-    """A plain number; None in place of NaN."""
+    """Return a plain number; None instead of NaN."""
     if value is None:
         return None
     value = value.item() if hasattr(value, "item") else value
@@ -24,7 +24,7 @@ def number(value) -> float | int | None:
 
 
 def share(correct, count) -> dict:
-    """A share of `count` images with its interval (Wilson 1927); of none all three are None."""
+    """Return a share of `count` examples with its Wilson interval; None if `count` is 0."""
     if not count:
         return interval(None)
     return interval(correct / count, *wilson_interval(int(correct), int(count)))
@@ -39,28 +39,28 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict]:
-    """Intervals of some statistics of `count` images, by drawing images anew.
+    """Return basic bootstrap intervals of statistics of `count` examples.
 
-    They are basic bootstrap intervals (Davison and Hinkley 1997, 5.2): the distance from the statistic
-    to its resamples is taken for that from the truth to the statistic. A statistic whose resamples lie
-    on one side, as those of the calibration error do, is so set right; percentiles would double
-    its bias.
+    The distance from the statistic to its resamples estimates the distance from the truth to the
+    statistic (Davison and Hinkley 1997, 5.2). This corrects a statistic whose resamples are biased,
+    such as the calibration error; percentiles would double its bias.
 
     Args:
-        statistic: from how often each image was drawn, float [count], to K numbers; NaN where
-            one cannot be had from these images.
-        highest, lowest: what the statistics can be at most and at least.
-        resamples: how many.
-        seed: of the draws: the same seed gives the same intervals.
+        statistic: takes how often each example was drawn, float [count], and returns K numbers;
+            NaN if one is undefined for these examples.
+        count: number of examples.
+        highest, lowest: bounds of the statistics.
+        resamples: number of resamples.
+        seed: the same seed gives the same intervals.
 
     Returns:
-        K intervals. Without ends where there is one image, or no resample has the statistic.
+        K intervals, without ends if there is one example or no resample has the statistic.
     """
     value = np.atleast_1d(np.asarray(statistic(np.ones(count)), "float64"))
     if count < 2:
         return [interval(v) for v in value]
     random = np.random.default_rng(seed)
-    found = np.array(
+    samples = np.array(
         [
             np.atleast_1d(
                 statistic(np.bincount(random.integers(count, size=count), minlength=count) * 1.0)
@@ -71,24 +71,24 @@ def bootstrap(
     )
     result = []
     bounds = (np.broadcast_to(bound, value.shape) for bound in (lowest, highest))
-    for v, column, bottom, top in zip(value, found.T, *bounds):
-        kept = column[np.isfinite(column)]
-        if not len(kept) or v != v:
+    for v, column, bottom, top in zip(value, samples.T, *bounds):
+        finite = column[np.isfinite(column)]
+        if not len(finite) or v != v:
             result.append(interval(v))
             continue
-        low, high = np.clip(2 * v - np.quantile(kept, (1 - _TAIL, _TAIL)), bottom, top)
+        low, high = np.clip(2 * v - np.quantile(finite, (1 - _TAIL, _TAIL)), bottom, top)
         result.append(interval(v, min(low, v), max(high, v)))
     return result
 
 
 def normal(value: float, error: float, highest: float = 1.0, lowest: float = 0.0) -> dict:
-    """The interval of an estimate with a standard error, within what is possible."""
+    """Return the interval of an estimate with a standard error, clipped to its bounds."""
     reach = _DEVIATIONS * error
     return interval(value, max(lowest, value - reach), min(highest, value + reach))
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson 1927), 95 % by default; right for few images too."""
+    """Return the confidence interval of a share (Wilson 1927), valid for few examples too."""
     share = correct / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

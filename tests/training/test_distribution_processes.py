@@ -254,7 +254,7 @@ def test_a_worker_that_dies_ends_the_other(images, tmp_path, cache):
 
 
 def test_what_differs_between_workers_is_said(images, tmp_path):
-    """Before anything is started: one worker's environment is no JSON."""
+    """Before anything is started: one worker's environment is not JSON."""
     env = {**environment("multi_worker"), "TF_CONFIG": "{"}
     line = [sys.executable, "-m", "keras_transfer.cli", "train", str(images), "--out", "run"]
     found = subprocess.run(
@@ -265,7 +265,7 @@ def test_what_differs_between_workers_is_said(images, tmp_path):
         cwd=tmp_path,
     )
     assert found.returncode == 2
-    assert found.stderr.startswith("error: TF_CONFIG is no JSON")
+    assert found.stderr.startswith("error: TF_CONFIG is not valid JSON")
     assert not (tmp_path / "run").exists()
 
 

@@ -63,7 +63,7 @@ def test_a_rate_that_is_too_high_ends_with_the_last_good_model(colours, tmp_path
 
 def test_divergence_in_the_first_epoch_keeps_nothing_and_says_so(colours, tmp_path):
     wild = Phase("wild", "none", 3, 1e18, optimizer="sgd", warmup=0.0)
-    with pytest.raises(Diverged, match="no model to save"):
+    with pytest.raises(Diverged, match="no model is saved"):
         Trainer(new_model(), Schedule("s", (wild,)), batch_size=8).fit(
             from_directory(colours), tmp_path / "run"
         )

@@ -1,4 +1,7 @@
-"""Which workers there are and which of them this process is: read before Keras is imported."""
+"""Which workers exist and which of them this process is, and how to start them.
+
+The environment is read before Keras is imported.
+"""
 
 import json
 import os
@@ -16,7 +19,7 @@ from keras_transfer.training.distributed.single_process import (
 )
 
 _TF = "TF_CONFIG"
-# Keras's names for JAX's three numbers, and JAX's own: (all or the first address, count, place).
+# Keras's and JAX's names for: addresses (all or the first), number of processes, index.
 _JAX = (
     ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "JAX_COORDINATOR_ADDRESS"),
     ("KERAS_DISTRIBUTION_NUM_PROCESSES", "JAX_NUM_PROCESSES"),
@@ -30,9 +33,9 @@ class Cluster:
     """The processes of one training.
 
     Attributes:
-        address: of the first one, the chief: `"host:port"`.
-        processes: how many there are, ≥ 1.
-        index: which of them this one is, 0 the chief.
+        address: `"host:port"` of the first process, the chief.
+        processes: number of processes, ≥ 1.
+        index: number of this process; 0 is the chief.
     """
 
     address: str
@@ -42,11 +45,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to distribute, as far as it can be said without Keras.
+    """How to distribute, as far as it is known without Keras.
 
     Attributes:
-        kind: of `CHOICES`; `"auto"` where the devices of this machine decide (see `workers.start_workers`).
-        cluster: where there are several processes.
+        kind: one of `CHOICES`; `"auto"` if the devices of this machine decide.
+        cluster: the processes, if there are several.
     """
 
     kind: str
@@ -54,20 +57,20 @@ class Plan:
 
 
 def plan(choice: str, environ: Mapping[str, str] = os.environ) -> Plan:
-    """What a choice means in this environment.
+    """Return what a choice means in this environment.
 
     `"auto"`: `TF_CONFIG` with two workers or more means `multi_worker`, JAX's variables on the JAX
     backend mean `jax`; otherwise this machine's devices decide.
 
     Args:
-        choice: of `CHOICES`.
-        environ: with `KERAS_BACKEND`, and what says where the others are: `TF_CONFIG`, or
+        choice: one of `CHOICES`.
+        environ: contains `KERAS_BACKEND` and the addresses of the workers: `TF_CONFIG`, or
             `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `…_NUM_PROCESSES` and `…_PROCESS_ID` (JAX's own
             `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` do as well).
 
     Raises:
-        InputError: no such choice, one that the backend does not have, or variables that are
-            missing or do not fit together.
+        InputError: if the choice is unknown or not available on the backend, or if variables are
+            missing or contradict each other.
     """
     if choice not in CHOICES:
         raise InputError(f"distribute must be one of {', '.join(CHOICES)}, not {choice!r}.")
@@ -95,10 +98,10 @@ def plan(choice: str, environ: Mapping[str, str] = os.environ) -> Plan:
 
 
 def tensorflow_cluster(environ: Mapping[str, str]) -> Cluster:
-    """What `TF_CONFIG` says.
+    """Return the cluster in `TF_CONFIG`.
 
     Raises:
-        InputError: it is missing, no JSON, or does not say what it should.
+        InputError: if it is missing, not JSON, or incomplete.
     """
     text = environ.get(_TF)
     if not text:
@@ -109,11 +112,11 @@ def tensorflow_cluster(environ: Mapping[str, str]) -> Cluster:
     try:
         config = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{_TF} is no JSON ({error}): it looks like {_EXAMPLE}.") from None
+        raise InputError(f"{_TF} is not valid JSON ({error}). Write it like {_EXAMPLE}.") from None
     cluster = config.get("cluster") if isinstance(config, dict) else None
     task = config.get("task") if isinstance(config, dict) else None
     if not isinstance(cluster, dict) or not isinstance(task, dict):
-        raise InputError(f"{_TF} needs 'cluster' and 'task': it looks like {_EXAMPLE}.")
+        raise InputError(f"{_TF} needs 'cluster' and 'task'. Write it like {_EXAMPLE}.")
     if other := sorted(set(cluster) - {"chief", "worker"}):
         raise InputError(
             f"{_TF} has {', '.join(other)}: only workers (and a chief among them) train here."
@@ -128,7 +131,7 @@ def tensorflow_cluster(environ: Mapping[str, str]) -> Cluster:
         raise InputError(f"{_TF} names an address twice: {', '.join(addresses)}.")
     kind, index = task.get("type"), task.get("index")
     if kind not in cluster or isinstance(index, bool) or not isinstance(index, int):
-        raise InputError(f"{_TF}: task {task} is none of the cluster's ({', '.join(cluster)}).")
+        raise InputError(f"{_TF}: task {task} is not in the cluster ({', '.join(cluster)}).")
     if not 0 <= index < len(cluster[kind]):
         raise InputError(
             f"{_TF}: {kind} {index} does not exist: there are {len(cluster[kind])}, counted from 0."
@@ -137,10 +140,10 @@ def tensorflow_cluster(environ: Mapping[str, str]) -> Cluster:
 
 
 def jax_cluster(environ: Mapping[str, str]) -> Cluster | None:
-    """What Keras's or JAX's variables say; None where none of them is set: this process alone.
+    """Return the cluster in Keras's or JAX's variables; None if no variable is set.
 
     Raises:
-        InputError: some are set and others not, or they do not fit together.
+        InputError: if only some are set, or they contradict each other.
     """
     found = [next((n for n in names if environ.get(n)), None) for names in _JAX]
     if not any(found):

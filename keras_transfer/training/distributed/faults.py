@@ -1,9 +1,9 @@
-"""A worker that is lost, or stuck, ends the others with a message, and soon.
+"""If a worker is lost or stuck, the others end soon, with a message.
 
-Three things notice it. A process that dies closes its connections: the others' collective
-operation fails within seconds. One whose machine or link is gone sends no heartbeats any more: the
-engine's coordination service says so after `HEARTBEAT_SECONDS`. One that lives but does not go on
-(a hanging disk) is noticed by `Watch`, its own and the others'.
+Three mechanisms detect it. A process that dies closes its connections, so the collective operations
+of the others fail within seconds. If a machine or link is gone, heartbeats stop, and the engine's
+coordination service reports it after `HEARTBEAT_SECONDS`. A process that lives but does not proceed
+(because of a hanging disk) is detected by its own `Watch` and those of the others.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ STALL = "KERAS_TRANSFER_STALL_SECONDS"
 _STALL_SECONDS = 1800.0
 _HOW = (
     "Look at its output for the cause, then start all workers again with --resume: finished epochs "
-    "are kept"
+    "are saved"
 )
-# What the engines' errors are called, and what they say, where another process is gone.
+# Names and words of the engines' errors if another process is gone.
 _NAMES = ("UnavailableError", "AbortedError", "DeadlineExceededError", "CancelledError")
 _ENGINES = (
     "JaxRuntimeError",
@@ -33,7 +33,7 @@ _ENGINES = (
     "UnknownError",
     "FailedPreconditionError",
 )
-# JAX raises some of them as ValueError, which then begins with the name of a status.
+# JAX raises some of them as a ValueError that begins with the name of a status.
 _STATUS = re.compile(
     r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
 )
@@ -52,9 +52,9 @@ _WORDS = (
 
 
 def is_loss(error: BaseException) -> bool:
-    """True where an engine's error means that another process is gone.
+    """Return True if an engine's error means that another process is gone.
 
-    By name: neither TensorFlow nor JAX is imported here.
+    It compares names, because neither TensorFlow nor JAX is imported here.
     """
     kind, text = type(error).__name__, str(error)
     if kind in _NAMES:
@@ -65,7 +65,7 @@ def is_loss(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def translated(workers):
-    """Turns such errors into `WorkerLost`, where there are other processes."""
+    """Turn such errors into `WorkerLost` if there are other processes."""
     try:
         yield
     except Exception as error:
@@ -78,19 +78,19 @@ def translated(workers):
 
 
 def leave(code: int) -> None:
-    """Ends this process at once: an orderly end would wait for the workers that are gone."""
+    """End this process at once, because an orderly end would wait for the lost workers."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def leave_on_abort(workers) -> None:
-    """From here on `abort()` in this process ends it with exit code 75 and a line that says why.
+    """Make `abort()` end this process with exit code 75 and an explanation.
 
-    JAX's runtime aborts, from a thread of its own, where its coordination service says that another
-    process is gone; it takes no function of ours to call instead (jaxlib 0.10: `std::bad_cast`).
+    JAX's runtime aborts from its own thread when its coordination service reports a lost process;
+    it accepts no Python function to call instead (jaxlib 0.10: `std::bad_cast`).
     """
-    global _aborted  # the handler must live as long as the process
+    global _aborted  # the handler must exist as long as the process
     line = (
         f"error: Worker {workers.index} of {workers.processes}: another worker was lost. {_HOW}.\n"
     )
@@ -104,10 +104,10 @@ def leave_on_abort(workers) -> None:
 
 
 def stall_seconds() -> float:
-    """For how long nothing may move: `KERAS_TRANSFER_STALL_SECONDS`, or half an hour.
+    """Return the longest time without a step: `KERAS_TRANSFER_STALL_SECONDS`, or half an hour.
 
     Raises:
-        InputError: it is no number above 0.
+        InputError: if it is not a number above 0.
     """
     text = os.environ.get(STALL)
     if not text:
@@ -122,9 +122,9 @@ def stall_seconds() -> float:
 
 
 class Watch:
-    """Ends the process where, in `watching`, no step has been finished for too long.
+    """Ends the process if no step finishes for too long while it is watching.
 
-    A worker that waits for a stuck one is stuck itself, so each needs no more than its own clock.
+    A worker that waits for a stuck one is stuck too, so each only needs its own clock.
     """
 
     def __init__(self):
@@ -132,12 +132,12 @@ class Watch:
         self._last = time.monotonic()
 
     def beat(self) -> None:
-        """Something was done."""
+        """Report that a step finished."""
         self._last = time.monotonic()
 
     @contextlib.contextmanager
     def watching(self):
-        """From here to its end there must be beats."""
+        """A context in which `beat` must be called regularly."""
         ended = threading.Event()
         self.beat()
         threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
@@ -151,8 +151,8 @@ class Watch:
             still = time.monotonic() - self._last
             if still > self.limit:
                 print(
-                    f"error: no step was finished for {still:.0f} s ({STALL}={self.limit:g}): this "
-                    f"worker is stuck, or waits for one that is. {_HOW}.",
+                    f"error: no step finished for {still:.0f} s ({STALL}={self.limit:g}): this worker is "
+                    f"stuck, or waits for one that is stuck. {_HOW}.",
                     file=sys.stderr,
                 )
                 leave(WorkerLost.exit_code)

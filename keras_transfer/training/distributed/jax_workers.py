@@ -1,8 +1,7 @@
 """JAX's distributed runtime under `keras.distribution.DataParallel`.
 
-The program is one for all devices: a batch is one array whose rows lie on all of them, and what `fit`
-does to it is what it does on one device. So dropout, BatchNorm, clipping, averages and accumulation
-mean what they mean there.
+All devices run one program: a batch is one array whose rows are spread over them, and `fit` treats it
+as on one device. So dropout, BatchNorm, clipping, averages and accumulation mean the same.
 """
 
 import contextlib
@@ -42,7 +41,7 @@ class JaxWorkers(Workers):
 
     @property
     def seed_offset(self):
-        return 0  # one state for all: masks differ along the batch
+        return 0  # all share one random state, and masks differ along the batch
 
     def scope(self):
         return self.distribution.scope()
@@ -103,7 +102,7 @@ class JaxWorkers(Workers):
 
 
 def _join(cluster):
-    # It would take SIGTERM for itself, from here on; `failures.Signals` ends the training.
+    # It would handle SIGTERM itself, which `errors.Signals` does.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -116,6 +115,6 @@ def _join(cluster):
         )
     except RuntimeError as error:
         raise InputError(
-            f"The {cluster.processes} workers did not come together: start them before anything is "
-            f"computed, all of them, and see that {cluster.address} is reachable. ({error})"
+            f"The {cluster.processes} workers did not all join. Start all of them before anything is "
+            f"computed, and check that {cluster.address} is reachable. ({error})"
         ) from error

@@ -17,7 +17,7 @@ from keras_transfer.training.distributed.faults import HEARTBEAT_SECONDS
 from keras_transfer.training.distributed.workers import Workers
 from keras_transfer.utils.console import quiet_tensorflow
 
-_REGISTER_SECONDS = 300  # for all workers to come
+_REGISTER_SECONDS = 300  # until all workers must have joined
 _FIXED = (3, 16)  # version of Keras that needs no `repair_fit`
 _HEADER = "<ii"  # worker, bytes
 
@@ -39,10 +39,10 @@ class StrategyWorkers(Workers):
         return self.strategy.scope()
 
     def alone(self):
-        return contextlib.nullcontext()  # outside of the scope
+        return contextlib.nullcontext()  # outside the scope
 
     def own_model(self, model):
-        return model  # outside of a strategy this process's copy of the weights is read
+        return model  # outside a strategy this process's copy of the weights is read
 
     def stream(self, dataset):
         return self.strategy.distribute_datasets_from_function(lambda _: dataset)
@@ -77,7 +77,7 @@ class StrategyWorkers(Workers):
             for norm in norms:
                 norm.synchronized = True
             yield
-        finally:  # it would be saved with the model, and not every backend opens that
+        finally:  # the flag would be saved with the model, and not every backend can load it
             for norm, value in zip(norms, before):
                 norm.synchronized = value
 
@@ -99,7 +99,7 @@ class Mirrored(StrategyWorkers):
 
 
 class MultiWorker(StrategyWorkers):
-    """Several processes, which `TF_CONFIG` names."""
+    """The processes that `TF_CONFIG` names."""
 
     kind = "multi_worker"
 
@@ -112,12 +112,12 @@ class MultiWorker(StrategyWorkers):
         except RuntimeError as error:
             raise InputError(
                 f"The workers must be started before anything is computed ({error}): call "
-                "start_workers first of all."
+                "start_workers before everything else."
             ) from error
         except (tf.errors.DeadlineExceededError, tf.errors.UnavailableError) as error:
             raise InputError(
-                f"The {cluster.processes} workers did not come together within {_REGISTER_SECONDS} "
-                f"s: are all started, and is {cluster.address} reachable? ({error.message[:200]})"
+                f"Not all of the {cluster.processes} workers joined within {_REGISTER_SECONDS} s. Start all of "
+                f"them, and check that {cluster.address} is reachable. ({error.message[:200]})"
             ) from error
         self.replicas = self.strategy.num_replicas_in_sync
         self.local = self.replicas // self.processes
@@ -127,7 +127,7 @@ class MultiWorker(StrategyWorkers):
             return [payload]
         message = struct.pack(_HEADER, self.index, len(payload)) + payload
         message += b"\0" * (-len(message) % 4)
-        # Collectives know float32 on every device; the bits are moved, nothing is computed.
+        # All devices can gather float32; the bits are moved, nothing is computed.
         values = np.frombuffer(message, "float32")
         first = self.index * self.local
 
@@ -136,26 +136,25 @@ class MultiWorker(StrategyWorkers):
             return tf.constant(values if mine else values[:0])
 
         spread = self.strategy.experimental_distribute_values_from_function(given)
-        with quiet_tensorflow():  # it traces a function for each call, and says so
+        with quiet_tensorflow():  # it warns that it traces a function for each call
             stream = self.strategy.gather(spread, axis=0).numpy().tobytes()
-        found, place = {}, 0
+        payloads, place = {}, 0
         while place < len(stream):
             worker, length = struct.unpack_from(_HEADER, stream, place)
             place += struct.calcsize(_HEADER)
-            found[worker] = stream[place : place + length]
+            payloads[worker] = stream[place : place + length]
             place += length + -length % 4
         self.watch.beat()
-        return [found[worker] for worker in range(self.processes)]
+        return [payloads[worker] for worker in range(self.processes)]
 
     def broadcast(self, payload):
         return self.gather(payload if self.chief else b"")[0]
 
 
 def _quick_heartbeats():
-    """What MultiWorkerMirroredStrategy sets up itself, with times of ours.
+    """Configure what MultiWorkerMirroredStrategy configures itself, with our timeouts.
 
-    Without it a worker that cannot be reached is given up after TensorFlow's own time, which its
-    documentation does not state.
+    TensorFlow's documentation does not state after which time it gives up an unreachable worker.
     """
     from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
     from tensorflow.python.distribute import multi_worker_util
