@@ -97,7 +97,7 @@ def measured(data, augment, seed: int, overrides: dict, mix: str, size: int) -> 
 def accuracy(report, options):
     folder = Path(os.environ["KERAS_TRANSFER_DATA"]) / "sign_digits"
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    data = kt.data.labelled_images(folder, names, progress=False)
+    data = kt.data.labeled_images(folder, names, progress=False)
     settings = {**OVERRIDES, **overrides_of(options.set)}
     count = len(few(data, 0, options.by).examples["test"])
     report.add(

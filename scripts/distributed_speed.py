@@ -49,8 +49,8 @@ def extraction(workers, options):
     import numpy as np
 
     import keras_transfer as kt
+    from keras_transfer.data.arrays import Arrays
     from keras_transfer.data.examples import Examples
-    from keras_transfer.data.readers import Arrays
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of
     from keras_transfer.training.distributed.workers import extract_together

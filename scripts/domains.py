@@ -22,7 +22,7 @@ from tasks import people
 
 import keras_transfer as kt
 from keras_transfer.data import Examples, ImageData
-from keras_transfer.data.readers import Arrays
+from keras_transfer.data.arrays import Arrays
 
 DIGITS = tuple("0123456789")
 SIZE = 28  # of MNIST
@@ -217,7 +217,7 @@ def hands_to_other_camera() -> Domains:
     (two fifths of them for testing). No hand occurs in two parts.
     """
     folder = _shared("sign_digits")
-    data = kt.data.labelled_images(folder, DIGITS, progress=False)
+    data = kt.data.labeled_images(folder, DIGITS, progress=False)
     whole = data.examples["all"]
     owner = people(data)
     order = np.random.default_rng(0).permutation(np.unique(owner))

@@ -130,7 +130,7 @@ def outcome(data: bytes, served, decode, examine) -> str:
 
 def damaged_exif(data: bytes) -> bool:
     """Return whether Pillow stops reading the EXIF block before its end."""
-    from keras_transfer.modalities.image.check import open_image, orientation_of
+    from keras_transfer.modalities.image.decode import open_image, orientation_of
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -143,8 +143,7 @@ def work(count: int, seed: int, first: int, state: Path) -> None:
 
     import tensorflow as tf
 
-    from keras_transfer.modalities.image.check import examine
-    from keras_transfer.modalities.image.decode import decode
+    from keras_transfer.modalities.image.decode import decode, examine
     from keras_transfer.modalities.image.serving import decode_in_graph
 
     warnings.simplefilter("ignore")

@@ -92,7 +92,7 @@ PLACES = {
             ),
             "features/extraction.py": ("_table", "Supply._prefix", "Supply._once"),
             "modalities/image/augment.py": ("View",),
-            "modalities/image/check.py": ("digest",),
+            "modalities/image/decode.py": ("digest",),
             "data/files.py": ("_digest",),
         },
         ("tests/features/test_keys.py", "tests/features/test_store.py -k another_identity"),

@@ -230,7 +230,7 @@ def extract_images(folder, count):
 
     import keras_transfer as kt
     from keras_transfer.data.examples import Examples, ImageData
-    from keras_transfer.data.index import check_images
+    from keras_transfer.data.files import check_images
     from keras_transfer.features.closed_form import logistic_regression
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of

@@ -72,7 +72,7 @@ def sign_digits() -> ImageData:
     """Hands that show digits: 70 % of the people for training, the others for testing."""
     folder = _shared("sign_digits")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    data = kt.data.labelled_images(folder, names, progress=False)
+    data = kt.data.labeled_images(folder, names, progress=False)
     whole = data.examples["all"]
     owner = people(data)
     owners = np.random.default_rng(0).permutation(np.unique(owner))

@@ -98,9 +98,9 @@ def main(arguments=None):
 
 
 def write_ids(workers, out):
+    from keras_transfer.data.arrays import Arrays
     from keras_transfer.data.batches import batches
     from keras_transfer.data.examples import Examples
-    from keras_transfer.data.readers import Arrays
 
     found = []
     for count in (10, 13, 17):

@@ -87,9 +87,9 @@ def gallery(folder: Path) -> dict[str, Item]:
     # Cut short.
     write("empty.jpg", b"", None, "empty file")
     for kind, data in (("jpg", jpeg), ("png", png), ("gif", gif), ("bmp", bmp), ("webp", webp)):
-        start = "damaged: it begins as JPEG" if kind == "jpg" else "not an image"
+        start = "damaged: it starts like JPEG" if kind == "jpg" else "not an image"
         write(f"cut to 3 bytes.{kind}", data[:3], None, start)
-        start = {"jpg": "damaged: it begins as JPEG", "gif": "damaged: it begins as GIF"}
+        start = {"jpg": "damaged: it starts like JPEG", "gif": "damaged: it starts like GIF"}
         write(f"cut in the header.{kind}", data[:22], None, start.get(kind, "truncated: "))
         write(f"cut in the middle.{kind}", data[: len(data) // 2], None, "truncated: ")
         write(f"cut near the end.{kind}", data[: len(data) - 40], None, "truncated: ")
@@ -205,7 +205,7 @@ def gallery(folder: Path) -> dict[str, Item]:
 
     # What is no file, or cannot be opened.
     (folder / "link to nothing.png").symlink_to(folder / "nothing.png")
-    items["link to nothing.png"] = Item(None, "cannot be read: a link to nothing")
+    items["link to nothing.png"] = Item(None, "cannot be read: the link is broken")
     (folder / "circle.png").symlink_to(folder / "circle.png")
     items["circle.png"] = Item(None, "cannot be read: ")
     os.mkfifo(folder / "pipe.png")

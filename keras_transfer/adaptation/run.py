@@ -11,10 +11,10 @@ from keras_transfer.adaptation.options import RunOptions, no_batch_norm
 from keras_transfer.advisor.rules import fallback_backbone
 from keras_transfer.data import (
     ImageData,
-    labelled_images,
+    labeled_images,
     open_data,
     require_source,
-    unlabelled_images,
+    unlabeled_images,
 )
 from keras_transfer.errors import InputError, Interrupted, Signals, explained
 from keras_transfer.runs import Run, check_out
@@ -61,7 +61,7 @@ class Adaptation:
             name: getattr(options, name) for name in ("val", "val_split", "columns")
         }
         self.target_folder = str(Path(target).expanduser())
-        self.target, self.target_skipped = unlabelled_images(target)
+        self.target, self.target_skipped = unlabeled_images(target)
         if isinstance(source, ImageData):
             self.source = source
         else:
@@ -77,7 +77,7 @@ class Adaptation:
             raise InputError(f"{self.source.root} has no training images.")
         self.report = None
         if options.target_labels:
-            self.report = labelled_images(target, self.source.class_names)
+            self.report = labeled_images(target, self.source.class_names)
 
     def _resolve_auto(self, resumed):
         """Replace "auto": by the choice of the resumed run, or by the first backbone that is here."""

@@ -6,8 +6,9 @@ import numpy as np
 
 from keras_transfer.advisor.distances import Estimate, frechet_by_chance, frechet_distance, mmd
 from keras_transfer.advisor.distances import proxy_a_distance as proxy_a
-from keras_transfer.advisor.inputs import distinct_rows, sized_backbone, stratified_sample
+from keras_transfer.advisor.inputs import distinct_rows, sized_backbone
 from keras_transfer.data.examples import Examples, ImageData
+from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
 from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.utils.tables import Table
@@ -262,7 +263,7 @@ def _sample(data, role, most, seed, classes):
     if labels is None:
         rows = np.sort(np.random.default_rng(seed).permutation(len(distinct))[:most])
     else:
-        rows = stratified_sample(labels, most, seed)
+        rows = stratified_sample(labels, most, seed=seed)
         labels = labels[rows]
     images = examples.images.take(distinct[rows])
     return Examples(images, np.zeros(len(rows), "int32")), labels

@@ -11,31 +11,6 @@ from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import check_backbone
 
-_MIN_PER_CLASS = 5  # examples that each class gets before a large class gets more
-
-
-def stratified_sample(labels: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
-    """Return the sorted positions of a sample that contains every class in proportion.
-
-    Each class has at least five examples (or all of its examples) as far as `size` allows.
-
-    Args:
-        labels: int [N].
-        size: maximum number of positions returned.
-        seed: selects the examples of each class.
-    """
-    if len(labels) <= size:
-        return np.arange(len(labels))
-    order = np.random.default_rng(seed).permutation(len(labels))
-    priority = np.empty(len(labels))  # the lowest are sampled
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank = np.arange(len(members))
-        priority[members] = np.where(
-            rank < _MIN_PER_CLASS, rank - _MIN_PER_CLASS, (rank + 0.5) / len(members)
-        )
-    return np.sort(order[np.argsort(priority[order], kind="stable")][:size])
-
 
 def distinct_rows(examples: Examples) -> np.ndarray:
     """Return the sorted positions of the examples that remain when each copy is dropped."""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.advisor.inputs import check_classes, sized_backbone, stratified_sample
+from keras_transfer.advisor.inputs import check_classes, sized_backbone
+from keras_transfer.data.splits import stratified_sample
 from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import free_memory, write_file
@@ -293,11 +294,11 @@ def probe_stages(
     """
     rows = check_classes(data, "probing the stages")
     train = data.examples["train"]
-    examples = train.take(rows[stratified_sample(train.labels[rows], most, seed)])
+    examples = train.take(rows[stratified_sample(train.labels[rows], most, seed=seed)])
     labels = examples.labels
     # Deferred, so that invalid input is reported before Keras is imported.
     from keras_transfer.advisor.untrained import random_copy
-    from keras_transfer.data.memory import ImageMemory
+    from keras_transfer.data.epochs import ImageMemory
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import pooled_stages, stage_columns
     from keras_transfer.features.store import Store, concluded, digest_of

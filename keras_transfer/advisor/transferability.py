@@ -9,9 +9,10 @@ import os
 
 import numpy as np
 
-from keras_transfer.advisor.inputs import sized_backbone, stratified_sample
+from keras_transfer.advisor.inputs import sized_backbone
 from keras_transfer.advisor.scores import Score, Scores, sample_digest
 from keras_transfer.data.examples import ImageData
+from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
 from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.models.sources.applications import is_source_model
@@ -60,7 +61,7 @@ def score_backbone(
     """
     data.require_classes("scoring backbones", "train")
     train = data.examples["train"]
-    sample = train.take(stratified_sample(train.labels, most, seed))
+    sample = train.take(stratified_sample(train.labels, most, seed=seed))
     # Deferred, so that invalid input is reported before Keras is imported.
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import Prefix, averaged, prefix_of

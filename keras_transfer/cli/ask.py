@@ -27,7 +27,7 @@ def ask(
     retries: Annotated[int, typer.Option(help="Retries if the server is busy.")] = 3,
 ):
     """Send images to TF Serving and print one JSON document per line and image."""
-    from keras_transfer.data.files import list_images
+    from keras_transfer.data.evaluation_data import list_images
     from keras_transfer.export.client import Client, ServingError
 
     files = list_images(paths)

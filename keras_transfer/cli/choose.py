@@ -59,7 +59,7 @@ def advise(
     """Recommend a backbone and a strategy for the data, with the reasons and the cost on this machine."""
     from keras_transfer.advisor.api import check_advice
     from keras_transfer.advisor.rules import named
-    from keras_transfer.data import require_source, unlabelled_images
+    from keras_transfer.data import require_source, unlabeled_images
     from keras_transfer.schedules.recipes import AUTO
 
     check_png(plot)
@@ -69,7 +69,7 @@ def advise(
     require_source(data)
     check_advice(names, **limits)
     images = open_images(data, config)
-    target_images = target and unlabelled_images(target)[0]
+    target_images = target and unlabeled_images(target)[0]
     load_keras()
     from keras_transfer.advisor.api import advise as advise_on
 

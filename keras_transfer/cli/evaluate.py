@@ -58,8 +58,8 @@ def evaluate(
     as_json: Json = False,
 ):
     """Measure a run on labelled images. With any of these options, measure it in full."""
-    from keras_transfer.data import open_labelled
-    from keras_transfer.data.targets import described
+    from keras_transfer.data import open_labeled
+    from keras_transfer.data.examples import targets_of
     from keras_transfer.evaluation.calibration import PRECISIONS, Calibration, check_precision
     from keras_transfer.evaluation.outputs import resolve_views
     from keras_transfer.evaluation.slices import check_columns, slice_values
@@ -72,7 +72,7 @@ def evaluate(
     path_column = (columns or {}).get("path_column", "path")
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose a directory for --out.")
-    known = described(config)
+    known = targets_of(config)
     if precision is not None:
         targets = known.values() if isinstance(known, dict) else [known]
         check_precision(precision, [target.task for target in targets])
@@ -82,7 +82,7 @@ def evaluate(
             check_columns(data, by, path_column)
 
     def opened(split):
-        return open_labelled(data, known, split=split, split_file=run.split_path, columns=columns)
+        return open_labeled(data, known, split=split, split_file=run.split_path, columns=columns)
 
     images = opened(split)
     validation = opened("val") if calibrate else None

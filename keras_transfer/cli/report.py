@@ -42,8 +42,8 @@ def report(
     ] = None,
 ):
     """Write a page about a run: data, curves, errors with Grad-CAM. Pass several runs to compare."""
-    from keras_transfer.data import open_labelled
-    from keras_transfer.data.targets import described
+    from keras_transfer.data import open_labeled
+    from keras_transfer.data.examples import targets_of
     from keras_transfer.runs import COMPARISON, Run
 
     if out is not None and out.is_dir():
@@ -63,9 +63,9 @@ def report(
     found, own = None, run.config.get("data")
     # On the run's own data, measure only what it was not trained on, unless --split names it.
     if data is not None and not (own and data.absolute() == Path(own).absolute()):
-        found = open_labelled(
+        found = open_labeled(
             data,
-            described(run.config),
+            targets_of(run.config),
             split=split,
             split_file=run.split_path,
             columns=columns_of(column) or run.config.get("columns"),

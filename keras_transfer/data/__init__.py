@@ -1,72 +1,51 @@
-"""Labelled images: index and check the files, split, decode, augment, feed.
+"""Datasets of labeled examples: open and check them, split them, and feed them in batches.
 
-Nothing here imports TensorFlow until a dataset is asked for, so that wrong input is
-answered at once. `decode`, `transforms` and `pipeline` do need it: import them by name.
+Sources are folders, tables, arrays, TensorFlow Datasets and TFRecords. Modules here may import only
+`modalities`, `utils` and `errors`. TensorFlow is imported when the first example is decoded.
 """
 
-from keras_transfer.data.arrays import from_arrays, from_dataset
-from keras_transfer.data.check import Duplicates, Report, check_data, find_duplicates, report_on
-from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.data.files import Skipped, list_images, read_tree
-from keras_transfer.data.folders import from_directory, labelled_images, unlabelled_images
-from keras_transfer.data.index import Checked, check_files, check_images
-from keras_transfer.data.mixing import MIXES, Mix
-from keras_transfer.data.records import from_records, write_records
-from keras_transfer.data.sources import open_data, open_labelled, require_source
-from keras_transfer.data.split_rule import SplitRule, read_split_file
-from keras_transfer.data.splits import folds, split
-from keras_transfer.data.tables import from_table
-from keras_transfer.data.targets import Target, read_targets
-from keras_transfer.data.tfds import from_tfds
-from keras_transfer.modalities.image.augment import (
-    AUGMENTATIONS,
-    Augmentation,
-    View,
-    plain_augmentation,
-    resolve_augmentation,
-    views_of,
-    without_flip,
-)
+from keras_transfer.utils.lazy import lazy_names
 
-__all__ = [
-    "AUGMENTATIONS",
-    "MIXES",
-    "Augmentation",
-    "Checked",
-    "Duplicates",
-    "Examples",
-    "ImageData",
-    "Mix",
-    "Report",
-    "Skipped",
-    "SplitRule",
-    "Target",
-    "View",
-    "check_data",
-    "check_files",
-    "check_images",
-    "find_duplicates",
-    "folds",
-    "from_arrays",
-    "from_dataset",
-    "from_directory",
-    "from_records",
-    "from_table",
-    "from_tfds",
-    "labelled_images",
-    "list_images",
-    "open_data",
-    "open_labelled",
-    "plain_augmentation",
-    "read_split_file",
-    "read_targets",
-    "read_tree",
-    "report_on",
-    "require_source",
-    "resolve_augmentation",
-    "split",
-    "unlabelled_images",
-    "views_of",
-    "without_flip",
-    "write_records",
-]
+_NAMES = {
+    name: module
+    for module, names in {
+        "keras_transfer.modalities.image.augment": (
+            *("AUGMENTATIONS", "MIXES", "Augmentation", "Mix", "View", "plain_augmentation"),
+            *("resolve_augmentation", "views_of", "without_flip"),
+        ),
+        "keras_transfer.data.arrays": ("from_arrays", "from_dataset"),
+        "keras_transfer.data.check": ("Report", "check_data", "report_on"),
+        "keras_transfer.data.evaluation_data": (
+            *("labeled_images", "list_images", "open_labeled", "unlabeled_images"),
+        ),
+        "keras_transfer.data.examples": (
+            *("Duplicates", "Examples", "ImageData", "Target", "find_duplicates"),
+        ),
+        "keras_transfer.data.files": ("Checked", "Skipped", "check_files", "check_images"),
+        "keras_transfer.data.sources": (
+            *("from_directory", "open_data", "read_tree", "require_source"),
+        ),
+        "keras_transfer.data.split_rule": ("SplitRule", "read_split_file"),
+        "keras_transfer.data.splits": ("folds", "split", "stratified_sample"),
+        "keras_transfer.data.tables": ("from_table", "read_targets"),
+        "keras_transfer.data.tfds": ("from_tfds",),
+        "keras_transfer.data.tfrecord": ("from_records", "write_records"),
+    }.items()
+    for name in names
+}
+_MOVED = {
+    old: f"keras_transfer.data.{new}"
+    for old, new in {
+        "Twins": "Duplicates",
+        "check_pictures": "check_images",
+        "find_twins": "find_duplicates",
+        "labelled_pictures": "labeled_images",
+        "list_pictures": "list_images",
+        "open_labelled": "open_labeled",
+        "unlabelled_pictures": "unlabeled_images",
+    }.items()
+}
+
+__all__ = sorted(_NAMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES, _MOVED)

@@ -1,19 +1,99 @@
-"""NumPy arrays and `tf.data.Dataset`s of the user's as sources."""
+"""NumPy arrays, encoded images in memory and `tf.data.Dataset`s as sources."""
 
+import io
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
+from PIL import Image
 
-from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.data.files import Skipped
-from keras_transfer.data.folders import assembled
-from keras_transfer.data.readers import Arrays, find_faults
-from keras_transfer.data.split_rule import SplitRule
-from keras_transfer.data.targets import Target
+from keras_transfer.data.examples import Examples, ImageData, Target
+from keras_transfer.data.files import Encoded, Skipped, each
+from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.decode import digest, examine
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import free_memory
+
+
+class Contents(Encoded):
+    """Encoded images in memory.
+
+    Args:
+        encoded: the bytes of each image's file.
+        names: for messages and predictions; by default `image 0`, `image 1`, ….
+    """
+
+    def __init__(self, encoded: Sequence[bytes], names: Sequence[str] | None = None):
+        self.encoded = list(encoded)
+        self.names = _numbered(len(self.encoded)) if names is None else list(names)
+
+    def contents(self, index: int) -> bytes:
+        return self.encoded[index]
+
+    def take(self, indices) -> "Contents":
+        return Contents([self.encoded[i] for i in indices], [self.names[i] for i in indices])
+
+
+class Arrays:
+    """Decoded images in memory.
+
+    Args:
+        arrays: uint8 [N, H, W, 3], or a sequence of uint8 [H, W, 3] of any sizes.
+        names: for messages and predictions; by default `image 0`, `image 1`, ….
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], names: Sequence[str] | None = None):
+        self.arrays = arrays
+        self.names = _numbered(len(arrays)) if names is None else list(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pixels(self, index: int) -> np.ndarray:
+        return self.arrays[index]
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        return [digest(repr(a.shape).encode(), np.ascontiguousarray(a).data) for a in self.arrays]
+
+    def take(self, indices) -> "Arrays":
+        return Arrays([self.arrays[i] for i in indices], [self.names[i] for i in indices])
+
+
+def find_faults(images, *, progress: bool = True) -> list[str | None]:
+    """Return why each image cannot be used, in plain words; None if it can.
+
+    This is for readers of memory or shards; `check_images` checks files.
+    """
+
+    def fault(index):
+        if isinstance(images, Arrays):
+            return _array_fault(images.arrays[index])
+        try:
+            return examine(images.contents(index)).fault
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    return each(fault, range(len(images)), "checking images", progress)
+
+
+def encoded_bytes(images, index: int) -> bytes:
+    """Return an image as the bytes of a file; an array becomes a PNG."""
+    if isinstance(images, Encoded):
+        return images.contents(index)
+    buffer = io.BytesIO()
+    Image.fromarray(images.pixels(index)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _array_fault(array):
+    if getattr(array, "dtype", None) != np.uint8:
+        return f"not uint8 but {getattr(array, 'dtype', type(array).__name__)}"
+    if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
+        return f"not of shape [height, width, 3] but {list(array.shape)}"
+    return None
 
 
 def from_arrays(
@@ -26,24 +106,24 @@ def from_arrays(
     progress: bool = True,
     **rule,
 ) -> ImageData:
-    """Images and labels that are in memory.
+    """Return a dataset of images and labels in memory.
 
     Args:
         train, val, test: (images, labels) of each split. Images are uint8 [N, H, W, 3] or
-            [N, H, W] (grey), values 0–255, or a sequence of such images of their own sizes; whole
-            numbers 0–255 in another number format are taken too. Labels are integers [N] or names; of
-            other tasks 0 and 1 [N, L], or numbers [N] or [N, D].
-        class_names: of the integers 0, 1, … (by default the numbers, or the names, sorted); of other
-            tasks the names of the columns.
+            [N, H, W] (gray), values 0–255, or a sequence of such images of any sizes; whole numbers
+            0–255 in another dtype are accepted too. Labels are integers [N] or names; for
+            multi_label 0 and 1 [N, L], for regression numbers [N] or [N, D].
+        class_names: names of the classes 0, 1, … (by default the numbers, or the sorted names); for
+            other tasks the names of the columns.
         task: `"single_label"`, `"multi_label"` or `"regression"`.
         progress: show a bar on stderr, in a terminal or a notebook.
-        rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
+        rule: fields of `SplitRule` (`val_split=0.2`, …), which draw the missing splits.
 
     Raises:
-        InputError: other shapes or values, or labels that the classes do not have.
+        InputError: if shapes, values or labels are invalid.
     """
-    given = {"train": train, "val": val, "test": test}
-    parts = {split: part for split, part in given.items() if part is not None}
+    parts = {"train": train, "val": val, "test": test}
+    parts = {split: part for split, part in parts.items() if part is not None}
     for split, part in parts.items():
         if not isinstance(part, tuple | list):
             raise InputError(
@@ -52,57 +132,56 @@ def from_arrays(
             )
         if len(part) != 2 or len(part[0]) != len(part[1]):
             lengths = " and ".join(str(len(x)) for x in part)
-            raise InputError(f"{split} must be (images, labels) of one length, not {lengths}.")
+            raise InputError(f"{split} must be (images, labels) of equal length, not {lengths}.")
     columns = {split: part[1] for split, part in parts.items()}
     if task == "single_label":
         names, labels = encode_labels(columns, class_names)
     else:
-        names, labels = _columns(columns, class_names, task)
+        names, labels = _target_columns(columns, class_names, task)
     target = Target(task, names)
     examples, skipped = {}, []
     for split, (arrays, _) in parts.items():
-        shown = [f"{split} {i}" for i in range(len(arrays))]
-        images = Arrays([_as_rgb(x, n) for x, n in zip(arrays, shown)], shown)
+        titles = [f"{split} {i}" for i in range(len(arrays))]
+        images = Arrays([_as_rgb(x, n) for x, n in zip(arrays, titles)], titles)
         faults = find_faults(images, progress=progress)
         good = [i for i, fault in enumerate(faults) if fault is None]
-        skipped += [Skipped(shown[i], fault) for i, fault in enumerate(faults) if fault]
+        skipped += [Skipped(titles[i], fault) for i, fault in enumerate(faults) if fault]
         if not good:
             why = f": {skipped[0].path} is {skipped[0].reason}" if skipped else ""
-            raise InputError(f"No usable image in {split}{why}.")
+            raise InputError(f"{split} has no usable image{why}.")
         examples[split] = Examples(images.take(good), labels[split][good])
-    return assembled(target, examples, skipped, "arrays", SplitRule(**rule))
+    return divide(target, examples, skipped, "arrays", SplitRule(**rule))
 
 
 def from_dataset(
     train, val=None, test=None, *, class_names: Sequence[str] | None = None, **options
 ) -> ImageData:
-    """`tf.data.Dataset`s of the user's: finite, unbatched, (image [H, W, 3], integer label).
+    """Return a dataset of `tf.data.Dataset`s: finite, unbatched, (image [H, W, 3], integer label).
 
-    They are read once and kept in memory, so that order, splits and augmentation are as
-    reproducible as those of files; of what is larger than half of the free memory write TFRecords
-    or files.
+    They are read into memory once, so that order, splits and augmentation are as reproducible as
+    those of files. Write TFRecords or files for data larger than half of the free memory.
 
     Args:
-        train, val, test: of each split.
+        train, val, test: the dataset of each split.
         class_names, options: see `from_arrays`.
 
     Raises:
-        InputError: a data set that is infinite, batched or too large, or see `from_arrays`.
+        InputError: if a dataset is infinite, batched or too large, or see `from_arrays`.
     """
     parts = {"train": train, "val": val, "test": test}
-    read = {split: _read(part, split) for split, part in parts.items() if part is not None}
+    read = {split: _read_dataset(part, split) for split, part in parts.items() if part is not None}
     return from_arrays(**read, class_names=class_names, **options)
 
 
 def encode_labels(
     labels: dict[str, Sequence], class_names: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """(class names, int32 labels of each split) from integers or names.
+    """Return (class names, int32 labels of each split) for labels that are integers or names.
 
-    Integers are positions in `class_names`; names become the sorted set of those in `train`.
+    Integers are positions in `class_names`; the classes of names are the sorted names in `train`.
 
     Raises:
-        InputError: a label that train (or `class_names`) does not have, or fewer than two classes.
+        InputError: if train (or `class_names`) does not have a label, or there is only one class.
     """
     values = {split: np.asarray(part) for split, part in labels.items()}
     train = values["train"]
@@ -123,30 +202,32 @@ def encode_labels(
     for split, part in values.items():
         unknown = sorted(set(part.tolist()) - set(index), key=str)
         if unknown:
-            shown = ", ".join(map(str, unknown[:5]))
+            examples = ", ".join(map(str, unknown[:5]))
             raise InputError(
-                f"{split} has labels that are none of the {len(names)} classes: {shown}"
+                f"{split} has labels that are not among the {len(names)} classes: {examples}"
             )
         encoded[split] = np.array([index[label] for label in part.tolist()], np.int32)
     return names, encoded
 
 
-def _columns(labels, names, task):
-    """(names, float32 [N, C] of each split) of labels that are 0 and 1, or numbers."""
-    found = {}
+def _target_columns(labels, names, task):
+    """Return (names, float32 [N, C] of each split) for multi_label and regression."""
+    columns = {}
     for split, values in labels.items():
         values = np.asarray(values, np.float32)
-        found[split] = values = values[:, None] if values.ndim == 1 else values
+        columns[split] = values = values[:, None] if values.ndim == 1 else values
         if values.ndim != 2 or not np.isfinite(values).all():
             raise InputError(f"{split}: {task} labels must be finite numbers of shape [N, C].")
         if task == "multi_label" and not np.isin(values, (0, 1)).all():
             raise InputError(f"{split}: multi_label labels must be 0 or 1.")
-    width = found["train"].shape[1]
+    width = columns["train"].shape[1]
     names = tuple(map(str, range(width) if names is None else names))
-    if {values.shape[1] for values in found.values()} != {len(names)}:
-        widths = ", ".join(f"{split} {values.shape[1]}" for split, values in found.items())
-        raise InputError(f"Labels have different numbers of columns: {widths}; names {len(names)}.")
-    return names, found
+    if {values.shape[1] for values in columns.values()} != {len(names)}:
+        widths = ", ".join(f"{split} {values.shape[1]}" for split, values in columns.items())
+        raise InputError(
+            f"The labels have different numbers of columns: {widths}; there are {len(names)} names."
+        )
+    return names, columns
 
 
 def _as_rgb(image, name):
@@ -155,16 +236,16 @@ def _as_rgb(image, name):
         low, high = image.min(), image.max()
         if low >= 0 and high <= 1 and np.issubdtype(image.dtype, np.floating):
             raise InputError(
-                f"{name} has values from {low:g} to {high:g}: images are RGB 0–255 here, so "
-                "multiply by 255 (the model normalises inside)."
+                f"{name} has values from {low:g} to {high:g}: images must be RGB 0–255, so "
+                "multiply by 255 (the model normalizes its inputs)."
             )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of NaN
+            warnings.simplefilter("ignore")  # about NaN
             whole = image.astype(np.uint8)
         if not np.array_equal(whole, image):
             raise InputError(
-                f"{name} has values from {low:g} to {high:g} of {image.dtype}: give whole numbers "
-                "0–255, at best uint8."
+                f"{name} has values from {low:g} to {high:g} of {image.dtype}: pass whole numbers "
+                "0–255, preferably uint8."
             )
         image = whole
     if image.ndim == 2:
@@ -174,28 +255,32 @@ def _as_rgb(image, name):
     return image
 
 
-def _read(dataset, split):
+def _read_dataset(dataset, split):
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2:
-        raise InputError(f"{split} must give (image, label), not {spec}.")
+        raise InputError(f"{split} must yield (image, label), not {spec}.")
     if spec[0].shape.rank not in (None, 3) or spec[1].shape.rank not in (None, 0):
         raise InputError(
-            f"{split} must give one image [H, W, 3] and one label at a time: take the batches "
-            "apart with .unbatch()."
+            f"{split} must yield one image [H, W, 3] and one label at a time: call .unbatch() "
+            "on batches."
         )
     count = int(dataset.cardinality())
     if count == -1:
-        raise InputError(f"{split} is infinite: leave .repeat() out.")
-    room, size = free_memory() // 2, 0
+        raise InputError(f"{split} is infinite: remove .repeat().")
+    limit, size = free_memory() // 2, 0
     images, labels = [], []
     rows = progress_bar(dataset.as_numpy_iterator(), f"reading {split}", unit="images")
     for image, label in rows:
         images.append(image)
         labels.append(label)
         size += image.nbytes
-        if size > room:
+        if size > limit:
             raise InputError(
                 f"{split} is larger than half of the free memory ({len(images)} images take "
                 f"{size >> 20} MiB): write its images to files or TFRecords."
             )
     return images, labels
+
+
+def _numbered(count):
+    return [f"image {i}" for i in range(count)]

@@ -1,26 +1,22 @@
-"""Examples to tf.data batches."""
+"""Turn examples into tf.data batches."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.memory import ImageMemory
-from keras_transfer.data.mixing import Mix, mixer
-from keras_transfer.data.order import epoch_order
+from keras_transfer.data.epochs import ImageMemory, Part, Share, epoch_order, whole
 from keras_transfer.data.service import service_batches
-from keras_transfer.data.sharding import Part, Share, whole
-from keras_transfer.data.targets import map_labels
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.augment import View, resolve_augmentation
-from keras_transfer.modalities.image.prepare import augmenter, resize_and_crop
+from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation
+from keras_transfer.modalities.image.prepare import augmenter, mixer, resize_and_crop
 from keras_transfer.utils.python_calls import python_calls
 
-_AHEAD = 64 << 20  # bytes of fixed views that may wait
+_PREFETCH_BYTES = 64 << 20  # of fixed views
 
 
 def images(examples) -> tf.data.Dataset:
-    """Decoded images of their own sizes, in order: (uint8 [H, W, 3], int32 label)."""
+    """Return a dataset of decoded images at their original sizes, in order: (uint8 [H, W, 3], label)."""
     load = _loader(examples.images)
     return (
         tf.data.Dataset.from_tensor_slices(_rows(examples))
@@ -46,44 +42,47 @@ def batches(
     service: str | None = None,
     share: Share | None = None,
 ) -> tf.data.Dataset:
-    """Batches (uint8 [B, image_size, image_size, 3], values 0-255; int32 [B]).
+    """Return a dataset of batches (uint8 [B, image_size, image_size, 3], values 0–255; int32 [B]).
 
-    Not training: every example once, in order, through `resize_and_crop`; the last batch may
-    be smaller. `augmentation`, `seed`, `start_epoch` and the balance are not used.
+    For evaluation: every example once, in order, through `resize_and_crop`; the last batch may be
+    smaller.
 
-    Training: an endless stream of epochs from `start_epoch` on (give `fit` its
-    `steps_per_epoch`, see `ImageData.steps`). Each epoch has every example exactly once and
-    ends in a batch of its own, maybe smaller. The order depends on (seed, epoch) alone and an
-    image's variant on (seed, epoch, index of the example) alone, so a stream started at
-    epoch 3 repeats what one started at 0 gives from its fourth epoch on.
+    For training: an endless stream of epochs (pass `steps_per_epoch` to `fit`, see
+    `ImageData.steps`). Each epoch contains every example exactly once and ends with a batch that may
+    be smaller. The order is a function of (seed, epoch), an image's variant of (seed, epoch, index of
+    the example), and mixing of (seed, epoch, number of the batch), so a stream that starts at epoch 3
+    continues one that starts at 0.
 
-    With `equal_classes` an epoch has as many examples, of each class equally many, see
-    `epoch_order`. With `class_weights` the batches have the weights for the loss as a third part,
-    see `sample_weights`.
-
-    With `memory` a file is decoded once; evaluation keeps what it made of it, too, where that fits.
-
-    `augmentation` is what `resolve_augmentation` takes. With a `mix`, training labels are shares of
-    `classes` classes, float32 [B, classes]. What is mixed depends on (seed, epoch, number of the
-    batch) alone.
-
-    With `service`, the address of a tf.data service, its workers make the batches, see
-    `data.service`.
-
-    With `share` these are one process's parts of the batches, in which its examples have weights for
-    the loss and the metrics as a third part, see `distribution.sharding`; not training, the stream is
-    endless too. Order and variants are those of a single process; what is mixed is not.
+    Args:
+        examples: an `Examples`.
+        image_size: side of the images in the batches, in pixels.
+        batch_size: examples per batch.
+        training: whether to prepare batches for training. The following arguments, except `memory`,
+            `service` and `share`, are for training only.
+        augmentation: see `resolve_augmentation`.
+        seed: any integer.
+        start_epoch: number of the first epoch.
+        class_weights: weights for the loss, which become the third part of a batch, see
+            `sample_weights`.
+        equal_classes: draw equally many examples of each class per epoch, see `epoch_order`.
+        memory: caches decoded images; for evaluation the prepared images are cached if they fit.
+        mix: how images are mixed; labels become shares, float32 [B, classes].
+        classes: number of classes, for `mix`.
+        service: address of a tf.data service whose workers prepare the batches, see `data.service`.
+        share: return only the part of one process, with weights for loss and metrics as the third
+            part of a batch, see `data.epochs`; the stream is endless for evaluation, too. Order and
+            variants are those of a single process, but mixing is not.
 
     Raises:
-        InputError: no such augmentation, or a service and a share.
-        tf.errors.OpError: while iterating, a file that cannot be read or decoded any more;
-            the message names it.
+        InputError: if the augmentation is invalid, or `service` and `share` are combined.
+        tf.errors.OpError: while iterating, if a file can no longer be read or decoded; the message
+            names it.
     """
     variant = resolve_augmentation(augmentation) if training else None
     if service:
         if share:
             raise InputError(
-                "A tf.data service cannot be used with --distribute: leave out either."
+                "A tf.data service cannot be combined with --distribute: omit one of them."
             )
         stream = service_batches(
             examples, service, image_size, batch_size, variant, seed, start_epoch, equal_classes
@@ -103,7 +102,7 @@ def batches(
             share,
         )
     if training:
-        mixed = stream.map(_blender(mix, classes), tf.data.AUTOTUNE, deterministic=True)
+        mixed = stream.map(_mixing(mix, classes), tf.data.AUTOTUNE, deterministic=True)
         return weighted(mixed, class_weights).prefetch(tf.data.AUTOTUNE)
     load = _loader(examples.images)
     if share:
@@ -129,14 +128,14 @@ def views(
     batch_size: int,
     memory: ImageMemory | None = None,
 ) -> tf.data.Dataset:
-    """Fixed views of some examples, each file decoded once.
+    """Return a dataset of fixed views of some examples; each file is decoded once.
 
     Args:
-        chosen: positions in `examples`, in the order wanted.
-        views: what to make of each; an augmented view follows from the file's content and the
+        chosen: positions in `examples`, in the desired order.
+        views: views of each image; an augmented view is a function of the file's content and the
             view's number.
-        batch_size: examples a batch, the last of which may be smaller.
-        memory: where decoded images are kept for another time.
+        batch_size: examples per batch; the last batch may be smaller.
+        memory: caches decoded images.
 
     Returns:
         uint8 [V, B, image_size, image_size, 3], in order.
@@ -173,35 +172,35 @@ def views(
                 tf.transpose(batch, [1, 0, 2, 3, 4]) if len(views) > 1 else batch[None, :, 0]
             )
         )
-        .prefetch(max(2, min(16, _AHEAD // (batch_size * len(views) * 3 * image_size**2))))
+        .prefetch(max(2, min(16, _PREFETCH_BYTES // (batch_size * len(views) * 3 * image_size**2))))
     )
 
 
 def weighted(batches: tf.data.Dataset, class_weights: np.ndarray | None) -> tf.data.Dataset:
-    """(inputs, labels[, weights]) with the labels' weights, where there are any; endless as before."""
+    """Multiply class weights, if any, into the weights of (inputs, labels[, weights])."""
     if class_weights is None:
         return batches
     weights = tf.constant(class_weights, tf.float32)
 
-    def weigh(inputs, labels, given=None):
-        found = sample_weights(labels, weights)
-        if given is not None:  # of a share: [B], also where each of several labels has its own
-            found *= tf.reshape(given, [-1] + [1] * (found.shape.rank - 1))
-        return inputs, labels, found
+    def weigh(inputs, labels, shared=None):
+        result = sample_weights(labels, weights)
+        if shared is not None:  # of a share: [B], even if the result has a weight per label
+            result *= tf.reshape(shared, [-1] + [1] * (result.shape.rank - 1))
+        return inputs, labels, result
 
     return batches.map(weigh)
 
 
 def sample_weights(labels, class_weights) -> tf.Tensor:
-    """What examples weigh in the loss: the sum over classes of label share times weight.
+    """Return the weights of examples in the loss: the sum over classes of share times weight.
 
     Args:
-        labels: int [B], or shares float [B, C] where images are mixed; 0/1 or shares [B, C] of
-            several labels per image.
-        class_weights: float32 [C]; of several labels [C, 2], see `data.balance.class_weights`.
+        labels: int [B], or shares float [B, C] if images are mixed; 0/1 or shares [B, C] for several
+            labels per image.
+        class_weights: float32 [C]; for several labels [C, 2], see `data.epochs.class_weights`.
 
     Returns:
-        float32 [B]; of several labels [B, C], each with its own.
+        float32 [B]; for several labels [B, C], one weight per label.
     """
     if class_weights.shape.rank == 2:
         labels = tf.cast(labels, tf.float32)
@@ -212,13 +211,15 @@ def sample_weights(labels, class_weights) -> tf.Tensor:
 
 
 def _evaluated_part(examples, part: Part, load, image_size, memory):
-    """Batches of a part, (images, labels, weights), again and again."""
+    """Return an endless dataset of the batches of a part, (images, labels, weights)."""
 
     def prepare(index, label, weight):
         return resize_and_crop(load(index), image_size), label, weight
 
     def batches_of(rows, size):
-        labels = map_labels(lambda array: tf.constant(array[part.places[rows]]), examples.labels)
+        labels = tf.nest.map_structure(
+            lambda array: tf.constant(array[part.places[rows]]), examples.labels
+        )
         places = tf.constant(part.places[rows], tf.int32)
         return (
             tf.data.Dataset.from_tensor_slices((places, labels, part.weights[rows]))
@@ -226,7 +227,7 @@ def _evaluated_part(examples, part: Part, load, image_size, memory):
             .batch(size)
         )
 
-    # All batches are of one size but the last, which every replica has one of.
+    # All batches have one size, except the last of each replica.
     first = int((part.sizes == part.sizes[0]).sum())
     split = int(part.sizes[:first].sum())
     made = batches_of(slice(0, split), int(part.sizes[0]))
@@ -242,7 +243,7 @@ def _training_batches(
 ):
     load = _loader(examples.images, memory)
     vary = augmenter(augmentation, image_size, examples.names)
-    labels = map_labels(tf.constant, examples.labels)
+    labels = tf.nest.map_structure(tf.constant, examples.labels)
     count = len(examples)
     classes = examples.labels if equal_classes else None
     part = share.part(count, batch_size) if share else whole(count, batch_size)
@@ -253,17 +254,17 @@ def _training_batches(
     def epoch_rows(epoch):
         order, image_seed = epoch_order(count, seed, epoch, classes)
         order = tf.gather(order, places)
-        # What comes twice in an epoch comes in two variants.
+        # An example that occurs twice in an epoch occurs in two variants.
         variant = order if classes is None else places
         return tf.data.Dataset.from_tensor_slices((numbers, order, variant, weights)).map(
             lambda *row: (*row, image_seed)
         )
 
     def prepare(batch, index, variant, weight, image_seed):
-        # A batch's seed is none of its images': their numbers are not negative.
+        # The batch has another seed than its images, whose numbers are not negative.
         batch_seed = tf.random.fold_in(image_seed, -1 - batch)
         image = vary(load(index), tf.random.fold_in(image_seed, variant), index)
-        made = (batch, image, map_labels(lambda array: array[index], labels), batch_seed)
+        made = (batch, image, tf.nest.map_structure(lambda array: array[index], labels), batch_seed)
         return (*made, weight) if share else made
 
     def size_of(batch):
@@ -272,9 +273,9 @@ def _training_batches(
     def collect(_, rows):
         return rows.map(lambda _, *row: row).batch(batch_size)
 
-    # The parallel map runs over the epochs' ends without a pause. The batches are put together
-    # after it, by their number in the epoch: rows come in order, so one batch is complete
-    # before the one of the same number in the next epoch begins.
+    # The parallel map continues over the ends of epochs. The batches are assembled after it, by
+    # their number in the epoch: rows arrive in order, so a batch is complete before the batch with
+    # the same number in the next epoch begins.
     seed = tf.constant(seed, tf.int64)
     stream = (
         tf.data.Dataset.range(start_epoch, tf.int64.max)
@@ -285,9 +286,8 @@ def _training_batches(
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def _blender(mix, classes):
-    """A function of a training batch (images, labels, seeds [B, 2], all equal[, weights]) →
-    (images, labels[, weights])."""
+def _mixing(mix, classes):
+    """Return a function (images, labels, seeds [B, 2], all equal[, weights]) → the mixed batch."""
     if not mix:
         return lambda images, labels, seeds, *weights: (images, labels, *weights)
     mixed = mixer(mix)
@@ -301,20 +301,19 @@ def _blender(mix, classes):
 
 
 def _rows(examples):
-    return tf.range(len(examples)), map_labels(tf.constant, examples.labels)
+    return tf.range(len(examples)), tf.nest.map_structure(tf.constant, examples.labels)
 
 
 def _loader(images, memory=None):
-    """A graph function from a position to uint8 [H, W, 3]."""
+    """Return a graph function from a position to uint8 [H, W, 3]."""
     pixels = images.pixels if memory is None else memory.reader(images)
 
     def read(index):
         with python_calls:
             return pixels(index)
 
-    # In Python rather than in the graph, for the formats that TensorFlow decodes wrongly, and for
-    # messages that name the file. In the graph it is a tenth to a half faster, fused with the crop
-    # no more than that.
+    # Decoding runs in Python for the formats that TensorFlow decodes wrongly, and for messages that
+    # name the file. In the graph it is 10 to 50 % faster, also if it is fused with the crop.
     return lambda index: tf.ensure_shape(
         tf.numpy_function(read, [index], tf.uint8), [None, None, 3]
     )

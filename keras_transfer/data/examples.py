@@ -1,16 +1,141 @@
-"""Labelled images, split: what every source makes, and what all else takes (no TensorFlow until asked for)."""
+"""Labeled images: what they are labeled with, the splits, and images that occur twice.
+
+Labels of n images are an int32 array [n] (one class each), a float32 array [n, L] of 0 and 1 (any number
+of labels each), a float32 array [n, D] (numbers), or a dict of such arrays, one per head.
+"""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_transfer.data import targets
-from keras_transfer.data.files import Skipped
-from keras_transfer.data.readers import as_images
-from keras_transfer.data.targets import Target
+from keras_transfer.data.files import Skipped, as_reader
 from keras_transfer.errors import InputError
+from keras_transfer.utils.tables import printable
+
+TASKS = ("single_label", "multi_label", "regression")
+SEPARATOR = "|"  # of several labels in one cell
+_MAX_SHOWN = 10
+
+
+# -- labels ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one head predicts.
+
+    Attributes:
+        task: one of `TASKS`.
+        names: of the classes, of the labels, or of the numbers, in the order of the array.
+
+    Raises:
+        InputError: if the task is unknown.
+    """
+
+    task: str
+    names: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise InputError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}.")
+        object.__setattr__(self, "names", tuple(map(str, self.names)))
+
+
+def targets_of(config: dict) -> Target | dict[str, Target]:
+    """Return what a run predicts, from its `config.yaml`."""
+    if "heads" in config:
+        return {name: Target(**head) for name, head in config["heads"].items()}
+    return Target(**config["head"])
+
+
+def map_labels(function: Callable, labels):
+    """Apply `function` to each head's array."""
+    if isinstance(labels, dict):
+        return {name: function(array) for name, array in labels.items()}
+    return function(labels)
+
+
+def count_examples(labels) -> int:
+    """Return the number of examples that have these labels."""
+    return len(next(iter(labels.values())) if isinstance(labels, dict) else labels)
+
+
+def join_labels(parts: Sequence):
+    """Concatenate the labels of several parts."""
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
+
+
+def strata(labels, target) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Return (labels by which a split is stratified, the names of their classes or None).
+
+    With several heads these are the labels of the first head with classes, else of the first head.
+    """
+    if isinstance(target, dict):
+        first = min(target, key=lambda name: TASKS.index(target[name].task))
+        labels, target = labels[first], target[first]
+    return labels, None if target.task == "regression" else target.names
+
+
+def rough_classes(labels) -> np.ndarray:
+    """Return one class per example, int [n], by which features can be compared.
+
+    That is the class; the first of several labels; for numbers, which side of the median; with
+    several heads, the first head's.
+    """
+    if isinstance(labels, dict):
+        labels = next(iter(labels.values()))
+    if labels.ndim == 1:
+        return labels
+    if np.isin(labels, (0, 1)).all():
+        return labels.argmax(axis=1)
+    return (labels[:, 0] > np.median(labels[:, 0])).astype(int)
+
+
+def label_texts(labels, targets) -> list[str]:
+    """Return each example's labels as text, e.g. `ant`, `red|round`, `age=31`."""
+    if isinstance(targets, dict):
+        parts = [[f"{n}: {text}" for text in label_texts(labels[n], t)] for n, t in targets.items()]
+        return ["; ".join(texts) for texts in zip(*parts)]
+    if targets.task == "single_label":
+        return [targets.names[label] for label in labels]
+    if targets.task == "multi_label":
+        return [SEPARATOR.join(targets.names[i] for i in np.flatnonzero(row)) for row in labels]
+    return [", ".join(f"{n}={x:.9g}" for n, x in zip(targets.names, row)) for row in labels]
+
+
+def label_counts(labels, target: Target) -> dict[str, int]:
+    """Return the number of examples of each class or with each label; empty for numbers."""
+    if target.task == "regression":
+        return {}
+    if target.task == "multi_label":
+        counts = labels.sum(axis=0).astype(int)
+    else:
+        counts = np.bincount(labels, minlength=len(target.names))
+    return dict(zip(target.names, counts.tolist()))
+
+
+def label_summary(labels, targets) -> str:
+    """Return one line about the labels: `ants 12, bees 30`, or `age 3 to 80, mean 31.5`."""
+    if isinstance(targets, dict):
+        return "; ".join(f"{n}: {label_summary(labels[n], t)}" for n, t in targets.items())
+    if targets.task == "regression":
+        texts = [
+            f"{name} {column.min():.4g} to {column.max():.4g}, mean {column.mean():.4g}"
+            for name, column in zip(targets.names, labels.T)
+        ]
+    else:
+        texts = [f"{name} {n}" for name, n in label_counts(labels, targets).items()]
+    if len(texts) > _MAX_SHOWN:
+        texts = [*texts[:_MAX_SHOWN], f"and {len(texts) - _MAX_SHOWN} more"]
+    return ", ".join(texts)
+
+
+# -- examples -------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -18,56 +143,56 @@ class Examples:
     """Images and their labels.
 
     Attributes:
-        images: where they lie, see `data.images`; a list of paths becomes `Files`. Files are
-            those that could be decoded when they were checked, sorted within a class.
-        labels: int32 [n], positions in `ImageData.class_names`; for other tasks and several heads
-            see `data.targets`.
+        images: a reader, see `data.files`; a list of paths becomes `Files`. Files are those that
+            could be decoded when they were checked, sorted within a class.
+        labels: int32 [n], positions in `ImageData.class_names`; see `data.examples` for other tasks
+            and several heads.
     """
 
     images: Any
     labels: np.ndarray | dict[str, np.ndarray]
 
     def __post_init__(self):
-        self.images = as_images(self.images)
+        self.images = as_reader(self.images)
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def names(self) -> list[str]:
-        """What to call each image: its path, where it is a file."""
+        """Name of each image: its path if it is a file."""
         return self.images.names
 
     @property
     def digests(self) -> list[bytes]:
-        """A digest of each image's content, read once."""
+        """A digest of each image's content, computed once."""
         return self.images.digests
 
     @property
     def copies(self) -> np.ndarray:
-        """Number of each image's content, int [N]: identical files have the same."""
+        """Number of each image's content, int [N]: identical files have the same number."""
         return np.unique(self.digests, return_inverse=True)[1]
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""
-        labels = targets.map_labels(lambda array: array[indices], self.labels)
+        labels = map_labels(lambda array: array[indices], self.labels)
         return Examples(self.images.take(indices), labels)
 
 
 @dataclass(eq=False, repr=False)
 class ImageData:
-    """Labelled images on disk, split, checked and ready to be read.
+    """A dataset of labeled images: checked, split and ready to be read.
 
     Attributes:
-        class_names: in the order of the labels: of classes, of labels, or of numbers; of several
-            heads there are none.
-        examples: for each split that exists ("train", "val", "test"), its examples.
+        class_names: names of the classes, labels or numbers, in the order of the labels; empty with
+            several heads.
+        examples: the examples of each split that exists ("train", "val", "test").
         skipped: files that are left out, with the reason.
         root: the folder the images came from.
-        targets: what the labels are, a `data.targets.Target`; of several heads a dict of them. By
-            default one class per image.
-        source: how `open_data` comes to the same images, as a run's `config.yaml` says it; empty
-            where they do not lie in a folder, or are a part of what does.
+        targets: what the labels are, a `Target`, or a dict of them with several heads. By default one
+            class per image.
+        source: how `open_data` finds the same images, for a run's `config.yaml`; empty if they do not
+            lie in a folder, or are a part of one.
     """
 
     class_names: tuple[str, ...]
@@ -75,7 +200,7 @@ class ImageData:
     skipped: list[Skipped]
     root: str
     targets: Target | dict[str, Target] = None  # type: ignore[assignment]  # see __post_init__
-    source: dict[str, str] = field(default_factory=dict, init=False)  # not what `replace` makes
+    source: dict[str, str] = field(default_factory=dict, init=False)  # `replace` does not copy it
 
     def __post_init__(self):
         if self.targets is None:
@@ -83,13 +208,13 @@ class ImageData:
 
     @property
     def task(self) -> str | dict[str, str]:
-        """`single_label`, `multi_label` or `regression`; of several heads a dict."""
-        return targets.map_labels(lambda target: target.task, self.targets)
+        """`single_label`, `multi_label` or `regression`; a dict with several heads."""
+        return map_labels(lambda target: target.task, self.targets)
 
     @property
     def names(self) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
-        """Of the classes, labels or numbers; of several heads a dict."""
-        return targets.map_labels(lambda target: target.names, self.targets)
+        """Names of the classes, labels or numbers; a dict with several heads."""
+        return map_labels(lambda target: target.names, self.targets)
 
     @property
     def train(self):
@@ -108,15 +233,16 @@ class ImageData:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of images: split -> class (or label) -> count.
+        """Number of images: split → class (or label) → count.
 
         Raises:
-            InputError: several heads.
+            InputError: if there are several heads.
         """
         if isinstance(self.targets, dict):
-            raise InputError(f"The data have no classes but heads: {', '.join(self.targets)}.")
+            heads = ", ".join(self.targets)
+            raise InputError(f"The dataset has several heads, not classes: {heads}.")
         return {
-            split: targets.counts_of(examples.labels, self.targets)
+            split: label_counts(examples.labels, self.targets)
             for split, examples in self.examples.items()
         }
 
@@ -124,7 +250,7 @@ class ImageData:
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.batches.batches`.
 
         Raises:
-            InputError: no such split or augmentation.
+            InputError: if the split or the augmentation does not exist.
         """
         from keras_transfer.data import batches as pipeline
 
@@ -137,61 +263,62 @@ class ImageData:
             **options,
         )
 
-    def require_classes(self, what: str, *splits: str) -> None:
-        """Refuses data that are not one class per image, or have no images in one of the splits.
+    def require_classes(self, purpose: str, *splits: str) -> None:
+        """Check that there is one class per image, and that the splits exist.
 
         Args:
-            what: takes only such data, for the message: "advice".
+            purpose: what needs them, for the message: "advice".
 
         Raises:
-            InputError: they are not, or have none.
+            InputError: if either is not the case.
         """
         if self.task != "single_label":
             task = "several heads" if isinstance(self.task, dict) else self.task
             raise InputError(
-                f"{self.root} is labelled for {task}, and {what} is for one class per image: give class "
-                "folders or one column of classes."
+                f"{self.root} is labeled for {task}, but {purpose} needs one class per image: pass "
+                "class folders or one column of classes."
             )
         for split in splits:
             self._split(split)
 
     def steps(self, split: str, batch_size: int) -> int:
-        """Return the number of batches in one epoch, the smaller last one included."""
+        """Return the number of batches in one epoch, including the smaller last one."""
         return -(-len(self._split(split)) // batch_size)
 
     def fingerprint(self) -> dict[str, str]:
-        """`split: class: path` → digest of the file's content.
+        """Return `split: class: path` → digest of the file's content.
 
-        Two equal fingerprints mean the same images with the same labels in the same splits.
+        Equal fingerprints mean the same images with the same labels in the same splits.
         """
         return {
             f"{split}: {label}: {os.path.relpath(path, self.root)}": digest.hex()
             for split, examples in self.examples.items()
             for path, label, digest in zip(
-                examples.names, targets.shown(examples.labels, self.targets), examples.digests
+                examples.names, label_texts(examples.labels, self.targets), examples.digests
             )
         }
 
     def split_table(self) -> list[tuple[str, str, str]]:
-        """(path relative to the root, label in words, split) of each image: a list for `split_file`."""
+        """Return (path relative to the root, label as text, split) per image, for a `split_file`."""
         return [
             (name, label, split)
             for split, examples in self.examples.items()
             for name, label in zip(
-                relative(examples.names, self.root), targets.shown(examples.labels, self.targets)
+                relative_paths(examples.names, self.root),
+                label_texts(examples.labels, self.targets),
             )
         ]
 
     def describe(self) -> str:
-        """Return a few lines for people: classes, images in each split, skipped files."""
-        what = {"single_label": "classes", "multi_label": "labels", "regression": "targets"}
+        """Return a few lines of text: classes, images in each split, skipped files."""
+        kinds = {"single_label": "classes", "multi_label": "labels", "regression": "targets"}
         if isinstance(self.targets, dict):
             kind = f"{len(self.targets)} heads"
         else:
-            kind = f"{len(self.targets.names)} {what[self.targets.task]}"
+            kind = f"{len(self.targets.names)} {kinds[self.targets.task]}"
         lines = [f"{self.root}: {kind}"]
         for split, examples in self.examples.items():
-            summary = targets.summary(examples.labels, self.targets)
+            summary = label_summary(examples.labels, self.targets)
             lines.append(f"{split}: {len(examples)} images ({summary})")
         if self.skipped:
             lines.append(f"skipped: {len(self.skipped)} files")
@@ -219,5 +346,83 @@ class ImageData:
         return pipeline.images(self.examples[split])
 
 
-def relative(names, root) -> list[str]:
+def relative_paths(names, root) -> list[str]:
+    """Return paths relative to `root`, with forward slashes."""
     return [os.path.relpath(name, root).replace(os.sep, "/") for name in names]
+
+
+# -- duplicates -----------------------------------------------------------------------------------
+
+
+class Member(NamedTuple):
+    """An image in a group of equal files."""
+
+    split: str
+    label: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)} ({self.split}, {self.label})"
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images whose files are equal, byte for byte.
+
+    Attributes:
+        groups: the members of each group: those of train first, then val, then test.
+    """
+
+    groups: list[list[Member]]
+
+    @property
+    def leaks(self) -> list[tuple[Member, Member]]:
+        """(first of its group, image) for each image in another split than the first."""
+        return [(g[0], m) for g in self.groups for m in g[1:] if m.split != g[0].split]
+
+    @property
+    def conflicts(self) -> list[tuple[Member, Member]]:
+        """(first of its group, image) for each image with another label than the first."""
+        return [(g[0], m) for g in self.groups for m in g[1:] if m.label != g[0].label]
+
+    @property
+    def warning(self) -> str | None:
+        """One line if two splits share images or labels contradict each other, else None."""
+        warnings = []
+        if self.leaks:
+            first, duplicate = self.leaks[0]
+            warnings.append(
+                f"{len(self.leaks)} images are in two splits, so measured values are too good "
+                f"(first: {duplicate} is {first})"
+            )
+        if self.conflicts:
+            first, duplicate = self.conflicts[0]
+            warnings.append(
+                f"{len(self.conflicts)} images have another label than their duplicate "
+                f"(first: {duplicate} and {first})"
+            )
+        if not warnings:
+            return None
+        return f"warning: {'; '.join(warnings)}; `keras-transfer check` lists them"
+
+
+def find_duplicates(data: ImageData) -> Duplicates:
+    """Return images with the same content, within and across splits; checked files are not read."""
+    parts = [(split, part) for split, part in data.examples.items() if len(part)]
+    digests = [d for _, part in parts for d in part.digests]
+    rows = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+    order = np.lexsort(rows.T)
+    differs = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
+    group = np.zeros(len(rows), np.int64)
+    group[order[1:]] = np.cumsum(differs)
+    several = np.flatnonzero(np.bincount(group)[group] > 1)
+    starts = np.cumsum([0, *(len(part) for _, part in parts)])
+    groups: dict[int, list[Member]] = {}
+    for row in several:
+        number = int(np.searchsorted(starts, row, "right")) - 1
+        split, part = parts[number]
+        at = row - starts[number]
+        labels = map_labels(lambda array: array[[at]], part.labels)  # noqa: B023
+        (label,) = label_texts(labels, data.targets)
+        groups.setdefault(int(group[row]), []).append(Member(split, label, part.names[at]))
+    return Duplicates(list(groups.values()))

@@ -1,124 +1,194 @@
-"""Find image files in folders (no TensorFlow)."""
+"""Image files: readers that decode them, and an index of those that were checked before.
+
+A reader gives an image's pixels by its position. It has `names` (list[str]), `pixels(i)` (uint8
+[H, W, 3]; a ValueError names an image that cannot be read), `digests` (16 bytes each, of the content),
+`take(indices)` and a length. TensorFlow is imported when the first image is decoded.
+
+The index is an SQLite file in the user's cache folder and nothing but a cache: if it is damaged, it is
+created again; if it cannot be written, the files are examined again next time.
+"""
 
 import hashlib
 import os
+import sqlite3
+import time
+import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import PIL
+from PIL import Image
+
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.check import EXTENSIONS
-from keras_transfer.utils.console import progress_bar
+from keras_transfer.modalities.image.decode import Facts, decode, digest, examine_file
+from keras_transfer.utils.console import progress_bar, say
+from keras_transfer.utils.files import cache_folder
 
-# Names (lower case) that operating systems leave in folders; hidden files are ignored anyway.
-_DROPPINGS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
-
-_AHEAD = 256
-
-SPLIT_OF_FOLDER = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-# Folders called like this are splits that we do not know by that name, never classes.
-_LOOKS_LIKE_A_SPLIT = {*SPLIT_OF_FOLDER, "training", "testing"}
+RULES = 2  # of checking: increase it when `examine` changes what it finds in the same file
+_INDEX = "images-1.sqlite"  # increase the number when the columns change
+_AHEAD = 256  # items that threads take in advance
+_QUERY_SIZE = 4096  # files in one query
+_TRANSACTION_SIZE = 1000  # files in one transaction
+_MAX_AGE = 365  # days
+_COLUMNS = (
+    "size, mtime_ns, ctime_ns, inode, rules, "
+    "width, height, mode, format, orientation, digest, fault"
+)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A file that is left out, and why, in plain words."""
-
-    path: str
-    reason: str
+# -- readers --------------------------------------------------------------------------------------
 
 
-def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
-    """List every file of a labelled image folder: split -> class -> sorted paths.
+class Encoded:
+    """Base of readers whose images are the bytes of image files; `contents` returns them."""
 
-    Two layouts are recognised by themselves:
+    names: list[str]
 
-    - `root/<class>/...`: one split, named "all";
-    - `root/{train,val,test}/<class>/...`: the splits that exist, in this order
-      (`valid` and `validation` are accepted for `val`; other folders are ignored).
+    def __len__(self) -> int:
+        return len(self.names)
 
-    Files may lie at any depth below their class folder and are not opened here. Classes
-    are sorted by name; hidden files and droppings of the operating system are ignored.
+    def contents(self, index: int) -> bytes:
+        """Return the encoded bytes.
 
-    Raises:
-        InputError: no such folder, no class folders, a single class, or a class in val
-            or test that train does not have.
+        Raises:
+            OSError: if they cannot be read.
+            ValueError: if they are damaged.
+        """
+        raise NotImplementedError
+
+    def pixels(self, index: int) -> np.ndarray:
+        """Return the image, uint8 [H, W, 3].
+
+        Raises:
+            ValueError: if it cannot be read or decoded; the message names it.
+        """
+        try:
+            return decode(self.contents(index))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"{self.names[index]}: {reason}") from error
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """A digest of each image's content."""
+        return [digest(self.contents(i)) for i in range(len(self))]
+
+
+class Files(Encoded):
+    """Image files on disk.
+
+    Args:
+        names: their paths.
+        known: their digests, uint8 [N, 16], and the stamps they belong to, int64 [N, 4] (see
+            `file_stamp`), so that only files that have changed are read for their digest.
     """
-    tree = read_splits(root)
-    known = tree["train"] if "train" in tree else tree["all"]
-    if len(known) < 2:
-        raise InputError(
-            f"only one class ({next(iter(known))}) in {root}; classification needs at least two"
-        )
-    for split, classes in tree.items():
-        unknown = sorted(set(classes) - set(known))
-        if unknown:
-            raise InputError(
-                f"{split} in {root} has classes that train has not: {', '.join(unknown)}; "
-                "add them to train or remove them"
-            )
-    return tree
+
+    def __init__(self, names: Sequence[str], known: tuple[np.ndarray, np.ndarray] | None = None):
+        self.names = list(names)
+        self._known = known
+
+    def contents(self, index: int) -> bytes:
+        return Path(self.names[index]).read_bytes()
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        if self._known is None:
+            return digest_files(self.names)
+        digests, stamps = self._known
+        now = np.array([file_stamp(name) for name in self.names], np.int64).reshape(-1, 4)
+        current = [row.tobytes() for row in digests]
+        changed = np.flatnonzero((now != stamps).any(axis=1))
+        for i, new in zip(changed, digest_files([self.names[i] for i in changed])):
+            current[i] = new
+        return current
+
+    def take(self, indices) -> "Files":
+        """Return the images at `indices`, in that order."""
+        known = self._known and tuple(column[indices] for column in self._known)
+        return Files([self.names[i] for i in indices], known)
 
 
-def read_splits(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
-    """Do what `read_tree` does, whatever the classes are: for images to evaluate on.
+class _Concatenated:
+    """Several readers as one."""
 
-    Raises:
-        InputError: no such folder, or no class folders.
-    """
-    root = Path(root).expanduser()
-    if not root.exists():
-        raise InputError(f"no such folder: {root}; check the path")
-    if not root.is_dir():
-        raise InputError(f"{root} is a file; give the folder that holds the class folders")
-    train = root / "train"
-    if train.is_dir() and _subfolders(train):
-        return {split: _read_classes(folder) for split, folder in _find_splits(root).items()}
-    classes = _read_classes(root)
-    if all(name.lower() in _LOOKS_LIKE_A_SPLIT for name in classes):
-        raise InputError(
-            f"{root} holds {', '.join(classes)} but no train/<class>/ folder; "
-            "lay the images out as train/<class>/ and val/<class>/"
-        )
-    return {"all": classes}
+    def __init__(self, readers, rows: np.ndarray):
+        self.readers, self.rows = readers, rows  # int64 [N, 2]: number of the reader, position
+        self.names = [readers[r].names[i] for r, i in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pixels(self, index: int) -> np.ndarray:
+        reader, row = self.rows[index]
+        return self.readers[reader].pixels(row)
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        return [self.readers[r].digests[i] for r, i in self.rows]
+
+    def take(self, indices):
+        rows = self.rows[indices]
+        used = np.unique(rows[:, 0])
+        if len(used) == 1:
+            return self.readers[used[0]].take(rows[:, 1])
+        return _Concatenated(self.readers, rows)
+
+
+def concatenated(readers: Sequence):
+    """Return a reader of the images of several readers, one after the other."""
+    if len(readers) == 1:
+        return readers[0]
+    rows = [(r, i) for r, reader in enumerate(readers) for i in range(len(reader))]
+    return _Concatenated(readers, np.array(rows, np.int64).reshape(-1, 2))
+
+
+def as_reader(images):
+    """Return `Files` for a list of paths; anything else is a reader already."""
+    if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
+        return Files([str(p) for p in images])
+    return images
+
+
+# -- reading in threads ---------------------------------------------------------------------------
 
 
 def digest_files(paths: list[str], *, progress: bool = True) -> list[bytes]:
-    """A 16-byte digest (BLAKE2b) of each file's whole content, in order.
+    """Return a 16-byte digest (BLAKE2b) of each file's whole content, in order.
 
     Raises:
-        InputError: a file cannot be read any more.
+        InputError: if a file can no longer be read.
     """
     return each(_digest, paths, "reading images", progress)
 
 
-def stamp_of(path: str) -> tuple[int, int, int, int]:
-    """(size, time of change in ns, time of the inode's change in ns, inode): another whenever the
-    file is. Zeros where there is no file."""
+def file_stamp(path: str) -> tuple[int, int, int, int]:
+    """Return size, modification and change time in ns, and inode; zeros if there is no file.
+
+    A file that was changed or replaced has another stamp.
+    """
     try:
-        found = os.stat(path)  # noqa: PTH116 - a million times
+        status = os.stat(path)  # noqa: PTH116 - faster, for a million files
     except OSError:
         return 0, 0, 0, 0
-    inode = found.st_ino & (1 << 63) - 1  # SQLite's and NumPy's numbers have a sign
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode
+    inode = status.st_ino & (1 << 63) - 1  # SQLite's and NumPy's integers are signed
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode
 
 
 def each(function, items, title, progress):
-    """What `function` says of each item, in order; in threads, with a bar on stderr."""
-    answers = in_threads(function, items)
-    return list(progress_bar(answers, title, total=len(items), unit="files", visible=progress))
+    """Return the results of `function` in order; run it in threads with a bar on stderr."""
+    results = in_threads(function, items)
+    return list(progress_bar(results, title, total=len(items), unit="files", visible=progress))
 
 
 def in_threads(function: Callable, items: Iterable) -> Iterator:
-    """The same, one by one; of the items no more than a few hundred are taken ahead."""
+    """Yield the results of `function` in order; a few hundred items are taken in advance."""
     pool = ThreadPoolExecutor(os.cpu_count())
     waiting: deque = deque()
     try:
@@ -129,7 +199,7 @@ def in_threads(function: Callable, items: Iterable) -> Iterator:
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)  # where it was interrupted
+        pool.shutdown(cancel_futures=True)  # in case of an interruption
 
 
 def _digest(path):
@@ -137,93 +207,213 @@ def _digest(path):
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError as error:
-        raise InputError(f"{path} cannot be read any more: {error.strerror}.") from None
+        raise InputError(f"{path} can no longer be read: {error.strerror}.") from None
 
 
-def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """Expand files and folders to image paths, in the order given.
+# -- checking -------------------------------------------------------------------------------------
 
-    A file is kept whatever its name; a folder gives every file below it with one of
-    `EXTENSIONS`, sorted.
 
-    Raises:
-        InputError: a path does not exist, or a folder holds no image.
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is left out, and the reason in plain words."""
+
+    path: str
+    reason: str
+
+
+class Checked:
+    """Facts about checked files, in columns.
+
+    Attributes:
+        names: their N paths.
+        width, height: int32 [N], as stored, before the orientation is applied.
+        mode, format: bytes [N], Pillow's names.
+        orientation: uint8 [N], EXIF orientation, 1–8.
+        digests: uint8 [N, 16], BLAKE2b of the whole file; zeros if it was not read.
+        stamps: int64 [N, 4], see `file_stamp`, at the time of the check.
+        faults: position → why the file cannot be used.
     """
-    found = []
-    for path in (Path(path).expanduser() for path in paths):
-        if path.is_dir():
-            images = [file for file in _files_below(path) if _extension(file) in EXTENSIONS]
-            if not images:
-                raise InputError(f"no images in {path}; file types: {' '.join(sorted(EXTENSIONS))}")
-            found.extend(images)
-        elif path.exists():
-            found.append(str(path))
-        else:
-            raise InputError(f"no such file or folder: {path}; check the path")
-    if not found:
-        raise InputError("no images given; name at least one file or folder")
-    return found
+
+    def __init__(self, names: Sequence[str]):
+        count = len(names)
+        self.names = names
+        self.width, self.height = np.zeros((2, count), np.int32)
+        self.mode, self.format = np.zeros((2, count), "S8")
+        self.orientation = np.ones(count, np.uint8)
+        self.digests = np.zeros((count, 16), np.uint8)
+        self.stamps = np.zeros((count, 4), np.int64)
+        self.faults: dict[int, str] = {}
+
+    def set(self, at: int, stamp: tuple[int, int, int, int], facts: Facts) -> None:
+        self.stamps[at] = stamp
+        self.width[at], self.height[at] = facts.width, facts.height
+        self.mode[at], self.format[at] = facts.mode, facts.format
+        self.orientation[at] = facts.orientation
+        if facts.digest:
+            self.digests[at] = np.frombuffer(facts.digest, np.uint8)
+        if facts.fault is not None:
+            self.faults[at] = facts.fault
+
+    def usable(self, rows: Iterable[int] | None = None) -> np.ndarray:
+        """Return those of `rows` (by default of all) that have no fault."""
+        rows = range(len(self.names)) if rows is None else rows
+        return np.array([row for row in rows if row not in self.faults], np.int64)
+
+    def files(self, rows: np.ndarray) -> Files:
+        """Return a reader of the files at `rows`, with their digests."""
+        known = self.digests[rows], self.stamps[rows]
+        return Files([self.names[row] for row in rows], known)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The files that cannot be used, in order."""
+        return [Skipped(self.names[row], self.faults[row]) for row in sorted(self.faults)]
 
 
-def _extension(path: str | Path) -> str:
-    return Path(path).suffix.lower()
+def check_images(paths: Sequence[str], *, progress: bool = True) -> tuple[Files, list[Skipped]]:
+    """Return the files that can be decoded in full, and the others with the reason, in order.
+
+    See `check_files`.
+    """
+    checked = check_files(paths, progress=progress)
+    return checked.files(checked.usable()), checked.skipped
 
 
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in _DROPPINGS
+def check_files(paths: Sequence[str], *, progress: bool = True) -> Checked:
+    """Read and decode every new or changed file, in threads; look up the others in the index.
+
+    A file is known if its path, size, times and inode are unchanged. A file that changed at the
+    moment it was examined is examined again next time.
+
+    Args:
+        paths: files, whether images or not.
+        progress: show a bar on stderr, in a terminal or a notebook.
+    """
+    checked = Checked(paths)
+    bar = progress_bar(label="checking images", total=len(paths), unit="files", visible=progress)
+    # Warnings are silenced here and not in the threads, because filters belong to the process.
+    with bar, warnings.catch_warnings(), _Index(cache_folder() / _INDEX) as index:
+        warnings.simplefilter("ignore")
+        for row, key, stamp, settled, facts in in_threads(_examine, _unknown(checked, index, bar)):
+            checked.set(row, stamp, facts)
+            if settled:
+                index.add(key, stamp, facts)
+            bar.update()
+    return checked
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if _is_visible(entry.name))
-    except OSError as error:
-        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
+def _unknown(checked, index, bar) -> Iterator[tuple]:
+    """Yield (row, path, key) of files that are not in the index; set the facts of the others."""
+    for start in range(0, len(checked.names), _QUERY_SIZE):
+        paths = checked.names[start : start + _QUERY_SIZE]
+        keys = [_key(path) for path in paths]
+        known = index.find(keys)
+        for row, (path, key) in enumerate(zip(paths, keys), start):
+            stamp, facts = known.get(key, (None, None))
+            if facts is not None and stamp == file_stamp(path):
+                checked.set(row, stamp, facts)
+                bar.update()
+            else:
+                yield row, path, key
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
+def _examine(unknown):
+    """Return (row, key, stamp, whether the facts hold as long as the stamp does, facts)."""
+    row, path, key = unknown
+    stamp, now = file_stamp(path), time.time_ns()
+    facts = examine_file(path)
+    _, mtime, ctime, _ = stamp
+    # Two changes within one tick of the file system's clock have the same time.
+    coarse = mtime % 1_000_000_000 == ctime % 1_000_000_000 == 0
+    old = now - ctime > (2_000_000_000 if coarse else 100_000_000)
+    return row, key, stamp, bool(facts.digest) and old and file_stamp(path) == stamp, facts
 
 
-def _files_below(folder: Path) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
-
-    files: list[str] = []
-    seen = {folder.resolve()}
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        files.extend(str(Path(parent, name)) for name in names if _is_visible(name))
-        # Each real folder once: a link may lead back to a folder above it.
-        unseen = []
-        for name in sorted(filter(_is_visible, folders)):
-            real = Path(parent, name).resolve()
-            if real not in seen:
-                seen.add(real)
-                unseen.append(name)
-        folders[:] = unseen
-    return sorted(files)
+def _key(path) -> int:
+    name = os.fsencode(os.path.abspath(path))  # noqa: PTH100 - faster, for a million files
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
 
 
-def _find_splits(root: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for folder in _subfolders(root):
-        split = SPLIT_OF_FOLDER.get(folder.name)
-        if split in found:
-            raise InputError(
-                f"{root} has two folders for {split}: {found[split].name} and {folder.name}; "
-                "keep one"
-            )
-        if split:
-            found[split] = folder
-    return {split: found[split] for split in ("train", "val", "test") if split in found}
+class _Index:
+    """The SQLite file. It raises no errors: a file that cannot be looked up counts as unknown."""
 
+    def __init__(self, file: Path):
+        self.file = file
+        self._rules = f"{RULES}, Pillow {PIL.__version__}, {Image.MAX_IMAGE_PIXELS} pixels"
+        self._new: list = []
+        self._connection = None
+        self._try(self._open)
 
-def _read_classes(folder: Path) -> dict[str, list[str]]:
-    classes = _subfolders(folder)
-    if not classes:
-        loose = any(_extension(entry) in EXTENSIONS for entry in _entries(folder))
-        where = "images lie directly in it" if loose else "it has no sub-folders"
-        raise InputError(
-            f"no class folders in {folder}: {where}; put each class's images in "
-            f"{folder / '<class>'}/"
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._try(self._write)
+        if self._connection:
+            self._connection.close()
+
+    def find(self, keys: Sequence[int]) -> dict[int, tuple[tuple, Facts]]:
+        """Return key → (stamp, facts) of the files that were examined by the current rules."""
+        known = {}
+        for key, checksum, *values in self._try(self._read, keys) or ():
+            if values[4] == self._rules and checksum == _checksum(key, values):
+                known[key] = tuple(values[:4]), Facts(*values[5:])
+        return known
+
+    def add(self, key: int, stamp: tuple, facts: Facts) -> None:
+        values = [*stamp, self._rules, *facts]
+        self._new.append((key, _checksum(key, values), int(time.time() // 86400), *values))
+        if len(self._new) >= _TRANSACTION_SIZE:
+            self._try(self._write)
+
+    def _open(self):
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        # The timeout lets another process finish writing.
+        self._connection = sqlite3.connect(self.file, timeout=30)
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS images (key INTEGER PRIMARY KEY, checksum, day, "
+            f"{_COLUMNS})"
         )
-    return {class_folder.name: _files_below(class_folder) for class_folder in classes}
+
+    def _read(self, keys):
+        wanted = ",".join(map(str, keys))
+        return self._connection.execute(
+            f"SELECT key, checksum, {_COLUMNS} FROM images WHERE key IN ({wanted})"
+        ).fetchall()
+
+    def _write(self):
+        new, self._new = self._new, []
+        if not new:
+            return
+        with self._connection as connection:
+            marks = ",".join("?" * len(new[0]))
+            connection.executemany(f"INSERT OR REPLACE INTO images VALUES ({marks})", new)
+            connection.execute("DELETE FROM images WHERE day < ?", (new[0][2] - _MAX_AGE,))
+
+    def _try(self, action, *arguments):
+        """Return the result of `action`; None if the file cannot be used."""
+        if self._connection is None and action != self._open:
+            return None
+        try:
+            return action(*arguments)
+        except (sqlite3.Error, OSError) as error:
+            damaged = getattr(error, "sqlite_errorcode", None) in _DAMAGED
+            if self._connection:
+                self._connection.close()
+            self._connection = None
+            if damaged and _remove(self.file):
+                say(f"index: {self.file} was damaged ({error}) and has been replaced")
+                return self._try(self._open)
+            say(f"index: {self.file} cannot be used, so checked images are not cached ({error})")
+
+
+def _remove(file) -> bool:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def _checksum(key, values):
+    return zlib.crc32(repr((key, values)).encode())

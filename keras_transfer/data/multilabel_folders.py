@@ -1,4 +1,4 @@
-"""Several folders as several labels: which files are one image (no TensorFlow)."""
+"""Folders as labels: find copies of one image in several folders."""
 
 import os
 from functools import cache
@@ -6,57 +6,57 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.readers import Files
-from keras_transfer.modalities.image.check import open_image
+from keras_transfer.data.files import Files
+from keras_transfer.modalities.image.decode import open_image
 
-# Of 80 photographs, half the size or JPEG quality 40 makes at most 0.007 of the range on average, and
-# the nearest two images, of one hand, differ by 0.017.
-_SIDE, _MOST_DIFFERENCE = 8, 0.01
+# Among 80 photographs, half the size or JPEG quality 40 changes pixels by at most 0.007 of the range on
+# average, and the two most similar images differ by 0.017.
+_SIDE, _MAX_DIFFERENCE = 8, 0.01
 
 
 def merge_copies(
     files: Files, labels: np.ndarray, names: tuple[str, ...]
 ) -> tuple[Files, np.ndarray]:
-    """Images that lie in several label folders, each once with all its labels.
+    """Return each image that lies in several label folders once, with all its labels.
 
-    Two files are one image where their content is the same; or where they have the same name
-    below their folders and look the same (saved anew, or at another size). Folders that merely
-    number their files alike (`a/1.jpg`, `b/1.jpg`) are not mixed up.
+    Two files are one image if their content is equal; or if they have the same name below their
+    folders and look the same (saved again, or at another size). Different images that have the same
+    name (`a/1.jpg`, `b/1.jpg`) are not merged.
 
     Args:
-        files: `FOLDER/<label>/…` with one FOLDER for all.
-        labels: the folder of each, int [n].
-        names: the labels, in the order wanted.
+        files: `FOLDER/<label>/…`, all in one FOLDER.
+        labels: the label folder of each file, int [n].
+        names: the labels, in the desired order.
 
     Returns:
         The first file of each image, and 0/1 float32 [n, L].
     """
     used = {int(label): path for label, path in zip(labels, files.names)}
-    # With files in two folders of different names, what they share ends above both.
+    # The common path of files in two label folders ends above both.
     folder = Path(os.path.commonpath(list(used.values())) if len(used) > 1 else "")
-    kept: list = []
+    first: list = []
     rows: list = []
     by_digest: dict = {}
     by_name: dict = {}
     for place, (path, label, digest) in enumerate(zip(files.names, labels, files.digests)):
         name = os.path.relpath(path, folder / names[label])
-        alike = by_name.setdefault(name, [])
+        same_name = by_name.setdefault(name, [])
         at = by_digest.get(digest)
         if at is None:
-            at = next((k for k in alike if _look_the_same(files.names[kept[k]], path)), None)
+            at = next((k for k in same_name if _look_the_same(files.names[first[k]], path)), None)
         if at is None:
-            at = len(kept)
-            kept.append(place)
+            at = len(first)
+            first.append(place)
             rows.append(np.zeros(len(names), np.float32))
-            alike.append(at)
+            same_name.append(at)
         by_digest[digest] = at
         rows[at][label] = 1
     _thumbnail.cache_clear()
-    return files.take(np.array(kept, int)), np.array(rows, np.float32).reshape(-1, len(names))
+    return files.take(np.array(first, int)), np.array(rows, np.float32).reshape(-1, len(names))
 
 
 def _look_the_same(a, b):
-    return float(np.abs(_thumbnail(a) - _thumbnail(b)).mean()) <= _MOST_DIFFERENCE
+    return float(np.abs(_thumbnail(a) - _thumbnail(b)).mean()) <= _MAX_DIFFERENCE
 
 
 @cache

@@ -1,17 +1,17 @@
-"""Batches made on other machines, by the tf.data service."""
+"""Batches that other machines prepare, through the tf.data service."""
 
 import os
 
 import tensorflow as tf
 
-from keras_transfer.data.order import epoch_order
-from keras_transfer.data.readers import Files
+from keras_transfer.data.epochs import epoch_order
+from keras_transfer.data.files import Files
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.compose import Albumentations
 from keras_transfer.modalities.image.prepare import augmenter, resize_and_crop
 from keras_transfer.modalities.image.serving import decode_in_graph
+from keras_transfer.modalities.image.transforms import Albumentations
 
-_MOST_WAITING = 256  # batches that came before an earlier one: more means that it is lost
+_MAX_WAITING = 256  # batches that arrive before a missing one, which then counts as lost
 
 
 def service_batches(
@@ -24,33 +24,32 @@ def service_batches(
     start_epoch: int,
     equal_classes: bool,
 ) -> tf.data.Dataset:
-    """What `pipeline.batches` gives, made by the workers of a tf.data service.
+    """Return the batches of `batches.batches`, prepared by the workers of a tf.data service.
 
-    Whole batches are handed out to the workers, each once, and put into their order here: which worker
-    made a batch, and how many there are, changes nothing. The workers read the files by the same paths
-    and decode as an exported model does, so that they need this package no more than it needs them.
+    Each batch is assigned to one worker, and the batches are put in order here, so the result does not
+    depend on the workers or their number. The workers read the files by the same paths and decode in
+    graph ops like an exported model, so they do not need this package.
 
     Args:
-        examples: of files.
-        address: of the dispatcher, `"grpc://HOST:PORT"`.
-        variant: of `resolve_augmentation`; None is evaluation.
-        image_size, batch_size, seed, start_epoch, equal_classes: see `pipeline.batches`.
+        examples: `Examples` of files.
+        address: address of the dispatcher, `"grpc://HOST:PORT"`.
+        variant: result of `resolve_augmentation`; None for evaluation.
+        image_size, batch_size, seed, start_epoch, equal_classes: see `batches.batches`.
 
     Returns:
-        Evaluation: (images, labels), once and in order. Training: an endless stream of (images,
-        labels, seeds int64 [1, 2] of the batch), neither mixed nor weighted yet.
+        For evaluation (images, labels), once and in order. For training an endless stream of (images,
+        labels, seeds int64 [1, 2] of the batch), not mixed or weighted yet.
 
     Raises:
-        InputError: images that are no files, or an augmentation that needs Python.
-        tf.errors.OpError: while iterating: a file that cannot be read or decoded, or a worker that was
-            lost with a batch.
+        InputError: if the images are not files, or the augmentation needs Python.
+        tf.errors.OpError: while iterating, if a file cannot be read or decoded, or a worker is lost.
     """
     if not isinstance(examples.images, Files):
         raise InputError("The tf.data service reads files: write these images to a folder first.")
     if isinstance(variant, Albumentations):
         raise InputError(
-            "The tf.data service runs without Python, and so without albumentations: choose a preset, "
-            "an Augmentation or a Keras layer for it."
+            "The tf.data service runs without Python and thus without albumentations: choose a preset, "
+            "an Augmentation or a Keras layer."
         )
     training = variant is not None
     count = len(examples)
@@ -117,17 +116,17 @@ def service_batches(
 
 
 def _in_order(made, expected):
-    """The batches, which begin with their number, by that number."""
+    """Yield batches, which begin with their number, in order."""
     waiting = {}
     for number, *batch in made:
         waiting[int(number)] = batch
         while expected in waiting:
             yield expected, *waiting.pop(expected)
             expected += 1
-        if len(waiting) > _MOST_WAITING:
+        if len(waiting) > _MAX_WAITING:
             break
     if waiting:
         raise RuntimeError(
-            f"batch {expected} did not come: a worker of the tf.data service was lost with it; start "
-            "it again and go on with --resume"
+            f"batch {expected} did not arrive: a worker of the tf.data service was lost; start it "
+            "again and continue with --resume"
         )

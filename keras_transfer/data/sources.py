@@ -1,25 +1,32 @@
-"""One name for every source: what a path or a name stands for."""
+"""Open a dataset by its path or name, and index folders of images."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.examples import ImageData
-from keras_transfer.data.folders import from_directory, labelled_images
-from keras_transfer.data.records import SCHEMA, from_records
-from keras_transfer.data.split_rule import read_split_file
+from keras_transfer.data.examples import Examples, ImageData, Target
+from keras_transfer.data.files import Checked, Skipped, check_files
+from keras_transfer.data.multilabel_folders import merge_copies
+from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.data.tables import TABLES, from_table
-from keras_transfer.data.targets import Target
 from keras_transfer.data.tfds import from_tfds
+from keras_transfer.data.tfrecord import SCHEMA, from_records
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.decode import EXTENSIONS
 
-TFDS = "tfds:"
+TFDS = "tfds:"  # prefix of the name of a dataset of TensorFlow Datasets
+FOLDER_TASKS = ("single_label", "multi_label")
+
+# Names (lower case) that operating systems leave in folders; hidden files are ignored anyway.
+_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
+# Folders with these names are never classes.
+_SPLIT_LIKE = {*SPLIT_NAMES, "training", "testing"}
 
 
 def require_source(source: str | os.PathLike) -> None:
-    """Raises InputError where nothing lies at a path, at once."""
+    """Raise InputError if there is nothing at a path."""
     if not str(source).startswith(TFDS) and not Path(source).expanduser().exists():
         raise InputError(f"no such folder or file: {source}; check the path")
 
@@ -32,86 +39,290 @@ def open_data(
     columns: Mapping | None = None,
     **options,
 ) -> ImageData:
-    """Opens labelled images of any kind that has a path or a name.
+    """Open labeled images of any kind that has a path or a name.
 
     Args:
         source: a folder of class folders (`from_directory`), a `.csv`, `.tsv` or `.parquet` file
             (`from_table`), a folder of `write_records` (`from_records`), or `tfds:NAME`
             (`from_tfds`).
-        val: folder of validation images, for a folder.
-        task: `"multi_label"`: of a folder see `from_directory`; of a table `label_column` has labels
-            joined by `|`.
-        columns: of a table: its arguments `label_column`, `targets` and so on.
-        options: of those functions: `progress`, and the fields of `SplitRule`.
+        val: folder of validation images, if `source` is a folder.
+        task: `"multi_label"`: see `from_directory` for a folder; in a table, `label_column` contains
+            labels joined by `|`.
+        columns: arguments of `from_table`: `label_column`, `targets` and so on.
+        options: further arguments of those functions: `progress`, and the fields of `SplitRule`.
 
     Raises:
-        InputError: see those functions; or options of another kind of source.
+        InputError: see those functions; or if options belong to another kind of source.
     """
     path = Path(source).expanduser()
     columns = {name: value for name, value in (columns or {}).items() if value is not None}
+    is_table = path.suffix.lower() in TABLES
+    if columns and not is_table:
+        raise InputError(f"{source} is not a table: {', '.join(columns)} are only for tables.")
+    kind = None
     if str(source).startswith(TFDS):
-        kind, opened = "TensorFlow Datasets", lambda: from_tfds(str(source)[len(TFDS) :], **options)
-    elif path.suffix.lower() in TABLES:
-        if task == "multi_label" and "label_columns" not in columns:
-            columns["label_columns"] = columns.pop("label_column", "label")
-        kind, opened = "a table", lambda: from_table(path, **columns, **options)
+        kind = "TensorFlow Datasets"
+    elif is_table:
+        kind = "a table"
     elif (path / SCHEMA).is_file():
-        kind, opened = "TFRecord shards", lambda: from_records(path, **options)
-    else:
-        kind, opened = None, lambda: from_directory(path, val=val, task=task, **options)
-    if columns and kind != "a table":
-        raise InputError(f"{source} is no table: {', '.join(columns)} mean nothing for it.")
+        kind = "TFRecord shards"
     if kind and val is not None:
         raise InputError(
             f"{source} is {kind}: mark its validation images there; --val is for folders."
         )
-    return opened()
+    if kind == "TensorFlow Datasets":
+        return from_tfds(str(source)[len(TFDS) :], **options)
+    if kind == "a table":
+        if task == "multi_label" and "label_columns" not in columns:
+            columns["label_columns"] = columns.pop("label_column", "label")
+        return from_table(path, **columns, **options)
+    if kind == "TFRecord shards":
+        return from_records(path, **options)
+    return from_directory(path, val=val, task=task, **options)
 
 
-def open_labelled(
-    source: str | os.PathLike,
-    known: Target | dict[str, Target],
+def from_directory(
+    root: str | os.PathLike,
     *,
-    split: str | None = None,
+    val: str | os.PathLike | None = None,
+    val_split: float = 0.2,
+    test_split: float = 0.0,
+    groups: str | Callable[[str], str] | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
     split_file: str | os.PathLike | None = None,
-    columns: Mapping | None = None,
+    seed: int = 0,
+    task: str = "single_label",
     progress: bool = True,
 ) -> ImageData:
-    """Opens images to measure a model on: a folder (`labelled_images`) or a table.
+    """Index an image folder, leave out files that cannot be decoded, and split the rest.
+
+    Every file is decoded once to check it. The validation images are, in this order of preference:
+    those of `val`, those of `root/val`, or a stratified share of the training images. Test images
+    are those of `root/test`, or a share if `test_split` is given. An explicit list in `split_file`
+    overrides all of these.
 
     Args:
-        known: what the model answers.
-        split: by default test, else val, else all; "all" is what has no splits.
-        split_file: a list of splits (of a run), for a source without splits of its own.
-        columns: of a table, as in `open_data`.
+        root: `root/<class>/` or `root/{train,val,test}/<class>/`, see `read_tree`.
+        val: another folder `val/<class>/` with the same classes.
+        val_split, test_split: shares for validation, if there is no folder, and for testing.
+        groups, folds, fold, split_file: other ways to split, see `SplitRule`.
+        seed: seed of the split. It does not depend on names: a renamed file stays in its split.
+        task: `"multi_label"`: the folders are labels, and an image that lies in several folders has
+            several labels, see `data.multilabel_folders.merge_copies`.
+        progress: show a bar on stderr, in a terminal or a notebook.
 
     Raises:
-        InputError: no such split, labels that the model does not know, or no image.
+        InputError: if the folder cannot be used as it is; the message says what to do.
     """
-    path = Path(source).expanduser()
-    if path.suffix.lower() not in TABLES:
-        if isinstance(known, dict):
-            raise InputError(f"{path} is a folder, which cannot label several heads: give a table.")
-        return labelled_images(
-            path,
-            known.names,
-            split=split,
-            split_file=split_file,
-            task=known.task,
-            progress=progress,
-        )
-    columns = {name: value for name, value in (columns or {}).items() if value is not None}
-    columns.pop("group_column", None)
-    if isinstance(known, Target) and known.task == "multi_label":
-        columns.setdefault("label_columns", columns.pop("label_column", "label"))
-    data = from_table(path, **columns, known=known, progress=progress)
-    chosen = split or next((n for n in ("test", "val", "all", "train") if n in data.examples), "")
-    if "all" in data.examples and chosen != "all" and split_file is not None:
-        listed, whole = read_split_file(split_file), data.examples["all"]
-        relative = [os.path.relpath(name, data.root).replace(os.sep, "/") for name in whole.names]
-        rows = [i for i, name in enumerate(relative) if listed.get(name) == chosen]
-        data.examples = {chosen: whole.take(np.array(rows, int))} if rows else {}
-    if chosen not in data.examples:
-        raise InputError(f"{path} has no split {chosen}; it has {', '.join(data.examples)}.")
-    data.examples = {chosen: data.examples[chosen]}
+    require_folder_task(task)
+    rule = SplitRule(val_split, test_split, groups, folds, fold, split_file, seed)
+    root = Path(root).expanduser()
+    tree = read_tree(root)
+    train_folder = root if "all" in tree else root / "train"
+    if "all" in tree:
+        tree = {"train": tree["all"]}
+    if val is not None:
+        tree["val"] = _read_val(val, tree["train"])
+    # Report errors that the names show before the long check.
+    rule.check(tree)
+    _require_each_class(tree["train"], train_folder, [])
+    target = Target(task, tuple(tree["train"]))
+    rows, checked = check_tree(tree, progress)
+    skipped = checked.skipped
+    _require_each_class(rows["train"], train_folder, skipped)
+    examples = {split: label(checked, classes, target) for split, classes in rows.items()}
+    for split, part in examples.items():
+        where = val if split == "val" and val is not None else f"the {split} folder of {root}"
+        require_images(part, where, skipped)
+    data = divide(target, examples, skipped, root, rule)
+    data.source = {"data": str(root), "task": task, **({"val": str(val)} if val else {})}
     return data
+
+
+def require_folder_task(task) -> None:
+    """Raise InputError if folders cannot express the labels of a task."""
+    if task not in FOLDER_TASKS:
+        raise InputError(
+            f"Folders can be used for {' or '.join(FOLDER_TASKS)}, not {task}: pass a table for "
+            "numbers and several heads."
+        )
+
+
+def check_tree(tree, progress: bool) -> tuple[dict[str, dict[str, np.ndarray]], Checked]:
+    """Check all files; return split → class → rows of usable files, and the checked files."""
+    paths = [path for classes in tree.values() for files in classes.values() for path in files]
+    checked = check_files(paths, progress=progress)
+    rows: dict[str, dict] = {}
+    start = 0
+    for split, classes in tree.items():
+        rows[split] = {}
+        for name, files in classes.items():
+            rows[split][name] = checked.usable(range(start, start + len(files)))
+            start += len(files)
+    return rows, checked
+
+
+def label(checked: Checked, classes: dict[str, np.ndarray], target: Target) -> Examples:
+    """Return the files of some classes with their labels."""
+    rows = [classes.get(name, np.zeros(0, np.int64)) for name in target.names]
+    labels = np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])
+    files = checked.files(np.concatenate(rows))
+    if target.task == "multi_label":
+        return Examples(*merge_copies(files, labels, target.names))
+    return Examples(files, labels)
+
+
+def require_images(examples: Examples, where, skipped: list[Skipped]) -> None:
+    """Raise InputError if there are no examples."""
+    if not len(examples):
+        why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
+        raise InputError(f"no readable image in {where}{why}; add images or leave it out")
+
+
+def _read_val(val, train: dict[str, list[str]]) -> dict[str, list[str]]:
+    tree = read_tree(val)
+    if "all" not in tree:
+        raise InputError(f"{val} contains splits; pass the one folder that contains class folders")
+    missing, unknown = sorted(set(train) - set(tree["all"])), sorted(set(tree["all"]) - set(train))
+    if missing or unknown:
+        differences = [f"it lacks {', '.join(missing)}"] if missing else []
+        differences += [f"train lacks {', '.join(unknown)}"] if unknown else []
+        raise InputError(
+            f"the classes of {val} differ from those of train: {' and '.join(differences)}; "
+            "both need the same class folders"
+        )
+    return tree["all"]
+
+
+def _require_each_class(classes, folder: Path, skipped: list[Skipped]) -> None:
+    for name, files in classes.items():
+        if len(files):
+            continue
+        class_folder = folder / name
+        first = next((s for s in skipped if class_folder in Path(s.path).parents), None)
+        why = f"{first.path}: {first.reason}" if first else "it is empty"
+        raise InputError(
+            f"class {name} has no readable image in {class_folder} ({why}); "
+            "add images or remove the folder"
+        )
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
+    """List every file of a labeled image folder: split → class → sorted paths.
+
+    Two layouts are recognized:
+
+    - `root/<class>/...`: one split, named "all";
+    - `root/{train,val,test}/<class>/...`: the splits that exist, in this order
+      (`valid` and `validation` are accepted for `val`; other folders are ignored).
+
+    Files may lie at any depth below their class folder and are not opened. Classes are sorted by
+    name; hidden files and files of the operating system are ignored.
+
+    Raises:
+        InputError: if there is no such folder, there are no class folders or only one, or val or
+            test has a class that train does not have.
+    """
+    tree = read_splits(root)
+    known = tree["train"] if "train" in tree else tree["all"]
+    if len(known) < 2:
+        raise InputError(
+            f"only one class ({next(iter(known))}) in {root}; classification needs at least two"
+        )
+    for split, classes in tree.items():
+        unknown = sorted(set(classes) - set(known))
+        if unknown:
+            raise InputError(
+                f"{split} in {root} has classes that train lacks: {', '.join(unknown)}; "
+                "add them to train or remove them"
+            )
+    return tree
+
+
+def read_splits(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
+    """List files like `read_tree`, whatever the classes are.
+
+    Raises:
+        InputError: if there is no such folder, or there are no class folders.
+    """
+    root = Path(root).expanduser()
+    if not root.exists():
+        raise InputError(f"no such folder: {root}; check the path")
+    if not root.is_dir():
+        raise InputError(f"{root} is a file; pass the folder that contains the class folders")
+    train = root / "train"
+    if train.is_dir() and _subfolders(train):
+        return {split: _read_classes(folder) for split, folder in _find_splits(root).items()}
+    classes = _read_classes(root)
+    if all(name.lower() in _SPLIT_LIKE for name in classes):
+        raise InputError(
+            f"{root} contains {', '.join(classes)} but no train/<class>/ folder; "
+            "arrange the images as train/<class>/ and val/<class>/"
+        )
+    return {"all": classes}
+
+
+def files_below(folder: Path) -> list[str]:
+    """Return the sorted visible files at any depth below a folder; links are followed."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    files: list[str] = []
+    seen = {folder.resolve()}
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        files.extend(str(Path(parent, name)) for name in names if _is_visible(name))
+        # Visit each real folder once, because a link may lead to a folder above it.
+        unseen = []
+        for name in sorted(filter(_is_visible, folders)):
+            real = Path(parent, name).resolve()
+            if real not in seen:
+                seen.add(real)
+                unseen.append(name)
+        folders[:] = unseen
+    return sorted(files)
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _SYSTEM_FILES
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if _is_visible(entry.name))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [entry for entry in _entries(folder) if entry.is_dir()]
+
+
+def _find_splits(root: Path) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for folder in _subfolders(root):
+        split = SPLIT_NAMES.get(folder.name)
+        if split in folders:
+            raise InputError(
+                f"{root} has two folders for {split}: {folders[split].name} and {folder.name}; "
+                "keep one"
+            )
+        if split:
+            folders[split] = folder
+    return {split: folders[split] for split in ("train", "val", "test") if split in folders}
+
+
+def _read_classes(folder: Path) -> dict[str, list[str]]:
+    classes = _subfolders(folder)
+    if not classes:
+        loose = any(entry.suffix.lower() in EXTENSIONS for entry in _entries(folder))
+        where = "images lie directly in it" if loose else "it has no subfolders"
+        raise InputError(
+            f"no class folders in {folder}: {where}; put each class's images in "
+            f"{folder / '<class>'}/"
+        )
+    return {class_folder.name: files_below(class_folder) for class_folder in classes}

@@ -1,4 +1,4 @@
-"""Which images train, validate and test: a rule for what nobody has decided, and explicit lists."""
+"""Assign examples to training, validation and test: by a rule, or by an explicit list."""
 
 import csv
 import os
@@ -10,34 +10,49 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.files import SPLIT_OF_FOLDER
+from keras_transfer.data.examples import (
+    Examples,
+    ImageData,
+    Target,
+    join_labels,
+    relative_paths,
+    strata,
+)
+from keras_transfer.data.files import Skipped, concatenated
 from keras_transfer.data.splits import folds, require_fraction, split
-from keras_transfer.data.targets import strata
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import say
 
-_MOST_LISTED = 10
+# Names of folders, and of splits in tables and lists.
+SPLIT_NAMES = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+_MAX_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How images are divided where their folders do not say it.
+    """How images are assigned to splits if their folders do not do it.
 
     Attributes:
-        val_split: share of the images for validation, in (0, 1), unless there are folds.
+        val_split: share of the images for validation, in (0, 1); not used with folds.
         test_split: share for testing, in [0, 1).
-        groups: images of one group are never parted (a person, a patient, a film): a regular
-            expression with one group in brackets, found in the path relative to the root, or a
-            function of that path. By default only copies of a file are kept together.
-        folds: validate on one of so many folds, at least 2.
-        fold: which one, from 1 to `folds`.
+        groups: images of one group (a person, a patient, a film) stay in one split: a regular
+            expression with one group in parentheses, searched in the path relative to the root, or
+            a function of that path. By default only copies of a file stay together.
+        folds: number of folds, one of which is for validation; at least 2.
+        fold: number of that fold, from 1 to `folds`.
         split_file: CSV with the columns `path` (relative to the root) and `split` (train, val or
-            test): an explicit list, for example the `split.csv` of a run. What it does not name is
-            drawn by the rest of the rule.
-        seed: any whole number.
+            test): an explicit list, for example the `split.csv` of a run. The rest of the rule
+            assigns images that it does not name.
+        seed: any integer.
 
     Raises:
-        InputError: values that do not go together.
+        InputError: if the values contradict each other.
     """
 
     val_split: float = 0.2
@@ -50,14 +65,14 @@ class SplitRule:
 
     def __post_init__(self):
         if (self.folds is None) != (self.fold is None):
-            raise InputError("give --folds (how many) and --fold (which one) together")
+            raise InputError("pass --folds (how many) and --fold (which one) together")
         if self.folds is not None:
             if self.folds < 2:
                 raise InputError(f"--folds {self.folds}: cross-validation needs 2 or more")
             if not 1 <= self.fold <= self.folds:
                 raise InputError(f"--fold {self.fold}: choose one from 1 to {self.folds}")
             if self.split_file is not None:
-                raise InputError("--folds and --split exclude each other: leave one out")
+                raise InputError("--folds and --split cannot be combined: omit one of them")
         if isinstance(self.groups, str):
             try:
                 count = re.compile(self.groups).groups
@@ -68,29 +83,28 @@ class SplitRule:
             if count != 1:
                 raise InputError(
                     f"--group {self.groups}: put the part of the path that names the group in one "
-                    r"pair of brackets, for example '(person\d+)'"
+                    r"pair of parentheses, for example '(person\d+)'"
                 )
 
     def check(self, given) -> bool:
-        """True where something is to be divided; raises InputError where that cannot be."""
+        """Return whether anything is to be assigned; raise InputError if that is impossible."""
         return bool(self.shares(given) or self.folds or self.listed)
 
     def shares(self, given) -> dict[str, float]:
-        """What is drawn: part → its share of the images (of one fold, the share of all folds).
+        """Return the splits to draw and their shares of the images; folds are not included.
 
         Args:
-            given: the splits that the folders give ("train", "val", "test").
+            given: the splits that exist as folders ("train", "val", "test").
 
         Raises:
-            InputError: something is asked for that the folders give already, or a share is out of
-                range.
+            InputError: if a split to draw exists already, or a share is out of range.
         """
         shares = {}
         if self.test_split:
             if "test" in given:
                 raise InputError(
-                    f"a test share of {self.test_split} and a folder of test images exclude each "
-                    "other: leave out --test-split"
+                    f"a test share of {self.test_split} cannot be combined with a folder of test "
+                    "images: omit --test-split"
                 )
             require_fraction(self.test_split, "test")
             shares["test"] = self.test_split
@@ -100,22 +114,22 @@ class SplitRule:
                 shares["val"] = self.val_split
         elif self.folds is not None:
             raise InputError(
-                "--folds needs all images in one folder, and there are validation images: leave "
-                "one of the two out"
+                "--folds needs all images in one folder, but there are validation images: omit "
+                "one of the two"
             )
         elif self.groups is not None and not shares and self.split_file is None:
             raise InputError(
-                "--group says how to split, and the validation images are given already: leave "
-                "one of the two out"
+                "--group determines the split, but the validation images are given already: omit "
+                "one of the two"
             )
         return shares
 
     @cached_property
     def listed(self) -> dict[str, str]:
-        """Path as it stands in the file → its split; empty without a file.
+        """The list, as in the file: path → split; empty without a file.
 
         Raises:
-            InputError: no such file, or not the columns and values of a list.
+            InputError: if the file does not exist, or is not such a list.
         """
         return {} if self.split_file is None else read_split_file(self.split_file)
 
@@ -127,21 +141,21 @@ class SplitRule:
         target,
         skipped: Sequence[str] = (),
     ) -> np.ndarray:
-        """The split of each example.
+        """Return the split of each example.
 
         Args:
-            examples: a `data.Examples`, all of them.
+            examples: an `Examples` with all of them.
             names: their paths relative to the root, with forward slashes.
-            given: the split that the folder of each gives; "train" is what is divided.
-            target: what their labels are, see `data.targets`.
-            skipped: names that are left out, which a list may name.
+            given: the split of each according to its folder; those of "train" are divided.
+            target: what their labels are: a `Target`, or a dict of them.
+            skipped: names of files that are left out, which a list may contain.
 
         Returns:
             `"train"`, `"val"` or `"test"` [n].
 
         Raises:
-            InputError: a class that cannot be in every part, names without a group, or a list that
-                names none of the images.
+            InputError: if a class cannot be in every split, a name has no group, or a list contains
+                none of the images.
         """
         splits = np.array(given, object)
         listed = self._listed(names, skipped)
@@ -165,7 +179,7 @@ class SplitRule:
             for i, name in enumerate(names):
                 splits[i] = listed.get(name, splits[i])
             if open_places:
-                say(f"{self.split_file} does not name {open_places} images: split by the rule")
+                say(f"{self.split_file} does not name {open_places} images: the rule assigns them")
             self._check(splits, examples.labels, target)
         return splits
 
@@ -174,7 +188,7 @@ class SplitRule:
         if shares:
             parts |= split(labels, shares, keys, groups=groups, seed=seed, class_names=class_names)
         rest = parts["train"]
-        found = folds(
+        parts_of_folds = folds(
             labels[rest],
             self.folds,
             [keys[i] for i in rest],
@@ -182,63 +196,88 @@ class SplitRule:
             seed=seed,
             class_names=class_names,
         )
-        val = rest[found[self.fold - 1]]
+        val = rest[parts_of_folds[self.fold - 1]]
         return {"train": np.setdiff1d(rest, val), "val": val, "test": parts["test"]}
 
     def _groups(self, names):
-        """The group of each path; None where there are none."""
+        """Return the group of each path; None if the rule has no groups."""
         if self.groups is None:
             return None
         if callable(self.groups):
             return [str(self.groups(name)) for name in names]
         pattern = re.compile(self.groups)
-        found = [match and match[1] for match in map(pattern.search, names)]
-        if None in found:
+        groups = [match and match[1] for match in map(pattern.search, names)]
+        if None in groups:
             raise InputError(
-                f"--group {self.groups} finds no group in {found.count(None)} of {len(names)} paths, "
-                f"for example {names[found.index(None)]}: give a pattern that fits all"
+                f"--group {self.groups} finds no group in {groups.count(None)} of {len(names)} paths, "
+                f"for example {names[groups.index(None)]}: pass a pattern that matches all paths"
             )
-        return found
+        return groups
 
     def _listed(self, names, skipped):
-        """The list, by the names of the images that are there; says which are gone."""
+        """Return the list, restricted to images that exist; print which ones are missing."""
         listed = {os.path.normpath(path).replace(os.sep, "/"): s for path, s in self.listed.items()}
-        there = set(names)
-        gone = sorted(listed.keys() - there - set(skipped))
-        if listed and not there & listed.keys():
+        existing = set(names)
+        missing = sorted(listed.keys() - existing - set(skipped))
+        if listed and not existing & listed.keys():
             raise InputError(
                 f"{self.split_file} names none of the images: its paths must be relative to the "
-                f"folder of the images, like {names[0]}, not {gone[0]}"
+                f"folder of the images, like {names[0]}, not {missing[0]}"
             )
-        if gone:
-            more = ", …" if len(gone) > _MOST_LISTED else ""
+        if missing:
+            more = ", …" if len(missing) > _MAX_SHOWN else ""
             say(
-                f"{self.split_file} names {len(gone)} images that are gone: "
-                f"{', '.join(gone[:_MOST_LISTED])}{more}"
+                f"{self.split_file} names {len(missing)} images that no longer exist: "
+                f"{', '.join(missing[:_MAX_SHOWN])}{more}"
             )
-        return {name: s for name, s in listed.items() if name in there}
+        return {name: s for name, s in listed.items() if name in existing}
 
     def _check(self, splits, labels, target):
         for part in ("train", "val"):
             if part not in splits:
-                raise InputError(f"{self.split_file} leaves no image in {part}: name some")
+                raise InputError(f"{self.split_file} leaves no image in {part}: list some")
         labels, class_names = strata(labels, target)
         if labels.ndim == 1:
             missing = set(labels.tolist()) - set(labels[splits == "train"].tolist())
             if missing:
                 raise InputError(
                     f"{self.split_file} leaves no image of class {class_names[min(missing)]} in "
-                    "train: name some"
+                    "train: list some"
                 )
+
+
+def divide(
+    target: Target | dict[str, Target],
+    examples: dict[str, Examples],
+    skipped: list[Skipped],
+    root,
+    rule: SplitRule,
+) -> ImageData:
+    """Return the dataset of a source, after the rule has drawn the missing splits.
+
+    Raises:
+        InputError: if the rule cannot be applied to these images.
+    """
+    if rule.check(examples):
+        parts = list(examples.values())
+        labels = join_labels([part.labels for part in parts])
+        whole = Examples(concatenated([part.images for part in parts]), labels)
+        given = np.repeat(list(examples), [len(part) for part in parts])
+        left_out = relative_paths((item.path for item in skipped), root)
+        splits = rule.assign(whole, relative_paths(whole.names, root), given, target, left_out)
+        examples = {name: whole.take(np.flatnonzero(splits == name)) for name in set(splits)}
+    in_order = {name: examples[name] for name in ("train", "val", "test") if name in examples}
+    names = () if isinstance(target, dict) else target.names
+    return ImageData(names, in_order, skipped, str(root), target)
 
 
 def read_split_file(path: str | os.PathLike) -> dict[str, str]:
     """Read a CSV file with the columns `path` and `split`: path → "train", "val" or "test".
 
-    Other columns are not looked at; `valid` and `validation` mean "val".
+    Other columns are ignored; `valid` and `validation` mean "val".
 
     Raises:
-        InputError: no such file, a missing column, another split, or a path with two of them.
+        InputError: if the file or a column is missing, a split is invalid, or a path has two splits.
     """
     path = Path(path).expanduser()
     try:
@@ -254,14 +293,16 @@ def read_split_file(path: str | os.PathLike) -> dict[str, str]:
     except OSError as error:
         raise InputError(f"cannot read the list of splits {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no CSV file in UTF-8: {error}") from None
-    found: dict[str, str] = {}
+        raise InputError(f"{path} is not a UTF-8 CSV file: {error}") from None
+    listed: dict[str, str] = {}
     for line, name, given in rows:
-        known = SPLIT_OF_FOLDER.get((given or "").strip().lower())
+        known = SPLIT_NAMES.get((given or "").strip().lower())
         if known is None:
-            raise InputError(f"{path}, line {line}: {given!r} is no split; use train, val or test")
-        if found.setdefault(name, known) != known:
-            raise InputError(f"{path}, line {line}: {name} is in {found[name]} and in {known}")
-    if not found:
+            raise InputError(
+                f"{path}, line {line}: {given!r} is not a split; use train, val or test"
+            )
+        if listed.setdefault(name, known) != known:
+            raise InputError(f"{path}, line {line}: {name} is in {listed[name]} and in {known}")
+    if not listed:
         raise InputError(f"{path} names no image")
-    return found
+    return listed

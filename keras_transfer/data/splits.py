@@ -1,10 +1,10 @@
-"""Divide examples into training, validation and test parts (NumPy only).
+"""Divide examples into training, validation and test parts, and draw stratified samples.
 
-One rule for all kinds of labels. Examples that belong together (copies of one image, images of
-one person) are a group. Groups are ranked by a hash of the seed and of their name, so no example
-has a say in the rank of another. A part takes groups in that order, each one that brings its class
-counts nearer to their quotas. Where every group is one image, this is an exactly stratified
-sample; and an image that is added, removed or renamed leaves almost all others where they were.
+One rule applies to all kinds of labels. Examples that belong together (copies of one image, images of
+one person) form a group. Groups are ranked by a hash of the seed and of their name, so the rank of an
+example does not depend on the others. A part takes, in that order, each group that brings its class
+counts nearer to their quotas. If every group is one image, this is an exactly stratified sample; if an
+image is added, removed or renamed, almost all others stay where they were.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 
-_MOST_BINS, _LEAST_IN_BIN = 10, 10
+_MAX_BINS, _MIN_PER_BIN = 10, 10
+_MIN_PER_CLASS = 5  # groups that each class gets before large classes get more
 
 
 def split(
@@ -28,30 +29,30 @@ def split(
     seed: int = 0,
     class_names: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Draw parts that keep the class shares; what is left is the part "train".
+    """Draw parts in which the classes have the same shares; the rest is the part "train".
 
-    A part of one-image groups has `round(n * share)` examples, shared out among the classes by
-    largest remainder, except that every class has at least one example in every part. With larger
-    groups a class is off its quota by about half a group.
+    If every group is one image, a part has `round(n * share)` examples, distributed over the classes
+    by largest remainder, except that every class has at least one example in every part. With larger
+    groups a class misses its quota by about half a group.
 
     Args:
-        labels: whole numbers [n]; or 0/1 of shape [n, L], any number of labels per image; or float
-            [n] or [n, C], which are divided at quantiles.
+        labels: integers [n]; or 0/1 of shape [n, L], any number of labels per image; or float [n] or
+            [n, C], which are divided at quantiles.
         shares: name of a part → its share of all examples, each in (0, 1), together below 1. They
             are drawn in this order: the first does not depend on the others.
-        keys: what each example is known by, its content's digest; examples of equal keys are copies
-            and are never parted.
-        groups: a name for each example; those of one name are never parted. By default the keys.
-        fixed: for each example the part where it is, None for those to be drawn. A group goes where
-            its fixed examples are; the rule fills up the quotas that they leave.
-        seed: any whole number; the same one gives the same parts.
+        keys: the digest of each example's content; examples with equal keys are copies and stay
+            together.
+        groups: a name for each example; examples with one name stay together. By default the keys.
+        fixed: the part of each example that is assigned already, None for the others. A group goes
+            where its fixed examples are; the rule fills the rest of the quotas.
+        seed: any integer; the same seed gives the same parts.
         class_names: name of each label, for error messages only.
 
     Returns:
         Part → sorted indices into `labels`; disjoint and together complete.
 
     Raises:
-        InputError: a share out of range; or, where nothing is fixed, a class that cannot be in every
+        InputError: if a share is out of range; or, if nothing is fixed, if a class cannot be in every
             part.
     """
     for name, share in shares.items():
@@ -69,7 +70,7 @@ def split(
     for i, (name, share) in enumerate(shares.items()):
         pool.draw(name, whole, share, keep=len(shares) - i, strict=fixed is None)
     parts = pool.parts()
-    if fixed is not None:  # where a list has copies on two sides, they stay there
+    if fixed is not None:  # copies that a list puts into two parts stay there
         parts = np.array([given or part for given, part in zip(fixed, parts)], object)
     names = dict.fromkeys(["train", *shares, *parts])
     return {name: np.flatnonzero(parts == name) for name in names}
@@ -84,19 +85,19 @@ def folds(
     seed: int = 0,
     class_names: Sequence[str] | None = None,
 ) -> list[np.ndarray]:
-    """The validation parts of `count`-fold cross-validation, by the rule of `split`.
+    """Return the validation parts of `count`-fold cross-validation, by the rule of `split`.
 
-    The first fold is `1/count` of all examples, the next one `1/(count - 1)` of what is left, and so
-    on. Arguments not named here are those of `split`.
+    The first fold is `1/count` of all examples, the next one `1/(count - 1)` of the rest, and so on.
+    The other arguments are those of `split`.
 
     Args:
         count: number of folds, at least 2.
 
     Returns:
-        For each fold sorted indices into `labels`; disjoint and together complete.
+        Sorted indices into `labels` for each fold; disjoint and together complete.
 
     Raises:
-        InputError: a class with too few groups to be in every fold.
+        InputError: if a class has too few groups to be in every fold.
     """
     pool = _Pool(labels, keys, groups, seed, class_names)
     pool.require(count)
@@ -106,20 +107,56 @@ def folds(
     return [np.flatnonzero(parts == i) for i in range(count)]
 
 
+def stratified_sample(
+    labels: np.ndarray, size: int, *, groups: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:
+    """Draw a sample in which the classes have the same shares as in all rows.
+
+    Each class first gets five groups (or all of its groups), as far as `size` allows; the rest is
+    proportional. The result is a pure function of the arguments.
+
+    Args:
+        labels: class of each row, int [n].
+        size: maximum number of rows in the sample.
+        groups: int [n], for example views of one image; rows of one group, which have the same
+            class, are sampled together. By default every row is a group.
+        seed: selects the groups of each class.
+
+    Returns:
+        Sorted positions, int [≤ size]; all of them if there are no more than `size`.
+    """
+    if len(labels) <= size:
+        return np.arange(len(labels))
+    groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    _, first, counts = np.unique(groups, return_index=True, return_counts=True)
+    classes = labels[first]
+    order = np.random.default_rng(seed).permutation(len(classes))
+    priority = np.empty(len(classes))  # the lowest are sampled
+    for label in np.unique(classes):
+        members = order[classes[order] == label]
+        rank = np.arange(len(members))
+        priority[members] = np.where(
+            rank < _MIN_PER_CLASS, rank - _MIN_PER_CLASS, (rank + 0.5) / len(members)
+        )
+    ranked = order[np.argsort(priority[order], kind="stable")]
+    sampled = ranked[np.cumsum(counts[ranked]) <= size]
+    return np.flatnonzero(np.isin(groups, sampled))
+
+
 def require_fraction(fraction: float, part: str = "val") -> None:
     """Raise InputError unless 0 < fraction < 1."""
     if not 0 < fraction < 1:
         name = {"val": "validation"}.get(part, part)
         raise InputError(
-            f"the {name} share must lie between 0 and 1 (both excluded), not {fraction}; "
+            f"the {name} share must be between 0 and 1 (both excluded), not {fraction}; "
             f"0.2 is usual (--{part}-split 0.2)"
         )
 
 
 class _Pool:
-    """Groups of examples by rank, the class counts of each, and the parts they were drawn into.
+    """Groups of examples by rank, the class counts of each, and their parts.
 
-    A class is a column of counts; so is a quantile bin of a target, which may be missing in a part.
+    A class is a column of counts; so is a quantile bin of a number, but a part may lack a bin.
     """
 
     def __init__(self, labels, keys, groups, seed, class_names):
@@ -131,12 +168,12 @@ class _Pool:
             number = _joined(number, _numbers(keys))
         hashes = {}
         for group, name in zip(number, names):
-            found = _hash(seed, name)
-            # Of groups that a copy joins, the first by hash gives its rank.
-            hashes[group] = min(found, hashes.get(group, found))
+            rank = _hash(seed, name)
+            # Groups that a copy joins have the lowest of their hashes.
+            hashes[group] = min(rank, hashes.get(group, rank))
         position = {group: i for i, group in enumerate(sorted(hashes, key=hashes.get))}
         self.group = np.array([position[group] for group in number])
-        # For each group its columns and its counts in them.
+        # The columns of each group and its counts in them.
         width = len(self.classes)
         cells, counts = np.unique(self.group[rows] * width + columns, return_counts=True)
         starts = np.searchsorted(cells, np.arange(len(position) + 1) * width).tolist()
@@ -146,7 +183,7 @@ class _Pool:
         self.required = np.array([name is not None for name in self.classes])
 
     def counts_of(self, part) -> np.ndarray:
-        """Examples of each column in a part; None is what was not drawn."""
+        """Return the examples of each column in a part; None stands for those not drawn yet."""
         counts = np.zeros(len(self.classes), int)
         for held, where in zip(self.held, self.part):
             if where == part:
@@ -155,7 +192,7 @@ class _Pool:
         return counts
 
     def require(self, parts: int) -> None:
-        """Raise InputError where a class has not enough groups for so many parts."""
+        """Raise InputError if a class has too few groups for so many parts."""
         if len(self.held) < parts:
             raise InputError(
                 f"too few images to split: {len(self.held)} groups for {parts} parts; add images"
@@ -171,11 +208,11 @@ class _Pool:
                 have += f", for {parts} parts"
             raise InputError(
                 f"too few images to split: class {self._name(column)} has {have}; "
-                "add images or give a validation folder with --val"
+                "add images or pass a validation folder with --val"
             )
 
     def fix(self, fixed, order) -> None:
-        """Put each group where its examples are; those on several sides to the first of `order`."""
+        """Assign groups to the parts of their examples; with several parts, to the first in `order`."""
         for group, part in zip(self.group, fixed):
             if part is not None:
                 sides = {part, self.part[group]} - {None}
@@ -185,18 +222,18 @@ class _Pool:
         """Draw the part `name`.
 
         Args:
-            whole: counts of what it shall be a share of.
-            keep: number of parts that come after it, each of which needs a group of every class.
-            strict: a class must be in it.
+            whole: counts of which it is a share.
+            keep: number of later parts, each of which needs a group of every class.
+            strict: the part must contain every class.
 
         Raises:
-            InputError: no group of a class can be taken.
+            InputError: if no group of a class can be taken.
         """
         have = self.counts_of(name)
         left = self.counts_of(None) + have + self.counts_of("train")
         most = np.maximum(left - keep * self.required, 0)
         quotas = _quotas(whole, share, np.minimum(self.required, most), most)
-        weights = 1 / np.maximum(quotas, 1)  # as in chi-square: a rare class counts as much
+        weights = 1 / np.maximum(quotas, 1)  # as in chi-square, so that rare classes count as much
         room = np.where(self.required, self._groups_left() - keep, len(self.held)).tolist()
         have, quotas, weights = have.tolist(), quotas.tolist(), weights.tolist()
 
@@ -217,25 +254,25 @@ class _Pool:
                 take(group)
         missing = [c for c in np.flatnonzero(self.required & (left > 0)) if not have[c]]
         for column in sorted(missing, key=room.__getitem__):
-            if have[column]:  # came with another
+            if have[column]:  # added with another class
                 continue
             able = [g for g, held in enumerate(self.held) if column in dict(held) and fits(g)]
             if able:
                 take(max(able, key=lambda g: gain(self.held[g])))
             elif strict:
                 raise InputError(
-                    f"no split found that has class {self._name(column)} in every part and parts no "
-                    "group; take another seed, smaller groups or fewer parts, or give a validation "
+                    f"no split found that has class {self._name(column)} in every part and keeps groups "
+                    "together; use another seed, smaller groups or fewer parts, or pass a validation "
                     "folder with --val"
                 )
 
     def parts(self, rest="train") -> np.ndarray:
-        """The part of each example [n]; `rest` where none was drawn."""
+        """Return the part of each example [n]; `rest` for those not drawn."""
         by_group = np.array([rest if part is None else part for part in self.part], object)
         return by_group[self.group]
 
     def _groups_left(self):
-        """Groups of each column that no part but training has."""
+        """Return how many groups of each column are in no part but training."""
         groups = np.zeros(len(self.classes), int)
         for held, part in zip(self.held, self.part):
             if part in (None, "train"):
@@ -249,37 +286,37 @@ class _Pool:
 
 
 def _columns(labels):
-    """(examples, their columns, the class of each column or None where no class)."""
+    """Return (examples, their columns, the class of each column, None if it is not a class)."""
     rows = np.arange(len(labels))
     if labels.ndim == 2 and np.isin(labels, (0, 1)).all():
         having, columns = np.nonzero(labels)
         width = labels.shape[1]
-        # A column of all examples: the part's size counts too, whatever labels per image has.
+        # A column for all examples, because the size of the part counts too.
         columns = np.concatenate([columns, np.full(len(labels), width)])
         return np.concatenate([having, rows]), columns, [*range(width), None]
     if labels.dtype.kind == "f":
         targets = labels.reshape(len(labels), -1)
         bins = [_quantile_bins(target) for target in targets.T]
-        columns = np.concatenate([bin + i * _MOST_BINS for i, bin in enumerate(bins)])
-        return np.tile(rows, len(bins)), columns, [None] * (len(bins) * _MOST_BINS)
+        columns = np.concatenate([bin + i * _MAX_BINS for i, bin in enumerate(bins)])
+        return np.tile(rows, len(bins)), columns, [None] * (len(bins) * _MAX_BINS)
     classes, columns = np.unique(labels, return_inverse=True)
     return rows, columns, classes.tolist()
 
 
 def _quantile_bins(values):
-    count = min(_MOST_BINS, max(1, len(values) // _LEAST_IN_BIN))
+    count = min(_MAX_BINS, max(1, len(values) // _MIN_PER_BIN))
     edges = np.quantile(values, np.arange(1, count) / count)
     return np.searchsorted(edges, values, side="right")
 
 
 def _numbers(names):
-    """A number for each different name."""
+    """Return a number for each distinct name."""
     known = {}
     return [known.setdefault(name, len(known)) for name in names]
 
 
 def _joined(groups, keys):
-    """Numbers of groups, those made one that share a key."""
+    """Return numbers of groups; groups that share a key get the same number."""
     root = list(range(max(groups) + 1))
 
     def find(group):
@@ -299,11 +336,11 @@ def _hash(seed, name):
 
 
 def _quotas(counts, share, least, most):
-    """Whole numbers near `counts * share` that add up to that of the sum (largest remainder)."""
+    """Return integers near `counts * share` that add up to the rounded total (largest remainder)."""
     wanted = counts * share
     sizes = np.clip(np.floor(wanted).astype(int), least, most)
     target = np.clip(round(counts.sum() * share), least.sum(), most.sum())
-    # One example at a time, to or from the class that is furthest from its quota.
+    # Move one example at a time, to or from the class furthest from its quota.
     while sizes.sum() < target:
         sizes[np.argmax(np.where(sizes < most, wanted - sizes, -np.inf))] += 1
     while sizes.sum() > target:

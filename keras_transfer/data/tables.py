@@ -2,19 +2,26 @@
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.data.files import SPLIT_OF_FOLDER, Skipped
-from keras_transfer.data.folders import assembled
-from keras_transfer.data.index import check_images
-from keras_transfer.data.split_rule import SplitRule
-from keras_transfer.data.targets import Target, map_labels, read_targets, shown
+import numpy as np
+
+from keras_transfer.data.examples import (
+    SEPARATOR,
+    Examples,
+    ImageData,
+    Target,
+    label_texts,
+    map_labels,
+)
+from keras_transfer.data.files import Skipped, check_images
+from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.errors import InputError
 
 TABLES = (".csv", ".tsv", ".parquet")
+_MAX_SHOWN = 10
 
 
 def from_table(
@@ -33,25 +40,25 @@ def from_table(
     progress: bool = True,
     **rule,
 ) -> ImageData:
-    """Images named in a table, one row each.
+    """Open images that a table lists, one per row.
 
     Args:
         table: a `.csv`, `.tsv` or `.parquet` file, a pandas `DataFrame`, or a mapping of column
             names to sequences. (Parquet needs `pip install pyarrow`.)
-        path_column: the images' files; relative ones lie below `root`.
-        label_column: the class of each, names or integers; by default `label`.
-        label_columns, targets, heads: other labels in its place, see `data.targets.read_targets`.
-        split_column: `train`, `val` or `test` of each; by default `split`, where there is one.
-        group_column: what is never parted in a split, a person or a patient.
+        path_column: column of image files; relative paths start at `root`.
+        label_column: column of classes, names or integers; by default `label`.
+        label_columns, targets, heads: columns of other labels, see `read_targets`.
+        split_column: column of `train`, `val` or `test`; by default `split`, if it exists.
+        group_column: column of groups that stay in one split, such as a person or a patient.
         root: by default the table's folder, or the working directory.
-        class_names: of `label_column` in the order wanted; by default sorted.
-        known: what a model answers, to measure it: the labels must fit, and nothing is divided; rows
-            without a split are the split "all".
+        class_names: classes of `label_column` in the desired order; by default sorted.
+        known: what a model predicts, to evaluate it: the labels must match, and no splits are drawn;
+            rows without a split form the split "all".
         progress: show a bar on stderr, in a terminal or a notebook.
-        rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
+        rule: fields of `SplitRule` (`val_split=0.2`, …), which draw the missing splits.
 
     Raises:
-        InputError: a column that the table does not have, empty cells, or no usable image.
+        InputError: if a column is missing, a cell is empty, or there is no usable image.
     """
     columns, name = read_columns(table)
     split_column = split_column or ("split" if "split" in columns else None)
@@ -72,8 +79,8 @@ def from_table(
         rule["groups"] = lambda relative: groups[Path(os.path.normpath(base / relative))]
         groups = {Path(os.path.normpath(path)): group for path, group in groups.items()}
 
-    divided = known is not None
-    if class_names and not divided:
+    evaluating = known is not None
+    if class_names and not evaluating:
         known = Target("single_label", tuple(class_names))
     examples, skipped = {}, []
     for split in ("train", "val", "test", "all"):
@@ -86,30 +93,33 @@ def from_table(
         labels_of: dict[str, int] = {}  # path → place in `labels`
         for place, i in enumerate(rows):
             first = labels_of.setdefault(str(paths[i]), place)
-            one, other = shown(map_labels(lambda a: a[[first, place]], labels), known)  # noqa: B023
+            both = map_labels(lambda a: a[[first, place]], labels)  # noqa: B023
+            one, other = label_texts(both, known)
             if one != other:
                 raise InputError(
-                    f"{name}, row {i + 1}: {paths[i]} has two labels, {one} and {other}; keep one, or "
-                    "train with several labels per image (label_columns)."
+                    f"{name}, row {i + 1}: {paths[i]} has two labels, {one} and {other}; remove one, "
+                    "or train with several labels per image (label_columns)."
                 )
-        ordered = isinstance(known, Target) and known.task == "single_label"
-        found = sorted(labels_of, key=lambda p: (labels[labels_of[p]] if ordered else 0, p))
-        good, faulty = check_images(found, progress=progress)
+        by_class = isinstance(known, Target) and known.task == "single_label"
+        ordered_paths = sorted(
+            labels_of, key=lambda p: (labels[labels_of[p]] if by_class else 0, p)
+        )
+        good, faulty = check_images(ordered_paths, progress=progress)
         skipped += faulty
         if not len(good):
-            raise InputError(_nothing(name, split, faulty))
+            raise InputError(_no_image(name, split, faulty))
         places = [labels_of[path] for path in good.names]
         examples[split] = Examples(good, map_labels(lambda a: a[places], labels))  # noqa: B023
-    assert known is not None, "read_targets has said what the labels are"
-    if divided:
+    assert known is not None, "read_targets has set it"
+    if evaluating:
         names = () if isinstance(known, dict) else known.names
         return ImageData(names, examples, skipped, str(base), known)
-    return assembled(known, examples, skipped, base, SplitRule(**rule))
+    return divide(known, examples, skipped, base, SplitRule(**rule))
 
 
 def _filled(columns, column, table):
     for number, value in enumerate(columns[column], 1):
-        if value is None or value == "" or value != value:  # NaN is what pandas has for nothing
+        if value is None or value == "" or value != value:  # pandas stores missing values as NaN
             raise InputError(
                 f"{table}, row {number}: {column} is empty; fill it in or remove the row."
             )
@@ -118,29 +128,29 @@ def _filled(columns, column, table):
     return columns[column]
 
 
-def _splits(columns, column, table, count, without):
-    """The split of each row; `without` where the table has none."""
+def _splits(columns, column, table, count, default):
+    """Return the split of each row; `default` if the table has no splits."""
     if column is None:
-        return [without] * count
-    splits = [SPLIT_OF_FOLDER.get(str(given).strip().lower()) for given in columns[column]]
+        return [default] * count
+    splits = [SPLIT_NAMES.get(str(given).strip().lower()) for given in columns[column]]
     if None in splits:
         row = splits.index(None)
         given = columns[column][row]
-        raise InputError(f"{table}, row {row + 1}: split {given!r} is none of train, val, test.")
-    if without == "train" and "train" not in splits:
-        raise InputError(f"{table} has no row of train; it has {', '.join(sorted(set(splits)))}.")
+        raise InputError(f"{table}, row {row + 1}: split {given!r} is not train, val or test.")
+    if default == "train" and "train" not in splits:
+        raise InputError(f"{table} has no train rows; it has {', '.join(sorted(set(splits)))}.")
     return splits
 
 
 def read_columns(table) -> tuple[dict[str, Sequence], str]:
-    """(column name → values, what to call the table) of a file, DataFrame or mapping."""
+    """Return (column name → values, name of the table) for a file, DataFrame or mapping."""
     if isinstance(table, Mapping):
         columns: dict[str, Sequence] = {str(name): list(of) for name, of in table.items()}
         if len({len(values) for values in columns.values()}) > 1:
             lengths = ", ".join(f"{name} {len(v)}" for name, v in columns.items())
             raise InputError(f"The table's columns differ in length: {lengths}.")
         return columns, "the table"
-    if hasattr(table, "columns"):  # a DataFrame, of pandas or of its kin
+    if hasattr(table, "columns"):  # a DataFrame of pandas or a similar library
         return {str(name): table[name].to_list() for name in table.columns}, "the table"
     path = Path(table).expanduser()
     if not path.is_file():
@@ -157,7 +167,7 @@ def read_columns(table) -> tuple[dict[str, Sequence], str]:
             raise InputError(f"{path} cannot be read as Parquet: {error}") from None
         return {name: read[name].to_pylist() for name in read.column_names}, str(path)
     if kind not in TABLES:
-        raise InputError(f"{path} is none of {', '.join(TABLES)}.")
+        raise InputError(f"{path} is not one of {', '.join(TABLES)}.")
     return _read_csv(path, "\t" if kind == ".tsv" else ","), str(path)
 
 
@@ -178,6 +188,220 @@ def _read_csv(path, delimiter):
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-def _nothing(name, split, faulty: list[Skipped]):
+def _no_image(name, split, faulty: list[Skipped]):
     why = f" ({faulty[0].path}: {faulty[0].reason})" if faulty else ""
-    return f"{name} names no readable image of {split}{why}; check the paths and root."
+    return f"{name} lists no readable image for {split}{why}; check the paths and root."
+
+
+# -- labels ---------------------------------------------------------------------------------------
+
+
+def read_targets(
+    columns: Mapping[str, Sequence],
+    *,
+    label_column: str | None = None,
+    label_columns: str | Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
+    heads: Mapping[str, Mapping] | None = None,
+    known: "Target | dict[str, Target] | None" = None,
+    table: str = "the table",
+    rows: Sequence[int] | None = None,
+) -> tuple:
+    """Return (labels, target) of the rows of a table; pass exactly one of the first four options.
+
+    Args:
+        columns: column name → one value per row.
+        label_column: column of classes: names or integers.
+        label_columns: a list of columns of 0 and 1 (or true and false), one per label; or the name of
+            one column of labels joined by `|`, where a single `|` means no label.
+        targets: columns of numbers.
+        heads: name of the head → one of the three above: `{"kind": {"label_column": "species"},
+            "age": {"targets": ["years"]}}`.
+        known: what these labels must match: the target of the training rows.
+        table, rows: name of the table and number of each row, for messages; by default 1, 2, ….
+
+    Returns:
+        Labels as described in `data.examples`, and the `Target`; with several heads a dict of each.
+
+    Raises:
+        InputError: if a column is missing, a cell is empty or invalid, a class or label is not in
+            `known`, or (without `known`) a column has the same value in every row.
+    """
+    options = {
+        "label_column": label_column,
+        "label_columns": label_columns,
+        "targets": targets,
+        "heads": heads,
+    }
+    options = {key: value for key, value in options.items() if value is not None}
+    if len(options) != 1:
+        raise InputError(
+            f"Pass exactly one of label_column, label_columns, targets and heads, not "
+            f"{' and '.join(options) or 'none'}."
+        )
+    ((kind, wanted),) = options.items()
+    if kind == "heads":
+        return _read_heads(columns, wanted, known, table, rows)
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in names:
+        if name not in columns:
+            raise InputError(f"{table} has no column {name!r}; it has {', '.join(columns)}.")
+    cells = _Cells({name: list(columns[name]) for name in names}, table, rows)
+    if kind == "targets":
+        labels, target = _numbers(cells)
+    elif kind == "label_column":
+        labels, target = _classes(cells, known)
+    elif isinstance(wanted, str) and not all(map(_is_binary, columns[wanted])):
+        labels, target = _joined_labels(cells, known)
+    else:
+        labels, target = _binary_columns(cells)
+    if known is None:
+        _require_variety(labels, target, cells)
+    elif target != known:
+        assert isinstance(known, Target), "heads are read one at a time"
+        raise InputError(
+            f"{table} has {target.task} labels {', '.join(target.names)}, but expected are "
+            f"{known.task} labels {', '.join(known.names)}."
+        )
+    return labels, target
+
+
+def _read_heads(columns, heads, known, table, rows):
+    if len(heads) < 2:
+        raise InputError(f"heads needs at least two heads, not {len(heads)}.")
+    labels, targets_of = {}, {}
+    for name, options in heads.items():
+        if not isinstance(options, Mapping) or options.keys() - {
+            "label_column",
+            "label_columns",
+            "targets",
+        }:
+            raise InputError(
+                f"Head {name!r}: pass label_column, label_columns or targets, not {options!r}."
+            )
+        labels[name], targets_of[name] = read_targets(
+            columns, **options, known=known and known[name], table=table, rows=rows
+        )
+    return labels, targets_of
+
+
+class _Cells:
+    """Columns, with the position of each cell for messages."""
+
+    def __init__(self, columns, table, rows):
+        self.columns, self.table = columns, table
+        self.rows = rows
+
+    def read(self, column: str, parse: Callable, problem: str) -> list:
+        """Parse each cell; `parse` raises ValueError for an invalid cell, `problem` describes it."""
+        return [
+            self._parsed(column, i, x, parse, problem) for i, x in enumerate(self.columns[column])
+        ]
+
+    def _parsed(self, column, index, value, parse, problem):
+        if _is_missing(value):
+            raise InputError(
+                f"{self.where(index)}: {column} is empty; fill it in or remove the row."
+            )
+        try:
+            return parse(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{self.where(index)}: {column} is {value!r}, {problem}.") from None
+
+    def where(self, index):
+        return f"{self.table}, row {index + 1 if self.rows is None else self.rows[index]}"
+
+
+def _is_missing(value):
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas
+        return True
+    return bool(value != value) or (isinstance(value, str) and not value.strip())
+
+
+def _numbers(cells):
+    def number(value):
+        if isinstance(value, (bool, np.bool_)) or not np.isfinite(float(value)):
+            raise ValueError
+        return float(value)
+
+    read = [cells.read(name, number, "which is not a number") for name in cells.columns]
+    return np.array(read, np.float32).T.copy(), Target("regression", tuple(cells.columns))
+
+
+def _classes(cells, known):
+    (column,) = cells.columns
+    values = cells.read(column, _class_name, "which is not a class name")
+    names = known.names if known else tuple(sorted(set(values)))
+    at = {name: i for i, name in enumerate(names)}
+    for i, value in enumerate(values):
+        if value not in at:
+            raise _unknown(cells, i, column, value, names)
+    return np.array([at[value] for value in values], np.int32), Target("single_label", names)
+
+
+def _class_name(value):
+    if isinstance(value, (float, np.floating)):  # how pandas stores integers with missing values
+        if not float(value).is_integer():
+            raise ValueError
+        value = int(value)
+    return str(value).strip()
+
+
+def _binary_columns(cells):
+    read = [
+        cells.read(name, _binary, "but must be 0 or 1 (or true or false)") for name in cells.columns
+    ]
+    return np.array(read, np.float32).T.copy(), Target("multi_label", tuple(cells.columns))
+
+
+_BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+
+
+def _binary(value):
+    try:
+        return _BINARY[str(value).strip().lower()]
+    except KeyError:
+        raise ValueError from None
+
+
+def _is_binary(value):
+    return _is_missing(value) or str(value).strip().lower() in _BINARY
+
+
+def _joined_labels(cells, known):
+    (column,) = cells.columns
+
+    def parts(value):
+        return {part.strip() for part in str(value).split(SEPARATOR)} - {""}
+
+    read = cells.read(column, parts, "which is not a list of labels")
+    names = known.names if known else tuple(sorted(set().union(*read)))
+    at = {name: i for i, name in enumerate(names)}
+    labels = np.zeros((len(read), len(names)), np.float32)
+    for i, found in enumerate(read):
+        for label in found:
+            if label not in at:
+                raise _unknown(cells, i, column, label, names)
+            labels[i, at[label]] = 1
+    return labels, Target("multi_label", names)
+
+
+def _unknown(cells, index, column, value, names):
+    known = ", ".join(names[:_MAX_SHOWN]) + ", …" * (len(names) > _MAX_SHOWN)
+    return InputError(
+        f"{cells.where(index)}: {column} has {value!r}, which is not among the known {known}."
+    )
+
+
+def _require_variety(labels, target, cells):
+    columns = ", ".join(cells.columns)
+    if target.task == "single_label":
+        if len(target.names) < 2:
+            raise InputError(
+                f"{cells.table}: {columns} has only one class ({', '.join(target.names)})."
+            )
+        return
+    same = [name for name, column in zip(target.names, labels.T) if np.ptp(column) == 0]
+    if same or not target.names:
+        what = f"{', '.join(same)} is the same in every row" if same else f"{columns} has no label"
+        raise InputError(f"{cells.table}: {what}: there is nothing to learn; remove it.")

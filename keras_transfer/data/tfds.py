@@ -6,14 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.data.files import Skipped
-from keras_transfer.data.folders import assembled
-from keras_transfer.data.index import check_images
-from keras_transfer.data.readers import Contents, find_faults
-from keras_transfer.data.records import read_shards
-from keras_transfer.data.split_rule import SplitRule
-from keras_transfer.data.targets import Target
+from keras_transfer.data.arrays import Contents, find_faults
+from keras_transfer.data.examples import Examples, ImageData, Target
+from keras_transfer.data.files import Skipped, check_images
+from keras_transfer.data.split_rule import SplitRule, divide
+from keras_transfer.data.tfrecord import read_shards
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import progress_bar
 
@@ -30,23 +27,24 @@ def from_tfds(
     progress: bool = True,
     **rule,
 ) -> ImageData:
-    """A data set of TensorFlow Datasets, with its own splits.
+    """Open a dataset of TensorFlow Datasets with its splits.
 
-    Images stay encoded and are decoded as files are. Those of a data set in TFRecord files are
-    read from there at random; of `ImageFolder` the files are; others are kept in memory.
+    Images stay encoded and are decoded like files. TFRecord files and the files of an `ImageFolder`
+    are read with random access; other datasets are read into memory.
 
     Args:
         builder: a `tfds.core.DatasetBuilder`, or a name for `tfds.builder`; it is downloaded and
-            prepared where it is not there yet.
-        data_dir: where a named one is looked for.
-        splits: `{"train": …, "val": …, "test": …}` → the data set's names for them, where they are
-            not train, validation and test.
+            prepared if necessary.
+        data_dir: folder of a named dataset.
+        splits: `{"train": …, "val": …, "test": …}` → the dataset's names for them, if they are not
+            train, validation and test.
         image, label: names of the features.
         progress: show a bar on stderr, in a terminal or a notebook.
-        rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
+        rule: fields of `SplitRule` (`val_split=0.2`, …), which draw the missing splits.
 
     Raises:
-        InputError: no such data set, split or feature; or features that are no image and class.
+        InputError: if the dataset, a split or a feature does not exist, or a feature is not an image
+            or a class.
     """
     import tensorflow_datasets as tfds
 
@@ -63,12 +61,12 @@ def from_tfds(
             )
     target = Target("single_label", tuple(features[label].names))
     examples, skipped = {}, []
-    for split, its_name in _chosen(builder, splits).items():
+    for split, source in _chosen(builder, splits).items():
         examples[split], faulty = _read_split(
-            tfds, builder, split, its_name, target, image, label, progress
+            tfds, builder, split, source, target, image, label, progress
         )
         skipped += faulty
-    return assembled(target, examples, skipped, builder.name, SplitRule(**rule))
+    return divide(target, examples, skipped, builder.name, SplitRule(**rule))
 
 
 def _prepared(tfds, builder, data_dir):
@@ -81,16 +79,16 @@ def _prepared(tfds, builder, data_dir):
         return builder
     except tfds.core.DatasetNotFoundError:
         near = difflib.get_close_matches(builder, tfds.list_builders(), 5)
-        hint = f"; near are {', '.join(near)}" if near else ""
+        hint = f"; similar names are {', '.join(near)}" if near else ""
         raise InputError(
-            f"TensorFlow Datasets has none of this name: {builder}{hint}. Check the name, or say where "
-            "it lies (data_dir)."
+            f"TensorFlow Datasets has no dataset named {builder}{hint}. Check the name, or pass "
+            "the folder of the dataset (data_dir)."
         ) from None
-    except Exception as error:  # of the network, of the data set's own scripts
+    except Exception as error:  # from the network or the dataset's scripts
         message = " ".join(str(error).split())[:300]
         raise InputError(
             f"{builder if isinstance(builder, str) else builder.name} cannot be prepared "
-            f"({type(error).__name__}: {message}); prepare it with the tfds command, or give data_dir."
+            f"({type(error).__name__}: {message}); prepare it with the tfds command, or pass data_dir."
         ) from error
 
 
@@ -102,7 +100,7 @@ def _chosen(builder, splits):
             for split, names in _SPLITS.items()
         }
         splits = {split: name for split, name in splits.items() if name}
-    # A mocked data set does not know its splits.
+    # A mocked dataset does not know its splits.
     unknown = [name for name in splits.values() if available and name not in available]
     if unknown or "train" not in splits or set(splits) - set(_SPLITS):
         raise InputError(
@@ -112,13 +110,13 @@ def _chosen(builder, splits):
     return splits
 
 
-def _read_split(tfds, builder, split, its_name, target, image, label, progress):
-    shards = [Path(p) for p in _shards(builder, its_name)]
+def _read_split(tfds, builder, split, source, target, image, label, progress):
+    shards = [Path(p) for p in _shards(builder, source)]
     if shards:
         keys = dict(image_key=image, label_key=label)
         return read_shards(shards, target, split=split, progress=progress, **keys)
     dataset = builder.as_dataset(
-        split=its_name, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False
+        split=source, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False
     )
     encoded, labels, files = [], [], []
     rows = progress_bar(
@@ -133,27 +131,27 @@ def _read_split(tfds, builder, split, its_name, target, image, label, progress):
             encoded.append(row[image])
     labels = np.array(labels, np.int32)
     if files and not encoded:
-        order = np.lexsort((files, labels))  # as the images of a folder are
+        order = np.lexsort((files, labels))  # like the images of a folder
         label_of = dict(zip(files, labels))
         images, skipped = check_images([files[i] for i in order], progress=progress)
         labels = np.array([label_of[path] for path in images.names], np.int32)
     else:
-        whole = Contents(encoded, [f"{builder.name}/{its_name} {i}" for i in range(len(encoded))])
+        whole = Contents(encoded, [f"{builder.name}/{source} {i}" for i in range(len(encoded))])
         faults = find_faults(whole, progress=progress)
-        kept = [i for i, fault in enumerate(faults) if fault is None]
+        usable = [i for i, fault in enumerate(faults) if fault is None]
         skipped = [Skipped(whole.names[i], f) for i, f in enumerate(faults) if f is not None]
-        images, labels = whole.take(kept), labels[kept]
+        images, labels = whole.take(usable), labels[usable]
     if not len(images):
-        raise InputError(f"{builder.name} has no readable image in {its_name}.")
+        raise InputError(f"{builder.name} has no readable image in {source}.")
     return Examples(images, labels), skipped
 
 
 def _shards(builder, split):
-    """The TFRecord files of a split; none where it is kept in another way."""
+    """Return the TFRecord files of a split; empty if it has another format."""
     try:
         info = builder.info.splits[split]
         paths = info.filepaths
-    except Exception:  # ImageFolder and mocked data sets have no files
+    except Exception:  # ImageFolder and mocked datasets have no shards
         return []
     kind = getattr(info.filename_template, "filetype_suffix", None) if paths else None
     return paths if kind == "tfrecord" and all(Path(p).is_file() for p in paths) else []

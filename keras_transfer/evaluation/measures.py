@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_transfer.data.targets import count, joined, map_labels
+from keras_transfer.data.examples import count_examples, join_labels, map_labels
 from keras_transfer.models.builders import by_head
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.statistics import number, wilson_interval
@@ -23,8 +23,8 @@ def predict_batches(model: keras.Model, batches, total: int | None = None):
     labels, outputs = [], []
     for inputs, batch_labels in progress_bar(batches, "predicting", total=total, unit="batches"):
         labels.append(map_labels(np.asarray, batch_labels))
-        outputs.append(predict_batch(model, np.asarray(inputs), count(labels[0])))
-    return joined(labels), joined(outputs)
+        outputs.append(predict_batch(model, np.asarray(inputs), count_examples(labels[0])))
+    return join_labels(labels), join_labels(outputs)
 
 
 def predict_batch(model: keras.Model, inputs: np.ndarray, size: int):

@@ -9,8 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from keras_transfer.data.examples import ImageData
-from keras_transfer.data.targets import joined, map_labels
+from keras_transfer.data.examples import ImageData, join_labels, map_labels
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import View, views_of
 from keras_transfer.utils.console import progress_bar
@@ -71,7 +70,7 @@ def _collect_views(model, data, split, batch_size, views):
             for name, head in heads.items()
         }
         outputs.append(mean if isinstance(per_view[0], dict) else mean.popitem()[1])
-    return map_labels(lambda values: values[positions], examples.labels), joined(outputs)
+    return map_labels(lambda values: values[positions], examples.labels), join_labels(outputs)
 
 
 def require_finite(outputs: np.ndarray, names: Sequence[str]) -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.data.files import Skipped, list_images
-from keras_transfer.data.index import check_images
-from keras_transfer.data.targets import SEPARATOR
+from keras_transfer.data.evaluation_data import list_images
+from keras_transfer.data.examples import SEPARATOR, Examples, ImageData
+from keras_transfer.data.files import Skipped, check_images
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.outputs import collect
 from keras_transfer.models.builders import by_head, heads_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.readers import Files
+from keras_transfer.data.files import Files
 from keras_transfer.errors import InputError
 
 _SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -114,7 +114,7 @@ def _folder(name, root):
 
 def _sizes(images):
     if isinstance(images, Files):
-        from keras_transfer.data.index import check_files
+        from keras_transfer.data.files import check_files
 
         checked = check_files(images.names, progress=False)
         shorter = np.minimum(checked.width, checked.height)

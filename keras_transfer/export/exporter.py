@@ -7,9 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.data.examples import ImageData
-from keras_transfer.data.sources import open_labelled
-from keras_transfer.data.targets import described
+from keras_transfer.data.evaluation_data import open_labeled
+from keras_transfer.data.examples import ImageData, targets_of
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
 from keras_transfer.export import check_format
@@ -259,9 +258,9 @@ def _sample_of(run, data, split, model, count) -> Sample | None:
     if source is None or not (given or Path(source).expanduser().exists()):
         return None
     try:
-        opened = open_labelled(
+        opened = open_labeled(
             source,
-            described(config),
+            targets_of(config),
             split=wanted,
             split_file=run.split_path,
             columns=config.get("columns"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.examples import ImageData
+from keras_transfer.data.examples import ImageData, rough_classes
+from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
 from keras_transfer.models.heads import Head
 
@@ -40,7 +41,7 @@ class Sample:
 def draw_sample(
     data: ImageData, split: str, of: str, size: int, count: int, heads: Iterable[str]
 ) -> Sample:
-    """Draw `count` images, or all of a smaller split, at even distances: they are sorted by class.
+    """Draw a stratified sample of `count` images, or all of a smaller split.
 
     Args:
         data: contains `split`.
@@ -49,9 +50,7 @@ def draw_sample(
         heads: names of the model's heads.
     """
     examples = data.examples[split]
-    last = len(examples) - 1
-    rows = np.unique(np.linspace(0, last, min(count, last + 1)).round().astype(int))
-    examples = examples.take(rows)
+    examples = examples.take(stratified_sample(rough_classes(examples.labels), count))
     drawn = replace(data, examples={split: examples})
     batches = drawn.batches(split, image_size=size, batch_size=32)
     images = np.concatenate([np.asarray(images) for images, _ in batches])

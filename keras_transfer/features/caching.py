@@ -3,10 +3,9 @@
 import importlib.util
 from dataclasses import asdict, dataclass
 
-from keras_transfer.data.mixing import Mix
 from keras_transfer.errors import InputError
 from keras_transfer.features.store import DTYPES, Store, shown_bytes
-from keras_transfer.modalities.image.augment import View, resolve_augmentation, views_of
+from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation, views_of
 from keras_transfer.utils.files import free_memory
 
 ENGINE_NAMES = ("auto", "keras", "openvino")

@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from keras_transfer.data.splits import stratified_sample
 from keras_transfer.utils.console import progress_bar
 
 _STRENGTHS = np.logspace(-3, 1, 9)
@@ -63,7 +64,7 @@ def solve(
     """The head of a task, see `logistic_regression`, `label_regressions`, `ridge_regression`.
 
     Args:
-        class_weights: of `data.balance.class_weights`; there are none for numbers.
+        class_weights: of `data.epochs.class_weights`; there are none for numbers.
     """
     if task == "single_label":
         return logistic_regression(
@@ -103,12 +104,13 @@ def logistic_regression(
         max_iter=300,
         class_weight=None if class_weights is None else dict(enumerate(class_weights.tolist())),
     )
-    folds = min(_FOLDS, np.bincount(labels[np.unique(groups, return_index=True)[1]]).min())
+    chosen = stratified_sample(labels, most, groups=groups, seed=seed)
+    first = chosen[np.unique(groups[chosen], return_index=True)[1]]
+    folds = min(_FOLDS, np.bincount(labels[first], minlength=labels.max() + 1).min())
     with _parallel_fits():
         if folds < 2:
             strength, loss = 1.0, None
         else:
-            chosen = some_rows(labels, groups, seed, most)
             splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
                 scaled[chosen], labels[chosen], groups[chosen]
             )
@@ -207,26 +209,6 @@ def _scaled(features):
     scale = max(float(features.std(dtype="float64")), 1e-12)
     scaled = ((features - mean.astype("float32")) / np.float32(scale)).astype("float32", copy=False)
     return scaled, mean, scale
-
-
-def some_rows(labels, groups, seed, most):
-    """Rows of at most `most` rows' worth of images, each class in its share.
-
-    All rows of an image or none, and of each class as many images as the folds want, also beyond
-    `most`; `transferability.backbone.stratified` draws single images and never more than `most`.
-    Either draw stands behind published figures, so they are not made one.
-    """
-    if len(labels) <= most:
-        return np.arange(len(labels))
-    order = np.random.default_rng(seed).permutation(groups.max() + 1)
-    share = most / len(labels)
-    rank = np.empty_like(order)
-    for label in np.unique(labels):
-        members = np.unique(groups[labels == label])
-        ranked = members[np.argsort(order[members])]
-        rank[ranked] = np.arange(len(ranked))
-        rank[ranked[max(_FOLDS, round(share * len(ranked))) :]] = np.iinfo(order.dtype).max
-    return np.flatnonzero(rank[groups] < np.iinfo(order.dtype).max)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.batches import weighted
-from keras_transfer.data.examples import Examples
-from keras_transfer.data.order import epoch_order
-from keras_transfer.data.sharding import Share, whole
-from keras_transfer.data.targets import count as count_of
-from keras_transfer.data.targets import map_labels, rough_classes
+from keras_transfer.data.epochs import Share, epoch_order, whole
+from keras_transfer.data.examples import Examples, map_labels, rough_classes
+from keras_transfer.data.examples import count_examples as count_of
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import (
     Prefix,
@@ -95,7 +93,7 @@ def extract(
         engine: `"auto"`, `"openvino"`, or a name of `prefix.ENGINES`, see `choose_engine` there.
         store: where they are looked for and kept; by default the user's.
         on_disk: False keeps what is computed now in memory only.
-        memory: a `data.memory.ImageMemory` for images that another prefix will look at.
+        memory: a `data.epochs.ImageMemory` for images that another prefix will look at.
         source: gives what to compute from where something is missing, by default the images.
         told: called after each batch.
 
@@ -336,7 +334,7 @@ class Supply:
         engine: see `extract`.
         engines: phase name → engine that computed its activations; what is in there is kept to,
             what is chosen here is added.
-        memory: a `data.memory.ImageMemory` for what must be decoded again.
+        memory: a `data.epochs.ImageMemory` for what must be decoded again.
         extract: what computes them, called like `extraction.extract`.
     """
 

@@ -1,5 +1,5 @@
-"""Modalities: everything that is specific to a kind of example; today only images.
+"""What is specific to one kind of example: how it is checked, decoded, prepared and augmented.
 
-A modality checks, decodes, prepares and augments examples, with one definition for training and for
-the exported graph. Modules here may import only `utils` and `errors`.
+There is one package per modality, so far only `image`. Modules here may import only `utils` and
+`errors`.
 """

@@ -304,7 +304,7 @@ class Head:
 class Classification(Head):
     """One class per example. Targets are integers [N]; outputs are logits, scores their softmax.
 
-    Loss and metrics also accept shares of the classes, float [N, C], see `data.mixing`.
+    Loss and metrics also accept shares of the classes, float [N, C], see `data.Mix`.
     """
 
     task = "single_label"

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure  # pyplot would look for a display
 
-from keras_transfer.data.examples import ImageData
-from keras_transfer.data.mixing import Mix
-from keras_transfer.data.targets import rough_classes, shown
+from keras_transfer.data.examples import ImageData, label_texts, rough_classes
 from keras_transfer.errors import InputError, input_error_in
 from keras_transfer.modalities.image.augment import (
     AUGMENTATIONS,
+    Mix,
     View,
     resolve_augmentation,
     views_of,
@@ -78,7 +77,7 @@ def show_batch(
         )
     whole = data.examples[split]
     examples = whole.take(_spread(rough_classes(whole.labels), n, seed))
-    labels = shown(examples.labels, data.targets)
+    labels = label_texts(examples.labels, data.targets)
     captions = [(label, Path(name).name) for label, name in zip(labels, examples.names)]
     views = [View(), *(view for _, of_one in titled for view in of_one)]
     images = _images(examples, list(dict.fromkeys(views)), image_size)
@@ -159,7 +158,7 @@ def _mixed(images, labels, class_names, mix, seed):
     """Return mixed images and, as text, the share of each class in them."""
     import tensorflow as tf
 
-    from keras_transfer.data.mixing import mixer
+    from keras_transfer.modalities.image.prepare import mixer
 
     whole = labels if labels.ndim == 2 else tf.one_hot(labels, len(class_names))
     images, shares = mixer(mix)(tf.constant(images), whole, tf.constant([seed, 0], tf.int64))

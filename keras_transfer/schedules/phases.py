@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from keras_transfer.data.mixing import MIXES
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.augment import plain_augmentation
+from keras_transfer.modalities.image.augment import MIXES, plain_augmentation
 from keras_transfer.models import BATCH_NORM_POLICIES
 from keras_transfer.utils.tables import Table
 

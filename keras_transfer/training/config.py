@@ -10,13 +10,12 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from keras_transfer.data.balance import BALANCES
-from keras_transfer.data.folders import FOLDER_TASKS
-from keras_transfer.data.mixing import MIXES, Mix
+from keras_transfer.data.epochs import BALANCES
+from keras_transfer.data.sources import FOLDER_TASKS
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError
 from keras_transfer.features.caching import CACHES, ENGINE_NAMES, check_engine
-from keras_transfer.modalities.image.augment import plain_augmentation
+from keras_transfer.modalities.image.augment import MIXES, Mix, plain_augmentation
 from keras_transfer.models import PRECISIONS
 from keras_transfer.schedules.phases import KEEP
 from keras_transfer.schedules.recipes import AUTO

@@ -6,13 +6,11 @@ from functools import cached_property
 
 import keras
 
-from keras_transfer.data.balance import check_balance, check_class_weights
-from keras_transfer.data.memory import ImageMemory
-from keras_transfer.data.mixing import Mix
+from keras_transfer.data.epochs import ImageMemory, check_balance, check_class_weights
 from keras_transfer.errors import InputError
 from keras_transfer.features.caching import Caching, check_cache, check_engine, plan_caching
 from keras_transfer.features.store import Store
-from keras_transfer.modalities.image.augment import plain_augmentation, resolve_augmentation
+from keras_transfer.modalities.image.augment import Mix, plain_augmentation, resolve_augmentation
 from keras_transfer.models.builders import check_targets, fit_heads, heads_of
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of, is_untrained
@@ -62,7 +60,7 @@ class Trainer:
             average precision), then the lowest loss; for regression and several heads the lowest
             loss. `"last"` saves the last epoch, whose accuracy is not biased by a choice.
         balance: how to compensate for classes of unequal size: `"none"`; `"weights"`: by inverse
-            frequency, see `data.balance.class_weights`; `"sampling"`: an epoch draws every class
+            frequency, see `data.epochs.class_weights`; `"sampling"`: an epoch draws every class
             equally often (a closed form has no epochs and uses weights). `class_weights` of a
             phase take precedence.
         steps_per_execution: most steps in one call of Keras, ≥ 1; the largest number that divides

@@ -13,8 +13,9 @@ def lazy_names(
 
     Args:
         package: the package's `__name__`.
-        names: public name → module that defines it, relative to the package (`"api"`); an empty
-            string means that the name is itself a module of the package.
+        names: public name → module that defines it, relative to the package (`"api"`) or in full
+            (`"keras_transfer.data.splits"`); an empty string means that the name is itself a module
+            of the package.
         moved: old name → full new name (`"keras_transfer.data.find_duplicates"`). Old names work
             with a `DeprecationWarning` that gives the new one, and are not listed.
 
@@ -24,7 +25,9 @@ def lazy_names(
 
     def load(name: str):
         if name in names:
-            module = importlib.import_module(f"{package}.{names[name] or name}")
+            where = names[name] or name
+            full = where.startswith(f"{package.partition('.')[0]}.")
+            module = importlib.import_module(where if full else f"{package}.{where}")
             return getattr(module, name) if names[name] else module
         if moved and name in moved:
             new = moved[name]

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from keras_transfer.adaptation import Adaptation, feature_map
 from keras_transfer.data import Examples
-from keras_transfer.data.readers import Arrays
+from keras_transfer.data.arrays import Arrays
 from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification

@@ -8,7 +8,7 @@ from conftest import tiny_backbone
 from keras_transfer.adaptation import Adapter, EpochChoice, adapt
 from keras_transfer.adaptation.methods import DANN
 from keras_transfer.data import Examples, from_arrays
-from keras_transfer.data.readers import Arrays
+from keras_transfer.data.arrays import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification

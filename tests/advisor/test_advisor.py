@@ -21,8 +21,8 @@ from keras_transfer.advisor.rules import (
 )
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import Examples, ImageData, from_directory
-from keras_transfer.data.readers import Arrays
-from keras_transfer.data.targets import Target
+from keras_transfer.data.arrays import Arrays
+from keras_transfer.data.examples import Target
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification

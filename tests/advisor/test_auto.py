@@ -16,8 +16,8 @@ from keras_transfer.advisor.api import advise
 from keras_transfer.advisor.auto import RACE_FROM, auto_trainer, decide, race
 from keras_transfer.advisor.rules import STRATEGIES, Choice
 from keras_transfer.data import Examples, ImageData, from_directory
-from keras_transfer.data.readers import Arrays
-from keras_transfer.data.targets import Target
+from keras_transfer.data.arrays import Arrays
+from keras_transfer.data.examples import Target
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, MultiLabel

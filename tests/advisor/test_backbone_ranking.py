@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_transferability import blobs
 
-from keras_transfer.advisor.inputs import stratified_sample
 from keras_transfer.advisor.scores import Score, rank_scores
 from keras_transfer.advisor.transferability import score_backbone, score_features
 from keras_transfer.data import Examples, ImageData, from_directory
-from keras_transfer.data.targets import Target
+from keras_transfer.data.examples import Target
+from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.models.builders import build_model

@@ -14,7 +14,7 @@ from keras_transfer.advisor.distances import Estimate
 from keras_transfer.advisor.domains import DomainDistance, domain_distance
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import Examples, from_arrays
-from keras_transfer.data.readers import Arrays
+from keras_transfer.data.arrays import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.features import extraction
 from keras_transfer.features.store import Store

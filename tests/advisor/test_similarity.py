@@ -7,7 +7,7 @@ import pytest
 from keras_transfer.advisor.similarity import Symmetry, activation_shift, mirror_symmetry
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import Examples, ImageData, from_directory
-from keras_transfer.data.readers import Arrays
+from keras_transfer.data.arrays import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import backbone_at, build_model
 from keras_transfer.models.heads import Classification

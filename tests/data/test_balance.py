@@ -11,10 +11,9 @@ from conftest import tiny_backbone, write_image
 from sklearn.metrics import balanced_accuracy_score, classification_report
 
 from keras_transfer.data import Examples, ImageData, from_directory
-from keras_transfer.data.balance import class_weights
+from keras_transfer.data.arrays import Arrays
 from keras_transfer.data.batches import batches, sample_weights
-from keras_transfer.data.order import epoch_order
-from keras_transfer.data.readers import Arrays
+from keras_transfer.data.epochs import class_weights, epoch_order
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.evaluation.measures import compute_metrics

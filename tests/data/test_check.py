@@ -10,8 +10,8 @@ from conftest import write_image
 from PIL import Image
 
 from keras_transfer.data import check_data, find_duplicates, from_directory
-from keras_transfer.data.check import printable
 from keras_transfer.errors import InputError
+from keras_transfer.utils.tables import printable
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import write_image
 from PIL import Image
 
-from keras_transfer.data import check_files, check_images, index
+from keras_transfer.data import check_files, check_images, files
 from keras_transfer.data.files import digest_files
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -87,7 +87,7 @@ def test_digests_are_those_of_the_files_when_they_are_asked_for(images, read):
 
 
 def test_what_changes_while_it_is_read_is_not_remembered(images, read, monkeypatch):
-    look = index.examine_file
+    look = files.examine_file
 
     def slow(path):
         facts = look(path)
@@ -95,7 +95,7 @@ def test_what_changes_while_it_is_read_is_not_remembered(images, read, monkeypat
             os.utime(path)
         return facts
 
-    monkeypatch.setattr(index, "examine_file", slow)
+    monkeypatch.setattr(files, "examine_file", slow)
     check_files(images)
     read.clear()
     check_files(images)
@@ -118,7 +118,7 @@ def test_other_rules_ask_again(images, read, monkeypatch):
     check_files(images)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert len(check_files(images).faults) == 12 and len(read) == 24
-    monkeypatch.setattr(index, "RULES", index.RULES + 1)
+    monkeypatch.setattr(files, "RULES", files.RULES + 1)
     check_files(images)
     assert len(read) == 36
 
@@ -175,11 +175,11 @@ def test_an_index_that_may_only_be_read(images, cache, read, capsys, monkeypatch
 
 def test_two_processes_at_once(images, cache):
     code = (
-        "import sys; from keras_transfer.data import check_files, index\n"
-        "index._WRITTEN = 1\n"
+        "import sys; from keras_transfer.data import check_files, files\n"
+        "files._TRANSACTION_SIZE = 1\n"
         "for _ in range(5):\n"
         "    c = check_files(sys.argv[1:]); assert sorted(c.faults) == [10, 11]\n"
-        "    index.RULES += 1  # every round writes\n"
+        "    files.RULES += 1  # every round writes\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", code, *images], stderr=subprocess.PIPE, text=True)
@@ -195,17 +195,17 @@ def test_two_processes_at_once(images, cache):
 
 
 def test_what_was_examined_before_an_interruption_is_kept(images, read, monkeypatch):
-    look = index.examine_file
+    look = files.examine_file
 
     def interrupted(path):
         if path == images[6]:
             raise KeyboardInterrupt
         return look(path)
 
-    monkeypatch.setattr(index, "examine_file", interrupted)
+    monkeypatch.setattr(files, "examine_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         check_files(images)
-    monkeypatch.setattr(index, "examine_file", look)
+    monkeypatch.setattr(files, "examine_file", look)
     read.clear()
     check_files(images)
     assert len(read) == 6
@@ -216,12 +216,12 @@ def test_columns_are_compact():
 
     names = [f"{i}.png" for i in range(50_000)]
     tracemalloc.start()
-    checked = index.Checked(names)
+    checked = files.Checked(names)
     digests = [os.urandom(16) for _ in range(100)]
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     for row in range(50_000):
-        facts = index.Facts(300, 200, "RGB", "JPEG", 6, digests[row % 100])
+        facts = files.Facts(300, 200, "RGB", "JPEG", 6, digests[row % 100])
         checked.set(row, (9, 9, 9, 9), facts)
     assert tracemalloc.get_traced_memory()[0] - before < 10_000  # nothing for a file
     tracemalloc.stop()

@@ -26,7 +26,7 @@ def test_damaged_records_are_skipped_and_named(folder, tmp_path):
     whole = from_directory(folder, progress=False)
     write_records(whole, tmp_path / "r", shard_bytes=1 << 30, progress=False)
     shard = tmp_path / "r" / "train-00000.tfrecord"
-    from keras_transfer.data.records import scan
+    from keras_transfer.data.tfrecord import scan
 
     places = scan(shard)
     assert len(places) == 21
@@ -221,7 +221,7 @@ def test_the_command_trains_on_other_columns(folder, tmp_path, monkeypatch):
 def test_any_labels_go_through_records_and_arrays(tmp_path):
     """Several labels, numbers and several heads, to the bit."""
     from keras_transfer.data import Examples, ImageData, Target
-    from keras_transfer.data.readers import Arrays
+    from keras_transfer.data.arrays import Arrays
 
     rng = np.random.default_rng(0)
     several, numbers = (rng.random((8, 3)) < 0.5).astype("float32"), rng.normal(0, 9, (8, 2))

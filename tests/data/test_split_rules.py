@@ -13,7 +13,7 @@ from keras_transfer.data import (
     SplitRule,
     folds,
     from_directory,
-    labelled_images,
+    labeled_images,
     read_split_file,
     split,
 )
@@ -171,13 +171,13 @@ def test_what_does_not_go_together(animals, tmp_path):
 def test_parts_of_a_list_are_measured(animals, tmp_path):
     data = from_directory(animals, test_split=0.2)
     file = write_list(tmp_path / "list.csv", data.split_table(), ("path", "label", "split"))
-    test = labelled_images(animals, data.class_names, split="test", split_file=file)
+    test = labeled_images(animals, data.class_names, split="test", split_file=file)
     assert test.examples["test"].names == data.examples["test"].names
-    whole = labelled_images(animals, data.class_names, split_file=file)
+    whole = labeled_images(animals, data.class_names, split_file=file)
     assert len(whole.examples["all"]) == 40
     with raises("names no test image"):
         only = write_list(tmp_path / "only.csv", [("cat/p0_00.png", "val")])
-        labelled_images(animals, data.class_names, split="test", split_file=only)
+        labeled_images(animals, data.class_names, split="test", split_file=only)
 
 
 # --- The rule, exactly --------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn import metrics as sk
 
 from keras_transfer import export, predict, show_batch
-from keras_transfer.data import Examples, ImageData, from_directory, labelled_images, read_targets
+from keras_transfer.data import Examples, ImageData, from_directory, labeled_images, read_targets
 from keras_transfer.data.splits import split
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predictions_csv, predictions_json
@@ -268,7 +268,7 @@ def test_a_image_in_several_folders_has_several_labels(tagged):
     assert data.describe().splitlines()[0].endswith("3 labels")
     assert sum(counts["outdoors"] for counts in data.counts.values()) == 7
     assert len(data.fingerprint()) == 26 and any("ants|insects" in k for k in data.fingerprint())
-    whole = labelled_images(tagged, data.names, task="multi_label")
+    whole = labeled_images(tagged, data.names, task="multi_label")
     assert whole.examples["all"].labels.sum() == sum(map(sum, rows))
     with pytest.raises(InputError, match="give a table"):
         from_directory(tagged, task="regression")
@@ -280,7 +280,7 @@ def test_a_image_in_several_folders_has_several_labels(tagged):
 def test_a_label_with_one_class_is_left_out_and_said(tagged, real_weights, tmp_path):
     model = build_model("mobilenet_0.25", MultiLabel(["ants", "insects", "wings"]), image_size=64)
     (tagged / "outdoors").rename(tmp_path / "gone")
-    data = labelled_images(tagged, ("ants", "insects", "wings"), task="multi_label")
+    data = labeled_images(tagged, ("ants", "insects", "wings"), task="multi_label")
     result = evaluate(model, data, "all")
     assert result["one_class"] == ["wings"]
     assert result["per_label"]["wings"]["auc"] is None

@@ -12,8 +12,8 @@ from test_cli import check_one_line, here, run
 from test_evaluation import NAMES
 from test_evaluation_numbers import evaluation_of
 
-from keras_transfer.data import Examples, ImageData, from_directory, labelled_images
-from keras_transfer.data.targets import Target
+from keras_transfer.data import Examples, ImageData, from_directory, labeled_images
+from keras_transfer.data.examples import Target
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import Calibration, assess, calibrate, collect, evaluate, predict
 from keras_transfer.evaluation.outputs import resolve_views
@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def whole(trained):
-    return labelled_images(trained[1], NAMES, progress=False)
+    return labeled_images(trained[1], NAMES, progress=False)
 
 
 def shuffled(data, split, seed=3):

@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.special import expit, softmax
 from test_evaluation_numbers import evaluation_of, logits_of, measured
 
-from keras_transfer.data.readers import Contents
+from keras_transfer.data.arrays import Contents
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import (
     Calibration,

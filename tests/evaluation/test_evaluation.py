@@ -8,7 +8,7 @@ import pytest
 from conftest import write_image
 
 from keras_transfer.cli.demo import small_backbone
-from keras_transfer.data import Examples, ImageData, from_directory, labelled_images
+from keras_transfer.data import Examples, ImageData, from_directory, labeled_images
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import collect, evaluate, predict, predictions_csv, predictions_json
 from keras_transfer.evaluation.api import summarize, summary_text
@@ -31,7 +31,7 @@ def test_labels_and_outputs_belong_together(colours, tmp_path):
     Trainer(model, "from_scratch", epochs=6, learning_rate=3e-3, batch_size=8).fit(
         data, tmp_path / "run"
     )
-    whole = labelled_images(colours, NAMES)
+    whole = labeled_images(colours, NAMES)
     result = evaluate(model, whole, "all", batch_size=5)
     assert result["images"] == 36 and result["accuracy"] > 0.9
     confusion = np.array(result["confusion"])
@@ -94,7 +94,7 @@ def test_inputs_that_cannot_be_measured(colours, tmp_path):
     with pytest.raises(InputError, match="no test images"):
         evaluate(model_for(), data, "test")
     with pytest.raises(InputError, match="does not know: green, red"):
-        labelled_images(colours, ("blue", "yellow"))
+        labeled_images(colours, ("blue", "yellow"))
     with pytest.raises(InputError, match="is regression, but the data are single_label"):
         evaluate(build_model(small_backbone(), Regression("x"), image_size=32), data)
     (tmp_path / "bad.png").write_bytes(b"no")

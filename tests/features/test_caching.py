@@ -233,7 +233,7 @@ def test_what_trains_is_no_part_of_a_fingerprint(data):
 
 def test_a_deeper_cut_follows_from_a_later_phase_s(data, tmp_path, monkeypatch):
     """Each image is decoded once for all cuts, and the numbers are those of the whole prefix."""
-    from keras_transfer.data import readers as images
+    from keras_transfer.data import files as images
 
     monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
     schedule = Schedule(

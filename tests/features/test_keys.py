@@ -18,7 +18,7 @@ from keras_transfer.features import prefix as engines
 from keras_transfer.features.extraction import Supply, _table
 from keras_transfer.features.prefix import Prefix, prefix_of
 from keras_transfer.features.store import Store, concluded, digest_of, kept
-from keras_transfer.modalities.image.check import digest
+from keras_transfer.modalities.image.decode import digest
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.schedules.phases import Phase

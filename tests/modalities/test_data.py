@@ -11,13 +11,7 @@ import pytest
 from conftest import make_folder, raises
 from PIL import Image
 
-from keras_transfer.data import (
-    check_images,
-    from_directory,
-    labelled_images,
-    list_images,
-    read_tree,
-)
+from keras_transfer.data import check_images, from_directory, labeled_images, list_images, read_tree
 
 LEFT, TOP_RIGHT, BOTTOM_RIGHT = (200, 50, 20), (30, 180, 90), (20, 40, 220)
 
@@ -158,8 +152,8 @@ def test_check_images_names_every_bad_file(tmp_path, monkeypatch, capfd):
     assert [item.path for item in skipped] == [path for path in paths if path not in good.names]
     reasons = {Path(item.path).name: item.reason for item in skipped}
     assert reasons.keys() == {*expected, "bomb.png", "large.png"}
-    assert reasons["bomb.png"].startswith("too large: 22,500 pixels, at most 4,900 are read")
-    assert reasons["large.png"].startswith("too large: 5,625 pixels, at most 4,900 are read")
+    assert reasons["bomb.png"].startswith("too large: 22,500 pixels, the limit is 4,900")
+    assert reasons["large.png"].startswith("too large: 5,625 pixels, the limit is 4,900")
     for name, reason in expected.items():
         assert reasons[name].startswith(reason), (name, reasons[name])
     assert not any("\n" in reason for reason in reasons.values())
@@ -253,15 +247,15 @@ def test_from_directory_refuses(tmp_path, animals):
 
 
 def test_labelled_images(tmp_path, animals):
-    data = labelled_images(animals, ("ape", "cat", "dog", "emu"))
+    data = labeled_images(animals, ("ape", "cat", "dog", "emu"))
     assert data.counts == {"all": {"ape": 0, "cat": 10, "dog": 6, "emu": 4}}
     make_folder(tmp_path / "s", {"train/a": 1, "val/a": 2, "test/b": 3})
-    assert labelled_images(tmp_path / "s", "ab").counts == {"test": {"a": 0, "b": 3}}
-    assert labelled_images(tmp_path / "s", "ab", split="val").counts == {"val": {"a": 2, "b": 0}}
+    assert labeled_images(tmp_path / "s", "ab").counts == {"test": {"a": 0, "b": 3}}
+    assert labeled_images(tmp_path / "s", "ab", split="val").counts == {"val": {"a": 2, "b": 0}}
     with raises("has classes that the model does not know: dog, emu; it knows cat, cow"):
-        labelled_images(animals, ("cat", "cow"))
+        labeled_images(animals, ("cat", "cow"))
     with raises("has no split test; it has all"):
-        labelled_images(animals, ("cat", "dog", "emu"), split="test")
+        labeled_images(animals, ("cat", "dog", "emu"), split="test")
 
 
 def test_tensorflow_is_not_imported_for_folders(animals):

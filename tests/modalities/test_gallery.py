@@ -16,8 +16,7 @@ from gallery import encode, gallery, image
 from PIL import Image
 
 from keras_transfer.data import check_files, check_images, from_directory
-from keras_transfer.modalities.image.check import Room, examine, open_image, orientation_of
-from keras_transfer.modalities.image.decode import upright
+from keras_transfer.modalities.image.decode import Budget, examine, orientation_of, upright
 
 pytestmark = pytest.mark.usefixtures("cache")
 ROOT = Path(__file__).parents[2]
@@ -184,10 +183,10 @@ def test_a_file_that_may_not_be_read(tmp_path):
 
 
 def test_room_lets_in_what_fits(monkeypatch):
-    room, inside, most = Room(10), [], []
+    budget, inside, most = Budget(10), [], []
 
     def work(amount):
-        with room.taken(amount):
+        with budget.use(amount):
             inside.append(amount)
             most.append(sum(inside))
             time.sleep(0.005)
@@ -237,7 +236,7 @@ def test_orientation_is_found_alike_in_python_and_in_the_graph(served, rng):
             chunk = struct.pack(">I", len(block) - 6) + b"eXIf" + block[6:]
             data = data[:-12] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + data[-12:]
         np.testing.assert_array_equal(served(data), decode(data))
-        seen.append(orientation_of(open_image(data), data))
+        seen.append(orientation_of(Image.open(io.BytesIO(data)), data))
     assert set(seen) == set(range(1, 9)) and seen.count(1) < 170
 
 
@@ -252,7 +251,7 @@ def test_orientation_is_pillows(kind):
         stored = Image.open(io.BytesIO(data))
         expected = np.asarray(ImageOps.exif_transpose(stored))
         np.testing.assert_array_equal(
-            upright(np.asarray(stored), orientation_of(open_image(data), data)), expected
+            upright(np.asarray(stored), orientation_of(stored, data)), expected
         )
 
 

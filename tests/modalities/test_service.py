@@ -124,7 +124,7 @@ def _history(run):
 
 
 def test_what_it_cannot_do_is_said(numbered):
-    from keras_transfer.data.readers import Arrays
+    from keras_transfer.data.arrays import Arrays
 
     arrays = Examples(Arrays(np.zeros((4, 8, 8, 3), "uint8")), np.arange(4, dtype="int32"))
     with pytest.raises(InputError, match="reads files"):

@@ -49,7 +49,7 @@ import keras, numpy as np
 from conftest import tiny_backbone
 from keras_transfer.models.builders import build_model
 from keras_transfer.data import Examples, ImageData
-from keras_transfer.data.readers import Arrays
+from keras_transfer.data.arrays import Arrays
 from keras_transfer.models.heads import Classification
 from keras_transfer.training.trainer import Trainer
 

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from keras_transfer import export
 from keras_transfer.data import from_directory, read_targets
-from keras_transfer.data.targets import Target, shown, strata, summary
+from keras_transfer.data.examples import Target, label_summary, label_texts, strata
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.features.closed_form import label_regressions, ridge_regression
@@ -305,14 +305,14 @@ def test_columns_become_arrays():
     assert labels.tolist() == [[0, 0], [1, 1], [0, 1]] and labels.dtype == np.float32
     labels, target = read_targets(TABLE, label_columns="tags")
     assert target.names == ("red", "round") and labels.tolist() == [[1, 1], [0, 0], [0, 1]]
-    assert shown(labels, target) == ["red|round", "", "round"]
+    assert label_texts(labels, target) == ["red|round", "", "round"]
     labels, target = read_targets(TABLE, targets="size")
     assert labels.tolist() == [[1], [2.5], [3]] and labels.dtype == np.float32
-    assert summary(labels, target) == "size 1 to 3, mean 2.167"
+    assert label_summary(labels, target) == "size 1 to 3, mean 2.167"
     heads = {"a": {"label_column": "kind"}, "b": {"targets": ["size", "number"]}}
     labels, targets = read_targets(TABLE, heads=heads)
     assert targets["b"].names == ("size", "number") and labels["b"].shape == (3, 2)
-    assert shown(labels, targets)[1] == "a: bee; b: size=2.5, number=4"
+    assert label_texts(labels, targets)[1] == "a: bee; b: size=2.5, number=4"
 
 
 def test_a_pandas_frame_is_a_table():

@@ -7,7 +7,7 @@ from PIL import Image
 from test_augmentation import compose
 
 from keras_transfer.data import Examples, ImageData, from_directory
-from keras_transfer.data.readers import Arrays
+from keras_transfer.data.arrays import Arrays
 from keras_transfer.reporting.sheet import _spread, show_batch, write_sheet
 
 

@@ -131,7 +131,7 @@ def test_a_transform_that_fails_names_the_image_and_itself(numbered, tmp_path):
 def mixed(mix, images, labels, seed=(3, 4)):
     import tensorflow as tf
 
-    from keras_transfer.data.mixing import mixer
+    from keras_transfer.modalities.image.prepare import mixer
 
     out = mixer(mix)(tf.constant(images), tf.constant(labels), tf.constant(seed, tf.int64))
     return [part.numpy() for part in out]

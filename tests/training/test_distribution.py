@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from keras_transfer.data.sharding import Share, own, whole
+from keras_transfer.data.epochs import Share, own, whole
 from keras_transfer.errors import InputError, WorkerLost
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.distributed.environment import Cluster, plan

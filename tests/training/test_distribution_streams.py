@@ -5,13 +5,13 @@ import types
 import numpy as np
 import pytest
 
+from keras_transfer.data.arrays import Arrays
 from keras_transfer.data.batches import batches
+from keras_transfer.data.epochs import Share
 from keras_transfer.data.examples import Examples
-from keras_transfer.data.mixing import Mix
-from keras_transfer.data.readers import Arrays
-from keras_transfer.data.sharding import Share
 from keras_transfer.features.extraction import evaluation_batches as feature_batches
 from keras_transfer.features.extraction import training_batches
+from keras_transfer.modalities.image.augment import Mix
 
 COUNT, BATCH, STEPS = 17, 6, 3
 OPTIONS = dict(image_size=8, batch_size=BATCH, training=True, seed=3)

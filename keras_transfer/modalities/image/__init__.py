@@ -1,4 +1,5 @@
-"""Images: check files, decode them to RGB pixels, resize and crop, augment.
+"""Images: check and decode files, augment them, and turn them into model inputs.
 
-`check` and `augment` do without TensorFlow; `decode`, `prepare` and `serving` need it.
+`decode` and `augment` are imported without TensorFlow; `prepare` and `serving` contain TensorFlow graph
+functions.
 """

@@ -1,12 +1,11 @@
-"""What may change in a training image: presets, files and objects, as plain data (no TensorFlow)."""
+"""Describe how training images vary, as plain data: presets, files, objects, mixing (no TensorFlow)."""
 
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.compose import Albumentations
-from keras_transfer.modalities.image.layers import KerasLayer
+from keras_transfer.modalities.image.transforms import Albumentations, KerasLayer
 
 
 @dataclass(frozen=True)
@@ -14,23 +13,23 @@ class Augmentation:
     """How much a training image may vary from epoch to epoch.
 
     Attributes:
-        crop: cut out a random box and stretch it to the model's input; otherwise the
-            image is resized and cropped as in evaluation.
-        min_area: smallest share of the image's area that such a box covers, in (0, 1].
-        max_aspect: most extreme width:height of the box, or height:width; at least 1.
-        flip: mirror left and right half of the time.
-        rotate: largest turn to either side, in degrees, in [0, 180]; corners are filled by
-            reflection.
+        crop: crop a random box and stretch it to the model's input; otherwise the image is
+            resized and cropped as in evaluation.
+        min_area: smallest share of the image's area that the box covers, in (0, 1].
+        max_aspect: largest ratio of the box's longer side to its shorter side, at least 1.
+        flip: mirror left and right with probability 0.5.
+        rotate: largest rotation in either direction, in degrees, in [0, 180]; corners are filled
+            by reflection.
         brightness: largest relative change of all values, in [0, 1]: factor 1 ± brightness.
-        contrast: largest relative change of the distance to the mean grey, in [0, 1].
-        saturation: largest relative change of the distance to each pixel's grey, in [0, 1].
-        hue: largest turn of the hue, as a share of the colour circle, in [0, 0.5].
-        rand_augment: strength, in [0, 1], of two operations drawn last from ten of RandAugment
-            (arXiv:1909.13719, each a layer of Keras): turns, shears, shifts, colours. 1 is the
-            widest range of the paper.
+        contrast: largest relative change of the distance to the mean gray, in [0, 1].
+        saturation: largest relative change of the distance to each pixel's gray, in [0, 1].
+        hue: largest rotation of the hue, as a share of the color circle, in [0, 0.5].
+        rand_augment: strength, in [0, 1], of two operations applied last, drawn from ten of
+            RandAugment's (arXiv:1909.13719; each is a Keras layer): rotations, shears, shifts,
+            colors. 1 is the widest range of the paper.
 
     Raises:
-        InputError: a value out of its range.
+        InputError: if a value is out of its range.
     """
 
     crop: bool = True
@@ -53,14 +52,14 @@ class Augmentation:
             "rotate": (0, 180),
             "rand_augment": (0, 1),
             "max_aspect": (1, 100),
-            # An area of zero has no pixels; the smallest that makes sense is far above this.
+            # An area of zero has no pixels; sensible values are far above this.
             "min_area": (1e-3, 1),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:
                 raise InputError(
-                    f"augmentation: {name} must lie between {low} and {high}, not {value}"
+                    f"augmentation: {name} must be between {low} and {high}, not {value}"
                 )
         for name in ("crop", "flip"):
             if not isinstance(getattr(self, name), bool):
@@ -69,11 +68,11 @@ class Augmentation:
                 )
 
     def to_dict(self) -> dict:
-        """Plain data; `resolve_augmentation` takes it back."""
+        """Return plain data, which `resolve_augmentation` accepts."""
         return asdict(self)
 
 
-# Open: `AUGMENTATIONS["name"] = Augmentation(…)` adds one for this process.
+# `AUGMENTATIONS["name"] = Augmentation(…)` adds a preset for this process.
 AUGMENTATIONS = {
     "none": Augmentation(crop=False, min_area=1.0, max_aspect=1.0, flip=False),
     "light": Augmentation(),
@@ -82,20 +81,56 @@ AUGMENTATIONS = {
     "randaugment": Augmentation(rand_augment=0.5),
 }
 
-# What images are varied by: ours, or that of a library. Each knows whether it mirrors (`flip`),
-# and is written down by `to_dict`.
+# Each kind has `flip` (whether it may mirror images) and `to_dict`.
 Variation = Augmentation | Albumentations | KerasLayer
+
+
+_ALPHAS = {"none": None, "mixup": 0.2, "cutmix": 1.0}
+MIXES = tuple(_ALPHAS)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the images of a training batch, and their labels, are mixed with each other.
+
+    Attributes:
+        kind: `"none"`; `"mixup"` adds two images with weights λ and 1-λ (arXiv:1710.09412);
+            `"cutmix"` pastes a box of one image, 1-λ of the area, into the other
+            (arXiv:1905.04899).
+        alpha: λ is drawn from Beta(alpha, alpha); above 0, and at most 1 for CutMix. None is the
+            paper's value: 0.2 for MixUp, 1 for CutMix.
+
+    Raises:
+        InputError: if the kind is unknown or alpha is out of range.
+    """
+
+    kind: str = "none"
+    alpha: float | None = None
+
+    def __post_init__(self):
+        if self.kind not in MIXES:
+            raise InputError(f"mix must be one of {', '.join(MIXES)}, not {self.kind!r}.")
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", _ALPHAS[self.kind])
+        elif self.kind == "none":
+            object.__setattr__(self, "alpha", None)
+        elif not self.alpha > 0 or (self.kind == "cutmix" and self.alpha > 1):
+            bounds = "above 0" + (" and at most 1" if self.kind == "cutmix" else "")
+            raise InputError(f"mix_alpha for {self.kind} must be {bounds}, not {self.alpha}.")
+
+    def __bool__(self):
+        return self.kind != "none"
 
 
 @dataclass(frozen=True)
 class View:
-    """One fixed way to look at an image, the same whenever it is asked for.
+    """One deterministic version of an image.
 
     Attributes:
         kind: `"plain"` (as in evaluation), `"mirror"` (the same, left and right exchanged) or
-            `"augmented"` (one variant, which follows from the image's content and `number`).
-        number: of an augmented view, ≥ 0.
-        augmentation: of an augmented view.
+            `"augmented"` (one variant, determined by the image's content and `number`).
+        number: number of an augmented view, ≥ 0.
+        augmentation: augmentation of an augmented view.
     """
 
     kind: str = "plain"
@@ -103,12 +138,12 @@ class View:
     augmentation: Variation | None = None
 
     def identity(self) -> dict:
-        """Plain data that tells this view from any other."""
+        """Return plain data that identifies this view."""
         return asdict(self)
 
 
 def views_of(augmentation, count: int) -> tuple[View, ...]:
-    """`count` augmented views, or the plain one where nothing varies."""
+    """Return `count` augmented views, or the plain view if nothing varies."""
     augmentation = resolve_augmentation(augmentation)
     if augmentation == AUGMENTATIONS["none"]:
         return (View(),)
@@ -116,16 +151,16 @@ def views_of(augmentation, count: int) -> tuple[View, ...]:
 
 
 def resolve_augmentation(augmentation) -> Variation:
-    """What a name, a file or an object means.
+    """Return the augmentation that a name, a file or an object stands for.
 
     Args:
         augmentation: a name in `AUGMENTATIONS`; an `Augmentation`, or a dict of its fields, which
             may start from a preset (`{"preset": "medium", "flip": False}`); a transform of
-            albumentations; a Keras layer; a dict that either was written down as; or the path of a
-            .yaml or .json file with any of these dicts.
+            albumentations; a Keras layer; a dict that either was serialized as; or the path of a
+            .yaml or .json file that contains one of these dicts.
 
     Raises:
-        InputError: none of these, or one that cannot be written down and made again.
+        InputError: if it is none of these, or cannot be serialized and rebuilt.
     """
     if isinstance(augmentation, Variation):
         return augmentation
@@ -135,81 +170,81 @@ def resolve_augmentation(augmentation) -> Variation:
         if str(augmentation) in AUGMENTATIONS:
             return AUGMENTATIONS[str(augmentation)]
         return _from_file(Path(augmentation))
-    # By name: neither library is imported for a user who has none of its objects.
+    # Compare names, so that neither library is imported unless the user has imported it.
     origins = {kind.__module__.partition(".")[0] for kind in type(augmentation).__mro__}
     if "albumentations" in origins:
         return Albumentations.of(augmentation)
     if "keras" in origins:
         return KerasLayer.of(augmentation)
     raise InputError(
-        f"augment: {augmentation!r} is neither a name, fields of an Augmentation, a transform of "
-        "albumentations nor a Keras layer"
+        f"augment: {augmentation!r} is not a name, fields of an Augmentation, a transform of "
+        "albumentations or a Keras layer"
     )
 
 
 def plain_augmentation(augmentation) -> str | dict:
-    """What a config file says of it: a preset's name as it is, all else written out."""
+    """Return the value for a config file: the name of a preset, else a dict."""
     if isinstance(augmentation, str) and augmentation in AUGMENTATIONS:
         return augmentation
     return resolve_augmentation(augmentation).to_dict()
 
 
 def without_flip(augmentation) -> Variation:
-    """The same, without mirror images.
+    """Return the augmentation without mirror images.
 
     Raises:
-        InputError: a transform or layer that mirrors: what else it does is the user's to keep.
+        InputError: if a transform or layer mirrors, because it cannot be changed here.
     """
     augmentation = resolve_augmentation(augmentation)
     if isinstance(augmentation, Augmentation):
         return replace(augmentation, flip=False)
     if augmentation.flip:
-        raise InputError("--no-flip: the augmentation that was given mirrors; take that out of it")
+        raise InputError("--no-flip: the given augmentation mirrors images; remove that from it")
     return augmentation
 
 
-def _from_dict(given) -> Variation:
-    if "transform" in given:
-        return Albumentations.from_dict(given)
-    if "class_name" in given:
-        return KerasLayer.from_dict(given)
-    own = dict(given)
-    preset = own.pop("preset", None)
+def _from_dict(config) -> Variation:
+    if "transform" in config:
+        return Albumentations.from_dict(config)
+    if "class_name" in config:
+        return KerasLayer.from_dict(config)
+    values = dict(config)
+    preset = values.pop("preset", None)
     names = [field.name for field in fields(Augmentation)]
-    unknown = [str(name) for name in own if name not in names]
+    unknown = [str(name) for name in values if name not in names]
     if unknown:
         raise InputError(
-            f"augment: there is no field {', '.join(unknown)}; an augmentation has preset, "
+            f"augment: unknown field {', '.join(unknown)}; the fields are preset, "
             f"{', '.join(names)}"
         )
     if preset is None:
-        return Augmentation(**own)
+        return Augmentation(**values)
     if str(preset) not in AUGMENTATIONS:
         raise InputError(
-            f"augment: no preset named {preset!r}; choose one of {', '.join(AUGMENTATIONS)}"
+            f"augment: unknown preset {preset!r}; choose one of {', '.join(AUGMENTATIONS)}"
         )
-    return replace(AUGMENTATIONS[str(preset)], **own)
+    return replace(AUGMENTATIONS[str(preset)], **values)
 
 
 def _from_file(path) -> Variation:
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise InputError(
-            f"no augmentation named {str(path)!r}; choose one of {', '.join(AUGMENTATIONS)}, or "
+            f"unknown augmentation {str(path)!r}; choose one of {', '.join(AUGMENTATIONS)}, or "
             "give a .yaml or .json file"
         )
     import yaml
 
     try:
-        given = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+        config = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"augment: {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
-            f"augment: {path} is no YAML or JSON: {' '.join(str(error).split())}"
+            f"augment: {path} is not valid YAML or JSON: {' '.join(str(error).split())}"
         ) from None
-    if not isinstance(given, dict):
-        raise InputError(f"augment: {path} must hold names and values")
+    if not isinstance(config, dict):
+        raise InputError(f"augment: {path} must contain names and values")
     try:
-        return _from_dict(given)
+        return _from_dict(config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -1,36 +1,150 @@
-"""Encoded image bytes to RGB pixels, upright."""
+"""Check and decode encoded images (JPEG, PNG, GIF, BMP, WebP).
+
+TensorFlow is imported only when the first image is decoded, so that files can be checked without it.
+"""
+
+import hashlib
+import io
+import re
+import stat
+import threading
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from keras_transfer.modalities.image.check import DECODING, open_image, orientation_of
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
+
+# Pillow's names. Pillow opens MPO, the stereo JPEG of some phones, through "JPEG".
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+
+_SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
+_MAX_FILE_BYTES = 512 << 20  # more than the largest image needs in any format
+
+# Pillow warns of damaged EXIF, which counts as missing here. The filter is set once because filters
+# belong to the process: images are decoded in threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+
+class Facts(NamedTuple):
+    """What checking an image file found.
+
+    Attributes:
+        width, height: in pixels as stored, before the orientation is applied; 0 without a header.
+        mode: Pillow's name, such as RGB, L, P or CMYK.
+        format: JPEG, MPO (a JPEG of several images), PNG, GIF, BMP or WEBP.
+        orientation: EXIF orientation, 1–8.
+        digest: BLAKE2b of the whole file, 16 bytes; empty if the file was not read.
+        fault: why the file cannot be used; None if it can.
+    """
+
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    format: str = ""
+    orientation: int = 1
+    digest: bytes = b""
+    fault: str | None = None
+
+
+class Budget:
+    """Limits what all threads together use; a single thread may exceed the limit alone.
+
+    Args:
+        limit: the largest sum of the amounts in use.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self._used = limit, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def use(self, amount: int):
+        """Wait until `amount` is available and use it within the `with` block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + amount <= self.limit)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
+
+
+# These bound the memory however many threads there are; a pixel takes up to ten bytes while it is
+# decoded. A thread that decodes never waits to read, so the two cannot block each other.
+_READING = Budget(128 << 20)  # bytes
+_DECODING = Budget(90_000_000)  # pixels
+
+
+def examine_file(path: str) -> Facts:
+    """Read a whole file once: return its facts, its digest, and whether every pixel decodes."""
+    extension = Path(path).suffix.lower()
+    if extension not in EXTENSIONS:
+        return Facts(fault=f"unsupported file type {extension or '(no extension)'}")
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
+            return Facts(fault="cannot be read: not a regular file")
+        if status.st_size > _MAX_FILE_BYTES:
+            return Facts(
+                fault=f"too large: the file has {status.st_size >> 20:,} MiB, the limit is "
+                f"{_MAX_FILE_BYTES >> 20} MiB; make it smaller"
+            )
+        with _READING.use(status.st_size):
+            contents = Path(path).read_bytes()
+            return examine(contents)._replace(digest=digest(contents))
+    except FileNotFoundError as error:
+        reason = "the link is broken" if Path(path).is_symlink() else error.strerror
+        return Facts(fault=f"cannot be read: {reason}")
+    except OSError as error:
+        return Facts(fault=f"cannot be read: {error.strerror}")
+
+
+def examine(contents: bytes) -> Facts:
+    """Return the facts about the bytes of an image file, without a digest."""
+    if not contents:
+        return Facts(fault="empty file")
+    try:
+        image = open_image(contents)
+    except Exception as error:  # plugins raise anything on a broken file
+        return Facts(fault=_fault(error, contents))
+    facts = Facts(image.width, image.height, image.mode, image.format or "")
+    facts = facts._replace(orientation=orientation_of(image, contents))
+    try:
+        with _DECODING.use(image.width * image.height):
+            image.load()
+    except Exception as error:
+        return facts._replace(fault=_fault(error, contents))
+    return facts
 
 
 def decode(contents: bytes) -> np.ndarray:
-    """Decode JPEG, PNG, GIF, BMP or WebP to RGB, turned as EXIF's orientation says.
+    """Decode an image file to RGB, turned upright as its EXIF orientation says.
 
-    Of an animation the first frame is taken; transparency is dropped; 16 bits are scaled
-    down to 8.
+    The first frame of an animation is taken; transparency is dropped; 16 bits are scaled to 8.
 
-    TensorFlow's decoder comes first, because an exported model has that one: JPEG decoders
-    differ by several levels. Pillow takes what TensorFlow 2.21 does not decode or decodes
-    wrongly, see `_for_tensorflow`. Pillow always reads the header first: TensorFlow would try to
-    decode any number of pixels.
+    TensorFlow's decoder comes first, because the exported model uses it: JPEG decoders differ by
+    several levels. Pillow decodes what TensorFlow 2.21 cannot or decodes wrongly, see
+    `_for_tensorflow`. Pillow always reads the header first, because TensorFlow would try to decode
+    any number of pixels.
 
     Args:
         contents: the bytes of the file.
 
     Returns:
-        uint8 [height, width, 3], 0-255.
+        uint8 [height, width, 3], 0–255.
 
     Raises:
-        ValueError: neither decoder can read the bytes, or they are too many pixels; the message
-            says why.
+        ValueError: if neither decoder can read the bytes, or if there are too many pixels.
     """
     try:
         image = open_image(contents)
-        with DECODING.taken(image.width * image.height):
+        with _DECODING.use(image.width * image.height):
             pixels = _decode_with_tensorflow(contents)
             if pixels is None:
                 image.load()
@@ -40,8 +154,47 @@ def decode(contents: bytes) -> np.ndarray:
         raise ValueError(f"not a readable image: {error}") from error
 
 
+def open_image(contents: bytes) -> Image.Image:
+    """Read the header of an encoded image with Pillow; the file's name does not matter.
+
+    Raises:
+        UnidentifiedImageError: if the bytes are not in one of `FORMATS`.
+        Image.DecompressionBombError: if there are more pixels than `Image.MAX_IMAGE_PIXELS`.
+            Pillow only warns up to twice that number, but a small file can unpack to any size.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        image = Image.open(io.BytesIO(contents), formats=FORMATS)
+        pixels = image.width * image.height
+    except Image.DecompressionBombError as error:  # over twice the limit
+        pixels = int(re.findall(r"\d+", str(error))[0])
+    if limit is not None and pixels > limit:
+        raise Image.DecompressionBombError(
+            f"{pixels:,} pixels, the limit is {limit:,}; make it smaller"
+        )
+    return image
+
+
+def orientation_of(image: Image.Image, contents: bytes) -> int:
+    """Return the EXIF orientation of an opened image, 1–8; 1 (upright) if missing or damaged.
+
+    Only EXIF counts (JPEG APP1, PNG eXIf, WebP EXIF), not XMP. `serving` reads it in graph ops by the
+    same rules, so change both together.
+    """
+    try:
+        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in contents:
+            image.load()  # the chunk may follow the pixels
+        # `Image.getexif` would fall back to XMP.
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        value = exif.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF raises many types
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns [H, W, C] as `PIL.ImageOps.exif_transpose` does; orientations 5–8 swap H and W."""
+    """Turn [H, W, C] as `PIL.ImageOps.exif_transpose` does; orientations 5–8 swap H and W."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -51,12 +204,50 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any Pillow mode to RGB: 16 bits are scaled (Pillow would clip), alpha is dropped."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
+        image = Image.fromarray(gray.astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        # Through RGBA: Pillow warns when a palette with transparency becomes RGB directly.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def first_frame(gif: bytes) -> bytes | None:
+    """Return a GIF file that has only the first image; TensorFlow would unpack all of them.
+
+    Returns:
+        None if the first image does not fill the canvas, because TensorFlow ignores the canvas.
+    """
+    try:
+        at = 13 + _color_table_size(gif[10])
+        while gif[at] == 0x21:  # an extension
+            at = _blocks_end(gif, at + 2)
+        if gif[at] != 0x2C or gif[at + 1 : at + 9] != bytes(4) + gif[6:10]:
+            return None
+        return gif[: _blocks_end(gif, at + 11 + _color_table_size(gif[at + 9]))] + b";"
+    except IndexError:  # truncated
+        return None
+
+
+def digest(*parts) -> bytes:
+    """Return a 16-byte digest (BLAKE2b) of the concatenated parts."""
+    made = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        made.update(part)
+    return made.digest()
+
+
 def _decode_with_tensorflow(contents):
     contents = _for_tensorflow(contents)
     if contents is None:
         return None
+    import tensorflow as tf
+
     try:
-        # Eager and on the CPU, also when called from a tf.data thread beside a GPU.
+        # Eager and on the CPU, also when called from a tf.data thread next to a GPU.
         with tf.device("CPU:0"):
             return tf.io.decode_image(contents, channels=3, expand_animations=False).numpy()
     except tf.errors.OpError:
@@ -64,12 +255,12 @@ def _decode_with_tensorflow(contents):
 
 
 def _for_tensorflow(contents: bytes) -> bytes | None:
-    """What TensorFlow gets to decode; None where that is Pillow's work.
+    """Return the bytes for TensorFlow to decode, or None if Pillow has to decode the file.
 
-    Measured with TensorFlow 2.21: a palette BMP comes out as its palette indices, a 1-bit
-    BMP fails, a WebP with transparency or animation fails (and with channels=0 an animated
-    one corrupts the heap). Plain 24-bit BMP and WebP give the same pixels in both. A GIF comes out
-    as large as the largest of its images, whatever its canvas is.
+    Measured with TensorFlow 2.21: a palette BMP becomes its palette indices, a 1-bit BMP fails, a
+    WebP with transparency or animation fails (and an animated one corrupts the heap with channels=0).
+    Plain 24-bit BMP and WebP give the same pixels in both. A GIF becomes as large as its largest
+    image, whatever its canvas is.
     """
     if contents[:2] == b"BM" or (contents[:4] == b"RIFF" and contents[8:12] == b"WEBP"):
         return None
@@ -78,25 +269,8 @@ def _for_tensorflow(contents: bytes) -> bytes | None:
     return contents
 
 
-def first_frame(gif: bytes) -> bytes | None:
-    """The file with its first image only; TensorFlow would unpack all of them.
-
-    Returns:
-        None where that image does not fill the canvas, which TensorFlow does not know of.
-    """
-    try:
-        at = 13 + _colours(gif[10])
-        while gif[at] == 0x21:  # an extension
-            at = _blocks_end(gif, at + 2)
-        if gif[at] != 0x2C or gif[at + 1 : at + 9] != bytes(4) + gif[6:10]:
-            return None
-        return gif[: _blocks_end(gif, at + 11 + _colours(gif[at + 9]))] + b";"
-    except IndexError:  # cut short
-        return None
-
-
-def _colours(flags):
-    """Bytes of the colour table that follows."""
+def _color_table_size(flags):
+    """Bytes of the color table that follows."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
@@ -106,12 +280,17 @@ def _blocks_end(gif, at):
     return at + 1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to RGB: 16 bits are scaled (Pillow would clip), alpha dropped."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(grey.astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        # By way of RGBA: straight to RGB, Pillow warns when the palette has transparency.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def _fault(error, contents):
+    text = " ".join(str(error).split()) or type(error).__name__
+    kind = next((kind for start, kind in _SIGNATURES.items() if contents.startswith(start)), None)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: {text}"
+    if kind == "WebP" and (size := 8 + int.from_bytes(contents[4:8], "little")) > len(contents):
+        return f"truncated: {len(contents):,} of {size:,} bytes"
+    if re.search("truncated|premature|unexpected end", text, re.IGNORECASE):
+        return f"truncated: {text}"
+    if isinstance(error, UnidentifiedImageError):
+        if kind is None:
+            return "not an image: no JPEG, PNG, GIF, BMP or WebP data"
+        return f"damaged: it starts like {kind}, but its header cannot be read"
+    return f"damaged: {text}"

@@ -1,9 +1,9 @@
-"""Image to model input, as TensorFlow graph functions.
+"""Turn images into model inputs, as TensorFlow graph functions.
 
-Evaluation, prediction and the exported model share `resize_and_crop`; training has `augment`.
-Both cut a box out of the image and resample it in one step with `ScaleAndTranslate`, the
-op behind `tf.image.resize(antialias=True)`: only the pixels that are kept are computed, and
-the box need not fall on whole pixels.
+Evaluation, prediction and the exported model share `resize_and_crop`; training uses `augmenter`.
+Both crop a box and resample it in one step with `ScaleAndTranslate`, the op behind
+`tf.image.resize(antialias=True)`: only pixels inside the box are computed, and the box may lie between
+pixels.
 """
 
 import math
@@ -12,27 +12,27 @@ from functools import cache, partial
 import keras
 import tensorflow as tf
 
-from keras_transfer.modalities.image.augment import Augmentation, Variation
-from keras_transfer.modalities.image.layers import KerasLayer, drawn_from_seed
+from keras_transfer.modalities.image.augment import Augmentation, Mix, Variation
+from keras_transfer.modalities.image.transforms import KerasLayer, drawn_from_seed
 
 EVAL_CROP = 0.875
 
 
 def resize_and_crop(image, size: int, crop_fraction: float = EVAL_CROP) -> tf.Tensor:
-    """Shorter side to `round(size / crop_fraction)`, aspect kept; then the central square.
+    """Scale the shorter side to `round(size / crop_fraction)` and crop the central square.
 
-    Bilinear with antialias. Height and width may be unknown when the graph is built.
+    Resampling is bilinear and antialiased. Height and width may be unknown when the graph is built.
 
     Args:
-        image: [..., height, width, 3], uint8 or float, values 0-255.
-        size: side of the result in pixels.
-        crop_fraction: share of the shorter side that is kept, in (0, 1].
+        image: [..., height, width, 3], uint8 or float, values 0–255.
+        size: side of the result, in pixels.
+        crop_fraction: share of the shorter side inside the crop, in (0, 1].
 
     Returns:
         uint8 [..., size, size, 3].
     """
     if not 0 < crop_fraction <= 1:
-        raise ValueError(f"crop_fraction must lie in (0, 1], not {crop_fraction}")
+        raise ValueError(f"crop_fraction must be in (0, 1], not {crop_fraction}")
     image = tf.convert_to_tensor(image)
     height, width = _height_and_width(image)
     side = tf.minimum(height, width) * (size / round(size / crop_fraction))
@@ -41,14 +41,14 @@ def resize_and_crop(image, size: int, crop_fraction: float = EVAL_CROP) -> tf.Te
 
 
 def augment(image, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
-    """Draw one variant of a training image; the same seed gives the same variant.
+    """Return a random variant of a training image; the same seed gives the same variant.
 
     Args:
-        image: [height, width, 3], uint8 or float, values 0-255.
-        size: side of the result in pixels.
+        image: [height, width, 3], uint8 or float, values 0–255.
+        size: side of the result, in pixels.
         augmentation: what may change and how much.
-        seed: int32 or int64 [2]. Every choice has its own seed derived from it, so that
-            switching one choice on or off leaves the others as they were.
+        seed: int32 or int64 [2]. Every choice has its own seed derived from it, so that switching
+            one choice on or off does not change the others.
 
     Returns:
         uint8 [size, size, 3].
@@ -66,7 +66,7 @@ def augment(image, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
         image = tf.cond(mirror, lambda: tf.reverse(image, [1]), lambda: image)
     if augmentation.rotate:
         image = _rotate(image, _uniform(seeds["rotate"], -1.0, 1.0) * augmentation.rotate)
-    image = _vary_colours(image, augmentation, seeds)
+    image = _vary_colors(image, augmentation, seeds)
     if augmentation.rand_augment:
         vary = _rand_augment(augmentation.rand_augment)
         pixels = tf.clip_by_value(tf.round(image), 0.0, 255.0)
@@ -75,72 +75,92 @@ def augment(image, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
 
 
 def augmenter(augmentation: Variation, size: int, names):
-    """A graph function (image uint8 [H, W, 3], seed [2], index) → uint8 [size, size, 3].
+    """Return a graph function (image uint8 [H, W, 3], seed [2], index) → uint8 [size, size, 3].
 
     Args:
-        augmentation: of `resolve_augmentation`.
-        size: side of the result in pixels.
-        names: what to call the image of each index, for errors.
+        augmentation: result of `resolve_augmentation`.
+        size: side of the result, in pixels.
+        names: name of the image at each index, for error messages.
 
     Raises:
-        InputError: a Keras layer that fails on images of that size.
+        InputError: if a Keras layer fails on images of that size.
     """
     if isinstance(augmentation, Augmentation):
         return lambda image, seed, index: augment(image, size, augmentation, seed)
     if isinstance(augmentation, KerasLayer):
-        layer = augmentation.varied(size)
+        layer = augmentation.function(size)
 
         def vary(image, seed, index):
             plain = tf.cast(resize_and_crop(image, size), tf.float32)
-            # What the layer has cut is not cut again.
+            # A crop by the layer is not cropped again.
             return _of_size(layer(plain[None], seed)[0], size, crop_fraction=1.0)
 
         return vary
-    transform = augmentation.varied(names)
+    transform = augmentation.function(names)
     return lambda image, seed, index: _of_size(transform(image, seed, index), size)
 
 
+def mixer(mix: Mix):
+    """Return a graph function (images, labels, seed) → (images, labels) that mixes a batch.
+
+    Images are uint8 [B, S, S, 3], labels float32 [B, C] (one-hot, multi-hot or shares), the seed is
+    int64 [2]. Each image keeps λ of its labels and gets 1-λ of those of another image of the batch.
+    """
+    if mix.kind == "mixup":
+        layer = keras.layers.MixUp(alpha=mix.alpha, dtype="float32")
+    else:
+        # `factor` is the range of alpha.
+        layer = keras.layers.CutMix(factor=(mix.alpha, mix.alpha), dtype="float32")
+    mixed = drawn_from_seed(layer)
+
+    def call(images, labels, seed):
+        result = mixed({"images": tf.cast(images, tf.float32), "labels": labels}, seed)
+        return _to_uint8(result["images"]), result["labels"]
+
+    return call
+
+
 def _of_size(image, size, crop_fraction=EVAL_CROP):
-    """Leaves what has the size as it is, to the bit; the rest is resized and cropped to it."""
+    """Resize and crop an image unless it has the size already."""
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
-    made = tf.cond(
+    result = tf.cond(
         fits,
         lambda: _to_uint8(tf.cast(image, tf.float32)),
         lambda: resize_and_crop(image, size, crop_fraction),
     )
-    return tf.ensure_shape(made, [size, size, 3])
+    return tf.ensure_shape(result, [size, size, 3])
 
 
 @cache
 def _rand_augment(strength):
-    """A graph function (float32 [1, S, S, 3], seed [2]) → the same after two operations.
+    """Return a graph function (float32 [1, S, S, 3], seed [2]) that applies two random operations.
 
-    `keras.layers.RandAugment` computes all eleven operations of each image, twenty times as slow,
-    in ranges of its own: a full circle, one bit a colour at the least strength, and nearly the whole
-    image solarized at any.
+    `keras.layers.RandAugment` computes all eleven operations for each image, which is twenty times
+    slower, and its ranges differ from the paper's: any rotation, one bit per color at the lowest
+    strength, and almost the whole image solarized at any strength.
     """
-    made, options = keras.layers, {"dtype": "float32"}
-    with tf.init_scope():  # layers have variables, which belong to no graph
+    kinds, options = keras.layers, {"dtype": "float32"}
+    with tf.init_scope():  # the layers' variables must not belong to a graph
         # The paper's widest ranges, times the strength.
         layers = [
-            made.RandomRotation(strength * 30 / 360, **options),
-            made.RandomShear(0.3 * strength, 0.3 * strength, **options),
-            made.RandomTranslation(0.45 * strength, 0.45 * strength, **options),
-            made.RandomBrightness(0.45 * strength, **options),
-            made.RandomColorDegeneration(strength, **options),
-            made.RandomContrast(strength, **options),
-            made.RandomSharpness(strength, **options),
-            made.RandomPosterization((8 - round(4 * strength), 8), **options),
-            made.AutoContrast(**options),
-            made.Equalization(**options),
+            kinds.RandomRotation(strength * 30 / 360, **options),
+            kinds.RandomShear(0.3 * strength, 0.3 * strength, **options),
+            kinds.RandomTranslation(0.45 * strength, 0.45 * strength, **options),
+            kinds.RandomBrightness(0.45 * strength, **options),
+            kinds.RandomColorDegeneration(strength, **options),
+            kinds.RandomContrast(strength, **options),
+            kinds.RandomSharpness(strength, **options),
+            kinds.RandomPosterization((8 - round(4 * strength), 8), **options),
+            kinds.AutoContrast(**options),
+            kinds.Equalization(**options),
         ]
     operations = [drawn_from_seed(layer) for layer in layers]
 
     def call(image, seed):
         for turn in range(2):
-            own, which = tf.unstack(tf.random.split(tf.random.fold_in(seed, turn), 2))
+            operation_seed, which = tf.unstack(tf.random.split(tf.random.fold_in(seed, turn), 2))
             chosen = tf.random.stateless_uniform([], which, 0, len(operations), tf.int32)
-            branches = [partial(operation, image, own) for operation in operations]
+            branches = [partial(operation, image, operation_seed) for operation in operations]
             image = tf.ensure_shape(tf.switch_case(chosen, branches), image.shape)
         return image
 
@@ -148,11 +168,11 @@ def _rand_augment(strength):
 
 
 def _rotate(image, degrees):
-    """Turns float32 [size, size, 3] about its centre, the corners filled by reflection."""
+    """Rotate float32 [size, size, 3] about its center; reflection fills the corners."""
     size = tf.cast(tf.shape(image)[0], tf.float32)
     angle = degrees * (math.pi / 180)
-    cos, sin, centre = tf.cos(angle), tf.sin(angle), (size - 1) / 2
-    matrix = [[cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin), 0.0, 0.0]]
+    cos, sin, center = tf.cos(angle), tf.sin(angle), (size - 1) / 2
+    matrix = [[cos, -sin, center * (1 - cos + sin), sin, cos, center * (1 - cos - sin), 0.0, 0.0]]
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None],
         transforms=matrix,
@@ -179,8 +199,8 @@ _CHOICES = (
 
 
 def _random_box(height, width, augmentation, seeds):
-    # First the aspect ratio, then an area among those that fit the image at that ratio:
-    # no draw is ever rejected, and a very wide image is not squashed.
+    # Draw the aspect ratio first, then an area that fits the image at that ratio: no draw is
+    # rejected, and a very wide image is not squashed.
     log_aspect = math.log(augmentation.max_aspect)
     aspect = tf.exp(_uniform(seeds["aspect"], -log_aspect, log_aspect))
     largest = tf.minimum(width / (height * aspect), height * aspect / width)
@@ -192,20 +212,20 @@ def _random_box(height, width, augmentation, seeds):
     return top, left, box_height, box_width
 
 
-def _vary_colours(image, augmentation, seeds):
+def _vary_colors(image, augmentation, seeds):
     if augmentation.brightness:
         image = image * _factor(seeds["brightness"], augmentation.brightness)
     if augmentation.contrast:
         mean = tf.reduce_mean(tf.image.rgb_to_grayscale(image))
         image = mean + (image - mean) * _factor(seeds["contrast"], augmentation.contrast)
     if augmentation.saturation:
-        grey = tf.image.rgb_to_grayscale(image)
-        image = grey + (image - grey) * _factor(seeds["saturation"], augmentation.saturation)
+        gray = tf.image.rgb_to_grayscale(image)
+        image = gray + (image - gray) * _factor(seeds["saturation"], augmentation.saturation)
     if augmentation.hue:
         turn = _uniform(seeds["hue"], -augmentation.hue, augmentation.hue)
-        # Hue is defined for colours that exist only.
-        colours = tf.clip_by_value(image / 255.0, 0.0, 1.0)
-        image = tf.image.adjust_hue(colours, turn) * 255.0
+        # Hue is defined only inside the color space.
+        colors = tf.clip_by_value(image / 255.0, 0.0, 1.0)
+        image = tf.image.adjust_hue(colors, turn) * 255.0
     return image
 
 
@@ -223,7 +243,7 @@ def _height_and_width(image):
 
 
 def _resample(image, box, size):
-    """Cut (top, left, height, width), in pixels, and scale it to float32 [..., size, size, 3]."""
+    """Crop (top, left, height, width), in pixels, and scale to float32 [..., size, size, 3]."""
     top, left, height, width = box
     scale = tf.stack([size / height, size / width])
     leading = tf.shape(image)[:-3]

@@ -1,34 +1,34 @@
-"""Encoded image bytes to RGB pixels in TensorFlow's ops alone: what an exported model does.
+"""Decode images in TensorFlow ops alone, as exported models do.
 
-It gives the pixels of `decode.decode`, or an error where TensorFlow's decoder cannot read the file or
-would read it wrongly. EXIF's orientation is read as Pillow reads it.
+The pixels equal those of `decode.decode`. A file that TensorFlow cannot decode, or would decode wrongly,
+is an error. The orientation follows the rules of `decode.orientation_of`.
 """
 
 import tensorflow as tf
 from PIL import Image
 
-from keras_transfer.modalities.image.check import ORIENTATION
-
-MOST_PARTS = 4096  # of a file that are searched; an image has a few or some hundred
-WIDTHS = {3: 2, 4: 4}  # TIFF's SHORT and LONG → bytes
-_HEAD = 34  # bytes that hold what is looked at of a header
+_HEADER = 34  # bytes of a file that contain all header fields read here
+_MAX_PARTS = 4096  # segments or chunks that are searched; a file has a few, rarely hundreds
+_ORIENTATION_TAG = 0x0112
+_INTEGER_BYTES = {3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4}  # TIFF types that Pillow reads as integers
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0")
 
 
 def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
-    """Decode one JPEG, PNG, GIF (first frame), 24-bit BMP or opaque WebP file, upright.
+    """Decode one JPEG, PNG, GIF (first frame), 24-bit BMP or opaque WebP file and turn it upright.
 
     Args:
         contents: string, the bytes of the file.
 
     Returns:
-        uint8 [height, width, 3], 0-255.
+        uint8 [height, width, 3], 0–255.
 
     Raises:
-        tf.errors.InvalidArgumentError: when it runs, where the bytes cannot be decoded, or are more
-            pixels than Pillow's `MAX_IMAGE_PIXELS` was when the graph was built.
+        tf.errors.InvalidArgumentError: if the bytes cannot be decoded, or have more pixels than
+            Pillow's `MAX_IMAGE_PIXELS` when the graph was built.
     """
     data = tf.io.decode_raw(contents, tf.uint8)
-    head = _window(data, 0, _HEAD)
+    head = _window(data, 0, _HEADER)
     kinds = {
         "jpeg": _same(head[:3], b"\xff\xd8\xff"),
         "png": _same(head[:8], b"\x89PNG\r\n\x1a\n"),
@@ -39,25 +39,27 @@ def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
     width, height = _size(contents, head, kinds)
     with tf.control_dependencies(list(_checks(data, head, kinds, width * height))):
         image = tf.io.decode_image(tf.identity(contents), channels=3, expand_animations=False)
-    as_said = tf.reduce_all(tf.shape(image, tf.int64)[:2] == tf.stack([height, width]))
-    with tf.control_dependencies([tf.debugging.Assert(as_said, ["not of the size it says"])]):
+    same_size = tf.reduce_all(tf.shape(image, tf.int64)[:2] == tf.stack([height, width]))
+    with tf.control_dependencies(
+        [tf.debugging.Assert(same_size, ["the size differs from the header"])]
+    ):
         image = tf.ensure_shape(tf.identity(image), [None, None, 3])
     return _upright(image, _orientation(data, kinds))
 
 
 def _checks(data, head, kinds, pixels):
-    """TensorFlow's decoders allocate whatever a header asks for, and take any BMP for plain."""
+    """Yield assertions: TensorFlow allocates any size, and reads every BMP as a plain one."""
     yield tf.debugging.Assert(
         tf.reduce_any(list(kinds.values())), ["no JPEG, PNG, GIF, BMP or WebP data"]
     )
     bits, packing, header = map(_number, (head[28:30], head[30:34], head[14:18]))
     yield tf.debugging.Assert(
         ~kinds["bmp"] | ((bits == 24) & (packing == 0) & (header >= 40)),
-        ["of BMP files only plain ones of 24 bits are served"],
+        ["only plain 24-bit BMP files can be served"],
     )
     yield tf.debugging.Assert(
         tf.cond(kinds["gif"], lambda: _fills_canvas(data, head), lambda: True),
-        ["of GIF files only those are served whose first image fills the canvas"],
+        ["only GIF files whose first image fills the canvas can be served"],
     )
     if Image.MAX_IMAGE_PIXELS is not None:
         yield tf.debugging.Assert(
@@ -72,7 +74,7 @@ def _size(contents, head, kinds):
         lambda: tf.zeros([3], tf.int64),
     )
     lossy, lossless = _same(head[12:16], b"VP8 "), _same(head[12:16], b"VP8L")
-    bits = _number(head[21:25])  # two times 14
+    bits = _number(head[21:25])  # twice 14
     webp = tf.case(
         [
             (lossy, lambda: (_number(head[26:28]) % (1 << 14), _number(head[28:30]) % (1 << 14))),
@@ -80,8 +82,8 @@ def _size(contents, head, kinds):
         ],
         lambda: (_number(head[24:27]) + 1, _number(head[27:30]) + 1),
     )
-    below = _number(head[22:26])  # a BMP from top to bottom has a negative height
-    bmp = _number(head[18:22]), tf.minimum(below, (1 << 32) - below)
+    rows = _number(head[22:26])  # negative in a BMP stored from top to bottom
+    bmp = _number(head[18:22]), tf.minimum(rows, (1 << 32) - rows)
     return tf.case(
         [
             (kinds["png"], lambda: (_number(head[16:20], "big"), _number(head[20:24], "big"))),
@@ -94,37 +96,37 @@ def _size(contents, head, kinds):
 
 
 def _fills_canvas(data, head):
-    """Whether the first image of a GIF is as large as its canvas."""
+    """Return whether the first image of a GIF is as large as its canvas."""
     end = tf.size(data, tf.int64)
     table = tf.gather(tf.constant([3 << n for n in range(1, 9)], tf.int64), head[10] % 8)
-    first = 13 + tf.where(head[10] >= 128, table, 0)  # after the colours
+    first = 13 + tf.where(head[10] >= 128, table, 0)  # after the color table
 
     def extends(at, inside, number):
-        return (inside | (_window(data, at, 1)[0] == 0x21)) & (at < end) & (number < MOST_PARTS)
+        return (inside | (_window(data, at, 1)[0] == 0x21)) & (at < end) & (number < _MAX_PARTS)
 
     def block(at, inside, number):
         length = tf.cast(_window(data, at, 1)[0], tf.int64)
         return tf.where(inside, at + 1 + length, at + 2), ~inside | (length > 0), number + 1
 
     at, _, _ = tf.while_loop(extends, block, (first, tf.constant(False), 0))
-    found = _window(data, at, 9)
-    return _same(found[:5], b"\x2c\0\0\0\0") & tf.reduce_all(found[5:] == head[6:10])
+    frame = _window(data, at, 9)
+    return _same(frame[:5], b"\x2c\0\0\0\0") & tf.reduce_all(frame[5:] == head[6:10])
 
 
 def _orientation(data, kinds):
     end = tf.size(data, tf.int64)
-    nowhere = (end, end)  # where to go on, where EXIF's block begins
+    nowhere = (end, end)  # the next part, the start of the EXIF block
 
     def segment(at):
         head = _window(data, at, 10)
-        marker, goes_on = head[1], at + 4 <= end
+        marker, continues = head[1], at + 4 <= end
         after = at + 2 + _number(head[2:4], "big")
         is_exif = (marker == 0xE1) & _same(head[4:], b"Exif\0\0")
         bare = (marker == 0x01) | ((marker >= 0xD0) & (marker <= 0xD7))
-        goes_on &= (head[0] == 0xFF) & (marker != 0xD9) & (marker != 0xDA)
+        continues &= (head[0] == 0xFF) & (marker != 0xD9) & (marker != 0xDA)
         return tf.case(
             [
-                (~goes_on, lambda: nowhere),
+                (~continues, lambda: nowhere),
                 (marker == 0xFF, lambda: (at + 1, end)),
                 (bare, lambda: (at + 2, end)),
                 (is_exif, lambda: (after, at + 4)),
@@ -159,7 +161,7 @@ def _orientation(data, kinds):
     for kind, at in (("jpeg", 2), ("png", 8), ("webp", 12)):
         first = tf.where(kinds[kind], tf.constant(at, tf.int64), first)
     after, start, _ = tf.while_loop(
-        lambda at, start, number: (at < end) & (start == end) & (number < MOST_PARTS),
+        lambda at, start, number: (at < end) & (start == end) & (number < _MAX_PARTS),
         part,
         (first, end, 0),
     )
@@ -167,33 +169,34 @@ def _orientation(data, kinds):
 
 
 def _orientation_in(block):
-    block = tf.cond(_same(_window(block, 0, 6), b"Exif\0\0"), lambda: block[6:], lambda: block)
+    """Return the orientation in a block of EXIF data: the last matching entry of the directory."""
+    for _ in range(2):
+        prefixed = _same(_window(block, 0, 6), b"Exif\0\0")
+        block = tf.cond(prefixed, lambda: block[6:], lambda: block)  # noqa: B023
     head = _window(block, 0, 8)
-    little, big = _same(head[:2], b"II"), _same(head[:2], b"MM")
+    big = head[0] == ord("M")
 
     def number(digits):
         return tf.where(big, _number(digits, "big"), _number(digits))
 
-    at = number(head[4:8])
-    count = number(_window(block, at, 2))
-    entries = tf.cast(block[at + 2 : at + 2 + 12 * count], tf.int32)
+    start = number(head[4:8])
+    count = number(_window(block, start, 2))
+    entries = tf.cast(block[start + 2 : start + 2 + 12 * count], tf.int32)
     entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], [-1, 12])
-    kind = number(entries[:, 2:4])
-    count = number(entries[:, 4:8])
-    values = tf.zeros_like(kind)
-    for code, width in WIDTHS.items():
-        values = tf.where(kind == code, number(entries[:, 8 : 8 + width]), values)
-    # Of two values Pillow takes the first; two LONGs lie where the entry points to.
-    two, end = (kind == 4) & (count == 2), tf.size(block, tf.int64)
-    inside = values + 8 <= end
-    places = tf.where(two & inside, values, 0)[:, None] + tf.range(4, dtype=tf.int64)
+    kind, values = number(entries[:, 2:4]), number(entries[:, 4:8])
+    end = tf.size(block, tf.int64)
+    inline = start + 10 + 12 * tf.range(tf.shape(entries, tf.int64)[0])
     padded = tf.pad(tf.cast(block, tf.int32), [[0, 4]])
-    values = tf.where(two, number(tf.gather(padded, places)), values)
-    fits = (count == 1) | ((count == 2) & (~two | inside))
-    wanted = (number(entries[:, :2]) == ORIENTATION) & fits
-    wanted &= tf.reduce_any([kind == code for code in WIDTHS], axis=0)
-    found = tf.concat([[tf.constant(1, tf.int64)], tf.boolean_mask(values, wanted)], 0)[-1]
-    return tf.where((little | big) & (found >= 1) & (found <= 8), found, 1)
+    result = tf.zeros_like(kind)
+    for code, size in _INTEGER_BYTES.items():
+        at = tf.where(values * size <= 4, inline, number(entries[:, 8:12]))
+        complete = (kind == code) & (values >= 1) & (at + values * size <= end)
+        digits = tf.gather(padded, tf.minimum(at, end)[:, None] + tf.range(size, dtype=tf.int64))
+        result = tf.where(complete, number(digits), result)
+    matches = (number(entries[:, :2]) == _ORIENTATION_TAG) & (result > 0)
+    found = tf.concat([[tf.constant(1, tf.int64)], tf.boolean_mask(result, matches)], 0)[-1]
+    is_tiff = tf.reduce_any([_same(head[:4], known) for known in _TIFF_STARTS])
+    return tf.where(is_tiff & (found >= 1) & (found <= 8), found, 1)
 
 
 def _upright(image, orientation):
@@ -212,7 +215,7 @@ def _upright(image, orientation):
 
 
 def _window(data, start, count):
-    """`count` bytes from `start` on as int32, zeros where there are none."""
+    """Return `count` bytes from `start` on as int32, padded with zeros."""
     piece = tf.cast(data[start : start + count], tf.int32)
     return tf.ensure_shape(tf.pad(piece, [[0, count - tf.size(piece)]]), [count])
 
@@ -222,7 +225,7 @@ def _same(values, expected: bytes):
 
 
 def _number(digits, order="little"):
-    """The whole number, int64 [...], of bytes [..., n]."""
+    """Return the integers, int64 [...], of bytes [..., n]."""
     weights = [1 << 8 * i for i in range(digits.shape[-1])]
     weights = tf.constant(weights if order == "little" else weights[::-1], tf.int64)
     return tf.reduce_sum(tf.cast(digits, tf.int64) * weights, axis=-1)

@@ -13,9 +13,8 @@ from functools import partial
 import keras
 import numpy as np
 
-from keras_transfer.data.examples import Examples
-from keras_transfer.data.sharding import Share, own
-from keras_transfer.data.targets import map_labels
+from keras_transfer.data.epochs import Share, own
+from keras_transfer.data.examples import Examples, map_labels
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.measures import predict_batches
 from keras_transfer.features.extraction import Activations, extract

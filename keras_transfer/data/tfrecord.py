@@ -1,4 +1,4 @@
-"""TFRecord shards as a source: written from any data set, read back at random."""
+"""TFRecord shards as a source: written from any dataset, read with random access."""
 
 import json
 import os
@@ -10,16 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.examples import Examples, ImageData
-from keras_transfer.data.files import Skipped
-from keras_transfer.data.folders import assembled
-from keras_transfer.data.readers import Encoded, encoded_bytes, find_faults
-from keras_transfer.data.split_rule import SplitRule
-from keras_transfer.data.targets import Target, joined, map_labels
+from keras_transfer.data.arrays import encoded_bytes, find_faults
+from keras_transfer.data.examples import Examples, ImageData, Target, join_labels, map_labels
+from keras_transfer.data.files import Encoded, Skipped
+from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import progress_bar
 
-# The schema: one `tf.train.Example` an image, named as TensorFlow's own conversion scripts do.
+# The schema: one `tf.train.Example` per image, with the names of TensorFlow's conversion scripts.
 IMAGE, LABEL, NAME = "image/encoded", "image/class/label", "image/filename"
 SCHEMA = "schema.json"
 _SHARD = 128 << 20  # bytes: large enough to read fast, small enough to move
@@ -27,11 +25,11 @@ _HEADER, _FOOTER = 12, 4  # of a record: length and its CRC; CRC of the data
 
 
 class Records(Encoded):
-    """Images inside TFRecord shards, each found by its place.
+    """A reader of images in TFRecord shards.
 
     Args:
         shards: paths.
-        places: int64 [N, 3], of each image shard, offset and length of the record's data.
+        places: int64 [N, 3]: number of the shard, offset and length of each record's data.
         names: for messages and predictions.
         image_key: name of the feature that holds the encoded image.
     """
@@ -56,15 +54,15 @@ class Records(Encoded):
                 self._files[shard] = Path(self.shards[shard]).open("rb")  # noqa: SIM115
         data = os.pread(self._files[shard].fileno(), int(length), int(offset))
         if len(data) < length:
-            raise ValueError("the shard was cut short")
+            raise ValueError("the shard is truncated")
         return parse(data)
 
 
 def parse(data: bytes):
-    """The features of a serialized `tf.train.Example`, by name.
+    """Return the features of a serialized `tf.train.Example`, by name.
 
     Raises:
-        ValueError: it is none.
+        ValueError: if the data are something else.
     """
     import tensorflow as tf
     from google.protobuf.message import DecodeError
@@ -76,11 +74,11 @@ def parse(data: bytes):
 
 
 def scan(shard) -> np.ndarray:
-    """(offset, length) of each record's data in a TFRecord file, int64 [N, 2].
+    """Return (offset, length) of each record's data in a TFRecord file, int64 [N, 2].
 
-    Only lengths are read. A file that ends within a record gives the whole ones before it.
+    Only the lengths are read. If the file ends within a record, the complete ones are returned.
     """
-    found, position = [], 0
+    records, position = [], 0
     size = Path(shard).stat().st_size
     with Path(shard).open("rb") as file:
         while position + _HEADER <= size:
@@ -88,27 +86,27 @@ def scan(shard) -> np.ndarray:
             (length,) = struct.unpack("<Q", file.read(8))
             if position + _HEADER + length + _FOOTER > size:
                 break
-            found.append((position + _HEADER, length))
+            records.append((position + _HEADER, length))
             position += _HEADER + length + _FOOTER
-    return np.array(found, np.int64).reshape(-1, 2)
+    return np.array(records, np.int64).reshape(-1, 2)
 
 
 def write_records(
     data: ImageData, out, *, shard_bytes: int = _SHARD, progress: bool = True
 ) -> Path:
-    """Writes a data set as TFRecord shards, `OUT/train-00000.tfrecord` and so on, with its schema.
+    """Write a dataset as TFRecord shards, `OUT/train-00000.tfrecord` and so on, with its schema.
 
-    Encoded images are copied as they are, arrays are written as PNG: nothing is lost. Each record
-    is a `tf.train.Example` with `image/encoded`, `image/filename` and `image/class/label`: an integer,
-    or 0 and 1 or numbers (float); of several heads `image/class/label/HEAD`.
+    Encoded images are copied, arrays are written as PNG, so nothing is lost. Each record is a
+    `tf.train.Example` with `image/encoded`, `image/filename` and `image/class/label`: an integer, or 0
+    and 1, or numbers (float); with several heads `image/class/label/HEAD`.
 
     Args:
-        data: of any source.
+        data: a dataset from any source.
         out: a folder that does not exist; it appears when it is complete.
-        shard_bytes: least size of a shard, except a split's last one.
+        shard_bytes: minimum size of a shard, except for the last one of a split.
 
     Raises:
-        InputError: `out` exists, or an image cannot be read any more.
+        InputError: if `out` exists, or an image can no longer be read.
     """
     out = Path(out).expanduser()
     if out.exists():
@@ -133,23 +131,24 @@ def write_records(
 
 
 def from_records(folder, *, progress: bool = True, **rule) -> ImageData:
-    """Reads what `write_records` wrote. Records are found by their offsets, so order, splits and
-    augmentation are those of any other source.
+    """Open the TFRecord shards of `write_records`.
+
+    Records are read by their offsets, so order, splits and augmentation work as for other sources.
 
     Args:
-        folder: of `write_records`.
+        folder: a folder of `write_records`.
         progress: show a bar on stderr, in a terminal or a notebook.
-        rule: how what is not divided yet is divided: fields of `SplitRule` (`val_split=0.2`, …).
+        rule: fields of `SplitRule` (`val_split=0.2`, …), which draw the missing splits.
 
     Raises:
-        InputError: it is not such a folder, or a shard is missing.
+        InputError: if it is not such a folder, or a shard is missing.
     """
     folder = Path(folder).expanduser()
     try:
         schema = json.loads((folder / SCHEMA).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"{folder} has no {SCHEMA} ({error.strerror}): give a folder of write_records."
+            f"{folder} has no {SCHEMA} ({error.strerror}): pass a folder of write_records."
         ) from None
     target = {head: Target(*fields) for head, fields in schema["targets"].items()}
     target = target.get("", target)
@@ -163,7 +162,7 @@ def from_records(folder, *, progress: bool = True, **rule) -> ImageData:
         )
         examples[split] = part
         skipped += faulty
-    return assembled(target, examples, skipped, folder, SplitRule(**rule))
+    return divide(target, examples, skipped, folder, SplitRule(**rule))
 
 
 def read_shards(
@@ -175,15 +174,15 @@ def read_shards(
     label_key: str = LABEL,
     progress: bool = True,
 ) -> tuple[Examples, list[Skipped]]:
-    """The images of some shards that can be decoded, and the others with the reason."""
+    """Return the images of some shards that can be decoded, and the others with the reason."""
     places, names, labels, skipped = [], [], [], []
     for number, shard in enumerate(shards):
-        found = scan(shard)
-        end = int(found[-1].sum()) + _FOOTER if len(found) else 0
+        spans = scan(shard)
+        end = int(spans[-1].sum()) + _FOOTER if len(spans) else 0
         if end < shard.stat().st_size:
-            skipped.append(Skipped(str(shard), f"cut short after {len(found)} records"))
-        records = Records([shard], np.insert(found, 0, 0, axis=1), [""] * len(found))
-        for row, (offset, length) in enumerate(found):
+            skipped.append(Skipped(str(shard), f"truncated after {len(spans)} records"))
+        records = Records([shard], np.insert(spans, 0, 0, axis=1), [""] * len(spans))
+        for row, (offset, length) in enumerate(spans):
             name = f"{shard}#{row}"
             try:
                 features = records._example(row)
@@ -191,8 +190,8 @@ def read_shards(
             except ValueError as error:
                 skipped.append(Skipped(name, str(error)))
                 continue
-            kept = features[NAME].bytes_list.value if NAME in features else ()
-            names.append(os.fsdecode(kept[0]) if kept else name)
+            stored = features[NAME].bytes_list.value if NAME in features else ()
+            names.append(os.fsdecode(stored[0]) if stored else name)
             places.append((number, offset, length))
             labels.append(label)
     whole = Records(shards, np.array(places, np.int64).reshape(-1, 3), names, image_key)
@@ -201,8 +200,8 @@ def read_shards(
     skipped += [Skipped(names[i], fault) for i, fault in enumerate(faults) if fault is not None]
     if not len(good):
         why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
-        raise InputError(f"No readable image in the {split} shards{why}.")
-    return Examples(whole.take(good), joined([labels[i] for i in good])), skipped
+        raise InputError(f"The {split} shards contain no readable image{why}.")
+    return Examples(whole.take(good), join_labels([labels[i] for i in good])), skipped
 
 
 def _write_split(examples, folder, split, shard_bytes, progress):
@@ -237,7 +236,7 @@ def _write_split(examples, folder, split, shard_bytes, progress):
 
 
 def _label(features, key, target):
-    """The labels of one record as an array of one row; of several heads a dict of them."""
+    """Return the labels of one record as an array of one row; with several heads a dict."""
     if isinstance(target, dict):
         return {head: _label(features, f"{key}/{head}", one) for head, one in target.items()}
     count = len(target.names)

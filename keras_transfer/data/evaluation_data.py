@@ -1,0 +1,171 @@
+"""Images for a trained model: labeled ones to evaluate it, unlabeled ones to predict."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_transfer.data.examples import Examples, ImageData, Target, relative_paths
+from keras_transfer.data.files import Skipped, check_images
+from keras_transfer.data.sources import (
+    check_tree,
+    files_below,
+    label,
+    read_splits,
+    require_folder_task,
+    require_images,
+)
+from keras_transfer.data.split_rule import read_split_file
+from keras_transfer.data.tables import TABLES, from_table
+from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.decode import EXTENSIONS
+
+
+def open_labeled(
+    source: str | os.PathLike,
+    known: Target | dict[str, Target],
+    *,
+    split: str | None = None,
+    split_file: str | os.PathLike | None = None,
+    columns: Mapping | None = None,
+    progress: bool = True,
+) -> ImageData:
+    """Open images to evaluate a model on: a folder (`labeled_images`) or a table.
+
+    Args:
+        known: what the model predicts.
+        split: by default test, else val, else all; "all" is what has no splits.
+        split_file: a list of splits (of a run), for a source without splits.
+        columns: arguments of `from_table`, see `open_data`.
+
+    Raises:
+        InputError: if the split does not exist, the model does not know a label, or there is no
+            image.
+    """
+    path = Path(source).expanduser()
+    if path.suffix.lower() not in TABLES:
+        if isinstance(known, dict):
+            raise InputError(f"{path} is a folder, which cannot label several heads: pass a table.")
+        options = {"split": split, "split_file": split_file, "task": known.task}
+        return labeled_images(path, known.names, **options, progress=progress)
+    columns = {name: value for name, value in (columns or {}).items() if value is not None}
+    columns.pop("group_column", None)
+    if isinstance(known, Target) and known.task == "multi_label":
+        columns.setdefault("label_columns", columns.pop("label_column", "label"))
+    data = from_table(path, **columns, known=known, progress=progress)
+    chosen = split or next((n for n in ("test", "val", "all", "train") if n in data.examples), "")
+    if "all" in data.examples and chosen != "all" and split_file is not None:
+        listed, whole = read_split_file(split_file), data.examples["all"]
+        names = relative_paths(whole.names, data.root)
+        rows = [i for i, name in enumerate(names) if listed.get(name) == chosen]
+        data.examples = {chosen: whole.take(np.array(rows, int))} if rows else {}
+    if chosen not in data.examples:
+        raise InputError(f"{path} has no split {chosen}; it has {', '.join(data.examples)}.")
+    data.examples = {chosen: data.examples[chosen]}
+    return data
+
+
+def labeled_images(
+    root: str | os.PathLike,
+    class_names: Sequence[str],
+    *,
+    split: str | None = None,
+    split_file: str | os.PathLike | None = None,
+    task: str = "single_label",
+    progress: bool = True,
+) -> ImageData:
+    """Read images of known classes from a folder; the result has one split.
+
+    Args:
+        root: `root/<class>/` or `root/{train,val,test}/<class>/`; classes may be missing.
+        class_names: the model's classes, in the order of its outputs.
+        split: "train", "val" or "test"; by default test, else val. A folder without splits has the
+            one split "all".
+        split_file: a list of splits (of a run) from which `split` is taken, for such a folder.
+        task: see `from_directory`.
+        progress: show a bar on stderr, in a terminal or a notebook.
+
+    Raises:
+        InputError: if the split does not exist, the model does not know a class, or there is no
+            image.
+    """
+    require_folder_task(task)
+    root = Path(root).expanduser()
+    tree = read_splits(root)
+    chosen = split or next((name for name in ("test", "val", "all") if name in tree), None)
+    if "all" in tree and split not in (None, "all") and split_file is not None:
+        tree[split] = _listed(tree["all"], root, split, split_file)
+    if chosen not in tree:
+        raise InputError(f"{root} has no split {chosen or 'test or val'}; it has {', '.join(tree)}")
+    unknown = sorted(set(tree[chosen]) - set(class_names))
+    if unknown:
+        raise InputError(
+            f"{root} has classes that the model does not know: {', '.join(unknown)}; "
+            f"it knows {', '.join(class_names)}"
+        )
+    rows, checked = check_tree({chosen: tree[chosen]}, progress)
+    target = Target(task, tuple(class_names))
+    examples = label(checked, rows[chosen], target)
+    require_images(examples, root, checked.skipped)
+    return ImageData(target.names, {chosen: examples}, checked.skipped, str(root), target)
+
+
+def unlabeled_images(
+    root: str | os.PathLike, *, progress: bool = True
+) -> tuple[Examples, list[Skipped]]:
+    """Read all images below a folder, whatever the folders and names are.
+
+    Returns:
+        (the readable images, all with label 0; the files left out).
+
+    Raises:
+        InputError: if there is no such folder, or no readable image in it.
+    """
+    folder = Path(root).expanduser()
+    if folder.is_file():
+        raise InputError(f"{root} is a file: pass a folder of images.")
+    files, skipped = check_images(list_images([folder]), progress=progress)
+    if not len(files):
+        first = skipped[0]
+        raise InputError(f"no readable image in {root} ({first.path}: {first.reason})")
+    return Examples(files, np.zeros(len(files), "int32")), skipped
+
+
+def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """Expand files and folders to image paths, in the order given.
+
+    A file is listed whatever its name is; a folder stands for every file below it with one of
+    `EXTENSIONS`, sorted.
+
+    Raises:
+        InputError: if a path does not exist, or a folder contains no image.
+    """
+    files = []
+    for path in (Path(path).expanduser() for path in paths):
+        if path.is_dir():
+            images = [file for file in files_below(path) if Path(file).suffix.lower() in EXTENSIONS]
+            if not images:
+                raise InputError(f"no images in {path}; file types: {' '.join(sorted(EXTENSIONS))}")
+            files.extend(images)
+        elif path.exists():
+            files.append(str(path))
+        else:
+            raise InputError(f"no such file or folder: {path}; check the path")
+    if not files:
+        raise InputError("no images given; name at least one file or folder")
+    return files
+
+
+def _listed(classes, root, split, split_file):
+    """Return the files of each class that a list assigns to a split."""
+    listed = read_split_file(split_file)
+    chosen = {
+        name: [
+            f for f, path in zip(files, relative_paths(files, root)) if listed.get(path) == split
+        ]
+        for name, files in classes.items()
+    }
+    if not any(chosen.values()):
+        raise InputError(f"{split_file} names no {split} image in {root}")
+    return chosen
