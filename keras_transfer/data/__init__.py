@@ -6,44 +6,58 @@ Sources are folders, tables, arrays, TensorFlow Datasets and TFRecords. Modules 
 
 from keras_transfer.utils.lazy import lazy_names
 
+_AUGMENT = "keras_transfer.modalities.image.augment"
 _NAMES = {
-    name: module
-    for module, names in {
-        "keras_transfer.modalities.image.augment": (
-            *("AUGMENTATIONS", "MIXES", "Augmentation", "Mix", "View", "plain_augmentation"),
-            *("resolve_augmentation", "views_of", "without_flip"),
-        ),
-        "keras_transfer.data.arrays": ("from_arrays", "from_dataset"),
-        "keras_transfer.data.check": ("Report", "check_data", "report_on"),
-        "keras_transfer.data.evaluation_data": (
-            *("labeled_images", "list_images", "open_labeled", "unlabeled_images"),
-        ),
-        "keras_transfer.data.examples": (
-            *("Duplicates", "Examples", "ImageData", "Target", "find_duplicates"),
-        ),
-        "keras_transfer.data.files": ("Checked", "Skipped", "check_files", "check_images"),
-        "keras_transfer.data.sources": (
-            *("from_directory", "open_data", "read_tree", "require_source"),
-        ),
-        "keras_transfer.data.split_rule": ("SplitRule", "read_split_file"),
-        "keras_transfer.data.splits": ("folds", "split", "stratified_sample"),
-        "keras_transfer.data.tables": ("from_table", "read_targets"),
-        "keras_transfer.data.tfds": ("from_tfds",),
-        "keras_transfer.data.tfrecord": ("from_records", "write_records"),
-    }.items()
-    for name in names
+    "AUGMENTATIONS": _AUGMENT,
+    "Augmentation": _AUGMENT,
+    "Checked": "files",
+    "Duplicates": "examples",
+    "Examples": "examples",
+    "ImageData": "examples",
+    "MIXES": _AUGMENT,
+    "Mix": _AUGMENT,
+    "Report": "check",
+    "Skipped": "files",
+    "SplitRule": "split_rule",
+    "Target": "examples",
+    "View": _AUGMENT,
+    "check_data": "check",
+    "check_files": "files",
+    "check_images": "files",
+    "find_duplicates": "examples",
+    "folds": "splits",
+    "from_arrays": "arrays",
+    "from_dataset": "arrays",
+    "from_directory": "sources",
+    "from_records": "tfrecord",
+    "from_table": "tables",
+    "from_tfds": "tfds",
+    "labeled_images": "evaluation_data",
+    "list_images": "evaluation_data",
+    "open_data": "sources",
+    "open_labeled": "evaluation_data",
+    "plain_augmentation": _AUGMENT,
+    "read_split_file": "split_rule",
+    "read_targets": "tables",
+    "read_tree": "sources",
+    "report_on": "check",
+    "require_source": "sources",
+    "resolve_augmentation": _AUGMENT,
+    "split": "splits",
+    "stratified_sample": "splits",
+    "unlabeled_images": "evaluation_data",
+    "views_of": _AUGMENT,
+    "without_flip": _AUGMENT,
+    "write_records": "tfrecord",
 }
 _MOVED = {
-    old: f"keras_transfer.data.{new}"
-    for old, new in {
-        "Twins": "Duplicates",
-        "check_pictures": "check_images",
-        "find_twins": "find_duplicates",
-        "labelled_pictures": "labeled_images",
-        "list_pictures": "list_images",
-        "open_labelled": "open_labeled",
-        "unlabelled_pictures": "unlabeled_images",
-    }.items()
+    "Twins": "keras_transfer.data.Duplicates",
+    "check_pictures": "keras_transfer.data.check_images",
+    "find_twins": "keras_transfer.data.find_duplicates",
+    "labelled_pictures": "keras_transfer.data.labeled_images",
+    "list_pictures": "keras_transfer.data.list_images",
+    "open_labelled": "keras_transfer.data.open_labeled",
+    "unlabelled_pictures": "keras_transfer.data.unlabeled_images",
 }
 
 __all__ = sorted(_NAMES)

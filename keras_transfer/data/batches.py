@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.epochs import ImageMemory, Part, Share, epoch_order, whole
-from keras_transfer.data.service import service_batches
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation
 from keras_transfer.modalities.image.prepare import augmenter, mixer, resize_and_crop
@@ -84,6 +83,8 @@ def batches(
             raise InputError(
                 "A tf.data service cannot be combined with --distribute: omit one of them."
             )
+        from keras_transfer.data.service import service_batches
+
         stream = service_batches(
             examples, service, image_size, batch_size, variant, seed, start_epoch, equal_classes
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, Target, relative_paths
-from keras_transfer.data.files import Skipped, check_images
+from keras_transfer.data.files import TABLES, Skipped, check_images
 from keras_transfer.data.sources import (
     check_tree,
     files_below,
@@ -17,7 +17,7 @@ from keras_transfer.data.sources import (
     require_images,
 )
 from keras_transfer.data.split_rule import read_split_file
-from keras_transfer.data.tables import TABLES, from_table
+from keras_transfer.data.tables import from_table
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.decode import EXTENSIONS
 

@@ -30,6 +30,10 @@ from keras_transfer.modalities.image.decode import Facts, decode, digest, examin
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import cache_folder
 
+# File names by which a source is recognized.
+TABLES = (".csv", ".tsv", ".parquet")
+SCHEMA = "schema.json"  # in a folder of TFRecord shards
+
 RULES = 2  # of checking: increase it when `examine` changes what it finds in the same file
 _INDEX = "images-1.sqlite"  # increase the number when the columns change
 _AHEAD = 256  # items that threads take in advance

@@ -7,12 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, Target
-from keras_transfer.data.files import Checked, Skipped, check_files
-from keras_transfer.data.multilabel_folders import merge_copies
+from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_files
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
-from keras_transfer.data.tables import TABLES, from_table
-from keras_transfer.data.tfds import from_tfds
-from keras_transfer.data.tfrecord import SCHEMA, from_records
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.decode import EXTENSIONS
 
@@ -71,12 +67,18 @@ def open_data(
             f"{source} is {kind}: mark its validation images there; --val is for folders."
         )
     if kind == "TensorFlow Datasets":
+        from keras_transfer.data.tfds import from_tfds
+
         return from_tfds(str(source)[len(TFDS) :], **options)
     if kind == "a table":
+        from keras_transfer.data.tables import from_table
+
         if task == "multi_label" and "label_columns" not in columns:
             columns["label_columns"] = columns.pop("label_column", "label")
         return from_table(path, **columns, **options)
     if kind == "TFRecord shards":
+        from keras_transfer.data.tfrecord import from_records
+
         return from_records(path, **options)
     return from_directory(path, val=val, task=task, **options)
 
@@ -169,6 +171,8 @@ def label(checked: Checked, classes: dict[str, np.ndarray], target: Target) -> E
     labels = np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])
     files = checked.files(np.concatenate(rows))
     if target.task == "multi_label":
+        from keras_transfer.data.multilabel_folders import merge_copies
+
         return Examples(*merge_copies(files, labels, target.names))
     return Examples(files, labels)
 

@@ -19,7 +19,6 @@ from keras_transfer.data.examples import (
     strata,
 )
 from keras_transfer.data.files import Skipped, concatenated
-from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import say
 
@@ -106,11 +105,9 @@ class SplitRule:
                     f"a test share of {self.test_split} cannot be combined with a folder of test "
                     "images: omit --test-split"
                 )
-            require_fraction(self.test_split, "test")
             shares["test"] = self.test_split
         if "val" not in given:
             if self.folds is None:
-                require_fraction(self.val_split)
                 shares["val"] = self.val_split
         elif self.folds is not None:
             raise InputError(
@@ -122,6 +119,11 @@ class SplitRule:
                 "--group determines the split, but the validation images are given already: omit "
                 "one of the two"
             )
+        if shares:
+            from keras_transfer.data.splits import require_fraction
+
+            for name, share in shares.items():
+                require_fraction(share, name)
         return shares
 
     @cached_property
@@ -164,6 +166,8 @@ class SplitRule:
         fixed = [listed.get(names[i]) for i in places]
         open_places = fixed.count(None)
         if open_places:
+            from keras_transfer.data.splits import split
+
             shares = self.shares(set(given))
             labels, class_names = strata(examples.take(pool).labels, target)
             keys = [examples.digests[i] for i in places]
@@ -184,6 +188,8 @@ class SplitRule:
         return splits
 
     def _folded(self, labels, shares, keys, groups, seed, class_names):
+        from keras_transfer.data.splits import folds, split
+
         parts = {"train": np.arange(len(labels)), "test": np.arange(0)}
         if shares:
             parts |= split(labels, shares, keys, groups=groups, seed=seed, class_names=class_names)

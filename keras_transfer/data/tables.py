@@ -16,11 +16,10 @@ from keras_transfer.data.examples import (
     label_texts,
     map_labels,
 )
-from keras_transfer.data.files import Skipped, check_images
+from keras_transfer.data.files import TABLES, Skipped, check_images
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.errors import InputError
 
-TABLES = (".csv", ".tsv", ".parquet")
 _MAX_SHOWN = 10
 
 

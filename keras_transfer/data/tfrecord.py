@@ -12,14 +12,13 @@ import numpy as np
 
 from keras_transfer.data.arrays import encoded_bytes, find_faults
 from keras_transfer.data.examples import Examples, ImageData, Target, join_labels, map_labels
-from keras_transfer.data.files import Encoded, Skipped
+from keras_transfer.data.files import SCHEMA, Encoded, Skipped
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import progress_bar
 
 # The schema: one `tf.train.Example` per image, with the names of TensorFlow's conversion scripts.
 IMAGE, LABEL, NAME = "image/encoded", "image/class/label", "image/filename"
-SCHEMA = "schema.json"
 _SHARD = 128 << 20  # bytes: large enough to read fast, small enough to move
 _HEADER, _FOOTER = 12, 4  # of a record: length and its CRC; CRC of the data
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.files import Files
+from keras_transfer.data.files import TABLES, Files
 from keras_transfer.errors import InputError
 
 _SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -58,7 +58,7 @@ def check_columns(table, *required: str) -> tuple[dict, str]:
     Raises:
         InputError: if the table or one of the required columns is missing.
     """
-    from keras_transfer.data.tables import TABLES, read_columns
+    from keras_transfer.data.tables import read_columns
 
     if table is None or Path(table).suffix.lower() not in TABLES:
         raise InputError(

@@ -15,7 +15,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from keras_transfer.data.splits import stratified_sample
 from keras_transfer.utils.console import progress_bar
 
 _STRENGTHS = np.logspace(-3, 1, 9)
@@ -104,7 +103,11 @@ def logistic_regression(
         max_iter=300,
         class_weight=None if class_weights is None else dict(enumerate(class_weights.tolist())),
     )
-    chosen = stratified_sample(labels, most, groups=groups, seed=seed)
+    chosen = np.arange(len(labels))
+    if len(labels) > most:
+        from keras_transfer.data.splits import stratified_sample
+
+        chosen = stratified_sample(labels, most, groups=groups, seed=seed)
     first = chosen[np.unique(groups[chosen], return_index=True)[1]]
     folds = min(_FOLDS, np.bincount(labels[first], minlength=labels.max() + 1).min())
     with _parallel_fits():

@@ -3,9 +3,12 @@
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.transforms import Albumentations, KerasLayer
+
+if TYPE_CHECKING:
+    from keras_transfer.modalities.image.transforms import Albumentations, KerasLayer
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ AUGMENTATIONS = {
 }
 
 # Each kind has `flip` (whether it may mirror images) and `to_dict`.
-Variation = Augmentation | Albumentations | KerasLayer
+Variation = Union[Augmentation, "Albumentations", "KerasLayer"]
 
 
 _ALPHAS = {"none": None, "mixup": 0.2, "cutmix": 1.0}
@@ -162,7 +165,7 @@ def resolve_augmentation(augmentation) -> Variation:
     Raises:
         InputError: if it is none of these, or cannot be serialized and rebuilt.
     """
-    if isinstance(augmentation, Variation):
+    if isinstance(augmentation, Augmentation):
         return augmentation
     if isinstance(augmentation, dict):
         return _from_dict(augmentation)
@@ -170,6 +173,10 @@ def resolve_augmentation(augmentation) -> Variation:
         if str(augmentation) in AUGMENTATIONS:
             return AUGMENTATIONS[str(augmentation)]
         return _from_file(Path(augmentation))
+    from keras_transfer.modalities.image.transforms import Albumentations, KerasLayer
+
+    if isinstance(augmentation, Albumentations | KerasLayer):
+        return augmentation
     # Compare names, so that neither library is imported unless the user has imported it.
     origins = {kind.__module__.partition(".")[0] for kind in type(augmentation).__mro__}
     if "albumentations" in origins:
@@ -204,10 +211,11 @@ def without_flip(augmentation) -> Variation:
 
 
 def _from_dict(config) -> Variation:
-    if "transform" in config:
-        return Albumentations.from_dict(config)
-    if "class_name" in config:
-        return KerasLayer.from_dict(config)
+    if "transform" in config or "class_name" in config:
+        from keras_transfer.modalities.image.transforms import Albumentations, KerasLayer
+
+        kind = Albumentations if "transform" in config else KerasLayer
+        return kind.from_dict(config)
     values = dict(config)
     preset = values.pop("preset", None)
     names = [field.name for field in fields(Augmentation)]

@@ -13,7 +13,6 @@ import keras
 import tensorflow as tf
 
 from keras_transfer.modalities.image.augment import Augmentation, Mix, Variation
-from keras_transfer.modalities.image.transforms import KerasLayer, drawn_from_seed
 
 EVAL_CROP = 0.875
 
@@ -87,6 +86,8 @@ def augmenter(augmentation: Variation, size: int, names):
     """
     if isinstance(augmentation, Augmentation):
         return lambda image, seed, index: augment(image, size, augmentation, seed)
+    from keras_transfer.modalities.image.transforms import KerasLayer
+
     if isinstance(augmentation, KerasLayer):
         layer = augmentation.function(size)
 
@@ -106,6 +107,8 @@ def mixer(mix: Mix):
     Images are uint8 [B, S, S, 3], labels float32 [B, C] (one-hot, multi-hot or shares), the seed is
     int64 [2]. Each image keeps λ of its labels and gets 1-λ of those of another image of the batch.
     """
+    from keras_transfer.modalities.image.transforms import drawn_from_seed
+
     if mix.kind == "mixup":
         layer = keras.layers.MixUp(alpha=mix.alpha, dtype="float32")
     else:
@@ -139,6 +142,8 @@ def _rand_augment(strength):
     slower, and its ranges differ from the paper's: any rotation, one bit per color at the lowest
     strength, and almost the whole image solarized at any strength.
     """
+    from keras_transfer.modalities.image.transforms import drawn_from_seed
+
     kinds, options = keras.layers, {"dtype": "float32"}
     with tf.init_scope():  # the layers' variables must not belong to a graph
         # The paper's widest ranges, times the strength.
