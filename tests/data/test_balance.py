@@ -171,10 +171,10 @@ def test_balance_that_means_nothing():
     schedule = Schedule("s", (Phase("p", "all", 1),))
     with pytest.raises(InputError, match="balance must be one of none, weights, sampling"):
         new_trainer(schedule, balance="equal")
-    with pytest.raises(InputError, match="nothing for regression"):
+    with pytest.raises(InputError, match="cannot be used for regression"):
         new_trainer(schedule, Regression(["weight"]), balance="weights")
     weighed = Schedule("s", (Phase("p", "all", 1, class_weights="balanced"),))
-    with pytest.raises(InputError, match="nothing for regression"):
+    with pytest.raises(InputError, match="cannot be used for regression"):
         new_trainer(weighed, Regression(["weight"]))
     with pytest.raises(InputError, match="one class per image"):
         new_trainer(schedule, MultiLabel("ab"), balance="sampling")

@@ -158,7 +158,7 @@ def test_without_a_place_for_the_index(images, tmp_path, monkeypatch, read, caps
     monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "file" / "cache"))
     assert check_files(images).faults.keys() == {10, 11}
     assert check_files(images).faults.keys() == {10, 11}
-    assert len(read) == 24 and "not remembered" in capsys.readouterr().err
+    assert len(read) == 24 and "not cached" in capsys.readouterr().err
 
 
 def test_an_index_that_may_only_be_read(images, cache, read, capsys, monkeypatch):

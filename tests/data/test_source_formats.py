@@ -40,7 +40,7 @@ def test_damaged_records_are_skipped_and_named(folder, tmp_path):
         "train-00000.tfrecord",
         "train-00000.tfrecord#4",
     ]
-    assert "cut short after 20 records" in read.skipped[0].reason
+    assert "truncated after 20 records" in read.skipped[0].reason
 
 
 def test_records_are_whole_or_not_there(folder, tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_records_are_whole_or_not_there(folder, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         write_records(whole, tmp_path / "r", progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images"]
-    with pytest.raises(InputError, match="give a folder of write_records"):
+    with pytest.raises(InputError, match="pass a folder of write_records"):
         from_records(tmp_path, progress=False)
 
 
@@ -119,7 +119,7 @@ def test_a_mocked_data_set():
 
 
 def test_a_name_that_is_no_data_set(tmp_path):
-    with pytest.raises(InputError, match="TensorFlow Datasets has none of this name"):
+    with pytest.raises(InputError, match="TensorFlow Datasets has no dataset named"):
         from_tfds("no_such_data_set_at_all", data_dir=tmp_path)
 
 

@@ -157,12 +157,12 @@ def test_a_table_may_be_a_mapping_a_frame_or_parquet(folder, tmp_path):
         ("path,kind\na.png,x\n", "no column 'label'; it has path, kind"),
         ("path,label\na.png,\n", "row 1: label is empty"),
         ("path,label\na.png,x\na.png,y\n", "a.png has two labels, x and y"),
-        ("path,label,split\na.png,x,extra\n", "split 'extra' is none of train, val, test"),
-        ("path,label,split\na.png,x,val\n", "no row of train"),
+        ("path,label,split\na.png,x,extra\n", "split 'extra' is not train, val or test"),
+        ("path,label,split\na.png,x,val\n", "no train rows"),
         ("path,label\n", "has no rows"),
         ("", "is empty"),
-        ("path,label\na.png,x\nb.png,x\n", "label has one class only (x)"),
-        ("path,label\na.png,x\nb.png,y\n", "no readable image of train"),
+        ("path,label\na.png,x\nb.png,x\n", "label has only one class (x)"),
+        ("path,label\na.png,x\nb.png,y\n", "no readable image for train"),
     ],
 )
 def test_tables_that_say_nothing(tmp_path, text, message):
@@ -196,10 +196,10 @@ def test_grey_images_and_other_number_formats_become_uint8_rgb():
     "images, labels, message",
     [
         (random_images() / 255.0, [0, 1] * 4, "multiply by 255"),
-        (random_images() + 0.5, [0, 1] * 4, "give whole numbers 0–255"),
-        (random_images(), [0, 1] * 3, "one length, not 8 and 6"),
+        (random_images() + 0.5, [0, 1] * 4, "pass whole numbers 0–255"),
+        (random_images(), [0, 1] * 3, "equal length, not 8 and 6"),
         (random_images(), [0] * 8, "only one class"),
-        (random_images(), [0, 1, -1, 1] * 2, "none of the 2 classes: -1"),
+        (random_images(), [0, 1, -1, 1] * 2, "not among the 2 classes: -1"),
         (random_images()[..., :2], [0, 1] * 4, "not of shape [height, width, 3]"),
     ],
 )
@@ -211,7 +211,7 @@ def test_arrays_that_are_no_images(images, labels, message):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.xlsx", b"PK", "a.xlsx is none of .csv"),
+        ("a.xlsx", b"PK", "a.xlsx is not one of .csv"),
         ("a.csv", b"", "a.csv is empty"),
         ("a.csv", b"path,label\n\xff,red\n", "cannot be read as UTF-8 CSV"),
         (
@@ -243,7 +243,7 @@ def test_arrays_given_without_a_tuple_are_told_how():
 
 
 def test_labels_that_train_does_not_have():
-    with pytest.raises(InputError, match="val has labels that are none of the 2 classes: c"):
+    with pytest.raises(InputError, match="val has labels that are not among the 2 classes: c"):
         from_arrays(
             (random_images(), ["a", "b"] * 4), (random_images(2), ["a", "c"]), progress=False
         )
@@ -257,5 +257,5 @@ def test_data_sets_that_cannot_be_read_once():
         from_dataset(dataset.batch(2))
     with pytest.raises(InputError, match="is infinite"):
         from_dataset(dataset.repeat())
-    with pytest.raises(InputError, match=r"must give \(image, label\)"):
+    with pytest.raises(InputError, match=r"must yield \(image, label\)"):
         from_dataset(dataset.map(lambda x, y: x))

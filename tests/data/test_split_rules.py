@@ -99,8 +99,8 @@ def test_a_list_is_kept_to(animals, tmp_path, capsys):
     broken.write_bytes(b"")
     changed = from_directory(animals, split_file=file)
     said = capsys.readouterr().err
-    assert "names 1 images that are gone: dog/p1_01.png\n" in said
-    assert "does not name 2 images: split by the rule" in said
+    assert "names 1 images that no longer exist: dog/p1_01.png\n" in said
+    assert "does not name 2 images: the rule assigns them" in said
     expected = sides(data)
     found = sides(changed)
     assert found.pop("cat/copy.png") == "test" and found.pop("cat/new.png") in ("train", "val")
@@ -131,7 +131,7 @@ def test_lists_that_cannot_be_used(animals, tmp_path):
     with raises("cannot read the list of splits"):
         from_directory(animals, split_file=tmp_path / "none.csv")
     refused("has no column split", [("a", "train")], ("path", "part"))
-    refused("line 2: 'trian' is no split; use train, val or test", [("a", "trian")])
+    refused("line 2: 'trian' is not a split; use train, val or test", [("a", "trian")])
     refused("is in train and in val", [("a", "train"), ("a", "val")])
     refused("names no image", [])
     refused("names none of the images", [("elsewhere/cat/p0_00.png", "val")])
@@ -147,24 +147,24 @@ def test_what_does_not_go_together(animals, tmp_path):
         ({"folds": 5}, "together"),
         ({"folds": 1, "fold": 1}, "needs 2 or more"),
         ({"folds": 5, "fold": 0}, "choose one from 1 to 5"),
-        ({"folds": 5, "fold": 1, "split_file": "x.csv"}, "exclude each other"),
+        ({"folds": 5, "fold": 1, "split_file": "x.csv"}, "cannot be combined"),
         ({"groups": "p("}, "not a regular expression"),
-        ({"groups": "p"}, "one pair of brackets"),
+        ({"groups": "p"}, "one pair of parentheses"),
     ):
         with raises(words):
             SplitRule(**options)
     with raises("finds no group in 40 of 40 paths, for example cat/p0_00.png"):
         from_directory(animals, groups=r"(q\d)")
-    with raises("must lie between 0 and 1"):
+    with raises("must be between 0 and 1"):
         from_directory(animals, test_split=1.0)
     root = folder(
         tmp_path / "given", {f"{p}/{c}": 3 for p in ("train", "val", "test") for c in "ab"}
     )
-    with raises("leave out --test-split"):
+    with raises("omit --test-split"):
         from_directory(root, test_split=0.1)
     with raises("--folds needs all images in one folder"):
         from_directory(root, folds=3, fold=1)
-    with raises("--group says how to split"):
+    with raises("--group determines the split"):
         from_directory(root, groups="(p)")
 
 
@@ -295,7 +295,7 @@ def test_a_list_is_something_to_divide_by(tmp_path):
         ({"folds": 1, "fold": 1}, "--folds 1: cross-validation needs 2 or more"),
         ({"folds": 3, "fold": 0}, "--fold 0: choose one from 1 to 3"),
         ({"folds": 3, "fold": 4}, "--fold 4: choose one from 1 to 3"),
-        ({"folds": 3, "fold": 1, "split_file": "a"}, "--folds and --split exclude each other"),
+        ({"folds": 3, "fold": 1, "split_file": "a"}, "--folds and --split cannot be combined"),
         ({"groups": "("}, "--group (: not a regular expression: missing )"),
         ({"groups": "p"}, "--group p: put the part of the path that names the group in one pair"),
         ({"groups": "(p)(q)"}, "--group (p)(q): put the part of the path"),
@@ -314,10 +314,10 @@ def test_rules_that_cannot_be(options, words):
             {"test"},
             "a test share of 0.3 and a folder of test images exclude",
         ),
-        ({"test_split": 1}, set(), "the test share must lie between 0 and 1"),
-        ({"val_split": 0}, set(), "the validation share must lie between 0 and 1"),
+        ({"test_split": 1}, set(), "the test share must be between 0 and 1"),
+        ({"val_split": 0}, set(), "the validation share must be between 0 and 1"),
         ({"folds": 2, "fold": 1}, {"val"}, "--folds needs all images in one folder"),
-        ({"groups": "(p)"}, {"val"}, "--group says how to split, and the validation images are"),
+        ({"groups": "(p)"}, {"val"}, "--group determines the split, but the validation images are"),
     ],
 )
 def test_rules_that_do_not_fit_the_folders(options, given, words):
@@ -337,7 +337,7 @@ def test_a_list_and_the_rule_for_the_rest(tmp_path, capsys):
     parts = assigned(SplitRule(split_file=file, seed=2))
     fixed = ["val", *["train"] * 19, *["val"] * 5, *[None] * 35]
     assert parts == drawn(LABELS, {"val": 0.2}, names(60), seed=2, fixed=fixed)
-    assert capsys.readouterr().err == (f"{file} does not name 35 images: split by the rule\n")
+    assert capsys.readouterr().err == (f"{file} does not name 35 images: the rule assigns them\n")
     # What folders give as validation is not drawn from, and can be moved by the list.
     given = ["train"] * 58 + ["val", "val"]
     rows = [(path, "train") for path in PATHS[:56]] + [(PATHS[58], "train"), (PATHS[57], "test")]
@@ -356,7 +356,7 @@ def test_what_is_gone_is_named_ten_times_at_most(tmp_path, capsys):
         rule = SplitRule(split_file=write_list(tmp_path / "b.csv", [*rows, *more, ("left", "val")]))
         assert assigned(rule, skipped=["left"]) == whole
         said = capsys.readouterr().err
-        assert f"b.csv names {count} images that are gone: gone00" in said
+        assert f"b.csv names {count} images that no longer exist: gone00" in said
         assert said.endswith(f"{end}\n") and said.count("gone0") == min(count, 10)
 
 
@@ -369,7 +369,7 @@ def test_lists_that_leave_a_part_or_a_class_empty(tmp_path):
         with raises(f"l.csv leaves no image in {part}: name some"):
             listed([other] * 60)
     cats = ["train"] * 30 + ["val"] * 30
-    with raises("l.csv leaves no image of class dog in train: name some"):
+    with raises("l.csv leaves no image of class dog in train: list some"):
         listed(cats)
     many = SimpleNamespace(task="multi_label", names=ANIMALS.names)
     assert listed(cats, np.eye(3, dtype=int)[LABELS], many)["val"] == list(range(30, 60))
@@ -394,14 +394,14 @@ def test_files_of_lists(tmp_path, monkeypatch):
         ("", "has no column path and no column split; a list of splits has the columns path and"),
         ("path\n", "has no column split;"),
         ("path,split\n", "l.csv names no image"),
-        ("path,split\na,val\nb\n", "l.csv, line 3: None is no split; use train, val or test"),
-        ("path,split\na,training\n", "l.csv, line 2: 'training' is no split"),
+        ("path,split\na,val\nb\n", "l.csv, line 3: None is not a split; use train, val or test"),
+        ("path,split\na,training\n", "l.csv, line 2: 'training' is not a split"),
         ("path,split\na,val\na,train\n", "l.csv, line 3: a is in val and in train"),
-        ("path,split\n" + "a" * 200_000, "l.csv is no CSV file in UTF-8: field larger than"),
+        ("path,split\n" + "a" * 200_000, "l.csv is not a UTF-8 CSV file: field larger than"),
     ):
         with raises(words):
             read(text)
-    with raises("l.csv is no CSV file in UTF-8: 'utf-8' codec can't decode"):
+    with raises("l.csv is not a UTF-8 CSV file: 'utf-8' codec can't decode"):
         read("path,split\nä,val\n", "latin-1")
     with raises(f"cannot read the list of splits {tmp_path / 'no.csv'}: No such file or directory"):
         read_split_file(tmp_path / "no.csv")

@@ -175,7 +175,7 @@ def test_a_class_of_two_unequal_groups_is_on_both_sides():
 def test_shares_that_make_no_sense():
     labels = np.array([0, 0, 1, 1])
     for share in (0, 1, -0.1, 1.5, float("nan")):
-        with raises("must lie between 0 and 1"):
+        with raises("must be between 0 and 1"):
             split(labels, {"val": share}, names(4))
     with raises("leave nothing to train on"):
         split(labels, {"test": 0.5, "val": 0.5}, names(4))

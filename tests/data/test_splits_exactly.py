@@ -176,7 +176,7 @@ def test_messages_name_the_class_and_the_option():
     labels, who = np.array([0, 0, 0, 1]), [*"abcd"]
     with raises("class emu has 1 readable image, for 3 parts"):
         folds(labels, 3, names(4), groups=who, class_names=("cat", "emu"))
-    with raises("class emu has 1 readable image; add images or give a validation folder"):
+    with raises("class emu has 1 readable image; add images or pass a validation folder"):
         folds(labels, 2, names(4), class_names=("cat", "emu"))
     labels, who = np.array([0] * 9 + [1] * 4), [*names(9), *"aabb"]
     with raises("class 1 has 4 readable images, which belong together in 2 groups, for 3 parts;"):
@@ -186,14 +186,14 @@ def test_messages_name_the_class_and_the_option():
     with raises("no split found that has class 0 in every part"):
         folds(np.array([0, 1, 0, 2, 1, 2]), 2, names(6), groups=[*"xxyyzz"])
     for part, shown in (("val", "validation"), ("test", "test")):
-        with raises(f"the {shown} share must lie between 0 and 1 (both excluded), not 1;"):
+        with raises(f"the {shown} share must be between 0 and 1 (both excluded), not 1;"):
             split(labels, {part: 1}, names(4))
         with raises(f"(--{part}-split 0.2)"):
             split(labels, {part: 0}, names(4))
     with raises("the shares test 0.5, val 0.6 leave nothing to train on"):
         split(labels, {"test": 0.5, "val": 0.6}, names(4))
     require_fraction(1e-9)
-    with raises("the validation share must lie between 0 and 1 (both excluded), not 0"):
+    with raises("the validation share must be between 0 and 1 (both excluded), not 0"):
         require_fraction(0)
 
 

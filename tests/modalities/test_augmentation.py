@@ -116,10 +116,10 @@ def test_augmentations_by_name():
     assert resolve_augmentation("heavy") is AUGMENTATIONS["heavy"]
     mine = Augmentation(hue=0.1)
     assert resolve_augmentation(mine) is mine
-    with raises("no augmentation named 'lite'; choose one of none, light, medium, heavy"):
+    with raises("unknown augmentation 'lite'; choose one of none, light, medium, heavy"):
         resolve_augmentation("lite")
     for wrong in ({"hue": 0.6}, {"min_area": 0}, {"max_aspect": 0.5}, {"contrast": float("nan")}):
-        with raises(f"augmentation: {next(iter(wrong))} must lie between"):
+        with raises(f"augmentation: {next(iter(wrong))} must be between"):
             Augmentation(**wrong)
 
 
@@ -170,14 +170,14 @@ def test_augmentations_are_built_from_presets_and_files(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"flop": True}, "there is no field flop; an augmentation has preset, crop"),
-        ({"preset": "lite"}, "no preset named 'lite'; choose one of none, light"),
+        ({"flop": True}, "unknown field flop; the fields are preset, crop"),
+        ({"preset": "lite"}, "unknown preset 'lite'; choose one of none, light"),
         ({"flip": "no"}, "flip must be true or false, not 'no'"),
-        ({"hue": "much"}, "hue must lie between 0 and 0.5, not much"),
-        ({"rotate": -1.0}, "rotate must lie between 0 and 180"),
-        (3, "3 is neither a name"),
+        ({"hue": "much"}, "hue must be between 0 and 0.5, not much"),
+        ({"rotate": -1.0}, "rotate must be between 0 and 180"),
+        (3, "3 is not a name"),
         ("no/such.yaml", "such.yaml cannot be read: No such file"),
-        ("tests", "no augmentation named 'tests'"),
+        ("tests", "unknown augmentation 'tests'"),
     ],
 )
 def test_augmentations_that_are_none(given, words):
@@ -260,9 +260,9 @@ def test_a_transform_of_ones_own_is_stored_by_name(rng):
         ({"__class_fullname__": "Rotate", "p": 1, "limt": 9}, "'limt' are not valid"),
         ({"__class_fullname__": "Rotate", "limit": 9}, "Rotate has no 'p' parameter"),
         ({"__class_fullname__": "Rotate", "p": 1, "limit": "x"}, "valid number"),
-        ({"__class_fullname__": "Lambda", "__name__": "f"}, "no transform of albumentations"),
-        ({"p": 1}, "'__class_fullname__' is missing; give what albumentations.save writes"),
-        (None, "this is no transform"),
+        ({"__class_fullname__": "Lambda", "__name__": "f"}, "invalid albumentations transform"),
+        ({"p": 1}, "'__class_fullname__' is missing; give the output of albumentations.save"),
+        (None, "invalid albumentations transform"),
     ],
 )
 def test_files_of_albumentations_make_its_transforms_and_nothing_else(fields, words):
@@ -356,10 +356,10 @@ def test_layers_that_are_refused():
         with raises(words):
             drawn(layer, np.zeros((40, 40, 3), np.uint8), 24, [0])
 
-    raising(keras.layers.Lambda(lambda x: x), "no Keras layer can be made")
-    raising(keras.layers.Flatten(), "made [1, 1728] of an image [1, 24, 24, 3]")
+    raising(keras.layers.Lambda(lambda x: x), "the Keras layer cannot be rebuilt")
+    raising(keras.layers.Flatten(), "returned [1, 1728] for an image [1, 24, 24, 3]")
     raising(keras.layers.Reshape((3, 5)), "failed on an image of 24x24")
-    raising(keras.losses.MeanSquaredError(), "is no Keras layer")
+    raising(keras.losses.MeanSquaredError(), "is not a Keras layer")
     raising({"class_name": "system", "module": "os", "config": {}}, "no Keras layer")
     assert resolve_augmentation(keras.layers.RandomFlip()).flip
     assert not resolve_augmentation(keras.layers.RandomFlip("vertical")).flip

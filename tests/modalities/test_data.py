@@ -75,16 +75,16 @@ def test_a_link_back_to_its_own_folder_ends(animals):
 def test_read_tree_refuses(tmp_path, animals):
     with raises(f"no such folder: {tmp_path / 'nowhere'}"):
         read_tree(tmp_path / "nowhere")
-    with raises("00.png is a file; give the folder"):
+    with raises("00.png is a file; pass the folder"):
         read_tree(animals / "cat" / "00.png")
     with raises(f"no class folders in {animals / 'cat'}: images lie directly in it"):
         read_tree(animals / "cat")
     (tmp_path / "empty").mkdir()
-    with raises("it has no sub-folders; put each class's images in"):
+    with raises("it has no subfolders; put each class's images in"):
         read_tree(tmp_path / "empty")
     with raises("only one class (cat)"):
         read_tree(make_folder(tmp_path / "one", {"cat": 2}))
-    with raises(f"val in {tmp_path / 'more'} has classes that train has not: zebra"):
+    with raises(f"val in {tmp_path / 'more'} has classes that train lacks: zebra"):
         read_tree(make_folder(tmp_path / "more", {"train/a": 1, "train/b": 1, "val/zebra": 1}))
     with raises("no train/<class>/ folder"):
         read_tree(make_folder(tmp_path / "names", {"training/a": 1, "testing/a": 1}))
@@ -220,12 +220,12 @@ def test_from_directory_with_another_val_folder(tmp_path, animals):
     other = make_folder(tmp_path / "other", {"cat": 1, "yak": 1})
     with raises("it lacks dog, emu and train lacks yak; both need the same class folders"):
         from_directory(animals, val=other)
-    with raises("has splits of its own"):
+    with raises("contains splits"):
         from_directory(animals, val=make_folder(tmp_path / "s", {"train/cat": 1, "train/dog": 1}))
 
 
 def test_from_directory_refuses(tmp_path, animals):
-    with raises("must lie between 0 and 1"):
+    with raises("must be between 0 and 1"):
         from_directory(animals, val_split=1)
     (animals / "fox").mkdir()
     with raises(f"class fox has no readable image in {animals / 'fox'} (it is empty)"):

@@ -114,7 +114,7 @@ def test_a_transform_that_fails_names_the_image_and_itself(numbered, tmp_path):
     too_large = A.Compose([A.RandomCrop(45, 45, p=1)])  # the images are 50x40
     with pytest.raises(tf.errors.OpError, match=r"failed on .*0\d.png \(50x40\).*RandomCrop"):
         stream(numbered, 1, augmentation=too_large)
-    with pytest.raises(tf.errors.OpError, match=r"made float32 .* of .*0\d.png.*Normalize"):
+    with pytest.raises(tf.errors.OpError, match=r"returned float32 .* of .*0\d.png.*Normalize"):
         stream(numbered, 1, augmentation=A.Compose([A.Normalize()]))
     names = tuple("abcdefghijk")
     data = ImageData(names, {"train": numbered}, [], str(tmp_path))
@@ -167,8 +167,8 @@ def test_strengths_of_mixing():
     assert Mix("mixup").alpha == 0.2 and Mix("cutmix").alpha == 1.0 and not Mix()
     for kind, alpha, words in (
         ("mixcut", None, "mix must be one of none, mixup, cutmix"),
-        ("mixup", 0.0, "mix_alpha of mixup must be above 0"),
-        ("cutmix", 2.0, "mix_alpha of cutmix must be above 0 and at most 1"),
+        ("mixup", 0.0, "mix_alpha for mixup must be above 0"),
+        ("cutmix", 2.0, "mix_alpha for cutmix must be above 0 and at most 1"),
     ):
         with raises(words):
             Mix(kind, alpha)
@@ -339,7 +339,7 @@ def test_a_phase_keeps_what_it_was_given_as_plain_data():
     schedule = Schedule("s", (phase, Phase("q", epochs=1, augment=layers())))
     again = Schedule.from_dict(yaml.safe_load(schedule.to_yaml()))
     assert again == schedule
-    with raises("Phase 'p': no augmentation named 'lite'"):
+    with raises("Phase 'p': unknown augmentation 'lite'"):
         Phase("p", epochs=1, augment="lite")
     with raises("Phase 'p': mix must be one of none, mixup, cutmix"):
         Phase("p", epochs=1, mix="blend")
@@ -355,5 +355,5 @@ def test_options_of_the_command(tmp_path):
     read = read_settings(config=tmp_path / "config.yaml").config
     assert read.augment == plain and read.mix == "mixup"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(plain_augmentation(compose())))
-    with raises("--no-flip: the augmentation that was given mirrors"):
+    with raises("--no-flip: the given augmentation mirrors"):
         read_settings(augment=str(tmp_path / "mine.yaml"), no_flip=True)
