@@ -296,7 +296,7 @@ def test_poor_data_ends_in_one_clear_error(monkeypatch, real_weights):
         (few([0, 0, 1, 1], "all"), "has no train images; it has all"),
         (
             few(range(4), labels=one_label, target=Target("multi_label", ("a", "b"))),
-            "labelled for multi_label, and advice is for one class per image",
+            "labeled for multi_label, but advice needs one class per image",
         ),
     ]:
         with pytest.raises(InputError, match=words):

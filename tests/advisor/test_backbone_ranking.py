@@ -117,7 +117,7 @@ def test_other_labels_are_refused(cache):
         (np.ones((4, 1), "float32"), Target("regression", ("age",))),
     ]:
         data = ImageData(target.names, {"train": Examples(images, labels)}, [], "data", target)
-        with pytest.raises(InputError, match=f"labelled for {target.task}, and scoring backbones"):
+        with pytest.raises(InputError, match=f"labeled for {target.task}, but scoring backbones"):
             score_backbone("mobilenet_0.25", data)
     labels = np.arange(4, dtype="int32") % 2
     data = ImageData(("a", "b"), {"val": Examples(images, labels)}, [], "data")

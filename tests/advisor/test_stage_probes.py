@@ -304,11 +304,11 @@ def test_other_tasks_are_refused(rng, task):
     images = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
     data = from_arrays((images, labels), task=task, progress=False)
     with pytest.raises(
-        InputError, match=f"labelled for {task}, and probing the stages is for one class per image"
+        InputError, match=f"labeled for {task}, but probing the stages needs one class per image"
     ):
         probe_stages(small_backbone(), data)
     heads = ImageData((), data.examples, [], "arrays", {"a": data.targets, "b": data.targets})
-    with pytest.raises(InputError, match="labelled for several heads"):
+    with pytest.raises(InputError, match="labeled for several heads"):
         probe_stages(small_backbone(), heads)
 
 

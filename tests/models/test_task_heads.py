@@ -197,7 +197,7 @@ def test_names_and_labels_that_do_not_fit(colours, tmp_path):
     with pytest.raises(InputError, match="several heads: a, b"):
         head_of(two)
     weighed = Schedule("s", (Phase("p", "none", 1, class_weights="balanced"),))
-    with pytest.raises(InputError, match="class_weights mean nothing for"):
+    with pytest.raises(InputError, match="class_weights cannot be used for"):
         Trainer(two, weighed)
     smoothed = Schedule("s", (Phase("p", "none", 1, label_smoothing=0.1),))
     with pytest.raises(InputError, match="label_smoothing does not apply"):
