@@ -312,7 +312,7 @@ def test_rules_that_cannot_be(options, words):
         (
             {"test_split": 0.3},
             {"test"},
-            "a test share of 0.3 and a folder of test images exclude",
+            "a test share of 0.3 cannot be combined with a folder of test images",
         ),
         ({"test_split": 1}, set(), "the test share must be between 0 and 1"),
         ({"val_split": 0}, set(), "the validation share must be between 0 and 1"),

@@ -270,7 +270,7 @@ def test_a_image_in_several_folders_has_several_labels(tagged):
     assert len(data.fingerprint()) == 26 and any("ants|insects" in k for k in data.fingerprint())
     whole = labeled_images(tagged, data.names, task="multi_label")
     assert whole.examples["all"].labels.sum() == sum(map(sum, rows))
-    with pytest.raises(InputError, match="give a table"):
+    with pytest.raises(InputError, match="pass a table"):
         from_directory(tagged, task="regression")
     figure = show_batch(data, 3, mix="mixup", image_size=32, variants=1)
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]

@@ -360,7 +360,7 @@ def test_layers_that_are_refused():
     raising(keras.layers.Flatten(), "returned [1, 1728] for an image [1, 24, 24, 3]")
     raising(keras.layers.Reshape((3, 5)), "failed on an image of 24x24")
     raising(keras.losses.MeanSquaredError(), "is not a Keras layer")
-    raising({"class_name": "system", "module": "os", "config": {}}, "no Keras layer")
+    raising({"class_name": "system", "module": "os", "config": {}}, "not a Keras layer")
     assert resolve_augmentation(keras.layers.RandomFlip()).flip
     assert not resolve_augmentation(keras.layers.RandomFlip("vertical")).flip
     with raises("--no-flip"):
