@@ -48,18 +48,18 @@ class TrainingRun:
         # The last phase, and a function that returns labels and outputs of its validation stream.
         self.validated: tuple | None = None
 
-    def fit(self, out, settings: dict, begun: dict | None, tensorboard: bool) -> Run:
+    def fit(self, out, settings: dict, previous: dict | None, tensorboard: bool) -> Run:
         """Train all phases.
 
         Args:
             out: directory of the run.
             settings: see `Trainer.settings`.
-            begun: settings of the run to resume; None starts a new one.
+            previous: settings of the run to resume; None starts a new one.
             tensorboard: see `Trainer.fit`.
         """
         phases = self.plan.phases
         keras.utils.set_random_seed(self.trainer.seed)
-        run, checkpoint, caching = self._begin(out, settings, begun)
+        run, checkpoint, caching = self._begin(out, settings, previous)
         with Signals() as signals:
             progress = self.progress = Progress(
                 run,
@@ -69,7 +69,7 @@ class TrainingRun:
                 validates="val" in self.data.examples,
                 tensorboard=tensorboard,
             )
-            arrays = progress.load() if begun else None
+            arrays = progress.load() if previous else None
             if arrays:
                 say(f"resuming after epoch {progress.epoch}")
             features_of = self._features(caching)
@@ -105,7 +105,7 @@ class TrainingRun:
 
     # -- before the first phase
 
-    def _begin(self, out, settings, begun):
+    def _begin(self, out, settings, previous):
         """Return (run, checkpoint, caching of each phase), which all workers agree on."""
         data, workers = self.data, self.workers
         schedule, fingerprints = self.plan.schedule, data.fingerprint()
@@ -113,15 +113,17 @@ class TrainingRun:
         workers.agree("examples", lambda: json.dumps(fingerprints).encode())
         if warning := find_duplicates(data).warning:
             say(warning)
-        if begun:
+        if previous:
             # What depended on the free disk space is not decided again.
-            caching = [Caching(**fields) if fields else None for fields in begun.get("caching", [])]
+            caching = [
+                Caching(**fields) if fields else None for fields in previous.get("caching", [])
+            ]
         else:
             caching, reasons = self._decide_caching()
         settings = {**settings, "caching": [chosen and chosen.to_dict() for chosen in caching]}
         decisive = {key: value for key, value in settings.items() if key not in PLACES}
         workers.agree("settings", lambda: json.dumps(decisive, default=str).encode())
-        if begun:
+        if previous:
             run, checkpoint = workers.resume_run(out, settings, fingerprints)
         else:
             first = data.skipped, fingerprints, data.split_table()
@@ -131,9 +133,9 @@ class TrainingRun:
                 for weight in self.model.get_layer(name).weights:
                     weight.assign(np.zeros(weight.shape))
         workers.agree("weights", lambda: b"".join(w.tobytes() for w in self.model.get_weights()))
-        self.anchors = self._starting_weights(checkpoint, bool(begun))
+        self.anchors = self._starting_weights(checkpoint, bool(previous))
         say(self.plan.table())
-        if not begun:
+        if not previous:
             for planned, chosen, reason in zip(self.plan.phases, caching, reasons):
                 if planned.frozen:
                     what = chosen or f"trains on images: {reason}"

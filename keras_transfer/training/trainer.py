@@ -324,13 +324,13 @@ class Trainer:
         with self.workers.guarded():
             check_targets(self.heads, data)
             fit_heads(self.model, data.examples["train"].labels)
-            begun = self._begun_settings(out) if resume else None
-            if begun is not None:
-                self._adopt(begun)
+            previous = self._previous_settings(out) if resume else None
+            if previous is not None:
+                self._adopt(previous)
             training = TrainingRun(self, data, self.plan(data), callbacks)
             schedule = self._schedule(len(data.examples["train"]))
             settings = self.settings(schedule, {**data.source, **(config or {})})
-            return training.fit(out, settings, begun, tensorboard)
+            return training.fit(out, settings, previous, tensorboard)
 
     def settings(self, schedule: Schedule, extra: dict) -> dict:
         """Return the content of `config.yaml`, except for the caching.
@@ -353,7 +353,7 @@ class Trainer:
             "schedule": schedule.to_dict(),
         }
 
-    def _begun_settings(self, out):
+    def _previous_settings(self, out):
         """Return the settings of the run to resume, or None if nothing was started."""
 
         def read():
@@ -361,10 +361,10 @@ class Trainer:
 
         return self.workers.on_chief(read)
 
-    def _adopt(self, begun):
+    def _adopt(self, previous):
         """Adopt the decisions that were made when the run began."""
-        self.devices = begun.get("devices", 1)
+        self.devices = previous.get("devices", 1)
         if self._recipe == recipes.AUTO:
-            self._recipe, self._overrides = Schedule.from_dict(begun["schedule"]), {}
+            self._recipe, self._overrides = Schedule.from_dict(previous["schedule"]), {}
             if self._any_augment:
-                self.augment = begun["augment"]
+                self.augment = previous["augment"]

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,7 +101,7 @@ def progress_bar(
         done: number of steps completed before.
         visible: False prints nothing at all.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     return ProgressBar(items, label, total, unit, done, visible and not _silent)
 

@@ -29,13 +29,13 @@ class Table:
         Raises:
             ValueError: if a row or `align` does not have one entry per column.
         """
-        rows = [list(row) for row in rows]
+        values = [list(row) for row in rows]
         self.header = [cell_text(name) for name in header]
-        self.cells = [[cell_text(cell) for cell in row] for row in rows]
+        self.cells = [[cell_text(cell) for cell in row] for row in values]
         columns = len(self.header)
-        if any(len(row) != columns for row in rows) or len(align or self.header) != columns:
+        if any(len(row) != columns for row in values) or len(align or self.header) != columns:
             raise ValueError(f"Every row and align need {columns} entries, one per column.")
-        self.align = _default_align(rows, columns) if align is None else align
+        self.align = _default_align(values, columns) if align is None else align
 
     def text(self) -> str:
         """Return lines of plain text, the columns padded to the same width."""

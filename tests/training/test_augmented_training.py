@@ -293,7 +293,7 @@ def test_the_loss_of_a_mixed_epoch_by_hand(colours, tmp_path):
 
 
 def test_what_cannot_be_mixed_is_refused_and_what_is_mixed_is_not_cached(colours):
-    with raises("Phase 'p': mix is for one head of classes or labels"):
+    with raises("Phase 'p': mix needs a single head of classes or labels"):
         trainer("light", head=Regression("ab"), mix="mixup")
     trainer("light", head=MultiLabel("ab"), mix="mixup")
     with raises("mix must be one of"):
