@@ -1,6 +1,7 @@
 """Advise which backbone and strategy suit the data, from measurements before any training."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def advise(
     from keras_transfer.advisor.costs import Budget
     from keras_transfer.advisor.scores import rank_scores
 
-    options = {"engine": engine, "seed": seed}
+    options: dict[str, Any] = {"engine": engine, "seed": seed}
     networks, scores, notes = _score_all(backbones, data, image_size, options)
     scorable = all(row["probe"].value is not None for row in scores)
     ranking = rank_scores(scores) if scorable else None

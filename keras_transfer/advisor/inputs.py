@@ -28,8 +28,9 @@ def check_classes(data: ImageData, purpose: str) -> np.ndarray:
             different training images.
     """
     data.require_classes(purpose, "train")
-    rows = distinct_rows(data.examples["train"])
-    usable = (np.bincount(data.examples["train"].labels[rows]) > 1).sum()
+    train = data.examples["train"]
+    rows = distinct_rows(train)
+    usable = (np.bincount(np.asarray(train.labels)[rows]) > 1).sum()
     if usable < 2:
         raise InputError(
             f"{data.root}: {usable} of {len(data.class_names)} classes have two different training "

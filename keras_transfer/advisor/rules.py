@@ -125,14 +125,7 @@ class Choice:
 
     def to_dict(self) -> dict:
         """Return plain data for JSON."""
-        return {
-            "backbone": self.backbone,
-            "strategy": self.strategy,
-            "overrides": self.overrides,
-            "augment": self.augment,
-            "seconds": self.seconds,
-            "why": self.why,
-        }
+        return dict(vars(self))
 
     def __str__(self):
         return f"{self.backbone} {self.recipe}"

@@ -54,6 +54,7 @@ class Score:
         two scores, because an example that is difficult for both cancels out.
         """
         assert self.value is not None and other.value is not None
+        assert self.residuals is not None and other.residuals is not None
         difference = np.subtract(self.residuals, other.residuals)
         return self.value - other.value, _error(difference, self.share)
 

@@ -61,7 +61,7 @@ def score_backbone(
     """
     data.require_classes("scoring backbones", "train")
     train = data.examples["train"]
-    sample = train.take(stratified_sample(train.labels, most, seed=seed))
+    sample = train.take(stratified_sample(np.asarray(train.labels), most, seed=seed))
     # Deferred, so that invalid input is reported before Keras is imported.
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import Prefix, averaged, prefix_of

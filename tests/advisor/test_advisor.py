@@ -1,4 +1,4 @@
-"""Advice from nothing to a choice, on a few real images: what it says, what it keeps to."""
+"""Advice on a few real images: its content, its time limit and its errors."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ SECONDS = {"step": 0.01, "start": 4.0}  # an image, and to begin
 
 @pytest.fixture(scope="module", autouse=True)
 def same_speed(tmp_path_factory):
-    """A cache of this module's own, and a machine that is as fast each time."""
+    """Use a separate cache, and a machine whose speed does not vary."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(timing, "_timed", lambda backbone, batch_size: dict(SECONDS))
@@ -61,7 +61,7 @@ def data(folder):
 
 @pytest.fixture(scope="module")
 def source(real_weights, tmp_path_factory):
-    """A run directory with a source model of one's own, as good as ImageNet made it."""
+    """A run directory with the user's own source model, with ImageNet weights."""
     run = tmp_path_factory.mktemp("source")
     model = build_model("mobilenet_v2_0.35", Classification("ab"), image_size=SIZE)
     model.save(run / "model.keras")
@@ -80,7 +80,7 @@ def shuffled(data):
     return ImageData(data.class_names, {"train": Examples(train.images, labels)}, [], data.root)
 
 
-# -- what it says ---------------------------------------------------------------------------------
+# -- content ---------------------------------------------------------------------------------------
 
 
 def test_a_source_model_is_ranked_with_those_of_imagenet_and_chosen(advice, source):
@@ -92,7 +92,7 @@ def test_a_source_model_is_ranked_with_those_of_imagenet_and_chosen(advice, sour
     assert advice.contender is not None and advice.contender != advice.choice
 
 
-def test_the_text_has_the_reasons(advice):
+def test_the_text_gives_the_reasons(advice):
     text = str(advice)
     assert "72 training images in 3 classes, 24 per class: a small dataset" in text
     shift = f"activation shift from the pretraining images is {advice.facts.shift:.3f}: different"
@@ -123,7 +123,7 @@ def test_json_is_plain_data(advice, source):
     assert choose(advice.facts)[0].strategy == plain["choice"]["strategy"]
 
 
-def test_the_stages_are_drawn(advice, tmp_path):
+def test_the_stages_are_plotted(advice, tmp_path):
     advice.draw(tmp_path / "stages.png")
     assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
     plain = {**vars(advice), "probes": None}
@@ -147,8 +147,8 @@ def test_the_command_prints_one_document(advice, folder, source, tmp_path):
     assert image.read_bytes().startswith(b"\x89PNG")
 
 
-def test_it_says_whether_adaptation_is_worth_trying(data, folder, source, tmp_path):
-    """The hands themselves, and the same in the dark."""
+def test_advice_says_whether_adaptation_is_worth_trying(data, folder, source, tmp_path):
+    """The same images, and darkened copies of them."""
     same = advise(data, target=data, backbones=[source], image_size=SIZE, probes=False)
     assert not same.distance.worth_trying and not same.to_dict()["target"]["worth_trying"]
     assert (
@@ -171,7 +171,7 @@ def test_it_says_whether_adaptation_is_worth_trying(data, folder, source, tmp_pa
     assert isinstance(result.exception, InputError) and "nowhere" in str(result.exception)
 
 
-# -- what it keeps to -----------------------------------------------------------------------------
+# -- time limit and data -----------------------------------------------------------------------------
 
 
 def quick(data, **options):
@@ -179,7 +179,7 @@ def quick(data, **options):
     return advise(data, engine="keras", **options)
 
 
-def test_what_takes_too_long_is_not_advised(data, real_weights):
+def test_the_advice_respects_the_time_limit(data, real_weights):
     whole = quick(data)
     epochs = whole.choice.overrides["epochs"]
     assert whole.choice.strategy == "lp_ft" and epochs == 194
@@ -197,7 +197,7 @@ def test_what_takes_too_long_is_not_advised(data, real_weights):
     assert shorter.choice.why == f"This is the closest to {whole.choice} that fits the time limit."
 
 
-def test_little_time_means_another_strategy_and_none_means_the_cheapest(data, real_weights):
+def test_little_time_changes_the_strategy_and_too_little_gives_the_cheapest(data, real_weights):
     costs = {cost.strategy: cost.seconds for cost in quick(data).costs}
     little = quick(data, minutes=1.5 * costs["feature_extraction"] / 60)
     assert little.choice.strategy == "feature_extraction" and not little.choice.overrides
@@ -207,7 +207,7 @@ def test_little_time_means_another_strategy_and_none_means_the_cheapest(data, re
     assert "No strategy fits the time limit; this is the cheapest" in none.text()
 
 
-def test_random_labels_are_noticed(data, real_weights):
+def test_random_labels_are_detected(data, real_weights):
     found = quick(shuffled(data))
     assert found.choice.strategy == "feature_extraction" and found.contender is None
     assert "The features carry no signal for these labels" in found.text()
@@ -216,7 +216,7 @@ def test_random_labels_are_noticed(data, real_weights):
     assert "no signal" in plain["choice"]["why"]
 
 
-def test_what_cannot_be_had_is_left_out_and_noted(data, real_weights):
+def test_backbones_that_cannot_be_built_are_skipped_with_a_note(data, real_weights):
     plain = keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Flatten()], name="flat")
     found = quick(data, backbones=[plain, "mobilenet_0.25"])
     assert found.choice.backbone == "mobilenet_0.25"
@@ -227,7 +227,7 @@ def test_what_cannot_be_had_is_left_out_and_noted(data, real_weights):
         quick(data, backbones=[plain])
 
 
-def test_backbones_of_this_machine_come_first(tmp_path, monkeypatch, capsys):
+def test_backbones_with_local_weights_come_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     assert candidates() == list(SHORTLIST) and fallback_backbone() == SHORTLIST[0]
     (tmp_path / "models").mkdir()
@@ -247,7 +247,7 @@ def test_backbones_of_this_machine_come_first(tmp_path, monkeypatch, capsys):
     assert fallback_backbone() == "resnet50"
 
 
-# -- what is refused ------------------------------------------------------------------------------
+# -- invalid input ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -261,13 +261,13 @@ def test_backbones_of_this_machine_come_first(tmp_path, monkeypatch, capsys):
         ({"backbones": ["resnet5"]}, "did you mean resnet50"),
     ],
 )
-def test_wrong_options(options, words):
+def test_invalid_options(options, words):
     with pytest.raises(InputError, match=words):
         advise(few(range(8)), **options)
 
 
 def few(classes, split="train", labels=None, target=None):
-    """An image for each entry of `classes`, all different."""
+    """One distinct image per entry of `classes`."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (len(classes), 32, 32, 3)).astype("uint8")
     labels = np.array(classes, "int32") if labels is None else labels
@@ -275,7 +275,7 @@ def few(classes, split="train", labels=None, target=None):
     return ImageData(names, {split: Examples(Arrays(images), labels)}, [], "data", target)
 
 
-def test_the_same_backbone_twice(data):
+def test_repeated_backbones_are_refused(data):
     keras.utils.set_random_seed(0)
     models = [build_model(small_backbone(), Classification("ab"), image_size=32) for _ in "ab"]
     with pytest.raises(InputError, match="Two backbones are named 'small_resnet_single_label'"):
@@ -283,7 +283,7 @@ def test_the_same_backbone_twice(data):
 
 
 def test_poor_data_ends_in_one_clear_error(monkeypatch, real_weights):
-    """Before anything is computed."""
+    """The error comes before any computation."""
     monkeypatch.setattr(advisor, "sized_backbone", None)
     duplicate = few([0, 1]).examples["train"].take(np.array([0, 0, 1, 1]))
     copies = ImageData(("a", "b"), {"train": duplicate}, [], "data")

@@ -1,4 +1,4 @@
-"""`auto`: the advisor's choice and the race, in the trainer and in the command."""
+"""`auto`: the advisor's choice and the race, in the trainer and on the command line."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ from keras_transfer.training.trainer import Trainer
 
 @pytest.fixture(autouse=True)
 def same_speed(monkeypatch, cache):
-    """A machine that is as fast each time."""
+    """A machine whose speed does not vary."""
     monkeypatch.setattr(timing, "_timed", lambda *_: {"step": 0.001, "start": 1.0})
 
 
@@ -39,7 +39,7 @@ def data(colours):
 
 
 def trained_model(names=("blue", "green", "red")):
-    """Small, with statistics as if it had been trained."""
+    """Return a small model with BatchNorm statistics as if it had been trained."""
     keras.utils.set_random_seed(0)
     model = build_model(tiny_backbone(), Classification(names), image_size=32)
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def trained_model(names=("blue", "green", "red")):
 
 
 def made_up(count=600, copies=60, classes=3):
-    """Images of unequal classes, some of them twice, and a validation split that is not read."""
+    """Return images of unequal classes with some copies, and a validation split that must not be read."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat(np.arange(classes), [count // 6, count // 3, count // 2]))
     images = rng.integers(0, 256, (count, 4, 4, 3)).astype("uint8")
@@ -60,10 +60,10 @@ def made_up(count=600, copies=60, classes=3):
 
 
 class Poison:
-    """Whoever looks at it is caught."""
+    """A split that fails the test when it is read."""
 
     def __getattr__(self, name):
-        raise AssertionError(f"val was looked at ({name})")
+        raise AssertionError(f"val was read ({name})")
 
     def __len__(self):
         raise AssertionError("val was counted")
@@ -76,7 +76,7 @@ CHOICES = (Choice("a", "lp_ft", {"learning_rate": 1e-3}), Choice("b", "feature_e
 
 
 @pytest.mark.parametrize("accuracies, winner", [((0.7, 0.6), 0), ((0.6, 0.7), 1), ((0.5, 0.5), 0)])
-def test_the_better_one_wins_and_of_equals_the_first(accuracies, winner, capsys):
+def test_the_better_choice_wins_and_the_first_of_equals(accuracies, winner, capsys):
     seen = []
 
     def train(choice, data, more):
@@ -91,21 +91,21 @@ def test_the_better_one_wins_and_of_equals_the_first(accuracies, winner, capsys)
     assert "Race of 3 epochs" in said and f"lp_ft learning_rate=0.001 {accuracies[0]:.3f}" in said
 
 
-def test_a_stratified_fifth_is_held_out_with_copies_together():
-    courses = []
+def test_a_stratified_fifth_is_held_out_and_copies_stay_together():
+    divisions = []
     for seed in (0, 0, 1):
-        race(made_up(), CHOICES[:1], lambda *args: courses.append(args[1]) or 0.5, seed=seed)
-    train, val = (courses[0].examples[split] for split in ("train", "val"))
+        race(made_up(), CHOICES[:1], lambda *args: divisions.append(args[1]) or 0.5, seed=seed)
+    train, val = (divisions[0].examples[split] for split in ("train", "val"))
     assert len(train) + len(val) == 660
     assert not set(train.digests) & set(val.digests)
     shares = np.bincount(val.labels) / (np.bincount(val.labels) + np.bincount(train.labels))
     np.testing.assert_allclose(shares, 0.2, atol=0.05)
-    same, other = (set(course.examples["val"].digests) for course in courses[1:])
+    same, other = (set(division.examples["val"].digests) for division in divisions[1:])
     assert set(val.digests) == same != other
 
 
 def small_task(count=RACE_FROM, noise=40):
-    """Two shades, 32×32, and labels that follow them; `val` is not read."""
+    """Return 32×32 images of two shades that determine the labels; `val` must not be read."""
     rng = np.random.default_rng(0)
     labels = np.arange(count, dtype="int32") % 2
     images = rng.integers(0, noise, (count, 32, 32, 3)) + 60 * labels[:, None, None, None]
@@ -116,7 +116,7 @@ def small_task(count=RACE_FROM, noise=40):
 def test_the_contender_of_the_advice_is_raced_and_val_is_never_seen(capsys):
     data, calls = small_task(), []
 
-    def train(choice, course, more):
+    def train(choice, division, more):
         calls.append(choice)
         return float(choice.strategy == "freeze_k")
 
@@ -139,14 +139,14 @@ def test_the_contender_of_the_advice_is_raced_and_val_is_never_seen(capsys):
         assert not calls
 
 
-# -- what was given, and what cannot be measured --------------------------------------------------
+# -- given strategies and unmeasurable data --------------------------------------------------------
 
 
 def never(*_):
     raise AssertionError("nothing is to be raced")
 
 
-def test_a_strategy_that_is_given_keeps_its_own_numbers(data, monkeypatch):
+def test_a_given_strategy_ignores_the_overrides_of_the_advice(data, monkeypatch):
     model = trained_model()
     choice, advice = decide(data, never, backbones=[model], strategy="fine_tune", engine="keras")
     assert (choice.backbone, choice.strategy, choice.overrides) == (model.name, "fine_tune", {})
@@ -169,7 +169,7 @@ def test_a_strategy_that_is_given_keeps_its_own_numbers(data, monkeypatch):
     json.dumps(recorded)
 
 
-def test_wrong_options_are_no_reason_to_fall_back(data):
+def test_invalid_options_do_not_fall_back_to_the_default(data):
     for options, words in [
         ({"policy": "magic"}, "Unknown policy"),
         ({"minutes": -1}, "not -1"),
@@ -179,7 +179,7 @@ def test_wrong_options_are_no_reason_to_fall_back(data):
             decide(data, never, **options)
 
 
-def test_without_a_measure_the_default_is_taken_and_that_is_said(capsys):
+def test_the_default_is_used_with_a_message_if_nothing_can_be_measured(capsys):
     rng = np.random.default_rng(0)
     images = Arrays(rng.integers(0, 256, (4, 32, 32, 3)).astype("uint8"))
     one_each = ImageData(tuple("abcd"), {"train": Examples(images, np.arange(4))}, [], "data")
@@ -197,7 +197,7 @@ def test_without_a_measure_the_default_is_taken_and_that_is_said(capsys):
         capsys.readouterr()
 
 
-def test_the_trainer_falls_back_for_labels(tmp_path):
+def test_the_trainer_uses_the_default_for_multi_label_data(tmp_path):
     rng = np.random.default_rng(0)
     images = Arrays(rng.integers(0, 256, (12, 32, 32, 3)).astype("uint8"))
     labels = Examples(images, rng.integers(0, 2, (12, 2)).astype("float32"))
@@ -210,7 +210,7 @@ def test_the_trainer_falls_back_for_labels(tmp_path):
 # -- the trainer ----------------------------------------------------------------------------------
 
 
-def test_the_trainer_races_and_starts_from_the_weights_that_were_given(monkeypatch, capsys):
+def test_the_trainer_races_and_starts_from_the_given_weights(monkeypatch, capsys):
     monkeypatch.setattr(auto, "RACE_FROM", 64)
     monkeypatch.setattr(auto, "_EPOCHS", 0.0)  # two epochs
     model = trained_model("ab")
@@ -226,7 +226,7 @@ def test_the_trainer_races_and_starts_from_the_weights_that_were_given(monkeypat
     assert "Race" not in capsys.readouterr().err
 
 
-def test_a_killed_run_goes_on_with_its_schedule(data, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_with_its_schedule(data, tmp_path, monkeypatch):
     def trainer():
         return auto_trainer(trained_model(), epochs=3, batch_size=8, cache="memory", engine="keras")
 
@@ -263,7 +263,7 @@ def test_random_weights_are_trained_from_scratch(data, monkeypatch, capsys):
     assert "weights are random" in capsys.readouterr().err
 
 
-def test_numbers_of_the_user_win_over_the_advice(data, monkeypatch):
+def test_overrides_of_the_user_win_over_the_advice(data, monkeypatch):
     overrides = {"epochs": 9, "learning_rate": 1e-3}
     choice = Choice("any", "lp_ft", overrides)
     monkeypatch.setattr(auto, "decide", lambda *_, **__: (choice, None))
@@ -280,8 +280,8 @@ def test_numbers_of_the_user_win_over_the_advice(data, monkeypatch):
 # -- the command ----------------------------------------------------------------------------------
 
 
-def test_the_command_needs_a_folder_only(real_weights, tmp_path, monkeypatch):
-    """Real weights on tiny images; what was chosen can be read, and needs no advice again."""
+def test_the_command_needs_only_a_folder(real_weights, tmp_path, monkeypatch):
+    """Real weights on tiny images; the recorded choice is used without new advice."""
     from typer.testing import CliRunner
 
     from keras_transfer.cli.main import app
@@ -314,7 +314,7 @@ def test_the_command_needs_a_folder_only(real_weights, tmp_path, monkeypatch):
     assert trainer._schedule(24).to_dict() == config["schedule"]
 
 
-def test_advice_of_a_model_changes_nothing_in_it(data):
+def test_advice_does_not_change_the_model(data):
     model = trained_model()
     model.layers[1].layers[3].trainable = False
     before = model.get_weights()

@@ -1,4 +1,4 @@
-"""What training costs: measured without a trace, and added up as a phase works."""
+"""Training costs: timing leaves the model unchanged, and costs add up per phase."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def model():
     return build_model(small_backbone(), Classification("ab"), image_size=32)
 
 
-def test_timing_leaves_no_trace(model, cache, rng):
+def test_timing_leaves_the_model_unchanged(model, cache, rng):
     for weight in model.weights:  # statistics that a batch of black images would move
         weight.assign(weight + rng.random(weight.shape))
     freeze(model, "stage:1")
@@ -35,12 +35,12 @@ def test_timing_leaves_no_trace(model, cache, rng):
     assert len(set(flags)) == 2 and backbone.frozen_stages == 1
 
 
-def test_the_answer_is_kept(model, cache, monkeypatch):
+def test_the_speed_is_cached(model, cache, monkeypatch):
     backbone = backbone_at(model)
     speed = speed_of(backbone, 4)
     monkeypatch.setattr(timing, "_timed", lambda _, batch: {"step": float(batch), "start": 0.5})
     assert speed_of(backbone, 4) == speed
-    assert speed_of(backbone, 8) == Speed(8.0, 0.5)  # another batch is another question
+    assert speed_of(backbone, 8) == Speed(8.0, 0.5)  # another batch size is measured anew
 
 
 def test_shares_of_the_stages(model):
@@ -50,7 +50,7 @@ def test_shares_of_the_stages(model):
 
 
 def seconds(model, phases, images=100, shares=None):
-    """At 0.03 s an image and 5 s to start; batches of 10."""
+    """Return the cost at 0.03 s per image and 5 s to start, in batches of 10."""
     stages = len(backbone_at(model).stages)
     shares = np.full(stages, 1 / stages) if shares is None else shares
     plan = make_plan(model, Schedule("s", phases), images, 10)
@@ -85,7 +85,7 @@ def test_smaller_images_cost_less(model):
     assert seconds(smaller, phases) == pytest.approx(100 * 0.03 * (1 / 4 + 1) + 2 * 5)
 
 
-def test_what_freezes_more_costs_less(model):
+def test_more_frozen_stages_cost_less(model):
     backbone = backbone_at(model)
     names = ("feature_extraction", "freeze_k", "lp_ft", "from_scratch")
     costs = []

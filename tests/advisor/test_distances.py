@@ -1,4 +1,4 @@
-"""Distances of features: by hand, about 0 for equal domains, honest errors, fewer rows than columns."""
+"""Distances of features: computed by hand, near 0 for equal domains, with correct errors."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_proxy_a_is_about_0_for_one_distribution():
     assert all(abs(f.value) < 4 * f.error for f in found)
 
 
-def test_the_same_images_in_both_domains_are_no_difference(rng):
+def test_the_same_images_in_both_domains_do_not_count_as_a_difference(rng):
     a, _ = samples(rng)
     # A fold that saw an image in one domain would be wrong of it in the other, each time.
     assert proxy_a_distance(a, a).value < -0.5
@@ -153,7 +153,7 @@ def test_every_distance_works_with_fewer_images_than_features(rng):
 
 
 @pytest.mark.parametrize("distance", [proxy_a_distance, mmd, frechet_distance])
-def test_wrong_shapes_are_answered(distance):
+def test_invalid_shapes_are_reported(distance):
     for a, b in (((3, 2), (3, 4)), ((1, 2), (3, 2)), ((3,), (3, 2))):
         with pytest.raises(InputError, match="at least two examples each"):
             distance(np.ones(a), np.ones(b))

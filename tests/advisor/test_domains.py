@@ -1,4 +1,4 @@
-"""Distance of two data sets: what differs is said to differ, what does not is not, labels or none."""
+"""Distances of two datasets and their verdicts, with and without labels."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """One for all: features of the same images are computed once."""
+    """One store for all tests, so that features of the same images are computed once."""
     return Store(tmp_path_factory.mktemp("store"))
 
 
@@ -37,7 +37,7 @@ def model():
 
 
 def images(seed, count=60, darker=0):
-    """(images, labels): a colour a class, noisy."""
+    """Return (images, labels): one noisy color per class."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     made = COLOURS[labels][:, None, None] + rng.normal(0, 25, (count, 32, 32, 3)) - darker
@@ -68,7 +68,7 @@ def test_other_images_of_one_kind_do_not_differ(model, store):
     assert not found.worth_trying and "looks much like the source" in found.verdict
 
 
-def test_a_data_set_is_not_apart_from_itself(model, store):
+def test_a_dataset_has_no_distance_to_itself(model, store):
     data = dataset(0)
     found = domain_distance(data, data, backbone=model, store=store)
     assert found.proxy_a.value == pytest.approx(0)
@@ -76,7 +76,7 @@ def test_a_data_set_is_not_apart_from_itself(model, store):
     assert found.frechet == pytest.approx(0, abs=1e-6)
 
 
-def test_labels_of_the_target_have_no_part_in_it(model, tmp_path):
+def test_labels_of_the_target_are_not_used(model, tmp_path):
     pixels, labels = images(1, darker=60)
     found = [
         domain_distance(dataset(0), target, backbone=model, store=Store(tmp_path / str(i)))
@@ -100,22 +100,22 @@ def test_shuffled_labels_of_the_source_are_not_separable(model, store):
     assert "source's classes can hardly be told apart" in found.verdict
 
 
-def test_a_source_without_classes_leaves_it_open(model, store):
+def test_a_source_without_classes_gives_no_verdict(model, store):
     source = Examples(Arrays(images(0)[0]), np.zeros((60, 2), "float32"))
     found = domain_distance(source, dataset(1, darker=60), backbone=model, store=store)
     assert found.differ and found.separable is None and not found.worth_trying
     assert "cannot be determined without at least two classes" in found.verdict
 
 
-def test_it_is_kept(model, store, monkeypatch):
+def test_the_result_is_cached(model, store, monkeypatch):
     first = domain_distance(dataset(0), dataset(1), backbone=model, store=store)
     monkeypatch.setattr(extraction, "extract", None)
     assert domain_distance(dataset(0), dataset(1), backbone=model, store=store) == first
-    with pytest.raises(TypeError):  # other folds are another question
+    with pytest.raises(TypeError):  # another seed is computed anew
         domain_distance(dataset(0), dataset(1), backbone=model, store=store, seed=1)
 
 
-def test_more_images_than_asked_for_are_sampled(model, store):
+def test_larger_domains_are_sampled(model, store):
     found = domain_distance(dataset(0), dataset(1, 90), backbone=model, most=20, store=store)
     assert max(found.images) <= 21
     assert found.chance == pytest.approx(1 / 3, abs=0.05)  # each class in its share
@@ -153,12 +153,12 @@ def far():
         {"source_accuracy": None},
     ],
 )
-def test_each_doubt_is_enough(far, change):
+def test_each_doubt_changes_the_verdict(far, change):
     assert far.worth_trying
     assert not replace(far, **change).worth_trying
 
 
-def test_too_few_images_are_answered_before_keras_is_needed(monkeypatch):
+def test_too_few_images_are_reported_before_keras_is_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_transfer.features.extraction", None)
     few = Examples(Arrays(np.zeros((9, 8, 8, 3), "uint8")), np.zeros(9, "int32"))
     for source, target, role in ((few, dataset(0), "source"), (dataset(0), few, "target")):
@@ -169,12 +169,12 @@ def test_too_few_images_are_answered_before_keras_is_needed(monkeypatch):
 
 
 def cast(path):
-    """A hand in the light of a bulb: less green, little blue."""
+    """Return a hand in the light of a bulb: less green, little blue."""
     pixels = np.asarray(Image.open(path).convert("RGB"))
     return (pixels * [1.0, 0.75, 0.4]).astype("uint8")
 
 
-def test_real_hands_under_a_colour_cast(real_data, real_weights, store):
+def test_real_hands_under_a_color_cast(real_data, real_weights, store):
     files = {d: sorted((real_data / "sign_digits" / str(d)).iterdir())[:100] for d in (0, 1, 2)}
     labels = np.repeat([0, 1, 2], 30)
 

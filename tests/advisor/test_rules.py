@@ -1,4 +1,4 @@
-"""The rules: each scenario of the textbook, what lies between, and what was best on real tasks."""
+"""The rules: every scenario of the textbook, the cases between, and the evidence policy."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def facts_of(size="small", likeness="similar", *, signal=True, ranked=("a", "b")
     return Facts(images, classes, each, each, SHIFTS[likeness], signal, ranked, tied)
 
 
-def test_the_names_of_the_facts():
+def test_size_and_likeness_of_the_facts():
     for size in SIZES:
         for likeness in SHIFTS:
             facts = facts_of(size, likeness)
@@ -50,7 +50,7 @@ def test_the_names_of_the_facts():
         (20_000, 201, "medium"),
     ],
 )
-def test_size_is_that_of_the_whole_and_of_a_class(images, classes, size):
+def test_size_depends_on_all_images_and_on_images_per_class(images, classes, size):
     assert Facts(images, classes, 1, images, 0.0, True, ("a",)).size == size
 
 
@@ -74,7 +74,7 @@ def test_the_textbook(size, likeness, strategy):
     assert f"textbook rule for a {size} dataset with {likeness} images" in choice.why
 
 
-def test_between_the_scenarios_is_said():
+def test_cases_without_a_textbook_rule_are_named():
     between = [(s, x) for s in SIZES for x in SHIFTS if (s, x) not in CLASSICAL]
     assert len(between) == 8
     for size, likeness in between:
@@ -85,7 +85,7 @@ def test_between_the_scenarios_is_said():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("likeness", SHIFTS)
-def test_everything_is_trained_gently_where_images_look_familiar(size, likeness):
+def test_the_learning_rate_is_low_if_images_resemble_the_pretraining(size, likeness):
     first, second = choose(facts_of(size, likeness), "evidence")
     assert (first.backbone, second.backbone) == ("a", "a")
     if likeness == "similar":
@@ -106,7 +106,7 @@ def test_everything_is_trained_gently_where_images_look_familiar(size, likeness)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_augmentation_is_more_for_few_and_mirrors_only_what_may_be_mirrored(policy):
+def test_few_images_are_augmented_more_and_flips_need_symmetry(policy):
     few, many = facts_of("small"), facts_of("medium")
     few = replace(few, classes=10)  # 40 a class
     for facts, preset in ((few, "medium"), (many, "light")):
@@ -117,22 +117,22 @@ def test_augmentation_is_more_for_few_and_mirrors_only_what_may_be_mirrored(poli
 
 
 @pytest.mark.parametrize("images, epochs", [(20, 200), (50, 200), (100, 140), (1400, None)])
-def test_few_images_that_have_to_change_much_are_seen_longer(images, epochs):
+def test_few_images_that_differ_get_more_epochs(images, epochs):
     facts = Facts(images, 2, images // 2, images // 2, 0.2, True, ("a",))
     assert choose(facts, "evidence")[0].overrides.get("epochs") == epochs
 
 
-def test_backbones_that_are_not_told_apart_race():
+def test_tied_backbones_race():
     first, second = choose(facts_of("small", "different", tied=2), "evidence")
     assert (first.backbone, second.backbone) == ("a", "b")
     assert first.strategy == second.strategy and first.overrides == second.overrides
     assert "as good" in second.why
-    # Of one that is worse by its features nothing is hoped.
+    # A backbone with worse features does not race.
     assert {c.backbone for c in choose(facts_of("small", "different"), "evidence")} == {"a"}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_without_a_signal_the_cheapest_is_taken_and_that_is_said(policy):
+def test_without_a_signal_the_cheapest_strategy_is_chosen_with_a_reason(policy):
     for likeness in SHIFTS:
         (choice,) = choose(facts_of("medium", likeness, signal=False), policy)
         assert (choice.backbone, choice.strategy) == ("a", "feature_extraction")
@@ -140,7 +140,7 @@ def test_without_a_signal_the_cheapest_is_taken_and_that_is_said(policy):
 
 
 @pytest.mark.parametrize("images, classes", [(19, 2), (40, 10)])
-def test_of_few_images_it_is_not_claimed_that_there_is_no_signal(images, classes):
+def test_few_images_do_not_prove_that_there_is_no_signal(images, classes):
     each = images // classes
     (choice,) = choose(Facts(images, classes, each, each, 0.02, False, ("a",)))
     assert choice.strategy == "feature_extraction"
@@ -153,7 +153,7 @@ def test_unknown_policies_are_refused():
     assert DEFAULT_POLICY in POLICIES
 
 
-def test_all_that_is_chosen_are_recipes_with_these_arguments():
+def test_all_choices_are_valid_recipes():
     facts = [
         facts_of(size, likeness, signal=signal, tied=tied)
         for size in SIZES
@@ -169,12 +169,12 @@ def test_all_that_is_chosen_are_recipes_with_these_arguments():
         json.dumps(choice.to_dict())
 
 
-def test_a_choice_in_a_line():
+def test_a_choice_as_text():
     choice = Choice("a", "freeze_k", {"k": 1 / 3, "epochs": 4})
     assert str(choice) == "a freeze_k k=0.333 epochs=4"
 
 
-def test_numbers_for_what_is_not_chosen_yet():
+def test_overrides_must_be_valid_for_every_strategy():
     check_overrides({"epochs": 5, "learning_rate": 1e-3, "*.weight_decay": 0.0})
     with pytest.raises(
         InputError, match=r"may choose feature_extraction: Cannot set k.*Name a str"

@@ -24,19 +24,19 @@ def examples_of(images):
 
 @pytest.fixture(autouse=True)
 def own_cache(cache):
-    """Where the answers are kept."""
+    """Use a separate cache."""
 
 
 @pytest.fixture
 def images(rng):
-    """Of many brightnesses, uint8 [40, 32, 32, 3]."""
+    """Images of many brightnesses, uint8 [40, 32, 32, 3]."""
     light = rng.integers(0, 200, (40, 1, 1, 3))
     return (light + rng.integers(0, 56, (40, SIZE, SIZE, 3))).astype("uint8")
 
 
 @pytest.fixture
 def backbone(rng):
-    """A small residual network whose statistics are of nothing in particular."""
+    """A small residual network with random statistics."""
     keras.utils.set_random_seed(0)
     sized = backbone_at(build_model(small_backbone(), Classification("ab"), image_size=SIZE))
     found = Backbone.from_config(sized.get_config())  # a graph of its own, that a layer is in once
@@ -51,7 +51,7 @@ def norms_of(backbone):
 
 
 def inputs_of_norms(backbone, images):
-    """What goes into each BatchNorm, float64 [N·H·W, C], of images as the evaluation cuts them."""
+    """Return the input of each BatchNorm, float64 [N·H·W, C], for images cropped as in evaluation."""
     data = ImageData(("x",), {"all": examples_of(images)}, [], "")
     ((images, _),) = data.batches("all", image_size=SIZE, batch_size=len(images))
     norms = norms_of(backbone)
@@ -60,7 +60,7 @@ def inputs_of_norms(backbone, images):
     return [v.reshape(-1, v.shape[-1]) for v in values]
 
 
-def test_it_is_the_divergence_computed_by_hand(backbone, images):
+def test_the_shift_is_the_divergence_computed_by_hand(backbone, images):
     assert len(norms_of(backbone)) > 2
     shifts = []
     for norm, values in zip(norms_of(backbone), inputs_of_norms(backbone, images)):
@@ -76,8 +76,8 @@ def test_it_is_the_divergence_computed_by_hand(backbone, images):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_images_it_learned_from_are_like_themselves(backbone, images):
-    """Layer by layer, since each one's statistics change what the next sees."""
+def test_the_pretraining_images_have_no_shift(backbone, images):
+    """Statistics are set layer by layer, because each layer changes the input of the next."""
     for i, norm in enumerate(norms_of(backbone)):
         values = inputs_of_norms(backbone, images)[i]
         norm.moving_mean.assign(values.mean(axis=0))
@@ -96,7 +96,7 @@ def test_many_images_are_sampled(backbone, images):
     assert some != pytest.approx(activation_shift(backbone, examples, most=10, seed=4))
 
 
-def test_without_batch_norm_nothing_is_known(images):
+def test_the_shift_is_unknown_without_batch_norm(images):
     inputs = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
     plain = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
@@ -107,12 +107,12 @@ def test_without_batch_norm_nothing_is_known(images):
     assert not is_untrained(backbone)
 
 
-def test_a_backbone_of_no_size_is_refused(images):
+def test_a_backbone_without_a_size_is_refused_for_the_shift(images):
     with pytest.raises(InputError, match="takes any image size"):
         activation_shift(small_backbone(), examples_of(images))
 
 
-def test_random_weights_are_noticed(backbone):
+def test_random_weights_are_detected(backbone):
     assert is_untrained(small_backbone()) and not is_untrained(backbone)
     fresh = build_model(small_backbone(), Classification("ab"), image_size=SIZE)
     assert is_untrained(backbone_at(fresh))
@@ -124,7 +124,7 @@ def test_random_weights_are_noticed(backbone):
 @pytest.mark.parametrize(
     "name", [pytest.param("mobilenet_0.25", marks=pytest.mark.large), "mobilenet_v2_0.35"]
 )
-def test_insects_are_like_imagenet_and_hands_are_not(name, real_weights, real_data):
+def test_insects_resemble_imagenet_and_hands_do_not(name, real_weights, real_data):
     backbone = build_backbone(name, image_size=96)
     assert not is_untrained(backbone)
     shifts = []
@@ -134,13 +134,12 @@ def test_insects_are_like_imagenet_and_hands_are_not(name, real_weights, real_da
     assert shifts[0] < 0.05 < 0.09 < shifts[1] < 0.3
 
 
-def test_mirror_images_of_other_classes_are_noticed(backbone, rng):
+def test_mirror_images_of_other_classes_are_detected(backbone, rng):
     """Half of each image is bright: on the left in one class, on the right in the other."""
     labels = np.arange(60) % 2
     sides = rng.integers(0, 80, (60, SIZE, SIZE, 3))
     sides[labels == 0, :, : SIZE // 2] += 150
     sides[labels == 1, :, SIZE // 2 :] += 150
-    # Averages over positions do not see sides, so keep the positions: an edge tells them apart.
     result = mirror_symmetry(backbone, Examples(Arrays(sides.astype("uint8")), labels))
     assert result.images == 60 and result.told_apart and result.drop > 0.5
     brightness = rng.integers(0, 80, (60, SIZE, SIZE, 3)) + 120 * labels[:, None, None, None]

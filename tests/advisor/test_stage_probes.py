@@ -1,4 +1,4 @@
-"""Probes after every stage: the right activations, the right accuracies, and honest conclusions."""
+"""Probes after every stage: activations, random copy, accuracies and conclusions."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def model_of(data, weights=None, size=SIZE, name=NAME):
 # -- activations ----------------------------------------------------------------------------------
 
 
-def test_they_are_the_outputs_of_each_stage_averaged(data, store):
+def test_pooled_stages_are_the_averaged_outputs(data, store):
     model = model_of(data)
     backbone, examples = backbone_of(model), data.examples["train"]
     prefix = pooled_stages(backbone)
@@ -58,7 +58,7 @@ def test_they_are_the_outputs_of_each_stage_averaged(data, store):
 
 
 @pytest.mark.parametrize("engine", ["keras", "openvino_f32"])
-def test_engines_run_it(engine, rng):
+def test_engines_run_pooled_stages(engine, rng):
     if engine != "keras":
         pytest.importorskip("openvino", reason="OpenVINO is not installed")
     backbone = Backbone(*feature_map(small_backbone()))
@@ -72,14 +72,14 @@ def test_engines_run_it(engine, rng):
 
 
 def feature_map(backbone):
-    """(inputs, outputs) of a backbone without its pooling, for 32 px."""
+    """Return (inputs, outputs) of a backbone without its pooling, for 32 px."""
     inputs = keras.Input((32, 32, 3))
     part = keras.Model(backbone.inputs[0], backbone.layers[-1].input)
     return inputs, keras.layers.Activation("relu")(part(inputs))
 
 
-def test_another_build_is_the_same_network(data):
-    """However many layers were made in between, and whatever trains."""
+def test_another_build_has_the_same_fingerprint(data):
+    """Layers created in between and trainable flags do not matter."""
     first = pooled_stages(backbone_of(model_of(data))).fingerprint
     backbone = backbone_of(model_of(data))
     for layer in backbone.layers[:20]:
@@ -88,46 +88,46 @@ def test_another_build_is_the_same_network(data):
     assert prefix_of(backbone, 14).fingerprint != first
 
 
-# -- the random duplicate ------------------------------------------------------------------------------
+# -- the random copy -----------------------------------------------------------------------------------
 
 
-def test_the_duplicate_is_random_and_repeats(data, store, monkeypatch):
+def test_the_copy_is_random_and_reproducible(data, store, monkeypatch):
     backbone = backbone_of(model_of(data))
     before = [w.copy() for w in backbone.get_weights()]
     random.seed(7)
     examples = data.examples["train"]
-    duplicate = random_copy(backbone, examples, store=store)
+    copy = random_copy(backbone, examples, store=store)
     drawn = random.random()
     random.seed(7)
     assert drawn == random.random()  # the state was put back
     for old, new in zip(before, backbone.get_weights()):
         np.testing.assert_array_equal(old, new)
-    assert duplicate.layers[2].weights[0].shape == backbone.layers[2].weights[0].shape
+    assert copy.layers[2].weights[0].shape == backbone.layers[2].weights[0].shape
 
     def refuse(*_):
         raise AssertionError("the statistics were there already")
 
     monkeypatch.setattr(untrained, "_calibrate", refuse)
     again = random_copy(backbone, examples, store=store)
-    for a, b in zip(duplicate.get_weights(), again.get_weights()):
+    for a, b in zip(copy.get_weights(), again.get_weights()):
         np.testing.assert_array_equal(a, b)
     for change in ({"seed": 1}, {"examples": examples.take(np.arange(20))}):
         with pytest.raises(AssertionError, match="there already"):
             random_copy(backbone, **{"examples": examples, **change}, store=store)
-    kernels = [w for w in zip(before, duplicate.get_weights()) if w[0].ndim > 1]
+    kernels = [w for w in zip(before, copy.get_weights()) if w[0].ndim > 1]
     assert all(np.abs(own - other).max() > 0 for own, other in kernels)
 
 
-def test_its_batch_norms_fit_the_images(data, store):
+def test_batch_norms_of_the_copy_fit_the_images(data, store):
     """After calibration every BatchNorm gives mean 0 and variance 1, as far as batches agree."""
     backbone = backbone_of(model_of(data))
     examples = data.examples["train"]
-    duplicate = random_copy(backbone, examples, store=store)
-    norms = [x for x in duplicate.layers if isinstance(x, keras.layers.BatchNormalization)]
+    copy = random_copy(backbone, examples, store=store)
+    norms = [x for x in copy.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert len(norms) == 27 and all(norm.momentum == 0.99 for norm in norms)
     (batch,) = data.batches("train", image_size=SIZE, batch_size=100)
     for norm in (norms[0], norms[9]):
-        given = keras.Model(duplicate.inputs[0], norm.input)
+        given = keras.Model(copy.inputs[0], norm.input)
         order = sorted(range(len(examples)), key=examples.digests.__getitem__)
         images = np.asarray(batch[0])[order]
         parts = [np.asarray(given(images[i : i + 16])) for i in range(0, len(images), 16)]
@@ -136,18 +136,18 @@ def test_its_batch_norms_fit_the_images(data, store):
             variances = np.mean([part.var((0, 1, 2)) for part in parts], axis=0)
             np.testing.assert_allclose(norm.moving_mean, means, rtol=1e-3, atol=1e-5)
             np.testing.assert_allclose(norm.moving_variance, variances, rtol=1e-3, atol=1e-6)
-        whole = keras.Model(duplicate.inputs[0], norm.output)(batch[0])
+        whole = keras.Model(copy.inputs[0], norm.output)(batch[0])
         assert abs(float(np.mean(whole))) < 0.1
         assert 0.7 < float(np.asarray(whole).std()) < 1.3
 
 
-def test_without_batch_norm_there_is_nothing_to_measure(data, store):
+def test_without_batch_norm_nothing_is_measured(data, store):
     inputs = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
     backbone = Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="plain")
-    duplicate = random_copy(backbone, data.examples["train"], store=store)
+    copy = random_copy(backbone, data.examples["train"], store=store)
     assert not store.root.exists()
-    assert np.abs(duplicate.get_weights()[0] - backbone.get_weights()[0]).max() > 0
+    assert np.abs(copy.get_weights()[0] - backbone.get_weights()[0]).max() > 0
     # One stage only is a curve of one point.
     probes = probe_stages(backbone, data, store=store)
     assert [stage.number for stage in probes.stages] == [1]
@@ -157,7 +157,7 @@ def test_without_batch_norm_there_is_nothing_to_measure(data, store):
 
 
 def made(rows, others, chance=0.5, images=200):
-    """Probes with so many right answers after each stage, the same images first."""
+    """Return probes with these accuracies after each stage; the first images are correct."""
     correct, other = (
         np.arange(images) < np.round(np.array(x)[:, None] * images) for x in (rows, others)
     )
@@ -178,13 +178,13 @@ def test_conclusions_by_hand():
     assert "falls" not in probes.verdict
 
 
-def test_a_stage_within_an_error_of_the_best_will_do():
+def test_a_stage_within_one_standard_error_is_enough():
     # Behind by 1 image of 200: 0.005 ± 0.005; by 4: 0.02 ± 0.0099.
     assert made([0.88, 0.895, 0.9], [0.6] * 3).stages_worth_keeping == 2
     assert made([0.88, 0.88, 0.9], [0.6] * 3).stages_worth_keeping == 3
 
 
-def test_a_curve_that_falls_says_so():
+def test_the_verdict_reports_a_falling_curve():
     probes = made([0.6, 0.9, 0.7], [0.6, 0.6, 0.6])
     assert probes.stages_worth_keeping == 2
     assert "falls by 20.0 points" in probes.verdict
@@ -199,7 +199,7 @@ def test_pretrained_features_that_add_nothing():
     assert perfect.similarity == 0 and perfect.stages_worth_keeping == 0
 
 
-def test_nothing_above_chance_is_no_signal():
+def test_chance_accuracy_is_not_a_signal():
     # 121 of 200 by chance alone: P = 0.002, and there are six probes.
     probes = made([0.5, 0.605, 0.52], [0.5, 0.5, 0.45])
     assert not probes.signal
@@ -210,7 +210,7 @@ def test_nothing_above_chance_is_no_signal():
     assert not made([0.9, 0.91], [0.9, 0.9], chance=0.9).signal
 
 
-def test_labels_without_signal_rarely_pass_for_some(rng):
+def test_random_labels_rarely_show_a_signal(rng):
     """Many stages, many draws: the level is 0.1 %."""
     features = [rng.normal(size=(90, d)) for d in (12, 40)]
     passed = 0
@@ -239,7 +239,7 @@ def test_copies_count_once_and_samples_are_stratified(colours, store):
 # -- real images --------------------------------------------------------------------------------
 
 
-def test_real_weights_know_more_than_random_ones(real_weights, real_data, store, monkeypatch):
+def test_real_weights_do_better_than_random_ones(real_weights, real_data, store, monkeypatch):
     data = from_directory(real_data / "sign_digits", progress=False)
     model = model_of(data, "imagenet", 96)
     probes = probe_stages(model, data, most=200, store=store)
@@ -268,10 +268,10 @@ def test_real_weights_know_more_than_random_ones(real_weights, real_data, store,
     assert "No signal" in nothing.verdict
 
 
-# -- what is shown --------------------------------------------------------------------------------
+# -- tables and plots --------------------------------------------------------------------------------
 
 
-def test_the_image_has_both_curves(tmp_path):
+def test_the_plot_has_both_curves(tmp_path):
     probes = made([0.6, 0.8, 0.9, 0.9], [0.5, 0.6, 0.6, 0.55])
     probes.draw(tmp_path / "curve.png")
     assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]
@@ -285,7 +285,7 @@ def test_the_image_has_both_curves(tmp_path):
     assert (tmp_path / "nothing.png").stat().st_size > 5000
 
 
-def test_numbers_as_data_and_as_a_table():
+def test_plain_data_and_table():
     probes = made([0.6, 0.8], [0.5, 0.6])
     found = json.loads(json.dumps(probes.to_dict()))
     assert found["stages"][1]["accuracy"] == pytest.approx(0.8)
@@ -295,7 +295,7 @@ def test_numbers_as_data_and_as_a_table():
     assert probes.verdict in str(probes)
 
 
-# -- wrong input ----------------------------------------------------------------------------------
+# -- invalid input ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", ["multi_label", "regression"])

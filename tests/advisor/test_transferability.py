@@ -28,7 +28,7 @@ def value(score, labels):
 
 
 def dense_evidence(features, target, alpha, beta):
-    """ln N(t; 0, FFᵀ/α + I/β) / N."""
+    """Return ln N(t; 0, FFᵀ/α + I/β) / N."""
     count = len(features)
     covariance = features @ features.T / alpha + np.eye(count) / beta
     sign, logdet = np.linalg.slogdet(covariance)
@@ -38,7 +38,7 @@ def dense_evidence(features, target, alpha, beta):
 
 
 def fixed_point(features, target, steps):
-    """α and β as the paper iterates them, with dense matrices."""
+    """Return α and β by the iteration of the paper, with dense matrices."""
     alpha = beta = 1.0
     count, width = features.shape
     gram = features.T @ features
@@ -52,7 +52,7 @@ def fixed_point(features, target, steps):
 
 
 @pytest.mark.parametrize("count, width", [(60, 20), (40, 90), (50, 50)])
-def test_logme_is_the_greatest_dense_evidence(count, width):
+def test_logme_is_the_maximum_of_the_dense_evidence(count, width):
     features, labels = blobs(count, width)
     score = LogME(features)
     alphas, betas = score.hyperparameters(labels)
@@ -68,7 +68,7 @@ def test_logme_is_the_greatest_dense_evidence(count, width):
         assert best == pytest.approx(found, abs=1e-5)
 
 
-def test_logme_of_random_labels_is_sane_where_features_are_many():
+def test_logme_of_random_labels_is_low_with_many_features():
     """The authors' code gives 86.6 here: it counts directions that the features do not have."""
     rng = np.random.default_rng(0)
     features, labels = rng.normal(size=(100, 2048)), rng.integers(0, 10, 100)
@@ -124,7 +124,7 @@ def test_influence_matches_leaving_each_example_out(width):
 
 
 @pytest.mark.parametrize("width", [10, 200])
-def test_errors_are_the_spread_over_other_samples(width):
+def test_errors_match_the_spread_over_samples(width):
     """Also for the difference between two kinds of features of the same examples."""
     kinds = {"knn": lambda x: Neighbors(x, np.arange(120)), "logme": LogME}
     found = {key: [] for key in (*kinds, "difference", "probe")}
@@ -152,8 +152,8 @@ def test_errors_are_the_spread_over_other_samples(width):
         assert 0.7 < errors.mean() / values.std(ddof=1) < 1.45, key
 
 
-def test_all_right_is_not_certain():
-    """And copies of an image are not more images."""
+def test_perfect_accuracy_has_an_error():
+    """Copies of an example do not reduce it."""
     few = Score.of(1.0, np.ones(4), np.arange(4), chance=0.5, share=True)
     many = Score.of(1.0, np.ones(400), np.arange(400), chance=0.5, share=True)
     assert few.error > 0.1 > 0.01 > many.error > 0
@@ -222,7 +222,7 @@ def test_scale_and_order_do_not_matter(rng):
 
 
 def test_random_labels_have_no_signal():
-    """One in a hundred may have; and the probe stays at chance."""
+    """One in a hundred may show one; the probe stays at chance."""
     signals, probes = [], []
     for seed in range(12):
         features, _ = blobs(60, 40, seed=seed)

@@ -40,7 +40,7 @@ def ranked(*noises, labels=None, **options):
     )
 
 
-def test_ranking_tells_what_is_within_the_error():
+def test_the_ranking_marks_ties():
     ranking = ranked(3.0, 0.05, 0.0)
     assert {row.name for row in ranking.rows[:2]} == {"noise 0.0", "noise 0.05"}
     assert set(ranking.best) == {"noise 0.0", "noise 0.05"}
@@ -60,7 +60,7 @@ def test_ranking_tells_what_is_within_the_error():
     assert [row["backbone"] for row in plain["backbones"]] == [r.name for r in ranking.rows]
 
 
-def test_labels_without_meaning_are_not_ranked():
+def test_random_labels_give_no_ranking():
     labels = np.random.default_rng(5).integers(0, 3, 150)
     ranking = ranked(1.0, 0.0, 0.5, labels=labels)
     assert not ranking.signal and ranking.best == ()
@@ -68,9 +68,8 @@ def test_labels_without_meaning_are_not_ranked():
     assert "No signal" in ranking.table() and "=" not in ranking.table().split("No signal")[0]
 
 
-def test_more_backbones_are_more_chances(rng):
-    """Ten backbones without a signal: one of them seems to have one far too often, all together
-    do not."""
+def test_the_test_corrects_for_the_number_of_backbones(rng):
+    """Without a signal, one of ten backbones often seems to have one, but the joint test does not."""
     features, labels = blobs(30, 3)
     scores = score_features(features, labels)
     alone = together = 0
@@ -99,7 +98,7 @@ def test_invalid_rankings_are_reported():
 # -- backbones --------------------------------------------------------------------------------------
 
 
-def test_a_sample_has_all_classes_in_their_shares():
+def test_a_sample_contains_all_classes_in_proportion():
     labels = np.repeat(np.arange(4), [3000, 1000, 6, 1])
     chosen = stratified_sample(labels, 400)
     assert len(chosen) == 400 and (np.diff(chosen) > 0).all()
@@ -110,7 +109,7 @@ def test_a_sample_has_all_classes_in_their_shares():
     assert len(stratified_sample(np.arange(50), 20)) == 20
 
 
-def test_other_labels_are_refused(cache):
+def test_other_tasks_are_refused_for_scoring(cache):
     images = np.zeros((4, 32, 32, 3), "uint8")
     for labels, target in [
         (np.eye(4, dtype="float32")[:, :2], Target("multi_label", ("a", "b"))),
@@ -136,7 +135,7 @@ def signs(real_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def real_scores(signs, real_weights, tmp_path_factory):
-    """Of both real backbones and of one with random weights, at 96 px."""
+    """Scores of both real backbones and of one with random weights, at 96 px."""
     patch = pytest.MonkeyPatch()
     patch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
     keras.utils.set_random_seed(0)
@@ -150,7 +149,7 @@ def real_scores(signs, real_weights, tmp_path_factory):
     patch.undo()
 
 
-def test_real_features_know_sign_digits_better_than_random_ones(real_scores):
+def test_real_features_suit_sign_digits_better_than_random_ones(real_scores):
     real, random = real_scores["v2"], real_scores["random"]
     assert real.signal and real.p_value == 0.01
     assert real["probe"].value > 0.75 and real["probe"].chance < 0.12
@@ -172,7 +171,7 @@ def test_real_backbones_are_ranked_with_errors(real_scores):
 
 
 def test_random_labels_on_real_features(signs, real_scores, real_weights, monkeypatch):
-    """The features come from the cache of the fixture."""
+    """The features are read from the cache of the fixture."""
     monkeypatch.setattr("keras_transfer.features.extraction._compute", None)
     train = signs.examples["train"]
     labels = np.random.default_rng(0).permutation(train.labels)
@@ -191,7 +190,7 @@ def test_random_labels_on_real_features(signs, real_scores, real_weights, monkey
 
 
 def test_features_after_some_stages(real_weights, signs, cache):
-    """A prefix ends in maps, which are averaged; identical files count once."""
+    """The feature maps of a prefix are averaged, and identical files count once."""
     train = signs.examples["train"]
     few = train.take(np.r_[:10, 200:210, :10])
     data = ImageData(signs.class_names, {"train": few}, [], signs.root)
@@ -202,7 +201,7 @@ def test_features_after_some_stages(real_weights, signs, cache):
 
 
 def test_source_models_are_ranked_beside_imagenet(signs, real_scores, real_weights, tmp_path):
-    """A run of this package, and a .keras file of plain Keras: by their paths, with their prior."""
+    """A run and a .keras file of plain Keras are scored by path and have the correct prior."""
     keras.utils.set_random_seed(1)
     run = Run(tmp_path / "runs" / "birds")
     run.path.mkdir(parents=True)
@@ -240,7 +239,7 @@ def test_source_models_are_ranked_beside_imagenet(signs, real_scores, real_weigh
 
 
 def test_a_backbone_that_is_built_again_has_the_same_features():
-    """Keras numbers the layers' names on, which must not change where features are kept."""
+    """Keras numbers layer names across builds, which must not change the fingerprint."""
     first, second = (build_backbone("mobilenet_v2_0.35", image_size=32, weights=None) for _ in "ab")
     other = prefix_of(second, 18).fingerprint
     second.set_weights(first.get_weights())
