@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.runs import Checkpoint
 from keras_transfer.training.checkpoint import assign, collect, reseed
 from keras_transfer.utils.console import progress_bar, say
-from keras_transfer.utils.files import write_text
+from keras_transfer.utils.files import read_arrays, write_text
 from keras_transfer.utils.options import make_options
 
 SCORES = "scores.json"
@@ -95,6 +96,7 @@ class SaveState(keras.callbacks.Callback):
 
     def __init__(self, folder, settings: dict):
         super().__init__()
+        _convert_state(Path(folder))
         self.checkpoint = Checkpoint.open(folder, settings, what="adaptation")
         self.epoch = 0
         self.history: dict[str, list] = {}
@@ -121,6 +123,16 @@ class SaveState(keras.callbacks.Callback):
             {"epoch": self.epoch, "history": self.history},
             {**collect(self.model.variables, "model"), **collect(optimizer, "optimizer")},
         )
+
+
+def _convert_state(folder: Path) -> None:
+    """Convert a state that version 0.1 saved in one file."""
+    file = folder / "adapter.npz"
+    if file.is_file():
+        arrays = read_arrays(file)
+        state = json.loads(str(arrays.pop("about")))
+        settings = state.pop("settings")
+        Checkpoint.open(folder, settings, what="adaptation", empty=False).save(state, arrays)
 
 
 @dataclass(frozen=True)
@@ -324,7 +336,8 @@ class EpochChoice(keras.callbacks.Callback):
             "source_accuracy": self.selector.source_accuracy,
             "criteria": self.selector.criteria,
         }
-        self.checkpoint = Checkpoint.open(folder, settings, what="selection")
+        # Not empty: version 0.1 saved no settings beside the scores.
+        self.checkpoint = Checkpoint.open(folder, settings, what="selection", empty=False)
         folder = self.checkpoint.folder
         if (folder / SCORES).is_file():
             saved = json.loads((folder / SCORES).read_text(encoding="utf-8"))

@@ -293,6 +293,8 @@ class Selector:
         selector = cls(plain["source_shares"], **{name: plain[name] for name in names})
         for row in plain["epochs"]:
             fields = {key: value for key, value in row.items() if key != "veto"}
+            if "pictures" in fields:  # the name in version 0.1
+                fields["images"] = fields.pop("pictures")
             selector.scores.append(EpochScores(**fields))
         selector._target_accuracy = dict(plain["target_accuracy"])
         return selector

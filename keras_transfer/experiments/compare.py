@@ -184,18 +184,9 @@ class Experiment:
         strategy = self.options.strategy
         if isinstance(strategy, Schedule) or Path(strategy).suffix in (".yaml", ".yml"):
             strategy = resolve_schedule(strategy).to_dict()
-        return {
-            "backbone": self.options.backbone,
-            "weights": self.options.weights,
-            "strategy": strategy,
-            "overrides": self.options.overrides,
-            "scratch_overrides": self.options.scratch_overrides,
-            "image_size": self.options.image_size,
-            "scratch_budget": self.options.scratch_budget,
-            "batch_size": self.options.batch_size,
-            "augment": self.options.augment,
-            "precision": self.options.precision,
-        }
+        names = ("backbone", "weights", "overrides", "scratch_overrides", "image_size")
+        names += ("scratch_budget", "batch_size", "augment", "precision")
+        return {"strategy": strategy, **{name: getattr(self.options, name) for name in names}}
 
     # -- running ----------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """The adapter in use: stages and rates, resuming, invalid input, and `adapt` in one call."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -127,7 +129,19 @@ def killed_after(epoch):
     return keras.callbacks.LambdaCallback(on_epoch_begin=die)
 
 
-def test_a_killed_run_ends_with_the_same_weights(tmp_path):
+def as_saved_by_0_1(folder):
+    """Put a state into the one file that version 0.1 wrote."""
+    texts = [(folder / file).read_text() for file in ("state.json", "settings.json")]
+    state, settings = map(json.loads, texts)
+    arrays = dict(np.load(folder / f"epoch-{state['epoch']}.npz"))
+    for file in folder.iterdir():
+        file.unlink()
+    about = json.dumps({**state, "settings": settings})
+    np.savez(folder / "adapter.npz", about=np.array(about), **arrays)
+
+
+@pytest.mark.parametrize("convert", [lambda folder: None, as_saved_by_0_1], ids=["now", "0.1"])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path, convert):
     def run(state, **options):
         model = small_model(dropout=0.3)
         source, target = streams(96, 64)  # 6 and 4 batches: the position counts
@@ -138,6 +152,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     whole, adapted, history = run(tmp_path / "whole")
     with pytest.raises(Killed):
         run(tmp_path / "cut", callbacks=[killed_after(2)])
+    convert(tmp_path / "cut")
     resumed, again, rest = run(tmp_path / "cut")
     for a, b in zip(adapted.weights, again.weights):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)

@@ -217,6 +217,11 @@ def test_it_survives_json():
     again = Selector.from_dict(json.loads(json.dumps(selector.to_dict())))
     assert again.to_dict() == selector.to_dict()
     assert again.selected == selector.selected and again.oracle == 12
+    old = selector.to_dict()  # in version 0.1 the key had another name
+    old["epochs"] = [{**row, "pictures": row["images"]} for row in old["epochs"]]
+    for row in old["epochs"]:
+        del row["images"]
+    assert Selector.from_dict(old).to_dict() == selector.to_dict()
 
 
 def test_the_table_marks_the_three_choices():
