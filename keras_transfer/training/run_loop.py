@@ -14,7 +14,7 @@ from keras_transfer.data.examples import find_duplicates
 from keras_transfer.errors import Diverged, InputError, Interrupted, Signals, explained
 from keras_transfer.evaluation.measures import compute_metrics, predict_batches
 from keras_transfer.features.caching import Caching
-from keras_transfer.features.extraction import Supply, evaluation_batches, training_batches
+from keras_transfer.features.extraction import Supply
 from keras_transfer.models.acceleration import jit_compile, training_model
 from keras_transfer.models.builders import by_head, compile_arguments, head_layers
 from keras_transfer.models.stages import freeze, quick_statistics
@@ -194,6 +194,8 @@ class TrainingRun:
         self.progress.start_phase(planned, frozen, [])
         self._solve_heads(planned.phase, features["train"])
         model = self.workers.own_model(self.model)
+        from keras_transfer.features.streams import evaluation_batches
+
         logs: dict[str, float] = {}
         with self.workers.alone():
             model = training_model(
@@ -335,6 +337,8 @@ class TrainingRun:
             options |= {"seed": trainer.seed, "start_epoch": self.progress.epoch}
             options |= self._balance(planned.phase)
         if features:
+            from keras_transfer.features.streams import evaluation_batches, training_batches
+
             make = training_batches if training else evaluation_batches
             dtype = network.inputs[0].dtype
             return make(features[split], data.examples[split].labels, dtype=dtype, **options)
