@@ -189,13 +189,13 @@ class TrainingRun:
             planned: the `PlannedPhase`.
             features: split → its features.
         """
+        from keras_transfer.features.streams import evaluation_batches
+
         started = time.perf_counter()
         frozen = freeze(self.model, "all")
         self.progress.start_phase(planned, frozen, [])
         self._solve_heads(planned.phase, features["train"])
         model = self.workers.own_model(self.model)
-        from keras_transfer.features.streams import evaluation_batches
-
         logs: dict[str, float] = {}
         with self.workers.alone():
             model = training_model(
