@@ -5,7 +5,6 @@ version 0.1 are translated when they are read.
 """
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -37,8 +36,10 @@ _FINGERPRINTS_0_1 = "pictures.json"
 _RENAMED_SINCE_0_1 = {"pictures": "images"}  # counts and fingerprints
 
 
-def _read_json(path):
+def _read_json(path, optional=False):
     """Read a JSON file, with the names that 0.1 gave to counts replaced by today's."""
+    if optional and not path.is_file():
+        return None
 
     def renamed(values):
         for old, new in _RENAMED_SINCE_0_1.items():
@@ -47,12 +48,6 @@ def _read_json(path):
         return values
 
     return json.loads(path.read_text(encoding="utf-8"), object_hook=renamed)
-
-
-def _csv_rows(path):
-    # File names need not be UTF-8; their bytes are preserved.
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
-    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def check_out(path) -> None:
@@ -67,10 +62,23 @@ def check_out(path) -> None:
 
 
 class Run:
-    """A run directory: settings, data, history, metrics and model of one training."""
+    """A run directory: settings, data, history, metrics and model of one training.
+
+    Attributes:
+        path: the directory.
+        model_path, report_path: files of the model and of the report.
+        split_path: table of the splits, for `split_file`.
+        state_path: folder of the checkpoint, which is deleted when the run is finished.
+        tensorboard_path: folder of event files for TensorBoard, if they were requested.
+    """
 
     def __init__(self, path):
         self.path = Path(path)
+        self.model_path = self.path / MODEL
+        self.report_path = self.path / REPORT
+        self.split_path = self.path / SPLIT
+        self.state_path = self.path / STATE
+        self.tensorboard_path = self.path / TENSORBOARD
 
     @classmethod
     def create(
@@ -92,7 +100,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         run = cls(path.with_name(f".{os.getpid()}.{path.name}"))
         try:
-            (run.path / STATE).mkdir(parents=True)
+            run.state_path.mkdir(parents=True)
             run._write_first(config, skipped, fingerprints, split)
             run.path.replace(path)
         finally:
@@ -105,8 +113,8 @@ class Run:
         write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         rows = ((item.path, item.reason) for item in skipped)
         write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
-        write_text(self.path / SPLIT, csv_text(("path", "label", "split"), split))
-        write_text(self.path / STATE / FINGERPRINTS, json.dumps(fingerprints))
+        write_text(self.split_path, csv_text(("path", "label", "split"), split))
+        write_text(self.state_path / FINGERPRINTS, json.dumps(fingerprints))
 
     @classmethod
     def started(cls, path) -> bool:
@@ -123,7 +131,7 @@ class Run:
         """
         run = cls.open(path, finished=False)
         if run.finished:
-            shutil.rmtree(run.path / STATE, ignore_errors=True)
+            shutil.rmtree(run.state_path, ignore_errors=True)
             raise InputError(f"{path} is finished: there is nothing to resume.")
         import yaml
 
@@ -136,7 +144,7 @@ class Run:
                 f"Cannot resume {path}, because it began with different settings or data: "
                 f"{'; '.join(changed)}. Undo the change, or start a new run with another --out."
             )
-        for file in [*run.path.glob(".*"), *(run.path / STATE).glob(".*")]:
+        for file in [*run.path.glob(".*"), *run.state_path.glob(".*")]:
             file.unlink()  # half-written by a killed process
         if moved != before:  # readers of the run look for the data there
             write_text(
@@ -145,7 +153,7 @@ class Run:
         return run
 
     def _changed_examples(self, now):
-        file = self.path / STATE / FINGERPRINTS
+        file = self.state_path / FINGERPRINTS
         if not file.is_file():
             file = file.with_name(_FINGERPRINTS_0_1)
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -168,13 +176,13 @@ class Run:
             raise InputError(
                 f"{path} is not a run: {CONFIG} is missing. Give the --out of a training."
             )
-        if finished and not (run.path / MODEL).is_file():
+        if finished and not run.model_path.is_file():
             raise InputError(f"{path} is not finished: continue it with --resume.")
         return run
 
     @property
     def finished(self) -> bool:
-        return (self.path / MODEL).is_file()
+        return self.model_path.is_file()
 
     @property
     def config(self) -> dict:
@@ -189,8 +197,7 @@ class Run:
     @property
     def calibration(self) -> dict | None:
         """The last `write_calibration`, for `evaluation.Calibration.from_dict`; None if missing."""
-        file = self.path / CALIBRATION
-        return _read_json(file) if file.is_file() else None
+        return _read_json(self.path / CALIBRATION, optional=True)
 
     def write_calibration(self, calibration: dict) -> None:
         """Save temperatures and thresholds with the model, replacing earlier ones."""
@@ -199,8 +206,7 @@ class Run:
     @property
     def evaluation(self) -> dict | None:
         """The last document of `write_evaluation`; None if missing."""
-        file = self.path / EVALUATION
-        return _read_json(file) if file.is_file() else None
+        return _read_json(self.path / EVALUATION, optional=True)
 
     def write_evaluation(self, document: dict) -> None:
         """Save the document of an `Evaluation`, replacing an earlier one."""
@@ -209,7 +215,7 @@ class Run:
     @property
     def history(self) -> list[dict]:
         """One dict per epoch: `epoch`, `phase`, and every number of that epoch."""
-        rows = _csv_rows(self.path / HISTORY)
+        rows = read_rows(self.path / HISTORY)
         return [
             {k: v if k == "phase" else float(v) for k, v in row.items() if v != ""} for row in rows
         ]
@@ -217,47 +223,21 @@ class Run:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """(path, reason) of each file that was left out."""
-        return [(row["path"], row["reason"]) for row in _csv_rows(self.path / SKIPPED)]
+        return [(row["path"], row["reason"]) for row in read_rows(self.path / SKIPPED)]
 
     @property
     def split(self) -> dict[str, str]:
         """Path → split of each example; empty in old runs."""
-        file = self.path / SPLIT
-        return {row["path"]: row["split"] for row in _csv_rows(file)} if file.is_file() else {}
+        if not self.split_path.is_file():
+            return {}
+        return {row["path"]: row["split"] for row in read_rows(self.split_path)}
 
     @property
     def model(self):
         """The best model, a plain `keras.Model`, loaded anew at each access."""
         from keras_transfer.models.sources.own import load_model
 
-        return load_model(self.path / MODEL)
-
-    @property
-    def split_path(self) -> Path:
-        """The table of splits, for `split_file`."""
-        return self.path / SPLIT
-
-    @property
-    def model_path(self) -> Path:
-        return self.path / MODEL
-
-    @property
-    def report_path(self) -> Path:
-        return self.path / REPORT
-
-    @property
-    def feature_maps_path(self) -> Path:
-        return self.path / FEATURE_MAPS
-
-    @property
-    def tensorboard_path(self) -> Path:
-        """The folder of event files for TensorBoard, if they were requested."""
-        return self.path / TENSORBOARD
-
-    @property
-    def state_path(self) -> Path:
-        """The folder of the checkpoint, which is deleted when the run is finished."""
-        return self.path / STATE
+        return load_model(self.model_path)
 
     def write_history(self, rows: list[dict]) -> None:
         """Write one row per epoch; missing values stay empty."""
@@ -268,8 +248,8 @@ class Run:
     def finish(self, model, metrics: dict) -> None:
         """Write the metrics, then the model, whose presence marks the run as finished."""
         write_text(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
-        write_file(self.path / MODEL, model.save)
-        shutil.rmtree(self.path / STATE, ignore_errors=True)
+        write_file(self.model_path, model.save)
+        shutil.rmtree(self.state_path, ignore_errors=True)
 
     def next_export(self, format: str = "saved_model", int8: bool = False) -> Path:
         """Return the next version: `export/1`, `export/2`, …; TF Serving serves the highest.
@@ -386,8 +366,9 @@ class Checkpoint:
         return read_arrays(file) if file.is_file() else None
 
 
-def read_split(path: Path) -> list[dict]:
-    """Return the rows of `Run.split_path`: path, label, split."""
+def read_rows(path: Path) -> list[dict]:
+    """Return the rows of a CSV file of a run, such as `split.csv`: path, label, split."""
+    # File names need not be UTF-8; their bytes are preserved.
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 

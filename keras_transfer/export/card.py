@@ -11,7 +11,7 @@ from keras_transfer.modalities.image.prepare import EVAL_CROP
 from keras_transfer.models.builders import heads_of
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import backbone_of
-from keras_transfer.runs import read_split
+from keras_transfer.runs import read_rows
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.statistics import wilson_interval
 from keras_transfer.utils.tables import printable
@@ -136,7 +136,7 @@ def _data(run, config, metrics):
     images = ", ".join(f"{count} {split}" for split, count in counts.items()) or "unknown"
     skipped = metrics.get("skipped", 0)
     lines = [f"`{_source(config)}`: {images} images; {skipped} faulty files were skipped."]
-    labels = Counter(row["label"] for row in read_split(run.split_path) if row["split"] == "train")
+    labels = Counter(row["label"] for row in read_rows(run.split_path) if row["split"] == "train")
     if 1 < len(labels) <= _LISTED_NAMES:
         names = ", ".join(f"{printable(name)} {count}" for name, count in sorted(labels.items()))
         lines.append(f"Training images per class: {names}.")
