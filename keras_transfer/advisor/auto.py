@@ -61,9 +61,9 @@ def auto_trainer(model: keras.Model, **options) -> Trainer:
                 data,
                 training_function(build, **{**raced, "overrides": overrides}),
                 backbones=[model],
-                batch_size=trainer.batch_size,
-                engine=trainer.engine,
-                seed=trainer.seed,
+                batch_size=trainer.config.batch_size,
+                engine=trainer.config.engine,
+                seed=trainer.config.seed,
             )
         finally:
             model.set_weights(start)

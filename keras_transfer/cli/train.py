@@ -16,7 +16,6 @@ from keras_transfer.cli.common import (
     load_keras,
     open_images,
     saved_config,
-    trainer_options,
     without_auto,
 )
 from keras_transfer.cli.options import Data, Freeze, Resume, RunOut, check_png, overrides_of, takes
@@ -48,7 +47,7 @@ def train(
     from keras_transfer.schedules.recipes import resolve_schedule
 
     config = settings.config
-    overrides = {**config.overrides, **_recipe_arguments(config)}
+    overrides = {**config.overrides, **config.recipe_arguments}
     config = replace(config, overrides=overrides, epochs=None, learning_rate=None)
     workers = distribute.start(config.distribute, out)
     begun = distribute.begun(workers, out) if resume else None
@@ -86,16 +85,7 @@ def train(
     phases = resolve_schedule(schedule, config.overrides).phases
     with workers.scope():
         model = build(images, config, any(phase.freeze != "all" for phase in phases))
-    trainer = Trainer(
-        model,
-        schedule,
-        overrides=config.overrides,
-        keep=config.keep,
-        data_service=config.data_service,
-        distribute=workers,
-        scaling=config.scaling,
-        **trainer_options(config),
-    )
+    trainer = Trainer(model, schedule, config, distribute=workers)
     recorded = saved_config(data, config)
     if advice is not None:
         recorded["advice"] = advice
@@ -120,12 +110,6 @@ def train(
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
     print(f"next: keras-transfer report {out}", file=sys.stderr)
-
-
-def _recipe_arguments(config):
-    """Return the options that are arguments of every recipe."""
-    arguments = {"epochs": config.epochs, "learning_rate": config.learning_rate}
-    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _open_choices(config):
@@ -190,7 +174,7 @@ def schedule(
         raise InputError(f"Cannot write {out}: choose a .yaml or a .png file.")
     if kind == ".png" and backbone is None:
         raise InputError("A plot needs --backbone: it shows the stages of a backbone.")
-    overrides = {**overrides_of(set), **_recipe_arguments(given)}
+    overrides = {**overrides_of(set), **given.recipe_arguments}
     size = image_size or (BACKBONES[backbone].size if backbone in BACKBONES else 224)
     chosen = resolve_schedule(strategy, overrides, examples=examples, image_size=size)
     if backbone is None:

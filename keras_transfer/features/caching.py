@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import asdict, dataclass
 
 from keras_transfer.errors import InputError
-from keras_transfer.features.store import DTYPES, Store, shown_bytes
+from keras_transfer.features.store import Store, shown_bytes
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation, views_of
 from keras_transfer.utils.files import free_memory
 
@@ -130,14 +130,6 @@ def plan_caching(
         "(KERAS_TRANSFER_CACHE_GB), set fewer views, or "
         + ("train in steps (--set solver=gradient)." if closed else "use --cache off.")
     )
-
-
-def check_cache(cache: str, dtype: str) -> None:
-    """Raises InputError for names that mean nothing."""
-    if cache not in CACHES:
-        raise InputError(f"cache must be one of {', '.join(CACHES)}, not {cache!r}.")
-    if dtype not in ("auto", *DTYPES[:3]):
-        raise InputError(f"feature_dtype must be auto, {', '.join(DTYPES[:3])}, not {dtype!r}.")
 
 
 def _gain(model, planned, images, views):

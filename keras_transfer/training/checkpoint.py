@@ -57,7 +57,7 @@ class Progress(keras.callbacks.Callback):
     ):
         super().__init__()
         self.run, self.checkpoint, self.signals = run, checkpoint, signals
-        self.source, self.seed, self.keep = trainer.model, trainer.seed, trainer.keep
+        self.source, self.seed, self.keep = trainer.model, trainer.config.seed, trainer.config.keep
         self.seed_offset = trainer.workers.seed_offset
         self.ranked_by = trainer.head.ranked_by if trainer.head else None
         self.validates = validates

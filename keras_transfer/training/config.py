@@ -7,6 +7,7 @@ dataclass. It is validated once, before Keras is imported.
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -238,6 +239,17 @@ class TrainConfig:
         }
         return {**saved, "weights": self.weights or "none"}
 
+    @property
+    def recipe_arguments(self) -> dict:
+        """The settings that are arguments of every recipe, where they are given."""
+        arguments = {"epochs": self.epochs, "learning_rate": self.learning_rate}
+        return {name: value for name, value in arguments.items() if value is not None}
+
+    def training_dict(self) -> dict:
+        """Return the part of `to_dict` that a `Trainer` uses, but for strategy and augmentation."""
+        saved = self.to_dict()
+        return {name: saved[name] for name in _TRAINER_NAMES if name in saved}
+
     @classmethod
     def describe(cls) -> str:
         """Return one line per setting: its name, default and help text."""
@@ -248,6 +260,25 @@ class TrainConfig:
 
 
 TYPES = get_type_hints(TrainConfig)
+# What a `Trainer` takes by name, and what it records of that.
+_TRAINER_SETTINGS = [
+    spec.name
+    for spec in fields(TrainConfig)
+    if spec.metadata["group"] in (TRAINING, MACHINE) and spec.name not in ("strategy", "distribute")
+]
+_TRAINER_NAMES = [name for name in _TRAINER_SETTINGS if name != "augment"]
+
+
+def check_names(settings: Mapping) -> None:
+    """Raise InputError for a name that is not a setting of `Trainer`."""
+    for name in settings:
+        if name not in _TRAINER_SETTINGS:
+            close = get_close_matches(name, _TRAINER_SETTINGS, 1)
+            hint = f"Did you mean {close[0]}?" if close else ""
+            raise InputError(
+                f"Trainer has no setting '{name}'. {hint or 'Choose from'} "
+                f"{'' if close else ', '.join(_TRAINER_SETTINGS) + '.'}".rstrip()
+            )
 
 
 def validated(spec: Field, value):

@@ -58,7 +58,7 @@ class TrainingRun:
             tensorboard: see `Trainer.fit`.
         """
         phases = self.plan.phases
-        keras.utils.set_random_seed(self.trainer.seed)
+        keras.utils.set_random_seed(self.trainer.config.seed)
         run, checkpoint, caching = self._begin(out, settings, previous)
         with Signals() as signals:
             progress = self.progress = Progress(
@@ -176,7 +176,7 @@ class TrainingRun:
             ],
             engines=self.progress.engines,
             memory=trainer.image_memory if any(caching) else None,
-            engine=self.workers.engine(trainer.engine),
+            engine=self.workers.engine(trainer.config.engine),
         )
         return self.workers.features(make, self.model)
 
@@ -224,7 +224,7 @@ class TrainingRun:
         features = np.concatenate([train.gather(rows, view) for view in range(train.views)])
         features = features.astype("float32")
         labels = by_head(trainer.heads, self.data.examples["train"].labels)
-        weights = phase.class_weights or ("balanced" if trainer.balance != "none" else None)
+        weights = phase.class_weights or ("balanced" if trainer.config.balance != "none" else None)
 
         def solution(name, head):
             found = solve(
@@ -233,7 +233,7 @@ class TrainingRun:
                 np.concatenate([head.from_units(labels[name])] * train.views),
                 np.tile(rows, train.views),
                 class_weights=weights and class_weights(weights, head.names, labels[name]),
-                seed=trainer.seed,
+                seed=trainer.config.seed,
             )
             say(f"head: {found}" if trainer.head else f"head {name}: {found}")
             return {"kernel": found.kernel, "bias": found.bias}
@@ -334,7 +334,7 @@ class TrainingRun:
         options = {"batch_size": planned.batch_size, "share": self.workers.share}
         training = split == "train"
         if training:
-            options |= {"seed": trainer.seed, "start_epoch": self.progress.epoch}
+            options |= {"seed": trainer.config.seed, "start_epoch": self.progress.epoch}
             options |= self._balance(planned.phase)
         if features:
             from keras_transfer.features.streams import evaluation_batches, training_batches
@@ -342,9 +342,9 @@ class TrainingRun:
             make = training_batches if training else evaluation_batches
             dtype = network.inputs[0].dtype
             return make(features[split], data.examples[split].labels, dtype=dtype, **options)
-        if trainer.data_service:
-            options["service"] = trainer.data_service
-        elif trainer.cache != "off" and planned.epochs > 1:
+        if trainer.config.data_service:
+            options["service"] = trainer.config.data_service
+        elif trainer.config.cache != "off" and planned.epochs > 1:
             options["memory"] = trainer.image_memory
         return data.batches(
             split,
@@ -357,10 +357,10 @@ class TrainingRun:
 
     def _balance(self, phase):
         """Return the options of a training stream that compensate for unequal classes."""
-        if phase.class_weights is None and self.trainer.balance == "sampling":
+        if phase.class_weights is None and self.trainer.config.balance == "sampling":
             return {"equal_classes": True}
         weights = phase.class_weights
-        if weights is None and self.trainer.balance == "weights":
+        if weights is None and self.trainer.config.balance == "weights":
             weights = "balanced"
         if weights is None:
             return {}
@@ -368,7 +368,7 @@ class TrainingRun:
         return {"class_weights": class_weights(weights, self.trainer.head.names, labels)}
 
     def _steps_per_execution(self, planned, on_features):
-        most = self.trainer.steps_per_execution
+        most = self.trainer.config.steps_per_execution
         if on_features and planned.frozen == len(planned.rates):
             most = max(most, _HEAD_STEPS)  # a step of a head is shorter than the call
         # With any other number Keras would run on into the next epoch's examples.
@@ -383,7 +383,7 @@ class TrainingRun:
             first: number of the phase's first epoch, counted from 1 over all phases.
             each: validate every epoch, because a callback needs it or it costs next to nothing.
         """
-        every = self.trainer.validate_every
+        every = self.trainer.config.validate_every
         if each:
             every = every or 1
         if every is None:
@@ -409,7 +409,7 @@ class TrainingRun:
             )
         metrics = progress.metrics(self.data, **more)
         if "val" in self.data.examples:
-            size = self.trainer.batch_size
+            size = self.trainer.config.batch_size
             outputs = workers.outputs(self.model, self.data, "val", size, self._cached_outputs())
             details = compute_metrics(self.trainer.heads, *outputs)
             metrics["val"] = {**details, **metrics["val"]}

@@ -8,7 +8,7 @@ import keras
 
 from keras_transfer.data.epochs import ImageMemory, check_balance, check_class_weights
 from keras_transfer.errors import InputError
-from keras_transfer.features.caching import Caching, check_cache, check_engine, plan_caching
+from keras_transfer.features.caching import Caching, plan_caching
 from keras_transfer.features.store import Store
 from keras_transfer.modalities.image.augment import Mix, plain_augmentation, resolve_augmentation
 from keras_transfer.models.builders import check_targets, fit_heads, heads_of
@@ -16,10 +16,10 @@ from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
 from keras_transfer.schedules import recipes
-from keras_transfer.schedules.phases import KEEP, Phase, Schedule
+from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.plans import Plan, make_plan
+from keras_transfer.training.config import TrainConfig, check_names
 from keras_transfer.training.distributed.single_process import (
-    SCALINGS,
     SingleProcess,
     resolve_workers,
     scaled,
@@ -40,54 +40,19 @@ class Trainer:
         schedule: name of a recipe (`schedules.RECIPES`), path of a YAML file, a `Schedule`, or
             `"auto"`: the choice of `choose`, else the default recipe (`lp_ft`; `from_scratch` if
             the backbone's weights are random).
-        overrides: other numbers for the recipe (`{"head_epochs": 2}`) and its phases
-            (`{"all.learning_rate": 1e-4, "*.ema": 0.99}`), see `schedules.resolve_schedule`.
-        epochs, learning_rate: those two arguments of the recipe. By default the number of epochs
-            follows from the number of examples.
-        batch_size: examples per step, ≥ 1. This and the next three apply to phases that do not set
-            their own.
-        augment: augmentation of training images: `"none"`, `"light"`, `"medium"`, `"heavy"`,
-            `"randaugment"`, a `data.Augmentation`, a transform of albumentations, a Keras layer or
-            a file, see `data.resolve_augmentation`; or `"auto"`: the choice of `choose` with an
-            `"auto"` schedule, else `"light"`.
-        mix: `"none"`, `"mixup"` or `"cutmix"`: mix the training images of a batch, and their labels
-            with them. Such a phase trains on images, without cached features. A head in closed
-            form ignores it.
-        mix_alpha: strength of the mixing, see `data.Mix`.
-        seed: determines order, augmentation and dropout. Two runs with the same seed, initial
-            weights and machine are equal (on a GPU with `TF_DETERMINISTIC_OPS=1`).
-        keep: `"best"` saves the epoch with the highest validation accuracy (multi-label: mean
-            average precision), then the lowest loss; for regression and several heads the lowest
-            loss. `"last"` saves the last epoch, whose accuracy is not biased by a choice.
-        balance: how to compensate for classes of unequal size: `"none"`; `"weights"`: by inverse
-            frequency, see `data.epochs.class_weights`; `"sampling"`: an epoch draws every class
-            equally often (a closed form has no epochs and uses weights). `class_weights` of a
-            phase take precedence.
-        steps_per_execution: most steps in one call of Keras, ≥ 1; the largest number that divides
-            an epoch is used. More than 1 helps if a step takes a few milliseconds
-            (`scripts/step_times.py`); the loss is then checked only after each call.
-        validate_every: epochs between two validations. The last epoch of a phase is always
-            validated, and only validated epochs can be the best. By default every epoch, but less
-            often if validation would take longer than training.
-        cache: where to cache the activations of frozen stages, which are then computed once:
-            `"disk"` (for later runs too, see `features.store`), `"memory"`, `"off"`, or `"auto"`:
-            on disk if the estimated gain is worth it, see `features.caching`. Phases that train on
-            images cache decoded images in memory if they fit, unless it is `"off"`.
-        engine: what computes those activations: `"auto"`, `"keras"` or `"openvino"`.
-        feature_dtype: number format of cached activations; `"auto"` is that of the model if it
-            fits, else float16.
-        data_service: address of a tf.data service (`"grpc://HOST:PORT"`) whose workers read, resize
-            and augment images, see `data.service`.
+        config: the settings; by default those of `TrainConfig()`.
         distribute: `"auto"`: the workers that `start_workers` has started, if any; `"none"`; the
             workers themselves; or their kind. The model must be built in their scope.
-        scaling: `"auto"`: each device has `batch_size` examples, and the learning rate grows with
-            their number; `"none"`: the devices share `batch_size` examples, and the result is that
-            of one device. A resumed run continues with the batches that it began with, on any devices.
         choose: decides an `"auto"` schedule, see `advisor.auto_trainer`. It is called with this
             trainer and the first data that `plan` or `fit` receives, and returns an object with
             `strategy`, `overrides` and `augment`, and the advice behind it.
+        settings: settings of `TrainConfig` by name, which override `config`: `epochs`,
+            `learning_rate`, `overrides`, `batch_size`, `augment`, `seed`, `cache`, …; those of the
+            data and the model have no effect here and are refused.
 
     Attributes:
+        config: the settings.
+        augment: the augmentation where a phase has none; settled with an `"auto"` schedule.
         workers: the processes that train together, see `distributed.single_process`.
         devices: factor of the batch size, see `scaling`.
         advice: the second result of `choose`, once it was called.
@@ -100,68 +65,26 @@ class Trainer:
         self,
         model: keras.Model,
         schedule: str | Schedule = recipes.AUTO,
+        config: TrainConfig | None = None,
         *,
-        overrides: dict | None = None,
-        epochs: int | None = None,
-        learning_rate: float | None = None,
-        batch_size: int = 32,
-        augment=recipes.AUTO,
-        mix: str = "none",
-        mix_alpha: float | None = None,
-        seed: int = 0,
-        keep: str = "best",
-        balance: str = "none",
-        steps_per_execution: int = 1,
-        validate_every: int | None = None,
-        cache: str = "auto",
-        engine: str = "auto",
-        feature_dtype: str = "auto",
-        data_service: str | None = None,
         distribute: str | SingleProcess | None = "auto",
-        scaling: str = "auto",
         choose: Callable | None = None,
+        **settings,
     ):
-        for name, value in (
-            ("batch_size", batch_size),
-            ("steps_per_execution", steps_per_execution),
-            ("validate_every", 1 if validate_every is None else validate_every),
-        ):
-            if value < 1:
-                raise InputError(f"{name} must be 1 or more, not {value}.")
-        if keep not in KEEP:
-            raise InputError(f"keep must be one of {KEEP}, not {keep!r}.")
-        check_cache(cache, feature_dtype)
-        check_engine(engine)
-        if scaling not in SCALINGS:
-            raise InputError(f"scaling must be one of {SCALINGS}, not {scaling!r}.")
+        check_names(settings)
+        self.config = config = dataclasses.replace(config or TrainConfig(), **settings)
         self.workers = resolve_workers(distribute)
-        if self.workers.distributed and data_service:
+        if self.workers.distributed and config.data_service:
             raise InputError(
                 "data_service and distribute cannot be combined: leave out one of them."
             )
-        self.devices = self.workers.replicas if scaling == "auto" else 1
+        self.devices = self.workers.replicas if config.scaling == "auto" else 1
         self.model = model
-        tasks = [head.task for head in heads_of(model).values()]
-        check_balance(balance, tasks)
+        check_balance(config.balance, [head.task for head in heads_of(model).values()])
         self._recipe = schedule
-        self._overrides = dict(overrides or {})
-        for name, value in (("epochs", epochs), ("learning_rate", learning_rate)):
-            if value is not None:
-                self._overrides[name] = value
-        self.batch_size = batch_size
-        self._any_augment = augment == recipes.AUTO
-        self.augment = plain_augmentation("light" if self._any_augment else augment)
-        self.mix, self.mix_alpha = mix, mix_alpha
-        Mix(mix, mix_alpha)  # checks them
-        self.seed = seed
-        self.keep = keep
-        self.balance = balance
-        self.steps_per_execution = steps_per_execution
-        self.validate_every = validate_every
-        self.cache = cache
-        self.engine = engine
-        self.feature_dtype = feature_dtype
-        self.data_service = data_service
+        self._overrides = {**config.overrides, **config.recipe_arguments}
+        self._any_augment = config.augment == recipes.AUTO
+        self.augment = "light" if self._any_augment else config.augment
         self.advice = None
         self._choose = choose
         if schedule != recipes.AUTO or choose is None:
@@ -236,8 +159,8 @@ class Trainer:
         """Return how a phase mixes training images; a closed form does not."""
         if phase.solver == "logistic":
             return Mix()
-        kind = self.mix if phase.mix is None else phase.mix
-        return Mix(kind, self.mix_alpha if phase.mix_alpha is None else phase.mix_alpha)
+        kind = self.config.mix if phase.mix is None else phase.mix
+        return Mix(kind, self.config.mix_alpha if phase.mix_alpha is None else phase.mix_alpha)
 
     def smoothed_heads(self, phase: Phase) -> dict[str, Head]:
         """Return the heads with the phase's label smoothing, which regression does not have."""
@@ -262,8 +185,8 @@ class Trainer:
         if self._recipe == recipes.AUTO:
             self._settle(data)
         examples = len(data.examples["train"])
-        schedule = scaled(self._schedule(examples), self.devices, self.batch_size)
-        return make_plan(self.model, schedule, examples, self.batch_size * self.devices)
+        schedule = scaled(self._schedule(examples), self.devices, self.config.batch_size)
+        return make_plan(self.model, schedule, examples, self.config.batch_size * self.devices)
 
     def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
         """Return for each phase how its frozen part would be cached, or None, and why."""
@@ -274,14 +197,14 @@ class Trainer:
         counts = {split: len(part) for split, part in data.examples.items()}
         return [
             plan_caching(
-                self.cache,
+                self.config.cache,
                 planned,
                 self.model,
                 counts,
                 self.augmentation(planned.phase),
                 self.mixing(planned.phase),
                 store=Store(),
-                dtype=self.feature_dtype,
+                dtype=self.config.feature_dtype,
             )
             for planned in plan.phases
         ]
@@ -342,13 +265,11 @@ class Trainer:
         heads = {n: {"task": h.task, "names": list(h.names)} for n, h in self.heads.items()}
         return {
             **extra,
+            **self.config.training_dict(),
             "image_size": self.model.input_shape[1],
-            **{name: getattr(self, name) for name in ("batch_size", "augment", "mix", "mix_alpha")},
-            **{name: getattr(self, name) for name in ("seed", "keep")},
+            "augment": self.augment,
             **({"devices": self.devices} if self.devices > 1 else {}),
-            "balance": self.balance,
             "precision": self.model.dtype_policy.name,
-            **{name: getattr(self, name) for name in ("cache", "engine", "feature_dtype")},
             **({"heads": heads} if self.head is None else {"head": heads.popitem()[1]}),
             "schedule": schedule.to_dict(),
         }
