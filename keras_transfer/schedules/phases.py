@@ -55,7 +55,7 @@ class Phase:
             are not averaged.
         batch_size, image_size, augment, mix, mix_alpha: override those of the trainer (augment: see
             `modalities.image.augment.resolve_augmentation`, stored as plain data; mix and mix_alpha:
-            see `data.mixing.Mix`). An image size must differ from the model's by a multiple of 32,
+            see `data.Mix`). An image size must differ from the model's by a multiple of 32,
             so that every layer pads the same way.
         batch_norm: `"frozen"` or `"train"`, for the trained part of the backbone.
         dropout, label_smoothing: override those of the head, in [0, 1).
