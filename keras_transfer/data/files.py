@@ -26,7 +26,8 @@ import PIL
 from PIL import Image
 
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.decode import Facts, decode, digest, examine_file
+from keras_transfer.modalities.image import decode as decoding
+from keras_transfer.modalities.image.decode import Facts, digest, examine_file
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import cache_folder
 
@@ -74,7 +75,7 @@ class Encoded:
             ValueError: if it cannot be read or decoded; the message names it.
         """
         try:
-            return decode(self.contents(index))
+            return decoding.decode(self.contents(index))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"{self.names[index]}: {reason}") from error

@@ -343,7 +343,7 @@ def check():
 
 atexit.register(check)
 import keras_transfer.data as d
-from keras_transfer.data import files as decoding
+from keras_transfer.modalities.image import decode as decoding
 decode = decoding.decode
 
 def slow(contents):

@@ -211,7 +211,7 @@ def test_the_command_trains_on_other_columns(folder, tmp_path, monkeypatch):
     wrong = runner.invoke(app, [*again, "--split", "test"])
     assert "has no split test" in str(wrong.exception)
     wrong = runner.invoke(app, ["evaluate", str(tmp_path / "run"), str(folder)])
-    assert "give a table" in str(wrong.exception)
+    assert "pass a table" in str(wrong.exception)
     wrong = runner.invoke(app, ["check", str(folder), "--column", "path=file"])
     assert "train would stop" in wrong.output and "is not a table" in wrong.output
     wrong = runner.invoke(app, [*arguments, "--column", "file"])
