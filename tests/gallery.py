@@ -126,7 +126,7 @@ def gallery(folder: Path) -> dict[str, Item]:
     write("large.png", start + png[33:], None, "too large: 100,000,000 pixels")
     with (folder / "huge.bmp").open("wb") as file:  # takes no room on the disk
         file.truncate(20 << 30)
-    items["huge.bmp"] = Item(None, "too large: a file of 20,480 MiB")
+    items["huge.bmp"] = Item(None, "too large: the file has 20,480 MiB")
 
     # Odd and good.
     write("plain.jpg", encode(rgb, "JPEG", quality=95), size, pixels=exact, tolerance=12)

@@ -290,8 +290,8 @@ def test_a_list_is_something_to_divide_by(tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"folds": 5}, "give --folds (how many) and --fold (which one) together"),
-        ({"fold": 5}, "give --folds (how many) and --fold (which one) together"),
+        ({"folds": 5}, "pass --folds (how many) and --fold (which one) together"),
+        ({"fold": 5}, "pass --folds (how many) and --fold (which one) together"),
         ({"folds": 1, "fold": 1}, "--folds 1: cross-validation needs 2 or more"),
         ({"folds": 3, "fold": 0}, "--fold 0: choose one from 1 to 3"),
         ({"folds": 3, "fold": 4}, "--fold 4: choose one from 1 to 3"),
@@ -326,7 +326,7 @@ def test_rules_that_do_not_fit_the_folders(options, given, words):
 
 
 def test_paths_without_a_group_are_counted_and_one_is_shown():
-    with raises("--group (p1)_ finds no group in 55 of 60 paths, for example cat/p0_0.png: give"):
+    with raises("--group (p1)_ finds no group in 55 of 60 paths, for example cat/p0_0.png: pass"):
         assigned(SplitRule(groups="(p1)_"))
 
 
@@ -366,7 +366,7 @@ def test_lists_that_leave_a_part_or_a_class_empty(tmp_path):
         return assigned(rule, labels, target=target)
 
     for part, other in (("train", "val"), ("val", "train")):
-        with raises(f"l.csv leaves no image in {part}: name some"):
+        with raises(f"l.csv leaves no image in {part}: list some"):
             listed([other] * 60)
     cats = ["train"] * 30 + ["val"] * 30
     with raises("l.csv leaves no image of class dog in train: list some"):

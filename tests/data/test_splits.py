@@ -9,7 +9,8 @@ from conftest import raises
 from keras_transfer.data import folds, split
 
 
-def names(count, prefix="image"):
+def names(count, prefix="picture"):
+    # The digests in test_splits_exactly.py are those of these names.
     return [f"{prefix} {i}" for i in range(count)]
 
 
