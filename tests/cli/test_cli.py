@@ -173,7 +173,7 @@ def test_what_is_no_run(tmp_path, command):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.keras").write_text("by somebody else")
     data = [] if command == "export" else [folder_of(tmp_path / "data", COLOURS)]
-    check_one_line(run(command, tmp_path / "none", *data), "no such directory")
+    check_one_line(run(command, tmp_path / "none", *data), "the directory does not exist")
     check_one_line(run(command, tmp_path / "other", *data), "is not a run")
 
 
