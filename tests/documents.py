@@ -1,4 +1,4 @@
-"""The Markdown files of the project, and what stands in them: code, links, headings."""
+"""Read the Markdown files of the project: code, links, headings."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ _LINK = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """Code between fences."""
+    """A fenced block of code."""
 
     file: str
     line: int
@@ -32,14 +32,14 @@ class Block:
 
 @cache
 def documents() -> dict[str, str]:
-    """Name of each Markdown file, from the project's folder → text."""
+    """Return path from the project's root → text of each Markdown file."""
     files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     return {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in sorted(files)}
 
 
 @cache
 def notebooks() -> dict[str, str]:
-    """Name of each notebook → its Markdown cells."""
+    """Return path → Markdown cells of each notebook."""
     found = {}
     for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
@@ -49,7 +49,7 @@ def notebooks() -> dict[str, str]:
 
 
 def blocks(*languages: str) -> list[Block]:
-    """All blocks of these languages ("" is none said), in the order of files and lines."""
+    """Return all blocks in these languages ("" for none), in the order of files and lines."""
     return [
         Block(name, text.count("\n", 0, found.start()) + 2, found["language"], found["text"])
         for name, text in documents().items()
@@ -59,20 +59,20 @@ def blocks(*languages: str) -> list[Block]:
 
 
 def prose(text: str) -> str:
-    """A Markdown text without its blocks."""
+    """Return a Markdown text without its code blocks."""
     return _FENCE.sub("", text)
 
 
 def links(text: str) -> list[str]:
-    """Targets of links and images."""
+    """Return the targets of links and images."""
     without_code = re.sub(r"`[^`\n]*`", "", prose(text))
     targets = [found["target"] for found in _LINK.finditer(without_code)]
-    inner = re.findall(r"!\[[^\]]*\]\(([^()\s]+)\)", without_code)  # an image that is a link
+    inner = re.findall(r"!\[[^\]]*\]\(([^()\s]+)\)", without_code)  # an image inside a link
     return targets + inner
 
 
 def anchors(text: str) -> set[str]:
-    """What headings are called in links, as GitHub and MkDocs call them."""
+    """Return the anchors of the headings, as GitHub and MkDocs name them."""
     found: set[str] = set()
     for title in re.findall(r"^#{1,6} +(.+?)\s*$", prose(text), re.M):
         words = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower())
@@ -86,7 +86,7 @@ def anchors(text: str) -> set[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Words of each line of a shell block; comments are left out, continued lines and quotes joined."""
+    """Return the words of each command of a shell block, without comments; continued lines are joined."""
     found, waiting = [], ""
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         waiting = f"{waiting}\n{line}" if waiting else line

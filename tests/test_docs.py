@@ -1,12 +1,13 @@
-"""What stands in README.md, CONTRIBUTING.md and docs/ is so: code, names, arguments, commands, links.
+"""Check README.md, CONTRIBUTING.md and docs/: code, names, arguments, commands, links.
 
-Nothing is executed here (`test_readme.py` does that): names are looked up in the package, and command
-lines are read by the command line itself.
+Nothing is executed here (`test_readme.py` does that): names are looked up in the package, and commands
+are parsed by the command line itself.
 """
 
 import ast
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import pydoc
@@ -25,9 +26,31 @@ from keras_transfer.cli.main import app
 
 PYTHON = blocks("python")
 SHELL = blocks("bash", "sh", "")
-# What the texts call the package, and things that they speak of without making them.
+# Names of the package in the texts.
 NAMES = {"kt": keras_transfer, "keras_transfer": keras_transfer}
 UNKNOWN = object()
+# An entry of the reference: `::: path`, and below it the public name, or "options of" one.
+ENTRY = re.compile(r"^::: (\S+)\n    options:\n      heading: (options of )?(kt\.\S+)$", re.M)
+
+
+def reference():
+    """Return (path, "options of " or "", public name) of each entry in docs/api/."""
+    pages = [text for name, text in documents.documents().items() if name.startswith("docs/api/")]
+    found = [entry for text in pages for entry in ENTRY.findall(text)]
+    assert len(found) == sum(text.count("\n::: ") for text in pages)
+    return found
+
+
+@functools.cache
+def options_of():
+    """Return, by id of the public function or class, the names of the options it takes as **options."""
+    entries = reference()
+    functions = {name: pydoc.locate(path) for path, options, name in entries if not options}
+    return {
+        id(functions[name]): {field.name for field in dataclasses.fields(pydoc.locate(path))}
+        for path, options, name in entries
+        if options
+    }
 
 
 def test_python_blocks_compile():
@@ -36,28 +59,28 @@ def test_python_blocks_compile():
 
 
 def test_names_and_arguments_are_there():
-    """Of each name that a block takes from the package, and of each call of one."""
+    """Check each name that a block takes from the package, and the arguments of each call."""
     wrong = []
     for block in PYTHON:
         wrong += [f"{block}: {what}" for what in Reader().problems(block.text)]
     for name, text in documents.documents().items():
         for code in re.findall(r"`(kt\.[^`\n]+)`", prose(text)):
-            with contextlib.suppress(SyntaxError):  # with an ellipsis, say
+            with contextlib.suppress(SyntaxError):  # for example with an ellipsis
                 wrong += [f"{name}: {code}: {what}" for what in Reader(whole=False).problems(code)]
     assert not wrong, "\n".join(wrong)
 
 
 class Reader:
-    """Reads a block as far as it can be known without running it.
+    """Read a block without running it, and collect wrong names and arguments.
 
     Args:
-        whole: calls must give all that is required; those in sentences leave things out.
+        whole: calls must pass all required arguments; calls in sentences may omit some.
     """
 
     def __init__(self, whole=True):
         self.whole = whole
         self.names = dict(NAMES)
-        self.values = {}  # by expression: each is looked at once
+        self.values = {}  # by expression: each is evaluated once
         self.found = []
 
     def problems(self, text):
@@ -87,8 +110,8 @@ class Reader:
                 self.names[alias.asname or alias.name] = self.attribute(module, alias.name)
 
     def value(self, node):
-        """What an expression gives: a module, class or function; of what is made, its class
-        (`Made`); `UNKNOWN` where that cannot be told."""
+        """Return the module, class or function that an expression names, `Made` for an instance of a
+        class, or `UNKNOWN`."""
         if node not in self.values:
             self.values[node] = self.valued(node)
         return self.values[node]
@@ -130,6 +153,13 @@ class Reader:
         signature = inspect.signature(function)
         positional = [None] * (len(node.args) + bound)
         keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+        options = options_of().get(id(function), keywords)
+        unknown = set(keywords) - set(signature.parameters) - set(options)
+        self.found += [
+            f"{ast.unparse(node.func)}(…): no option '{name}'"
+            for name in unknown
+            if options is not keywords
+        ]
         starred = any(isinstance(part, ast.Starred) for part in node.args)
         spread = any(keyword.arg is None for keyword in node.keywords)
         try:
@@ -143,20 +173,20 @@ class Reader:
             return Made(function)
         try:
             return made(typing.get_type_hints(function).get("return"))
-        except (NameError, TypeError):  # an annotation of a module that is not imported
+        except (NameError, TypeError):  # the annotation's module is not imported
             return UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A method of something made."""
+    """A method of an instance."""
 
     function: typing.Callable
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """An object of a class."""
+    """An instance of a class."""
 
     kind: type
 
@@ -172,18 +202,19 @@ class Made:
 
 
 def made(kind):
-    """What is known of a value with such an annotation: that of classes of the package."""
+    """Return `Made` for an annotation that is a class of the package, else `UNKNOWN`."""
     ours = isinstance(kind, type) and kind.__module__.startswith("keras_transfer")
     return Made(kind) if ours else UNKNOWN
 
 
-def test_the_reader_finds_what_is_wrong():
+def test_the_reader_finds_errors():
     text = """
 data = kt.data.from_directory("flowers/", validation=0.2)
 model = kt.build_modle("mobilenet_v2")
 found = kt.Trainer(model).fit(data, "runs/a", folder="runs/a")
 advice = kt.advise(data, images=3).image
 kt.advise()
+kt.compare(data, "runs/b", backbon="resnet50")
 from keras_transfer.features.extraction import extrakt
 with kt.nothing():
     print(data.nothing, kt.Schedule("a", ()).phase)
@@ -196,6 +227,7 @@ with kt.nothing():
         "'images'",
         "no image",
         "'data'",
+        "no option 'backbon'",
     ):
         assert part in found
     for part in ("no extrakt", "no nothing", "ImageData has no nothing", "Schedule has no phase"):
@@ -206,8 +238,8 @@ COMMAND = typer.main.get_command(app)
 
 
 def read_by_the_command_line(words):
-    """Raises what the command line says of `keras-transfer WORDS`; nothing is run."""
-    words = [re.sub(r"\$\w+", "1", word) for word in words]  # the shell's: any value will do
+    """Parse `keras-transfer WORDS` and raise its errors; nothing is run."""
+    words = [re.sub(r"\$\w+", "1", word) for word in words]  # a shell variable: any value
     with COMMAND.make_context("keras-transfer", words[:1], resilient_parsing=True) as context:
         name, command, rest = COMMAND.resolve_command(context, words)
         if command is None:
@@ -216,7 +248,7 @@ def read_by_the_command_line(words):
 
 
 def shell_lines(program):
-    """(where, words) of each line of a block that calls a program, from its name on."""
+    """Yield (place, words from the program's name on) for each line that calls a program."""
     for block in SHELL:
         for words in commands(block.text):
             if program in words:
@@ -226,18 +258,18 @@ def shell_lines(program):
 def test_command_lines_are_understood():
     wrong = []
     for where, words in shell_lines("keras-transfer"):
-        if "…" in words:  # something is left out: as in sentences
+        if "…" in words:  # abbreviated, as in sentences
             wrong += [f"{where}: {what}" for what in unknown(" ".join(words[1:]))]
             continue
         try:
             read_by_the_command_line(words[1:])
-        except Exception as error:  # of Typer's own click
+        except Exception as error:  # Typer has its own click
             wrong.append(f"{where}: {' '.join(words)}: {error}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_command_lines_in_the_text_name_what_there_is():
-    """`keras-transfer …` in sentences may leave things out; commands and options must exist."""
+    """Commands in sentences may be abbreviated, but commands and options must exist."""
     wrong = [
         f"{name}: {what}"
         for name, text in documents.documents().items()
@@ -248,7 +280,7 @@ def test_command_lines_in_the_text_name_what_there_is():
 
 
 def unknown(code):
-    """The command or the options in `code` that there are not."""
+    """Return the command or the options in `code` that do not exist."""
     name = code.split()[0]
     if name in ("COMMAND", "…") or name.startswith("--"):
         return []
@@ -311,11 +343,7 @@ def test_links_are_found():
 
 
 def test_every_public_name_is_in_the_reference():
-    """docs/api/: `::: path.of.it`, and below it the public name, or "options of" one."""
-    entry = re.compile(r"^::: (\S+)\n    options:\n      heading: (options of )?(kt\.\S+)$", re.M)
-    pages = [text for name, text in documents.documents().items() if name.startswith("docs/api/")]
-    found = [found for text in pages for found in entry.findall(text)]
-    assert len(found) == sum(text.count("\n::: ") for text in pages)
+    found = reference()
     entries = [(path, name) for path, options, name in found if not options]
 
     kt = {f"kt.{name}": getattr(keras_transfer, name) for name in keras_transfer.__all__}
@@ -332,6 +360,4 @@ def test_every_public_name_is_in_the_reference():
     assert {name for name in listed if listed[name] is not public.get(name)} == set()
     everything = [id(value) for value in listed.values()]
     assert {name for name, value in public.items() if id(value) not in everything} == set()
-    for path, options, name in found:
-        if options:
-            assert name in public and dataclasses.is_dataclass(pydoc.locate(path)), path
+    assert {name for _, options, name in found if options} <= set(public)
