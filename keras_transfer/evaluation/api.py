@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration, check_precision
-from keras_transfer.evaluation.measures import compute_metrics
+from keras_transfer.evaluation.measures import compute_metrics, confusion_counts
 from keras_transfer.evaluation.multiclass import measure_classes
 from keras_transfer.evaluation.multilabel import measure_labels
 from keras_transfer.evaluation.outputs import collect, resolve_views
 from keras_transfer.evaluation.regression import measure_values
-from keras_transfer.evaluation.result import Evaluation
+from keras_transfer.evaluation.result import Evaluation, format_value
 from keras_transfer.models.builders import by_head, check_targets, heads_of
 from keras_transfer.utils.tables import Table
 
@@ -51,15 +51,13 @@ def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32
 
 def summarize(heads, labels, outputs) -> dict:
     """Compute the result of `evaluate` from labels and outputs of `collect`."""
-    from sklearn.metrics import confusion_matrix
-
     result = compute_metrics(heads, labels, outputs)
     labels, outputs = by_head(heads, labels), by_head(heads, outputs)
     for name, head in heads.items():
         if head.task == "single_label":
             of_head = result["heads"][name] if "heads" in result else result
-            predicted, classes = outputs[name].argmax(axis=1), range(len(head.names))
-            matrix = confusion_matrix(labels[name], predicted, labels=classes)
+            predicted = outputs[name].argmax(axis=1)
+            matrix = confusion_counts(labels[name], predicted, len(head.names))
             of_head["confusion"] = matrix.tolist()
     return result
 
@@ -175,7 +173,7 @@ def summary_text(result: dict, split: str) -> str:
 
 def _head_text(result, where):
     def metrics(*names):
-        return ", ".join(f"{name} {_cell(result[name], 4)}" for name in names)
+        return ", ".join(f"{name} {format_value(result[name], 4)}" for name in names)
 
     if result["task"] == "single_label":
         low, high = result["accuracy_interval"]
@@ -191,10 +189,8 @@ def _head_text(result, where):
         line = f"{metrics('mae', 'rmse', 'r2')} ({where})"
         kind, rows = "target", result["per_target"]
     columns = list(next(iter(rows.values())))
-    cells = ([name, *(_cell(row[column], 3) for column in columns)] for name, row in rows.items())
+    cells = (
+        [name, *(format_value(row[column]) for column in columns)] for name, row in rows.items()
+    )
     table = Table([kind, *columns], cells, "l" + "r" * len(columns))
     return f"{line}, loss {result['loss']:.4f}", table.text()
-
-
-def _cell(value, digits):
-    return f"{value:.{digits}f}" if isinstance(value, float) else value

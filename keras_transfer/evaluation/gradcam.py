@@ -3,7 +3,6 @@
 arXiv:1610.02391
 """
 
-import weakref
 from collections.abc import Sequence
 
 import keras
@@ -132,10 +131,6 @@ def _output(model, head):
     return name, len(heads[name].names)
 
 
-# Stored outside the backbones, which would track them as layers.
-_cuts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
 def _split(model, stage):
     """Return (prefix, suffix) of the backbone, sharing its weights, cut at the feature map."""
     backbone = backbone_of(model)
@@ -144,16 +139,12 @@ def _split(model, stage):
         raise InputError(
             f"{backbone.name} has {count} stages: stage must be {-count} to {count - 1}, not {stage}."
         )
-    stage %= count
-    cuts = _cuts.setdefault(backbone, {})
-    if stage not in cuts:
-        cut = _feature_map(backbone, stage)
-        prefix = keras.Model(backbone.inputs[0], cut, name=f"{backbone.name}_map")
-        # A backbone without pooling may end in the feature map.
-        at_end = cut is backbone.outputs[0]
-        suffix = keras.layers.Identity() if at_end else keras.Model(cut, backbone.outputs[0])
-        cuts[stage] = prefix, suffix
-    return cuts[stage]
+    cut = _feature_map(backbone, stage % count)
+    prefix = keras.Model(backbone.inputs[0], cut)
+    # A backbone without pooling may end in the feature map.
+    if cut is backbone.outputs[0]:
+        return prefix, keras.layers.Identity()
+    return prefix, keras.Model(cut, backbone.outputs[0])
 
 
 def _feature_map(backbone, stage):

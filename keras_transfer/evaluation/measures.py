@@ -70,12 +70,10 @@ def _head_metrics(head, labels, outputs):
 
 
 def _class_metrics(names, labels, outputs):
-    from sklearn.metrics import precision_recall_fscore_support
-
-    predicted = outputs.argmax(axis=1)
-    classes = np.arange(len(names))
-    per_class = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
-    correct = int((predicted == labels).sum())
+    matrix = confusion_counts(labels, outputs.argmax(axis=1), len(names))
+    hits, support = np.diag(matrix), matrix.sum(axis=1)
+    rates = hit_rates(hits, support, matrix.sum(axis=0))
+    correct = int(hits.sum())
     result = {
         "accuracy": correct / len(labels),
         "accuracy_interval": list(wilson_interval(correct, len(labels))),
@@ -84,45 +82,58 @@ def _class_metrics(names, labels, outputs):
         # Counted, not sorted: sorting a thousand classes would take twice the memory of the outputs.
         above = (outputs > outputs[np.arange(len(labels)), labels][:, None]).sum(axis=1)
         result["top5"] = float((above < 5).mean())
-    columns = ("precision", "recall", "f1", "support")
-    result["per_class"] = _rows(names, dict(zip(columns, per_class)))
-    recall, support = per_class[1], per_class[3]
-    result["balanced_accuracy"] = float(np.mean(recall[support > 0]))
+    result["per_class"] = _rows(names, rates)
+    result["balanced_accuracy"] = float(np.mean(rates["recall"][support > 0]))
     return result
 
 
-def _label_metrics(names, labels, outputs):
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Return the confusion matrix, int [C, C]; rows are true classes, columns predicted ones."""
+    pairs = labels.astype("int64") * classes + predicted
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
-    labels, predicted = labels.astype(int), (outputs > 0).astype(int)
+
+def hit_rates(hits, support, predicted) -> dict[str, np.ndarray]:
+    """Return precision, recall, F1 and support of each class or label; 0 if they are undefined.
+
+    Args:
+        hits: number of correct predictions of each, [C].
+        support: number of examples that have it, [C].
+        predicted: number of examples for which it is predicted, [C].
+    """
+    return {
+        "precision": hits / np.maximum(predicted, 1),
+        "recall": hits / np.maximum(support, 1),
+        "f1": 2 * hits / np.maximum(support + predicted, 1),
+        "support": support,
+    }
+
+
+def _label_metrics(names, labels, outputs):
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    labels, predicted = labels > 0, outputs > 0
     varied = np.flatnonzero(np.ptp(labels, axis=0))
     precision, auc = np.full((2, len(names)), np.nan)
     for i in varied:
         precision[i] = average_precision_score(labels[:, i], outputs[:, i])
         auc[i] = roc_auc_score(labels[:, i], outputs[:, i])
-    correct, support, positive = (labels * predicted).sum(0), labels.sum(0), predicted.sum(0)
-    rows = {
-        "average_precision": precision,
-        "auc": auc,
-        "precision": correct / np.maximum(positive, 1),
-        "recall": correct / np.maximum(support, 1),
-        "f1": 2 * correct / np.maximum(support + positive, 1),
-        "support": support,
-    }
+    counts = [(labels & predicted).sum(axis=0), labels.sum(axis=0), predicted.sum(axis=0)]
+    rates = hit_rates(*counts)
     balanced = [_mean_recall(*column) for column in zip(labels.T, predicted.T)]
     return {
         "map": float(precision[varied].mean()) if len(varied) else None,
         "auc": float(auc[varied].mean()) if len(varied) else None,
-        "f1_macro": float(rows["f1"].mean()),
-        "f1_micro": float(f1_score(labels.ravel(), predicted.ravel(), zero_division=0)),
+        "f1_macro": float(rates["f1"].mean()),
+        "f1_micro": float(hit_rates(*map(np.sum, counts))["f1"]),
         "balanced_accuracy": float(np.mean(balanced)),
-        "per_label": _rows(names, rows),
+        "per_label": _rows(names, {"average_precision": precision, "auc": auc, **rates}),
         "one_class": [name for i, name in enumerate(names) if i not in varied],
     }
 
 
 def _mean_recall(labels, predicted):
-    """Return the mean recall over the values 0 and 1, as far as they occur."""
+    """Return the mean recall over both values of a label, as far as they occur."""
     return np.mean([(predicted[labels == value] == value).mean() for value in np.unique(labels)])
 
 

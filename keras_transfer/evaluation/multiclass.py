@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from keras_transfer.evaluation.calibration import calibration_report
+from keras_transfer.evaluation.measures import confusion_counts, hit_rates
 from keras_transfer.evaluation.outputs import Softmax
 from keras_transfer.evaluation.ranking import (
+    per_name_rows,
     rank_classes,
     risk_coverage,
     threshold_for_precision,
@@ -52,13 +54,10 @@ def measure_classes(
     predicted = probabilities.predicted
     confidence, correct = probabilities.confidence_and_truth(labels)
     truth = np.exp(probabilities.log_of(labels))
-    table, matrix = _per_class(names, labels, predicted)
+    matrix = confusion_counts(labels, predicted, len(names))
+    hits, support = np.diag(matrix), matrix.sum(axis=1)
+    rates = hit_rates(hits, support, matrix.sum(axis=0))
     ranking = rank_classes(probabilities.log_column, lambda c: labels == c, len(names), len(labels))
-    for i, row in enumerate(table.values()):
-        row["auc"] = number(ranking.auc[i])
-        row["average_precision"] = number(ranking.average_precision[i])
-    support = matrix.sum(axis=1)
-    recall, f1 = (np.array([row[key] for row in table.values()]) for key in ("recall", "f1"))
     rank = probabilities.rank_of(labels)
     (f1_macro,) = bootstrap(_macro_f1(labels, predicted, len(names)), len(labels))
 
@@ -84,12 +83,12 @@ def measure_classes(
         "images": len(labels),
         "accuracy": share(int(correct.sum()), len(correct)),
         "top5": share(int((rank < 5).sum()), len(rank)) if len(names) > 5 else None,
-        "balanced_accuracy": number(recall[support > 0].mean()),
+        "balanced_accuracy": number(rates["recall"][support > 0].mean()),
         "f1_macro": f1_macro,
-        "f1_weighted": number(f1 @ support / support.sum()),
+        "f1_weighted": number(rates["f1"] @ support / support.sum()),
         "auc": ranking.macro_auc,
         "average_precision": ranking.macro_precision,
-        "per_class": table,
+        "per_class": per_name_rows(names, hits, rates, ranking),
         "absent": [name for name, n in zip(names, support) if not n],
         "confusion": matrix.tolist(),
         "confused": confused_pairs(names, matrix),
@@ -115,26 +114,6 @@ def measure_classes(
     return document, rows
 
 
-def _per_class(names, labels, predicted):
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    classes = np.arange(len(names))
-    columns = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
-    matrix = confusion_matrix(labels, predicted, labels=classes)
-    table = {}
-    for i, (name, precision, recall, f1, support) in enumerate(zip(names, *columns)):
-        ends = share(int(matrix[i, i]), int(support))
-        table[name] = {
-            "precision": number(precision),
-            "recall": number(recall),
-            "recall_low": ends["low"],
-            "recall_high": ends["high"],
-            "f1": number(f1),
-            "support": int(support),
-        }
-    return table, matrix
-
-
 def _macro_f1(labels, predicted, classes):
     """Return a function from how often each image is drawn to the mean F1 of classes that occur."""
     correct = labels == predicted
@@ -142,8 +121,7 @@ def _macro_f1(labels, predicted, classes):
     def statistic(counts):
         support, positive = (np.bincount(c, counts, minlength=classes) for c in (labels, predicted))
         hits = np.bincount(labels, counts * correct, minlength=classes)
-        present = support > 0
-        return (2 * hits[present] / (support + positive)[present]).mean()
+        return hit_rates(hits, support, positive)["f1"][support > 0].mean()
 
     return statistic
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from keras_transfer.evaluation.calibration import calibration_report
+from keras_transfer.evaluation.measures import hit_rates
 from keras_transfer.evaluation.outputs import Sigmoid
-from keras_transfer.evaluation.ranking import best_f1_thresholds, rank_classes
+from keras_transfer.evaluation.ranking import best_f1_thresholds, per_name_rows, rank_classes
 from keras_transfer.evaluation.slices import measure_slices
 from keras_transfer.utils.statistics import bootstrap, number, share
 
@@ -44,7 +45,11 @@ def measure_labels(
     ranking = rank_classes(lambda i: logits[:, i], lambda i: labels[:, i], len(names), len(labels))
     fitted = calibration.get("label_thresholds")
     thresholds = best_f1_thresholds(labels, scores) if fitted is None else np.asarray(fitted)
-    table = _per_label(names, labels, predicted, scores, thresholds, ranking)
+    rates, best_rates = (
+        hit_rates((labels & positive).sum(axis=0), labels.sum(axis=0), positive.sum(axis=0))
+        for positive in (predicted, scores > thresholds)
+    )
+    columns = {"threshold": thresholds, "f1_best": best_rates["f1"]}
     f1_macro, f1_micro = bootstrap(_macro_and_micro_f1(labels, predicted), len(labels))
     exact = (predicted == labels).all(axis=1)
     document = {
@@ -55,10 +60,12 @@ def measure_labels(
         "auc": ranking.macro_auc,
         "f1_macro": f1_macro,
         "f1_micro": f1_micro,
-        "f1_macro_best": number(np.mean([row["f1_best"] for row in table.values()])),
+        "f1_macro_best": number(best_rates["f1"].mean()),
         "exact": share(int(exact.sum()), len(exact)),
         "thresholds_chosen_here": fitted is None,
-        "per_label": table,
+        "per_label": per_name_rows(
+            names, (labels & predicted).sum(axis=0), rates, ranking, columns
+        ),
         "one_class": [name for i, name in enumerate(names) if i not in ranking.ranked],
         "curves": ranking.curves(),
         "calibration": calibration_report(probabilities, labels, temperature),
@@ -75,43 +82,15 @@ def measure_labels(
     return document, rows
 
 
-def _per_label(names, labels, predicted, scores, thresholds, ranking):
-    predicted_best = scores > thresholds
-    correct, support, positive = (labels & predicted).sum(0), labels.sum(0), predicted.sum(0)
-    f1 = _f1(correct, support, positive)
-    f1_best = _f1((labels & predicted_best).sum(0), support, predicted_best.sum(0))
-    table = {}
-    for i, name in enumerate(names):
-        recall = share(int(correct[i]), int(support[i]))
-        table[name] = {
-            "average_precision": number(ranking.average_precision[i]),
-            "auc": number(ranking.auc[i]),
-            "precision": number(correct[i] / max(positive[i], 1)),
-            "recall": recall["value"],
-            "recall_low": recall["low"],
-            "recall_high": recall["high"],
-            "f1": number(f1[i]),
-            "support": int(support[i]),
-            "threshold": number(thresholds[i]),
-            "f1_best": number(f1_best[i]),
-        }
-    return table
-
-
 def _macro_and_micro_f1(labels, predicted):
     """Return a function from how often each image is drawn to macro and micro F1."""
     columns = np.hstack([labels & predicted, labels, predicted]).astype("float64")
 
-    def statistic(counts):
-        correct, support, positive = np.split(counts @ columns, 3)
-        macro = _f1(correct, support, positive).mean()
-        return macro, _f1(correct.sum(), support.sum(), positive.sum())
+    def statistic(draws):
+        counts = np.split(draws @ columns, 3)
+        return hit_rates(*counts)["f1"].mean(), hit_rates(*map(np.sum, counts))["f1"]
 
     return statistic
-
-
-def _f1(correct, support, positive):
-    return 2 * correct / np.maximum(support + positive, 1)
 
 
 def _mistakes(names, labels, predicted, scores, paths, most):

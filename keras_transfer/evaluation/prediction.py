@@ -30,14 +30,6 @@ class Prediction:
     score: float
     top: tuple[tuple[str, float], ...]
 
-    def _cells(self):
-        top = [(f"top{i + 1}", f"{name}={score:.6f}") for i, (name, score) in enumerate(self.top)]
-        return [("label", self.label), ("score", f"{self.score:.6f}"), *top]
-
-    def _document(self):
-        top = [{"label": name, "score": score} for name, score in self.top]
-        return {"label": self.label, "score": self.score, "top": top}
-
 
 @dataclass(frozen=True)
 class LabelsPrediction:
@@ -53,13 +45,6 @@ class LabelsPrediction:
     labels: tuple[str, ...]
     scores: dict[str, float]
 
-    def _cells(self):
-        scores = [(name, f"{score:.6f}") for name, score in self.scores.items()]
-        return [("labels", SEPARATOR.join(self.labels)), *scores]
-
-    def _document(self):
-        return {"labels": list(self.labels), "scores": self.scores}
-
 
 @dataclass(frozen=True)
 class ValuesPrediction:
@@ -72,12 +57,6 @@ class ValuesPrediction:
 
     path: str
     values: dict[str, float]
-
-    def _cells(self):
-        return [(name, f"{value:.7g}") for name, value in self.values.items()]
-
-    def _document(self):
-        return {"values": self.values}
 
 
 @dataclass(frozen=True)
@@ -92,41 +71,8 @@ class HeadsPrediction:
     path: str
     heads: dict[str, Prediction | LabelsPrediction | ValuesPrediction]
 
-    def _cells(self):
-        return [
-            (f"{name}_{column}", cell)
-            for name, one in self.heads.items()
-            for column, cell in one._cells()
-        ]
-
-    def _document(self):
-        return {"heads": {name: one._document() for name, one in self.heads.items()}}
-
 
 AnyPrediction = Prediction | LabelsPrediction | ValuesPrediction | HeadsPrediction
-
-
-def _class_prediction(path, names, scores):
-    order = np.argsort(-scores, kind="stable")[:5]
-    top = tuple((names[i], float(scores[i])) for i in order)
-    return Prediction(path, *top[0], top)
-
-
-def _labels_prediction(path, names, scores):
-    order = np.argsort(-scores, kind="stable")
-    labels = tuple(names[i] for i in order if scores[i] > 0.5)
-    return LabelsPrediction(path, labels, dict(zip(names, scores.tolist())))
-
-
-def _values_prediction(path, names, scores):
-    return ValuesPrediction(path, dict(zip(names, scores.tolist())))
-
-
-_PREDICTIONS = {
-    "single_label": _class_prediction,
-    "multi_label": _labels_prediction,
-    "regression": _values_prediction,
-}
 
 
 def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction], list[Skipped]]:
@@ -155,14 +101,24 @@ def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction],
     for name, values in by_head(heads, outputs).items():
         head = heads[name]
         scores = keras.ops.convert_to_numpy(head.scores(values))
-        make = _PREDICTIONS[head.task]
-        by_name[name] = [make(path, head.names, row) for path, row in zip(good.names, scores)]
+        by_name[name] = [_prediction(path, head, row) for path, row in zip(good.names, scores)]
     if len(heads) == 1:
         return by_name.popitem()[1], skipped
     rows = zip(*by_name.values())
     return [
         HeadsPrediction(path, dict(zip(by_name, row))) for path, row in zip(good.names, rows)
     ], skipped
+
+
+def _prediction(path, head, scores):
+    order = np.argsort(-scores, kind="stable")
+    if head.task == "single_label":
+        top = tuple((head.names[i], float(scores[i])) for i in order[:5])
+        return Prediction(path, *top[0], top)
+    by_name = dict(zip(head.names, scores.tolist()))
+    if head.task == "regression":
+        return ValuesPrediction(path, by_name)
+    return LabelsPrediction(path, tuple(head.names[i] for i in order if scores[i] > 0.5), by_name)
 
 
 def predictions_csv(predictions: list[AnyPrediction]) -> str:
@@ -174,14 +130,44 @@ def predictions_csv(predictions: list[AnyPrediction]) -> str:
     """
     from keras_transfer.utils.files import csv_text
 
-    rows = [[("path", p.path), *p._cells()] for p in predictions]
+    rows = [[("path", p.path), *_cells(p)] for p in predictions]
     header = [column for column, _ in rows[0]] if rows else ["path"]
     return csv_text(header, ([cell for _, cell in row] for row in rows))
+
+
+def _cells(prediction):
+    """Return (column, text) pairs; names may be equal to those of other columns."""
+    match prediction:
+        case Prediction(label=label, score=score, top=top):
+            others = [(f"top{i}", f"{name}={s:.6f}") for i, (name, s) in enumerate(top, 1)]
+            return [("label", label), ("score", f"{score:.6f}"), *others]
+        case LabelsPrediction(labels=labels, scores=scores):
+            each = [(name, f"{score:.6f}") for name, score in scores.items()]
+            return [("labels", SEPARATOR.join(labels)), *each]
+        case ValuesPrediction(values=values):
+            return [(name, f"{value:.7g}") for name, value in values.items()]
+    return [
+        (f"{name}_{column}", cell)
+        for name, one in prediction.heads.items()
+        for column, cell in _cells(one)
+    ]
 
 
 def predictions_json(predictions: list[AnyPrediction], skipped: list[Skipped]) -> dict:
     """Return predictions and skipped files as plain data for JSON."""
     return {
-        "predictions": [{"path": p.path, **p._document()} for p in predictions],
+        "predictions": [{"path": p.path, **_document(p)} for p in predictions],
         "skipped": [{"path": str(Path(s.path)), "reason": s.reason} for s in skipped],
     }
+
+
+def _document(prediction):
+    match prediction:
+        case Prediction(label=label, score=score, top=top):
+            others = [{"label": name, "score": s} for name, s in top]
+            return {"label": label, "score": score, "top": others}
+        case LabelsPrediction(labels=labels, scores=scores):
+            return {"labels": list(labels), "scores": scores}
+        case ValuesPrediction(values=values):
+            return {"values": values}
+    return {"heads": {name: _document(one) for name, one in prediction.heads.items()}}

@@ -99,6 +99,37 @@ def rank_classes(
     return Ranking(auc, precision, macro, roc, pr)
 
 
+def per_name_rows(names, hits, rates: dict, ranking: Ranking, columns: dict | None = None) -> dict:
+    """Return one row per class or label as plain data.
+
+    Args:
+        names: the C classes or labels.
+        hits: number of correct predictions of each, int [C].
+        rates: result of `measures.hit_rates`.
+        ranking: of the same classes.
+        columns: further columns [C].
+
+    Returns:
+        Name → precision, recall with its Wilson interval (`recall_low`, `recall_high`), F1,
+        support, AUC, average precision and the further columns.
+    """
+    rows = {}
+    for i, name in enumerate(names):
+        ends = share(int(hits[i]), int(rates["support"][i]))
+        rows[name] = {
+            "precision": number(rates["precision"][i]),
+            "recall": number(rates["recall"][i]),
+            "recall_low": ends["low"],
+            "recall_high": ends["high"],
+            "f1": number(rates["f1"][i]),
+            "support": number(rates["support"][i]),
+            "auc": number(ranking.auc[i]),
+            "average_precision": number(ranking.average_precision[i]),
+            **{key: number(values[i]) for key, values in (columns or {}).items()},
+        }
+    return rows
+
+
 def _auc(scores, positive):
     """Return (area under the ROC curve, contribution of each example to its error).
 

@@ -117,37 +117,37 @@ _CALIBRATION = {
 }
 
 
-def summary_table(head: dict) -> Table:
-    """Return the metrics of one head with their intervals; for numbers one row per target."""
+def summary_values(head: dict) -> dict:
+    """Return the main metrics of one head: title → a number, or an interval as a dict."""
     if head["task"] == "regression":
-        kinds = list(next(iter(head["per_target"].values())))
-        rows = (
-            (name, *(format_value(row[kind], 4) for kind in kinds))
+        return {
+            f"{name}: {kind}": value
             for name, row in head["per_target"].items()
-        )
-        return Table(("target", *kinds), rows, "l" + "r" * len(kinds))
-    values = [
-        (title, head[key]) for key, title in _SUMMARY[head["task"]].items() if head[key] is not None
-    ]
+            for kind, value in row.items()
+        }
+    values = {title: head[key] for key, title in _SUMMARY[head["task"]].items()}
     if "abstention" in head:
-        values.append(("AURC", head["abstention"]["aurc"]))
+        values["AURC"] = head["abstention"]["aurc"]
     calibration = head["calibration"]
     if calibration["after"] is None:
-        values += [(title, calibration["before"][key]) for key, title in _CALIBRATION.items()]
+        values |= {title: calibration["before"][key] for key, title in _CALIBRATION.items()}
     else:
-        values.append(("temperature", calibration["temperature"]))
+        values["temperature"] = calibration["temperature"]
         for when in ("before", "after"):
-            values += [
-                (f"{title}, {when} scaling", calibration[when][key])
-                for key, title in _CALIBRATION.items()
-            ]
+            for key, title in _CALIBRATION.items():
+                values[f"{title}, {when} scaling"] = calibration[when][key]
+    return {title: value for title, value in values.items() if value is not None}
+
+
+def summary_table(head: dict) -> Table:
+    """Return a table of the main metrics of one head, with their intervals."""
     rows = []
-    for title, value in values:
-        interval = value if isinstance(value, dict) else {"value": value, "low": None}
-        ends = "" if interval["low"] is None else _format_ends(interval, 4)
-        if "by_chance" in interval and ends:
-            ends += f" (by chance up to {interval['by_chance']:.4f})"
-        rows.append((title, format_value(interval["value"], 4), ends))
+    for title, value in summary_values(head).items():
+        value = value if isinstance(value, dict) else {"value": value, "low": None}
+        ends = "" if value["low"] is None else _format_ends(value, 4)
+        if "by_chance" in value and ends:
+            ends += f" (by chance up to {value['by_chance']:.4f})"
+        rows.append((title, format_value(value["value"], 4), ends))
     return Table(("metric", "value", "95 % interval"), rows, "lrl")
 
 

@@ -94,16 +94,17 @@ def _name(path):
 
 
 def _key_numbers(metrics):
+    """Return (title, value, interval) of the most important metrics."""
     adaptation = metrics["adaptation"]
     last = adaptation["selection"]["epochs"][-1]["epoch"]
-    numbers = {"selected epoch": f"{adaptation['epoch']} of {last} ({adaptation['keep']})"}
-    if metrics["val"]:
-        numbers["accuracy, source validation"] = f"{100 * metrics['val']['accuracy']:.1f} %"
-    if adaptation["target"]:
-        low, high = adaptation["target"]["accuracy_interval"]
-        numbers["accuracy, target"] = f"{100 * adaptation['target']['accuracy']:.1f} %"
-        numbers["95 % interval"] = f"{100 * low:.1f}–{100 * high:.1f} %"
-    return {**numbers, "training time": f"{metrics['wall_seconds']:.0f} s"}
+    numbers = [("selected epoch", f"{adaptation['epoch']} of {last} ({adaptation['keep']})", "")]
+    domains = {"source validation": metrics["val"], "target": adaptation["target"]}
+    for domain, result in domains.items():
+        if result:
+            low, high = result["accuracy_interval"]
+            interval = f"[{low:.3f}, {high:.3f}]"
+            numbers.append((f"accuracy, {domain}", f"{result['accuracy']:.3f}", interval))
+    return [*numbers, ("training time", f"{metrics['wall_seconds']:.0f} s", "")]
 
 
 def _target_accuracies(selector):

@@ -11,6 +11,7 @@ from keras_transfer.data.examples import ImageData
 from keras_transfer.data.sources import open_data
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
+from keras_transfer.evaluation.result import format_value, summary_values
 from keras_transfer.reporting import training_curves
 from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery_items
 from keras_transfer.reporting.page import render, skipped_files
@@ -158,7 +159,7 @@ def _measured_on(config, document, note):
         return f"Measured on the run's own validation images only. {note or ''}".strip()
     text = f"Measured on {document['images']} images of {document['split']}"
     if document["skipped"]:
-        text += f"; {document['skipped']} files of the data cannot be read"
+        text += f"; {document['skipped']} of the data's files cannot be read"
     text += "."
     if document["split"] == "val" and config["keep"] == "best":
         text += (
@@ -175,35 +176,20 @@ def _measured_on(config, document, note):
 
 
 def _key_numbers(metrics, document):
-    numbers: dict[str, str] = {}
+    """Return (title, value, interval) of the most important metrics."""
+    numbers = []
     if document is not None:
         where = {"val": "validation", "all": "all images"}.get(document["split"], document["split"])
         for name, head in document["heads"].items():
             of = f"{printable(name)}: " if len(document["heads"]) > 1 else ""
-            numbers |= {of + key: value for key, value in _head_numbers(head, where)}
+            for title, value in list(summary_values(head).items())[:3]:
+                text, _, interval = format_value(value).partition(" ")
+                numbers.append((f"{of}{printable(title)}, {where}", text, interval))
     else:
         for key in ("accuracy", "map", "mae", "loss"):
             if (value := (metrics["val"] or {}).get(key)) is not None:
-                numbers[f"{key}, validation"] = f"{value:.4g}"
-    return {**numbers, "training time": f"{metrics['wall_seconds']:.0f} s"}
-
-
-def _head_numbers(head, where):
-    if head["task"] == "single_label":
-        value, low, high = (100 * head["accuracy"][key] for key in ("value", "low", "high"))
-        yield f"accuracy, {where}", f"{value:.1f} %"
-        yield "95 % interval", f"{low:.1f}–{high:.1f} %"
-        if head["top5"]:
-            yield "top-5 accuracy", f"{100 * head['top5']['value']:.1f} %"
-        if head["f1_macro"]["value"] is not None:
-            yield "F1, macro", f"{head['f1_macro']['value']:.3f}"
-    elif head["task"] == "multi_label":
-        if head["map"] is not None:
-            yield f"mean average precision, {where}", f"{head['map']:.3f}"
-        yield "all labels correct", f"{100 * head['exact']['value']:.1f} %"
-    else:
-        for name, row in list(head["per_target"].items())[:3]:
-            yield f"{printable(name)}: mean absolute error, {where}", f"{row['mae']['value']:.4g}"
+                numbers.append((f"{key}, validation", f"{value:.4g}", ""))
+    return [*numbers, ("training time", f"{metrics['wall_seconds']:.0f} s", "")]
 
 
 def _facts(config, metrics, model):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_transfer.errors import InputError
-from keras_transfer.evaluation.result import format_value
+from keras_transfer.evaluation.result import format_value, summary_values
 from keras_transfer.reporting.page import COLORS, render
 from keras_transfer.reporting.run_report import data_name
 from keras_transfer.reporting.training_curves import comparison_curves
@@ -77,24 +77,44 @@ def _data_text(runs):
 def _metrics(names, runs):
     documents = [run.evaluation for run in runs]
     if None not in documents and len({(d["split"], d["images"]) for d in documents}) == 1:
-        rows = [_document_row(document) for document in documents]
+        columns = [dict(_measured(document["heads"])) for document in documents]
         text = (
             f"On {documents[0]['images']} images of {documents[0]['split']}, as measured by the "
             "report of each run."
         )
     else:
-        rows = [dict(_final_metrics(run.metrics["val"])) for run in runs]
+        columns = [dict(_final(run.metrics["val"])) for run in runs]
         text = (
             "On each run's validation images, at the end of training. After `keras-transfer report "
             "RUN` for each run, there are more metrics and intervals."
         )
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row))
-    cells = ([name, *(row.get(kind) for kind in kinds)] for name, row in zip(names, rows))
+    titles = dict.fromkeys(title for column in columns for title in column)
+    rows = ([title, *(column.get(title) for column in columns)] for title in titles)
     text += (
         " The 95 % intervals are for each run alone: where two do not overlap, the runs differ "
         "significantly."
     )
-    return text, Table(["run", *kinds], cells, "l" + "r" * len(kinds))
+    return text, Table(["metric", *names], rows, "l" + "r" * len(names))
+
+
+def _measured(heads):
+    """Yield (title, text) of the metrics in an evaluation."""
+    for name, head in heads.items():
+        of = f"{name}: " if len(heads) > 1 else ""
+        for title, value in summary_values(head).items():
+            yield of + title, format_value(value, 4)
+
+
+def _final(val, of=""):
+    """Yield (title, text) of the metrics in `val` of metrics.json."""
+    for key, value in val.items():
+        if key == "heads":
+            for name, head in value.items():
+                yield from _final(head, f"{name}: ")
+        elif isinstance(value, float):
+            low, high = val.get(f"{key}_interval", (None, None))
+            title = key.replace("_", " ")
+            yield of + title, format_value({"value": value, "low": low, "high": high}, 4)
 
 
 def _times(names, runs):
@@ -104,44 +124,6 @@ def _times(names, runs):
         epochs = sum(phase["epochs"] for phase in metrics["phases"])
         rows.append((name, f"{metrics['wall_seconds']:.0f} s", metrics["best_epoch"], epochs))
     return Table(("run", "training time", "selected epoch", "epochs"), rows, "lrrr")
-
-
-_TITLES = {
-    "accuracy": "accuracy",
-    "top5": "top-5 accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1_macro": "F1, macro",
-    "map": "mean average precision",
-    "exact": "all labels correct",
-    "auc": "AUC",
-}
-
-
-def _document_row(document):
-    row = {}
-    for name, head in document["heads"].items():
-        of = f"{name}: " if len(document["heads"]) > 1 else ""
-        for key, title in _TITLES.items():
-            if head.get(key) is not None:
-                row[of + title] = format_value(head[key], 4)
-        for target, kinds in head.get("per_target", {}).items():
-            row |= {f"{of}{target}: {kind}": format_value(v, 4) for kind, v in kinds.items()}
-        if calibration := head.get("calibration"):
-            ece = (calibration["after"] or calibration["before"])["ece"]
-            row[f"{of}ECE"] = format_value(ece, 4)
-    return row
-
-
-def _final_metrics(val, of=""):
-    """Yield (title, text) of the numbers in `val` of metrics.json, with the accuracy's interval."""
-    for key, value in val.items():
-        if key == "heads":
-            for name, head in value.items():
-                yield from _final_metrics(head, f"{name}: ")
-        elif isinstance(value, float):
-            low, high = val.get(f"{key}_interval", (None, None))
-            interval = {"value": value, "low": low, "high": high}
-            yield of + _TITLES.get(key, key), format_value(interval, 4)
 
 
 def _settings(names, runs):
