@@ -113,7 +113,7 @@ def _label_metrics(names, labels, outputs):
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     labels, predicted = labels > 0, outputs > 0
-    varied = np.flatnonzero(np.ptp(labels, axis=0))
+    varied = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
     precision, auc = np.full((2, len(names)), np.nan)
     for i in varied:
         precision[i] = average_precision_score(labels[:, i], outputs[:, i])

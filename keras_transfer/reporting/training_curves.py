@@ -14,35 +14,19 @@ _SHARES = ("accuracy", "top5", "map", "auc", "f1")  # their axis ends at 1
 
 
 def phase_table(plan, metrics: dict) -> Table:
-    """Return a table with one row per phase.
+    """Return the table of a plan, with what each phase did.
 
     Args:
         plan: `Plan` of the run's schedule.
         metrics: `Run.metrics`.
     """
-    rows = []
-    for planned, result in zip(plan.phases, metrics["phases"]):
-        phase = planned.phase
-        closed = phase.solver == "logistic"
-        rates = [f"{phase.learning_rate * rate:.3g}" for rate in planned.rates if rate] or ["–"]
-        rows.append(
-            (
-                phase.name,
-                f"{planned.frozen} of {len(planned.rates)} stages",
-                f"{result['trainable_parameters']:,}",
-                f"{result['epochs']} of {planned.epochs}",
-                planned.image_size,
-                planned.batch_size,
-                "closed form" if closed else phase.shape,
-                "–" if closed else f"{phase.learning_rate * planned.head_rate:.3g}",
-                rates[-1],
-                rates[0],
-                f"{result['wall_seconds']:.1f} s",
-            )
-        )
-    header = ("phase", "frozen", "trainable weights", "epochs", "px", "batch", "schedule")
-    header += ("head rate", "last stage rate", "first stage rate", "time")
-    return Table(header, rows, "llrrrrlrrrr")
+    planned = plan.phase_table()
+    rows = [
+        [*row, f"{done['trainable_parameters']:,}", done["epochs"], f"{done['wall_seconds']:.1f} s"]
+        for row, done in zip(planned.cells, metrics["phases"])
+    ]
+    header = [*planned.header, "trained weights", "trained epochs", "time"]
+    return Table(header, rows, f"{planned.align}rrr")
 
 
 def rate_figure(plan) -> dict | None:

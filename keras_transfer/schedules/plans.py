@@ -382,7 +382,11 @@ class Plan:
         return sum(planned.epochs for planned in self.phases)
 
     def table(self) -> str:
-        """Return one line of text per phase: what is frozen, how long, which rates, and the rest."""
+        """Return `phase_table` as text."""
+        return self.phase_table().text()
+
+    def phase_table(self) -> Table:
+        """Return a row per phase: what is frozen, how long, which rates, and the rest."""
         rows = []
         for p in self.phases:
             closed = p.phase.solver == "logistic"
@@ -392,7 +396,7 @@ class Plan:
                     p.phase.name,
                     f"{p.frozen} of {len(p.rates)}",
                     *(p.epochs, p.steps, p.image_size, p.batch_size),
-                    "closed" if closed else p.phase.shape,
+                    "closed form" if closed else p.phase.shape,
                     "-" if closed else f"{p.phase.learning_rate * p.head_rate:.3g}",
                     *(trained[-1], trained[0]),
                     ", ".join(differences(p.phase, without=_COLUMNS)),
@@ -400,7 +404,7 @@ class Plan:
             )
         header = ("phase", "frozen", "epochs", "steps", "px", "batch", "shape")
         header += ("rate: head", "last stage", "first", "more")
-        return Table(header, rows, "llrrrrlrrrl").text()
+        return Table(header, rows, "llrrrrlrrrl")
 
     def draw(self, path) -> None:
         """Plot the rate of each stage over the epochs into a PNG file; grey means frozen."""
