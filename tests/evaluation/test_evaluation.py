@@ -95,7 +95,7 @@ def test_inputs_that_cannot_be_measured(colours, tmp_path):
         evaluate(model_for(), data, "test")
     with pytest.raises(InputError, match="does not know: green, red"):
         labeled_images(colours, ("blue", "yellow"))
-    with pytest.raises(InputError, match="is regression, but the data are single_label"):
+    with pytest.raises(InputError, match="is regression, but the data is single_label"):
         evaluate(build_model(small_backbone(), Regression("x"), image_size=32), data)
     (tmp_path / "bad.png").write_bytes(b"no")
     with pytest.raises(InputError, match="No readable image"):

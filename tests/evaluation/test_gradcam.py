@@ -182,7 +182,7 @@ def test_what_is_refused(rng):
         with pytest.raises(InputError, match=words):
             grad_cam(model, **{"images": images, **wrong})
     plain = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()])
-    with pytest.raises(InputError, match="head of keras_transfer"):
+    with pytest.raises(InputError, match="no keras_transfer head"):
         grad_cam(plain, images)
 
 
