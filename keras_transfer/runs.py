@@ -67,6 +67,7 @@ class Run:
     Attributes:
         path: the directory.
         model_path, report_path: files of the model and of the report.
+        feature_maps_path: feature maps of an adaptation, for its report.
         split_path: table of the splits, for `split_file`.
         state_path: folder of the checkpoint, which is deleted when the run is finished.
         tensorboard_path: folder of event files for TensorBoard, if they were requested.
@@ -76,6 +77,7 @@ class Run:
         self.path = Path(path)
         self.model_path = self.path / MODEL
         self.report_path = self.path / REPORT
+        self.feature_maps_path = self.path / FEATURE_MAPS
         self.split_path = self.path / SPLIT
         self.state_path = self.path / STATE
         self.tensorboard_path = self.path / TENSORBOARD

@@ -60,7 +60,6 @@ def adapt(
 ):
     """Adapt a model to unlabelled images of TARGET, with labelled images of SOURCE."""
     from keras_transfer.adaptation.run import Adaptation, result_line
-    from keras_transfer.reporting import write_report
     from keras_transfer.schedules.recipes import AUTO
 
     config = settings.config
@@ -81,6 +80,8 @@ def adapt(
     )
     print(adaptation.describe(), file=sys.stderr)
     load_keras()
+    from keras_transfer.reporting import write_report
+
     with interruption_reported():
         run = adaptation.run()
     write_report(run)
