@@ -31,7 +31,7 @@ def auto_trainer(model: keras.Model, **options) -> Trainer:
     """Return a `Trainer` whose schedule and augmentation the advisor chooses for the data.
 
     It decides on the first data that `fit` or `plan` receives; the model's weights stay as they
-    are. A resumed run keeps the schedule that it began with.
+    are. A resumed run continues with the schedule that it began with.
 
     Args:
         model: from `build_model`.

@@ -22,7 +22,7 @@ class Score:
         value: the score, or None if it cannot be computed.
         error: standard error over the examples.
         chance: the score expected for labels that are unrelated to the examples.
-        note: why there is no value.
+        note: the reason for a missing value.
         residuals: influence of each of the G examples on the value, with mean zero.
         share: True for accuracies, whose error is positive even if every example is correct.
     """
@@ -139,7 +139,7 @@ class Ranking:
 
     Attributes:
         by: key of the score that determines the order.
-        rows: the scores; in the order passed if there is no signal.
+        rows: the scores; in the order passed without a signal.
         p_value: of the best backbone, corrected for the number of backbones.
         behind: for each row, key → (difference from the best backbone in that score, its standard
             error).
@@ -209,15 +209,14 @@ def rank_scores(scores: Sequence[Scores], *, by: str = "probe") -> Ranking:
 
     Each difference is compared with its own standard error, from the examples in pairs. The signal
     is tested over all backbones together: the best of them on the true labels against the best of
-    them on each shuffle. Without a signal there is no order.
+    them on each shuffle. Without a signal, the order is that of `scores`.
 
     Args:
         scores: from `score_backbone` or `score_features`, with the same sample and seed.
         by: a key of `SCORES`.
 
     Raises:
-        InputError: there are no scores, they are from different samples, or a backbone has no
-            score `by`.
+        InputError: `scores` is empty, the samples differ, or a backbone lacks the score `by`.
     """
     if not scores:
         raise InputError("Nothing to rank. Pass the scores of at least one backbone.")

@@ -175,7 +175,7 @@ def _measure_shift(backbone, sample):
 def _divergence(mean, variance, mean0, variance0, epsilon):
     """Return KL(N(mean, variance) ‖ N(mean0, variance0)) per channel.
 
-    Epsilon keeps channels that are nearly constant from dominating.
+    Epsilon prevents nearly constant channels from dominating.
     """
     variance, variance0 = variance + epsilon, variance0 + epsilon
     ratio = variance / variance0
