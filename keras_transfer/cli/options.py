@@ -110,17 +110,19 @@ def takes(*names: str) -> Callable:
     return decorate
 
 
+def _choice(name: str, values: tuple[str, ...]):
+    return StrEnum(name, values)  # type: ignore[misc]
+
+
 def _option(name: str):
     """Make the annotation of one setting's option."""
     spec = _SETTINGS[name]
     rule = spec.metadata
     kind: Any = TYPES[name]
-    if name in _REPEATED:
-        kind = list[str]
-    elif rule["choices"]:
-        kind = StrEnum(name, rule["choices"])
-    elif kind is Any:
-        kind = str
+    if rule["choices"]:
+        kind = _choice(name, rule["choices"])
+    elif name in _REPEATED or kind is Any:
+        kind = list[str] if name in _REPEATED else str
     default = getattr(TrainConfig(), name)
     help = rule["help"]
     if default not in (None, {}):

@@ -47,8 +47,14 @@ def open_labeled(
     if path.suffix.lower() not in TABLES:
         if isinstance(known, dict):
             raise InputError(f"{path} is a folder, which cannot label several heads: pass a table.")
-        options = {"split": split, "split_file": split_file, "task": known.task}
-        return labeled_images(path, known.names, **options, progress=progress)
+        return labeled_images(
+            path,
+            known.names,
+            split=split,
+            split_file=split_file,
+            task=known.task,
+            progress=progress,
+        )
     columns = {name: value for name, value in (columns or {}).items() if value is not None}
     columns.pop("group_column", None)
     if isinstance(known, Target) and known.task == "multi_label":

@@ -272,7 +272,9 @@ def divide(
         left_out = relative_paths((item.path for item in skipped), root)
         splits = rule.assign(whole, relative_paths(whole.names, root), given, target, left_out)
         examples = {name: whole.take(np.flatnonzero(splits == name)) for name in set(splits)}
-    in_order = {name: examples[name] for name in ("train", "val", "test") if name in examples}
+    in_order: dict[str, Examples] = {
+        name: examples[name] for name in ("train", "val", "test") if name in examples
+    }
     names = () if isinstance(target, dict) else target.names
     return ImageData(names, in_order, skipped, str(root), target)
 

@@ -123,7 +123,7 @@ def check_other_size(model: keras.Model, image_size: int) -> None:
 def summary(model: keras.Model) -> str:
     """Return a table of parameters and trainable parameters, one line per stage and for the head."""
     stages = backbone_of(model).stages
-    rows = [
+    rows: list[tuple] = [
         (
             stage.index + 1,
             stage.name,

@@ -108,7 +108,7 @@ def gallery(items: Sequence[Item], shots: dict[str, Shot], budget: Budget) -> di
     for item in items:
         shot = shots.get(item.path)
         thumbnail = _thumbnail(item, shot, side) if shot and budget.left else None
-        if thumbnail is None or not budget.spend(_size(thumbnail)):
+        if shot is None or thumbnail is None or not budget.spend(_size(thumbnail)):
             rest.append(item)
             continue
         thumbnails.append(thumbnail)

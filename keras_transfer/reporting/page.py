@@ -11,12 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 from keras_transfer.evaluation.plots import COLORS, GRAY
 from keras_transfer.utils.tables import Table, printable
 
 _TEXT_COLOR = "#0a0b0c"  # replaced by the text color of the page; nothing else has this color
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
         _TEXT_COLOR,

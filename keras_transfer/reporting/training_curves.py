@@ -51,7 +51,7 @@ def metric_title(name: str) -> str:
 
 def curves(history: list[dict], best_epoch: int) -> list[dict]:
     """Return a figure per metric: training and validation, the phases and the selected epoch."""
-    starts = []
+    starts: list[tuple] = []
     for row in history:
         if not starts or starts[-1][1] != row["phase"]:
             starts.append((row["epoch"], row["phase"]))
