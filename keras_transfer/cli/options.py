@@ -111,7 +111,7 @@ def takes(*names: str) -> Callable:
 
 
 def _choice(name: str, values: tuple[str, ...]):
-    return StrEnum(name, values)  # type: ignore[misc]
+    return StrEnum(name, values)
 
 
 def _option(name: str):
