@@ -215,7 +215,7 @@ def test_the_command_trains_on_other_columns(folder, tmp_path, monkeypatch):
     wrong = runner.invoke(app, ["check", str(folder), "--column", "path=file"])
     assert "train would stop" in wrong.output and "is not a table" in wrong.output
     wrong = runner.invoke(app, [*arguments, "--column", "file"])
-    assert "give KIND=NAME" in str(wrong.exception)
+    assert "use KIND=NAME" in str(wrong.exception)
 
 
 def test_any_labels_go_through_records_and_arrays(tmp_path):
