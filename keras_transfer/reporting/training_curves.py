@@ -1,7 +1,5 @@
 """The training of a run: a table of its phases, its learning rates, and curves over the epochs."""
 
-from functools import partial
-
 import numpy as np
 
 from keras_transfer.reporting.page import GRAY, figure, line_figure
@@ -34,9 +32,7 @@ def rate_figure(plan) -> dict | None:
     if all(planned.phase.solver == "logistic" for planned in plan.phases):
         return None
     height = drawing.height(plan)
-    return figure(
-        partial(drawing.draw_rates, plan), "Learning rate of each stage", width=8, height=height
-    )
+    return figure(plan.draw_on, "Learning rate of each stage", width=8, height=height)
 
 
 def metric_names(history: list[dict]) -> list[str]:

@@ -25,7 +25,7 @@ def height(plan: Plan) -> float:
 
 
 def draw_rates(plan: Plan, axes) -> None:
-    """Plot the rate of each stage over the epochs on matplotlib's `axes`; grey means frozen."""
+    """Plot the rate of each stage over the epochs on matplotlib's `axes`; gray means frozen."""
     rows = len(plan.stage_names) + 1
     epochs, rates, starts = [0.0], [], [0.0]
     for p in plan.phases:
@@ -55,6 +55,6 @@ def draw_rates(plan: Plan, axes) -> None:
     labels = ["head" if t == rows - 1 else f"stage {t + 1}" for t in ticks]
     axes.set_yticks([t + 0.5 for t in ticks], labels, fontsize=7)
     axes.set(xlabel="epoch")
-    title = f"{plan.schedule.name}: learning rate by stage (grey: frozen)"
+    title = f"{plan.schedule.name}: learning rate by stage (gray: frozen)"
     axes.set_title(title, pad=18, parse_math=False)
     axes.figure.colorbar(mesh, ax=axes, label="learning rate")

@@ -11,6 +11,7 @@ and saving remain those of Keras.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -140,9 +141,9 @@ class _PerWeight:
 
     def __init__(self, *args, rules, **kwargs):
         super().__init__(*args, **kwargs)
-        self.rules = _Rules(
-            [rule if isinstance(rule, WeightRule) else WeightRule(**rule) for rule in rules]
-        )
+        rules = [rule if isinstance(rule, WeightRule) else WeightRule(**rule) for rule in rules]
+        # Hidden from Keras's tracking, which would count the anchors twice.
+        self.rules = SimpleNamespace(rules=rules, anchors={})
 
     def build(self, variables):
         if len(variables) != len(self.rules.rules):
@@ -198,14 +199,6 @@ class _PerWeight:
 
     def get_config(self):
         return {**super().get_config(), "rules": [vars(rule) for rule in self.rules.rules]}
-
-
-class _Rules:
-    """Rules and anchors, hidden from Keras's tracking, which would count the anchors twice."""
-
-    def __init__(self, rules):
-        self.rules = rules
-        self.anchors = {}
 
 
 def _with_rules(cls):
@@ -407,10 +400,16 @@ class Plan:
         return Table(header, rows, "llrrrrlrrrl")
 
     def draw(self, path) -> None:
-        """Plot the rate of each stage over the epochs into a PNG file; grey means frozen."""
-        from keras_transfer.schedules.drawing import save_plot  # imports matplotlib
+        """Plot the rate of each stage over the epochs into a PNG file; gray means frozen."""
+        from keras_transfer.schedules import drawing  # imports matplotlib
 
-        save_plot(self, path)
+        drawing.save_plot(self, path)
+
+    def draw_on(self, axes) -> None:
+        """Draw the same plot on matplotlib's `axes`."""
+        from keras_transfer.schedules import drawing
+
+        drawing.draw_rates(self, axes)
 
 
 _COLUMNS = ("rates", "lowest_rate", "batch_size", "image_size")
