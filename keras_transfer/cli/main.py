@@ -132,7 +132,7 @@ def cache(
     """List the activations cached on this machine, with their sizes; remove them."""
     import time
 
-    from keras_transfer.features.store import Store, shown_bytes
+    from keras_transfer.features.store import Store, format_bytes
 
     if limit is not None and limit < 0:
         raise InputError(f"--limit {limit:g}: it must be a number of gigabytes, 0 or more.")
@@ -158,17 +158,17 @@ def cache(
         )
         return
     if removed:
-        print(f"removed {shown_bytes(removed)}", file=sys.stderr)
+        print(f"removed {format_bytes(removed)}", file=sys.stderr)
     print(f"{'size':>10}  {'last used':<17}{'px':>4}  {'view':<13}{'engine':<10}{'of'}")
     for table in tables:
         about = {"image_size": "?", "view": "?", "engine": "?", "backbone": "unknown"} | table.about
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(table.used))
         print(
-            f"{shown_bytes(table.bytes):>10}  {used:<17}{about['image_size']:>4}  "
+            f"{format_bytes(table.bytes):>10}  {used:<17}{about['image_size']:>4}  "
             f"{about['view']:<13}{about['engine']:<10}{about['backbone']}"
         )
-    total = shown_bytes(sum(t.bytes for t in tables))
-    print(f"{total} of at most {shown_bytes(store.limit)} in {store.root}")
+    total = format_bytes(sum(t.bytes for t in tables))
+    print(f"{total} of at most {format_bytes(store.limit)} in {store.root}")
 
 
 def demo(

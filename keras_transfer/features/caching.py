@@ -1,32 +1,22 @@
-"""Where it pays to compute the frozen part once: a decision, with its reason, for each phase."""
+"""Which phases of a run train on cached activations, and those activations."""
 
-import importlib.util
 from dataclasses import asdict, dataclass
 
+import keras
+
 from keras_transfer.errors import InputError
-from keras_transfer.features.store import Store, shown_bytes
+from keras_transfer.features.extraction import Activations, Source, extract
+from keras_transfer.features.prefix import Prefix, prefix_of, stage_costs
+from keras_transfer.features.store import Store, format_bytes
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation, views_of
+from keras_transfer.models.builders import backbone_at
+from keras_transfer.schedules.plans import PlannedPhase
 from keras_transfer.utils.files import free_memory
 
-ENGINE_NAMES = ("auto", "keras", "openvino")
-CACHES = ("auto", "off", "memory", "disk")
-
-
-def check_engine(name: str) -> None:
-    """Raises InputError where there is no such engine, or it is not installed."""
-    if name not in ENGINE_NAMES:
-        raise InputError(f"Unknown engine '{name}': give one of {', '.join(ENGINE_NAMES)}.")
-    if name == "openvino" and importlib.util.find_spec("openvino") is None:
-        raise InputError(
-            "Engine 'openvino' is not installed: pip install 'keras_transfer[openvino]', or leave "
-            "--engine auto."
-        )
-
-
-_MOST_VIEWS = 4
-_LEAST_GAIN = 1.2
-# An inference graph against the forward part of a training step, measured: 0.4 to 0.5
-# (`scripts/benchmark.py`).
+_MAX_VIEWS = 4
+_MIN_GAIN = 1.2
+# Time of an inference graph over that of the forward part of a training step: 0.4 to 0.5, measured
+# by `scripts/benchmark.py`.
 _ENGINE = 0.5
 
 
@@ -36,11 +26,11 @@ class Caching:
 
     Attributes:
         where: `"disk"` or `"memory"`.
-        views: number of views of each training image.
-        mirror: the two views are the image and its mirror image (the closed path's).
-        dtype: that they are kept in.
-        bytes: that they take, estimated.
-        gain: estimated time of the phase without over that with the cache.
+        views: number of views of each training example.
+        mirror: the two views are the image and its mirror image (for heads in closed form).
+        dtype: dtype in which they are stored.
+        bytes: estimated size.
+        gain: estimated time of the phase without the cache over that with it.
     """
 
     where: str
@@ -59,86 +49,183 @@ class Caching:
         return views_of(augmentation, self.views)
 
     def __str__(self):
-        kept = f"{self.views} views" if self.views > 1 else "one view"
+        views = f"{self.views} views" if self.views > 1 else "one view"
+        where = "on disk" if self.where == "disk" else "in memory"
         return (
-            f"trains on activations, {kept} an image, {shown_bytes(self.bytes)} of {self.dtype} "
-            f"{'on disk' if self.where == 'disk' else 'in memory'} (estimated gain {self.gain:.1f})"
+            f"trains on activations, {views} per image, {format_bytes(self.bytes)} of {self.dtype} "
+            f"{where} (estimated gain {self.gain:.1f})"
         )
 
 
 def plan_caching(
-    asked: str,
-    planned,
+    requested: str,
+    planned: PlannedPhase,
     model,
-    images: dict[str, int],
+    examples: dict[str, int],
     augmentation,
     mix: Mix = Mix(),
     *,
     store: Store,
     dtype: str = "auto",
 ) -> tuple[Caching | None, str]:
-    """(how, why) of a phase; None where it trains on images.
+    """Decide how a phase gets its activations; return (None, reason) if it trains on images.
 
     Args:
-        asked: a name of `CACHES`.
+        requested: a name of `features.CACHES`.
         planned: the phase.
-        model: of `build_model`.
-        images: number of them in `"train"` and, if there are any, `"val"`.
-        augmentation, mix: of the phase.
-        dtype: `"auto"` is the precision of the prefix where that fits, else float16.
+        model: from `build_model`.
+        examples: number of examples in `"train"` and, if there are any, `"val"`.
+        augmentation, mix: those of the phase.
+        dtype: `"auto"` is the precision of the prefix if that fits, otherwise float16.
 
     Raises:
-        InputError: memory or disk was asked for and has no room.
+        InputError: memory or disk was requested and has too little space.
     """
-    from keras_transfer.features.prefix import prefix_of
-
     closed = planned.phase.solver == "logistic"
     if planned.frozen == 0:
         return None, "nothing is frozen"
-    if asked == "off" and not closed:
-        return None, "as asked for"
+    if requested == "off" and not closed:
+        return None, "as requested"
     if mix and not closed:
         return None, f"{mix.kind} mixes images with each other"
     prefix = prefix_of(model, planned.frozen, planned.image_size)
     native = prefix.model.outputs[0].dtype if dtype == "auto" else dtype
-    choices = [native] if dtype != "auto" or native != "float32" else ["float32", "float16"]
-    resolved = resolve_augmentation(augmentation)
+    dtypes = [native] if dtype != "auto" or native != "float32" else ["float32", "float16"]
     if closed:
-        most = 2 if resolved.flip else 1
+        most = 2 if resolve_augmentation(augmentation).flip else 1
     elif len(views_of(augmentation, 2)) == 1:
         most = 1
     else:
-        most = planned.phase.views or min(_MOST_VIEWS, max(1, planned.epochs // 2))
+        most = planned.phase.views or min(_MAX_VIEWS, max(1, planned.epochs // 2))
 
-    where = "memory" if asked in ("memory", "off") else "disk"
-    room = free_memory() // 2 if where == "memory" else store.free()
+    where = "memory" if requested in ("memory", "off") else "disk"
+    space = free_memory() // 2 if where == "memory" else store.free()
     fewest = most if closed or planned.phase.views else 1
-    for kept in choices:
+    for stored in dtypes:
         for views in range(most, fewest - 1, -1):
-            rows = images["train"] * views + images.get("val", 0)
-            size = rows * prefix.size * (2 if kept != "float32" else 4)
-            if size <= room:
-                gain = _gain(model, planned, images, views)
-                if asked == "auto" and not closed and gain < _LEAST_GAIN:
+            rows = examples["train"] * views + examples.get("val", 0)
+            size = rows * prefix.size * (2 if stored != "float32" else 4)
+            if size <= space:
+                gain = _gain(model, planned, examples, views)
+                if requested == "auto" and not closed and gain < _MIN_GAIN:
                     return None, f"the cache would gain too little (estimated {gain:.1f} times)"
-                return Caching(where, views, closed, kept, size, gain), ""
-    message = f"{shown_bytes(size)} of activations do not fit into {shown_bytes(room)} free {where}"
-    if asked == "auto" and not closed:
+                return Caching(where, views, closed, stored, size, gain), ""
+    message = (
+        f"{format_bytes(size)} of activations do not fit into {format_bytes(space)} free {where}"
+    )
+    if requested == "auto" and not closed:
         return None, message
     raise InputError(
-        f"Phase '{planned.phase.name}': {message}. Make room (`keras-transfer cache`), allow more "
+        f"Phase '{planned.phase.name}': {message}. Make space (`keras-transfer cache`), allow more "
         "(KERAS_TRANSFER_CACHE_GB), set fewer views, or "
         + ("train in steps (--set solver=gradient)." if closed else "use --cache off.")
     )
 
 
-def _gain(model, planned, images, views):
-    from keras_transfer.features.prefix import stage_costs
-    from keras_transfer.models.builders import backbone_at
-
+def _gain(model, planned, examples, views):
     costs = stage_costs(backbone_at(model, planned.image_size))
     prefix, suffix = sum(costs[: planned.frozen]), sum(costs[planned.frozen :])
-    train, val = images["train"], images.get("val", 0)
-    above = planned.epochs * suffix * (3 * train + val)  # a step back costs two forward
+    train, val = examples["train"], examples.get("val", 0)
+    above = planned.epochs * suffix * (3 * train + val)  # backward costs two passes forward
     without = planned.epochs * prefix * (train + val) + above
     return without / (_ENGINE * prefix * (views * train + val) + above)
+
+
+class Supply:
+    """Activations of a run's phases, each computed from the deepest that will be needed anyway.
+
+    Later phases of a run have fewer frozen stages than earlier ones. If a later phase stores the
+    same views on disk, its activations are computed first, from images, and those of the earlier
+    phase from them: no image is read twice, no stage computed twice.
+
+    Args:
+        model: from `build_model`.
+        data: a `keras_transfer.data.ImageData`.
+        phases: the `PlannedPhase`s.
+        caching: `Caching` of each phase, or None if it trains on images.
+        views: views of the training examples, for each phase.
+        engine: see `extract`.
+        engines: phase name → engine that computed its activations. Entries are obeyed; engines
+            chosen here are added.
+        memory: a `data.epochs.ImageMemory` for images that must be decoded again.
+        extract: function that computes them, with the signature of `extraction.extract`.
+    """
+
+    def __init__(
+        self, model, data, phases, caching, views, *, engine, engines, memory, extract=extract
+    ):
+        self.model, self.data = model, data
+        self.phases, self.caching, self.views = phases, caching, views
+        self.engine, self.engines, self.memory = engine, engines, memory
+        self.extract = extract
+        self._made = {}  # prefixes, each with its engines
+
+    def of(self, index: int) -> dict[str, Activations]:
+        """Return split → activations of the phase `index`; empty if it trains on images."""
+        if self.caching[index] is None:
+            return {}
+        splits = [split for split in ("train", "val") if split in self.data.examples]
+        return {split: self._activations(index, split) for split in splits}
+
+    def _activations(self, index, split):
+        planned, caching = self.phases[index], self.caching[index]
+        name = planned.phase.name
+        below = self._below(index)
+        activations = self.extract(
+            self._prefix(index),
+            self.data.examples[split],
+            self.views[index] if split == "train" else (View(),),
+            dtype=caching.dtype,
+            # Once chosen, it is used for the other split too, and if the run is resumed.
+            engine=self.engines.get(name, self.engine),
+            store=Store(),
+            on_disk=caching.where == "disk",
+            memory=self.memory,
+            source=None if below is None else lambda: self._source(below, index, split),
+        )
+        self.engines[name] = activations.engine
+        return activations
+
+    def _below(self, index):
+        """Return the later phase from whose activations this one's follow, or None."""
+        planned = self.phases[index]
+
+        def precedes(later):
+            phase, caching = self.phases[later], self.caching[later]
+            return (
+                caching is not None
+                and caching.where == self.caching[index].where == "disk"
+                and caching.dtype == self._prefix(later).model.outputs[0].dtype  # not rounded
+                and phase.image_size == planned.image_size
+                and 0 < phase.frozen < planned.frozen
+                and set(self.views[index]) <= set(self.views[later])
+            )
+
+        later = [i for i in range(index + 1, len(self.phases)) if precedes(i)]
+        return max(later, key=lambda i: self.phases[i].frozen, default=None)
+
+    def _source(self, below, index, split):
+        views = self.views[below] if split == "train" else (View(),)
+        return Source(self._between(below, index), self._activations(below, split), views)
+
+    def _between(self, below, index):
+        planned = self.phases[index]
+        first, last = self.phases[below].frozen, planned.frozen
+
+        def make():
+            backbone = backbone_at(self.model, planned.image_size)
+            cut, end = (backbone.stages[n - 1].output for n in (first, last))
+            name = f"{backbone.name}, stages {first + 1} to {last}"
+            return Prefix(keras.Model(cut, end), name, takes="float32")
+
+        return self._once((first, last, planned.image_size), make)
+
+    def _prefix(self, index):
+        planned = self.phases[index]
+        key = (planned.frozen, planned.image_size)
+        return self._once(key, lambda: prefix_of(self.model, *key))
+
+    def _once(self, key, make):
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]

@@ -15,12 +15,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from keras_transfer.data.splits import stratified_sample
 from keras_transfer.utils.console import progress_bar
 
 _STRENGTHS = np.logspace(-3, 1, 9)
-_MOST_FOR_CHOOSING = 5000  # rows of cross-validation; the strength found serves for all
+_MAX_FOR_CHOOSING = 5000  # rows of cross-validation; the strength that it chooses is used for all
 _FOLDS = 5
-_ALPHAS = np.logspace(-1, 6, 15)  # of ridge
+_ALPHAS = np.logspace(-1, 6, 15)  # of ridge regression
 _PROBE_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # of the probe: C times the number of features
 
 
@@ -31,11 +32,11 @@ class LinearHead:
     Attributes:
         kernel: float32 [D, C].
         bias: float32 [C].
-        strength: inverse regularisation C that cross-validation chose, in scikit-learn's sense (of
-            ridge 1/alpha; of several labels or numbers, each with its own, the median).
-        cross_validation: loss of the folds at that strength (of several labels the mean); None where
-            there were too few images of a class for folds.
-        criterion: which loss.
+        strength: inverse regularization strength chosen by cross-validation: C in scikit-learn,
+            1/alpha for ridge; the median if labels or numbers have one each.
+        cross_validation: loss on the folds at that strength (the mean for several labels); None if
+            a class had too few examples for folds.
+        criterion: name of the loss.
     """
 
     kernel: np.ndarray
@@ -60,18 +61,15 @@ def solve(
     class_weights: np.ndarray | None = None,
     seed: int = 0,
 ) -> LinearHead:
-    """The head of a task, see `logistic_regression`, `label_regressions`, `ridge_regression`.
+    """Fit the head of a task: `logistic_regression`, `label_regressions` or `ridge_regression`.
 
     Args:
-        class_weights: of `data.epochs.class_weights`; there are none for numbers.
+        class_weights: from `data.epochs.class_weights`; does not apply to numbers.
     """
-    if task == "single_label":
-        return logistic_regression(
-            features, targets, groups, class_weights=class_weights, seed=seed
-        )
-    if task == "multi_label":
-        return label_regressions(features, targets, groups, class_weights=class_weights, seed=seed)
-    return ridge_regression(features, targets, groups)
+    if task == "regression":
+        return ridge_regression(features, targets, groups)
+    fit = logistic_regression if task == "single_label" else label_regressions
+    return fit(features, targets, groups, class_weights=class_weights, seed=seed)
 
 
 def logistic_regression(
@@ -81,22 +79,22 @@ def logistic_regression(
     *,
     class_weights: np.ndarray | None = None,
     seed: int = 0,
-    most: int = _MOST_FOR_CHOOSING,
+    most: int = _MAX_FOR_CHOOSING,
 ) -> LinearHead:
-    """Fits the head that a Dense layer would be after endless training with weight decay.
+    """Fit the head that a Dense layer would become by endless training with weight decay.
 
-    Features are centred and divided by one standard deviation of them all (not one each: a feature
-    that hardly varies is not made as important as the others), and the result is folded back into
-    kernel and bias. The strength is the one with the least log loss in stratified 5-fold
-    cross-validation.
+    Features are centered and divided by one standard deviation of all of them (not one each, so
+    that a feature that hardly varies does not become as important as the others), and the result
+    is folded back into kernel and bias. The strength is the one with the lowest log loss in
+    stratified 5-fold cross-validation.
 
     Args:
         features: float [N, D].
-        labels: int [N], 0 ≤ label < C, each of them at least once.
-        groups: int [N], rows of the same image: they stay together in the folds.
+        labels: int [N], 0 ≤ label < C; each occurs.
+        groups: int [N]; rows of the same example have the same number, and stay in one fold.
         class_weights: float [C].
-        seed: of the folds.
-        most: rows that the strength is chosen on.
+        seed: seed of the folds.
+        most: maximum number of rows on which the strength is chosen.
     """
     scaled, mean, scale = _scaled(features)
     options = dict(
@@ -105,8 +103,6 @@ def logistic_regression(
     )
     chosen = np.arange(len(labels))
     if len(labels) > most:
-        from keras_transfer.data.splits import stratified_sample
-
         chosen = stratified_sample(labels, most, groups=groups, seed=seed)
     first = chosen[np.unique(groups[chosen], return_index=True)[1]]
     folds = min(_FOLDS, np.bincount(labels[first], minlength=labels.max() + 1).min())
@@ -125,18 +121,14 @@ def logistic_regression(
                 use_legacy_attributes=False,
                 **options,
             ).fit(scaled[chosen], labels[chosen])
-            mean_scores = (
-                np.asarray(search.scores_).reshape(folds, -1, len(_STRENGTHS)).mean((0, 1))
-            )
-            best = int(np.argmax(mean_scores))
-            strength, loss = float(_STRENGTHS[best]), float(-mean_scores[best])
+            scores = np.asarray(search.scores_).reshape(folds, -1, len(_STRENGTHS)).mean((0, 1))
+            best = int(np.argmax(scores))
+            strength, loss = float(_STRENGTHS[best]), float(-scores[best])
         fitted = LogisticRegression(C=strength, **options).fit(scaled, labels)
     weights, offsets = fitted.coef_, fitted.intercept_
-    if len(weights) == 1:  # two classes: one logit, of which each class gets half
+    if len(weights) == 1:  # two classes have one logit, of which each class gets half
         weights, offsets = np.concatenate([-weights, weights]) / 2, np.append(-offsets, offsets) / 2
-    kernel = weights.T.astype("float64") / scale
-    bias = offsets - mean @ kernel
-    return LinearHead(kernel.astype("float32"), bias.astype("float32"), strength, loss)
+    return _head(weights, offsets, mean, scale, strength, loss)
 
 
 def label_regressions(
@@ -147,21 +139,20 @@ def label_regressions(
     class_weights: np.ndarray | None = None,
     seed: int = 0,
 ) -> LinearHead:
-    """A logistic regression for each label, with a strength of its own.
+    """Fit a logistic regression for each label, with a strength of its own.
 
     Args:
         features, groups, seed: see `logistic_regression`.
-        class_weights: float [L, 2], of what is not there and of what is.
-        labels: 0/1 [N, L]. A label that is the same for all images gets its frequency, whatever
-            the image.
+        labels: 0/1 [N, L]. A label with the same value for all examples gets a constant logit, from
+            its frequency.
+        class_weights: float [L, 2], weights of absent and present labels.
     """
-
     count = labels.shape[1]
-    most = max(500, min(_MOST_FOR_CHOOSING, 4 * _MOST_FOR_CHOOSING // count))
+    most = max(500, min(_MAX_FOR_CHOOSING, 4 * _MAX_FOR_CHOOSING // count))
     kernel = np.zeros((features.shape[1], count), "float32")
     bias = np.zeros(count, "float32")
-    found = []
-    for i in progress_bar(range(count), "fitting the head", unit="labels"):
+    heads = []
+    for i in progress_bar(range(count), "fitting", unit="labels"):
         column = labels[:, i].astype("int64")
         positive = int(column.sum())
         if positive in (0, len(column)):
@@ -169,49 +160,53 @@ def label_regressions(
             continue
         weights = None if class_weights is None else class_weights[i]
         options = {"class_weights": weights, "seed": seed, "most": most}
-        one = logistic_regression(features, column, groups, **options)
-        kernel[:, i] = one.kernel[:, 1] - one.kernel[:, 0]
-        bias[i] = one.bias[1] - one.bias[0]
-        found.append(one)
-    losses = [one.cross_validation for one in found if one.cross_validation is not None]
+        head = logistic_regression(features, column, groups, **options)
+        kernel[:, i] = head.kernel[:, 1] - head.kernel[:, 0]
+        bias[i] = head.bias[1] - head.bias[0]
+        heads.append(head)
+    losses = [head.cross_validation for head in heads if head.cross_validation is not None]
     return LinearHead(
         kernel,
         bias,
-        float(np.median([one.strength for one in found])) if found else 1.0,
+        float(np.median([head.strength for head in heads])) if heads else 1.0,
         float(np.mean(losses)) if losses else None,
     )
 
 
 def ridge_regression(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> LinearHead:
-    """Least squares with a penalty, which has the least error when each image is left out once.
+    """Fit ridge regression with the penalty that minimizes the leave-one-out error.
 
     Args:
         features, groups: see `logistic_regression`.
-        targets: float [N, D], at best standardised; each has a penalty of its own.
+        targets: float [N, C], preferably standardized; each has a penalty of its own.
     """
     scaled, mean, scale = _scaled(features)
-    rows = np.unique(groups, return_index=True)[1][:_MOST_FOR_CHOOSING]  # one view per image
+    rows = np.unique(groups, return_index=True)[1][:_MAX_FOR_CHOOSING]  # one view per example
     alphas, loss = np.ones(targets.shape[1]), None
     if len(rows) > 2:
         search = RidgeCV(_ALPHAS, alpha_per_target=True).fit(scaled[rows], targets[rows])
         alphas, loss = np.ravel(search.alpha_), float(-np.mean(search.best_score_))
         alphas = alphas * (len(targets) / len(rows))  # the errors of more rows weigh more
     fitted = Ridge(alphas).fit(scaled, targets)
-    kernel = np.reshape(fitted.coef_, (targets.shape[1], -1)).T.astype("float64") / scale
-    bias = fitted.intercept_ - mean @ kernel
+    weights = np.reshape(fitted.coef_, (targets.shape[1], -1))
     strength = float(1 / np.median(alphas))
-    return LinearHead(
-        kernel.astype("float32"), bias.astype("float32"), strength, loss, "squared error"
-    )
+    return _head(weights, fitted.intercept_, mean, scale, strength, loss, "squared error")
 
 
 def _scaled(features):
-    """(features centred and divided by one deviation of them all, mean [D], deviation)."""
-    # One copy only: features may be a gigabyte. The differences of large values need float64 sums.
+    """Return (features centered and divided by one deviation of them all, mean [D], deviation)."""
+    # One copy only, as features may take a gigabyte. Differences of large values need float64 sums.
     mean = features.mean(axis=0, dtype="float64")
     scale = max(float(features.std(dtype="float64")), 1e-12)
     scaled = ((features - mean.astype("float32")) / np.float32(scale)).astype("float32", copy=False)
     return scaled, mean, scale
+
+
+def _head(weights, offsets, mean, scale, *more):
+    """Return the head on unscaled features; `weights` [C, D] and `offsets` [C] are for scaled ones."""
+    kernel = weights.T.astype("float64") / scale
+    bias = offsets - mean @ kernel
+    return LinearHead(kernel.astype("float32"), bias.astype("float32"), *more)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,36 +1,34 @@
-"""Activations of images at a cut: found in the store, or computed and kept there."""
+"""Activations of examples at a cut: read from the store or computed, and streams of their batches.
+
+Models also train without TensorFlow, so it is imported inside the functions that make streams.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 
-from keras_transfer.data.examples import Examples, rough_classes
+from keras_transfer.data.epochs import Share, epoch_order, whole
+from keras_transfer.data.examples import Examples, count_examples, map_labels, rough_classes
 from keras_transfer.errors import InputError
-from keras_transfer.features.prefix import (
-    Prefix,
-    choose_engine,
-    engine_version,
-    prefix_of,
-    usable_engines,
-)
+from keras_transfer.features.prefix import Prefix, choose_engine, engine_version, usable_engines
 from keras_transfer.features.store import DTYPES, Store, Table, Writer
 from keras_transfer.modalities.image.augment import View
-from keras_transfer.models.builders import backbone_at
 from keras_transfer.utils.console import progress_bar, say
+from keras_transfer.utils.python_calls import python_calls
 
 _BATCH = 32
+_BUFFER_BYTES = 64 << 20  # that wait to be written, over all views
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What a prefix gives for some images, one table a view.
+    """The output of a prefix for some examples, one table per view.
 
     Attributes:
-        tables: of each view.
-        places: (shard, row) of each image in each table, int64 [V, N, 2].
-        engine: that computed them.
+        tables: table of each view.
+        places: (shard, row) of each example in each table, int64 [V, N, 2].
+        engine: name of the engine that computed them.
     """
 
     tables: tuple[Table, ...]
@@ -42,7 +40,7 @@ class Activations:
         return len(self.tables)
 
     def gather(self, rows: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
-        """Activations [N, …] of the images `rows` [N] in the `views` [N] (or one view)."""
+        """Return activations [N, …] of the examples `rows` [N] in the `views` [N] (or one view)."""
         views = np.broadcast_to(views, np.shape(rows))
         first = self.tables[0].shards[0]
         out = np.empty((len(rows), *first.shape[1:]), first.dtype)
@@ -54,17 +52,25 @@ class Activations:
 
 @dataclass(frozen=True)
 class Source:
-    """Activations at an earlier cut, to compute those of a prefix from in place of images.
+    """Activations at an earlier cut, from which those of a prefix are computed instead of images.
 
     Attributes:
         rest: the stages between the two cuts.
         activations: of the same examples, not rounded.
-        views: that they are of.
+        views: views of the activations.
     """
 
     rest: Prefix
     activations: Activations
     views: tuple[View, ...]
+
+    def batches(self, rows, views):
+        """Yield batches of input for `rest`, [V, B, …]."""
+        numbers = [self.views.index(view) for view in views]
+        for start in range(0, len(rows), _BATCH):
+            batch = np.asarray(rows[start : start + _BATCH])
+            inputs = np.stack([self.activations.gather(batch, number) for number in numbers])
+            yield inputs.astype(self.rest.takes)
 
 
 def extract(
@@ -78,25 +84,28 @@ def extract(
     on_disk: bool = True,
     memory=None,
     source: Callable[[], Source] | None = None,
-    told: Callable[[], None] = lambda: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Activations:
-    """The activations of every example in every view; what the store has is not computed again.
+    """Return the activations of every example in every view, computing only what the store lacks.
 
     Args:
         prefix: see `prefix_of`.
-        dtype: a name of `store.DTYPES` that is a float, to keep them in.
+        examples: N examples.
+        views: V views of each example.
+        dtype: a name of `store.DTYPES` that is a float, in which they are stored.
         engine: `"auto"`, `"openvino"`, or a name of `prefix.ENGINES`, see `choose_engine` there.
-        store: where they are looked for and kept; by default the user's.
-        on_disk: False keeps what is computed now in memory only.
-        memory: a `data.epochs.ImageMemory` for images that another prefix will look at.
-        source: gives what to compute from where something is missing, by default the images.
-        told: called after each batch.
+        store: by default the store in the cache folder.
+        on_disk: False holds newly computed activations in memory only.
+        memory: a `data.epochs.ImageMemory` for images that another prefix will need.
+        source: returns activations from which missing ones are computed; by default, they are
+            computed from images.
+        on_batch: called after each batch.
 
     Raises:
-        InputError: values that the dtype cannot hold, or a file that cannot be read any more.
+        InputError: values out of the dtype's range, or a file that can no longer be read.
     """
     if dtype not in DTYPES:
-        raise InputError(f"Unknown dtype '{dtype}': give one of {', '.join(DTYPES)}.")
+        raise InputError(f"Unknown dtype '{dtype}'. Choose one of {', '.join(DTYPES)}.")
     store = store or Store()
 
     def tables_of(name):
@@ -104,19 +113,19 @@ def extract(
         for table in tables:
             table.refresh()
             for damage in table.damaged:
-                say(f"cache: a damaged shard was removed and is computed again ({damage})")
+                say(f"cache: removed a damaged shard, whose rows are computed again ({damage})")
         return tables
 
     def missing_in(tables):
         return sorted({i for table in tables for i in table.missing(examples.digests)})
 
-    found = {name: tables_of(name) for name in usable_engines(engine, prefix)}
-    name = min(found, key=lambda n: len(missing_in(found[n])), default="")
-    missing = missing_in(found[name]) if name else list(range(len(examples)))
+    tables = {name: tables_of(name) for name in usable_engines(engine, prefix)}
+    name = min(tables, key=lambda n: len(missing_in(tables[n])), default="")
+    missing = missing_in(tables[name]) if name else list(range(len(examples)))
     if missing:
         if source:
-            given = source()
-            choice = choose_engine(given.activations.engine, given.rest)
+            earlier = source()
+            choice = choose_engine(earlier.activations.engine, earlier.rest)
         else:
             expected = missing
             # The first batches are read while the engine is made.
@@ -126,20 +135,20 @@ def extract(
             )
         if choice.name != name:
             name = choice.name
-            found[name] = found.get(name) or tables_of(name)
-            missing = missing_in(found[name])
+            tables[name] = tables.get(name) or tables_of(name)
+            missing = missing_in(tables[name])
         if source:
-            batches = _derived(given, missing, views)
+            batches = earlier.batches(missing, views)
         elif missing != expected:
             batches = _images(prefix, examples, missing, views, memory)
         digests = [examples.digests[i] for i in missing]
-        _compute(choice.run, batches, digests, found[name], dtype, on_disk, told)
+        _compute(choice.run, batches, digests, tables[name], dtype, on_disk, on_batch)
         if on_disk:
-            store.trim(keep=[table.key for table in found[name]])
+            store.trim(keep=[table.key for table in tables[name]])
         how = "from those of an earlier cut" if source else choice.reason
         say(f"features of {len(missing)} images computed; engine {name}: {how}")
-    places = np.stack([table.locate(examples.digests) for table in found[name]])
-    return Activations(found[name], places, name)
+    places = np.stack([table.locate(examples.digests) for table in tables[name]])
+    return Activations(tables[name], places, name)
 
 
 def _table(store, prefix, engine, view, dtype):
@@ -149,14 +158,13 @@ def _table(store, prefix, engine, view, dtype):
         "view": view.identity(),
         "dtype": dtype,
     }
-    shown = view.kind if view.kind != "augmented" else f"augmented {view.number + 1}"
     about = {
         "backbone": prefix.name,
         "image_size": prefix.image_size,
         "shape": list(prefix.shape),
         "dtype": dtype,
         "engine": engine,
-        "view": shown,
+        "view": view.kind if view.kind != "augmented" else f"augmented {view.number + 1}",
     }
     return store.table(identity, about)
 
@@ -165,7 +173,7 @@ def _sampler(prefix, examples, missing):
     from keras_transfer.data import batches as pipeline
 
     def sample(count):
-        # Spread over the classes, which lie one after the other.
+        # Spread over the classes, which follow one another.
         spread = np.unique(np.linspace(0, len(missing) - 1, count).astype(int))
         chosen = [missing[i] for i in spread]
         (batch,) = pipeline.views(examples, chosen, [View()], prefix.image_size, len(chosen))
@@ -175,26 +183,17 @@ def _sampler(prefix, examples, missing):
 
 
 def _images(prefix, examples, missing, views, memory):
-    """Batches of input, [V, B, …]."""
+    """Return an iterator of batches of images, [V, B, …]."""
     from keras_transfer.data import batches as pipeline
 
     stream = pipeline.views(examples, missing, views, prefix.image_size, _BATCH, memory)
     return map(lambda batch: batch.numpy(), iter(stream))
 
 
-def _derived(source, missing, views):
-    """The same, of an earlier cut's activations."""
-    kept = [source.views.index(view) for view in views]
-    for start in range(0, len(missing), _BATCH):
-        rows = np.asarray(missing[start : start + _BATCH])
-        yield np.stack([source.activations.gather(rows, v) for v in kept]).astype(source.rest.takes)
-
-
-def _compute(run: Callable, batches, digests, tables, dtype, on_disk, told):
-    # What waits in memory is bounded, over all views.
-    share = max(1 << 20, (64 << 20) // len(tables))
+def _compute(run: Callable, batches, digests, tables, dtype, on_disk, on_batch):
+    share = max(1 << 20, _BUFFER_BYTES // len(tables))
     writers = [Writer(table, on_disk, share) for table in tables]
-    progress = progress_bar(label="computing features", total=len(digests), unit="examples")
+    progress = progress_bar(label="computing features", total=len(digests), unit="images")
     done = 0
     try:
         for batch in batches:
@@ -203,122 +202,123 @@ def _compute(run: Callable, batches, digests, tables, dtype, on_disk, told):
                 writer.add(digests[done : done + count], _cast(run(inputs), dtype))
             done += count
             progress.update(count)
-            told()
-    finally:  # what is computed is kept, also where the run is interrupted
+            on_batch()
+    finally:  # saves what is computed, even if the run is interrupted
         for writer in writers:
             writer.flush()
         progress.close()
     full = next((writer.full for writer in writers if writer.full), None)
     if full:
-        say(f"cache: it cannot be written to ({full}); the rest is kept in memory")
+        say(f"cache: not writable ({full}); the remaining features stay in memory")
 
 
 def _cast(rows, dtype):
     short = rows.astype(dtype)
     if dtype != "float32" and not np.isfinite(short.astype("float32")).all():
         raise InputError(
-            f"Activations up to {np.abs(rows.astype('float32')).max():.3g} do not fit into {dtype}: "
-            "use bfloat16 or float32 (feature_dtype), or --cache off."
+            f"Activations up to {np.abs(rows.astype('float32')).max():.3g} exceed the range of "
+            f"{dtype}: use bfloat16 or float32 (feature_dtype), or --cache off."
         )
     return short
 
 
-class Supply:
-    """Activations of the phases of a run, each computed from the deepest one that is to come anyway.
+# -- streams of batches ---------------------------------------------------------------------------
 
-    A run's later phases have fewer frozen stages than its earlier ones. Where a later phase keeps
-    the same views on the disk, its activations are computed first, from images, and the earlier
-    phase's from them: no image is read twice, no stage computed twice.
 
-    Args:
-        model: of `build_model`.
-        data: a `keras_transfer.data.ImageData`.
-        phases: the `PlannedPhase`s.
-        caching: of each phase a `Caching`, or None where it trains on images.
-        views: of each phase those of its training images.
-        engine: see `extract`.
-        engines: phase name → engine that computed its activations; what is in there is kept to,
-            what is chosen here is added.
-        memory: a `data.epochs.ImageMemory` for what must be decoded again.
-        extract: what computes them, called like `extraction.extract`.
+def evaluation_batches(
+    activations: Activations,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    dtype: str = "float32",
+    share: Share | None = None,
+):
+    """Return a tf.data stream of every example once, in order: (`dtype` [B, …], labels [B]).
+
+    The first view is used. With `share`, it is an endless stream of one process's part, with
+    weights, like `data.batches.batches`.
     """
+    import tensorflow as tf
 
-    def __init__(
-        self, model, data, phases, caching, views, *, engine, engines, memory, extract=extract
-    ):
-        self.model, self.data = model, data
-        self.phases, self.caching, self.views = phases, caching, views
-        self.engine, self.engines, self.memory = engine, engines, memory
-        self.extract = extract
-        self._made = {}  # prefixes, each with its engines
-
-    def of(self, index: int) -> dict[str, Activations]:
-        """Split → activations of the phase `index`; empty where it trains on images."""
-        if self.caching[index] is None:
-            return {}
-        splits = [split for split in ("train", "val") if split in self.data.examples]
-        return {split: self._activations(index, split) for split in splits}
-
-    def _activations(self, index, split):
-        planned, caching = self.phases[index], self.caching[index]
-        name = planned.phase.name
-        below = self._below(index)
-        found = self.extract(
-            self._prefix(index),
-            self.data.examples[split],
-            self.views[index] if split == "train" else (View(),),
-            dtype=caching.dtype,
-            # Once chosen it is that of the other split too, and of the run when it is resumed.
-            engine=self.engines.get(name, self.engine),
-            store=Store(),
-            on_disk=caching.where == "disk",
-            memory=self.memory,
-            source=None if below is None else lambda: self._source(below, index, split),
+    load, count = _loader(activations, labels, dtype), count_examples(labels)
+    if share:
+        stream = _slices(share.part(count, batch_size, evaluating=True)).map(
+            lambda rows, weights: (*load(rows, tf.zeros_like(rows)), weights)
         )
-        self.engines[name] = found.engine
-        return found
+        return stream.repeat().prefetch(tf.data.AUTOTUNE)
+    rows = tf.data.Dataset.range(count, output_type=tf.int32).batch(batch_size)
+    return rows.map(lambda rows: load(rows, tf.zeros_like(rows))).prefetch(tf.data.AUTOTUNE)
 
-    def _below(self, index):
-        """The later phase whose activations this one's follow from, None where there is none."""
-        planned = self.phases[index]
 
-        def gives(later):
-            phase, caching = self.phases[later], self.caching[later]
-            return (
-                caching is not None
-                and caching.where == self.caching[index].where == "disk"
-                and caching.dtype
-                == self._prefix(later).model.outputs[0].dtype  # nothing is rounded
-                and phase.image_size == planned.image_size
-                and 0 < phase.frozen < planned.frozen
-                and set(self.views[index]) <= set(self.views[later])
-            )
+def training_batches(
+    activations: Activations,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    dtype: str = "float32",
+    seed: int = 0,
+    start_epoch: int = 0,
+    class_weights: np.ndarray | None = None,
+    equal_classes: bool = False,
+    share: Share | None = None,
+):
+    """Return an endless tf.data stream of epochs, like `data.batches.batches` with the same options.
 
-        later = [i for i in range(index + 1, len(self.phases)) if gives(i)]
-        return max(later, key=lambda i: self.phases[i].frozen, default=None)
+    Each example occurs once per epoch (unless classes are drawn equally), in a view that depends on
+    (seed, epoch, example).
+    """
+    import tensorflow as tf
 
-    def _source(self, below, index, split):
-        views = self.views[below] if split == "train" else (View(),)
-        return Source(self._between(below, index), self._activations(below, split), views)
+    from keras_transfer.data.batches import weighted
 
-    def _between(self, below, index):
-        planned = self.phases[index]
-        first, last = self.phases[below].frozen, planned.frozen
+    load, count = _loader(activations, labels, dtype), count_examples(labels)
+    classes = labels if equal_classes else None
+    seed = tf.constant(seed, tf.int64)
+    part = share.part(count, batch_size) if share else whole(count, batch_size)
 
-        def make():
-            backbone = backbone_at(self.model, planned.image_size)
-            cut, end = (backbone.stages[n - 1].output for n in (first, last))
-            name = f"{backbone.name}, stages {first + 1} to {last}"
-            return Prefix(keras.Model(cut, end), name, takes="float32")
+    def epoch_batches(epoch):
+        order, view_seed = epoch_order(count, seed, epoch, classes)
+        views = tf.random.stateless_uniform([count], view_seed, 0, activations.views, tf.int32)
+        return _slices(part).map(
+            lambda places, weights: (tf.gather(order, places), tf.gather(views, places), weights)
+        )
 
-        return self._once((first, last, planned.image_size), make)
+    def loaded(rows, views, weights):
+        batch = load(rows, views)
+        return (*batch, weights) if share else batch
 
-    def _prefix(self, index):
-        planned = self.phases[index]
-        key = (planned.frozen, planned.image_size)
-        return self._once(key, lambda: prefix_of(self.model, *key))
+    stream = (
+        tf.data.Dataset.range(start_epoch, tf.int64.max)
+        .flat_map(epoch_batches)
+        .map(loaded, tf.data.AUTOTUNE, deterministic=True)
+    )
+    stream = weighted(stream, class_weights).prefetch(tf.data.AUTOTUNE)
+    return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
-    def _once(self, key, make):
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+
+def _slices(part):
+    """Return a dataset of each batch of a part: (places int32 [B], weights float32 [B])."""
+    import tensorflow as tf
+
+    places, weights = tf.constant(part.places, tf.int32), tf.constant(part.weights)
+    ends = np.cumsum(part.sizes)
+    bounds = tf.data.Dataset.from_tensor_slices((ends - part.sizes, ends))
+    return bounds.map(lambda start, end: (places[start:end], weights[start:end]))
+
+
+def _loader(activations, labels, dtype):
+    import tensorflow as tf
+
+    shard = activations.tables[0].shards[0]
+    targets = map_labels(tf.constant, labels)
+
+    def gather(rows, views):
+        with python_calls:
+            return activations.gather(rows, views)
+
+    def load(rows, views):
+        values = tf.numpy_function(gather, [rows, views], tf.as_dtype(shard.dtype))
+        values = tf.cast(tf.ensure_shape(values, [None, *shard.shape[1:]]), dtype)
+        return values, map_labels(lambda array: tf.gather(array, rows), targets)
+
+    return load

@@ -1,4 +1,4 @@
-"""The frozen part of a network: what it is, and what it costs."""
+"""The frozen part of a network: its identity, its cost, and engines that run it forward fast."""
 
 import hashlib
 import importlib.metadata
@@ -19,7 +19,7 @@ from keras_transfer.models.builders import backbone_at
 from keras_transfer.models.stages import Backbone, chain
 from keras_transfer.utils.files import cpu_flags, remembered
 
-_FORMAT = 2  # of what a row means: raise it when decoding, views or preprocessing change
+_FORMAT = 2  # of a row's meaning: increase it if decoding, views or preprocessing change
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Prefix:
     Attributes:
         model: [N, H, W, 3] → [N, …]; shares the backbone's weights.
         name: for people.
-        takes: dtype of its input; what starts at a cut takes the activations there.
-        engines: what was made ready to run it, by name.
+        takes: dtype of its input; a prefix that starts at a cut takes the activations there.
+        engines: engines made so far, by name.
     """
 
     model: keras.Model
@@ -44,12 +44,12 @@ class Prefix:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the activations of one image."""
+        """Shape of the activations of one image."""
         return tuple(self.model.output_shape[1:])
 
     @property
     def size(self) -> int:
-        """Numbers of one image's activations."""
+        """Number of activations of one image."""
         return math.prod(self.shape)
 
     @cached_property
@@ -59,7 +59,7 @@ class Prefix:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the graph and all its weights; names of layers and what trains do not matter."""
+        """Digest of the graph and all weights, independent of layer names and `trainable` flags."""
         graph = _nameless(self.model.get_config())
         text = json.dumps(graph, sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=16)
@@ -69,7 +69,7 @@ class Prefix:
 
     @property
     def identity(self) -> dict:
-        """What features depend on, besides image, view, engine and dtype; plain data."""
+        """Everything but example, view, engine and dtype that features depend on, as plain data."""
         return {
             "format": _FORMAT,
             "keras": keras.__version__,
@@ -79,15 +79,54 @@ class Prefix:
 
 
 def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) -> Prefix:
-    """The first `stages` stages (at least one) of a model's backbone, at one of its image sizes."""
+    """Return the first `stages` stages (at least one) of a model's backbone, at an image size."""
     backbone = backbone_at(model, image_size)
     name = f"{backbone.name}, {stages} of {len(backbone.stages)} stages"
     whole = stages == len(backbone.stages)
     return Prefix(backbone if whole else backbone.split(stages)[0], name)
 
 
+def _nameless(config, places=None):
+    """Return a model's configuration with positions in the graph instead of names.
+
+    Keras numbers the names. They are recognized by where they stand, because a layer may be called
+    like a setting (MobileNetV3 has one with the name "activation").
+
+    Args:
+        places: name → position, for the operations of the model that it is a part of.
+    """
+    if isinstance(config, (list, tuple)):
+        return [_nameless(item, places) for item in config]
+    if not isinstance(config, dict):
+        return config
+    if "layers" in config and "output_layers" in config:
+        places = {layer["name"]: i for i, layer in enumerate(config["layers"])}
+    result = {}
+    for key, value in config.items():
+        if key in ("trainable", "name"):
+            continue
+        if key == "keras_history":
+            result[key] = [places[value[0]], *value[1:]]
+        elif key in ("input_layers", "output_layers"):
+            result[key] = _placed(value, places)
+        elif str(config.get("class_name")).endswith("Policy"):
+            result[key] = value  # here, the name is the setting
+        else:
+            result[key] = _nameless(value, places)
+    return result
+
+
+def _placed(outputs, places):
+    """Replace the name in [name, node, tensor], or in nested lists and dicts of such."""
+    if isinstance(outputs, dict):
+        return {key: _placed(value, places) for key, value in outputs.items()}
+    if outputs and isinstance(outputs[0], str):
+        return [places[outputs[0]], *outputs[1:]]
+    return [_placed(value, places) for value in outputs]
+
+
 def stage_costs(backbone: Backbone) -> list[float]:
-    """Multiplications of each stage for one image, forward: those of its weight matrices.
+    """Return the multiplications of each stage for one image, forward, by its weight matrices.
 
     Args:
         backbone: built for one image size.
@@ -96,54 +135,17 @@ def stage_costs(backbone: Backbone) -> list[float]:
     return [sum(costs[id(layer)] for layer in stage.layers) for stage in backbone.stages]
 
 
-def _nameless(config, places=None):
-    """The configuration of a model with places in the graph for names, which Keras counts up.
-
-    Names are told by where they stand: a layer may be called like a setting (MobileNetV3 has one
-    with the name "activation").
-
-    Args:
-        places: name → place, of the operations of the model that it is a part of.
-    """
-    if isinstance(config, (list, tuple)):
-        return [_nameless(item, places) for item in config]
-    if not isinstance(config, dict):
-        return config
-    if "layers" in config and "output_layers" in config:
-        places = {layer["name"]: i for i, layer in enumerate(config["layers"])}
-    found = {}
-    for key, value in config.items():
-        if key in ("trainable", "name"):
-            continue
-        if key == "keras_history":
-            found[key] = [places[value[0]], *value[1:]]
-        elif key in ("input_layers", "output_layers"):
-            found[key] = _placed(value, places)
-        elif str(config.get("class_name")).endswith("Policy"):
-            found[key] = value  # the name is what it says
-        else:
-            found[key] = _nameless(value, places)
-    return found
-
-
-def _placed(outputs, places):
-    """[name, node, tensor], or nested lists and dicts of such, with the place for the name."""
-    if isinstance(outputs, dict):
-        return {key: _placed(value, places) for key, value in outputs.items()}
-    if outputs and isinstance(outputs[0], str):
-        return [places[outputs[0]], *outputs[1:]]
-    return [_placed(value, places) for value in outputs]
-
-
 def _layer_costs(model):
     costs = {}
     for node in (node for piece in chain(model) for node in piece):
         weights = getattr(node.operation, "weights", ())
-        places = math.prod(node.output_tensors[0].shape[1:-1]) if weights else 0
+        positions = math.prod(node.output_tensors[0].shape[1:-1]) if weights else 0
         matrices = sum(math.prod(w.shape) for w in weights if len(w.shape) > 1)
-        costs[id(node.operation)] = costs.get(id(node.operation), 0.0) + float(places * matrices)
+        costs[id(node.operation)] = costs.get(id(node.operation), 0.0) + float(positions * matrices)
     return costs
 
+
+# -- pooled features ------------------------------------------------------------------------------
 
 _POOLINGS = {
     3: keras.layers.GlobalAveragePooling1D,
@@ -152,23 +154,22 @@ _POOLINGS = {
 
 
 def pooled_stages(backbone: Backbone) -> Prefix:
-    """The outputs of all stages, each averaged over its places, one after the other.
+    """Return a prefix that outputs one vector per image: every stage, averaged over positions.
 
-    One pass over the images computes all of them, and engines and store take it like any prefix.
-    An output that has no places (the features of a backbone with pooling) stays as it is. Averages
-    are taken in float32, whatever the backbone computes in.
+    One pass over the images computes all stages, and engines and store take it like any prefix. An
+    output without positions (the features of a backbone with pooling) is left as it is. Averages
+    are taken in float32, regardless of the backbone's precision.
 
     Args:
         backbone: built for one image size.
 
     Returns:
-        A prefix from uint8 [N, H, W, 3] to float32 [N, D], D the sum of the stages' channels; which
-        of them are a stage's, see `stage_columns`.
+        A prefix from uint8 [N, H, W, 3] to float32 [N, D], where D is the sum of the stages'
+        channels; `stage_columns` gives the columns of each stage.
     """
     vectors = []
     for stage in backbone.stages:
-        # Names of our own: those that Keras counts up would make each build another network for
-        # the store.
+        # Explicit names: with those that Keras numbers, each build would be another network.
         pool = _POOLINGS.get(len(stage.output.shape))
         name = f"stage_{stage.index + 1}_pooled"
         vectors.append(pool(name=name, dtype="float32")(stage.output) if pool else stage.output)
@@ -178,30 +179,34 @@ def pooled_stages(backbone: Backbone) -> Prefix:
 
 
 def stage_columns(backbone: Backbone) -> list[slice]:
-    """Where each stage's channels lie in what `pooled_stages` gives."""
+    """Return the columns of each stage in the output of `pooled_stages`."""
     ends = list(accumulate(stage.output.shape[-1] for stage in backbone.stages))
     return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
 
 def averaged(features: np.ndarray) -> np.ndarray:
-    """Features [N, …, D] averaged over their places, float32; [N, D] as they are."""
+    """Return features [N, …, D] averaged over their positions, float32; [N, D] unchanged."""
     if features.ndim == 2:
         return features
     return features.mean(axis=tuple(range(1, features.ndim - 1)), dtype="float32")
 
 
-Run = Callable[[np.ndarray], np.ndarray]
-_MOST_ERROR = 1e-2
-_MOST_PROBE_LOSS = 0.005
-_LEAST_GAIN = 1.2
+# -- engines --------------------------------------------------------------------------------------
+
+Run = Callable[[np.ndarray], np.ndarray]  # input of a prefix → its activations [N, …]
+_MAX_ERROR = 1e-2
+_MAX_PROBE_LOSS = 0.005
+_MIN_GAIN = 1.2
 _SAMPLE = 256  # images to compare on
-# Multiplications left, 10 to 30 seconds on two cores: converting, compiling and comparing take some.
+# Remaining multiplications, 10 to 30 seconds on two cores, that justify converting and comparing.
 _WORTH_MEASURING = 1e12
 
 
 def keras_engine(prefix: Prefix) -> Run:
-    """BatchNorm folded into the convolutions and, on TensorFlow, all weights made constants of the
-    graph, so that its optimizer can join kernels, biases and activations."""
+    """Make an engine of folded convolutions and, on TensorFlow, of constants instead of weights.
+
+    Constants let the graph's optimizer join kernels, biases and activations.
+    """
     model = folded(prefix.model)
     if keras.backend.backend() != "tensorflow":
         return lambda images: np.asarray(model.predict_on_batch(images))
@@ -212,12 +217,12 @@ def keras_engine(prefix: Prefix) -> Run:
 
     signature = tf.TensorSpec([None, *prefix.model.input_shape[1:]], prefix.takes)
     function = tf.function(lambda x: model(x, training=False), autograph=False)
-    frozen = convert_variables_to_constants_v2(function.get_concrete_function(signature))
-    return lambda images: frozen(tf.convert_to_tensor(images))[0].numpy()
+    constant = convert_variables_to_constants_v2(function.get_concrete_function(signature))
+    return lambda images: constant(tf.convert_to_tensor(images))[0].numpy()
 
 
 def openvino_engine(prefix: Prefix, form: str) -> Run:
-    """OpenVINO on the CPU, computing in `form` (`"bf16"` or `"f32"`)."""
+    """Make an OpenVINO engine for the CPU that computes in `form` (`"bf16"` or `"f32"`)."""
     import openvino
     import tensorflow as tf
 
@@ -225,14 +230,14 @@ def openvino_engine(prefix: Prefix, form: str) -> Run:
     signature = tf.TensorSpec([None, *prefix.model.input_shape[1:]], prefix.takes)
     function = tf.function(lambda x: model(x, training=False), input_signature=[signature])
     settings = {
-        "PERFORMANCE_HINT": "LATENCY",  # all cores on one batch; batches come one after the other
+        "PERFORMANCE_HINT": "LATENCY",  # all cores work on one batch at a time
         "INFERENCE_PRECISION_HINT": form,
     }
     compiled = openvino.Core().compile_model(openvino.convert_model(function), "CPU", settings)
     return lambda images: compiled(np.asarray(images))[0].copy()
 
 
-# What rows in the store are marked with; `keras` is what the others are compared with.
+# Rows in the store are marked with these names. `keras` is the reference for the others.
 ENGINES: dict[str, Callable[[Prefix], Run]] = {
     "keras": keras_engine,
     "openvino_bf16": partial(openvino_engine, form="bf16"),
@@ -242,43 +247,46 @@ ENGINES: dict[str, Callable[[Prefix], Run]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine and why it was taken."""
+    """An engine, and why it was chosen."""
 
     name: str
     run: Run
     reason: str
 
 
-def usable_engines(asked: str, prefix: Prefix) -> list[str]:
-    """Names of `ENGINES` whose numbers may stand for the prefix's, as far as this machine knows.
+def usable_engines(requested: str, prefix: Prefix) -> list[str]:
+    """Return names of `ENGINES` whose results may be used for the prefix, as known so far.
 
-    Keras's always may, unless OpenVINO was asked for; OpenVINO's where `choose_engine` compared
-    them and found them right (and, for `"auto"`, faster).
+    Keras always may, unless OpenVINO was requested; OpenVINO may if `choose_engine` has compared it
+    and found it correct (and, for `"auto"`, faster).
     """
-    if asked in ENGINES:
-        return [asked]
-    names = [] if asked == "openvino" else ["keras"]
-    return names + [n for n in _others() if _fine(remembered("engines", _key(n, prefix)), asked)]
+    if requested in ENGINES:
+        return [requested]
+    names = [] if requested == "openvino" else ["keras"]
+    return names + [
+        name for name in _others() if _usable(remembered("engines", _key(name, prefix)), requested)
+    ]
 
 
 def choose_engine(
-    asked: str,
+    requested: str,
     prefix: Prefix,
     sample: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
-    left: int = 0,
+    remaining: int = 0,
 ) -> Choice:
-    """Makes the fastest engine that can be trusted.
+    """Make the fastest engine that can be trusted.
 
-    The others are compared with Keras on a sample, once a machine and prefix. One may stand for it
-    if its relative error is at most 0.01 and a classifier that was fitted on Keras's features of
-    half of the sample is, on the other half, at most half a point less accurate on its features.
+    The others are compared with Keras on a sample, once per machine and prefix. An engine may
+    replace Keras if its relative error is at most 0.01, and if a classifier that was fitted on
+    Keras's features of half the sample loses at most half a percentage point of accuracy on the
+    engine's features of the other half.
 
     Args:
-        asked: a name of `ENGINES`; `"openvino"`, the fastest of its number formats that is right; or
-            `"auto"`, the fastest of all, where enough work is left to gain by comparing.
-        sample: gives so many of the images to come, uint8 [N, H, W, 3], with labels int [N]; at
-            least one of them. Not needed where `asked` is a name of `ENGINES`.
-        left: images to come.
+        requested: a name of `ENGINES`; `"openvino"`, the fastest of its number formats that is
+            correct; or `"auto"`, the fastest of all, if enough work remains to justify comparing.
+        sample: called with a number, returns that many of the remaining images (at least one),
+            uint8 [N, H, W, 3], and labels, int [N]. Not needed for a name of `ENGINES`.
+        remaining: number of images to compute.
     """
 
     def engine(name):
@@ -286,10 +294,10 @@ def choose_engine(
             prefix.engines[name] = ENGINES[name](prefix)
         return prefix.engines[name]
 
-    if asked in ENGINES:
-        return Choice(asked, engine(asked), "as asked for")
+    if requested in ENGINES:
+        return Choice(requested, engine(requested), "as requested")
     if not _others():
-        return Choice("keras", engine("keras"), "no other is here, or none gains")
+        return Choice("keras", engine("keras"), "no other is installed, or none would gain")
     drawn: list[tuple[np.ndarray, np.ndarray]] = []
 
     def measure(name):
@@ -299,32 +307,30 @@ def choose_engine(
     def result(name):
         try:
             return remembered("engines", _key(name, prefix), partial(measure, name))
-        except Exception as error:  # a faster engine is no reason to fail; not remembered
-            if "KeyboardInterrupt" in str(
-                error
-            ):  # OpenVINO's converter makes it an error of its own
+        except Exception as error:  # a faster engine is optional; failures are not remembered
+            if "KeyboardInterrupt" in str(error):  # wrapped by OpenVINO's converter
                 raise KeyboardInterrupt from error
             return {"gain": 0.0, "error": 1.0, "probe": 1.0, "failed": str(error)}
 
-    unknown = usable_engines(asked, prefix) == ["keras"]
-    if asked == "auto" and unknown and prefix.cost * left < _WORTH_MEASURING:
+    unknown = usable_engines(requested, prefix) == ["keras"]
+    if requested == "auto" and unknown and prefix.cost * remaining < _WORTH_MEASURING:
         return Choice("keras", engine("keras"), "too little work to compare others")
-    found = {name: result(name) for name in _others()}
-    reason = "; ".join(f"{name} {_shown(how)}" for name, how in found.items())
-    fine = [name for name in found if _fine(found[name], asked)]
-    chosen = max(fine, key=lambda name: found[name]["gain"], default="keras")
+    results = {name: result(name) for name in _others()}
+    reason = "; ".join(f"{name} {_described(one)}" for name, one in results.items())
+    usable = [name for name, one in results.items() if _usable(one, requested)]
+    chosen = max(usable, key=lambda name: results[name]["gain"], default="keras")
     return Choice(chosen, engine(chosen), reason)
 
 
 def engine_version(name: str) -> str:
-    """Name and release of an engine: what its numbers depend on."""
+    """Return name and release of an engine, on which its results depend."""
     if name == "keras":
         return f"keras {keras.backend.backend()}"
     return f"{name} {importlib.metadata.version('openvino')}"
 
 
 def compare(reference: Run, other: Run, images: np.ndarray, labels: np.ndarray) -> dict:
-    """`gain` (times as fast), relative `error`, and `probe` (accuracy lost), see `choose_engine`."""
+    """Return `gain` (speed-up), relative `error`, and `probe` (accuracy lost), see `choose_engine`."""
     expected, got = reference(images), other(images)
     gains = [_seconds(reference, images) / _seconds(other, images) for _ in range(3)]
     expected, got = (x.astype("float32").reshape(len(x), -1) for x in (expected, got))
@@ -343,17 +349,17 @@ def _probe_loss(expected, got, labels):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    fitted, measured = np.arange(len(labels)) % 2 == 0, np.arange(len(labels)) % 2 == 1
-    if len(np.unique(labels[fitted])) < 2:
+    train, test = np.arange(len(labels)) % 2 == 0, np.arange(len(labels)) % 2 == 1
+    if len(np.unique(labels[train])) < 2:
         return 0.0
     probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=float(expected.shape[1])))
-    probe.fit(expected[fitted], labels[fitted])
-    plain, other = (probe.score(x[measured], labels[measured]) for x in (expected, got))
-    return float(plain - other)
+    probe.fit(expected[train], labels[train])
+    exact, other = (probe.score(x[test], labels[test]) for x in (expected, got))
+    return float(exact - other)
 
 
 def _others():
-    """Names of the engines beside Keras that this machine has, and that may gain."""
+    """Return names of the engines other than Keras that this machine has, and that may gain."""
     if importlib.util.find_spec("openvino") is None or keras.backend.backend() != "tensorflow":
         return []
     return [
@@ -361,18 +367,18 @@ def _others():
     ]
 
 
-def _fine(found, asked):
-    """True where a comparison (None: there was none) lets an engine stand for Keras."""
-    right = found and found["error"] <= _MOST_ERROR and found["probe"] <= _MOST_PROBE_LOSS
-    return bool(right) and (asked == "openvino" or found["gain"] >= _LEAST_GAIN)
+def _usable(result, requested):
+    """Return whether a comparison (or None) allows an engine to replace Keras."""
+    correct = result and result["error"] <= _MAX_ERROR and result["probe"] <= _MAX_PROBE_LOSS
+    return bool(correct) and (requested == "openvino" or result["gain"] >= _MIN_GAIN)
 
 
-def _shown(found):
-    if "failed" in found:
-        return f"failed ({found['failed']})"
+def _described(result):
+    if "failed" in result:
+        return f"failed ({result['failed']})"
     return (
-        f"is {found['gain']:.1f} times as fast, relative error {found['error']:.4f}, probe "
-        f"{-100 * found['probe']:+.1f} points"
+        f"is {result['gain']:.1f} times as fast, relative error {result['error']:.4f}, probe "
+        f"{-100 * result['probe']:+.1f} points"
     )
 
 

@@ -1,15 +1,14 @@
-"""Arrays on disk, a row per image, addressed by content (no Keras, no TensorFlow).
+"""Arrays on disk, one row per example, addressed by content (without Keras and TensorFlow).
 
-A table is a folder of shards; its name is a digest of all that the rows depend on but the image:
-the network up to the cut, the engine, the view, the number format. A row is found by the digest of
-its image's file. So whatever a run computes is found again by every run that needs the same
-numbers of the same image, and by none that needs others.
+A table is a folder of shards. Its name is a digest of everything but the example that the rows
+depend on: the network up to the cut, the engine, the view, the number format. A row is found by the
+digest of its example's file. So every run that needs the same numbers of the same example finds
+them, and no other run does.
 
-Shards are written under a temporary name, seen on the disk and renamed, and never changed after.
-Two processes that fill the same table each add shards of their own; no lock is needed, and what both
-computed lies there twice until the table goes. Each shard carries checksums of its header, its
-digests and its rows, which are compared when it is opened: a shard that is damaged or cut short is
-removed, and its rows are computed again.
+Shards are written under a temporary name, verified and renamed, and never changed afterwards. If
+two processes fill the same table, each adds shards of its own; no lock is needed, and rows that both
+computed are stored twice. Each shard carries checksums of its header, digests and rows, which are
+verified when it is opened: a damaged or truncated shard is removed, and its rows are computed again.
 """
 
 import hashlib
@@ -37,15 +36,16 @@ _ALIGN = 64
 _SHARD_BYTES = 64 << 20
 _DEFAULT_LIMIT = 20 << 30
 _META = "table.json"
+_SINGLE_ROW = bytes(DIGEST)  # digest of the row in a table of one row
 
 
 class Damaged(Exception):
-    """A shard that is not what was written."""
+    """A shard that differs from what was written."""
 
 
 @dataclass(frozen=True)
 class TableInfo:
-    """A table for people: what it is of, how large, when it was last used (seconds since 1970)."""
+    """Description of a table: contents, size, and time of last use (seconds since 1970)."""
 
     key: str
     about: dict
@@ -57,9 +57,9 @@ class Store:
     """The feature tables of this machine.
 
     Args:
-        root: folder; by default `features` in `machine.cache_folder()`.
-        limit: most bytes that all tables may take; what was not used for longest goes first. By
-            default `KERAS_TRANSFER_CACHE_GB` (gigabytes), else 20 GiB.
+        root: folder; by default `features` in `utils.files.cache_folder()`.
+        limit: maximum bytes of all tables; the least recently used are removed first. By default
+            `KERAS_TRANSFER_CACHE_GB` (gigabytes), or else 20 GiB.
     """
 
     def __init__(self, root: Path | None = None, limit: int | None = None):
@@ -67,38 +67,38 @@ class Store:
         self.limit = _limit() if limit is None else limit
 
     def table(self, identity: dict, about: dict) -> "Table":
-        """The table of all that `identity` says; it appears on disk with its first shard.
+        """Return the table for an identity; it appears on disk with its first shard.
 
         Args:
-            identity: plain data that the rows depend on; its digest is the table's name.
-            about: plain data for people.
+            identity: plain data on which the rows depend; its digest is the table's name.
+            about: plain data that describes the table to people.
         """
         text = json.dumps(identity, sort_keys=True)
         key = hashlib.blake2b(text.encode(), digest_size=DIGEST).hexdigest()
         return Table(self.root / key, about)
 
     def list(self) -> list[TableInfo]:
-        """All tables, the one used last first."""
-        found = []
+        """Return all tables, the most recently used first."""
+        tables = []
         for folder in self.root.glob("*/"):
             try:
                 about = json.loads((folder / _META).read_text(encoding="utf-8"))
                 used = (folder / _META).stat().st_mtime
             except (OSError, ValueError):
                 about, used = {}, 0.0
-            found.append(TableInfo(folder.name, about, _size(folder), used))
-        return sorted(found, key=lambda info: -info.used)
+            tables.append(TableInfo(folder.name, about, _size(folder), used))
+        return sorted(tables, key=lambda info: -info.used)
 
     def free(self) -> int:
-        """Bytes that may be written: to the limit, and not the last tenth of the disk's room."""
+        """Return the bytes that may be written: up to the limit, and 90 % of the disk's free space."""
         folder = next(p for p in (self.root, *self.root.parents) if p.exists())
         return max(0, min(self.limit, int(0.9 * shutil.disk_usage(folder).free)))
 
     def trim(self, keep: Iterable[str] = (), limit: int | None = None) -> int:
-        """Removes tables, the one unused for longest first, until the rest fit; returns the bytes.
+        """Remove the least recently used tables until the rest fit; return the bytes removed.
 
         Args:
-            keep: keys of tables that stay.
+            keep: keys of tables to leave.
             limit: another limit than the store's; 0 removes all.
         """
         tables = self.list()
@@ -121,7 +121,7 @@ def _limit():
         return int(float(text) * (1 << 30))
     except ValueError:
         raise InputError(
-            f"KERAS_TRANSFER_CACHE_GB is {text!r}: give a number of gigabytes."
+            f"KERAS_TRANSFER_CACHE_GB is {text!r}: set it to a number of gigabytes."
         ) from None
 
 
@@ -130,29 +130,29 @@ def _size(folder):
     for file in folder.glob("*"):
         try:
             total += file.stat().st_size
-        except FileNotFoundError:  # another process removed it meanwhile
+        except FileNotFoundError:  # another process has just removed it
             continue
     return total
 
 
 class Table:
-    """Rows of one shape and dtype, found by the digests of their images."""
+    """Rows of one shape and dtype, found by the digests of their examples."""
 
     def __init__(self, folder: Path, about: dict):
         self.folder, self.about = Path(folder), about
         self.shards: list[np.ndarray] = []
         self.where: dict[bytes, tuple[int, int]] = {}  # digest → (shard, row)
         self.damaged: list[str] = []
-        self._open: dict[str, int] = {}  # file name → shard, or -1
+        self._seen: set[str] = set()  # names of opened files
 
     @property
     def key(self) -> str:
         return self.folder.name
 
     def refresh(self) -> None:
-        """Opens the shards that were not seen yet; damaged ones are removed and listed."""
-        for file in sorted(self.folder.glob("[!.]*.shard")):  # a dot: in the making
-            if file.name in self._open:
+        """Open new shards; damaged ones are removed and listed in `damaged`."""
+        for file in sorted(self.folder.glob("[!.]*.shard")):  # a dot: being written
+            if file.name in self._seen:
                 continue
             try:
                 digests, rows = read_shard(file)
@@ -168,7 +168,7 @@ class Table:
             self._touch()
 
     def missing(self, digests: Iterable[bytes]) -> list[int]:
-        """Positions of those that have no row, each image once."""
+        """Return positions of digests without a row, each digest once."""
         wanted: dict[bytes, int] = {}
         for i, digest in enumerate(digests):
             if digest not in self.where:
@@ -176,10 +176,10 @@ class Table:
         return list(wanted.values())
 
     def add(self, digests: list[bytes], rows: np.ndarray, on_disk: bool = True) -> None:
-        """Adds a shard of rows [N, …]; in memory only where `on_disk` is False.
+        """Add a shard of rows [N, …], in memory only if `on_disk` is False.
 
         Raises:
-            OSError: the disk is full or cannot be written to; nothing is added.
+            OSError: the disk is full or not writable; nothing is added.
         """
         if not on_disk:
             self._take(f"memory-{uuid.uuid4().hex}", digests, rows)
@@ -197,11 +197,11 @@ class Table:
         self._take(name, digests, rows)
 
     def locate(self, digests: Iterable[bytes]) -> np.ndarray:
-        """(shard, row) of each [N, 2]."""
+        """Return (shard, row) of each digest, int64 [N, 2]."""
         return np.array([self.where[d] for d in digests], "int64").reshape(-1, 2)
 
     def gather(self, places: np.ndarray) -> np.ndarray:
-        """The rows at `places` [N, 2], in that order."""
+        """Return the rows at `places` [N, 2], in that order."""
         out = np.empty((len(places), *self.shards[0].shape[1:]), self.shards[0].dtype)
         for shard in np.unique(places[:, 0]):
             here = places[:, 0] == shard
@@ -209,7 +209,7 @@ class Table:
         return out
 
     def _take(self, name, digests, rows):
-        self._open[name] = len(self.shards)
+        self._seen.add(name)
         for i, digest in enumerate(digests):
             self.where.setdefault(digest, (len(self.shards), i))
         self.shards.append(rows)
@@ -220,17 +220,17 @@ class Table:
         temporary.replace(self.folder / _META)
 
     def _touch(self):
-        """Says that the table is in use."""
+        """Record that the table is in use."""
         try:
             os.utime(self.folder / _META)
         except OSError:
             try:
                 self._write_about()
-            except OSError:  # a cache that can only be read
+            except OSError:  # a read-only cache
                 return
 
     def _clean(self):
-        """Removes what processes that are gone were writing."""
+        """Remove unfinished files of processes that have ended."""
         for file in self.folder.glob(".*"):
             process = file.name.split(".")[1]
             if process.isdecimal() and not _alive(int(process)):
@@ -248,9 +248,9 @@ def _alive(process):
 
 
 class Writer:
-    """Collects rows for a table and writes them a shard at a time, so that memory stays bounded.
+    """Collects rows for a table and writes them one shard at a time, so that memory stays bounded.
 
-    Where the disk is full the rows stay in memory from then on; `full` says so.
+    If the disk is full, rows stay in memory from then on, and `full` is set.
     """
 
     def __init__(self, table: Table, on_disk: bool = True, shard_bytes: int = _SHARD_BYTES):
@@ -280,7 +280,7 @@ class Writer:
 
 
 def write_shard(path: Path, digests: list[bytes], rows: np.ndarray) -> None:
-    """Writes a shard file: magic, header (JSON) with its length and checksum, digests, rows."""
+    """Write a shard file: magic, header (JSON) with its length and checksum, digests, rows."""
     rows = np.ascontiguousarray(rows)
     names = b"".join(digests)
     if len(names) != DIGEST * len(rows):
@@ -311,15 +311,15 @@ def write_shard(path: Path, digests: list[bytes], rows: np.ndarray) -> None:
 
 
 def read_shard(path: Path, verify: bool = True) -> tuple[list[bytes], np.ndarray]:
-    """(digests, rows): the rows are a read-only memory map.
+    """Return (digests, rows); the rows are a read-only memory map.
 
     Raises:
-        Damaged: checksums or lengths do not fit.
+        Damaged: checksums or lengths do not match.
     """
     with path.open("rb") as file:
         start = file.read(len(_MAGIC) + 8)
         if len(start) < len(_MAGIC) + 8 or start[: len(_MAGIC)] != _MAGIC:
-            raise Damaged("it does not begin like a shard")
+            raise Damaged("it does not start like a shard")
         length, crc = struct.unpack("<II", start[len(_MAGIC) :])
         header = file.read(length)
         if len(header) != length or zlib.crc32(header) != crc:
@@ -332,21 +332,15 @@ def read_shard(path: Path, verify: bool = True) -> tuple[list[bytes], np.ndarray
         offset = _aligned(file.tell())
         needed = offset + int(np.prod(shape)) * np.dtype(header["dtype"]).itemsize
         if os.fstat(file.fileno()).st_size != needed:
-            raise Damaged("it is cut short")
+            raise Damaged("it is truncated")
     rows = np.memmap(path, np.dtype(header["dtype"]), "r", offset, shape)
     if verify and zlib.crc32(_bytes_of(rows)) != header["rows_crc"]:
         raise Damaged("its rows are damaged")
     return [names[i : i + DIGEST] for i in range(0, len(names), DIGEST)], rows
 
 
-def shown_bytes(size: int) -> str:
-    """A number of bytes for people."""
-    unit = min(4, int(math.log2(max(1, size)) // 10))
-    return f"{size / (1 << 10 * unit):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
-
-
 def _bytes_of(rows: np.ndarray) -> memoryview:
-    """The bytes of an array that lies in one piece, without a copy."""
+    """Return the bytes of a contiguous array, without a copy."""
     return (rows.view("uint8").reshape(-1) if rows.size else rows.view("uint8")).data
 
 
@@ -354,34 +348,33 @@ def _aligned(position):
     return -(-position // _ALIGN) * _ALIGN
 
 
-_ROW = bytes(DIGEST)  # a table of one row
-
-
-def kept(store: Store, what: str, identity: dict, about: dict, compute: Callable[[], dict]) -> dict:
-    """What `compute` gave when it was first asked; where nothing is kept, or damaged, it is asked.
+def cached_result(
+    store: Store, kind: str, identity: dict, about: dict, compute: Callable[[], dict]
+) -> dict:
+    """Return a stored result, or compute and store it if it is missing or damaged.
 
     Args:
-        what: kind of conclusion, with the version of its formulas.
-        identity: plain data; all that the answer depends on.
+        kind: kind of result, with the version of its formulas.
+        identity: plain data; everything else that the result depends on.
         about: for people, see `Store.table`.
-        compute: gives plain data, floats among it come back to the last bit.
+        compute: returns plain data; floats in it are restored to the last bit.
     """
-    table = store.table({"what": what, **identity}, {**about, "dtype": "uint8", "shape": []})
+    table = store.table({"what": kind, **identity}, {**about, "dtype": "uint8", "shape": []})
     table.refresh()
-    if table.missing([_ROW]):
+    if table.missing([_SINGLE_ROW]):
         text = json.dumps(compute()).encode()
         writer = Writer(table)
-        writer.add([_ROW], np.frombuffer(text, "uint8")[None])
+        writer.add([_SINGLE_ROW], np.frombuffer(text, "uint8")[None])
         writer.flush()
         store.trim(keep=[table.key])
-    (row,) = table.gather(table.locate([_ROW]))
+    (row,) = table.gather(table.locate([_SINGLE_ROW]))
     return json.loads(row.tobytes())
 
 
 def concluded(
     prefix,
     store: Store,
-    what: str,
+    kind: str,
     compute: Callable[[], dict],
     *,
     of: str,
@@ -389,25 +382,27 @@ def concluded(
     view: str = "plain",
     **identity,
 ) -> dict:
-    """`kept`, of what follows from a prefix's features.
+    """Return a conclusion from a prefix's features, computed once; see `cached_result`.
 
     Args:
-        of: what was looked at, for people.
-        engine, view: by which, and of what, the features are.
-        identity: all that the answer depends on beside the prefix and the engine.
+        prefix: a `features.prefix.Prefix`.
+        of: the examples, in words.
+        engine, view: engine and view of the features.
+        identity: everything else that the result depends on.
     """
-    identity = {**prefix.identity, "engine": engine, **identity}
     about = {
         "backbone": f"{prefix.name}: {of}",
         "image_size": prefix.image_size,
         "engine": engine,
         "view": view,
     }
-    return kept(store, what, identity, about, compute)
+    return cached_result(
+        store, kind, {**prefix.identity, "engine": engine, **identity}, about, compute
+    )
 
 
 def digest_of(*parts: list[bytes] | np.ndarray) -> str:
-    """A digest of lists of digests and of arrays, in their order."""
+    """Return a digest of lists of digests and of arrays, in their order."""
     digest = hashlib.blake2b(digest_size=DIGEST)
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -416,3 +411,9 @@ def digest_of(*parts: list[bytes] | np.ndarray) -> str:
             head, data = f"{len(part)} digests", b"".join(part)
         digest.update(head.encode() + b"\0" + data)
     return digest.hexdigest()
+
+
+def format_bytes(size: int) -> str:
+    """Return a number of bytes as text with a unit."""
+    unit = min(4, int(math.log2(max(1, size)) // 10))
+    return f"{size / (1 << 10 * unit):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"

@@ -4,6 +4,7 @@ The options of the command line, `config.yaml`, `Trainer` and resuming are deriv
 dataclass. It is validated once, before Keras is imported.
 """
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -15,7 +16,7 @@ from keras_transfer.data.epochs import BALANCES
 from keras_transfer.data.sources import FOLDER_TASKS
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError
-from keras_transfer.features.caching import CACHES, ENGINE_NAMES, check_engine
+from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.modalities.image.augment import MIXES, Mix, plain_augmentation
 from keras_transfer.models import PRECISIONS
 from keras_transfer.schedules.phases import KEEP
@@ -215,7 +216,11 @@ class TrainConfig:
         if self.augment != AUTO:
             object.__setattr__(self, "augment", plain_augmentation(self.augment))
         Mix(self.mix, self.mix_alpha)
-        check_engine(self.engine)
+        if self.engine == "openvino" and importlib.util.find_spec("openvino") is None:
+            raise InputError(
+                "Engine 'openvino' is not installed: pip install 'keras_transfer[openvino]', or use "
+                "engine auto."
+            )
         SplitRule(
             self.val_split,
             self.test_split,

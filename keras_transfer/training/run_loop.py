@@ -13,8 +13,8 @@ from keras_transfer.data.epochs import class_weights
 from keras_transfer.data.examples import find_duplicates
 from keras_transfer.errors import Diverged, InputError, Interrupted, Signals, explained
 from keras_transfer.evaluation.measures import compute_metrics, predict_batches
-from keras_transfer.features.caching import Caching
-from keras_transfer.features.extraction import Supply
+from keras_transfer.features.caching import Caching, Supply
+from keras_transfer.features.extraction import evaluation_batches, training_batches
 from keras_transfer.models.acceleration import jit_compile, training_model
 from keras_transfer.models.builders import by_head, compile_arguments, head_layers
 from keras_transfer.models.stages import freeze, quick_statistics
@@ -189,8 +189,6 @@ class TrainingRun:
             planned: the `PlannedPhase`.
             features: split → its features.
         """
-        from keras_transfer.features.streams import evaluation_batches
-
         started = time.perf_counter()
         frozen = freeze(self.model, "all")
         self.progress.start_phase(planned, frozen, [])
@@ -337,8 +335,6 @@ class TrainingRun:
             options |= {"seed": trainer.config.seed, "start_epoch": self.progress.epoch}
             options |= self._balance(planned.phase)
         if features:
-            from keras_transfer.features.streams import evaluation_batches, training_batches
-
             make = training_batches if training else evaluation_batches
             dtype = network.inputs[0].dtype
             return make(features[split], data.examples[split].labels, dtype=dtype, **options)

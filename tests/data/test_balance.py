@@ -17,7 +17,7 @@ from keras_transfer.data.epochs import class_weights, epoch_order
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.evaluation.measures import compute_metrics
-from keras_transfer.features.streams import training_batches
+from keras_transfer.features.extraction import training_batches
 from keras_transfer.modalities.image import decode as decoding
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, LabelCrossentropy, MultiLabel, Regression

@@ -121,7 +121,7 @@ def test_augmented_views_stay_alive_and_only_train(data, tmp_path, monkeypatch):
     measured = evaluate(run.model, data)
     assert measured["loss"] == pytest.approx(run.metrics["val"]["loss"], rel=1e-3)
 
-    from keras_transfer.features.streams import training_batches
+    from keras_transfer.features.extraction import training_batches
 
     prefix = prefix_of(model, 3)
     examples = data.examples["train"]

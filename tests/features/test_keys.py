@@ -15,9 +15,10 @@ from keras_transfer.data import Augmentation, View
 from keras_transfer.data.files import digest_files
 from keras_transfer.errors import InputError
 from keras_transfer.features import prefix as engines
-from keras_transfer.features.extraction import Supply, _table
+from keras_transfer.features.caching import Supply
+from keras_transfer.features.extraction import _table
 from keras_transfer.features.prefix import Prefix, prefix_of
-from keras_transfer.features.store import Store, concluded, digest_of, kept
+from keras_transfer.features.store import Store, cached_result, concluded, digest_of
 from keras_transfer.modalities.image.decode import digest
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
@@ -208,11 +209,11 @@ def test_what_conclusions_are_found_by(model, noted):
 
 def test_the_newest_conclusion_stays_where_there_is_no_room(tmp_path):
     store = Store(tmp_path / "store", limit=0)
-    kept(store, "first", {}, {}, dict)
-    assert kept(store, "second", {}, {"of": "it"}, lambda: {"a": 1}) == {"a": 1}
+    cached_result(store, "first", {}, {}, dict)
+    assert cached_result(store, "second", {}, {"of": "it"}, lambda: {"a": 1}) == {"a": 1}
     (table,) = store.list()
     assert table.about == {"of": "it", "dtype": "uint8", "shape": []}
-    assert kept(store, "second", {}, {}, dict) == {"a": 1}
+    assert cached_result(store, "second", {}, {}, dict) == {"a": 1}
 
 
 # -- fingerprints ---------------------------------------------------------------------------------

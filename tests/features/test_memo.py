@@ -12,7 +12,7 @@ from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import prefix_of
-from keras_transfer.features.store import Store, digest_of, kept
+from keras_transfer.features.store import Store, cached_result, digest_of
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources.applications import build_backbone
@@ -124,7 +124,9 @@ def test_what_is_damaged_is_computed_again(model, data, store, refuse):
 def test_nowhere_to_keep_it(tmp_path):
     (tmp_path / "file").touch()
     store = Store(tmp_path / "file" / "store")
-    assert kept(store, "sum", {}, {}, lambda: {"a": [0.1 + 0.2, None]}) == {"a": [0.1 + 0.2, None]}
+    assert cached_result(store, "sum", {}, {}, lambda: {"a": [0.1 + 0.2, None]}) == {
+        "a": [0.1 + 0.2, None]
+    }
 
 
 def test_digests_tell_order_and_kind():

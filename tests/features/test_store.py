@@ -13,7 +13,7 @@ import pytest
 
 from keras_transfer.errors import InputError
 from keras_transfer.features import store as store_module
-from keras_transfer.features.store import DIGEST, Store, Writer, read_shard, shown_bytes
+from keras_transfer.features.store import DIGEST, Store, Writer, format_bytes, read_shard
 
 
 def digests(*numbers):
@@ -235,7 +235,7 @@ def test_limits(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_TRANSFER_CACHE_GB", "much")
     with pytest.raises(InputError, match="KERAS_TRANSFER_CACHE_GB is 'much'"):
         Store(tmp_path)
-    assert [shown_bytes(n) for n in (0, 1023, 5 << 20, 3 << 29)] == [
+    assert [format_bytes(n) for n in (0, 1023, 5 << 20, 3 << 29)] == [
         "0 B",
         "1.02e+03 B",
         "5 MiB",

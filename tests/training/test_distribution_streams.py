@@ -9,8 +9,8 @@ from keras_transfer.data.arrays import Arrays
 from keras_transfer.data.batches import batches
 from keras_transfer.data.epochs import Share
 from keras_transfer.data.examples import Examples
-from keras_transfer.features.streams import evaluation_batches as feature_batches
-from keras_transfer.features.streams import training_batches
+from keras_transfer.features.extraction import evaluation_batches as feature_batches
+from keras_transfer.features.extraction import training_batches
 from keras_transfer.modalities.image.augment import Mix
 
 COUNT, BATCH, STEPS = 17, 6, 3

@@ -121,7 +121,7 @@ class SingleProcess:
         """Return a function that computes the features of a phase, given its number.
 
         Args:
-            make: called with a model and options, returns a `features.provider.Supply`.
+            make: called with a model and options, returns a `features.caching.Supply`.
             model: the model of `build_model`.
         """
         return make(model).of

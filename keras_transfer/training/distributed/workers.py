@@ -285,7 +285,7 @@ def extract_together(
             views,
             dtype=dtype,
             on_disk=on_disk,
-            told=workers.watch.beat,
+            on_batch=workers.watch.beat,
             **options,
         )
     workers.barrier()
