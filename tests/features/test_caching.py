@@ -63,7 +63,7 @@ def test_what_does_not_fit_gets_shorter_numbers_fewer_views_or_is_left(data, tmp
     small = Store(tmp_path, 100 * row)
     none, why = planned_caching(model, data, head, images=many, store=small)
     assert none is None and "do not fit into 100 KiB free disk" in why
-    with pytest.raises(InputError, match=r"Phase 'head': .* do not fit.*Make room"):
+    with pytest.raises(InputError, match=r"Phase 'head': .* do not fit.*Make space"):
         planned_caching(model, data, head, asked="disk", images=many, store=small)
 
 
