@@ -26,6 +26,7 @@ TENSORFLOW = {
     "training.checkpoint": "writes event files for TensorBoard",
     "utils": "silences its log, ends its calls into Python",
     "evaluation.gradcam": "gradients of the backend in use",
+    "reporting.sheet": "draws augmented images from graph ops",
     "cli.demo": "reads its export again",
 }
 JAX = ("evaluation.gradcam", "training.distributed")

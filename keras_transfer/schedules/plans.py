@@ -1,11 +1,8 @@
 """A schedule applied to one model and dataset: planned phases, and their optimizers.
 
-The optimizers are those of Keras, with a rate, a decay and an anchor for each weight. Keras's
-`MultiOptimizer` is not used, because (in 3.15) each inner optimizer clips by the norm of its own
-share of the gradients, it has no `learning_rate`, which `LossScaleOptimizer` needs, and its state is
-not restored from a saved model. Here one optimizer holds all weights, and only its last step, the
-update of one weight, knows about stages. Clipping, accumulation, averages, schedules, loss scaling
-and saving remain those of Keras.
+The optimizers are those of Keras, with a rate, a decay and an anchor for each weight: only the last
+step, the update of one weight, knows about stages. Keras's `MultiOptimizer` (3.15) would clip each
+group by itself, has no `learning_rate`, and is not restored from a saved model.
 """
 
 import math

@@ -71,8 +71,8 @@ def test_what_does_not_fit_gets_shorter_numbers_fewer_views_or_is_left(data, tmp
     "options, message",
     [
         ({"cache": "yes"}, "cache must be one of auto, off"),
-        ({"engine": "onnx"}, "Unknown engine 'onnx'"),
-        ({"feature_dtype": "int8"}, "feature_dtype must be auto, float32"),
+        ({"engine": "onnx"}, "engine must be one of auto, keras, openvino, not 'onnx'"),
+        ({"feature_dtype": "int8"}, "feature_dtype must be one of auto, float32"),
     ],
 )
 def test_names_that_mean_nothing(data, options, message):

@@ -143,7 +143,7 @@ def test_a_damaged_entry_is_rebuilt(data, store, capsys):
     file.write_bytes(contents)
     again = extract(prefix_of(model, 8), data.examples["train"], store=store)
     np.testing.assert_array_equal(again.gather(rows), expected)
-    assert "a damaged shard was removed and is computed again" in capsys.readouterr().err
+    assert "removed a damaged shard, whose rows are computed again" in capsys.readouterr().err
 
 
 def test_values_that_float16_cannot_hold(data, store):
@@ -153,7 +153,7 @@ def test_values_that_float16_cannot_hold(data, store):
     inputs = model.layers[1].inputs[0]
     x = keras.layers.Rescaling(1e6)(model.layers[1].stages[2].output)
     prefix = extraction.Prefix(keras.Model(inputs, x), "loud")
-    with pytest.raises(InputError, match=r"do not fit into float16: use bfloat16 or float32"):
+    with pytest.raises(InputError, match=r"exceed the range of float16: use bfloat16 or float32"):
         extract(prefix, data.examples["train"], dtype="float16", store=store)
     loud = extract(prefix, data.examples["train"], dtype="bfloat16", store=store)
     exact = extract(prefix, data.examples["train"], dtype="float32", store=store)
@@ -279,7 +279,7 @@ def test_openvino_asked_for_need_not_gain(data, monkeypatch, tmp_path):
     assert engines.usable_engines("openvino", prefix) == []
     assert choose(data, "openvino", prefix).name == "openvino_f32"
     assert engines.usable_engines("openvino", prefix) == ["openvino_f32"]
-    assert choose(data, "keras", prefix).reason == "as asked for"
+    assert choose(data, "keras", prefix).reason == "as requested"
 
 
 def test_an_engine_that_fails_is_not_taken(data, monkeypatch, tmp_path):

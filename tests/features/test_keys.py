@@ -61,7 +61,7 @@ def test_keys_are_those_of_earlier_releases(tmp_path, noted):
     assert digest(b"con", b"tent") == digest(b"content") != digest(b"contents")
     (tmp_path / "a.png").write_bytes(b"content")
     assert digest_files([str(tmp_path / "a.png")], progress=False) == [digest(b"content")]
-    with pytest.raises(InputError, match=r"gone\.png cannot be read any more: No such file"):
+    with pytest.raises(InputError, match=r"gone\.png can no longer be read: No such file"):
         digest_files([str(tmp_path / "gone.png")], progress=False)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from conftest import tiny_backbone, write_colours
@@ -172,6 +173,7 @@ def on_jax(tmp_path_factory):
     """(folder, what `ON_JAX` found): one process for all, since most of its time is imports."""
     pytest.importorskip("jax", reason="JAX is not installed")
     folder = tmp_path_factory.mktemp("on_jax")
+    keras.utils.set_random_seed(0)
     model = build_model(tiny_backbone(), Classification("ab"), image_size=32)
     model.save(folder / "model.keras")
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
