@@ -283,7 +283,7 @@ def test_the_command_keeps_a_calibration(trained):
     later = json.loads(here("evaluate", path, data, "--slice", "folder", "--json").stdout)
     assert later["evaluation"]["calibrated_on"] == {"split": "val", "images": 18}
     other = here("evaluate", path, data, "--tta", "mirror", "--json")
-    assert "calibration is left out" in other.stderr
+    assert "calibration does not apply" in other.stderr
     assert json.loads(other.stdout)["evaluation"]["calibrated_on"] is None
 
 
