@@ -394,7 +394,7 @@ finally:
     print("keras" in sys.modules, "tensorflow" in sys.modules)
 """
     for args, words in (
-        ([tmp_path / "none"], "no such directory"),
+        ([tmp_path / "none"], "the directory does not exist"),
         ([tmp_path / "adapted"], "has no feature_maps.npz"),
         ([tmp_path / "adapted", "--split", "val"], "is an adaptation run"),
         ([run.path, "--out", tmp_path], "is a directory"),
