@@ -251,7 +251,7 @@ class Adaptation:
         val, target, batch_size = {}, None, self.options.batch_size
         if "val" in self.source.examples:
             result = evaluate(model, self.source, "val", batch_size=batch_size)
-            val = {name: result[name] for name in ("accuracy", "loss")}
+            val = {name: result[name] for name in ("accuracy", "accuracy_interval", "loss")}
         if self.report:
             (split,) = self.report.examples
             result = evaluate(model, self.report, split, batch_size=batch_size)

@@ -3,7 +3,6 @@
 import numpy as np
 
 from keras_transfer.reporting.page import GRAY, figure, line_figure
-from keras_transfer.schedules import drawing
 from keras_transfer.utils.tables import Table
 
 _NOT_METRICS = ("epoch", "phase", "learning_rate", "seconds", "loss_scale")
@@ -31,6 +30,8 @@ def rate_figure(plan) -> dict | None:
     """Return a figure of each stage's learning rate; None if all phases are in closed form."""
     if all(planned.phase.solver == "logistic" for planned in plan.phases):
         return None
+    from keras_transfer.schedules import drawing
+
     height = drawing.height(plan)
     return figure(plan.draw_on, "Learning rate of each stage", width=8, height=height)
 

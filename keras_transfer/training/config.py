@@ -290,8 +290,8 @@ def validated(spec: Field, value):
     """Return the value as the setting's type, or raise InputError where it is out of range."""
     rule, kind = spec.metadata, TYPES[spec.name]
     optional = None in getattr(kind, "__args__", ()) or type(None) in getattr(kind, "__args__", ())
-    if value is None and optional:
-        return None
+    if value is None and (optional or kind is dict):
+        return None if optional else {}
     if isinstance(value, Path) or (isinstance(value, str) and type(value) is not str):
         value = str(value)  # paths, and choices of the command line
     number = kind in (int, float, int | None, float | None)
