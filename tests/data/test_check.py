@@ -129,7 +129,7 @@ def test_check_as_a_command(leaking):
     (data / "train" / "cat" / "new\nline \udcff.png").write_bytes(b"x")
 
     def run(*args):
-        command = [sys.executable, "-m", "keras_transfer.cli.main", "check", *map(str, args)]
+        command = [sys.executable, "-m", "keras_transfer.cli", "check", *map(str, args)]
         env = {**os.environ, "PYTHONIOENCODING": "ascii"}
         return subprocess.run(command, capture_output=True, text=True, env=env)
 

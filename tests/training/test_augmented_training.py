@@ -114,7 +114,7 @@ def test_a_transform_that_fails_names_the_image_and_itself(numbered, tmp_path):
     too_large = A.Compose([A.RandomCrop(45, 45, p=1)])  # the images are 50x40
     with pytest.raises(tf.errors.OpError, match=r"failed on .*0\d.png \(50x40\).*RandomCrop"):
         stream(numbered, 1, augmentation=too_large)
-    with pytest.raises(tf.errors.OpError, match=r"returned float32 .* of .*0\d.png.*Normalize"):
+    with pytest.raises(tf.errors.OpError, match=r"returned float32 .* for .*0\d.png.*Normalize"):
         stream(numbered, 1, augmentation=A.Compose([A.Normalize()]))
     names = tuple("abcdefghijk")
     data = ImageData(names, {"train": numbered}, [], str(tmp_path))
