@@ -1,7 +1,7 @@
 """Open a dataset by its path or name, and index folders of images."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_fi
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.decode import EXTENSIONS
+from keras_transfer.utils.options import make_options
 
 TFDS = "tfds:"  # prefix of the name of a dataset of TensorFlow Datasets
 FOLDER_TASKS = ("single_label", "multi_label")
@@ -87,15 +88,9 @@ def from_directory(
     root: str | os.PathLike,
     *,
     val: str | os.PathLike | None = None,
-    val_split: float = 0.2,
-    test_split: float = 0.0,
-    groups: str | Callable[[str], str] | None = None,
-    folds: int | None = None,
-    fold: int | None = None,
-    split_file: str | os.PathLike | None = None,
-    seed: int = 0,
     task: str = "single_label",
     progress: bool = True,
+    **rule,
 ) -> ImageData:
     """Index an image folder, leave out files that cannot be decoded, and split the rest.
 
@@ -107,18 +102,18 @@ def from_directory(
     Args:
         root: `root/<class>/` or `root/{train,val,test}/<class>/`, see `read_tree`.
         val: another folder `val/<class>/` with the same classes.
-        val_split, test_split: shares for validation, if there is no folder, and for testing.
-        groups, folds, fold, split_file: other ways to split, see `SplitRule`.
-        seed: seed of the split. It does not depend on names: a renamed file stays in its split.
         task: `"multi_label"`: the folders are labels, and an image that lies in several folders has
             several labels, see `data.multilabel_folders.merge_copies`.
         progress: show a bar on stderr, in a terminal or a notebook.
+        rule: fields of `SplitRule`: `val_split` (share for validation, if there is no folder; 0.2),
+            `test_split`, `groups`, `folds`, `fold`, `split_file`, `seed`. The split does not depend
+            on names: a renamed file stays in its split.
 
     Raises:
         InputError: if the folder cannot be used as it is; the message says what to do.
     """
     require_folder_task(task)
-    rule = SplitRule(val_split, test_split, groups, folds, fold, split_file, seed)
+    split_rule = make_options(SplitRule, rule, "from_directory")
     root = Path(root).expanduser()
     tree = read_tree(root)
     train_folder = root if "all" in tree else root / "train"
@@ -127,7 +122,7 @@ def from_directory(
     if val is not None:
         tree["val"] = _read_val(val, tree["train"])
     # Report errors that the names show before the long check.
-    rule.check(tree)
+    split_rule.check(tree)
     _require_each_class(tree["train"], train_folder, [])
     target = Target(task, tuple(tree["train"]))
     rows, checked = check_tree(tree, progress)
@@ -137,7 +132,7 @@ def from_directory(
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
         require_images(part, where, skipped)
-    data = divide(target, examples, skipped, root, rule)
+    data = divide(target, examples, skipped, root, split_rule)
     data.source = {"data": str(root), "task": task, **({"val": str(val)} if val else {})}
     return data
 
