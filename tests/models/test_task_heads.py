@@ -329,7 +329,7 @@ def test_later_splits_must_fit_the_first():
     labels, target = read_targets({"kind": ["wasp"]}, label_column="kind", known=known)
     assert labels.tolist() == [2] and target == known
     tags = Target("multi_label", ("red", "round"))
-    with pytest.raises(InputError, match=r"t\.csv, row 7: tags has 'blue', which is none of"):
+    with pytest.raises(InputError, match=r"t\.csv, row 7: tags has 'blue', which is not among"):
         read_targets(
             {"tags": ["blue|red"]}, label_columns="tags", known=tags, table="t.csv", rows=[7]
         )
@@ -342,21 +342,21 @@ def test_later_splits_must_fit_the_first():
     [
         ({"n": [1, None]}, {"targets": "n"}, "row 2: n is empty; fill it in"),
         ({"n": [1, float("nan")]}, {"targets": "n"}, "row 2: n is empty"),
-        ({"n": [1, "1,5"]}, {"targets": "n"}, "row 2: n is '1,5', which is no number"),
-        ({"n": [1, "inf"]}, {"targets": "n"}, "row 2: n is 'inf', which is no number"),
+        ({"n": [1, "1,5"]}, {"targets": "n"}, "row 2: n is '1,5', which is not a number"),
+        ({"n": [1, "inf"]}, {"targets": "n"}, "row 2: n is 'inf', which is not a number"),
         ({"n": [2, 2]}, {"targets": "n"}, "n is the same in every row"),
         ({"k": ["a", " "]}, {"label_column": "k"}, "row 2: k is empty"),
-        ({"k": ["a", 1.5]}, {"label_column": "k"}, "row 2: k is 1.5, which is no name"),
-        ({"k": ["a", "a"]}, {"label_column": "k"}, "one class only"),
+        ({"k": ["a", 1.5]}, {"label_column": "k"}, "row 2: k is 1.5, which is not a class name"),
+        ({"k": ["a", "a"]}, {"label_column": "k"}, "k has only one class (a)"),
         ({"a": [0, 1], "b": [0, 2]}, {"label_columns": ["a", "b"]}, "b is 2, but must be 0 or 1"),
         ({"a": [0, 1], "b": [1, 1]}, {"label_columns": ["a", "b"]}, "b is the same in every row"),
         ({"t": ["x|y", "x"]}, {"label_columns": "t"}, "x is the same in every row"),
         ({"t": ["|", "|"]}, {"label_columns": "t"}, "has no label"),
         ({"t": [1]}, {"targets": ["t", "u"]}, "no column 'u'; it has t"),
-        ({}, {}, "Give one of label_column, label_columns, targets and heads, not none"),
+        ({}, {}, "Pass exactly one of label_column, label_columns, targets and heads, not none"),
         ({}, {"targets": "a", "label_column": "b"}, "not label_column and targets"),
-        ({}, {"heads": {"a": {}}}, "needs two heads or more"),
-        ({}, {"heads": {"a": {"label": "x"}, "b": {}}}, "Head 'a': give label_column"),
+        ({}, {"heads": {"a": {}}}, "needs at least two heads, not 1"),
+        ({}, {"heads": {"a": {"label": "x"}, "b": {}}}, "Head 'a': pass label_column"),
     ],
 )
 def test_columns_that_cannot_be_learned(columns, options, words):
