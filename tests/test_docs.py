@@ -46,11 +46,16 @@ def options_of():
     """Return, by id of the public function or class, the names of the options it takes as **options."""
     entries = reference()
     functions = {name: pydoc.locate(path) for path, options, name in entries if not options}
-    return {
+    found = {
         id(functions[name]): {field.name for field in dataclasses.fields(pydoc.locate(path))}
         for path, options, name in entries
         if options
     }
+    data = keras_transfer.data
+    rule = {field.name for field in dataclasses.fields(data.SplitRule)}
+    for source in (data.from_directory, data.from_table, data.from_tfds, data.from_records):
+        found[id(source)] = rule
+    return found
 
 
 def test_python_blocks_compile():
