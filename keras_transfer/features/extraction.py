@@ -203,7 +203,7 @@ def _compute(run: Callable, batches, digests, tables, dtype, on_disk, on_batch):
             done += count
             progress.update(count)
             on_batch()
-    finally:  # saves what is computed, even if the run is interrupted
+    finally:  # saves the computed rows, even if the run is interrupted
         for writer in writers:
             writer.flush()
         progress.close()

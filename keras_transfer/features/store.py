@@ -40,7 +40,7 @@ _SINGLE_ROW = bytes(DIGEST)  # digest of the row in a table of one row
 
 
 class Damaged(Exception):
-    """A shard that differs from what was written."""
+    """A shard that is not as it was written."""
 
 
 @dataclass(frozen=True)

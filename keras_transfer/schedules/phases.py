@@ -24,7 +24,7 @@ class Phase:
 
     Attributes:
         name: shown in logs and files; unique in a schedule.
-        freeze: what is frozen, see `keras_transfer.models.stages.frozen_stages`.
+        freeze: the frozen part, see `keras_transfer.models.stages.frozen_stages`.
         epochs: passes over the training examples, ≥ 1; or
         steps: batches, ≥ 1, with an epoch ending after each pass. Exactly one of the two is given.
         learning_rate: highest learning rate of the phase, > 0.
