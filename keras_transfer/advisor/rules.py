@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import BACKBONES, find_spec, weights_path
 from keras_transfer.schedules.recipes import AUTO, default_epochs, resolve_schedule
+from keras_transfer.training.config import POLICIES, TrainConfig
 from keras_transfer.utils.console import say
 
-POLICIES = ("evidence", "classical")
-DEFAULT_POLICY = "evidence"
-MINUTES = 30.0  # default limit of the training time
+DEFAULT_POLICY = TrainConfig.policy
+MINUTES = TrainConfig.minutes  # default limit of the training time
 
 # Candidates if no weights are on this machine: small and medium-sized backbones.
 SHORTLIST = ("mobilenet_v2", "efficientnet_v2_b0", "resnet50")

@@ -22,6 +22,8 @@ from keras_transfer.cli.options import Data, Images, Json, RunPath, check_png, t
 from keras_transfer.cli.report import report
 from keras_transfer.cli.train import find_rate, schedule, train
 from keras_transfer.errors import InputError, WorkerLost
+from keras_transfer.utils.console import print_table
+from keras_transfer.utils.tables import Table
 
 app = typer.Typer(
     name="keras-transfer",
@@ -51,15 +53,16 @@ def backbones(as_json: Json = False):
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print(
-        f"{'name':<34}{'parameters':>12}{'size':>6}{'least':>6}{'stages':>8}  {'preprocessing':<14}weights"
-    )
-    for row in rows:
-        print(
-            f"{row['name']:<34}{row['parameters']:>12,}{row['image_size']:>6}"
-            f"{row['least_image_size']:>6}{row['stages']:>8}  {row['preprocessing']:<14}"
-            f"{'present' if row['weights_present'] else 'download'}"
+    header = ("name", "parameters", "size", "least", "stages", "preprocessing", "weights")
+    cells = [
+        (
+            *(row["name"], f"{row['parameters']:,}", row["image_size"], row["least_image_size"]),
+            *(row["stages"], row["preprocessing"]),
+            "present" if row["weights_present"] else "download",
         )
+        for row in rows
+    ]
+    print_table(Table(header, cells, "lrrrrll"))
 
 
 @takes("task", "columns", "val", "val_split", "seed")
@@ -159,14 +162,13 @@ def cache(
         return
     if removed:
         print(f"removed {format_bytes(removed)}", file=sys.stderr)
-    print(f"{'size':>10}  {'last used':<17}{'px':>4}  {'view':<13}{'engine':<10}{'of'}")
+    cells = []
     for table in tables:
         about = {"image_size": "?", "view": "?", "engine": "?", "backbone": "unknown"} | table.about
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(table.used))
-        print(
-            f"{format_bytes(table.bytes):>10}  {used:<17}{about['image_size']:>4}  "
-            f"{about['view']:<13}{about['engine']:<10}{about['backbone']}"
-        )
+        names = ("image_size", "view", "engine", "backbone")
+        cells.append((format_bytes(table.bytes), used, *(about[name] for name in names)))
+    print_table(Table(("size", "last used", "px", "view", "engine", "of"), cells, "rlrlll"))
     total = format_bytes(sum(t.bytes for t in tables))
     print(f"{total} of at most {format_bytes(store.limit)} in {store.root}")
 

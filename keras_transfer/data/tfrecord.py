@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import struct
 import threading
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from keras_transfer.data.files import SCHEMA, Encoded, Skipped
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import progress_bar
+from keras_transfer.utils.files import new_folder
 
 # The schema: one `tf.train.Example` per image, with the names of TensorFlow's conversion scripts.
 IMAGE, LABEL, NAME = "image/encoded", "image/class/label", "image/filename"
@@ -108,13 +108,7 @@ def write_records(
         InputError: if `out` exists, or an image can no longer be read.
     """
     out = Path(out).expanduser()
-    if out.exists():
-        raise InputError(f"{out} exists: choose another folder for the records.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{os.getpid()}.{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with new_folder(out) as temporary:
         shards = {
             split: _write_split(examples, temporary, split, shard_bytes, progress)
             for split, examples in data.examples.items()
@@ -123,9 +117,6 @@ def write_records(
         written = {head: [target.task, target.names] for head, target in targets.items()}
         schema = {"targets": written, "shards": shards}
         (temporary / SCHEMA).write_text(json.dumps(schema, indent=2), encoding="utf-8")
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 

@@ -17,6 +17,7 @@ from keras_transfer.data.sources import FOLDER_TASKS
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError
 from keras_transfer.features import CACHES, ENGINE_NAMES
+from keras_transfer.features.store import DTYPES
 from keras_transfer.modalities.image.augment import MIXES, Mix, plain_augmentation
 from keras_transfer.models import PRECISIONS
 from keras_transfer.schedules.phases import KEEP
@@ -24,7 +25,7 @@ from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.distributed.single_process import CHOICES as DISTRIBUTE
 from keras_transfer.training.distributed.single_process import SCALINGS
 
-FEATURE_DTYPES = ("auto", "float32", "float16", "bfloat16")
+FEATURE_DTYPES = ("auto", *DTYPES[:3])
 POLICIES = ("evidence", "classical")  # of the advisor
 
 # The groups under which `--help` lists the settings.
