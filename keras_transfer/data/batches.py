@@ -1,24 +1,58 @@
-"""Turn examples into tf.data batches."""
+"""Turn examples into tf.data batches: order, shares of several processes, views.
+
+All processes know the order of an epoch and divide it into the same global batches. Each device computes
+an equal piece of each batch. A batch that does not divide, such as the last one of an epoch, is filled
+with examples of its own that have weight 0, and the others weigh more, so that the mean over the pieces'
+means is the mean over the batch. Pieces are equal because XLA needs equal shapes on all devices, and they
+are filled with examples because zeros, or no examples, would distort the statistics of BatchNorm.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.epochs import ImageMemory, Part, Share, epoch_order, whole
-from keras_transfer.errors import InputError
+from keras_transfer.data.files import ImageMemory
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation
 from keras_transfer.modalities.image.prepare import augmenter, mixer, resize_and_crop
+from keras_transfer.utils.options import make_options
 from keras_transfer.utils.python_calls import python_calls
 
 _PREFETCH_BYTES = 64 << 20  # of fixed views
 
 
+@dataclass(frozen=True)
+class Training:
+    """Options of `batches` that are for training only.
+
+    Attributes:
+        augmentation: see `resolve_augmentation`.
+        seed: any integer.
+        start_epoch: number of the first epoch.
+        class_weights: weights for the loss, which become the third part of a batch, see
+            `sample_weights`.
+        equal_classes: draw equally many examples of each class per epoch, see `epoch_order`.
+        mix: how images are mixed; labels become shares, float32 [B, classes].
+        classes: number of classes, for `mix`.
+    """
+
+    augmentation: Any = "light"
+    seed: int = 0
+    start_epoch: int = 0
+    class_weights: np.ndarray | None = None
+    equal_classes: bool = False
+    mix: Mix = field(default_factory=Mix)
+    classes: int = 0
+
+
 def images(examples) -> tf.data.Dataset:
     """Return a dataset of decoded images at their original sizes, in order: (uint8 [H, W, 3], label)."""
     load = _loader(examples.images)
+    labels = tf.nest.map_structure(tf.constant, examples.labels)
     return (
-        tf.data.Dataset.from_tensor_slices(_rows(examples))
+        tf.data.Dataset.from_tensor_slices((tf.range(len(examples)), labels))
         .map(lambda index, label: (load(index), label), tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )
@@ -30,16 +64,10 @@ def batches(
     image_size: int,
     batch_size: int,
     training: bool = False,
-    augmentation="light",
-    seed: int = 0,
-    start_epoch: int = 0,
-    class_weights: np.ndarray | None = None,
-    equal_classes: bool = False,
     memory: ImageMemory | None = None,
-    mix: Mix = Mix(),
-    classes: int = 0,
     service: str | None = None,
-    share: Share | None = None,
+    share: "Share | None" = None,
+    **options,
 ) -> tf.data.Dataset:
     """Return a dataset of batches (uint8 [B, image_size, image_size, 3], values 0–255; int32 [B]).
 
@@ -56,69 +84,34 @@ def batches(
         examples: an `Examples`.
         image_size: side of the images in the batches, in pixels.
         batch_size: examples per batch.
-        training: whether to prepare batches for training. The following arguments, except `memory`,
-            `service` and `share`, are for training only.
-        augmentation: see `resolve_augmentation`.
-        seed: any integer.
-        start_epoch: number of the first epoch.
-        class_weights: weights for the loss, which become the third part of a batch, see
-            `sample_weights`.
-        equal_classes: draw equally many examples of each class per epoch, see `epoch_order`.
+        training: whether to prepare batches for training.
         memory: caches decoded images; for evaluation the prepared images are cached if they fit.
-        mix: how images are mixed; labels become shares, float32 [B, classes].
-        classes: number of classes, for `mix`.
         service: address of a tf.data service whose workers prepare the batches, see `data.service`.
         share: return only the part of one process, with weights for loss and metrics as the third
-            part of a batch, see `data.epochs`; the stream is endless for evaluation, too. Order and
-            variants are those of a single process, but mixing is not.
+            part of a batch; the stream is endless for evaluation, too. Order and variants are those
+            of a single process, but mixing is not.
+        options: fields of `Training`.
 
     Raises:
-        InputError: if the augmentation is invalid, or `service` and `share` are combined.
+        InputError: if the augmentation or an option is invalid.
         tf.errors.OpError: while iterating, if a file can no longer be read or decoded; the message
             names it.
     """
-    variant = resolve_augmentation(augmentation) if training else None
+    settings = make_options(Training, options, "batches")
     if service:
-        if share:
-            raise InputError(
-                "A tf.data service cannot be combined with --distribute: omit one of them."
-            )
         from keras_transfer.data.service import service_batches
 
-        stream = service_batches(
-            examples, service, image_size, batch_size, variant, seed, start_epoch, equal_classes
-        )
-        if not training:
-            return stream
+        drawn = settings if training else None
+        stream = service_batches(examples, service, image_size, batch_size, drawn)
     elif training:
-        stream = _training_batches(
-            examples,
-            image_size,
-            batch_size,
-            variant,
-            seed,
-            start_epoch,
-            equal_classes,
-            memory,
-            share,
-        )
+        stream = _training_batches(examples, image_size, batch_size, settings, memory, share)
+    else:
+        stream = _evaluation_batches(examples, image_size, batch_size, memory, share)
     if training:
-        mixed = stream.map(_mixing(mix, classes), tf.data.AUTOTUNE, deterministic=True)
-        return weighted(mixed, class_weights).prefetch(tf.data.AUTOTUNE)
-    load = _loader(examples.images)
-    if share:
-        part = share.part(len(examples), batch_size, evaluating=True)
-        return _evaluated_part(examples, part, load, image_size, memory)
-
-    def prepare(index, label):
-        return resize_and_crop(load(index), image_size), label
-
-    made = tf.data.Dataset.from_tensor_slices(_rows(examples)).map(
-        prepare, tf.data.AUTOTUNE, deterministic=True
-    )
-    if memory is not None and memory.reserve(len(examples) * 3 * image_size**2):
-        made = made.cache()
-    return made.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        mixing = _mixing(settings.mix, settings.classes)
+        mixed = stream.map(mixing, tf.data.AUTOTUNE, deterministic=True)
+        stream = weighted(mixed, settings.class_weights)
+    return stream.prefetch(tf.data.AUTOTUNE)
 
 
 def views(
@@ -142,10 +135,7 @@ def views(
         uint8 [V, B, image_size, image_size, 3], in order.
     """
     load = _loader(examples.images, memory)
-    seeds = tf.constant(
-        [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen], tf.int64
-    )
-
+    seeds = [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen]
     variants = {
         view.augmentation: augmenter(view.augmentation, image_size, examples.names)
         for view in views
@@ -165,14 +155,12 @@ def views(
         return tf.stack([made[view.kind](view) for view in views])
 
     return (
-        tf.data.Dataset.from_tensor_slices((tf.constant(chosen, tf.int32), seeds))
+        tf.data.Dataset.from_tensor_slices(
+            (tf.constant(chosen, tf.int32), tf.constant(seeds, tf.int64))
+        )
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size)
-        .map(
-            lambda batch: (
-                tf.transpose(batch, [1, 0, 2, 3, 4]) if len(views) > 1 else batch[None, :, 0]
-            )
-        )
+        .map(lambda batch: tf.transpose(batch, [1, 0, 2, 3, 4]))
         .prefetch(max(2, min(16, _PREFETCH_BYTES // (batch_size * len(views) * 3 * image_size**2))))
     )
 
@@ -198,7 +186,7 @@ def sample_weights(labels, class_weights) -> tf.Tensor:
     Args:
         labels: int [B], or shares float [B, C] if images are mixed; 0/1 or shares [B, C] for several
             labels per image.
-        class_weights: float32 [C]; for several labels [C, 2], see `data.epochs.class_weights`.
+        class_weights: float32 [C]; for several labels [C, 2], see `data.examples.class_weights`.
 
     Returns:
         float32 [B]; for several labels [B, C], one weight per label.
@@ -211,17 +199,124 @@ def sample_weights(labels, class_weights) -> tf.Tensor:
     return tf.linalg.matvec(tf.cast(labels, tf.float32), class_weights)
 
 
-def _evaluated_part(examples, part: Part, load, image_size, memory):
-    """Return an endless dataset of the batches of a part, (images, labels, weights)."""
+# -- order and shares -----------------------------------------------------------------------------
+
+
+def epoch_order(count: int, seed, epoch, classes: np.ndarray | None = None) -> tuple:
+    """Return an epoch's order, int32 [count], and the seed of its variants, int64 [2], as tensors.
+
+    Each example occurs once. With `classes`, int [count], the numbers of examples per class differ by
+    at most one, and so do the numbers of times that the examples of a class occur.
+    """
+    order_seed, image_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
+    shuffle = tf.random.experimental.stateless_shuffle
+    order = shuffle(tf.range(count), order_seed)
+    if classes is not None:
+        order = _equally_drawn(order, classes, order_seed)
+    return order, image_seed
+
+
+def _equally_drawn(order, classes, seed):
+    present, classes = np.unique(classes, return_inverse=True)
+    counts = np.bincount(classes)
+    starts = np.cumsum(counts) - counts
+    shuffle = tf.random.experimental.stateless_shuffle
+    class_seed, place_seed = tf.unstack(tf.random.split(seed, 2))
+    # The examples class by class, each class in this epoch's order; its slots take them in turn.
+    in_order = tf.gather(tf.constant(classes, tf.int32), order)
+    by_class = tf.gather(order, tf.argsort(in_order, stable=True))
+    slots = tf.range(len(classes))
+    turns = shuffle(tf.range(len(present)), class_seed)  # the first may occur once more
+    which = tf.gather(turns, slots % len(present))
+    turn = (slots // len(present)) % tf.gather(tf.constant(counts, tf.int32), which)
+    places = tf.gather(tf.constant(starts, tf.int32), which) + turn
+    return shuffle(tf.gather(by_class, places), place_seed)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a sequence of examples that one process computes.
+
+    Attributes:
+        places: int64 [K]: positions in the sequence, in the order of computation.
+        weights: float32 [K]: 0 for examples that fill a batch, see `Share.part`.
+        sizes: int64 [G]: lengths of the batches into which `places` is divided.
+    """
+
+    places: np.ndarray
+    weights: np.ndarray
+    sizes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Share:
+    """The devices of one process among all devices.
+
+    Attributes:
+        replicas: number of all devices.
+        first: number of this process's first device.
+        local: number of its devices.
+        joined: the process receives its piece of a global batch as one batch (JAX divides it), not
+            as one for each device (`tf.distribute`).
+    """
+
+    replicas: int
+    first: int
+    local: int
+    joined: bool = False
+
+    def part(self, count: int, batch_size: int, *, evaluating: bool = False) -> Part:
+        """Return this process's part of `count` examples in global batches of `batch_size`.
+
+        Args:
+            evaluating: give all examples the same weight, so that the mean over an epoch is exact;
+                otherwise those of one batch, so that the mean over each batch is exact.
+        """
+        full, rest = divmod(count, batch_size)
+        batches = [(batch_size, np.arange(full) * batch_size)]
+        if rest:
+            batches.append((rest, np.array([full * batch_size])))
+        batches = [(size, starts) for size, starts in batches if len(starts)]
+        filled = self.replicas * sum(-(-size // self.replicas) * len(s) for size, s in batches)
+        places, weights, sizes = [], [], []
+        for size, starts in batches:
+            each = -(-size // self.replicas)
+            rows = np.arange(self.first * each, (self.first + self.local) * each)
+            weight = filled / count if evaluating else each * self.replicas / size
+            places.append((starts[:, None] + rows % size).ravel())
+            weights.append(np.tile(np.where(rows < size, weight, 0.0), len(starts)))
+            pieces = [each * self.local] if self.joined else [each] * self.local
+            sizes.append(np.tile(pieces, len(starts)))
+        return Part(
+            np.concatenate(places).astype("int64"),
+            np.concatenate(weights).astype("float32"),
+            np.concatenate(sizes).astype("int64"),
+        )
+
+
+ALONE = Share(1, 0, 1)
+
+
+def own(count: int, processes: int, index: int) -> np.ndarray:
+    """Return the positions that a process computes without batches, int64 [≤ ⌈count / processes⌉]."""
+    return np.arange(index, count, processes)
+
+
+# -- streams --------------------------------------------------------------------------------------
+
+
+def _evaluation_batches(examples, image_size, batch_size, memory, share):
+    """Return (images, labels) once; with a share an endless dataset of (images, labels, weights)."""
+    load = _loader(examples.images)
+    part = (share or ALONE).part(len(examples), batch_size, evaluating=True)
 
     def prepare(index, label, weight):
-        return resize_and_crop(load(index), image_size), label, weight
+        made = resize_and_crop(load(index), image_size), label
+        return (*made, weight) if share else made
 
     def batches_of(rows, size):
-        labels = tf.nest.map_structure(
-            lambda array: tf.constant(array[part.places[rows]]), examples.labels
-        )
-        places = tf.constant(part.places[rows], tf.int32)
+        places = part.places[rows].astype("int32")
+        labels = tf.nest.map_structure(lambda array: array[places], examples.labels)
         return (
             tf.data.Dataset.from_tensor_slices((places, labels, part.weights[rows]))
             .map(prepare, tf.data.AUTOTUNE, deterministic=True)
@@ -236,18 +331,16 @@ def _evaluated_part(examples, part: Part, load, image_size, memory):
         made = made.concatenate(batches_of(slice(split, None), int(part.sizes[-1])))
     if memory is not None and memory.reserve(len(part.places) * 3 * image_size**2):
         made = made.cache()
-    return made.repeat().prefetch(tf.data.AUTOTUNE)
+    return made.repeat() if share else made
 
 
-def _training_batches(
-    examples, image_size, batch_size, augmentation, seed, start_epoch, equal_classes, memory, share
-):
+def _training_batches(examples, image_size, batch_size, settings, memory, share):
     load = _loader(examples.images, memory)
-    vary = augmenter(augmentation, image_size, examples.names)
+    vary = augmenter(resolve_augmentation(settings.augmentation), image_size, examples.names)
     labels = tf.nest.map_structure(tf.constant, examples.labels)
     count = len(examples)
-    classes = examples.labels if equal_classes else None
-    part = share.part(count, batch_size) if share else whole(count, batch_size)
+    classes = examples.labels if settings.equal_classes else None
+    part = (share or ALONE).part(count, batch_size)
     places = tf.constant(part.places, tf.int32)
     numbers = tf.constant(np.repeat(np.arange(len(part.sizes)), part.sizes))
     weights, sizes = tf.constant(part.weights), tf.constant(part.sizes)
@@ -268,21 +361,20 @@ def _training_batches(
         made = (batch, image, tf.nest.map_structure(lambda array: array[index], labels), batch_seed)
         return (*made, weight) if share else made
 
-    def size_of(batch):
-        return sizes[batch]
-
     def collect(_, rows):
         return rows.map(lambda _, *row: row).batch(batch_size)
 
     # The parallel map continues over the ends of epochs. The batches are assembled after it, by
     # their number in the epoch: rows arrive in order, so a batch is complete before the batch with
     # the same number in the next epoch begins.
-    seed = tf.constant(seed, tf.int64)
+    seed = tf.constant(settings.seed, tf.int64)
     stream = (
-        tf.data.Dataset.range(start_epoch, tf.int64.max)
+        tf.data.Dataset.range(settings.start_epoch, tf.int64.max)
         .flat_map(epoch_rows)
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
-        .group_by_window(lambda batch, *_: batch, collect, window_size_func=size_of)
+        .group_by_window(
+            lambda batch, *_: batch, collect, window_size_func=lambda batch: sizes[batch]
+        )
     )
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
@@ -299,10 +391,6 @@ def _mixing(mix, classes):
         return (*mixed(images, shares, seeds[0]), *weights)
 
     return blend
-
-
-def _rows(examples):
-    return tf.range(len(examples)), tf.nest.map_structure(tf.constant, examples.labels)
 
 
 def _loader(images, memory=None):

@@ -5,7 +5,8 @@ of labels each), a float32 array [n, D] (numbers), or a dict of such arrays, one
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.utils.tables import printable
 
 TASKS = ("single_label", "multi_label", "regression")
+BALANCES = ("none", "weights", "sampling")
 SEPARATOR = "|"  # of several labels in one cell
 _MAX_SHOWN = 10
 
@@ -70,22 +72,11 @@ def join_labels(parts: Sequence):
     return np.concatenate(parts)
 
 
-def strata(labels, target) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Return (labels by which a split is stratified, the names of their classes or None).
-
-    With several heads these are the labels of the first head with classes, else of the first head.
-    """
-    if isinstance(target, dict):
-        first = min(target, key=lambda name: TASKS.index(target[name].task))
-        labels, target = labels[first], target[first]
-    return labels, None if target.task == "regression" else target.names
-
-
 def rough_classes(labels) -> np.ndarray:
     """Return one class per example, int [n], by which features can be compared.
 
-    That is the class; the first of several labels; for numbers, which side of the median; with
-    several heads, the first head's.
+    With several labels it is the first; for numbers, the side of the median; with several heads, the
+    first head's.
     """
     if isinstance(labels, dict):
         labels = next(iter(labels.values()))
@@ -125,8 +116,8 @@ def label_summary(labels, targets) -> str:
         return "; ".join(f"{n}: {label_summary(labels[n], t)}" for n, t in targets.items())
     if targets.task == "regression":
         texts = [
-            f"{name} {column.min():.4g} to {column.max():.4g}, mean {column.mean():.4g}"
-            for name, column in zip(targets.names, labels.T)
+            f"{name} {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}"
+            for name, values in zip(targets.names, labels.T)
         ]
     else:
         texts = [f"{name} {n}" for name, n in label_counts(labels, targets).items()]
@@ -143,8 +134,7 @@ class Examples:
     """Images and their labels.
 
     Attributes:
-        images: a reader, see `data.files`; a list of paths becomes `Files`. Files are those that
-            could be decoded when they were checked, sorted within a class.
+        images: a reader, see `data.files`; a list of paths becomes `Files`.
         labels: int32 [n], positions in `ImageData.class_names`; see `data.examples` for other tasks
             and several heads.
     """
@@ -254,14 +244,9 @@ class ImageData:
         """
         from keras_transfer.data import batches as pipeline
 
-        return pipeline.batches(
-            self._split(split),
-            image_size=image_size,
-            batch_size=batch_size,
-            augmentation=augment,
-            classes=len(self.class_names),
-            **options,
-        )
+        options |= {"augmentation": augment, "classes": len(self.class_names)}
+        examples = self._split(split)
+        return pipeline.batches(examples, image_size=image_size, batch_size=batch_size, **options)
 
     def require_classes(self, purpose: str, *splits: str) -> None:
         """Check that there is one class per image, and that the splits exist.
@@ -272,8 +257,8 @@ class ImageData:
         Raises:
             InputError: if either is not the case.
         """
-        if self.task != "single_label":
-            task = "several heads" if isinstance(self.task, dict) else self.task
+        if (task := self.task) != "single_label":
+            task = "several heads" if isinstance(task, dict) else task
             raise InputError(
                 f"{self.root} is labeled for {task}, but {purpose} needs one class per image: pass "
                 "class folders or one column of classes."
@@ -290,24 +275,20 @@ class ImageData:
 
         Equal fingerprints mean the same images with the same labels in the same splits.
         """
+        digests = [digest for examples in self.examples.values() for digest in examples.digests]
         return {
-            f"{split}: {label}: {os.path.relpath(path, self.root)}": digest.hex()
-            for split, examples in self.examples.items()
-            for path, label, digest in zip(
-                examples.names, label_texts(examples.labels, self.targets), examples.digests
-            )
+            f"{split}: {label}: {path.replace('/', os.sep)}": digest.hex()
+            for (path, label, split), digest in zip(self.split_table(), digests)
         }
 
     def split_table(self) -> list[tuple[str, str, str]]:
         """Return (path relative to the root, label as text, split) per image, for a `split_file`."""
-        return [
-            (name, label, split)
-            for split, examples in self.examples.items()
-            for name, label in zip(
-                relative_paths(examples.names, self.root),
-                label_texts(examples.labels, self.targets),
-            )
-        ]
+        rows = []
+        for split, examples in self.examples.items():
+            labels = label_texts(examples.labels, self.targets)
+            paths = relative_paths(examples.names, self.root)
+            rows += [(path, label, split) for path, label in zip(paths, labels)]
+        return rows
 
     def describe(self) -> str:
         """Return a few lines of text: classes, images in each split, skipped files."""
@@ -339,16 +320,74 @@ class ImageData:
         return self.examples[split]
 
     def _images(self, split: str):
-        if split not in self.examples:
-            return None
         from keras_transfer.data import batches as pipeline
 
-        return pipeline.images(self.examples[split])
+        return pipeline.images(self.examples[split]) if split in self.examples else None
 
 
 def relative_paths(names, root) -> list[str]:
     """Return paths relative to `root`, with forward slashes."""
     return [os.path.relpath(name, root).replace(os.sep, "/") for name in names]
+
+
+# -- classes of unequal size ----------------------------------------------------------------------
+
+
+def check_balance(balance: str, tasks: Sequence[str]) -> None:
+    """Raise InputError if a way to balance does not suit a model's tasks."""
+    if balance == "none":
+        return
+    if "regression" in tasks:
+        raise InputError("balance cannot be used for regression, which has no classes: use 'none'.")
+    if len(tasks) > 1:
+        raise InputError("balance cannot be used for several heads: use 'none'.")
+    if balance == "sampling" and tasks[0] != "single_label":
+        raise InputError(
+            "balance 'sampling' needs one class per image: use 'weights' for several labels."
+        )
+
+
+def check_class_weights(weights: str | dict | None, heads: Mapping) -> None:
+    """Raise InputError if `weights` do not fit the classes of a model's only head."""
+    if weights is None:
+        return
+    if len(heads) > 1:
+        raise InputError("class_weights cannot be used for several heads.")
+    (head,) = heads.values()
+    if head.task == "regression":
+        raise InputError("class_weights cannot be used for regression, which has no classes.")
+    if isinstance(weights, dict) and set(weights) != set(head.names):
+        raise InputError(
+            f"class_weights has {sorted(weights)}, but the classes are {list(head.names)}."
+        )
+
+
+def class_weights(weights: str | dict, names: Sequence[str], labels: np.ndarray) -> np.ndarray:
+    """Return the weight of each class in the loss.
+
+    `"balanced"` is the inverse frequency: N / (C · n_c) for a class with n_c of N images, so that the
+    mean weight of an image is 1. With any number of labels per image, each label is balanced
+    separately: N / (2 · n) for the n images that have it and N / (2 · (N − n)) for the others.
+
+    Args:
+        weights: `"balanced"`, or a weight for each name (for several labels per image: the weight of
+            images that have the label; the others have weight 1).
+        names: the classes.
+        labels: labels of the training images, int [N] or 0/1 [N, C].
+
+    Returns:
+        float32 [C]; for labels [N, C] float32 [C, 2], of images without and with the label.
+    """
+    several = labels.ndim == 2
+    if weights != "balanced":
+        values = np.array([weights[name] for name in names], "float32")  # type: ignore[index]
+        return np.stack([np.ones_like(values), values], axis=1) if several else values
+    if several:
+        positive = labels.sum(axis=0)
+        counts = np.stack([len(labels) - positive, positive], axis=1)
+        return (len(labels) / (2 * np.maximum(1, counts))).astype("float32")
+    counts = np.bincount(labels, minlength=len(names))
+    return (len(labels) / (len(names) * np.maximum(1, counts))).astype("float32")
 
 
 # -- duplicates -----------------------------------------------------------------------------------
@@ -388,19 +427,15 @@ class Duplicates:
     @property
     def warning(self) -> str | None:
         """One line if two splits share images or labels contradict each other, else None."""
-        warnings = []
-        if self.leaks:
-            first, duplicate = self.leaks[0]
-            warnings.append(
-                f"{len(self.leaks)} images are in two splits, so measured values are too good "
-                f"(first: {duplicate} is {first})"
-            )
-        if self.conflicts:
-            first, duplicate = self.conflicts[0]
-            warnings.append(
-                f"{len(self.conflicts)} images have another label than their duplicate "
-                f"(first: {duplicate} and {first})"
-            )
+        problems = (
+            (self.leaks, "are in two splits, so measured values are too good", "is"),
+            (self.conflicts, "have another label than their duplicate", "and"),
+        )
+        warnings = [
+            f"{len(pairs)} images {problem} (first: {pairs[0][1]} {link} {pairs[0][0]})"
+            for pairs, problem, link in problems
+            if pairs
+        ]
         if not warnings:
             return None
         return f"warning: {'; '.join(warnings)}; `keras-transfer check` lists them"
@@ -408,21 +443,10 @@ class Duplicates:
 
 def find_duplicates(data: ImageData) -> Duplicates:
     """Return images with the same content, within and across splits; checked files are not read."""
-    parts = [(split, part) for split, part in data.examples.items() if len(part)]
-    digests = [d for _, part in parts for d in part.digests]
-    rows = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
-    order = np.lexsort(rows.T)
-    differs = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
-    group = np.zeros(len(rows), np.int64)
-    group[order[1:]] = np.cumsum(differs)
-    several = np.flatnonzero(np.bincount(group)[group] > 1)
-    starts = np.cumsum([0, *(len(part) for _, part in parts)])
-    groups: dict[int, list[Member]] = {}
-    for row in several:
-        number = int(np.searchsorted(starts, row, "right")) - 1
-        split, part = parts[number]
-        at = row - starts[number]
-        labels = map_labels(lambda array: array[[at]], part.labels)  # noqa: B023
-        (label,) = label_texts(labels, data.targets)
-        groups.setdefault(int(group[row]), []).append(Member(split, label, part.names[at]))
+    counts = Counter(digest for part in data.examples.values() for digest in part.digests)
+    groups = defaultdict(list)
+    for split, part in data.examples.items():
+        rows = [i for i, digest in enumerate(part.digests) if counts[digest] > 1]
+        for i, label in zip(rows, label_texts(part.take(rows).labels, data.targets)):
+            groups[part.digests[i]].append(Member(split, label, part.names[i]))
     return Duplicates(list(groups.values()))

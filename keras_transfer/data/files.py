@@ -17,6 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,20 +61,11 @@ class Encoded:
         return len(self.names)
 
     def contents(self, index: int) -> bytes:
-        """Return the encoded bytes.
-
-        Raises:
-            OSError: if they cannot be read.
-            ValueError: if they are damaged.
-        """
+        """Return the encoded bytes; an OSError or a ValueError says why they cannot be read."""
         raise NotImplementedError
 
     def pixels(self, index: int) -> np.ndarray:
-        """Return the image, uint8 [H, W, 3].
-
-        Raises:
-            ValueError: if it cannot be read or decoded; the message names it.
-        """
+        """Return the image, uint8 [H, W, 3]; a ValueError names one that cannot be decoded."""
         try:
             return decoding.decode(self.contents(index))
         except (OSError, ValueError) as error:
@@ -159,6 +151,40 @@ def as_reader(images):
     if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
         return Files([str(p) for p in images])
     return images
+
+
+class ImageMemory:
+    """Decoded images, cached for later epochs until the limit is reached.
+
+    Args:
+        limit: maximum size, in bytes.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.bytes = limit, 0
+        self._pixels: dict[tuple[int, int], np.ndarray] = {}
+        self._readers: dict = {}  # keeps the readers alive, whose ids are in the keys
+
+    def reserve(self, size: int) -> bool:
+        """Reserve memory; return False if it is not available."""
+        fits = self.bytes + size <= self.limit
+        self.bytes += size if fits else 0
+        return fits
+
+    def reader(self, images):
+        """Return a cached version of `images.pixels`."""
+        self._readers[id(images)] = images
+
+        def pixels(index):
+            key = (id(images), int(index))
+            if key in self._pixels:
+                return self._pixels[key]
+            image = images.pixels(index)
+            if self.reserve(image.nbytes):
+                self._pixels[key] = image
+            return image
+
+        return pixels
 
 
 # -- reading in threads ---------------------------------------------------------------------------
@@ -406,18 +432,12 @@ class _Index:
             if self._connection:
                 self._connection.close()
             self._connection = None
-            if damaged and _remove(self.file):
-                say(f"index: {self.file} was damaged ({error}) and has been replaced")
-                return self._try(self._open)
+            if damaged:
+                with suppress(OSError):
+                    self.file.unlink(missing_ok=True)
+                    say(f"index: {self.file} was damaged ({error}) and has been replaced")
+                    return self._try(self._open)
             say(f"index: {self.file} cannot be used, so checked images are not cached ({error})")
-
-
-def _remove(file) -> bool:
-    try:
-        file.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
 
 
 def _checksum(key, values):

@@ -4,9 +4,10 @@ import os
 
 import tensorflow as tf
 
-from keras_transfer.data.epochs import epoch_order
+from keras_transfer.data.batches import Training, epoch_order
 from keras_transfer.data.files import Files
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.augment import resolve_augmentation
 from keras_transfer.modalities.image.prepare import augmenter, resize_and_crop
 from keras_transfer.modalities.image.serving import decode_in_graph
 from keras_transfer.modalities.image.transforms import Albumentations
@@ -19,10 +20,7 @@ def service_batches(
     address: str,
     image_size: int,
     batch_size: int,
-    variant,
-    seed: int,
-    start_epoch: int,
-    equal_classes: bool,
+    settings: Training | None,
 ) -> tf.data.Dataset:
     """Return the batches of `batches.batches`, prepared by the workers of a tf.data service.
 
@@ -33,8 +31,8 @@ def service_batches(
     Args:
         examples: `Examples` of files.
         address: address of the dispatcher, `"grpc://HOST:PORT"`.
-        variant: result of `resolve_augmentation`; None for evaluation.
-        image_size, batch_size, seed, start_epoch, equal_classes: see `batches.batches`.
+        image_size, batch_size: see `batches.batches`.
+        settings: how to draw and vary the examples for training; None for evaluation.
 
     Returns:
         For evaluation (images, labels), once and in order. For training an endless stream of (images,
@@ -46,46 +44,42 @@ def service_batches(
     """
     if not isinstance(examples.images, Files):
         raise InputError("The tf.data service reads files: write these images to a folder first.")
+    variant = resolve_augmentation(settings.augmentation) if settings else None
     if isinstance(variant, Albumentations):
         raise InputError(
             "The tf.data service runs without Python and thus without albumentations: choose a preset, "
             "an Augmentation or a Keras layer."
         )
-    training = variant is not None
     count = len(examples)
     steps = -(-count // batch_size)
     paths = tf.constant([os.fsencode(name) for name in examples.names])
     labels = tf.constant(examples.labels)
-    vary = augmenter(variant, image_size, examples.names) if training else None
-    drawn = examples.labels if equal_classes else None
+    vary = augmenter(variant, image_size, examples.names) if settings else None
+    drawn = examples.labels if settings and settings.equal_classes else None
 
     def order_in(number):
-        return epoch_order(count, tf.constant(seed, tf.int64), number // steps, drawn)
+        return epoch_order(count, tf.constant(settings.seed, tf.int64), number // steps, drawn)
 
     def load(index):
         return decode_in_graph(tf.io.read_file(paths[index]))
 
     def batch_of(number):
         places = tf.range(count)[number % steps * batch_size :][:batch_size]
-        if training:
-            order, image_seed = order_in(number)
-            chosen = tf.gather(order, places)
-            variants = chosen if drawn is None else places
+        order, image_seed = order_in(number) if settings else (tf.range(count), None)
+        chosen = tf.gather(order, places)
+        variants = chosen if drawn is None else places
 
-            def prepare(row):
-                index, variant = row
-                return vary(load(index), tf.random.fold_in(image_seed, variant), index)
-        else:
-            chosen = variants = places
-
-            def prepare(row):
-                return resize_and_crop(load(row[0]), image_size)
+        def prepare(row):
+            index, variant = row
+            if not settings:
+                return resize_and_crop(load(index), image_size)
+            return vary(load(index), tf.random.fold_in(image_seed, variant), index)
 
         made = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
         images = tf.map_fn(prepare, (chosen, variants), fn_output_signature=made)
         return number, images, tf.gather(labels, chosen)
 
-    first, last = (start_epoch * steps, tf.int64.max) if training else (0, steps)
+    first, last = (settings.start_epoch * steps, tf.int64.max) if settings else (0, steps)
     made = (
         tf.data.Dataset.range(first, last)
         .map(batch_of, tf.data.AUTOTUNE, deterministic=True)
@@ -103,9 +97,9 @@ def service_batches(
             tf.TensorSpec([None, *labels.shape[1:]], labels.dtype),
         ),
     )
-    if not training:
+    if not settings:
         stream = stream.map(lambda number, *batch: batch)
-        return stream.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
+        return stream.apply(tf.data.experimental.assert_cardinality(steps))
 
     def seeded(number, images, labels):
         batch_seed = tf.random.fold_in(order_in(number)[1], -1 - number % steps)

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.examples import (
+    TASKS,
     Examples,
     ImageData,
     Target,
     join_labels,
     relative_paths,
-    strata,
 )
 from keras_transfer.data.files import Skipped, concatenated
 from keras_transfer.errors import InputError
@@ -250,6 +250,17 @@ class SplitRule:
                     f"{self.split_file} leaves no image of class {class_names[min(missing)]} in "
                     "train: list some"
                 )
+
+
+def strata(labels, target) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Return (labels by which a split is stratified, the names of their classes or None).
+
+    With several heads these are the labels of the first head with classes, else of the first head.
+    """
+    if isinstance(target, dict):
+        first = min(target, key=lambda name: TASKS.index(target[name].task))
+        labels, target = labels[first], target[first]
+    return labels, None if target.task == "regression" else target.names
 
 
 def divide(

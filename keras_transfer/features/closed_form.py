@@ -64,7 +64,7 @@ def solve(
     """Fit the head of a task: `logistic_regression`, `label_regressions` or `ridge_regression`.
 
     Args:
-        class_weights: from `data.epochs.class_weights`; does not apply to numbers.
+        class_weights: from `data.examples.class_weights`; does not apply to numbers.
     """
     if task == "regression":
         return ridge_regression(features, targets, groups)

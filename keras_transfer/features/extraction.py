@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_transfer.data.epochs import Share, epoch_order, whole
+from keras_transfer.data.batches import ALONE, Share, epoch_order
 from keras_transfer.data.examples import Examples, count_examples, map_labels, rough_classes
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import Prefix, choose_engine, engine_version, usable_engines
@@ -96,7 +96,7 @@ def extract(
         engine: `"auto"`, `"openvino"`, or a name of `prefix.ENGINES`, see `choose_engine` there.
         store: by default the store in the cache folder.
         on_disk: False holds newly computed activations in memory only.
-        memory: a `data.epochs.ImageMemory` for images that another prefix will need.
+        memory: a `data.files.ImageMemory` for images that another prefix will need.
         source: returns activations from which missing ones are computed; by default, they are
             computed from images.
         on_batch: called after each batch.
@@ -274,7 +274,7 @@ def training_batches(
     load, count = _loader(activations, labels, dtype), count_examples(labels)
     classes = labels if equal_classes else None
     seed = tf.constant(seed, tf.int64)
-    part = share.part(count, batch_size) if share else whole(count, batch_size)
+    part = (share or ALONE).part(count, batch_size)
 
     def epoch_batches(epoch):
         order, view_seed = epoch_order(count, seed, epoch, classes)

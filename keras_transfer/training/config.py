@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from keras_transfer.data.epochs import BALANCES
+from keras_transfer.data.examples import BALANCES
 from keras_transfer.data.sources import FOLDER_TASKS
 from keras_transfer.data.split_rule import SplitRule
 from keras_transfer.errors import InputError

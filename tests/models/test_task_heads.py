@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from keras_transfer import export
 from keras_transfer.data import from_directory, read_targets
-from keras_transfer.data.examples import Target, label_summary, label_texts, strata
+from keras_transfer.data.examples import Target, label_summary, label_texts
+from keras_transfer.data.split_rule import strata
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.features.closed_form import label_regressions, ridge_regression

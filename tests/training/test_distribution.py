@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from keras_transfer.data.epochs import Share, own, whole
+from keras_transfer.data.batches import ALONE, Share, own
 from keras_transfer.errors import InputError, WorkerLost
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.distributed.environment import Cluster, plan
@@ -77,7 +77,7 @@ def test_a_batch_is_the_same_whatever_the_number_of_workers():
 
 
 def test_one_process_has_everything_in_order():
-    part = whole(7, 3)
+    part = ALONE.part(7, 3)
     assert list(part.places) == list(range(7))
     assert list(part.sizes) == [3, 3, 1]
     assert set(part.weights) == {1.0}

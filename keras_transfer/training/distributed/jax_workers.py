@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
-from keras_transfer.data.epochs import Share
+from keras_transfer.data.batches import Share
 from keras_transfer.errors import InputError
 from keras_transfer.training.distributed import faults
 from keras_transfer.training.distributed.environment import Cluster

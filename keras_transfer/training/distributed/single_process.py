@@ -30,7 +30,7 @@ class SingleProcess:
         processes, index: number of processes, and the number of this one; 0 is the chief, which
             writes all files.
         replicas, local: number of devices in total, and of this process.
-        share: the `data.epochs.Share` of this process in each batch; None if it computes all.
+        share: the `data.batches.Share` of this process in each batch; None if it computes all.
         seed_offset: added to the seed of dropout if each process draws its own masks.
         strategy: the strategy of `tf.distribute`, if there is one.
     """

@@ -13,7 +13,7 @@ from functools import partial
 import keras
 import numpy as np
 
-from keras_transfer.data.epochs import Share, own
+from keras_transfer.data.batches import Share, own
 from keras_transfer.data.examples import Examples, map_labels
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.measures import predict_batches
