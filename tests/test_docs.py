@@ -53,7 +53,7 @@ def options_of():
     }
     data = keras_transfer.data
     rule = {field.name for field in dataclasses.fields(data.SplitRule)}
-    for source in (data.from_directory, data.from_table, data.from_tfds, data.from_records):
+    for source in (data.from_directory, data.from_tfds, data.from_records):
         found[id(source)] = rule
     return found
 

@@ -90,8 +90,7 @@ def test_modules_and_functions_are_of_a_readable_size():
                 args = node.args
                 names = [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
                 count = len([name for name in names if name not in ("self", "cls")])
-                most = {"batches": 14, "from_table": 12}.get(node.name, 10)  # to be reduced
-                assert count <= most, f"{name_of(file)}.{node.name} has {count} parameters"
+                assert count <= 10, f"{name_of(file)}.{node.name} has {count} parameters"
 
 
 def test_tensorflow_stays_where_it_is_needed():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.examples import Examples, ImageData, Target, relative_paths
+from keras_transfer.data.examples import Examples, ImageData, Target, map_labels, relative_paths
 from keras_transfer.data.files import TABLES, Skipped, check_images
 from keras_transfer.data.sources import (
     check_tree,
@@ -17,7 +17,7 @@ from keras_transfer.data.sources import (
     require_images,
 )
 from keras_transfer.data.split_rule import read_split_file
-from keras_transfer.data.tables import from_table
+from keras_transfer.data.tables import from_table, table_columns
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.decode import EXTENSIONS
 
@@ -37,7 +37,7 @@ def open_labeled(
         known: what the model predicts.
         split: by default test, else val, else all; "all" is what has no splits.
         split_file: a list of splits (of a run), for a source without splits.
-        columns: arguments of `from_table`, see `open_data`.
+        columns: options of `from_table`, see `open_data`.
 
     Raises:
         InputError: if the split does not exist, the model does not know a label, or there is no
@@ -55,11 +55,9 @@ def open_labeled(
             task=known.task,
             progress=progress,
         )
-    columns = {name: value for name, value in (columns or {}).items() if value is not None}
-    columns.pop("group_column", None)
-    if isinstance(known, Target) and known.task == "multi_label":
-        columns.setdefault("label_columns", columns.pop("label_column", "label"))
-    data = from_table(path, **columns, known=known, progress=progress)
+    options = table_columns(columns, map_labels(lambda target: target.task, known))
+    options.pop("group_column", None)
+    data = from_table(path, **options, known=known, progress=progress)
     chosen = split or next((n for n in ("test", "val", "all", "train") if n in data.examples), "")
     if "all" in data.examples and chosen != "all" and split_file is not None:
         listed, whole = read_split_file(split_file), data.examples["all"]

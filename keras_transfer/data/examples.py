@@ -32,9 +32,6 @@ class Target:
     Attributes:
         task: one of `TASKS`.
         names: of the classes, of the labels, or of the numbers, in the order of the array.
-
-    Raises:
-        InputError: if the task is unknown.
     """
 
     task: str
@@ -75,8 +72,7 @@ def join_labels(parts: Sequence):
 def rough_classes(labels) -> np.ndarray:
     """Return one class per example, int [n], by which features can be compared.
 
-    With several labels it is the first; for numbers, the side of the median; with several heads, the
-    first head's.
+    It is the first of several labels or heads, and for numbers the side of the median.
     """
     if isinstance(labels, dict):
         labels = next(iter(labels.values()))
@@ -223,11 +219,7 @@ class ImageData:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of images: split → class (or label) → count.
-
-        Raises:
-            InputError: if there are several heads.
-        """
+        """Number of images: split → class (or label) → count; InputError with several heads."""
         if isinstance(self.targets, dict):
             heads = ", ".join(self.targets)
             raise InputError(f"The dataset has several heads, not classes: {heads}.")
@@ -249,13 +241,10 @@ class ImageData:
         return pipeline.batches(examples, image_size=image_size, batch_size=batch_size, **options)
 
     def require_classes(self, purpose: str, *splits: str) -> None:
-        """Check that there is one class per image, and that the splits exist.
+        """Raise InputError unless there is one class per image, and the splits exist.
 
         Args:
             purpose: what needs them, for the message: "advice".
-
-        Raises:
-            InputError: if either is not the case.
         """
         if (task := self.task) != "single_label":
             task = "several heads" if isinstance(task, dict) else task

@@ -45,43 +45,36 @@ def open_data(
         val: folder of validation images, if `source` is a folder.
         task: `"multi_label"`: see `from_directory` for a folder; in a table, `label_column` contains
             labels joined by `|`.
-        columns: arguments of `from_table`: `label_column`, `targets` and so on.
+        columns: options of `from_table`: `label_column`, `targets` and so on.
         options: further arguments of those functions: `progress`, and the fields of `SplitRule`.
 
     Raises:
         InputError: see those functions; or if options belong to another kind of source.
     """
     path = Path(source).expanduser()
-    columns = {name: value for name, value in (columns or {}).items() if value is not None}
     is_table = path.suffix.lower() in TABLES
-    if columns and not is_table:
-        raise InputError(f"{source} is not a table: {', '.join(columns)} are only for tables.")
-    kind = None
-    if str(source).startswith(TFDS):
-        kind = "TensorFlow Datasets"
-    elif is_table:
-        kind = "a table"
-    elif (path / SCHEMA).is_file():
-        kind = "TFRecord shards"
-    if kind and val is not None:
+    given = [name for name, value in (columns or {}).items() if value is not None]
+    if given and not is_table:
+        raise InputError(f"{source} is not a table: {', '.join(given)} are only for tables.")
+    is_tfds = str(source).startswith(TFDS)
+    if not (is_tfds or is_table or (path / SCHEMA).is_file()):
+        return from_directory(path, val=val, task=task, **options)
+    if val is not None:
+        kind = "TensorFlow Datasets" if is_tfds else "a table" if is_table else "TFRecord shards"
         raise InputError(
             f"{source} is {kind}: mark its validation images there; --val is for folders."
         )
-    if kind == "TensorFlow Datasets":
+    if is_tfds:
         from keras_transfer.data.tfds import from_tfds
 
         return from_tfds(str(source)[len(TFDS) :], **options)
-    if kind == "a table":
-        from keras_transfer.data.tables import from_table
+    if is_table:
+        from keras_transfer.data.tables import from_table, table_columns
 
-        if task == "multi_label" and "label_columns" not in columns:
-            columns["label_columns"] = columns.pop("label_column", "label")
-        return from_table(path, **columns, **options)
-    if kind == "TFRecord shards":
-        from keras_transfer.data.tfrecord import from_records
+        return from_table(path, **table_columns(columns, task), **options)
+    from keras_transfer.data.tfrecord import from_records
 
-        return from_records(path, **options)
-    return from_directory(path, val=val, task=task, **options)
+    return from_records(path, **options)
 
 
 def from_directory(

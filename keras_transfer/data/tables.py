@@ -3,8 +3,8 @@
 import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,67 +16,95 @@ from keras_transfer.data.examples import (
     label_texts,
     map_labels,
 )
-from keras_transfer.data.files import TABLES, Skipped, check_images
+from keras_transfer.data.files import TABLES, check_images
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.errors import InputError
+from keras_transfer.utils.options import make_options
 
 _MAX_SHOWN = 10
+_BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+
+
+@dataclass(frozen=True)
+class TableOptions(SplitRule):
+    """What the columns of a table hold, and how the missing splits are drawn.
+
+    Attributes:
+        path_column: column of image files; relative paths start at `root`.
+        label_column: column of classes, names or integers; by default `label`.
+        label_columns, targets, heads: columns of other labels, see `read_targets`.
+        split_column: column of `train`, `val` or `test`; by default `split`, if it exists.
+        group_column: column of groups that stay in one split, such as a person or a patient.
+        val_split, test_split, groups, folds, fold, split_file, seed: see `SplitRule`.
+    """
+
+    path_column: str = "path"
+    label_column: str | None = None
+    label_columns: str | Sequence[str] | None = None
+    targets: str | Sequence[str] | None = None
+    heads: Mapping[str, Mapping] | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+
+    @property
+    def labels(self) -> dict:
+        """The arguments of `read_targets` that are given."""
+        kinds = ("label_column", "label_columns", "targets", "heads")
+        given = {kind: value for kind in kinds if (value := getattr(self, kind))}
+        return given or {"label_column": "label"}
+
+
+def table_columns(columns: Mapping | None, task: str | dict[str, str]) -> dict:
+    """Return the options of `from_table` that are given; those of several labels are named so."""
+    columns = {name: value for name, value in (columns or {}).items() if value is not None}
+    if task == "multi_label" and "label_columns" not in columns:
+        columns["label_columns"] = columns.pop("label_column", "label")
+    return columns
 
 
 def from_table(
     table,
     *,
-    path_column: str = "path",
-    label_column: str | None = None,
-    label_columns: str | Sequence[str] | None = None,
-    targets: str | Sequence[str] | None = None,
-    heads: Mapping[str, Mapping] | None = None,
-    split_column: str | None = None,
-    group_column: str | None = None,
     root: str | os.PathLike | None = None,
     class_names: Sequence[str] | None = None,
     known: Target | dict[str, Target] | None = None,
     progress: bool = True,
-    **rule,
+    **options,
 ) -> ImageData:
     """Open images that a table lists, one per row.
 
     Args:
         table: a `.csv`, `.tsv` or `.parquet` file, a pandas `DataFrame`, or a mapping of column
             names to sequences. (Parquet needs `pip install pyarrow`.)
-        path_column: column of image files; relative paths start at `root`.
-        label_column: column of classes, names or integers; by default `label`.
-        label_columns, targets, heads: columns of other labels, see `read_targets`.
-        split_column: column of `train`, `val` or `test`; by default `split`, if it exists.
-        group_column: column of groups that stay in one split, such as a person or a patient.
         root: by default the table's folder, or the working directory.
         class_names: classes of `label_column` in the desired order; by default sorted.
         known: what a model predicts, to evaluate it: the labels must match, and no splits are drawn;
             rows without a split form the split "all".
         progress: show a bar on stderr, in a terminal or a notebook.
-        rule: fields of `SplitRule` (`val_split=0.2`, …), which draw the missing splits.
+        options: fields of `TableOptions`: `path_column`, `label_column`, `label_columns`, `targets`,
+            `heads`, `split_column`, `group_column`, and those of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
         InputError: if a column is missing, a cell is empty, or there is no usable image.
     """
+    settings = make_options(TableOptions, options, "from_table")
     columns, name = read_columns(table)
-    split_column = split_column or ("split" if "split" in columns else None)
-    for column in (path_column, split_column, group_column):
-        if column is not None and column not in columns:
-            raise InputError(f"{name} has no column {column!r}; it has {', '.join(columns)}.")
+    cells = _Cells(columns, name)
+    split_column = settings.split_column or ("split" if "split" in columns else None)
+    given = (settings.path_column, split_column, settings.group_column)
+    cells.require([column for column in given if column is not None])
     base = Path(root or (Path(table).parent if isinstance(table, (str, Path)) else "."))
     base = base.expanduser()
-    kinds: dict[str, Any] = dict(
-        label_column=label_column, label_columns=label_columns, targets=targets, heads=heads
-    )
-    if not any(kinds.values()):
-        kinds["label_column"] = "label"
-    paths = [base / path for path in _filled(columns, path_column, name)]
+    paths = cells.read(settings.path_column, base.joinpath, "which is not a path")
+    if not paths:
+        raise InputError(f"{name} has no rows.")
     splits = _splits(columns, split_column, name, len(paths), "all" if known else "train")
-    if group_column is not None:
-        groups = dict(zip(paths, _filled(columns, group_column, name)))
-        rule["groups"] = lambda relative: groups[Path(os.path.normpath(base / relative))]
-        groups = {Path(os.path.normpath(path)): group for path, group in groups.items()}
+    if settings.group_column is not None:
+        groups = cells.read(settings.group_column, str, "which is not a name")
+        group_of = {os.path.normpath(path): group for path, group in zip(paths, groups)}
+        settings = replace(
+            settings, groups=lambda relative: group_of[os.path.normpath(base / relative)]
+        )
 
     evaluating = known is not None
     if class_names and not evaluating:
@@ -88,7 +116,7 @@ def from_table(
             continue
         part = {column: [values[i] for i in rows] for column, values in columns.items()}
         numbers = [i + 1 for i in rows]
-        labels, known = read_targets(part, **kinds, known=known, table=name, rows=numbers)
+        labels, known = read_targets(part, **settings.labels, known=known, table=name, rows=numbers)
         labels_of: dict[str, int] = {}  # path → place in `labels`
         for place, i in enumerate(rows):
             first = labels_of.setdefault(str(paths[i]), place)
@@ -106,25 +134,17 @@ def from_table(
         good, faulty = check_images(ordered_paths, progress=progress)
         skipped += faulty
         if not len(good):
-            raise InputError(_no_image(name, split, faulty))
+            why = f" ({faulty[0].path}: {faulty[0].reason})" if faulty else ""
+            raise InputError(
+                f"{name} lists no readable image for {split}{why}; check the paths and root."
+            )
         places = [labels_of[path] for path in good.names]
         examples[split] = Examples(good, map_labels(lambda a: a[places], labels))  # noqa: B023
     assert known is not None, "read_targets has set it"
     if evaluating:
         names = () if isinstance(known, dict) else known.names
         return ImageData(names, examples, skipped, str(base), known)
-    return divide(known, examples, skipped, base, SplitRule(**rule))
-
-
-def _filled(columns, column, table):
-    for number, value in enumerate(columns[column], 1):
-        if value is None or value == "" or value != value:  # pandas stores missing values as NaN
-            raise InputError(
-                f"{table}, row {number}: {column} is empty; fill it in or remove the row."
-            )
-    if not len(columns[column]):
-        raise InputError(f"{table} has no rows.")
-    return columns[column]
+    return divide(known, examples, skipped, base, settings)
 
 
 def _splits(columns, column, table, count, default):
@@ -187,11 +207,6 @@ def _read_csv(path, delimiter):
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-def _no_image(name, split, faulty: list[Skipped]):
-    why = f" ({faulty[0].path}: {faulty[0].reason})" if faulty else ""
-    return f"{name} lists no readable image for {split}{why}; check the paths and root."
-
-
 # -- labels ---------------------------------------------------------------------------------------
 
 
@@ -226,12 +241,9 @@ def read_targets(
         InputError: if a column is missing, a cell is empty or invalid, a class or label is not in
             `known`, or (without `known`) a column has the same value in every row.
     """
-    options = {
-        "label_column": label_column,
-        "label_columns": label_columns,
-        "targets": targets,
-        "heads": heads,
-    }
+    options = dict(
+        label_column=label_column, label_columns=label_columns, targets=targets, heads=heads
+    )
     options = {key: value for key, value in options.items() if value is not None}
     if len(options) != 1:
         raise InputError(
@@ -242,10 +254,9 @@ def read_targets(
     if kind == "heads":
         return _read_heads(columns, wanted, known, table, rows)
     names = [wanted] if isinstance(wanted, str) else list(wanted)
-    for name in names:
-        if name not in columns:
-            raise InputError(f"{table} has no column {name!r}; it has {', '.join(columns)}.")
-    cells = _Cells({name: list(columns[name]) for name in names}, table, rows)
+    cells = _Cells(columns, table, rows)
+    cells.require(names)
+    cells.columns = {name: list(columns[name]) for name in names}
     if kind == "targets":
         labels, target = _numbers(cells)
     elif kind == "label_column":
@@ -270,11 +281,8 @@ def _read_heads(columns, heads, known, table, rows):
         raise InputError(f"heads needs at least two heads, not {len(heads)}.")
     labels, targets_of = {}, {}
     for name, options in heads.items():
-        if not isinstance(options, Mapping) or options.keys() - {
-            "label_column",
-            "label_columns",
-            "targets",
-        }:
+        kinds = {"label_column", "label_columns", "targets"}
+        if not isinstance(options, Mapping) or options.keys() - kinds:
             raise InputError(
                 f"Head {name!r}: pass label_column, label_columns or targets, not {options!r}."
             )
@@ -287,25 +295,47 @@ def _read_heads(columns, heads, known, table, rows):
 class _Cells:
     """Columns, with the position of each cell for messages."""
 
-    def __init__(self, columns, table, rows):
-        self.columns, self.table = columns, table
-        self.rows = rows
+    def __init__(self, columns, table, rows=None):
+        self.columns, self.table, self.rows = columns, table, rows
+
+    def require(self, names):
+        for name in names:
+            if name not in self.columns:
+                raise InputError(
+                    f"{self.table} has no column {name!r}; it has {', '.join(self.columns)}."
+                )
 
     def read(self, column: str, parse: Callable, problem: str) -> list:
-        """Parse each cell; `parse` raises ValueError for an invalid cell, `problem` describes it."""
-        return [
-            self._parsed(column, i, x, parse, problem) for i, x in enumerate(self.columns[column])
-        ]
+        """Parse each cell; `parse` raises for an invalid cell, `problem` describes it."""
+        values = []
+        for index, value in enumerate(self.columns[column]):
+            if _is_missing(value):
+                raise InputError(
+                    f"{self.where(index)}: {column} is empty; fill it in or remove the row."
+                )
+            try:
+                values.append(parse(value))
+            except (TypeError, ValueError, KeyError):
+                raise InputError(
+                    f"{self.where(index)}: {column} is {value!r}, {problem}."
+                ) from None
+        return values
 
-    def _parsed(self, column, index, value, parse, problem):
-        if _is_missing(value):
-            raise InputError(
-                f"{self.where(index)}: {column} is empty; fill it in or remove the row."
-            )
-        try:
-            return parse(value)
-        except (TypeError, ValueError):
-            raise InputError(f"{self.where(index)}: {column} is {value!r}, {problem}.") from None
+    def find(self, parse: Callable, problem: str, known) -> tuple[list[list[int]], tuple]:
+        """Return the positions of the names in each cell, which `parse` returns, and all names."""
+        (column,) = self.columns
+        read = self.read(column, parse, problem)
+        names = known.names if known else tuple(sorted(set().union(*read)))
+        at = {name: i for i, name in enumerate(names)}
+        for index, found in enumerate(read):
+            for name in found:
+                if name not in at:
+                    listed = ", ".join(names[:_MAX_SHOWN]) + ", …" * (len(names) > _MAX_SHOWN)
+                    raise InputError(
+                        f"{self.where(index)}: {column} has {name!r}, which is not among the known "
+                        f"{listed}."
+                    )
+        return [[at[name] for name in found] for found in read], names
 
     def where(self, index):
         return f"{self.table}, row {index + 1 if self.rows is None else self.rows[index]}"
@@ -328,14 +358,8 @@ def _numbers(cells):
 
 
 def _classes(cells, known):
-    (column,) = cells.columns
-    values = cells.read(column, _class_name, "which is not a class name")
-    names = known.names if known else tuple(sorted(set(values)))
-    at = {name: i for i, name in enumerate(names)}
-    for i, value in enumerate(values):
-        if value not in at:
-            raise _unknown(cells, i, column, value, names)
-    return np.array([at[value] for value in values], np.int32), Target("single_label", names)
+    found, names = cells.find(_class_name, "which is not a class name", known)
+    return np.array(found, np.int32).reshape(-1), Target("single_label", names)
 
 
 def _class_name(value):
@@ -343,7 +367,7 @@ def _class_name(value):
         if not float(value).is_integer():
             raise ValueError
         value = int(value)
-    return str(value).strip()
+    return [str(value).strip()]
 
 
 def _binary_columns(cells):
@@ -353,14 +377,8 @@ def _binary_columns(cells):
     return np.array(read, np.float32).T.copy(), Target("multi_label", tuple(cells.columns))
 
 
-_BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-
-
 def _binary(value):
-    try:
-        return _BINARY[str(value).strip().lower()]
-    except KeyError:
-        raise ValueError from None
+    return _BINARY[str(value).strip().lower()]
 
 
 def _is_binary(value):
@@ -368,28 +386,14 @@ def _is_binary(value):
 
 
 def _joined_labels(cells, known):
-    (column,) = cells.columns
-
     def parts(value):
         return {part.strip() for part in str(value).split(SEPARATOR)} - {""}
 
-    read = cells.read(column, parts, "which is not a list of labels")
-    names = known.names if known else tuple(sorted(set().union(*read)))
-    at = {name: i for i, name in enumerate(names)}
-    labels = np.zeros((len(read), len(names)), np.float32)
-    for i, found in enumerate(read):
-        for label in found:
-            if label not in at:
-                raise _unknown(cells, i, column, label, names)
-            labels[i, at[label]] = 1
+    found, names = cells.find(parts, "which is not a list of labels", known)
+    labels = np.zeros((len(found), len(names)), np.float32)
+    for row, positions in zip(labels, found):
+        row[positions] = 1
     return labels, Target("multi_label", names)
-
-
-def _unknown(cells, index, column, value, names):
-    known = ", ".join(names[:_MAX_SHOWN]) + ", …" * (len(names) > _MAX_SHOWN)
-    return InputError(
-        f"{cells.where(index)}: {column} has {value!r}, which is not among the known {known}."
-    )
 
 
 def _require_variety(labels, target, cells):
