@@ -2,21 +2,20 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from keras_transfer.data.examples import (
     Duplicates,
-    Examples,
     ImageData,
-    Member,
+    Target,
     find_duplicates,
     label_summary,
 )
 from keras_transfer.data.files import Files, Skipped, check_files
-from keras_transfer.data.sources import open_data, read_splits
+from keras_transfer.data.sources import check_tree, label, open_data, read_splits
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError
 from keras_transfer.utils.tables import Table, printable
@@ -58,23 +57,27 @@ class Report:
 
     def to_dict(self) -> dict:
         """Return plain data for JSON."""
+
+        def plain(groups):
+            return [
+                [{"split": m.split, "label": m.label, "path": m.name} for m in group]
+                for group in groups
+            ]
+
+        spread = ("least", "median", "greatest")
         return {
             "root": self.root,
             "problem": self.problem,
             "images": self.images,
             "labels": self.labels,
             "counts": self.counts,
-            "faulty": [{"path": s.path, "reason": s.reason} for s in self.faulty],
-            "duplicates": [
-                [_plain(member) for member in group] for group in self.duplicates.groups
-            ],
-            "leaks": [[_plain(member) for member in pair] for pair in self.duplicates.leaks],
-            "conflicts": [
-                [_plain(member) for member in pair] for pair in self.duplicates.conflicts
-            ],
+            "faulty": [asdict(skipped) for skipped in self.faulty],
+            "duplicates": plain(self.duplicates.groups),
+            "leaks": plain(self.duplicates.leaks),
+            "conflicts": plain(self.duplicates.conflicts),
             "shorter_side": self.sizes,
-            "width": dict(zip(("least", "median", "greatest"), self.widths)),
-            "height": dict(zip(("least", "median", "greatest"), self.heights)),
+            "width": dict(zip(spread, self.widths)),
+            "height": dict(zip(spread, self.heights)),
             "formats": self.formats,
             "modes": self.modes,
             "exif_orientations": {str(key): count for key, count in self.orientations.items()},
@@ -97,22 +100,17 @@ class Report:
         else:
             for split, count in self.images.items():
                 yield f"{split}: {count} images ({printable(self.labels[split])})"
-        yield from _listed(
-            "faulty files, left out",
-            [f"{printable(s.path)}: {printable(s.reason)}" for s in self.faulty],
-        )
-        yield from _listed(
-            "LEAKAGE: images that two splits share",
-            [f"{duplicate} is {first}" for first, duplicate in self.duplicates.leaks],
-        )
-        yield from _listed(
-            "CONFLICTS: images with another label than their duplicate",
-            [f"{duplicate} is {first}" for first, duplicate in self.duplicates.conflicts],
-        )
-        yield from _listed(
-            "groups of equal files",
-            [" = ".join(map(str, group)) for group in self.duplicates.groups],
-        )
+        found = self.duplicates
+        for title, rows in (
+            (
+                "faulty files, left out",
+                [f"{printable(s.path)}: {printable(s.reason)}" for s in self.faulty],
+            ),
+            ("LEAKAGE: images that two splits share", _pairs(found.leaks)),
+            ("CONFLICTS: images with another label than their duplicate", _pairs(found.conflicts)),
+            ("groups of equal files", [" = ".join(map(str, group)) for group in found.groups]),
+        ):
+            yield from _listed(title, rows)
         if self.widths:
             yield ""
             least, median, greatest = zip(self.widths, self.heights)
@@ -204,19 +202,10 @@ def _as_it_is(root, progress) -> ImageData | None:
         tree = read_splits(root)
     except InputError:
         return None
-    names = sorted({name for classes in tree.values() for name in classes})
-    examples, skipped = {}, []
-    for split, classes in tree.items():
-        paths = [path for files in classes.values() for path in files]
-        labels = np.repeat(
-            np.array([names.index(name) for name in classes], np.int32),
-            [len(files) for files in classes.values()],
-        )
-        checked = check_files(paths, progress=progress)
-        rows = checked.usable()
-        examples[split] = Examples(checked.files(rows), labels[rows])
-        skipped += checked.skipped
-    return ImageData(tuple(names), examples, skipped, str(root))
+    target = Target("single_label", sorted({name for classes in tree.values() for name in classes}))
+    rows, checked = check_tree(tree, progress)
+    examples = {split: label(checked, classes, target) for split, classes in rows.items()}
+    return ImageData(target.names, examples, checked.skipped, str(root))
 
 
 def _counted(values) -> list[tuple]:
@@ -239,8 +228,8 @@ def _spread(values) -> tuple[int, ...]:
     return int(values.min()), int(np.median(values)), int(values.max())
 
 
-def _plain(member: Member) -> dict:
-    return {"split": member.split, "label": member.label, "path": member.name}
+def _pairs(pairs) -> list[str]:
+    return [f"{duplicate} is {first}" for first, duplicate in pairs]
 
 
 def _listed(title, rows) -> Iterator[str]:

@@ -51,11 +51,7 @@ class Facts(NamedTuple):
 
 
 class Budget:
-    """Limits what all threads together use; a single thread may exceed the limit alone.
-
-    Args:
-        limit: the largest sum of the amounts in use.
-    """
+    """Limits what all threads together use; a single thread may exceed the limit alone."""
 
     def __init__(self, limit: int):
         self.limit, self._used = limit, 0
@@ -63,7 +59,7 @@ class Budget:
 
     @contextmanager
     def use(self, amount: int):
-        """Wait until `amount` is available and use it within the `with` block."""
+        """Wait until `amount` is available; it is in use within the `with` block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + amount <= self.limit)
             self._used += amount
@@ -113,8 +109,8 @@ def examine(contents: bytes) -> Facts:
         image = open_image(contents)
     except Exception as error:  # plugins raise anything on a broken file
         return Facts(fault=_fault(error, contents))
-    facts = Facts(image.width, image.height, image.mode, image.format or "")
-    facts = facts._replace(orientation=orientation_of(image, contents))
+    orientation = orientation_of(image, contents)
+    facts = Facts(image.width, image.height, image.mode, image.format or "", orientation)
     try:
         with _DECODING.use(image.width * image.height):
             image.load()
@@ -127,14 +123,9 @@ def decode(contents: bytes) -> np.ndarray:
     """Decode an image file to RGB, turned upright as its EXIF orientation says.
 
     The first frame of an animation is taken; transparency is dropped; 16 bits are scaled to 8.
-
     TensorFlow's decoder comes first, because the exported model uses it: JPEG decoders differ by
-    several levels. Pillow decodes what TensorFlow 2.21 cannot or decodes wrongly, see
-    `_for_tensorflow`. Pillow always reads the header first, because TensorFlow would try to decode
-    any number of pixels.
-
-    Args:
-        contents: the bytes of the file.
+    several levels.
+    Pillow always reads the header first, because TensorFlow would try to decode any number of pixels.
 
     Returns:
         uint8 [height, width, 3], 0–255.
@@ -155,7 +146,7 @@ def decode(contents: bytes) -> np.ndarray:
 
 
 def open_image(contents: bytes) -> Image.Image:
-    """Read the header of an encoded image with Pillow; the file's name does not matter.
+    """Read the header of an encoded image with Pillow.
 
     Raises:
         UnidentifiedImageError: if the bytes are not in one of `FORMATS`.
@@ -241,7 +232,15 @@ def digest(*parts) -> bytes:
 
 
 def _decode_with_tensorflow(contents):
-    contents = _for_tensorflow(contents)
+    """Return the pixels of a JPEG, PNG or GIF file; None if Pillow has to decode it.
+
+    TensorFlow 2.21 makes palette indices of a palette BMP, fails on 1-bit BMP and on transparent or
+    animated WebP, and makes a GIF as large as its largest image. Other BMP and WebP are equal in both.
+    """
+    if contents.startswith(b"GIF8"):
+        contents = first_frame(contents)
+    elif not contents.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+        return None
     if contents is None:
         return None
     import tensorflow as tf
@@ -252,21 +251,6 @@ def _decode_with_tensorflow(contents):
             return tf.io.decode_image(contents, channels=3, expand_animations=False).numpy()
     except tf.errors.OpError:
         return None
-
-
-def _for_tensorflow(contents: bytes) -> bytes | None:
-    """Return the bytes for TensorFlow to decode, or None if Pillow has to decode the file.
-
-    Measured with TensorFlow 2.21: a palette BMP becomes its palette indices, a 1-bit BMP fails, a
-    WebP with transparency or animation fails (and an animated one corrupts the heap with channels=0).
-    Plain 24-bit BMP and WebP give the same pixels in both. A GIF becomes as large as its largest
-    image, whatever its canvas is.
-    """
-    if contents[:2] == b"BM" or (contents[:4] == b"RIFF" and contents[8:12] == b"WEBP"):
-        return None
-    if contents[:4] == b"GIF8":
-        return first_frame(contents)
-    return contents
 
 
 def _color_table_size(flags):
