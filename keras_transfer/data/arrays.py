@@ -1,7 +1,6 @@
 """NumPy arrays, encoded images in memory and `tf.data.Dataset`s as sources."""
 
 import io
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -18,12 +17,7 @@ from keras_transfer.utils.files import free_memory
 
 
 class Contents(Encoded):
-    """Encoded images in memory.
-
-    Args:
-        encoded: the bytes of each image's file.
-        names: for messages and predictions; by default `image 0`, `image 1`, ….
-    """
+    """Encoded images in memory, the bytes of each image's file; for `names` see `Arrays`."""
 
     def __init__(self, encoded: Sequence[bytes], names: Sequence[str] | None = None):
         self.encoded = list(encoded)
@@ -62,11 +56,8 @@ class Arrays:
         return Arrays([self.arrays[i] for i in indices], [self.names[i] for i in indices])
 
 
-def find_faults(images, *, progress: bool = True) -> list[str | None]:
-    """Return why each image cannot be used, in plain words; None if it can.
-
-    This is for readers of memory or shards; `check_images` checks files.
-    """
+def find_usable(images, progress: bool) -> tuple[np.ndarray, list[Skipped]]:
+    """Return the positions of images in memory or shards that can be used, and the others."""
 
     def fault(index):
         if isinstance(images, Arrays):
@@ -76,7 +67,10 @@ def find_faults(images, *, progress: bool = True) -> list[str | None]:
         except (OSError, ValueError) as error:
             return str(error)
 
-    return each(fault, range(len(images)), "checking images", progress)
+    faults = each(fault, range(len(images)), "checking images", progress)
+    usable = [i for i, fault in enumerate(faults) if fault is None]
+    skipped = [Skipped(name, fault) for name, fault in zip(images.names, faults) if fault]
+    return np.array(usable, int), skipped
 
 
 def encoded_bytes(images, index: int) -> bytes:
@@ -135,7 +129,7 @@ def from_arrays(
             raise InputError(f"{split} must be (images, labels) of equal length, not {lengths}.")
     columns = {split: part[1] for split, part in parts.items()}
     if task == "single_label":
-        names, labels = encode_labels(columns, class_names)
+        names, labels = _encode_labels(columns, class_names)
     else:
         names, labels = _target_columns(columns, class_names, task)
     target = Target(task, names)
@@ -143,10 +137,9 @@ def from_arrays(
     for split, (arrays, _) in parts.items():
         titles = [f"{split} {i}" for i in range(len(arrays))]
         images = Arrays([_as_rgb(x, n) for x, n in zip(arrays, titles)], titles)
-        faults = find_faults(images, progress=progress)
-        good = [i for i, fault in enumerate(faults) if fault is None]
-        skipped += [Skipped(titles[i], fault) for i, fault in enumerate(faults) if fault]
-        if not good:
+        good, faulty = find_usable(images, progress)
+        skipped += faulty
+        if not len(good):
             why = f": {skipped[0].path} is {skipped[0].reason}" if skipped else ""
             raise InputError(f"{split} has no usable image{why}.")
         examples[split] = Examples(images.take(good), labels[split][good])
@@ -173,16 +166,8 @@ def from_dataset(
     return from_arrays(**read, class_names=class_names, **options)
 
 
-def encode_labels(
-    labels: dict[str, Sequence], class_names: Sequence[str] | None = None
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Return (class names, int32 labels of each split) for labels that are integers or names.
-
-    Integers are positions in `class_names`; the classes of names are the sorted names in `train`.
-
-    Raises:
-        InputError: if train (or `class_names`) does not have a label, or there is only one class.
-    """
+def _encode_labels(labels, class_names):
+    """Return (class names, int32 labels of each split) for labels that are integers or names."""
     values = {split: np.asarray(part) for split, part in labels.items()}
     train = values["train"]
     numbers = np.issubdtype(train.dtype, np.integer) or train.dtype == bool
@@ -191,8 +176,7 @@ def encode_labels(
     if numbers:
         count = max(int(train.max(initial=-1)) + 1, 0)
         names = tuple(map(str, range(count) if class_names is None else class_names))
-        known = dict(enumerate(names))
-        index = {i: i for i in known}
+        index = {i: i for i in range(len(names))}
     else:
         names = tuple(sorted(set(train.tolist())) if class_names is None else class_names)
         index = {name: i for i, name in enumerate(names)}
@@ -239,8 +223,7 @@ def _as_rgb(image, name):
                 f"{name} has values from {low:g} to {high:g}: images must be RGB 0–255, so "
                 "multiply by 255 (the model normalizes its inputs)."
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about NaN
+        with np.errstate(invalid="ignore"):  # NaN
             whole = image.astype(np.uint8)
         if not np.array_equal(whole, image):
             raise InputError(

@@ -202,7 +202,8 @@ def _as_it_is(root, progress) -> ImageData | None:
         tree = read_splits(root)
     except InputError:
         return None
-    target = Target("single_label", sorted({name for classes in tree.values() for name in classes}))
+    names = sorted({name for classes in tree.values() for name in classes})
+    target = Target("single_label", tuple(names))
     rows, checked = check_tree(tree, progress)
     examples = {split: label(checked, classes, target) for split, classes in rows.items()}
     return ImageData(target.names, examples, checked.skipped, str(root))

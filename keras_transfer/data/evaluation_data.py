@@ -58,7 +58,7 @@ def open_labeled(
     options = table_columns(columns, map_labels(lambda target: target.task, known))
     options.pop("group_column", None)
     data = from_table(path, **options, known=known, progress=progress)
-    chosen = split or next((n for n in ("test", "val", "all", "train") if n in data.examples), "")
+    chosen = split or next(n for n in ("test", "val", "all", "train") if n in data.examples)
     if "all" in data.examples and chosen != "all" and split_file is not None:
         listed, whole = read_split_file(split_file), data.examples["all"]
         names = relative_paths(whole.names, data.root)
@@ -164,12 +164,10 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
 def _listed(classes, root, split, split_file):
     """Return the files of each class that a list assigns to a split."""
     listed = read_split_file(split_file)
-    chosen = {
-        name: [
-            f for f, path in zip(files, relative_paths(files, root)) if listed.get(path) == split
-        ]
-        for name, files in classes.items()
-    }
+    chosen = {}
+    for name, files in classes.items():
+        paths = relative_paths(files, root)
+        chosen[name] = [f for f, path in zip(files, paths) if listed.get(path) == split]
     if not any(chosen.values()):
         raise InputError(f"{split_file} names no {split} image in {root}")
     return chosen

@@ -436,6 +436,7 @@ def find_duplicates(data: ImageData) -> Duplicates:
     groups = defaultdict(list)
     for split, part in data.examples.items():
         rows = [i for i, digest in enumerate(part.digests) if counts[digest] > 1]
-        for i, label in zip(rows, label_texts(part.take(rows).labels, data.targets)):
+        labels = map_labels(lambda array: array[rows], part.labels)  # noqa: B023
+        for i, label in zip(rows, label_texts(labels, data.targets)):
             groups[part.digests[i]].append(Member(split, label, part.names[i]))
     return Duplicates(list(groups.values()))

@@ -17,19 +17,15 @@ _SIDE, _MAX_DIFFERENCE = 8, 0.01
 def merge_copies(
     files: Files, labels: np.ndarray, names: tuple[str, ...]
 ) -> tuple[Files, np.ndarray]:
-    """Return each image that lies in several label folders once, with all its labels.
+    """Return the first file of each image in label folders, and all its labels, 0/1 float32 [n, L].
 
     Two files are one image if their content is equal; or if they have the same name below their
-    folders and look the same (saved again, or at another size). Different images that have the same
-    name (`a/1.jpg`, `b/1.jpg`) are not merged.
+    folders and look the same (saved again, or at another size).
 
     Args:
         files: `FOLDER/<label>/…`, all in one FOLDER.
         labels: the label folder of each file, int [n].
         names: the labels, in the desired order.
-
-    Returns:
-        The first file of each image, and 0/1 float32 [n, L].
     """
     used = {int(label): path for label, path in zip(labels, files.names)}
     # The common path of files in two label folders ends above both.

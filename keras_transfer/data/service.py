@@ -54,7 +54,7 @@ def service_batches(
     steps = -(-count // batch_size)
     paths = tf.constant([os.fsencode(name) for name in examples.names])
     labels = tf.constant(examples.labels)
-    vary = augmenter(variant, image_size, examples.names) if settings else None
+    vary = augmenter(variant, image_size, examples.names) if variant else None
     drawn = examples.labels if settings and settings.equal_classes else None
 
     def order_in(number):

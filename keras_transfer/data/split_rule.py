@@ -19,6 +19,7 @@ from keras_transfer.data.examples import (
     relative_paths,
 )
 from keras_transfer.data.files import Skipped, concatenated
+from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import say
 
@@ -90,10 +91,7 @@ class SplitRule:
         return bool(self.shares(given) or self.folds or self.listed)
 
     def shares(self, given) -> dict[str, float]:
-        """Return the splits to draw and their shares of the images; folds are not included.
-
-        Args:
-            given: the splits that exist as folders ("train", "val", "test").
+        """Return the shares of the splits to draw, without folds; `given` are those that exist.
 
         Raises:
             InputError: if a split to draw exists already, or a share is out of range.
@@ -119,20 +117,13 @@ class SplitRule:
                 "--group determines the split, but the validation images are given already: omit "
                 "one of the two"
             )
-        if shares:
-            from keras_transfer.data.splits import require_fraction
-
-            for name, share in shares.items():
-                require_fraction(share, name)
+        for name, share in shares.items():
+            require_fraction(share, name)
         return shares
 
     @cached_property
     def listed(self) -> dict[str, str]:
-        """The list, as in the file: path → split; empty without a file.
-
-        Raises:
-            InputError: if the file does not exist, or is not such a list.
-        """
+        """The list, as in the file: path → split; empty without a file."""
         return {} if self.split_file is None else read_split_file(self.split_file)
 
     def assign(
@@ -143,7 +134,7 @@ class SplitRule:
         target,
         skipped: Sequence[str] = (),
     ) -> np.ndarray:
-        """Return the split of each example.
+        """Return the split of each example, `"train"`, `"val"` or `"test"` [n].
 
         Args:
             examples: an `Examples` with all of them.
@@ -151,9 +142,6 @@ class SplitRule:
             given: the split of each according to its folder; those of "train" are divided.
             target: what their labels are: a `Target`, or a dict of them.
             skipped: names of files that are left out, which a list may contain.
-
-        Returns:
-            `"train"`, `"val"` or `"test"` [n].
 
         Raises:
             InputError: if a class cannot be in every split, a name has no group, or a list contains
@@ -166,8 +154,6 @@ class SplitRule:
         fixed = [listed.get(names[i]) for i in places]
         open_places = fixed.count(None)
         if open_places:
-            from keras_transfer.data.splits import split
-
             shares = self.shares(set(given))
             labels, class_names = strata(examples.take(pool).labels, target)
             keys = [examples.digests[i] for i in places]
@@ -187,23 +173,16 @@ class SplitRule:
             self._check(splits, examples.labels, target)
         return splits
 
-    def _folded(self, labels, shares, keys, groups, seed, class_names):
-        from keras_transfer.data.splits import folds, split
-
-        parts = {"train": np.arange(len(labels)), "test": np.arange(0)}
+    def _folded(self, labels, shares, keys, groups, **rule):
+        """Return the parts like `split`, with one fold for validation."""
+        parts = {"train": np.arange(len(labels))}
         if shares:
-            parts |= split(labels, shares, keys, groups=groups, seed=seed, class_names=class_names)
+            parts = split(labels, shares, keys, groups=groups, **rule)
         rest = parts["train"]
-        parts_of_folds = folds(
-            labels[rest],
-            self.folds,
-            [keys[i] for i in rest],
-            groups=groups and [groups[i] for i in rest],
-            seed=seed,
-            class_names=class_names,
-        )
-        val = rest[parts_of_folds[self.fold - 1]]
-        return {"train": np.setdiff1d(rest, val), "val": val, "test": parts["test"]}
+        groups = groups and [groups[i] for i in rest]
+        keys = [keys[i] for i in rest]
+        val = rest[folds(labels[rest], self.folds, keys, groups=groups, **rule)[self.fold - 1]]
+        return {**parts, "train": np.setdiff1d(rest, val), "val": val}
 
     def _groups(self, names):
         """Return the group of each path; None if the rule has no groups."""

@@ -31,9 +31,8 @@ def split(
 ) -> dict[str, np.ndarray]:
     """Draw parts in which the classes have the same shares; the rest is the part "train".
 
-    If every group is one image, a part has `round(n * share)` examples, distributed over the classes
-    by largest remainder, except that every class has at least one example in every part. With larger
-    groups a class misses its quota by about half a group.
+    If every group is one image, a part has `round(n * share)` examples, by largest remainder over the
+    classes, and at least one of each. With larger groups a class misses its quota by about half a group.
 
     Args:
         labels: integers [n]; or 0/1 of shape [n, L], any number of labels per image; or float [n] or
@@ -43,8 +42,8 @@ def split(
         keys: the digest of each example's content; examples with equal keys are copies and stay
             together.
         groups: a name for each example; examples with one name stay together. By default the keys.
-        fixed: the part of each example that is assigned already, None for the others. A group goes
-            where its fixed examples are; the rule fills the rest of the quotas.
+        fixed: the part of each example that is assigned already, None for the others. Their groups
+            follow them; the rule fills the rest of the quotas.
         seed: any integer; the same seed gives the same parts.
         class_names: name of each label, for error messages only.
 
@@ -118,9 +117,9 @@ def stratified_sample(
     Args:
         labels: class of each row, int [n].
         size: maximum number of rows in the sample.
-        groups: int [n], for example views of one image; rows of one group, which have the same
-            class, are sampled together. By default every row is a group.
-        seed: selects the groups of each class.
+        groups: int [n]; rows of one group, which have the same class, are sampled together. By
+            default every row is a group.
+        seed: any integer.
 
     Returns:
         Sorted positions, int [≤ size]; all of them if there are no more than `size`.
@@ -219,15 +218,9 @@ class _Pool:
                 self.part[group] = next((p for p in order if p in sides), part)
 
     def draw(self, name, whole, share, keep: int, strict: bool = True) -> None:
-        """Draw the part `name`.
+        """Draw the part `name`, a share of the counts `whole`.
 
-        Args:
-            whole: counts of which it is a share.
-            keep: number of later parts, each of which needs a group of every class.
-            strict: the part must contain every class.
-
-        Raises:
-            InputError: if no group of a class can be taken.
+        Each of `keep` later parts needs a group of every class, and so does this one if `strict`.
         """
         have = self.counts_of(name)
         left = self.counts_of(None) + have + self.counts_of("train")

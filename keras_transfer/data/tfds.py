@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.arrays import Contents, find_faults
+from keras_transfer.data.arrays import Contents, find_usable
 from keras_transfer.data.examples import Examples, ImageData, Target
-from keras_transfer.data.files import Skipped, check_images
+from keras_transfer.data.files import check_images
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.data.tfrecord import read_shards
 from keras_transfer.errors import InputError
@@ -86,9 +86,10 @@ def _prepared(tfds, builder, data_dir):
         ) from None
     except Exception as error:  # from the network or the dataset's scripts
         message = " ".join(str(error).split())[:300]
+        name = builder if isinstance(builder, str) else builder.name
         raise InputError(
-            f"{builder if isinstance(builder, str) else builder.name} cannot be prepared "
-            f"({type(error).__name__}: {message}); prepare it with the tfds command, or pass data_dir."
+            f"{name} cannot be prepared ({type(error).__name__}: {message}); prepare it with the tfds "
+            "command, or pass data_dir."
         ) from error
 
 
@@ -111,8 +112,7 @@ def _chosen(builder, splits):
 
 
 def _read_split(tfds, builder, split, source, target, image, label, progress):
-    shards = [Path(p) for p in _shards(builder, source)]
-    if shards:
+    if shards := _shards(builder, source):
         keys = dict(image_key=image, label_key=label)
         return read_shards(shards, target, split=split, progress=progress, **keys)
     dataset = builder.as_dataset(
@@ -137,9 +137,7 @@ def _read_split(tfds, builder, split, source, target, image, label, progress):
         labels = np.array([label_of[path] for path in images.names], np.int32)
     else:
         whole = Contents(encoded, [f"{builder.name}/{source} {i}" for i in range(len(encoded))])
-        faults = find_faults(whole, progress=progress)
-        usable = [i for i, fault in enumerate(faults) if fault is None]
-        skipped = [Skipped(whole.names[i], f) for i, f in enumerate(faults) if f is not None]
+        usable, skipped = find_usable(whole, progress)
         images, labels = whole.take(usable), labels[usable]
     if not len(images):
         raise InputError(f"{builder.name} has no readable image in {source}.")
@@ -150,8 +148,8 @@ def _shards(builder, split):
     """Return the TFRecord files of a split; empty if it has another format."""
     try:
         info = builder.info.splits[split]
-        paths = info.filepaths
+        paths = [Path(path) for path in info.filepaths]
     except Exception:  # ImageFolder and mocked datasets have no shards
         return []
     kind = getattr(info.filename_template, "filetype_suffix", None) if paths else None
-    return paths if kind == "tfrecord" and all(Path(p).is_file() for p in paths) else []
+    return paths if kind == "tfrecord" and all(path.is_file() for path in paths) else []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.arrays import encoded_bytes, find_faults
+from keras_transfer.data.arrays import encoded_bytes, find_usable
 from keras_transfer.data.examples import Examples, ImageData, Target, join_labels, map_labels
 from keras_transfer.data.files import SCHEMA, Encoded, Skipped
 from keras_transfer.data.split_rule import SplitRule, divide
@@ -40,13 +40,17 @@ class Records(Encoded):
         self._lock = threading.Lock()
 
     def contents(self, index: int) -> bytes:
-        return _one(self._example(index), self.image_key, "bytes_list")
+        return _one(self.features(index), self.image_key, "bytes_list")
 
     def take(self, indices) -> "Records":
         names = [self.names[i] for i in indices]
         return Records(self.shards, self.places[indices], names, self.image_key)
 
-    def _example(self, index):
+    def features(self, index: int):
+        """Return the features of a record's `tf.train.Example`, by name; a ValueError says why not."""
+        import tensorflow as tf
+        from google.protobuf.message import DecodeError
+
         shard, offset, length = self.places[index]
         with self._lock:
             if shard not in self._files:
@@ -54,29 +58,14 @@ class Records(Encoded):
         data = os.pread(self._files[shard].fileno(), int(length), int(offset))
         if len(data) < length:
             raise ValueError("the shard is truncated")
-        return parse(data)
-
-
-def parse(data: bytes):
-    """Return the features of a serialized `tf.train.Example`, by name.
-
-    Raises:
-        ValueError: if the data are something else.
-    """
-    import tensorflow as tf
-    from google.protobuf.message import DecodeError
-
-    try:
-        return tf.train.Example.FromString(data).features.feature
-    except DecodeError:
-        raise ValueError("not a tf.train.Example") from None
+        try:
+            return tf.train.Example.FromString(data).features.feature
+        except DecodeError:
+            raise ValueError("not a tf.train.Example") from None
 
 
 def scan(shard) -> np.ndarray:
-    """Return (offset, length) of each record's data in a TFRecord file, int64 [N, 2].
-
-    Only the lengths are read. If the file ends within a record, the complete ones are returned.
-    """
+    """Return (offset, length) of each complete record's data in a TFRecord file, int64 [N, 2]."""
     records, position = [], 0
     size = Path(shard).stat().st_size
     with Path(shard).open("rb") as file:
@@ -175,7 +164,7 @@ def read_shards(
         for row, (offset, length) in enumerate(spans):
             name = f"{shard}#{row}"
             try:
-                features = records._example(row)
+                features = records.features(row)
                 label = _label(features, label_key, target)
             except ValueError as error:
                 skipped.append(Skipped(name, str(error)))
@@ -185,9 +174,8 @@ def read_shards(
             places.append((number, offset, length))
             labels.append(label)
     whole = Records(shards, np.array(places, np.int64).reshape(-1, 3), names, image_key)
-    faults = find_faults(whole, progress=progress)
-    good = np.array([i for i, fault in enumerate(faults) if fault is None], int)
-    skipped += [Skipped(names[i], fault) for i, fault in enumerate(faults) if fault is not None]
+    good, faulty = find_usable(whole, progress)
+    skipped += faulty
     if not len(good):
         why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
         raise InputError(f"The {split} shards contain no readable image{why}.")
