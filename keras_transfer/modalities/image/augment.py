@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from keras_transfer.modalities.image.transforms import Albumentations, KerasLayer
 
 
+# Ranges of the fields other than [0, 1]. An area of zero has no pixels.
+_RANGES = {"min_area": (1e-3, 1), "max_aspect": (1, 100), "rotate": (0, 180), "hue": (0, 0.5)}
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """How much a training image may vary from epoch to epoch.
@@ -47,27 +51,15 @@ class Augmentation:
     rand_augment: float = 0.0
 
     def __post_init__(self):
-        ranges = {
-            "brightness": (0, 1),
-            "contrast": (0, 1),
-            "saturation": (0, 1),
-            "hue": (0, 0.5),
-            "rotate": (0, 180),
-            "rand_augment": (0, 1),
-            "max_aspect": (1, 100),
-            # An area of zero has no pixels; sensible values are far above this.
-            "min_area": (1e-3, 1),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
+        for name, value in asdict(self).items():
+            if name in ("crop", "flip"):
+                if not isinstance(value, bool):
+                    raise InputError(f"augmentation: {name} must be true or false, not {value!r}")
+                continue
+            low, high = _RANGES.get(name, (0, 1))
             if not isinstance(value, (int, float)) or not low <= value <= high:
                 raise InputError(
                     f"augmentation: {name} must be between {low} and {high}, not {value}"
-                )
-        for name in ("crop", "flip"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(
-                    f"augmentation: {name} must be true or false, not {getattr(self, name)!r}"
                 )
 
     def to_dict(self) -> dict:
@@ -86,7 +78,6 @@ AUGMENTATIONS = {
 
 # Each kind has `flip` (whether it may mirror images) and `to_dict`.
 Variation = Union[Augmentation, "Albumentations", "KerasLayer"]
-
 
 _ALPHAS = {"none": None, "mixup": 0.2, "cutmix": 1.0}
 MIXES = tuple(_ALPHAS)

@@ -15,6 +15,10 @@ import tensorflow as tf
 from keras_transfer.modalities.image.augment import Augmentation, Mix, Variation
 
 EVAL_CROP = 0.875
+# What is drawn for a variant; the order determines the seeds.
+_CHOICES = (
+    ["area", "aspect", "top", "left", "flip", "brightness", "contrast", "saturation", "hue", "rotate", "rand_augment"]
+)
 
 
 def resize_and_crop(image, size: int, crop_fraction: float = EVAL_CROP) -> tf.Tensor:
@@ -61,8 +65,7 @@ def augment(image, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
     else:
         image = tf.cast(resize_and_crop(image, size), tf.float32)
     if augmentation.flip:
-        mirror = tf.random.stateless_uniform([], seeds["flip"]) < 0.5
-        image = tf.cond(mirror, lambda: tf.reverse(image, [1]), lambda: image)
+        image = tf.image.stateless_random_flip_left_right(image, seeds["flip"])
     if augmentation.rotate:
         image = _rotate(image, _uniform(seeds["rotate"], -1.0, 1.0) * augmentation.rotate)
     image = _vary_colors(image, augmentation, seeds)
@@ -186,21 +189,6 @@ def _rotate(image, degrees):
         interpolation="BILINEAR",
         fill_mode="REFLECT",
     )[0]
-
-
-_CHOICES = (
-    "area",
-    "aspect",
-    "top",
-    "left",
-    "flip",
-    "brightness",
-    "contrast",
-    "saturation",
-    "hue",
-    "rotate",
-    "rand_augment",
-)
 
 
 def _random_box(height, width, augmentation, seeds):

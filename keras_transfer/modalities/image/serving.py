@@ -40,9 +40,8 @@ def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
     with tf.control_dependencies(list(_checks(data, head, kinds, width * height))):
         image = tf.io.decode_image(tf.identity(contents), channels=3, expand_animations=False)
     same_size = tf.reduce_all(tf.shape(image, tf.int64)[:2] == tf.stack([height, width]))
-    with tf.control_dependencies(
-        [tf.debugging.Assert(same_size, ["the size differs from the header"])]
-    ):
+    checked = tf.debugging.Assert(same_size, ["the size differs from the header"])
+    with tf.control_dependencies([checked]):
         image = tf.ensure_shape(tf.identity(image), [None, None, 3])
     return _upright(image, _orientation(data, kinds))
 

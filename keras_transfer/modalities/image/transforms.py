@@ -43,11 +43,7 @@ class Albumentations(_Stored):
 
     @classmethod
     def of(cls, transform) -> "Albumentations":
-        """Serialize a transform.
-
-        Raises:
-            InputError: if it cannot be rebuilt: it contains a function (`Lambda`) or arrays.
-        """
+        """Serialize a transform; an InputError if it contains a function (`Lambda`) or arrays."""
         from albumentations.core.serialization import serialize_enum
 
         try:
@@ -68,9 +64,6 @@ class Albumentations(_Stored):
 
         Only transforms of albumentations and those that the running program defines are built:
         albumentations looks names up in its registry and imports nothing.
-
-        Raises:
-            InputError: if the transform does not exist or does not accept the arguments.
         """
         transform = _compose(fields)
         from albumentations.core.serialization import serialize_enum
@@ -85,8 +78,7 @@ class Albumentations(_Stored):
     def function(self, names):
         """Return a graph function (image uint8 [H, W, 3], seed [2], index) → uint8 [h, w, 3].
 
-        Args:
-            names: name of the image at each index, for error messages.
+        The index selects the image's name in `names`, for error messages.
         """
         import tensorflow as tf
 
@@ -181,11 +173,7 @@ class KerasLayer(_Stored):
 
     @classmethod
     def of(cls, layer) -> "KerasLayer":
-        """Serialize a layer; the layer itself is never called.
-
-        Raises:
-            InputError: if it is not a layer, or cannot be rebuilt.
-        """
+        """Serialize a layer, which is never called; an InputError if it cannot be rebuilt."""
         import keras
 
         try:
@@ -200,11 +188,7 @@ class KerasLayer(_Stored):
 
     @classmethod
     def from_dict(cls, fields: dict) -> "KerasLayer":
-        """Rebuild from `to_dict`. Keras builds only its own and registered classes, and no Lambda.
-
-        Raises:
-            InputError: if the layer does not exist or does not accept the arguments.
-        """
+        """Rebuild from `to_dict`. Keras builds only its own and registered classes, and no Lambda."""
         _build_layer(fields)
         return cls(json.dumps(_anonymous(fields), sort_keys=True))
 
@@ -218,11 +202,7 @@ class KerasLayer(_Stored):
         )
 
     def function(self, size: int):
-        """Return a graph function (float32 [1, size, size, 3], seed [2]) → float32 [1, h, w, 3].
-
-        Raises:
-            InputError: if the layer fails on an image, or returns something else.
-        """
+        """Return a graph function (float32 [1, size, size, 3], seed [2]) → float32 [1, h, w, 3]."""
         import tensorflow as tf
 
         layer = _build_layer(self.to_dict())
@@ -244,10 +224,8 @@ class KerasLayer(_Stored):
 def drawn_from_seed(layer):
     """Return a graph function (batch, seed [2]) → the layer's output, a function of both alone.
 
-    In a tf.data pipeline, many threads would use a layer's own generators in an arbitrary order.
-
-    Args:
-        layer: changed permanently: all its draws come from the seed of the call.
+    In a tf.data pipeline, many threads would use a layer's own generators in an arbitrary order. The
+    layer is changed permanently: all its draws come from the seed of the call.
     """
     import tensorflow as tf
     from keras.src.random.seed_generator import global_seed_generator
