@@ -16,9 +16,19 @@ from keras_transfer.modalities.image.augment import Augmentation, Mix, Variation
 
 EVAL_CROP = 0.875
 # What is drawn for a variant; the order determines the seeds.
-_CHOICES = (
-    ["area", "aspect", "top", "left", "flip", "brightness", "contrast", "saturation", "hue", "rotate", "rand_augment"]
-)
+_CHOICES = [
+    "area",
+    "aspect",
+    "top",
+    "left",
+    "flip",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "rotate",
+    "rand_augment",
+]
 
 
 def resize_and_crop(image, size: int, crop_fraction: float = EVAL_CROP) -> tf.Tensor:
