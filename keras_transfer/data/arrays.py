@@ -151,8 +151,8 @@ def from_dataset(
 ) -> ImageData:
     """Return a dataset of `tf.data.Dataset`s: finite, unbatched, (image [H, W, 3], integer label).
 
-    They are read into memory once, so that order, splits and augmentation are as reproducible as
-    those of files. Write TFRecords or files for data larger than half of the free memory.
+    They are read into memory once, so that everything is as reproducible as with files. Write
+    TFRecords or files for data larger than half of the free memory.
 
     Args:
         train, val, test: the dataset of each split.
@@ -218,17 +218,17 @@ def _as_rgb(image, name):
     image = np.asarray(image)
     if image.dtype != np.uint8 and image.size:
         low, high = image.min(), image.max()
+        values = f"{name} has values from {low:g} to {high:g}"
         if low >= 0 and high <= 1 and np.issubdtype(image.dtype, np.floating):
             raise InputError(
-                f"{name} has values from {low:g} to {high:g}: images must be RGB 0–255, so "
-                "multiply by 255 (the model normalizes its inputs)."
+                f"{values}: images must be RGB 0–255, so multiply by 255 (the model normalizes its "
+                "inputs)."
             )
         with np.errstate(invalid="ignore"):  # NaN
             whole = image.astype(np.uint8)
         if not np.array_equal(whole, image):
             raise InputError(
-                f"{name} has values from {low:g} to {high:g} of {image.dtype}: pass whole numbers "
-                "0–255, preferably uint8."
+                f"{values} of {image.dtype}: pass whole numbers 0–255, preferably uint8."
             )
         image = whole
     if image.ndim == 2:

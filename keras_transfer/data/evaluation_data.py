@@ -31,17 +31,14 @@ def open_labeled(
     columns: Mapping | None = None,
     progress: bool = True,
 ) -> ImageData:
-    """Open images to evaluate a model on: a folder (`labeled_images`) or a table.
+    """Open images to evaluate a model on: a folder or a table, see `labeled_images`.
 
     Args:
         known: what the model predicts.
-        split: by default test, else val, else all; "all" is what has no splits.
-        split_file: a list of splits (of a run), for a source without splits.
         columns: options of `from_table`, see `open_data`.
 
     Raises:
-        InputError: if the split does not exist, the model does not know a label, or there is no
-            image.
+        InputError: see `labeled_images`.
     """
     path = Path(source).expanduser()
     if path.suffix.lower() not in TABLES:
@@ -118,10 +115,7 @@ def labeled_images(
 def unlabeled_images(
     root: str | os.PathLike, *, progress: bool = True
 ) -> tuple[Examples, list[Skipped]]:
-    """Read all images below a folder, whatever the folders and names are.
-
-    Returns:
-        (the readable images, all with label 0; the files left out).
+    """Return (the readable images below a folder, all with label 0; the files left out).
 
     Raises:
         InputError: if there is no such folder, or no readable image in it.
@@ -130,10 +124,9 @@ def unlabeled_images(
     if folder.is_file():
         raise InputError(f"{root} is a file: pass a folder of images.")
     files, skipped = check_images(list_images([folder]), progress=progress)
-    if not len(files):
-        first = skipped[0]
-        raise InputError(f"no readable image in {root} ({first.path}: {first.reason})")
-    return Examples(files, np.zeros(len(files), "int32")), skipped
+    examples = Examples(files, np.zeros(len(files), "int32"))
+    require_images(examples, root, skipped)
+    return examples, skipped
 
 
 def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
@@ -147,15 +140,14 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
     """
     files = []
     for path in (Path(path).expanduser() for path in paths):
+        if not path.exists():
+            raise InputError(f"no such file or folder: {path}; check the path")
+        images = [str(path)]
         if path.is_dir():
             images = [file for file in files_below(path) if Path(file).suffix.lower() in EXTENSIONS]
-            if not images:
-                raise InputError(f"no images in {path}; file types: {' '.join(sorted(EXTENSIONS))}")
-            files.extend(images)
-        elif path.exists():
-            files.append(str(path))
-        else:
-            raise InputError(f"no such file or folder: {path}; check the path")
+        if not images:
+            raise InputError(f"no images in {path}; file types: {' '.join(sorted(EXTENSIONS))}")
+        files += images
     if not files:
         raise InputError("no images given; name at least one file or folder")
     return files

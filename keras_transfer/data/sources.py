@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_files
+from keras_transfer.data.multilabel_folders import merge_copies
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.decode import EXTENSIONS
@@ -87,10 +89,9 @@ def from_directory(
 ) -> ImageData:
     """Index an image folder, leave out files that cannot be decoded, and split the rest.
 
-    Every file is decoded once to check it. The validation images are, in this order of preference:
-    those of `val`, those of `root/val`, or a stratified share of the training images. Test images
-    are those of `root/test`, or a share if `test_split` is given. An explicit list in `split_file`
-    overrides all of these.
+    The validation images are, in this order of preference: those of `val`, those of `root/val`, or a
+    stratified share of the training images. Test images are those of `root/test`, or a share if
+    `test_split` is given. An explicit list in `split_file` overrides all of these.
 
     Args:
         root: `root/<class>/` or `root/{train,val,test}/<class>/`, see `read_tree`.
@@ -143,13 +144,11 @@ def check_tree(tree, progress: bool) -> tuple[dict[str, dict[str, np.ndarray]], 
     """Check all files; return split → class → rows of usable files, and the checked files."""
     paths = [path for classes in tree.values() for files in classes.values() for path in files]
     checked = check_files(paths, progress=progress)
-    rows: dict[str, dict] = {}
-    start = 0
-    for split, classes in tree.items():
-        rows[split] = {}
-        for name, files in classes.items():
-            rows[split][name] = checked.usable(range(start, start + len(files)))
-            start += len(files)
+    places = iter(range(len(paths)))
+    rows = {
+        split: {name: checked.usable(islice(places, len(files))) for name, files in classes.items()}
+        for split, classes in tree.items()
+    }
     return rows, checked
 
 
@@ -159,8 +158,6 @@ def label(checked: Checked, classes: dict[str, np.ndarray], target: Target) -> E
     labels = np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])
     files = checked.files(np.concatenate(rows))
     if target.task == "multi_label":
-        from keras_transfer.data.multilabel_folders import merge_copies
-
         return Examples(*merge_copies(files, labels, target.names))
     return Examples(files, labels)
 
@@ -212,8 +209,8 @@ def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
     - `root/{train,val,test}/<class>/...`: the splits that exist, in this order
       (`valid` and `validation` are accepted for `val`; other folders are ignored).
 
-    Files may lie at any depth below their class folder and are not opened. Classes are sorted by
-    name; hidden files and files of the operating system are ignored.
+    Files may lie at any depth and are not opened. Classes are sorted by name; hidden files and files
+    of the operating system are ignored.
 
     Raises:
         InputError: if there is no such folder, there are no class folders or only one, or val or
@@ -236,11 +233,7 @@ def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
 
 
 def read_splits(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
-    """List files like `read_tree`, whatever the classes are.
-
-    Raises:
-        InputError: if there is no such folder, or there are no class folders.
-    """
+    """List files like `read_tree`, whatever the classes are."""
     root = Path(root).expanduser()
     if not root.exists():
         raise InputError(f"no such folder: {root}; check the path")
@@ -298,13 +291,11 @@ def _find_splits(root: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for folder in _subfolders(root):
         split = SPLIT_NAMES.get(folder.name)
-        if split in folders:
+        if split and folders.setdefault(split, folder) != folder:
             raise InputError(
                 f"{root} has two folders for {split}: {folders[split].name} and {folder.name}; "
                 "keep one"
             )
-        if split:
-            folders[split] = folder
     return {split: folders[split] for split in ("train", "val", "test") if split in folders}
 
 

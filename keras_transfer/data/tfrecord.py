@@ -30,7 +30,7 @@ class Records(Encoded):
         shards: paths.
         places: int64 [N, 3]: number of the shard, offset and length of each record's data.
         names: for messages and predictions.
-        image_key: name of the feature that holds the encoded image.
+        image_key: feature of the encoded image.
     """
 
     def __init__(self, shards, places: np.ndarray, names: Sequence[str], image_key: str = IMAGE):
@@ -136,10 +136,8 @@ def from_records(folder, *, progress: bool = True, **rule) -> ImageData:
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
             raise InputError(f"{folder} lacks {missing[0]}: copy the whole folder.")
-        part, faulty = read_shards(
-            [folder / shard for shard in shards], target, split=split, progress=progress
-        )
-        examples[split] = part
+        paths = [folder / shard for shard in shards]
+        examples[split], faulty = read_shards(paths, target, split=split, progress=progress)
         skipped += faulty
     return divide(target, examples, skipped, folder, SplitRule(**rule))
 
@@ -186,9 +184,8 @@ def _write_split(examples, folder, split, shard_bytes, progress):
     import tensorflow as tf
 
     shards, size, writer = [], shard_bytes, None
-    for index in progress_bar(
-        range(len(examples)), f"writing {split}", unit="images", visible=progress
-    ):
+    rows = progress_bar(range(len(examples)), f"writing {split}", unit="images", visible=progress)
+    for index in rows:
         if size >= shard_bytes:
             if writer:
                 writer.close()

@@ -207,10 +207,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def first_frame(gif: bytes) -> bytes | None:
-    """Return a GIF file that has only the first image; TensorFlow would unpack all of them.
+    """Return a GIF file with only the first image; None if that does not fill the canvas.
 
-    Returns:
-        None if the first image does not fill the canvas, because TensorFlow ignores the canvas.
+    TensorFlow would unpack all images, and ignores the canvas.
     """
     try:
         at = 13 + _color_table_size(gif[10])
