@@ -3,7 +3,7 @@
 The public names are loaded on first use: importing this package loads neither Keras nor TensorFlow.
 """
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 __version__ = "0.2.0"
 

@@ -7,7 +7,7 @@ without Keras.
 """
 
 from keras_transfer.adaptation.options import BATCH_NORM, KEEP, METHOD_NAMES, check_methods
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 _NAMES = {
     "METHODS": "methods",

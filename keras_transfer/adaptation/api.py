@@ -22,7 +22,7 @@ from keras_transfer.models.stages import backbone_of, freeze, is_untrained
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.recipes import default_epochs
 from keras_transfer.utils.console import say
-from keras_transfer.utils.options import make_options
+from keras_transfer.utils.names import make_options
 
 MOST_SCORED = 2000  # target images on which each epoch is scored
 # Added to the seed of the target, so that images at the same position in both domains do not meet in

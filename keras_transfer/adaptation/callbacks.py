@@ -20,7 +20,7 @@ from keras_transfer.runs import Checkpoint
 from keras_transfer.training.checkpoint import assign, collect, reseed
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import read_arrays, write_text
-from keras_transfer.utils.options import make_options
+from keras_transfer.utils.names import make_options
 
 SCORES = "scores.json"
 

@@ -8,7 +8,7 @@ import math
 
 from keras import ops
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 MMD_SCALES = (-3, -2, -1, 0, 1)
 _TINY = 1e-8

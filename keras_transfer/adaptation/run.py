@@ -20,7 +20,7 @@ from keras_transfer.errors import InputError, Interrupted, Signals, explained
 from keras_transfer.runs import Run, check_out
 from keras_transfer.schedules.recipes import AUTO, default_epochs
 from keras_transfer.utils.console import say
-from keras_transfer.utils.options import make_options
+from keras_transfer.utils.names import make_options
 
 _RESUME = "continue with --resume (resume=True)"
 

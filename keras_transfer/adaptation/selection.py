@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.utils.lazy import lazy_names
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
+from keras_transfer.utils.names import lazy_names
 
 _TEMPERATURE = 0.05  # of the softmax over neighbors in SND
 _ROWS = 1024  # similarities are computed in blocks of this many rows

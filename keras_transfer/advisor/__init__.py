@@ -5,7 +5,7 @@ the result into an `Advice`; `auto` turns it into a trainer. They may import `tr
 below it. Importing the room, `rules` and `api` loads neither Keras nor TensorFlow.
 """
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 _NAMES = {
     "activation_shift": "similarity",

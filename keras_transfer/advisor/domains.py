@@ -11,7 +11,7 @@ from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
 from keras_transfer.features.closed_form import cross_validated_probe
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
 
 MAX_EXAMPLES = 1000
 _VERSION = 2  # of the stored results; increase it when formulas, folds or sample change

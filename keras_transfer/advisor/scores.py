@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
 
 SCORES = {"probe": "linear probe", "knn": "5-NN", "logme": "LogME"}
 _SIGNIFICANCE = 0.01  # of the permutation test

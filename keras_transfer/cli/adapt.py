@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from keras_transfer.adaptation import METHOD_NAMES
-from keras_transfer.cli.common import interruption_reported, load_keras
 from keras_transfer.cli.options import (
     BatchNorm,
     Data,
@@ -18,6 +17,8 @@ from keras_transfer.cli.options import (
     KeepEpoch,
     Resume,
     RunOut,
+    interruption_reported,
+    load_keras,
     takes,
 )
 

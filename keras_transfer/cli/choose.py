@@ -8,24 +8,22 @@ from typing import Annotated
 
 import typer
 
-from keras_transfer.cli.common import (
-    build,
-    check_backbones,
-    interruption_reported,
-    load_keras,
-    open_images,
-    saved_config,
-    trainer_options,
-    without_auto,
-)
 from keras_transfer.cli.options import (
     Data,
     Json,
+    build,
+    check_backbones,
     check_png,
+    interruption_reported,
+    load_keras,
+    open_images,
     overrides_of,
+    saved_config,
     seeds_of,
     sizes_of,
     takes,
+    trainer_options,
+    without_auto,
 )
 
 _DATA = ("columns", "val", "val_split", "group", "split")

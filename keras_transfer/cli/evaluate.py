@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from keras_transfer.cli.common import load_keras
-from keras_transfer.cli.options import Column, Json, RunPath, columns_of
+from keras_transfer.cli.options import Column, Json, RunPath, columns_of, load_keras
 from keras_transfer.errors import InputError
 
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from keras_transfer.cli.common import load_keras
-from keras_transfer.cli.options import Format, Json, RunPath
+from keras_transfer.cli.options import Format, Json, RunPath, load_keras
 from keras_transfer.errors import InputError
 from keras_transfer.export import check_format
 

@@ -14,16 +14,14 @@ import typer
 from keras_transfer.cli.adapt import adapt
 from keras_transfer.cli.ask import ask
 from keras_transfer.cli.choose import advise, compare, tune
-from keras_transfer.cli.common import load_keras
-from keras_transfer.cli.distribute import end, translated_losses
 from keras_transfer.cli.evaluate import evaluate
 from keras_transfer.cli.export import export
-from keras_transfer.cli.options import Data, Images, Json, RunPath, check_png, takes
+from keras_transfer.cli.options import Data, Images, Json, RunPath, check_png, load_keras, takes
 from keras_transfer.cli.report import report
 from keras_transfer.cli.train import find_rate, schedule, train
 from keras_transfer.errors import InputError, WorkerLost
-from keras_transfer.utils.console import print_table
-from keras_transfer.utils.tables import Table
+from keras_transfer.training.distributed.single_process import active
+from keras_transfer.utils.console import Table, print_table
 
 app = typer.Typer(
     name="keras-transfer",
@@ -102,8 +100,8 @@ def predict(
     """Predict images, as CSV or JSON: the path, then label and score, or what the run's task gives."""
     from keras_transfer.data import list_images
     from keras_transfer.runs import Run
+    from keras_transfer.utils.console import printable
     from keras_transfer.utils.files import write_text
-    from keras_transfer.utils.tables import printable
 
     run = Run.open(run)
     list_images(paths)  # report a wrong path before TensorFlow is imported
@@ -206,14 +204,19 @@ def main():
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid text
     try:
-        with translated_losses():
+        try:
             app()
+        except Exception as error:
+            with active().translated():  # an engine's error, if another worker is gone
+                raise error
     except (InputError, WorkerLost) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        end(error.exit_code)
+        code = error.exit_code
     except Exception:
         traceback.print_exc()
-        end(1)
+        code = 1
+    active().leave(code)  # at once if an orderly end would wait for workers that are gone
+    sys.exit(code)
 
 
 if __name__ == "__main__":

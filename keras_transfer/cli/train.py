@@ -1,27 +1,35 @@
-"""The commands `train`, `schedule` and `find-rate`."""
+"""The commands `train`, alone or with other processes, `schedule` and `find-rate`."""
 
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from keras_transfer.cli.common import (
+from keras_transfer.cli.options import (
+    Data,
+    Freeze,
+    Resume,
+    RunOut,
     advised,
     advisor_chooses,
     build,
     check_backbones,
+    check_png,
     interruption_reported,
     load_keras,
     open_images,
+    overrides_of,
     saved_config,
+    takes,
     without_auto,
 )
-from keras_transfer.cli.options import Data, Freeze, Resume, RunOut, check_png, overrides_of, takes
 from keras_transfer.errors import InputError
 from keras_transfer.schedules.recipes import AUTO
-from keras_transfer.utils.console import say
+from keras_transfer.training.distributed.single_process import SINGLE, SingleProcess
+from keras_transfer.utils.console import log_to, say
 
 _DATA = ("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split")
 _MODEL = ("backbone", "weights", "image_size", "precision")
@@ -42,21 +50,21 @@ def train(
 ):
     """Train a model on labelled images."""
     from keras_transfer.advisor.rules import SHORTLIST, check_overrides
-    from keras_transfer.cli import distribute
     from keras_transfer.data import require_source
+    from keras_transfer.runs import check_out
     from keras_transfer.schedules.recipes import resolve_schedule
 
     config = settings.config
     overrides = {**config.overrides, **config.recipe_arguments}
     config = replace(config, overrides=overrides, epochs=None, learning_rate=None)
-    workers = distribute.start(config.distribute, out)
-    begun = distribute.begun(workers, out) if resume else None
+    workers = _start_workers(config.distribute, out)
+    begun = _begun(workers, out) if resume else None
     if begun:  # what was chosen when the run began
-        names = [name for name in _open_choices(config) if name in begun.config]
-        config = replace(config, **{name: begun.config[name] for name in names})
+        names = [name for name in _open_choices(config) if name in begun["config"]]
+        config = replace(config, **{name: begun["config"][name] for name in names})
     else:
-        distribute.check_new(workers, out)
-    distribute.check_decided(workers, config)
+        workers.on_chief(lambda: check_out(out))
+    check_decided(workers, config)
     schedule = settings.schedule or config.strategy
     if schedule == AUTO and config.weights is None:
         schedule = "from_scratch"
@@ -70,14 +78,14 @@ def train(
     require_source(data)
     check_backbones(config)
     # A resumed run continues with the split that it began with.
-    begun_split = {"folds": None, "fold": None, "split_file": begun.split_path} if begun else {}
+    begun_split = {"folds": None, "fold": None, "split_file": begun["split"]} if begun else {}
     images = open_images(data, config, **begun_split)
     say(images.describe())
 
     load_keras()
     from keras_transfer.training.trainer import Trainer
 
-    advice = begun.config.get("advice") if begun else None
+    advice = begun["config"].get("advice") if begun else None
     if advice:
         config = replace(config, overrides={**advice["choice"]["overrides"], **overrides})
     if advisor_chooses(config.backbone) or schedule == AUTO:
@@ -112,10 +120,68 @@ def train(
     print(f"next: keras-transfer report {out}", file=sys.stderr)
 
 
+def _start_workers(distribute: str, out: Path) -> SingleProcess:
+    """Join the workers of `--distribute`, or return the single process.
+
+    Processes other than the chief write their messages into a file beside the run from here on.
+    """
+    if distribute == "none":
+        return SINGLE
+    from keras_transfer.training.distributed.environment import plan, start_workers
+
+    plan(distribute)
+    load_keras()
+    workers = start_workers(distribute)
+    if not workers.chief:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        log_to(out.with_name(f"{out.name}.worker-{workers.index}.log"))
+    return workers
+
+
+def _begun(workers: SingleProcess, out: Path) -> dict | None:
+    """Return `config` and the path `split` of the run to resume, as the chief has them.
+
+    None if nothing was begun.
+    """
+    from keras_transfer.runs import Run
+    from keras_transfer.utils.files import write_text
+
+    def read():
+        if not Run.started(out):
+            return None
+        run = Run.open(out, finished=False)
+        return [run.config, run.split_path.read_text("utf-8", "surrogateescape")]
+
+    found = workers.on_chief(read)
+    if found is None:
+        return None
+    config, text = found
+    if workers.chief:
+        return {"config": config, "split": Run(out).split_path}
+    split = Path(tempfile.mkdtemp(prefix="keras-transfer-")) / "split.csv"
+    write_text(split, text)
+    return {"config": config, "split": split}
+
+
+def check_decided(workers: SingleProcess, config) -> None:
+    """Raise InputError for settings that trials decide, because several workers run none."""
+    for name in _open_choices(config) if workers.distributed else ():
+        if name in ("backbone", "strategy"):
+            raise InputError(
+                f"--distribute needs a --{name} by name: `keras-transfer advise DATA`, on one "
+                "machine, recommends one."
+            )
+        if name == "precision":
+            raise InputError(
+                "--distribute needs a --precision by name, as 'auto' measures each machine: "
+                "mixed_bfloat16 on GPUs from compute capability 8.0 and on TPUs, else float32."
+            )
+
+
 def _open_choices(config):
     """Return the names of the settings that were left to the advisor or to the machine."""
-    names = [n for n in ("precision", "strategy", "augment") if getattr(config, n) == AUTO]
-    return [*names, *(["backbone"] if advisor_chooses(config.backbone) else [])]
+    names = [n for n in ("strategy", "precision", "augment") if getattr(config, n) == AUTO]
+    return [*(["backbone"] if advisor_chooses(config.backbone) else []), *names]
 
 
 def _val_text(metrics):

@@ -4,7 +4,7 @@ Sources are folders, tables, arrays, TensorFlow Datasets and TFRecords. Modules 
 `modalities`, `utils` and `errors`. TensorFlow is imported when the first example is decoded.
 """
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 _AUGMENT = "keras_transfer.modalities.image.augment"
 _NAMES = {

@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_transfer.data.files import ImageMemory
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation
 from keras_transfer.modalities.image.prepare import augmenter, mixer, resize_and_crop
-from keras_transfer.utils.options import make_options
+from keras_transfer.utils.names import make_options
 from keras_transfer.utils.python_calls import python_calls
 
 _PREFETCH_BYTES = 64 << 20  # of fixed views

@@ -18,7 +18,7 @@ from keras_transfer.data.files import Files, Skipped, check_files
 from keras_transfer.data.sources import check_tree, label, open_data, read_splits
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError
-from keras_transfer.utils.tables import Table, printable
+from keras_transfer.utils.console import Table, printable
 
 _SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bins of the histogram, in pixels
 _MAX_SHOWN = 10  # entries of each list in the text

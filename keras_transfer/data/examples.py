@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_transfer.data.files import Skipped, as_reader
 from keras_transfer.errors import InputError
-from keras_transfer.utils.tables import printable
+from keras_transfer.utils.console import printable
 
 TASKS = ("single_label", "multi_label", "regression")
 BALANCES = ("none", "weights", "sampling")

@@ -13,7 +13,7 @@ from keras_transfer.data.multilabel_folders import merge_copies
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.decode import EXTENSIONS
-from keras_transfer.utils.options import make_options
+from keras_transfer.utils.names import make_options
 
 TFDS = "tfds:"  # prefix of the name of a dataset of TensorFlow Datasets
 FOLDER_TASKS = ("single_label", "multi_label")

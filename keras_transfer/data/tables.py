@@ -19,7 +19,7 @@ from keras_transfer.data.examples import (
 from keras_transfer.data.files import TABLES, check_images
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.errors import InputError
-from keras_transfer.utils.options import make_options
+from keras_transfer.utils.names import make_options
 
 _MAX_SHOWN = 10
 _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}

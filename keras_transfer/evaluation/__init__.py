@@ -4,7 +4,7 @@
 only `measures`. This room may import from `features` and the rooms below it.
 """
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 _NAMES = {
     "Calibration": "calibration",
@@ -22,8 +22,6 @@ _NAMES = {
 _MOVED = {"shown": "keras_transfer.evaluation.summary_text"}
 
 # The rest of the names are for the command line.
-_INTERNAL = ("collect", "predictions_csv", "predictions_json", "summary_text")
-
-__all__ = [name for name in _NAMES if name not in _INTERNAL]
+__all__ = ["Calibration", "Evaluation", "assess", "calibrate", "evaluate", "grad_cam", "predict"]
 
 __getattr__, __dir__ = lazy_names(__name__, _NAMES, _MOVED)

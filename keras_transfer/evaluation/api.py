@@ -12,7 +12,7 @@ from keras_transfer.evaluation.outputs import collect, resolve_views
 from keras_transfer.evaluation.regression import measure_values
 from keras_transfer.evaluation.result import Evaluation, format_value
 from keras_transfer.models.builders import by_head, check_targets, heads_of
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
 
 
 def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32) -> dict:

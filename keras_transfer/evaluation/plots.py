@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.utils.console import printable
 from keras_transfer.utils.files import write_file
-from keras_transfer.utils.tables import printable
 
 # Of middle lightness, so that they can be told apart on white and on black, and by most color-blind
 # readers (ColorBrewer Dark2 and Okabe-Ito).

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_transfer.utils.console import Table
 from keras_transfer.utils.files import csv_text, write_text
-from keras_transfer.utils.tables import Table
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"

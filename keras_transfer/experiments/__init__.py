@@ -4,7 +4,7 @@
 Optuna. The room imports from `training` and the rooms below it.
 """
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 _NAMES = {"Comparison": "comparison", "Experiment": "compare", "Tuned": "study"}
 

@@ -22,7 +22,7 @@ from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule
 from keras_transfer.utils.console import progress_bar, quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
-from keras_transfer.utils.options import make_options
+from keras_transfer.utils.names import make_options
 
 SCRATCH = "from_scratch"
 _SMALLEST = 5  # images per class of the smallest default size

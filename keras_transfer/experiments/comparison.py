@@ -18,8 +18,8 @@ from keras_transfer.experiments.learning_curves import (
     savings,
     slope,
 )
+from keras_transfer.utils.console import Table
 from keras_transfer.utils.files import write_text
-from keras_transfer.utils.tables import Table
 
 JSON, IMAGE, TABLE = "comparison.json", "comparison.png", "comparison.md"
 ARMS = {"transfer": "transfer", "scratch": "from scratch"}  # name → label

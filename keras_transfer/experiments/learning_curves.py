@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_transfer.runs import HISTORY, Run
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
 
 LEVEL = 0.95  # of the way from chance to the lower asymptote
 CONFIDENCE = 0.95

@@ -14,8 +14,8 @@ import numpy as np
 from keras_transfer.errors import InputError
 from keras_transfer.experiments.search_space import Space, format_values
 from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.utils.console import Table
 from keras_transfer.utils.files import csv_text, write_file, write_text
-from keras_transfer.utils.tables import Table
 
 SETTINGS = "tune.yaml"
 JOURNAL = "study.jsonl"

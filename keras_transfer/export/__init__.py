@@ -8,7 +8,7 @@ everything below it: training, evaluation, models and data.
 import importlib.util
 
 from keras_transfer.errors import InputError
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 # Format → packages that it needs in addition to TensorFlow, and those that its int8 form needs.
 FORMATS = {

@@ -4,7 +4,7 @@
 can be checked first. Modules here may import `data`, `modalities`, `utils` and `errors`.
 """
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 BATCH_NORM_POLICIES = ("frozen", "train")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")

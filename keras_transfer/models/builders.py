@@ -15,7 +15,7 @@ from keras_transfer.models.stages import (
     rebuild,
     stage_of_weights,
 )
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
 
 
 def build_model(

@@ -4,7 +4,7 @@ Python computes plain data (`run_report`, `side_by_side`, `adaptation`) and `tem
 HTML. This room may import from all rooms but `cli`.
 """
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 _NAMES = {"compare_runs": "side_by_side", "show_batch": "sheet", "write_report": "run_report"}
 

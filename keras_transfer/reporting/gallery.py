@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from keras_transfer.reporting.page import data_uri
-from keras_transfer.utils.tables import Table, printable
+from keras_transfer.utils.console import Table, printable
 
 MOST_BYTES = 3_200_000  # of all thumbnails of a page, base64-encoded
 _SIDES = ((60, 176), (250, 128), (None, 80))  # (up to this many thumbnails, side in pixels)

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from keras_transfer.evaluation.plots import COLORS, GRAY
-from keras_transfer.utils.tables import Table, printable
+from keras_transfer.utils.console import Table, printable
 
 _TEXT_COLOR = "#0a0b0c"  # replaced by the text color of the page; nothing else has this color
 _STYLE: dict[Any, Any] = {

@@ -17,8 +17,8 @@ from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery_items
 from keras_transfer.reporting.page import render, skipped_files
 from keras_transfer.reporting.scores import head_scores
 from keras_transfer.runs import CONFIG, Run
+from keras_transfer.utils.console import printable
 from keras_transfer.utils.files import write_text
-from keras_transfer.utils.tables import printable
 
 IMAGES = 48
 _MOST_NAMES = 12

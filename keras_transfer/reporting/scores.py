@@ -20,7 +20,7 @@ from keras_transfer.evaluation.result import (
 )
 from keras_transfer.reporting.gallery import Budget, Shot, gallery, gallery_items
 from keras_transfer.reporting.page import data_uri, figure
-from keras_transfer.utils.tables import printable
+from keras_transfer.utils.console import printable
 
 _LONG = 20  # rows; a longer table scrolls by itself and has a search box
 _MOST_WHOLE = 20  # classes of a confusion matrix as a table

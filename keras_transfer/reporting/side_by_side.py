@@ -9,8 +9,8 @@ from keras_transfer.reporting.page import COLORS, render
 from keras_transfer.reporting.run_report import data_name
 from keras_transfer.reporting.training_curves import comparison_curves
 from keras_transfer.runs import COMPARISON, Run
+from keras_transfer.utils.console import Table, printable
 from keras_transfer.utils.files import write_text
-from keras_transfer.utils.tables import Table, printable
 
 _MOST_RUNS = len(COLORS)
 _RESULTS = ("advice", "caching")  # in config.yaml, but not settings

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_transfer.reporting.page import GRAY, figure, line_figure
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
 
 _NOT_METRICS = ("epoch", "phase", "learning_rate", "seconds", "loss_scale")
 _MOST_METRICS = 8

@@ -4,7 +4,7 @@ Phases and recipes import neither Keras nor TensorFlow. Modules here may import 
 `data`, `modalities`, `utils` and `errors`.
 """
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 _NAMES = {"WeightRule": "plans", "per_weight": "plans", "resolve_schedule": "recipes"}
 

@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import MIXES, plain_augmentation
 from keras_transfer.models import BATCH_NORM_POLICIES
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
 
 SHAPES = ("cosine", "one_cycle", "step", "constant", "annealed", "plateau")
 KEEP = ("best", "last")

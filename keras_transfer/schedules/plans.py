@@ -18,7 +18,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.models.builders import check_other_size
 from keras_transfer.models.stages import backbone_of, frozen_stages, stage_of_weights
 from keras_transfer.schedules.phases import Phase, Schedule, differences
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
 
 FORWARD = 1 / 3  # of a training step: one of its three passes; the others are backward
 

@@ -4,7 +4,7 @@
 `schedules`, `runs`, `models`, `data`, `modalities`, `utils` and `errors`.
 """
 
-from keras_transfer.utils.lazy import lazy_names
+from keras_transfer.utils.names import lazy_names
 
 _NAMES = {
     "TrainConfig": "config",

@@ -153,17 +153,17 @@ def test_a_given_strategy_ignores_the_overrides_of_the_advice(data, monkeypatch)
     assert advice.choice.strategy != "fine_tune" and choice.augment == advice.choice.augment
 
     # A resumed run reads what the command records of it.
-    from keras_transfer.cli import common
+    from keras_transfer.cli import options
 
     given = Schedule("mine", (Phase("all", epochs=1),))
     bold = replace(advice.choice, overrides={"learning_rate": 1e-3})
     monkeypatch.setattr(
-        common,
+        options,
         "_decide",
         lambda *_: (replace(bold, strategy=given, overrides={}), replace(advice, choice=bold)),
     )
     config = TrainConfig(backbone="auto", strategy="mine.yaml")
-    config, schedule, recorded = common.advised(data, config, given)
+    config, schedule, recorded = options.advised(data, config, given)
     assert schedule is given and config.overrides == {} and config.strategy == "mine.yaml"
     assert recorded["choice"]["overrides"] == {} and recorded["choice"]["strategy"] == "mine"
     json.dumps(recorded)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from keras_transfer.data import check_data, find_duplicates, from_directory
 from keras_transfer.errors import InputError
-from keras_transfer.utils.tables import printable
+from keras_transfer.utils.console import printable
 
 pytestmark = pytest.mark.usefixtures("cache")
 

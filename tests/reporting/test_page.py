@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from keras_transfer.reporting import page
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table
 
 
 def plot(axes):

@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_backbone
 
 from keras_transfer.adaptation.adapter import Adapter
-from keras_transfer.cli.distribute import check_decided
+from keras_transfer.cli.train import check_decided
 from keras_transfer.data.batches import Share
 from keras_transfer.errors import InputError, WorkerLost
 from keras_transfer.experiments.compare import Experiment
@@ -112,7 +112,9 @@ def test_what_does_not_work_is_said():
     Strategy.strategy = object()
     with pytest.raises(InputError, match="build it inside"):
         Strategy(0, []).check(model(), HEAD)
-    undecided = SimpleNamespace(backbone="auto", strategy="lp_ft", precision="float32")
+    undecided = SimpleNamespace(
+        backbone="auto", strategy="lp_ft", precision="float32", augment="light"
+    )
     with pytest.raises(InputError, match="by name"):
         check_decided(Pair(0, []), undecided)
     check_decided(SINGLE, undecided)

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from keras_transfer.utils import console
-from keras_transfer.utils.console import print_table, progress_bar, say, silence
-from keras_transfer.utils.tables import Table
+from keras_transfer.utils.console import Table, print_table, progress_bar, say, silence
 
 
 class Terminal(io.StringIO):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_transfer.utils.tables import Table, printable, text_width
+from keras_transfer.utils.console import Table, printable, text_width
 
 
 def test_columns_of_numbers_are_right_aligned_by_default():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from keras_transfer.errors import InputError
-from keras_transfer.utils.options import make_options
+from keras_transfer.utils.names import make_options
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,16 @@
-"""Names of a package that are loaded on first use, and old names that still work."""
+"""Names that are looked up: of packages, loaded on first use, and of options."""
 
+import difflib
 import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from keras_transfer.errors import InputError
+
+Options = TypeVar("Options")
 
 
 def lazy_names(
@@ -38,3 +45,23 @@ def lazy_names(
         raise AttributeError(f"module '{package}' has no attribute '{name}'")
 
     return load, lambda: sorted({*names, *vars(sys.modules[package])})
+
+
+def make_options(kind: type[Options], values: Mapping[str, Any], function: str) -> Options:
+    """Make a dataclass of options from keyword arguments.
+
+    Args:
+        kind: the dataclass; it validates the values itself.
+        values: name → value.
+        function: name of the function that takes them, for the message.
+
+    Raises:
+        InputError: a name is not a field of the dataclass.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in names:
+            similar = difflib.get_close_matches(name, names, 1)
+            hint = f"Did you mean {similar[0]}?" if similar else f"Choose from {', '.join(names)}."
+            raise InputError(f"Unknown option '{name}' of {function}. {hint}")
+    return kind(**values)
