@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.evaluation.multiclass import measure_classes
+from keras_transfer.evaluation.tasks import measure_classes
 from keras_transfer.reporting.gallery import Shot
 from keras_transfer.reporting.run_report import render_report
 from keras_transfer.runs import Run

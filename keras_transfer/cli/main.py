@@ -11,14 +11,10 @@ from typing import Annotated
 
 import typer
 
-from keras_transfer.cli.adapt import adapt
-from keras_transfer.cli.ask import ask
 from keras_transfer.cli.choose import advise, compare, tune
-from keras_transfer.cli.evaluate import evaluate
-from keras_transfer.cli.export import export
-from keras_transfer.cli.options import Data, Images, Json, RunPath, check_png, load_keras, takes
-from keras_transfer.cli.report import report
-from keras_transfer.cli.train import find_rate, schedule, train
+from keras_transfer.cli.finished import ask, evaluate, export, predict, report
+from keras_transfer.cli.options import Data, Json, check_png, load_keras, takes
+from keras_transfer.cli.train import adapt, find_rate, schedule, train
 from keras_transfer.errors import InputError, WorkerLost
 from keras_transfer.training.distributed.single_process import active
 from keras_transfer.utils.console import Table, print_table
@@ -87,37 +83,6 @@ def check(
 
         write_sheet(open_data(data, **options), sheet)
         print(f"wrote {sheet}", file=sys.stderr)
-
-
-def predict(
-    run: RunPath,
-    paths: Images,
-    out: Annotated[
-        Path | None, typer.Option(help="Write a CSV file instead of printing it.")
-    ] = None,
-    as_json: Json = False,
-):
-    """Predict images, as CSV or JSON: the path, then label and score, or what the run's task gives."""
-    from keras_transfer.data import list_images
-    from keras_transfer.runs import Run
-    from keras_transfer.utils.console import printable
-    from keras_transfer.utils.files import write_text
-
-    run = Run.open(run)
-    list_images(paths)  # report a wrong path before TensorFlow is imported
-    load_keras()
-    from keras_transfer import evaluation
-
-    predictions, skipped = evaluation.predict(run.model, paths)
-    for item in skipped:
-        print(f"skipped {printable(item.path)}: {item.reason}", file=sys.stderr)
-    table = evaluation.predictions_csv(predictions)
-    if out is not None:
-        write_text(out, table)
-    if as_json:
-        print(json.dumps(evaluation.predictions_json(predictions, skipped), indent=2))
-    elif out is None:
-        print(table, end="")
 
 
 def cache(

@@ -63,12 +63,10 @@ class Settings:
 
     Attributes:
         config: all of them, validated.
-        typed: names of the settings that were given as options.
         schedule: the schedule that the config file contains, if it applies.
     """
 
     config: TrainConfig
-    typed: frozenset[str]
     schedule: Any = None
 
 
@@ -113,17 +111,13 @@ def takes(*names: str) -> Callable:
     return decorate
 
 
-def _choice(name: str, values: tuple[str, ...]):
-    return StrEnum(name, values)
-
-
 def _option(name: str):
     """Make the annotation of one setting's option."""
     spec = _SETTINGS[name]
     rule = spec.metadata
     kind: Any = TYPES[name]
     if rule["choices"]:
-        kind = _choice(name, rule["choices"])
+        kind = StrEnum(name, rule["choices"])
     elif name in _REPEATED or kind is Any:
         kind = list[str] if name in _REPEATED else str
     default = getattr(TrainConfig(), name)
@@ -145,6 +139,7 @@ def read_settings(config: Path | None = None, no_flip: bool = False, **typed) ->
         InputError: the file or a value is invalid.
     """
     from keras_transfer.modalities.image.augment import without_flip
+    from keras_transfer.schedules.phases import Schedule
 
     typed = {name: value for name, value in typed.items() if value is not None}
     if "columns" in typed:
@@ -158,10 +153,13 @@ def read_settings(config: Path | None = None, no_flip: bool = False, **typed) ->
         values["augment"] = without_flip("light" if augment == AUTO else augment)
     schedule = file.get("schedule")
     if isinstance(schedule, dict) and not typed.keys() & {"strategy", "epochs", "learning_rate"}:
-        schedule = schedule_of(config, schedule)
+        try:
+            schedule = Schedule.from_dict(schedule)
+        except InputError as error:
+            raise InputError(f"{config}: {error}") from None
     else:
         schedule = None
-    return Settings(TrainConfig.from_dict(values), frozenset(typed), schedule)
+    return Settings(TrainConfig.from_dict(values), schedule)
 
 
 def read_config_file(path: Path) -> dict:
@@ -178,16 +176,6 @@ def read_config_file(path: Path) -> dict:
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a config file: it must contain names and values.")
     return values
-
-
-def schedule_of(path, data: dict):
-    """Make the schedule that a config file contains; errors name the file."""
-    from keras_transfer.schedules.phases import Schedule
-
-    try:
-        return Schedule.from_dict(data)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def check_png(path: Path | None) -> None:

@@ -6,11 +6,9 @@ from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration, check_precision
 from keras_transfer.evaluation.measures import compute_metrics, confusion_counts
-from keras_transfer.evaluation.multiclass import measure_classes
-from keras_transfer.evaluation.multilabel import measure_labels
 from keras_transfer.evaluation.outputs import collect, resolve_views
-from keras_transfer.evaluation.regression import measure_values
 from keras_transfer.evaluation.result import Evaluation, format_value
+from keras_transfer.evaluation.tasks import measure_classes, measure_labels, measure_values
 from keras_transfer.models.builders import by_head, check_targets, heads_of
 from keras_transfer.utils.console import Table
 

@@ -18,8 +18,6 @@ from keras_transfer.evaluation.calibration import (
     fit_temperature,
     reliability,
 )
-from keras_transfer.evaluation.multiclass import measure_classes
-from keras_transfer.evaluation.multilabel import measure_labels
 from keras_transfer.evaluation.outputs import Sigmoid, Softmax, average_views, resolve_views
 from keras_transfer.evaluation.plots import row_shares, save_plots, similarity_order
 from keras_transfer.evaluation.ranking import (
@@ -27,8 +25,8 @@ from keras_transfer.evaluation.ranking import (
     threshold_for_precision,
     threshold_result,
 )
-from keras_transfer.evaluation.regression import measure_values
 from keras_transfer.evaluation.slices import column_values, measure_slices, slice_values
+from keras_transfer.evaluation.tasks import measure_classes, measure_labels, measure_values
 from keras_transfer.utils.statistics import share
 
 # -- calibration ------------------------------------------------------------------------------------

@@ -11,8 +11,6 @@ from scipy.special import expit, log_softmax, softmax
 
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import reliability
-from keras_transfer.evaluation.multiclass import confused_pairs, measure_classes
-from keras_transfer.evaluation.multilabel import measure_labels
 from keras_transfer.evaluation.outputs import Softmax, require_finite
 from keras_transfer.evaluation.ranking import (
     FALSE_POSITIVE_RATES,
@@ -20,8 +18,13 @@ from keras_transfer.evaluation.ranking import (
     best_f1_thresholds,
     rank_classes,
 )
-from keras_transfer.evaluation.regression import measure_values
 from keras_transfer.evaluation.result import Evaluation
+from keras_transfer.evaluation.tasks import (
+    confused_pairs,
+    measure_classes,
+    measure_labels,
+    measure_values,
+)
 from keras_transfer.utils.statistics import bootstrap, share
 
 
@@ -290,7 +293,7 @@ def test_the_f1_interval_covers_the_truth():
     predicted = logits.argmax(axis=1)
     truth = sk.f1_score(labels, predicted, average="macro")
     hits = 0
-    from keras_transfer.evaluation.multiclass import _macro_f1
+    from keras_transfer.evaluation.tasks import _macro_f1
 
     for _ in range(60):
         drawn = random.integers(20000, size=150)

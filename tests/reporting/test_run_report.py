@@ -23,8 +23,7 @@ from typer.testing import CliRunner
 from keras_transfer.cli.main import app
 from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.errors import InputError
-from keras_transfer.evaluation.multilabel import measure_labels
-from keras_transfer.evaluation.regression import measure_values
+from keras_transfer.evaluation.tasks import measure_labels, measure_values
 from keras_transfer.models.builders import build_model, head_for
 from keras_transfer.reporting import compare_runs, write_report
 from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery

@@ -59,7 +59,7 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path):
     file.write_text("seed: 4\nbatch_size: 8\nschedule: {name: s, phases: [{name: p, epochs: 1}]}\n")
     settings = read_settings(config=file, batch_size=16)
     assert (settings.config.seed, settings.config.batch_size) == (4, 16)
-    assert settings.typed == {"batch_size"} and settings.schedule.name == "s"
+    assert settings.schedule.name == "s"
     assert read_settings(config=file, epochs=3).schedule is None
     file.write_text("batch_size: 0")
     with raises("batch_size must be a whole number of 1 or more, not 0"):

@@ -1,0 +1,323 @@
+"""The commands that use a finished run: `evaluate`, `predict`, `report`, `export` and `ask`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_transfer.cli.options import (
+    Column,
+    Format,
+    Images,
+    Json,
+    RunPath,
+    columns_of,
+    load_keras,
+)
+from keras_transfer.errors import InputError
+from keras_transfer.export import check_format
+
+
+def evaluate(
+    run: RunPath,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="DATA/<class>/*.jpg, or a table.")],
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of DATA/{train,val,test}, or which split of the run. "
+            "(default: test, else val, else all)"
+        ),
+    ] = None,
+    column: Column = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A directory for evaluation.json, predictions.csv and plots."),
+    ] = None,
+    slice: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="folder|size|COLUMN",
+            help="Also measure each folder, size, or value of a table column. Repeatable.",
+        ),
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            help="Precision to reach, e.g. 0.99, by abstaining below a confidence threshold."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Fit temperature and thresholds on the validation split of DATA; save them in RUN.",
+        ),
+    ] = False,
+    tta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mirror|N",
+            help="Test-time augmentation: average over each image and its mirror image, or over "
+            "N augmented views.",
+        ),
+    ] = None,
+    as_json: Json = False,
+):
+    """Measure a run on labelled images. With any of these options, measure it in full."""
+    from keras_transfer.data import open_labeled
+    from keras_transfer.data.examples import targets_of
+    from keras_transfer.evaluation.calibration import PRECISIONS, Calibration, check_precision
+    from keras_transfer.evaluation.outputs import resolve_views
+    from keras_transfer.evaluation.slices import check_columns, slice_values
+    from keras_transfer.runs import Run
+
+    run = Run.open(run)
+    config = run.config
+    augmentation = config.get("augment", "light")
+    columns = columns_of(column) or config.get("columns")
+    path_column = (columns or {}).get("path_column", "path")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: choose a directory for --out.")
+    known = targets_of(config)
+    if precision is not None:
+        targets = known.values() if isinstance(known, dict) else [known]
+        check_precision(precision, [target.task for target in targets])
+    resolve_views(tta, augmentation)
+    for by in slice or ():
+        if by not in ("folder", "size"):
+            check_columns(data, by, path_column)
+
+    def opened(split):
+        return open_labeled(data, known, split=split, split_file=run.split_path, columns=columns)
+
+    images = opened(split)
+    validation = opened("val") if calibrate else None
+    kept = run.calibration
+    load_keras()
+    from keras_transfer import evaluation
+
+    (split,) = images.examples
+    in_short = not (out or slice or precision or calibrate or tta)
+    model = run.model
+    if in_short:
+        result = evaluation.evaluate(model, images, split)
+        result["skipped"] = len(images.skipped)
+        print(json.dumps(result, indent=2) if as_json else evaluation.summary_text(result, split))
+        return
+    options = {"tta": tta, "augmentation": augmentation}
+    if calibrate:
+        wanted = {*PRECISIONS, *([precision] if precision else [])}
+        fitted = evaluation.calibrate(model, validation, **options, precisions=sorted(wanted))
+        run.write_calibration(fitted.to_dict())
+        print(f"{run.path}: calibrated on {fitted.images} images of val", file=sys.stderr)
+    else:
+        fitted = Calibration.from_dict(kept) if kept else None
+        if fitted and str(fitted.tta) != str(tta):
+            print(
+                f"the run's calibration does not apply: it was fitted with --tta {fitted.tta or '(none)'}",
+                file=sys.stderr,
+            )
+            fitted = None
+    slices = {
+        by: slice_values(images, split, by, table=data, path_column=path_column)
+        for by in slice or ()
+    }
+    found = evaluation.assess(
+        model, images, split, calibration=fitted, precision=precision, slices=slices, **options
+    )
+    if out is not None:
+        files = found.save(out)
+        print(f"{out}: {', '.join(file.name for file in files)}", file=sys.stderr)
+    if as_json:
+        document = {**found.brief, "skipped": len(images.skipped), "evaluation": found.to_dict()}
+        print(json.dumps(document, indent=2))
+        return
+    print(found.table())
+
+
+def predict(
+    run: RunPath,
+    paths: Images,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a CSV file instead of printing it.")
+    ] = None,
+    as_json: Json = False,
+):
+    """Predict images, as CSV or JSON: the path, then label and score, or what the run's task gives."""
+    from keras_transfer.data import list_images
+    from keras_transfer.runs import Run
+    from keras_transfer.utils.console import printable
+    from keras_transfer.utils.files import write_text
+
+    run = Run.open(run)
+    list_images(paths)  # report a wrong path before TensorFlow is imported
+    load_keras()
+    from keras_transfer import evaluation
+
+    predictions, skipped = evaluation.predict(run.model, paths)
+    for item in skipped:
+        print(f"skipped {printable(item.path)}: {item.reason}", file=sys.stderr)
+    table = evaluation.predictions_csv(predictions)
+    if out is not None:
+        write_text(out, table)
+    if as_json:
+        print(json.dumps(evaluation.predictions_json(predictions, skipped), indent=2))
+    elif out is None:
+        print(table, end="")
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="The --out directory of a training; several to compare."
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled images to measure on. (default: what the run was trained on)"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test or all. (default: test, else val)")
+    ] = None,
+    column: Column = None,
+    images: Annotated[
+        int,
+        typer.Option(
+            "--examples",
+            "--images",
+            "--pictures",
+            min=0,
+            help="Number of errors shown with their image; 0 shows no images.",
+        ),
+    ] = 48,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file. (default: RUN/report.html; comparison.html of several)"),
+    ] = None,
+):
+    """Write a page about a run: data, curves, errors with Grad-CAM. Pass several runs to compare."""
+    from keras_transfer.data import open_labeled
+    from keras_transfer.data.examples import targets_of
+    from keras_transfer.runs import COMPARISON, Run
+
+    if out is not None and out.is_dir():
+        raise InputError(f"{out} is a directory: choose a .html file for --out.")
+    opened = [Run.open(run) for run in runs]
+    if len(opened) > 1:
+        from keras_transfer.reporting import compare_runs
+
+        if data or split:
+            raise InputError("--data and --split apply to the report of one run.")
+        print(compare_runs(opened, out or COMPARISON))
+        return
+    (run,) = opened
+    from keras_transfer.reporting.run_report import check_run
+
+    check_run(run, data, split)
+    found, own = None, run.config.get("data")
+    # On the run's own data, measure only what it was not trained on, unless --split names it.
+    if data is not None and not (own and data.absolute() == Path(own).absolute()):
+        found = open_labeled(
+            data,
+            targets_of(run.config),
+            split=split,
+            split_file=run.split_path,
+            columns=columns_of(column) or run.config.get("columns"),
+        )
+        (split,) = found.examples
+    load_keras()
+    from keras_transfer.reporting import write_report
+
+    print(write_report(run, found, split=split, images=images, out=out))
+    print("open it in a browser; it needs no network", file=sys.stderr)
+
+
+def export(
+    run: RunPath,
+    format: Annotated[Format, typer.Option(help="saved_model is for TF Serving.")] = Format(
+        "saved_model"
+    ),
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="8-bit weights and activations (not for saved_model)."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Version directory. (default: RUN/export/N or RUN/export/FORMAT/N, the next N)"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The run's labeled images, if they were moved.")
+    ] = None,
+    max_loss: Annotated[
+        float, typer.Option(help="Largest loss of accuracy for int8: 0.02 is two points.")
+    ] = 0.02,
+    as_json: Json = False,
+):
+    """Export the model with a model card, and compare it with the Keras model on the run's images."""
+    from keras_transfer.runs import Run
+    from keras_transfer.utils.files import check_new_folder
+
+    run = Run.open(run)
+    check_format(format, int8)
+    out = out or run.next_export(format, int8)
+    check_new_folder(out)
+    if not 0 <= max_loss <= 1:
+        raise InputError(f"Invalid --max-loss {max_loss:g}. Pass a share from 0 to 1, e.g. 0.02.")
+    if data is not None and not data.exists():
+        raise InputError(f"--data {data} not found. Check the path.")
+    load_keras()
+    from keras_transfer.export import export_run
+
+    result = export_run(run, str(format), int8=int8, out=out, data=data, most_lost=max_loss)
+    if as_json:
+        parity = result.parity and {**vars(result.parity), "lost": result.parity.lost}
+        document = {**vars(result), "path": str(result.path), "parity": parity}
+        print(json.dumps(document, indent=2))
+        return
+    form = f"{format}{' int8' if int8 else ''}"
+    print(f"{result.path}: {form}, {result.bytes / 1e6:.1f} MB, with README.md")
+    if result.parity is not None:
+        print(f"compared with the Keras model: {result.parity.text()}")
+    if format == "saved_model":
+        from keras_transfer.export.serving import SIGNATURES
+
+        text = f"signatures: {', '.join(SIGNATURES)}; docs/export.md explains how to serve it"
+        print(text, file=sys.stderr)
+
+
+def ask(
+    server: Annotated[
+        str, typer.Argument(metavar="SERVER", help="http://HOST:8501 or grpc://HOST:8500.")
+    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model on the server.")],
+    paths: Images,
+    version: Annotated[
+        int | None, typer.Option(help="Version of the model. (default: the newest)")
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Print the backbone's features, not the scores.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Images per request.")] = 16,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 30.0,
+    retries: Annotated[int, typer.Option(help="Retries if the server is busy.")] = 3,
+):
+    """Send images to TF Serving and print one JSON document per line and image."""
+    from keras_transfer.data.evaluation_data import list_images
+    from keras_transfer.export.client import Client, ServingError
+
+    files = list_images(paths)
+    client = Client(server, model, version, batch_size, timeout, retries)
+    errors = 0
+    try:
+        for answer in client.features(files) if features else client.predict(files):
+            errors += answer["error"] is not None
+            print(json.dumps(answer))
+    except ServingError as error:  # not an internal error
+        raise InputError(str(error)) from None
+    if errors:
+        print(f"{errors} of {len(files)} images were not answered", file=sys.stderr)
