@@ -297,11 +297,6 @@ class Share:
 ALONE = Share(1, 0, 1)
 
 
-def own(count: int, processes: int, index: int) -> np.ndarray:
-    """Return the positions that a process computes without batches, int64 [≤ ⌈count / processes⌉]."""
-    return np.arange(index, count, processes)
-
-
 # -- streams --------------------------------------------------------------------------------------
 
 

@@ -5,10 +5,10 @@ Models also train without TensorFlow, so it is imported inside the functions tha
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_transfer.data.batches import ALONE, Share, epoch_order
 from keras_transfer.data.examples import Examples, count_examples, map_labels, rough_classes
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import Prefix, choose_engine, engine_version, usable_engines
@@ -16,6 +16,9 @@ from keras_transfer.features.store import DTYPES, Store, Table, Writer
 from keras_transfer.modalities.image.augment import View
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.python_calls import python_calls
+
+if TYPE_CHECKING:
+    from keras_transfer.data.batches import Share
 
 _BATCH = 32
 _BUFFER_BYTES = 64 << 20  # that wait to be written, over all views
@@ -231,7 +234,7 @@ def evaluation_batches(
     *,
     batch_size: int,
     dtype: str = "float32",
-    share: Share | None = None,
+    share: "Share | None" = None,
 ):
     """Return a tf.data stream of every example once, in order: (`dtype` [B, …], labels [B]).
 
@@ -260,7 +263,7 @@ def training_batches(
     start_epoch: int = 0,
     class_weights: np.ndarray | None = None,
     equal_classes: bool = False,
-    share: Share | None = None,
+    share: "Share | None" = None,
 ):
     """Return an endless tf.data stream of epochs, like `data.batches.batches` with the same options.
 
@@ -269,7 +272,7 @@ def training_batches(
     """
     import tensorflow as tf
 
-    from keras_transfer.data.batches import weighted
+    from keras_transfer.data.batches import ALONE, epoch_order, weighted
 
     load, count = _loader(activations, labels, dtype), count_examples(labels)
     classes = labels if equal_classes else None

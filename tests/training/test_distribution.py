@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from keras_transfer.data.batches import ALONE, Share, own
+from keras_transfer.data.batches import ALONE, Share
 from keras_transfer.errors import InputError, WorkerLost
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.distributed.environment import Cluster, plan
 from keras_transfer.training.distributed.faults import is_loss, stall_seconds
 from keras_transfer.training.distributed.single_process import CHOICES, rate_factor, scaled
+from keras_transfer.training.distributed.workers import own
 
 
 def shares(processes, local=1, joined=False):

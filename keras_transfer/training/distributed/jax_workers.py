@@ -11,7 +11,6 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 
-from keras_transfer.data.batches import Share
 from keras_transfer.errors import InputError
 from keras_transfer.training.distributed import faults
 from keras_transfer.training.distributed.environment import Cluster
@@ -37,6 +36,8 @@ class JaxWorkers(Workers):
 
     @property
     def share(self):
+        from keras_transfer.data.batches import Share  # needs TensorFlow
+
         return Share(self.replicas, self.index * self.local, self.local, joined=True)
 
     @property

@@ -9,11 +9,11 @@ import hashlib
 import io
 import json
 from functools import partial
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
-from keras_transfer.data.batches import Share, own
 from keras_transfer.data.examples import Examples, map_labels
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.measures import predict_batches
@@ -23,6 +23,9 @@ from keras_transfer.modalities.image.augment import View
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.training.distributed import faults
 from keras_transfer.training.distributed.single_process import SingleProcess
+
+if TYPE_CHECKING:
+    from keras_transfer.data.batches import Share
 
 _MESSAGE_BYTES = 8 << 20  # of features that a worker sends at a time
 
@@ -40,7 +43,7 @@ class Workers(SingleProcess):
     # -- primitives of an engine
 
     @property
-    def share(self) -> Share:
+    def share(self) -> "Share":
         raise NotImplementedError
 
     def scope(self):
@@ -335,3 +338,8 @@ def unpacked(payload: bytes) -> dict[str, np.ndarray]:
 
 def _load_or_empty(checkpoint, name):
     return checkpoint.load_arrays(name) or {}
+
+
+def own(count: int, processes: int, index: int) -> np.ndarray:
+    """Return the positions that a process computes without batches, int64 [≤ ⌈count / processes⌉]."""
+    return np.arange(index, count, processes)
