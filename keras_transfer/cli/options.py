@@ -111,13 +111,17 @@ def takes(*names: str) -> Callable:
     return decorate
 
 
+def _choice(name: str, values: tuple[str, ...]):
+    return StrEnum(name, values)  # in a function: mypy would read an assignment as a class
+
+
 def _option(name: str):
     """Make the annotation of one setting's option."""
     spec = _SETTINGS[name]
     rule = spec.metadata
     kind: Any = TYPES[name]
     if rule["choices"]:
-        kind = StrEnum(name, rule["choices"])
+        kind = _choice(name, rule["choices"])
     elif name in _REPEATED or kind is Any:
         kind = list[str] if name in _REPEATED else str
     default = getattr(TrainConfig(), name)
