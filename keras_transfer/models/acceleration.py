@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 from keras import ops
-from keras.src.backend import AutocastScope  # no public name
 
 from keras_transfer.errors import InputError
 from keras_transfer.models import PRECISIONS
@@ -15,6 +14,7 @@ from keras_transfer.models.builders import backbone_at, build_model, head_layers
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import clone_with, freeze
 from keras_transfer.utils.files import cpu_flags, remembered
+from keras_transfer.utils.keras_versions import full_precision, nodes_of
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 _MIN_GAIN = 1.15  # a shorter number format that gains less is not worth its rounding
@@ -100,7 +100,7 @@ def folded(model: keras.Model) -> keras.Model:
 
 def _pairs(model):
     """Return convolution → the BatchNorm that is its only consumer."""
-    nodes = [node for level in model._nodes_by_depth.values() for node in level]
+    nodes = list(nodes_of(model))
     consumers = {}
     for node in nodes:
         for tensor in () if node.is_input else node.input_tensors:
@@ -133,7 +133,7 @@ class FoldedConv(keras.layers.Layer):
 
     def call(self, x):
         # Outside the scope in which an outer model's policy rounds the weights on reading.
-        with AutocastScope(None):
+        with full_precision():
             kernel, bias = self._folded()
         conv = self.conv
         depthwise = isinstance(conv, keras.layers.DepthwiseConv2D)

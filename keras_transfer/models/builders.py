@@ -16,6 +16,7 @@ from keras_transfer.models.stages import (
     stage_of_weights,
 )
 from keras_transfer.utils.console import Table
+from keras_transfer.utils.keras_versions import first_node
 
 
 def build_model(
@@ -196,7 +197,7 @@ def head_layers(model) -> dict[str, list[keras.layers.Layer]]:
     for output in model.layers:
         if isinstance(output, TaskOutput):
             chain: list[keras.layers.Layer] = []
-            node = output._inbound_nodes[0]  # the first is that of the model itself
+            node = first_node(output)
             while not isinstance(node.operation, Backbone):
                 chain.insert(0, node.operation)
                 (node,) = node.parent_nodes

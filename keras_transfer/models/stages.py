@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.models import BATCH_NORM_POLICIES
+from keras_transfer.utils.keras_versions import nodes_of, producer
 
 _QUICK = 0.9  # momentum of moving averages, see `quick_statistics`
 
@@ -67,13 +68,12 @@ def chain(model: keras.Model) -> list[list]:
     before or after an articulation point in any topological order: a node is an articulation point
     exactly if no edge jumps over it.
     """
-    by_depth = model._nodes_by_depth  # the table from which keras.utils.plot_model draws
-    nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
-    producer = {id(t): i for i, node in enumerate(nodes) for t in node.output_tensors}
+    nodes = list(nodes_of(model))
+    producer_of = {id(t): i for i, node in enumerate(nodes) for t in node.output_tensors}
     last_use = list(range(len(nodes)))
     for i, node in enumerate(nodes):
         for tensor in () if node.is_input else node.input_tensors:
-            source = producer[id(tensor)]
+            source = producer_of[id(tensor)]
             last_use[source] = max(last_use[source], i)
     pieces, start, reach = [], 0, -1
     for i in range(len(nodes)):
@@ -150,6 +150,17 @@ class Backbone(keras.Model):
     def __init__(self, inputs, outputs, name=None, **kwargs):
         # The signature of keras.Model: with another one Keras could not save the graph.
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
+
+    # Keras 3.13 neither saves nor rebuilds the graph of a subclass, so a plain model does both.
+
+    def get_config(self):
+        plain = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
+        return {**plain.get_config(), "trainable": self.trainable}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        plain = keras.Model.from_config(config, custom_objects=custom_objects)
+        return cls(plain.inputs[0], plain.outputs[0], name=plain.name, trainable=plain.trainable)
 
     @property
     def stages(self) -> list[Stage]:
@@ -250,7 +261,7 @@ def clone_with(model: keras.Model, inputs, call) -> keras.KerasTensor:
         clone_function=lambda layer: layer,
         call_function=recorded,
     )
-    return results[model.outputs[0]._keras_history.operation]
+    return results[producer(model.outputs[0]).operation]
 
 
 def rebuild(model: keras.Model, inputs, skip=()) -> keras.KerasTensor:

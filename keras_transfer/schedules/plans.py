@@ -19,6 +19,7 @@ from keras_transfer.models.builders import check_other_size
 from keras_transfer.models.stages import backbone_of, frozen_stages, stage_of_weights
 from keras_transfer.schedules.phases import Phase, Schedule, differences
 from keras_transfer.utils.console import Table
+from keras_transfer.utils.keras_versions import OPTIMIZER_WRAPPERS
 
 FORWARD = 1 / 3  # of a training step: one of its three passes; the others are backward
 
@@ -207,13 +208,12 @@ def _with_rules(cls):
 
 
 _classes: dict = {}
-_WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
 OPTIMIZERS = {
     name.lower(): value
     for name, value in vars(keras.optimizers).items()
     if isinstance(value, type)
     and issubclass(value, keras.optimizers.Optimizer)
-    and value not in (*_WRAPPERS, keras.optimizers.Optimizer)
+    and value not in (*OPTIMIZER_WRAPPERS, keras.optimizers.Optimizer)
 }
 for _cls in OPTIMIZERS.values():  # now, so that a saved model finds its class
     _with_rules(_cls)
@@ -233,7 +233,7 @@ def per_weight(optimizer: keras.optimizers.Optimizer, rules: Sequence[WeightRule
     Raises:
         InputError: a wrapper (wrap the result instead), or an optimizer that is built.
     """
-    if isinstance(optimizer, _WRAPPERS):
+    if isinstance(optimizer, OPTIMIZER_WRAPPERS):
         raise InputError(
             f"Pass the optimizer inside {type(optimizer).__name__}, and wrap the result."
         )

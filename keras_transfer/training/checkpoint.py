@@ -10,13 +10,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras.src.random.seed_generator import global_seed_generator  # no public name
 
 from keras_transfer.errors import Diverged, InputError, Signals
 from keras_transfer.models.stages import Frozen
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.plans import PlannedPhase
 from keras_transfer.utils.console import ProgressBar, progress_bar, say
+from keras_transfer.utils.keras_versions import global_seed_generator
 
 
 class Progress(keras.callbacks.Callback):

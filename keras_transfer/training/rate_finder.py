@@ -7,7 +7,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras.src.random.seed_generator import global_seed_generator  # no public name
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.acceleration import jit_compile
@@ -18,6 +17,7 @@ from keras_transfer.schedules.plans import make_optimizer
 from keras_transfer.training.checkpoint import reseed
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import write_file
+from keras_transfer.utils.keras_versions import global_seed_generator
 from keras_transfer.utils.plotting import GREEN, RED
 
 _SMOOTHING = 0.9

@@ -228,7 +228,8 @@ def drawn_from_seed(layer):
     layer is changed permanently: all its draws come from the seed of the call.
     """
     import tensorflow as tf
-    from keras.src.random.seed_generator import global_seed_generator
+
+    from keras_transfer.utils.keras_versions import global_seed_generator
 
     class Draws:
         def next(self, ordered=True):

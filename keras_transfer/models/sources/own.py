@@ -1,5 +1,8 @@
 """Take a backbone out of your own model or file; load models of this package."""
 
+import json
+import zipfile
+
 import keras
 
 from keras_transfer.errors import InputError
@@ -79,7 +82,19 @@ def load_model(path):
             cause = cause.__context__  # Keras wraps the errors of our layers in pages of config
         cause = cause if isinstance(cause, InputError) else error
         reason = str(cause).strip().splitlines()[0]
-        raise InputError(f"Cannot load {path}: {reason}") from error
+        raise InputError(f"Cannot load {path}: {reason}{_newer_keras(path)}") from error
+
+
+def _newer_keras(path):
+    """Return a hint if another version of Keras saved the file, since its layers may have changed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            saved = json.loads(archive.read("metadata.json"))["keras_version"]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return ""  # not a .keras file
+    if saved == keras.__version__:
+        return ""
+    return f" Keras {saved} saved it, and this is Keras {keras.__version__}: install Keras {saved}."
 
 
 def _without_head(model, inputs, pooling, preprocessing):

@@ -1,0 +1,53 @@
+"""Differences between Keras versions, and the Keras internals that have no public name.
+
+This is the only module that touches `keras.src` or an underscored attribute of a graph. Each entry
+names the versions it is for, so that it can be deleted when those are no longer supported.
+"""
+
+from collections.abc import Iterator
+
+import keras
+from keras.src.backend import AutocastScope  # 3.12 to 3.15: no public name
+from keras.src.random.seed_generator import global_seed_generator  # 3.12 to 3.15: no public name
+
+__all__ = [
+    "OPTIMIZER_WRAPPERS",
+    "first_node",
+    "full_precision",
+    "global_seed_generator",
+    "nodes_of",
+    "producer",
+]
+
+# Optimizers around optimizers. `MultiOptimizer` is new in Keras 3.15.
+OPTIMIZER_WRAPPERS: tuple[type, ...] = tuple(
+    getattr(keras.optimizers, name)
+    for name in ("LossScaleOptimizer", "MultiOptimizer")
+    if hasattr(keras.optimizers, name)
+)
+
+
+def full_precision() -> AutocastScope:
+    """Return a context in which variables are read unrounded, whatever the outer model's policy."""
+    return AutocastScope(None)
+
+
+def nodes_of(model: keras.Model) -> Iterator:
+    """Yield the nodes of a functional model's graph (one call of one operation each), inputs first.
+
+    `keras.utils.plot_model` draws from the same table; no public function returns it.
+    """
+    by_depth = model._nodes_by_depth
+    for depth in sorted(by_depth, reverse=True):
+        yield from by_depth[depth]
+
+
+def producer(tensor: keras.KerasTensor):
+    """Return the node that computes a symbolic tensor."""
+    operation, index, _ = tensor._keras_history
+    return operation._inbound_nodes[index]
+
+
+def first_node(layer: keras.layers.Layer):
+    """Return the node of a layer's first call, which is the one in the model that it is built in."""
+    return layer._inbound_nodes[0]
