@@ -136,6 +136,19 @@ def cache(
     print(f"{total} of at most {format_bytes(store.limit)} in {store.root}")
 
 
+def doctor(as_json: Json = False):
+    """Examine this machine: versions that do not fit, GPUs that TensorFlow does not see, free space."""
+    from keras_transfer.cli.doctor import PROBLEM, as_dict, as_text, diagnose_machine
+    from keras_transfer.models.sources.applications import BACKBONES, weights_path
+    from keras_transfer.utils.machine import read_machine
+
+    present = [spec.name for spec in BACKBONES.values() if weights_path(spec).is_file()]
+    machine = read_machine(present)
+    findings = diagnose_machine(machine)
+    print(json.dumps(as_dict(machine, findings), indent=2) if as_json else as_text(findings))
+    raise typer.Exit(int(any(finding.level == PROBLEM for finding in findings)))
+
+
 def demo(
     out: Annotated[
         Path, typer.Option(help="Directory for the images, runs and the export.")
@@ -155,7 +168,7 @@ def demo(
 # In the order in which users need them.
 COMMANDS = (
     *(check, advise, train, evaluate, predict, report, export, ask),
-    *(compare, adapt, tune, find_rate, schedule, backbones, cache, demo),
+    *(compare, adapt, tune, find_rate, schedule, backbones, cache, doctor, demo),
 )
 for command in COMMANDS:
     app.command(name=command.__name__.replace("_", "-"))(command)
