@@ -15,8 +15,8 @@ class Finding:
 
     Attributes:
         level: `"ok"`, `"warning"` or `"problem"`; only problems set the exit code.
-        subject: what was examined.
-        message: what was found.
+        subject: the part of the machine or environment that was examined.
+        message: its state.
         remedy: what to do; empty if there is nothing to do.
     """
 
@@ -27,17 +27,21 @@ class Finding:
 
 
 def diagnose_machine(machine: Machine) -> list[Finding]:
-    """Return what was found, in a fixed order."""
+    """Examine a machine; return the findings in a fixed order."""
     checks = (_system, _imports, _versions, _environment, _gpu, _cache, _weights)
     return [finding for check in checks for finding in check(machine)]
 
 
+def is_healthy(findings: list[Finding]) -> bool:
+    """Return whether there is no problem; warnings do not count."""
+    return all(finding.level != PROBLEM for finding in findings)
+
+
 def as_dict(machine: Machine, findings: list[Finding]) -> dict:
     """Return the document that `--json` prints."""
-    healthy = all(finding.level != PROBLEM for finding in findings)
     rows = [asdict(finding) for finding in findings]
     facts = {name: value for name, value in asdict(machine).items() if name != "requirements"}
-    return {"healthy": healthy, "findings": rows, "machine": facts}
+    return {"healthy": is_healthy(findings), "findings": rows, "machine": facts}
 
 
 def as_text(findings: list[Finding]) -> str:
@@ -78,7 +82,7 @@ def _imports(machine):
 
 
 def _versions(machine):
-    """Compare what is installed with what each installed package requires."""
+    """Compare the installed versions with the requirements of each installed package."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 

@@ -3,6 +3,7 @@
 A command checks everything it can before it imports Keras, so that invalid input is answered at once.
 """
 
+import contextlib
 import json
 import sys
 import traceback
@@ -138,15 +139,17 @@ def cache(
 
 def doctor(as_json: Json = False):
     """Examine this machine: versions that do not fit, GPUs that TensorFlow does not see, free space."""
-    from keras_transfer.cli.doctor import PROBLEM, as_dict, as_text, diagnose_machine
+    from keras_transfer.cli.doctor import as_dict, as_text, diagnose_machine, is_healthy
     from keras_transfer.models.sources.applications import BACKBONES, weights_path
     from keras_transfer.utils.machine import read_machine
 
     present = [spec.name for spec in BACKBONES.values() if weights_path(spec).is_file()]
+    with contextlib.suppress(Exception):  # `read_machine` reports a broken installation
+        load_keras()
     machine = read_machine(present)
     findings = diagnose_machine(machine)
     print(json.dumps(as_dict(machine, findings), indent=2) if as_json else as_text(findings))
-    raise typer.Exit(int(any(finding.level == PROBLEM for finding in findings)))
+    raise typer.Exit(0 if is_healthy(findings) else 1)
 
 
 def demo(

@@ -19,6 +19,11 @@ PACKAGES = (
     *("keras_transfer", "tensorflow", "keras", "keras-hub", "tensorflow-text", "tf_keras"),
     *("numpy", "jax", "torch", "albumentations", "tensorflow-datasets"),
 )
+# The variables that change Keras or TensorFlow.
+ENVIRONMENT = (
+    *("KERAS_BACKEND", "KERAS_HOME", "TF_USE_LEGACY_KERAS"),
+    *("CUDA_VISIBLE_DEVICES", "TF_FORCE_GPU_ALLOW_GROWTH"),
+)
 # The file that TensorFlow loads from each library of CUDA, and the package that contains it.
 CUDA_LIBRARIES = {
     "libcudart.so.12": "nvidia-cuda-runtime-cu12",
@@ -64,7 +69,7 @@ class Machine:
         cache: folder of the activation cache.
         free_bytes: free space there.
         weights: names of the backbones and presets whose weights are on this machine.
-        environment: the environment variables that change Keras or TensorFlow.
+        environment: values of the variables in `ENVIRONMENT` that are set.
     """
 
     python: str
@@ -102,8 +107,6 @@ def read_machine(weights: Sequence[str] = ()) -> Machine:
         requirements[name] = distribution.requires or []
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    names = ("KERAS_BACKEND", "KERAS_HOME", "TF_USE_LEGACY_KERAS", "CUDA_VISIBLE_DEVICES")
-    names += ("TF_FORCE_GPU_ALLOW_GROWTH",)
     gpus = _driver_gpus()
     return Machine(
         python=platform.python_version(),
@@ -116,7 +119,7 @@ def read_machine(weights: Sequence[str] = ()) -> Machine:
         cache=str(cache),
         free_bytes=shutil.disk_usage(existing).free,
         weights=(*weights, *_presets()),
-        environment={name: os.environ[name] for name in names if name in os.environ},
+        environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         **_frameworks(),
     )
 
