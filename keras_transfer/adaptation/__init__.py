@@ -6,8 +6,11 @@ directory. The room imports from `advisor`, `training` and the rooms below; meth
 without Keras.
 """
 
-from keras_transfer.adaptation.options import BATCH_NORM, KEEP, METHOD_NAMES, check_methods
 from keras_transfer.utils.names import lazy_names
+
+METHOD_NAMES = ("dann", "coral", "mmd", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot")
+BATCH_NORM = ("joint", "per_domain", "frozen")
+KEEP = ("last", "selected")
 
 _NAMES = {
     "METHODS": "methods",
@@ -28,12 +31,13 @@ _NAMES = {
     "Selector": "selection",
     "adapt": "api",
     "apply_adabn": "target_passes",
+    "check_methods": "options",
     "default_phase": "api",
     "feature_map": "network",
     "feature_models": "network",
     "losses": "",
 }
 
-__all__ = ["BATCH_NORM", "KEEP", "METHOD_NAMES", "check_methods", *_NAMES]
+__all__ = ["BATCH_NORM", "KEEP", "METHOD_NAMES", *_NAMES]
 
 __getattr__, __dir__ = lazy_names(__name__, _NAMES)

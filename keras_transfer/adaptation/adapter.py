@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_transfer.adaptation import losses
+from keras_transfer.adaptation import BATCH_NORM, losses
 from keras_transfer.adaptation.callbacks import Epochs, SaveState
 from keras_transfer.adaptation.methods import Batch, resolve_methods
 from keras_transfer.adaptation.network import (
@@ -12,7 +12,7 @@ from keras_transfer.adaptation.network import (
     other_domain_encoder,
     single_label_head,
 )
-from keras_transfer.adaptation.options import BATCH_NORM, check_choice
+from keras_transfer.adaptation.options import check_choice
 from keras_transfer.adaptation.streams import (
     Stream,
     check_source,

@@ -9,8 +9,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_transfer.adaptation import KEEP
 from keras_transfer.adaptation.network import single_label_head
-from keras_transfer.adaptation.options import KEEP, check_choice
+from keras_transfer.adaptation.options import check_choice
 from keras_transfer.adaptation.selection import DEFAULT_CRITERIA, EpochScores, Selector
 from keras_transfer.adaptation.streams import MOST_BATCHES, Stream, check_target, images_of
 from keras_transfer.errors import Diverged, InputError

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from keras_transfer.adaptation import BATCH_NORM, KEEP, METHOD_NAMES
 from keras_transfer.data import plain_augmentation
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import check_backbone, find_spec, is_source_model
 from keras_transfer.schedules.recipes import AUTO
-
-METHOD_NAMES = ("dann", "coral", "mmd", "cdan", "cdan_e", "mcc", "fixmatch", "adabn", "shot")
-BATCH_NORM = ("joint", "per_domain", "frozen")
-KEEP = ("last", "selected")
 
 
 def check_methods(names: Sequence[str]) -> None:

@@ -329,14 +329,15 @@ def advisor_chooses(backbone: str) -> bool:
 
 def check_backbones(config: TrainConfig) -> None:
     """Raise InputError for an invalid backbone, as far as that can be told without Keras."""
-    from keras_transfer.advisor.api import check_advice
-    from keras_transfer.advisor.rules import named
-    from keras_transfer.models.sources.applications import check_backbone
-
     if advisor_chooses(config.backbone):
+        from keras_transfer.advisor.api import check_advice
+        from keras_transfer.advisor.rules import named
+
         names = named(config.backbone)
         check_advice(names, config.image_size, config.minutes, config.policy)
     else:
+        from keras_transfer.models.sources.applications import check_backbone
+
         check_backbone(config.backbone, config.image_size, config.weights)
 
 

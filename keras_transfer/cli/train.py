@@ -58,7 +58,6 @@ def train(
     resume: Resume = False,
 ):
     """Train a model on labelled images."""
-    from keras_transfer.advisor.rules import SHORTLIST, check_overrides
     from keras_transfer.data import require_source
     from keras_transfer.runs import check_out
     from keras_transfer.schedules.recipes import resolve_schedule
@@ -79,10 +78,14 @@ def train(
         schedule = "from_scratch"
         config = replace(config, strategy=schedule)
     if schedule == AUTO:
+        from keras_transfer.advisor.rules import check_overrides
+
         check_overrides(overrides)
     elif not resolve_schedule(schedule, overrides).pretrained:
         config = replace(config, weights=None)
     if config.backbone == AUTO and config.weights is None:
+        from keras_transfer.advisor.rules import SHORTLIST
+
         config = replace(config, backbone=SHORTLIST[0])  # there are no features to advise on
     require_source(data)
     check_backbones(config)
