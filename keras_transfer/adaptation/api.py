@@ -14,8 +14,11 @@ from keras_transfer.adaptation.options import AdaptOptions
 from keras_transfer.adaptation.selection import Selector
 from keras_transfer.adaptation.streams import Stream, two_views
 from keras_transfer.adaptation.target_passes import apply_adabn, check_norms
+from keras_transfer.advisor.inputs import random_sample
+from keras_transfer.data import batches as pipeline
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.augment import Augmentation, resolve_augmentation
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import check_targets, compile_arguments, heads_of
 from keras_transfer.models.stages import backbone_of, freeze, is_untrained
@@ -229,8 +232,6 @@ def _without_labels(target) -> Examples:
 
 
 def _stronger(augment):
-    from keras_transfer.modalities.image.augment import Augmentation, resolve_augmentation
-
     variation = resolve_augmentation(augment)
     if not isinstance(variation, Augmentation):  # a layer, a transform of albumentations
         return "randaugment"
@@ -239,16 +240,12 @@ def _stronger(augment):
 
 def _scored(unlabelled, seed, settings):
     """Return batches of the target images on which epochs are scored, without augmentation."""
-    from keras_transfer.data import batches as pipeline
-
-    rows = np.sort(np.random.default_rng(seed).permutation(len(unlabelled))[:MOST_SCORED])
-    return pipeline.batches(unlabelled.take(rows), **settings).map(lambda images, _: images)
+    sample = random_sample(unlabelled, MOST_SCORED, seed)
+    return pipeline.batches(sample, **settings).map(lambda images, _: images)
 
 
 def _labelled(target_report, model, settings):
     """Return batches (images, labels) for reports, or None."""
-    from keras_transfer.data import batches as pipeline
-
     if target_report is None:
         return None
     examples = target_report
@@ -262,8 +259,6 @@ def _labelled(target_report, model, settings):
 def _stream(domain, examples, seed, settings) -> Stream:
     """Return training batches that start at any position, so that a resumed run skips no time on
     batches that it has seen."""
-    from keras_transfer.data import batches as pipeline
-
     length = -(-len(examples) // settings["batch_size"])
 
     def start_at(number):

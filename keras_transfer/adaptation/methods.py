@@ -85,7 +85,9 @@ class Method:
 
     def to_dict(self) -> dict:
         """Return the name and every field, as plain data."""
-        return {"name": self.name, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self).items()
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in fields}
+        return {"name": self.name, **plain}
 
 
 @dataclass(frozen=True)

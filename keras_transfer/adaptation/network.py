@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_transfer.advisor.distances import Estimate, proxy_a_distance
+from keras_transfer.advisor.inputs import random_sample
 from keras_transfer.data.examples import Examples
 from keras_transfer.errors import InputError
 from keras_transfer.models.acceleration import Inference, folded
@@ -187,16 +188,11 @@ def feature_map(
         seed: of the sample and of t-SNE.
     """
     encoder, _ = feature_models(model)
-    samples = [_sampled(examples, most, seed) for examples in (source, target)]
+    samples = [random_sample(examples, most, seed) for examples in (source, target)]
     a, b = (_features(encoder, sample, batch_size) for sample in samples)
     distance = proxy_a_distance(a, b, seed=seed) if min(len(a), len(b)) >= 5 else None
     places, how = _in_two_dimensions(np.concatenate([a, b]).astype("float64"), seed)
     return FeatureMap(places, samples[0].labels, distance, how)
-
-
-def _sampled(examples, most, seed):
-    rows = np.random.default_rng(seed).permutation(len(examples))[:most]
-    return examples.take(np.sort(rows))
 
 
 def _features(encoder, examples, batch_size):

@@ -203,26 +203,16 @@ class Adaptation:
 
     # -- the run directory ------------------------------------------------------------------------
 
-    def _skipped(self):
-        return [*self.source.skipped, *self.target_skipped]
-
-    def _settings(self):
-        """Return the arguments as plain data."""
-        return {
-            "source": self.source.root,
-            "target": self.target_folder,
-            **self.options.to_dict(),
-        }
-
     def _open_run(self, model, schedule):
         from keras_transfer.adaptation.methods import resolve_methods
 
-        methods = [method.to_dict() for method in resolve_methods(self.options.methods)]
         config = {
-            **self._settings(),
+            "source": self.source.root,
+            "target": self.target_folder,
+            **self.options.to_dict(),
             "image_size": model.input_shape[1],
             "precision": model.dtype_policy.name,
-            "methods": [_plain(method) for method in methods],
+            "methods": [method.to_dict() for method in resolve_methods(self.options.methods)],
             "head": {"task": "single_label", "names": list(self.source.class_names)},
             "schedule": schedule.to_dict(),
         }
@@ -233,7 +223,8 @@ class Adaptation:
         images = {**self.source.fingerprint(), **target}
         if self.resume:
             return Run.resume(self.out, config, images)
-        return Run.create(self.out, config, self._skipped(), images, self.source.split_table())
+        skipped = [*self.source.skipped, *self.target_skipped]
+        return Run.create(self.out, config, skipped, images, self.source.split_table())
 
     def _finish(self, run, model, adapted, frozen, plans, before):
         """Write history, feature maps, metrics, and the model last."""
@@ -267,7 +258,7 @@ class Adaptation:
             "best_epoch": sum(phase["epochs"] for phase in phases[:-1]) + adapted.epoch,
             "wall_seconds": round(sum(phase["wall_seconds"] for phase in phases), 3),
             "images": {**sizes, "target": len(self.target)},
-            "skipped": len(self._skipped()),
+            "skipped": len(self.source.skipped) + len(self.target_skipped),
             "phases": phases,
             "adaptation": {
                 "method": self.options.methods,
@@ -328,10 +319,6 @@ def _clock():
         logs["seconds"] = round(time.perf_counter() - started[0], 3)
 
     return keras.callbacks.LambdaCallback(on_epoch_begin=start, on_epoch_end=stop)
-
-
-def _plain(fields):
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 def result_line(run: Run) -> str:

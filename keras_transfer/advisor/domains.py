@@ -4,9 +4,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from keras_transfer.advisor.distances import Estimate, frechet_by_chance, frechet_distance, mmd
-from keras_transfer.advisor.distances import proxy_a_distance as proxy_a
-from keras_transfer.advisor.inputs import distinct_rows, sized_backbone
+from keras_transfer.advisor.distances import (
+    Estimate,
+    frechet_by_chance,
+    frechet_distance,
+    mmd,
+    proxy_a_distance,
+)
+from keras_transfer.advisor.inputs import distinct_rows, pooled_features, sized_backbone
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
@@ -181,18 +186,14 @@ def domain_distance(
     target, _ = _sample(data_b, "target", most, seed, classes=False)
     network = sized_backbone(backbone, image_size)
     # Deferred, so that invalid input is reported before Keras is imported.
-    from keras_transfer.features.extraction import extract
-    from keras_transfer.features.prefix import averaged, prefix_of
+    from keras_transfer.features.prefix import prefix_of
     from keras_transfer.features.store import Store, concluded, digest_of
 
     prefix = prefix_of(network, len(network.stages))
     store = store or Store()
 
     def compute():
-        features = [
-            averaged(extract(prefix, part, engine=engine, store=store).gather(np.arange(len(part))))
-            for part in (source, target)
-        ]
+        features = [pooled_features(prefix, part, engine, store) for part in (source, target)]
         groups = np.unique([*source.digests, *target.digests], return_inverse=True)[1]
         return _measure(*features, labels, groups, seed)
 
@@ -236,7 +237,7 @@ def _measure(a, b, labels, groups, seed):
         probe = cross_validated_probe(a, labels, seed=seed)
         chance = float(np.bincount(labels).max() / len(labels))
     return {
-        "proxy_a": asdict(proxy_a(a, b, groups, seed=seed)),
+        "proxy_a": asdict(proxy_a_distance(a, b, groups, seed=seed)),
         "mmd": asdict(mmd(a, b, seed=seed)),
         "frechet": frechet_distance(*parts) / variance,
         "frechet_by_chance": frechet_by_chance(*parts, seed=seed) / variance,

@@ -17,6 +17,21 @@ def distinct_rows(examples: Examples) -> np.ndarray:
     return np.sort(np.unique(examples.digests, return_index=True)[1])
 
 
+def random_sample(examples: Examples, most: int, seed: int) -> Examples:
+    """Return at most `most` examples, drawn at random, in their own order."""
+    rows = np.random.default_rng(seed).permutation(len(examples))[:most]
+    return examples.take(np.sort(rows))
+
+
+def pooled_features(prefix, examples: Examples, engine: str, store) -> np.ndarray:
+    """Return the features of examples after a prefix, averaged over positions: float32 [N, D]."""
+    from keras_transfer.features.extraction import extract
+    from keras_transfer.features.prefix import averaged
+
+    activations = extract(prefix, examples, engine=engine, store=store)
+    return averaged(activations.gather(np.arange(len(examples))))
+
+
 def check_classes(data: ImageData, purpose: str) -> np.ndarray:
     """Return the distinct training rows after checking that classes can be told apart on them.
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_transfer.advisor.inputs import sized_backbone
+from keras_transfer.advisor.inputs import random_sample, sized_backbone
 from keras_transfer.data.examples import Examples
 from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.features.extraction import extract
@@ -57,7 +57,7 @@ def activation_shift(
         InputError: the backbone has no fixed image size.
     """
     backbone = sized_backbone(backbone)
-    sample = _sample(examples, most, seed)
+    sample = random_sample(examples, most, seed)
     stored = concluded(
         prefix_of(backbone, len(backbone.stages)),
         store or Store(),
@@ -114,7 +114,7 @@ def mirror_symmetry(
     Returns:
         None if no class has two images.
     """
-    sample = _sample(examples, most, seed)
+    sample = random_sample(examples, most, seed)
     store = store or Store()
     prefix = prefix_of(backbone, len(backbone.stages))
     stored = concluded(
@@ -129,11 +129,6 @@ def mirror_symmetry(
         seed=seed,
     )
     return Symmetry(**stored) if stored else None
-
-
-def _sample(examples, most, seed):
-    rows = np.random.default_rng(seed).permutation(len(examples))[:most]
-    return examples.take(np.sort(rows))
 
 
 def _measure_symmetry(prefix, sample, engine, store, seed):

@@ -6,7 +6,7 @@ pretrained weights help rather than the architecture alone; where it stops risin
 contribute nothing for these classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -210,17 +210,10 @@ class StageProbes:
         """Return a Markdown table of accuracies ± standard errors in percent, one row per stage."""
         rows = []
         for s in self.stages:
-            accuracies = (
-                s.accuracy,
-                s.error,
-                s.random_accuracy,
-                s.random_error,
-                s.gain,
-                s.gain_error,
-            )
+            number, name, *accuracies = astuple(s)
             percent = [f"{100 * x:.1f}" for x in accuracies]
             cells = [f"{x} ± {error}" for x, error in zip(percent[::2], percent[1::2])]
-            rows.append([s.number, f"`{s.name}`", *cells])
+            rows.append([number, f"`{name}`", *cells])
         return Table(["stage", "name", "pretrained", "random", "gain"], rows, "rlrrr").markdown()
 
     def draw(self, path, title: str | None = None) -> None:

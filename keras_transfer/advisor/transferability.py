@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from keras_transfer.advisor.inputs import sized_backbone
+from keras_transfer.advisor.inputs import pooled_features, sized_backbone
 from keras_transfer.advisor.scores import Score, Scores, sample_digest
 from keras_transfer.data.examples import ImageData
 from keras_transfer.data.splits import stratified_sample
@@ -63,8 +63,7 @@ def score_backbone(
     train = data.examples["train"]
     sample = train.take(stratified_sample(np.asarray(train.labels), most, seed=seed))
     # Deferred, so that invalid input is reported before Keras is imported.
-    from keras_transfer.features.extraction import extract
-    from keras_transfer.features.prefix import Prefix, averaged, prefix_of
+    from keras_transfer.features.prefix import Prefix, prefix_of
     from keras_transfer.features.store import Store, concluded, digest_of
 
     if isinstance(backbone, Prefix):
@@ -79,8 +78,7 @@ def score_backbone(
     store = store or Store()
 
     def compute():
-        activations = extract(prefix, sample, engine=engine, store=store)
-        features = averaged(activations.gather(np.arange(len(sample))))
+        features = pooled_features(prefix, sample, engine, store)
         return score_features(
             features, sample.labels, groups=sample.copies, name=name, seed=seed
         ).to_cache()
