@@ -1,6 +1,8 @@
 """The notebooks: their common cells, their saved outputs, and that they run from start to end."""
 
 import re
+import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -69,6 +71,35 @@ def test_a_notebook_opens_in_colab_and_installs(name):
     assert 'DATA = "' in tagged(notebook, "parameters").source
     links = re.findall(r"\]\((\w+)\.ipynb\)", "".join(cell.source for cell in notebook.cells))
     assert set(links) <= set(NAMES)
+
+
+@pytest.mark.parametrize("version", ["2.20.0", "2.21.0"])
+def test_the_first_cell_says_whether_it_replaced_something(tmp_path, monkeypatch, capsys, version):
+    """The cell runs where neither package nor checkout can be found; pip is simulated."""
+    installed = [SimpleNamespace(name="tensorflow", version="2.20.0")]
+
+    def pip():
+        installed[0] = SimpleNamespace(name="tensorflow", version=version)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: installed)
+    source = tagged(read(NAMES[0]), "setup").source
+    exec(re.sub(r"%pip install.*", "pip()", source), {"pip": pip})
+    said = capsys.readouterr().out
+    if version == "2.20.0":
+        assert said == "Unchanged: {'tensorflow': '2.20.0'}\n"
+    else:
+        assert said == "Replaced, restart the kernel: {'tensorflow': '2.21.0'}\n"
+
+
+def test_the_first_cell_uses_the_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.path", ["before"])
+    source = tagged(read(NAMES[0]), "setup").source
+    exec(re.sub(r"%pip install.*", "raise AssertionError", source), {})
+    assert sys.path == [str(ROOT), "before"]
 
 
 @pytest.mark.parametrize("tag", ["setup", "data"])

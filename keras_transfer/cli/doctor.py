@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from keras_transfer.utils.console import format_bytes
 from keras_transfer.utils.machine import CUDA_LIBRARIES, Machine
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -177,7 +178,7 @@ def _dotted(gpu):
 
 
 def _cache(machine):
-    free = f"{machine.free_bytes / (1 << 30):.1f} GB free in {machine.cache}"
+    free = f"{format_bytes(machine.free_bytes)} free in {machine.cache}"
     if machine.free_bytes < _LEAST_FREE:
         remedy = "Free some space (`keras-transfer cache --clear`), or set KERAS_TRANSFER_CACHE."
         yield Finding(WARNING, "cache", free, remedy)

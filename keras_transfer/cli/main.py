@@ -99,7 +99,8 @@ def cache(
     """List the activations cached on this machine, with their sizes; remove them."""
     import time
 
-    from keras_transfer.features.store import Store, format_bytes
+    from keras_transfer.features.store import Store
+    from keras_transfer.utils.console import format_bytes
 
     if limit is not None and limit < 0:
         raise InputError(f"--limit {limit:g}: it must be a number of gigabytes, 0 or more.")

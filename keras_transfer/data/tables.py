@@ -19,6 +19,7 @@ from keras_transfer.data.examples import (
 from keras_transfer.data.files import TABLES, check_images
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.errors import InputError
+from keras_transfer.utils.extras import require
 from keras_transfer.utils.names import make_options
 
 _MAX_SHOWN = 10
@@ -75,7 +76,7 @@ def from_table(
 
     Args:
         table: a `.csv`, `.tsv` or `.parquet` file, a pandas `DataFrame`, or a mapping of column
-            names to sequences. (Parquet needs `pip install pyarrow`.)
+            names to sequences. (Parquet needs the extra `parquet`.)
         root: by default the table's folder, or the working directory.
         class_names: classes of `label_column` in the desired order; by default sorted.
         known: what a model predicts, to evaluate it: the labels must match, and no splits are drawn;
@@ -176,10 +177,9 @@ def read_columns(table) -> tuple[dict[str, Sequence], str]:
         raise InputError(f"no such file: {path}; check the path")
     kind = path.suffix.lower()
     if kind == ".parquet":
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise InputError(f"{path}: Parquet needs `pip install pyarrow`.") from None
+        require("pyarrow", f"Reading {path.name}")
+        import pyarrow.parquet
+
         try:
             read = pyarrow.parquet.read_table(path)
         except (pyarrow.ArrowException, OSError) as error:

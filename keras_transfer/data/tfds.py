@@ -13,6 +13,7 @@ from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.data.tfrecord import read_shards
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import progress_bar
+from keras_transfer.utils.extras import require
 
 _SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
 
@@ -46,6 +47,7 @@ def from_tfds(
         InputError: if the dataset, a split or a feature does not exist, or a feature is not an image
             or a class.
     """
+    require("tensorflow_datasets", "Opening a dataset of TensorFlow Datasets")
     import tensorflow_datasets as tfds
 
     builder = _prepared(tfds, builder, data_dir)

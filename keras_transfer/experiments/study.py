@@ -1,7 +1,6 @@
 """The folder of a search: its settings, its Optuna study, and the results (no Keras)."""
 
 import contextlib
-import importlib.util
 import io
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.experiments.search_space import Space, format_values
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.utils.console import Table
+from keras_transfer.utils.extras import require
 from keras_transfer.utils.files import csv_text, write_file, write_text
 
 SETTINGS = "tune.yaml"
@@ -29,10 +29,7 @@ _MIN_FOR_IMPORTANCES = 6  # complete trials
 
 def require_optuna() -> None:
     """Raise InputError if Optuna is not installed."""
-    if importlib.util.find_spec("optuna") is None:
-        raise InputError(
-            "Searching needs Optuna, which is not installed: pip install 'keras_transfer[tune]'."
-        )
+    require("optuna", "Searching")
 
 
 def check_budget(trials: int | None, minutes: float | None) -> None:

@@ -5,9 +5,8 @@ compares an export with its Keras model, and `card` writes the model card. The r
 everything below it: training, evaluation, models and data.
 """
 
-import importlib.util
-
 from keras_transfer.errors import InputError
+from keras_transfer.utils.extras import require
 from keras_transfer.utils.names import lazy_names
 
 # Format → packages that it needs in addition to TensorFlow, and those that its int8 form needs.
@@ -40,12 +39,7 @@ def check_format(format: str, int8: bool = False) -> None:
         raise InputError("A SavedModel has no int8 form. Omit --int8 or choose another --format.")
     packages, int8_packages = FORMATS[format]
     for package in (*packages, *(int8_packages if int8 else ())):
-        if importlib.util.find_spec(package) is None:
-            extra = "int8" if package in int8_packages else format
-            raise InputError(
-                f"Exporting {format}{' int8' * int8} needs {package}: pip install "
-                f"'keras_transfer[{extra}]'."
-            )
+        require(package, f"Exporting {format}{' int8' * int8}")
 
 
 __getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.extras import require
 
 _TEMPORARY = {408, 429, 502, 503, 504}  # HTTP: too busy, still loading, or too late
 _MAX_PAUSE = 10.0  # seconds
@@ -169,14 +170,11 @@ def _http_reason(error):
 
 
 def _grpc(client):
-    try:
-        import grpc
-        from tensorflow import make_ndarray, make_tensor_proto
-        from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-    except ImportError as error:
-        raise InputError(
-            f"gRPC needs {error.name}: pip install 'keras_transfer[client]', or use http://."
-        ) from None
+    for module in ("grpc", "tensorflow_serving"):
+        require(module, "gRPC (REST at http:// does not)")
+    import grpc
+    from tensorflow import make_ndarray, make_tensor_proto
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
     limits = [(f"grpc.max_{way}_message_length", _MAX_MESSAGE) for way in ("send", "receive")]
     channel = grpc.insecure_channel(urlsplit(client.server).netloc, limits)

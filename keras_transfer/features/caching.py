@@ -7,10 +7,11 @@ import keras
 from keras_transfer.errors import InputError
 from keras_transfer.features.extraction import Activations, Source, extract
 from keras_transfer.features.prefix import Prefix, prefix_of, stage_costs
-from keras_transfer.features.store import Store, format_bytes
+from keras_transfer.features.store import Store
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation, views_of
 from keras_transfer.models.builders import backbone_at
 from keras_transfer.schedules.plans import PlannedPhase
+from keras_transfer.utils.console import format_bytes
 from keras_transfer.utils.files import free_memory
 
 _MAX_VIEWS = 4

@@ -17,6 +17,7 @@ import numpy as np
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at
 from keras_transfer.models.stages import Backbone, chain
+from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import cpu_flags, remembered
 
 _FORMAT = 2  # of a row's meaning: increase it if decoding, views or preprocessing change
@@ -360,7 +361,7 @@ def _probe_loss(expected, got, labels):
 
 def _others():
     """Return names of the engines other than Keras that this machine has, and that may gain."""
-    if importlib.util.find_spec("openvino") is None or keras.backend.backend() != "tensorflow":
+    if not is_installed("openvino") or keras.backend.backend() != "tensorflow":
         return []
     return [
         name for name in ENGINES if name == "openvino_f32" or (_has_bfloat16() and name != "keras")

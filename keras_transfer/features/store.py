@@ -13,7 +13,6 @@ verified when it is opened: a damaged or truncated shard is removed, and its row
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import struct
@@ -411,9 +410,3 @@ def digest_of(*parts: list[bytes] | np.ndarray) -> str:
             head, data = f"{len(part)} digests", b"".join(part)
         digest.update(head.encode() + b"\0" + data)
     return digest.hexdigest()
-
-
-def format_bytes(size: int) -> str:
-    """Return a number of bytes as text with a unit."""
-    unit = min(4, int(math.log2(max(1, size)) // 10))
-    return f"{size / (1 << 10 * unit):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"

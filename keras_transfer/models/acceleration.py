@@ -1,6 +1,5 @@
 """The same model, faster: folded BatchNorm, frozen parts in inference mode, precision, compilation."""
 
-import subprocess
 import time
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import clone_with, freeze
 from keras_transfer.utils.files import cpu_flags, remembered
 from keras_transfer.utils.keras_versions import full_precision, nodes_of
+from keras_transfer.utils.machine import driver_gpus
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 _MIN_GAIN = 1.15  # a shorter number format that gains less is not worth its rounding
@@ -244,7 +244,8 @@ def _choose(backbone, image_size):
     if keras.distribution.list_devices("tpu"):
         return Precision("mixed_bfloat16", "a TPU computes in it")
     if keras.distribution.list_devices("gpu"):
-        return _for_gpu(_compute_capability(), backbone, image_size)
+        capabilities = [gpu.capability for gpu in driver_gpus()]
+        return _for_gpu(min(capabilities, default=None), backbone, image_size)
     if "amx_bf16" not in cpu_flags():
         return Precision("float32", "this CPU has no bfloat16 matrix unit")
     return _by_measurement("this CPU multiplies bfloat16 (AMX)", backbone, image_size)
@@ -253,22 +254,12 @@ def _choose(backbone, image_size):
 def _for_gpu(capability, backbone, image_size):
     if capability is None:
         return _by_measurement("a GPU of unknown kind", backbone, image_size)
-    gpu = f"a GPU of compute capability {capability}"
-    if capability >= 8.0:
+    gpu = "a GPU of compute capability {}.{}".format(*capability)
+    if capability >= (8, 0):
         return Precision("mixed_bfloat16", f"{gpu} computes in it")
-    if capability >= 7.0:
+    if capability >= (7, 0):
         return Precision("mixed_float16", f"{gpu} has float16 tensor cores, no bfloat16")
     return Precision("float32", f"{gpu} gains nothing from shorter numbers")
-
-
-def _compute_capability() -> float | None:
-    """Return the lowest of this machine's NVIDIA GPUs, from the driver (no framework is imported)."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return min(float(line) for line in answer.stdout.split())
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
 
 
 def _by_measurement(device, backbone, image_size):

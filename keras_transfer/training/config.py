@@ -4,7 +4,6 @@ The options of the command line, `config.yaml`, `Trainer` and resuming are deriv
 dataclass. It is validated once, before Keras is imported.
 """
 
-import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -24,6 +23,7 @@ from keras_transfer.schedules.phases import KEEP
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.distributed.single_process import CHOICES as DISTRIBUTE
 from keras_transfer.training.distributed.single_process import SCALINGS
+from keras_transfer.utils.extras import require
 
 FEATURE_DTYPES = ("auto", *DTYPES[:3])
 POLICIES = ("evidence", "classical")  # of the advisor
@@ -217,11 +217,8 @@ class TrainConfig:
         if self.augment != AUTO:
             object.__setattr__(self, "augment", plain_augmentation(self.augment))
         Mix(self.mix, self.mix_alpha)
-        if self.engine == "openvino" and importlib.util.find_spec("openvino") is None:
-            raise InputError(
-                "Engine 'openvino' is not installed: pip install 'keras_transfer[openvino]', or use "
-                "engine auto."
-            )
+        if self.engine == "openvino":
+            require("openvino", "Engine 'openvino'")
         SplitRule(
             self.val_split,
             self.test_split,

@@ -5,6 +5,7 @@ Progress goes to stderr, results go to stdout. rich is imported only to draw.
 
 import atexit
 import importlib.util
+import math
 import os
 import sys
 import time
@@ -312,3 +313,9 @@ def print_table(table: Table) -> None:
     for row in table.cells:
         drawn.add_row(*map(Text, row))
     Console(file=sys.stdout, highlight=False).print(drawn)
+
+
+def format_bytes(size: int) -> str:
+    """Return a number of bytes as text with a unit."""
+    unit = min(4, int(math.log2(max(1, size)) // 10))
+    return f"{size / (1 << 10 * unit):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"

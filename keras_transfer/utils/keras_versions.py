@@ -4,7 +4,7 @@ This is the only module that touches `keras.src` or an underscored attribute of 
 names the versions it is for, so that it can be deleted when those are no longer supported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 from keras.src.backend import AutocastScope  # 3.12 to 3.15: no public name
@@ -15,8 +15,10 @@ __all__ = [
     "first_node",
     "full_precision",
     "global_seed_generator",
+    "inner_layers",
     "nodes_of",
     "producer",
+    "redirect_draws",
 ]
 
 # Optimizers around optimizers. `MultiOptimizer` is new in Keras 3.15.
@@ -51,3 +53,18 @@ def producer(tensor: keras.KerasTensor):
 def first_node(layer: keras.layers.Layer):
     """Return the node of a layer's first call, which is the one in the model that it is built in."""
     return layer._inbound_nodes[0]
+
+
+def inner_layers(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yield a layer and the layers inside it, at any depth (3.12 to 3.15: no public name)."""
+    yield from layer._flatten_layers()
+
+
+def redirect_draws(layer: keras.layers.Layer, draw: Callable) -> None:
+    """Make a layer, and those inside it, take every seed from `draw(ordered=True)`, permanently."""
+    for inner in inner_layers(layer):
+        for generator in inner._seed_generators:
+            generator.next = draw
+        if hasattr(inner, "_get_seed_generator"):
+            # Layers for tf.data create another generator if Keras runs on another backend.
+            inner._get_seed_generator = lambda backend=None, own=inner: own.generator

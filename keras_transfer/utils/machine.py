@@ -107,7 +107,7 @@ def read_machine(weights: Sequence[str] = ()) -> Machine:
         requirements[name] = distribution.requires or []
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    gpus = _driver_gpus()
+    gpus = driver_gpus()
     return Machine(
         python=platform.python_version(),
         system=platform.system(),
@@ -142,8 +142,8 @@ def _frameworks():
     }
 
 
-def _driver_gpus():
-    """Return the GPUs that NVIDIA's driver reports."""
+def driver_gpus() -> list[Gpu]:
+    """Return the GPUs that NVIDIA's driver reports; no framework is imported."""
     query = "--query-gpu=name,compute_cap,driver_version"
     try:
         output = subprocess.run(

@@ -17,6 +17,8 @@ from keras_transfer.models.heads import Classification, MultiLabel, Regression
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.statistics import wilson_interval
 
+pytestmark = pytest.mark.compat
+
 NAMES = ("blue", "green", "red")
 
 

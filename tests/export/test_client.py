@@ -19,6 +19,8 @@ from keras_transfer.export.client import Client, ServingError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 
+pytestmark = pytest.mark.compat
+
 SERVER = Path(__file__).parents[1] / "tf_serving_stand_in.py"
 
 

@@ -27,6 +27,8 @@ from keras_transfer.models.heads import Classification, MultiLabel
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.files import new_folder
 
+pytestmark = pytest.mark.compat
+
 
 def new_model():
     keras.utils.set_random_seed(3)

@@ -9,6 +9,8 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross
 
 from keras_transfer.features.closed_form import cross_validated_probe, logistic_regression
 
+pytestmark = pytest.mark.compat
+
 
 def blobs(classes, per_class=40, width=20, distance=1.5, seed=0):
     rng = np.random.default_rng(seed)

@@ -13,7 +13,8 @@ import pytest
 
 from keras_transfer.errors import InputError
 from keras_transfer.features import store as store_module
-from keras_transfer.features.store import DIGEST, Store, Writer, format_bytes, read_shard
+from keras_transfer.features.store import DIGEST, Store, Writer, read_shard
+from keras_transfer.utils.console import format_bytes
 
 
 def digests(*numbers):

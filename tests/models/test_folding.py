@@ -10,6 +10,8 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources.applications import BACKBONES, build_backbone
 from keras_transfer.models.stages import freeze
 
+pytestmark = pytest.mark.compat
+
 # How many of its BatchNorms follow a convolution directly.
 FAMILIES = {
     "mobilenet_0.25": (27, 27),

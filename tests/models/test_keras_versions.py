@@ -12,6 +12,8 @@ from conftest import tiny_backbone
 import keras_transfer as kt
 from keras_transfer.models.stages import Backbone, backbone_of
 
+pytestmark = pytest.mark.compat
+
 
 def saved_model(folder):
     model = kt.build_model(tiny_backbone(), kt.Classification(["ant", "bee"]))

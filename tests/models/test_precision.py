@@ -29,9 +29,10 @@ def machine(monkeypatch, tmp_path):
         def driver(command, **_):
             if capability is None:
                 raise FileNotFoundError("nvidia-smi")
-            return subprocess.CompletedProcess(command, 0, stdout=capability, stderr="")
+            rows = "".join(f"NVIDIA GPU, {c}, 570.86\n" for c in capability.split())
+            return subprocess.CompletedProcess(command, 0, stdout=rows, stderr="")
 
-        monkeypatch.setattr(precision.subprocess, "run", driver)
+        monkeypatch.setattr("keras_transfer.utils.machine.subprocess.run", driver)
         measured = []
         monkeypatch.setattr(precision, "bfloat16_gain", lambda *what: measured.append(what) or gain)
         return measured
@@ -47,6 +48,7 @@ def machine(monkeypatch, tmp_path):
         ({"gpu": True, "capability": "9.0\n8.0\n"}, "mixed_bfloat16", "capability 8.0"),
         ({"gpu": True, "capability": "7.5\n"}, "mixed_float16", "tensor cores"),
         ({"gpu": True, "capability": "6.1\n"}, "float32", "gains nothing"),
+        ({"gpu": True, "capability": "[N/A]", "gain": 1.6}, "mixed_bfloat16", "1.60 times as fast"),
         ({"gpu": True, "gain": 1.6}, "mixed_bfloat16", "1.60 times as fast"),
         ({"gpu": True, "gain": 1.01}, "float32", "1.01 times as fast"),
         ({"flags": "avx2 avx512f"}, "float32", "no bfloat16 matrix unit"),

@@ -36,6 +36,8 @@ from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.rate_finder import find_rate
 from keras_transfer.training.trainer import Trainer
 
+pytestmark = pytest.mark.compat
+
 # -- heads ------------------------------------------------------------------------------------------
 
 

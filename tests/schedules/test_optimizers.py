@@ -22,6 +22,8 @@ from keras_transfer.schedules.plans import (
 )
 from keras_transfer.training.checkpoint import SwapAverages
 
+pytestmark = pytest.mark.compat
+
 SHAPES = ((6, 4), (4,))
 GRADIENTS = np.random.default_rng(0).normal(size=(5, 28)).astype("float32")
 

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.extras import require
 
 _MIRRORS = {"HorizontalFlip", "D4", "SquareSymmetry", "Transpose"}
 
@@ -73,6 +74,7 @@ class Albumentations(_Stored):
     @property
     def flip(self) -> bool:
         """Whether it may exchange left and right."""
+
         return any(name in _MIRRORS for name in _class_names(self.to_dict()["transform"]))
 
     def function(self, names):
@@ -122,6 +124,7 @@ def _apply(transform, image, seed, name):
 
 def _compose(fields):
     """Build a transform, always as a Compose."""
+    require("albumentations", "augment: the transform")
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # do not access the network
     import albumentations
     import cv2
@@ -195,9 +198,11 @@ class KerasLayer(_Stored):
     @property
     def flip(self) -> bool:
         """Whether it may exchange left and right."""
+        from keras_transfer.utils.keras_versions import inner_layers
+
         return any(
             getattr(layer, "mode", "vertical") != "vertical"
-            for layer in _build_layer(self.to_dict())._flatten_layers()
+            for layer in inner_layers(_build_layer(self.to_dict()))
             if type(layer).__name__ == "RandomFlip"
         )
 
@@ -229,7 +234,7 @@ def drawn_from_seed(layer):
     """
     import tensorflow as tf
 
-    from keras_transfer.utils.keras_versions import global_seed_generator
+    from keras_transfer.utils.keras_versions import global_seed_generator, redirect_draws
 
     class Draws:
         def next(self, ordered=True):
@@ -237,12 +242,7 @@ def drawn_from_seed(layer):
             return tf.random.fold_in(self.seed, self.count)
 
     draws = Draws()
-    for inner in layer._flatten_layers():
-        for generator in inner._seed_generators:
-            generator.next = draws.next
-        if hasattr(inner, "_get_seed_generator"):
-            # Layers for tf.data create another generator if Keras runs on another backend.
-            inner._get_seed_generator = lambda backend=None, own=inner: own.generator
+    redirect_draws(layer, draws.next)
 
     def call(batch, seed):
         draws.seed, draws.count = tf.cast(seed, tf.int64), 0
@@ -291,6 +291,8 @@ def _anonymous(fields):
 def _build_layer(fields):
     import keras
 
+    from keras_transfer.utils.keras_versions import inner_layers
+
     try:
         layer = keras.saving.deserialize_keras_object(fields, safe_mode=True)
     except Exception as error:  # Keras raises many types
@@ -300,7 +302,7 @@ def _build_layer(fields):
         ) from None
     if not isinstance(layer, keras.layers.Layer):
         raise InputError(f"augment: {layer!r} is not a Keras layer")
-    for inner in layer._flatten_layers():
+    for inner in inner_layers(layer):
         inner.dtype_policy = "float32"  # half precision is for models; pixels have 256 values
     return layer
 

@@ -1,0 +1,38 @@
+"""Optional packages, and the extras of keras_transfer that install them."""
+
+import importlib.util
+
+from keras_transfer.errors import InputError
+
+# Module → extra, as in setup.cfg.
+EXTRAS = {
+    "albumentations": "albumentations",
+    "grpc": "client",
+    "nncf": "int8",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "optuna": "tune",
+    "pyarrow": "parquet",
+    "tensorflow_datasets": "tfds",
+    "tensorflow_serving": "client",
+    "tf2onnx": "onnx",
+}
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a top-level module can be found, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def require(module: str, purpose: str) -> None:
+    """Raise InputError, which names the extra, if an optional module is not installed.
+
+    Args:
+        module: a name in `EXTRAS`.
+        purpose: what needs it; starts the message, such as `"Reading Parquet"`.
+    """
+    if not is_installed(module):
+        raise InputError(
+            f"{purpose} needs {module}, which is not installed: pip install "
+            f'"keras_transfer[{EXTRAS[module]}]".'
+        )
