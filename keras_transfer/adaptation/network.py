@@ -192,7 +192,7 @@ def feature_map(
     a, b = (_features(encoder, sample, batch_size) for sample in samples)
     distance = proxy_a_distance(a, b, seed=seed) if min(len(a), len(b)) >= 5 else None
     places, how = _in_two_dimensions(np.concatenate([a, b]).astype("float64"), seed)
-    return FeatureMap(places, samples[0].labels, distance, how)
+    return FeatureMap(places, np.asarray(samples[0].labels), distance, how)
 
 
 def _features(encoder, examples, batch_size):

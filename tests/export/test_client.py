@@ -56,6 +56,8 @@ def served(tmp_path_factory):
 
 @pytest.fixture(params=["http", "grpc"])
 def wire(request):
+    if request.param == "grpc":
+        pytest.importorskip("tensorflow_serving")
     return request.param
 
 

@@ -227,7 +227,7 @@ def test_names_are_an_asset(exported):
 
 def test_warm_up_requests_are_valid_messages_and_can_be_answered(exported):
     folder, signatures, _ = exported
-    from tensorflow_serving.apis import prediction_log_pb2
+    prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
 
     records = tf.data.TFRecordDataset(str(folder / "assets.extra" / "tf_serving_warmup_requests"))
     asked = []
@@ -309,7 +309,7 @@ def test_a_process_without_keras_answers(exported, model, images, tmp_path):
 def test_requests_in_tf_servings_messages(exported, images):
     """The request of a TF Serving client, decoded as the server does."""
     _, signatures, _ = exported
-    from tensorflow_serving.apis import predict_pb2
+    predict_pb2 = pytest.importorskip("tensorflow_serving.apis.predict_pb2")
 
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "flowers"

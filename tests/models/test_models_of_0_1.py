@@ -8,8 +8,6 @@ import pytest
 import keras_transfer as kt
 from keras_transfer.models.builders import by_head, heads_of
 
-pytestmark = pytest.mark.compat
-
 SAVED = Path(__file__).parent.parent / "saved_by_0_1"
 FILES = {
     "finished": "finished/model.keras",

@@ -19,8 +19,6 @@ from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.trainer import Trainer
 
-pytestmark = pytest.mark.compat
-
 SAVED = Path(__file__).parent.parent / "saved_by_0_1"
 PHASES = (Phase("head", "all", 2, 1e-2), Phase("all", "none", 3, 3e-3, ema=0.9))
 
