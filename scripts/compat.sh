@@ -41,7 +41,7 @@ wheel="$(echo "$environment"/dist/keras_transfer-*.whl)"
 $pip install --no-compile $(header wheel) "$wheel"
 $pip freeze --all > "$environment/after.txt"
 extras="$(header extras | tr ' ' ',')"
-$pip install --no-compile --only-binary :all: --no-binary promise pytest pytest-xdist ${extras:+"$wheel[$extras]"}
+$pip install --no-compile --only-binary :all: --no-binary promise --constraint "$file" pytest pytest-xdist ${extras:+"$wheel[$extras]"}
 "$environment/bin/python" -c '
 import importlib.metadata, platform, sys
 print(sys.argv[1] + ":", "Python", platform.python_version(), *(

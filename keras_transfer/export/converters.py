@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -51,18 +52,22 @@ def _signature(scorer, batch):
 
 
 def _write_litert(scorer, folder, examples):
-    ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    options = {}
-    if examples is not None:
-        # Operations without an int8 kernel stay in float; images and scores keep their types.
-        ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, *ops]
-        options["optimizations"] = [tf.lite.Optimize.DEFAULT]
-        options["representative_dataset"] = lambda: ({"images": x[None]} for x in examples)
-    options["target_spec"] = {"supported_ops": ops}
-    # One image, because CPU kernels are chosen for known shapes when the file is loaded.
-    options["input_signature"] = _signature(scorer, 1)
+    draft = folder / "draft"
     with _quiet():
-        scorer.export(str(folder / "model.tflite"), format="litert", verbose=False, **options)
+        # One image, because CPU kernels are chosen for known shapes when the file is loaded.
+        scorer.export(str(draft), verbose=False, input_signature=_signature(scorer, 1))
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(draft))
+        if examples is not None:
+            # Operations without an int8 kernel stay in float; images and scores keep their types.
+            builtin = tf.lite.OpsSet
+            converter.target_spec.supported_ops = [
+                builtin.TFLITE_BUILTINS_INT8,
+                builtin.TFLITE_BUILTINS,
+            ]
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: ({"images": x[None]} for x in examples)
+        (folder / "model.tflite").write_bytes(converter.convert())
+    shutil.rmtree(draft)
 
 
 def _load_litert(folder):

@@ -1,5 +1,6 @@
 """Linear models on features, by scikit-learn: the closed-form head and the cross-validated probe."""
 
+import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,12 @@ from threadpoolctl import threadpool_limits
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.utils.console import progress_bar
 
+# New in scikit-learn 1.8, which warns where it is missing.
+_NEW_ATTRIBUTES = {
+    name: False
+    for name in ("use_legacy_attributes",)
+    if name in inspect.signature(LogisticRegressionCV).parameters
+}
 _STRENGTHS = np.logspace(-3, 1, 9)
 _MAX_FOR_CHOOSING = 5000  # rows of cross-validation; the strength that it chooses is used for all
 _FOLDS = 5
@@ -118,10 +125,13 @@ def logistic_regression(
                 cv=list(splits),
                 scoring="neg_log_loss",
                 refit=False,
-                use_legacy_attributes=False,
+                **_NEW_ATTRIBUTES,
                 **options,
             ).fit(scaled[chosen], labels[chosen])
-            scores = np.asarray(search.scores_).reshape(folds, -1, len(_STRENGTHS)).mean((0, 1))
+            scores = search.scores_
+            if isinstance(scores, dict):  # before 1.8: the same scores for each class
+                scores = next(iter(scores.values()))
+            scores = np.asarray(scores).reshape(folds, -1, len(_STRENGTHS)).mean((0, 1))
             best = int(np.argmax(scores))
             strength, loss = float(_STRENGTHS[best]), float(-scores[best])
         fitted = LogisticRegression(C=strength, **options).fit(scaled, labels)

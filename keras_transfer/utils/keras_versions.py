@@ -7,8 +7,8 @@ names the versions it is for, so that it can be deleted when those are no longer
 from collections.abc import Callable, Iterator
 
 import keras
-from keras.src.backend import AutocastScope  # 3.12 to 3.15: no public name
-from keras.src.random.seed_generator import global_seed_generator  # 3.12 to 3.15: no public name
+from keras.src.backend.common.variables import AutocastScope  # 3.12 to 3.16: no public name
+from keras.src.random.seed_generator import global_seed_generator  # 3.12 to 3.16: no public name
 
 __all__ = [
     "OPTIMIZER_WRAPPERS",
@@ -56,7 +56,7 @@ def first_node(layer: keras.layers.Layer):
 
 
 def inner_layers(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """Yield a layer and the layers inside it, at any depth (3.12 to 3.15: no public name)."""
+    """Yield a layer and the layers inside it, at any depth (3.12 to 3.16: no public name)."""
     yield from layer._flatten_layers()
 
 

@@ -19,6 +19,7 @@ PACKAGES = (
     *("keras_transfer", "tensorflow", "keras", "keras-hub", "tensorflow-text", "tf_keras"),
     *("numpy", "jax", "torch", "albumentations", "tensorflow-datasets"),
 )
+_NIGHTLY = {"tensorflow": "tf-nightly", "keras": "keras-nightly"}  # what a night's build is called
 # The variables that change Keras or TensorFlow.
 ENVIRONMENT = (
     *("KERAS_BACKEND", "KERAS_HOME", "TF_USE_LEGACY_KERAS"),
@@ -98,9 +99,8 @@ def read_machine(weights: Sequence[str] = ()) -> Machine:
     """
     packages, requirements = {}, {}
     for name in PACKAGES:
-        try:
-            distribution = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
+        distribution = _distribution(name) or _distribution(_NIGHTLY.get(name))
+        if distribution is None:
             continue
         # An editable installation records the version of the day on which it was installed.
         packages[name] = __version__ if name == "keras_transfer" else distribution.version
@@ -122,6 +122,14 @@ def read_machine(weights: Sequence[str] = ()) -> Machine:
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         **_frameworks(),
     )
+
+
+def _distribution(name):
+    """Return an installed distribution, or None."""
+    try:
+        return importlib.metadata.distribution(name) if name else None
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _frameworks():

@@ -286,7 +286,7 @@ def test_invalid_exports_are_reported_at_once(run, tmp_path, monkeypatch):
         export.export_run(run, int8=True)
     with pytest.raises(InputError, match="pass `examples`"):
         export.convert(run.model, tmp_path / "1", "litert", int8=True)
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"onnx needs tf2onnx: pip install 'keras_transfer\[onnx\]'"
     ):

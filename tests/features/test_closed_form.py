@@ -158,7 +158,8 @@ def test_the_probe_of_noise_is_at_chance_and_copies_stay_together():
     once = cross_validated_probe(features, labels)
     fooled = cross_validated_probe(twice, np.tile(labels, 2))
     grouped = cross_validated_probe(twice, np.tile(labels, 2), groups=groups * 5)
-    assert fooled.accuracy > 0.9 > 0.55 > grouped.accuracy
+    # The folds are random: about four in five copies are in the training part.
+    assert fooled.accuracy > 0.75 > 0.55 > grouped.accuracy
     assert grouped.standard_error == pytest.approx(once.standard_error, rel=0.25)
     assert fooled.standard_error < grouped.standard_error
     np.testing.assert_array_equal(grouped.correct[:60], grouped.correct[60:])

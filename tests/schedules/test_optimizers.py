@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import tiny_backbone
+from packaging.version import Version
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
@@ -44,6 +45,8 @@ def steps(optimizer, weights, count=5):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_multiplier_is_a_rate_of_its_own(name):
     """Each of Keras's optimizers: rate r with multipliers (1, m) equals r for one, r·m for the other."""
+    if name == "muon" and Version(keras.__version__) < Version("3.13"):
+        pytest.skip("Muon of Keras 3.12 fails on TensorFlow: it asks a tf.Variable for its path")
     cls = OPTIMIZERS[name]
     plain, slow = (steps(cls(learning_rate=r), variables()) for r in (0.02, 0.02 * 0.25))
     optimizer = per_weight(cls(learning_rate=0.02), [WeightRule(), WeightRule(rate=0.25)])
