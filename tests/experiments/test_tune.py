@@ -399,7 +399,7 @@ def test_without_optuna(colours, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = CliRunner().invoke(app, ["tune", str(colours), "--out", str(tmp_path / "a")])
     assert isinstance(found.exception, InputError)
-    assert "pip install 'keras_transfer[tune]'" in str(found.exception)
+    assert 'pip install "keras_transfer[tune]"' in str(found.exception)
 
 
 # -- real trainings -------------------------------------------------------------------------------

@@ -211,7 +211,7 @@ def test_asking_for_openvino_takes_a_format_that_is_right(real_weights, real_dat
 def fakes(monkeypatch, tmp_path, errors, gains):
     """Two engines beside Keras, with errors and gains of their own, on a clock of their own."""
     monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path))
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     monkeypatch.setattr(engines, "_has_bfloat16", lambda: True)
     monkeypatch.setattr(engines, "engine_version", lambda name: name)
     made = []
