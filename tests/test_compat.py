@@ -115,8 +115,8 @@ def test_models_of_other_sets_load(environment, rng):
     model.save(own / "model.keras")
     np.savez(own / "outputs.npz", images=images, outputs=model(images), keras=keras.__version__)
 
-    for folder in sorted(environment.parent.glob("*/saved")):
-        saved = np.load(folder / "outputs.npz")
+    for file in sorted(environment.parent.glob("*/saved/outputs.npz")):
+        folder, saved = file.parent, np.load(file)
         try:
             loaded = kt.load_model(folder / "model.keras")
         except kt.InputError as error:  # only a newer Keras may have written something unknown
