@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from keras_transfer.errors import InputError
 from keras_transfer.export.serving import inline_functions
+from keras_transfer.models.acceleration import openvino_model
 
 Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -197,19 +198,12 @@ def _load_onnx(folder):
 def _write_openvino(scorer, folder, examples):
     import openvino
 
-    draft, file = folder / "draft.xml", folder / "model.xml"
-    scorer.export(
-        str(draft), format="openvino", verbose=False, input_signature=_signature(scorer, None)
-    )
-    model = openvino.Core().read_model(draft)
+    model = openvino_model(scorer, "uint8")
     for output, name in zip(model.outputs, sorted(scorer.output)):
         output.get_tensor().set_names({name})
     if examples is not None:
         model = _quantize_openvino(model, examples)
-    openvino.save_model(model, file, compress_to_fp16=False)
-    del model  # it reads its weights from the draft
-    for part in (draft, draft.with_suffix(".bin")):
-        part.unlink()
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
 
 def _quantize_openvino(model, examples):

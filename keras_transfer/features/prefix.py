@@ -14,7 +14,7 @@ from itertools import accumulate
 import keras
 import numpy as np
 
-from keras_transfer.models.acceleration import folded
+from keras_transfer.models.acceleration import folded, openvino_model
 from keras_transfer.models.builders import backbone_at
 from keras_transfer.models.stages import Backbone, chain
 from keras_transfer.utils.extras import is_installed
@@ -225,16 +225,13 @@ def keras_engine(prefix: Prefix) -> Run:
 def openvino_engine(prefix: Prefix, form: str) -> Run:
     """Make an OpenVINO engine for the CPU that computes in `form` (`"bf16"` or `"f32"`)."""
     import openvino
-    import tensorflow as tf
 
-    model = folded(prefix.model)
-    signature = tf.TensorSpec([None, *prefix.model.input_shape[1:]], prefix.takes)
-    function = tf.function(lambda x: model(x, training=False), input_signature=[signature])
     settings = {
         "PERFORMANCE_HINT": "LATENCY",  # all cores work on one batch at a time
         "INFERENCE_PRECISION_HINT": form,
     }
-    compiled = openvino.Core().compile_model(openvino.convert_model(function), "CPU", settings)
+    model = openvino_model(folded(prefix.model), prefix.takes)
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
     return lambda images: compiled(np.asarray(images))[0].copy()
 
 
