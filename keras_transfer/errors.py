@@ -16,6 +16,20 @@ class InputError(ValueError):
     exit_code = 2
 
 
+class ColumnError(InputError):
+    """A table has no column of the name that was given or is usual.
+
+    Args:
+        problem: the table, and the columns that it lacks and has.
+        remedy: what to do in Python; the command line names its own options in place of it.
+        options: the options of the command line that would work, `KIND=NAME`; empty if unknown.
+    """
+
+    def __init__(self, problem: str, remedy: str, options: tuple[str, ...] = ()):
+        super().__init__(f"{problem}: {remedy}.")
+        self.problem, self.options = problem, options
+
+
 class Diverged(InputError):
     """The loss became NaN or infinite. The run contains the best model before that, if any."""
 

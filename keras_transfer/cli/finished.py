@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from keras_transfer.cli.columns import columns_of, merged
 from keras_transfer.cli.options import (
     Column,
     Format,
     Images,
     Json,
     RunPath,
-    columns_of,
     load_keras,
 )
 from keras_transfer.errors import InputError
@@ -76,7 +76,7 @@ def evaluate(
     run = Run.open(run)
     config = run.config
     augmentation = config.get("augment", "light")
-    columns = columns_of(column) or config.get("columns")
+    columns = merged(config.get("columns"), columns_of(column))
     path_column = (columns or {}).get("path_column", "path")
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose a directory for --out.")
@@ -225,7 +225,7 @@ def report(
             targets_of(run.config),
             split=split,
             split_file=run.split_path,
-            columns=columns_of(column) or run.config.get("columns"),
+            columns=merged(run.config.get("columns"), columns_of(column)),
         )
         (split,) = found.examples
     load_keras()

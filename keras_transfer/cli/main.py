@@ -13,10 +13,11 @@ from typing import Annotated
 import typer
 
 from keras_transfer.cli.choose import advise, compare, tune
+from keras_transfer.cli.columns import command_with
 from keras_transfer.cli.finished import ask, evaluate, export, predict, report
 from keras_transfer.cli.options import Data, Json, check_png, load_keras, takes
 from keras_transfer.cli.train import adapt, find_rate, schedule, train
-from keras_transfer.errors import InputError, WorkerLost
+from keras_transfer.errors import ColumnError, InputError, WorkerLost
 from keras_transfer.training.distributed.single_process import active
 from keras_transfer.utils.console import Table, print_table
 
@@ -192,7 +193,10 @@ def main():
             with active().translated():  # an engine's error, if another worker is gone
                 raise error
     except (InputError, WorkerLost) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        text = str(error)
+        if isinstance(error, ColumnError) and error.options:
+            text = f"{error.problem}: name it, as in `{command_with(sys.argv[1:], error)}`."
+        print("error: " + " ".join(text.split()), file=sys.stderr)
         code = error.exit_code
     except Exception:
         traceback.print_exc()

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from keras_transfer import adaptation
+from keras_transfer.cli.columns import columns_of
 from keras_transfer.errors import InputError
 from keras_transfer.export import FORMATS
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
@@ -40,19 +41,12 @@ Column = Annotated[
     typer.Option(
         "--column",
         metavar="KIND=NAME[,NAME]",
-        help="Columns of a table: path, label, labels, targets, split, group. Repeatable.",
+        help="Columns of a table: path, label, labels, targets, split, group; HEAD.label, … for "
+        "several heads. Repeatable.",
     ),
 ]
 Freeze = Annotated[str, typer.Option(help="The frozen part: all, none, stage:N, …")]
 
-_COLUMNS = {
-    "path": "path_column",
-    "label": "label_column",
-    "labels": "label_columns",
-    "targets": "targets",
-    "split": "split_column",
-    "group": "group_column",
-}
 _SETTINGS = {spec.name: spec for spec in fields(TrainConfig)}
 _REPEATED = ("columns", "overrides")  # options given once per column or number
 
@@ -206,21 +200,6 @@ def overrides_of(pairs: list[str] | None) -> dict:
                 value = float(value)  # YAML reads 1e-4, without a dot, as text
         overrides[key] = value
     return overrides
-
-
-def columns_of(pairs: list[str] | None) -> dict | None:
-    """Parse `KIND=NAME,NAME` pairs into arguments of `from_table`; None where there are no pairs."""
-    if not pairs:
-        return None
-    columns: dict = {}
-    for pair in pairs:
-        kind, equals, names = pair.partition("=")
-        if not equals or kind not in _COLUMNS or not names:
-            kinds = ", ".join(_COLUMNS)
-            raise InputError(f"--column {pair}: use KIND=NAME, with KIND one of {kinds}.")
-        several = kind == "targets" or "," in names
-        columns[_COLUMNS[kind]] = names.split(",") if several else names
-    return columns
 
 
 def sizes_of(text: str | None) -> list[int | None] | None:

@@ -38,7 +38,7 @@ _NAMES = {
     "open_labeled": "evaluation_data",
     "plain_augmentation": _AUGMENT,
     "read_split_file": "split_rule",
-    "read_targets": "tables",
+    "read_targets": "label_columns",
     "read_tree": "sources",
     "report_on": "check",
     "require_source": "sources",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data.classes import require_each_class
 from keras_transfer.data.examples import (
     TASKS,
     Examples,
@@ -252,8 +253,10 @@ def divide(
     """Return the dataset of a source, after the rule has drawn the missing splits.
 
     Raises:
-        InputError: if the rule cannot be applied to these images.
+        InputError: if a class has no image to train on, or the rule cannot be applied to these images.
     """
+    if "train" in examples and not rule.listed:  # a list is checked when it has been applied
+        require_each_class(examples["train"].labels, target, root, skipped)
     if rule.check(examples):
         parts = list(examples.values())
         labels = join_labels([part.labels for part in parts])

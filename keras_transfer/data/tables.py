@@ -1,9 +1,10 @@
 """Tables (CSV, Parquet, pandas) of image paths and labels as a source."""
 
-import csv
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,25 @@ from keras_transfer.data.examples import (
     label_texts,
     map_labels,
 )
-from keras_transfer.data.files import TABLES, check_images
+from keras_transfer.data.files import Skipped, check_images
+from keras_transfer.data.label_columns import (
+    Cells,
+    columns_of_labels,
+    has_lists,
+    is_missing,
+    read_targets,
+    rows_without_labels,
+)
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
-from keras_transfer.errors import InputError
-from keras_transfer.utils.extras import require
+from keras_transfer.data.table_files import TableCells, listed, read_columns
+from keras_transfer.errors import ColumnError, InputError
+from keras_transfer.modalities.image.decode import EXTENSIONS
+from keras_transfer.utils.console import say
 from keras_transfer.utils.names import make_options
 
-_MAX_SHOWN = 10
-_BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+# Usual names of columns, to suggest one, in lower case.
+_PATHS = ("path", "file", "filename", "file_name", "image", "image_path", "image_id", "img", "id")
+_LABELS = ("label", "labels", "class", "class_name", "category", "target", "species", "tags", "y")
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class TableOptions(SplitRule):
 def table_columns(columns: Mapping | None, task: str | dict[str, str]) -> dict:
     """Return the options of `from_table` that are given; those of several labels are named so."""
     columns = {name: value for name, value in (columns or {}).items() if value is not None}
-    if task == "multi_label" and "label_columns" not in columns:
+    if task == "multi_label" and not columns.keys() & {"label_columns", "targets", "heads"}:
         columns["label_columns"] = columns.pop("label_column", "label")
     return columns
 
@@ -74,11 +86,15 @@ def from_table(
 ) -> ImageData:
     """Open images that a table lists, one per row.
 
+    Rows without a label (an empty cell, `NA` or `nan`) are skipped and listed. Paths may be written
+    with backslashes, and without the extension of an image if one file has that name.
+
     Args:
         table: a `.csv`, `.tsv` or `.parquet` file, a pandas `DataFrame`, or a mapping of column
             names to sequences. (Parquet needs the extra `parquet`.)
         root: by default the table's folder, or the working directory.
-        class_names: classes of `label_column` in the desired order; by default sorted.
+        class_names: classes of `label_column` (or labels of one column of `label_columns`) in the
+            desired order; by default sorted.
         known: what a model predicts, to evaluate it: the labels must match, and no splits are drawn;
             rows without a split form the split "all".
         progress: show a bar on stderr, in a terminal or a notebook.
@@ -86,37 +102,41 @@ def from_table(
             `heads`, `split_column`, `group_column`, and those of `SplitRule` (`val_split=0.2`, …).
 
     Raises:
-        InputError: if a column is missing, a cell is empty, or there is no usable image.
+        InputError: if a column is missing, a label is invalid, or a class has no usable image.
     """
     settings = make_options(TableOptions, options, "from_table")
-    columns, name = read_columns(table)
-    cells = _Cells(columns, name)
-    split_column = settings.split_column or ("split" if "split" in columns else None)
-    given = (settings.path_column, split_column, settings.group_column)
-    cells.require([column for column in given if column is not None])
+    cells = read_columns(table)
+    _require_columns(cells, settings)
+    if not cells.rows:
+        raise InputError(f"{cells.name} has no rows.")
+    evaluating = known is not None
+    if class_names and not evaluating:
+        several = "label_columns" in settings.labels or any(
+            has_lists(cells.columns[column]) for _, column, _ in columns_of_labels(settings.labels)
+        )
+        known = Target("multi_label" if several else "single_label", tuple(class_names))
     base = Path(root or (Path(table).parent if isinstance(table, (str, Path)) else "."))
     base = base.expanduser()
-    paths = cells.read(settings.path_column, base.joinpath, "which is not a path")
-    if not paths:
-        raise InputError(f"{name} has no rows.")
-    splits = _splits(columns, split_column, name, len(paths), "all" if known else "train")
+    cells, skipped = _without_unlabeled(cells, settings, known, base)
+    columns, name = cells.columns, cells.name
+    paths = image_paths(cells, settings.path_column, base)
+    split_column = settings.split_column or ("split" if "split" in columns else None)
+    splits = _splits(cells, split_column, "all" if evaluating else "train")
     if settings.group_column is not None:
-        groups = cells.read(settings.group_column, str, "which is not a name")
+        read = Cells(columns, name, cells.rows).read
+        groups = read(settings.group_column, str, "which is not a name")
         group_of = {os.path.normpath(path): group for path, group in zip(paths, groups)}
         settings = replace(
             settings, groups=lambda relative: group_of[os.path.normpath(base / relative)]
         )
 
-    evaluating = known is not None
-    if class_names and not evaluating:
-        known = Target("single_label", tuple(class_names))
-    examples, skipped = {}, []
+    examples = {}
     for split in ("train", "val", "test", "all"):
         rows = [i for i, given in enumerate(splits) if given == split]
         if not rows:
             continue
         part = {column: [values[i] for i in rows] for column, values in columns.items()}
-        numbers = [i + 1 for i in rows]
+        numbers = [cells.rows[i] for i in rows]
         labels, known = read_targets(part, **settings.labels, known=known, table=name, rows=numbers)
         labels_of: dict[str, int] = {}  # path → place in `labels`
         for place, i in enumerate(rows):
@@ -125,8 +145,8 @@ def from_table(
             one, other = label_texts(both, known)
             if one != other:
                 raise InputError(
-                    f"{name}, row {i + 1}: {paths[i]} has two labels, {one} and {other}; remove one, "
-                    "or train with several labels per image (label_columns)."
+                    f"{name}, row {cells.rows[i]}: {paths[i]} has two labels, {one} and {other}; "
+                    "remove one, or train with several labels per image (label_columns)."
                 )
         by_class = isinstance(known, Target) and known.task == "single_label"
         ordered_paths = sorted(
@@ -148,263 +168,188 @@ def from_table(
     return divide(known, examples, skipped, base, settings)
 
 
-def _splits(columns, column, table, count, default):
+def _without_unlabeled(
+    cells: TableCells, settings, known, base: Path
+) -> tuple[TableCells, list[Skipped]]:
+    """Return the rows that have all labels, and the others as skipped."""
+    without = rows_without_labels(cells.columns, settings.labels, known)
+    if not without:
+        return cells, []
+    names = ", ".join(dict.fromkeys(c for _, c, _ in columns_of_labels(settings.labels)))
+    if len(without) == len(cells.rows):
+        raise InputError(f"{cells.name}, row {cells.rows[0]}: {names} is empty, as in every row.")
+    numbers = [cells.rows[i] for i in without]
+    say(
+        f"{cells.name}: {len(numbers)} rows are skipped, for {names} is empty (row {listed(numbers)})"
+    )
+    paths = cells.columns[settings.path_column]
+    skipped = [
+        Skipped(str(base / str(paths[i])), f"row {cells.rows[i]}: {names} is empty")
+        for i in without
+    ]
+    rest = sorted(set(range(len(cells.rows))) - set(without))
+    columns = {column: [values[i] for i in rest] for column, values in cells.columns.items()}
+    return TableCells(columns, cells.name, [cells.rows[i] for i in rest]), skipped
+
+
+def _splits(cells: TableCells, column, default):
     """Return the split of each row; `default` if the table has no splits."""
     if column is None:
-        return [default] * count
-    splits = [SPLIT_NAMES.get(str(given).strip().lower()) for given in columns[column]]
+        return [default] * len(cells.rows)
+    splits = [SPLIT_NAMES.get(str(given).strip().lower()) for given in cells.columns[column]]
     if None in splits:
         row = splits.index(None)
-        given = columns[column][row]
-        raise InputError(f"{table}, row {row + 1}: split {given!r} is not train, val or test.")
+        given = cells.columns[column][row]
+        raise InputError(
+            f"{cells.name}, row {cells.rows[row]}: split {given!r} is not train, val or test."
+        )
     if default == "train" and "train" not in splits:
-        raise InputError(f"{table} has no train rows; it has {', '.join(sorted(set(splits)))}.")
+        found = ", ".join(sorted(set(splits)))
+        raise InputError(f"{cells.name} has no train rows; it has {found}.")
     return splits
 
 
-def read_columns(table) -> tuple[dict[str, Sequence], str]:
-    """Return (column name → values, name of the table) for a file, DataFrame or mapping."""
-    if isinstance(table, Mapping):
-        columns: dict[str, Sequence] = {str(name): list(of) for name, of in table.items()}
-        if len({len(values) for values in columns.values()}) > 1:
-            lengths = ", ".join(f"{name} {len(v)}" for name, v in columns.items())
-            raise InputError(f"The table's columns differ in length: {lengths}.")
-        return columns, "the table"
-    if hasattr(table, "columns"):  # a DataFrame of pandas or a similar library
-        return {str(name): table[name].to_list() for name in table.columns}, "the table"
-    path = Path(table).expanduser()
-    if not path.is_file():
-        raise InputError(f"no such file: {path}; check the path")
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        require("pyarrow", f"Reading {path.name}")
-        import pyarrow.parquet
-
-        try:
-            read = pyarrow.parquet.read_table(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{path} cannot be read as Parquet: {error}") from None
-        return {name: read[name].to_pylist() for name in read.column_names}, str(path)
-    if kind not in TABLES:
-        raise InputError(f"{path} is not one of {', '.join(TABLES)}.")
-    return _read_csv(path, "\t" if kind == ".tsv" else ","), str(path)
+# -- paths ----------------------------------------------------------------------------------------
 
 
-def _read_csv(path, delimiter):
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = csv.reader(file, delimiter=delimiter, strict=True)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 CSV: {error}.") from None
-    except ValueError:
-        raise InputError(f"{path} is empty.") from None
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}, row {number} has {len(row)} cells, but the header has {len(header)}; "
-                "put quotes around cells with commas."
-            )
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
-
-
-# -- labels ---------------------------------------------------------------------------------------
-
-
-def read_targets(
-    columns: Mapping[str, Sequence],
-    *,
-    label_column: str | None = None,
-    label_columns: str | Sequence[str] | None = None,
-    targets: str | Sequence[str] | None = None,
-    heads: Mapping[str, Mapping] | None = None,
-    known: "Target | dict[str, Target] | None" = None,
-    table: str = "the table",
-    rows: Sequence[int] | None = None,
-) -> tuple:
-    """Return (labels, target) of the rows of a table; pass exactly one of the first four options.
+def image_paths(cells: TableCells, column: str, base: Path) -> list[Path]:
+    """Return the file of each row, as the table means it: see `from_table`.
 
     Args:
-        columns: column name → one value per row.
-        label_column: column of classes: names or integers.
-        label_columns: a list of columns of 0 and 1 (or true and false), one per label; or the name of
-            one column of labels joined by `|`, where a single `|` means no label.
-        targets: columns of numbers.
-        heads: name of the head → one of the three above: `{"kind": {"label_column": "species"},
-            "age": {"targets": ["years"]}}`.
-        known: what these labels must match: the target of the training rows.
-        table, rows: name of the table and number of each row, for messages; by default 1, 2, ….
-
-    Returns:
-        Labels as described in `data.examples`, and the `Target`; with several heads a dict of each.
+        base: the folder where relative paths start.
 
     Raises:
-        InputError: if a column is missing, a cell is empty or invalid, a class or label is not in
-            `known`, or (without `known`) a column has the same value in every row.
+        InputError: if a cell is empty or not a path, or two files have the name of a path without an
+            extension.
     """
-    options = dict(
-        label_column=label_column, label_columns=label_columns, targets=targets, heads=heads
-    )
-    options = {key: value for key, value in options.items() if value is not None}
-    if len(options) != 1:
-        raise InputError(
-            f"Pass exactly one of label_column, label_columns, targets and heads, not "
-            f"{' and '.join(options) or 'none'}."
-        )
-    ((kind, wanted),) = options.items()
-    if kind == "heads":
-        return _read_heads(columns, wanted, known, table, rows)
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    cells = _Cells(columns, table, rows)
-    cells.require(names)
-    cells.columns = {name: list(columns[name]) for name in names}
-    if kind == "targets":
-        labels, target = _numbers(cells)
-    elif kind == "label_column":
-        labels, target = _classes(cells, known)
-    elif isinstance(wanted, str) and not all(map(_is_binary, columns[wanted])):
-        labels, target = _joined_labels(cells, known)
-    else:
-        labels, target = _binary_columns(cells)
-    if known is None:
-        _require_variety(labels, target, cells)
-    elif target != known:
-        assert isinstance(known, Target), "heads are read one at a time"
-        raise InputError(
-            f"{table} has {target.task} labels {', '.join(target.names)}, but expected are "
-            f"{known.task} labels {', '.join(known.names)}."
-        )
-    return labels, target
-
-
-def _read_heads(columns, heads, known, table, rows):
-    if len(heads) < 2:
-        raise InputError(f"heads needs at least two heads, not {len(heads)}.")
-    labels, targets_of = {}, {}
-    for name, options in heads.items():
-        kinds = {"label_column", "label_columns", "targets"}
-        if not isinstance(options, Mapping) or options.keys() - kinds:
-            raise InputError(
-                f"Head {name!r}: pass label_column, label_columns or targets, not {options!r}."
-            )
-        labels[name], targets_of[name] = read_targets(
-            columns, **options, known=known and known[name], table=table, rows=rows
-        )
-    return labels, targets_of
-
-
-class _Cells:
-    """Columns, with the position of each cell for messages."""
-
-    def __init__(self, columns, table, rows=None):
-        self.columns, self.table, self.rows = columns, table, rows
-
-    def require(self, names):
-        for name in names:
-            if name not in self.columns:
+    read = Cells(cells.columns, cells.name, cells.rows)
+    texts = read.read(column, _path_text, "which is not a path")
+    found, backslashes, extensions = [], [], []
+    for index, text in enumerate(texts):
+        path = base / text
+        if "\\" in text and not path.exists():
+            path = base / text.replace("\\", "/")
+            backslashes.append(text)
+        if path.suffix.lower() not in EXTENSIONS and not path.is_file():
+            files = _by_stem(path.parent).get(path.name, [])
+            if len(files) > 1:
                 raise InputError(
-                    f"{self.table} has no column {name!r}; it has {', '.join(self.columns)}."
+                    f"{read.where(index)}: {column} is {text!r}, but {len(files)} files in "
+                    f"{path.parent} have this name: {', '.join(files)}; add the extension."
                 )
-
-    def read(self, column: str, parse: Callable, problem: str) -> list:
-        """Parse each cell; `parse` raises for an invalid cell, `problem` describes it."""
-        values = []
-        for index, value in enumerate(self.columns[column]):
-            if _is_missing(value):
-                raise InputError(
-                    f"{self.where(index)}: {column} is empty; fill it in or remove the row."
-                )
-            try:
-                values.append(parse(value))
-            except (TypeError, ValueError, KeyError):
-                raise InputError(
-                    f"{self.where(index)}: {column} is {value!r}, {problem}."
-                ) from None
-        return values
-
-    def find(self, parse: Callable, problem: str, known) -> tuple[list[list[int]], tuple]:
-        """Return the positions of the names in each cell, which `parse` returns, and all names."""
-        (column,) = self.columns
-        read = self.read(column, parse, problem)
-        names = known.names if known else tuple(sorted(set().union(*read)))
-        at = {name: i for i, name in enumerate(names)}
-        for index, found in enumerate(read):
-            for name in found:
-                if name not in at:
-                    listed = ", ".join(names[:_MAX_SHOWN]) + ", …" * (len(names) > _MAX_SHOWN)
-                    raise InputError(
-                        f"{self.where(index)}: {column} has {name!r}, which is not among the known "
-                        f"{listed}."
-                    )
-        return [[at[name] for name in found] for found in read], names
-
-    def where(self, index):
-        return f"{self.table}, row {index + 1 if self.rows is None else self.rows[index]}"
+            if files:
+                path = path.parent / files[0]
+                extensions.append(f"{text} as {files[0]}")
+        found.append(path)
+    _by_stem.cache_clear()
+    for changed, what in (
+        (backslashes, "backslashes, which are read as slashes"),
+        (extensions, "no extension: the image of that name is read"),
+    ):
+        if changed:
+            say(f"{cells.name}: {len(changed)} paths have {what} (first: {changed[0]})")
+    return found
 
 
-def _is_missing(value):
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas
-        return True
-    return bool(value != value) or (isinstance(value, str) and not value.strip())
+def _path_text(value) -> str:
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():  # integers beside empty cells
+        return str(int(value))
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
+    return os.fspath(value)
 
 
-def _numbers(cells):
-    def number(value):
-        if isinstance(value, (bool, np.bool_)) or not np.isfinite(float(value)):
-            raise ValueError
-        return float(value)
-
-    read = [cells.read(name, number, "which is not a number") for name in cells.columns]
-    return np.array(read, np.float32).T.copy(), Target("regression", tuple(cells.columns))
-
-
-def _classes(cells, known):
-    found, names = cells.find(_class_name, "which is not a class name", known)
-    return np.array(found, np.int32).reshape(-1), Target("single_label", names)
+@cache
+def _by_stem(folder: Path) -> dict[str, list[str]]:
+    """Return name without extension → names of the images in a folder."""
+    stems: dict[str, list[str]] = {}
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208
+    for name in names:
+        stem, extension = os.path.splitext(name)  # noqa: PTH122
+        if extension.lower() in EXTENSIONS:
+            stems.setdefault(stem, []).append(name)
+    return stems
 
 
-def _class_name(value):
-    if isinstance(value, (float, np.floating)):  # how pandas stores integers with missing values
-        if not float(value).is_integer():
-            raise ValueError
-        value = int(value)
-    return [str(value).strip()]
+# -- columns that are missing ---------------------------------------------------------------------
 
 
-def _binary_columns(cells):
-    read = [
-        cells.read(name, _binary, "but must be 0 or 1 (or true or false)") for name in cells.columns
-    ]
-    return np.array(read, np.float32).T.copy(), Target("multi_label", tuple(cells.columns))
-
-
-def _binary(value):
-    return _BINARY[str(value).strip().lower()]
-
-
-def _is_binary(value):
-    return _is_missing(value) or str(value).strip().lower() in _BINARY
-
-
-def _joined_labels(cells, known):
-    def parts(value):
-        return {part.strip() for part in str(value).split(SEPARATOR)} - {""}
-
-    found, names = cells.find(parts, "which is not a list of labels", known)
-    labels = np.zeros((len(found), len(names)), np.float32)
-    for row, positions in zip(labels, found):
-        row[positions] = 1
-    return labels, Target("multi_label", names)
-
-
-def _require_variety(labels, target, cells):
-    columns = ", ".join(cells.columns)
-    if target.task == "single_label":
-        if len(target.names) < 2:
-            raise InputError(
-                f"{cells.table}: {columns} has only one class ({', '.join(target.names)})."
-            )
+def _require_columns(cells: TableCells, settings: TableOptions) -> None:
+    """Raise ColumnError if a column is missing, and suggest those that may be meant."""
+    labels = [(column, kind) for kind, column, _ in columns_of_labels(settings.labels)]
+    wanted = {
+        settings.path_column: "path_column",
+        **dict(labels),
+        settings.split_column: "split_column",
+        settings.group_column: "group_column",
+    }
+    wanted.pop(None, None)
+    missing = [column for column in wanted if column not in cells.columns]
+    if not missing:
         return
-    same = [name for name, column in zip(target.names, labels.T) if np.ptp(column) == 0]
-    if same or not target.names:
-        what = f"{', '.join(same)} is the same in every row" if same else f"{columns} has no label"
-        raise InputError(f"{cells.table}: {what}: there is nothing to learn; remove it.")
+    problem = (
+        f"{cells.name} has no column {' and no column '.join(map(repr, missing))}; it has "
+        f"{', '.join(cells.columns)}"
+    )
+    kinds = {wanted[column] for column in missing}
+    path = settings.path_column if "path_column" not in kinds else _likely_paths(cells)
+    suggested = {"path_column": path} if "path_column" in kinds and path else {}
+    if "label_column" in kinds:
+        taken = {path, settings.split_column or "split", settings.group_column}
+        suggested |= _likely_labels(cells, [c for c in cells.columns if c not in taken])
+    if kinds - {"path_column", "label_column"} or len(suggested) < len(kinds):
+        options = " ".join(f"--column {KINDS_OF_COLUMNS[kind]}=NAME" for kind in sorted(kinds))
+        raise ColumnError(problem, f"name it with {options} ({', '.join(sorted(kinds))} in Python)")
+    pairs = tuple(f"{KINDS_OF_COLUMNS[kind]}={name}" for kind, name in suggested.items())
+    arguments = ", ".join(f"{kind}={name!r}" for kind, name in suggested.items())
+    command = shlex.join(["keras-transfer", "check", cells.name, *column_options(pairs)])
+    if cells.name == "the table":
+        raise ColumnError(problem, f"pass {arguments}", pairs)
+    raise ColumnError(problem, f"name it, as in `{command}`, or pass {arguments}", pairs)
+
+
+KINDS_OF_COLUMNS = {
+    "path_column": "path",
+    "label_column": "label",
+    "label_columns": "labels",
+    "targets": "targets",
+    "split_column": "split",
+    "group_column": "group",
+}
+
+
+def column_options(pairs: Sequence[str]) -> list[str]:
+    """Return `--column` before each `KIND=NAME`."""
+    return [part for pair in pairs for part in ("--column", pair)]
+
+
+def _likely_paths(cells: TableCells) -> str | None:
+    """Return the column that seems to list images, or None."""
+
+    def share(column):
+        values = [v for v in cells.columns[column][:100] if isinstance(v, (str, os.PathLike))]
+        images = sum(os.path.splitext(v)[1].lower() in EXTENSIONS for v in values)  # noqa: PTH122
+        return images / max(1, len(values))
+
+    best = max(cells.columns, key=share, default=None)
+    if best is not None and share(best) > 0.5:
+        return best
+    return next((column for column in cells.columns if column.lower() in _PATHS), None)
+
+
+def _likely_labels(cells: TableCells, columns: Sequence[str]) -> dict[str, str]:
+    """Return the argument that names the column that seems to contain the labels; {} without one."""
+    usual = [column for column in columns if column.lower() in _LABELS]
+    column = next(iter([*usual, *columns]), None)
+    if column is None:
+        return {}
+    values = [value for value in cells.columns[column] if not is_missing(value)]
+    if any(isinstance(value, str) and SEPARATOR in value for value in values):
+        return {"label_columns": column}
+    try:
+        whole = all(float(value).is_integer() for value in values)
+    except (TypeError, ValueError):
+        return {"label_column": column}
+    return {"label_column" if whole else "targets": column}

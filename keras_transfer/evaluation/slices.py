@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.files import TABLES, Files
+from keras_transfer.data.label_columns import Cells
+from keras_transfer.data.table_files import TableCells, read_columns
+from keras_transfer.data.tables import image_paths
 from keras_transfer.errors import InputError
 
 _SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -43,33 +46,29 @@ def column_values(table, column: str, names: Sequence[str], path_column: str = "
     Raises:
         InputError: if the table or the column is missing, or a path is not in the table.
     """
-    columns, where = check_columns(table, column, path_column)
-    base = Path(table).parent.expanduser()
-    of_path = {str(base / p): v for p, v in zip(columns[path_column], columns[column])}
+    cells = check_columns(table, column, path_column)
+    paths = image_paths(cells, path_column, Path(table).parent.expanduser())
+    of_path = {str(path): value for path, value in zip(paths, cells.columns[column])}
     missing = next((name for name in names if name not in of_path), None)
     if missing is not None:
-        raise InputError(f"{where} has no row for {missing}.")
+        raise InputError(f"{cells.name} has no row for {missing}.")
     return [str(of_path[name]) for name in names]
 
 
-def check_columns(table, *required: str) -> tuple[dict, str]:
-    """Return the columns of a table, and its name for messages.
+def check_columns(table, *required: str) -> TableCells:
+    """Return the cells of a table that has the required columns.
 
     Raises:
         InputError: if the table or one of the required columns is missing.
     """
-    from keras_transfer.data.tables import read_columns
-
     if table is None or Path(table).suffix.lower() not in TABLES:
         raise InputError(
             f"Invalid slice {required[0]}: choose folder, size, or a column of a table; "
             f"{table or 'this data'} is not a table."
         )
-    columns, where = read_columns(table)
-    for name in required:
-        if name not in columns:
-            raise InputError(f"{where} has no column {name!r}; it has {', '.join(columns)}.")
-    return columns, where
+    cells = read_columns(table)
+    Cells(cells.columns, cells.name).require(required)
+    return cells
 
 
 def measure_slices(

@@ -86,7 +86,8 @@ class TrainConfig:
     columns: dict | None = setting(
         None,
         DATA,
-        "Columns of a table: path, label, labels, targets, split, group. Repeatable.",
+        "Columns of a table: path, label, labels, targets, split, group; HEAD.label, … for several "
+        "heads. Repeatable.",
         option="--column",
         metavar="KIND=NAME[,NAME]",
     )

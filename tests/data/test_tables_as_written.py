@@ -1,0 +1,382 @@
+"""Tables as spreadsheets, pandas and people write them."""
+
+import codecs
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_image
+
+from keras_transfer.cli.columns import columns_of
+from keras_transfer.data import from_table, open_labeled, read_targets
+from keras_transfer.data.examples import Target
+from keras_transfer.errors import InputError
+
+
+@pytest.fixture
+def images(tmp_path):
+    """images/{cat,dog}/0.png to 5.png."""
+    for label, colour in (("cat", (200, 30, 30)), ("dog", (30, 180, 40))):
+        for i in range(6):
+            write_image(tmp_path / "images" / label / f"{i}.png", colour, size=(8, 8), seed=i)
+    return tmp_path
+
+
+def lines(form="images/{0}/{1}.png,{0}"):
+    return [form.format(label, i) for label in ("cat", "dog") for i in range(6)]
+
+
+def table(folder, content, name="t.csv", **options):
+    content = content if isinstance(content, bytes) else content.encode()
+    (folder / name).write_bytes(content)
+    return from_table(folder / name, val_split=0.34, progress=False, **options)
+
+
+def count_of(data):
+    return sum(len(part) for part in data.examples.values())
+
+
+# -- separators, encodings, empty rows ------------------------------------------------------------
+
+
+PLAIN = "\n".join(["path,label", *lines()]) + "\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN,
+        PLAIN.replace("\n", "\r\n"),
+        PLAIN.replace("\n", "\r"),
+        PLAIN.replace(",", ";"),
+        PLAIN.replace(",", "\t"),
+        "sep=;\r\n" + PLAIN.replace(",", ";").replace("\n", "\r\n"),
+        '"sep=,"\n' + PLAIN,
+        codecs.BOM_UTF8 + PLAIN.encode(),
+        PLAIN.replace(",", "\t").encode("utf-16"),
+        codecs.BOM_UTF16_BE + PLAIN.encode("utf-16-be"),
+        PLAIN.encode("utf-16-le"),
+        PLAIN + "\n\n",
+        PLAIN + ",\n,\n",
+        PLAIN.replace("path,label", "path,label,,").replace("\n", ",,\n"),
+        PLAIN.replace("path,label\n", "path,label\n\n,\n"),
+        PLAIN.replace("path,label", " path , label ").replace(",", " , "),
+        PLAIN.replace("path,label", '"path", "label"').replace(",dog", ', "dog"'),
+        "\n" + PLAIN,
+        ",path,label\n" + "\n".join(f"{i},{line}" for i, line in enumerate(lines())),
+        PLAIN.replace("path,label", "path,label,note").replace(
+            "cat\n", 'cat,"two\nlines, and a comma"\n'
+        ).replace("dog\n", "dog,\n"),
+        PLAIN.replace("/", "\\"),
+        PLAIN.replace(".png", ""),
+        PLAIN.replace(".png", "").replace("/", "\\"),
+    ],
+)  # fmt: skip
+def test_a_table_is_read_however_a_spreadsheet_writes_it(images, content):
+    data = table(images, content)
+    assert data.class_names == ("cat", "dog")
+    assert count_of(data) == 12 and not data.skipped
+    for part in data.examples.values():
+        for path, label in zip(part.names, part.labels):
+            assert f"/{data.class_names[label]}/" in path
+
+
+def test_a_tsv_file_with_commas_is_read(images):
+    assert count_of(table(images, PLAIN, "t.tsv")) == 12
+
+
+def test_rows_keep_their_numbers_below_empty_rows(images, capsys):
+    with pytest.raises(InputError, match="row 4: path is empty"):
+        table(images, "path,label\nimages/cat/1.png,cat\n,\n\n,dog\n")
+    assert "2 empty rows are left out (2, 3)" in capsys.readouterr().err
+
+
+def test_two_columns_of_one_name_are_refused(images):
+    with pytest.raises(InputError, match=r"t\.csv has several columns named 'label': rename"):
+        table(images, "path,label, label \na.png,x,y\n")
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([["a.png", "x", "y"]], columns=["path", "label", "label"])
+    with pytest.raises(InputError, match="several columns named 'label'"):
+        from_table(frame)
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = arrow.Table.from_arrays([["a.png"], ["x"], ["y"]], ["path", "label", "label"])
+    parquet.write_table(columns, images / "t.parquet")
+    with pytest.raises(InputError, match="several columns named 'label'"):
+        from_table(images / "t.parquet")
+
+
+def test_the_ansi_export_of_excel_is_told_to_be_saved_as_utf_8(images):
+    with pytest.raises(InputError, match="save it as 'CSV UTF-8'"):
+        table(images, PLAIN.replace("cat\n", "Kätzchen\n").encode("cp1252"))
+
+
+# -- paths ----------------------------------------------------------------------------------------
+
+
+def test_names_without_an_extension_find_their_image_and_it_is_said(images, capsys):
+    for i, path in enumerate(sorted((images / "images" / "dog").iterdir())):
+        path.rename(path.with_suffix((".JPEG", ".png", ".bmp")[i % 3]))
+    assert count_of(table(images, PLAIN.replace(".png", ""))) == 12
+    said = capsys.readouterr().err
+    assert "12 paths have no extension" in said and said.count("\n") == 1
+    write_image(images / "images" / "cat" / "3.bmp", (0, 0, 0), size=(8, 8))
+    with pytest.raises(InputError, match=r"row 4: path is 'images/cat/3', but 2 files .*3\.bmp"):
+        table(images, PLAIN.replace(".png", ""))
+
+
+def test_numbers_are_names_of_files(images):
+    for label in ("cat", "dog"):
+        for path in (images / "images" / label).iterdir():
+            path.rename(images / f"{'1' if label == 'cat' else '2'}{path.name}")
+    ids = [10 + i for i in range(6)] + [20 + i for i in range(6)]
+    columns = {"id": ids, "label": ["cat"] * 6 + ["dog"] * 6}
+    options = dict(path_column="id", root=images, val_split=0.34, progress=False)
+    assert count_of(from_table(columns, **options)) == 12
+    columns["id"] = [float(i) for i in ids]  # as pandas reads them beside an empty cell
+    assert count_of(from_table(columns, **options)) == 12
+
+
+def test_a_missing_image_is_skipped_with_its_path(images):
+    data = table(images, PLAIN + "images\\cat\\none.png,cat\nimages/dog/none,dog\n")
+    assert sorted(s.path for s in data.skipped) == [
+        str(images / "images/cat/none.png"),
+        str(images / "images/dog/none"),
+    ]
+
+
+# -- columns of other names -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "header, form, columns",
+    [
+        ("File Name,kind", "images/{0}/{1}.png,{0}", ["path=File Name", "label=kind"]),
+        ("path,kind of pet,split", "images/{0}/{1}.png,{0},train", ["label=kind of pet"]),
+        ("path,log_price,split", "images/{0}/{1}.png,{1}.5,train", ["targets=log_price"]),
+        ("path,tags", "images/{0}/{1}.png,{0}|pet", ["labels=tags"]),
+        ("ID,Label", "images/{0}/{1},{0}", ["path=ID", "label=Label"]),
+        ("label,image", "{0},images/{0}/{1}.png", ["path=image"]),
+    ],
+)
+def test_columns_of_other_names_are_suggested_in_a_command_that_works(
+    images, header, form, columns
+):
+    with pytest.raises(InputError, match="has no column ") as raised:
+        table(images, "\n".join([header, *lines(form)]), "my table.csv")
+    (command,) = re.findall("`(keras-transfer .*?)`", str(raised.value))
+    program, check, path, *options = shlex.split(command)
+    assert (program, check, path) == ("keras-transfer", "check", str(images / "my table.csv"))
+    assert options == [part for column in columns for part in ("--column", column)]
+
+
+def test_the_command_line_repeats_the_command_with_the_columns(images):
+    (images / "my table.csv").write_text("\n".join(["File Name,kind", *lines()]))
+    command = [sys.executable, "-m", "keras_transfer.cli", "check", str(images / "my table.csv")]
+    failed = subprocess.run(
+        [*command, "--column", "label=Kind", "--val-split", "0.34"], capture_output=True, text=True
+    )
+    assert failed.returncode == 2 and failed.stderr.count("\n") == 1, failed.stderr
+    (works,) = re.findall("`keras-transfer (.*?)`", failed.stderr)
+    assert works.endswith("--val-split 0.34 --column 'path=File Name' --column label=kind")
+    again = subprocess.run([*command[:3], *shlex.split(works)], capture_output=True, text=True)
+    assert again.returncode == 0 and "12 usable images" in again.stdout
+
+
+@pytest.mark.parametrize(
+    "pairs, expected",
+    [
+        (["label=kind"], {"label_column": "kind"}),
+        (["labels=tags"], {"label_columns": "tags"}),
+        (["labels=a,b", "labels=c"], {"label_columns": ["a", "b", "c"]}),
+        (["targets=a", "targets=b"], {"targets": ["a", "b"]}),
+        (['targets="a, b",c', 'path="x,y"'], {"targets": ["a, b", "c"], "path_column": "x,y"}),
+        (
+            ["label=kind", "targets=age", "path=file"],
+            {
+                "path_column": "file",
+                "heads": {"kind": {"label_column": "kind"}, "age": {"targets": ["age"]}},
+            },
+        ),
+        (
+            ["label=kind of pet", "label=2", "labels=a,b"],
+            {
+                "heads": {
+                    "kind_of_pet": {"label_column": "kind of pet"},
+                    "label_2": {"label_column": "2"},
+                    "labels": {"label_columns": ["a", "b"]},
+                }
+            },
+        ),
+        (
+            ["pet.label=kind", "size.targets=w,h"],
+            {"heads": {"pet": {"label_column": "kind"}, "size": {"targets": ["w", "h"]}}},
+        ),
+    ],
+)
+def test_columns_are_named_on_the_command_line(pairs, expected):
+    assert columns_of(pairs) == expected
+
+
+@pytest.mark.parametrize(
+    "pairs, message",
+    [
+        (["file"], "use KIND=NAME"),
+        (["kind=file"], "use KIND=NAME"),
+        (["label="], "use KIND=NAME"),
+        (["label=a,b"], "label takes one column"),
+        (["path=a", "path=b"], "pass one path=NAME"),
+        (["x.path=a"], "pass one path=NAME"),
+        (["a.label=x"], "a single head needs no name"),
+        (["a.label=x", "a.label=y"], "there is another column for a"),
+        (["a.label=x", "a.targets=y"], "two heads are named a"),
+        (["a b.label=x", "targets=y"], "letters, digits and _ only"),
+    ],
+)
+def test_columns_that_contradict_each_other_are_refused(pairs, message):
+    with pytest.raises(InputError, match=message):
+        columns_of(pairs)
+
+
+# -- empty labels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "NA", "nan", "NaN", "N/A"])
+def test_rows_without_a_label_are_skipped_counted_and_listed(images, capsys, empty):
+    content = PLAIN.replace("0.png,cat", f"0.png,{empty}").replace("2.png,dog", f"2.png,{empty}")
+    data = table(images, content)
+    assert data.class_names == ("cat", "dog") and count_of(data) == 10
+    assert [s.reason for s in data.skipped] == ["row 1: label is empty", "row 9: label is empty"]
+    assert data.skipped[0].path == str(images / "images/cat/0.png")
+    assert "2 rows are skipped, for label is empty (row 1, 9)" in capsys.readouterr().err
+    known = Target("single_label", ("cat", "dog"))
+    assert len(open_labeled(images / "t.csv", known).examples["all"]) == 10
+
+
+def test_a_class_may_be_called_na_if_it_is_named(images):
+    data = table(images, PLAIN.replace(",dog", ",NA"), class_names=("cat", "NA"))
+    assert data.class_names == ("cat", "NA") and count_of(data) == 12
+
+
+def test_numbers_that_are_missing_are_skipped(images):
+    pandas = pytest.importorskip("pandas")
+    paths = [line.split(",")[0] for line in lines()]
+    frame = pandas.DataFrame({"path": paths, "age": [None, *range(11)]})
+    data = from_table(frame, root=images, targets="age", val_split=0.34, progress=False)
+    assert count_of(data) == 11 and data.skipped[0].reason == "row 1: age is empty"
+
+
+def test_a_table_without_any_label_is_refused(images):
+    with pytest.raises(InputError, match="row 1: label is empty, as in every row"):
+        table(images, "path,label\n" + "\n".join(lines("images/{0}/{1}.png,")))
+
+
+# -- lists ----------------------------------------------------------------------------------------
+
+
+LISTS = [["red"], ["round", "red"], [], ["round"]]
+EXPECTED = [[1, 0], [1, 1], [0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, np.array])
+@pytest.mark.parametrize("option", ["label_column", "label_columns"])
+def test_lists_are_several_labels(kind, option):
+    labels, target = read_targets({"tags": [kind(row) for row in LISTS]}, **{option: "tags"})
+    assert target == Target("multi_label", ("red", "round")) and labels.tolist() == EXPECTED
+
+
+def test_a_column_of_lists_in_parquet_or_pandas_is_read_as_several_labels(images):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    paths = [line.split(",")[0] for line in lines()]
+    frame = pandas.DataFrame({"path": paths, "label": LISTS * 3})
+    frame.loc[4, "label"] = None
+    frame.to_parquet(images / "t.parquet")
+    for source in (frame, images / "t.parquet"):
+        data = from_table(source, root=images, val_split=0.34, progress=False)
+        assert data.targets == Target("multi_label", ("red", "round"))
+        assert count_of(data) == 11 and data.skipped[0].reason == "row 5: label is empty"
+    data = from_table(frame, root=images, class_names=("round", "red"), progress=False)
+    assert data.class_names == ("round", "red")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["['a', 'b']", "['a']"],
+        ['["a", "b"]', "b"],
+        ["['a' 'b']", "['b']"],
+        ["[]", "a"],
+        ["{'a', 'b'}", "a"],
+        ["('a', 'b')", "a"],
+        ["[0 1 0]", "[1 0 0]"],
+        ["a, b", "a"],
+        ["a;b", "b;c"],
+    ],
+)
+def test_a_list_as_text_is_refused_and_the_separator_named(cells):
+    with pytest.raises(InputError, match=r"row \d: label is .* joined by \|, .*--column labels="):
+        read_targets({"label": cells}, label_column="label")
+    with pytest.raises(InputError, match=r"row \d: label is .* joined by \|\."):
+        read_targets({"label": cells}, label_columns="label")
+
+
+def test_names_with_commas_are_classes_and_this_is_said(capsys):
+    names = ["tench, Tinca tinca", "goldfish, Carassius auratus", "[unknown]", "(none)"]
+    _, target = read_targets({"label": names}, label_column="label")
+    assert set(target.names) == set(names)
+    assert "label has names with commas, such as 'goldfish" in capsys.readouterr().err
+    columns = {"tags": ["a, b|c", "c"]}
+    assert read_targets(
+        {**columns}, label_columns="tags", known=Target("multi_label", ("a, b", "c"))
+    )
+
+
+# -- classes without an image ---------------------------------------------------------------------
+
+
+def test_a_class_without_a_readable_image_is_named(images):
+    content = PLAIN + "images/bird/0.png,bird\nimages/bird/1.png,bird\n"
+    message = r"class bird has no readable image in .*bird/0\.png: .*; add images"
+    with pytest.raises(InputError, match=message):
+        table(images, content)
+    with pytest.raises(InputError, match="class fish has no readable image"):
+        table(images, PLAIN, class_names=("cat", "dog", "fish"))
+    with pytest.raises(InputError, match=message):
+        table(images, content.replace(",cat", ",cat|pet"), label_columns="label")
+
+
+# -- integers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [int, float, str, lambda i: f"{i}.0", np.int64])
+def test_classes_that_are_integers_are_sorted_by_value(kind):
+    numbers = [10, 2, 0, 1, 10]
+    labels, target = read_targets({"n": [kind(i) for i in numbers]}, label_column="n")
+    assert target.names == ("0", "1", "2", "10") and labels.tolist() == [3, 2, 0, 1, 3]
+
+
+def test_labels_that_are_integers_are_sorted_by_value():
+    _, target = read_targets({"n": ["10|2", "9", "2"]}, label_columns="n")
+    assert target.names == ("2", "9", "10")
+
+
+def test_names_and_versions_are_sorted_as_text():
+    _, target = read_targets({"n": ["10", "2", "b"]}, label_column="n")
+    assert target.names == ("10", "2", "b")
+    _, target = read_targets({"n": ["1.0", "1.5"]}, label_column="n")
+    assert target.names == ("1.0", "1.5")
+
+
+def test_the_order_of_an_earlier_run_is_kept(images):
+    content = PLAIN.replace(",cat", ",10").replace(",dog", ",2")
+    (images / "t.csv").write_text(content)
+    data = open_labeled(images / "t.csv", Target("single_label", ("10", "2")))
+    assert data.class_names == ("10", "2")
+    assert data.counts["all"] == {"10": 6, "2": 6}
+    part = data.examples["all"]
+    assert all(("/cat/" in name) == (label == 0) for name, label in zip(part.names, part.labels))
