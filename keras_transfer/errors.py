@@ -67,7 +67,8 @@ class Signals:
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # set outside Python, which cannot set it again
+                signal.signal(number, handler)
 
     def _stop(self, *_):
         if self._protected:

@@ -25,6 +25,7 @@ from keras_transfer.models.stages import backbone_of, freeze, is_untrained
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.recipes import default_epochs
 from keras_transfer.utils.console import say
+from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.names import make_options
 
 MOST_SCORED = 2000  # target images on which each epoch is scored
@@ -108,9 +109,9 @@ def adapt(
         InputError: the classes differ from those of the model, a class without source images, no
             target images, or see `Adapter` and `EpochChoice`.
     """
-    return _Adaptation(model, source, target, method, phase, target_report, options).run(
-        callbacks, None if state is None else Path(state)
-    )
+    with restored():
+        work = _Adaptation(model, source, target, method, phase, target_report, options)
+        return work.run(callbacks, None if state is None else Path(state))
 
 
 class _Adaptation:

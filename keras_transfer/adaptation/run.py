@@ -113,11 +113,17 @@ class Adaptation:
             Diverged: the loss became NaN or infinite.
             Interrupted: Ctrl-C or SIGTERM; `resume` continues after the last finished epoch.
         """
-        from keras_transfer.adaptation.api import adapt
-        from keras_transfer.models.stages import freeze
         from keras_transfer.training.distributed.single_process import require_single_process
+        from keras_transfer.utils.global_state import seeded
 
         require_single_process("An adaptation")
+        with seeded(self.options.seed):
+            return self._run()
+
+    def _run(self):
+        from keras_transfer.adaptation.api import adapt
+        from keras_transfer.models.stages import freeze
+
         options, model = self.options, self._build()
         policy = "frozen" if options.batch_norm == "frozen" else "train"
         frozen = freeze(model, options.freeze, batch_norm=policy)
@@ -152,15 +158,12 @@ class Adaptation:
         return run
 
     def _build(self):
-        import keras
-
         from keras_transfer.models.acceleration import set_precision
         from keras_transfer.models.builders import build_model, head_for
         from keras_transfer.models.stages import backbone_of, batch_norms
 
         options = self.options
         say(str(set_precision(options.precision, options.backbone, options.image_size)))
-        keras.utils.set_random_seed(options.seed)
         head = head_for(self.source, bottleneck=options.bottleneck or None)
         model = build_model(
             options.backbone, head, image_size=options.image_size, weights=options.weights

@@ -22,6 +22,7 @@ from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule
 from keras_transfer.utils.console import progress_bar, quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
+from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.names import make_options
 
 SCRATCH = "from_scratch"
@@ -202,7 +203,12 @@ class Experiment:
 
         require_single_process("A comparison")
         options = self.options
-        set_precision(options.precision, options.backbone, options.image_size)
+        with restored():
+            set_precision(options.precision, options.backbone, options.image_size)
+            return self._run()
+
+    def _run(self):
+        options = self.options
         if warning := find_duplicates(self.data).warning:
             say(warning)
         labels = np.asarray(self.data.examples["train"].labels)
@@ -291,7 +297,9 @@ class Experiment:
             overrides = self._transfer_overrides(len(rows))
         else:
             overrides = {**overrides, "epochs": self._epochs(arm, size)}
-        keras.backend.clear_session()
+        policy = keras.config.dtype_policy()
+        keras.backend.clear_session()  # which would forget the policy
+        keras.config.set_dtype_policy(policy)
         keras.utils.set_random_seed(seed)
         model = build_model(
             options.backbone, head_for(data), image_size=options.image_size, weights=weights

@@ -72,10 +72,9 @@ def open_study(path, settings: dict, fingerprint: str, *, warmup: int) -> Iterat
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = Path(path)
     Checkpoint.open(path, settings, what="search", file=SETTINGS, fingerprint=fingerprint)
-    with (path / JOURNAL).open("a+b") as journal:
+    with _quiet_optuna(), (path / JOURNAL).open("a+b") as journal:
         _lock(journal, path)
         _drop_partial_line(journal)
         study = optuna.create_study(
@@ -90,6 +89,18 @@ def open_study(path, settings: dict, fingerprint: str, *, warmup: int) -> Iterat
             if not trial.user_attrs.get("reason"):
                 study.enqueue_trial(trial.params)
         yield study
+
+
+@contextlib.contextmanager
+def _quiet_optuna():
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 def _storage(path):

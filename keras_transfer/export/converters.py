@@ -209,10 +209,15 @@ def _write_openvino(scorer, folder, examples):
 def _quantize_openvino(model, examples):
     import nncf
 
+    logger = logging.getLogger("nncf")
+    level = logger.level
     nncf.set_log_level(logging.ERROR)
     dataset = nncf.Dataset([image[None] for image in examples])
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress bars
-        return nncf.quantize(model, dataset, subset_size=len(examples))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints progress bars
+            return nncf.quantize(model, dataset, subset_size=len(examples))
+    finally:
+        nncf.set_log_level(level)
 
 
 def _load_openvino(folder):

@@ -225,7 +225,14 @@ def _tasks(config):
 
 def _augmentation(config):
     augment, mix = config["augment"], config.get("mix", "none")
-    if isinstance(augment, dict):
+    if isinstance(augment, dict) and "transform" in augment:
+        names = [
+            inner["__class_fullname__"] for inner in augment["transform"].get("transforms", ())
+        ]
+        augment = f"albumentations: {', '.join(names) or 'none'}"
+    elif isinstance(augment, dict) and "class_name" in augment:
+        augment = f"Keras layer {augment['class_name']}"
+    elif isinstance(augment, dict):
         used = [f"{k} {v:.3g}" for k, v in augment.items() if v and not isinstance(v, (bool, dict))]
         flags = [k for k, v in augment.items() if v is True]
         augment = ", ".join([*flags, *used]) or "none"

@@ -1,6 +1,5 @@
 """The learning-rate range test (Smith, arXiv:1506.01186) on the training data."""
 
-import random
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from keras_transfer.schedules.plans import make_optimizer
 from keras_transfer.training.checkpoint import reseed
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import write_file
-from keras_transfer.utils.keras_versions import global_seed_generator
+from keras_transfer.utils.global_state import seeded
 from keras_transfer.utils.plotting import GREEN, RED
 
 _SMOOTHING = 0.9
@@ -93,7 +92,7 @@ def find_rate(
             "highest and 10 steps or more."
         )
     phase = phase or Phase("range test", "none", steps=steps)
-    with _untouched(model):
+    with _untouched(model, seed):
         # Another model on the same layers, because the given one has an optimizer.
         probe = keras.Model(model.inputs, model.output, name=model.name)
         freeze(probe, phase.freeze, batch_norm=phase.batch_norm)
@@ -154,18 +153,18 @@ def _smoothed(losses):
 
 
 @contextmanager
-def _untouched(model):
-    """Restore all values, flags and random states at the end."""
+def _untouched(model, seed):
+    """Seed everything; restore all values, flags and random states at the end."""
     backbone = backbone_of(model)
     # Containers first, because setting their flag sets that of their layers.
     layers = [model, backbone, *model.layers, *backbone.layers]
     flags = [layer.trainable for layer in layers]
-    variables = [*model.variables, global_seed_generator().state]
+    variables = model.variables
     values = [keras.ops.convert_to_numpy(v).copy() for v in variables]
     heads = heads_of(model)
-    states = random.getstate(), np.random.get_state()
     try:
-        yield
+        with seeded(seed):
+            yield
     finally:
         for layer, flag in zip(layers, flags):
             layer.trainable = flag
@@ -173,5 +172,3 @@ def _untouched(model):
             variable.assign(value)
         for name, head in heads.items():
             model.get_layer(name).head = head
-        random.setstate(states[0])
-        np.random.set_state(states[1])

@@ -21,6 +21,7 @@ from keras_transfer.runs import PLACES, Run
 from keras_transfer.schedules.plans import FORWARD, Plan, anchor_at, make_optimizer
 from keras_transfer.training.checkpoint import Progress, SwapAverages, assign, collect
 from keras_transfer.utils.console import say
+from keras_transfer.utils.global_state import seeded
 
 _RESUME = "continue with --resume (resume=True)"
 _HEAD_STEPS = 64  # steps per call of Keras if only the head trains
@@ -56,8 +57,11 @@ class TrainingRun:
             previous: settings of the run to resume; None starts a new one.
             tensorboard: see `Trainer.fit`.
         """
+        with seeded(self.trainer.config.seed):
+            return self._fit(out, settings, previous, tensorboard)
+
+    def _fit(self, out, settings, previous, tensorboard):
         phases = self.plan.phases
-        keras.utils.set_random_seed(self.trainer.config.seed)
         run, checkpoint, caching = self._begin(out, settings, previous)
         with Signals() as signals:
             progress = self.progress = Progress(

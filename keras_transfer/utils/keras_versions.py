@@ -1,14 +1,20 @@
 """Differences between Keras versions, and the Keras internals that have no public name.
 
-This is the only module that touches `keras.src` or an underscored attribute of a graph. Each entry
+This is the only module that touches `keras.src`, an underscored attribute of a graph, or TensorFlow's
+context. Each entry
 names the versions it is for, so that it can be deleted when those are no longer supported.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import keras
+from keras.src.backend.common import global_state  # 3.12 to 3.16: no public name
 from keras.src.backend.common.variables import AutocastScope  # 3.12 to 3.16: no public name
-from keras.src.random.seed_generator import global_seed_generator  # 3.12 to 3.16: no public name
+from keras.src.random.seed_generator import (  # 3.12 to 3.16: no public name
+    GLOBAL_SEED_GENERATOR,
+    global_seed_generator,
+)
 
 __all__ = [
     "OPTIMIZER_WRAPPERS",
@@ -16,9 +22,12 @@ __all__ = [
     "full_precision",
     "global_seed_generator",
     "inner_layers",
+    "keras_state",
     "nodes_of",
     "producer",
     "redirect_draws",
+    "redirect_global_draws",
+    "tensorflow_seed",
 ]
 
 # Optimizers around optimizers. `MultiOptimizer` is new in Keras 3.15.
@@ -68,3 +77,41 @@ def redirect_draws(layer: keras.layers.Layer, draw: Callable) -> None:
         if hasattr(inner, "_get_seed_generator"):
             # Layers for tf.data create another generator if Keras runs on another backend.
             inner._get_seed_generator = lambda backend=None, own=inner: own.generator
+
+
+def redirect_global_draws(generator) -> None:
+    """Make `generator.next` answer for Keras's global generator; use it inside `keras_state`."""
+    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+
+
+@contextmanager
+def keras_state() -> Iterator[None]:
+    """Restore Keras's global state at the end: seeds, dtype policy, counters of names.
+
+    `keras.backend.clear_session` would leave the defaults (3.12 to 3.16: no public name).
+    """
+    before = dict(vars(global_state.GLOBAL_STATE_TRACKER))
+    try:
+        yield
+    finally:
+        state = vars(global_state.GLOBAL_STATE_TRACKER)
+        state.clear()
+        state.update(before)
+
+
+@contextmanager
+def tensorflow_seed() -> Iterator[None]:
+    """Restore the seed of TensorFlow's eager operations, and how many were drawn from it.
+
+    `tf.random.set_seed` is public, but reading the seed is not (2.19 to 2.21).
+    """
+    from tensorflow.python.eager import context
+
+    state = vars(context.context())
+    before = {name: state[name] for name in ("_seed", "_rng") if name in state}
+    try:
+        yield
+    finally:
+        for name in ("_seed", "_rng"):  # `_rng` exists once a seed was set
+            state.pop(name, None)
+        state.update(before)

@@ -8,13 +8,12 @@ import io
 import re
 import stat
 import threading
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
 
@@ -24,9 +23,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
 _MAX_FILE_BYTES = 512 << 20  # more than the largest image needs in any format
 
-# Pillow warns of damaged EXIF, which counts as missing here. The filter is set once because filters
-# belong to the process: images are decoded in threads.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+ORIENTATION_TAG = 0x0112
+INTEGER_BYTES = {3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4}  # TIFF types that Pillow reads as integers
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0")
 
 
 class Facts(NamedTuple):
@@ -175,13 +174,31 @@ def orientation_of(image: Image.Image, contents: bytes) -> int:
     try:
         if image.format == "PNG" and "exif" not in image.info and b"eXIf" in contents:
             image.load()  # the chunk may follow the pixels
-        # `Image.getexif` would fall back to XMP.
-        exif = Image.Exif()
-        exif.load(image.info.get("exif", b""))
-        value = exif.get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF raises many types
+        # `Image.getexif` would fall back to XMP, and warn of damage: once in each process, or as an
+        # error, for filters of warnings belong to the process and images are decoded in threads.
+        return _orientation_in(image.info.get("exif", b""))
+    except Exception:  # a damaged file raises many types
         return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _orientation_in(block):
+    """Return the orientation in a block of EXIF data: the last matching entry of the directory."""
+    for _ in range(2):
+        block = block.removeprefix(b"Exif\0\0")
+    if block[:4] not in TIFF_STARTS:
+        return 1
+    order = "big" if block.startswith(b"M") else "little"
+
+    def number(at, size):
+        return int.from_bytes(block[at : at + size], order)
+
+    found, start = 1, number(4, 4)
+    for at in range(start + 2, min(start + 2 + 12 * number(start, 2), len(block)) - 11, 12):
+        count, size = number(at + 4, 4), INTEGER_BYTES.get(number(at + 2, 2), 0)
+        value = at + 8 if count * size <= 4 else number(at + 8, 4)
+        if number(at, 2) == ORIENTATION_TAG and size and 1 <= count <= (len(block) - value) / size:
+            found = number(value, size) or found
+    return found if 1 <= found <= 8 else 1
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

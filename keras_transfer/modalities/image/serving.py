@@ -7,11 +7,10 @@ is an error. The orientation follows the rules of `decode.orientation_of`.
 import tensorflow as tf
 from PIL import Image
 
+from keras_transfer.modalities.image.decode import INTEGER_BYTES, ORIENTATION_TAG, TIFF_STARTS
+
 _HEADER = 34  # bytes of a file that contain all header fields read here
 _MAX_PARTS = 4096  # segments or chunks that are searched; a file has a few, rarely hundreds
-_ORIENTATION_TAG = 0x0112
-_INTEGER_BYTES = {3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4}  # TIFF types that Pillow reads as integers
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0")
 
 
 def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
@@ -187,14 +186,14 @@ def _orientation_in(block):
     inline = start + 10 + 12 * tf.range(tf.shape(entries, tf.int64)[0])
     padded = tf.pad(tf.cast(block, tf.int32), [[0, 4]])
     result = tf.zeros_like(kind)
-    for code, size in _INTEGER_BYTES.items():
+    for code, size in INTEGER_BYTES.items():
         at = tf.where(values * size <= 4, inline, number(entries[:, 8:12]))
         complete = (kind == code) & (values >= 1) & (at + values * size <= end)
         digits = tf.gather(padded, tf.minimum(at, end)[:, None] + tf.range(size, dtype=tf.int64))
         result = tf.where(complete, number(digits), result)
-    matches = (number(entries[:, :2]) == _ORIENTATION_TAG) & (result > 0)
+    matches = (number(entries[:, :2]) == ORIENTATION_TAG) & (result > 0)
     found = tf.concat([[tf.constant(1, tf.int64)], tf.boolean_mask(result, matches)], 0)[-1]
-    is_tiff = tf.reduce_any([_same(head[:4], known) for known in _TIFF_STARTS])
+    is_tiff = tf.reduce_any([_same(head[:4], known) for known in TIFF_STARTS])
     return tf.where(is_tiff & (found >= 1) & (found <= 8), found, 1)
 
 

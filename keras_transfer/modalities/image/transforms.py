@@ -7,6 +7,7 @@ that a resumed run sees the same variants. Neither library is imported until it 
 import json
 import os
 import random
+import sys
 import threading
 import warnings
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.utils.extras import require
+from keras_transfer.utils.global_state import restored
 
 _MIRRORS = {"HorizontalFlip", "D4", "SquareSymmetry", "Transpose"}
 
@@ -91,8 +93,9 @@ class Albumentations(_Stored):
         def vary(image, seed, index):
             with python_calls:
                 if not hasattr(local, "transform"):
-                    local.transform = _compose(self.to_dict())
-                return _apply(local.transform, image, seed, names[index])
+                    local.transform = _build(self.to_dict())  # checked when it was stored
+                with _one_thread:
+                    return _apply(local.transform, image, seed, names[index])
 
         return lambda image, seed, index: tf.ensure_shape(
             tf.numpy_function(vary, [image, seed, index], tf.uint8), [None, None, 3]
@@ -122,26 +125,74 @@ def _apply(transform, image, seed, name):
     return np.ascontiguousarray(result)
 
 
-def _compose(fields):
-    """Build a transform, always as a Compose."""
-    require("albumentations", "augment: the transform")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # do not access the network
-    import albumentations
-    import cv2
+class _OneThread:
+    """A context in which OpenCV starts no threads, because images are processed in parallel already.
 
-    cv2.setNumThreads(0)  # images are processed in parallel already
+    The number belongs to the process, so it is given back when the last call ends.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._calls = 0
+
+    def __enter__(self):
+        import cv2
+
+        with self._lock:
+            if not self._calls:
+                self._before = cv2.getNumThreads()
+                cv2.setNumThreads(0)
+            self._calls += 1
+
+    def __exit__(self, *_):
+        import cv2
+
+        with self._lock:
+            self._calls -= 1
+            if not self._calls:
+                cv2.setNumThreads(self._before)
+
+
+_one_thread = _OneThread()
+
+
+def _compose(fields):
+    """Build a transform, always as a Compose; an InputError if it is invalid.
+
+    Not for tf.data's threads: warning filters belong to the process.
+    """
+    _import_albumentations()
     try:
         # albumentations only warns of unknown arguments, and replaces a missing p.
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            transform = albumentations.from_dict(fields)
+            return _build(fields)
     except KeyError as error:
         raise InputError(_unknown(error.args[0])) from None
     except Exception as error:
         raise InputError(f"augment: invalid albumentations transform: {_one_line(error)}") from None
+
+
+def _build(fields):
+    albumentations = _import_albumentations()
+    transform = albumentations.from_dict(fields)
     if not isinstance(transform, albumentations.Compose):
         transform = albumentations.Compose([transform])
     return transform
+
+
+def _import_albumentations():
+    require("albumentations", "augment: the transform")
+    if "albumentations" not in sys.modules:
+        name = "NO_ALBUMENTATIONS_UPDATE"
+        given = os.environ.get(name)
+        os.environ[name] = given or "1"  # importing it would access the network
+        try:
+            import albumentations  # noqa: F401
+        finally:
+            if given is None:
+                del os.environ[name]
+    return sys.modules["albumentations"]
 
 
 def _unknown(name):
@@ -234,7 +285,7 @@ def drawn_from_seed(layer):
     """
     import tensorflow as tf
 
-    from keras_transfer.utils.keras_versions import global_seed_generator, redirect_draws
+    from keras_transfer.utils.keras_versions import redirect_draws, redirect_global_draws
 
     class Draws:
         def next(self, ordered=True):
@@ -246,16 +297,11 @@ def drawn_from_seed(layer):
 
     def call(batch, seed):
         draws.seed, draws.count = tf.cast(seed, tf.int64), 0
-        shared = global_seed_generator()  # used by layers without a generator
-        shared.next = draws.next
-        # AugMix draws its operations with `random`, once, while the graph is traced.
-        state = random.getstate()
-        random.seed(0)
-        try:
+        with restored():
+            redirect_global_draws(draws)  # of layers without a generator
+            # AugMix draws its operations with `random`, once, while the graph is traced.
+            random.seed(0)
             return layer(batch, training=True)
-        finally:
-            random.setstate(state)
-            del shared.next
 
     return call
 
@@ -294,7 +340,8 @@ def _build_layer(fields):
     from keras_transfer.utils.keras_versions import inner_layers
 
     try:
-        layer = keras.saving.deserialize_keras_object(fields, safe_mode=True)
+        with restored():  # a layer without a seed draws one
+            layer = keras.saving.deserialize_keras_object(fields, safe_mode=True)
     except Exception as error:  # Keras raises many types
         raise InputError(
             f"augment: the Keras layer cannot be rebuilt: {_one_line(error)} (a custom class needs "

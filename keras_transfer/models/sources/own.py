@@ -9,6 +9,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.models import heads  # noqa: F401  (registers its layers, for `load_model`)
 from keras_transfer.models.sources.applications import check_source_model, normalized
 from keras_transfer.models.stages import Backbone, chain, rebuild
+from keras_transfer.utils.global_state import restored
 
 
 def backbone_from_model(
@@ -75,7 +76,8 @@ def load_model(path):
         InputError: the file cannot be read as a Keras model.
     """
     try:
-        return keras.saving.load_model(path, compile=False)
+        with restored():  # initializers without a seed draw one, although it is never used
+            return keras.saving.load_model(path, compile=False)
     except Exception as error:
         cause: BaseException = error
         while cause.__context__ is not None and not isinstance(cause, InputError):
