@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras_transfer.errors import InputError
 from keras_transfer.export.serving import inline_functions
 from keras_transfer.models.acceleration import openvino_model
+from keras_transfer.utils.console import quiet_tensorflow
 
 Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -36,7 +37,7 @@ def _quiet():
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)
     try:
-        with warnings.catch_warnings():
+        with quiet_tensorflow(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"(?s).*tf\.lite\.Interpreter is deprecated")
             yield
     finally:

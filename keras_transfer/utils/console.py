@@ -5,6 +5,7 @@ Progress goes to stderr, results go to stdout. rich is imported only to draw.
 
 import atexit
 import importlib.util
+import logging
 import math
 import os
 import sys
@@ -52,12 +53,14 @@ def quiet_tensorflow():
     import tensorflow as tf
 
     logger = tf.get_logger()
-    level = logger.level
+    level, handlers = logger.level, logging.root.handlers[:]
     logger.setLevel("ERROR")
     try:
         yield
     finally:
         logger.setLevel(level)
+        # TensorFlow adds one, after which the user's `logging.basicConfig` would have no effect.
+        logging.root.handlers[:] = handlers
 
 
 def progress_bar(
