@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from keras_transfer.data.examples import example_key, relative_paths
 from keras_transfer.errors import InputError
 from keras_transfer.utils.files import csv_text, read_arrays, write_arrays, write_file, write_text
 
@@ -115,7 +116,8 @@ class Run:
         write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         rows = ((item.path, item.reason) for item in skipped)
         write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
-        write_text(self.split_path, csv_text(("path", "label", "split"), split))
+        digests = ((*row, fingerprints.get(example_key(*row), "")) for row in split)
+        write_text(self.split_path, csv_text(("path", "label", "split", "digest"), digests))
         write_text(self.state_path / FINGERPRINTS, json.dumps(fingerprints))
 
     @classmethod
@@ -181,6 +183,32 @@ class Run:
         if finished and not run.model_path.is_file():
             raise InputError(f"{path} is not finished: continue it with --resume.")
         return run
+
+    def require_own_images(self, data) -> None:
+        """Raise InputError unless images are those of the run, by name and content.
+
+        A relative path in `config.yaml` may lead to other images today. Runs of 0.1 pass, because
+        they recorded no digests.
+
+        Args:
+            data: an `ImageData`, opened from the place that the run recorded.
+        """
+        if not self.split_path.is_file():
+            return
+        recorded = {row["path"]: row.get("digest") for row in read_rows(self.split_path)}
+        if not any(recorded.values()):
+            return
+        known = different = 0
+        for examples in data.examples.values():
+            for path, digest in zip(relative_paths(examples.names, data.root), examples.digests):
+                known += path in recorded
+                different += recorded.get(path, digest.hex()) != digest.hex()
+        if different or not known:
+            what = f"{different} of {known} differ" if known else "none has a recorded name"
+            raise InputError(
+                f"{data.root} does not contain the images of {self.path} ({what}): pass the folder "
+                "that does."
+            )
 
     @property
     def finished(self) -> bool:

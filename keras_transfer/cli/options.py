@@ -16,6 +16,7 @@ from keras_transfer import adaptation
 from keras_transfer.cli.columns import columns_of
 from keras_transfer.errors import InputError
 from keras_transfer.export import FORMATS
+from keras_transfer.runs import PLACES
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
 from keras_transfer.training.config import TYPES, TrainConfig
 from keras_transfer.utils.console import say
@@ -278,7 +279,12 @@ def open_images(data, config: TrainConfig, **overrides):
 
 def saved_config(data, config: TrainConfig) -> dict:
     """Return what a run's `config.yaml` records of the command."""
-    return {"data": str(data), **config.to_dict()}
+    recorded = {"data": data, **config.to_dict()}
+    # Absolute, so that the run finds them from any working directory.
+    places = {
+        key: str(Path(recorded[key]).expanduser().absolute()) for key in PLACES if recorded.get(key)
+    }
+    return {**recorded, **places}
 
 
 def build(images, config: TrainConfig, trains_backbone: bool = True):

@@ -165,6 +165,11 @@ class Examples:
         return Examples(self.images.take(indices), labels)
 
 
+def example_key(path: str, label: str, split: str) -> str:
+    """Return the key of an example in `ImageData.fingerprint`; the arguments are a row of the split table."""
+    return f"{split}: {label}: {path.replace('/', os.sep)}"
+
+
 @dataclass(eq=False, repr=False)
 class ImageData:
     """A dataset of labeled images: checked, split and ready to be read.
@@ -265,10 +270,7 @@ class ImageData:
         Equal fingerprints mean the same images with the same labels in the same splits.
         """
         digests = [digest for examples in self.examples.values() for digest in examples.digests]
-        return {
-            f"{split}: {label}: {path.replace('/', os.sep)}": digest.hex()
-            for (path, label, split), digest in zip(self.split_table(), digests)
-        }
+        return {example_key(*row): digest.hex() for row, digest in zip(self.split_table(), digests)}
 
     def split_table(self) -> list[tuple[str, str, str]]:
         """Return (path relative to the root, label as text, split) per image, for a `split_file`."""

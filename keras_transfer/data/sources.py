@@ -127,7 +127,8 @@ def from_directory(
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
         require_images(part, where, skipped)
     data = divide(target, examples, skipped, root, split_rule)
-    data.source = {"data": str(root), "task": task, **({"val": str(val)} if val else {})}
+    places = {"data": root, **({"val": val} if val else {})}
+    data.source = {"task": task, **{k: str(Path(v).absolute()) for k, v in places.items()}}
     return data
 
 

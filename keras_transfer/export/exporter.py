@@ -1,5 +1,6 @@
 """Export a model, or a run with its calibration, a comparison on its own images and a model card."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,9 +267,12 @@ def _sample_of(run, data, split, model, count) -> Sample | None:
             columns=config.get("columns"),
             progress=False,
         )
-    except InputError:
+        if not given:
+            run.require_own_images(opened)
+    except InputError as error:
         if given:
             raise
+        print(f"The export is not compared on the run's images: {error}", file=sys.stderr)
         return None
     (only,) = opened.examples
     return draw_sample(opened, only, split, size, count, heads)

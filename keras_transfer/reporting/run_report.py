@@ -280,6 +280,7 @@ def _open_own_data(run, split):
             seed=config["seed"],
             **options,
         )
+        run.require_own_images(data)
     except InputError as error:
         if split is not None:
             raise

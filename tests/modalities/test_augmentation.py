@@ -351,6 +351,43 @@ def test_pixels_are_not_rounded_to_half_precision(rng):
     assert np.array_equal(drawn(layer, image, 40, [0])[0], drawn("none", image, 40, [0])[0])
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.Rescaling(1 / 255),
+        lambda: keras.layers.Rescaling(1 / 127.5, offset=-1.0),
+        lambda: keras.layers.Rescaling(1.0, offset=-127.5),
+        lambda: keras.layers.Normalization(mean=[124, 116, 104], variance=[3400, 3200, 3300]),
+        lambda: keras.layers.RandAugment(value_range=(0, 1)),
+        lambda: keras.layers.RandomBrightness(0.1, value_range=(0, 1)),
+        lambda: keras.Sequential([keras.layers.RandomFlip(), keras.layers.Rescaling(1 / 255)]),
+        lambda: keras.layers.Rescaling(255.0),
+    ],
+)
+def test_a_layer_that_changes_the_range_is_refused(layer):
+    with raises("it must keep 0–255"):
+        drawn(layer(), np.zeros((40, 40, 3), np.uint8), 24, [0])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.RandomBrightness((-1.0, 1.0)),
+        lambda: keras.layers.RandomContrast(0.9),
+        lambda: keras.layers.RandomInvert(1.0),
+        lambda: keras.layers.Solarization(),
+        lambda: keras.layers.RandomErasing(1.0, fill_value=0),
+        lambda: keras.layers.GaussianNoise(1.0),
+        lambda: keras.layers.RandomGrayscale(1.0),
+        lambda: keras.layers.RandomColorDegeneration(1.0),
+        lambda: keras.layers.RandomPosterization(1),
+        lambda: keras.layers.RandomTranslation(0.9, 0.9, fill_mode="constant"),
+    ],
+)
+def test_a_strong_layer_that_keeps_the_range_is_accepted(layer):
+    drawn(layer(), np.full((40, 40, 3), 128, np.uint8), 24, [0])
+
+
 def test_layers_that_are_refused():
     def raising(layer, words):
         with raises(words):

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -347,7 +348,7 @@ def test_runs_beside_each_other(run, tmp_path):
     assert "seed 1 2" in settings and "batch_size" not in settings
     # Another part of the images to validate on is said.
     split = other.split_path
-    split.write_text(split.read_text().replace(",val\n", ",train\n", 1))
+    split.write_text(split.read_text().replace(",val,", ",train,", 1))
     assert (
         "different images"
         in checked(compare_runs([run, other], tmp_path / "c.html").read_text()).said
@@ -429,3 +430,27 @@ def test_epochs_for_tensorboard(finished):
             ("validation", "accuracy", "val_accuracy"),
         ):
             assert found[part, tag, epoch] == pytest.approx(row[key], rel=1e-5)
+
+
+def test_images_of_the_same_names_elsewhere_are_not_those_of_the_run(run, tmp_path, capsys):
+    """A relative path leads to another folder in another working directory."""
+    own, other = Path(run.config["data"]), tmp_path / "other"
+    shutil.copytree(own, tmp_path / "moved")
+    run.require_own_images(from_directory(tmp_path / "moved", progress=False))
+    for seed, file in enumerate(sorted(own.rglob("[0-9]*.png"))):
+        write_image(other / file.relative_to(own), (9, 9, 9), seed=seed)
+    with pytest.raises(InputError, match=r"does not contain the images of .* differ"):
+        run.require_own_images(from_directory(other, progress=False))
+    with pytest.raises(InputError, match="none has a recorded name"):
+        run.require_own_images(from_directory(write_others(tmp_path), progress=False))
+    config = run.path / "config.yaml"
+    config.write_text(config.read_text().replace(str(own), str(other)))
+    write_report(Run(run.path))
+    assert "differ" in capsys.readouterr().err
+
+
+def write_others(folder):
+    for seed in range(12):
+        name = "red" if seed % 2 else "blue"
+        write_image(folder / "others" / name / f"other {seed}.png", (9, 9, 9), seed=seed)
+    return folder / "others"

@@ -32,6 +32,9 @@ class _Stored:
         return json.loads(self.text)
 
 
+_RANGE_DRAWS = 6  # of a random layer, to see which values it returns
+
+
 # -- albumentations -------------------------------------------------------------------------------
 
 
@@ -274,7 +277,36 @@ class KerasLayer(_Stored):
                 f"augment: the layer {layer.name} returned {list(sample.shape)} for an image "
                 f"{[1, size, size, 3]}; it must return [1, height, width, 3]"
             )
-        return drawn_from_seed(layer)
+        drawn = drawn_from_seed(layer)
+        _require_range(drawn, size, layer.name)
+        return drawn
+
+
+def _require_range(drawn, size, name):
+    """Raise InputError if a layer normalizes: if most values of a noisy image leave 0–255, or all are tiny.
+
+    The model would see black or white images, because it normalizes as well. A few draws of a valid
+    layer are dark or bright, but not most of them.
+    """
+    image = np.random.default_rng(0).uniform(0, 255, [1, size, size, 3]).astype("float32")
+    draws = [np.asarray(drawn(image, [0, number])) for number in range(_RANGE_DRAWS)]
+    wrong = sum(_tiny(draw) or _outside(draw) > 0.3 for draw in draws)
+    if wrong > len(draws) // 2:
+        low, high = min(draw.min() for draw in draws), max(draw.max() for draw in draws)
+        raise InputError(
+            f"augment: the layer {name} turns values of 0–255 into {low:.3g} to {high:.3g}; it must "
+            "keep 0–255: remove Rescaling and Normalization, because the model does both, and set "
+            "value_range=(0, 255)"
+        )
+
+
+def _tiny(values):
+    return np.abs(values).max() < 16
+
+
+def _outside(values):
+    """Return the share of values that would be cut off."""
+    return ((values < -1) | (values > 256)).mean()
 
 
 def drawn_from_seed(layer):
