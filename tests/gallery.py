@@ -100,7 +100,7 @@ def gallery(folder: Path) -> dict[str, Item]:
     write("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', None, "not an image")
     write("drawing.svg", b"<svg/>", None, "unsupported file type .svg")
     write("notes.txt", b"hello", None, "unsupported file type .txt")
-    write("no ending", png, None, "unsupported file type (no extension)")
+    write("no ending", png, noise.size, pixels=np.asarray(noise))
     write("zeros.jpg", bytes(5000), None, "not an image")
     write("scan.jpg", encode(noise, "TIFF"), None, "not an image")
     write("paper.gif", b"%PDF-1.7\n" + bytes(100), None, "not an image")

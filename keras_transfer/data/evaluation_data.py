@@ -132,11 +132,11 @@ def unlabeled_images(
 def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
     """Expand files and folders to image paths, in the order given.
 
-    A file is listed whatever its name is; a folder stands for every file below it with one of
-    `EXTENSIONS`, sorted.
+    A folder stands for every visible file below it, sorted: those that are no images are skipped and
+    counted when they are read.
 
     Raises:
-        InputError: if a path does not exist, or a folder contains no image.
+        InputError: if a path does not exist, or a folder contains no file.
     """
     files = []
     for path in (Path(path).expanduser() for path in paths):
@@ -144,7 +144,7 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
             raise InputError(f"no such file or folder: {path}; check the path")
         images = [str(path)]
         if path.is_dir():
-            images = [file for file in files_below(path) if Path(file).suffix.lower() in EXTENSIONS]
+            images = files_below(path)
         if not images:
             raise InputError(f"no images in {path}; file types: {' '.join(sorted(EXTENSIONS))}")
         files += images

@@ -36,7 +36,7 @@ from keras_transfer.utils.files import cache_folder
 TABLES = (".csv", ".tsv", ".parquet")
 SCHEMA = "schema.json"  # in a folder of TFRecord shards
 
-RULES = 2  # of checking: increase it when `examine` changes what it finds in the same file
+RULES = 3  # of checking: increase it when `examine` changes what it finds in the same file
 _INDEX = "images-1.sqlite"  # increase the number when the columns change
 _AHEAD = 256  # items that threads take in advance
 _QUERY_SIZE = 4096  # files in one query

@@ -101,7 +101,8 @@ def test_list_images(tmp_path, animals):
     (animals / "cat" / "LOUD.JPG").write_bytes(b"x")
     found = list_images([odd, animals / "cat", str(animals / "dog" / "03.png")])
     assert found[0] == str(odd) and found[-1] == str(animals / "dog" / "03.png")
-    assert [Path(p).name for p in found[1:-1]] == [*(f"{i:02}.png" for i in range(10)), "LOUD.JPG"]
+    images = [f"{i:02}.png" for i in range(10)]
+    assert [Path(p).name for p in found[1:-1]] == [*images, "LOUD.JPG", "notes.txt"]
     with raises(f"no such file or folder: {tmp_path / 'nowhere'}"):
         list_images([animals, tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
@@ -124,7 +125,10 @@ def bad_files(folder: Path) -> dict[str, str]:
         "cut.png": (png[: len(png) // 2], "truncated: "),
         "empty.jpg": (b"", "empty file"),
         "notes.txt": (b"hello", "unsupported file type .txt"),
-        "noextension": (png, "unsupported file type (no extension)"),
+        "noextension": (b"hello", "unsupported file type (no extension)"),
+        "photo.heic": (b"\0\0\0\x18ftypheic", "unsupported file type .heic"),
+        "scan.tiff": (encode(noise, "TIFF"), "unsupported file type .tiff"),
+        "sound.wav": (b"RIFF\x24\0\0\0WAVEfmt ", "unsupported file type .wav"),
         "text.jpg": (b"<html>not found</html>", "not an image: "),
         "tiff.jpg": (encode(noise, "TIFF"), "not an image: "),
     }
@@ -141,6 +145,9 @@ def test_check_images_names_every_bad_file(tmp_path, monkeypatch, capfd):
     # An image is what its bytes say, not its extension.
     (tmp_path / "really_png.jpg").write_bytes(encode(three_colours(), "PNG"))
     (tmp_path / "fine.webp").write_bytes(encode(three_colours(), "WEBP"))
+    (tmp_path / "photo.jfif").write_bytes(encode(three_colours(), "JPEG"))
+    (tmp_path / "photo.jpg.download").write_bytes(encode(three_colours(), "JPEG"))
+    (tmp_path / "no extension").write_bytes(encode(three_colours(), "PNG"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70 * 70)
     Image.new("L", (150, 150)).save(tmp_path / "bomb.png")
     Image.new("L", (75, 75)).save(tmp_path / "large.png")  # Pillow only warns
@@ -148,7 +155,8 @@ def test_check_images_names_every_bad_file(tmp_path, monkeypatch, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         good, skipped = check_images(paths)
-    assert [Path(path).name for path in good.names] == ["really_png.jpg", "fine.webp"]
+    images = ["really_png.jpg", "photo.jpg.download", "photo.jfif", "no extension", "fine.webp"]
+    assert [Path(path).name for path in good.names] == images
     assert [item.path for item in skipped] == [path for path in paths if path not in good.names]
     reasons = {Path(item.path).name: item.reason for item in skipped}
     assert reasons.keys() == {*expected, "bomb.png", "large.png"}
@@ -190,9 +198,9 @@ def test_from_directory_splits_and_skips(animals):
     assert data.steps("train", 5) == 4 and data.steps("val", 4) == 1
     assert from_directory(animals, seed=1).examples["val"].names == data.examples["val"].names
     assert from_directory(animals, seed=2).examples["val"].names != data.examples["val"].names
-    assert repr(data) == f"ImageData({str(animals)!r}, classes=3, train=16, val=4, skipped=9)"
+    assert repr(data) == f"ImageData({str(animals)!r}, classes=3, train=16, val=4, skipped=12)"
     assert "train: 16 images (cat 8, dog 5, emu 3)\nval: 4 images" in data.describe()
-    assert data.describe().endswith("skipped: 9 files")
+    assert data.describe().endswith("skipped: 12 files")
 
 
 def test_from_directory_with_given_splits(tmp_path):

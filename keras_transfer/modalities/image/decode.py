@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp"}
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp"}
 
 # Pillow's names. Pillow opens MPO, the stereo JPEG of some phones, through "JPEG".
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
@@ -78,9 +78,6 @@ _DECODING = Budget(90_000_000)  # pixels
 
 def examine_file(path: str) -> Facts:
     """Read a whole file once: return its facts, its digest, and whether every pixel decodes."""
-    extension = Path(path).suffix.lower()
-    if extension not in EXTENSIONS:
-        return Facts(fault=f"unsupported file type {extension or '(no extension)'}")
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
@@ -90,6 +87,9 @@ def examine_file(path: str) -> Facts:
                 fault=f"too large: the file has {status.st_size >> 20:,} MiB, the limit is "
                 f"{_MAX_FILE_BYTES >> 20} MiB; make it smaller"
             )
+        extension = Path(path).suffix.lower()
+        if extension not in EXTENSIONS and not _starts_like_an_image(path):
+            return Facts(fault=f"unsupported file type {extension or '(no extension)'}")
         with _READING.use(status.st_size):
             contents = Path(path).read_bytes()
             return examine(contents)._replace(digest=digest(contents))
@@ -98,6 +98,14 @@ def examine_file(path: str) -> Facts:
         return Facts(fault=f"cannot be read: {reason}")
     except OSError as error:
         return Facts(fault=f"cannot be read: {error.strerror}")
+
+
+def _starts_like_an_image(path):
+    """Return whether a file's first bytes are those of a supported format, such as JPEG's of a .jfif."""
+    with Path(path).open("rb") as file:
+        start = file.read(12)
+    other_riff = start.startswith(b"RIFF") and not start.endswith(b"WEBP")  # sound or video
+    return start.startswith(tuple(_SIGNATURES)) and not other_riff
 
 
 def examine(contents: bytes) -> Facts:
