@@ -7,12 +7,13 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from keras_transfer.data.array_labels import encode_labels
 from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.data.files import Encoded, Skipped, each
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.decode import digest, examine
-from keras_transfer.utils.console import progress_bar
+from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import free_memory
 
 
@@ -104,17 +105,17 @@ def from_arrays(
 
     Args:
         train, val, test: (images, labels) of each split. Images are uint8 [N, H, W, 3] or
-            [N, H, W] (gray), values 0–255, or a sequence of such images of any sizes; whole numbers
-            0–255 in another dtype are accepted too. Labels are integers [N] or names; for
-            multi_label 0 and 1 [N, L], for regression numbers [N] or [N, D].
-        class_names: names of the classes 0, 1, … (by default the numbers, or the sorted names); for
-            other tasks the names of the columns.
+            [N, H, W] (gray), values 0–255, or a sequence of such images of any sizes; other dtypes are
+            rounded. Labels are names or integers [N] (also as floats, bool, [N, 1] or one-hot
+            [N, C]); for multi_label 0 and 1 [N, L], for regression numbers [N] or [N, D].
+        class_names: names of the classes 0, 1, …; by default the sorted labels themselves, so that
+            labels 1 to 3 are three classes. For other tasks the names of the columns.
         task: `"single_label"`, `"multi_label"` or `"regression"`.
         progress: show a bar on stderr, in a terminal or a notebook.
         rule: fields of `SplitRule` (`val_split=0.2`, …), which draw the missing splits.
 
     Raises:
-        InputError: if shapes, values or labels are invalid.
+        InputError: if shapes, values or labels are invalid, or a class has no usable image.
     """
     parts = {"train": train, "val": val, "test": test}
     parts = {split: part for split, part in parts.items() if part is not None}
@@ -127,16 +128,14 @@ def from_arrays(
         if len(part) != 2 or len(part[0]) != len(part[1]):
             lengths = " and ".join(str(len(x)) for x in part)
             raise InputError(f"{split} must be (images, labels) of equal length, not {lengths}.")
-    columns = {split: part[1] for split, part in parts.items()}
-    if task == "single_label":
-        names, labels = _encode_labels(columns, class_names)
-    else:
-        names, labels = _target_columns(columns, class_names, task)
+    names, labels = encode_labels({s: part[1] for s, part in parts.items()}, class_names, task)
     target = Target(task, names)
     examples, skipped = {}, []
     for split, (arrays, _) in parts.items():
         titles = [f"{split} {i}" for i in range(len(arrays))]
-        images = Arrays([_as_rgb(x, n) for x, n in zip(arrays, titles)], titles)
+        cast = _Cast(split)
+        images = Arrays([cast(image, title) for image, title in zip(arrays, titles)], titles)
+        cast.report()
         good, faulty = find_usable(images, progress)
         skipped += faulty
         if not len(good):
@@ -149,119 +148,106 @@ def from_arrays(
 def from_dataset(
     train, val=None, test=None, *, class_names: Sequence[str] | None = None, **options
 ) -> ImageData:
-    """Return a dataset of `tf.data.Dataset`s: finite, unbatched, (image [H, W, 3], integer label).
+    """Return a dataset of finite `tf.data.Dataset`s of (image [H, W, 3], label), or batches of them.
 
     They are read into memory once, so that everything is as reproducible as with files. Write
     TFRecords or files for data larger than half of the free memory.
 
     Args:
-        train, val, test: the dataset of each split.
-        class_names, options: see `from_arrays`.
+        train, val, test: the dataset of each split, such as those of
+            `keras.utils.image_dataset_from_directory` with any `label_mode`.
+        class_names: by default the dataset's `class_names`, which Keras sets; see `from_arrays`.
+        options: see `from_arrays`.
 
     Raises:
-        InputError: if a dataset is infinite, batched or too large, or see `from_arrays`.
+        InputError: if a dataset is infinite or too large, or see `from_arrays`.
     """
+    if class_names is None and options.get("task", "single_label") == "single_label":
+        class_names = getattr(train, "class_names", None)
     parts = {"train": train, "val": val, "test": test}
     read = {split: _read_dataset(part, split) for split, part in parts.items() if part is not None}
     return from_arrays(**read, class_names=class_names, **options)
 
 
-def _encode_labels(labels, class_names):
-    """Return (class names, int32 labels of each split) for labels that are integers or names."""
-    values = {split: np.asarray(part) for split, part in labels.items()}
-    train = values["train"]
-    numbers = np.issubdtype(train.dtype, np.integer) or train.dtype == bool
-    if not numbers and not all(isinstance(x, (str, np.str_)) for x in train.tolist()):
-        raise InputError(f"Labels must be integers or names, not {train.dtype} ({train[:1]}).")
-    if numbers:
-        count = max(int(train.max(initial=-1)) + 1, 0)
-        names = tuple(map(str, range(count) if class_names is None else class_names))
-        index = {i: i for i in range(len(names))}
-    else:
-        names = tuple(sorted(set(train.tolist())) if class_names is None else class_names)
-        index = {name: i for i, name in enumerate(names)}
-    if len(names) < 2:
-        raise InputError(f"only one class ({', '.join(names)}); classification needs at least two")
-    encoded = {}
-    for split, part in values.items():
-        unknown = sorted(set(part.tolist()) - set(index), key=str)
-        if unknown:
-            examples = ", ".join(map(str, unknown[:5]))
+class _Cast:
+    """Convert the images of a split to uint8 RGB, one by one, and report how at the end."""
+
+    def __init__(self, split: str):
+        self.split = split
+        self._types: set[str] = set()  # of images with values between whole numbers
+        self._highest = 0.0  # value of images of floats
+        self._floats = False
+
+    def __call__(self, image, name: str) -> np.ndarray:
+        image = np.asarray(image)
+        if image.dtype != np.uint8 and image.size:
+            image = self._as_uint8(image, name)
+        if image.ndim == 2:
+            image = image[..., None]
+        if image.ndim == 3 and image.shape[-1] == 1:
+            image = np.repeat(image, 3, axis=-1)
+        return image
+
+    def _as_uint8(self, image, name):
+        kind = str(image.dtype)
+        try:
+            values = image.astype(np.float32)
+        except (TypeError, ValueError):
+            raise InputError(f"{name} is {kind}, not an image: pass RGB values 0–255.") from None
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 255):  # or NaN
             raise InputError(
-                f"{split} has labels that are not among the {len(names)} classes: {examples}"
+                f"{name} has values from {low:g} to {high:g} of {kind}: pass whole numbers 0–255, "
+                "preferably uint8, without normalization."
             )
-        encoded[split] = np.array([index[label] for label in part.tolist()], np.int32)
-    return names, encoded
+        whole = np.rint(values)
+        if image.dtype.kind not in "biu":
+            self._floats, self._highest = True, max(self._highest, float(high))
+            if not np.array_equal(whole, values):
+                self._types.add(kind)
+        return whole.astype(np.uint8)
 
-
-def _target_columns(labels, names, task):
-    """Return (names, float32 [N, C] of each split) for multi_label and regression."""
-    columns = {}
-    for split, values in labels.items():
-        values = np.asarray(values, np.float32)
-        columns[split] = values = values[:, None] if values.ndim == 1 else values
-        if values.ndim != 2 or not np.isfinite(values).all():
-            raise InputError(f"{split}: {task} labels must be finite numbers of shape [N, C].")
-        if task == "multi_label" and not np.isin(values, (0, 1)).all():
-            raise InputError(f"{split}: multi_label labels must be 0 or 1.")
-    width = columns["train"].shape[1]
-    names = tuple(map(str, range(width) if names is None else names))
-    if {values.shape[1] for values in columns.values()} != {len(names)}:
-        widths = ", ".join(f"{split} {values.shape[1]}" for split, values in columns.items())
-        raise InputError(
-            f"The labels have different numbers of columns: {widths}; there are {len(names)} names."
-        )
-    return names, columns
-
-
-def _as_rgb(image, name):
-    image = np.asarray(image)
-    if image.dtype != np.uint8 and image.size:
-        low, high = image.min(), image.max()
-        values = f"{name} has values from {low:g} to {high:g}"
-        if low >= 0 and high <= 1 and np.issubdtype(image.dtype, np.floating):
+    def report(self) -> None:
+        """Print what was rounded; raise InputError if the images are 0–1."""
+        if self._floats and self._highest <= 1:
             raise InputError(
-                f"{values}: images must be RGB 0–255, so multiply by 255 (the model normalizes its "
-                "inputs)."
+                f"{self.split} has values from 0 to {self._highest:g}: images must be RGB 0–255, so "
+                "multiply by 255 (the model normalizes its inputs)."
             )
-        with np.errstate(invalid="ignore"):  # NaN
-            whole = image.astype(np.uint8)
-        if not np.array_equal(whole, image):
-            raise InputError(
-                f"{values} of {image.dtype}: pass whole numbers 0–255, preferably uint8."
-            )
-        image = whole
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image = np.repeat(image, 3, axis=-1)
-    return image
+        if self._types:
+            kinds = " and ".join(sorted(self._types))
+            say(f"{self.split}: images of {kinds} are rounded to whole numbers 0–255")
 
 
 def _read_dataset(dataset, split):
-    spec = dataset.element_spec
+    """Return (uint8 images, labels) of a dataset, batched or not."""
+    spec = getattr(dataset, "element_spec", None)
     if not isinstance(spec, tuple) or len(spec) != 2:
-        raise InputError(f"{split} must yield (image, label), not {spec}.")
-    if spec[0].shape.rank not in (None, 3) or spec[1].shape.rank not in (None, 0):
         raise InputError(
-            f"{split} must yield one image [H, W, 3] and one label at a time: call .unbatch() "
-            "on batches."
+            f"{split} must yield (image, label), not {spec or type(dataset).__name__}."
         )
     count = int(dataset.cardinality())
     if count == -1:
         raise InputError(f"{split} is infinite: remove .repeat().")
+    if spec[0].shape.rank == 4:
+        dataset = dataset.unbatch()
+    elif spec[0].shape.rank not in (None, 2, 3):
+        raise InputError(
+            f"{split} must yield images [H, W, 3] or batches of them, not {list(spec[0].shape)}."
+        )
     limit, size = free_memory() // 2, 0
-    images, labels = [], []
+    images, labels, cast = [], [], _Cast(split)
     rows = progress_bar(dataset.as_numpy_iterator(), f"reading {split}", unit="images")
     for image, label in rows:
-        images.append(image)
+        images.append(cast(image, f"{split} {len(images)}"))
         labels.append(label)
-        size += image.nbytes
+        size += images[-1].nbytes
         if size > limit:
             raise InputError(
                 f"{split} is larger than half of the free memory ({len(images)} images take "
                 f"{size >> 20} MiB): write its images to files or TFRecords."
             )
+    cast.report()
     return images, labels
 
 

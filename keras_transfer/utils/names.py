@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -65,3 +65,16 @@ def make_options(kind: type[Options], values: Mapping[str, Any], function: str) 
             hint = f"Did you mean {similar[0]}?" if similar else f"Choose from {', '.join(names)}."
             raise InputError(f"Unknown option '{name}' of {function}. {hint}")
     return kind(**values)
+
+
+def sequence_of_names(names: Any, what: str) -> tuple[str, ...]:
+    """Return names as text; raise InputError if they are no sequence, such as their number.
+
+    Args:
+        what: where they were given, for the message: `"class_names"`.
+    """
+    if isinstance(names, (bytes, Mapping)) or not isinstance(names, Iterable):
+        raise InputError(
+            f"{what} must be a sequence of names, such as ['cat', 'dog'], not {names!r}."
+        )
+    return tuple(str(name) for name in names)

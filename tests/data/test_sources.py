@@ -253,8 +253,8 @@ def test_data_sets_that_cannot_be_read_once():
     import tensorflow as tf
 
     dataset = tf.data.Dataset.from_tensor_slices((random_images(), np.arange(8) % 2))
-    with pytest.raises(InputError, match=r"\.unbatch\(\)"):
-        from_dataset(dataset.batch(2))
+    batched = from_dataset(dataset.batch(3))
+    assert sum(len(part) for part in batched.examples.values()) == 8
     with pytest.raises(InputError, match="is infinite"):
         from_dataset(dataset.repeat())
     with pytest.raises(InputError, match=r"must yield \(image, label\)"):
