@@ -254,7 +254,10 @@ def export(
         Path | None, typer.Option(help="The run's labeled images, if they were moved.")
     ] = None,
     max_loss: Annotated[
-        float, typer.Option(help="Largest loss of accuracy for int8: 0.02 is two points.")
+        float,
+        typer.Option(
+            help="Largest loss of quality (for classes, accuracy) for int8: 0.02 is two points."
+        ),
     ] = 0.02,
     as_json: Json = False,
 ):

@@ -1,7 +1,7 @@
 """Compare an exported model with its Keras model: same decisions, and the quality lost if not."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,12 @@ from keras_transfer.models.heads import Head
 MIN_AGREEMENT = 0.99  # of a float export
 MAX_LOSS = 0.02  # of an int8 export
 ROUNDING, HALF_ROUNDING = 1e-3, 2e-2  # differences of scores computed in float32 and in 16 bits
+# What `Parity.quality` measures, by task: the higher the better, 1 at best.
+_QUALITY = {
+    "single_label": "accuracy",
+    "multi_label": "share of correct labels",
+    "regression": "1 − MAE / standard deviation",
+}
 _SAME_VALUE = 0.01  # as a share of a target's standard deviation
 
 
@@ -85,6 +91,7 @@ class Parity:
             correct labels; for regression 1 − mean absolute error / standard deviation.
         answers: head name → number of different decisions by the Keras model. If it is 1, even an
             export that ignores its input agrees.
+        tasks: head name → its task, on which the kind of quality depends.
     """
 
     images: int
@@ -95,18 +102,21 @@ class Parity:
     difference: float
     quality: dict[str, tuple[float, float]]
     answers: dict[str, int]
+    tasks: dict[str, str] = field(default_factory=dict)
 
     @property
     def lost(self) -> float:
-        """The largest loss of quality of a head; 0.02 is two points of accuracy."""
+        """The largest loss of quality of a head; 0.02 is two points, for classes of accuracy."""
         return max(before - after for before, after in self.quality.values())
 
     def text(self) -> str:
         """Return the comparison in one line."""
         same = f"same answer for {100 * min(self.agreement.values()):.2f} %"
         if self.labelled:
-            accuracy = ", ".join(f"{a:.4f} → {b:.4f}" for a, b in self.quality.values())
-            same += f", accuracy {accuracy}"
+            for name, (before, after) in self.quality.items():
+                kind = _QUALITY.get(self.tasks.get(name, ""), "quality")
+                head = f" ({name})" if len(self.quality) > 1 else ""
+                same += f", {kind} {before:.4f} → {after:.4f}{head}"
         if min(self.answers.values()) == 1:
             same += " (weak evidence: the Keras model gives every image the same answer)"
         refused = f", {self.refused} of them unreadable" if self.refused else ""
@@ -158,7 +168,10 @@ def compare(
             correct = [float((x == truth).mean()) for x in (decisions, other)]
         quality[name] = (correct[0], correct[1])
     refused, labelled = int((~rows).sum()), sample.labels is not None
-    return Parity(count, sample.of, refused, labelled, agreement, difference, quality, answers)
+    tasks = {name: head.task for name, head in heads.items()}
+    return Parity(
+        count, sample.of, refused, labelled, agreement, difference, quality, answers, tasks
+    )
 
 
 _DECISIONS = {

@@ -218,6 +218,57 @@ def test_the_command_trains_on_other_columns(folder, tmp_path, monkeypatch):
     assert "use KIND=NAME" in str(wrong.exception)
 
 
+def test_the_command_trains_two_heads_of_a_table(folder, tmp_path, monkeypatch):
+    """Each `--column` of labels is a head; `evaluate` and `report` read the same columns again."""
+    from typer.testing import CliRunner
+
+    from keras_transfer.cli.main import app
+
+    table, run = tmp_path / "table.csv", tmp_path / "run"
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "colour", "size", "tags"])
+        for i, path in enumerate(sorted(folder.rglob("*.png"))):
+            tags = "odd|small" if i % 2 else "big" if i % 3 else "small"
+            rows.writerow([path.relative_to(tmp_path), path.parent.name, i, tags])
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
+    runner = CliRunner()
+
+    def invoke(*arguments):
+        result = runner.invoke(app, list(map(str, arguments)))
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.stdout
+
+    columns = ["--column", "path=file", "--column", "label=colour", "--column", "targets=size"]
+    checked = json.loads(invoke("check", table, *columns, "--json"))
+    assert (
+        "colour: green" in checked["labels"]["train"] and "size: size" in checked["labels"]["train"]
+    )
+    options = [
+        "--backbone",
+        "mobilenet_0.25",
+        "--weights",
+        "none",
+        "--image-size",
+        "32",
+        "--val-split",
+        "0.3",
+    ]
+    options += ["--strategy", "feature_extraction"]
+    said = invoke("train", table, "--out", run, *options, *columns)
+    assert "colour_accuracy" in said and "size_mae" in said
+    measured = json.loads(invoke("evaluate", run, table, "--split", "val", "--json"))
+    assert set(measured["heads"]) == {"colour", "size"}
+    invoke("evaluate", run, table, "--column", "path=file")  # the labels are those of the run
+    invoke("report", run)
+    named = ["path=file", "what.label=colour", "many.labels=tags", "long.targets=size"]
+    columns = [part for pair in named for part in ("--column", pair)]
+    said = invoke("train", table, "--out", tmp_path / "named", *options, *columns)
+    assert "what_accuracy" in said and "many_map" in said and "long_mae" in said
+    wrong = runner.invoke(app, ["evaluate", str(run), str(table), *columns])
+    assert "expected is the heads colour, size" in str(wrong.exception)
+
+
 def test_any_labels_go_through_records_and_arrays(tmp_path):
     """Several labels, numbers and several heads, to the bit."""
     from keras_transfer.data import Examples, ImageData, Target

@@ -464,7 +464,12 @@ def test_parity_by_hand():
     assert found.quality["a"] == (0.75, 0.5) and found.quality["b"] == (7 / 8, 1.0)
     assert found.quality["c"] == pytest.approx((1.0, 1 - (0.1 + 0.04) / 4 / 5))
     assert found.lost == 0.25 and found.difference == pytest.approx(0.45)
-    assert found.text().startswith("same answer for 75.00 %, accuracy 0.7500 → 0.5000")
+    assert found.text().startswith(
+        "same answer for 75.00 %, accuracy 0.7500 → 0.5000 (a), share of"
+    )
+    alone = compare({"c": HEADS["c"]}, EXPECTED, got, sample_of(labels))
+    assert ", 1 − MAE / standard deviation 1.0000 → 0.9930, " in alone.text()
+    assert "accuracy" not in alone.text()
     assert found.answers == {"a": 2, "b": 2, "c": 2} and "same answer)" not in found.text()
     constant = {**EXPECTED, "a": np.tile([0.9, 0.1], (4, 1))}
     assert "every image the same answer" in compare(HEADS, constant, got, sample_of(labels)).text()

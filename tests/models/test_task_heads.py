@@ -284,6 +284,28 @@ def test_closed_heads_are_scikit_learns(rng):
     assert np.std(features @ twice.kernel) < 0.3
 
 
+def test_rankings_of_labels_are_measured_without_tracing_functions(rng, caplog):
+    """Each batch outside a graph would trace Keras's vectorized map again, and TensorFlow warn."""
+    logger = tf.get_logger()
+    logger.addHandler(caplog.handler)
+    metric = LabelRanking(3)
+    for _ in range(8):
+        metric.update_state(rng.integers(0, 2, (6, 3)), rng.normal(size=(6, 3)).astype("float32"))
+    logger.removeHandler(caplog.handler)
+    assert 0 <= float(metric.result()) <= 1
+    assert "retracing" not in caplog.text
+
+
+def test_rankings_of_labels_count_the_weights_of_examples(rng):
+    labels, logits = rng.integers(0, 2, (20, 2)), rng.normal(size=(20, 2)).astype("float32")
+    weights = rng.integers(1, 4, 20)
+    weighted, repeated = LabelRanking(2, "PR"), LabelRanking(2, "PR")
+    weighted.update_state(labels, logits, weights)
+    rows = np.repeat(np.arange(20), weights)
+    repeated.update_state(labels[rows], logits[rows])
+    assert float(weighted.result()) == pytest.approx(float(repeated.result()))
+
+
 # -- labels of tables ---------------------------------------------------------------------------------
 
 
