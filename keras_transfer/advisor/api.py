@@ -17,6 +17,7 @@ from keras_transfer.advisor.rules import (
 )
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import check_backbone
+from keras_transfer.utils.names import require_image_size
 
 _MAX_SCORED = 800  # images; standard errors are then at most 1.8 points
 _MAX_PROBED = 600  # images whose activations are probed after every stage
@@ -118,6 +119,7 @@ def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAUL
         InputError: see `advise`.
     """
     check_policy(policy)
+    require_image_size(image_size)
     if not minutes > 0:
         raise InputError(f"minutes must be above 0, not {minutes:g}.")
     if backbones is None:

@@ -10,6 +10,7 @@ import numpy as np
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import check_backbone
+from keras_transfer.utils.names import require_image_size
 
 
 def distinct_rows(examples: Examples) -> np.ndarray:
@@ -65,6 +66,7 @@ def sized_backbone(backbone, image_size: int | None = None):
     Raises:
         InputError: the backbone is unknown, cannot be built at this size, or has no fixed size.
     """
+    require_image_size(image_size)
     if isinstance(backbone, (str, os.PathLike)):
         backbone = os.fspath(backbone)
         check_backbone(backbone, image_size)

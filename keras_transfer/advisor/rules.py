@@ -11,6 +11,7 @@ from keras_transfer.models.sources.applications import BACKBONES, find_spec, wei
 from keras_transfer.schedules.recipes import AUTO, default_epochs, resolve_schedule
 from keras_transfer.training.config import POLICIES, TrainConfig
 from keras_transfer.utils.console import say
+from keras_transfer.utils.names import require_image_size
 
 DEFAULT_POLICY = TrainConfig.policy
 MINUTES = TrainConfig.minutes  # default limit of the training time
@@ -268,6 +269,7 @@ def candidates(image_size: int | None = None) -> list[str]:
     They are at most six whose ImageNet weights are on this machine and that accept the image size,
     those of `SHORTLIST` first, then the smallest. If there are none, `SHORTLIST` itself.
     """
+    require_image_size(image_size)
     fitting = [spec for spec in BACKBONES.values() if spec.min_size <= (image_size or spec.size)]
     present = [spec for spec in fitting if weights_path(spec).is_file()]
     if not present:

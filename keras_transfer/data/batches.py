@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_transfer.data.files import ImageMemory
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation
 from keras_transfer.modalities.image.prepare import augmenter, mixer, resize_and_crop
-from keras_transfer.utils.names import make_options
+from keras_transfer.utils.names import make_options, require_image_size
 from keras_transfer.utils.python_calls import python_calls
 
 _PREFETCH_BYTES = 64 << 20  # of fixed views
@@ -97,6 +97,7 @@ def batches(
         tf.errors.OpError: while iterating, if a file can no longer be read or decoded; the message
             names it.
     """
+    require_image_size(image_size)
     settings = make_options(Training, options, "batches")
     if service:
         from keras_transfer.data.service import service_batches

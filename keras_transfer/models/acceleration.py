@@ -16,6 +16,7 @@ from keras_transfer.models.stages import clone_with, freeze
 from keras_transfer.utils.files import cpu_flags, remembered
 from keras_transfer.utils.keras_versions import full_precision, nodes_of
 from keras_transfer.utils.machine import driver_gpus
+from keras_transfer.utils.names import require_image_size
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 _MIN_GAIN = 1.15  # a shorter number format that gains less is not worth its rounding
@@ -241,6 +242,7 @@ def set_precision(
     Raises:
         InputError: unknown precision.
     """
+    require_image_size(image_size)
     if precision not in PRECISIONS:
         raise InputError(f"Unknown precision '{precision}'. Choose one of {', '.join(PRECISIONS)}.")
     chosen = Precision(precision, "as requested")

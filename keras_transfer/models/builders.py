@@ -17,6 +17,7 @@ from keras_transfer.models.stages import (
 )
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.keras_versions import first_node
+from keras_transfer.utils.names import require_image_size
 
 
 def build_model(
@@ -48,6 +49,13 @@ def build_model(
         InputError: unknown backbone, an image size below the family's minimum, unavailable weights,
             a source model that does not take images, or invalid head names.
     """
+    require_image_size(image_size)
+    for one in head.values() if isinstance(head, dict) else [head]:
+        if not isinstance(one, Head):
+            raise InputError(
+                "A head must be Classification(names), MultiLabel(names) or Regression(names), not "
+                f"{one!r}."
+            )
     if isinstance(head, dict):
         _check_names(head)
     if not isinstance(backbone, Backbone):
@@ -92,6 +100,7 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
     Raises:
         InputError: see `check_other_size`, or the size is too small for the layers.
     """
+    require_image_size(image_size)
     backbone = backbone_of(model)
     image_size = image_size or model.input_shape[1]
     if backbone.input_shape[1] == image_size:
@@ -114,6 +123,7 @@ def check_other_size(model: keras.Model, image_size: int) -> None:
 
     The sizes must differ by a multiple of 32, so that every layer pads the same way.
     """
+    require_image_size(image_size)
     size = model.input_shape[1]
     if (image_size - size) % 32 or image_size < 32:
         raise InputError(

@@ -16,6 +16,7 @@ from keras_transfer.modalities.image.augment import (
     resolve_augmentation,
     views_of,
 )
+from keras_transfer.utils.names import require_image_size
 
 _CELL = 1.25  # inches
 _LABEL_WIDTH, _GAP, _HEADER, _FOOTER = 1.05, 0.12, 0.42, 0.16  # cells
@@ -61,11 +62,9 @@ def show_batch(
     Raises:
         InputError: if the split or augmentation does not exist, or a transform fails on an image.
     """
-    if n < 1 or variants < 1 or image_size < 1:
-        raise InputError(
-            f"show_batch: n, variants and image_size must be 1 or more, not {n}, {variants} and "
-            f"{image_size}."
-        )
+    require_image_size(image_size)
+    if n < 1 or variants < 1:
+        raise InputError(f"show_batch: n and variants must be 1 or more, not {n} and {variants}.")
     augmentations = augment if isinstance(augment, (list, tuple)) else [augment]
     titled = [(_title(one), views_of(one, variants)) for one in augmentations]
     mix = Mix(mix, mix_alpha)

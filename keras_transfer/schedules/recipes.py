@@ -8,6 +8,7 @@ from pathlib import Path
 
 from keras_transfer.errors import InputError
 from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.utils.names import require_image_size
 
 DEFAULT = "lp_ft"
 AUTO = "auto"  # the advisor chooses
@@ -218,6 +219,7 @@ def progressive_resize(
     The head and half of the rest train on images that are `smaller_by` pixels smaller, which takes
     about half the time at 224 px. The trainer passes the model's `image_size`.
     """
+    require_image_size(image_size)
     rate = default_rate(examples) if learning_rate is None else learning_rate
     head, rest = _head_and_rest("progressive_resize", examples, epochs, head_epochs, min_rest=2)
     small = image_size - smaller_by

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.names import require_image_size
 
 POOLINGS = ("avg", "max", None)
 # How RGB 0–255 becomes the input a family was trained on: channel order, then x * scale + offset.
@@ -192,6 +193,7 @@ def check_backbone(backbone: str, image_size: int | None = None, weights="imagen
         InputError: unknown name, invalid source model, an image size below the family's minimum, or
             unavailable ImageNet weights.
     """
+    require_image_size(image_size)
     if is_source_model(backbone):
         check_source_model(backbone)
         return
@@ -203,6 +205,7 @@ def check_backbone(backbone: str, image_size: int | None = None, weights="imagen
 
 def check_image_size(spec: BackboneSpec, image_size: int | None) -> None:
     """Raise InputError if the family does not allow the image size."""
+    require_image_size(image_size)
     if image_size is not None and image_size < spec.min_size:
         raise InputError(
             f"Image size {image_size} is too small for {spec.name}: use {spec.min_size} or more "
@@ -290,6 +293,7 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
 
     from keras_transfer.models.stages import Backbone, rebuild
 
+    require_image_size(image_size)
     if pooling not in POOLINGS:
         raise InputError(f"Unknown pooling {pooling!r}. Choose 'avg', 'max' or None.")
     if not isinstance(backbone, str) or is_source_model(backbone):

@@ -10,6 +10,7 @@ from keras_transfer.models import heads  # noqa: F401  (registers its layers, fo
 from keras_transfer.models.sources.applications import check_source_model, normalized
 from keras_transfer.models.stages import Backbone, chain, rebuild
 from keras_transfer.utils.global_state import restored
+from keras_transfer.utils.names import require_image_size
 
 
 def backbone_from_model(
@@ -35,6 +36,7 @@ def backbone_from_model(
         InputError: the file is not a Keras model, the model does not take RGB images, or its layers
             do not fit together at the image size.
     """
+    require_image_size(image_size)
     model = source
     if not isinstance(source, keras.Model):
         model = load_model(check_source_model(source))
