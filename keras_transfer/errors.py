@@ -107,18 +107,19 @@ def explained(planned, how_to_resume: str):
     """
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
+        cause = error.__cause__ if isinstance(error, InputError) else error  # of `explain_writing`
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InputError(
+                f"Could not write the checkpoint: {cause}. Earlier epochs are saved: free some disk "
+                f"space and {how_to_resume}."
+            ) from cause
+        if isinstance(error, InputError):
+            raise
         if found := input_error_in(error):
             raise found from error
         if _out_of_memory(error):
             raise InputError(_need_less_memory(planned)) from error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InputError(
-                f"Could not write the checkpoint: {error}. Earlier epochs are saved: free some disk "
-                f"space and {how_to_resume}."
-            ) from error
         raise
 
 

@@ -9,11 +9,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from keras_transfer.data.examples import example_key, relative_paths
 from keras_transfer.errors import InputError
-from keras_transfer.utils.files import csv_text, read_arrays, write_arrays, write_file, write_text
+from keras_transfer.utils.files import (
+    check_output_folder,
+    csv_text,
+    explain_writing,
+    locked,
+    read_arrays,
+    write_arrays,
+    write_file,
+    write_text,
+)
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -60,6 +70,7 @@ def check_out(path) -> None:
         unfinished = (path / CONFIG).is_file() and not (path / MODEL).is_file()
         resumable = " or continue the run with --resume" if unfinished else ""
         raise InputError(f"{path} exists and is not empty: choose another --out{resumable}.")
+    check_output_folder(Path(os.path.realpath(path)).parent)
 
 
 class Run:
@@ -82,6 +93,7 @@ class Run:
         self.split_path = self.path / SPLIT
         self.state_path = self.path / STATE
         self.tensorboard_path = self.path / TENSORBOARD
+        self._lock = ExitStack()
 
     @classmethod
     def create(
@@ -95,20 +107,36 @@ class Run:
             fingerprints: name → fingerprint of every example, to detect changes.
             split: (path, class, split) of every example.
 
+        Returns:
+            The run, which no other process can resume until `release`.
+
         Raises:
-            InputError: if the path is taken.
+            InputError: if the path is taken or cannot be written to.
         """
         check_out(path)
-        path = Path(path) if Path(path).name else Path(path).resolve()  # "." has no name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run = cls(path.with_name(f".{os.getpid()}.{path.name}"))
+        place = Path(os.path.realpath(path))  # a link to an empty directory stays; "." has no name
+        run = cls(place.with_name(f".{os.getpid()}.{place.name}"))
         try:
-            run.state_path.mkdir(parents=True)
-            run._write_first(config, skipped, fingerprints, split)
-            run.path.replace(path)
+            with explain_writing(path):
+                run.state_path.mkdir(parents=True)
+                if place.is_dir():
+                    shutil.copymode(place, run.path)
+                run._write_first(config, skipped, fingerprints, split)
+                run._take()
+                run.path.replace(place)
         finally:
             shutil.rmtree(run.path, ignore_errors=True)
-        return cls(path)
+        found = cls(path)
+        found._lock = run._lock
+        return found
+
+    def _take(self):
+        message = f"Another process is training in {self.path}: wait for it, or stop it."
+        self._lock.enter_context(locked(self.path, message))
+
+    def release(self) -> None:
+        """Allow other processes to resume the run. The end of the process releases it too."""
+        self._lock.close()
 
     def _write_first(self, config, skipped, fingerprints, split):
         import yaml
@@ -130,8 +158,11 @@ class Run:
     def resume(cls, path, config: dict, fingerprints: dict) -> "Run":
         """Open an interrupted run with the same settings and examples, wherever they are now.
 
+        No other process can resume it until `release`.
+
         Raises:
-            InputError: if it is not a run or is finished, or if settings or examples changed.
+            InputError: if it is not a run or is finished, if settings or examples changed, or if
+                another process is training in it.
         """
         run = cls.open(path, finished=False)
         if run.finished:
@@ -139,6 +170,7 @@ class Run:
             raise InputError(f"{path} is finished: there is nothing to resume.")
         import yaml
 
+        run._take()
         before, now = run.config, yaml.safe_load(yaml.safe_dump(config))
         places = {key: now[key] for key in PLACES if key in now}
         moved = {**before, **places}
@@ -335,6 +367,7 @@ class Checkpoint:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file: give a directory.")
+        check_output_folder(folder)
         settings = settings if fingerprint is None else {**settings, "images": fingerprint}
         text = _dump(settings, file)
         path = folder / file
@@ -343,7 +376,8 @@ class Checkpoint:
                 raise InputError(
                     f"{folder} is not empty and contains no {what}: choose another directory."
                 )
-            folder.mkdir(parents=True, exist_ok=True)
+            with explain_writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
             return cls(folder)
         before, now = _parse(path.read_text(encoding="utf-8"), file), _parse(text, file)

@@ -155,6 +155,8 @@ class Adaptation:
                 raise Interrupted(
                     f"interrupted; finished epochs are saved in {run.path}: {_RESUME}"
                 ) from None
+            finally:
+                run.release()
         return run
 
     def _build(self):

@@ -18,6 +18,12 @@ from keras_transfer.cli.options import (
 )
 from keras_transfer.errors import InputError
 from keras_transfer.export import check_format
+from keras_transfer.utils.files import (
+    check_new_folder,
+    check_output,
+    check_output_folder,
+    write_text,
+)
 
 
 def evaluate(
@@ -71,7 +77,7 @@ def evaluate(
     from keras_transfer.evaluation.calibration import PRECISIONS, Calibration, check_precision
     from keras_transfer.evaluation.outputs import resolve_views
     from keras_transfer.evaluation.slices import check_columns, slice_values
-    from keras_transfer.runs import Run
+    from keras_transfer.runs import CALIBRATION, Run
 
     run = Run.open(run)
     config = run.config
@@ -80,6 +86,10 @@ def evaluate(
     path_column = (columns or {}).get("path_column", "path")
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose a directory for --out.")
+    if out is not None:
+        check_output_folder(out)
+    if calibrate:
+        check_output(run.path / CALIBRATION)
     known = targets_of(config)
     if precision is not None:
         targets = known.values() if isinstance(known, dict) else [known]
@@ -149,9 +159,10 @@ def predict(
     from keras_transfer.data import list_images
     from keras_transfer.runs import Run
     from keras_transfer.utils.console import printable
-    from keras_transfer.utils.files import write_text
 
     run = Run.open(run)
+    if out is not None:
+        check_output(out)
     list_images(paths)  # report a wrong path before TensorFlow is imported
     load_keras()
     from keras_transfer import evaluation
@@ -206,6 +217,7 @@ def report(
     if out is not None and out.is_dir():
         raise InputError(f"{out} is a directory: choose a .html file for --out.")
     opened = [Run.open(run) for run in runs]
+    check_output(out or (COMPARISON if len(opened) > 1 else opened[0].report_path))
     if len(opened) > 1:
         from keras_transfer.reporting import compare_runs
 
@@ -263,12 +275,12 @@ def export(
 ):
     """Export the model with a model card, and compare it with the Keras model on the run's images."""
     from keras_transfer.runs import Run
-    from keras_transfer.utils.files import check_new_folder
 
     run = Run.open(run)
     check_format(format, int8)
     out = out or run.next_export(format, int8)
     check_new_folder(out)
+    check_output_folder(out.parent)
     if not 0 <= max_loss <= 1:
         raise InputError(f"Invalid --max-loss {max_loss:g}. Pass a share from 0 to 1, e.g. 0.02.")
     if data is not None and not data.exists():

@@ -16,6 +16,12 @@ from keras_transfer.cli.choose import advise, compare, tune
 from keras_transfer.cli.columns import command_with
 from keras_transfer.cli.finished import ask, evaluate, export, predict, report
 from keras_transfer.cli.options import Data, Json, check_png, load_keras, takes
+from keras_transfer.cli.streams import (
+    flush_streams,
+    report_error,
+    report_os_error,
+    require_streams,
+)
 from keras_transfer.cli.train import adapt, find_rate, schedule, train
 from keras_transfer.errors import ColumnError, InputError, WorkerLost
 from keras_transfer.training.distributed.single_process import active
@@ -182,27 +188,42 @@ for command in COMMANDS:
 def main():
     """Run the command line.
 
-    Invalid input ends in one line on stderr and exit code 2, a lost worker in one line and exit
-    code 75, an internal error in a traceback and exit code 1. Typer turns Ctrl-C into 130.
+    Invalid input, and output that cannot be written, end in one line on stderr and exit code 2, a
+    lost worker in one line and exit code 75, an internal error in a traceback and exit code 1. Typer
+    turns Ctrl-C into 130. A broken pipe ends the process without a message.
     """
+    require_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid text
+    code = flush_streams(_run())
+    active().leave(code)  # at once if an orderly end would wait for workers that are gone
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command, report its errors and return the exit code."""
     try:
         try:
             app()
         except Exception as error:
             with active().translated():  # an engine's error, if another worker is gone
                 raise error
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # Typer reports it as exit code 1
+            report_os_error(stop.__context__)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except (InputError, WorkerLost) as error:
         text = str(error)
         if isinstance(error, ColumnError) and error.options:
             text = f"{error.problem}: name it, as in `{command_with(sys.argv[1:], error)}`."
-        print("error: " + " ".join(text.split()), file=sys.stderr)
-        code = error.exit_code
-    except Exception:
+        report_error(text)
+        return error.exit_code
+    except Exception as error:
+        code = report_os_error(error) if isinstance(error, OSError) else None
+        if code is not None:
+            return code
         traceback.print_exc()
-        code = 1
-    active().leave(code)  # at once if an orderly end would wait for workers that are gone
-    sys.exit(code)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

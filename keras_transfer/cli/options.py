@@ -20,6 +20,7 @@ from keras_transfer.runs import PLACES
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
 from keras_transfer.training.config import TYPES, TrainConfig
 from keras_transfer.utils.console import say
+from keras_transfer.utils.files import check_output
 
 BatchNorm = StrEnum("BatchNorm", adaptation.BATCH_NORM)
 KeepEpoch = StrEnum("KeepEpoch", adaptation.KEEP)
@@ -181,6 +182,8 @@ def check_png(path: Path | None) -> None:
     """Raise InputError where a plot cannot be written to the path; None is fine."""
     if path is not None and path.suffix.lower() != ".png":
         raise InputError(f"Cannot write a plot to {path}: choose a .png file.")
+    if path is not None:
+        check_output(path)
 
 
 def overrides_of(pairs: list[str] | None) -> dict:

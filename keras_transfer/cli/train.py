@@ -35,6 +35,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.distributed.single_process import SINGLE, SingleProcess
 from keras_transfer.utils.console import log_to, say
+from keras_transfer.utils.files import check_output, check_output_folder, write_text
 
 _DATA = ("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split")
 _MODEL = ("backbone", "weights", "image_size", "precision")
@@ -156,12 +157,12 @@ def _begun(workers: SingleProcess, out: Path) -> dict | None:
     None if nothing was begun.
     """
     from keras_transfer.runs import Run
-    from keras_transfer.utils.files import write_text
 
     def read():
         if not Run.started(out):
             return None
         run = Run.open(out, finished=False)
+        check_output_folder(run.path)
         return [run.config, run.split_path.read_text("utf-8", "surrogateescape")]
 
     found = workers.on_chief(read)
@@ -237,7 +238,6 @@ def schedule(
     from keras_transfer.models.sources.applications import BACKBONES, check_backbone
     from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
     from keras_transfer.training.config import TrainConfig
-    from keras_transfer.utils.files import write_text
 
     if strategy is None:
         for name, recipe in RECIPES.items():
@@ -250,6 +250,8 @@ def schedule(
     kind = out.suffix if out else None
     if kind not in (None, ".yaml", ".yml", ".png"):
         raise InputError(f"Cannot write {out}: choose a .yaml or a .png file.")
+    if out is not None:
+        check_output(out)
     if kind == ".png" and backbone is None:
         raise InputError("A plot needs --backbone: it shows the stages of a backbone.")
     overrides = {**overrides_of(set), **given.recipe_arguments}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_transfer.utils.console import Table
-from keras_transfer.utils.files import csv_text, write_text
+from keras_transfer.utils.files import csv_text, explain_writing, write_text
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"
@@ -48,7 +48,8 @@ class Evaluation:
         from keras_transfer.evaluation.plots import save_plots
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with explain_writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         # Without indents: the confusion matrix of 1,000 classes would have a million lines.
         document = json.dumps(self.document, allow_nan=False)
         write_text(folder / EVALUATION, document + "\n")

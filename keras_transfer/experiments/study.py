@@ -1,6 +1,7 @@
 """The folder of a search: its settings, its Optuna study, and the results (no Keras)."""
 
 import contextlib
+import errno
 import io
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,14 @@ from keras_transfer.experiments.search_space import Space, format_values
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.extras import require
-from keras_transfer.utils.files import csv_text, write_file, write_text
+from keras_transfer.utils.files import (
+    check_output_folder,
+    csv_text,
+    explain_writing,
+    locked,
+    write_file,
+    write_text,
+)
 
 SETTINGS = "tune.yaml"
 JOURNAL = "study.jsonl"
@@ -47,6 +55,7 @@ def check_folder(path) -> None:
         raise InputError(f"{path} is a file: give --out a directory.")
     if path.is_dir() and any(path.iterdir()) and not (path / SETTINGS).is_file():
         raise InputError(f"{path} is not empty and contains no search: choose another --out.")
+    check_output_folder(path)
 
 
 # -- the study ------------------------------------------------------------------------------------
@@ -74,8 +83,11 @@ def open_study(path, settings: dict, fingerprint: str, *, warmup: int) -> Iterat
 
     path = Path(path)
     Checkpoint.open(path, settings, what="search", file=SETTINGS, fingerprint=fingerprint)
-    with _quiet_optuna(), (path / JOURNAL).open("a+b") as journal:
-        _lock(journal, path)
+    journal_file = path / JOURNAL
+    with explain_writing(journal_file, only=(errno.EACCES, errno.EROFS)):
+        journal_file.touch()
+    busy = f"Another process is searching in {path}: wait for it, or stop it."
+    with _quiet_optuna(), locked(journal_file, busy), journal_file.open("a+b") as journal:
         _drop_partial_line(journal)
         study = optuna.create_study(
             storage=_storage(path),
@@ -107,7 +119,7 @@ def _storage(path):
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    # Optuna's lock is a file that outlives a killed process by half a minute. `_lock` replaces it.
+    # Optuna's lock is a file that outlives a killed process by half a minute. `locked` replaces it.
     return JournalStorage(JournalFileBackend(str(path / JOURNAL), lock_obj=_NoLock()))
 
 
@@ -119,20 +131,6 @@ class _NoLock:
 
     def release(self):
         pass
-
-
-def _lock(file, path):
-    """Allow one process per folder."""
-    try:
-        import fcntl
-    except ImportError:  # not POSIX
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise InputError(
-            f"Another process is searching in {path}: wait for it, or stop it."
-        ) from None
 
 
 def _drop_partial_line(journal):

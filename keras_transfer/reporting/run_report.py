@@ -17,7 +17,7 @@ from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery_items
 from keras_transfer.reporting.page import render, skipped_files
 from keras_transfer.reporting.scores import head_scores
 from keras_transfer.runs import CONFIG, Run
-from keras_transfer.utils.console import printable
+from keras_transfer.utils.console import printable, say
 from keras_transfer.utils.files import write_text
 
 IMAGES = 48
@@ -75,7 +75,10 @@ def write_report(
         document = _measure(run, model, data, split, images, batch_size)
         shots = _shots(model, data.examples[split], document, images, batch_size)
         if own:
-            run.write_evaluation(document)
+            try:
+                run.write_evaluation(document)
+            except InputError as error:  # the report of a read-only run may be written elsewhere
+                say(f"the measurement is not saved in the run: {error}")
     write_text(out, render_report(run, model, document, shots, note))
     return out
 

@@ -103,6 +103,7 @@ class TrainingRun:
                 ) from None
             finally:
                 progress.close()
+                run.release()
         self.workers.barrier()  # a process that ends first would look lost to the others
         return run
 

@@ -26,8 +26,9 @@ _display = None  # the live display that all open bars share
 
 def say(text: str) -> None:
     """Print a line on stderr (or into the file given to `log_to`), unless silenced."""
-    if not _silent:
-        print(text, file=_log or sys.stderr, flush=True)
+    stream = _log or sys.stderr
+    if not _silent and stream is not None:  # None: a process without stderr
+        print(text, file=stream, flush=True)
 
 
 def log_to(path) -> None:
@@ -178,7 +179,8 @@ def _shared_display():
     stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
     if _display is not None:
         return _display if stream is _display.console.file else None
-    if _log or os.environ.get("TTY_INTERACTIVE") == "0" or not _can_draw(stream):
+    drawing = stream is not None and os.environ.get("TTY_INTERACTIVE") != "0"
+    if _log or not drawing or not _can_draw(stream):
         return None
     from rich import progress
     from rich.console import Console

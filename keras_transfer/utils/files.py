@@ -4,13 +4,17 @@ A file or a folder appears complete or not at all, even if the process is killed
 """
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +22,159 @@ import numpy as np
 from keras_transfer.errors import InputError
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file next to `path`, sync it to disk and rename it."""
-    # The suffix stays the same, because Keras derives the format from it.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+def write_file(path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file next to `path`, sync it to disk and rename it.
+
+    A symbolic link stays a link, and the mode of a file that is replaced stays. Devices, FIFOs and
+    open descriptors (`/dev/stdout`) receive the bytes instead.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    path = Path(path)
+    with explain_writing(path):
+        target = _replaceable(path)
+        if target is None:
+            with tempfile.TemporaryDirectory() as folder:
+                temporary = Path(folder) / path.name
+                write(temporary)
+                _copy_into(temporary, path)
+            return
+        # The suffix stays the same, because Keras derives the format from it.
+        temporary = target.with_name(f".{os.getpid()}.{target.name}")
+        try:
+            write(temporary)
+            if target.exists():
+                shutil.copymode(target, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _replaceable(path):
+    """Return the regular file that `path` leads to, which may be missing; None for anything else."""
+    for _ in range(40):  # Linux's limit of links
+        if _descriptor(path) is not None:
+            return None
+        if not path.is_symlink():
+            break
+        path = path.parent / path.readlink()
+    return None if path.exists() and not path.is_file() else path
+
+
+def _descriptor(path):
+    """Return the number of the open file that a path such as `/dev/stdout` names, or None."""
+    found = re.fullmatch(
+        r"/dev/(stdin|stdout|stderr)|(?:/dev|/proc/(?:self|thread-self|\d+))/fd/(\d+)", str(path)
+    )
+    if found is None:
+        return None
+    return ("stdin", "stdout", "stderr").index(found[1]) if found[1] else int(found[2])
+
+
+def _copy_into(source, path):
+    while _descriptor(path) is None and path.is_symlink():
+        path = path.parent / path.readlink()
+    number = _descriptor(path)
+    # Opening /dev/stdout anew would start at the beginning of the file that it was redirected to.
+    opened = path if number is None else os.dup(number)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    with source.open("rb") as read, open(opened, "wb") as written:  # noqa: PTH123 (a descriptor)
+        shutil.copyfileobj(read, written)
+
+
+def check_output(path) -> None:
+    """Raise InputError if a file cannot be written to `path`, before the work begins."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: choose a file.")
+    target = _replaceable(path)
+    if target is not None:
+        _check_parent(path, target.parent)
+    elif not os.access(path, os.W_OK):
+        raise InputError(f"Cannot write {path}: it cannot be opened. Choose another place.")
+
+
+def check_output_folder(path) -> None:
+    """Raise InputError if nothing can be written in a folder, which may be missing."""
+    path = Path(path)
+    place = Path(os.path.realpath(path))
+    _check_parent(path, next(p for p in (place, *place.parents) if p.exists()))
+
+
+def _check_parent(path, parent):
+    if not parent.is_dir():
+        found = "is not a folder" if parent.exists() else "does not exist"
+        raise InputError(
+            f"Cannot write {path}: the folder {parent} {found}. Create it, or choose another place."
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"Cannot write {path}: the folder {parent} is read-only. Change its permissions, or choose "
+            "another place."
+        )
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REMEDIES = {
+    **dict.fromkeys(_FULL, "Free some disk space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Change its permissions"),
+    errno.ENOENT: "Create the folder",
+}
+
+
+@contextmanager
+def explain_writing(path, only: Collection[int] = ()) -> Iterator[None]:
+    """Turn an OSError in the block into an InputError that names `path`.
+
+    Args:
+        path: what is written.
+        only: numbers of errors (`errno`); empty for all.
+    """
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
+    except OSError as error:
+        if only and error.errno not in only:
+            raise
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        remedy = _REMEDIES.get(error.errno or 0)
+        remedy = f"{remedy}, or choose another place." if remedy else "Choose another place."
+        raise InputError(f"Cannot write {path}: {reason}. {remedy}") from error
+
+
+@contextmanager
+def locked(path, message: str) -> Iterator[None]:
+    """Lock a file or a folder for this process; the system releases the lock if the process dies.
+
+    It does nothing where the system has no such locks.
+
+    Raises:
+        InputError: with `message`, if another process has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(message) from None
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8."""
+def write_text(path, text: str) -> None:
+    """Write text as UTF-8, see `write_file`."""
     # File names need not be UTF-8; their bytes are preserved.
     data = text.encode("utf-8", "surrogateescape")
     write_file(path, lambda temporary: temporary.write_bytes(data))
@@ -65,7 +207,7 @@ def read_arrays(path: Path) -> dict:
 
 def check_new_folder(out) -> None:
     """Raise InputError if `out` exists."""
-    if Path(out).exists():
+    if os.path.lexists(out):
         raise InputError(f"{out} exists. Choose another directory.")
 
 
@@ -81,24 +223,27 @@ def new_folder(out) -> Iterator[Path]:
     """
     out = Path(out)
     check_new_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{os.getpid()}.{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with the same number
-    temporary.mkdir()
+    with explain_writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
     try:
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            file = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
-        check_new_folder(out)
-        try:
-            temporary.rename(out)
-        except OSError:  # another process was faster
+        with explain_writing(out, only=_FULL):
+            yield temporary
+        with explain_writing(out):
+            for path in [*temporary.rglob("*"), temporary]:
+                file = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
             check_new_folder(out)
-            raise
+            try:
+                temporary.rename(out)
+            except OSError:  # another process was faster
+                check_new_folder(out)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -135,7 +280,7 @@ def remembered(subject: str, key: str, measure: Callable[[], object] | None = No
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps(results, indent=1))
-        except OSError:
+        except (OSError, InputError):
             return results[key]  # the cache folder cannot be written to
     return results.get(key)
 

@@ -143,16 +143,13 @@ class SingleProcess:
 
     def create_run(self, out, *args) -> tuple[Run, Checkpoint]:
         """Create a run with `Run.create`; return it and its checkpoint."""
-        Run.create(out, *args)
-        return self._opened(out)
+        return self._with_checkpoint(Run.create(out, *args))
 
     def resume_run(self, out, *args) -> tuple[Run, Checkpoint]:
         """Open an interrupted run with `Run.resume`; return it and its checkpoint."""
-        Run.resume(out, *args)
-        return self._opened(out)
+        return self._with_checkpoint(Run.resume(out, *args))
 
-    def _opened(self, out):
-        run = Run(out)
+    def _with_checkpoint(self, run):
         return run, Checkpoint(run.state_path)
 
     def leave(self, code: int) -> None:

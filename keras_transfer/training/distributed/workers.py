@@ -179,12 +179,20 @@ class Workers(SingleProcess):
     # -- files
 
     def create_run(self, out, *args):
-        self.on_chief(lambda: Run.create(out, *args) and None)
-        return self._opened(out) if self.chief else (Follower(out), MemoryCheckpoint())
+        run = self._opened_by_chief(Run.create, out, *args)
+        if self.chief:
+            return self._with_checkpoint(run)
+        return Follower(out), MemoryCheckpoint()
+
+    def _opened_by_chief(self, open_run, out, *args):
+        """Return the run as the chief opened it, with its lock; elsewhere a run without one."""
+        opened: list[Run] = []
+        self.on_chief(lambda: opened.append(open_run(out, *args)))
+        return opened[0] if opened else Run(out)
 
     def resume_run(self, out, *args):
-        self.on_chief(lambda: Run.resume(out, *args) and None)
-        run, checkpoint = self._opened(out)
+        opened = self._opened_by_chief(Run.resume, out, *args)
+        run, checkpoint = self._with_checkpoint(opened)
         loaded = checkpoint.load() if self.chief else None
         state = json.loads(self.broadcast(json.dumps(loaded and loaded[0]).encode()))
         arrays = self.arrays_from_chief(lambda: loaded[1] if loaded else {})

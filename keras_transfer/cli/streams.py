@@ -1,0 +1,76 @@
+"""Standard output and standard error of a command, which may be closed, full, or read no longer."""
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+
+from keras_transfer.errors import InputError
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+
+
+def require_streams() -> None:
+    """End the command with exit code 2 if stdout or stderr is closed, before it does any work."""
+    if sys.stderr is None:  # nobody can be told
+        sys.exit(InputError.exit_code)
+    if sys.stdout is None:
+        report_error("standard output is closed. Use `> FILE`, or `> /dev/null` to discard it.")
+        sys.exit(InputError.exit_code)
+
+
+def report_error(text: str) -> None:
+    """Print one line of an error on stderr, if that is possible."""
+    with contextlib.suppress(OSError):
+        print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+
+
+def report_os_error(error: OSError) -> int | None:
+    """Report that a stream or a file cannot be used; return the exit code.
+
+    A broken pipe ends the process. Returns None for other errors, which are internal.
+    """
+    if isinstance(error, BrokenPipeError):
+        _end_by_broken_pipe()
+    if error.filename is not None:
+        report_error(f"{error.filename}: {error.strerror}. Check the path and its permissions.")
+    elif error.errno in _UNWRITABLE:  # a stream: errors of files are explained where they occur
+        _discard_unwritable()
+        report_error(f"Cannot write the output: {error.strerror}.")
+    else:
+        return None
+    return InputError.exit_code
+
+
+def flush_streams(code: int) -> int:
+    """Write what is still buffered; return the exit code, 2 if that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            _end_by_broken_pipe()
+        except OSError as error:
+            _discard_unwritable()
+            report_error(f"Cannot write the output: {error.strerror}.")
+            code = InputError.exit_code
+    return code
+
+
+def _discard_unwritable():
+    """Send what cannot be written to /dev/null, or Python would try again at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
+def _end_by_broken_pipe():
+    """End as Unix tools do when their reader is gone (`| head -1`): at once, without a message."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+    os._exit(1)
