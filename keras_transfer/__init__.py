@@ -1,9 +1,11 @@
 """Transfer learning on Keras 3 and TensorFlow: from labelled examples to a served model.
 
 The public names are loaded on first use: importing this package loads neither Keras nor TensorFlow.
+After `import keras_transfer`, `keras.saving.load_model` loads the package's models, in safe mode.
 """
 
 from keras_transfer.utils.names import lazy_names
+from keras_transfer.utils.registration import register
 
 __version__ = "0.2.0"
 
@@ -64,3 +66,5 @@ _MOVED = {
 __all__ = [*_NAMES, *_ROOMS, "__version__"]
 
 __getattr__, __dir__ = lazy_names(__name__, {**_NAMES, **dict.fromkeys(_ROOMS, "")}, _MOVED)
+
+register()  # with Keras, now or when it is imported

@@ -108,7 +108,8 @@ def explained(planned, how_to_resume: str):
     try:
         yield
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, InputError) else error  # of `explain_writing`
+        # `explain_writing` has an InputError made of it, and Keras removes its cause.
+        cause = error.__context__ if isinstance(error, InputError) else error
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InputError(
                 f"Could not write the checkpoint: {cause}. Earlier epochs are saved: free some disk "

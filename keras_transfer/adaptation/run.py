@@ -129,8 +129,8 @@ class Adaptation:
         frozen = freeze(model, options.freeze, batch_norm=policy)
         say(str(frozen))
         schedule = self._schedule(model)
-        run = self._open_run(model, schedule)
         plans = self._plans(model, schedule)
+        run = self._open_run(model, schedule)
         same = ("batch_size", "augment", "batch_norm", "keep", "seed")
         with Signals() as signals:
             try:

@@ -4,6 +4,7 @@ import json
 import math
 import time
 import warnings
+from contextlib import ExitStack
 from functools import partial
 
 import keras
@@ -57,7 +58,7 @@ class TrainingRun:
             previous: settings of the run to resume; None starts a new one.
             tensorboard: see `Trainer.fit`.
         """
-        with seeded(self.trainer.config.seed):
+        with seeded(self.trainer.config.seed), ExitStack() as self.cleanup:
             return self._fit(out, settings, previous, tensorboard)
 
     def _fit(self, out, settings, previous, tensorboard):
@@ -103,7 +104,6 @@ class TrainingRun:
                 ) from None
             finally:
                 progress.close()
-                run.release()
         self.workers.barrier()  # a process that ends first would look lost to the others
         return run
 
@@ -132,6 +132,7 @@ class TrainingRun:
         else:
             first = data.skipped, fingerprints, data.split_table()
             run, checkpoint = workers.create_run(out, settings, *first)
+        self.cleanup.callback(run.release)
         if schedule.zero_head:
             for name in self.trainer.heads:
                 for weight in self.model.get_layer(name).weights:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from keras_transfer import runs as module
 from keras_transfer.errors import InputError
-from keras_transfer.runs import Checkpoint
+from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.training.checkpoint import assign, collect
 
 SETTINGS = {"rate": 0.1, "phases": [{"name": "head"}]}
@@ -91,3 +93,26 @@ def test_variables_come_back_and_another_model_is_refused():
         np.testing.assert_array_equal(a, b)
     with pytest.raises(InputError, match="shapes of the model's weights differ"):
         assign(dense(4).variables, arrays, "model")
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    Run.create(tmp_path / "run", {"a": 1}, [], {}).release()
+    code = (
+        "import sys, time\nfrom keras_transfer.runs import Run\n"
+        "run = Run.resume(sys.argv[1], {'a': 1}, {})\nprint('ready', flush=True)\ntime.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "ready\n"
+        half_written = tmp_path / "run" / ".9.history.csv"
+        half_written.touch()
+        with pytest.raises(InputError, match=r"Another process is training in .*run: wait for it"):
+            Run.resume(tmp_path / "run", {"a": 1}, {})
+        assert half_written.is_file()
+    finally:
+        other.kill()
+        other.wait()
+    Run.resume(tmp_path / "run", {"a": 1}, {}).release()
+    Run.resume(tmp_path / "run", {"a": 1}, {}).release()

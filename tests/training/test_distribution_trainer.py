@@ -155,6 +155,7 @@ def test_the_follower_gets_what_the_chief_has(tmp_path):
     state = {"epoch": 1, "best": {"epoch": 1}}
     first.save_arrays("start", {"start/0": np.ones(2)})
     first.save(state, arrays, {"model/0": np.arange(3.0) + 1})
+    run.release()
     _, one = chief.resume_run(tmp_path / "run", {"a": 1}, {})
     run, two = other.resume_run(tmp_path / "run", {"a": 1}, {})
     assert said == []
