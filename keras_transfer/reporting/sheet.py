@@ -64,7 +64,10 @@ def show_batch(
     """
     require_image_size(image_size)
     if n < 1 or variants < 1:
-        raise InputError(f"show_batch: n and variants must be 1 or more, not {n} and {variants}.")
+        raise InputError(
+            f"show_batch: n, variants and image_size must be 1 or more, not {n}, {variants} and "
+            f"{image_size}."
+        )
     augmentations = augment if isinstance(augment, (list, tuple)) else [augment]
     titled = [(_title(one), views_of(one, variants)) for one in augmentations]
     mix = Mix(mix, mix_alpha)
