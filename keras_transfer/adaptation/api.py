@@ -121,7 +121,7 @@ class _Adaptation:
         self.options = options = make_options(AdaptOptions, options, "adapt")
         self.model, self.methods = model, resolve_methods(method)
         single_label_head(model)
-        check_targets(heads_of(model), source)
+        source = check_targets(heads_of(model), source)
         labelled, unlabelled = _training_examples(source), _without_labels(target)
         classes = source.class_names
         self.counts = np.bincount(np.asarray(labelled.labels), minlength=len(classes))
@@ -251,7 +251,7 @@ def _labelled(target_report, model, settings):
         return None
     examples = target_report
     if isinstance(target_report, ImageData):
-        check_targets(heads_of(model), target_report)
+        target_report = check_targets(heads_of(model), target_report)
         splits = target_report.examples
         examples = next(splits[name] for name in ("test", "val", "all", "train") if name in splits)
     return pipeline.batches(examples, **settings)

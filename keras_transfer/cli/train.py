@@ -60,6 +60,8 @@ def train(
 ):
     """Train a model on labelled images."""
     from keras_transfer.data import require_source
+    from keras_transfer.data.classes import in_recorded_order
+    from keras_transfer.data.examples import targets_of
     from keras_transfer.runs import check_out
     from keras_transfer.schedules.recipes import resolve_schedule
 
@@ -93,6 +95,8 @@ def train(
     # A resumed run continues with the split that it began with.
     begun_split = {"folds": None, "fold": None, "split_file": begun["split"]} if begun else {}
     images = open_images(data, config, **begun_split)
+    if begun:
+        images = in_recorded_order(images, targets_of(begun["config"]), sort=True)
     say(images.describe())
 
     load_keras()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data.classes import sorted_names
 from keras_transfer.data.examples import (
     Duplicates,
     ImageData,
@@ -202,7 +203,7 @@ def _as_it_is(root, progress) -> ImageData | None:
         tree = read_splits(root)
     except InputError:
         return None
-    names = sorted({name for classes in tree.values() for name in classes})
+    names = sorted_names({name for classes in tree.values() for name in classes})
     target = Target("single_label", tuple(names))
     rows, checked = check_tree(tree, progress)
     examples = {split: label(checked, classes, target) for split, classes in rows.items()}

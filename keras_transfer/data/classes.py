@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from keras_transfer.data.examples import Target, label_counts
+import numpy as np
+
+from keras_transfer.data.examples import Examples, ImageData, Target, label_counts
 from keras_transfer.data.files import Skipped
 from keras_transfer.errors import InputError
 
@@ -48,3 +51,59 @@ def require_each_class(
             f"{'classes' if several else 'class'} {names} {'have' if several else 'has'} no readable "
             f"image in {where}{why}; {remedy}"
         )
+
+
+def in_recorded_order(
+    data: ImageData, recorded: Target | dict[str, Target], *, sort: bool = False
+) -> ImageData:
+    """Return the data with its classes in the order that a run recorded, if they are the same classes.
+
+    Before 0.2, integers were sorted as text. Data with other classes is returned as it is.
+
+    Args:
+        recorded: the targets of a run or a model.
+        sort: let the images come class by class again, as a source lists them.
+    """
+    targets = data.targets
+    if isinstance(targets, dict) or isinstance(recorded, dict):
+        if not (isinstance(targets, dict) and isinstance(recorded, dict)):
+            return data
+        orders = {name: _order(targets[name], recorded.get(name)) for name in targets}
+        if all(order is None for order in orders.values()):
+            return data
+        examples = {
+            split: Examples(
+                part.images, {name: _reordered(a, orders[name]) for name, a in part.labels.items()}
+            )
+            for split, part in data.examples.items()
+        }
+        new = {n: t if orders[n] is None else recorded[n] for n, t in targets.items()}
+        changed = replace(data, examples=examples, targets=new)
+    else:
+        order = _order(targets, recorded)
+        if order is None:
+            return data
+        examples = {}
+        for split, part in data.examples.items():
+            part = Examples(part.images, _reordered(part.labels, order))
+            if sort and part.labels.ndim == 1:
+                part = part.take(np.argsort(part.labels, kind="stable"))
+            examples[split] = part
+        changed = replace(data, class_names=recorded.names, examples=examples, targets=recorded)
+    changed.source = data.source
+    return changed
+
+
+def _order(target: Target, recorded: Target | None) -> np.ndarray | None:
+    """Return the place of each class of `target` in `recorded`; None if it is the same, or cannot be."""
+    if recorded is None or recorded == target or recorded.task != target.task:
+        return None
+    if sorted(recorded.names) != sorted(target.names) or target.task == "regression":
+        return None
+    return np.array([recorded.names.index(name) for name in target.names], np.int32)
+
+
+def _reordered(labels: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    if order is None:
+        return labels
+    return order[labels] if labels.ndim == 1 else labels[:, np.argsort(order)]

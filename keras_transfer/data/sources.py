@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data.classes import sorted_names
 from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_files
 from keras_transfer.data.multilabel_folders import merge_copies
@@ -210,8 +211,8 @@ def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
     - `root/{train,val,test}/<class>/...`: the splits that exist, in this order
       (`valid` and `validation` are accepted for `val`; other folders are ignored).
 
-    Files may lie at any depth and are not opened. Classes are sorted by name; hidden files and files
-    of the operating system are ignored.
+    Files may lie at any depth and are not opened. Classes are sorted by name, or by value if all are
+    integers; hidden files and files of the operating system are ignored.
 
     Raises:
         InputError: if there is no such folder, there are no class folders or only one, or val or
@@ -309,4 +310,5 @@ def _read_classes(folder: Path) -> dict[str, list[str]]:
             f"no class folders in {folder}: {where}; put each class's images in "
             f"{folder / '<class>'}/"
         )
-    return {class_folder.name: files_below(class_folder) for class_folder in classes}
+    folders = {class_folder.name: class_folder for class_folder in classes}
+    return {name: files_below(folders[name]) for name in sorted_names(folders)}

@@ -42,7 +42,7 @@ def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32
             outputs are not finite.
     """
     heads = heads_of(model)
-    check_targets(heads, data)
+    data = check_targets(heads, data)
     labels, outputs = collect(model, data, split, batch_size=batch_size)
     return summarize(heads, labels, outputs)
 
@@ -98,7 +98,7 @@ def assess(
     views, heads = resolve_views(tta, augmentation), heads_of(model)
     if precision is not None:
         check_precision(precision, {head.task for head in heads.values()})
-    check_targets(heads, data)
+    data = check_targets(heads, data)
     if calibration is not None:
         _check_calibration(calibration, heads, tta)
     labels, outputs = collect(model, data, split, batch_size=batch_size, views=views)

@@ -5,6 +5,8 @@ import weakref
 
 import keras
 
+from keras_transfer.data.classes import in_recorded_order
+from keras_transfer.data.examples import Target
 from keras_transfer.errors import InputError
 from keras_transfer.models.heads import HEADS, Head, TaskOutput
 from keras_transfer.models.sources.applications import build_backbone
@@ -246,14 +248,16 @@ def fit_heads(model: keras.Model, labels) -> None:
         model.get_layer(name).head = heads[name].fitted(targets)
 
 
-def check_targets(heads: dict[str, Head], data) -> None:
-    """Raise InputError if the labels of some data do not fit the heads."""
+def check_targets(heads: dict[str, Head], data):
+    """Return data with its classes in the order of the heads; InputError if its labels do not fit."""
     several = isinstance(data.targets, dict)
     if several != (len(heads) > 1):
         raise InputError(
             f"The model has the heads {', '.join(heads)}, but the data has labels for "
             f"{', '.join(data.targets) if several else 'one'}: build the model with head_for(data)."
         )
+    wanted = {name: Target(head.task, head.names) for name, head in heads.items()}
+    data = in_recorded_order(data, wanted if several else next(iter(wanted.values())))
     targets = by_head(heads, data.targets)
     if heads.keys() != targets.keys():
         raise InputError(
@@ -271,3 +275,4 @@ def check_targets(heads: dict[str, Head], data) -> None:
                 f"The model's classes {head.names} are not the data's {target.names}: build the "
                 "model with head_for(data)."
             )
+    return data

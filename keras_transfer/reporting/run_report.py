@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.examples import ImageData
+from keras_transfer.data.classes import in_recorded_order
+from keras_transfer.data.examples import ImageData, targets_of
 from keras_transfer.data.sources import open_data
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
@@ -283,6 +284,7 @@ def _open_own_data(run, split):
             seed=config["seed"],
             **options,
         )
+        data = in_recorded_order(data, targets_of(config))
         run.require_own_images(data)
     except InputError as error:
         if split is not None:
@@ -311,7 +313,7 @@ def _measure(run, model, data, split, images, batch_size):
     from keras_transfer.models.builders import check_targets, heads_of
 
     heads = heads_of(model)
-    check_targets(heads, data)
+    data = check_targets(heads, data)
     calibration = Calibration.from_dict(run.calibration) if run.calibration else None
     if calibration is not None and calibration.tta is not None:  # the report uses no views
         calibration = None

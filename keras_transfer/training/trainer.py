@@ -246,7 +246,7 @@ class Trainer:
             WorkerLost: if another process of a distributed training is gone.
         """
         with self.workers.guarded():
-            check_targets(self.heads, data)
+            data = check_targets(self.heads, data)
             fit_heads(self.model, data.examples["train"].labels)
             previous = self._previous_settings(out) if resume else None
             if previous is not None:
