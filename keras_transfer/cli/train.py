@@ -95,7 +95,7 @@ def train(
     # A resumed run continues with the split that it began with.
     begun_split = {"folds": None, "fold": None, "split_file": begun["split"]} if begun else {}
     images = open_images(data, config, **begun_split)
-    if begun:
+    if begun and begun["config"].keys() & {"head", "heads"}:
         images = in_recorded_order(images, targets_of(begun["config"]), sort=True)
     say(images.describe())
 

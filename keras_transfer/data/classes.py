@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -64,32 +65,31 @@ def in_recorded_order(
         recorded: the targets of a run or a model.
         sort: let the images come class by class again, as a source lists them.
     """
-    targets = data.targets
-    if isinstance(targets, dict) or isinstance(recorded, dict):
-        if not (isinstance(targets, dict) and isinstance(recorded, dict)):
-            return data
-        orders = {name: _order(targets[name], recorded.get(name)) for name in targets}
-        if all(order is None for order in orders.values()):
-            return data
-        examples = {
-            split: Examples(
-                part.images, {name: _reordered(a, orders[name]) for name, a in part.labels.items()}
-            )
-            for split, part in data.examples.items()
+    several = isinstance(data.targets, dict)
+    if several != isinstance(recorded, dict):
+        return data
+
+    def by_head(values) -> dict[str, Any]:
+        return values if several else {"": values}
+
+    def whole(values: dict):
+        return values if several else values[""]
+
+    targets, old = by_head(data.targets), by_head(recorded)
+    orders = {name: _order(target, old.get(name)) for name, target in targets.items()}
+    if all(order is None for order in orders.values()):
+        return data
+    examples = {}
+    for split, part in data.examples.items():
+        labels = {
+            name: _reordered(array, orders[name]) for name, array in by_head(part.labels).items()
         }
-        new = {n: t if orders[n] is None else recorded[n] for n, t in targets.items()}
-        changed = replace(data, examples=examples, targets=new)
-    else:
-        order = _order(targets, recorded)
-        if order is None:
-            return data
-        examples = {}
-        for split, part in data.examples.items():
-            part = Examples(part.images, _reordered(part.labels, order))
-            if sort and part.labels.ndim == 1:
-                part = part.take(np.argsort(part.labels, kind="stable"))
-            examples[split] = part
-        changed = replace(data, class_names=recorded.names, examples=examples, targets=recorded)
+        examples[split] = Examples(part.images, whole(labels))
+        if sort and not several and labels[""].ndim == 1:
+            examples[split] = examples[split].take(np.argsort(labels[""], kind="stable"))
+    new = {name: t if orders[name] is None else old[name] for name, t in targets.items()}
+    names = data.class_names if several else new[""].names
+    changed = replace(data, class_names=names, examples=examples, targets=whole(new))
     changed.source = data.source
     return changed
 

@@ -70,7 +70,7 @@ def read_targets(
     cells.columns = {name: list(columns[name]) for name in names}
     if kind == "targets":
         labels, target = _numbers(cells)
-    elif kind == "label_column" and not has_lists(columns[wanted]):
+    elif kind == "label_column" and not has_lists(columns[names[0]]):
         labels, target = _classes(cells, known)
     elif isinstance(wanted, str) and not all(map(_is_binary, columns[wanted])):
         labels, target = _several_labels(cells, known)

@@ -38,7 +38,7 @@ class TableCells:
         rows: number of each row in the file, without the header, for messages.
     """
 
-    columns: dict[str, Sequence]
+    columns: Mapping[str, Sequence]
     name: str = "the table"
     rows: list[int] = field(default_factory=list)
 

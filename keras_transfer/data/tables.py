@@ -204,7 +204,7 @@ def _splits(cells: TableCells, column, default):
             f"{cells.name}, row {cells.rows[row]}: split {given!r} is not train, val or test."
         )
     if default == "train" and "train" not in splits:
-        found = ", ".join(sorted(set(splits)))
+        found = ", ".join(sorted(set(filter(None, splits))))
         raise InputError(f"{cells.name} has no train rows; it has {found}.")
     return splits
 
@@ -278,14 +278,10 @@ def _by_stem(folder: Path) -> dict[str, list[str]]:
 
 def _require_columns(cells: TableCells, settings: TableOptions) -> None:
     """Raise ColumnError if a column is missing, and suggest those that may be meant."""
-    labels = [(column, kind) for kind, column, _ in columns_of_labels(settings.labels)]
-    wanted = {
-        settings.path_column: "path_column",
-        **dict(labels),
-        settings.split_column: "split_column",
-        settings.group_column: "group_column",
-    }
-    wanted.pop(None, None)
+    named = [("path_column", settings.path_column), ("split_column", settings.split_column)]
+    named += [("group_column", settings.group_column)]
+    named += [(kind, column) for kind, column, _ in columns_of_labels(settings.labels)]
+    wanted = {column: kind for kind, column in named if column is not None}
     missing = [column for column in wanted if column not in cells.columns]
     if not missing:
         return
