@@ -4,9 +4,9 @@ Each file is written whole or not at all, so that readers and killed runs find n
 version 0.1 are translated when they are read.
 """
 
-import csv
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -14,6 +14,15 @@ from pathlib import Path
 
 from keras_transfer.data.examples import example_key, relative_paths
 from keras_transfer.errors import InputError
+from keras_transfer.utils.documents import (
+    RENAMED_SINCE_0_1,
+    changed_settings,
+    damaged,
+    dump_settings,
+    parse_settings,
+    read_json,
+    read_rows,
+)
 from keras_transfer.utils.files import (
     check_output_folder,
     csv_text,
@@ -40,25 +49,11 @@ TENSORBOARD = "tensorboard"
 CALIBRATION = "calibration.json"  # fitted after training, on request
 STATE = "state"  # needed to resume; removed when the run is finished
 FINGERPRINTS = "examples.json"
+STARTED_FROM = "started_from"  # setting: the earlier training of a model that was trained again
 PLACES = ("data", "val")  # settings that name folders; a moved dataset is the same dataset
 
 _STATE_FILE = "state.json"
 _FINGERPRINTS_0_1 = "pictures.json"
-_RENAMED_SINCE_0_1 = {"pictures": "images"}  # counts and fingerprints
-
-
-def _read_json(path, optional=False):
-    """Read a JSON file, with the names that 0.1 gave to counts replaced by today's."""
-    if optional and not path.is_file():
-        return None
-
-    def renamed(values):
-        for old, new in _RENAMED_SINCE_0_1.items():
-            if isinstance(values.get(old), int) and new not in values:  # a class may have that name
-                values = {new if key == old else key: value for key, value in values.items()}
-        return values
-
-    return json.loads(path.read_text(encoding="utf-8"), object_hook=renamed)
 
 
 def check_out(path) -> None:
@@ -71,6 +66,15 @@ def check_out(path) -> None:
         resumable = " or continue the run with --resume" if unfinished else ""
         raise InputError(f"{path} exists and is not empty: choose another --out{resumable}.")
     check_output_folder(Path(os.path.realpath(path)).parent)
+
+
+def finished_error(path) -> InputError:
+    """Return the error for resuming a finished run, which says how to train further."""
+    model = shlex.quote(str(Path(path) / MODEL))
+    return InputError(
+        f"{path} is finished: there is nothing to resume, and its schedule has ended. To train further, "
+        f"start a new run from its backbone: --backbone {model} with another --out."
+    )
 
 
 class Run:
@@ -141,7 +145,9 @@ class Run:
     def _write_first(self, config, skipped, fingerprints, split):
         import yaml
 
-        write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_text(
+            self.path / CONFIG, yaml.safedump_settings(config, sort_keys=False, allow_unicode=True)
+        )
         rows = ((item.path, item.reason) for item in skipped)
         write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
         digests = ((*row, fingerprints.get(example_key(*row), "")) for row in split)
@@ -167,11 +173,13 @@ class Run:
         run = cls.open(path, finished=False)
         if run.finished:
             shutil.rmtree(run.state_path, ignore_errors=True)
-            raise InputError(f"{path} is finished: there is nothing to resume.")
+            raise finished_error(path)
         import yaml
 
         run._take()
-        before, now = run.config, yaml.safe_load(yaml.safe_dump(config))
+        before, now = run.config, yaml.safe_load(yaml.safedump_settings(config))
+        now.pop(STARTED_FROM, None)  # of the model that began the run
+        now |= {key: before[key] for key in (STARTED_FROM,) if key in before}
         places = {key: now[key] for key in PLACES if key in now}
         moved = {**before, **places}
         changed = [*changed_settings(moved, now), *run._changed_examples(fingerprints)]
@@ -184,7 +192,8 @@ class Run:
             file.unlink()  # half-written by a killed process
         if moved != before:  # readers of the run look for the data there
             write_text(
-                run.path / CONFIG, yaml.safe_dump(moved, sort_keys=False, allow_unicode=True)
+                run.path / CONFIG,
+                yaml.safedump_settings(moved, sort_keys=False, allow_unicode=True),
             )
         return run
 
@@ -250,16 +259,22 @@ class Run:
     def config(self) -> dict:
         import yaml
 
-        return yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        try:
+            found = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise damaged(self.path / CONFIG)
+        return found
 
     @property
     def metrics(self) -> dict:
-        return _read_json(self.path / METRICS)
+        return read_json(self.path / METRICS)
 
     @property
     def calibration(self) -> dict | None:
         """The last `write_calibration`, for `evaluation.Calibration.from_dict`; None if missing."""
-        return _read_json(self.path / CALIBRATION, optional=True)
+        return read_json(self.path / CALIBRATION, optional=True)
 
     def write_calibration(self, calibration: dict) -> None:
         """Save temperatures and thresholds with the model, replacing earlier ones."""
@@ -268,7 +283,7 @@ class Run:
     @property
     def evaluation(self) -> dict | None:
         """The last document of `write_evaluation`; None if missing."""
-        return _read_json(self.path / EVALUATION, optional=True)
+        return read_json(self.path / EVALUATION, optional=True)
 
     def write_evaluation(self, document: dict) -> None:
         """Save the document of an `Evaluation`, replacing an earlier one."""
@@ -369,7 +384,7 @@ class Checkpoint:
             raise InputError(f"{folder} is a file: give a directory.")
         check_output_folder(folder)
         settings = settings if fingerprint is None else {**settings, "images": fingerprint}
-        text = _dump(settings, file)
+        text = dump_settings(settings, file)
         path = folder / file
         if not path.is_file():
             if empty and folder.is_dir() and any(folder.iterdir()):
@@ -380,8 +395,11 @@ class Checkpoint:
                 folder.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
             return cls(folder)
-        before, now = _parse(path.read_text(encoding="utf-8"), file), _parse(text, file)
-        before = {_RENAMED_SINCE_0_1.get(key, key): value for key, value in before.items()}
+        before, now = (
+            parse_settings(path.read_text(encoding="utf-8"), file),
+            parse_settings(text, file),
+        )
+        before = {RENAMED_SINCE_0_1.get(key, key): value for key, value in before.items()}
         changed = []
         if fingerprint is not None and before.pop("images", None) != now.pop("images"):
             changed.append("the images changed")
@@ -428,39 +446,3 @@ class Checkpoint:
         """Return what `save_arrays` wrote, such as `"best-3"` or `"start"`; None if missing."""
         file = self.folder / f"{name}.npz"
         return read_arrays(file) if file.is_file() else None
-
-
-def read_rows(path: Path) -> list[dict]:
-    """Return the rows of a CSV file of a run, such as `split.csv`: path, label, split."""
-    # File names need not be UTF-8; their bytes are preserved.
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
-
-
-def changed_settings(before, now, name=""):
-    """Yield `name: old is now new` for each leaf in which nested plain data differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys(), key=str):
-            inner = f"{name}.{key}" if name else str(key)
-            yield from changed_settings(before.get(key), now.get(key), inner)
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for i, pair in enumerate(zip(before, now)):
-            yield from changed_settings(*pair, f"{name}[{i}]")
-    elif before != now:
-        yield f"{name}: {before!r} is now {now!r}"
-
-
-def _dump(settings, file):
-    if file.endswith(".json"):
-        return json.dumps(settings, indent=2) + "\n"
-    import yaml
-
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-
-
-def _parse(text, file):
-    if file.endswith(".json"):
-        return json.loads(text)
-    import yaml
-
-    return yaml.safe_load(text)

@@ -17,7 +17,7 @@ from keras_transfer.cli.options import (
     load_keras,
 )
 from keras_transfer.errors import InputError
-from keras_transfer.export import check_format
+from keras_transfer.export import check_format, check_version
 from keras_transfer.utils.files import (
     check_new_folder,
     check_output,
@@ -279,6 +279,7 @@ def export(
     run = Run.open(run)
     check_format(format, int8)
     out = out or run.next_export(format, int8)
+    check_version(format, out)
     check_new_folder(out)
     check_output_folder(out.parent)
     if not 0 <= max_loss <= 1:
@@ -324,8 +325,14 @@ def ask(
     """Send images to TF Serving and print one JSON document per line and image."""
     from keras_transfer.data.evaluation_data import list_images
     from keras_transfer.export.client import Client, ServingError
+    from keras_transfer.modalities.image.decode import scaled_files
 
     files = list_images(paths)
+    if scaled_files(files):
+        print(
+            "warning: no pixel is above 1. The model expects RGB values 0–255: multiply by 255.",
+            file=sys.stderr,
+        )
     client = Client(server, model, version, batch_size, timeout, retries)
     errors = 0
     try:

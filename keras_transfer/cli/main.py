@@ -23,7 +23,7 @@ from keras_transfer.cli.streams import (
     require_streams,
 )
 from keras_transfer.cli.train import adapt, find_rate, schedule, train
-from keras_transfer.errors import ColumnError, InputError, WorkerLost
+from keras_transfer.errors import ColumnError, InputError, WorkerLost, input_error_in
 from keras_transfer.training.distributed.single_process import active
 from keras_transfer.utils.console import Table, print_table
 
@@ -218,6 +218,9 @@ def _run() -> int:
         report_error(text)
         return error.exit_code
     except Exception as error:
+        if found := input_error_in(error):  # raised inside a graph of TensorFlow
+            report_error(str(found))
+            return found.exit_code
         code = report_os_error(error) if isinstance(error, OSError) else None
         if code is not None:
             return code

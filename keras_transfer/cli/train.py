@@ -1,6 +1,7 @@
 """The commands that train: `train`, alone or with other processes, `adapt` and `find-rate`; `schedule`."""
 
 import json
+import shlex
 import sys
 import tempfile
 from dataclasses import replace
@@ -75,6 +76,7 @@ def train(
         config = replace(config, **{name: begun["config"][name] for name in names})
     else:
         workers.on_chief(lambda: check_out(out))
+    config = with_precision(workers, config)
     check_decided(workers, config)
     schedule = settings.schedule or config.strategy
     if schedule == AUTO and config.weights is None:
@@ -134,7 +136,7 @@ def train(
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
-    print(f"next: keras-transfer report {out}", file=sys.stderr)
+    print(f"next: {shlex.join(['keras-transfer', 'report', str(out)])}", file=sys.stderr)
 
 
 def _start_workers(distribute: str, out: Path) -> SingleProcess:
@@ -160,12 +162,14 @@ def _begun(workers: SingleProcess, out: Path) -> dict | None:
 
     None if nothing was begun.
     """
-    from keras_transfer.runs import Run
+    from keras_transfer.runs import Run, finished_error
 
     def read():
         if not Run.started(out):
             return None
         run = Run.open(out, finished=False)
+        if run.finished:
+            raise finished_error(out)
         check_output_folder(run.path)
         return [run.config, run.split_path.read_text("utf-8", "surrogateescape")]
 
@@ -178,6 +182,15 @@ def _begun(workers: SingleProcess, out: Path) -> dict | None:
     split = Path(tempfile.mkdtemp(prefix="keras-transfer-")) / "split.csv"
     write_text(split, text)
     return {"config": config, "split": split}
+
+
+def with_precision(workers: SingleProcess, config):
+    """Settle `auto` for workers without accelerators: float32, as there is nothing to measure."""
+    if not workers.distributed or config.precision != AUTO:
+        return config
+    from keras_transfer.models.acceleration import has_gpu
+
+    return config if has_gpu() else replace(config, precision="float32")
 
 
 def check_decided(workers: SingleProcess, config) -> None:

@@ -177,11 +177,13 @@ class _Cast:
         self._types: set[str] = set()  # of images with values between whole numbers
         self._highest = 0.0  # value of images of floats
         self._floats = False
+        self._scaled = True  # whether no whole number is above 1
 
     def __call__(self, image, name: str) -> np.ndarray:
         image = np.asarray(image)
         if image.dtype != np.uint8 and image.size:
             image = self._as_uint8(image, name)
+        self._scaled &= bool(image.size) and image.max() <= 1
         if image.ndim == 2:
             image = image[..., None]
         if image.ndim == 3 and image.shape[-1] == 1:
@@ -213,6 +215,11 @@ class _Cast:
             raise InputError(
                 f"{self.split} has values from 0 to {self._highest:g}: images must be RGB 0–255, so "
                 "multiply by 255 (the model normalizes its inputs)."
+            )
+        if self._scaled:
+            say(
+                f"warning: {self.split} has no value above 1, and images must be RGB 0–255: if they "
+                "were scaled, multiply by 255 before they become integers"
             )
         if self._types:
             kinds = " and ".join(sorted(self._types))

@@ -68,9 +68,12 @@ class Encoded:
         """Return the image, uint8 [H, W, 3]; a ValueError names one that cannot be decoded."""
         try:
             return decoding.decode(self.contents(index))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"{self.names[index]}: {reason}") from error
+        except OSError as error:
+            raise InputError(
+                f"{self.names[index]} can no longer be read: {error.strerror}. Restore it, then continue."
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{self.names[index]}: {error}") from error
 
     @cached_property
     def digests(self) -> list[bytes]:

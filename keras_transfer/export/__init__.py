@@ -5,6 +5,9 @@ compares an export with its Keras model, and `card` writes the model card. The r
 everything below it: training, evaluation, models and data.
 """
 
+import shlex
+from pathlib import Path
+
 from keras_transfer.errors import InputError
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.names import lazy_names
@@ -28,7 +31,7 @@ _NAMES = {
     "saved_model": "exporter",
 }
 
-__all__ = ["FORMATS", "check_format", *_NAMES]
+__all__ = ["FORMATS", "check_format", "check_version", *_NAMES]
 
 
 def check_format(format: str, int8: bool = False) -> None:
@@ -40,6 +43,17 @@ def check_format(format: str, int8: bool = False) -> None:
     packages, int8_packages = FORMATS[format]
     for package in (*packages, *(int8_packages if int8 else ())):
         require(package, f"Exporting {format}{' int8' * int8}")
+
+
+def check_version(format: str, out) -> None:
+    """Raise InputError if TF Serving would not load a SavedModel from `out`: it needs a number."""
+    name = Path(out).absolute().name
+    if format == "saved_model" and not (name.isascii() and name.isdecimal()):
+        version = shlex.quote(str(Path(out) / "1"))
+        raise InputError(
+            f"{out}: TF Serving loads only versions whose folder is a whole number. Pass {version}, or "
+            "omit --out for the next version in the run."
+        )
 
 
 __getattr__, __dir__ = lazy_names(__name__, _NAMES)

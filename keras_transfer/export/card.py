@@ -11,8 +11,8 @@ from keras_transfer.modalities.image.prepare import EVAL_CROP
 from keras_transfer.models.builders import heads_of
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import backbone_of
-from keras_transfer.runs import read_rows
 from keras_transfer.utils.console import printable
+from keras_transfer.utils.documents import read_rows
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.statistics import wilson_interval
 

@@ -12,7 +12,7 @@ from keras_transfer.data.evaluation_data import open_labeled
 from keras_transfer.data.examples import ImageData, targets_of
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
-from keras_transfer.export import check_format
+from keras_transfer.export import check_format, check_version
 from keras_transfer.export.card import write_card
 from keras_transfer.export.converters import CONVERTED, open_export, write_converted
 from keras_transfer.export.parity import (
@@ -105,9 +105,10 @@ def saved_model(
         `out`, which is created only if the exported model gives the Keras model's scores.
 
     Raises:
-        InputError: if `out` exists.
+        InputError: if `out` exists, or its last part is not a whole number.
         ParityError: if scores differ by more than rounding.
     """
+    check_version("saved_model", out)
     with new_folder(out) as folder:
         _write_and_check(model, folder, temperatures, images)
     return Path(out)
@@ -207,6 +208,7 @@ def export_run(
     """
     check_format(format, int8)
     out = Path(out) if out is not None else run.next_export(format, int8)
+    check_version(format, out)
     with new_folder(out) as folder:
         model, temperatures = run.model, temperatures_of(run)
         sample = _sample_of(run, data, "val", model, COMPARED_IMAGES)

@@ -159,6 +159,7 @@ def write_saved_model(
         answer, embed = answer.get_concrete_function(), embed.get_concrete_function()
 
     def answer_floats(images):
+        # RGB 0–255, as in training; images scaled to 0–1 would look black.
         valid = tf.reduce_all(tf.math.is_finite(images), axis=[1, 2, 3])
         images = tf.where(valid[:, None, None, None], images, tf.zeros_like(images))
         return answer(resize_and_crop(images, size), tf.where(valid, "", NOT_FINITE))

@@ -358,3 +358,18 @@ def reseed(model: keras.Model, seed: int, epoch: int, offset: int = 0) -> None:
         state.assign(
             np.array([value, 0], "int64").astype(keras.backend.standardize_dtype(state.dtype))
         )
+
+
+def watching_callbacks(phase, has_validation: bool) -> list:
+    """Return the Keras callbacks that end a phase or lower its learning rate."""
+    monitor = "val_loss" if has_validation else "loss"
+    found = []
+    if phase.shape == "plateau":
+        found.append(
+            keras.callbacks.ReduceLROnPlateau(
+                monitor, factor=phase.drop_factor, patience=phase.patience
+            )
+        )
+    if phase.early_stopping:
+        found.append(keras.callbacks.EarlyStopping(monitor, patience=phase.early_stopping))
+    return found

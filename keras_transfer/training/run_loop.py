@@ -18,9 +18,16 @@ from keras_transfer.features.extraction import evaluation_batches, training_batc
 from keras_transfer.models.acceleration import jit_compile, training_model
 from keras_transfer.models.builders import by_head, compile_arguments, head_layers
 from keras_transfer.models.stages import freeze, quick_statistics
-from keras_transfer.runs import PLACES, Run
+from keras_transfer.runs import PLACES, STARTED_FROM, Run
 from keras_transfer.schedules.plans import FORWARD, Plan, anchor_at, make_optimizer
-from keras_transfer.training.checkpoint import Progress, SwapAverages, assign, collect
+from keras_transfer.training.checkpoint import (
+    Progress,
+    SwapAverages,
+    assign,
+    collect,
+    watching_callbacks,
+)
+from keras_transfer.training.retraining import earlier_training, remember_training
 from keras_transfer.utils.console import say
 from keras_transfer.utils.global_state import seeded
 
@@ -58,7 +65,13 @@ class TrainingRun:
             previous: settings of the run to resume; None starts a new one.
             tensorboard: see `Trainer.fit`.
         """
+        if not previous and (earlier := earlier_training(self.model)):
+            say(
+                f"the model starts from the weights of {earlier}: build a new one for a fresh start"
+            )
+            settings = {**settings, STARTED_FROM: earlier}
         with seeded(self.trainer.config.seed), ExitStack() as self.cleanup:
+            self.cleanup.callback(remember_training, self.model, out)
             return self._fit(out, settings, previous, tensorboard)
 
     def _fit(self, out, settings, previous, tensorboard):
@@ -309,7 +322,7 @@ class TrainingRun:
         resumed = arrays is not None and progress.phase_epoch > 0
         if resumed:  # otherwise the saved optimizer is that of another phase
             assign(optimizer.variables, arrays, "optimizer")
-        watching = _watching(phase, "val" in self.data.examples)
+        watching = watching_callbacks(phase, "val" in self.data.examples)
         averaging = [SwapAverages()] if phase.ema else []
         if resumed and averaging:
             averaging[0].resume()
@@ -430,18 +443,3 @@ class TrainingRun:
         since = self.plan.phases[np.searchsorted(ends, self.progress.best["epoch"]) :]
         same_size = planned.image_size == self.model.input_shape[1]
         return outputs if same_size and all(p.frozen >= planned.frozen for p in since) else None
-
-
-def _watching(phase, has_validation):
-    """Return the Keras callbacks that end a phase or lower its learning rate."""
-    monitor = "val_loss" if has_validation else "loss"
-    found = []
-    if phase.shape == "plateau":
-        found.append(
-            keras.callbacks.ReduceLROnPlateau(
-                monitor, factor=phase.drop_factor, patience=phase.patience
-            )
-        )
-    if phase.early_stopping:
-        found.append(keras.callbacks.EarlyStopping(monitor, patience=phase.early_stopping))
-    return found

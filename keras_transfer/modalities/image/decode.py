@@ -152,6 +152,24 @@ def decode(contents: bytes) -> np.ndarray:
         raise ValueError(f"not a readable image: {error}") from error
 
 
+def scaled_files(paths, most: int = 8) -> bool:
+    """Return whether the first images have no value above 1: they were scaled before they were saved.
+
+    Files that cannot be read are left out.
+    """
+    highest = []
+    for path in paths[:most]:
+        try:
+            highest.append(max(high for _, high in _extrema(Path(path).read_bytes())))
+        except Exception:  # Pillow's plugins raise many types on broken data
+            continue
+    return bool(highest) and max(highest) <= 1
+
+
+def _extrema(contents):
+    return to_rgb(open_image(contents)).getextrema()
+
+
 def open_image(contents: bytes) -> Image.Image:
     """Read the header of an encoded image with Pillow.
 

@@ -9,6 +9,7 @@ import os
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,6 +241,23 @@ def _no_weights(spec, error) -> InputError:
     )
 
 
+def damage_of(file: Path) -> str | None:
+    """Return how a `.keras` file is damaged, as the end of a message; None if it is not."""
+    remedy = "copy it again, or save the model again"
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    if not start:
+        return f"is empty: {remedy}."
+    if start != b"PK\x03\x04":
+        return None  # another kind of file
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
+        return f"is damaged or incomplete: {remedy}."
+    return f"is damaged in {broken}: {remedy}." if broken else None
+
+
 def check_source_model(path: str) -> Path:
     """Return the model file that `path` (a file or a run directory) means.
 
@@ -260,6 +278,8 @@ def check_source_model(path: str) -> Path:
         members = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
         valid = {"config.json", "model.weights.h5"} <= set(members)
     if not valid:
+        if damage := damage_of(file):
+            raise InputError(f"{file} {damage}")
         raise InputError(
             f"{file} is not a Keras 3 model file: save the model with model.save('name.keras')."
         )

@@ -2,12 +2,13 @@
 
 import json
 import zipfile
+from pathlib import Path
 
 import keras
 
 from keras_transfer.errors import InputError
 from keras_transfer.models import heads  # noqa: F401  (registers its layers, for `load_model`)
-from keras_transfer.models.sources.applications import check_source_model, normalized
+from keras_transfer.models.sources.applications import check_source_model, damage_of, normalized
 from keras_transfer.models.stages import Backbone, chain, rebuild
 from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.names import require_image_size
@@ -81,6 +82,10 @@ def load_model(path):
         with restored():  # initializers without a seed draw one, although it is never used
             return keras.saving.load_model(path, compile=False)
     except Exception as error:
+        if not Path(path).exists():
+            raise InputError(f"Cannot load {path}: the file does not exist.") from None
+        if Path(path).is_file() and (damage := damage_of(Path(path))):
+            raise InputError(f"Cannot load {path}: it {damage}") from None
         cause: BaseException = error
         while cause.__context__ is not None and not isinstance(cause, InputError):
             cause = cause.__context__  # Keras wraps the errors of our layers in pages of config
