@@ -145,9 +145,7 @@ class Run:
     def _write_first(self, config, skipped, fingerprints, split):
         import yaml
 
-        write_text(
-            self.path / CONFIG, yaml.safedump_settings(config, sort_keys=False, allow_unicode=True)
-        )
+        write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         rows = ((item.path, item.reason) for item in skipped)
         write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
         digests = ((*row, fingerprints.get(example_key(*row), "")) for row in split)
@@ -177,7 +175,7 @@ class Run:
         import yaml
 
         run._take()
-        before, now = run.config, yaml.safe_load(yaml.safedump_settings(config))
+        before, now = run.config, yaml.safe_load(yaml.safe_dump(config))
         now.pop(STARTED_FROM, None)  # of the model that began the run
         now |= {key: before[key] for key in (STARTED_FROM,) if key in before}
         places = {key: now[key] for key in PLACES if key in now}
@@ -193,7 +191,7 @@ class Run:
         if moved != before:  # readers of the run look for the data there
             write_text(
                 run.path / CONFIG,
-                yaml.safedump_settings(moved, sort_keys=False, allow_unicode=True),
+                yaml.safe_dump(moved, sort_keys=False, allow_unicode=True),
             )
         return run
 
