@@ -240,7 +240,10 @@ def read_splits(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
     if not root.exists():
         raise InputError(f"no such folder: {root}; check the path")
     if not root.is_dir():
-        raise InputError(f"{root} is a file; pass the folder that contains the class folders")
+        raise InputError(
+            f"{root} is a file; pass the folder that contains the class folders, or a table "
+            f"({', '.join(TABLES)})"
+        )
     train = root / "train"
     if train.is_dir() and _subfolders(train):
         return {split: _read_classes(folder) for split, folder in _find_splits(root).items()}

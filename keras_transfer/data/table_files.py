@@ -15,7 +15,7 @@ from keras_transfer.utils.console import say
 from keras_transfer.utils.extras import require
 
 _MAX_SHOWN = 10
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLED = 50  # rows by which the separator is recognized
 # Byte order marks, the longest first: that of UTF-16 begins that of UTF-32.
 _MARKS = {
@@ -84,7 +84,7 @@ def _read_file(path):
         pairs = zip(read.column_names, (column.to_pylist() for column in read.columns))
         return _cells(list(pairs), str(path))
     if kind not in TABLES:
-        raise InputError(f"{path} is not one of {', '.join(TABLES)}.")
+        raise InputError(f"{path} is not one of {', '.join(TABLES)}: export it as CSV UTF-8.")
     return _read_csv(path, "\t" if kind == ".tsv" else ",")
 
 
@@ -145,11 +145,14 @@ def _decoded(path) -> str:
     if encoding == "utf-8" and b"\0" in raw[:2]:  # UTF-16 without a mark begins with ASCII
         encoding = "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
     try:
-        return raw.decode(encoding)
+        text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} cannot be read as {encoding.upper()} CSV: {error}; save it as 'CSV UTF-8'."
         ) from None
+    if "\0" in text:
+        raise InputError(f"{path} is not CSV but binary: export the table as 'CSV UTF-8'.")
+    return text
 
 
 def _rows(text, delimiter):

@@ -1,5 +1,6 @@
 """Tables (CSV, Parquet, pandas) of image paths and labels as a source."""
 
+import difflib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -289,21 +290,41 @@ def _require_columns(cells: TableCells, settings: TableOptions) -> None:
         f"{cells.name} has no column {' and no column '.join(map(repr, missing))}; it has "
         f"{', '.join(cells.columns)}"
     )
-    kinds = {wanted[column] for column in missing}
-    path = settings.path_column if "path_column" not in kinds else _likely_paths(cells)
-    suggested = {"path_column": path} if "path_column" in kinds and path else {}
-    if "label_column" in kinds:
-        taken = {path, settings.split_column or "split", settings.group_column}
-        suggested |= _likely_labels(cells, [c for c in cells.columns if c not in taken])
-    if kinds - {"path_column", "label_column"} or len(suggested) < len(kinds):
-        options = " ".join(f"--column {KINDS_OF_COLUMNS[kind]}=NAME" for kind in sorted(kinds))
-        raise ColumnError(problem, f"name it with {options} ({', '.join(sorted(kinds))} in Python)")
+    if sum(os.path.splitext(c)[1].lower() in EXTENSIONS for c in cells.columns):  # noqa: PTH122
+        raise ColumnError(problem, "its first row names an image; add a header, such as path,label")
+    suggested = _suggested(cells, settings, {column: wanted[column] for column in missing})
+    kinds = sorted({wanted[column] for column in missing})
+    if settings.heads or len(suggested) < len(missing):
+        options = " ".join(f"--column {KINDS_OF_COLUMNS[kind]}=NAME" for kind in kinds)
+        raise ColumnError(problem, f"name it with {options} ({', '.join(kinds)} in Python)")
     pairs = tuple(f"{KINDS_OF_COLUMNS[kind]}={name}" for kind, name in suggested.items())
     arguments = ", ".join(f"{kind}={name!r}" for kind, name in suggested.items())
     command = shlex.join(["keras-transfer", "check", cells.name, *column_options(pairs)])
     if cells.name == "the table":
         raise ColumnError(problem, f"pass {arguments}", pairs)
     raise ColumnError(problem, f"name it, as in `{command}`, or pass {arguments}", pairs)
+
+
+def _suggested(cells: TableCells, settings: TableOptions, missing: Mapping[str, str]) -> dict:
+    """Return argument → existing column, for those of the missing columns that can be guessed."""
+    suggested: dict[str, str] = {}
+    lower = {column.lower(): column for column in cells.columns}
+    for column, kind in missing.items():
+        named = getattr(settings, kind)
+        near = difflib.get_close_matches(column.lower(), lower, 1)
+        if near and named is not None and (isinstance(named, str) or len(named) == 1):
+            suggested[kind] = lower[near[0]]
+    kinds = set(missing.values())
+    path: str | None = settings.path_column
+    if "path_column" in kinds:
+        path = _likely_paths(cells) or suggested.get("path_column")
+        suggested |= {"path_column": path} if path else {}
+    kinds -= set(suggested)
+    if "label_column" in kinds:
+        taken = {path, settings.split_column or "split", settings.group_column}
+        suggested |= _likely_labels(cells, [c for c in cells.columns if c not in taken])
+    order = list(KINDS_OF_COLUMNS)
+    return dict(sorted(suggested.items(), key=lambda pair: order.index(pair[0])))
 
 
 KINDS_OF_COLUMNS = {

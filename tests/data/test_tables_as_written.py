@@ -53,6 +53,7 @@ PLAIN = "\n".join(["path,label", *lines()]) + "\n"
         PLAIN.replace("\n", "\r"),
         PLAIN.replace(",", ";"),
         PLAIN.replace(",", "\t"),
+        PLAIN.replace(",", "|"),
         "sep=;\r\n" + PLAIN.replace(",", ";").replace("\n", "\r\n"),
         '"sep=,"\n' + PLAIN,
         codecs.BOM_UTF8 + PLAIN.encode(),
@@ -115,6 +116,17 @@ def test_the_ansi_export_of_excel_is_told_to_be_saved_as_utf_8(images):
         table(images, PLAIN.replace("cat\n", "Kätzchen\n").encode("cp1252"))
 
 
+def test_a_file_that_is_no_table_is_told_so(images):
+    with pytest.raises(InputError, match=r"t\.csv is not CSV but binary: export the table"):
+        table(images, b"PK\x03\x04\x00\x00")
+    with pytest.raises(InputError, match=r"is not one of \.csv.*: export it as CSV UTF-8"):
+        table(images, PLAIN, "t.xlsx")
+    with pytest.raises(InputError, match=r"row names an image; add a header, such as path,label"):
+        table(images, "\n".join(lines()))
+    with pytest.raises(InputError, match="must be a file, a DataFrame or a mapping"):
+        from_table([("a.png", "cat")])
+
+
 # -- paths ----------------------------------------------------------------------------------------
 
 
@@ -161,6 +173,7 @@ def test_a_missing_image_is_skipped_with_its_path(images):
         ("path,tags", "images/{0}/{1}.png,{0}|pet", ["labels=tags"]),
         ("ID,Label", "images/{0}/{1},{0}", ["path=ID", "label=Label"]),
         ("label,image", "{0},images/{0}/{1}.png", ["path=image"]),
+        ("math,Label,paths", "1,{0},images/{0}/{1}.png", ["path=paths", "label=Label"]),
     ],
 )
 def test_columns_of_other_names_are_suggested_in_a_command_that_works(
