@@ -110,7 +110,8 @@ def _usage(model, exported):
             "Give TF Serving the parent folder, which contains the numbered versions. The signature\n"
             "`serve_bytes` takes encoded images, rotates them according to EXIF, and returns\n"
             "`label`, `score`, `scores` and `class_names`, as far as the task has them, and `error`:\n"
-            "empty, or why an image was not processed. `features` returns the backbone's features.\n\n"
+            "empty, or why an image was not processed. `features` returns the backbone's features.\n"
+            "`serving_default` (float32) and `serve_uint8` take RGB values 0–255, not scaled to 0–1.\n\n"
             "```bash\n"
             'curl -d \'{"signature_name": "serve_bytes", "instances": [{"b64": "\'$(base64 -w0 '
             "image.jpg)'\"}]}' \\\n    http://localhost:8501/v1/models/NAME:predict\n```"
