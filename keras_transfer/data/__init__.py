@@ -39,7 +39,7 @@ _NAMES = {
     "plain_augmentation": _AUGMENT,
     "read_split_file": "split_rule",
     "read_targets": "label_columns",
-    "read_tree": "sources",
+    "read_tree": "folders",
     "report_on": "check",
     "require_source": "sources",
     "resolve_augmentation": _AUGMENT,

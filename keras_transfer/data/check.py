@@ -16,7 +16,8 @@ from keras_transfer.data.examples import (
     label_summary,
 )
 from keras_transfer.data.files import Files, Skipped, check_files
-from keras_transfer.data.sources import check_tree, label, open_data, read_splits
+from keras_transfer.data.folders import read_splits
+from keras_transfer.data.sources import check_tree, label, open_data
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import Table, printable
@@ -134,7 +135,7 @@ def check_data(
     source: str | os.PathLike,
     *,
     val: str | os.PathLike | None = None,
-    val_split: float = 0.2,
+    val_split: float | None = None,
     seed: int = 0,
     progress: bool = True,
     **options,
@@ -151,7 +152,8 @@ def check_data(
     Raises:
         InputError: if nothing in it can be used, or `val` or `val_split` is invalid.
     """
-    require_fraction(val_split)
+    if val_split is not None:
+        require_fraction(val_split)
     if val is not None:
         read_splits(val)
     try:

@@ -1,6 +1,7 @@
 """Images for a trained model: labeled ones to evaluate it, unlabeled ones to predict."""
 
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,14 +9,8 @@ import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, Target, map_labels, relative_paths
 from keras_transfer.data.files import TABLES, Skipped, check_images
-from keras_transfer.data.sources import (
-    check_tree,
-    files_below,
-    label,
-    read_splits,
-    require_folder_task,
-    require_images,
-)
+from keras_transfer.data.folders import files_below, read_splits
+from keras_transfer.data.sources import check_tree, label, require_folder_task, require_images
 from keras_transfer.data.split_rule import read_split_file
 from keras_transfer.data.tables import from_table, table_columns
 from keras_transfer.errors import InputError
@@ -99,6 +94,8 @@ def labeled_images(
         tree[split] = _listed(tree["all"], root, split, split_file)
     if chosen not in tree:
         raise InputError(f"{root} has no split {chosen or 'test or val'}; it has {', '.join(tree)}")
+    written = {unicodedata.normalize("NFC", name): name for name in class_names}
+    tree[chosen] = {written.get(name, name): files for name, files in tree[chosen].items()}
     unknown = sorted(set(tree[chosen]) - set(class_names))
     if unknown:
         raise InputError(

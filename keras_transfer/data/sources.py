@@ -1,4 +1,4 @@
-"""Open a dataset by its path or name, and index folders of images."""
+"""Open a dataset by its path or name, and check the files of image folders."""
 
 import os
 from collections.abc import Mapping
@@ -7,22 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.classes import sorted_names
 from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_files
+from keras_transfer.data.folders import read_tree
 from keras_transfer.data.multilabel_folders import merge_copies
-from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
+from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.decode import EXTENSIONS
 from keras_transfer.utils.names import make_options
 
 TFDS = "tfds:"  # prefix of the name of a dataset of TensorFlow Datasets
 FOLDER_TASKS = ("single_label", "multi_label")
-
-# Names (lower case) that operating systems leave in folders; hidden files are ignored anyway.
-_SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
-# Folders with these names are never classes.
-_SPLIT_LIKE = {*SPLIT_NAMES, "training", "testing"}
 
 
 def require_source(source: str | os.PathLike) -> None:
@@ -197,121 +191,3 @@ def _require_each_class(classes, folder: Path, skipped: list[Skipped]) -> None:
             f"class {name} has no readable image in {class_folder} ({why}); "
             "add images or remove the folder"
         )
-
-
-# -- folders --------------------------------------------------------------------------------------
-
-
-def read_tree(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
-    """List every file of a labeled image folder: split → class → sorted paths.
-
-    Two layouts are recognized:
-
-    - `root/<class>/...`: one split, named "all";
-    - `root/{train,val,test}/<class>/...`: the splits that exist, in this order
-      (`valid` and `validation` are accepted for `val`; other folders are ignored).
-
-    Files may lie at any depth and are not opened. Classes are sorted by name, or by value if all are
-    integers; hidden files and files of the operating system are ignored.
-
-    Raises:
-        InputError: if there is no such folder, there are no class folders or only one, or val or
-            test has a class that train does not have.
-    """
-    tree = read_splits(root)
-    known = tree["train"] if "train" in tree else tree["all"]
-    if len(known) < 2:
-        raise InputError(
-            f"only one class ({next(iter(known))}) in {root}; classification needs at least two"
-        )
-    for split, classes in tree.items():
-        unknown = sorted(set(classes) - set(known))
-        if unknown:
-            raise InputError(
-                f"{split} in {root} has classes that train lacks: {', '.join(unknown)}; "
-                "add them to train or remove them"
-            )
-    return tree
-
-
-def read_splits(root: str | os.PathLike) -> dict[str, dict[str, list[str]]]:
-    """List files like `read_tree`, whatever the classes are."""
-    root = Path(root).expanduser()
-    if not root.exists():
-        raise InputError(f"no such folder: {root}; check the path")
-    if not root.is_dir():
-        raise InputError(
-            f"{root} is a file; pass the folder that contains the class folders, or a table "
-            f"({', '.join(TABLES)})"
-        )
-    train = root / "train"
-    if train.is_dir() and _subfolders(train):
-        return {split: _read_classes(folder) for split, folder in _find_splits(root).items()}
-    classes = _read_classes(root)
-    if all(name.lower() in _SPLIT_LIKE for name in classes):
-        raise InputError(
-            f"{root} contains {', '.join(classes)} but no train/<class>/ folder; "
-            "arrange the images as train/<class>/ and val/<class>/"
-        )
-    return {"all": classes}
-
-
-def files_below(folder: Path) -> list[str]:
-    """Return the sorted visible files at any depth below a folder; links are followed."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
-
-    files: list[str] = []
-    seen = {folder.resolve()}
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        files.extend(str(Path(parent, name)) for name in names if _is_visible(name))
-        # Visit each real folder once, because a link may lead to a folder above it.
-        unseen = []
-        for name in sorted(filter(_is_visible, folders)):
-            real = Path(parent, name).resolve()
-            if real not in seen:
-                seen.add(real)
-                unseen.append(name)
-        folders[:] = unseen
-    return sorted(files)
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in _SYSTEM_FILES
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if _is_visible(entry.name))
-    except OSError as error:
-        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
-
-
-def _find_splits(root: Path) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
-    for folder in _subfolders(root):
-        split = SPLIT_NAMES.get(folder.name)
-        if split and folders.setdefault(split, folder) != folder:
-            raise InputError(
-                f"{root} has two folders for {split}: {folders[split].name} and {folder.name}; "
-                "keep one"
-            )
-    return {split: folders[split] for split in ("train", "val", "test") if split in folders}
-
-
-def _read_classes(folder: Path) -> dict[str, list[str]]:
-    classes = _subfolders(folder)
-    if not classes:
-        loose = any(entry.suffix.lower() in EXTENSIONS for entry in _entries(folder))
-        where = "images lie directly in it" if loose else "it has no subfolders"
-        raise InputError(
-            f"no class folders in {folder}: {where}; put each class's images in "
-            f"{folder / '<class>'}/"
-        )
-    folders = {class_folder.name: class_folder for class_folder in classes}
-    return {name: files_below(folders[name]) for name in sorted_names(folders)}

@@ -22,15 +22,14 @@ from keras_transfer.data.examples import (
 from keras_transfer.data.files import Skipped, concatenated
 from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import printable, say
 
+DEFAULT_VAL_SPLIT = 0.2
 # Names of folders, and of splits in tables and lists.
 SPLIT_NAMES = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 _MAX_SHOWN = 10
 
@@ -40,7 +39,7 @@ class SplitRule:
     """How images are assigned to splits if their folders do not do it.
 
     Attributes:
-        val_split: share of the images for validation, in (0, 1); not used with folds.
+        val_split: share of the images for validation, in (0, 1); None means 0.2. Not used with folds.
         test_split: share for testing, in [0, 1).
         groups: images of one group (a person, a patient, a film) stay in one split: a regular
             expression with one group in parentheses, searched in the path relative to the root, or
@@ -56,7 +55,7 @@ class SplitRule:
         InputError: if the values contradict each other.
     """
 
-    val_split: float = 0.2
+    val_split: float | None = None
     test_split: float = 0.0
     groups: str | Callable[[str], str] | None = None
     folds: int | None = None
@@ -107,7 +106,7 @@ class SplitRule:
             shares["test"] = self.test_split
         if "val" not in given:
             if self.folds is None:
-                shares["val"] = self.val_split
+                shares["val"] = DEFAULT_VAL_SPLIT if self.val_split is None else self.val_split
         elif self.folds is not None:
             raise InputError(
                 "--folds needs all images in one folder, but there are validation images: omit "
@@ -257,6 +256,9 @@ def divide(
     """
     if "train" in examples and not rule.listed:  # a list is checked when it has been applied
         require_each_class(examples["train"].labels, target, root, skipped)
+    if rule.val_split is not None and ("val" in examples or rule.folds):
+        why = "--folds draws them" if rule.folds else "they are given already"
+        say(f"--val-split has no effect on the validation images: {why}")
     if rule.check(examples):
         parts = list(examples.values())
         labels = join_labels([part.labels for part in parts])
@@ -269,7 +271,13 @@ def divide(
         name: examples[name] for name in ("train", "val", "test") if name in examples
     }
     names = () if isinstance(target, dict) else target.names
-    return ImageData(names, in_order, skipped, str(root), target)
+    data = ImageData(names, in_order, skipped, str(root), target)
+    if names and data.task != "regression":
+        for name, counts in data.counts.items():
+            if missing := [label for label, count in counts.items() if not count]:
+                shown = ", ".join(map(printable, missing[:_MAX_SHOWN]))
+                say(f"{name} has no image of {shown}{', …' * (len(missing) > _MAX_SHOWN)}")
+    return data
 
 
 def read_split_file(path: str | os.PathLike) -> dict[str, str]:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from keras_transfer.errors import InputError
 from keras_transfer.export.serving import inline_functions
-from keras_transfer.models.acceleration import openvino_model
+from keras_transfer.features.prefix import openvino_model
 from keras_transfer.utils.console import quiet_tensorflow
 
 Predict = Callable[[np.ndarray], dict[str, np.ndarray]]

@@ -2,9 +2,9 @@
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from itertools import accumulate
 import keras
 import numpy as np
 
-from keras_transfer.models.acceleration import folded, openvino_model
+from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at
 from keras_transfer.models.stages import Backbone, chain
 from keras_transfer.utils.extras import is_installed
@@ -233,6 +233,26 @@ def openvino_engine(prefix: Prefix, form: str) -> Run:
     model = openvino_model(folded(prefix.model), prefix.takes)
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     return lambda images: compiled(np.asarray(images))[0].copy()
+
+
+def openvino_model(model: keras.Model, dtype: str):
+    """Return a model as an `openvino.Model` with any batch size; needs the extra `openvino`.
+
+    Args:
+        model: with one input, on the TensorFlow backend.
+        dtype: of the input, such as `"uint8"`.
+    """
+    import openvino
+    import tensorflow as tf
+
+    signature = tf.TensorSpec([None, *model.input_shape[1:]], dtype, "images")
+    function = tf.function(lambda x: model(x, training=False), input_signature=[signature])
+    try:
+        return openvino.convert_model(function)
+    except NameError:  # OpenVINO 2026.4 cannot convert a function on Python 3.13, but files it can
+        with tempfile.TemporaryDirectory() as folder:
+            model.export(folder, verbose=False, input_signature=[signature])
+            return openvino.convert_model(folder)
 
 
 # Rows in the store are marked with these names. `keras` is the reference for the others.

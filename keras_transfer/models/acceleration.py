@@ -1,6 +1,5 @@
 """The same model, faster: folded BatchNorm, frozen parts in inference mode, precision, compilation."""
 
-import tempfile
 import time
 from dataclasses import dataclass
 
@@ -98,26 +97,6 @@ def folded(model: keras.Model) -> keras.Model:
 
     inputs = keras.Input(model.input_shape[1:], dtype=model.inputs[0].dtype)
     return keras.Model(inputs, clone_with(model, inputs, call), name=f"{model.name}_folded")
-
-
-def openvino_model(model: keras.Model, dtype: str):
-    """Return a model as an `openvino.Model` with any batch size; needs the extra `openvino`.
-
-    Args:
-        model: with one input, on the TensorFlow backend.
-        dtype: of the input, such as `"uint8"`.
-    """
-    import openvino
-    import tensorflow as tf
-
-    signature = tf.TensorSpec([None, *model.input_shape[1:]], dtype, "images")
-    function = tf.function(lambda x: model(x, training=False), input_signature=[signature])
-    try:
-        return openvino.convert_model(function)
-    except NameError:  # OpenVINO 2026.4 cannot convert a function on Python 3.13, but files it can
-        with tempfile.TemporaryDirectory() as folder:
-            model.export(folder, verbose=False, input_signature=[signature])
-            return openvino.convert_model(folder)
 
 
 def _pairs(model):

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from keras_transfer.data.examples import BALANCES
 from keras_transfer.data.sources import FOLDER_TASKS
-from keras_transfer.data.split_rule import SplitRule
+from keras_transfer.data.split_rule import DEFAULT_VAL_SPLIT, SplitRule
 from keras_transfer.errors import InputError
 from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.features.store import DTYPES
@@ -92,7 +92,13 @@ class TrainConfig:
         metavar="KIND=NAME[,NAME]",
     )
     val: str | None = setting(None, DATA, "Folder of validation examples, VAL/<class>/.")
-    val_split: float = setting(0.2, DATA, "Share drawn for validation.", least=0, below=1)
+    val_split: float | None = setting(
+        None,
+        DATA,
+        f"Share drawn for validation. (default: {DEFAULT_VAL_SPLIT})",
+        least=0,
+        below=1,
+    )
     test_split: float = setting(0.0, DATA, "Share set aside for testing.", least=0, below=1)
     group: str | None = setting(
         None,
@@ -241,7 +247,8 @@ class TrainConfig:
         saved = {
             spec.name: getattr(self, spec.name) for spec in fields(self) if spec.metadata["saved"]
         }
-        return {**saved, "weights": self.weights or "none"}
+        share = DEFAULT_VAL_SPLIT if self.val_split is None else self.val_split
+        return {**saved, "val_split": share, "weights": self.weights or "none"}
 
     @property
     def recipe_arguments(self) -> dict:

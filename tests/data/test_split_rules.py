@@ -395,7 +395,7 @@ def test_files_of_lists(tmp_path, monkeypatch):
         ("path\n", "has no column split;"),
         ("path,split\n", "l.csv names no image"),
         ("path,split\na,val\nb\n", "l.csv, line 3: None is not a split; use train, val or test"),
-        ("path,split\na,training\n", "l.csv, line 2: 'training' is not a split"),
+        ("path,split\na,trial\n", "l.csv, line 2: 'trial' is not a split"),
         ("path,split\na,val\na,train\n", "l.csv, line 3: a is in val and in train"),
         ("path,split\n" + "a" * 200_000, "l.csv is not a UTF-8 CSV file: field larger than"),
     ):

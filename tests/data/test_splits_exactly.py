@@ -82,7 +82,8 @@ def test_parts_are_those_of_earlier_releases():
 
 
 def test_what_is_not_said():
-    assert SplitRule() == SplitRule(0.2, 0.0, None, None, None, None, 0)
+    assert SplitRule() == SplitRule(None, 0.0, None, None, None, None, 0)
+    assert SplitRule().shares(["train"]) == {"val": 0.2}
     labels = np.repeat([0, 1], 50)
     default, zero = (split(labels, {"val": 0.2}, names(100), **s) for s in ({}, {"seed": 0}))
     assert list(default) == ["train", "val"]

@@ -47,9 +47,11 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
 
 
 def test_what_is_saved_makes_the_same_config():
-    config = TrainConfig(weights="none", augment="medium", seed=3, folds=4, fold=2, split=None)
+    chosen = {"weights": "none", "augment": "medium", "seed": 3, "val_split": 0.3}
+    config = TrainConfig(**chosen, folds=4, fold=2, split=None)
     assert config.weights is None and config.to_dict()["weights"] == "none"
     assert TrainConfig.from_dict({**config.to_dict(), "head": {}, "schedule": {}}) == config
+    assert TrainConfig().to_dict()["val_split"] == 0.2
     unsaved = replace(config, epochs=3, learning_rate=0.1, minutes=5.0, overrides={"k": 1})
     assert unsaved.to_dict() == config.to_dict()
 

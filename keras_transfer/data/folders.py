@@ -1,0 +1,220 @@
+"""Layouts of image folders: class folders, alone or below folders of splits."""
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+from keras_transfer.data.classes import sorted_names
+from keras_transfer.data.files import TABLES
+from keras_transfer.data.split_rule import SPLIT_NAMES
+from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.decode import EXTENSIONS
+from keras_transfer.utils.console import printable, say
+
+# Names (lower case) that systems and network drives leave in folders; hidden ones are ignored anyway.
+_SYSTEM = {
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"),
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
+    *("$recycle.bin", "recycler", "system volume information", "lost+found"),
+}
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of a name: seg_train, TrainImages, test2017
+_SPLIT_WORD = re.compile(r"(training|train|validation|valid|val|dev|eval|testing|test)(set|data)?")
+_MAX_SHOWN = 10
+
+Tree = dict[str, dict[str, list[str]]]  # split → class → sorted paths
+
+
+def read_tree(root: str | os.PathLike) -> Tree:
+    """List every file of a labeled image folder: split → class → sorted paths.
+
+    Two layouts are recognized:
+
+    - `root/<class>/...`: one split, named "all";
+    - `root/<split>/<class>/...`: the splits that exist, in the order train, val, test. A folder is a
+      split if its name says so, in any case and with other words: `train`, `Training`, `seg_train`;
+      `val`, `valid`, `validation`, `dev`, `eval`; `test`, `testing`. Unless one is named `train`
+      alone, two must contain folders of the same names.
+
+    What is left out is printed: other folders beside splits, and images beside class folders. Files
+    may lie at any depth and are not opened. Classes are sorted by name, in Unicode's composed form, or by value if all are integers;
+    hidden files and those that systems leave behind are ignored.
+
+    Raises:
+        InputError: if there is no such folder, there are no class folders or only one, val or test
+            has a class that train does not have, or the layout can be understood in two ways.
+    """
+    tree = read_splits(root)
+    known = tree["train"] if "train" in tree else tree["all"]
+    if len(known) < 2:
+        raise InputError(_only_one(Path(root).expanduser(), tree))
+    for split, classes in tree.items():
+        unknown = sorted(set(classes) - set(known))
+        if unknown:
+            raise InputError(
+                f"{split} in {root} has classes that train lacks: {', '.join(unknown)}; "
+                "add them to train or remove them"
+            )
+    return tree
+
+
+def read_splits(root: str | os.PathLike) -> Tree:
+    """List files like `read_tree`, whatever the classes are."""
+    root = Path(root).expanduser()
+    if not root.exists():
+        raise InputError(f"no such folder: {root}; check the path")
+    if not root.is_dir():
+        raise InputError(
+            f"{root} is a file; pass the folder that contains the class folders, or a table "
+            f"({', '.join(TABLES)})"
+        )
+    splits = _find_splits(root)
+    if splits:
+        return {split: _read_classes(folder) for split, folder in splits.items()}
+    return {"all": _read_classes(root)}
+
+
+def files_below(folder: Path) -> list[str]:
+    """Return the sorted visible files at any depth below a folder; links are followed."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    files: list[str] = []
+    seen = {folder.resolve()}
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        files.extend(str(Path(parent, name)) for name in names if _is_visible(name))
+        # Visit each real folder once, because a link may lead to a folder above it.
+        unseen = []
+        for name in sorted(filter(_is_visible, folders)):
+            real = Path(parent, name).resolve()
+            if real not in seen:
+                seen.add(real)
+                unseen.append(name)
+        folders[:] = unseen
+    return sorted(files)
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder's name states as a word of its own: "train", "val", "test" or None.
+
+    `seg_train`, `TrainImages` and `VAL` state one; `testudo`, `strain` and `train_val` state none.
+    """
+    return _split_and_rest(name)[0]
+
+
+def _split_and_rest(name):
+    """Return (the split that a name states or None, its other words)."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    found = {SPLIT_NAMES[m[1]]: word for word in words if (m := _SPLIT_WORD.fullmatch(word))}
+    if len(found) != 1:
+        return None, tuple(words)
+    ((split, stated),) = found.items()
+    return split, tuple(word for word in words if word != stated)
+
+
+def _find_splits(root: Path) -> dict[str, Path]:
+    """Return split → folder; empty if the folders are classes."""
+    folders = _subfolders(root)
+    stated = {folder: split for folder in folders if (split := split_of(folder.name))}
+    below = {folder: {f.name for f in _subfolders(folder)} for folder in stated}
+    plain = {folder for folder in stated if not _split_and_rest(folder.name)[1]}
+    alike = {f for f in stated if any(below[f] & below[g] for g in stated if g != f)}
+    if not alike and not any(stated[f] == "train" and below[f] for f in plain):
+        _refuse_splits_without_classes(root, folders, stated, below)
+        return {}
+    found: dict[str, Path] = {}
+    for folder, split in stated.items():
+        # A folder of test images often has no labels.
+        labeled = below[folder] or split == "val"
+        if not (folder in alike or (folder in plain and labeled)):
+            continue
+        if other := found.get(split):
+            raise InputError(
+                f"{root} has two folders for {split}: {other.name} and {folder.name}; keep one"
+            )
+        found[split] = folder
+    if "train" not in found:
+        raise InputError(
+            f"{root} contains the splits {', '.join(f.name for f in found.values())}, but none to "
+            "train on: add train/<class>/"
+        )
+    for folder in folders:
+        if folder not in found.values() and (count := len(_images_below(folder))):
+            say(
+                f"ignored: {printable(str(folder))}, with {count} images: not a split with class folders"
+            )
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _refuse_splits_without_classes(root, folders, stated, below):
+    """Raise InputError if folders are splits without class folders, or each class has splits."""
+    rest = {_split_and_rest(folder.name)[1] for folder in stated}
+    flat = len(set(stated.values())) > 1 and len(rest) == 1 and not any(below.values())
+    if flat and len(stated) == len(folders):
+        names = ", ".join(folder.name for folder in folders)
+        raise InputError(
+            f"{root} contains {names} without class folders, and no train/<class>/ folder; arrange "
+            "the images as train/<class>/ and val/<class>/, or pass a table"
+        )
+    inner = [{split_of(f.name) for f in _subfolders(folder)} for folder in folders]
+    if len(folders) > 1 and all("train" in splits and len(splits - {None}) > 1 for splits in inner):
+        first = folders[0]
+        names = ", ".join(f"{first.name}/{f.name}" for f in _subfolders(first))
+        raise InputError(
+            f"{root} has splits inside each class ({names}); arrange the images as "
+            "train/<class>/ and val/<class>/, or the splits would be mixed"
+        )
+
+
+def _read_classes(folder: Path) -> dict[str, list[str]]:
+    classes = _subfolders(folder)
+    loose = sum(entry.suffix.lower() in EXTENSIONS for entry in _entries(folder))
+    if not classes:
+        where = "images lie directly in it" if loose else "it has no subfolders"
+        raise InputError(
+            f"no class folders in {folder}: {where}; put each class's images in "
+            f"{folder / '<class>'}/"
+        )
+    if loose:
+        say(
+            f"ignored: {loose} images directly in {printable(str(folder))}, outside its class folders"
+        )
+    found: dict[str, list[str]] = {}
+    for entry in classes:
+        # macOS writes é as two characters: both forms are one class.
+        name = unicodedata.normalize("NFC", entry.name)
+        if name in found:
+            say(f"{printable(str(entry))} has the same name as another folder: they are one class")
+        found[name] = sorted(found.get(name, []) + files_below(entry))
+    return {name: found[name] for name in sorted_names(found)}
+
+
+def _only_one(root, tree):
+    """Return the message for a folder with one class, which may contain the dataset itself."""
+    ((name, _),) = (tree["train"] if "train" in tree else tree["all"]).items()
+    message = f"only one class ({name}) in {root}; classification needs at least two"
+    inside = _subfolders(root / name) if "all" in tree else []
+    if len(inside) > 1:
+        names = ", ".join(f.name for f in inside[:_MAX_SHOWN]) + ", …" * (len(inside) > _MAX_SHOWN)
+        return f"{message}. {root / name} contains {names}: pass that folder"
+    return message
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _SYSTEM
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if _is_visible(entry.name))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [entry for entry in _entries(folder) if entry.is_dir()]
+
+
+def _images_below(folder):
+    return [path for path in files_below(folder) if Path(path).suffix.lower() in EXTENSIONS]
