@@ -18,7 +18,8 @@ _SYSTEM = {
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
     *("$recycle.bin", "recycler", "system volume information", "lost+found"),
 }
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of a name: seg_train, TrainImages, test2017
+_LETTERS = re.compile(r"[^\W\d_]+")  # the words of seg_train, test2017
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # begins a word: TrainImages
 _SPLIT_WORD = re.compile(r"(training|train|validation|valid|val|dev|eval|testing|test)(set|data)?")
 _MAX_SHOWN = 10
 
@@ -105,12 +106,13 @@ def split_of(name: str) -> str | None:
 
 def _split_and_rest(name):
     """Return (the split that a name states or None, its other words)."""
-    words = [word.lower() for word in _WORDS.findall(name)]
-    found = {SPLIT_NAMES[m[1]]: word for word in words if (m := _SPLIT_WORD.fullmatch(word))}
-    if len(found) != 1:
-        return None, tuple(words)
-    ((split, stated),) = found.items()
-    return split, tuple(word for word in words if word != stated)
+    for text in (_CAPITAL.sub(" ", name), name):
+        words = [word.lower() for word in _LETTERS.findall(text)]
+        found = {SPLIT_NAMES[m[1]]: word for word in words if (m := _SPLIT_WORD.fullmatch(word))}
+        if len(found) == 1:
+            ((split, stated),) = found.items()
+            return split, tuple(word for word in words if word != stated)
+    return None, tuple(words)
 
 
 def _find_splits(root: Path) -> dict[str, Path]:
@@ -119,7 +121,13 @@ def _find_splits(root: Path) -> dict[str, Path]:
     stated = {folder: split for folder in folders if (split := split_of(folder.name))}
     below = {folder: {f.name for f in _subfolders(folder)} for folder in stated}
     plain = {folder for folder in stated if not _split_and_rest(folder.name)[1]}
-    alike = {f for f in stated if any(below[f] & below[g] for g in stated if g != f)}
+
+    def same_layout(a, b):
+        """Whether two folders look like splits of one dataset: a shared name may be chance."""
+        shared = len(below[a] & below[b])
+        return shared > 1 or (shared and _split_and_rest(a.name)[1] == _split_and_rest(b.name)[1])
+
+    alike = {f for f in stated if any(same_layout(f, g) for g in stated if g != f)}
     if not alike and not any(stated[f] == "train" and below[f] for f in plain):
         _refuse_splits_without_classes(root, folders, stated, below)
         return {}
@@ -139,8 +147,15 @@ def _find_splits(root: Path) -> dict[str, Path]:
             f"{root} contains the splits {', '.join(f.name for f in found.values())}, but none to "
             "train on: add train/<class>/"
         )
-    for folder in folders:
-        if folder not in found.values() and (count := len(_images_below(folder))):
+    others = {f: len(_images_below(f)) for f in folders if f not in found.values()}
+    if len(found) == 1 and sum(map(bool, others.values())) > 1:
+        names = ", ".join(folder.name for folder, count in others.items() if count)
+        raise InputError(
+            f"{root}: is {found['train'].name} the training images, or a class like {names}? Move "
+            "the folders that are not of this dataset away, or rename it"
+        )
+    for folder, count in others.items():
+        if count:
             say(
                 f"ignored: {printable(str(folder))}, with {count} images: not a split with class folders"
             )
@@ -194,10 +209,12 @@ def _only_one(root, tree):
     """Return the message for a folder with one class, which may contain the dataset itself."""
     ((name, _),) = (tree["train"] if "train" in tree else tree["all"]).items()
     message = f"only one class ({name}) in {root}; classification needs at least two"
-    inside = _subfolders(root / name) if "all" in tree else []
-    if len(inside) > 1:
-        names = ", ".join(f.name for f in inside[:_MAX_SHOWN]) + ", …" * (len(inside) > _MAX_SHOWN)
-        return f"{message}. {root / name} contains {names}: pass that folder"
+    inside, below = root / name, []
+    while "all" in tree and len(below := _subfolders(inside)) == 1:
+        inside = below[0]
+    if len(below) > 1:
+        names = ", ".join(f.name for f in below[:_MAX_SHOWN]) + ", …" * (len(below) > _MAX_SHOWN)
+        return f"{message}. {inside} contains {names}: pass that folder"
     return message
 
 

@@ -80,7 +80,7 @@ def test_classes_whose_names_contain_a_split_stay_classes(tmp_path, names):
 
 
 def test_classes_with_folders_of_their_own_stay_classes(tmp_path):
-    make_folder(tmp_path, {"train_station/old": 2, "test_tube/glass": 2})
+    make_folder(tmp_path, {"train_station/old": 2, "test_tube/old": 2, "car/old": 2})
     assert list(read_tree(tmp_path)) == ["all"]
 
 
@@ -96,6 +96,11 @@ def test_classes_with_folders_of_their_own_stay_classes(tmp_path):
             {"x/train": 2, "x/test": 1, "y/train": 2, "y/test": 1},
             "splits inside each class (x/test, x/train)",
         ),
+        (
+            {"train/steam": 2, "train/diesel": 1, "car/old": 2, "bus/red": 1},
+            "is train the training images, or a class like bus, car?",
+        ),
+        ({"d/e/ants": 2, "d/e/bees": 2}, "d/e contains ants, bees: pass that folder"),
         ({"d/ants": 2, "d/bees": 2}, "contains ants, bees: pass that folder"),
         ({"training_set/ants": 2, "training_set/bees": 2}, "contains ants, bees: pass that folder"),
         ({"d/train/a": 2, "d/val/a": 2}, "contains train, val: pass that folder"),

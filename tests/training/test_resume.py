@@ -146,6 +146,7 @@ def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkey
         for p in sorted(colours.glob("*/*.png"))
     ]
     begun = {"precision": "float32", "strategy": "lp_ft", "augment": "light"}
+    begun["head"] = {"task": "single_label", "names": list(NAMES)}
     Run.create(tmp_path / "run", begun, [], {}, rows)
     options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
     options += ["--folds", "3", "--fold", "1", "--resume"]
