@@ -64,7 +64,7 @@ def read_targets(
     ((kind, wanted),) = options.items()
     if kind == "heads":
         return _read_heads(columns, wanted, known, table, rows)
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    names = column_names(kind, wanted)
     cells = Cells(columns, table, rows)
     cells.require(names)
     cells.columns = {name: list(columns[name]) for name in names}
@@ -87,7 +87,28 @@ def read_targets(
     return labels, target
 
 
+def column_names(kind: str, wanted) -> list[str]:
+    """Return the names of the columns that an argument gives; InputError if it gives no names."""
+    several = kind in ("label_columns", "targets")
+    names = [wanted] if isinstance(wanted, (str, int)) else wanted
+    valid = isinstance(names, Sequence) or (hasattr(names, "__iter__") and not _is_map(names))
+    names = [str(name).strip() for name in names] if valid else []
+    if not names or (len(names) > 1 and not several):
+        what = "names of columns" if several else "the name of one column"
+        raise InputError(f"{kind} must be {what}, not {wanted!r}.")
+    return names
+
+
+def _is_map(value):
+    return isinstance(value, (Mapping, set, frozenset))
+
+
 def _read_heads(columns, heads, known, table, rows):
+    if not isinstance(heads, Mapping):
+        raise InputError(
+            "heads must be names and columns, such as {'kind': {'label_column': 'species'}}, not "
+            f"{heads!r}."
+        )
     if len(heads) < 2:
         raise InputError(f"heads needs at least two heads, not {len(heads)}.")
     if known is not None and (not isinstance(known, dict) or known.keys() != heads.keys()):
@@ -111,26 +132,31 @@ def columns_of_labels(options: Mapping, known=None) -> Iterator[tuple[str, str, 
     """Yield (kind, column, names that its cells may have) of the options of `read_targets`."""
     for kind, wanted in options.items():
         if kind == "heads":
-            for head, one in wanted.items():
+            for head, one in wanted.items() if isinstance(wanted, Mapping) else ():
                 if isinstance(one, Mapping):
                     names = known.get(head) if isinstance(known, dict) else None
                     yield from columns_of_labels(one, names)
         else:
             names = known.names if isinstance(known, Target) else ()
-            for column in [wanted] if isinstance(wanted, str) else wanted:
+            for column in column_names(kind, wanted):
                 yield kind, column, names
 
 
-def rows_without_labels(columns: Mapping[str, Sequence], options: Mapping, known=None) -> list[int]:
-    """Return the positions of the rows in which a column of labels is empty, or says `NA` or `nan`.
+def rows_without_labels(
+    columns: Mapping[str, Sequence], options: Mapping, known=None
+) -> dict[int, str]:
+    """Return position → column of the rows in which a label is empty, or says `NA` or `nan`.
 
     Args:
         options: the arguments of `read_targets` that name columns.
         known: targets or None; a class of that name is not an empty cell.
     """
-    wanted = [(columns[column], names) for _, column, names in columns_of_labels(options, known)]
-    count = len(wanted[0][0]) if wanted else 0
-    return [i for i in range(count) if any(is_missing(of[i], names) for of, names in wanted)]
+    found: dict[int, str] = {}
+    for _, column, names in columns_of_labels(options, known):
+        for i, value in enumerate(columns[column]):
+            if is_missing(value, names):
+                found.setdefault(i, column)
+    return dict(sorted(found.items()))
 
 
 def has_lists(values) -> bool:
@@ -252,8 +278,8 @@ def _text(value):
 def _refuse_list_texts(cells, names, joined=False):
     """Raise InputError if a cell contains a list as text, which would become one label's name.
 
-    Commas may belong to a name (`tench, Tinca tinca`), so a cell with commas is a list if one of its
-    parts occurs in another cell too, or if the cells are said to contain several labels.
+    Commas may belong to a name (`tench, Tinca tinca`), so a cell with separators is a list if one of
+    its parts occurs in another cell too, or if the cells are said to contain several labels.
     """
     ((column, values),) = cells.columns.items()
     texts = [_text(value) if isinstance(value, (str, bytes)) else "" for value in values]
@@ -273,16 +299,16 @@ def _refuse_list_texts(cells, names, joined=False):
             f"labels as {SEPARATOR.join(_parts(texts[index])[:3] or ['a', 'b'])}, joined by {SEPARATOR}"
             + ("." if joined else f", and pass {option} (or pass class_names if it is one name).")
         )
-    commas = [text for text, found in parts.items() if len(found) > 1]
-    if commas and not joined:
+    joined_names = [text for text, found in parts.items() if len(found) > 1]
+    if joined_names and not joined:
         say(
-            f"{cells.table}: {column} has names with commas, such as {sorted(commas)[0]!r}; each is one "
-            f"class (several labels are joined by {SEPARATOR})"
+            f"{cells.table}: {column} has names such as {min(joined_names)!r}; each is one class (for several "
+            f"labels, joined by {SEPARATOR}, pass --column {shlex.quote(f'labels={column}')})"
         )
 
 
 def _parts(text):
-    parts = re.split(r"[,;]|(?<=['\"])\s+(?=['\"])", text.strip("[](){} "))
+    parts = re.split(r"[,;|]|(?<=['\"])\s+(?=['\"])", text.strip("[](){} "))
     return [part for part in (part.strip(" '\"\n") for part in parts) if part]
 
 

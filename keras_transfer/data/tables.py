@@ -21,6 +21,7 @@ from keras_transfer.data.examples import (
 from keras_transfer.data.files import Skipped, check_images
 from keras_transfer.data.label_columns import (
     Cells,
+    column_names,
     columns_of_labels,
     has_lists,
     is_missing,
@@ -32,7 +33,7 @@ from keras_transfer.data.table_files import TableCells, listed, read_columns
 from keras_transfer.errors import ColumnError, InputError
 from keras_transfer.modalities.image.decode import EXTENSIONS
 from keras_transfer.utils.console import say
-from keras_transfer.utils.names import make_options
+from keras_transfer.utils.names import make_options, sequence_of_names
 
 # Usual names of columns, to suggest one, in lower case.
 _PATHS = ("path", "file", "filename", "file_name", "image", "image_path", "image_id", "img", "id")
@@ -60,11 +61,17 @@ class TableOptions(SplitRule):
     split_column: str | None = None
     group_column: str | None = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        for kind in ("path_column", "split_column", "group_column"):
+            if (wanted := getattr(self, kind)) is not None:
+                object.__setattr__(self, kind, *column_names(kind, wanted))
+
     @property
     def labels(self) -> dict:
         """The arguments of `read_targets` that are given."""
         kinds = ("label_column", "label_columns", "targets", "heads")
-        given = {kind: value for kind in kinds if (value := getattr(self, kind))}
+        given = {kind: value for kind in kinds if (value := getattr(self, kind)) is not None}
         return given or {"label_column": "label"}
 
 
@@ -111,11 +118,14 @@ def from_table(
     if not cells.rows:
         raise InputError(f"{cells.name} has no rows.")
     evaluating = known is not None
-    if class_names and not evaluating:
+    if class_names is not None and not evaluating:
         several = "label_columns" in settings.labels or any(
             has_lists(cells.columns[column]) for _, column, _ in columns_of_labels(settings.labels)
         )
-        known = Target("multi_label" if several else "single_label", tuple(class_names))
+        known = Target(
+            "multi_label" if several else "single_label",
+            sequence_of_names(class_names, "class_names"),
+        )
     base = Path(root or (Path(table).parent if isinstance(table, (str, Path)) else "."))
     base = base.expanduser()
     cells, skipped = _without_unlabeled(cells, settings, known, base)
@@ -176,17 +186,18 @@ def _without_unlabeled(
     without = rows_without_labels(cells.columns, settings.labels, known)
     if not without:
         return cells, []
-    names = ", ".join(dict.fromkeys(c for _, c, _ in columns_of_labels(settings.labels)))
+    names = ", ".join(dict.fromkeys(without.values()))
     if len(without) == len(cells.rows):
-        raise InputError(f"{cells.name}, row {cells.rows[0]}: {names} is empty, as in every row.")
+        raise InputError(
+            f"{cells.name}, row {cells.rows[0]}: {without[0]} is empty, and every row lacks a label."
+        )
     numbers = [cells.rows[i] for i in without]
-    say(
-        f"{cells.name}: {len(numbers)} rows are skipped, for {names} is empty (row {listed(numbers)})"
-    )
+    rows = "1 row is" if len(numbers) == 1 else f"{len(numbers)} rows are"
+    say(f"{cells.name}: {rows} skipped, for {names} is empty (row {listed(numbers)})")
     paths = cells.columns[settings.path_column]
     skipped = [
-        Skipped(str(base / str(paths[i])), f"row {cells.rows[i]}: {names} is empty")
-        for i in without
+        Skipped(str(base / str(paths[i])), f"row {cells.rows[i]}: {column} is empty")
+        for i, column in without.items()
     ]
     rest = sorted(set(range(len(cells.rows))) - set(without))
     columns = {column: [values[i] for i in rest] for column, values in cells.columns.items()}
@@ -283,6 +294,8 @@ def _require_columns(cells: TableCells, settings: TableOptions) -> None:
     named += [("group_column", settings.group_column)]
     named += [(kind, column) for kind, column, _ in columns_of_labels(settings.labels)]
     wanted = {column: kind for kind, column in named if column is not None}
+    if not cells.columns:
+        raise InputError(f"{cells.name} has no columns.")
     missing = [column for column in wanted if column not in cells.columns]
     if not missing:
         return

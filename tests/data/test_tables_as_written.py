@@ -255,6 +255,34 @@ def test_columns_that_contradict_each_other_are_refused(pairs, message):
         columns_of(pairs)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"label_column": ["kind", "tags"]}, "label_column must be the name of one column"),
+        ({"label_column": 2.5}, "label_column must be the name of one column, not 2.5"),
+        ({"label_columns": []}, "label_columns must be names of columns, not []"),
+        ({"targets": {"age": 1}}, "targets must be names of columns"),
+        ({"path_column": ["a", "b"]}, "path_column must be the name of one column"),
+        ({"heads": ["kind", "age"]}, "heads must be names and columns, such as"),
+        ({"heads": {"a": "kind", "b": "age"}}, "Head 'a': pass label_column"),
+        ({"class_names": 2}, "class_names must be a sequence of names"),
+        ({"label": "kind"}, "Unknown option 'label'"),
+    ],
+)
+def test_arguments_that_name_no_column_are_refused(options, message):
+    columns = {"path": ["a.png", "b.png"], "label": ["x", "y"]}
+    with pytest.raises(InputError) as raised:
+        from_table(columns, progress=False, **options)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_columns_may_be_numbered(images):
+    rows = [line.split(",") for line in lines()]
+    columns = dict(enumerate(zip(*rows)))
+    options = dict(root=images, val_split=0.34, progress=False)
+    assert count_of(from_table(columns, path_column=0, label_column=1, **options)) == 12
+
+
 # -- empty labels ---------------------------------------------------------------------------------
 
 
@@ -283,8 +311,17 @@ def test_numbers_that_are_missing_are_skipped(images):
     assert count_of(data) == 11 and data.skipped[0].reason == "row 1: age is empty"
 
 
+def test_the_column_that_is_empty_is_named(images, capsys):
+    content = PLAIN.replace("path,label", "path,label,age").replace("cat\n", "cat,1\n")
+    content = content.replace("dog\n", "dog,2\n").replace("0.png,dog,2", "0.png,dog,")
+    heads = {"kind": {"label_column": "label"}, "old": {"targets": "age"}}
+    data = table(images, content, heads=heads)
+    assert [s.reason for s in data.skipped] == ["row 7: age is empty"]
+    assert "1 row is skipped, for age is empty (row 7)" in capsys.readouterr().err
+
+
 def test_a_table_without_any_label_is_refused(images):
-    with pytest.raises(InputError, match="row 1: label is empty, as in every row"):
+    with pytest.raises(InputError, match="row 1: label is empty, and every row lacks"):
         table(images, "path,label\n" + "\n".join(lines("images/{0}/{1}.png,")))
 
 
@@ -329,20 +366,25 @@ def test_a_column_of_lists_in_parquet_or_pandas_is_read_as_several_labels(images
         ["[0 1 0]", "[1 0 0]"],
         ["a, b", "a"],
         ["a;b", "b;c"],
+        ["a|b", "b"],
     ],
 )
 def test_a_list_as_text_is_refused_and_the_separator_named(cells):
     with pytest.raises(InputError, match=r"row \d: label is .* joined by \|, .*--column labels="):
         read_targets({"label": cells}, label_column="label")
-    with pytest.raises(InputError, match=r"row \d: label is .* joined by \|\."):
-        read_targets({"label": cells}, label_columns="label")
+    if "|" not in cells[0]:
+        with pytest.raises(InputError, match=r"row \d: label is .* joined by \|\."):
+            read_targets({"label": cells}, label_columns="label")
 
 
 def test_names_with_commas_are_classes_and_this_is_said(capsys):
     names = ["tench, Tinca tinca", "goldfish, Carassius auratus", "[unknown]", "(none)"]
     _, target = read_targets({"label": names}, label_column="label")
     assert set(target.names) == set(names)
-    assert "label has names with commas, such as 'goldfish" in capsys.readouterr().err
+    assert (
+        "label has names such as 'goldfish, Carassius auratus'; each is one class"
+        in capsys.readouterr().err
+    )
     columns = {"tags": ["a, b|c", "c"]}
     assert read_targets(
         {**columns}, label_columns="tags", known=Target("multi_label", ("a, b", "c"))
