@@ -31,7 +31,7 @@ _NAMES = {
     "saved_model": "exporter",
 }
 
-__all__ = ["FORMATS", "check_format", "check_version", *_NAMES]
+__all__ = ["FORMATS", "check_format", *_NAMES]
 
 
 def check_format(format: str, int8: bool = False) -> None:
