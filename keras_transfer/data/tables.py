@@ -118,14 +118,12 @@ def from_table(
     if not cells.rows:
         raise InputError(f"{cells.name} has no rows.")
     evaluating = known is not None
-    if class_names is not None and not evaluating:
+    names = () if class_names is None else sequence_of_names(class_names, "class_names")
+    if names and not evaluating:
         several = "label_columns" in settings.labels or any(
             has_lists(cells.columns[column]) for _, column, _ in columns_of_labels(settings.labels)
         )
-        known = Target(
-            "multi_label" if several else "single_label",
-            sequence_of_names(class_names, "class_names"),
-        )
+        known = Target("multi_label" if several else "single_label", names)
     base = Path(root or (Path(table).parent if isinstance(table, (str, Path)) else "."))
     base = base.expanduser()
     cells, skipped = _without_unlabeled(cells, settings, known, base)
@@ -174,8 +172,8 @@ def from_table(
         examples[split] = Examples(good, map_labels(lambda a: a[places], labels))  # noqa: B023
     assert known is not None, "read_targets has set it"
     if evaluating:
-        names = () if isinstance(known, dict) else known.names
-        return ImageData(names, examples, skipped, str(base), known)
+        of_classes = () if isinstance(known, dict) else known.names
+        return ImageData(of_classes, examples, skipped, str(base), known)
     return divide(known, examples, skipped, base, settings)
 
 

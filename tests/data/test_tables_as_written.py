@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import write_image
 
-from keras_transfer.cli.columns import columns_of
+from keras_transfer.cli.columns import columns_of, command_with
 from keras_transfer.data import from_table, open_labeled, read_targets
 from keras_transfer.data.examples import Target
-from keras_transfer.errors import InputError
+from keras_transfer.errors import ColumnError, InputError
 
 
 @pytest.fixture
@@ -281,6 +281,15 @@ def test_columns_may_be_numbered(images):
     columns = dict(enumerate(zip(*rows)))
     options = dict(root=images, val_split=0.34, progress=False)
     assert count_of(from_table(columns, path_column=0, label_column=1, **options)) == 12
+
+
+def test_a_command_keeps_all_but_the_columns_that_are_missing():
+    error = ColumnError("t.csv has no column 'x'", "name it", ("path=my file", "targets=age"))
+    arguments = ["train", "t.csv", "--column=label=x", "--column", "split=part", "--out", "a b"]
+    assert command_with([*arguments, "--column", "path=x"], error) == (
+        "keras-transfer train t.csv --column split=part --out 'a b' --column 'path=my file' "
+        "--column targets=age"
+    )
 
 
 # -- empty labels ---------------------------------------------------------------------------------
