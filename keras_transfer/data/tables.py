@@ -2,11 +2,12 @@
 
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from keras_transfer.modalities.image.decode import EXTENSIONS
 from keras_transfer.utils.console import say
 from keras_transfer.utils.names import make_options, sequence_of_names
 
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 # Usual names of columns, to suggest one, in lower case.
 _PATHS = ("path", "file", "filename", "file_name", "image", "image_path", "image_id", "img", "id")
 _LABELS = ("label", "labels", "class", "class_name", "category", "target", "species", "tags", "y")
@@ -234,10 +236,13 @@ def image_paths(cells: TableCells, column: str, base: Path) -> list[Path]:
     """
     read = Cells(cells.columns, cells.name, cells.rows)
     texts = read.read(column, _path_text, "which is not a path")
-    found, backslashes, extensions = [], [], []
+    found, backslashes, drives, extensions = [], [], [], []
     for index, text in enumerate(texts):
         path = base / text
-        if "\\" in text and not path.exists():
+        if _DRIVE.match(text) and not path.exists():
+            path = _below(base, text)
+            drives.append(f"{text} as {path}")
+        elif "\\" in text and not path.exists():
             path = base / text.replace("\\", "/")
             backslashes.append(text)
         if path.suffix.lower() not in EXTENSIONS and not path.is_file():
@@ -254,11 +259,20 @@ def image_paths(cells: TableCells, column: str, base: Path) -> list[Path]:
     _by_stem.cache_clear()
     for changed, what in (
         (backslashes, "backslashes, which are read as slashes"),
+        (drives, f"the drive of another machine, and are looked for below {base}"),
         (extensions, "no extension: the image of that name is read"),
     ):
         if changed:
             say(f"{cells.name}: {len(changed)} paths have {what} (first: {changed[0]})")
     return found
+
+
+def _below(base: Path, text: str) -> Path:
+    """Return the longest end of a path with a Windows drive that exists below a folder."""
+    parts = PureWindowsPath(text).parts[1:]
+    ends = [base.joinpath(*parts[start:]) for start in range(len(parts))]
+    fitting = (path for path in ends if path.is_file() or path.name in _by_stem(path.parent))
+    return next(fitting, ends[0] if ends else base)
 
 
 def _path_text(value) -> str:

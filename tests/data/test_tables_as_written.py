@@ -74,6 +74,8 @@ PLAIN = "\n".join(["path,label", *lines()]) + "\n"
         PLAIN.replace("/", "\\"),
         PLAIN.replace(".png", ""),
         PLAIN.replace(".png", "").replace("/", "\\"),
+        PLAIN.replace("/", "\\").replace("images", "C:\\Users\\me\\pets\\images"),
+        PLAIN.replace(".png", "").replace("images", "D:/pets/images"),
     ],
 )  # fmt: skip
 def test_a_table_is_read_however_a_spreadsheet_writes_it(images, content):
