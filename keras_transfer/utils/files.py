@@ -108,11 +108,13 @@ def check_output_folder(path) -> None:
 
 
 def _check_parent(path, parent):
-    if not parent.is_dir():
-        found = "is not a folder" if parent.exists() else "does not exist"
+    if not parent.exists():
         raise InputError(
-            f"Cannot write {path}: the folder {parent} {found}. Create it, or choose another place."
+            f"Cannot write {path}: the folder {parent} does not exist. Create it, or choose another "
+            "place."
         )
+    if not parent.is_dir():
+        raise InputError(f"Cannot write {path}: {parent} is a file. Choose another place.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(
             f"Cannot write {path}: the folder {parent} is read-only. Change its permissions, or choose "
