@@ -21,6 +21,7 @@ _SYSTEM = {
 _LETTERS = re.compile(r"[^\W\d_]+")  # the words of seg_train, test2017
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # begins a word: TrainImages
 _SPLIT_WORD = re.compile(r"(training|train|validation|valid|val|dev|eval|testing|test)(set|data)?")
+_NEUTRAL = ("set", "data", "dataset", "folder", "images", "imgs", "photos", "pictures", "split")
 _MAX_SHOWN = 10
 
 Tree = dict[str, dict[str, list[str]]]  # split → class → sorted paths
@@ -35,7 +36,7 @@ def read_tree(root: str | os.PathLike) -> Tree:
     - `root/<split>/<class>/...`: the splits that exist, in the order train, val, test. A folder is a
       split if its name says so, in any case and with other words: `train`, `Training`, `seg_train`;
       `val`, `valid`, `validation`, `dev`, `eval`; `test`, `testing`. Unless one is named `train`
-      alone, two must contain folders of the same names.
+      (or `train_images`, …), two must contain folders of the same names.
 
     What is left out is printed: other folders beside splits, and images beside class folders. Files
     may lie at any depth and are not opened. Classes are sorted by name, in Unicode's composed form, or by value if all are integers;
@@ -111,7 +112,7 @@ def _split_and_rest(name):
         found = {SPLIT_NAMES[m[1]]: word for word in words if (m := _SPLIT_WORD.fullmatch(word))}
         if len(found) == 1:
             ((split, stated),) = found.items()
-            return split, tuple(word for word in words if word != stated)
+            return split, tuple(word for word in words if word not in (stated, *_NEUTRAL))
     return None, tuple(words)
 
 
@@ -125,7 +126,8 @@ def _find_splits(root: Path) -> dict[str, Path]:
     def same_layout(a, b):
         """Whether two folders look like splits of one dataset: a shared name may be chance."""
         shared = len(below[a] & below[b])
-        return shared > 1 or (shared and _split_and_rest(a.name)[1] == _split_and_rest(b.name)[1])
+        others = _split_and_rest(a.name)[1], _split_and_rest(b.name)[1]
+        return shared > 1 or (shared and (others[0] == others[1] or not all(others)))
 
     alike = {f for f in stated if any(same_layout(f, g) for g in stated if g != f)}
     if not alike and not any(stated[f] == "train" and below[f] for f in plain):
@@ -163,7 +165,8 @@ def _find_splits(root: Path) -> dict[str, Path]:
 
 
 def _refuse_splits_without_classes(root, folders, stated, below):
-    """Raise InputError if folders are splits without class folders, or each class has splits."""
+    """Raise InputError if folders are splits without class folders or with different ones, or if each
+    class has splits."""
     rest = {_split_and_rest(folder.name)[1] for folder in stated}
     flat = len(set(stated.values())) > 1 and len(rest) == 1 and not any(below.values())
     if flat and len(stated) == len(folders):
@@ -171,6 +174,23 @@ def _refuse_splits_without_classes(root, folders, stated, below):
         raise InputError(
             f"{root} contains {names} without class folders, and no train/<class>/ folder; arrange "
             "the images as train/<class>/ and val/<class>/, or pass a table"
+        )
+    for folder in stated:
+        alone = not _split_and_rest(folder.name)[1]
+        for other in folders if alone else ():
+            inside = {f.name for f in _subfolders(other)}
+            if other != folder and len(below[folder] & inside) > 1:
+                raise InputError(
+                    f"{root} contains {folder.name} and {other.name} with the same class folders, but "
+                    "none is called train: rename the one to train on"
+                )
+    nested = [folder for folder in stated if below[folder]]
+    rests = {_split_and_rest(folder.name)[1] for folder in nested}
+    if len({stated[folder] for folder in nested}) > 1 and (len(rests) == 1 or () in rests):
+        names = ", ".join(f"{f.name} ({', '.join(sorted(below[f])[:_MAX_SHOWN])})" for f in nested)
+        raise InputError(
+            f"{root} contains {names}: are these splits, or classes? Splits need class folders of the "
+            "same names; rename classes whose names state a split"
         )
     inner = [{split_of(f.name) for f in _subfolders(folder)} for folder in folders]
     if len(folders) > 1 and all("train" in splits and len(splits - {None}) > 1 for splits in inner):

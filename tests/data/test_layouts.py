@@ -42,6 +42,7 @@ def test_the_split_in_a_name(name, split):
         ("Train", "VALIDATION", "val"),
         ("train", "Valid", "val"),
         ("train", "dev", "val"),
+        ("seg_train", "test_set", "test"),
         ("train", "test_set", "test"),
         ("TRAIN2017", "Val2017", "val"),
         ("flowers.train", "flowers.eval", "val"),
@@ -55,6 +56,11 @@ def test_folders_of_splits_are_no_classes(tmp_path, train, other, split):
         "train": {"ant": 3, "bee": 2},
         split: {"ant": 1, "bee": 1},
     }
+
+
+def test_a_folder_to_train_on_may_be_alone(tmp_path):
+    make_folder(tmp_path, {"training_set/ants": 2, "training_set/bees": 2})
+    assert sizes(read_tree(tmp_path)) == {"train": {"ants": 2, "bees": 2}}
 
 
 def test_a_model_is_measured_on_the_test_folder_of_any_name(tmp_path):
@@ -100,9 +106,10 @@ def test_classes_with_folders_of_their_own_stay_classes(tmp_path):
             {"train/steam": 2, "train/diesel": 1, "car/old": 2, "bus/red": 1},
             "is train the training images, or a class like bus, car?",
         ),
+        ({"seg_train/ant": 2, "VALID/bee": 2}, "seg_train (ant): are these splits, or classes?"),
         ({"d/e/ants": 2, "d/e/bees": 2}, "d/e contains ants, bees: pass that folder"),
         ({"d/ants": 2, "d/bees": 2}, "contains ants, bees: pass that folder"),
-        ({"training_set/ants": 2, "training_set/bees": 2}, "contains ants, bees: pass that folder"),
+        ({"val/a": 2, "val/b": 2, "extra/a": 2, "extra/b": 2}, "none is called train"),
         ({"d/train/a": 2, "d/val/a": 2}, "contains train, val: pass that folder"),
     ],
 )
