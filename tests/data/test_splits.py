@@ -7,6 +7,9 @@ import pytest
 from conftest import raises
 
 from keras_transfer.data import folds, split
+from keras_transfer.data.examples import Target
+from keras_transfer.data.split_rule import strata
+from keras_transfer.data.splits import stratified_sample
 
 
 def names(count, prefix="picture"):
@@ -260,3 +263,55 @@ def test_folds_with_too_few_of_a_class():
         folds(np.array([0] * 20 + [1] * 3), 5, names(23))
     with raises("3 groups for 4 parts"):
         folds(np.linspace(0, 1, 9), 4, names(9), groups=[*"aaabbbccc"])
+
+
+def sample_counts(labels, size, **options):
+    chosen = stratified_sample(labels, size, **options)
+    assert (np.diff(chosen) > 0).all() and len(chosen) <= size
+    return np.bincount(np.asarray(labels)[chosen], minlength=max(labels) + 1).tolist()
+
+
+def test_a_sample_has_the_shares_of_all_rows_and_five_of_each_class():
+    labels = np.repeat([0, 1, 2], [600, 300, 6])
+    assert sample_counts(labels, 90) == [57, 28, 5]
+    assert sample_counts(labels, 15) == [5, 5, 5]
+    assert sample_counts(labels, 905) == [599, 300, 6]
+    assert stratified_sample(labels, 906).tolist() == list(range(906))
+    assert stratified_sample(labels, 2000).tolist() == list(range(906))
+    assert len(stratified_sample(labels, 2)) == 2
+
+
+def test_a_sample_depends_on_the_seed_alone():
+    labels = np.repeat([0, 1], 100)
+    first = stratified_sample(labels, 20, seed=3)
+    assert first.tolist() == stratified_sample(labels, 20, seed=3).tolist()
+    assert first.tolist() != stratified_sample(labels, 20, seed=4).tolist()
+    assert stratified_sample(labels, 20).tolist() == stratified_sample(labels, 20, seed=0).tolist()
+    # Samples of earlier releases, on which recorded measurements depend.
+    assert stratified_sample(np.repeat([0, 1], [12, 8]), 8, seed=1).tolist() == [
+        *(1, 7, 10, 11, 12, 16, 17, 18)
+    ]
+
+
+def test_groups_are_sampled_whole():
+    labels, groups = np.repeat([0, 1], [40, 20]), np.repeat(np.arange(15) * 7, 4)
+    chosen = stratified_sample(labels, 24, groups=groups)
+    assert (np.bincount(np.unique(groups[chosen], return_inverse=True)[1]) == 4).all()
+    assert len(chosen) == 24 and len(set(groups[chosen])) == 6
+    large = np.repeat([0, 1, 2], [10, 3, 3])
+    few = stratified_sample(np.repeat([0, 1], [10, 6]), 6, groups=large)
+    assert 3 <= len(few) <= 6 and set(large[few]) <= {1, 2}
+
+
+def test_several_heads_are_split_by_the_first_with_classes():
+    heads = {
+        "age": Target("regression", ("age",)),
+        "tags": Target("multi_label", ("a", "b")),
+        "kind": Target("single_label", ("x", "y")),
+    }
+    labels = {"age": np.array([[1.0]]), "tags": np.array([[0, 1]]), "kind": np.array([1])}
+    chosen, names = strata(labels, heads)
+    assert chosen is labels["kind"] and names == ("x", "y")
+    chosen, names = strata(labels["tags"], heads["tags"])
+    assert chosen is labels["tags"] and names == ("a", "b")
+    assert strata(labels["age"], heads["age"]) == (labels["age"], None)
