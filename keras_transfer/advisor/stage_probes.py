@@ -290,7 +290,7 @@ def probe_stages(
     labels = examples.labels
     # Deferred, so that invalid input is reported before Keras is imported.
     from keras_transfer.advisor.untrained import random_copy
-    from keras_transfer.data.files import ImageMemory
+    from keras_transfer.data.memory import ImageMemory
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import pooled_stages, stage_columns
     from keras_transfer.features.store import Store, concluded, digest_of

@@ -37,7 +37,7 @@ def random_copy(
         examples: images to measure on. Up to 128 are used, and their order does not matter.
         seed: of the weights. The random states of Keras and Python stay unchanged.
         store: by default the user's.
-        memory: a `data.files.ImageMemory` for images that another network will read too.
+        memory: a `data.memory.ImageMemory` for images that another network will read too.
 
     Raises:
         InputError: an image can no longer be read.

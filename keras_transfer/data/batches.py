@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_transfer.data.files import ImageMemory
+from keras_transfer.data.memory import ImageMemory
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation
 from keras_transfer.modalities.image.prepare import augmenter, mixer, resize_and_crop
 from keras_transfer.utils.names import make_options, require_image_size

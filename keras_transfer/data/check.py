@@ -37,6 +37,7 @@ class Report:
         labels: split → one line about the labels.
         counts: split → class (or label) → number of images; empty for numbers and several heads.
         faulty: files that are left out.
+        empty: usable files in which the model sees (almost) nothing: one color, few of 16 bits.
         duplicates: images with the same content.
         sizes: shorter side in pixels, such as `"64-127"`, → number of files.
         widths, heights: minimum, median and maximum, after the orientation is applied.
@@ -49,6 +50,7 @@ class Report:
     labels: dict[str, str]
     counts: dict[str, dict[str, int]]
     faulty: list[Skipped]
+    empty: list[Skipped]
     duplicates: Duplicates
     sizes: dict[str, int]
     widths: tuple[int, ...]
@@ -74,6 +76,7 @@ class Report:
             "labels": self.labels,
             "counts": self.counts,
             "faulty": [asdict(skipped) for skipped in self.faulty],
+            "empty": [asdict(skipped) for skipped in self.empty],
             "duplicates": plain(self.duplicates.groups),
             "leaks": plain(self.duplicates.leaks),
             "conflicts": plain(self.duplicates.conflicts),
@@ -107,6 +110,10 @@ class Report:
             (
                 "faulty files, left out",
                 [f"{printable(s.path)}: {printable(s.reason)}" for s in self.faulty],
+            ),
+            (
+                "images that are empty to the model",
+                [f"{printable(s.path)}: {printable(s.reason)}" for s in self.empty],
             ),
             ("LEAKAGE: images that two splits share", _pairs(found.leaks)),
             ("CONFLICTS: images with another label than their duplicate", _pairs(found.conflicts)),
@@ -189,6 +196,7 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
         labels={s: label_summary(part.labels, data.targets) for s, part in data.examples.items()},
         counts={} if no_classes else data.counts,
         faulty=data.skipped,
+        empty=[Skipped(paths[row], flaw) for row, flaw in sorted(checked.flaws.items())],
         duplicates=find_duplicates(data),
         sizes=_histogram(np.minimum(widths, heights)),
         widths=_spread(widths),

@@ -14,7 +14,7 @@ import sqlite3
 import time
 import warnings
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,22 +29,22 @@ from PIL import Image
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image import decode as decoding
 from keras_transfer.modalities.image.decode import Facts, digest, examine_file
-from keras_transfer.utils.console import progress_bar, say
+from keras_transfer.utils.console import printable, progress_bar, say
 from keras_transfer.utils.files import cache_folder
 
 # File names by which a source is recognized.
 TABLES = (".csv", ".tsv", ".parquet")
 SCHEMA = "schema.json"  # in a folder of TFRecord shards
 
-RULES = 3  # of checking: increase it when `examine` changes what it finds in the same file
-_INDEX = "images-1.sqlite"  # increase the number when the columns change
+RULES = 4  # of checking: increase it when `examine` changes what it finds in the same file
+_INDEX = "images-2.sqlite"  # increase the number when the columns change
 _AHEAD = 256  # items that threads take in advance
 _QUERY_SIZE = 4096  # files in one query
 _TRANSACTION_SIZE = 1000  # files in one transaction
 _MAX_AGE = 365  # days
 _COLUMNS = (
     "size, mtime_ns, ctime_ns, inode, rules, "
-    "width, height, mode, format, orientation, digest, fault"
+    "width, height, mode, format, orientation, digest, fault, contrast"
 )
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -156,40 +156,6 @@ def as_reader(images):
     return images
 
 
-class ImageMemory:
-    """Decoded images, cached for later epochs until the limit is reached.
-
-    Args:
-        limit: maximum size, in bytes.
-    """
-
-    def __init__(self, limit: int):
-        self.limit, self.bytes = limit, 0
-        self._pixels: dict[tuple[int, int], np.ndarray] = {}
-        self._readers: dict = {}  # keeps the readers alive, whose ids are in the keys
-
-    def reserve(self, size: int) -> bool:
-        """Reserve memory; return False if it is not available."""
-        fits = self.bytes + size <= self.limit
-        self.bytes += size if fits else 0
-        return fits
-
-    def reader(self, images):
-        """Return a cached version of `images.pixels`."""
-        self._readers[id(images)] = images
-
-        def pixels(index):
-            key = (id(images), int(index))
-            if key in self._pixels:
-                return self._pixels[key]
-            image = images.pixels(index)
-            if self.reserve(image.nbytes):
-                self._pixels[key] = image
-            return image
-
-        return pixels
-
-
 # -- reading in threads ---------------------------------------------------------------------------
 
 
@@ -266,6 +232,7 @@ class Checked:
         digests: uint8 [N, 16], BLAKE2b of the whole file; zeros if it was not read.
         stamps: int64 [N, 4], see `file_stamp`, at the time of the check.
         faults: position → why the file cannot be used.
+        flaws: position → why the model sees (almost) nothing in a usable file.
     """
 
     def __init__(self, names: Sequence[str]):
@@ -277,6 +244,7 @@ class Checked:
         self.digests = np.zeros((count, 16), np.uint8)
         self.stamps = np.zeros((count, 4), np.int64)
         self.faults: dict[int, str] = {}
+        self.flaws: dict[int, str] = {}
 
     def set(self, at: int, stamp: tuple[int, int, int, int], facts: Facts) -> None:
         self.stamps[at] = stamp
@@ -287,6 +255,8 @@ class Checked:
             self.digests[at] = np.frombuffer(facts.digest, np.uint8)
         if facts.fault is not None:
             self.faults[at] = facts.fault
+        elif facts.flaw is not None:
+            self.flaws[at] = facts.flaw
 
     def usable(self, rows: Iterable[int] | None = None) -> np.ndarray:
         """Return those of `rows` (by default of all) that have no fault."""
@@ -310,7 +280,20 @@ def check_images(paths: Sequence[str], *, progress: bool = True) -> tuple[Files,
     See `check_files`.
     """
     checked = check_files(paths, progress=progress)
+    report_flaws(checked)
     return checked.files(checked.usable()), checked.skipped
+
+
+def report_flaws(checked: Checked) -> None:
+    """Print the number of usable images in which the model sees nothing, and the first of each kind."""
+    first: dict[str, int] = {}
+    for row, flaw in sorted(checked.flaws.items()):
+        first.setdefault(flaw, row)
+    counts = Counter(checked.flaws.values())
+    for flaw, row in first.items():
+        say(
+            f"{counts[flaw]} images are empty to the model ({printable(checked.names[row])}: {flaw})"
+        )
 
 
 def check_files(paths: Sequence[str], *, progress: bool = True) -> Checked:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, Target
-from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_files
+from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_files, report_flaws
 from keras_transfer.data.folders import read_tree
 from keras_transfer.data.multilabel_folders import merge_copies
 from keras_transfer.data.split_rule import SplitRule, divide
@@ -140,6 +140,7 @@ def check_tree(tree, progress: bool) -> tuple[dict[str, dict[str, np.ndarray]], 
     """Check all files; return split → class → rows of usable files, and the checked files."""
     paths = [path for classes in tree.values() for files in classes.values() for path in files]
     checked = check_files(paths, progress=progress)
+    report_flaws(checked)
     places = iter(range(len(paths)))
     rows = {
         split: {name: checked.usable(islice(places, len(files))) for name, files in classes.items()}

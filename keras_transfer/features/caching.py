@@ -148,7 +148,7 @@ class Supply:
         engine: see `extract`.
         engines: phase name → engine that computed its activations. Entries are obeyed; engines
             chosen here are added.
-        memory: a `data.files.ImageMemory` for images that must be decoded again.
+        memory: a `data.memory.ImageMemory` for images that must be decoded again.
         extract: function that computes them, with the signature of `extraction.extract`.
     """
 

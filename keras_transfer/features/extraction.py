@@ -99,7 +99,7 @@ def extract(
         engine: `"auto"`, `"openvino"`, or a name of `prefix.ENGINES`, see `choose_engine` there.
         store: by default the store in the cache folder.
         on_disk: False holds newly computed activations in memory only.
-        memory: a `data.files.ImageMemory` for images that another prefix will need.
+        memory: a `data.memory.ImageMemory` for images that another prefix will need.
         source: returns activations from which missing ones are computed; by default, they are
             computed from images.
         on_batch: called after each batch.

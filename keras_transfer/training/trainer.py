@@ -7,7 +7,7 @@ from functools import cached_property
 import keras
 
 from keras_transfer.data.examples import check_balance, check_class_weights
-from keras_transfer.data.files import ImageMemory
+from keras_transfer.data.memory import ImageMemory
 from keras_transfer.errors import InputError
 from keras_transfer.features.caching import Caching, plan_caching
 from keras_transfer.features.store import Store

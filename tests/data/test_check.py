@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
+import numpy as np
 import pytest
 from conftest import write_image
 from PIL import Image
@@ -164,3 +166,31 @@ def test_training_warns(leaking, tmp_path, capsys):
 
 def test_names_are_printed_on_one_line():
     assert printable("new\nline\t\x1b[0m \udcff füße") == r"new\nline\t\x1b[0m \xff füße"
+
+
+def test_images_that_are_empty_to_the_model_are_counted(tmp_path, capsys):
+    rng, data = np.random.default_rng(0), tmp_path / "images"
+    for i in range(6):
+        write_image(data / "fine" / f"{i}.png", (90, 90, 90), seed=i)
+        twelve = rng.integers(0, 1 << 11, (20, 20), dtype=np.uint16)  # of a microscope
+        (data / "deep").mkdir(exist_ok=True)
+        Image.fromarray(twelve).save(data / "deep" / f"{i}.png")
+        drawing = np.zeros((20, 20, 4), np.uint8)
+        drawing[..., 3] = rng.integers(0, 256, (20, 20))
+        (data / "drawing").mkdir(exist_ok=True)
+        Image.fromarray(drawing).save(data / "drawing" / f"{i}.png")
+    Image.new("RGB", (20, 20), (200, 10 + 9, 30)).save(data / "fine" / "plain.png")
+    full = rng.integers(0, 1 << 16, (20, 20), dtype=np.uint16)
+    Image.fromarray(full).save(data / "deep" / "full.png")
+    report = check_data(data, progress=False)
+    reasons = Counter(item.reason.partition(":")[0] for item in report.empty)
+    assert reasons == {
+        "16 bits per pixel, of which fewer than 12 are used": 6,
+        "one color": 7,
+    }
+    assert "images that are empty to the model: 13" in report.text()
+    assert len(report.to_dict()["empty"]) == 13 and not report.faulty
+    said = capsys.readouterr().err
+    assert "6 images are empty to the model" in said and "transparency" in said
+    from_directory(data, progress=False)  # known from the index, and said again
+    assert "1 images are empty to the model" in capsys.readouterr().err

@@ -230,7 +230,7 @@ def test_tables(header, rows, shape, options):
                 assert images.class_names[label] in labels[int(Path(name).stem)]
 
 
-def test_a_tenth_of_the_cases_trains():
+def test_a_twentieth_of_the_cases_trains():
     """Random cases that all ended in errors would prove little."""
-    assert len(ACCEPTED) > (len(ACCEPTED) + len(REFUSED)) / 10
+    assert len(ACCEPTED) > (len(ACCEPTED) + len(REFUSED)) / 20
     assert len(set(REFUSED)) > 5

@@ -386,7 +386,7 @@ def test_sign_digits(real_data):
 
 def test_images_in_memory_are_the_same_and_read_once(colours, monkeypatch):
     """Training and evaluation with a memory, and with one that has room for a part only."""
-    from keras_transfer.data.files import ImageMemory
+    from keras_transfer.data.memory import ImageMemory
     from keras_transfer.modalities.image import decode as decoding
 
     data = from_directory(colours, progress=False)

@@ -38,6 +38,7 @@ class Facts(NamedTuple):
         orientation: EXIF orientation, 1–8.
         digest: BLAKE2b of the whole file, 16 bytes; empty if the file was not read.
         fault: why the file cannot be used; None if it can.
+        contrast: greatest difference within a color channel, as the model sees the image, 0–255.
     """
 
     width: int = 0
@@ -47,6 +48,19 @@ class Facts(NamedTuple):
     orientation: int = 1
     digest: bytes = b""
     fault: str | None = None
+    contrast: int = 255
+
+    @property
+    def flaw(self) -> str | None:
+        """Why the model sees (almost) nothing in a usable image; None if it sees something."""
+        deep = self.mode == "I" or self.mode.startswith("I;16")
+        if self.contrast >= (16 if deep else 4):
+            return None
+        if deep:
+            return "16 bits per pixel, of which fewer than 12 are used: scale the values to 0–65535"
+        if self.mode in ("RGBA", "LA", "PA", "P"):
+            return "one color: its content may be in the transparency, which is dropped"
+        return "one color"
 
 
 class Budget:
@@ -121,9 +135,10 @@ def examine(contents: bytes) -> Facts:
     try:
         with _DECODING.use(image.width * image.height):
             image.load()
+            ranges = to_rgb(image).getextrema()
     except Exception as error:
         return facts._replace(fault=_fault(error, contents))
-    return facts
+    return facts._replace(contrast=max(high - low for low, high in ranges))
 
 
 def decode(contents: bytes) -> np.ndarray:
