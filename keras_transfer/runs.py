@@ -19,6 +19,7 @@ from keras_transfer.utils.documents import (
     changed_settings,
     damaged,
     dump_settings,
+    dump_yaml,
     parse_settings,
     read_json,
     read_rows,
@@ -143,9 +144,7 @@ class Run:
         self._lock.close()
 
     def _write_first(self, config, skipped, fingerprints, split):
-        import yaml
-
-        write_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_text(self.path / CONFIG, dump_yaml(config))
         rows = ((item.path, item.reason) for item in skipped)
         write_text(self.path / SKIPPED, csv_text(("path", "reason"), rows))
         digests = ((*row, fingerprints.get(example_key(*row), "")) for row in split)
@@ -175,7 +174,7 @@ class Run:
         import yaml
 
         run._take()
-        before, now = run.config, yaml.safe_load(yaml.safe_dump(config))
+        before, now = run.config, yaml.safe_load(dump_yaml(config))
         now.pop(STARTED_FROM, None)  # of the model that began the run
         now |= {key: before[key] for key in (STARTED_FROM,) if key in before}
         places = {key: now[key] for key in PLACES if key in now}
@@ -189,10 +188,7 @@ class Run:
         for file in [*run.path.glob(".*"), *run.state_path.glob(".*")]:
             file.unlink()  # half-written by a killed process
         if moved != before:  # readers of the run look for the data there
-            write_text(
-                run.path / CONFIG,
-                yaml.safe_dump(moved, sort_keys=False, allow_unicode=True),
-            )
+            write_text(run.path / CONFIG, dump_yaml(moved))
         return run
 
     def _changed_examples(self, now):

@@ -16,6 +16,7 @@ from keras_transfer.cli.options import (
     RunPath,
     load_keras,
 )
+from keras_transfer.cli.streams import print_document
 from keras_transfer.errors import InputError
 from keras_transfer.export import check_format, check_version
 from keras_transfer.utils.files import (
@@ -176,7 +177,7 @@ def predict(
     if as_json:
         print(json.dumps(evaluation.predictions_json(predictions, skipped), indent=2))
     elif out is None:
-        print(table, end="")
+        print_document(table)
 
 
 def report(

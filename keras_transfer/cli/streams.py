@@ -7,6 +7,8 @@ import signal
 import sys
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.console import printable
+from keras_transfer.utils.files import encode_text
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
@@ -20,10 +22,22 @@ def require_streams() -> None:
         sys.exit(InputError.exit_code)
 
 
+def print_document(text: str) -> None:
+    """Print a document on stdout with the bytes that a file of it has, unless a terminal reads it."""
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None or sys.stdout.isatty():  # control characters could change the terminal
+        text = "\n".join(printable(line) for line in text.split("\n"))
+        print(text, end="")
+        return
+    sys.stdout.flush()
+    binary.write(encode_text(text))
+    binary.flush()
+
+
 def report_error(text: str) -> None:
     """Print one line of an error on stderr, if that is possible."""
     with contextlib.suppress(OSError):
-        print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+        print("error: " + printable(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 def report_os_error(error: OSError) -> int | None:

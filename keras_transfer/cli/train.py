@@ -36,7 +36,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.distributed.single_process import SINGLE, SingleProcess
 from keras_transfer.utils.console import log_to, say
-from keras_transfer.utils.files import check_output, check_output_folder, write_text
+from keras_transfer.utils.files import check_output, check_output_folder, read_text, write_text
 
 _DATA = ("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split")
 _MODEL = ("backbone", "weights", "image_size", "precision")
@@ -171,7 +171,7 @@ def _begun(workers: SingleProcess, out: Path) -> dict | None:
         if run.finished:
             raise finished_error(out)
         check_output_folder(run.path)
-        return [run.config, run.split_path.read_text("utf-8", "surrogateescape")]
+        return [run.config, read_text(run.split_path)]
 
     found = workers.on_chief(read)
     if found is None:

@@ -288,10 +288,10 @@ class ImageData:
             kind = f"{len(self.targets)} heads"
         else:
             kind = f"{len(self.targets.names)} {kinds[self.targets.task]}"
-        lines = [f"{self.root}: {kind}"]
+        lines = [f"{printable(self.root)}: {kind}"]
         for split, examples in self.examples.items():
             summary = label_summary(examples.labels, self.targets)
-            lines.append(f"{split}: {len(examples)} images ({summary})")
+            lines.append(f"{split}: {len(examples)} images ({printable(summary)})")
         if self.skipped:
             lines.append(f"skipped: {len(self.skipped)} files")
         return "\n".join(lines)

@@ -23,6 +23,7 @@ from keras_transfer.data.files import Skipped, concatenated
 from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import printable, say
+from keras_transfer.utils.files import csv_rows
 
 DEFAULT_VAL_SPLIT = 0.2
 # Names of folders, and of splits in tables and lists.
@@ -290,19 +291,18 @@ def read_split_file(path: str | os.PathLike) -> dict[str, str]:
     """
     path = Path(path).expanduser()
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = {"path", "split"} - set(reader.fieldnames or ())
-            if missing:
-                raise InputError(
-                    f"{path} has no column {' and no column '.join(sorted(missing))}; a list of "
-                    "splits has the columns path and split"
-                )
-            rows = [(reader.line_num, row["path"], row["split"]) for row in reader]
+        reader = csv_rows(path)
+        missing = {"path", "split"} - set(reader.fieldnames or ())
+        if missing:
+            raise InputError(
+                f"{path} has no column {' and no column '.join(sorted(missing))}; a list of "
+                "splits has the columns path and split"
+            )
+        rows = [(reader.line_num, row["path"], row["split"]) for row in reader]
     except OSError as error:
         raise InputError(f"cannot read the list of splits {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a UTF-8 CSV file: {error}") from None
+    except csv.Error as error:
+        raise InputError(f"{path} is not a CSV file: {error}") from None
     listed: dict[str, str] = {}
     for line, name, given in rows:
         known = SPLIT_NAMES.get((given or "").strip().lower())

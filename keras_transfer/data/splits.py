@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.files import encode_text
 
 _MAX_BINS, _MIN_PER_BIN = 10, 10
 _MIN_PER_CLASS = 5  # groups that each class gets before large classes get more
@@ -324,7 +325,7 @@ def _joined(groups, keys):
 
 
 def _hash(seed, name):
-    name = name if isinstance(name, bytes) else str(name).encode()
+    name = name if isinstance(name, bytes) else encode_text(str(name))
     return hashlib.blake2b(f"{seed}:".encode() + name, digest_size=8).digest()
 
 

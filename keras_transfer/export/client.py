@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from keras_transfer.errors import InputError
 from keras_transfer.utils.extras import require
+from keras_transfer.utils.files import decode_text
 
 _TEMPORARY = {408, 429, 502, 503, 504}  # HTTP: too busy, still loading, or too late
 _MAX_PAUSE = 10.0  # seconds
@@ -205,10 +206,7 @@ def _grpc(client):
 def _to_json(array):
     """Return an array as lists of numbers and text."""
     if array.dtype == object:
-        return [
-            one.decode("utf-8", "replace") if isinstance(one, bytes) else _to_json(one)
-            for one in array
-        ]
+        return [decode_text(one) if isinstance(one, bytes) else _to_json(one) for one in array]
     return array.tolist()
 
 

@@ -40,7 +40,7 @@ from keras_transfer.export.serving import (
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import heads_of
 from keras_transfer.utils.console import say
-from keras_transfer.utils.files import new_folder
+from keras_transfer.utils.files import new_folder, plain_path
 
 COMPARED_IMAGES = 300
 RANGE_IMAGES = 200  # to measure the ranges of values for int8
@@ -109,7 +109,7 @@ def saved_model(
         ParityError: if scores differ by more than rounding.
     """
     check_version("saved_model", out)
-    with new_folder(out) as folder:
+    with new_folder(out) as new, plain_path(new) as folder:
         _write_and_check(model, folder, temperatures, images)
     return Path(out)
 
@@ -153,7 +153,7 @@ def convert(
             much.
         ParityError: if under 99 % of the decisions are the same in float32.
     """
-    with new_folder(out) as folder:
+    with new_folder(out) as new, plain_path(new) as folder:
         parity = _convert(model, folder, format, int8, examples, sample, temperatures, most_lost)
         return Exported(Path(out), format, int8, _size(folder), parity)
 
@@ -209,7 +209,7 @@ def export_run(
     check_format(format, int8)
     out = Path(out) if out is not None else run.next_export(format, int8)
     check_version(format, out)
-    with new_folder(out) as folder:
+    with new_folder(out) as new, plain_path(new) as folder:
         model, temperatures = run.model, temperatures_of(run)
         sample = _sample_of(run, data, "val", model, COMPARED_IMAGES)
         if sample is None:

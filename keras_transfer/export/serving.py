@@ -1,5 +1,6 @@
 """The SavedModel for TF Serving, which decodes, rotates, resizes and normalizes images itself."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from keras_transfer.models.builders import by_head, heads_of
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.console import quiet_tensorflow
+from keras_transfer.utils.files import encode_text, write_text
 
 SIGNATURES = ("serving_default", "serve_uint8", "serve_bytes", "features")
 UNREADABLE = "cannot be read as an image (JPEG, PNG, GIF, BMP or WebP)"
@@ -106,12 +108,23 @@ def inline_functions() -> Iterator[None]:
 
 
 def write_labels(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Write `labels.txt` (`labels_NAME.txt` for each of several heads): one score name per line."""
+    """Write `labels.txt` (`labels_NAME.txt` for each of several heads): one score name per line.
+
+    Line breaks and backslashes in a name are escaped as in Python, because the line number is the
+    column.
+    """
     for name, head in heads.items():
-        # The line number is the column, so a name must not span two lines.
-        lines = [" ".join(label.splitlines()) + "\n" for label in head.names]
-        file = folder / f"labels{suffix(heads, name)}.txt"
-        file.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+        lines = "".join(f"{_LINE_BREAKING.sub(_escaped, label)}\n" for label in head.names)
+        write_text(folder / f"labels{suffix(heads, name)}.txt", lines)
+
+
+_LINE_BREAKING = re.compile(
+    r"[\\\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"
+)  # what `str.splitlines` splits at
+
+
+def _escaped(match):
+    return match[0].encode("unicode_escape").decode()
 
 
 # -- the SavedModel -------------------------------------------------------------------------------------
@@ -136,7 +149,7 @@ def write_saved_model(
         outputs, valid = scorer(images, training=False), error == ""
         result = {"error": error}
         for name, head in heads.items():
-            end, names = suffix(heads, name), tf.constant(head.names)
+            end, names = suffix(heads, name), tf.constant([encode_text(one) for one in head.names])
             scores = tf.cast(outputs[f"scores{end}"], tf.float32)
             # Zeros, because JSON has no NaN.
             scores = tf.where(valid[:, None], scores, tf.zeros_like(scores))

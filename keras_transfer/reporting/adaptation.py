@@ -19,6 +19,7 @@ from keras_transfer.reporting.page import (
 )
 from keras_transfer.reporting.training_curves import points
 from keras_transfer.runs import Run
+from keras_transfer.utils.console import printable
 from keras_transfer.utils.files import write_text
 
 _MOST_COLORED = len(COLORS)  # classes with a color in the legend
@@ -191,7 +192,7 @@ def _draw_classes(feature_map, names, axes):
     for number, name in enumerate(names):
         places = feature_map.places[:count][feature_map.labels == number]
         if len(names) <= _MOST_COLORED:
-            _draw_points(axes, places, COLORS[number], f" {name}".replace("$", r"\$"))
+            _draw_points(axes, places, COLORS[number], f" {printable(name)}".replace("$", r"\$"))
         else:
             _draw_points(axes, places, colormaps["hsv"](number / len(names)))
     _hide_axes(axes)

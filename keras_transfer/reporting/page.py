@@ -141,7 +141,7 @@ def line_figure(
         for (label, points), color, marker in zip(lines.items(), colors, "os" * len(colors)):
             if points:
                 # "_" at the start would hide a line from the legend, "$" would begin a formula.
-                text = f" {label}".replace("$", r"\$")
+                text = f" {printable(label)}".replace("$", r"\$")
                 axes.plot(*zip(*points), f"{marker}-", color=color, label=text, ms=3.5, lw=1.5)
         if reference:
             axes.axhline(reference[0], color=GRAY, ls=":", lw=1, label=f" {reference[1]}")

@@ -16,6 +16,7 @@ from keras_transfer.modalities.image.augment import (
     resolve_augmentation,
     views_of,
 )
+from keras_transfer.utils.console import printable
 from keras_transfer.utils.names import require_image_size
 
 _CELL = 1.25  # inches
@@ -195,8 +196,9 @@ def _draw(blocks, captions, shares, image_size):
     for row, (label, name) in enumerate(captions):
         axes = figure.add_subplot(grid[row, 0])
         axes.axis("off")
-        axes.text(0.92, 0.56, _shortened(label, 15), ha="right", va="bottom", fontsize=10)
-        axes.text(0.92, 0.48, _shortened(name, 19), ha="right", va="top", fontsize=6, color=_GRAY)
+        right = {"ha": "right", "parse_math": False}
+        axes.text(0.92, 0.56, _shortened(label, 15), va="bottom", fontsize=10, **right)
+        axes.text(0.92, 0.48, _shortened(name, 19), va="top", fontsize=6, color=_GRAY, **right)
     for (title, images), place in zip(blocks, places):
         for i, column in enumerate(images):
             for row, image in enumerate(column):
@@ -205,7 +207,7 @@ def _draw(blocks, captions, shares, image_size):
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 if shares and images is blocks[-1][1]:
-                    axes.set_xlabel(shares[row], fontsize=6, labelpad=1.5)
+                    axes.set_xlabel(shares[row], fontsize=6, labelpad=1.5, parse_math=False)
                 if row == 0 and i == 0:
                     # Left-aligned, so that a long title extends over the block's other columns.
                     text = _shortened(title, 18 * len(images))
@@ -215,5 +217,5 @@ def _draw(blocks, captions, shares, image_size):
 
 
 def _shortened(text, most):
-    text = str(text)
+    text = printable(str(text))
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -12,6 +12,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import MIXES, plain_augmentation
 from keras_transfer.models import BATCH_NORM_POLICIES
 from keras_transfer.utils.console import Table
+from keras_transfer.utils.documents import dump_yaml
 
 SHAPES = ("cosine", "one_cycle", "step", "constant", "annealed", "plateau")
 KEEP = ("best", "last")
@@ -289,9 +290,7 @@ class Schedule:
 
     def to_yaml(self) -> str:
         """Return YAML text with every number written out; `from_yaml` reads it."""
-        import yaml
-
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.to_dict())
 
     @classmethod
     def from_yaml(cls, path) -> "Schedule":

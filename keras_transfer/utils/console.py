@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 
+from keras_transfer.utils.files import encode_text
+
 _MISSING = "–"
 _GAP = "  "
 _DRAW_SECONDS = 0.1
@@ -272,7 +274,7 @@ class Table:
 
 def printable(text: str) -> str:
     """Return text on one line: control characters and bytes that are not UTF-8 are escaped."""
-    text = os.fsencode(text).decode("utf-8", "backslashreplace")
+    text = encode_text(text).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,10 +1,11 @@
 """The documents of a run: JSON, CSV and settings, as they are written and as they differ."""
 
-import csv
 import json
+import re
 from pathlib import Path
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.files import csv_rows
 
 RENAMED_SINCE_0_1 = {"pictures": "images"}  # counts and fingerprints
 
@@ -33,9 +34,7 @@ def damaged(path) -> InputError:
 
 def read_rows(path: Path) -> list[dict]:
     """Return the rows of a CSV file of a run, such as `split.csv`: path, label, split."""
-    # File names need not be UTF-8; their bytes are preserved.
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
+    return list(csv_rows(path))
 
 
 def changed_settings(before, now, name=""):
@@ -55,9 +54,23 @@ def dump_settings(settings: dict, file: str) -> str:
     """Return settings as the text of a file, `.json` or `.yaml`."""
     if file.endswith(".json"):
         return json.dumps(settings, indent=2) + "\n"
+    return dump_yaml(settings)
+
+
+def dump_yaml(document) -> str:
+    """Return plain data as YAML that reads back equal, whatever the text in it."""
     import yaml
 
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper, value):
+        # PyYAML would write these line breaks as they are, and read them as spaces.
+        style = '"' if re.search("[\x85\u2028\u2029]", value) else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_settings(text: str, file: str) -> dict:

@@ -3,6 +3,7 @@
 A file or a folder appears complete or not at all, even if the process is killed.
 """
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -175,20 +177,48 @@ def locked(path, message: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def encode_text(text: str) -> bytes:
+    """Return text as UTF-8. Names of files need not be UTF-8: they get their own bytes back.
+
+    Raises:
+        InputError: for half of a surrogate pair, which no file name contains.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        found = ascii(text[error.start])
+        raise InputError(f"{found} is not valid text: remove it from the names.") from None
+
+
+def decode_text(data: bytes) -> str:
+    """Return the text that `encode_text` encoded; bytes that are not UTF-8 become surrogates."""
+    return data.decode("utf-8", "surrogateescape")
+
+
 def write_text(path, text: str) -> None:
-    """Write text as UTF-8, see `write_file`."""
-    # File names need not be UTF-8; their bytes are preserved.
-    data = text.encode("utf-8", "surrogateescape")
+    """Write text as `encode_text` encodes it, see `write_file`."""
+    data = encode_text(text)
     write_file(path, lambda temporary: temporary.write_bytes(data))
 
 
+def read_text(path) -> str:
+    """Return the text that `write_text` wrote, with its line breaks as they are, without a BOM."""
+    return decode_text(Path(path).read_bytes().removeprefix(codecs.BOM_UTF8))
+
+
 def csv_text(header: Iterable[str], rows: Iterable[Iterable]) -> str:
-    """Return the rows of a table as CSV."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    """Return the rows of a table as CSV; `csv_rows` reads any text in it back."""
+    lines: list[str] = []
+    # The writer quotes only the line breaks that it writes itself: \r\n, which readers need quoted.
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
     writer.writerow(header)
     writer.writerows(rows)
-    return buffer.getvalue()
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
+
+
+def csv_rows(path) -> csv.DictReader:
+    """Return a reader of the rows of a CSV file in UTF-8; names that are not UTF-8 are preserved."""
+    return csv.DictReader(io.StringIO(read_text(path), newline=""))
 
 
 def write_arrays(path: Path, arrays: dict) -> None:
@@ -211,6 +241,21 @@ def check_new_folder(out) -> None:
     """Raise InputError if `out` exists."""
     if os.path.lexists(out):
         raise InputError(f"{out} exists. Choose another directory.")
+
+
+@contextmanager
+def plain_path(folder) -> Iterator[Path]:
+    """Yield a path of a folder for libraries that open files by UTF-8: a link, if its own is not."""
+    folder = Path(folder).absolute()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as place:
+            link = Path(place) / "folder"
+            link.symlink_to(folder, target_is_directory=True)
+            yield link
+    else:
+        yield folder
 
 
 @contextmanager

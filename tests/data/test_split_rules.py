@@ -1,6 +1,7 @@
 """Splits of folders: by pattern, by list, by fold; and what a rule asks `split` for."""
 
 import csv
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -397,12 +398,11 @@ def test_files_of_lists(tmp_path, monkeypatch):
         ("path,split\na,val\nb\n", "l.csv, line 3: None is not a split; use train, val or test"),
         ("path,split\na,trial\n", "l.csv, line 2: 'trial' is not a split"),
         ("path,split\na,val\na,train\n", "l.csv, line 3: a is in val and in train"),
-        ("path,split\n" + "a" * 200_000, "l.csv is not a UTF-8 CSV file: field larger than"),
+        ("path,split\n" + "a" * 200_000, "l.csv is not a CSV file: field larger than"),
     ):
         with raises(words):
             read(text)
-    with raises("l.csv is not a UTF-8 CSV file: 'utf-8' codec can't decode"):
-        read("path,split\nä,val\n", "latin-1")
+    assert [os.fsencode(name) for name in read("path,split\nä,val\n", "latin-1")] == [b"\xe4"]
     with raises(f"cannot read the list of splits {tmp_path / 'no.csv'}: No such file or directory"):
         read_split_file(tmp_path / "no.csv")
 
