@@ -190,7 +190,7 @@ def _write_split(examples, folder, split, shard_bytes, progress):
             if writer:
                 writer.close()
             shards.append(f"{split}-{len(shards):05}.tfrecord")
-            writer, size = tf.io.TFRecordWriter(str(folder / shards[-1])), 0
+            writer, size = tf.io.TFRecordWriter(os.fsencode(folder / shards[-1])), 0
         values = {
             IMAGE: encoded_bytes(examples.images, index),
             NAME: os.fsencode(examples.names[index]),

@@ -1,5 +1,6 @@
 """The SavedModel for TF Serving, which decodes, rotates, resizes and normalizes images itself."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -317,7 +318,7 @@ def write_warmup(folder: Path, requests: Iterable[tuple[str, Mapping[str, np.nda
         requests: (signature, inputs by name); at most 1,000, TF Serving's limit.
     """
     (folder / WARMUP).parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(folder / WARMUP)) as writer:
+    with tf.io.TFRecordWriter(os.fsencode(folder / WARMUP)) as writer:
         for signature, inputs in requests:
             writer.write(_prediction_log(signature, inputs))
 

@@ -296,7 +296,7 @@ class EpochLog:
         import tensorflow as tf
 
         self._writers = {
-            part: tf.summary.create_file_writer(str(folder / part))
+            part: tf.summary.create_file_writer(os.fsencode(folder / part))
             for part in ("train", "validation")
         }
 

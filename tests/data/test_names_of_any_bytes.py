@@ -176,7 +176,7 @@ def run(folder):
     assert not begun.finished
     begun.release()
     again = from_directory(folder, progress=False, split_file=begun.split_path)
-    trainer(again).fit(again, out, config={"data": str(folder), "note": NAMES}, resume=True)
+    trainer(again).fit(again, out, config={"data": str(folder), "note": NAMES}, resume=True, tensorboard=True)
     return Run.open(out)
 
 
