@@ -5,6 +5,7 @@ trains, the learning rate, order, augmentation and dropout, or in the checkpoint
 each epoch: weights, optimizer variables, and the memory of early stopping and of the plateau.
 """
 
+import os
 import time
 from pathlib import Path
 

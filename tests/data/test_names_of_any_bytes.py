@@ -162,21 +162,22 @@ def run(folder):
     from keras_transfer.runs import Checkpoint
 
     data, out = from_directory(folder, progress=False), folder.parent / "run"
+    options = {"config": {"data": str(folder), "note": NAMES}, "tensorboard": True}
     save = Checkpoint.save
 
-    def save_and_stop(self, state, *args, **options):
-        save(self, state, *args, **options)
+    def save_and_stop(self, *args):
+        save(self, *args)
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_and_stop)
         with pytest.raises(Stop):
-            trainer(data).fit(data, out, config={"data": str(folder), "note": NAMES})
+            trainer(data).fit(data, out, **options)
     begun = Run.open(out, finished=False)
     assert not begun.finished
     begun.release()
     again = from_directory(folder, progress=False, split_file=begun.split_path)
-    trainer(again).fit(again, out, config={"data": str(folder), "note": NAMES}, resume=True, tensorboard=True)
+    trainer(again).fit(again, out, resume=True, **options)
     return Run.open(out)
 
 
@@ -216,6 +217,7 @@ def test_a_run_reads_back_what_it_wrote(folder, run):
     assert run.skipped == [(item.path, item.reason) for item in data.skipped]
     assert len(run.skipped) == 2
     assert len(run.history) == 2
+    assert list(run.tensorboard_path.glob("*/events*"))
     run.require_own_images(data)
 
 
