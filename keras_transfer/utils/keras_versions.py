@@ -5,6 +5,7 @@ context. Each entry
 names the versions it is for, so that it can be deleted when those are no longer supported.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -105,6 +106,9 @@ def tensorflow_seed() -> Iterator[None]:
 
     `tf.random.set_seed` is public, but reading the seed is not (2.19 to 2.21).
     """
+    if "tensorflow" not in sys.modules:  # Keras runs on another backend
+        yield
+        return
     from tensorflow.python.eager import context
 
     state = vars(context.context())

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import sys
 import threading
 import time
 
@@ -48,6 +49,8 @@ def _end_streams():
     A call may have started and not be counted yet; on a busy machine that can take longer than any
     timeout.
     """
+    if "tensorflow" not in sys.modules:
+        return
     import tensorflow as tf
 
     gc.unfreeze()
