@@ -17,6 +17,7 @@ from keras_transfer.cli.columns import command_with
 from keras_transfer.cli.finished import ask, evaluate, export, predict, report
 from keras_transfer.cli.options import Data, Json, check_png, load_keras, takes
 from keras_transfer.cli.streams import (
+    accept_any_name,
     flush_streams,
     report_error,
     report_os_error,
@@ -193,7 +194,7 @@ def main():
     turns Ctrl-C into 130. A broken pipe ends the process without a message.
     """
     require_streams()
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be valid text
+    accept_any_name()
     code = flush_streams(_run())
     active().leave(code)  # at once if an orderly end would wait for workers that are gone
     sys.exit(code)

@@ -1,5 +1,6 @@
 """Standard output and standard error of a command, which may be closed, full, or read no longer."""
 
+import codecs
 import contextlib
 import errno
 import os
@@ -20,6 +21,27 @@ def require_streams() -> None:
     if sys.stdout is None:
         report_error("standard output is closed. Use `> FILE`, or `> /dev/null` to discard it.")
         sys.exit(InputError.exit_code)
+
+
+def accept_any_name() -> None:
+    """Let stdout print any name, so that scripts that read a path get its own bytes.
+
+    Characters that the encoding lacks are escaped; in a terminal, bytes that are not text are too.
+    """
+    codecs.register_error("own bytes", _own_bytes)
+    errors = "backslashreplace" if sys.stdout.isatty() else "own bytes"
+    sys.stdout.reconfigure(errors=errors)
+
+
+def _own_bytes(error):
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = error.object[error.start : error.end]
+    data = (
+        encode_text(c) if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace")
+        for c in found
+    )
+    return b"".join(data), error.end
 
 
 def print_document(text: str) -> None:

@@ -47,7 +47,7 @@ def write_report(run: Run, out: str | Path | None = None) -> Path:
         title=f"{methods}: from {_name(config['source'])} to {_name(config['target'])}",
         introduction=(
             f"{config['backbone']} at {config['image_size']} px learns {len(names)} classes from "
-            f"{metrics['images']['train']} labeled images of {config['source']}, for "
+            f"{metrics['images']['train']} labeled images of {printable(config['source'])}, for "
             f"{metrics['images']['target']} images of {config['target']}, whose labels it never "
             "sees."
         ),

@@ -62,9 +62,17 @@ def _environment():
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_displayed,
     )
     environment.filters["printable"] = lambda value: printable(str(value))
     return environment
+
+
+def _displayed(value):
+    """Return text that any browser can show, with its line breaks; HTML and numbers as they are."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(map(printable, value.split("\n")))
 
 
 def _with_unique_ids(page):

@@ -284,6 +284,26 @@ def test_the_report_is_valid_text_without_foreign_markup(run):
     assert not {c for c in page if not c.isprintable()} - {"\n"}
 
 
+def test_pages_show_names_that_are_no_text():
+    from keras_transfer.reporting.page import line_figure, skipped_files
+
+    skipped = skipped_files([(name, f"{name}: damaged") for name in NAMES.values()])
+    assert skipped["text"].isprintable()
+    drawn = line_figure("accuracy", {name: [(1, 0.5), (2, 0.6)] for name in NAMES.values()})
+    assert all(c.isprintable() or c == "\n" for c in drawn["svg"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_printed_path_is_the_path(run, encoding):
+    out = run.path / "page \udce9.html"
+    command = [sys.executable, "-m", "keras_transfer.cli", "report", run.path, "--out", out]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    found = subprocess.run(
+        [*command, "--examples", "0"], capture_output=True, env=environment, check=True
+    )
+    assert os.fsdecode(found.stdout) == f"{out}\n" and out.is_file()
+
+
 def test_a_sheet_shows_any_name(folder):
     from keras_transfer.reporting.sheet import show_batch
 
