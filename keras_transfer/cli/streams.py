@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -30,7 +31,8 @@ def accept_any_name() -> None:
     """
     codecs.register_error("own bytes", _own_bytes)
     errors = "backslashreplace" if sys.stdout.isatty() else "own bytes"
-    sys.stdout.reconfigure(errors=errors)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not under a test or in a notebook
+        sys.stdout.reconfigure(errors=errors)
 
 
 def _own_bytes(error):
