@@ -232,7 +232,11 @@ class _Pool:
         have, quotas, weights = have.tolist(), quotas.tolist(), weights.tolist()
 
         def gain(held):
-            return sum(weights[c] * n * (2 * (quotas[c] - have[c]) - n) for c, n in held)
+            # Not `sum`, which rounds otherwise since Python 3.12: earlier splits would change.
+            total = 0.0
+            for c, n in held:
+                total += weights[c] * n * (2 * (quotas[c] - have[c]) - n)
+            return total
 
         def fits(group):
             return self.part[group] is None and all(room[c] > 0 for c, _ in self.held[group])

@@ -144,7 +144,11 @@ READ_ONLY = {
 
 
 @pytest.mark.parametrize("command", READ_ONLY)
-def test_a_read_only_folder_is_one_line(run_command, shared, tmp_path, monkeypatch, command):
+def test_a_read_only_folder_is_one_line(
+    run_command, shared, tmp_path, monkeypatch, request, command
+):
+    if command == "compare":  # it looks for its backbone's weights first
+        request.getfixturevalue("real_weights")
     (tmp_path / "new").mkdir()
     if command in ("export", "train", "evaluate", "compare", "adapt", "tune", "demo"):
         (tmp_path / "new").rmdir()
