@@ -82,7 +82,7 @@ def report_os_error(error: OSError) -> int | None:
 
 
 def flush_streams(code: int) -> int:
-    """Write what is still buffered; return the exit code, 2 if that fails."""
+    """Write the rest of the buffers; return the exit code, 2 if that fails."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

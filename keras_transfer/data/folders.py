@@ -39,8 +39,8 @@ def read_tree(root: str | os.PathLike) -> Tree:
       (or `train_images`, …), two must contain folders of the same names.
 
     What is left out is printed: other folders beside splits, and images beside class folders. Files
-    may lie at any depth and are not opened. Classes are sorted by name, in Unicode's composed form, or by value if all are integers;
-    hidden files and those that systems leave behind are ignored.
+    may lie at any depth and are not opened. Classes are sorted by name, in Unicode's composed form, or
+    by value if all are integers; hidden files and those that systems leave behind are ignored.
 
     Raises:
         InputError: if there is no such folder, there are no class folders or only one, val or test
@@ -119,19 +119,20 @@ def _split_and_rest(name):
 def _find_splits(root: Path) -> dict[str, Path]:
     """Return split → folder; empty if the folders are classes."""
     folders = _subfolders(root)
-    stated = {folder: split for folder in folders if (split := split_of(folder.name))}
+    names = {folder: _split_and_rest(folder.name) for folder in folders}
+    stated = {folder: split for folder, (split, _) in names.items() if split}
+    rest = {folder: names[folder][1] for folder in stated}
     below = {folder: {f.name for f in _subfolders(folder)} for folder in stated}
-    plain = {folder for folder in stated if not _split_and_rest(folder.name)[1]}
+    plain = {folder for folder in stated if not rest[folder]}
 
     def same_layout(a, b):
         """Whether two folders look like splits of one dataset: a shared name may be chance."""
         shared = len(below[a] & below[b])
-        others = _split_and_rest(a.name)[1], _split_and_rest(b.name)[1]
-        return shared > 1 or (shared and (others[0] == others[1] or not all(others)))
+        return shared > 1 or (shared and (rest[a] == rest[b] or not (rest[a] and rest[b])))
 
     alike = {f for f in stated if any(same_layout(f, g) for g in stated if g != f)}
     if not alike and not any(stated[f] == "train" and below[f] for f in plain):
-        _refuse_splits_without_classes(root, folders, stated, below)
+        _refuse_splits_without_classes(root, folders, stated, rest, below)
         return {}
     found: dict[str, Path] = {}
     for folder, split in stated.items():
@@ -151,9 +152,9 @@ def _find_splits(root: Path) -> dict[str, Path]:
         )
     others = {f: len(_images_below(f)) for f in folders if f not in found.values()}
     if len(found) == 1 and sum(map(bool, others.values())) > 1:
-        names = ", ".join(folder.name for folder, count in others.items() if count)
+        like = ", ".join(folder.name for folder, count in others.items() if count)
         raise InputError(
-            f"{root}: is {found['train'].name} the training images, or a class like {names}? Move "
+            f"{root}: is {found['train'].name} the training images, or a class like {like}? Move "
             "the folders that are not of this dataset away, or rename it"
         )
     for folder, count in others.items():
@@ -164,11 +165,11 @@ def _find_splits(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in ("train", "val", "test") if split in found}
 
 
-def _refuse_splits_without_classes(root, folders, stated, below):
+def _refuse_splits_without_classes(root, folders, stated, rest, below):
     """Raise InputError if folders are splits without class folders or with different ones, or if each
     class has splits."""
-    rest = {_split_and_rest(folder.name)[1] for folder in stated}
-    flat = len(set(stated.values())) > 1 and len(rest) == 1 and not any(below.values())
+    alike = len(set(rest.values())) == 1
+    flat = len(set(stated.values())) > 1 and alike and not any(below.values())
     if flat and len(stated) == len(folders):
         names = ", ".join(folder.name for folder in folders)
         raise InputError(
@@ -176,8 +177,7 @@ def _refuse_splits_without_classes(root, folders, stated, below):
             "the images as train/<class>/ and val/<class>/, or pass a table"
         )
     for folder in stated:
-        alone = not _split_and_rest(folder.name)[1]
-        for other in folders if alone else ():
+        for other in () if rest[folder] else folders:
             inside = {f.name for f in _subfolders(other)}
             if other != folder and len(below[folder] & inside) > 1:
                 raise InputError(
@@ -185,7 +185,7 @@ def _refuse_splits_without_classes(root, folders, stated, below):
                     "none is called train: rename the one to train on"
                 )
     nested = [folder for folder in stated if below[folder]]
-    rests = {_split_and_rest(folder.name)[1] for folder in nested}
+    rests = {rest[folder] for folder in nested}
     if len({stated[folder] for folder in nested}) > 1 and (len(rests) == 1 or () in rests):
         names = ", ".join(f"{f.name} ({', '.join(sorted(below[f])[:_MAX_SHOWN])})" for f in nested)
         raise InputError(
