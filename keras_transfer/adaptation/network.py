@@ -13,8 +13,9 @@ from keras_transfer.data.examples import Examples
 from keras_transfer.errors import InputError
 from keras_transfer.models.acceleration import Inference, folded
 from keras_transfer.models.builders import head_layers, head_of
+from keras_transfer.models.graph import clone_with
 from keras_transfer.models.heads import BOTTLENECK
-from keras_transfer.models.stages import backbone_of, clone_with
+from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.files import read_arrays, write_arrays
 
 LAST = "last"

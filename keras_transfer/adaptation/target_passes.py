@@ -9,7 +9,8 @@ from keras_transfer.adaptation.network import feature_models
 from keras_transfer.adaptation.options import no_batch_norm
 from keras_transfer.adaptation.streams import MOST_BATCHES, Stream, check_target, images_of
 from keras_transfer.models.builders import head_layers
-from keras_transfer.models.stages import backbone_of, clone_with, norms_of
+from keras_transfer.models.graph import clone_with
+from keras_transfer.models.stages import backbone_of, norms_of
 
 # -- AdaBN ----------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from keras_transfer.features.extraction import extract
 from keras_transfer.features.prefix import averaged, prefix_of
 from keras_transfer.features.store import Store, concluded, digest_of
 from keras_transfer.modalities.image.augment import View
-from keras_transfer.models.stages import Backbone, clone_with
+from keras_transfer.models.graph import clone_with
+from keras_transfer.models.stages import Backbone
 
 _SHIFT_VERSION = 1  # of the stored results; increase it when the numbers change
 _SYMMETRY_VERSION = 2

@@ -34,7 +34,7 @@ class StageProbe:
 
     Attributes:
         number: of the stage, counted from 1 at the input.
-        name: of the stage, see `stages.Stage`.
+        name: of the stage, see `graph.Stage`.
         accuracy, error: of the pretrained backbone, 0–1, and its standard error.
         random_accuracy, random_error: of the random copy.
         gain, gain_error: difference of the two accuracies, and the standard error of this paired

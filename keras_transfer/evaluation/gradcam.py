@@ -11,7 +11,8 @@ from keras import ops
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import head_layers, heads_of
-from keras_transfer.models.stages import backbone_of, chain
+from keras_transfer.models.graph import chain
+from keras_transfer.models.stages import backbone_of
 
 
 def grad_cam(

@@ -16,7 +16,8 @@ import numpy as np
 
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at
-from keras_transfer.models.stages import Backbone, chain
+from keras_transfer.models.graph import chain
+from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import cpu_flags, remembered
 

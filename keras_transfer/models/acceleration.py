@@ -10,8 +10,9 @@ from keras import ops
 from keras_transfer.errors import InputError
 from keras_transfer.models import PRECISIONS
 from keras_transfer.models.builders import backbone_at, build_model, head_layers
+from keras_transfer.models.graph import clone_with
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.stages import clone_with, freeze
+from keras_transfer.models.stages import freeze
 from keras_transfer.utils.files import cpu_flags, remembered
 from keras_transfer.utils.keras_versions import full_precision, nodes_of
 from keras_transfer.utils.machine import driver_gpus

@@ -8,15 +8,10 @@ import keras
 from keras_transfer.data.classes import in_recorded_order
 from keras_transfer.data.examples import Target
 from keras_transfer.errors import InputError
+from keras_transfer.models.graph import rebuild
 from keras_transfer.models.heads import HEADS, Head, TaskOutput
 from keras_transfer.models.sources.applications import build_backbone
-from keras_transfer.models.stages import (
-    Backbone,
-    backbone_of,
-    parameter_count,
-    rebuild,
-    stage_of_weights,
-)
+from keras_transfer.models.stages import Backbone, backbone_of, parameter_count, stage_of_weights
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.keras_versions import first_node
 from keras_transfer.utils.names import require_image_size

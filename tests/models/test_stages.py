@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.models.stages import Backbone, find_stages
+from keras_transfer.models.graph import find_stages
+from keras_transfer.models.stages import Backbone
 
 L = keras.layers
 

@@ -311,7 +311,8 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
     """
     import keras
 
-    from keras_transfer.models.stages import Backbone, rebuild
+    from keras_transfer.models.graph import rebuild
+    from keras_transfer.models.stages import Backbone
 
     require_image_size(image_size)
     if pooling not in POOLINGS:

@@ -8,8 +8,9 @@ import keras
 
 from keras_transfer.errors import InputError
 from keras_transfer.models import heads  # noqa: F401  (registers its layers, for `load_model`)
+from keras_transfer.models.graph import chain, rebuild
 from keras_transfer.models.sources.applications import check_source_model, damage_of, normalized
-from keras_transfer.models.stages import Backbone, chain, rebuild
+from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.names import require_image_size
 
