@@ -2,8 +2,6 @@
 
 from dataclasses import asdict, dataclass
 
-import keras
-
 from keras_transfer.errors import InputError
 from keras_transfer.features.extraction import Activations, Source, extract
 from keras_transfer.features.prefix import Prefix, prefix_of, stage_costs
@@ -215,9 +213,8 @@ class Supply:
 
         def make():
             backbone = backbone_at(self.model, planned.image_size)
-            cut, end = (backbone.stages[n - 1].output for n in (first, last))
             name = f"{backbone.name}, stages {first + 1} to {last}"
-            return Prefix(keras.Model(cut, end), name, takes="float32")
+            return Prefix(backbone.between(first, last), name, takes="float32")
 
         return self._once((first, last, planned.image_size), make)
 

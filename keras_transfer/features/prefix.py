@@ -85,7 +85,7 @@ def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) ->
     backbone = backbone_at(model, image_size)
     name = f"{backbone.name}, {stages} of {len(backbone.stages)} stages"
     whole = stages == len(backbone.stages)
-    return Prefix(backbone if whole else backbone.split(stages)[0], name)
+    return Prefix(backbone if whole else backbone.between(0, stages), name)
 
 
 def _nameless(config, places=None):

@@ -18,24 +18,28 @@ from keras_transfer.utils.names import require_image_size
 
 
 def build_model(
-    backbone: str | Backbone | keras.Model,
+    backbone: str | Backbone | keras.Model | list,
     head: Head | dict[str, Head],
     *,
     image_size: int | None = None,
     weights: str | None = "imagenet",
     pooling: str | None = "avg",
+    taps: str = "last",
 ) -> keras.Model:
     """Build a model for a task on a pretrained backbone.
 
     Args:
         backbone: a name listed by `keras-transfer backbones`, a `Backbone`, or your own source
-            model: a `.keras` file, a run directory or a `keras.Model`, whose head is removed.
+            model: a `.keras` file, a run directory or a `keras.Model`, whose head is removed; or a
+            list of them, or names joined by `+`: the head then reads the features of all.
         head: the task, e.g. `Classification(["ants", "bees"])`; or name → head for several on one
             backbone, e.g. `{"kind": Classification(…), "age": Regression(…)}`.
         image_size: height and width of the images; by default those of the ImageNet training or of
             the source model.
         weights: `"imagenet"`, a path to a weights file, or None for random weights.
         pooling: `"avg"`, `"max"`, or None (the head flattens the feature map).
+        taps: what the head reads: `"last"`, the last stage, or `"all"`, every stage, see
+            `build_backbone`.
 
     Returns:
         A `keras.Model` from RGB images [N, image_size, image_size, 3] (uint8 or float, 0–255) to
@@ -56,7 +60,9 @@ def build_model(
     if isinstance(head, dict):
         _check_names(head)
     if not isinstance(backbone, Backbone):
-        backbone = build_backbone(backbone, image_size=image_size, weights=weights, pooling=pooling)
+        backbone = build_backbone(
+            backbone, image_size=image_size, weights=weights, pooling=pooling, taps=taps
+        )
     image_size = image_size or backbone.input_shape[1]
     if image_size is None:
         raise InputError(f"Pass image_size: '{backbone.name}' accepts any.")

@@ -117,8 +117,12 @@ def _without_wide_cuts(groups):
     return joined
 
 
-def clone_with(model: keras.Model, inputs, call) -> keras.KerasTensor:
-    """Apply a functional model to another symbolic tensor, by `call(layer, *args)` for each layer."""
+def clone_with(model: keras.Model, inputs, call):
+    """Apply a functional model to another symbolic tensor, by `call(layer, *args)` for each layer.
+
+    Returns:
+        The output, or a list of them if the model was made with a list.
+    """
     results = {}
 
     def recorded(layer, *args, **kwargs):
@@ -133,7 +137,9 @@ def clone_with(model: keras.Model, inputs, call) -> keras.KerasTensor:
         clone_function=lambda layer: layer,
         call_function=recorded,
     )
-    return results[producer(model.outputs[0]).operation]
+    return keras.tree.map_structure(
+        lambda tensor: results[producer(tensor).operation], model.output
+    )
 
 
 def rebuild(model: keras.Model, inputs, skip=()) -> keras.KerasTensor:

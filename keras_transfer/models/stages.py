@@ -13,14 +13,15 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.models import BATCH_NORM_POLICIES
-from keras_transfer.models.graph import Stage, find_stages
+from keras_transfer.models.graph import Stage
+from keras_transfer.models.taps import Cuts
 
 _QUICK = 0.9  # momentum of moving averages, see `quick_statistics`
 
 
 # Outside the model: Keras would track attributes, and save their layers a second time.
-_stages: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_splits: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_cuts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_parts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @keras.saving.register_keras_serializable("keras_transfer")
@@ -55,11 +56,16 @@ class Backbone(keras.Model):
         return cls(plain.inputs[0], plain.outputs[0], name=plain.name, trainable=plain.trainable)
 
     @property
+    def cuts(self) -> Cuts:
+        """What is known about the graph: its stages, branches and taps."""
+        if self not in _cuts:
+            _cuts[self] = Cuts(self)
+        return _cuts[self]
+
+    @property
     def stages(self) -> list[Stage]:
-        """The stages, starting at the input."""
-        if self not in _stages:
-            _stages[self] = find_stages(self)
-        return _stages[self]
+        """The stages, starting at the input; those of several networks side by side."""
+        return self.cuts.stages
 
     @property
     def frozen_stages(self) -> int:
@@ -83,14 +89,19 @@ class Backbone(keras.Model):
                 f"{self.name} has {len(self.stages)} stages; it splits after 1 to "
                 f"{len(self.stages) - 1} of them, not after {k}."
             )
-        splits = _splits.setdefault(self, {})
-        if k not in splits:
-            cut = self.stages[k - 1].output
-            splits[k] = (
-                keras.Model(self.inputs[0], cut, name=f"{self.name}_first_{k}"),
-                keras.Model(cut, self.outputs[0], name=f"{self.name}_after_{k}"),
-            )
-        return splits[k]
+        return self.between(0, k), self.between(k, len(self.stages))
+
+    def between(self, first: int, last: int) -> keras.Model:
+        """Return the part from the cut after `first` stages (0: the images) to that after `last`.
+
+        One tensor flows through a cut: the stage's output, or with taps [N, D], which contains the
+        hidden tensors and the taps before the cut.
+        """
+        parts = _parts.setdefault(self, {})
+        if (first, last) not in parts:
+            name = f"{self.name}_{first}_to_{last}"
+            parts[first, last] = keras.Model(*self.cuts.between(first, last), name=name)
+        return parts[first, last]
 
     def call(self, inputs, training=None, mask=None):
         frozen = self.frozen_stages if training else 0

@@ -12,6 +12,7 @@ from importlib.abc import MetaPathFinder
 # Registered class → its module.
 REGISTERED = {
     "Backbone": "models.stages",
+    "Taps": "models.taps",
     **dict.fromkeys(
         (
             *("SparseCrossentropy", "LabelCrossentropy", "StandardisedError", "LabelRanking"),

@@ -195,13 +195,23 @@ def check_backbone(backbone: str, image_size: int | None = None, weights="imagen
             unavailable ImageNet weights.
     """
     require_image_size(image_size)
-    if is_source_model(backbone):
-        check_source_model(backbone)
-        return
-    spec = find_spec(backbone)
-    check_image_size(spec, image_size)
-    if weights == "imagenet":
-        check_weights(spec)
+    names = names_of(backbone)
+    check_several(names)
+    for name in names:
+        if is_source_model(name):
+            check_source_model(name)
+            continue
+        spec = find_spec(name)
+        check_image_size(spec, image_size)
+        if weights == "imagenet":
+            check_weights(spec)
+
+
+def check_several(names: list) -> None:
+    """Raise InputError if a list of backbones is empty or contains one twice."""
+    texts = [name if isinstance(name, str) else repr(name) for name in names]
+    if not names or len(set(texts)) < len(texts):
+        raise InputError(f"Backbones must be one or more different ones, not {', '.join(texts)!r}.")
 
 
 def check_image_size(spec: BackboneSpec, image_size: int | None) -> None:
@@ -289,34 +299,70 @@ def check_source_model(path: str) -> Path:
 # -- building -------------------------------------------------------------------------------------
 
 
-def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="avg"):
+def names_of(backbone) -> list:
+    """Return the backbones that a name such as `"mobilenet+resnet50"`, or a list, stands for."""
+    if isinstance(backbone, str) and not is_source_model(backbone):
+        return backbone.split("+")
+    return list(backbone) if isinstance(backbone, (list, tuple)) else [backbone]
+
+
+def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="avg", taps="last"):
     """Build a backbone from the table, or take one out of your own model.
 
     Args:
-        backbone: a name of `BACKBONES`, or a source model as for `backbone_from_model`.
+        backbone: a name of `BACKBONES`, or a source model as for `backbone_from_model`; a list of
+            them, or names joined by `+`, for one backbone that computes the features of all.
         image_size: height and width of the images, at least the row's `min_size`; by default the
-            row's `size`, or that of the source model.
+            row's `size`, or that of the source model (of the first, if there are several).
         weights: `"imagenet"` (found in `KERAS_HOME`, or downloaded), a path to a weights file of
             the same architecture without classifier, or None for random weights. A source model
             brings its own weights; None makes them random again.
         pooling: `"avg"` or `"max"` for features [N, D], None for a feature map [N, h, w, D].
+        taps: `"last"` for the features of the last stage, `"all"` for mean and standard deviation
+            over the positions after every stage, see `models.taps`. A source model that was built
+            with taps has them already, and retains them.
 
     Returns:
         A `keras_transfer.models.stages.Backbone`: RGB images [N, image_size, image_size, 3] (float or
         uint8, 0–255) to float features. The graph is the same for every `weights`.
 
     Raises:
-        InputError: unknown name, unknown pooling, an image size that the family does not allow, or
-            unavailable weights.
+        InputError: unknown name, unknown pooling or taps, an image size that the family does not
+            allow, or unavailable weights.
     """
+    from keras_transfer.models.stages import Backbone
+    from keras_transfer.models.taps import TAPS, tapped
+
+    require_image_size(image_size)
+    if pooling not in POOLINGS:
+        raise InputError(f"Unknown pooling {pooling!r}. Choose 'avg', 'max' or None.")
+    if taps not in TAPS:
+        raise InputError(f"Unknown taps {taps!r}. Choose one of {', '.join(TAPS)}.")
+    names = names_of(backbone)
+    check_several(names)
+    if pooling is None and len(names) > 1:
+        raise InputError("Several backbones need pooling: their feature maps differ in size.")
+    parts: list = []
+    for name in names:
+        size = image_size or (parts[0].input_shape[1] if parts else None)
+        pooled = None if taps == "all" else pooling
+        parts.append(_one_backbone(name, image_size=size, weights=weights, pooling=pooled))
+    if len(parts) == 1 and (taps == "last" or parts[0].cuts.tapped):
+        return parts[0]
+    for part in parts:
+        if part.cuts.tapped:
+            raise InputError(
+                f"{part.name} has taps already: it cannot be joined to another backbone."
+            )
+    return Backbone(*tapped(parts, taps), name="_and_".join(part.name for part in parts))
+
+
+def _one_backbone(backbone, *, image_size, weights, pooling):
     import keras
 
     from keras_transfer.models.graph import rebuild
     from keras_transfer.models.stages import Backbone
 
-    require_image_size(image_size)
-    if pooling not in POOLINGS:
-        raise InputError(f"Unknown pooling {pooling!r}. Choose 'avg', 'max' or None.")
     if not isinstance(backbone, str) or is_source_model(backbone):
         from keras_transfer.models.sources.own import backbone_from_model
 
