@@ -16,6 +16,7 @@ from keras_transfer.data.examples import example_key, relative_paths
 from keras_transfer.errors import InputError
 from keras_transfer.utils.documents import (
     RENAMED_SINCE_0_1,
+    UNRECORDED,
     changed_settings,
     damaged,
     dump_settings,
@@ -174,7 +175,8 @@ class Run:
         import yaml
 
         run._take()
-        before, now = run.config, yaml.safe_load(dump_yaml(config))
+        now = yaml.safe_load(dump_yaml(config))
+        before = {key: value for key, value in UNRECORDED.items() if key in now} | run.config
         now.pop(STARTED_FROM, None)  # of the model that began the run
         now |= {key: before[key] for key in (STARTED_FROM,) if key in before}
         places = {key: now[key] for key in PLACES if key in now}
@@ -394,6 +396,7 @@ class Checkpoint:
             parse_settings(text, file),
         )
         before = {RENAMED_SINCE_0_1.get(key, key): value for key, value in before.items()}
+        before = {key: value for key, value in UNRECORDED.items() if key in now} | before
         changed = []
         if fingerprint is not None and before.pop("images", None) != now.pop("images"):
             changed.append("the images changed")

@@ -21,6 +21,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import Augmentation, resolve_augmentation
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import check_targets, compile_arguments, heads_of
+from keras_transfer.models.framing import framing_of, settle_crop
 from keras_transfer.models.stages import backbone_of, freeze, is_untrained
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.recipes import default_epochs
@@ -137,9 +138,10 @@ class _Adaptation:
         if self.adabn_last:
             check_norms(model)
             self.methods = self.methods[:-1]
-        size, batch = model.input_shape[1], phase.batch_size or options.batch_size
+        settle_crop(model, source)
+        framing, batch = framing_of(model), phase.batch_size or options.batch_size
         settings = {
-            "image_size": size,
+            "image_size": framing,
             "batch_size": batch,
             "augmentation": options.augment if phase.augment is None else phase.augment,
         }
@@ -154,7 +156,7 @@ class _Adaptation:
             strong = {**half, "augmentation": options.strong or _stronger(half["augmentation"])}
             views = (_stream("target", unlabelled, target_seed, each) for each in (half, strong))
             self.streams["target"] = two_views(*views)
-        measured = {"image_size": size, "batch_size": batch}
+        measured = {"image_size": framing, "batch_size": batch}
         self.validation = source.batches("val", **measured) if "val" in source.examples else None
         self.scored = _scored(unlabelled, options.seed, measured)
         self.report = _labelled(target_report, model, measured)

@@ -13,6 +13,7 @@ from keras_transfer.data.examples import Examples
 from keras_transfer.errors import InputError
 from keras_transfer.models.acceleration import Inference, folded
 from keras_transfer.models.builders import head_layers, head_of
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.graph import clone_with
 from keras_transfer.models.heads import BOTTLENECK
 from keras_transfer.models.stages import backbone_of
@@ -190,18 +191,18 @@ def feature_map(
     """
     encoder, _ = feature_models(model)
     samples = [random_sample(examples, most, seed) for examples in (source, target)]
-    a, b = (_features(encoder, sample, batch_size) for sample in samples)
+    framing = framing_of(model)
+    a, b = (_features(encoder, sample, framing, batch_size) for sample in samples)
     distance = proxy_a_distance(a, b, seed=seed) if min(len(a), len(b)) >= 5 else None
     places, how = _in_two_dimensions(np.concatenate([a, b]).astype("float64"), seed)
     return FeatureMap(places, np.asarray(samples[0].labels), distance, how)
 
 
-def _features(encoder, examples, batch_size):
+def _features(encoder, examples, framing, batch_size):
     from keras_transfer.data import batches as pipeline
     from keras_transfer.evaluation.measures import predict_batches
 
-    size = encoder.input_shape[1]
-    batches = pipeline.batches(examples, image_size=size, batch_size=batch_size)
+    batches = pipeline.batches(examples, image_size=framing, batch_size=batch_size)
     return predict_batches(encoder, batches)[1]
 
 

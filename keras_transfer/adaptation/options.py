@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from keras_transfer.adaptation import BATCH_NORM, KEEP, METHOD_NAMES
 from keras_transfer.data import plain_augmentation
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.sources.applications import check_backbone, find_spec, is_source_model
 from keras_transfer.schedules.recipes import AUTO
 
@@ -106,6 +107,7 @@ class RunOptions(CommonOptions):
         weights: of the backbone, see `build_model`.
         learning_rate: the highest, > 0; that of `default_phase` by default.
         image_size: the backbone's by default.
+        crop: see `build_model`; by default, or if "auto", the images of the source decide.
         precision: see `precision.set_precision`.
         freeze: see `freezing.frozen_stages`.
         bottleneck: width of the layer whose output is aligned, ≥ 0; 0 aligns the backbone's output.
@@ -119,6 +121,7 @@ class RunOptions(CommonOptions):
     weights: str | None = "imagenet"
     learning_rate: float | None = None
     image_size: int | None = None
+    crop: float | str | None = None
     precision: str = AUTO
     freeze: str = "none"
     bottleneck: int = 256
@@ -142,6 +145,7 @@ class RunOptions(CommonOptions):
             "backbone": str(self.backbone),
             "augment": plain_augmentation(self.augment),
             "val": self.val and str(self.val),
+            "crop": None if self.crop == AUTO else checked_crop(self.crop),
         }.items():
             object.__setattr__(self, name, value)
 

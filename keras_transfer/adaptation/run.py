@@ -17,6 +17,7 @@ from keras_transfer.data import (
     unlabeled_images,
 )
 from keras_transfer.errors import InputError, Interrupted, Signals, explained
+from keras_transfer.modalities.image.framing import DEFAULT_CROP
 from keras_transfer.runs import Run, check_out
 from keras_transfer.schedules.recipes import AUTO, default_epochs
 from keras_transfer.utils.console import say
@@ -87,7 +88,10 @@ class Adaptation:
             backbone = resumed.config["backbone"] if resumed else fallback_backbone(size)
         if precision == AUTO and resumed:
             precision = resumed.config["precision"]
-        self.options = self.options.with_backbone(backbone, precision)
+        options = self.options.with_backbone(backbone, precision)
+        if options.crop is None and resumed:
+            options = replace(options, crop=resumed.config.get("crop", DEFAULT_CROP))
+        self.options = options
 
     def describe(self) -> str:
         """Return a few lines about the data of both domains."""
@@ -162,14 +166,20 @@ class Adaptation:
     def _build(self):
         from keras_transfer.models.acceleration import set_precision
         from keras_transfer.models.builders import build_model, head_for
+        from keras_transfer.models.framing import settle_crop
         from keras_transfer.models.stages import backbone_of, batch_norms
 
         options = self.options
         say(str(set_precision(options.precision, options.backbone, options.image_size)))
         head = head_for(self.source, bottleneck=options.bottleneck or None)
         model = build_model(
-            options.backbone, head, image_size=options.image_size, weights=options.weights
+            options.backbone,
+            head,
+            image_size=options.image_size,
+            weights=options.weights,
+            crop=options.crop,
         )
+        settle_crop(model, self.source)
         if "adabn" in options.methods and not batch_norms(backbone_of(model)):
             raise no_batch_norm(options.backbone)
         return model
@@ -210,12 +220,14 @@ class Adaptation:
 
     def _open_run(self, model, schedule):
         from keras_transfer.adaptation.methods import resolve_methods
+        from keras_transfer.models.framing import framing_of
 
         config = {
             "source": self.source.root,
             "target": self.target_folder,
             **self.options.to_dict(),
             "image_size": model.input_shape[1],
+            "crop": framing_of(model).crop,
             "precision": model.dtype_policy.name,
             "methods": [method.to_dict() for method in resolve_methods(self.options.methods)],
             "head": {"task": "single_label", "names": list(self.source.class_names)},

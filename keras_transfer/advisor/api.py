@@ -16,8 +16,8 @@ from keras_transfer.advisor.rules import (
     choose,
 )
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.models.sources.applications import check_backbone
-from keras_transfer.utils.names import require_image_size
 
 _MAX_SCORED = 800  # images; standard errors are then at most 1.8 points
 _MAX_PROBED = 600  # images whose activations are probed after every stage
@@ -28,7 +28,7 @@ def advise(
     *,
     target=None,
     backbones: Sequence | None = None,
-    image_size: int | None = None,
+    image_size: int | Framing | None = None,
     batch_size: int = 32,
     minutes: float = MINUTES,
     policy: str = DEFAULT_POLICY,
@@ -47,7 +47,8 @@ def advise(
         backbones: backbone names, source models (files or runs), or models of `build_model`. By
             default at most six whose ImageNet weights are on this machine, those of
             `rules.SHORTLIST` first; if there are none, the shortlist, which is downloaded.
-        image_size: by default that of each backbone.
+        image_size: by default that of each backbone; a `Framing` also says the crop, which the data
+            decide otherwise.
         batch_size: of the training whose time is estimated.
         minutes: limit of the estimated training time.
         policy: `"evidence"` or `"classical"`, see `rules.choose`.
@@ -119,18 +120,18 @@ def check_advice(backbones=None, image_size=None, minutes=MINUTES, policy=DEFAUL
         InputError: see `advise`.
     """
     check_policy(policy)
-    require_image_size(image_size)
+    size = Framing.of(image_size).size
     if not minutes > 0:
         raise InputError(f"minutes must be above 0, not {minutes:g}.")
     if backbones is None:
-        names = candidates(image_size)
-        check_backbone(names[0], image_size)
+        names = candidates(size)
+        check_backbone(names[0], size)
         return names
     if not backbones:
         raise InputError("backbones is empty. Name at least one, or leave it out for the default.")
     for backbone in backbones:
         if isinstance(backbone, str):
-            check_backbone(backbone, image_size)
+            check_backbone(backbone, size)
     names = [_name(backbone) for backbone in backbones]
     repeated = [name for i, name in enumerate(names) if name in names[:i]]
     if repeated:
@@ -146,7 +147,7 @@ def _score_all(backbones, data, image_size, options):
     for backbone in backbones:
         name = _name(backbone)
         try:
-            network = sized_backbone(backbone, image_size)
+            network = sized_backbone(backbone, image_size, data)
             scores.append(score_backbone(network, data, name=name, most=_MAX_SCORED, **options))
         except InputError as error:
             if len(backbones) == 1:

@@ -13,6 +13,7 @@ from keras_transfer.advisor.api import advise, check_advice
 from keras_transfer.advisor.rules import Choice, check_overrides, fallback_backbone
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs
 from keras_transfer.training.trainer import Trainer
@@ -106,7 +107,11 @@ def decide(
     try:
         advice = advise(data, backbones=compared, seed=seed, probes=False, **options)
     except InputError as error:
-        backbone = backbones[0] if backbones else fallback_backbone(options.get("image_size"))
+        backbone = (
+            backbones[0]
+            if backbones
+            else fallback_backbone(Framing.of(options.get("image_size")).size)
+        )
         name = backbone if isinstance(backbone, str) else backbone.name
         choice = Choice(name, DEFAULT if strategy == AUTO else strategy, why=str(error))
         say(f"No advice: {error} The default is used: {choice}.")

@@ -184,7 +184,7 @@ def domain_distance(
     """
     source, labels = _sample(data_a, "source", most, seed, classes=True)
     target, _ = _sample(data_b, "target", most, seed, classes=False)
-    network = sized_backbone(backbone, image_size)
+    network = sized_backbone(backbone, image_size, data_a)
     # Deferred, so that invalid input is reported before Keras is imported.
     from keras_transfer.features.prefix import prefix_of
     from keras_transfer.features.store import Store, concluded, digest_of

@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.models.sources.applications import check_backbone
-from keras_transfer.utils.names import require_image_size
 
 
 def distinct_rows(examples: Examples) -> np.ndarray:
@@ -55,30 +55,37 @@ def check_classes(data: ImageData, purpose: str) -> np.ndarray:
     return rows
 
 
-def sized_backbone(backbone, image_size: int | None = None):
-    """Return the `Backbone` that a name, a path or a model stands for, at one image size.
+def sized_backbone(backbone, image_size: int | Framing | None = None, data=None):
+    """Return the `Backbone` that a name, a path or a model stands for, at one image size and crop.
+
+    A given model stays as it is.
 
     Args:
         backbone: a backbone name, the path of a source model or a run, a model of `build_model`,
             or a `Backbone`.
-        image_size: by default that of the pretraining or of the model.
+        image_size: by default that of the pretraining or of the model; a `Framing` also says the crop.
+        data: decides a crop that is open, see `models.framing.framing_of`.
 
     Raises:
         InputError: the backbone is unknown, cannot be built at this size, or has no fixed size.
     """
-    require_image_size(image_size)
+    framing = Framing.of(image_size)
     if isinstance(backbone, (str, os.PathLike)):
         backbone = os.fspath(backbone)
-        check_backbone(backbone, image_size)
+        check_backbone(backbone, framing.size)
         from keras_transfer.models.sources.applications import build_backbone
 
-        return build_backbone(backbone, image_size=image_size)
-    from keras_transfer.models.builders import backbone_at
+        found = build_backbone(backbone, image_size=framing.size)
+    else:
+        from keras_transfer.models.builders import backbone_at
 
-    found = backbone_at(backbone, image_size)
+        found = backbone_at(backbone, framing.size)
     if found.input_shape[1] is None:
         raise InputError(
             f"The backbone '{found.name}' takes any image size. Pass a model of build_model, which "
             "has a fixed size."
         )
-    return found
+    from keras_transfer.models.framing import framing_of
+
+    crop = framing.crop or framing_of(found, data=data).crop
+    return found if crop in (None, found.crop) else found.with_crop(crop)

@@ -14,6 +14,7 @@ from keras_transfer.features.extraction import extract
 from keras_transfer.features.prefix import averaged, prefix_of
 from keras_transfer.features.store import Store, concluded, digest_of
 from keras_transfer.modalities.image.augment import View
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.graph import clone_with
 from keras_transfer.models.stages import Backbone
 
@@ -57,7 +58,7 @@ def activation_shift(
     Raises:
         InputError: the backbone has no fixed image size.
     """
-    backbone = sized_backbone(backbone)
+    backbone = sized_backbone(backbone, data=examples)
     sample = random_sample(examples, most, seed)
     stored = concluded(
         prefix_of(backbone, len(backbone.stages)),
@@ -154,7 +155,7 @@ def _measure_shift(backbone, sample):
     model, norms = _moments(backbone)
     if not norms:
         return {"shift": None}
-    stream = pipeline.views(sample, range(len(sample)), [View()], backbone.input_shape[1], _BATCH)
+    stream = pipeline.views(sample, range(len(sample)), [View()], framing_of(backbone), _BATCH)
     # The moments over all images and positions are means of the moments of single images.
     moments = np.concatenate([model.predict_on_batch(batch[0]) for batch in stream])
     mean, square = np.split(moments.astype("float64").mean(axis=0), 2)

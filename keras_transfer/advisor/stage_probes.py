@@ -295,7 +295,7 @@ def probe_stages(
     from keras_transfer.features.prefix import pooled_stages, stage_columns
     from keras_transfer.features.store import Store, concluded, digest_of
 
-    backbone = sized_backbone(model, image_size)
+    backbone = sized_backbone(model, image_size, data)
     store = store or Store()
     prefix = pooled_stages(backbone)
     folds = int(min(_FOLDS, np.bincount(labels).max()))

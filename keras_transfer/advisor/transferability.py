@@ -69,7 +69,7 @@ def score_backbone(
     if isinstance(backbone, Prefix):
         prefix, default_name = backbone, backbone.name
     else:
-        network = sized_backbone(backbone, image_size)
+        network = sized_backbone(backbone, image_size, data)
         prefix, default_name = prefix_of(network, len(network.stages)), network.name
         if isinstance(backbone, (str, os.PathLike)) and is_source_model(os.fspath(backbone)):
             # Its backbone may have the same name as one of keras.applications.

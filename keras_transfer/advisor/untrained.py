@@ -10,6 +10,7 @@ from keras_transfer.data.examples import Examples
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import Store, Writer
 from keras_transfer.modalities.image.augment import View
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import Backbone, batch_norms
 
 _FORMAT = 1  # of the stored statistics; increase it when they are measured differently
@@ -53,7 +54,7 @@ def random_copy(
     table = _table(store or Store(), copy, sum(2 * norm.moving_mean.shape[0] for norm in norms))
     table.refresh()
     if table.missing([key]):
-        _calibrate(copy, norms, _images(examples, rows, copy.input_shape[1], memory))
+        _calibrate(copy, norms, _images(examples, rows, framing_of(copy), memory))
         values = np.concatenate([keras.ops.convert_to_numpy(v) for v in _statistics(norms)])
         writer = Writer(table)
         writer.add([key], values[None].astype("float32"))
@@ -86,12 +87,10 @@ def _statistics(norms):
 
 def _table(store, copy, size):
     identity = {
+        **Prefix(copy, copy.name, crop=framing_of(copy).square[1]).identity,
         "format": _FORMAT,
         "what": "BatchNorm statistics",
-        "keras": keras.__version__,
         "backend": keras.backend.backend(),
-        "prefix": Prefix(copy, copy.name).fingerprint,
-        "image_size": copy.input_shape[1],
     }
     about = {
         "backbone": f"{copy.name}, random weights: BatchNorm statistics",
@@ -104,10 +103,10 @@ def _table(store, copy, size):
     return store.table(identity, about)
 
 
-def _images(examples, rows, image_size, memory):
+def _images(examples, rows, framing, memory):
     from keras_transfer.data import batches as pipeline
 
-    stream = pipeline.views(examples, rows, [View()], image_size, _BATCH, memory)
+    stream = pipeline.views(examples, rows, [View()], framing, _BATCH, memory)
     return (batch[0].numpy() for batch in stream)
 
 

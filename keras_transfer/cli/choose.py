@@ -29,7 +29,7 @@ from keras_transfer.cli.options import (
 _DATA = ("columns", "val", "val_split", "group", "split")
 
 
-@takes(*_DATA, "image_size", "batch_size", "minutes", "policy", "seed")
+@takes(*_DATA, "image_size", "crop", "batch_size", "minutes", "policy", "seed")
 def advise(
     data: Data,
     settings,
@@ -58,11 +58,13 @@ def advise(
     from keras_transfer.advisor.api import check_advice
     from keras_transfer.advisor.rules import named
     from keras_transfer.data import require_source, unlabeled_images
+    from keras_transfer.modalities.image.framing import Framing
     from keras_transfer.schedules.recipes import AUTO
 
     check_png(plot)
     config = settings.config
-    limits = {name: getattr(config, name) for name in ("image_size", "minutes", "policy")}
+    limits = {name: getattr(config, name) for name in ("minutes", "policy")}
+    limits["image_size"] = Framing(config.image_size, config.open_crop)
     names = named(backbones or AUTO)
     require_source(data)
     check_advice(names, **limits)
@@ -87,7 +89,7 @@ def advise(
 
 @takes(
     *_DATA,
-    *("backbone", "weights", "image_size", "precision"),
+    *("backbone", "weights", "image_size", "crop", "precision"),
     *("strategy", "overrides", "learning_rate", "batch_size", "augment"),
 )
 def compare(
@@ -139,6 +141,7 @@ def compare(
     experiment = Experiment(
         images,
         out,
+        crop=config.open_crop,
         overrides={**config.overrides, **rate},
         scratch_overrides=overrides_of(set_scratch),
         epochs=epochs,
@@ -156,7 +159,7 @@ def compare(
 
 
 @takes(
-    *("task", *_DATA, "test_split", "backbone", "weights", "image_size", "precision"),
+    *("task", *_DATA, "test_split", "backbone", "weights", "image_size", "crop", "precision"),
     *("strategy", "overrides", "epochs", "batch_size", "augment", "balance", "seed"),
     *("cache", "engine"),
 )

@@ -307,6 +307,7 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
         head_for(images),
         image_size=config.image_size,
         weights=config.weights,
+        crop=config.open_crop,
     )
 
 
@@ -388,12 +389,14 @@ def trainer_options(config: TrainConfig) -> dict:
 def _decide(images, config, train, strategy):
     from keras_transfer.advisor.auto import decide
     from keras_transfer.advisor.rules import named
+    from keras_transfer.modalities.image.framing import Framing
 
-    options = ("image_size", "batch_size", "minutes", "policy", "engine", "seed")
+    options = ("batch_size", "minutes", "policy", "engine", "seed")
     return decide(
         images,
         train,
         backbones=named(config.backbone),
         strategy=strategy,
+        image_size=Framing(config.image_size, config.open_crop),
         **{name: getattr(config, name) for name in options},
     )

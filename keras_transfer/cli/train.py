@@ -39,12 +39,12 @@ from keras_transfer.utils.console import log_to, say
 from keras_transfer.utils.files import check_output, check_output_folder, read_text, write_text
 
 _DATA = ("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split")
-_MODEL = ("backbone", "weights", "image_size", "precision")
+_MODEL = ("backbone", "weights", "image_size", "crop", "precision")
 _TRAINING = ("strategy", "overrides", "epochs", "learning_rate", "batch_size", "augment", "mix")
 _MORE = ("mix_alpha", "balance", "seed", "keep", "minutes", "policy", "cache", "engine")
 _DEVICES = ("data_service", "distribute", "scaling")
 _ADAPTATION = (
-    *("backbone", "image_size", "batch_size", "augment", "precision", "weights", "seed"),
+    *("backbone", "image_size", "crop", "batch_size", "augment", "precision", "weights", "seed"),
     *("val", "val_split", "columns", "epochs", "learning_rate"),
 )
 
@@ -296,7 +296,7 @@ def schedule(
         print(f"wrote {out}", file=sys.stderr)
 
 
-@takes("backbone", "image_size", "batch_size", "precision", "augment", "weights", "seed")
+@takes("backbone", "image_size", "crop", "batch_size", "precision", "augment", "weights", "seed")
 def find_rate(
     data: Data,
     settings,

@@ -49,6 +49,9 @@ class Arrays:
     def pixels(self, index: int) -> np.ndarray:
         return self.arrays[index]
 
+    def shorter_side(self, index: int) -> int:
+        return min(self.arrays[index].shape[:2])
+
     @cached_property
     def digests(self) -> list[bytes]:
         return [digest(repr(a.shape).encode(), np.ascontiguousarray(a).data) for a in self.arrays]

@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from keras_transfer.data.memory import ImageMemory
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.modalities.image.prepare import augmenter, mixer, resize_and_crop
-from keras_transfer.utils.names import make_options, require_image_size
+from keras_transfer.utils.names import make_options
 from keras_transfer.utils.python_calls import python_calls
 
 _PREFETCH_BYTES = 64 << 20  # of fixed views
@@ -61,7 +62,7 @@ def images(examples) -> tf.data.Dataset:
 def batches(
     examples,
     *,
-    image_size: int,
+    image_size: int | Framing,
     batch_size: int,
     training: bool = False,
     memory: ImageMemory | None = None,
@@ -82,7 +83,8 @@ def batches(
 
     Args:
         examples: an `Examples`.
-        image_size: side of the images in the batches, in pixels.
+        image_size: side of the images in the batches, in pixels; or a `Framing`, which also says how
+            much of an image a central crop shows (`models.framing.framing_of(model)`).
         batch_size: examples per batch.
         training: whether to prepare batches for training.
         memory: caches decoded images; for evaluation the prepared images are cached if they fit.
@@ -97,17 +99,17 @@ def batches(
         tf.errors.OpError: while iterating, if a file can no longer be read or decoded; the message
             names it.
     """
-    require_image_size(image_size)
+    framing = Framing.of(image_size)
     settings = make_options(Training, options, "batches")
     if service:
         from keras_transfer.data.service import service_batches
 
         drawn = settings if training else None
-        stream = service_batches(examples, service, image_size, batch_size, drawn)
+        stream = service_batches(examples, service, framing, batch_size, drawn)
     elif training:
-        stream = _training_batches(examples, image_size, batch_size, settings, memory, share)
+        stream = _training_batches(examples, framing, batch_size, settings, memory, share)
     else:
-        stream = _evaluation_batches(examples, image_size, batch_size, memory, share)
+        stream = _evaluation_batches(examples, framing, batch_size, memory, share)
     if training:
         mixing = _mixing(settings.mix, settings.classes)
         mixed = stream.map(mixing, tf.data.AUTOTUNE, deterministic=True)
@@ -119,7 +121,7 @@ def views(
     examples,
     chosen: Sequence[int],
     views: Sequence[View],
-    image_size: int,
+    image_size: int | Framing,
     batch_size: int,
     memory: ImageMemory | None = None,
 ) -> tf.data.Dataset:
@@ -129,23 +131,26 @@ def views(
         chosen: positions in `examples`, in the desired order.
         views: views of each image; an augmented view is a function of the file's content and the
             view's number.
+        image_size: see `batches`.
         batch_size: examples per batch; the last batch may be smaller.
         memory: caches decoded images.
 
     Returns:
         uint8 [V, B, image_size, image_size, 3], in order.
     """
+    framing = Framing.of(image_size)
+    size, crop = framing.square
     load = _loader(examples.images, memory)
     seeds = [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen]
     variants = {
-        view.augmentation: augmenter(view.augmentation, image_size, examples.names)
+        view.augmentation: augmenter(view.augmentation, framing, examples.names)
         for view in views
         if view.augmentation is not None
     }
 
     def prepare(index, seed):
         image = load(index)
-        plain = resize_and_crop(image, image_size)
+        plain = resize_and_crop(image, size, crop)
         made = {
             "plain": lambda view: plain,
             "mirror": lambda view: tf.reverse(plain, [1]),
@@ -162,7 +167,7 @@ def views(
         .map(prepare, tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size)
         .map(lambda batch: tf.transpose(batch, [1, 0, 2, 3, 4]))
-        .prefetch(max(2, min(16, _PREFETCH_BYTES // (batch_size * len(views) * 3 * image_size**2))))
+        .prefetch(max(2, min(16, _PREFETCH_BYTES // (batch_size * len(views) * 3 * size**2))))
     )
 
 
@@ -301,22 +306,23 @@ ALONE = Share(1, 0, 1)
 # -- streams --------------------------------------------------------------------------------------
 
 
-def _evaluation_batches(examples, image_size, batch_size, memory, share):
+def _evaluation_batches(examples, framing, batch_size, memory, share):
     """Return (images, labels) once; with a share an endless dataset of (images, labels, weights)."""
     load = _loader(examples.images)
+    size, crop = framing.square
     part = (share or ALONE).part(len(examples), batch_size, evaluating=True)
 
     def prepare(index, label, weight):
-        made = resize_and_crop(load(index), image_size), label
+        made = resize_and_crop(load(index), size, crop), label
         return (*made, weight) if share else made
 
-    def batches_of(rows, size):
+    def batches_of(rows, count):
         places = part.places[rows].astype("int32")
         labels = tf.nest.map_structure(lambda array: array[places], examples.labels)
         return (
             tf.data.Dataset.from_tensor_slices((places, labels, part.weights[rows]))
             .map(prepare, tf.data.AUTOTUNE, deterministic=True)
-            .batch(size)
+            .batch(count)
         )
 
     # All batches have one size, except the last of each replica.
@@ -325,14 +331,14 @@ def _evaluation_batches(examples, image_size, batch_size, memory, share):
     made = batches_of(slice(0, split), int(part.sizes[0]))
     if first < len(part.sizes):
         made = made.concatenate(batches_of(slice(split, None), int(part.sizes[-1])))
-    if memory is not None and memory.reserve(len(part.places) * 3 * image_size**2):
+    if memory is not None and memory.reserve(len(part.places) * 3 * size**2):
         made = made.cache()
     return made.repeat() if share else made
 
 
-def _training_batches(examples, image_size, batch_size, settings, memory, share):
+def _training_batches(examples, framing, batch_size, settings, memory, share):
     load = _loader(examples.images, memory)
-    vary = augmenter(resolve_augmentation(settings.augmentation), image_size, examples.names)
+    vary = augmenter(resolve_augmentation(settings.augmentation), framing, examples.names)
     labels = tf.nest.map_structure(tf.constant, examples.labels)
     count = len(examples)
     classes = examples.labels if settings.equal_classes else None

@@ -233,7 +233,7 @@ class ImageData:
             for split, examples in self.examples.items()
         }
 
-    def batches(self, split: str, *, image_size: int, batch_size: int, augment="light", **options):
+    def batches(self, split: str, *, image_size, batch_size: int, augment="light", **options):
         """Return a tf.data.Dataset of batches, see `keras_transfer.data.batches.batches`.
 
         Raises:

@@ -1,8 +1,8 @@
 """Image files: readers that decode them, and an index of those that were checked before.
 
 A reader gives an image's pixels by its position. It has `names` (list[str]), `pixels(i)` (uint8
-[H, W, 3]; a ValueError names an image that cannot be read), `digests` (16 bytes each, of the content),
-`take(indices)` and a length. TensorFlow is imported when the first image is decoded.
+[H, W, 3]; a ValueError names an image that cannot be read), `shorter_side(i)` (in pixels), `digests`
+(16 bytes each, of the content), `take(indices)` and a length. TensorFlow is imported when the first image is decoded.
 
 The index is an SQLite file in the user's cache folder and nothing but a cache: if it is damaged, it is
 created again; if it cannot be written, the files are examined again next time.
@@ -66,8 +66,15 @@ class Encoded:
 
     def pixels(self, index: int) -> np.ndarray:
         """Return the image, uint8 [H, W, 3]; a ValueError names one that cannot be decoded."""
+        return self._read(index, decoding.decode)
+
+    def shorter_side(self, index: int) -> int:
+        """Return the image's shorter side in pixels, from its header."""
+        return self._read(index, lambda contents: min(decoding.open_image(contents).size))
+
+    def _read(self, index, read: Callable):
         try:
-            return decoding.decode(self.contents(index))
+            return read(self.contents(index))
         except OSError as error:
             raise InputError(
                 f"{self.names[index]} can no longer be read: {error.strerror}. Restore it, then continue."
@@ -128,6 +135,10 @@ class _Concatenated:
     def pixels(self, index: int) -> np.ndarray:
         reader, row = self.rows[index]
         return self.readers[reader].pixels(row)
+
+    def shorter_side(self, index: int) -> int:
+        reader, row = self.rows[index]
+        return self.readers[reader].shorter_side(row)
 
     @cached_property
     def digests(self) -> list[bytes]:

@@ -8,6 +8,7 @@ from keras_transfer.data.batches import Training, epoch_order
 from keras_transfer.data.files import Files
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import resolve_augmentation
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.modalities.image.prepare import augmenter, resize_and_crop
 from keras_transfer.modalities.image.serving import decode_in_graph
 from keras_transfer.modalities.image.transforms import Albumentations
@@ -18,7 +19,7 @@ _MAX_WAITING = 256  # batches that arrive before a missing one, which then count
 def service_batches(
     examples,
     address: str,
-    image_size: int,
+    framing: Framing,
     batch_size: int,
     settings: Training | None,
 ) -> tf.data.Dataset:
@@ -31,7 +32,8 @@ def service_batches(
     Args:
         examples: `Examples` of files.
         address: address of the dispatcher, `"grpc://HOST:PORT"`.
-        image_size, batch_size: see `batches.batches`.
+        framing: size and crop of the images.
+        batch_size: see `batches.batches`.
         settings: how to draw and vary the examples for training; None for evaluation.
 
     Returns:
@@ -50,11 +52,11 @@ def service_batches(
             "The tf.data service runs without Python and thus without albumentations: choose a preset, "
             "an Augmentation or a Keras layer."
         )
-    count = len(examples)
+    (size, crop), count = framing.square, len(examples)
     steps = -(-count // batch_size)
     paths = tf.constant([os.fsencode(name) for name in examples.names])
     labels = tf.constant(examples.labels)
-    vary = augmenter(variant, image_size, examples.names) if variant else None
+    vary = augmenter(variant, framing, examples.names) if variant else None
     drawn = examples.labels if settings and settings.equal_classes else None
 
     def order_in(number):
@@ -72,10 +74,10 @@ def service_batches(
         def prepare(row):
             index, variant = row
             if not settings:
-                return resize_and_crop(load(index), image_size)
+                return resize_and_crop(load(index), size, crop)
             return vary(load(index), tf.random.fold_in(image_seed, variant), index)
 
-        made = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
+        made = tf.TensorSpec([size, size, 3], tf.uint8)
         images = tf.map_fn(prepare, (chosen, variants), fn_output_signature=made)
         return number, images, tf.gather(labels, chosen)
 
@@ -93,7 +95,7 @@ def service_batches(
         lambda: _in_order(made, first),
         output_signature=(
             tf.TensorSpec([], tf.int64),
-            tf.TensorSpec([None, image_size, image_size, 3], tf.uint8),
+            tf.TensorSpec([None, size, size, 3], tf.uint8),
             tf.TensorSpec([None, *labels.shape[1:]], labels.dtype),
         ),
     )

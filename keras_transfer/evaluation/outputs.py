@@ -38,11 +38,12 @@ def collect(
     """
     from keras_transfer.evaluation.measures import predict_batches
     from keras_transfer.models.acceleration import jit_compile
+    from keras_transfer.models.framing import framing_of
 
     if not model.compiled:
         model.jit_compile = jit_compile()
     if tuple(views) == (View(),):
-        batches = data.batches(split, image_size=model.input_shape[1], batch_size=batch_size)
+        batches = data.batches(split, image_size=framing_of(model), batch_size=batch_size)
         labels, outputs = predict_batches(model, batches, data.steps(split, batch_size))
     else:
         labels, outputs = _collect_views(model, data, split, batch_size, views)
@@ -55,12 +56,13 @@ def _collect_views(model, data, split, batch_size, views):
     from keras_transfer.data import batches as pipeline
     from keras_transfer.evaluation.measures import predict_batch
     from keras_transfer.models.builders import by_head, heads_of
+    from keras_transfer.models.framing import framing_of
 
     total = data.steps(split, batch_size)  # raises InputError for a missing split
     examples, heads = data.examples[split], heads_of(model)
     # The views come in the order of these positions, and so must the labels.
     positions = np.arange(len(examples))
-    batches = pipeline.views(examples, positions, views, model.input_shape[1], batch_size)
+    batches = pipeline.views(examples, positions, views, framing_of(model), batch_size)
     outputs = []
     for batch in progress_bar(batches, "predicting", total=total, unit="batches"):
         per_view = [predict_batch(model, view, batch_size) for view in np.asarray(batch)]

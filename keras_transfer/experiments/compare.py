@@ -16,6 +16,7 @@ from keras_transfer.data.examples import find_duplicates
 from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
+from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.sources.applications import check_backbone
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.phases import Schedule
@@ -68,6 +69,7 @@ class CompareOptions:
             all.
         seeds: of the sample, the initial weights, the order and the augmentation, for both arms.
         image_size: the backbone's by default.
+        crop: see `build_model`; by default, all training images decide, for all runs.
         epochs: of transfer. By default those of `from_scratch`, unless the strategy has a length
             of its own.
         scratch_budget: epochs from scratch per epoch of transfer, > 0.
@@ -85,6 +87,7 @@ class CompareOptions:
     sizes: Sequence[int | None] | None = None
     seeds: Sequence[int] = (0, 1, 2)
     image_size: int | None = None
+    crop: float | None = None
     epochs: int | None = None
     scratch_budget: float = 1.0
     batch_size: int = 32
@@ -118,6 +121,7 @@ class CompareOptions:
             "seeds": seeds,
             "scratch_budget": float(self.scratch_budget),
             "augment": plain_augmentation(self.augment),
+            "crop": checked_crop(self.crop),
         }.items():
             object.__setattr__(self, name, value)
 
@@ -187,7 +191,12 @@ class Experiment:
             strategy = resolve_schedule(strategy).to_dict()
         names = ("backbone", "weights", "overrides", "scratch_overrides", "image_size")
         names += ("scratch_budget", "batch_size", "augment", "precision")
-        return {"strategy": strategy, **{name: getattr(self.options, name) for name in names}}
+        crop = self.options.crop or "auto"
+        return {
+            "strategy": strategy,
+            "crop": crop,
+            **{name: getattr(self.options, name) for name in names},
+        }
 
     # -- running ----------------------------------------------------------------------------------
 
@@ -282,6 +291,7 @@ class Experiment:
         import keras
 
         from keras_transfer.models.builders import build_model, head_for
+        from keras_transfer.models.framing import settle_crop
         from keras_transfer.training.trainer import Trainer
 
         options, examples = self.options, self.data.examples
@@ -302,8 +312,13 @@ class Experiment:
         keras.config.set_dtype_policy(policy)
         keras.utils.set_random_seed(seed)
         model = build_model(
-            options.backbone, head_for(data), image_size=options.image_size, weights=weights
+            options.backbone,
+            head_for(data),
+            image_size=options.image_size,
+            weights=weights,
+            crop=options.crop,
         )
+        settle_crop(model, self.data)
         trainer = Trainer(
             model,
             strategy,

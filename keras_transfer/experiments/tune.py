@@ -29,6 +29,7 @@ from keras_transfer.experiments.study import (
 )
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.models.builders import heads_of
+from keras_transfer.models.framing import framing_of, settle_crop
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import CONFIG
@@ -106,6 +107,7 @@ class _Tuner:
 
     def __init__(self, model, data, out, strategy, overrides, space, config, options):
         self.model, self.data, self.out = model, data, Path(out)
+        settle_crop(model, data)
         augment = options.pop("augment", "light")
         self.options = {"seed": 0, **options}
         backbone = backbone_of(model)
@@ -136,6 +138,7 @@ class _Tuner:
             **self.config,
             **self.options,
             "image_size": self.model.input_shape[1],
+            "crop": framing_of(self.model).crop,
             "precision": self.model.dtype_policy.name,
             "model": whole.fingerprint,
             "space": plain_space(self.search.space),

@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 
 from keras_transfer.evaluation.result import markdown
-from keras_transfer.modalities.image.prepare import EVAL_CROP
 from keras_transfer.models.builders import heads_of
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.console import printable
@@ -104,7 +104,7 @@ def _outputs(model):
 
 
 def _usage(model, exported):
-    size = model.input_shape[1]
+    size, crop = framing_of(model).square
     if exported.format == "saved_model":
         return (
             "Give TF Serving the parent folder, which contains the numbered versions. The signature\n"
@@ -124,7 +124,7 @@ def _usage(model, exported):
         "```python\n"
         "from PIL import Image, ImageOps\n\n"
         'image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n'
-        f"side = min(image.size) * {size} / {round(size / EVAL_CROP)}\n"
+        f"side = min(image.size) * {size} / {round(size / crop)}\n"
         "left, top = ((edge - side) / 2 for edge in image.size)\n"
         "box = (left, top, left + side, top + side)\n"
         f"image = image.resize(({size}, {size}), Image.Resampling.BILINEAR, box=box)\n"
@@ -150,6 +150,7 @@ def _training(config, metrics, model):
         "initial weights": config.get("weights"),
         "strategy": config.get("strategy"),
         "image size": f"{model.input_shape[1]} px",
+        "center crop": f"{framing_of(model).square[1]:g} of the shorter side",
         "precision": config.get("precision"),
         "seed": config.get("seed"),
         "selected epoch": metrics.get("best_epoch"),

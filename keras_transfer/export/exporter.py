@@ -39,6 +39,7 @@ from keras_transfer.export.serving import (
 )
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import heads_of
+from keras_transfer.models.framing import framing_of
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import new_folder, plain_path
 
@@ -249,10 +250,12 @@ def temperatures_of(run) -> dict[str, float]:
 
 def _sample_of(run, data, split, model, count) -> Sample | None:
     """Return images of a split; None if the run's own data cannot be found or read again."""
-    heads, size = heads_of(model), model.input_shape[1]
+    heads, framing = heads_of(model), framing_of(model)
     if isinstance(data, ImageData):
         return (
-            draw_sample(data, split, split, size, count, heads) if split in data.examples else None
+            draw_sample(data, split, split, framing, count, heads)
+            if split in data.examples
+            else None
         )
     config, wanted, given = run.config, split, data is not None
     source = data if given else config.get("data")
@@ -277,7 +280,7 @@ def _sample_of(run, data, split, model, count) -> Sample | None:
         print(f"The export is not compared on the run's images: {error}", file=sys.stderr)
         return None
     (only,) = opened.examples
-    return draw_sample(opened, only, split, size, count, heads)
+    return draw_sample(opened, only, split, framing, count, heads)
 
 
 def _parity_on_files(model, folder, temperatures, sample):

@@ -9,6 +9,7 @@ import numpy as np
 from keras_transfer.data.examples import ImageData, rough_classes
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.models.heads import Head
 
 MIN_AGREEMENT = 0.99  # of a float export
@@ -45,20 +46,20 @@ class Sample:
 
 
 def draw_sample(
-    data: ImageData, split: str, of: str, size: int, count: int, heads: Iterable[str]
+    data: ImageData, split: str, of: str, framing: Framing, count: int, heads: Iterable[str]
 ) -> Sample:
     """Draw a stratified sample of `count` images, or all of a smaller split.
 
     Args:
         data: contains `split`.
         of: the sample's `of`.
-        size: side of the images in pixels.
+        framing: of the model.
         heads: names of the model's heads.
     """
     examples = data.examples[split]
     examples = examples.take(stratified_sample(rough_classes(examples.labels), count))
     drawn = replace(data, examples={split: examples})
-    batches = drawn.batches(split, image_size=size, batch_size=32)
+    batches = drawn.batches(split, image_size=framing, batch_size=32)
     images = np.concatenate([np.asarray(images) for images, _ in batches])
     labels = examples.labels
     labels = labels if isinstance(labels, dict) else dict.fromkeys(heads, labels)

@@ -15,6 +15,7 @@ from keras_transfer.export.parity import HALF_ROUNDING, ROUNDING, ParityError
 from keras_transfer.modalities.image.prepare import resize_and_crop
 from keras_transfer.modalities.image.serving import decode_in_graph
 from keras_transfer.models.builders import by_head, heads_of
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.console import quiet_tensorflow
@@ -135,7 +136,7 @@ def write_saved_model(
     model: keras.Model, folder: Path, temperatures: Mapping[str, float] | None
 ) -> None:
     """Write the SavedModel that `exporter.saved_model` describes into an empty folder."""
-    heads, size = heads_of(model), model.input_shape[1]
+    heads, (size, crop) = heads_of(model), framing_of(model).square
     scorer, backbone = scoring_model(model, temperatures), backbone_of(model)
     text, contents = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.string, "bytes")
     prepared = tf.TensorSpec([None, size, size, 3], tf.uint8)
@@ -143,7 +144,7 @@ def write_saved_model(
     # Separate functions, so that all signatures share one graph of the network and one decoder.
     @partial(tf.function, autograph=False, input_signature=[contents])
     def decode(contents):
-        return _decode(contents, size)
+        return _decode(contents, size, crop)
 
     @partial(tf.function, autograph=False, input_signature=[prepared, text])
     def answer(images, error):
@@ -176,10 +177,10 @@ def write_saved_model(
         # RGB 0–255, as in training; images scaled to 0–1 would look black.
         valid = tf.reduce_all(tf.math.is_finite(images), axis=[1, 2, 3])
         images = tf.where(valid[:, None, None, None], images, tf.zeros_like(images))
-        return answer(resize_and_crop(images, size), tf.where(valid, "", NOT_FINITE))
+        return answer(resize_and_crop(images, size, crop), tf.where(valid, "", NOT_FINITE))
 
     def answer_pixels(images):
-        return answer(resize_and_crop(images, size), tf.fill(tf.shape(images)[:1], ""))
+        return answer(resize_and_crop(images, size, crop), tf.fill(tf.shape(images)[:1], ""))
 
     def answer_bytes(contents):
         return answer(*decode(contents))
@@ -206,7 +207,7 @@ def write_saved_model(
     write_warmup(folder, _warmup_requests(size))
 
 
-def _decode(contents, size):
+def _decode(contents, size, crop):
     """Decode images [N] to (uint8 [N, size, size, 3], error [N], "" for valid images).
 
     Only tf.data can catch an error within a graph: it drops the image, and the others carry their row
@@ -215,7 +216,7 @@ def _decode(contents, size):
     count = tf.shape(contents)[0]
 
     def decode(row, content):
-        return row, resize_and_crop(decode_in_graph(content), size)
+        return row, resize_and_crop(decode_in_graph(content), size, crop)
 
     # A spare last row, because an empty batch has no shape. Unreadable images take its pixels.
     spare = tf.data.Dataset.from_tensors((count, tf.zeros([size, size, 3], tf.uint8)))
@@ -248,7 +249,8 @@ def check_signatures(
     signatures = tf.saved_model.load(str(folder)).signatures
     tolerance = HALF_ROUNDING if computes_in_half(model) else ROUNDING
     ask_keras = _scores_and_features(model, temperatures)
-    resized = tf.stack([resize_and_crop(image, model.input_shape[1]) for image in images])
+    square = framing_of(model).square
+    resized = tf.stack([resize_and_crop(image, *square) for image in images])
     batch = ask_keras(resized)
     for i, image in enumerate(images):
         expected, encoded = ask_keras(resized[i : i + 1]), tf.io.encode_png(image)[None]

@@ -179,7 +179,7 @@ def _sampler(prefix, examples, missing):
         # Spread over the classes, which follow one another.
         spread = np.unique(np.linspace(0, len(missing) - 1, count).astype(int))
         chosen = [missing[i] for i in spread]
-        (batch,) = pipeline.views(examples, chosen, [View()], prefix.image_size, len(chosen))
+        (batch,) = pipeline.views(examples, chosen, [View()], prefix.framing, len(chosen))
         return batch[0].numpy(), rough_classes(examples.labels)[chosen]
 
     return sample
@@ -189,7 +189,7 @@ def _images(prefix, examples, missing, views, memory):
     """Return an iterator of batches of images, [V, B, …]."""
     from keras_transfer.data import batches as pipeline
 
-    stream = pipeline.views(examples, missing, views, prefix.image_size, _BATCH, memory)
+    stream = pipeline.views(examples, missing, views, prefix.framing, _BATCH, memory)
     return map(lambda batch: batch.numpy(), iter(stream))
 
 

@@ -14,8 +14,10 @@ from itertools import accumulate
 import keras
 import numpy as np
 
+from keras_transfer.modalities.image.framing import DEFAULT_CROP, Framing
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.graph import chain
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.extras import is_installed
@@ -32,17 +34,23 @@ class Prefix:
         model: [N, H, W, 3] → [N, …]; shares the backbone's weights.
         name: for people.
         takes: dtype of its input; a prefix that starts at a cut takes the activations there.
+        crop: of the images, see `Framing`.
         engines: engines made so far, by name.
     """
 
     model: keras.Model
     name: str
     takes: str = "uint8"
+    crop: float = DEFAULT_CROP
     engines: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def image_size(self) -> int:
         return self.model.input_shape[1]
+
+    @property
+    def framing(self) -> Framing:
+        return Framing(self.image_size, self.crop)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,6 +85,8 @@ class Prefix:
             "keras": keras.__version__,
             "prefix": self.fingerprint,
             "image_size": self.image_size,
+            # Left out where it is the one that 0.1 had, so that its features are still found.
+            **({} if self.crop == DEFAULT_CROP else {"crop": self.crop}),
         }
 
 
@@ -85,7 +95,8 @@ def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) ->
     backbone = backbone_at(model, image_size)
     name = f"{backbone.name}, {stages} of {len(backbone.stages)} stages"
     whole = stages == len(backbone.stages)
-    return Prefix(backbone if whole else backbone.between(0, stages), name)
+    first = backbone if whole else backbone.between(0, stages)
+    return Prefix(first, name, crop=framing_of(backbone).square[1])
 
 
 def _nameless(config, places=None):
@@ -105,7 +116,7 @@ def _nameless(config, places=None):
         places = {layer["name"]: i for i, layer in enumerate(config["layers"])}
     result = {}
     for key, value in config.items():
-        if key in ("trainable", "name"):
+        if key in ("trainable", "name", "crop"):
             continue
         if key == "keras_history":
             result[key] = [places[value[0]], *value[1:]]
@@ -177,7 +188,8 @@ def pooled_stages(backbone: Backbone) -> Prefix:
         vectors.append(pool(name=name, dtype="float32")(stage.output) if pool else stage.output)
     joined = keras.layers.Concatenate(name="all_stages", dtype="float32")(vectors)
     model = keras.Model(backbone.inputs[0], joined, name=f"{backbone.name}_stages")
-    return Prefix(model, f"{backbone.name}, pooled after each of {len(vectors)} stages")
+    name = f"{backbone.name}, pooled after each of {len(vectors)} stages"
+    return Prefix(model, name, crop=framing_of(backbone).square[1])
 
 
 def stage_columns(backbone: Backbone) -> list[slice]:

@@ -8,6 +8,7 @@ import keras
 from keras_transfer.data.classes import in_recorded_order
 from keras_transfer.data.examples import Target
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.graph import rebuild
 from keras_transfer.models.heads import HEADS, Head, TaskOutput
 from keras_transfer.models.sources.applications import build_backbone
@@ -25,6 +26,7 @@ def build_model(
     weights: str | None = "imagenet",
     pooling: str | None = "avg",
     taps: str = "last",
+    crop: float | None = None,
 ) -> keras.Model:
     """Build a model for a task on a pretrained backbone.
 
@@ -40,6 +42,8 @@ def build_model(
         pooling: `"avg"`, `"max"`, or None (the head flattens the feature map).
         taps: what the head reads: `"last"`, the last stage, or `"all"`, every stage, see
             `build_backbone`.
+        crop: share of an image's shorter side that the central square covers, in (0, 1]. By default
+            that of the source model, or the data of the first training decides.
 
     Returns:
         A `keras.Model` from RGB images [N, image_size, image_size, 3] (uint8 or float, 0–255) to
@@ -48,9 +52,10 @@ def build_model(
 
     Raises:
         InputError: unknown backbone, an image size below the family's minimum, unavailable weights,
-            a source model that does not take images, or invalid head names.
+            a crop out of its range, a source model that does not take images, or invalid head names.
     """
     require_image_size(image_size)
+    crop = checked_crop(crop)
     for one in head.values() if isinstance(head, dict) else [head]:
         if not isinstance(one, Head):
             raise InputError(
@@ -70,6 +75,7 @@ def build_model(
         raise InputError(
             f"This backbone was built for image size {backbone.input_shape[1]}, not {image_size}."
         )
+    backbone.crop = crop or backbone.crop
     inputs = keras.Input((image_size, image_size, 3), name="images")
     features = backbone(inputs)
     if isinstance(head, dict):
@@ -118,6 +124,7 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
             raise InputError(
                 f"{backbone.name} cannot be built for image size {image_size}: {error}"
             ) from None
+    resized[image_size].crop = backbone.crop  # it may have been settled since
     return resized[image_size]
 
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.framing import DEFAULT_CROP
 from keras_transfer.models import BATCH_NORM_POLICIES
 from keras_transfer.models.graph import Stage
 from keras_transfer.models.taps import Cuts
@@ -38,22 +39,33 @@ class Backbone(keras.Model):
 
     After `import keras_transfer.models.stages` (or with `keras_transfer.load_model`),
     `keras.saving.load_model` loads a model that contains a backbone with safe mode on.
+
+    Attributes:
+        crop: share of the shorter side that the central square of an image covers, in (0, 1]; None
+            until the data of the first training decides, see `models.framing.settle_crop`.
     """
 
-    def __init__(self, inputs, outputs, name=None, **kwargs):
-        # The signature of keras.Model: with another one Keras could not save the graph.
+    def __init__(self, inputs, outputs, name=None, *, crop: float | None = None, **kwargs):
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
+        self.crop = crop
 
     # Keras 3.13 neither saves nor rebuilds the graph of a subclass, so a plain model does both.
 
     def get_config(self):
         plain = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
-        return {**plain.get_config(), "trainable": self.trainable}
+        return {**plain.get_config(), "trainable": self.trainable, "crop": self.crop}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
+        crop = {"crop": config.get("crop", DEFAULT_CROP)}  # 0.1 had one crop
+        config = {key: value for key, value in config.items() if key != "crop"}
         plain = keras.Model.from_config(config, custom_objects=custom_objects)
-        return cls(plain.inputs[0], plain.outputs[0], name=plain.name, trainable=plain.trainable)
+        names = {"name": plain.name, "trainable": plain.trainable}
+        return cls(plain.inputs[0], plain.outputs[0], **names, **crop)
+
+    def with_crop(self, crop: float) -> "Backbone":
+        """Return a backbone of the same layers whose images are cropped otherwise."""
+        return Backbone(self.inputs[0], self.outputs[0], name=self.name, crop=crop)
 
     @property
     def cuts(self) -> Cuts:

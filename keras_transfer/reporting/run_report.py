@@ -13,6 +13,7 @@ from keras_transfer.data.sources import open_data
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
 from keras_transfer.evaluation.result import format_value, summary_values
+from keras_transfer.modalities.image.framing import DEFAULT_CROP
 from keras_transfer.reporting import training_curves
 from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery_items
 from keras_transfer.reporting.page import render, skipped_files
@@ -208,7 +209,8 @@ def _facts(config, metrics, model):
         "Images": ", ".join(f"{n:,} {split}" for split, n in metrics["images"].items()) + skipped,
         "Task": "; ".join(_tasks(config)),
         "Strategy": f"{config['schedule']['name']}{chosen}",
-        "Batches": f"{config['batch_size']} images of {config['image_size']} px, "
+        "Batches": f"{config['batch_size']} images of {config['image_size']} px "
+        f"(center crop {config.get('crop', DEFAULT_CROP)}), "
         f"{config['precision']}, seed {config['seed']}",
         "Augmentation": _augmentation(config),
         "Selected epoch": f"{metrics['best_epoch']} of {epochs} ({config['keep']})",
@@ -344,8 +346,9 @@ def _shots(model, examples, document, images, batch_size):
 def _shots_of(model, examples, items: Sequence[Item], head, batch_size):
     from keras_transfer.data import batches as pipeline
     from keras_transfer.evaluation.gradcam import grad_cam
+    from keras_transfer.models.framing import framing_of
 
-    batches = pipeline.batches(examples, image_size=model.input_shape[1], batch_size=batch_size)
+    batches = pipeline.batches(examples, image_size=framing_of(model), batch_size=batch_size)
     pixels = np.concatenate([np.asarray(inputs) for inputs, _ in batches])
     heats: list[dict] = [{} for _ in items]
     for kind in ("prediction", "truth"):

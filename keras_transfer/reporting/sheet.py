@@ -16,8 +16,8 @@ from keras_transfer.modalities.image.augment import (
     resolve_augmentation,
     views_of,
 )
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.utils.console import printable
-from keras_transfer.utils.names import require_image_size
 
 _CELL = 1.25  # inches
 _LABEL_WIDTH, _GAP, _HEADER, _FOOTER = 1.05, 0.12, 0.42, 0.16  # cells
@@ -38,7 +38,7 @@ def show_batch(
     n: int = 8,
     *,
     augment="light",
-    image_size: int = 224,
+    image_size: int | Framing = 224,
     variants: int = 5,
     split: str = "train",
     mix: str = "none",
@@ -51,7 +51,7 @@ def show_batch(
         data: a `keras_transfer.data.ImageData`.
         n: number of images, ≥ 1; each class has one before any has two.
         augment: as for the trainer; or a list, to compare several augmentations.
-        image_size: of the model, in pixels.
+        image_size: of the model, in pixels; a `Framing` also says the crop.
         variants: number of variants per augmentation, ≥ 1.
         split: one of `data.examples`.
         mix, mix_alpha: as for the trainer; a last column shows the first variants mixed.
@@ -63,11 +63,11 @@ def show_batch(
     Raises:
         InputError: if the split or augmentation does not exist, or a transform fails on an image.
     """
-    require_image_size(image_size)
+    size, _ = Framing.of(image_size).square
     if n < 1 or variants < 1:
         raise InputError(
             f"show_batch: n, variants and image_size must be 1 or more, not {n}, {variants} and "
-            f"{image_size}."
+            f"{size}."
         )
     augmentations = augment if isinstance(augment, (list, tuple)) else [augment]
     titled = [(_title(one), views_of(one, variants)) for one in augmentations]
@@ -90,7 +90,7 @@ def show_batch(
     if mix:
         mixed, shares = _mixed(blocks[-1][1][0], examples.labels, data.class_names, mix, seed)
         blocks.append((mix.kind, [mixed]))
-    return _draw(blocks, captions, shares, image_size)
+    return _draw(blocks, captions, shares, size)
 
 
 def write_sheet(
@@ -99,7 +99,7 @@ def write_sheet(
     n: int = 10,
     *,
     augment=("light", "medium", "heavy"),
-    image_size: int = 224,
+    image_size: int | Framing = 224,
     variants: int = 3,
     **options,
 ) -> None:

@@ -18,6 +18,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.features.store import DTYPES
 from keras_transfer.modalities.image.augment import MIXES, Mix, plain_augmentation
+from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models import PRECISIONS
 from keras_transfer.schedules.phases import KEEP
 from keras_transfer.schedules.recipes import AUTO
@@ -126,6 +127,12 @@ class TrainConfig:
     image_size: int | None = setting(
         None, MODEL, "Height and width in pixels. (default: the backbone's)", least=1
     )
+    crop: Any = setting(
+        AUTO,
+        MODEL,
+        "Share of an image's shorter side that the model sees, above 0 to 1, or auto: the data "
+        "decide.",
+    )
     precision: str = setting(AUTO, MODEL, "Number format of the training.", choices=PRECISIONS)
 
     # -- training
@@ -223,6 +230,8 @@ class TrainConfig:
             object.__setattr__(self, "weights", None)
         if self.augment != AUTO:
             object.__setattr__(self, "augment", plain_augmentation(self.augment))
+        if self.crop != AUTO:
+            object.__setattr__(self, "crop", checked_crop(self.crop))
         Mix(self.mix, self.mix_alpha)
         if self.engine == "openvino":
             require("openvino", "Engine 'openvino'")
@@ -249,6 +258,11 @@ class TrainConfig:
         }
         share = DEFAULT_VAL_SPLIT if self.val_split is None else self.val_split
         return {**saved, "val_split": share, "weights": self.weights or "none"}
+
+    @property
+    def open_crop(self) -> float | None:
+        """The crop as `build_model` takes it: None where the data decide."""
+        return None if self.crop == AUTO else self.crop
 
     @property
     def recipe_arguments(self) -> dict:

@@ -10,6 +10,7 @@ import numpy as np
 from keras_transfer.errors import InputError
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import compile_arguments, fit_heads, heads_of
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import backbone_of, freeze
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.plans import make_optimizer
@@ -107,7 +108,7 @@ def find_rate(
         reseed(model, seed, 0)
         stream = data.batches(
             "train",
-            image_size=model.input_shape[1],
+            image_size=framing_of(model, data=data),
             batch_size=batch_size,
             training=True,
             augment=augment,

@@ -17,6 +17,7 @@ from keras_transfer.features.caching import Caching, Supply
 from keras_transfer.features.extraction import evaluation_batches, training_batches
 from keras_transfer.models.acceleration import jit_compile, training_model
 from keras_transfer.models.builders import by_head, compile_arguments, head_layers
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import freeze, quick_statistics
 from keras_transfer.runs import PLACES, STARTED_FROM, Run
 from keras_transfer.schedules.plans import FORWARD, Plan, anchor_at, make_optimizer
@@ -362,7 +363,7 @@ class TrainingRun:
             options["memory"] = trainer.image_memory
         return data.batches(
             split,
-            image_size=planned.image_size,
+            image_size=framing_of(self.model, planned.image_size),
             training=training,
             augment=trainer.augmentation(planned.phase),
             mix=trainer.mixing(planned.phase),

@@ -12,7 +12,9 @@ from keras_transfer.errors import InputError
 from keras_transfer.features.caching import Caching, plan_caching
 from keras_transfer.features.store import Store
 from keras_transfer.modalities.image.augment import Mix, plain_augmentation, resolve_augmentation
+from keras_transfer.modalities.image.framing import DEFAULT_CROP
 from keras_transfer.models.builders import check_targets, fit_heads, heads_of
+from keras_transfer.models.framing import framing_of, set_crop, settle_crop
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
@@ -133,6 +135,7 @@ class Trainer:
                 "An 'auto' schedule cannot be chosen with distribute: run `keras-transfer advise` on "
                 "one machine and name the schedule it recommends."
             )
+        settle_crop(self.model, data)
         choice, self.advice = self._choose(self, data)
         self._recipe = choice.strategy
         self._overrides = {**choice.overrides, **self._overrides}
@@ -251,6 +254,7 @@ class Trainer:
             previous = self._previous_settings(out) if resume else None
             if previous is not None:
                 self._adopt(previous)
+            settle_crop(self.model, data, self.workers.on_chief)
             training = TrainingRun(self, data, self.plan(data), callbacks)
             schedule = self._schedule(len(data.examples["train"]))
             settings = self.settings(schedule, {**data.source, **(config or {})})
@@ -268,6 +272,7 @@ class Trainer:
             **extra,
             **self.config.training_dict(),
             "image_size": self.model.input_shape[1],
+            "crop": framing_of(self.model).crop,
             "augment": self.augment,
             **({"devices": self.devices} if self.devices > 1 else {}),
             "precision": self.model.dtype_policy.name,
@@ -286,6 +291,8 @@ class Trainer:
     def _adopt(self, previous):
         """Adopt the decisions that were made when the run began."""
         self.devices = previous.get("devices", 1)
+        if framing_of(self.model).crop is None:
+            set_crop(self.model, previous.get("crop", DEFAULT_CROP))
         if self._recipe == recipes.AUTO:
             self._recipe, self._overrides = Schedule.from_dict(previous["schedule"]), {}
             if self._any_augment:

@@ -13,8 +13,8 @@ import keras
 import tensorflow as tf
 
 from keras_transfer.modalities.image.augment import Augmentation, Mix, Variation
+from keras_transfer.modalities.image.framing import DEFAULT_CROP, Framing
 
-EVAL_CROP = 0.875
 # What is drawn for a variant; the order determines the seeds.
 _CHOICES = [
     "area",
@@ -31,7 +31,7 @@ _CHOICES = [
 ]
 
 
-def resize_and_crop(image, size: int, crop_fraction: float = EVAL_CROP) -> tf.Tensor:
+def resize_and_crop(image, size: int, crop_fraction: float = DEFAULT_CROP) -> tf.Tensor:
     """Scale the shorter side to `round(size / crop_fraction)` and crop the central square.
 
     Resampling is bilinear and antialiased. Height and width may be unknown when the graph is built.
@@ -53,7 +53,9 @@ def resize_and_crop(image, size: int, crop_fraction: float = EVAL_CROP) -> tf.Te
     return _to_uint8(_resample(image, box, size))
 
 
-def augment(image, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
+def augment(
+    image, size: int, augmentation: Augmentation, seed, crop_fraction: float = DEFAULT_CROP
+) -> tf.Tensor:
     """Return a random variant of a training image; the same seed gives the same variant.
 
     Args:
@@ -62,6 +64,7 @@ def augment(image, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
         augmentation: what may change and how much.
         seed: int32 or int64 [2]. Every choice has its own seed derived from it, so that switching
             one choice on or off does not change the others.
+        crop_fraction: see `resize_and_crop`, for an augmentation that does not crop at random.
 
     Returns:
         uint8 [size, size, 3].
@@ -73,7 +76,7 @@ def augment(image, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
         box = _random_box(height, width, augmentation, seeds)
         image = _resample(image, box, size)
     else:
-        image = tf.cast(resize_and_crop(image, size), tf.float32)
+        image = tf.cast(resize_and_crop(image, size, crop_fraction), tf.float32)
     if augmentation.flip:
         image = tf.image.stateless_random_flip_left_right(image, seeds["flip"])
     if augmentation.rotate:
@@ -86,32 +89,33 @@ def augment(image, size: int, augmentation: Augmentation, seed) -> tf.Tensor:
     return _to_uint8(image)
 
 
-def augmenter(augmentation: Variation, size: int, names):
+def augmenter(augmentation: Variation, image_size: int | Framing, names):
     """Return a graph function (image uint8 [H, W, 3], seed [2], index) → uint8 [size, size, 3].
 
     Args:
         augmentation: result of `resolve_augmentation`.
-        size: side of the result, in pixels.
+        image_size: side of the result, in pixels, or the `Framing` of the model.
         names: name of the image at each index, for error messages.
 
     Raises:
         InputError: if a Keras layer fails on images of that size.
     """
+    size, crop = Framing.of(image_size).square
     if isinstance(augmentation, Augmentation):
-        return lambda image, seed, index: augment(image, size, augmentation, seed)
+        return lambda image, seed, index: augment(image, size, augmentation, seed, crop)
     from keras_transfer.modalities.image.transforms import KerasLayer
 
     if isinstance(augmentation, KerasLayer):
         layer = augmentation.function(size)
 
         def vary(image, seed, index):
-            plain = tf.cast(resize_and_crop(image, size), tf.float32)
+            plain = tf.cast(resize_and_crop(image, size, crop), tf.float32)
             # A crop by the layer is not cropped again.
             return _of_size(layer(plain[None], seed)[0], size, crop_fraction=1.0)
 
         return vary
     transform = augmentation.function(names)
-    return lambda image, seed, index: _of_size(transform(image, seed, index), size)
+    return lambda image, seed, index: _of_size(transform(image, seed, index), size, crop)
 
 
 def mixer(mix: Mix):
@@ -136,7 +140,7 @@ def mixer(mix: Mix):
     return call
 
 
-def _of_size(image, size, crop_fraction=EVAL_CROP):
+def _of_size(image, size, crop_fraction):
     """Resize and crop an image unless it has the size already."""
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
     result = tf.cond(

@@ -354,7 +354,9 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
             raise InputError(
                 f"{part.name} has taps already: it cannot be joined to another backbone."
             )
-    return Backbone(*tapped(parts, taps), name="_and_".join(part.name for part in parts))
+    crop = next((part.crop for part in parts if part.crop), None)
+    name = "_and_".join(part.name for part in parts)
+    return Backbone(*tapped(parts, taps), name=name, crop=crop)
 
 
 def _one_backbone(backbone, *, image_size, weights, pooling):

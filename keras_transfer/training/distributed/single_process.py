@@ -135,8 +135,9 @@ class SingleProcess:
         if cached is not None:
             return cached()
         from keras_transfer.evaluation.measures import predict_batches
+        from keras_transfer.models.framing import framing_of
 
-        batches = data.batches(split, image_size=model.input_shape[1], batch_size=batch_size)
+        batches = data.batches(split, image_size=framing_of(model), batch_size=batch_size)
         return predict_batches(model, batches, data.steps(split, batch_size))
 
     # -- files

@@ -20,6 +20,7 @@ from keras_transfer.evaluation.measures import predict_batches
 from keras_transfer.features.extraction import Activations, extract
 from keras_transfer.features.store import DIGEST
 from keras_transfer.modalities.image.augment import View
+from keras_transfer.models.framing import framing_of
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.training.distributed import faults
 from keras_transfer.training.distributed.single_process import SingleProcess
@@ -162,7 +163,7 @@ class Workers(SingleProcess):
                 inputs = keras.Input(own_model.input_shape[1:], dtype=own_model.inputs[0].dtype)
                 model = keras.Model(inputs, own_model(inputs))
                 batches = pipeline.batches(
-                    examples.take(mine), image_size=model.input_shape[1], batch_size=batch_size
+                    examples.take(mine), image_size=framing_of(own_model), batch_size=batch_size
                 )
                 _, outputs = predict_batches(model, batches, -(-len(mine) // batch_size))
             given = outputs if isinstance(outputs, dict) else {"": outputs}
