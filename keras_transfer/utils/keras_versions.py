@@ -12,10 +12,7 @@ from contextlib import contextmanager
 import keras
 from keras.src.backend.common import global_state  # 3.12 to 3.16: no public name
 from keras.src.backend.common.variables import AutocastScope  # 3.12 to 3.16: no public name
-from keras.src.random.seed_generator import (  # 3.12 to 3.16: no public name
-    GLOBAL_SEED_GENERATOR,
-    global_seed_generator,
-)
+from keras.src.random.seed_generator import global_seed_generator  # 3.12 to 3.16: no public name
 
 __all__ = [
     "OPTIMIZER_WRAPPERS",
@@ -82,7 +79,7 @@ def redirect_draws(layer: keras.layers.Layer, draw: Callable) -> None:
 
 def redirect_global_draws(generator) -> None:
     """Make `generator.next` answer for Keras's global generator; use it inside `keras_state`."""
-    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    global_state.set_global_attribute("global_seed_generator", generator)
 
 
 @contextmanager
