@@ -77,7 +77,7 @@ class Encoded:
             return read(self.contents(index))
         except OSError as error:
             raise InputError(
-                f"{self.names[index]} can no longer be read: {error.strerror}. Restore it, then continue."
+                f"{self.names[index]} can no longer be read: {error.strerror or error}. Restore it, then continue."
             ) from error
         except ValueError as error:
             raise ValueError(f"{self.names[index]}: {error}") from error

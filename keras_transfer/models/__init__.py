@@ -16,6 +16,7 @@ _NAMES = {
     "backbone_of": "stages",
     "build_backbone": "sources.applications",
     "compile_arguments": "builders",
+    "framing_of": "framing",
     "head_for": "builders",
     "head_of": "builders",
     "heads_of": "builders",

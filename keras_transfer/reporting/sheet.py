@@ -16,7 +16,7 @@ from keras_transfer.modalities.image.augment import (
     resolve_augmentation,
     views_of,
 )
-from keras_transfer.modalities.image.framing import Framing
+from keras_transfer.modalities.image.framing import Framing, choose_crop
 from keras_transfer.utils.console import printable
 
 _CELL = 1.25  # inches
@@ -51,7 +51,8 @@ def show_batch(
         data: a `keras_transfer.data.ImageData`.
         n: number of images, ≥ 1; each class has one before any has two.
         augment: as for the trainer; or a list, to compare several augmentations.
-        image_size: of the model, in pixels; a `Framing` also says the crop.
+        image_size: of the model, in pixels; a `Framing` also says the crop, which the data decide
+            otherwise, as for a model.
         variants: number of variants per augmentation, ≥ 1.
         split: one of `data.examples`.
         mix, mix_alpha: as for the trainer; a last column shows the first variants mixed.
@@ -63,7 +64,8 @@ def show_batch(
     Raises:
         InputError: if the split or augmentation does not exist, or a transform fails on an image.
     """
-    size, _ = Framing.of(image_size).square
+    framing = Framing.of(image_size)
+    size, _ = framing.square
     if n < 1 or variants < 1:
         raise InputError(
             f"show_batch: n, variants and image_size must be 1 or more, not {n}, {variants} and "
@@ -79,11 +81,12 @@ def show_batch(
             "show_batch: mixing requires data with a single head of classes or labels."
         )
     whole = data.examples[split]
+    framing = Framing(size, framing.crop or choose_crop(data, size)[0])
     examples = whole.take(_spread(rough_classes(whole.labels), n, seed))
     labels = label_texts(examples.labels, data.targets)
     captions = [(label, Path(name).name) for label, name in zip(labels, examples.names)]
     views = [View(), *(view for _, of_one in titled for view in of_one)]
-    images = _images(examples, list(dict.fromkeys(views)), image_size)
+    images = _images(examples, list(dict.fromkeys(views)), framing)
     blocks = [("as in evaluation", [images[View()]])]
     blocks += [(title, [images[view] for view in of_one]) for title, of_one in titled]
     shares = None
@@ -146,11 +149,11 @@ def _spread(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
     return chosen[np.lexsort((turn[chosen], labels[chosen]))]
 
 
-def _images(examples, views: Sequence[View], image_size) -> dict[View, np.ndarray]:
+def _images(examples, views: Sequence[View], framing) -> dict[View, np.ndarray]:
     from keras_transfer.data import batches as pipeline
 
     try:
-        made = pipeline.views(examples, range(len(examples)), views, image_size, len(examples))
+        made = pipeline.views(examples, range(len(examples)), views, framing, len(examples))
         (batch,) = made.as_numpy_iterator()
     except Exception as error:
         raise input_error_in(error) or error from None
