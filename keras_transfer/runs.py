@@ -14,6 +14,7 @@ from pathlib import Path
 
 from keras_transfer.data.examples import example_key, relative_paths
 from keras_transfer.errors import InputError
+from keras_transfer.utils.console import listed
 from keras_transfer.utils.documents import (
     RENAMED_SINCE_0_1,
     UNRECORDED,
@@ -204,8 +205,7 @@ class Run:
             ("changed", {n for n in now.keys() & before.keys() if now[n] != before[n]}),
         ):
             if names:
-                first = ", ".join(sorted(names)[:3]) + ", …" * (len(names) > 3)
-                yield f"{len(names)} examples are {change} ({first})"
+                yield f"{len(names)} examples are {change} ({listed(sorted(names), 3)})"
 
     @classmethod
     def open(cls, path, finished: bool = True) -> "Run":

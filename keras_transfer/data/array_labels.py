@@ -6,9 +6,8 @@ import numpy as np
 
 from keras_transfer.data.classes import sorted_names
 from keras_transfer.data.examples import TASKS
-from keras_transfer.data.table_files import listed
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import listed, say
 from keras_transfer.utils.names import sequence_of_names
 
 

@@ -16,6 +16,7 @@ from keras_transfer.data.examples import (
     label_summary,
 )
 from keras_transfer.data.files import Files, Skipped, check_files
+from keras_transfer.data.flaws import unprinted_flaws
 from keras_transfer.data.folders import read_splits
 from keras_transfer.data.sources import check_tree, label, open_data
 from keras_transfer.data.splits import require_fraction
@@ -164,13 +165,15 @@ def check_data(
     if val is not None:
         read_splits(val)
     try:
-        data = open_data(
-            source, val=val, val_split=val_split, seed=seed, progress=progress, **options
-        )
+        with unprinted_flaws():
+            data = open_data(
+                source, val=val, val_split=val_split, seed=seed, progress=progress, **options
+            )
         return report_on(data)
     except InputError as problem:
         folder = Path(source).expanduser()
-        data = _as_it_is(folder, progress) if folder.is_dir() else None
+        with unprinted_flaws():
+            data = _as_it_is(folder, progress) if folder.is_dir() else None
         if data is None or not any(len(part) for part in data.examples.values()):
             raise
         return report_on(data, problem=str(problem))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,7 @@ import numpy as np
 from keras_transfer.data.examples import Examples, ImageData, Target, label_counts
 from keras_transfer.data.files import Skipped
 from keras_transfer.errors import InputError
-
-_MAX_SHOWN = 10
-_REMEDY = "add images, or leave the class out"
+from keras_transfer.utils.console import listed
 
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -24,11 +23,7 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def require_each_class(
-    labels,
-    targets: Target | dict[str, Target],
-    where,
-    skipped: Sequence[Skipped] = (),
-    remedy: str = _REMEDY,
+    labels, targets: Target | dict[str, Target], where, skipped: Sequence[Skipped] = ()
 ) -> None:
     """Raise InputError if a class or label has no image, for a model would have an empty output.
 
@@ -36,21 +31,20 @@ def require_each_class(
         labels: those of the training images that can be read.
         targets: what the labels are.
         where: the source, for the message.
-        skipped: images that cannot be read; the first is named.
-        remedy: what to do.
+        skipped: images that cannot be read; one is named, in a folder of the class if there is one.
     """
     if isinstance(targets, dict):
         for name, target in targets.items():
-            require_each_class(labels[name], target, where, skipped, remedy)
+            require_each_class(labels[name], target, where, skipped)
         return
     empty = [name for name, count in label_counts(labels, targets).items() if not count]
     if empty:
         several = len(empty) > 1
-        names = ", ".join(empty[:_MAX_SHOWN]) + ", …" * (len(empty) > _MAX_SHOWN)
-        why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
+        own = [item for item in skipped if empty[0] in Path(item.path).parts]
+        why = next((f" ({item.path}: {item.reason})" for item in (*own, *skipped)), "")
         raise InputError(
-            f"{'classes' if several else 'class'} {names} {'have' if several else 'has'} no readable "
-            f"image in {where}{why}; {remedy}"
+            f"{'classes' if several else 'class'} {listed(empty)} {'have' if several else 'has'} no "
+            f"readable image in {where}{why}; add images, or leave the class out"
         )
 
 

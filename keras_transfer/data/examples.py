@@ -14,12 +14,11 @@ import numpy as np
 
 from keras_transfer.data.files import Skipped, as_reader
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import printable
+from keras_transfer.utils.console import listed, printable
 
 TASKS = ("single_label", "multi_label", "regression")
 BALANCES = ("none", "weights", "sampling")
 SEPARATOR = "|"  # of several labels in one cell
-_MAX_SHOWN = 10
 
 
 # -- labels ---------------------------------------------------------------------------------------
@@ -117,9 +116,7 @@ def label_summary(labels, targets) -> str:
         ]
     else:
         texts = [f"{name} {n}" for name, n in label_counts(labels, targets).items()]
-    if len(texts) > _MAX_SHOWN:
-        texts = [*texts[:_MAX_SHOWN], f"and {len(texts) - _MAX_SHOWN} more"]
-    return ", ".join(texts)
+    return listed(texts)
 
 
 # -- examples -------------------------------------------------------------------------------------

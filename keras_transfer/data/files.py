@@ -14,7 +14,7 @@ import sqlite3
 import time
 import warnings
 import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,10 +26,11 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from keras_transfer.data.flaws import report_flaws
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image import decode as decoding
 from keras_transfer.modalities.image.decode import Facts, digest, examine_file
-from keras_transfer.utils.console import printable, progress_bar, say
+from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import cache_folder
 
 # File names by which a source is recognized.
@@ -293,18 +294,6 @@ def check_images(paths: Sequence[str], *, progress: bool = True) -> tuple[Files,
     checked = check_files(paths, progress=progress)
     report_flaws(checked)
     return checked.files(checked.usable()), checked.skipped
-
-
-def report_flaws(checked: Checked) -> None:
-    """Print the number of usable images in which the model sees nothing, and the first of each kind."""
-    first: dict[str, int] = {}
-    for row, flaw in sorted(checked.flaws.items()):
-        first.setdefault(flaw, row)
-    counts = Counter(checked.flaws.values())
-    for flaw, row in first.items():
-        say(
-            f"{counts[flaw]} images are empty to the model ({printable(checked.names[row])}: {flaw})"
-        )
 
 
 def check_files(paths: Sequence[str], *, progress: bool = True) -> Checked:

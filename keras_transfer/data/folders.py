@@ -10,7 +10,7 @@ from keras_transfer.data.files import TABLES
 from keras_transfer.data.split_rule import SPLIT_NAMES
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.decode import EXTENSIONS
-from keras_transfer.utils.console import printable, say
+from keras_transfer.utils.console import listed, printable, say
 
 # Names (lower case) that systems and network drives leave in folders; hidden ones are ignored anyway.
 _SYSTEM = {
@@ -22,7 +22,6 @@ _LETTERS = re.compile(r"[^\W\d_]+")  # the words of seg_train, test2017
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # begins a word: TrainImages
 _SPLIT_WORD = re.compile(r"(training|train|validation|valid|val|dev|eval|testing|test)(set|data)?")
 _NEUTRAL = ("set", "data", "dataset", "folder", "images", "imgs", "photos", "pictures", "split")
-_MAX_SHOWN = 10
 
 Tree = dict[str, dict[str, list[str]]]  # split → class → sorted paths
 
@@ -70,10 +69,11 @@ def read_splits(root: str | os.PathLike) -> Tree:
             f"{root} is a file; pass the folder that contains the class folders, or a table "
             f"({', '.join(TABLES)})"
         )
-    splits = _find_splits(root)
-    if splits:
-        return {split: _read_classes(folder) for split, folder in splits.items()}
-    return {"all": _read_classes(root)}
+    inside = _Inside()
+    splits = _find_splits(root, inside)
+    return {
+        split: _read_classes(folder, inside) for split, folder in (splits or {"all": root}).items()
+    }
 
 
 def files_below(folder: Path) -> list[str]:
@@ -116,13 +116,13 @@ def _split_and_rest(name):
     return None, tuple(words)
 
 
-def _find_splits(root: Path) -> dict[str, Path]:
+def _find_splits(root: Path, inside: "_Inside") -> dict[str, Path]:
     """Return split → folder; empty if the folders are classes."""
-    folders = _subfolders(root)
+    folders, _ = inside[root]
     names = {folder: _split_and_rest(folder.name) for folder in folders}
     stated = {folder: split for folder, (split, _) in names.items() if split}
     rest = {folder: names[folder][1] for folder in stated}
-    below = {folder: {f.name for f in _subfolders(folder)} for folder in stated}
+    below = {folder: {f.name for f in inside[folder][0]} for folder in stated}
     plain = {folder for folder in stated if not rest[folder]}
 
     def same_layout(a, b):
@@ -132,7 +132,7 @@ def _find_splits(root: Path) -> dict[str, Path]:
 
     alike = {f for f in stated if any(same_layout(f, g) for g in stated if g != f)}
     if not alike and not any(stated[f] == "train" and below[f] for f in plain):
-        _refuse_splits_without_classes(root, folders, stated, rest, below)
+        _refuse_splits_without_classes(root, inside, stated, rest, below)
         return {}
     found: dict[str, Path] = {}
     for folder, split in stated.items():
@@ -150,7 +150,7 @@ def _find_splits(root: Path) -> dict[str, Path]:
             f"{root} contains the splits {', '.join(f.name for f in found.values())}, but none to "
             "train on: add train/<class>/"
         )
-    others = {f: len(_images_below(f)) for f in folders if f not in found.values()}
+    others = {f: len(_images(files_below(f))) for f in folders if f not in found.values()}
     if len(found) == 1 and sum(map(bool, others.values())) > 1:
         like = ", ".join(folder.name for folder, count in others.items() if count)
         raise InputError(
@@ -165,9 +165,10 @@ def _find_splits(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in ("train", "val", "test") if split in found}
 
 
-def _refuse_splits_without_classes(root, folders, stated, rest, below):
+def _refuse_splits_without_classes(root, inside, stated, rest, below):
     """Raise InputError if folders are splits without class folders or with different ones, or if each
     class has splits."""
+    folders, _ = inside[root]
     alike = len(set(rest.values())) == 1
     flat = len(set(stated.values())) > 1 and alike and not any(below.values())
     if flat and len(stated) == len(folders):
@@ -178,8 +179,8 @@ def _refuse_splits_without_classes(root, folders, stated, rest, below):
         )
     for folder in stated:
         for other in () if rest[folder] else folders:
-            inside = {f.name for f in _subfolders(other)}
-            if other != folder and len(below[folder] & inside) > 1:
+            names = {f.name for f in inside[other][0]}
+            if other != folder and len(below[folder] & names) > 1:
                 raise InputError(
                     f"{root} contains {folder.name} and {other.name} with the same class folders, but "
                     "none is called train: rename the one to train on"
@@ -187,24 +188,24 @@ def _refuse_splits_without_classes(root, folders, stated, rest, below):
     nested = [folder for folder in stated if below[folder]]
     rests = {rest[folder] for folder in nested}
     if len({stated[folder] for folder in nested}) > 1 and (len(rests) == 1 or () in rests):
-        names = ", ".join(f"{f.name} ({', '.join(sorted(below[f])[:_MAX_SHOWN])})" for f in nested)
+        names = ", ".join(f"{f.name} ({listed(sorted(below[f]))})" for f in nested)
         raise InputError(
             f"{root} contains {names}: are these splits, or classes? Splits need class folders of the "
             "same names; rename classes whose names state a split"
         )
-    inner = [{split_of(f.name) for f in _subfolders(folder)} for folder in folders]
+    inner = [{split_of(f.name) for f in inside[folder][0]} for folder in folders]
     if len(folders) > 1 and all("train" in splits and len(splits - {None}) > 1 for splits in inner):
         first = folders[0]
-        names = ", ".join(f"{first.name}/{f.name}" for f in _subfolders(first))
+        names = ", ".join(f"{first.name}/{f.name}" for f in inside[first][0])
         raise InputError(
             f"{root} has splits inside each class ({names}); arrange the images as "
             "train/<class>/ and val/<class>/, or the splits would be mixed"
         )
 
 
-def _read_classes(folder: Path) -> dict[str, list[str]]:
-    classes = _subfolders(folder)
-    loose = sum(entry.suffix.lower() in EXTENSIONS for entry in _entries(folder))
+def _read_classes(folder: Path, inside: "_Inside") -> dict[str, list[str]]:
+    classes, others = inside[folder]
+    loose = len(_images(others))
     if not classes:
         where = "images lie directly in it" if loose else "it has no subfolders"
         raise InputError(
@@ -216,12 +217,20 @@ def _read_classes(folder: Path) -> dict[str, list[str]]:
             f"ignored: {loose} images directly in {printable(str(folder))}, outside its class folders"
         )
     found: dict[str, list[str]] = {}
+    nested: list[str] = []
     for entry in classes:
         # macOS writes é as two characters: both forms are one class.
         name = unicodedata.normalize("NFC", entry.name)
         if name in found:
             say(f"{printable(str(entry))} has the same name as another folder: they are one class")
-        found[name] = sorted(found.get(name, []) + files_below(entry))
+        files = files_below(entry)
+        nested += [path for path in _images(files) if Path(path).parent != entry]
+        found[name] = sorted(found.get(name, []) + files)
+    if nested:
+        say(
+            f"{len(nested)} images in {printable(str(folder))} lie in folders inside class folders "
+            f"(first {printable(str(Path(nested[0]).parent))}): they count as the class around them"
+        )
     return {name: found[name] for name in sorted_names(found)}
 
 
@@ -229,12 +238,11 @@ def _only_one(root, tree):
     """Return the message for a folder with one class, which may contain the dataset itself."""
     ((name, _),) = (tree["train"] if "train" in tree else tree["all"]).items()
     message = f"only one class ({name}) in {root}; classification needs at least two"
-    inside, below = root / name, []
-    while "all" in tree and len(below := _subfolders(inside)) == 1:
-        inside = below[0]
+    innermost, inside, below = root / name, _Inside(), []
+    while "all" in tree and len(below := inside[innermost][0]) == 1:
+        innermost = below[0]
     if len(below) > 1:
-        names = ", ".join(f.name for f in below[:_MAX_SHOWN]) + ", …" * (len(below) > _MAX_SHOWN)
-        return f"{message}. {inside} contains {names}: pass that folder"
+        return f"{message}. {innermost} contains {listed(f.name for f in below)}: pass that folder"
     return message
 
 
@@ -242,16 +250,18 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _SYSTEM
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if _is_visible(entry.name))
-    except OSError as error:
-        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
+class _Inside(dict):
+    """Folder → (its visible subfolders, its other visible entries), sorted; each is listed once."""
+
+    def __missing__(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        try:
+            entries = sorted(entry for entry in folder.iterdir() if _is_visible(entry.name))
+        except OSError as error:
+            raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
+        folders = [entry for entry in entries if entry.is_dir()]
+        self[folder] = folders, sorted(set(entries) - set(folders))
+        return self[folder]
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
-
-
-def _images_below(folder):
-    return [path for path in files_below(folder) if Path(path).suffix.lower() in EXTENSIONS]
+def _images(files):
+    return [path for path in files if Path(path).suffix.lower() in EXTENSIONS]

@@ -9,9 +9,8 @@ import numpy as np
 
 from keras_transfer.data.classes import sorted_names
 from keras_transfer.data.examples import SEPARATOR, Target
-from keras_transfer.data.table_files import listed
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import listed, say
 
 LABEL_KINDS = ("label_column", "label_columns", "targets")
 _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}

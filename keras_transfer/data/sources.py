@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data.classes import require_each_class
 from keras_transfer.data.examples import Examples, ImageData, Target
-from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_files, report_flaws
+from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_files
+from keras_transfer.data.flaws import report_flaws
 from keras_transfer.data.folders import read_tree
 from keras_transfer.data.multilabel_folders import merge_copies
 from keras_transfer.data.split_rule import SplitRule, divide
@@ -112,11 +114,12 @@ def from_directory(
         tree["val"] = _read_val(val, tree["train"])
     # Report errors that the names show before the long check.
     split_rule.check(tree)
-    _require_each_class(tree["train"], train_folder, [])
-    target = Target(task, tuple(tree["train"]))
+    names = tuple(tree["train"])
+    of_files = np.repeat(np.arange(len(names)), [len(files) for files in tree["train"].values()])
+    require_each_class(of_files, Target("single_label", names), train_folder)
+    target = Target(task, names)
     rows, checked = check_tree(tree, progress)
     skipped = checked.skipped
-    _require_each_class(rows["train"], train_folder, skipped)
     examples = {split: label(checked, classes, target) for split, classes in rows.items()}
     for split, part in examples.items():
         where = val if split == "val" and val is not None else f"the {split} folder of {root}"
@@ -179,16 +182,3 @@ def _read_val(val, train: dict[str, list[str]]) -> dict[str, list[str]]:
             "both need the same class folders"
         )
     return tree["all"]
-
-
-def _require_each_class(classes, folder: Path, skipped: list[Skipped]) -> None:
-    for name, files in classes.items():
-        if len(files):
-            continue
-        class_folder = folder / name
-        first = next((s for s in skipped if class_folder in Path(s.path).parents), None)
-        why = f"{first.path}: {first.reason}" if first else "it is empty"
-        raise InputError(
-            f"class {name} has no readable image in {class_folder} ({why}); "
-            "add images or remove the folder"
-        )

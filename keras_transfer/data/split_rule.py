@@ -22,7 +22,7 @@ from keras_transfer.data.examples import (
 from keras_transfer.data.files import Skipped, concatenated
 from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import printable, say
+from keras_transfer.utils.console import listed, say
 from keras_transfer.utils.files import csv_rows
 
 DEFAULT_VAL_SPLIT = 0.2
@@ -32,7 +32,6 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_MAX_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -202,21 +201,19 @@ class SplitRule:
 
     def _listed(self, names, skipped):
         """Return the list, restricted to images that exist; print which ones are missing."""
-        listed = {os.path.normpath(path).replace(os.sep, "/"): s for path, s in self.listed.items()}
+        wanted = {os.path.normpath(path).replace(os.sep, "/"): s for path, s in self.listed.items()}
         existing = set(names)
-        missing = sorted(listed.keys() - existing - set(skipped))
-        if listed and not existing & listed.keys():
+        missing = sorted(wanted.keys() - existing - set(skipped))
+        if wanted and not existing & wanted.keys():
             raise InputError(
                 f"{self.split_file} names none of the images: its paths must be relative to the "
                 f"folder of the images, like {names[0]}, not {missing[0]}"
             )
         if missing:
-            more = ", …" if len(missing) > _MAX_SHOWN else ""
             say(
-                f"{self.split_file} names {len(missing)} images that no longer exist: "
-                f"{', '.join(missing[:_MAX_SHOWN])}{more}"
+                f"{self.split_file} names {len(missing)} images that no longer exist: {listed(missing)}"
             )
-        return {name: s for name, s in listed.items() if name in existing}
+        return {name: s for name, s in wanted.items() if name in existing}
 
     def _check(self, splits, labels, target):
         for part in ("train", "val"):
@@ -255,8 +252,9 @@ def divide(
     Raises:
         InputError: if a class has no image to train on, or the rule cannot be applied to these images.
     """
-    if "train" in examples and not rule.listed:  # a list is checked when it has been applied
-        require_each_class(examples["train"].labels, target, root, skipped)
+    if "train" in examples:  # with a list, every image may become one to train on
+        parts = list(examples.values()) if rule.listed else [examples["train"]]
+        require_each_class(join_labels([part.labels for part in parts]), target, root, skipped)
     if rule.val_split is not None and ("val" in examples or rule.folds):
         why = "--folds draws them" if rule.folds else "they are given already"
         say(f"--val-split has no effect on the validation images: {why}")
@@ -276,8 +274,7 @@ def divide(
     if names and data.task != "regression":
         for name, counts in data.counts.items():
             if missing := [label for label, count in counts.items() if not count]:
-                shown = ", ".join(map(printable, missing[:_MAX_SHOWN]))
-                say(f"{name} has no image of {shown}{', …' * (len(missing) > _MAX_SHOWN)}")
+                say(f"{name} has no image of {listed(missing)}")
     return data
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from keras_transfer.data.files import TABLES
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import listed, say
 from keras_transfer.utils.extras import require
 
-_MAX_SHOWN = 10
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLED = 50  # rows by which the separator is recognized
 # Byte order marks, the longest first: that of UTF-16 begins that of UTF-32.
@@ -202,9 +201,3 @@ def _say_empty(path, empty, count):
         empty, count = empty[:-1], count - 1
     if empty:
         say(f"{path}: {len(empty)} empty rows are left out ({listed(empty)})")
-
-
-def listed(items) -> str:
-    """Return the first items, separated by commas."""
-    more = f", and {len(items) - _MAX_SHOWN} more" if len(items) > _MAX_SHOWN else ""
-    return ", ".join(map(str, items[:_MAX_SHOWN])) + more

@@ -30,10 +30,10 @@ from keras_transfer.data.label_columns import (
     rows_without_labels,
 )
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
-from keras_transfer.data.table_files import TableCells, listed, read_columns
+from keras_transfer.data.table_files import TableCells, read_columns
 from keras_transfer.errors import ColumnError, InputError
 from keras_transfer.modalities.image.decode import EXTENSIONS
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import listed, say
 from keras_transfer.utils.names import make_options, sequence_of_names
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")

@@ -19,7 +19,7 @@ from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery_items
 from keras_transfer.reporting.page import render, skipped_files
 from keras_transfer.reporting.scores import head_scores
 from keras_transfer.runs import CONFIG, Run
-from keras_transfer.utils.console import printable, say
+from keras_transfer.utils.console import listed, printable, say
 from keras_transfer.utils.files import write_text
 
 IMAGES = 48
@@ -224,7 +224,7 @@ def _tasks(config):
     heads = config["heads"] if "heads" in config else {"": config["head"]}
     words = {"single_label": "classes", "multi_label": "labels", "regression": "numbers"}
     for name, head in heads.items():
-        names = ", ".join(head["names"][:_MOST_NAMES]) + ", …" * (len(head["names"]) > _MOST_NAMES)
+        names = listed(head["names"], _MOST_NAMES)
         of = f"{name}: " if name else ""
         yield f"{of}{len(head['names'])} {words[head['task']]} ({names})"
 

@@ -278,6 +278,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def listed(items: Iterable, most: int = 10) -> str:
+    """Return the first items on one line, separated by commas, and the number of the others."""
+    items = list(items)
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(printable(str(item)) for item in items[:most]) + more
+
+
 def cell_text(value) -> str:
     """Return one line of text for a table cell; None becomes a dash."""
     return _MISSING if value is None else " ".join(printable(str(value)).split())

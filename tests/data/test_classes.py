@@ -12,6 +12,7 @@ from keras_transfer.cli.main import app
 from keras_transfer.data import from_arrays, from_directory, from_table
 from keras_transfer.data.classes import in_recorded_order, require_each_class, sorted_names
 from keras_transfer.data.examples import Target
+from keras_transfer.data.files import Skipped
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.models.builders import build_model
@@ -120,6 +121,11 @@ def test_a_class_without_an_image_is_named_with_a_reason():
         InputError, match=r"^classes b, c have no readable image in t\.csv; add images"
     ):
         require_each_class(np.array([0, 0]), target, "t.csv")
+    skipped = [Skipped("d/a/1.png", "empty file"), Skipped("d/c/1.png", "truncated")]
+    with pytest.raises(
+        InputError, match=r"^class c has no readable image in d \(d/c/1\.png: trunc"
+    ):
+        require_each_class(np.array([0, 1]), target, "d", skipped)
     tags = Target("multi_label", ("x", "y"))
     with pytest.raises(InputError, match=r"^class y has no readable image"):
         require_each_class({"t": np.array([[1, 0]])}, {"t": tags}, "t.csv")

@@ -1,6 +1,8 @@
 """Folders as people have them: splits of any name, what systems leave behind, and wrong levels."""
 
 import unicodedata
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from conftest import make_folder, raises
@@ -180,3 +182,21 @@ def test_both_unicode_forms_are_one_class(tmp_path, capsys):
     for known in (composed, decomposed):
         data = labeled_images(tmp_path, [known, "tea"], progress=False)
         assert data.class_names == (known, "tea") and len(data.examples["all"]) == 5
+
+
+def test_images_in_folders_inside_class_folders_are_counted(tmp_path, capsys):
+    make_folder(tmp_path, {"ants": 2, "bees": 2, "ants/more": 3, "bees/a/b": 1})
+    (tmp_path / "ants" / "more" / "notes.txt").write_text("no image")
+    tree = read_tree(tmp_path)
+    assert {name: len(files) for name, files in tree["all"].items()} == {"ants": 6, "bees": 3}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"4 images in {tmp_path} lie in folders inside class folders")
+    assert str(tmp_path / "ants" / "more") in line
+
+
+def test_each_folder_is_listed_once(tmp_path, monkeypatch):
+    make_folder(tmp_path, {f"{s}/{c}": 1 for s in ("Train", "test_set") for c in ("ants", "bees")})
+    listed, iterdir = Counter(), Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: listed.update([self]) or iterdir(self))
+    assert set(read_tree(tmp_path)) == {"train", "test"}
+    assert set(listed.values()) == {1} and len(listed) == 3

@@ -352,7 +352,7 @@ def test_what_is_gone_is_named_ten_times_at_most(tmp_path, capsys):
     whole = assigned(SplitRule(split_file=write_list(tmp_path / "a.csv", rows)))
     assert whole == {"train": [i for i in range(60) if i % 3], "val": list(range(0, 60, 3))}
     assert capsys.readouterr().err == ""
-    for count, end in ((1, "gone00"), (10, "gone09"), (11, "gone09, …")):
+    for count, end in ((1, "gone00"), (10, "gone09"), (11, "gone09, and 1 more")):
         more = [(f"gone{i:02}", "test") for i in reversed(range(count))]
         rule = SplitRule(split_file=write_list(tmp_path / "b.csv", [*rows, *more, ("left", "val")]))
         assert assigned(rule, skipped=["left"]) == whole

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from keras_transfer.utils import console
-from keras_transfer.utils.console import Table, print_table, progress_bar, say, silence
+from keras_transfer.utils.console import Table, listed, print_table, progress_bar, say, silence
 
 
 class Terminal(io.StringIO):
@@ -108,3 +108,9 @@ def test_a_table_is_drawn_in_a_terminal_and_plain_elsewhere(capsys, monkeypatch)
     monkeypatch.setattr(sys, "stdout", Terminal())
     print_table(table)
     assert "[red]x[/]" in sys.stdout.getvalue() and "─" in sys.stdout.getvalue()
+
+
+def test_a_list_is_one_line_of_its_first_items():
+    assert listed([]) == "" and listed("ab") == "a, b" and listed(range(3), 3) == "0, 1, 2"
+    assert listed(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 2 more"
+    assert listed((f"a\n{i}" for i in range(3)), 1) == "a\\n0, and 2 more"
