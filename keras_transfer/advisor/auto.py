@@ -186,6 +186,6 @@ def _hold_out(data, seed):
 
     train = data.examples["train"]
     splitter = StratifiedGroupKFold(round(1 / _HELD_OUT), shuffle=True, random_state=seed)
-    rest, held_out = next(splitter.split(train.labels, train.labels, train.copies))
+    rest, held_out = next(splitter.split(train.labels, train.labels, train.together))
     examples = {"train": train.take(rest), "val": train.take(held_out)}
     return ImageData(data.class_names, examples, [], data.root, data.targets)

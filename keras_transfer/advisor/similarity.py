@@ -140,7 +140,7 @@ def _measure_symmetry(prefix, sample, engine, store, seed):
     rows = np.arange(len(sample))
     plain, mirrored = (averaged(activations.gather(rows, view)) for view in range(2))
     probe = cross_validated_probe(
-        plain, sample.labels, groups=sample.copies, seed=seed, others=[mirrored]
+        plain, sample.labels, groups=sample.together, seed=seed, others=[mirrored]
     )
     if probe is None:
         return {}

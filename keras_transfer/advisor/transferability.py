@@ -80,7 +80,7 @@ def score_backbone(
     def compute():
         features = pooled_features(prefix, sample, engine, store)
         return score_features(
-            features, sample.labels, groups=sample.copies, name=name, seed=seed
+            features, sample.labels, groups=sample.together, name=name, seed=seed
         ).to_cache()
 
     stored = concluded(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_transfer.data.examples import Examples, ImageData, Target, label_counts
+from keras_transfer.data.examples import ImageData, Target, label_counts
 from keras_transfer.data.files import Skipped
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import listed
@@ -78,7 +78,7 @@ def in_recorded_order(
         labels = {
             name: _reordered(array, orders[name]) for name, array in by_head(part.labels).items()
         }
-        examples[split] = Examples(part.images, whole(labels))
+        examples[split] = replace(part, labels=whole(labels))
         if sort and not several and labels[""].ndim == 1:
             examples[split] = examples[split].take(np.argsort(labels[""], kind="stable"))
     new = {name: t if orders[name] is None else old[name] for name, t in targets.items()}

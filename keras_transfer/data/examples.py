@@ -130,10 +130,13 @@ class Examples:
         images: a reader, see `data.files`; a list of paths becomes `Files`.
         labels: int32 [n], positions in `ImageData.class_names`; see `data.examples` for other tasks
             and several heads.
+        groups: number of the group (a person, a patient, a film) of each image, int [n], if a split
+            rule has groups.
     """
 
     images: Any
     labels: np.ndarray | dict[str, np.ndarray]
+    groups: np.ndarray | None = None
 
     def __post_init__(self):
         self.images = as_reader(self.images)
@@ -152,14 +155,23 @@ class Examples:
         return self.images.digests
 
     @property
-    def copies(self) -> np.ndarray:
-        """Number of each image's content, int [N]: identical files have the same number."""
-        return np.unique(self.digests, return_inverse=True)[1]
+    def together(self) -> np.ndarray:
+        """A number for each image, int [N]; copies, and images of one group, have the same."""
+        copies = np.unique(self.digests, return_inverse=True)[1]
+        if self.groups is None:
+            return copies
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        size = len(self) + int(self.groups.max()) + 1
+        edges = coo_array((np.ones(len(self)), (copies, len(self) + self.groups)), (size, size))
+        return connected_components(edges)[1][copies]
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""
         labels = map_labels(lambda array: array[indices], self.labels)
-        return Examples(self.images.take(indices), labels)
+        groups = None if self.groups is None else self.groups[indices]
+        return Examples(self.images.take(indices), labels, groups)
 
 
 def example_key(path: str, label: str, split: str) -> str:

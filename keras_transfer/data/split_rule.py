@@ -157,7 +157,7 @@ class SplitRule:
             shares = self.shares(set(given))
             labels, class_names = strata(examples.take(pool).labels, target)
             keys = [examples.digests[i] for i in places]
-            groups = self._groups([names[i] for i in places])
+            groups = self.groups_of([names[i] for i in places])
             rule = {"groups": groups, "seed": self.seed, "class_names": class_names}
             if self.folds is None:
                 parts = split(labels, shares, keys, fixed=fixed if listed else None, **rule)
@@ -184,7 +184,7 @@ class SplitRule:
         val = rest[folds(labels[rest], self.folds, keys, groups=groups, **rule)[self.fold - 1]]
         return {**parts, "train": np.setdiff1d(rest, val), "val": val}
 
-    def _groups(self, names):
+    def groups_of(self, names: Sequence[str]) -> list[str] | None:
         """Return the group of each path; None if the rule has no groups."""
         if self.groups is None:
             return None
@@ -264,7 +264,10 @@ def divide(
         whole = Examples(concatenated([part.images for part in parts]), labels)
         given = np.repeat(list(examples), [len(part) for part in parts])
         left_out = relative_paths((item.path for item in skipped), root)
-        splits = rule.assign(whole, relative_paths(whole.names, root), given, target, left_out)
+        paths = relative_paths(whole.names, root)
+        splits = rule.assign(whole, paths, given, target, left_out)
+        if groups := rule.groups_of(paths):
+            whole.groups = np.unique(groups, return_inverse=True)[1]
         examples = {name: whole.take(np.flatnonzero(splits == name)) for name in set(splits)}
     in_order: dict[str, Examples] = {
         name: examples[name] for name in ("train", "val", "test") if name in examples

@@ -1,6 +1,5 @@
 """Linear models on features, by scikit-learn: the closed-form head and the cross-validated probe."""
 
-import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import joblib
 import numpy as np
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -19,14 +18,9 @@ from threadpoolctl import threadpool_limits
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.utils.console import progress_bar
 
-# New in scikit-learn 1.8, which warns where it is missing.
-_NEW_ATTRIBUTES = {
-    name: False
-    for name in ("use_legacy_attributes",)
-    if name in inspect.signature(LogisticRegressionCV).parameters
-}
-_STRENGTHS = np.logspace(-3, 1, 9)
-_MAX_FOR_CHOOSING = 5000  # rows of cross-validation; the strength that it chooses is used for all
+_STRENGTHS = np.logspace(-4, 1, 11)
+_WORSE = 2  # strengths in a row that raise the loss, after which no weaker penalty is tried
+_MAX_FOR_CHOOSING = 3000  # rows of cross-validation; the strength that it chooses is used for all
 _FOLDS = 5
 _ALPHAS = np.logspace(-1, 6, 15)  # of ridge regression
 _PROBE_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # of the probe: C times the number of features
@@ -90,10 +84,8 @@ def logistic_regression(
 ) -> LinearHead:
     """Fit the head that a Dense layer would become by endless training with weight decay.
 
-    Features are centered and divided by one standard deviation of all of them (not one each, so
-    that a feature that hardly varies does not become as important as the others), and the result
-    is folded back into kernel and bias. The strength is the one with the lowest log loss in
-    stratified 5-fold cross-validation.
+    The features are standardized (see `_Standardized`), and the result is folded back into kernel and
+    bias. The strength is the one with the lowest log loss in stratified 5-fold cross-validation.
 
     Args:
         features: float [N, D].
@@ -103,42 +95,57 @@ def logistic_regression(
         seed: seed of the folds.
         most: maximum number of rows on which the strength is chosen.
     """
-    scaled, mean, scale = _scaled(features)
-    options = dict(
-        max_iter=300,
-        class_weight=None if class_weights is None else dict(enumerate(class_weights.tolist())),
-    )
-    chosen = np.arange(len(labels))
-    if len(labels) > most:
-        chosen = stratified_sample(labels, most, groups=groups, seed=seed)
-    first = chosen[np.unique(groups[chosen], return_index=True)[1]]
-    folds = min(_FOLDS, np.bincount(labels[first], minlength=labels.max() + 1).min())
+    return _logistic(_Standardized(features), labels, groups, class_weights, seed, most)
+
+
+def _logistic(inputs: "_Standardized", labels, groups, class_weights, seed, most) -> LinearHead:
+    weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
+    strength, loss = _chosen_strength(inputs.rows, labels, groups, weights, seed, most)
     with _parallel_fits():
-        if folds < 2:
-            strength, loss = 1.0, None
-        else:
-            splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
-                scaled[chosen], labels[chosen], groups[chosen]
-            )
-            search = LogisticRegressionCV(
-                Cs=_STRENGTHS,
-                cv=list(splits),
-                scoring="neg_log_loss",
-                refit=False,
-                **_NEW_ATTRIBUTES,
-                **options,
-            ).fit(scaled[chosen], labels[chosen])
-            scores = search.scores_
-            if isinstance(scores, dict):  # before 1.8: the same scores for each class
-                scores = next(iter(scores.values()))
-            scores = np.asarray(scores).reshape(folds, -1, len(_STRENGTHS)).mean((0, 1))
-            best = int(np.argmax(scores))
-            strength, loss = float(_STRENGTHS[best]), float(-scores[best])
-        fitted = LogisticRegression(C=strength, **options).fit(scaled, labels)
+        fitted = LogisticRegression(C=strength, max_iter=300, class_weight=weights)
+        fitted.fit(inputs.rows, labels)
     weights, offsets = fitted.coef_, fitted.intercept_
     if len(weights) == 1:  # two classes have one logit, of which each class gets half
         weights, offsets = np.concatenate([-weights, weights]) / 2, np.append(-offsets, offsets) / 2
-    return _head(weights, offsets, mean, scale, strength, loss)
+    return LinearHead(*inputs.unfolded(weights, offsets), strength, loss)
+
+
+def _chosen_strength(rows, labels, groups, class_weight, seed, most):
+    """Return (strength, log loss on held-out rows, or None if a class is too small for folds)."""
+    chosen = np.arange(len(labels))
+    if len(labels) > most:
+        chosen = stratified_sample(labels, most, groups=groups, seed=seed)
+    rows, labels, groups = rows[chosen], labels[chosen], groups[chosen]
+    first = np.unique(groups, return_index=True)[1]
+    folds = min(_FOLDS, np.bincount(labels[first], minlength=labels.max() + 1).min())
+    if folds < 2:
+        return 1.0, None
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    splits = list(splitter.split(rows, labels, groups))
+    options = dict(max_iter=100, warm_start=True, class_weight=class_weight)
+    models = [
+        LogisticRegression(**options) for _ in splits
+    ]  # each continues with the next strength
+    losses: list[float] = []
+    with _parallel_fits(), joblib.Parallel() as parallel:
+        for strength in _STRENGTHS:
+            one = joblib.delayed(_held_out_loss)
+            found = parallel(
+                one(model.set_params(C=strength), rows, labels, *split)
+                for model, split in zip(models, splits)
+            )
+            losses.append(float(np.concatenate(found).mean()))
+            if len(losses) - 1 - np.argmin(losses) >= _WORSE:
+                break
+    best = int(np.argmin(losses))
+    return float(_STRENGTHS[best]), losses[best]
+
+
+def _held_out_loss(model, rows, labels, train, test):
+    model.fit(rows[train], labels[train])
+    # The probability of a class that the training part lacks is 0.
+    of_label = model.predict_proba(rows[test]) * (model.classes_ == labels[test][:, None])
+    return -np.log(of_label.sum(axis=1).clip(1e-12))
 
 
 def label_regressions(
@@ -159,6 +166,7 @@ def label_regressions(
     """
     count = labels.shape[1]
     most = max(500, min(_MAX_FOR_CHOOSING, 4 * _MAX_FOR_CHOOSING // count))
+    inputs = _Standardized(features)
     kernel = np.zeros((features.shape[1], count), "float32")
     bias = np.zeros(count, "float32")
     heads = []
@@ -169,8 +177,7 @@ def label_regressions(
             bias[i] = np.log((positive + 0.5) / (len(column) - positive + 0.5))
             continue
         weights = None if class_weights is None else class_weights[i]
-        options = {"class_weights": weights, "seed": seed, "most": most}
-        head = logistic_regression(features, column, groups, **options)
+        head = _logistic(inputs, column, groups, weights, seed, most)
         kernel[:, i] = head.kernel[:, 1] - head.kernel[:, 0]
         bias[i] = head.bias[1] - head.bias[0]
         heads.append(head)
@@ -190,33 +197,55 @@ def ridge_regression(features: np.ndarray, targets: np.ndarray, groups: np.ndarr
         features, groups: see `logistic_regression`.
         targets: float [N, C], preferably standardized; each has a penalty of its own.
     """
-    scaled, mean, scale = _scaled(features)
+    inputs = _Standardized(features)
     rows = np.unique(groups, return_index=True)[1][:_MAX_FOR_CHOOSING]  # one view per example
     alphas, loss = np.ones(targets.shape[1]), None
     if len(rows) > 2:
-        search = RidgeCV(_ALPHAS, alpha_per_target=True).fit(scaled[rows], targets[rows])
+        search = RidgeCV(_ALPHAS, alpha_per_target=True).fit(inputs.rows[rows], targets[rows])
         alphas, loss = np.ravel(search.alpha_), float(-np.mean(search.best_score_))
         alphas = alphas * (len(targets) / len(rows))  # the errors of more rows weigh more
-    fitted = Ridge(alphas).fit(scaled, targets)
+    fitted = Ridge(alphas).fit(inputs.rows, targets)
     weights = np.reshape(fitted.coef_, (targets.shape[1], -1))
     strength = float(1 / np.median(alphas))
-    return _head(weights, fitted.intercept_, mean, scale, strength, loss, "squared error")
+    return LinearHead(*inputs.unfolded(weights, fitted.intercept_), strength, loss, "squared error")
 
 
-def _scaled(features):
-    """Return (features centered and divided by one deviation of them all, mean [D], deviation)."""
-    # One copy only, as features may take a gigabyte. Differences of large values need float64 sums.
-    mean = features.mean(axis=0, dtype="float64")
-    scale = max(float(features.std(dtype="float64")), 1e-12)
-    scaled = ((features - mean.astype("float32")) / np.float32(scale)).astype("float32", copy=False)
-    return scaled, mean, scale
+class _Standardized:
+    """Features, centered and scaled, on which the solvers work.
 
+    Each is divided by the geometric mean of its own deviation and that of all features together.
+    Divided by their own, features that hardly vary become as important as the others; by a common
+    one, those of stages with small activations do not count. (`scripts/accuracy.py` compares them.)
 
-def _head(weights, offsets, mean, scale, *more):
-    """Return the head on unscaled features; `weights` [C, D] and `offsets` [C] are for scaled ones."""
-    kernel = weights.T.astype("float64") / scale
-    bias = offsets - mean @ kernel
-    return LinearHead(kernel.astype("float32"), bias.astype("float32"), *more)
+    Where there are far fewer rows than features, the rows are expressed in a basis of the space that
+    they span. A penalty on squares does not see such a rotation, and fits take a fraction of the time.
+
+    Attributes:
+        rows: float32 [N, K].
+    """
+
+    def __init__(self, features: np.ndarray):
+        # One copy only, as features may take a gigabyte. Differences of large values need float64 sums.
+        self.mean = features.mean(axis=0, dtype="float64")
+        common = max(float(features.std(dtype="float64")), 1e-12)
+        own = np.maximum(features.std(axis=0, dtype="float64"), 1e-3 * common)
+        self.scale = np.sqrt(own * common)
+        rows = (features - self.mean.astype("float32")) / self.scale.astype("float32")
+        self.rows, self.basis = rows.astype("float32", copy=False), None
+        if 2 * len(rows) < rows.shape[1]:
+            values, vectors = np.linalg.eigh(self.rows.astype("float64") @ self.rows.T)
+            large = values > 1e-9 * max(values[-1], 1e-30)
+            lengths, vectors = np.sqrt(values[large]), vectors[:, large]
+            self.basis = self.rows.T @ (vectors / lengths)
+            self.rows = (vectors * lengths).astype("float32")
+
+    def unfolded(self, weights, offsets) -> tuple[np.ndarray, np.ndarray]:
+        """Return (kernel [D, C], bias [C]) on the features from weights [C, K], offsets on rows."""
+        kernel = weights.T.astype("float64")
+        if self.basis is not None:
+            kernel = self.basis @ kernel
+        kernel = kernel / self.scale[:, None]
+        return kernel.astype("float32"), (offsets - self.mean @ kernel).astype("float32")
 
 
 @dataclass(frozen=True, eq=False)

@@ -248,7 +248,7 @@ class TrainingRun:
                 head.task,
                 features,
                 np.concatenate([head.from_units(labels[name])] * train.views),
-                np.tile(rows, train.views),
+                np.tile(self.data.examples["train"].together, train.views),
                 class_weights=weights and class_weights(weights, head.names, labels[name]),
                 seed=trainer.config.seed,
             )

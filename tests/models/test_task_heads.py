@@ -262,7 +262,7 @@ def test_closed_heads_are_scikit_learns(rng):
     logits = features @ found.kernel + found.bias
     assert ((logits[:, :2] > 0) == labels[:, :2]).mean() > 0.95
     assert (logits[:, 2] < -4).all() and (logits[:, 3] > 4).all()
-    scaled = (features - features.mean(0)) / features.std()
+    scaled = (features - features.mean(0)) / np.sqrt(features.std(0) * features.std())
     for i in range(2):
         one = label_regressions(features, labels[:, [i]], groups)
         plain = LogisticRegression(C=one.strength, max_iter=1000).fit(scaled, labels[:, i])
