@@ -15,14 +15,17 @@ from pathlib import Path
 EPOCHS = {"hymenoptera": (10, 5), "sign_digits": (5, 2)}
 
 
-def guide_model(base, classes: int):
-    """Return the guide's model around `base`, a network without its top for 224 px."""
+def guide_model(base, classes: int, size: int = 224, *, rescale: bool = True, flip: bool = True):
+    """Return the guide's model around `base`, a network without its top for `size` px.
+
+    `rescale` to -1 … 1, if `base` does not do it itself; no `flip` for digits and signs.
+    """
     import keras
 
-    inputs = keras.Input((224, 224, 3))
-    x = keras.layers.RandomFlip("horizontal")(inputs)
+    inputs = keras.Input((size, size, 3))
+    x = keras.layers.RandomFlip("horizontal")(inputs) if flip else inputs
     x = keras.layers.RandomRotation(0.1)(x)
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x) if rescale else x
     x = base(x, training=False)
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dropout(0.2)(x)

@@ -23,12 +23,13 @@ class Rows:
         return any(key.items() <= row.items() for row in self.rows)
 
     def write(self, row: dict) -> None:
-        """Append a row to the file and print it."""
+        """Append a row to the file, whole or not at all, and print it."""
         row = {name: str(row[name]) for name in self._fields}
-        self.rows.append(row)
-        with self._path.open("a", newline="", encoding="utf-8") as file:
+        part = self._path.with_name(self._path.name + ".part")
+        with part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._fields, lineterminator="\n")
-            if not file.tell():
-                writer.writeheader()
-            writer.writerow(row)
+            writer.writeheader()
+            writer.writerows([*self.rows, row])
+        part.replace(self._path)
+        self.rows.append(row)
         print(" ".join(row.values()), flush=True)
