@@ -177,7 +177,8 @@ class Budget:
         timed = self.timed(choice)
         if self.fits(timed) or choice.strategy == "feature_extraction":
             return timed
-        epochs = sum(phase.epochs for phase in self._plan(choice).phases)
+        phases = self._plan(choice).phases
+        epochs = sum(p.epochs for p in phases if p.phase.solver == "gradient")
         fitting = int(epochs * self.seconds / timed.seconds)
         if fitting < max(_MIN_EPOCHS, _MIN_SHARE * epochs):
             return timed

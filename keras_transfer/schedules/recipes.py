@@ -4,6 +4,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from keras_transfer.errors import InputError
@@ -12,6 +13,11 @@ from keras_transfer.utils.names import require_image_size
 
 DEFAULT = "lp_ft"
 AUTO = "auto"  # the advisor chooses
+_HEAD_RATE = 3e-3  # of a head that is trained in steps
+# Fields of the head's phase that also a closed form has. An override of another one, as of the
+# fields that a closed form fixes in every phase, asks for gradient steps.
+_CLOSED_FIELDS = ("augment", "batch_size", "class_weights", "image_size", "views")
+_FIXED_FIELDS = ("epochs", "steps", "freeze")
 
 
 def default_epochs(examples: int) -> int:
@@ -56,9 +62,9 @@ def feature_extraction(
     else:
         closed = solver == "logistic"
     if closed:
-        return Schedule("feature_extraction", (Phase("head", "all", 1, solver="logistic"),))
+        return Schedule("feature_extraction", (_closed_head(),))
     epochs = default_epochs(examples) if epochs is None else epochs
-    rate = 3e-3 if learning_rate is None else learning_rate
+    rate = _HEAD_RATE if learning_rate is None else learning_rate
     more = {} if solver is None else {"solver": solver}
     return Schedule("feature_extraction", (_head(epochs, rate, **more),))
 
@@ -80,18 +86,22 @@ def lp_ft(
     epochs: int | None = None,
     learning_rate: float | None = None,
     head_epochs: int | None = None,
-    head_learning_rate: float = 3e-3,
+    head_learning_rate: float | None = None,
     batch_norm: str = "frozen",
+    linear_head: bool = True,
 ) -> Schedule:
     """Train the head on frozen features, then every layer (LP-FT, arXiv:2202.10054).
 
-    Training everything behind a random head would distort the features. `epochs` is the length of
-    both phases together, of which the head gets `head_epochs` (default: `default_head_epochs`).
+    Training everything behind a random head would distort the features. A linear head is fitted in
+    closed form, in seconds, and `epochs` is the length of what follows. If `head_epochs` or
+    `head_learning_rate` is given, or the head is not linear, the head is trained in gradient steps:
+    `epochs` is then the length of all phases together, of which the head gets `head_epochs`
+    (default: `default_head_epochs`). The same holds for every recipe that starts with the head.
     """
     rate = default_rate(examples) if learning_rate is None else learning_rate
-    head, rest = _head_and_rest("lp_ft", examples, epochs, head_epochs)
-    phases = (_head(head, head_learning_rate), _all(rest, rate, batch_norm=batch_norm))
-    return Schedule("lp_ft", phases)
+    given = head_epochs, head_learning_rate, linear_head
+    head, rest = _head_and_rest("lp_ft", examples, epochs, given)
+    return Schedule("lp_ft", (head, _all(rest, rate, batch_norm=batch_norm)))
 
 
 def freeze_k(
@@ -100,15 +110,17 @@ def freeze_k(
     learning_rate: float | None = None,
     k: str | int | float = 0.5,
     head_epochs: int | None = None,
-    head_learning_rate: float = 3e-3,
+    head_learning_rate: float | None = None,
+    linear_head: bool = True,
 ) -> Schedule:
     """Freeze the first `k`; train the head, then head and remaining stages (arXiv:1411.1792).
 
     `k` is a share or a number of layers, a layer or a stage, see `models.stages.frozen_stages`.
     """
     rate = default_rate(examples) if learning_rate is None else learning_rate
-    head, rest = _head_and_rest("freeze_k", examples, epochs, head_epochs)
-    return Schedule("freeze_k", (_head(head, head_learning_rate), _all(rest, rate, "top", k)))
+    given = head_epochs, head_learning_rate, linear_head
+    head, rest = _head_and_rest("freeze_k", examples, epochs, given)
+    return Schedule("freeze_k", (head, _all(rest, rate, "top", k)))
 
 
 def gradual_unfreeze(
@@ -118,7 +130,8 @@ def gradual_unfreeze(
     stages: int = 3,
     stage_epochs: int = 1,
     head_epochs: int | None = None,
-    head_learning_rate: float = 3e-3,
+    head_learning_rate: float | None = None,
+    linear_head: bool = True,
 ) -> Schedule:
     """Train the head, then one more stage at a time from the top, then all (arXiv:1801.06146).
 
@@ -126,21 +139,18 @@ def gradual_unfreeze(
     together, because each phase costs a compilation.
     """
     rate = default_rate(examples) if learning_rate is None else learning_rate
-    epochs = default_epochs(examples) if epochs is None else epochs
-    single = stages * stage_epochs
-    head = default_head_epochs(examples, epochs - single) if head_epochs is None else head_epochs
-    rest = epochs - head - single
-    if stages < 1 or stage_epochs < 1 or rest < 1 or head < 1:
+    if stages < 1 or stage_epochs < 1:
         raise InputError(
-            f"gradual_unfreeze with {stages} stages of {stage_epochs} epochs and a head of {head} "
-            f"needs at least {head + single + 1} epochs, not {epochs}."
+            f"gradual_unfreeze needs at least one stage of one epoch, not {stages} of {stage_epochs}."
         )
+    single = stages * stage_epochs
+    given = head_epochs, head_learning_rate, linear_head
+    head, rest = _head_and_rest("gradual_unfreeze", examples, epochs, given, between=single)
     steps = [
         _all(stage_epochs, rate, f"top{n}", f"top:{n}", shape="constant")
         for n in range(1, stages + 1)
     ]
-    phases = (_head(head, head_learning_rate), *steps, _all(rest, rate))
-    return Schedule("gradual_unfreeze", phases)
+    return Schedule("gradual_unfreeze", (head, *steps, _all(rest, rate)))
 
 
 def discriminative(
@@ -149,16 +159,17 @@ def discriminative(
     learning_rate: float | None = None,
     lowest_rate: float = 0.05,
     head_epochs: int | None = None,
-    head_learning_rate: float = 3e-3,
+    head_learning_rate: float | None = None,
+    linear_head: bool = True,
 ) -> Schedule:
     """Train the head, then all at rates that decrease towards the input (layer-wise decay, ULMFiT).
 
     The first stage's rate is `lowest_rate` times that of the head.
     """
     rate = 2 * default_rate(examples) if learning_rate is None else learning_rate
-    head, rest = _head_and_rest("discriminative", examples, epochs, head_epochs)
-    phases = (_head(head, head_learning_rate), _all(rest, rate, lowest_rate=lowest_rate))
-    return Schedule("discriminative", phases)
+    given = head_epochs, head_learning_rate, linear_head
+    head, rest = _head_and_rest("discriminative", examples, epochs, given)
+    return Schedule("discriminative", (head, _all(rest, rate, lowest_rate=lowest_rate)))
 
 
 def bit(
@@ -212,7 +223,8 @@ def progressive_resize(
     image_size: int = 224,
     smaller_by: int = 64,
     head_epochs: int | None = None,
-    head_learning_rate: float = 3e-3,
+    head_learning_rate: float | None = None,
+    linear_head: bool = True,
 ) -> Schedule:
     """Train on small images first, on the model's own size last (arXiv:2104.00298).
 
@@ -221,10 +233,11 @@ def progressive_resize(
     """
     require_image_size(image_size)
     rate = default_rate(examples) if learning_rate is None else learning_rate
-    head, rest = _head_and_rest("progressive_resize", examples, epochs, head_epochs, min_rest=2)
     small = image_size - smaller_by
+    given = head_epochs, head_learning_rate, linear_head
+    head, rest = _head_and_rest("progressive_resize", examples, epochs, given, least=2)
     phases = (
-        _head(head, head_learning_rate, image_size=small),
+        replace(head, image_size=small),
         _all(rest // 2, rate, "small", image_size=small, shape="constant"),
         _all(rest - rest // 2, rate, "full", warmup=0.0),
     )
@@ -244,23 +257,41 @@ def _head(epochs, rate, **more):
     return Phase("head", "all", epochs, rate, **more)
 
 
+def _closed_head():
+    return Phase("head", "all", 1, solver="logistic")
+
+
 def _all(epochs, rate, name="all", freeze="none", **more):
     # Without clipping, single batches threw runs far back at these rates.
     return Phase(name, freeze, epochs, rate, **{"warmup": 0.2, "clip_norm": 1.0, **more})
 
 
-def _head_and_rest(recipe, examples, epochs, head_epochs, min_rest=1):
+def _head_and_rest(recipe, examples, epochs, given, between=0, least=1):
+    """Return the phase of the head, and the epochs of the last phases.
+
+    Args:
+        given: the arguments head_epochs, head_learning_rate and linear_head of the recipe.
+        between: epochs of the phases in between.
+        least: least number of epochs of the last phases.
+    """
+    head_epochs, head_rate, linear_head = given
     epochs = default_epochs(examples) if epochs is None else epochs
-    if head_epochs is None:
-        head = max(1, min(default_head_epochs(examples, epochs), epochs - min_rest))
-    else:
-        head = head_epochs
-    if head < 1 or epochs - head < min_rest:
+    closed = linear_head and head_epochs is None and head_rate is None
+    if closed:
+        head_epochs = 0  # it makes one pass, without a gradient step
+    elif head_epochs is None:
+        most = epochs - between
+        head_epochs = max(1, min(default_head_epochs(examples, most), most - least))
+    shortest = (0 if closed else max(1, head_epochs)) + between + least
+    if head_epochs < (0 if closed else 1) or epochs < shortest:
+        of_head = "" if closed else f" with {max(1, head_epochs)} for the head"
         raise InputError(
-            f"{recipe} needs at least {max(1, head) + min_rest} epochs with {max(1, head)} for "
-            f"the head, not {epochs}."
+            f"{recipe} needs at least {shortest} epoch{'s' * (shortest > 1)}{of_head}, not {epochs}."
         )
-    return head, epochs - head
+    rest = epochs - head_epochs - between
+    if closed:
+        return _closed_head(), rest
+    return _head(head_epochs, _HEAD_RATE if head_rate is None else head_rate), rest
 
 
 # The table is open: `RECIPES["name"] = function` adds one for this process. Its arguments are plain
@@ -328,6 +359,8 @@ def resolve_schedule(
     if "pictures" in names:  # the name of `examples` in 0.1
         text = f"Recipe '{schedule}': rename its argument pictures to examples; it goes in 0.3."
         warnings.warn(text, DeprecationWarning, stacklevel=2)
+    if _asks_for_steps(overrides):
+        linear_head = False
     facts = {"examples": examples, "image_size": image_size, "linear_head": linear_head}
     facts["pictures"] = examples
     known = {k: v for k, v in facts.items() if v is not None and k in names}
@@ -336,3 +369,16 @@ def resolve_schedule(
         return recipe(**arguments).override(overrides)
     except TypeError as error:
         raise InputError(f"Cannot make {schedule} with {arguments}: {error}.") from None
+
+
+def _asks_for_steps(overrides):
+    """Return whether overrides set something of the head that a closed form does not have."""
+    for key, value in overrides.items():
+        where, _, field = key.rpartition(".")
+        if field == "solver" and where in ("head", "*"):
+            return value != "logistic"
+        if where == "head" and field not in _CLOSED_FIELDS:
+            return True
+        if where == "*" and field in _FIXED_FIELDS:
+            return True
+    return False

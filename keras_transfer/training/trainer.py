@@ -28,6 +28,7 @@ from keras_transfer.training.distributed.single_process import (
     scaled,
 )
 from keras_transfer.training.run_loop import TrainingRun
+from keras_transfer.utils.console import say
 from keras_transfer.utils.files import free_memory
 
 _MOST_IMAGE_BYTES = 1 << 30  # of decoded images in memory
@@ -90,17 +91,19 @@ class Trainer:
         self.augment = "light" if self._any_augment else config.augment
         self.advice = None
         self._choose = choose
+        self._head_in_steps = False  # although it has a closed form
         if schedule != recipes.AUTO or choose is None:
             self._schedule(1000)  # validate now rather than after the first epoch
 
-    def _schedule(self, examples: int) -> Schedule:
+    def _schedule(self, examples: int, head_in_steps: bool = False) -> Schedule:
         obstacle = self._closed_form_obstacle()
+        in_steps = obstacle is not None or head_in_steps or self._head_in_steps
         schedule = recipes.resolve_schedule(
             self._default_recipe() if self._recipe == recipes.AUTO else self._recipe,
             self._overrides,
             examples=examples,
             image_size=self.model.input_shape[1],
-            linear_head=obstacle is None,
+            linear_head=not in_steps,
         )
         for phase in schedule.phases:
             if phase.solver == "logistic" and obstacle:
@@ -188,9 +191,34 @@ class Trainer:
         """Return what `fit` would do: `print(trainer.plan(data).table())`, `.draw("plan.png")`."""
         if self._recipe == recipes.AUTO:
             self._settle(data)
+        return self._planned(data, self._must_train_head(data))
+
+    def _planned(self, data, head_in_steps=False):
         examples = len(data.examples["train"])
-        schedule = scaled(self._schedule(examples), self.devices, self.config.batch_size)
+        schedule = self._schedule(examples, head_in_steps)
+        schedule = scaled(schedule, self.devices, self.config.batch_size)
         return make_plan(self.model, schedule, examples, self.config.batch_size * self.devices)
+
+    def _must_train_head(self, data) -> bool:
+        """Return whether a recipe trains its head in steps because the features do not fit.
+
+        Only where other phases follow: `feature_extraction` raises the error, because all that it
+        does is the closed form.
+        """
+        plan = self._planned(data)
+        closed = tuple(p for p in plan.phases if p.phase.solver == "logistic")
+        if self._head_in_steps or not closed or len(closed) == len(plan.phases):
+            return self._head_in_steps
+        try:
+            self.plan_phase_caching(dataclasses.replace(plan, phases=closed), data)
+        except InputError as error:
+            # A schedule that names the solver raises the error when it is trained.
+            if not _closed(
+                self._schedule(len(data.examples["train"]), head_in_steps=True).to_dict()
+            ):
+                say(f"{str(error).split('. ')[0]}: the head is trained in steps instead")
+                return True
+        return False
 
     def plan_caching(self, data) -> list[tuple[Caching | None, str]]:
         """Return for each phase how its frozen part would be cached, or None, and why."""
@@ -255,8 +283,14 @@ class Trainer:
             if previous is not None:
                 self._adopt(previous)
             settle_crop(self.model, data, self.workers.on_chief)
-            training = TrainingRun(self, data, self.plan(data), callbacks)
-            schedule = self._schedule(len(data.examples["train"]))
+            if self._recipe == recipes.AUTO:
+                self._settle(data)
+            in_steps = self._head_in_steps
+            if previous is None:  # the memory and the disk of the chief decide
+                in_steps = self.workers.on_chief(lambda: self._must_train_head(data))
+            plan = self._planned(data, in_steps)
+            training = TrainingRun(self, data, plan, callbacks)
+            schedule = self._schedule(len(data.examples["train"]), in_steps)
             settings = self.settings(schedule, {**data.source, **(config or {})})
             return training.fit(out, settings, previous, tensorboard)
 
@@ -293,7 +327,14 @@ class Trainer:
         self.devices = previous.get("devices", 1)
         if framing_of(self.model).crop is None:
             set_crop(self.model, previous.get("crop", DEFAULT_CROP))
+        # Before 0.2, recipes trained every head in steps; later, if its features did not fit.
+        self._head_in_steps = not _closed(previous.get("schedule", {}))
         if self._recipe == recipes.AUTO:
             self._recipe, self._overrides = Schedule.from_dict(previous["schedule"]), {}
             if self._any_augment:
                 self.augment = previous["augment"]
+
+
+def _closed(schedule: dict) -> bool:
+    """Return whether a schedule as plain data has a phase in closed form."""
+    return any(phase.get("solver") == "logistic" for phase in schedule.get("phases", ()))

@@ -88,7 +88,7 @@ def test_a_point_defines_a_training():
     head, rest = schedule.phases
     assert augment == "heavy" and (head.freeze, rest.freeze) == ("all", "stage:4")
     assert (rest.learning_rate, rest.lowest_rate) == (3e-4, 0.1)
-    assert head.learning_rate == 3e-3 and head.ema == 0.0 and rest.ema == 0.9
+    assert head.solver == "logistic" and head.ema == 0.0 and rest.ema == 0.9
     assert {p.dropout for p in (head, rest)} == {0.4}
     assert {p.weight_decay for p in (head, rest)} == {0.01}
 
@@ -97,7 +97,8 @@ def test_with_all_stages_frozen_only_the_head_is_trained():
     point = search_of().default | {"k": 7}
     (head,) = search_of().training(point)[0].phases
     assert (head.solver, head.freeze, head.epochs) == ("logistic", "all", 1)
-    phases = search_of(closed_form=False).training(point)[0].phases
+    in_steps = lp_ft(1000, epochs=8, linear_head=False)
+    phases = search_of(in_steps, closed_form=False).training(point)[0].phases
     assert [phase.freeze for phase in phases] == ["all", "all"]
     assert {phase.solver for phase in phases} == {"gradient"}
 

@@ -67,7 +67,7 @@ def test_each_field_can_be_overridden(field, tmp_path):
 
 
 def test_the_head_can_be_solved_in_closed_form():
-    head, rest = resolve_schedule("lp_ft", {"head.solver": "logistic", "epochs": 9}).phases
+    head, rest = resolve_schedule("lp_ft", {"head_epochs": 3, "head.solver": "logistic"}).phases
     assert (head.solver, head.epochs, rest.solver) == ("logistic", 1, "gradient")
     with pytest.raises(InputError, match="'all': solver 'logistic' needs freeze 'all'"):
         resolve_schedule("lp_ft", {"all.solver": "logistic"})
@@ -76,6 +76,30 @@ def test_the_head_can_be_solved_in_closed_form():
     for by_steps in ({"epochs": 3}, {"learning_rate": 1e-2}, {"linear_head": False}):
         (phase,) = resolve_schedule("feature_extraction", by_steps).phases
         assert phase.solver == "gradient" and phase.epochs > 1
+
+
+@pytest.mark.parametrize(
+    "name", ["lp_ft", "freeze_k", "gradual_unfreeze", "discriminative", "progressive_resize"]
+)
+def test_recipes_start_from_the_closed_form(name):
+    """What follows gets all epochs; in steps, the head gets its share of them."""
+    head, *rest = resolve_schedule(name, {"epochs": 9, "head.augment": "none"}).phases
+    assert (head.name, head.solver, head.epochs) == ("head", "logistic", 1)
+    assert sum(phase.epochs for phase in rest) == 9
+    for in_steps in (
+        {"linear_head": False},
+        {"head_epochs": 2},
+        {"head_learning_rate": 1e-2},
+        {"head.epochs": 2},
+        {"head.ema": 0.9},
+        {"head.solver": "gradient"},
+    ):
+        head, *rest = resolve_schedule(name, {"epochs": 9, **in_steps}).phases
+        assert head.solver == "gradient"
+        if "head.epochs" not in in_steps:
+            assert head.epochs + sum(phase.epochs for phase in rest) == 9
+    everywhere = resolve_schedule(name, {"*.epochs": 3}).phases
+    assert {(phase.solver, phase.epochs) for phase in everywhere} == {("gradient", 3)}
 
 
 def test_an_augmentation_becomes_plain_data():
@@ -161,7 +185,8 @@ def test_a_schedule_says_what_is_wrong_with_it():
         ({"all.emma": 0.9}, "a phase has the fields"),
         ({"all.name": "x"}, "a phase has the fields"),
         ({"k": 3}, "lp_ft has the arguments"),
-        ({"epochs": 1}, "at least 2 epochs"),
+        ({"epochs": 1, "head_epochs": 1}, "at least 2 epochs with 1 for the head, not 1"),
+        ({"epochs": 0}, "at least 1 epoch, not 0"),
         ({"epochs": "many"}, "Cannot make lp_ft"),
     ):
         with pytest.raises(InputError, match=words):
@@ -178,13 +203,14 @@ def test_a_schedule_says_what_is_wrong_with_it():
 
 def test_few_examples_are_seen_more_often():
     phases = [resolve_schedule("lp_ft", examples=n).phases for n in (100, 1000, 10_000)]
-    assert [sum(p.epochs for p in each) for each in phases] == [40, 13, 6]
+    assert [each[1].epochs for each in phases] == [40, 13, 6]
     assert [each[1].learning_rate for each in (phases[0], phases[2])] == pytest.approx([3e-4, 1e-3])
 
 
 def test_the_head_sees_enough_examples_first():
-    heads = [resolve_schedule("lp_ft", examples=n).phases[0].epochs for n in (50, 245, 1650, 10**5)]
-    assert heads == [30, 6, 1, 1]
+    in_steps = {"linear_head": False}
+    plans = [resolve_schedule("lp_ft", in_steps, examples=n) for n in (50, 245, 1650, 10**5)]
+    assert [plan.phases[0].epochs for plan in plans] == [30, 6, 1, 1]
 
 
 def test_bit_follows_its_rule():
