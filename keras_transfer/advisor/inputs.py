@@ -55,7 +55,14 @@ def check_classes(data: ImageData, purpose: str) -> np.ndarray:
     return rows
 
 
-def sized_backbone(backbone, image_size: int | Framing | None = None, data=None):
+def sized_backbone(
+    backbone,
+    image_size: int | Framing | None = None,
+    data=None,
+    *,
+    taps: str = "last",
+    weights: str | None = "imagenet",
+):
     """Return the `Backbone` that a name, a path or a model stands for, at one image size and crop.
 
     A given model stays as it is.
@@ -65,6 +72,7 @@ def sized_backbone(backbone, image_size: int | Framing | None = None, data=None)
             or a `Backbone`.
         image_size: by default that of the pretraining or of the model; a `Framing` also says the crop.
         data: decides a crop that is open, see `models.framing.framing_of`.
+        taps, weights: of a backbone that is built here, see `build_backbone`.
 
     Raises:
         InputError: the backbone is unknown, cannot be built at this size, or has no fixed size.
@@ -72,10 +80,10 @@ def sized_backbone(backbone, image_size: int | Framing | None = None, data=None)
     framing = Framing.of(image_size)
     if isinstance(backbone, (str, os.PathLike)):
         backbone = os.fspath(backbone)
-        check_backbone(backbone, framing.size)
+        check_backbone(backbone, framing.size, weights)
         from keras_transfer.models.sources.applications import build_backbone
 
-        found = build_backbone(backbone, image_size=framing.size)
+        found = build_backbone(backbone, image_size=framing.size, taps=taps, weights=weights)
     else:
         from keras_transfer.models.builders import backbone_at
 

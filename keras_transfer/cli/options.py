@@ -16,6 +16,7 @@ from keras_transfer import adaptation
 from keras_transfer.cli.columns import columns_of
 from keras_transfer.errors import InputError
 from keras_transfer.export import FORMATS
+from keras_transfer.models import TAPS
 from keras_transfer.runs import PLACES
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
 from keras_transfer.training.config import TYPES, TrainConfig
@@ -308,7 +309,27 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
         image_size=config.image_size,
         weights=config.weights,
         crop=config.open_crop,
+        taps=TAPS[0] if config.taps == AUTO else config.taps,
     )
+
+
+def with_taps(images, config: TrainConfig) -> TrainConfig:
+    """Settle `taps=auto`, and which of several backbones work together, by cross-validation."""
+    if config.weights is None:
+        return replace(config, taps=TAPS[0])  # random features say nothing
+    from keras_transfer.advisor.taps import choose_taps
+    from keras_transfer.modalities.image.framing import Framing
+
+    chosen = choose_taps(
+        images,
+        config.backbone,
+        image_size=Framing(config.image_size, config.open_crop),
+        weights=config.weights,
+        engine=config.engine,
+        seed=config.seed,
+    )
+    say(str(chosen))
+    return replace(config, backbone=chosen.backbone, taps=chosen.taps)
 
 
 def advisor_chooses(backbone: str) -> bool:

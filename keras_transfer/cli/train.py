@@ -30,6 +30,7 @@ from keras_transfer.cli.options import (
     overrides_of,
     saved_config,
     takes,
+    with_taps,
     without_auto,
 )
 from keras_transfer.errors import InputError
@@ -39,7 +40,7 @@ from keras_transfer.utils.console import log_to, say
 from keras_transfer.utils.files import check_output, check_output_folder, read_text, write_text
 
 _DATA = ("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split")
-_MODEL = ("backbone", "weights", "image_size", "crop", "precision")
+_MODEL = ("backbone", "taps", "weights", "image_size", "crop", "precision")
 _TRAINING = ("strategy", "overrides", "epochs", "learning_rate", "batch_size", "augment", "mix")
 _MORE = ("mix_alpha", "balance", "seed", "keep", "minutes", "policy", "cache", "engine")
 _DEVICES = ("data_service", "distribute", "scaling")
@@ -77,6 +78,8 @@ def train(
     else:
         workers.on_chief(lambda: check_out(out))
     config = with_precision(workers, config)
+    if workers.distributed and config.taps == AUTO:
+        config = replace(config, taps="last")  # trials run on one machine
     check_decided(workers, config)
     schedule = settings.schedule or config.strategy
     if schedule == AUTO and config.weights is None:
@@ -109,6 +112,8 @@ def train(
         config = replace(config, overrides={**advice["choice"]["overrides"], **overrides})
     if advisor_chooses(config.backbone) or schedule == AUTO:
         config, schedule, advice = advised(images, config, schedule)
+    if config.taps == AUTO:
+        config = with_taps(images, config)
     phases = resolve_schedule(schedule, config.overrides).phases
     with workers.scope():
         model = build(images, config, any(phase.freeze != "all" for phase in phases))
@@ -210,8 +215,9 @@ def check_decided(workers: SingleProcess, config) -> None:
 
 def _open_choices(config):
     """Return the names of the settings that were left to the advisor or to the machine."""
-    names = [n for n in ("strategy", "precision", "augment") if getattr(config, n) == AUTO]
-    return [*(["backbone"] if advisor_chooses(config.backbone) else []), *names]
+    names = [n for n in ("strategy", "precision", "augment", "taps") if getattr(config, n) == AUTO]
+    open_backbone = advisor_chooses(config.backbone) or ("taps" in names and "+" in config.backbone)
+    return [*(["backbone"] if open_backbone else []), *names]
 
 
 def _val_text(metrics):

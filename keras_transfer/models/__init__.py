@@ -7,6 +7,7 @@ can be checked first. Modules here may import `data`, `modalities`, `utils` and 
 from keras_transfer.utils.names import lazy_names
 
 BATCH_NORM_POLICIES = ("frozen", "train")
+TAPS = ("last", "all")  # what a head reads: the last stage, or every stage
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 _NAMES = {

@@ -15,7 +15,6 @@ from keras import ops
 from keras_transfer.models.graph import Stage, clone_with, find_stages
 from keras_transfer.utils.keras_versions import producer
 
-TAPS = ("last", "all")
 _LEAST_VARIANCE = 1e-6  # the gradient of a square root is infinite at 0
 
 

@@ -19,7 +19,7 @@ from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.features.store import DTYPES
 from keras_transfer.modalities.image.augment import MIXES, Mix, plain_augmentation
 from keras_transfer.modalities.image.framing import checked_crop
-from keras_transfer.models import PRECISIONS
+from keras_transfer.models import PRECISIONS, TAPS
 from keras_transfer.schedules.phases import KEEP
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.distributed.single_process import CHOICES as DISTRIBUTE
@@ -120,8 +120,8 @@ class TrainConfig:
     backbone: str = setting(
         AUTO,
         MODEL,
-        "A name from `keras-transfer backbones`, a .keras file, a RUN, or auto. Pass several, "
-        "separated by commas, and the advisor chooses.",
+        "A name from `keras-transfer backbones`, a .keras file, a RUN, or auto. Of several separated "
+        "by commas the advisor chooses one; several joined by + work together.",
     )
     weights: str | None = setting("imagenet", MODEL, "imagenet, none, or a weights file.")
     image_size: int | None = setting(
@@ -132,6 +132,13 @@ class TrainConfig:
         MODEL,
         "Share of an image's shorter side that the model sees, above 0 to 1, or auto: the data "
         "decide.",
+    )
+    taps: str = setting(
+        AUTO,
+        MODEL,
+        "What the head reads: the last stage, all stages, or auto: the one with the lower loss in "
+        "cross-validation.",
+        choices=(AUTO, *TAPS),
     )
     precision: str = setting(AUTO, MODEL, "Number format of the training.", choices=PRECISIONS)
 

@@ -330,8 +330,9 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="av
         InputError: unknown name, unknown pooling or taps, an image size that the family does not
             allow, or unavailable weights.
     """
+    from keras_transfer.models import TAPS
     from keras_transfer.models.stages import Backbone
-    from keras_transfer.models.taps import TAPS, tapped
+    from keras_transfer.models.taps import tapped
 
     require_image_size(image_size)
     if pooling not in POOLINGS:
