@@ -146,12 +146,25 @@ def _decoded(path) -> str:
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        fits, remedy = "", "save it as 'CSV UTF-8'"
+        if encoding == "utf-8":
+            name = "cp1252" if _decodes(raw, "cp1252") else "latin-1"  # which takes any bytes
+            fits = f" It fits {name}:"
+            remedy += f", or convert it with iconv -f {name} -t utf-8"
         raise InputError(
-            f"{path} cannot be read as {encoding.upper()} CSV: {error}; save it as 'CSV UTF-8'."
+            f"{path} cannot be read as {encoding.upper()} CSV ({error.reason}, line {line}).{fits} {remedy}."
         ) from None
     if "\0" in text:
         raise InputError(f"{path} is not CSV but binary: export the table as 'CSV UTF-8'.")
     return text
+
+
+def _decodes(raw, encoding):
+    try:
+        return raw.decode(encoding) is not None
+    except UnicodeDecodeError:
+        return False
 
 
 def _rows(text, delimiter):

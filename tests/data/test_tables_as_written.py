@@ -114,8 +114,15 @@ def test_two_columns_of_one_name_are_refused(images):
 
 
 def test_the_ansi_export_of_excel_is_told_to_be_saved_as_utf_8(images):
-    with pytest.raises(InputError, match="save it as 'CSV UTF-8'"):
+    message = (
+        r"UTF-8 CSV \([a-z ]+, line \d\)\. It fits cp1252: save it as 'CSV UTF-8', or .* -f cp1252 "
+    )
+    with pytest.raises(InputError, match=message):
         table(images, PLAIN.replace("cat\n", "Kätzchen\n").encode("cp1252"))
+    with pytest.raises(InputError, match="It fits latin-1: save it as 'CSV UTF-8'"):
+        table(images, PLAIN.encode().replace(b"cat\n", b"k\x81t\n"))
+    with pytest.raises(InputError, match=r"cannot be read as UTF-16 CSV .*save it as 'CSV UTF-8'"):
+        table(images, PLAIN.encode("utf-16")[:-1])
 
 
 def test_a_file_that_is_no_table_is_told_so(images):
