@@ -98,6 +98,17 @@ def input_error_in(error: Exception) -> InputError | None:
 
 
 @contextmanager
+def input_errors():
+    """Turn an engine's error about an image that can no longer be read into its InputError."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, InputError) and (found := input_error_in(error)):
+            raise found from None
+        raise
+
+
+@contextmanager
 def explained(planned, how_to_resume: str):
     """Turn failures that the user can fix, such as too little memory or disk, into InputError.
 

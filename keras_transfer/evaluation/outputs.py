@@ -10,13 +10,14 @@ from functools import cached_property
 import numpy as np
 
 from keras_transfer.data.examples import ImageData, join_labels, map_labels
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, input_errors
 from keras_transfer.modalities.image.augment import View, views_of
 from keras_transfer.utils.console import progress_bar
 
 _BLOCK_SIZE = 1 << 22  # numbers per block
 
 
+@input_errors()
 def collect(
     model, data: ImageData, split: str, *, batch_size: int = 32, views: tuple[View, ...] = (View(),)
 ):
