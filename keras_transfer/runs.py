@@ -53,7 +53,8 @@ CALIBRATION = "calibration.json"  # fitted after training, on request
 STATE = "state"  # needed to resume; removed when the run is finished
 FINGERPRINTS = "examples.json"
 STARTED_FROM = "started_from"  # setting: the earlier training of a model that was trained again
-PLACES = ("data", "val")  # settings that name folders; a moved dataset is the same dataset
+# Settings that name folders; a moved dataset is the same dataset.
+PLACES = ("data", "val", "source", "target")
 
 _STATE_FILE = "state.json"
 _FINGERPRINTS_0_1 = "pictures.json"

@@ -18,9 +18,10 @@ from keras_transfer.data import (
 )
 from keras_transfer.errors import InputError, Interrupted, Signals, explained
 from keras_transfer.modalities.image.framing import DEFAULT_CROP
-from keras_transfer.runs import Run, check_out
+from keras_transfer.runs import PLACES, Run, check_out
 from keras_transfer.schedules.recipes import AUTO, default_epochs
 from keras_transfer.utils.console import say
+from keras_transfer.utils.files import absolute_paths
 from keras_transfer.utils.names import make_options
 
 _RESUME = "continue with --resume (resume=True)"
@@ -222,10 +223,9 @@ class Adaptation:
         from keras_transfer.adaptation.methods import resolve_methods
         from keras_transfer.models.framing import framing_of
 
+        places = {"source": self.source.root, "target": self.target_folder}
         config = {
-            "source": self.source.root,
-            "target": self.target_folder,
-            **self.options.to_dict(),
+            **absolute_paths({**places, **self.options.to_dict()}, PLACES),
             "image_size": model.input_shape[1],
             "crop": framing_of(model).crop,
             "precision": model.dtype_policy.name,

@@ -21,7 +21,7 @@ from keras_transfer.runs import PLACES
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
 from keras_transfer.training.config import TYPES, TrainConfig
 from keras_transfer.utils.console import say
-from keras_transfer.utils.files import check_output
+from keras_transfer.utils.files import absolute_paths, check_output
 
 BatchNorm = StrEnum("BatchNorm", adaptation.BATCH_NORM)
 KeepEpoch = StrEnum("KeepEpoch", adaptation.KEEP)
@@ -283,12 +283,7 @@ def open_images(data, config: TrainConfig, **overrides):
 
 def saved_config(data, config: TrainConfig) -> dict:
     """Return what a run's `config.yaml` records of the command."""
-    recorded = {"data": data, **config.to_dict()}
-    # Absolute, so that the run finds them from any working directory.
-    places = {
-        key: str(Path(recorded[key]).expanduser().absolute()) for key in PLACES if recorded.get(key)
-    }
-    return {**recorded, **places}
+    return absolute_paths({"data": data, **config.to_dict()}, PLACES)
 
 
 def build(images, config: TrainConfig, trains_backbone: bool = True):

@@ -17,7 +17,7 @@ from keras_transfer.models.builders import check_targets, fit_heads, heads_of
 from keras_transfer.models.framing import framing_of, set_crop, settle_crop
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of, is_untrained
-from keras_transfer.runs import Run
+from keras_transfer.runs import PLACES, Run
 from keras_transfer.schedules import recipes
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.plans import Plan, make_plan
@@ -29,7 +29,7 @@ from keras_transfer.training.distributed.single_process import (
 )
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.utils.console import say
-from keras_transfer.utils.files import free_memory
+from keras_transfer.utils.files import absolute_paths, free_memory
 
 _MOST_IMAGE_BYTES = 1 << 30  # of decoded images in memory
 
@@ -291,7 +291,8 @@ class Trainer:
             plan = self._planned(data, in_steps)
             training = TrainingRun(self, data, plan, callbacks)
             schedule = self._schedule(len(data.examples["train"]), in_steps)
-            settings = self.settings(schedule, {**data.source, **(config or {})})
+            places = absolute_paths({**data.source, **(config or {})}, PLACES)
+            settings = self.settings(schedule, places)
             return training.fit(out, settings, previous, tensorboard)
 
     def settings(self, schedule: Schedule, extra: dict) -> dict:

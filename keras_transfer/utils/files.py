@@ -237,6 +237,19 @@ def read_arrays(path: Path) -> dict:
         return dict(arrays)
 
 
+def absolute_paths(settings: dict, names) -> dict:
+    """Return settings in which those of `names` that are paths of files or folders are absolute.
+
+    They can then be found from any working directory. Other names, such as `tfds:NAME`, stay.
+    """
+
+    def absolute(place):
+        path = Path(place).expanduser()
+        return str(path.absolute() if path.exists() else place)
+
+    return {**settings, **{name: absolute(settings[name]) for name in names if settings.get(name)}}
+
+
 def check_new_folder(out) -> None:
     """Raise InputError if `out` exists."""
     if os.path.lexists(out):

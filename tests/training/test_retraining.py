@@ -9,6 +9,7 @@ import pytest
 from conftest import raises, tiny_backbone
 from test_distribution_trainer import Pair
 
+from keras_transfer import evaluation
 from keras_transfer.cli.train import with_precision
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
@@ -65,6 +66,41 @@ def test_an_image_that_vanishes_during_training_is_one_line(data, tmp_path):
     many = Trainer(built(data), "from_scratch", epochs=3, batch_size=8, cache="off")
     with raises(f"{gone} can no longer be read"):
         many.fit(data, tmp_path / "run", callbacks=[Remove()])
+
+
+@pytest.mark.parametrize("views", [{}, {"tta": "mirror"}])
+def test_an_image_that_vanished_before_an_evaluation_is_one_line(data, views):
+    model, gone = built(data), data.examples["val"].names[2]
+    Path(gone).unlink()
+    with raises(f"{gone} can no longer be read") as caught:
+        evaluation.assess(model, data, "val", **views)
+    assert caught.value.__suppress_context__
+    with raises(f"{gone} can no longer be read"):
+        evaluation.evaluate(model, data, "val")
+
+
+def test_an_image_that_vanishes_during_a_prediction_is_one_line(data, monkeypatch):
+    from keras_transfer.evaluation import prediction
+
+    model, names, check = built(data), data.examples["val"].names, prediction.check_images
+
+    def checked(*args, **options):
+        found = check(*args, **options)
+        Path(names[0]).unlink()
+        return found
+
+    monkeypatch.setattr(prediction, "check_images", checked)
+    with raises(f"{names[0]} can no longer be read"):
+        evaluation.predict(model, names)
+
+
+def test_a_relative_path_from_python_is_recorded_as_absolute(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, (given, recorded) in enumerate(
+        {"colours": str(tmp_path / "colours"), "tfds:colours": "tfds:colours"}.items()
+    ):
+        run = trainer(built(data)).fit(data, tmp_path / str(i), config={"data": given})
+        assert run.config["data"] == recorded
 
 
 @pytest.mark.parametrize("accelerator", [False, True])
