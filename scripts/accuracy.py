@@ -25,6 +25,7 @@ import fnmatch
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -343,6 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=SCRIPTS, capture_output=True, text=True
     ).stdout.strip()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the process that trains too
     failures = 0
     while missing:
         plan = missing.pop(0)
