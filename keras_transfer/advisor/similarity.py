@@ -116,6 +116,7 @@ def mirror_symmetry(
     Returns:
         None if no class has two images.
     """
+    backbone = sized_backbone(backbone, data=examples)
     sample = random_sample(examples, most, seed)
     store = store or Store()
     prefix = prefix_of(backbone, len(backbone.stages))

@@ -10,6 +10,7 @@ from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.arrays import Arrays
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import backbone_at, build_model
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources.applications import build_backbone
 from keras_transfer.models.sources.own import backbone_from_model
@@ -53,7 +54,8 @@ def norms_of(backbone):
 def inputs_of_norms(backbone, images):
     """Return the input of each BatchNorm, float64 [N·H·W, C], for images cropped as in evaluation."""
     data = ImageData(("x",), {"all": examples_of(images)}, [], "")
-    ((images, _),) = data.batches("all", image_size=SIZE, batch_size=len(images))
+    framing = framing_of(backbone, data=data)
+    ((images, _),) = data.batches("all", image_size=framing, batch_size=len(images))
     norms = norms_of(backbone)
     model = keras.Model(backbone.inputs[0], [norm.input for norm in norms])
     values = [np.asarray(v, "float64") for v in model(images, training=False)]
