@@ -67,15 +67,15 @@ class Encoded:
 
     def pixels(self, index: int) -> np.ndarray:
         """Return the image, uint8 [H, W, 3]; a ValueError names one that cannot be decoded."""
-        return self._read(index, decoding.decode)
+        return self._read(index, lambda i: decoding.decode(self.contents(i)))
 
     def shorter_side(self, index: int) -> int:
         """Return the image's shorter side in pixels, from its header."""
-        return self._read(index, lambda contents: min(decoding.open_image(contents).size))
+        return self._read(index, lambda i: min(decoding.open_image(self.contents(i)).size))
 
     def _read(self, index, read: Callable):
         try:
-            return read(self.contents(index))
+            return read(index)
         except OSError as error:
             raise InputError(
                 f"{self.names[index]} can no longer be read: {error.strerror or error}. Restore it, then continue."
@@ -104,6 +104,13 @@ class Files(Encoded):
 
     def contents(self, index: int) -> bytes:
         return Path(self.names[index]).read_bytes()
+
+    def shorter_side(self, index: int) -> int:
+        return self._read(index, self._header_side)
+
+    def _header_side(self, index):
+        with Image.open(self.names[index], formats=decoding.FORMATS) as image:
+            return min(image.size)  # the pixels are not read
 
     @cached_property
     def digests(self) -> list[bytes]:

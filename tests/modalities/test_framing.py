@@ -5,8 +5,7 @@ import pytest
 from conftest import raises, ramp, write_image
 
 from keras_transfer.data import Augmentation, View, from_arrays, from_directory
-from keras_transfer.data.files import concatenated
-from keras_transfer.modalities.image import decode
+from keras_transfer.data.files import Files, concatenated
 from keras_transfer.modalities.image.framing import Framing, choose_crop
 
 
@@ -67,9 +66,9 @@ def test_only_headers_of_at_most_200_files_are_read(tmp_path, monkeypatch):
     for i in range(440):
         write_image(tmp_path / f"{i % 2}" / f"{i:03}.png", (99, 99, 99), size=(20, 30), seed=i)
     data = from_directory(tmp_path, val_split=0.5, progress=False)
-    read, whole = [], decode.open_image
-    monkeypatch.setattr(decode, "open_image", lambda c: read.append(1) or whole(c))
-    monkeypatch.setattr(decode, "decode", None)
+    read, side = [], Files.shorter_side
+    monkeypatch.setattr(Files, "shorter_side", lambda self, i: read.append(i) or side(self, i))
+    monkeypatch.setattr(Files, "contents", None)
     assert choose_crop(data, 64)[0] == 1.0
     assert len(read) == 200
 
@@ -77,7 +76,6 @@ def test_only_headers_of_at_most_200_files_are_read(tmp_path, monkeypatch):
 def test_every_reader_knows_the_shorter_side(tmp_path):
     write_image(tmp_path / "a.png", (9, 9, 9), size=(20, 30))
     from keras_transfer.data.arrays import Arrays, Contents
-    from keras_transfer.data.files import Files
 
     files = Files([str(tmp_path / "a.png")])
     contents = Contents([(tmp_path / "a.png").read_bytes()])
