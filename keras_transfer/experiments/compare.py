@@ -181,6 +181,7 @@ class Experiment:
 
     def _length(self, strategy, overrides, images):
         phases = resolve_schedule(strategy, overrides, examples=images).phases
+        phases = [p for p in phases if p.solver == "gradient"] or phases  # but for a closed form
         steps = [-(-images // (phase.batch_size or self.options.batch_size)) for phase in phases]
         return sum(phase.epochs or -(-phase.steps // n) for phase, n in zip(phases, steps))
 

@@ -62,6 +62,9 @@ class Phase:
         dropout, label_smoothing: override those of the head, in [0, 1).
         class_weights: `"balanced"` weights each class by 1/frequency; or a weight per class name.
         early_stopping: number of epochs without a lower validation loss after which the phase ends.
+        roll_back: return to the best weights, and go on at a third of the rate, if two validations
+            in a row are more than two standard errors below the best one of the run, see
+            `training.rollback`. Only if the best epoch is saved, and not with `"plateau"`.
         solver: `"gradient"`, or `"logistic"`: fit the head in closed form on the features of the
             frozen backbone (all of it, and a head without hidden layers), by logistic regression
             for one class or several labels, and by ridge regression for numbers. It makes one pass
@@ -102,6 +105,7 @@ class Phase:
     early_stopping: int | None = None
     solver: str = "gradient"
     views: int | None = None
+    roll_back: bool = False
 
     def __post_init__(self):
         try:
@@ -116,7 +120,8 @@ class Phase:
                 object.__setattr__(self, name, value)
             optional = value is None and type(None) in get_args(_TYPES[name])
             try:
-                passes = optional or (not isinstance(value, bool) and valid(value))
+                flag = isinstance(value, bool)
+                passes = optional or (flag == (_TYPES[name] is bool) and valid(value))
             except (TypeError, ValueError, AttributeError):
                 passes = False
             if not passes:
@@ -204,6 +209,7 @@ _CHECKS = (
     ("early_stopping", *_NATURAL),
     ("solver", *_one_of(SOLVERS)),
     ("views", *_NATURAL),
+    ("roll_back", lambda value: True, "true or false"),
 )
 PHASE_FIELDS = tuple(f.name for f in fields(Phase))
 

@@ -18,105 +18,11 @@ from keras_transfer.errors import InputError
 from keras_transfer.models.builders import check_other_size
 from keras_transfer.models.stages import backbone_of, frozen_stages, stage_of_weights
 from keras_transfer.schedules.phases import Phase, Schedule, differences
+from keras_transfer.schedules.rates import can_restart, rate_of, stage_rates
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.keras_versions import OPTIMIZER_WRAPPERS
 
 FORWARD = 1 / 3  # of a training step: one of its three passes; the others are backward
-
-
-@keras.saving.register_keras_serializable("keras_transfer")
-class RateShape(keras.optimizers.schedules.LearningRateSchedule):
-    """The learning rate over the steps of a phase: it rises, then falls.
-
-    Args:
-        learning_rate: the highest rate, > 0.
-        steps: steps of the whole phase, ≥ 1.
-        shape: `"cosine"` to 0 (SGDR, arXiv:1608.03983), `"one_cycle"` (up from 1/25, down to 1/10⁴
-            of the rate, both in cosines; arXiv:1708.07120, without its momentum cycle), `"step"`,
-            `"constant"`, or `"annealed"`: (1 + 10·share)^−0.75 (arXiv:1505.07818).
-        warmup: share of the steps in which the rate rises, linearly except for `"one_cycle"`.
-        drops: for `"step"`: shares of all steps after which the rate is multiplied by `drop_factor`.
-    """
-
-    def __init__(
-        self,
-        learning_rate: float,
-        steps: int,
-        shape: str = "cosine",
-        warmup: float = 0.1,
-        drops: Sequence[float] = (0.3, 0.6, 0.9),
-        drop_factor: float = 0.1,
-    ):
-        if shape not in _FALL:
-            raise InputError(f"Unknown shape '{shape}'. Choose one of {', '.join(_FALL)}.")
-        self.learning_rate = float(learning_rate)
-        self.steps = int(steps)
-        self.shape = shape
-        self.warmup = float(warmup)
-        self.drops = tuple(drops)
-        self.drop_factor = float(drop_factor)
-
-    def __call__(self, step):
-        step = ops.cast(step, "float32")
-        rising = int(self.warmup * self.steps)
-        fallen = ops.clip((step - rising) / max(1, self.steps - rising), 0.0, 1.0)
-        factor = _FALL[self.shape](self, fallen, step / self.steps)
-        if rising:
-            # The rate of the first step is not 0.
-            risen = ops.clip((step + 1.0) / (rising + 1.0), 0.0, 1.0)
-            if self.shape == "one_cycle":
-                risen = 0.04 + 0.96 * _half_cosine(1.0 - risen)
-            factor = ops.where(step < rising, risen, factor)
-        return self.learning_rate * factor
-
-    def get_config(self):
-        names = ("learning_rate", "steps", "shape", "warmup", "drop_factor")
-        return {**{name: getattr(self, name) for name in names}, "drops": list(self.drops)}
-
-
-def _half_cosine(share):
-    return 0.5 * (1.0 + ops.cos(math.pi * share))
-
-
-def _steps_down(shape, fallen, share):
-    passed = sum(ops.cast(share >= drop, "float32") for drop in shape.drops)
-    return ops.power(shape.drop_factor, passed)
-
-
-# After the rise: (shape, share of the fall, share of all steps) → factor of the highest rate.
-_FALL = {
-    "cosine": lambda shape, fallen, share: _half_cosine(fallen),
-    "one_cycle": lambda shape, fallen, share: 1e-4 + (1 - 1e-4) * _half_cosine(fallen),
-    "step": _steps_down,
-    "constant": lambda shape, fallen, share: ops.ones_like(fallen),
-    "annealed": lambda shape, fallen, share: ops.power(1.0 + 10.0 * share, -0.75),
-}
-
-
-def rate_of(phase: Phase, steps: int) -> "float | RateShape":
-    """Return the learning rate of a phase with this many batches, before multipliers."""
-    if phase.shape == "plateau":
-        return float(phase.learning_rate)  # a Keras callback lowers it
-    return RateShape(
-        phase.learning_rate, steps, phase.shape, phase.warmup, phase.drops, phase.drop_factor
-    )
-
-
-def stage_rates(phase: Phase, stages: int) -> tuple[list[float], float]:
-    """Return (multiplier of each stage from the input upwards, multiplier of the head).
-
-    Those of frozen stages have no effect.
-    """
-    unknown = [k for k in phase.rates if k.startswith("stage:") and not 0 < int(k[6:]) <= stages]
-    if unknown:
-        raise InputError(
-            f"Phase '{phase.name}': rates has {unknown[0]}, but the backbone has {stages} stages."
-        )
-    named = [
-        phase.rates.get(f"stage:{i + 1}", phase.rates.get("backbone", 1.0)) for i in range(stages)
-    ]
-    decayed = [m * phase.lowest_rate ** ((stages - i) / stages) for i, m in enumerate(named)]
-    return decayed, phase.rates.get("head", 1.0)
 
 
 @dataclass(frozen=True)
@@ -137,11 +43,11 @@ class WeightRule:
 class _PerWeight:
     """Mix-in that makes an optimizer class follow a `WeightRule` per weight."""
 
-    def __init__(self, *args, rules, **kwargs):
+    def __init__(self, *args, rules, restarts=False, **kwargs):
         super().__init__(*args, **kwargs)
         rules = [rule if isinstance(rule, WeightRule) else WeightRule(**rule) for rule in rules]
-        # Hidden from Keras's tracking, which would count the anchors twice.
-        self.rules = SimpleNamespace(rules=rules, anchors={})
+        # Hidden from Keras's tracking, which would count the variables twice.
+        self.rules = SimpleNamespace(rules=rules, anchors={}, restarts=restarts, restart=None)
 
     def build(self, variables):
         if len(variables) != len(self.rules.rules):
@@ -155,6 +61,19 @@ class _PerWeight:
                 anchor = self.add_variable_from_reference(variable, name="anchor")
                 anchor.assign(ops.copy(variable))  # on JAX they would share a buffer
                 self.rules.anchors[index] = anchor
+        if self.rules.restarts:
+            self.rules.restart = self.add_variable(
+                (2,), initializer="ones", aggregation="only_first_replica", name="restart"
+            )
+
+    def _get_current_learning_rate(self):
+        restart = self.rules.restart
+        if restart is None:
+            return super()._get_current_learning_rate()
+        # Variables, because the rate must change without another compilation.
+        speed, factor = ops.unstack(ops.convert_to_tensor(restart), 2)
+        steps = ops.cast(self._iterations, speed.dtype)
+        return ops.multiply(self._learning_rate(ops.multiply(steps, speed)), factor)
 
     _summed = False  # whether this step's gradients are already sums over all devices
 
@@ -196,7 +115,9 @@ class _PerWeight:
             self.update_step(gradient, variable, learning_rate)
 
     def get_config(self):
-        return {**super().get_config(), "rules": [vars(rule) for rule in self.rules.rules]}
+        restarts = {"restarts": True} if self.rules.restarts else {}
+        rules = [vars(rule) for rule in self.rules.rules]
+        return {**super().get_config(), "rules": rules, **restarts}
 
 
 def _with_rules(cls):
@@ -219,13 +140,16 @@ for _cls in OPTIMIZERS.values():  # now, so that a saved model finds its class
     _with_rules(_cls)
 
 
-def per_weight(optimizer: keras.optimizers.Optimizer, rules: Sequence[WeightRule]):
+def per_weight(
+    optimizer: keras.optimizers.Optimizer, rules: Sequence[WeightRule], restarts: bool = False
+):
     """Return the same optimizer with a rule for each trainable weight.
 
     Args:
         optimizer: any of `keras.optimizers` except wrappers, or your own; not built yet. Its
             clipping, averages, accumulation and schedule are retained.
         rules: in the order of `model.trainable_variables`.
+        restarts: the rate follows a schedule that `set_restart` can start again.
 
     Returns:
         A `keras.optimizers.Optimizer` to compile with. It is saved and loaded with the model.
@@ -240,8 +164,18 @@ def per_weight(optimizer: keras.optimizers.Optimizer, rules: Sequence[WeightRule
     if optimizer.built:
         raise InputError("This optimizer has already been used: pass a new one.")
     return _with_rules(type(optimizer)).from_config(
-        {**optimizer.get_config(), "rules": [vars(rule) for rule in rules]}
+        {
+            **optimizer.get_config(),
+            "rules": [vars(rule) for rule in rules],
+            **({"restarts": True} if restarts else {}),
+        }
     )
+
+
+def set_restart(optimizer: keras.optimizers.Optimizer, speed: float, factor: float) -> None:
+    """Let a built optimizer run through its schedule `speed` times as fast, at `factor` of the rate."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner.rules.restart.assign(np.array([speed, factor], "float32"))
 
 
 def anchor_at(optimizer: keras.optimizers.Optimizer, start: dict[int, object]) -> None:
@@ -313,7 +247,8 @@ def make_optimizer(
             f"Phase '{phase.name}': optimizer '{phase.optimizer}' does not take "
             f"{phase.optimizer_options}: {error}"
         ) from None
-    optimizer = per_weight(plain, weight_rules(model, phase, variables))
+    rules = weight_rules(model, phase, variables)
+    optimizer = per_weight(plain, rules, restarts=can_restart(phase))
     if model.dtype_policy.name == "mixed_float16":
         # Transfer takes some hundred steps, within which Keras's default scale would not rise.
         return keras.optimizers.LossScaleOptimizer(optimizer, dynamic_growth_steps=100)

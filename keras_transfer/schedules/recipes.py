@@ -78,7 +78,8 @@ def fine_tune(
     """Train everything from the first step, the new head at `head_rate` times the rate."""
     epochs = default_epochs(examples) if epochs is None else epochs
     rate = default_rate(examples) if learning_rate is None else learning_rate
-    return Schedule("fine_tune", (_all(epochs, rate, rates={"head": head_rate}),))
+    phase = _all(epochs, rate, rates={"head": head_rate}, roll_back=False)  # from a random head
+    return Schedule("fine_tune", (phase,))
 
 
 def lp_ft(
@@ -263,7 +264,8 @@ def _closed_head():
 
 def _all(epochs, rate, name="all", freeze="none", **more):
     # Without clipping, single batches threw runs far back at these rates.
-    return Phase(name, freeze, epochs, rate, **{"warmup": 0.2, "clip_norm": 1.0, **more})
+    more = {"warmup": 0.2, "clip_norm": 1.0, "roll_back": True, **more}
+    return Phase(name, freeze, epochs, rate, **more)
 
 
 def _head_and_rest(recipe, examples, epochs, given, between=0, least=1):

@@ -15,7 +15,8 @@ import numpy as np
 from keras_transfer.errors import Diverged, InputError, Signals
 from keras_transfer.models.stages import Frozen
 from keras_transfer.runs import Checkpoint, Run
-from keras_transfer.schedules.plans import PlannedPhase
+from keras_transfer.schedules.plans import PlannedPhase, can_restart
+from keras_transfer.training.rollback import LOW_EPOCHS, SLOWER, fell, restart_of
 from keras_transfer.utils.console import ProgressBar, progress_bar, say
 from keras_transfer.utils.keras_versions import global_seed_generator
 
@@ -28,8 +29,8 @@ class Progress(keras.callbacks.Callback):
         checkpoint: where the state is written.
         trainer: the `training.Trainer`. `fit` may run another network on its model's weights.
         signals: deferred while a state is written.
-        validates: whether there is a validation split; then epochs without a validation are never
-            the best.
+        validation: number of validation examples; if there are any, epochs without a validation are
+            never the best.
         tensorboard: write `RUN/tensorboard` too.
 
     Attributes:
@@ -40,10 +41,11 @@ class Progress(keras.callbacks.Callback):
         phases: the phases in `metrics.json`.
         best: number, rank and validation metrics of the best epoch.
         engines: name of a phase → engine that computed its features.
+        low: validations in a row that are far below the best one.
         save_seconds: within a phase, write the state at most that often.
     """
 
-    _PLAIN = ("phase", "phase_epoch", "epoch", "rows", "phases", "best", "memory", "engines")
+    _PLAIN = ("phase", "phase_epoch", "epoch", "rows", "phases", "best", "memory", "engines", "low")
     _MEMORY = ("best", "wait", "cooldown_counter", "best_epoch")
 
     def __init__(
@@ -53,7 +55,7 @@ class Progress(keras.callbacks.Callback):
         trainer,
         signals: Signals,
         *,
-        validates: bool,
+        validation: int,
         tensorboard: bool = False,
     ):
         super().__init__()
@@ -61,7 +63,9 @@ class Progress(keras.callbacks.Callback):
         self.source, self.seed, self.keep = trainer.model, trainer.config.seed, trainer.config.keep
         self.seed_offset = trainer.workers.seed_offset
         self.ranked_by = trainer.head.ranked_by if trainer.head else None
-        self.validates = validates
+        self.validation = validation
+        self.low = 0
+        self._oldest = 1
         self.log = None
         if tensorboard and trainer.workers.chief:
             self.log = EpochLog(run.tensorboard_path)
@@ -87,7 +91,7 @@ class Progress(keras.callbacks.Callback):
             return None
         state, arrays = loaded
         for name in self._PLAIN:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
         assign(self.source.variables, arrays, "model")
         return arrays
 
@@ -95,7 +99,8 @@ class Progress(keras.callbacks.Callback):
         weights = collect(self.source.variables, "model")
         if best:
             self._unsaved_best = weights
-        if self.phase_epoch and time.perf_counter() - self._saved < self.save_seconds:
+        recent = time.perf_counter() - self._saved < self.save_seconds
+        if self.phase_epoch and recent and not self.rolled_back:
             return
         state = {name: getattr(self, name) for name in self._PLAIN}
         optimizer = {}
@@ -113,14 +118,17 @@ class Progress(keras.callbacks.Callback):
 
     # -- a phase
 
-    def start_phase(self, planned: PlannedPhase, frozen: Frozen, watching) -> None:
+    def start_phase(self, planned: PlannedPhase, frozen: Frozen, watching, oldest: int = 1) -> None:
         """Start or continue a phase.
 
         Args:
             watching: callbacks of this phase whose memory is saved.
+            oldest: first epoch to whose weights it may go back.
         """
-        self.planned, self.watching = planned, watching
+        self.planned, self.watching, self._oldest = planned, watching, oldest
         phase = planned.phase
+        if not self.phase_epoch:
+            self.low = 0
         if len(self.phases) == self.phase:
             self.phases.append(
                 {
@@ -136,6 +144,23 @@ class Progress(keras.callbacks.Callback):
         if phase.solver == "logistic":
             how = "in closed form"
         say(f"phase {phase.name}: {how}; {frozen}")
+
+    def goes_back(self, phase) -> bool:
+        """Return whether a phase may go back to the best weights."""
+        return can_restart(phase) and self.keep == "best" and self.validation > 0
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the last epoch ended with a return to the best weights, within its phase."""
+        last = self._rollbacks()[-1:]
+        return self.phase_epoch > 0 and bool(last) and last[0]["epoch"] == self.epoch
+
+    def _rollbacks(self):
+        return self.phases[-1].get("rollbacks", []) if self.phases else []
+
+    def restart(self, planned: PlannedPhase) -> tuple[float, float]:
+        """Return speed and factor of the learning rate, see `rollback.restart_of`."""
+        return restart_of(self._rollbacks(), self.epoch - self.phase_epoch, planned.epochs)
 
     def on_train_begin(self, logs=None):
         if self.phase_epoch:  # resumed within a phase
@@ -186,7 +211,8 @@ class Progress(keras.callbacks.Callback):
         steps = int(keras.ops.convert_to_numpy(optimizer._iterations))
         if self.planned.phase.shape == "plateau":
             return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-        return float(self.planned.learning_rate([max(0, steps - 1)])[0])
+        speed, factor = self.restart(self.planned)
+        return float(self.planned.learning_rate([max(0, steps - 1) * speed])[0] * factor)
 
     def on_epoch_end(self, epoch, logs=None):
         self.close()
@@ -195,6 +221,8 @@ class Progress(keras.callbacks.Callback):
         if scale is not None:
             row["loss_scale"] = float(keras.ops.convert_to_numpy(scale))
         self.record(logs or {}, row, time.perf_counter() - self.started, self.model.stop_training)
+        if self.rolled_back:
+            self.model.stop_training = True  # and `fit` is called again
 
     def record(self, logs: dict, more: dict, seconds: float, ended: bool = False) -> None:
         """Count and save a finished epoch.
@@ -219,11 +247,16 @@ class Progress(keras.callbacks.Callback):
         entry["val"] = validation or entry["val"]
         entry["epochs"] = self.phase_epoch
         rank = self._rank(validation)
-        judged = bool(validation) or not self.validates
+        judged = bool(validation) or not self.validation
         improved = judged and (not self.best or rank > self.best["rank"])
         if improved:
             self.best = {"epoch": self.epoch, "rank": rank, "val": validation}
-        if self.phase_epoch == self.planned.epochs or ended:
+        ended = ended or self.phase_epoch == self.planned.epochs
+        if validation:
+            self.low = self.low + 1 if self._fell(rank, validation) else 0
+        if self.low >= LOW_EPOCHS and not ended:
+            self._roll_back()
+        if ended:
             self.phase, self.phase_epoch = self.phase + 1, 0
         self.memory = {
             type(callback).__name__: {
@@ -238,6 +271,27 @@ class Progress(keras.callbacks.Callback):
             self.log(self.rows[-1])
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
         say(f"epoch {self.epoch}/{epochs}  {seconds:.1f} s  {metrics}")
+
+    def _fell(self, rank, validation):
+        """Return whether an epoch is far below the best one, to which the phase can go back."""
+        return (
+            self.goes_back(self.planned.phase)
+            and rank[0] == self.best["rank"][0]  # at the same image size
+            and self.best["epoch"] >= self._oldest
+            and fell(validation, self.best["val"], self.ranked_by, self.validation)
+        )
+
+    def _roll_back(self):
+        self.low = 0
+        entry, to = self.phases[-1], self.best["epoch"]
+        rate = self.planned.phase.learning_rate * SLOWER ** (len(self._rollbacks()) + 1)
+        entry.setdefault("rollbacks", []).append({"epoch": self.epoch, "to": to, "rate": rate})
+        self.rows[-1]["rolled_back_to"] = to
+        name = self.ranked_by or "loss"
+        say(
+            f"validation {name} was far below that of epoch {to} ({self.best['val'][name]:.4f}) in "
+            f"{LOW_EPOCHS} validations in a row: back to its weights, at a rate of {rate:.3g}"
+        )
 
     def _rank(self, validation):
         # Only epochs at the image size of the model are compared.
@@ -265,10 +319,14 @@ class SwapAverages(keras.callbacks.SwapEMAWeights):
 
     Works around two errors of Keras's callback (3.15): on TensorFlow it swaps by additions, which
     round; and if `stop_training` ends `fit` early, it leaves the plain weights in the model.
+
+    Args:
+        resumed: whether the model is in the state that `on_epoch_end` left.
     """
 
-    def __init__(self):
+    def __init__(self, resumed: bool = False):
         super().__init__(swap_on_epoch=True)
+        self._ema_weights_in_model = resumed
 
     def _tf_swap_variables(self, optimizer):
         self._backend_swap_variables(optimizer)
@@ -277,10 +335,6 @@ class SwapAverages(keras.callbacks.SwapEMAWeights):
         super().on_epoch_end(epoch, logs)
         if self.model.stop_training:
             self._finalize_ema_values()
-
-    def resume(self) -> None:
-        """Expect the model in the state that `on_epoch_end` left."""
-        self._ema_weights_in_model = True
 
 
 class EpochLog:

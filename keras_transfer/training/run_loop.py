@@ -16,11 +16,17 @@ from keras_transfer.evaluation.measures import compute_metrics, predict_batches
 from keras_transfer.features.caching import Caching, Supply
 from keras_transfer.features.extraction import evaluation_batches, training_batches
 from keras_transfer.models.acceleration import jit_compile, training_model
-from keras_transfer.models.builders import by_head, compile_arguments, head_layers
+from keras_transfer.models.builders import compile_arguments, head_layers
 from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import freeze, quick_statistics
 from keras_transfer.runs import PLACES, STARTED_FROM, Run
-from keras_transfer.schedules.plans import FORWARD, Plan, anchor_at, make_optimizer
+from keras_transfer.schedules.plans import (
+    FORWARD,
+    Plan,
+    anchor_at,
+    make_optimizer,
+    set_restart,
+)
 from keras_transfer.training.checkpoint import (
     Progress,
     SwapAverages,
@@ -29,6 +35,7 @@ from keras_transfer.training.checkpoint import (
     watching_callbacks,
 )
 from keras_transfer.training.retraining import earlier_training, remember_training
+from keras_transfer.training.solving import solve_heads
 from keras_transfer.utils.console import say
 from keras_transfer.utils.global_state import seeded
 
@@ -84,7 +91,7 @@ class TrainingRun:
                 checkpoint,
                 self.trainer,
                 signals,
-                validates="val" in self.data.examples,
+                validation=len(self.data.examples.get("val", ())),
                 tensorboard=tensorboard,
             )
             arrays = progress.load() if previous else None
@@ -211,7 +218,7 @@ class TrainingRun:
         started = time.perf_counter()
         frozen = freeze(self.model, "all")
         self.progress.start_phase(planned, frozen, [])
-        self._solve_heads(planned.phase, features["train"])
+        solve_heads(self.trainer, planned.phase, self.data.examples["train"], features["train"])
         model = self.workers.own_model(self.model)
         logs: dict[str, float] = {}
         with self.workers.alone():
@@ -233,45 +240,27 @@ class TrainingRun:
                     self.validated = planned, partial(predict_batches, model, stream)
         self.progress.record(logs, {"learning_rate": ""}, time.perf_counter() - started)
 
-    def _solve_heads(self, phase, train):
-        from keras_transfer.features.closed_form import solve  # imports scikit-learn
-
-        trainer = self.trainer
-        rows = np.arange(len(self.data.examples["train"]))
-        features = np.concatenate([train.gather(rows, view) for view in range(train.views)])
-        features = features.astype("float32")
-        labels = by_head(trainer.heads, self.data.examples["train"].labels)
-        weights = phase.class_weights or ("balanced" if trainer.config.balance != "none" else None)
-
-        def solution(name, head):
-            found = solve(
-                head.task,
-                features,
-                np.concatenate([head.from_units(labels[name])] * train.views),
-                np.tile(self.data.examples["train"].together, train.views),
-                class_weights=weights and class_weights(weights, head.names, labels[name]),
-                seed=trainer.config.seed,
-            )
-            say(f"head: {found}" if trainer.head else f"head {name}: {found}")
-            return {"kernel": found.kernel, "bias": found.bias}
-
-        for name, head in trainer.heads.items():
-            arrays = self.workers.arrays_from_chief(partial(solution, name, head))
-            layer = self.model.get_layer(name)
-            layer.kernel.assign(arrays["kernel"])
-            layer.bias.assign(arrays["bias"])
-
     def fit_phase(self, planned, features: dict, arrays: dict | None) -> None:
-        """Compile once and call Keras's `fit`.
+        """Compile once and call Keras's `fit`, again after each return to the best weights.
 
         Args:
             planned: the `PlannedPhase`.
             features: split → its features; empty if the phase trains on examples.
             arrays: the checkpoint to continue from, if there is one.
         """
-        data, progress, workers = self.data, self.progress, self.workers
+        progress, workers = self.progress, self.workers
         with workers.scope():
-            network, watching, averaging = self._compile(planned, features, arrays)
+            network, fresh = self._compile(planned, features, arrays)
+        resumed = arrays is not None and progress.phase_epoch > 0
+        self._call_fit(network, planned, features, resumed and not progress.rolled_back)
+        while progress.rolled_back:
+            with workers.scope():
+                self._go_back(network, planned, fresh)
+            self._call_fit(network, planned, features)
+
+    def _call_fit(self, network, planned, features, resumed=False):
+        data, progress, workers = self.data, self.progress, self.workers
+        averaging = [SwapAverages(resumed)] if planned.phase.ema else []
         # Outside the scope: random layers of a stream belong to this process, not to the devices.
         stream = self._stream("train", network, planned, features)
         validation, steps = None, None
@@ -291,15 +280,15 @@ class TrainingRun:
                 initial_epoch=progress.epoch,
                 epochs=first + planned.epochs,
                 validation_freq=self._validated_epochs(
-                    planned, first + 1, each=bool(watching or features)
+                    planned, first + 1, each=bool(progress.watching or features)
                 ),
-                callbacks=[*watching, *averaging, progress, *self.callbacks],
+                callbacks=[*progress.watching, *averaging, progress, *self.callbacks],
                 shuffle=False,  # the stream is already shuffled
                 verbose=0,
             )
 
     def _compile(self, planned, features, arrays):
-        """Return the network to train, callbacks that may end the phase, and those that average."""
+        """Return the network to train, and the state of its optimizer before the first step."""
         phase, progress = planned.phase, self.progress
         frozen = freeze(self.model, phase.freeze, batch_norm=phase.batch_norm)
         network = training_model(
@@ -320,17 +309,32 @@ class TrainingRun:
         )
         optimizer.build(network.trainable_variables)
         anchor_at(optimizer, self.anchors)
-        resumed = arrays is not None and progress.phase_epoch > 0
-        if resumed:  # otherwise the saved optimizer is that of another phase
+        fresh = collect(optimizer.variables, "optimizer") if progress.goes_back(phase) else {}
+        progress.start_phase(
+            planned, frozen, watching_callbacks(phase, "val" in self.data.examples), self._oldest()
+        )
+        if progress.rolled_back:
+            self._go_back(network, planned, fresh)
+        elif arrays is not None and progress.phase_epoch > 0:  # else it is that of another phase
             assign(optimizer.variables, arrays, "optimizer")
-        watching = watching_callbacks(phase, "val" in self.data.examples)
-        averaging = [SwapAverages()] if phase.ema else []
-        if resumed and averaging:
-            averaging[0].resume()
-        progress.start_phase(planned, frozen, watching)
         # An epoch on features may be shorter than writing a checkpoint.
         progress.save_seconds = 1.0 if features else 0.0
-        return network, watching, averaging
+        return network, fresh
+
+    def _oldest(self):
+        """Return the first epoch whose frozen stages are those of this phase: features stay valid."""
+        phases, index = self.plan.phases, self.progress.phase
+        first = index
+        while first > 0 and phases[first - 1].frozen >= phases[index].frozen:
+            first -= 1
+        return 1 + sum(entry["epochs"] for entry in self.progress.phases[:first])
+
+    def _go_back(self, network, planned, fresh):
+        """Put the best weights into the model, and a fresh optimizer at a lower rate on them."""
+        self.progress.load_best()
+        optimizer = network.optimizer
+        assign(optimizer.variables, fresh, "optimizer")
+        set_restart(optimizer, *self.progress.restart(planned))
 
     def _set_dropout(self, phase):
         for name, layers in head_layers(self.model).items():

@@ -330,6 +330,10 @@ class Trainer:
             set_crop(self.model, previous.get("crop", DEFAULT_CROP))
         # Before 0.2, recipes trained every head in steps; later, if its features did not fit.
         self._head_in_steps = not _closed(previous.get("schedule", {}))
+        if not any(
+            "roll_back" in phase for phase in previous.get("schedule", {}).get("phases", ())
+        ):
+            self._overrides = {"*.roll_back": False, **self._overrides}  # as in 0.1
         if self._recipe == recipes.AUTO:
             self._recipe, self._overrides = Schedule.from_dict(previous["schedule"]), {}
             if self._any_augment:

@@ -43,7 +43,9 @@ def changed_settings(before, now, name=""):
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys(), key=str):
             inner = f"{name}.{key}" if name else str(key)
-            yield from changed_settings(before.get(key), now.get(key), inner)
+            # A setting that is missing is off: it is newer than the document.
+            absent = False if now.get(key) is False else None
+            yield from changed_settings(before.get(key, absent), now.get(key), inner)
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for i, pair in enumerate(zip(before, now)):
             yield from changed_settings(*pair, f"{name}[{i}]")

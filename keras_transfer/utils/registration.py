@@ -20,7 +20,7 @@ REGISTERED = {
         ),
         "models.heads",
     ),
-    "RateShape": "schedules.plans",
+    "RateShape": "schedules.rates",
 }
 _OPTIMIZERS = "schedules.plans"  # registers PerWeightAdamW and so on, one for each of Keras's
 

@@ -13,7 +13,6 @@ from keras_transfer.models.stages import freeze
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.plans import (
     OPTIMIZERS,
-    RateShape,
     WeightRule,
     anchor_at,
     make_optimizer,
@@ -21,6 +20,7 @@ from keras_transfer.schedules.plans import (
     stage_rates,
     weight_rules,
 )
+from keras_transfer.schedules.rates import RateShape
 from keras_transfer.training.checkpoint import SwapAverages
 
 pytestmark = pytest.mark.compat

@@ -39,6 +39,7 @@ OTHER = {
     "class_weights": "balanced",
     "early_stopping": 3,
     "views": 3,
+    "roll_back": True,
 }
 
 
@@ -287,6 +288,7 @@ def test_what_a_file_need_not_say(tmp_path):
                 "early_stopping": None,
                 "solver": "gradient",
                 "views": None,
+                "roll_back": False,
             }
         ],
         "pretrained": True,
