@@ -36,7 +36,7 @@ def grad_cam(
         classes: position of an output (a class, label or target) for each image, or one for all.
             By default the highest output of each image; for regression the first.
         stage: the backbone's stage whose output is the feature map; negative numbers count from the
-            last one. If a stage ends in padding or pooling, the last map before that with more than
+            last one (of several backbones side by side, -1 is the end of the last). If a stage ends in padding or pooling, the last map before that with more than
             one position is used.
         head: name of the head, for a model with several heads.
         batch_size: images per batch.
@@ -70,8 +70,8 @@ def grad_cam(
     prefix, suffix = _split(model, stage)
     layers = head_layers(model)[name]
 
-    def logits(maps):
-        features = suffix(maps, training=False)
+    def logits(maps, images):
+        features = suffix([images, maps] if len(suffix.inputs) > 1 else maps, training=False)
         for layer in layers:
             features = layer(features)
         return features
@@ -80,17 +80,18 @@ def grad_cam(
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
         # Eager: compiling a graph would take longer for so few images.
-        maps = ops.convert_to_numpy(ops.cast(prefix(images[rows], training=False), "float32"))
+        batch = ops.convert_to_tensor(images[rows], dtype="float32")
+        maps = ops.convert_to_numpy(ops.cast(prefix(batch, training=False), "float32"))
         chosen = None if classes is None else classes[rows]
         if chosen is None:
-            predicted = ops.convert_to_numpy(logits(ops.convert_to_tensor(maps)))
+            predicted = ops.convert_to_numpy(logits(ops.convert_to_tensor(maps), batch))
             chosen = predicted.argmax(axis=1)
             if heads_of(model)[name].task == "regression":
                 chosen[:] = 0
         mask = np.eye(outputs, dtype="float32")[chosen]
 
-        def of_classes(maps, mask=mask):
-            return ops.sum(logits(maps) * mask)
+        def of_classes(maps, mask=mask, batch=batch):
+            return ops.sum(logits(maps, batch) * mask)
 
         heat.append(_heat(maps, _gradient(of_classes, maps)))
     return np.concatenate(heat)
@@ -133,7 +134,10 @@ def _output(model, head):
 
 
 def _split(model, stage):
-    """Return (prefix, suffix) of the backbone, sharing its weights, cut at the feature map."""
+    """Return (prefix, suffix) of the backbone, sharing its weights, cut at the feature map.
+
+    With taps, the suffix takes images too.
+    """
     backbone = backbone_of(model)
     count = len(backbone.stages)
     if not -count <= stage < count:
@@ -142,23 +146,22 @@ def _split(model, stage):
         )
     cut = _feature_map(backbone, stage % count)
     prefix = keras.Model(backbone.inputs[0], cut)
+    if backbone.cuts.tapped:  # other taps follow from the images
+        return prefix, keras.Model([backbone.inputs[0], cut], backbone.outputs[0])
     # A backbone without pooling may end in the feature map.
-    if cut is backbone.outputs[0]:
-        return prefix, keras.layers.Identity()
-    return prefix, keras.Model(cut, backbone.outputs[0])
+    suffix = cut if cut is backbone.outputs[0] else backbone.outputs[0]
+    return prefix, keras.Model(cut, suffix)
 
 
 def _feature_map(backbone, stage):
     """Return the last tensor with several positions, up to the stage's end, that cuts the graph."""
     end, feature_map = backbone.stages[stage].output, None
-    for piece in chain(backbone):
+    for piece in chain(keras.Model(backbone.inputs[0], end)):
         node, tensor = piece[-1], piece[-1].output_tensors[0]
         # Padding shifts the positions.
         excluded = node.is_input or isinstance(node.operation, keras.layers.ZeroPadding2D)
         if not excluded and len(tensor.shape) == 4 and set(tensor.shape[1:3]) != {1}:
             feature_map = tensor
-        if tensor is end:
-            break
     if feature_map is None:
         raise InputError(
             f"{backbone.name} has no feature map with more than one position up to stage {stage + 1}: "
