@@ -68,10 +68,11 @@ def grad_cam(
         if classes.min() < 0 or classes.max() >= outputs:
             raise InputError(f"classes must be positions of outputs, 0 to {outputs - 1}.")
     prefix, suffix = _split(model, stage)
+    tapped = bool(backbone_of(model).cuts.tapped)
     layers = head_layers(model)[name]
 
     def logits(maps, images):
-        features = suffix([images, maps] if len(suffix.inputs) > 1 else maps, training=False)
+        features = suffix([images, maps] if tapped else maps, training=False)
         for layer in layers:
             features = layer(features)
         return features
@@ -149,8 +150,8 @@ def _split(model, stage):
     if backbone.cuts.tapped:  # other taps follow from the images
         return prefix, keras.Model([backbone.inputs[0], cut], backbone.outputs[0])
     # A backbone without pooling may end in the feature map.
-    suffix = cut if cut is backbone.outputs[0] else backbone.outputs[0]
-    return prefix, keras.Model(cut, suffix)
+    whole = cut is backbone.outputs[0]
+    return prefix, keras.layers.Identity() if whole else keras.Model(cut, backbone.outputs[0])
 
 
 def _feature_map(backbone, stage):
