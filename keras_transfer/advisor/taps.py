@@ -68,15 +68,16 @@ def choose_taps(
     """
     from keras_transfer.features.extraction import extract
     from keras_transfer.models.builders import by_head, head_for
+    from keras_transfer.models.framing import framing_of
 
     network = sized_backbone(backbone, image_size, data, taps="all", weights=weights)
     names = names_of(backbone)
     columns = _columns(network, names)
     train = _sample(data, seed)
     rows = np.arange(len(train))
-    activations = extract(
-        Prefix(network, f"{network.name}, all taps"), train, engine=engine, store=store
-    )
+    crop = framing_of(network).square[1]
+    prefix = Prefix(network, f"{network.name}, all taps", crop=crop)
+    activations = extract(prefix, train, engine=engine, store=store)
     features = activations.gather(rows).astype("float32")
     several = head_for(data)
     heads = several if isinstance(several, dict) else {"": several}

@@ -6,6 +6,7 @@ import pytest
 from conftest import raises, tiny_backbone
 
 from keras_transfer import load_model
+from keras_transfer.data import from_arrays
 from keras_transfer.data.arrays import Arrays
 from keras_transfer.data.examples import Examples
 from keras_transfer.features.prefix import pooled_stages, prefix_of
@@ -83,3 +84,21 @@ def test_features_of_different_crops_have_different_keys_and_those_of_0_1_the_ol
     assert keys[0].keys() == {"format", "keras", "prefix", "image_size"}
     assert [key.get("crop") for key in keys] == [None, 1.0, 0.5]
     assert len({key["prefix"] for key in keys}) == 1
+
+
+def test_the_choice_of_taps_sees_the_crop_that_the_data_decide(tmp_path, monkeypatch, store):
+    from keras_transfer.advisor import taps
+    from keras_transfer.features import extraction
+
+    crops, whole = [], extraction.extract
+    monkeypatch.setattr(
+        extraction,
+        "extract",
+        lambda prefix, *a, **k: crops.append(prefix.crop) or whole(prefix, *a, **k),
+    )
+    build_model(tiny_backbone(), Classification("ab"), image_size=32).save(tmp_path / "own.keras")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (24, 20, 20, 3), "uint8")
+    data = from_arrays((images, [0, 1] * 12), progress=False)
+    taps.choose_taps(data, str(tmp_path / "own.keras"), store=store)
+    assert crops == [1.0]
