@@ -83,16 +83,17 @@ def choose_taps(
     heads = several if isinstance(several, dict) else {"": several}
     losses = {}
     for form, chosen in columns.items():
-        found = []
+        found: list[float | None] = []
         for name, labels in by_head(heads, train.labels).items():
             head = heads[name].fitted(labels)
             solved = solve(
                 head.task, features[:, chosen], head.from_units(labels), train.together, seed=seed
             )
             found.append(solved.cross_validation)
-        if None in found:  # a class is too small for folds
+        known = [loss for loss in found if loss is not None]
+        if len(known) < len(found):  # a class is too small for folds
             break
-        losses[form] = float(np.mean(found))
+        losses[form] = float(np.mean(known))
     best = min(losses, key=lambda form: losses[form]) if losses else ("+".join(names), TAPS[0])
     return Taps(*best, losses)
 

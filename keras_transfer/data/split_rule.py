@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -158,7 +159,7 @@ class SplitRule:
             labels, class_names = strata(examples.take(pool).labels, target)
             keys = [examples.digests[i] for i in places]
             groups = self.groups_of([names[i] for i in places])
-            rule = {"groups": groups, "seed": self.seed, "class_names": class_names}
+            rule: dict[str, Any] = {"groups": groups, "seed": self.seed, "class_names": class_names}
             if self.folds is None:
                 parts = split(labels, shares, keys, fixed=fixed if listed else None, **rule)
             else:
@@ -191,13 +192,14 @@ class SplitRule:
         if callable(self.groups):
             return [str(self.groups(name)) for name in names]
         pattern = re.compile(self.groups)
-        groups = [match and match[1] for match in map(pattern.search, names)]
-        if None in groups:
+        matches = map(pattern.search, names)
+        found: list[str | None] = [match[1] if match else None for match in matches]
+        if None in found:
             raise InputError(
-                f"--group {self.groups} finds no group in {groups.count(None)} of {len(names)} paths, "
-                f"for example {names[groups.index(None)]}: pass a pattern that matches all paths"
+                f"--group {self.groups} finds no group in {found.count(None)} of {len(names)} paths, "
+                f"for example {names[found.index(None)]}: pass a pattern that matches all paths"
             )
-        return groups
+        return [str(group) for group in found]
 
     def _listed(self, names, skipped):
         """Return the list, restricted to images that exist; print which ones are missing."""

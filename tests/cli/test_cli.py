@@ -294,7 +294,7 @@ def test_the_whole_road(tmp_path, cache, source):
         json.loads((d / "metrics.json").read_text()) for d in (out, tmp_path / "again")
     )
     assert first["val"] == second["val"]
-    assert [p["epochs"] for p in second["phases"]] == [1, 1]
+    assert [p["epochs"] for p in second["phases"]] == [1, 2]
 
 
 def test_cache_lists_limits_and_clears(tmp_path):

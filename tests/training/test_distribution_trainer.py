@@ -113,7 +113,7 @@ def test_what_does_not_work_is_said():
     with pytest.raises(InputError, match="build it inside"):
         Strategy(0, []).check(model(), HEAD)
     undecided = SimpleNamespace(
-        backbone="auto", strategy="lp_ft", precision="float32", augment="light"
+        backbone="auto", strategy="lp_ft", precision="float32", augment="light", taps="last"
     )
     with pytest.raises(InputError, match="by name"):
         check_decided(Pair(0, []), undecided)

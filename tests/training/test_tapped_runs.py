@@ -95,9 +95,7 @@ def test_every_format_agrees(data, tmp_path, monkeypatch):
     loaded = load_model(run.path / "model.keras")
     images = next(iter(data.batches("val", image_size=32, batch_size=8)))[0].numpy()
     expected = keras.ops.convert_to_numpy(loaded(images))
-    np.testing.assert_allclose(
-        keras.ops.convert_to_numpy(Run.open(run.path).load_model()(images)), expected, atol=1e-6
-    )
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(run.model(images)), expected, atol=1e-6)
     for kind in FORMATS:
         # Each export compares its scores with the model's on images, and fails where they differ.
         result = export_run(Run.open(run.path), kind, data=data)
