@@ -365,7 +365,7 @@ def advised(images, config: TrainConfig, schedule):
     names = {"backbone": choice.backbone}
     if schedule == AUTO:
         names["strategy"] = choice.strategy
-    if config.augment == AUTO:
+    if config.augment == AUTO and choice.augment != "light":  # else the trainer decides about crops
         names["augment"] = choice.augment
     if choice.strategy == "from_scratch":
         names["weights"] = None

@@ -166,8 +166,8 @@ class TrainConfig:
     augment: Any = setting(
         AUTO,
         TRAINING,
-        "none, light, medium, heavy, randaugment, a .yaml or .json file, or auto: the advisor "
-        "chooses.",
+        "none, flip, light, medium, heavy, randaugment, a .yaml or .json file, or auto: as the data "
+        "suggest.",
     )
     mix: str = setting(
         "none", TRAINING, "Mix the examples of a batch, and their labels with them.", choices=MIXES

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import make_folder, raises
 from PIL import Image
 
 from keras_transfer.data import check_images, from_directory, labeled_images, list_images, read_tree
+from keras_transfer.modalities.image.decode import decode
+from keras_transfer.modalities.image.serving import decode_in_graph
 
 LEFT, TOP_RIGHT, BOTTOM_RIGHT = (200, 50, 20), (30, 180, 90), (20, 40, 220)
 
@@ -278,3 +281,17 @@ def test_tensorflow_is_not_imported_for_folders(animals):
         [sys.executable, "-c", code, animals], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert lines[0] == f"{animals}: 3 classes" and lines[-1] == "[]"
+
+
+def test_bytes_between_the_parts_of_a_jpeg_hide_no_orientation():
+    """Pillow skips them, and so does the graph: or one of the two would turn the image."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (37, 23), "red").save(buffer, "JPEG", exif=exif)
+    whole = buffer.getvalue()
+    start = whole.index(b"\xff\xe1")
+    damaged = whole[:start] + b"\x01\x00\x00" + whole[start:]
+    pixels = decode(damaged)
+    assert pixels.shape == (37, 23, 3)
+    np.testing.assert_allclose(decode_in_graph(tf.constant(damaged)).numpy(), pixels, atol=1)

@@ -70,6 +70,7 @@ class Augmentation:
 # `AUGMENTATIONS["name"] = Augmentation(…)` adds a preset for this process.
 AUGMENTATIONS = {
     "none": Augmentation(crop=False, min_area=1.0, max_aspect=1.0, flip=False),
+    "flip": Augmentation(crop=False, min_area=1.0, max_aspect=1.0),
     "light": Augmentation(),
     "medium": Augmentation(brightness=0.2, contrast=0.2, saturation=0.2),
     "heavy": Augmentation(min_area=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05),

@@ -77,16 +77,25 @@ def choose_crop(data, image_size: int) -> tuple[float, str]:
         data: an `ImageData`, of which the training images count, or `Examples`.
         image_size: of the model, in pixels.
     """
-    splits = getattr(data, "examples", {"train": data})
-    images = splits.get("train", next(iter(splits.values()))).images
-    # Spread over the classes, which follow one another.
-    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).astype(int))
-    if not len(rows):
+    median = median_side(data)
+    if median is None:
         return DEFAULT_CROP, "there are no images to decide it by"
-    median = float(np.median([images.shorter_side(row) for row in rows]))
     enlarged = median <= image_size
     reason = (
         f"the originals' median shorter side, {median:g} px, is {'not ' * enlarged}above the image "
         f"size, {image_size} px"
     )
     return _WHOLE if enlarged else DEFAULT_CROP, reason
+
+
+def median_side(data) -> float | None:
+    """Return the median of the shorter sides of at most 200 training images; None if there are none.
+
+    Args:
+        data: see `choose_crop`.
+    """
+    splits = getattr(data, "examples", {"train": data})
+    images = splits.get("train", next(iter(splits.values()))).images
+    # Spread over the classes, which follow one another.
+    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).astype(int))
+    return float(np.median([images.shorter_side(row) for row in rows])) if len(rows) else None

@@ -115,16 +115,21 @@ def _orientation(data, kinds):
     end = tf.size(data, tf.int64)
     nowhere = (end, end)  # the next part, the start of the EXIF block
 
+    def next_marker(at):
+        found = data[at:] == 0xFF
+        return tf.where(tf.reduce_any(found), at + tf.argmax(tf.cast(found, tf.int32)), end)
+
     def segment(at):
         head = _window(data, at, 10)
         marker, continues = head[1], at + 4 <= end
         after = at + 2 + _number(head[2:4], "big")
         is_exif = (marker == 0xE1) & _same(head[4:], b"Exif\0\0")
-        bare = (marker == 0x01) | ((marker >= 0xD0) & (marker <= 0xD7))
-        continues &= (head[0] == 0xFF) & (marker != 0xD9) & (marker != 0xDA)
+        bare = (marker <= 0x01) | ((marker >= 0xD0) & (marker <= 0xD7))
+        continues &= (marker != 0xD9) & (marker != 0xDA) | (head[0] != 0xFF)
         return tf.case(
             [
                 (~continues, lambda: nowhere),
+                (head[0] != 0xFF, lambda: (next_marker(at), end)),  # Pillow skips it, too
                 (marker == 0xFF, lambda: (at + 1, end)),
                 (bare, lambda: (at + 2, end)),
                 (is_exif, lambda: (after, at + 4)),
