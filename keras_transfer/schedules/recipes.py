@@ -13,6 +13,7 @@ from keras_transfer.utils.names import require_image_size
 
 DEFAULT = "lp_ft"
 AUTO = "auto"  # the advisor chooses
+_BATCH = 32  # examples per step, as recipes do not know the batch size
 _HEAD_RATE = 3e-3  # of a head that is trained in steps
 # Fields of the head's phase that also a closed form has. An override of another one, as of the
 # fields that a closed form fixes in every phase, asks for gradient steps.
@@ -34,15 +35,28 @@ def default_head_epochs(examples: int, epochs: int) -> int:
     return max(1, min(round(1500 / max(1, examples)), 2 * epochs // 3))
 
 
-def default_rate(examples: int) -> float:
-    """Return the default learning rate of pretrained layers.
+def default_rate(steps: int) -> float:
+    """Return the default learning rate of pretrained layers for a training of that many steps.
 
-    It is 3e-4 up to 500 examples, then proportional to their number, up to 1e-3. This compromise
-    does not depend on what the examples show: a few that resemble ImageNet need less, because less
-    is forgotten; for a few that do not, 1e-3 is better by points (`scripts/regret.py`). The advisor
-    distinguishes the two.
+    It is 1e-3 up to 250 steps, then falls with the square root of their number, to 1e-4. Adam moves
+    each weight by about the rate in each step, much of it at random, so that the distance from the
+    pretrained weights grows with the rate times the square root of the steps; too far, and the
+    pretraining is forgotten (`scripts/accuracy.py`, grid of rates).
     """
-    return 3e-4 * min(10 / 3, max(1.0, examples / 500))
+    return max(1e-4, 1e-3 * min(1.0, math.sqrt(250 / max(1, steps))))
+
+
+def default_average(steps: int) -> float:
+    """Return the momentum of the weights' moving average: about the last fifth of the steps.
+
+    Averaged weights are without the noise of single steps, so that accuracy does not drop in the first
+    epochs as that of the plain ones does (`scripts/first_steps.py`).
+    """
+    return 1 - 1 / max(10, steps / 5)
+
+
+def _steps(examples, epochs):
+    return epochs * math.ceil(max(1, examples) / _BATCH)
 
 
 def feature_extraction(
@@ -77,8 +91,10 @@ def fine_tune(
 ) -> Schedule:
     """Train everything from the first step, the new head at `head_rate` times the rate."""
     epochs = default_epochs(examples) if epochs is None else epochs
-    rate = default_rate(examples) if learning_rate is None else learning_rate
-    phase = _all(epochs, rate, rates={"head": head_rate}, roll_back=False)  # from a random head
+    if learning_rate is None:
+        learning_rate = 0.3 * default_rate(_steps(examples, epochs))  # behind a random head
+    more = {"rates": {"head": head_rate}, "roll_back": False, "ema": 0.0}
+    phase = _all(examples, epochs, learning_rate, **more)
     return Schedule("fine_tune", (phase,))
 
 
@@ -99,10 +115,10 @@ def lp_ft(
     `epochs` is then the length of all phases together, of which the head gets `head_epochs`
     (default: `default_head_epochs`). The same holds for every recipe that starts with the head.
     """
-    rate = default_rate(examples) if learning_rate is None else learning_rate
     given = head_epochs, head_learning_rate, linear_head
     head, rest = _head_and_rest("lp_ft", examples, epochs, given)
-    return Schedule("lp_ft", (head, _all(rest, rate, batch_norm=batch_norm)))
+    phase = _all(examples, rest, learning_rate, batch_norm=batch_norm)
+    return Schedule("lp_ft", (head, phase))
 
 
 def freeze_k(
@@ -118,10 +134,10 @@ def freeze_k(
 
     `k` is a share or a number of layers, a layer or a stage, see `models.stages.frozen_stages`.
     """
-    rate = default_rate(examples) if learning_rate is None else learning_rate
     given = head_epochs, head_learning_rate, linear_head
     head, rest = _head_and_rest("freeze_k", examples, epochs, given)
-    return Schedule("freeze_k", (head, _all(rest, rate, "top", k)))
+    phase = _all(examples, rest, learning_rate, "top", k)
+    return Schedule("freeze_k", (head, phase))
 
 
 def gradual_unfreeze(
@@ -139,7 +155,6 @@ def gradual_unfreeze(
     `stages` of them are unfrozen one by one, for `stage_epochs` each; the stages below follow
     together, because each phase costs a compilation.
     """
-    rate = default_rate(examples) if learning_rate is None else learning_rate
     if stages < 1 or stage_epochs < 1:
         raise InputError(
             f"gradual_unfreeze needs at least one stage of one epoch, not {stages} of {stage_epochs}."
@@ -147,11 +162,12 @@ def gradual_unfreeze(
     single = stages * stage_epochs
     given = head_epochs, head_learning_rate, linear_head
     head, rest = _head_and_rest("gradual_unfreeze", examples, epochs, given, between=single)
+    rate = learning_rate or default_rate(_steps(examples, single + rest))
     steps = [
-        _all(stage_epochs, rate, f"top{n}", f"top:{n}", shape="constant")
+        _all(examples, stage_epochs, rate, f"top{n}", f"top:{n}", shape="constant")
         for n in range(1, stages + 1)
     ]
-    return Schedule("gradual_unfreeze", (head, *steps, _all(rest, rate)))
+    return Schedule("gradual_unfreeze", (head, *steps, _all(examples, rest, rate)))
 
 
 def discriminative(
@@ -167,10 +183,11 @@ def discriminative(
 
     The first stage's rate is `lowest_rate` times that of the head.
     """
-    rate = 2 * default_rate(examples) if learning_rate is None else learning_rate
     given = head_epochs, head_learning_rate, linear_head
     head, rest = _head_and_rest("discriminative", examples, epochs, given)
-    return Schedule("discriminative", (head, _all(rest, rate, lowest_rate=lowest_rate)))
+    rate = learning_rate or 2 * default_rate(_steps(examples, rest))
+    phase = _all(examples, rest, rate, lowest_rate=lowest_rate)
+    return Schedule("discriminative", (head, phase))
 
 
 def bit(
@@ -233,14 +250,14 @@ def progressive_resize(
     about half the time at 224 px. The trainer passes the model's `image_size`.
     """
     require_image_size(image_size)
-    rate = default_rate(examples) if learning_rate is None else learning_rate
     small = image_size - smaller_by
     given = head_epochs, head_learning_rate, linear_head
     head, rest = _head_and_rest("progressive_resize", examples, epochs, given, least=2)
+    rate = learning_rate or default_rate(_steps(examples, rest))
     phases = (
         replace(head, image_size=small),
-        _all(rest // 2, rate, "small", image_size=small, shape="constant"),
-        _all(rest - rest // 2, rate, "full", warmup=0.0),
+        _all(examples, rest // 2, rate, "small", image_size=small, shape="constant"),
+        _all(examples, rest - rest // 2, rate, "full", warmup=0.0),
     )
     return Schedule("progressive_resize", phases)
 
@@ -262,10 +279,13 @@ def _closed_head():
     return Phase("head", "all", 1, solver="logistic")
 
 
-def _all(epochs, rate, name="all", freeze="none", **more):
+def _all(examples, epochs, rate, name="all", freeze="none", **more):
+    steps = _steps(examples, epochs)
+    # The statistics of BatchNorm are not averaged, so they would not fit the averaged weights.
+    average = 0.0 if more.get("batch_norm") == "train" else default_average(steps)
     # Without clipping, single batches threw runs far back at these rates.
-    more = {"warmup": 0.2, "clip_norm": 1.0, "roll_back": True, **more}
-    return Phase(name, freeze, epochs, rate, **more)
+    more = {"warmup": 0.2, "clip_norm": 1.0, "roll_back": True, "ema": average, **more}
+    return Phase(name, freeze, epochs, default_rate(steps) if rate is None else rate, **more)
 
 
 def _head_and_rest(recipe, examples, epochs, given, between=0, least=1):

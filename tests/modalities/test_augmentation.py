@@ -116,7 +116,7 @@ def test_augmentations_by_name():
     assert resolve_augmentation("heavy") is AUGMENTATIONS["heavy"]
     mine = Augmentation(hue=0.1)
     assert resolve_augmentation(mine) is mine
-    with raises("unknown augmentation 'lite'; choose one of none, light, medium, heavy"):
+    with raises("unknown augmentation 'lite'; choose one of none, flip, light, medium, heavy"):
         resolve_augmentation("lite")
     for wrong in ({"hue": 0.6}, {"min_area": 0}, {"max_aspect": 0.5}, {"contrast": float("nan")}):
         with raises(f"augmentation: {next(iter(wrong))} must be between"):
