@@ -41,6 +41,7 @@ from rows import Rows
 
 SCRIPTS = Path(__file__).parent
 BACKBONES = ("mobilenet_0.25", "mobilenet_v2_0.35", "efficientnet_lite0")
+BOTH = "mobilenet_0.25+mobilenet_v2_0.35"
 SEEDS = ("0", "1", "2")
 KEY = ("dataset", "shots", "contender", "backbone", "seed")
 FIELDS = (
@@ -50,11 +51,19 @@ FIELDS = (
 )
 # Options of `keras-transfer train`. With `--backbone`, a contender runs once instead of with each of BACKBONES.
 CONTENDERS = {
-    "closed_form": "--strategy feature_extraction",
+    "closed_form_last": "--strategy feature_extraction --taps last",
+    "closed_form": "--strategy feature_extraction",  # taps chosen by cross-validation
+    "closed_form_both": f"--strategy feature_extraction --backbone {BOTH}",
     "fine_tune": "--strategy fine_tune",
     "freeze_k": "--strategy freeze_k --set k=0.5",
     "gradual_unfreeze": "--strategy gradual_unfreeze",
     "lp_ft": "--strategy lp_ft",
+    "lp_ft_last": "--strategy lp_ft --taps last",
+    "lp_ft_both": f"--strategy lp_ft --backbone {BOTH}",
+    "lp_ft_no_average": "--strategy lp_ft --set all.ema=0",
+    "lp_ft_random_head": "--strategy lp_ft --set head_learning_rate=0.003",
+    "lp_ft_rate3e-4": "--strategy lp_ft --learning-rate 3e-4",
+    "lp_ft_crop1": "--strategy lp_ft --crop 1",
     "discriminative": "--strategy discriminative",
     "bit": "--strategy bit",
     "progressive_resize": "--strategy progressive_resize",
@@ -217,7 +226,7 @@ def remaining(missing: list[Plan], rows: list[dict]) -> float | None:
     )
 
 
-def table(rows: list[dict], base: str = "closed_form") -> str:
+def table(rows: list[dict], base: str) -> str:
     """Return two Markdown tables, of the tuning and of the reporting datasets.
 
     Accuracies are means over the seeds, in percent. Their standard error has two parts: the number of
@@ -247,7 +256,9 @@ def _lines(rows, names, base):
     known = [key for key in groups if key[3] in (*CONTENDERS, *PEERS)]
     for key in sorted(known, key=lambda key: [rank(x) for rank, x in zip(order, key, strict=True)]):
         shots, size, backbone, contender = key
-        group, other = groups[key], groups.get((*key[:3], base), {})
+        # Several backbones are compared with the last of them alone.
+        alone = (shots, size, backbone.split("+")[-1], base)
+        group, other = groups[key], groups.get(alone, {})
         cells = [_accuracy(group[name].values()) if name in group else "–" for name in names]
         gaps = differences(group, other)
         everything = [row for seeds in group.values() for row in seeds.values()]
@@ -319,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "accuracy")
     parser.add_argument("--list", action="store_true", help="what would run; run nothing")
     parser.add_argument("--table", action="store_true", help="print the table; run nothing")
-    parser.add_argument("--base", default="closed_form", help="contender to compare with")
+    parser.add_argument("--base", default="closed_form_last", help="contender to compare with")
     args = parser.parse_args(arguments)
     results = Rows(args.csv, FIELDS)
     chosen = plans(args.only)
