@@ -226,7 +226,7 @@ def remaining(missing: list[Plan], rows: list[dict]) -> float | None:
     )
 
 
-def table(rows: list[dict], base: str) -> str:
+def table(rows: list[dict], base: str = "closed_form") -> str:
     """Return two Markdown tables, of the tuning and of the reporting datasets.
 
     Accuracies are means over the seeds, in percent. Their standard error has two parts: the number of
