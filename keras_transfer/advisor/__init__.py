@@ -11,6 +11,7 @@ _NAMES = {
     "activation_shift": "similarity",
     "advise": "api",
     "auto_trainer": "auto",
+    "choose_taps": "taps",
     "decide": "auto",
     "domain_distance": "domains",
     "probe_stages": "stage_probes",

@@ -72,7 +72,6 @@ def choose_taps(
 
     network = sized_backbone(backbone, image_size, data, taps="all", weights=weights)
     names = names_of(backbone)
-    columns = _columns(network, names)
     train = _sample(data, seed)
     rows = np.arange(len(train))
     crop = framing_of(network).square[1]
@@ -82,13 +81,13 @@ def choose_taps(
     several = head_for(data)
     heads = several if isinstance(several, dict) else {"": several}
     losses = {}
-    for form, chosen in columns.items():
+    for form, (columns, part) in _forms(network.cuts, names).items():
         found: list[float | None] = []
         for name, labels in by_head(heads, train.labels).items():
             head = heads[name].fitted(labels)
-            solved = solve(
-                head.task, features[:, chosen], head.from_units(labels), train.together, seed=seed
-            )
+            targets = head.from_units(labels)
+            inputs = features[:, columns]
+            solved = solve(head.task, inputs, targets, train.together, part=part, seed=seed)
             found.append(solved.cross_validation)
         known = [loss for loss in found if loss is not None]
         if len(known) < len(found):  # a class is too small for folds
@@ -98,29 +97,19 @@ def choose_taps(
     return Taps(*best, losses)
 
 
-def _columns(network, names) -> dict[tuple[str, str], np.ndarray]:
-    """Return (backbone, taps) → the columns of the features with all taps that such a head reads."""
-    cuts = network.cuts
+def _forms(cuts, names) -> dict[tuple[str, str], tuple]:
+    """Return (backbone, taps) → (features that the head reads, positions of the last stage in them)."""
     if not cuts.tapped:
         return {}
-    of_branch = [{id(stage.output) for stage in branch} for branch in cuts.branches]
-    last: dict[str, list] = {name: [] for name in names}
-    whole: dict[str, list] = {name: [] for name in names}
-    start = 0
-    for tensor in cuts.tapped:
-        number = next(i for i, outputs in enumerate(of_branch) if id(tensor) in outputs)
-        channels = tensor.shape[-1]
-        width = channels if len(tensor.shape) == 2 else 2 * channels  # the mean, then the deviation
-        whole[names[number]].extend(range(start, start + width))
-        if tensor is cuts.branches[number][-1].output:
-            last[names[number]].extend(range(start, start + channels))
-        start += width
-    groups = [[name] for name in names] + ([names] if len(names) > 1 else [])
-    return {
-        ("+".join(group), taps): np.sort(np.concatenate([table[name] for name in group]))
-        for group in groups
-        for taps, table in zip(TAPS, (last, whole))
-    }
+    groups = [[number] for number in range(len(names))]
+    groups += [list(range(len(names)))] if len(names) > 1 else []
+    forms: dict[tuple[str, str], tuple] = {}
+    for group in groups:
+        name = "+".join(names[number] for number in group)
+        last, every = cuts.columns(group, last=True), cuts.columns(group)
+        forms[name, "last"] = last, None
+        forms[name, "all"] = every, np.searchsorted(every, last)
+    return forms
 
 
 def _sample(data, seed):

@@ -60,13 +60,13 @@ def run_demo(out, *, seed: int = 0) -> None:
         batch_norm="train",  # the source model's statistics describe only six digits
     )
     runs = {}
-    for name, schedule, start in (
-        ("transfer", transfer, {}),
-        ("from scratch", from_scratch(epochs=EPOCHS), {"weights": None}),
+    for name, schedule, weights in (
+        ("transfer", transfer, "imagenet"),  # those of the source model
+        ("from scratch", from_scratch(epochs=EPOCHS), None),
     ):
         keras.utils.set_random_seed(seed)
         head = Classification(data.class_names, dropout=0)
-        model = build_model(str(source_run.path), head, **start)
+        model = build_model(str(source_run.path), head, weights=weights)
         trainer = Trainer(
             model, schedule, seed=seed, batch_size=4, augment=AUGMENT, validate_every=1
         )

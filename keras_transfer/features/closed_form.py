@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import joblib
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.model_selection import StratifiedGroupKFold
@@ -22,6 +24,7 @@ _STRENGTHS = np.logspace(-4, 1, 11)
 _WORSE = 2  # strengths in a row that raise the loss, after which no weaker penalty is tried
 _MAX_FOR_CHOOSING = 3000  # rows of cross-validation; the strength that it chooses is used for all
 _FOLDS = 5
+_LEAST_PROBABILITY = 1e-12
 _ALPHAS = np.logspace(-1, 6, 15)  # of ridge regression
 _PROBE_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # of the probe: C times the number of features
 
@@ -60,17 +63,18 @@ def solve(
     groups: np.ndarray,
     *,
     class_weights: np.ndarray | None = None,
+    part: np.ndarray | None = None,
     seed: int = 0,
 ) -> LinearHead:
     """Fit the head of a task: `logistic_regression`, `label_regressions` or `ridge_regression`.
 
     Args:
-        class_weights: from `data.examples.class_weights`; does not apply to numbers.
+        class_weights: from `data.examples.class_weights`; like `part`, it does not apply to numbers.
     """
     if task == "regression":
         return ridge_regression(features, targets, groups)
     fit = logistic_regression if task == "single_label" else label_regressions
-    return fit(features, targets, groups, class_weights=class_weights, seed=seed)
+    return fit(features, targets, groups, class_weights=class_weights, part=part, seed=seed)
 
 
 def logistic_regression(
@@ -79,6 +83,7 @@ def logistic_regression(
     groups: np.ndarray,
     *,
     class_weights: np.ndarray | None = None,
+    part: np.ndarray | None = None,
     seed: int = 0,
     most: int = _MAX_FOR_CHOOSING,
 ) -> LinearHead:
@@ -87,41 +92,69 @@ def logistic_regression(
     The features are standardized (see `_Standardized`), and the result is folded back into kernel and
     bias. The strength is the one with the lowest log loss in stratified 5-fold cross-validation.
 
+    With `part`, another head is fitted on these features alone, and the result is the weighted sum of
+    the two whose weights minimize the log loss on the held-out rows (stacking, doi:10.1016/S0893-6080(05)80023-1).
+    It is better than the better one of them: they err on different rows.
+
     Args:
         features: float [N, D].
         labels: int [N], 0 ≤ label < C; each occurs.
         groups: int [N]; rows of the same example have the same number, and stay in one fold.
         class_weights: float [C].
+        part: positions of some features, int.
         seed: seed of the folds.
         most: maximum number of rows on which the strength is chosen.
     """
-    return _logistic(_Standardized(features), labels, groups, class_weights, seed, most)
+    inputs = _inputs(features, part)
+    return _logistic(inputs, labels, groups, class_weights, seed, most)
 
 
-def _logistic(inputs: "_Standardized", labels, groups, class_weights, seed, most) -> LinearHead:
+def _inputs(features, part) -> list["_Standardized"]:
+    columns = [None] if part is None else [part, None]
+    return [_Standardized(features, chosen) for chosen in columns]
+
+
+def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
-    strength, loss = _chosen_strength(inputs.rows, labels, groups, weights, seed, most)
-    with _parallel_fits():
-        fitted = LogisticRegression(C=strength, max_iter=300, class_weight=weights)
-        fitted.fit(inputs.rows, labels)
-    weights, offsets = fitted.coef_, fitted.intercept_
-    if len(weights) == 1:  # two classes have one logit, of which each class gets half
-        weights, offsets = np.concatenate([-weights, weights]) / 2, np.append(-offsets, offsets) / 2
-    return LinearHead(*inputs.unfolded(weights, offsets), strength, loss)
+    rows, splits = _folds(labels, groups, seed, most)
+    found = [_cross_validated(x.rows[rows], labels[rows], splits, weights) for x in inputs]
+    losses = [held_out for _, held_out in found if held_out is not None]
+    shares, loss = (
+        _blend(losses, labels[rows]) if splits else (np.ones(len(inputs)) / len(inputs), None)
+    )
+    kernels, biases = [], []
+    for x, share, (strength, _) in zip(inputs, shares, found):
+        with _parallel_fits():
+            fitted = LogisticRegression(C=strength, max_iter=300, class_weight=weights)
+            fitted.fit(x.rows, labels)
+        coefficients, offsets = fitted.coef_, fitted.intercept_
+        if len(coefficients) == 1:  # two classes have one logit, of which each class gets half
+            coefficients = np.concatenate([-coefficients, coefficients]) / 2
+            offsets = np.append(-offsets, offsets) / 2
+        kernel, bias = x.unfolded(share * coefficients, share * offsets)
+        kernels.append(kernel)
+        biases.append(bias)
+    return LinearHead(np.sum(kernels, axis=0), np.sum(biases, axis=0), found[-1][0], loss)
 
 
-def _chosen_strength(rows, labels, groups, class_weight, seed, most):
-    """Return (strength, log loss on held-out rows, or None if a class is too small for folds)."""
-    chosen = np.arange(len(labels))
+def _folds(labels, groups, seed, most):
+    """Return (rows for cross-validation, its splits; none if a class is too small for folds)."""
+    rows = np.arange(len(labels))
     if len(labels) > most:
-        chosen = stratified_sample(labels, most, groups=groups, seed=seed)
-    rows, labels, groups = rows[chosen], labels[chosen], groups[chosen]
-    first = np.unique(groups, return_index=True)[1]
-    folds = min(_FOLDS, np.bincount(labels[first], minlength=labels.max() + 1).min())
+        rows = stratified_sample(labels, most, groups=groups, seed=seed)
+    first = np.unique(groups[rows], return_index=True)[1]
+    counts = np.bincount(labels[rows][first], minlength=labels.max() + 1)
+    folds = min(_FOLDS, counts.min())
     if folds < 2:
-        return 1.0, None
+        return rows, []
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    splits = list(splitter.split(rows, labels, groups))
+    return rows, list(splitter.split(rows, labels[rows], groups[rows]))
+
+
+def _cross_validated(rows, labels, splits, class_weight):
+    """Return (strength, log probabilities [N, C] of held-out rows at that strength, or None)."""
+    if not splits:
+        return 1.0, None
     options = dict(max_iter=100, warm_start=True, class_weight=class_weight)
     models = [
         LogisticRegression(**options) for _ in splits
@@ -129,23 +162,45 @@ def _chosen_strength(rows, labels, groups, class_weight, seed, most):
     losses: list[float] = []
     with _parallel_fits(), joblib.Parallel() as parallel:
         for strength in _STRENGTHS:
-            one = joblib.delayed(_held_out_loss)
+            one = joblib.delayed(_held_out)
             found = parallel(
                 one(model.set_params(C=strength), rows, labels, *split)
                 for model, split in zip(models, splits)
             )
-            losses.append(float(np.concatenate(found).mean()))
+            held_out = np.empty((len(labels), labels.max() + 1))
+            for (_, test), part in zip(splits, found):
+                held_out[test] = part
+            losses.append(_log_loss(held_out, labels))
+            if losses[-1] == min(losses):
+                best = float(strength), held_out
             if len(losses) - 1 - np.argmin(losses) >= _WORSE:
                 break
-    best = int(np.argmin(losses))
-    return float(_STRENGTHS[best]), losses[best]
+    return best
 
 
-def _held_out_loss(model, rows, labels, train, test):
+def _held_out(model, rows, labels, train, test):
     model.fit(rows[train], labels[train])
     # The probability of a class that the training part lacks is 0.
-    of_label = model.predict_proba(rows[test]) * (model.classes_ == labels[test][:, None])
-    return -np.log(of_label.sum(axis=1).clip(1e-12))
+    probabilities = np.full((len(test), labels.max() + 1), _LEAST_PROBABILITY)
+    probabilities[:, model.classes_] = model.predict_proba(rows[test]).clip(_LEAST_PROBABILITY)
+    return np.log(probabilities)
+
+
+def _log_loss(scores, labels) -> float:
+    return float(-log_softmax(scores, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def _blend(scores, labels):
+    """Return (weights of several heads > 0, log loss of the weighted sum of their scores)."""
+    if len(scores) == 1:
+        return np.ones(1), _log_loss(scores[0], labels)
+    stacked = np.stack(scores)
+
+    def loss(logarithms):
+        return _log_loss(np.tensordot(np.exp(logarithms), stacked, 1), labels)
+
+    found = minimize(loss, np.log(np.full(len(scores), 1 / len(scores))))
+    return np.exp(found.x), float(found.fun)
 
 
 def label_regressions(
@@ -154,19 +209,20 @@ def label_regressions(
     groups: np.ndarray,
     *,
     class_weights: np.ndarray | None = None,
+    part: np.ndarray | None = None,
     seed: int = 0,
 ) -> LinearHead:
     """Fit a logistic regression for each label, with a strength of its own.
 
     Args:
-        features, groups, seed: see `logistic_regression`.
+        features, groups, part, seed: see `logistic_regression`.
         labels: 0/1 [N, L]. A label with the same value for all examples gets a constant logit, from
             its frequency.
         class_weights: float [L, 2], weights of absent and present labels.
     """
     count = labels.shape[1]
     most = max(500, min(_MAX_FOR_CHOOSING, 4 * _MAX_FOR_CHOOSING // count))
-    inputs = _Standardized(features)
+    inputs = _inputs(features, part)
     kernel = np.zeros((features.shape[1], count), "float32")
     bias = np.zeros(count, "float32")
     heads = []
@@ -220,11 +276,17 @@ class _Standardized:
     Where there are far fewer rows than features, the rows are expressed in a basis of the space that
     they span. A penalty on squares does not see such a rotation, and fits take a fraction of the time.
 
+    Args:
+        features: float [N, D].
+        columns: positions of those that count; by default all.
+
     Attributes:
         rows: float32 [N, K].
     """
 
-    def __init__(self, features: np.ndarray):
+    def __init__(self, features: np.ndarray, columns: np.ndarray | None = None):
+        self.columns, self.width = columns, features.shape[1]
+        features = features if columns is None else features[:, columns]
         # One copy only, as features may take a gigabyte. Differences of large values need float64 sums.
         self.mean = features.mean(axis=0, dtype="float64")
         common = max(float(features.std(dtype="float64")), 1e-12)
@@ -234,10 +296,11 @@ class _Standardized:
         self.rows, self.basis = rows.astype("float32", copy=False), None
         if 2 * len(rows) < rows.shape[1]:
             values, vectors = np.linalg.eigh(self.rows.astype("float64") @ self.rows.T)
-            large = values > 1e-9 * max(values[-1], 1e-30)
-            lengths, vectors = np.sqrt(values[large]), vectors[:, large]
-            self.basis = self.rows.T @ (vectors / lengths)
-            self.rows = (vectors * lengths).astype("float32")
+            large = values > 1e-9 * max(values[-1], 1e-12)
+            if large.any():  # or all rows are equal
+                lengths, vectors = np.sqrt(values[large]), vectors[:, large]
+                self.basis = self.rows.T @ (vectors / lengths)
+                self.rows = (vectors * lengths).astype("float32")
 
     def unfolded(self, weights, offsets) -> tuple[np.ndarray, np.ndarray]:
         """Return (kernel [D, C], bias [C]) on the features from weights [C, K], offsets on rows."""
@@ -245,7 +308,12 @@ class _Standardized:
         if self.basis is not None:
             kernel = self.basis @ kernel
         kernel = kernel / self.scale[:, None]
-        return kernel.astype("float32"), (offsets - self.mean @ kernel).astype("float32")
+        bias = offsets - self.mean @ kernel
+        if self.columns is not None:
+            whole = np.zeros((self.width, kernel.shape[1]))
+            whole[self.columns] = kernel
+            kernel = whole
+        return kernel.astype("float32"), bias.astype("float32")
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_transfer.models.graph import Stage, clone_with, find_stages
@@ -115,6 +116,24 @@ class Cuts:
         ends = _ends(self.tapped) or [model.outputs[0]]
         self.branches = [find_stages(keras.Model(self.images, end)) for end in ends]
         self.stages = merged(self.branches)
+
+    def columns(self, branches: Sequence[int] | None = None, last: bool = False) -> np.ndarray:
+        """Return the positions of features of some branches (by default all), int.
+
+        Args:
+            last: only those that a head on the last stages would read: their means.
+        """
+        chosen = range(len(self.branches)) if branches is None else branches
+        outputs = [[stage.output for stage in self.branches[number]] for number in chosen]
+        found, start = [], 0
+        for tensor in self.tapped:
+            width = tap_width(tensor.shape)
+            if last and any(tensor is of_branch[-1] for of_branch in outputs):
+                found.append(np.arange(start, start + tensor.shape[-1]))
+            elif not last and any(tensor is x for of_branch in outputs for x in of_branch):
+                found.append(np.arange(start, start + width))
+            start += width
+        return np.concatenate(found)
 
     def between(self, first: int, last: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         """Return (the tensor at one cut, that at a later one), on shared weights.

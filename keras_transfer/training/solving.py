@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_transfer.data.examples import class_weights
 from keras_transfer.models.builders import by_head
+from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.console import say
 
 
@@ -26,6 +27,9 @@ def solve_heads(trainer, phase, examples, features) -> None:
     labels = by_head(trainer.heads, examples.labels)
     weights = phase.class_weights or ("balanced" if trainer.config.balance != "none" else None)
 
+    cuts = backbone_of(trainer.model).cuts
+    part = cuts.columns(last=True) if len(cuts.tapped) > len(cuts.branches) else None
+
     def solution(name, head):
         found = solve(
             head.task,
@@ -33,6 +37,7 @@ def solve_heads(trainer, phase, examples, features) -> None:
             np.concatenate([head.from_units(labels[name])] * features.views),
             np.tile(examples.together, features.views),
             class_weights=weights and class_weights(weights, head.names, labels[name]),
+            part=part,
             seed=trainer.config.seed,
         )
         say(f"head: {found}" if trainer.head else f"head {name}: {found}")

@@ -35,6 +35,26 @@ def test_it_is_the_regression_of_scikit_learn(classes):
     assert found.kernel.shape == (20, classes) and found.bias.shape == (classes,)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_part_of_the_features_has_a_say_of_its_own(classes):
+    """The weighted sum of two heads loses less on held-out rows than either of them."""
+    features, labels = blobs(classes, per_class=30, distance=0.8)
+    noise = np.random.default_rng(5).normal(30, 4, (len(labels), 200)).astype("float32")
+    features, groups = np.hstack([features, noise]), np.arange(len(labels))
+    part = np.arange(20)
+    alone = logistic_regression(features[:, part], labels, groups)
+    whole = logistic_regression(features, labels, groups)
+    both = logistic_regression(features, labels, groups, part=part)
+    assert both.cross_validation <= min(alone.cross_validation, whole.cross_validation) + 1e-6
+    # Both kernels are sums of the same two, so the three lie in a plane.
+    padded = np.zeros_like(whole.kernel)
+    padded[part] = alone.kernel
+    basis = np.stack([padded.ravel(), whole.kernel.ravel()], axis=1)
+    rest = np.linalg.lstsq(basis, both.kernel.ravel(), rcond=None)[1]
+    assert rest.size == 0 or rest[0] < 1e-4 * np.square(both.kernel).sum()
+    assert both.kernel.shape == whole.kernel.shape and both.bias.shape == (classes,)
+
+
 def test_more_features_than_rows_make_no_difference():
     """The rows are then expressed in another basis, which the penalty does not see."""
     features, labels = blobs(3, per_class=20, width=300)
