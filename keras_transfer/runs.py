@@ -409,19 +409,17 @@ class Checkpoint:
             )
         return cls(folder)
 
-    def save(self, state: dict, arrays: dict, best: dict | None = None) -> None:
+    def save(self, state: dict, arrays: dict, named: dict[str, dict] | None = None) -> None:
         """Write everything that `load` and `load_arrays` need after epoch `state["epoch"]`.
 
         Args:
-            state: plain data. `state["best"]["epoch"]`, if present, is the best epoch so far.
+            state: plain data. `state["named"]`, if present, lists the named arrays that it needs.
             arrays: name → array.
-            best: the arrays of the best epoch, if they were not given before.
+            named: those of them that were not given before.
         """
-        needed = {f"epoch-{state['epoch']}", "start"}
-        if state.get("best"):
-            needed.add(f"best-{state['best']['epoch']}")
-        if best is not None:
-            self.save_arrays(f"best-{state['best']['epoch']}", best)
+        needed = {f"epoch-{state['epoch']}", "start", *state.get("named", ())}
+        for name, values in (named or {}).items():
+            self.save_arrays(name, values)
         self.save_arrays(f"epoch-{state['epoch']}", arrays)
         write_text(self.folder / _STATE_FILE, json.dumps(state))
         for file in self.folder.glob("*.npz"):

@@ -64,6 +64,8 @@ CONTENDERS = {
     "lp_ft_random_head": "--strategy lp_ft --set head_learning_rate=0.003",
     "lp_ft_rate3e-4": "--strategy lp_ft --learning-rate 3e-4",
     "lp_ft_crop1": "--strategy lp_ft --crop 1",
+    "lp_ft_soup": "--strategy lp_ft --soup",
+    "lp_ft_ema": "--strategy lp_ft --set all.ema=0.98",
     "discriminative": "--strategy discriminative",
     "bit": "--strategy bit",
     "progressive_resize": "--strategy progressive_resize",

@@ -42,7 +42,7 @@ from keras_transfer.utils.files import check_output, check_output_folder, read_t
 _DATA = ("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split")
 _MODEL = ("backbone", "taps", "weights", "image_size", "crop", "precision")
 _TRAINING = ("strategy", "overrides", "epochs", "learning_rate", "batch_size", "augment", "mix")
-_MORE = ("mix_alpha", "balance", "seed", "keep", "minutes", "policy", "cache", "engine")
+_MORE = ("mix_alpha", "balance", "seed", "keep", "soup", "minutes", "policy", "cache", "engine")
 _DEVICES = ("data_service", "distribute", "scaling")
 _ADAPTATION = (
     *("backbone", "image_size", "crop", "batch_size", "augment", "precision", "weights", "seed"),

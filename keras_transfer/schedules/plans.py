@@ -287,6 +287,19 @@ class PlannedPhase:
             return np.full(steps.shape, rate, "float32")
         return ops.convert_to_numpy(rate(steps))
 
+    def validated_epochs(self, first: int, every: int | None, steps: int) -> list[int]:
+        """Return the numbers of the epochs that end with a validation; the last one always does.
+
+        Args:
+            first: number of the phase's first epoch, counted from 1 over all phases.
+            every: epochs between two validations; None: as many as take as long as one.
+            steps: batches of a validation.
+        """
+        if every is None:
+            every = math.ceil(steps * FORWARD / self.steps_per_epoch)
+        last = first + self.epochs - 1
+        return sorted({*range(first, last + 1, max(1, every)), last})
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -5,9 +5,8 @@ trains, the learning rate, order, augmentation and dropout, or in the checkpoint
 each epoch: weights, optimizer variables, and the memory of early stopping and of the plateau.
 """
 
-import os
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -16,7 +15,9 @@ from keras_transfer.errors import Diverged, InputError, Signals
 from keras_transfer.models.stages import Frozen
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.plans import PlannedPhase, can_restart
+from keras_transfer.training.epoch_log import EpochLog
 from keras_transfer.training.rollback import LOW_EPOCHS, SLOWER, fell, restart_of
+from keras_transfer.training.soup import describe, greedy, strongest
 from keras_transfer.utils.console import ProgressBar, progress_bar, say
 from keras_transfer.utils.keras_versions import global_seed_generator
 
@@ -39,13 +40,20 @@ class Progress(keras.callbacks.Callback):
         epoch: all finished epochs.
         rows: the history.
         phases: the phases in `metrics.json`.
-        best: number, rank and validation metrics of the best epoch.
+        best: number, rank and validation metrics of the best epoch; the last two are those of the
+            average where that is saved.
+        soup: what `metrics.json` says of the average of epochs.
+        candidates: epochs that may be averaged, see `training.soup`.
+        evaluate: returns the validation metrics of the network, in a phase whose epochs are averaged.
         engines: name of a phase → engine that computed its features.
         low: validations in a row that are far below the best one.
         save_seconds: within a phase, write the state at most that often.
     """
 
-    _PLAIN = ("phase", "phase_epoch", "epoch", "rows", "phases", "best", "memory", "engines", "low")
+    _PLAIN = (
+        *("phase", "phase_epoch", "epoch", "rows", "phases", "best", "memory", "engines", "low"),
+        *("soup", "candidates"),
+    )
     _MEMORY = ("best", "wait", "cooldown_counter", "best_epoch")
 
     def __init__(
@@ -73,13 +81,16 @@ class Progress(keras.callbacks.Callback):
         self.rows: list[dict] = []
         self.phases: list[dict] = []
         self.best: dict = {}
+        self.soup: dict = {}
+        self.candidates: list[dict] = []
+        self.evaluate: Callable[[], dict] | None = None
         self.memory: dict[str, dict] = {}
         self.engines: dict = {}
         self.watching: list[keras.callbacks.Callback] = []
         self.save_seconds = 0.0
         self._counted_until = time.perf_counter()  # for the phases' wall_seconds
         self._saved = 0.0
-        self._unsaved_best: dict[str, np.ndarray] | None = None
+        self._unsaved: dict[str, dict] = {}  # name → arrays
         self._bar: ProgressBar | None = None
 
     # -- state
@@ -95,25 +106,31 @@ class Progress(keras.callbacks.Callback):
         assign(self.source.variables, arrays, "model")
         return arrays
 
-    def _save(self, best: bool):
-        weights = collect(self.source.variables, "model")
-        if best:
-            self._unsaved_best = weights
+    @property
+    def _named(self) -> list[str]:
+        """Names of the arrays that are needed besides those of the last epoch."""
+        best = [f"best-{self.best['epoch']}"] if self.best else []
+        averaged = ["soup"] if self.soup.get("used") else []
+        return [*best, *averaged, *(f"soup-{c['epoch']}" for c in self.candidates)]
+
+    def _save(self, weights: dict):
+        self._unsaved = {name: self._unsaved[name] for name in self._named if name in self._unsaved}
         recent = time.perf_counter() - self._saved < self.save_seconds
         if self.phase_epoch and recent and not self.rolled_back:
             return
-        state = {name: getattr(self, name) for name in self._PLAIN}
+        state = {name: getattr(self, name) for name in self._PLAIN} | {"named": self._named}
         optimizer = {}
         if self.planned.phase.solver == "gradient":
             optimizer = collect(self.model.optimizer.variables, "optimizer")
         with self.signals.protected():
             self.run.write_history(self.rows)
-            self.checkpoint.save(state, {**weights, **optimizer}, self._unsaved_best)
-        self._saved, self._unsaved_best = time.perf_counter(), None
+            self.checkpoint.save(state, {**weights, **optimizer}, self._unsaved)
+        self._saved, self._unsaved = time.perf_counter(), {}
 
     def load_best(self) -> None:
-        """Put the weights of the best epoch into the model."""
-        best = self.checkpoint.load_arrays(f"best-{self.best['epoch']}")
+        """Put the weights of the best epoch, or of the average, into the model."""
+        name = "soup" if self.soup.get("used") else f"best-{self.best['epoch']}"
+        best = self.checkpoint.load_arrays(name)
         assign(self.source.variables, best or {}, "model")
 
     # -- a phase
@@ -256,7 +273,15 @@ class Progress(keras.callbacks.Callback):
             self.low = self.low + 1 if self._fell(rank, validation) else 0
         if self.low >= LOW_EPOCHS and not ended:
             self._roll_back()
+        weights = collect(self.source.variables, "model")
+        if improved:
+            self._unsaved[f"best-{self.epoch}"] = weights
+        if self.evaluate and validation:
+            self._unsaved[f"soup-{self.epoch}"] = weights
+            candidate = {"epoch": self.epoch, "rank": rank, "val": validation}
+            self.candidates = strongest([*self.candidates, candidate])
         if ended:
+            self._average()
             self.phase, self.phase_epoch = self.phase + 1, 0
         self.memory = {
             type(callback).__name__: {
@@ -266,7 +291,7 @@ class Progress(keras.callbacks.Callback):
             }
             for callback in self.watching
         }
-        self._save(improved)
+        self._save(weights)
         if self.log:
             self.log(self.rows[-1])
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
@@ -293,6 +318,37 @@ class Progress(keras.callbacks.Callback):
             f"{LOW_EPOCHS} validations in a row: back to its weights, at a rate of {rate:.3g}"
         )
 
+    def _average(self):
+        """Choose the average of the candidates; it is saved if it is no worse than the best epoch."""
+        if not self.candidates:
+            return
+        started = time.perf_counter()
+        before = collect(self.source.variables, "model")
+
+        def weights_of(epoch):
+            name = f"soup-{epoch}"
+            return self._unsaved.get(name) or self.checkpoint.load_arrays(name)
+
+        def evaluate(weights):
+            assign(self.source.variables, weights, "model")
+            return {name: float(value) for name, value in self.evaluate().items()}
+
+        found, weights = greedy(self.candidates, weights_of, evaluate, self._rank)
+        assign(self.source.variables, before, "model")
+        used = len(found["epochs"]) > 1 and found["rank"] >= self.best["rank"]
+        self.soup = {
+            "epochs": found["epochs"],
+            "val": found["val"],
+            "single": self.best["val"],
+            "used": used,
+        }
+        if used:
+            self.best |= {"rank": found["rank"], "val": found["val"]}
+            self._unsaved["soup"] = weights
+        say(describe(self.soup, self.best["epoch"], self.ranked_by or "loss"))
+        self.candidates = []
+        self.phases[-1]["wall_seconds"] += time.perf_counter() - started
+
     def _rank(self, validation):
         # Only epochs at the image size of the model are compared.
         same_size = float(self.planned.image_size == self.source.input_shape[1])
@@ -310,6 +366,7 @@ class Progress(keras.callbacks.Callback):
             "images": {split: len(examples) for split, examples in data.examples.items()},
             "skipped": len(data.skipped),
             "phases": self.phases,
+            **({"soup": self.soup} if self.soup else {}),
             **more,
         }
 
@@ -335,46 +392,6 @@ class SwapAverages(keras.callbacks.SwapEMAWeights):
         super().on_epoch_end(epoch, logs)
         if self.model.stop_training:
             self._finalize_ema_values()
-
-
-class EpochLog:
-    """Writes the numbers of each epoch as event files for TensorBoard, which need not be installed.
-
-    Training and validation have two folders, `train` and `validation`, so that TensorBoard draws a
-    metric of both into one plot. Learning rate and seconds are in the first.
-
-    Args:
-        folder: created if it does not exist; a resumed run adds to it.
-    """
-
-    def __init__(self, folder: Path):
-        import tensorflow as tf
-
-        self._writers = {
-            part: tf.summary.create_file_writer(os.fsencode(folder / part))
-            for part in ("train", "validation")
-        }
-
-    def __call__(self, row: dict) -> None:
-        """Write a row of the history."""
-        for key, value in row.items():
-            if key in ("epoch", "phase") or value == "":
-                continue
-            part = "validation" if key.startswith("val_") else "train"
-            with self._writers[part].as_default(step=row["epoch"]):
-                _scalar(key.removeprefix("val_"), value)
-        for writer in self._writers.values():
-            writer.flush()
-
-
-def _scalar(name, value):
-    """Write the same as `tf.summary.scalar`, which needs the package tensorboard."""
-    import tensorflow as tf
-
-    metadata = tf.compat.v1.SummaryMetadata(
-        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
-    )
-    tf.summary.write(name, tf.constant(value, tf.float32), metadata=metadata)
 
 
 def collect(variables, name: str) -> dict[str, np.ndarray]:

@@ -185,6 +185,11 @@ class TrainConfig:
         "The epoch whose weights are saved: best on validation, or last.",
         choices=KEEP,
     )
+    soup: bool = setting(
+        False,
+        TRAINING,
+        "Save the average of the last phase's best epochs where it is no worse on validation.",
+    )
     steps_per_execution: int = setting(
         1, TRAINING, "Most steps per call of Keras.", least=1, option="", saved=False
     )
@@ -330,6 +335,8 @@ def validated(spec: Field, value):
         valid = isinstance(value, str) and value != ""
     elif kind in (dict, dict | None):
         valid = isinstance(value, dict)
+    elif kind is bool:
+        valid = isinstance(value, bool)
     else:
         valid = True
     if not valid:
@@ -363,4 +370,6 @@ def _requirement(kind, rule):
         parts += [f"below {rule['below']}"] if rule["below"] is not None else []
         what = "a whole number" if kind in (int, int | None) else "a number"
         return f"{what} {' and '.join(parts)}".rstrip()
+    if kind is bool:
+        return "true or false"
     return "names and values" if kind in (dict, dict | None) else "a text"

@@ -21,7 +21,6 @@ from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import freeze, quick_statistics
 from keras_transfer.runs import PLACES, STARTED_FROM, Run
 from keras_transfer.schedules.plans import (
-    FORWARD,
     Plan,
     anchor_at,
     make_optimizer,
@@ -36,6 +35,7 @@ from keras_transfer.training.checkpoint import (
 )
 from keras_transfer.training.retraining import earlier_training, remember_training
 from keras_transfer.training.solving import solve_heads
+from keras_transfer.training.soup import obstacle
 from keras_transfer.utils.console import say
 from keras_transfer.utils.global_state import seeded
 
@@ -63,6 +63,7 @@ class TrainingRun:
         self.model, self.workers = trainer.model, trainer.workers
         # The last phase, and a function that returns labels and outputs of its validation stream.
         self.validated: tuple | None = None
+        self.averages = False  # whether the best epochs of the current phase are averaged
 
     def fit(self, out, settings: dict, previous: dict | None, tensorboard: bool) -> Run:
         """Train all phases.
@@ -101,6 +102,7 @@ class TrainingRun:
             try:
                 while progress.phase < len(phases):
                     planned = phases[progress.phase]
+                    self.averages = self._decide_averaging(planned)
                     with explained(planned, _RESUME):
                         features = features_of(progress.phase)
                         if planned.phase.solver == "logistic":
@@ -263,25 +265,30 @@ class TrainingRun:
         averaging = [SwapAverages(resumed)] if planned.phase.ema else []
         # Outside the scope: random layers of a stream belong to this process, not to the devices.
         stream = self._stream("train", network, planned, features)
-        validation, steps = None, None
+        validation, steps = None, 0
         if "val" in data.examples:
             validation = self._stream("val", network, planned, features)
             steps = data.steps("val", planned.batch_size)
             self.validated = planned, partial(predict_batches, network, validation)
+        if self.averages:
+            progress.evaluate = partial(
+                network.evaluate, validation, steps=steps, return_dict=True, verbose=0
+            )
         first = progress.epoch - progress.phase_epoch
+        every = self.trainer.config.validate_every
+        if progress.watching or features:  # a callback needs it, or it costs next to nothing
+            every = every or 1
         with workers.scope(), quick_statistics(self.model):
             workers.fit(
                 network,
                 self.model,
                 stream,
                 validation,
-                steps,
+                steps or None,
                 steps_per_epoch=planned.steps_per_epoch,
                 initial_epoch=progress.epoch,
                 epochs=first + planned.epochs,
-                validation_freq=self._validated_epochs(
-                    planned, first + 1, each=bool(progress.watching or features)
-                ),
+                validation_freq=planned.validated_epochs(first + 1, every, steps),
                 callbacks=[*progress.watching, *averaging, progress, *self.callbacks],
                 shuffle=False,  # the stream is already shuffled
                 verbose=0,
@@ -328,6 +335,14 @@ class TrainingRun:
         while first > 0 and phases[first - 1].frozen >= phases[index].frozen:
             first -= 1
         return 1 + sum(entry["epochs"] for entry in self.progress.phases[:first])
+
+    def _decide_averaging(self, planned):
+        if not self.trainer.config.soup or planned is not self.plan.phases[-1]:
+            return False
+        reason = obstacle(self.trainer, planned, "val" in self.data.examples)
+        if reason:
+            say(f"soup: no epochs are averaged, because {reason}")
+        return reason is None
 
     def _go_back(self, network, planned, fresh):
         """Put the best weights into the model, and a fresh optimizer at a lower rate on them."""
@@ -394,22 +409,6 @@ class TrainingRun:
         epoch = math.gcd(planned.steps_per_epoch, planned.steps)
         steps = max(n for n in range(1, most + 1) if epoch % n == 0)
         return self.workers.steps_per_execution(steps)
-
-    def _validated_epochs(self, planned, first, each):
-        """Return the numbers of the phase's epochs that end with a validation.
-
-        Args:
-            first: number of the phase's first epoch, counted from 1 over all phases.
-            each: validate every epoch, because a callback needs it or it costs next to nothing.
-        """
-        every = self.trainer.config.validate_every
-        if each:
-            every = every or 1
-        if every is None:
-            steps = self.data.steps("val", planned.batch_size) if "val" in self.data.examples else 0
-            every = math.ceil(steps * FORWARD / planned.steps_per_epoch)
-        last = first + planned.epochs - 1
-        return sorted({*range(first, last + 1, max(1, every)), last})
 
     # -- after the last phase
 

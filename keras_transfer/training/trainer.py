@@ -340,6 +340,8 @@ class Trainer:
     def _adopt(self, previous):
         """Adopt the decisions that were made when the run began."""
         self.devices = previous.get("devices", 1)
+        if "soup" not in previous:  # began before the setting existed
+            self.config = dataclasses.replace(self.config, soup=False)
         if framing_of(self.model).crop is None:
             set_crop(self.model, previous.get("crop", DEFAULT_CROP))
         # Before 0.2, recipes trained every head in steps; later, if its features did not fit.

@@ -8,7 +8,10 @@ from keras_transfer.errors import InputError
 from keras_transfer.utils.files import csv_rows
 
 RENAMED_SINCE_0_1 = {"pictures": "images"}  # counts and fingerprints
-UNRECORDED = {"crop": 0.875}  # settings that older runs do not record, and their value there
+UNRECORDED = {
+    "crop": 0.875,
+    "soup": False,
+}  # settings that older runs do not record, and their value there
 
 
 def read_json(path: Path, optional: bool = False):

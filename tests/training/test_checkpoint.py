@@ -29,10 +29,11 @@ def test_the_last_state_and_the_named_arrays_come_back(tmp_path):
     checkpoint = open_work(tmp_path / "new" / "work")
     assert checkpoint.load() is None and checkpoint.load_arrays("start") is None
     checkpoint.save_arrays("start", {"a": np.zeros(2)})
-    checkpoint.save({"epoch": 1, "best": {"epoch": 1}}, {"a": np.ones(2)}, {"a": np.arange(2)})
-    checkpoint.save({"epoch": 2, "best": {"epoch": 1}}, {"a": np.full(2, 2.0)})
+    first = {"best-1": {"a": np.arange(2)}, "soup-1": {"a": np.ones(2)}}
+    checkpoint.save({"epoch": 1, "named": list(first)}, {"a": np.ones(2)}, first)
+    checkpoint.save({"epoch": 2, "named": ["best-1"]}, {"a": np.full(2, 2.0)})
     state, arrays = open_work(tmp_path / "new" / "work").load()
-    assert state == {"epoch": 2, "best": {"epoch": 1}}
+    assert state == {"epoch": 2, "named": ["best-1"]}
     np.testing.assert_array_equal(arrays["a"], [2, 2])
     np.testing.assert_array_equal(checkpoint.load_arrays("best-1")["a"], [0, 1])
     np.testing.assert_array_equal(checkpoint.load_arrays("start")["a"], [0, 0])
@@ -40,11 +41,11 @@ def test_the_last_state_and_the_named_arrays_come_back(tmp_path):
     assert names(checkpoint.folder) == files
 
 
-def test_a_state_without_a_best_epoch(tmp_path):
+def test_a_state_without_named_arrays(tmp_path):
     checkpoint = Checkpoint(tmp_path)
     checkpoint.save({"epoch": 1}, {})
-    checkpoint.save({"epoch": 2, "best": {}}, {})
-    assert checkpoint.load() == ({"epoch": 2, "best": {}}, {})
+    checkpoint.save({"epoch": 2, "named": []}, {})
+    assert checkpoint.load() == ({"epoch": 2, "named": []}, {})
     assert names(tmp_path) == {"state.json", "epoch-2.npz"}
 
 

@@ -243,9 +243,8 @@ class MemoryCheckpoint(Checkpoint):
         self._last = None if state is None else (state, arrays)
         self._named = dict(named or {})
 
-    def save(self, state, arrays, best=None):
-        if best is not None:
-            self._named[f"best-{state['best']['epoch']}"] = best
+    def save(self, state, arrays, named=None):
+        self._named |= named or {}
 
     def load(self):
         return self._last
