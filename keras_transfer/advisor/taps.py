@@ -1,4 +1,4 @@
-"""Choose what a head reads: the last stage or all stages, of one backbone or of several."""
+"""Choose what a head reads: the last stage or all stages."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,6 @@ from keras_transfer.features.closed_form import solve
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.models import TAPS
-from keras_transfer.models.sources.applications import names_of
 
 _MOST = 3000  # examples
 
@@ -21,25 +20,18 @@ class Taps:
     """What a head should read. Print it for one line with the reason.
 
     Attributes:
-        backbone: name for `build_model`: the given one, or one of several.
-        taps: `"last"` or `"all"`.
-        losses: (backbone, taps) → loss of the closed form in cross-validation, the mean over several
-            heads. The lowest was chosen.
+        taps: `"last"` or `"all"`, for `build_model`.
+        losses: loss of the closed form in cross-validation with each, the mean over several heads.
     """
 
-    backbone: str
     taps: str
-    losses: dict[tuple[str, str], float]
+    losses: dict[str, float]
 
     def __str__(self):
-        if len(self.losses) < 2:
+        if not self.losses:
             return f"taps {self.taps}: there is nothing to compare"
-        texts = [f"{_form(*form)} {loss:.3f}" for form, loss in self.losses.items()]
-        return f"head on {_form(self.backbone, self.taps)}: cross-validated loss {', '.join(texts)}"
-
-
-def _form(backbone, taps):
-    return f"{'all stages' if taps == 'all' else 'the last stage'} of {backbone}"
+        texts = [f"{taps} {loss:.3f}" for taps, loss in self.losses.items()]
+        return f"taps {self.taps}: cross-validated loss {', '.join(texts)}"
 
 
 def choose_taps(
@@ -52,15 +44,14 @@ def choose_taps(
     seed: int = 0,
     store=None,
 ) -> Taps:
-    """Return which taps, and which of several backbones, give the best head in closed form.
+    """Return which taps give the better head in closed form.
 
     The heads are compared by their loss in cross-validation on at most 3000 training images. Groups
     of the split, and copies of an image, stay in one fold. All features come from one pass.
 
     Args:
         data: any task, or several heads; only training images are read.
-        backbone: a name, the path of a source model, or several joined by `+`. Of those, each is
-            compared alone, and all together.
+        backbone: a name, the path of a source model, or several joined by `+`.
         image_size, weights: see `build_model`; the data decide a crop that is open.
 
     Raises:
@@ -71,7 +62,6 @@ def choose_taps(
     from keras_transfer.models.framing import framing_of
 
     network = sized_backbone(backbone, image_size, data, taps="all", weights=weights)
-    names = names_of(backbone)
     train = _sample(data, seed)
     rows = np.arange(len(train))
     crop = framing_of(network).square[1]
@@ -80,8 +70,9 @@ def choose_taps(
     features = activations.gather(rows).astype("float32")
     several = head_for(data)
     heads = several if isinstance(several, dict) else {"": several}
+    last, every = network.cuts.last_columns(), np.arange(features.shape[1])
     losses = {}
-    for form, (columns, part) in _forms(network.cuts, names).items():
+    for taps, columns, part in zip(TAPS, (last, every), (None, last)):
         found: list[float | None] = []
         for name, labels in by_head(heads, train.labels).items():
             head = heads[name].fitted(labels)
@@ -92,24 +83,8 @@ def choose_taps(
         known = [loss for loss in found if loss is not None]
         if len(known) < len(found):  # a class is too small for folds
             break
-        losses[form] = float(np.mean(known))
-    best = min(losses, key=lambda form: losses[form]) if losses else ("+".join(names), TAPS[0])
-    return Taps(*best, losses)
-
-
-def _forms(cuts, names) -> dict[tuple[str, str], tuple]:
-    """Return (backbone, taps) → (features that the head reads, positions of the last stage in them)."""
-    if not cuts.tapped:
-        return {}
-    groups = [[number] for number in range(len(names))]
-    groups += [list(range(len(names)))] if len(names) > 1 else []
-    forms: dict[tuple[str, str], tuple] = {}
-    for group in groups:
-        name = "+".join(names[number] for number in group)
-        last, every = cuts.columns(group, last=True), cuts.columns(group)
-        forms[name, "last"] = last, None
-        forms[name, "all"] = every, np.searchsorted(every, last)
-    return forms
+        losses[taps] = float(np.mean(known))
+    return Taps(min(losses, key=lambda taps: losses[taps], default=TAPS[0]), losses)
 
 
 def _sample(data, seed):

@@ -309,7 +309,7 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
 
 
 def with_taps(images, config: TrainConfig) -> TrainConfig:
-    """Settle `taps=auto`, and which of several backbones work together, by cross-validation."""
+    """Settle `taps=auto` by cross-validation."""
     if config.weights is None:
         return replace(config, taps=TAPS[0])  # random features say nothing
     from keras_transfer.advisor.taps import choose_taps
@@ -324,7 +324,7 @@ def with_taps(images, config: TrainConfig) -> TrainConfig:
         seed=config.seed,
     )
     say(str(chosen))
-    return replace(config, backbone=chosen.backbone, taps=chosen.taps)
+    return replace(config, taps=chosen.taps)
 
 
 def advisor_chooses(backbone: str) -> bool:

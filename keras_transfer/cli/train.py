@@ -216,8 +216,7 @@ def check_decided(workers: SingleProcess, config) -> None:
 def _open_choices(config):
     """Return the names of the settings that were left to the advisor or to the machine."""
     names = [n for n in ("strategy", "precision", "augment", "taps") if getattr(config, n) == AUTO]
-    open_backbone = advisor_chooses(config.backbone) or ("taps" in names and "+" in config.backbone)
-    return [*(["backbone"] if open_backbone else []), *names]
+    return [*(["backbone"] if advisor_chooses(config.backbone) else []), *names]
 
 
 def _val_text(metrics):

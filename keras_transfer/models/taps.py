@@ -117,22 +117,16 @@ class Cuts:
         self.branches = [find_stages(keras.Model(self.images, end)) for end in ends]
         self.stages = merged(self.branches)
 
-    def columns(self, branches: Sequence[int] | None = None, last: bool = False) -> np.ndarray:
-        """Return the positions of features of some branches (by default all), int.
+    def last_columns(self) -> np.ndarray:
+        """Return the positions of the features that a head on the last stages would read, int.
 
-        Args:
-            last: only those that a head on the last stages would read: their means.
+        These are their means.
         """
-        chosen = range(len(self.branches)) if branches is None else branches
-        outputs = [[stage.output for stage in self.branches[number]] for number in chosen]
-        found, start = [], 0
+        ends, found, start = [branch[-1].output for branch in self.branches], [], 0
         for tensor in self.tapped:
-            width = tap_width(tensor.shape)
-            if last and any(tensor is of_branch[-1] for of_branch in outputs):
+            if any(tensor is end for end in ends):
                 found.append(np.arange(start, start + tensor.shape[-1]))
-            elif not last and any(tensor is x for of_branch in outputs for x in of_branch):
-                found.append(np.arange(start, start + width))
-            start += width
+            start += tap_width(tensor.shape)
         return np.concatenate(found)
 
     def between(self, first: int, last: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:

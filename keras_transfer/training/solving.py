@@ -28,7 +28,7 @@ def solve_heads(trainer, phase, examples, features) -> None:
     weights = phase.class_weights or ("balanced" if trainer.config.balance != "none" else None)
 
     cuts = backbone_of(trainer.model).cuts
-    part = cuts.columns(last=True) if len(cuts.tapped) > len(cuts.branches) else None
+    part = cuts.last_columns() if len(cuts.tapped) > len(cuts.branches) else None
 
     def solution(name, head):
         found = solve(
