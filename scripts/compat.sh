@@ -33,6 +33,7 @@ find_python() { # of a version, on the path or among pyenv's
 environment="$PWD/build/compat/$name"
 ready="$environment/installed" # the last thing that an installation writes
 started=$SECONDS
+unset PYTHONDONTWRITEBYTECODE # where it is set, each process would compile TensorFlow anew
 
 # From another folder, or Python would import the checkout instead of the installed package.
 tests() { # options of pytest
