@@ -208,7 +208,7 @@ def test_few_examples_are_seen_more_often():
     assert [each[1].epochs for each in phases] == [40, 13, 6]
     # More steps at lower rates, so that the weights do not leave the pretrained ones further behind.
     steps = 6 * math.ceil(10_000 / 32)
-    rates = [1e-3, 1e-3 * math.sqrt(250 / steps)]
+    rates = [5e-4, 5e-4 * math.sqrt(250 / steps)]
     assert [each[1].learning_rate for each in (phases[0], phases[2])] == pytest.approx(rates)
     assert phases[2][1].ema == pytest.approx(1 - 5 / steps)
 
