@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_transfer.data.files import Skipped, as_reader
+from keras_transfer.data.splits import joined
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import listed, printable
 
@@ -158,14 +159,7 @@ class Examples:
     def together(self) -> np.ndarray:
         """A number for each image, int [N]; copies, and images of one group, have the same."""
         copies = np.unique(self.digests, return_inverse=True)[1]
-        if self.groups is None:
-            return copies
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
-        size = len(self) + int(self.groups.max()) + 1
-        edges = coo_array((np.ones(len(self)), (copies, len(self) + self.groups)), (size, size))
-        return connected_components(edges)[1][copies]
+        return copies if self.groups is None else np.array(joined(copies, self.groups))
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""

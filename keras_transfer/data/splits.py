@@ -165,7 +165,7 @@ class _Pool:
         names = keys if groups is None else groups
         number = _numbers(names)
         if groups is not None:
-            number = _joined(number, _numbers(keys))
+            number = joined(number, _numbers(keys))
         hashes = {}
         for group, name in zip(number, names):
             rank = _hash(seed, name)
@@ -313,7 +313,7 @@ def _numbers(names):
     return [known.setdefault(name, len(known)) for name in names]
 
 
-def _joined(groups, keys):
+def joined(groups, keys):
     """Return numbers of groups; groups that share a key get the same number."""
     root = list(range(max(groups) + 1))
 

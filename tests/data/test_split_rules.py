@@ -425,3 +425,21 @@ def test_the_class_most_above_its_share_gives_to_rare_ones():
     labels = np.repeat([0, 1, 2, 3], [40, 25, 2, 2])
     val = split(labels, {"val": 0.1}, names(69))["val"]
     assert np.bincount(labels[val]).tolist() == [3, 2, 1, 1]  # the shares are 4, 2.5, 0.2 and 0.2
+
+
+def test_groups_of_the_split_and_copies_stay_together_later(tmp_path):
+    """Cross-validation on the training images keeps the groups of the rule, and copies across them."""
+    for i in range(24):
+        color = (
+            (i * 10, 50, 50) if i != 13 else (10, 50, 50)
+        )  # 13 is a copy of 1, of another person
+        seed = 1 if i == 13 else i
+        write_image(tmp_path / "ab"[i % 2] / f"person{i // 4}_{i}.png", color, seed=seed)
+    data = from_directory(tmp_path, groups=r"(person\d+)")
+    train = data.examples["train"]
+    persons = [Path(name).name.split("_")[0] for name in train.names]
+    numbers = dict(zip(persons, train.together))
+    assert [numbers[person] for person in persons] == train.together.tolist()
+    assert numbers.get("person0") == numbers.get("person3")  # by the copy, if both are there
+    others = set(numbers) - {"person0", "person3"}
+    assert len({numbers[person] for person in others}) == len(others)
