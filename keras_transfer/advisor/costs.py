@@ -179,10 +179,15 @@ class Budget:
             return timed
         phases = self._plan(choice).phases
         epochs = sum(p.epochs for p in phases if p.phase.solver == "gradient")
-        fitting = int(epochs * self.seconds / timed.seconds)
+        least = self._of_length(choice, _MIN_EPOCHS)  # contains what every length takes
+        slope = (timed.seconds - least.seconds) / max(1, epochs - _MIN_EPOCHS)
+        fitting = _MIN_EPOCHS + int((self.seconds - least.seconds) / slope) if slope > 0 else epochs
         if fitting < max(_MIN_EPOCHS, _MIN_SHARE * epochs):
             return timed
-        return self.timed(replace(choice, overrides={**choice.overrides, "epochs": fitting}))
+        return self._of_length(choice, fitting)
+
+    def _of_length(self, choice, epochs):
+        return self.timed(replace(choice, overrides={**choice.overrides, "epochs": epochs}))
 
 
 def _replacement(choice, strategy, overrides):

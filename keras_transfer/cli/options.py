@@ -393,6 +393,8 @@ def without_auto(images, config: TrainConfig) -> TrainConfig:
             config = replace(config, overrides={**advice.choice.overrides, **config.overrides})
     if config.augment == AUTO:
         config = replace(config, augment="light")
+    if config.taps == AUTO:
+        config = replace(config, taps=TAPS[0])
     return config
 
 

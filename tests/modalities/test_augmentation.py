@@ -171,7 +171,7 @@ def test_augmentations_are_built_from_presets_and_files(tmp_path):
     ("given", "words"),
     [
         ({"flop": True}, "unknown field flop; the fields are preset, crop"),
-        ({"preset": "lite"}, "unknown preset 'lite'; choose one of none, light"),
+        ({"preset": "lite"}, "unknown preset 'lite'; choose one of none, flip, light"),
         ({"flip": "no"}, "flip must be true or false, not 'no'"),
         ({"hue": "much"}, "hue must be between 0 and 0.5, not much"),
         ({"rotate": -1.0}, "rotate must be between 0 and 180"),
