@@ -10,6 +10,7 @@ from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentat
 from keras_transfer.models.builders import backbone_at
 from keras_transfer.schedules.plans import PlannedPhase
 from keras_transfer.utils.console import format_bytes
+from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import free_memory
 
 _MAX_VIEWS = 4
@@ -87,6 +88,11 @@ def plan_caching(
         return None, "as requested"
     if mix and not closed:
         return None, f"{mix.kind} mixes images with each other"
+    if closed and not is_installed("tensorflow"):
+        raise InputError(
+            f"Phase '{planned.phase.name}': features are computed with TensorFlow, which is not "
+            "installed. Install it, or train the head in steps (--set solver=gradient)."
+        )
     prefix = prefix_of(model, planned.frozen, planned.image_size)
     native = prefix.model.outputs[0].dtype if dtype == "auto" else dtype
     dtypes = [native] if dtype != "auto" or native != "float32" else ["float32", "float16"]

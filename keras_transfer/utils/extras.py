@@ -21,7 +21,10 @@ EXTRAS = {
 
 def is_installed(module: str) -> bool:
     """Return whether a top-level module can be found, without importing it."""
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # an import hook that hides it
+        return False
 
 
 def require(module: str, purpose: str) -> None:

@@ -152,9 +152,9 @@ def test_the_follower_gets_what_the_chief_has(tmp_path):
     follower, two = other.create_run(tmp_path / "run", {"a": 1}, [], {})
     assert type(run) is Run and type(follower) is Follower and type(two) is MemoryCheckpoint
     arrays = {"model/0": np.arange(3.0)}
-    state = {"epoch": 1, "best": {"epoch": 1}}
+    state = {"epoch": 1, "best": {"epoch": 1}, "named": ["best-1"]}
     first.save_arrays("start", {"start/0": np.ones(2)})
-    first.save(state, arrays, {"model/0": np.arange(3.0) + 1})
+    first.save(state, arrays, {"best-1": {"model/0": np.arange(3.0) + 1}})
     run.release()
     _, one = chief.resume_run(tmp_path / "run", {"a": 1}, {})
     run, two = other.resume_run(tmp_path / "run", {"a": 1}, {})
@@ -166,7 +166,7 @@ def test_the_follower_gets_what_the_chief_has(tmp_path):
     # It writes nothing, and knows how it ended.
     before = sorted(tmp_path.rglob("*"))
     run.write_history([{"epoch": 1}])
-    two.save({"epoch": 2, "best": {"epoch": 2}}, arrays, {"model/0": np.zeros(3)})
+    two.save({"epoch": 2, "named": ["best-2"]}, arrays, {"best-2": {"model/0": np.zeros(3)}})
     run.finish(None, {"val": {"loss": 0.5}})
     assert sorted(tmp_path.rglob("*")) == before
     assert run.finished and run.metrics["val"]["loss"] == 0.5
