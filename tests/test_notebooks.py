@@ -153,9 +153,10 @@ def test_quick_start_runs(real_data, real_weights):
 def test_freezing_runs(real_data, real_weights):
     short = {"FROZEN": (0,), "IMAGE_SIZE": 64, "EPOCHS": 3}
     saved, found = run("02_freezing", **short)
-    for notebook in (saved, found):
+    # Two standard errors of a difference on 413 images: threads make the short run vary by more.
+    for notebook, margin in ((saved, 0.0), (found, 0.06)):
         fine_tuned = number(notebook, "\n0 stages frozen")
-        assert fine_tuned > number(notebook, "\n0 frozen, BatchNorm trains") > 0.2
+        assert fine_tuned > number(notebook, "\n0 frozen, BatchNorm trains") - margin > 0.2
         assert number(notebook, "all stages frozen") > 0.5
     assert number(saved, "\n0 stages frozen") > number(saved, "all stages frozen")
 
