@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_transfer.advisor.inputs import sized_backbone
+from keras_transfer.advisor.inputs import random_sample, sized_backbone
 from keras_transfer.data.examples import ImageData
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.features.closed_form import solve
-from keras_transfer.features.prefix import Prefix
+from keras_transfer.features.prefix import prefix_of
 from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.models import TAPS
 
@@ -59,13 +59,11 @@ def choose_taps(
     """
     from keras_transfer.features.extraction import extract
     from keras_transfer.models.builders import by_head, head_for
-    from keras_transfer.models.framing import framing_of
 
     network = sized_backbone(backbone, image_size, data, taps="all", weights=weights)
     train = _sample(data, seed)
     rows = np.arange(len(train))
-    crop = framing_of(network).square[1]
-    prefix = Prefix(network, f"{network.name}, all taps", crop=crop)
+    prefix = prefix_of(network, len(network.stages))
     activations = extract(prefix, train, engine=engine, store=store)
     features = activations.gather(rows).astype("float32")
     several = head_for(data)
@@ -89,12 +87,9 @@ def choose_taps(
 
 def _sample(data, seed):
     train = data.examples["train"]
-    if len(train) <= _MOST:
-        return train
-    labels = train.labels
-    if data.task == "single_label":
+    if data.task == "single_label" and len(train) > _MOST:
+        labels = train.labels
         return train.take(
             np.sort(stratified_sample(labels, _MOST, groups=train.together, seed=seed))
         )
-    rows = np.random.default_rng(seed).permutation(len(train))[:_MOST]
-    return train.take(np.sort(rows))
+    return random_sample(train, _MOST, seed)

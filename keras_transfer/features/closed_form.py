@@ -94,7 +94,7 @@ def logistic_regression(
 
     With `part`, another head is fitted on these features alone, and the result is the weighted sum of
     the two whose weights minimize the log loss on the held-out rows (stacking, doi:10.1016/S0893-6080(05)80023-1).
-    It is better than the better one of them: they err on different rows.
+    The two err on different rows, so the sum is often better than either.
 
     Args:
         features: float [N, D].
@@ -271,7 +271,7 @@ class _Standardized:
 
     Each is divided by the geometric mean of its own deviation and that of all features together.
     Divided by their own, features that hardly vary become as important as the others; by a common
-    one, those of stages with small activations do not count. (`scripts/accuracy.py` compares them.)
+    one, those of stages with small activations do not count.
 
     Where there are far fewer rows than features, the rows are expressed in a basis of the space that
     they span. A penalty on squares does not see such a rotation, and fits take a fraction of the time.

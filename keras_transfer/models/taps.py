@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_transfer.models.graph import Stage, clone_with, find_stages
+from keras_transfer.models.graph import Stage, find_stages, rebuild
 from keras_transfer.utils.keras_versions import producer
 
 _LEAST_VARIANCE = 1e-6  # the gradient of a square root is infinite at 0
@@ -65,17 +65,13 @@ def tapped(backbones: Sequence[keras.Model], taps: str) -> tuple[keras.KerasTens
     """
     inputs = keras.Input(backbones[0].input_shape[1:], name="images")
     parts = backbones if len(backbones) == 1 else map(_renamed, backbones)
-    ends = [clone_with(part, inputs, _apply) for part in parts]
+    ends = [rebuild(part, inputs) for part in parts]
     stages = merged([find_stages(keras.Model(inputs, end)) for end in ends])
     if taps == "all":
         tensors = [stage.output for stage in stages]
     else:  # in the order of the stages, so that the taps before a cut are the first
         tensors = [s.output for s in stages if any(s.output is end for end in ends)]
     return inputs, Taps(name="taps")(tensors)
-
-
-def _apply(layer, *args, **kwargs):
-    return layer(*args, **kwargs)
 
 
 def _renamed(backbone):
@@ -181,7 +177,7 @@ class Cuts:
         for rest, tensor in hidden:
             part = Part(start, tensor.shape[1:], dtype=tensor.dtype, name=f"part_{start}")(inputs)
             ends = [stage.output for stage in rest]
-            later = clone_with(keras.Model(tensor, ends), part, _apply)
+            later = rebuild(keras.Model(tensor, ends), part)
             outputs |= zip(map(id, [tensor, *ends]), [part, *later])
             start += math.prod(tensor.shape[1:])
         taps = Part(start, (width,), dtype="float32", name="taps_before")(inputs) if width else None

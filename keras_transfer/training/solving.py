@@ -26,16 +26,17 @@ def solve_heads(trainer, phase, examples, features) -> None:
     inputs = inputs.astype("float32")
     labels = by_head(trainer.heads, examples.labels)
     weights = phase.class_weights or ("balanced" if trainer.config.balance != "none" else None)
-
     cuts = backbone_of(trainer.model).cuts
     part = cuts.last_columns() if len(cuts.tapped) > len(cuts.branches) else None
+
+    groups = np.tile(examples.together, features.views)
 
     def solution(name, head):
         found = solve(
             head.task,
             inputs,
             np.concatenate([head.from_units(labels[name])] * features.views),
-            np.tile(examples.together, features.views),
+            groups,
             class_weights=weights and class_weights(weights, head.names, labels[name]),
             part=part,
             seed=trainer.config.seed,

@@ -148,9 +148,7 @@ class Trainer:
     def _settle_augmentation(self, data):
         """Leave the crops out of an open augmentation where images are enlarged twofold or more.
 
-        A crop of few pixels loses what tells the classes apart: at 32 px, shown at 128, fine-tuning
-        gained two points without crops and nothing with them; at 160 px it gained three points with
-        them (`scripts/accuracy.py`).
+        A crop of few pixels loses what tells the classes apart.
         """
         if self._any_augment and self.augment == "light":
             side = median_side(data)

@@ -70,8 +70,7 @@ def choose_crop(data, image_size: int) -> tuple[float, str]:
 
     Images that are enlarged to the model's size are shown whole: there is no detail to gain from a
     closer look, and a crop only removes content. From larger images, as from those of ImageNet, the
-    central 0.875 is cut. On 32×32 images at 224 px, the crop costs a linear head 7 points of
-    accuracy; on photographs it gains 1 to 3. `scripts/accuracy.py` measures both.
+    central 0.875 is cut. `scripts/accuracy.py` can measure both (`lp_ft_crop1` and the grid).
 
     Args:
         data: an `ImageData`, of which the training images count, or `Examples`.
