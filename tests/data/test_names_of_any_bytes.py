@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import raises, tiny_backbone, write_image
+from killed import killed_after
 
 from keras_transfer.data import from_directory, list_images, read_split_file
 from keras_transfer.data.splits import split
@@ -125,10 +126,6 @@ def test_half_a_surrogate_pair_is_no_name(tmp_path):
 # -- a run ------------------------------------------------------------------------------------------
 
 
-class Stop(Exception):
-    pass
-
-
 def trainer(data):
     import keras
 
@@ -159,20 +156,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     """A run that was interrupted after its first epoch, and resumed."""
-    from keras_transfer.runs import Checkpoint
-
     data, out = from_directory(folder, progress=False), folder.parent / "run"
     options = {"config": {"data": str(folder), "note": NAMES}, "tensorboard": True}
-    save = Checkpoint.save
-
-    def save_and_stop(self, *args):
-        save(self, *args)
-        raise Stop
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_stop)
-        with pytest.raises(Stop):
-            trainer(data).fit(data, out, **options)
+    with killed_after(epoch=1):
+        trainer(data).fit(data, out, **options)
     begun = Run.open(out, finished=False)
     assert not begun.finished
     begun.release()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import raises, tiny_backbone, write_image
+from killed import killed_after
 from test_augmentation import compose, layers
 
 from keras_transfer.data import (
@@ -229,25 +230,15 @@ def trainer(augment, freeze="none", epochs=2, head=Classification(NAMES), **sett
     return Trainer(model, Schedule("s", (phase,)), batch_size=8, augment=augment, **settings)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(colours, tmp_path, monkeypatch):
-    from keras_transfer.runs import Checkpoint, Run
-
-    class Stop(Exception):
-        pass
+def test_a_killed_run_goes_on_to_the_same_weights(colours, tmp_path):
+    from keras_transfer.runs import Run
 
     def made(*more, **settings):
         return trainer(compose(*more), mix="cutmix", **settings)
 
     data = from_directory(colours)
     whole = made().fit(data, tmp_path / "whole")
-    save = Checkpoint.save
-
-    def save_and_stop(self, *args):
-        save(self, *args)
-        raise Stop
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Checkpoint, "save", save_and_stop)
+    with killed_after(epoch=1):
         made().fit(data, tmp_path / "cut")
     stored = Run.open(tmp_path / "cut", finished=False).config
     assert stored["augment"] == plain_augmentation(compose()) and stored["mix"] == "cutmix"

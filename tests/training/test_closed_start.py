@@ -4,20 +4,17 @@ import keras
 import numpy as np
 import pytest
 from conftest import tiny_backbone
+from killed import killed_after
 
 from keras_transfer.data import from_directory
 from keras_transfer.errors import Diverged, InputError
 from keras_transfer.features.store import Store
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
 from keras_transfer.training.trainer import Trainer
 
 NAMES = ("blue", "green", "red")
-
-
-class Stop(Exception):
-    """Stands in for the death of the process."""
 
 
 def trainer(recipe="lp_ft", head=None, **settings):
@@ -79,15 +76,8 @@ def test_features_that_do_not_fit_are_not_an_error(colours, tmp_path, full, monk
     assert not (tmp_path / "alone").exists() and not (tmp_path / "named").exists()
 
 
-def cut(monkeypatch, data, out):
-    save = Checkpoint.save
-
-    def save_and_stop(self, state, *args):
-        save(self, state, *args)
-        raise Stop
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Checkpoint, "save", save_and_stop)
+def cut(data, out):
+    with killed_after(epoch=1):
         trainer().fit(data, out)
 
 
@@ -96,8 +86,8 @@ def test_a_resumed_run_decides_as_it_did_when_it_began(colours, tmp_path, monkey
     data = from_directory(colours)
     with monkeypatch.context() as patch:
         patch.setattr(Store, "free", lambda self: 0)
-        cut(monkeypatch, data, tmp_path / "steps")
-    cut(monkeypatch, data, tmp_path / "closed")
+        cut(data, tmp_path / "steps")
+    cut(data, tmp_path / "closed")
     assert solvers(trainer().fit(data, tmp_path / "steps", resume=True)) == STEPS
     monkeypatch.setattr(Store, "free", lambda self: 0)
     assert solvers(trainer().fit(data, tmp_path / "closed", resume=True)) == CLOSED

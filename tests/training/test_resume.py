@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import RUN_FILES, tiny_backbone, write_colours, write_image
+from killed import Killed, killed_after
 
 from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
@@ -25,25 +26,10 @@ NAMES = ("blue", "green", "red")
 SCHEDULE = Schedule("s", (Phase("head", "all", 2, 1e-2), Phase("all", "none", 2, 1e-3, ema=0.9)))
 
 
-class Stop(Exception):
-    """Stands in for the death of the process, where the moment must be exact."""
-
-
 def trainer(schedule=SCHEDULE, **settings):
     keras.utils.set_random_seed(0)
     model = build_model(tiny_backbone(), Classification(NAMES), image_size=32)
     return Trainer(model, schedule, **{"batch_size": 8, **settings})
-
-
-def stop_after(monkeypatch, epoch):
-    save = Checkpoint.save
-
-    def save_and_stop(self, state, *args):
-        save(self, state, *args)
-        if state["epoch"] == epoch:
-            raise Stop
-
-    monkeypatch.setattr(Checkpoint, "save", save_and_stop)
 
 
 def test_kills_at_random_moments():
@@ -116,14 +102,13 @@ def test_resume_ends_where_the_undisturbed_run_ends(undisturbed, tmp_path, epoch
 
 @pytest.mark.large
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "bit"])
-def test_each_recipe_resumes(colours, tmp_path, monkeypatch, name):
+def test_each_recipe_resumes(colours, tmp_path, name):
     data = from_directory(colours)
     settings = {"epochs": 5, "overrides": {"image_size": 32, "smaller_by": -32}}
     if name != "progressive_resize":
         settings["overrides"] = {}
     whole = trainer(name, **settings).fit(data, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_after(patch, 3)
+    with killed_after(epoch=3):
         trainer(name, **settings).fit(data, tmp_path / "cut")
     resumed = trainer(name, **settings).fit(data, tmp_path / "cut", resume=True)
     for a, b in zip(whole.model.weights, resumed.model.weights):
@@ -138,7 +123,7 @@ def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkey
 
     def stop(self, data, *args, **kwargs):
         seen.append(data)
-        raise Stop
+        raise Killed
 
     monkeypatch.setattr(Trainer, "fit", stop)
     rows = [
@@ -151,14 +136,13 @@ def test_the_command_goes_on_with_the_split_of_the_run(colours, tmp_path, monkey
     options = ["--backbone", "mobilenet_0.25", "--weights", "none", "--image-size", "32"]
     options += ["--folds", "3", "--fold", "1", "--resume"]
     command = ["train", str(colours), "--out", str(tmp_path / "run"), *options]
-    with pytest.raises(Stop):
+    with pytest.raises(Killed):
         app(command, standalone_mode=False)
     assert sorted(seen[0].split_table()) == sorted(rows)
 
 
-def test_a_run_goes_on_where_its_images_were_moved(colours, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_after(patch, 1)
+def test_a_run_goes_on_where_its_images_were_moved(colours, tmp_path):
+    with killed_after(epoch=1):
         trainer().fit(from_directory(colours), tmp_path / "run")
     moved = colours.rename(tmp_path / "elsewhere")
     run = trainer().fit(from_directory(moved), tmp_path / "run", resume=True)
@@ -166,10 +150,9 @@ def test_a_run_goes_on_where_its_images_were_moved(colours, tmp_path, monkeypatc
     assert run.config["data"] == str(moved)
 
 
-def test_what_changed_is_said(colours, tmp_path, monkeypatch):
+def test_what_changed_is_said(colours, tmp_path):
     data = from_directory(colours)
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_after(patch, 1)
+    with killed_after(epoch=1):
         trainer().fit(data, tmp_path / "cut")
     kept = {p: p.read_bytes() for p in (tmp_path / "cut").rglob("*") if p.is_file()}
 

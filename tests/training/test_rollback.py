@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 from conftest import tiny_backbone, write_colours
+from killed import copied_after_each_epoch
 
 from keras_transfer.data import from_directory
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import Checkpoint
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
 from keras_transfer.training.rollback import fell, restart_of
@@ -56,14 +56,7 @@ def whole(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     data = from_directory(write_colours(folder / "colours"), progress=False)
     phase = Phase("all", "none", 6, ema=request.param, **WILD)
-    save = Checkpoint.save
-
-    def save_and_copy(self, state, *args):
-        save(self, state, *args)
-        shutil.copytree(self.folder.parent, folder / f"after-{state['epoch']}")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_copy)
+    with copied_after_each_epoch(folder):
         run = trainer(phase).fit(data, folder / "whole")
     return phase, data, run, folder
 

@@ -4,21 +4,18 @@ import keras
 import numpy as np
 import pytest
 from conftest import write_colours
+from killed import killed_after
 
 from keras_transfer.data import from_directory
 from keras_transfer.export import FORMATS
 from keras_transfer.export.exporter import export_run
 from keras_transfer.models.builders import build_model, head_for
 from keras_transfer.models.sources.own import load_model
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.trainer import Trainer
 
 START = Phase("head", "all", 1, solver="logistic")
-
-
-class Stop(Exception):
-    """Stands in for the death of the process."""
 
 
 def network(name, widths, seed):
@@ -71,17 +68,9 @@ def test_resuming_is_exact(data, tmp_path, monkeypatch):
     phases = (START, Phase("top", "stage:3", 2, 1e-3), Phase("all", "none", 2, 1e-3))
     whole, run = fit(data, tmp_path / "whole", phases)
     for epoch in (1, 3, 4):
-        save, out = Checkpoint.save, tmp_path / f"stopped-{epoch}"
-
-        def save_and_stop(self, state, *args, save=save, epoch=epoch):
-            save(self, state, *args)
-            if state["epoch"] == epoch:
-                raise Stop
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Checkpoint, "save", save_and_stop)
-            with pytest.raises(Stop):
-                fit(data, out, phases)
+        out = tmp_path / f"stopped-{epoch}"
+        with killed_after(epoch):
+            fit(data, out, phases)
         resumed, _ = fit(data, out, phases, resume=True)
         for a, b in zip(whole.weights, resumed.weights):
             np.testing.assert_array_equal(a.numpy(), b.numpy())
