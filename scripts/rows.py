@@ -16,7 +16,7 @@ class Rows:
         self.rows = []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))
+                self.rows = [dict.fromkeys(fields, "") | row for row in csv.DictReader(file)]
 
     def contains(self, key: dict[str, str]) -> bool:
         """Return whether a row has these values."""

@@ -1,5 +1,7 @@
 """The bench of `scripts/accuracy.py`: which runs, what is already done, and the table's arithmetic."""
 
+from types import SimpleNamespace
+
 import accuracy
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 from rows import Rows
 
 NUMBERS = {"standard_error": "0.03", "log_loss": "0.5", "test_images": "100", "seconds": "10"}
+NUMBERS |= {"first_drop": ""}
 NUMBERS |= {"cpu": "12", "commit": "abc"}
 
 
@@ -68,6 +71,31 @@ def test_list_counts_what_is_done(tmp_path, capsys):
     assert lines[0] == "lp_ft: 1 of 3  --strategy lp_ft"
     assert lines[1].split("  ") == ["guide: 0 of 3", "peer"]
     assert lines[2] == "1 of 6 runs done, training time left: 5.0 h"
+
+
+@pytest.mark.parametrize(
+    ("solvers", "accuracies", "drop"),
+    [
+        (["logistic", "gradient"], [0.8, 0.75, 0.7, 0.9, 0.1], "0.1000"),
+        (["logistic", "gradient"], [0.8, 0.85], "-0.0500"),
+        (["gradient", "gradient"], [0.8, 0.7], ""),
+        (["logistic"], [0.8], ""),
+    ],
+)
+def test_the_first_drop(solvers, accuracies, drop):
+    phases = [{"solver": solver} for solver in solvers]
+    run = SimpleNamespace(
+        metrics={"phases": phases},
+        config={"schedule": {"phases": phases}},
+        history=[{"val_accuracy": value} for value in accuracies],
+    )
+    assert accuracy.first_drop(run) == drop
+
+
+def test_a_file_without_a_new_column_is_continued(tmp_path):
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    Rows(tmp_path / "rows.csv", ("a", "b")).write({"a": 2, "b": 3})
+    assert (tmp_path / "rows.csv").read_text() == "a,b\n1,\n2,3\n"
 
 
 def test_only_selects_by_kind():
