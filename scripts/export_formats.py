@@ -105,7 +105,7 @@ def network(backbone, head, data, options, folder):
     from keras_transfer.advisor.untrained import random_copy
     from keras_transfer.features.store import Store
     from keras_transfer.models.builders import build_model
-    from keras_transfer.models.sources.applications import build_backbone
+    from keras_transfer.models.sources.backbones import build_backbone
 
     size = image_size(options, backbone)
     if options.weights == "imagenet":

@@ -17,7 +17,7 @@ from keras_transfer.cli.main import app
 from keras_transfer.data import Examples, ImageData, from_directory, list_images
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.applications import build_backbone
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.models.stages import freeze
 
 

@@ -7,7 +7,8 @@ from keras_transfer.adaptation import BATCH_NORM, KEEP, METHOD_NAMES
 from keras_transfer.data import plain_augmentation
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.framing import checked_crop
-from keras_transfer.models.sources.applications import check_backbone, find_spec, is_source_model
+from keras_transfer.models.sources.applications import BACKBONES
+from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.schedules.recipes import AUTO
 
 
@@ -162,11 +163,7 @@ class RunOptions(CommonOptions):
         """
         if "," in backbone:
             raise InputError(f"Give one backbone, not '{backbone}'.")
-        if (
-            "adabn" in self.methods
-            and not is_source_model(backbone)
-            and not find_spec(backbone).batch_norm
-        ):
+        if "adabn" in self.methods and backbone in BACKBONES and not BACKBONES[backbone].batch_norm:
             raise no_batch_norm(backbone)
         check_backbone(backbone, self.image_size, self.weights)
         return replace(self, backbone=backbone, precision=precision)

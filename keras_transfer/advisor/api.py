@@ -17,7 +17,7 @@ from keras_transfer.advisor.rules import (
 )
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.framing import Framing
-from keras_transfer.models.sources.applications import check_backbone
+from keras_transfer.models.sources.backbones import check_backbone
 
 _MAX_SCORED = 800  # images; standard errors are then at most 1.8 points
 _MAX_PROBED = 600  # images whose activations are probed after every stage

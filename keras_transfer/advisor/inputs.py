@@ -10,7 +10,7 @@ import numpy as np
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.framing import Framing
-from keras_transfer.models.sources.applications import check_backbone
+from keras_transfer.models.sources.backbones import check_backbone
 
 
 def distinct_rows(examples: Examples) -> np.ndarray:
@@ -81,7 +81,7 @@ def sized_backbone(
     if isinstance(backbone, (str, os.PathLike)):
         backbone = os.fspath(backbone)
         check_backbone(backbone, framing.size, weights)
-        from keras_transfer.models.sources.applications import build_backbone
+        from keras_transfer.models.sources.backbones import build_backbone
 
         found = build_backbone(backbone, image_size=framing.size, taps=taps, weights=weights)
     else:

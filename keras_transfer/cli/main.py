@@ -37,8 +37,51 @@ app = typer.Typer(
 )
 
 
-def backbones(as_json: Json = False):
+def backbones(
+    source: Annotated[
+        str, typer.Option(help="applications (of Keras), or hub (presets of KerasHub).")
+    ] = "applications",
+    kind: Annotated[str, typer.Option(help="Of the hub: image or text.")] = "image",
+    as_json: Json = False,
+):
     """List the backbones: parameters, image size, stages, preprocessing, weights on this machine."""
+    sources = {"applications": _applications, "hub": _presets}
+    if source not in sources:
+        raise InputError(f"Unknown source '{source}'. Choose one of {', '.join(sources)}.")
+    rows, table = sources[source](kind)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_table(table)
+
+
+def _presets(kind):
+    from keras_transfer.models.sources.presets import KINDS, PRESETS
+
+    if kind not in KINDS:
+        raise InputError(f"Unknown kind '{kind}'. Choose one of {', '.join(KINDS)}.")
+    rows = [
+        {
+            "name": preset.name,
+            "parameters": preset.parameters,
+            "input": f"{preset.size} {'px' if kind == 'image' else 'tokens'}",
+            "license": preset.license,
+            "weights_present": preset.folder is not None,
+        }
+        for preset in PRESETS.values()
+        if preset.kind == kind
+    ]
+    cells = [
+        (
+            *(row["name"], f"{row['parameters']:,}", row["input"], row["license"]),
+            "present" if row["weights_present"] else "download",
+        )
+        for row in rows
+    ]
+    return rows, Table(("name", "parameters", "input", "license", "weights"), cells, "lrrll")
+
+
+def _applications(kind):
     from keras_transfer.models.sources.applications import BACKBONES, weights_path
 
     rows = [
@@ -53,9 +96,6 @@ def backbones(as_json: Json = False):
         }
         for spec in BACKBONES.values()
     ]
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
     header = ("name", "parameters", "size", "least", "stages", "preprocessing", "weights")
     cells = [
         (
@@ -65,7 +105,7 @@ def backbones(as_json: Json = False):
         )
         for row in rows
     ]
-    print_table(Table(header, cells, "lrrrrll"))
+    return rows, Table(header, cells, "lrrrrll")
 
 
 @takes("task", "columns", "val", "val_split", "seed")

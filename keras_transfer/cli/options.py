@@ -341,7 +341,7 @@ def check_backbones(config: TrainConfig) -> None:
         names = named(config.backbone)
         check_advice(names, config.image_size, config.minutes, config.policy)
     else:
-        from keras_transfer.models.sources.applications import check_backbone
+        from keras_transfer.models.sources.backbones import check_backbone
 
         check_backbone(config.backbone, config.image_size, config.weights)
 

@@ -257,7 +257,7 @@ def schedule(
     ] = None,
 ):
     """Show a strategy: its phases as a table, as YAML, or as a plot of each stage's learning rate."""
-    from keras_transfer.models.sources.applications import BACKBONES, check_backbone
+    from keras_transfer.models.sources.backbones import check_backbone, default_size
     from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
     from keras_transfer.training.config import TrainConfig
 
@@ -277,7 +277,7 @@ def schedule(
     if kind == ".png" and backbone is None:
         raise InputError("A plot needs --backbone: it shows the stages of a backbone.")
     overrides = {**overrides_of(set), **given.recipe_arguments}
-    size = image_size or (BACKBONES[backbone].size if backbone in BACKBONES else 224)
+    size = image_size or (default_size(backbone) or 224)
     chosen = resolve_schedule(strategy, overrides, examples=examples, image_size=size)
     if backbone is None:
         print(chosen.table())

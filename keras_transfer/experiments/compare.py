@@ -17,7 +17,7 @@ from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
 from keras_transfer.modalities.image.framing import checked_crop
-from keras_transfer.models.sources.applications import check_backbone
+from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule

@@ -139,7 +139,9 @@ def _placed(outputs, places):
 
 
 def stage_costs(backbone: Backbone) -> list[float]:
-    """Return the multiplications of each stage for one image, forward, by its weight matrices.
+    """Return the multiplications of each stage for one image, forward.
+
+    Layers of transformers count their own; the others have one for each weight and position.
 
     Args:
         backbone: built for one image size.
@@ -151,11 +153,16 @@ def stage_costs(backbone: Backbone) -> list[float]:
 def _layer_costs(model):
     costs = {}
     for node in (node for piece in chain(model) for node in piece):
-        weights = getattr(node.operation, "weights", ())
-        positions = math.prod(node.output_tensors[0].shape[1:-1]) if weights else 0
-        matrices = sum(math.prod(w.shape) for w in weights if len(w.shape) > 1)
-        costs[id(node.operation)] = costs.get(id(node.operation), 0.0) + float(positions * matrices)
+        layer, shape = node.operation, node.output_tensors[0].shape
+        counted = getattr(layer, "multiplications", _by_matrices(layer))(shape)
+        costs[id(layer)] = costs.get(id(layer), 0.0) + float(counted)
     return costs
+
+
+def _by_matrices(layer):
+    weights = getattr(layer, "weights", ())
+    matrices = sum(math.prod(w.shape) for w in weights if len(w.shape) > 1)
+    return lambda shape: math.prod(shape[1:-1]) * matrices if weights else 0
 
 
 # -- pooled features ------------------------------------------------------------------------------

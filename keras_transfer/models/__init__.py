@@ -15,7 +15,7 @@ _NAMES = {
     "BackboneSpec": "sources.applications",
     "backbone_from_model": "sources.own",
     "backbone_of": "stages",
-    "build_backbone": "sources.applications",
+    "build_backbone": "sources.backbones",
     "compile_arguments": "builders",
     "framing_of": "framing",
     "head_for": "builders",

@@ -11,7 +11,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.graph import rebuild
 from keras_transfer.models.heads import HEADS, Head, TaskOutput
-from keras_transfer.models.sources.applications import build_backbone
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.models.stages import Backbone, backbone_of, parameter_count, stage_of_weights
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.keras_versions import first_node
@@ -24,14 +24,15 @@ def build_model(
     *,
     image_size: int | None = None,
     weights: str | None = "imagenet",
-    pooling: str | None = "avg",
+    pooling: str | None = "auto",
     taps: str = "last",
     crop: float | None = None,
 ) -> keras.Model:
     """Build a model for a task on a pretrained backbone.
 
     Args:
-        backbone: a name listed by `keras-transfer backbones`, a `Backbone`, or your own source
+        backbone: a name listed by `keras-transfer backbones`; a preset of KerasHub (`dinov2_small`,
+            `hf://…`, `kaggle://…` or a folder) or one of its models; a `Backbone`; or your own source
             model: a `.keras` file, a run directory or a `keras.Model`, whose head is removed; or a
             list of them, or names joined by `+`: the head then reads the features of all.
         head: the task, e.g. `Classification(["ants", "bees"])`; or name → head for several on one
@@ -39,7 +40,8 @@ def build_model(
         image_size: height and width of the images; by default those of the ImageNet training or of
             the source model.
         weights: `"imagenet"`, a path to a weights file, or None for random weights.
-        pooling: `"avg"`, `"max"`, or None (the head flattens the feature map).
+        pooling: `"avg"`, `"max"`, or None (the head flattens the feature map); of a transformer also
+            `"class"` (its class token) and `"class+avg"`. `"auto"` is as it was trained, or `"avg"`.
         taps: what the head reads: `"last"`, the last stage, or `"all"`, every stage, see
             `build_backbone`.
         crop: share of an image's shorter side that the central square covers, in (0, 1]. By default

@@ -8,6 +8,7 @@ from keras_transfer.errors import InputError
 EXTRAS = {
     "albumentations": "albumentations",
     "grpc": "client",
+    "keras_hub": "hub",
     "nncf": "int8",
     "onnxruntime": "onnx",
     "openvino": "openvino",

@@ -17,7 +17,8 @@ from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.applications import BACKBONES, build_backbone
+from keras_transfer.models.sources.applications import BACKBONES
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.runs import Run
 
 # -- ranking ----------------------------------------------------------------------------------------

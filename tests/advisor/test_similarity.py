@@ -12,7 +12,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.models.builders import backbone_at, build_model
 from keras_transfer.models.framing import framing_of
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.applications import build_backbone
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.models.sources.own import backbone_from_model
 from keras_transfer.models.stages import Backbone, is_untrained
 

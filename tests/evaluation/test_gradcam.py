@@ -9,7 +9,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation.gradcam import grad_cam
 from keras_transfer.models.builders import build_model, head_of
 from keras_transfer.models.heads import Classification, MultiLabel, Regression
-from keras_transfer.models.sources.applications import build_backbone
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.models.stages import Backbone
 
 RED, GREEN = (230, 30, 30), (30, 230, 30)

@@ -163,7 +163,7 @@ def test_values_that_float16_cannot_hold(data, store):
 
 def test_costs_are_the_published_ones():
     """Multiply-adds in the papers: ResNet-50 3.8–4.1, MobileNetV2 0.30, VGG16 15.5 (10⁹, 224 px)."""
-    from keras_transfer.models.sources.applications import build_backbone
+    from keras_transfer.models.sources.backbones import build_backbone
 
     for name, low, high in (
         ("resnet50", 3.8, 4.1),

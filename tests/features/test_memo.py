@@ -15,7 +15,7 @@ from keras_transfer.features.prefix import prefix_of
 from keras_transfer.features.store import Store, cached_result, digest_of
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.applications import build_backbone
+from keras_transfer.models.sources.backbones import build_backbone
 
 
 @pytest.fixture

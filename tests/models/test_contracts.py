@@ -16,7 +16,8 @@ from keras.src.utils import file_utils  # no public name
 
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.applications import BACKBONES, build_backbone
+from keras_transfer.models.sources.applications import BACKBONES
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.models.stages import backbone_of, batch_norms, freeze
 
 

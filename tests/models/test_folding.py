@@ -7,7 +7,8 @@ import pytest
 from keras_transfer.models.acceleration import FoldedConv, folded, training_model
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.applications import BACKBONES, build_backbone
+from keras_transfer.models.sources.applications import BACKBONES
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.models.stages import freeze
 
 pytestmark = pytest.mark.compat

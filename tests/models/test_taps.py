@@ -11,7 +11,7 @@ from keras_transfer.models.acceleration import training_model
 from keras_transfer.models.builders import backbone_at, build_model
 from keras_transfer.models.graph import find_stages
 from keras_transfer.models.heads import Classification
-from keras_transfer.models.sources.applications import build_backbone
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.models.sources.own import load_model
 from keras_transfer.models.stages import Backbone, backbone_of, freeze
 

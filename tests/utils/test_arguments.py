@@ -9,7 +9,7 @@ from keras_transfer import advisor
 from keras_transfer.data import from_arrays
 from keras_transfer.models.builders import backbone_at, build_model
 from keras_transfer.models.heads import Classification, MultiLabel, Regression
-from keras_transfer.models.sources.applications import build_backbone
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
 from keras_transfer.training import TrainConfig
 from keras_transfer.utils.names import require_image_size

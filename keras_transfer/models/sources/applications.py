@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from keras_transfer.errors import InputError
+from keras_transfer.models.sources.presets import PRESETS, is_preset
 from keras_transfer.utils.names import require_image_size
 
-POOLINGS = ("avg", "max", None)
+POOLINGS = ("auto", "avg", "max", None)  # "auto" is "avg"
 # How RGB 0–255 becomes the input a family was trained on: channel order, then x * scale + offset.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -166,18 +167,23 @@ def find_spec(name: str) -> BackboneSpec:
     """
     if name in BACKBONES:
         return BACKBONES[name]
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), BACKBONES, n=3, cutoff=0.5)
+    known = [*BACKBONES, *PRESETS]
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=3, cutoff=0.5)
     hint = (
         f"did you mean {' or '.join(near)}?" if near else "it is neither in the table nor a file."
     )
-    raise InputError(f"Unknown backbone '{name}': {hint} `keras-transfer backbones` lists all.")
+    raise InputError(
+        f"Unknown backbone '{name}': {hint} `keras-transfer backbones` lists all, with --source hub those of KerasHub."
+    )
 
 
 def is_source_model(backbone: str) -> bool:
     """Return whether `backbone` means your own model: a `.keras` or `.h5` file, or a run directory."""
     name = str(backbone)
-    return backbone not in BACKBONES and (
-        name.endswith((".keras", ".h5")) or os.sep in name or Path(name).exists()
+    return (
+        backbone not in BACKBONES
+        and not is_preset(name)
+        and (name.endswith((".keras", ".h5")) or os.sep in name or Path(name).exists())
     )
 
 
@@ -185,33 +191,6 @@ def weights_path(spec: BackboneSpec) -> Path:
     """Return where Keras stores the ImageNet weights: in `$KERAS_HOME/models` or `~/.keras/models`."""
     home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
     return Path(home) / "models" / spec.weights_file
-
-
-def check_backbone(backbone: str, image_size: int | None = None, weights="imagenet") -> None:
-    """Check everything that can be checked before Keras is imported.
-
-    Raises:
-        InputError: unknown name, invalid source model, an image size below the family's minimum, or
-            unavailable ImageNet weights.
-    """
-    require_image_size(image_size)
-    names = names_of(backbone)
-    check_several(names)
-    for name in names:
-        if is_source_model(name):
-            check_source_model(name)
-            continue
-        spec = find_spec(name)
-        check_image_size(spec, image_size)
-        if weights == "imagenet":
-            check_weights(spec)
-
-
-def check_several(names: list) -> None:
-    """Raise InputError if a list of backbones is empty or contains one twice."""
-    texts = [name if isinstance(name, str) else repr(name) for name in names]
-    if not names or len(set(texts)) < len(texts):
-        raise InputError(f"Backbones must be one or more different ones, not {', '.join(texts)!r}.")
 
 
 def check_image_size(spec: BackboneSpec, image_size: int | None) -> None:
@@ -222,6 +201,12 @@ def check_image_size(spec: BackboneSpec, image_size: int | None) -> None:
             f"Image size {image_size} is too small for {spec.name}: use {spec.min_size} or more "
             f"(its ImageNet weights were trained at {spec.size})."
         )
+
+
+def check_pooling(pooling, name: str) -> None:
+    """Raise InputError if a pooling does not apply to the feature map of a network."""
+    if pooling not in POOLINGS:
+        raise InputError(f"Unknown pooling {pooling!r} for {name}. Choose 'avg', 'max' or None.")
 
 
 def check_weights(spec: BackboneSpec) -> None:
@@ -279,7 +264,8 @@ def check_source_model(path: str) -> Path:
     if not file.is_file():
         what = "is not a run (it has no model.keras)" if path.is_dir() else "does not exist"
         raise InputError(
-            f"{path} {what}: pass a .keras or .h5 file or the directory of a finished run."
+            f"{path} {what}: pass a .keras or .h5 file, the directory of a finished run, or a folder "
+            "with a preset of KerasHub or Hugging Face (config.json)."
         )
     if file.suffix == ".h5":
         with file.open("rb") as opened:
@@ -299,79 +285,14 @@ def check_source_model(path: str) -> Path:
 # -- building -------------------------------------------------------------------------------------
 
 
-def names_of(backbone) -> list:
-    """Return the backbones that a name such as `"mobilenet+resnet50"`, or a list, stands for."""
-    if isinstance(backbone, str) and not is_source_model(backbone):
-        return backbone.split("+")
-    return list(backbone) if isinstance(backbone, (list, tuple)) else [backbone]
-
-
-def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="avg", taps="last"):
-    """Build a backbone from the table, or take one out of your own model.
-
-    Args:
-        backbone: a name of `BACKBONES`, or a source model as for `backbone_from_model`; a list of
-            them, or names joined by `+`, for one backbone that computes the features of all.
-        image_size: height and width of the images, at least the row's `min_size`; by default the
-            row's `size`, or that of the source model (of the first, if there are several).
-        weights: `"imagenet"` (found in `KERAS_HOME`, or downloaded), a path to a weights file of
-            the same architecture without classifier, or None for random weights. A source model
-            brings its own weights; None makes them random again.
-        pooling: `"avg"` or `"max"` for features [N, D], None for a feature map [N, h, w, D].
-        taps: `"last"` for the features of the last stage, `"all"` for mean and standard deviation
-            over the positions after every stage, see `models.taps`. A source model that was built
-            with taps has them already, and retains them.
-
-    Returns:
-        A `keras_transfer.models.stages.Backbone`: RGB images [N, image_size, image_size, 3] (float or
-        uint8, 0–255) to float features. The graph is the same for every `weights`.
-
-    Raises:
-        InputError: unknown name, unknown pooling or taps, an image size that the family does not
-            allow, or unavailable weights.
-    """
-    from keras_transfer.models import TAPS
-    from keras_transfer.models.stages import Backbone
-    from keras_transfer.models.taps import tapped
-
-    require_image_size(image_size)
-    if pooling not in POOLINGS:
-        raise InputError(f"Unknown pooling {pooling!r}. Choose 'avg', 'max' or None.")
-    if taps not in TAPS:
-        raise InputError(f"Unknown taps {taps!r}. Choose one of {', '.join(TAPS)}.")
-    names = names_of(backbone)
-    check_several(names)
-    if pooling is None and len(names) > 1:
-        raise InputError("Several backbones need pooling: their feature maps differ in size.")
-    parts: list = []
-    for name in names:
-        size = image_size or (parts[0].input_shape[1] if parts else None)
-        pooled = None if taps == "all" else pooling
-        parts.append(_one_backbone(name, image_size=size, weights=weights, pooling=pooled))
-    if len(parts) == 1 and (taps == "last" or parts[0].cuts.tapped):
-        return parts[0]
-    for part in parts:
-        if part.cuts.tapped:
-            raise InputError(
-                f"{part.name} has taps already: it cannot be joined to another backbone."
-            )
-    crop = next((part.crop for part in parts if part.crop), None)
-    name = "_and_".join(part.name for part in parts)
-    return Backbone(*tapped(parts, taps), name=name, crop=crop)
-
-
-def _one_backbone(backbone, *, image_size, weights, pooling):
+def backbone_from_application(backbone: str, *, image_size, weights, pooling):
+    """Build the backbone of a row of the table, see `build_backbone`."""
     import keras
 
     from keras_transfer.models.graph import rebuild
     from keras_transfer.models.stages import Backbone
 
-    if not isinstance(backbone, str) or is_source_model(backbone):
-        from keras_transfer.models.sources.own import backbone_from_model
-
-        return backbone_from_model(
-            backbone, image_size=image_size, pooling=pooling, weights=weights
-        )
+    check_pooling(pooling, backbone)
     spec = find_spec(backbone)
     check_image_size(spec, image_size)
     size = image_size or spec.size
@@ -384,11 +305,11 @@ def _one_backbone(backbone, *, image_size, weights, pooling):
     return Backbone(inputs, features, name=spec.name)
 
 
-def normalized(images, preprocessing: str):
-    """Apply a row of `PREPROCESSING` to a symbolic image tensor, in float32."""
+def normalized(images, preprocessing: str | dict | None):
+    """Apply a row of `PREPROCESSING`, its key, or None, to a symbolic image tensor, in float32."""
     import keras
 
-    rule = PREPROCESSING[preprocessing]
+    rule = PREPROCESSING[preprocessing] if isinstance(preprocessing, str) else preprocessing
     if rule is None:
         return images
     if rule.get("bgr"):
@@ -396,6 +317,16 @@ def normalized(images, preprocessing: str):
     return keras.layers.Rescaling(rule["scale"], rule["offset"], dtype="float32", name="normalise")(
         images
     )
+
+
+def pooled(feature_map, pooling):
+    """Apply a pooling of `POOLINGS` to a symbolic feature map [N, h, w, D]."""
+    import keras
+
+    if pooling is None:
+        return feature_map
+    pool = "GlobalMaxPooling2D" if pooling == "max" else "GlobalAveragePooling2D"
+    return getattr(keras.layers, pool)(name="pooling")(feature_map)
 
 
 def _application(spec, size, weights, pooling):
@@ -408,6 +339,7 @@ def _application(spec, size, weights, pooling):
         weights = str(local)  # Keras itself looks elsewhere if KERAS_HOME is not writable
     elif weights not in ("imagenet", None) and not Path(weights).is_file():
         raise InputError(f"No weights file {weights}: pass a path, 'imagenet' or None.")
+    pooling = "avg" if pooling == "auto" else pooling
     arguments = dict(include_top=False, pooling=pooling, **spec.arguments)
     downloaded = _downloaded(spec, arguments) if weights == "imagenet" else None
     try:

@@ -7,16 +7,23 @@ from pathlib import Path
 import keras
 
 from keras_transfer.errors import InputError
-from keras_transfer.models import heads  # noqa: F401  (registers its layers, for `load_model`)
+from keras_transfer.models import heads, transformers  # noqa: F401  (registered for `load_model`)
 from keras_transfer.models.graph import chain, rebuild
-from keras_transfer.models.sources.applications import check_source_model, damage_of, normalized
+from keras_transfer.models.sources.applications import (
+    check_pooling,
+    check_source_model,
+    damage_of,
+    normalized,
+    pooled,
+)
 from keras_transfer.models.stages import Backbone
+from keras_transfer.utils.extras import require
 from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.names import require_image_size
 
 
 def backbone_from_model(
-    source, *, image_size=None, pooling="avg", weights="imagenet", preprocessing="none"
+    source, *, image_size=None, pooling="auto", weights="imagenet", preprocessing="none"
 ):
     """Take the backbone out of your own trained model (the source model).
 
@@ -39,6 +46,7 @@ def backbone_from_model(
             do not fit together at the image size.
     """
     require_image_size(image_size)
+    check_pooling(pooling, "your own model")
     model = source
     if not isinstance(source, keras.Model):
         model = load_model(check_source_model(source))
@@ -93,7 +101,18 @@ def load_model(path):
             cause = cause.__context__  # Keras wraps the errors of our layers in pages of config
         cause = cause if isinstance(cause, InputError) else error
         reason = str(cause).strip().splitlines()[0]
+        if '"keras_hub' in _config(path):
+            require("keras_hub", f"{path} has layers of KerasHub. Loading it")
         raise InputError(f"Cannot load {path}: {reason}{_newer_keras(path)}") from error
+
+
+def _config(path) -> str:
+    """Return the configuration in a .keras file; nothing for another kind of file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read("config.json").decode()
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return ""
 
 
 def _newer_keras(path):
@@ -115,10 +134,7 @@ def _without_head(model, inputs, pooling, preprocessing):
     feature_map = _last_feature_map(keras.Model(own_inputs, rebuild(model, own_inputs)))
     spatial_part = keras.Model(own_inputs, feature_map)
     features = rebuild(spatial_part, normalized(inputs, preprocessing))
-    if pooling is not None:
-        pool = {"avg": "GlobalAveragePooling2D", "max": "GlobalMaxPooling2D"}[pooling]
-        features = getattr(keras.layers, pool)(name="pooling")(features)
-    return features
+    return pooled(features, pooling)
 
 
 def _last_feature_map(model):

@@ -1,0 +1,147 @@
+"""Backbones by name, whatever their source: checks without Keras, and building.
+
+The sources are `applications` (names of the table), `own` (files, runs and models) and `keras_hub`
+(presets, addresses, folders of presets, and models of KerasHub).
+"""
+
+import os
+
+from keras_transfer.errors import InputError
+from keras_transfer.models.sources.applications import (
+    BACKBONES,
+    backbone_from_application,
+    check_image_size,
+    check_source_model,
+    check_weights,
+    find_spec,
+    is_source_model,
+)
+from keras_transfer.models.sources.presets import PRESETS, check_preset, is_preset
+from keras_transfer.utils.names import require_image_size
+
+
+def names_of(backbone) -> list:
+    """Return the backbones that a name such as `"mobilenet+resnet50"`, or a list, stands for."""
+    if isinstance(backbone, str) and not is_source_model(backbone) and not is_preset(backbone):
+        return backbone.split("+")
+    return list(backbone) if isinstance(backbone, (list, tuple)) else [backbone]
+
+
+def check_several(names: list) -> None:
+    """Raise InputError if a list of backbones is empty or contains one twice."""
+    texts = [name if isinstance(name, str) else repr(name) for name in names]
+    if not names or len(set(texts)) < len(texts):
+        raise InputError(f"Backbones must be one or more different ones, not {', '.join(texts)!r}.")
+
+
+def check_backbone(
+    backbone: str, image_size: int | None = None, weights="imagenet", kind: str = "image"
+) -> None:
+    """Check everything that can be checked before Keras is imported.
+
+    Args:
+        kind: what the backbone must read, `"image"` or `"text"`.
+
+    Raises:
+        InputError: unknown name, invalid source model, an image size below the family's minimum,
+            unavailable weights, or a preset of another kind.
+    """
+    require_image_size(image_size)
+    names = names_of(backbone)
+    check_several(names)
+    for name in names:
+        if is_preset(name):
+            check_preset(os.fspath(name), kind)
+        elif is_source_model(name):
+            check_source_model(name)
+        else:
+            spec = find_spec(name)
+            check_image_size(spec, image_size)
+            if weights == "imagenet":
+                check_weights(spec)
+
+
+def default_size(backbone: str | None) -> int | None:
+    """Return the image size of a backbone's pretraining, as far as its name tells it."""
+    name = backbone or ""
+    spec = BACKBONES.get(name) or PRESETS.get(name)
+    return spec.size if spec else None
+
+
+def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="auto", taps="last"):
+    """Build a backbone from the table or from KerasHub, or take one out of your own model.
+
+    Args:
+        backbone: a name of `BACKBONES`; a preset of KerasHub (a name of `PRESETS`, `hf://…`,
+            `kaggle://…`, or a folder) or one of its models; or a source model as for
+            `backbone_from_model`. A list of them, or names joined by `+`, makes one backbone that
+            computes the features of all.
+        image_size: height and width of the images, at least the row's `min_size`; by default the
+            row's `size`, or that of the source model (of the first, if there are several).
+        weights: `"imagenet"` (found in `KERAS_HOME`, or downloaded), a path to a weights file of
+            the same architecture without classifier, or None for random weights. A source model
+            brings its own weights; None makes them random again.
+        pooling: `"avg"` or `"max"` for features [N, D], None for a feature map [N, h, w, D]; for a
+            transformer also `"class"` (the class token) and `"class+avg"`, and None for all tokens
+            [N, T, D]. `"auto"` is what the family was trained with, or else `"avg"`.
+        taps: `"last"` for the features of the last stage, `"all"` for mean and standard deviation
+            over the positions after every stage, see `models.taps`. A source model that was built
+            with taps has them already, and retains them.
+
+    Returns:
+        A `keras_transfer.models.stages.Backbone`: RGB images [N, image_size, image_size, 3] (float or
+        uint8, 0–255) to float features. The graph is the same for every `weights`.
+
+    Raises:
+        InputError: unknown name, unknown pooling or taps, an image size that the family does not
+            allow, or unavailable weights.
+    """
+    from keras_transfer.models import TAPS
+    from keras_transfer.models.stages import Backbone
+    from keras_transfer.models.taps import tapped
+
+    require_image_size(image_size)
+    if taps not in TAPS:
+        raise InputError(f"Unknown taps {taps!r}. Choose one of {', '.join(TAPS)}.")
+    names = names_of(backbone)
+    check_several(names)
+    if pooling is None and len(names) > 1:
+        raise InputError("Several backbones need pooling: their feature maps differ in size.")
+    parts: list = []
+    for name in names:
+        size = image_size or (parts[0].input_shape[1] if parts else None)
+        source, tokens = _source(name)
+        # The trained features of a transformer are those of its pooling, not the mean of its tokens.
+        pooled = pooling if taps == "last" or tokens else None
+        parts.append(source(name, image_size=size, weights=weights, pooling=pooled))
+    if len(parts) == 1 and (taps == "last" or parts[0].cuts.tapped):
+        return parts[0]
+    for part in parts:
+        if part.cuts.tapped:
+            raise InputError(
+                f"{part.name} has taps already: it cannot be joined to another backbone."
+            )
+    crop = next((part.crop for part in parts if part.crop), None)
+    name = "_and_".join(part.name for part in parts)
+    return Backbone(*tapped(parts, taps), name=name, crop=crop)
+
+
+def _source(backbone):
+    """Return (the function that builds a backbone of its source, whether it pools tokens).
+
+    Imports Keras.
+    """
+    if is_preset(backbone):
+        check_preset(os.fspath(backbone), kind=None)
+        from keras_transfer.models.sources.keras_hub import backbone_from_preset
+
+        return backbone_from_preset, True
+    if type(backbone).__module__.partition(".")[0] == "keras_hub":
+        from keras_transfer.models.sources.keras_hub import backbone_from_hub
+
+        return backbone_from_hub, True
+    if not isinstance(backbone, str) or is_source_model(backbone):
+        from keras_transfer.models.sources.own import backbone_from_model
+
+        return backbone_from_model, False
+    return backbone_from_application, False

@@ -1,0 +1,186 @@
+"""Backbones from KerasHub: its transformers block by block, and its other networks as they are."""
+
+import json
+import os
+from pathlib import Path
+
+import keras
+import keras_hub
+
+from keras_transfer.errors import InputError
+from keras_transfer.models.graph import rebuild
+from keras_transfer.models.sources.applications import check_pooling, normalized, pooled
+from keras_transfer.models.sources.encoders import ENCODERS, IMAGENET, side
+from keras_transfer.models.sources.presets import FAMILIES, PRESETS, not_available
+from keras_transfer.models.stages import Backbone
+from keras_transfer.models.transformers import TokenPooling
+
+_SIZE = 224  # of images, if a network takes any
+
+# -- building -------------------------------------------------------------------------------------
+
+
+def backbone_from_preset(name, *, image_size=None, pooling="auto", weights="imagenet") -> Backbone:
+    """Build a backbone from a preset of KerasHub.
+
+    Args:
+        name: a built-in preset, an address (`hf://…`, `kaggle://…`) or a folder, see `presets`.
+        image_size: by default the preset's.
+        pooling: see `backbone_from_hub`.
+        weights: None for random weights; otherwise those of the preset.
+
+    Raises:
+        InputError: the preset is unavailable, or KerasHub cannot read it.
+    """
+    name = os.fspath(name)
+    if weights not in ("imagenet", None):
+        raise InputError(
+            f"The preset '{name}' brings its weights: it takes no weights file {weights}."
+        )
+    try:
+        model = keras_hub.models.Backbone.from_preset(name, load_weights=weights is not None)
+        preprocessing = _stated_preprocessing(name)
+    except Exception as error:
+        if "://" in name or not Path(name).exists():
+            raise not_available(name, str(error).strip().splitlines()[0]) from error
+        raise InputError(
+            f"KerasHub cannot read {name}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return backbone_from_hub(
+        model,
+        image_size=image_size or (PRESETS[name].size if name in PRESETS else None),
+        pooling=pooling,
+        weights=weights,
+        preprocessing=preprocessing,
+        name=Path(name).name,
+        **_stated_form(name),
+    )
+
+
+def backbone_from_hub(
+    model,
+    *,
+    image_size=None,
+    pooling="auto",
+    weights="imagenet",
+    preprocessing=None,
+    name=None,
+    **fields,
+) -> Backbone:
+    """Take the backbone out of a model of KerasHub.
+
+    Args:
+        model: a `keras_hub.models.Backbone`, or a task that has one.
+        image_size: height and width of the images; by default the model's. Position embeddings are
+            resized.
+        pooling: `"class"` (the class token), `"avg"` (mean of the patches), `"class+avg"`, `"max"`,
+            None (all tokens), or `"auto"`: as the family was trained.
+        weights: None re-initializes the weights.
+        preprocessing: scale and offset of the pixels; by default the family's.
+        name: of the backbone; by default the model's.
+        fields: fields of `Form` that differ from KerasHub's.
+
+    Raises:
+        InputError: an unsupported family, size or pooling.
+    """
+    model = getattr(model, "backbone", model)
+    family = next((c.__name__ for c in type(model).__mro__ if c.__name__ in FAMILIES), None)
+    if family is None:
+        raise InputError(
+            f"{type(model).__name__} is not a supported backbone of KerasHub; supported are "
+            f"{', '.join(FAMILIES)}."
+        )
+    if family not in ENCODERS:
+        backbone = _as_it_is(
+            model, image_size, pooling, preprocessing or IMAGENET, name or model.name
+        )
+        return backbone if weights is not None else Backbone.from_config(backbone.get_config())
+    encoder = ENCODERS[family](model, **fields)
+    size = image_size or side(model, getattr(model, "vision_encoder", model).image_shape, "images")
+    inputs = keras.Input((size, size, 3), name="images")
+    x = normalized(inputs, preprocessing or encoder.preprocessing)
+    for part in encoder.parts:
+        x = part.layer(x)
+    parts = list(encoder.parts)
+    pooling = encoder.pooling if pooling == "auto" else pooling
+    if pooling == "attention" and encoder.head is not None:
+        parts.append(encoder.head)
+        x = encoder.head.layer(x)
+    elif pooling is not None:
+        _check_pooling(pooling, encoder.prefix, name or model.name)
+        x = TokenPooling(pooling, encoder.prefix, name="pooling")(x)
+    for part in parts if weights is not None else ():
+        part.copy()
+    return Backbone(inputs, x, name=name or model.name)
+
+
+def _check_pooling(pooling, prefix, name):
+    if pooling not in ("class", "avg", "class+avg", "max"):
+        raise InputError(
+            f"Unknown pooling {pooling!r} for {name}. Choose 'class', 'avg', 'class+avg', 'max', "
+            "'auto' or None."
+        )
+    if "class" in pooling and not prefix:
+        raise InputError(f"{name} has no class token: choose the pooling 'avg', 'max' or 'auto'.")
+
+
+def _as_it_is(model, image_size, pooling, preprocessing, name) -> Backbone:
+    """Return a backbone of KerasHub's own layers, for networks whose graph shows their stages."""
+    check_pooling(pooling, name)
+    size = image_size or model.input_shape[1] or _SIZE
+    inputs = keras.Input((size, size, 3), name="images")
+    try:
+        x = rebuild(model, normalized(inputs, preprocessing))
+    except ValueError as error:
+        raise InputError(f"{name} cannot be built for image size {size}: {error}") from None
+    return Backbone(inputs, pooled(x, pooling), name=name)
+
+
+# -- what a preset says beside its weights --------------------------------------------------------
+
+_ACTIVATION_NAMES = {
+    "gelu_new": "gelu_approximate",
+    "gelu_fast": "gelu_approximate",
+    "gelu_pytorch_tanh": "gelu_approximate",
+    "swish": "silu",
+}
+
+
+def _file(preset: str, name: str) -> dict:
+    """Return a JSON file of a folder or of a model on Hugging Face; {} if there is none."""
+    path = Path(preset) / name
+    if preset.startswith("hf://"):
+        import huggingface_hub
+
+        try:
+            path = Path(huggingface_hub.hf_hub_download(preset.removeprefix("hf://"), name))
+        except Exception:  # most files are optional
+            return {}
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def _stated_form(preset: str) -> dict:
+    """Return the fields of `Form` that a Hugging Face model states, which KerasHub ignores."""
+    config = _file(preset, "config.json")
+    fields = {}
+    if activation := config.get("hidden_act", config.get("activation")):
+        fields["activation"] = _ACTIVATION_NAMES.get(activation, activation)
+    if "layer_norm_eps" in config:
+        fields["epsilon"] = config["layer_norm_eps"]
+    return fields
+
+
+def _stated_preprocessing(preset: str) -> dict | None:
+    """Return scale and offset of the pixels as a preset states them, or None."""
+    stated = _file(preset, "preprocessor_config.json")
+    if "image_mean" in stated:
+        mean, std = stated["image_mean"], stated["image_std"]
+        factor = stated.get("rescale_factor", 1 / 255)
+        return dict(scale=[factor / s for s in std], offset=[-m / s for m, s in zip(mean, std)])
+    try:
+        converter = keras_hub.layers.ImageConverter.from_preset(preset)
+    except Exception:  # presets for texts, or without one
+        return None
+    if converter is None or converter.scale is None:
+        return None
+    return dict(scale=converter.scale, offset=0.0 if converter.offset is None else converter.offset)

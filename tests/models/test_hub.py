@@ -1,0 +1,445 @@
+"""Backbones of KerasHub: what each family must hold, on tiny networks with random weights."""
+
+import subprocess
+import sys
+from subprocess import PIPE
+
+import keras
+import numpy as np
+import pytest
+from conftest import raises
+
+from keras_transfer.errors import InputError
+from keras_transfer.features.prefix import ENGINES, Prefix, stage_costs
+from keras_transfer.models.acceleration import folded
+from keras_transfer.models.builders import backbone_at, build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.models.sources.presets import FAMILIES, PRESETS
+from keras_transfer.models.stages import backbone_of, freeze
+from keras_transfer.models.transformers import bicubic
+
+keras_hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed")
+
+HEAD = Classification(("a", "b", "c"))
+SIZE = 32
+_COMMON = dict(num_layers=3, num_heads=2, hidden_dim=16)
+_TWO = dict(patch_size=8, intermediate_dim=24, image_shape=(SIZE, SIZE, 3))
+_EFFICIENT = dict(
+    stackwise_width_coefficients=[1.0, 1.0],
+    stackwise_depth_coefficients=[1.0, 1.0],
+    stackwise_squeeze_and_excite_ratios=[0.25, 0.25],
+    stackwise_expansion_ratios=[1, 6],
+    stackwise_block_types=["v1", "v1"],
+    stackwise_kernel_sizes=[3, 5],
+    stackwise_num_repeats=[1, 1],
+    stackwise_input_filters=[8, 8],
+    stackwise_output_filters=[8, 16],
+    stackwise_strides=[1, 2],
+    min_depth=None,
+    include_stem_padding=True,
+    use_depth_divisor_as_min_depth=True,
+    cap_round_filter_decrease=True,
+    stem_conv_padding="valid",
+    dropout=0,
+    projection_activation=None,
+)
+_MOBILE = dict(
+    stackwise_expansion=[[8, 8], [16, 16]],
+    stackwise_num_blocks=[2, 2],
+    stackwise_num_filters=[[8, 8], [16, 16]],
+    stackwise_kernel_size=[[3, 3], [5, 5]],
+    stackwise_num_strides=[[2, 1], [2, 1]],
+    stackwise_se_ratio=[[None, None], [0.25, 0.25]],
+    stackwise_activation=[["relu", "relu"], ["hard_swish", "hard_swish"]],
+    stackwise_padding=[[1, 1], [2, 2]],
+    output_num_filters=32,
+    depthwise_filters=8,
+    depthwise_stride=2,
+    depthwise_residual=False,
+    last_layer_filter=32,
+    input_activation="hard_swish",
+    output_activation="hard_swish",
+    input_num_filters=8,
+    squeeze_and_excite=0.5,
+)
+# Form of a network → (class, arguments, features that equal its output, number of stages).
+FORMS = {
+    "vit": ("ViTBackbone", dict(image_shape=(SIZE, SIZE, 3), patch_size=8, mlp_dim=24), None, 4),
+    "vit_bare": (
+        "ViTBackbone",
+        dict(
+            **dict(image_shape=(SIZE, SIZE, 3), patch_size=8, mlp_dim=24, use_class_token=False),
+            **dict(use_mha_bias=False, use_patch_bias=False, dropout_rate=0.3),
+        ),
+        *(None, 4),
+    ),
+    "deit": ("DeiTBackbone", _TWO, None, 4),
+    "dinov2": (
+        "DINOV2Backbone",
+        {
+            **_TWO,
+            **dict(num_register_tokens=2, position_embedding_shape=(48, 48), drop_path_rate=0.2),
+            "antialias_in_interpolation": True,
+        },
+        *(None, 4),
+    ),
+    "dinov2_gated": (
+        "DINOV2Backbone",
+        {**_TWO, "use_swiglu_ffn": True, "position_embedding_shape": (24, 24)},
+        *(None, 4),
+    ),
+    "dinov3": ("DINOV3Backbone", {**_TWO, "use_key_bias": False}, None, 4),
+    "dinov3_gated": (
+        "DINOV3Backbone",
+        {**_TWO, "use_gated_mlp": True, "hidden_activation": "silu"},
+        *(None, 4),
+    ),
+    "clip": ("CLIPVisionEncoder", _TWO, None, 4),
+    "siglip": ("SigLIPVisionEncoder", _TWO, "auto", 5),
+    "resnet": (
+        "ResNetBackbone",
+        dict(
+            **dict(input_conv_filters=[64], input_conv_kernel_sizes=[7], block_type="basic_block"),
+            **dict(stackwise_num_filters=[64, 64], stackwise_num_blocks=[1, 1]),
+            stackwise_num_strides=[1, 2],
+        ),
+        *(None, 3),
+    ),
+    "densenet": ("DenseNetBackbone", dict(stackwise_num_repeats=[2, 2], growth_rate=8), None, 3),
+    "efficientnet": ("EfficientNetBackbone", _EFFICIENT, None, 4),
+    "mobilenet": ("MobileNetBackbone", _MOBILE, None, 7),
+    "cspnet": (
+        "CSPNetBackbone",
+        dict(
+            **dict(stem_filters=8, stem_kernel_size=3, stem_strides=1, block_type="dark_block"),
+            **dict(stackwise_depth=[1, 1], stackwise_strides=[1, 2], stackwise_num_filters=[8, 16]),
+            stage_type="dark",
+        ),
+        *(None, 5),
+    ),
+    "vgg": (
+        "VGGBackbone",
+        dict(stackwise_num_repeats=[1, 1], stackwise_num_filters=[8, 16]),
+        None,
+        2,
+    ),
+    "xception": (
+        "XceptionBackbone",
+        dict(
+            stackwise_conv_filters=[[8, 16], [16, 16, 16], [16, 32]],
+            stackwise_pooling=[True, False, False],
+        ),
+        *(None, 5),
+    ),
+}
+TRANSFORMERS = [name for name, (kind, *_) in FORMS.items() if "patch_size" in FORMS[name][1]]
+
+PREDICTIONS = """
+import sys
+import numpy as np
+sys.modules["keras_hub"] = None  # as if it were not installed
+from keras_transfer.models.sources.own import load_model
+for line in sys.stdin:
+    folder = line.strip()
+    try:
+        model = load_model(folder + "/model.keras")
+        np.save(folder + "/answer.npy", model(np.load(folder + "/images.npy"), training=False))
+        print(folder, flush=True)
+    except Exception as error:
+        print(str(error), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def without_hub():
+    """folder → what a fresh process without KerasHub answers to its model.keras and images.npy."""
+    command = [sys.executable, "-c", PREDICTIONS]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+
+        def predict(folder):
+            print(folder, file=process.stdin, flush=True)
+            line = process.stdout.readline()
+            return np.load(folder / "answer.npy") if line == f"{folder}\n" else line
+
+        yield predict
+        process.stdin.close()
+
+
+def network(form, seed=0):
+    """A network of KerasHub whose weights are all random."""
+    keras.utils.set_random_seed(seed)
+    name, arguments, _, _ = FORMS[form]
+    common = _COMMON if "patch_size" in arguments else {}
+    model = getattr(keras_hub.models, name)(**common, **arguments, name=form)
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if "position_ids" in weight.name:
+            weight.assign(np.arange(weight.shape[1])[None])
+        elif "moving_variance" not in weight.name and "seed" not in weight.name:
+            weight.assign(weight + rng.normal(size=weight.shape).astype("float32") * 0.05)
+    if form.startswith("dinov2"):  # they follow from the others, as in a preset
+        first = model.embeddings
+        full, own = first.position_embeddings, first.interpolated_position_embeddings
+        sizes = first.patch_size, first.position_embedding_shape, first.image_shape
+        own.assign(
+            first._interpolate_position_embeddings(full, *sizes, first.antialias_in_interpolation)
+        )
+    return model
+
+
+def relative(a, b):
+    a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+def plain(form):
+    """The model, its backbone whose features equal the network's output, and the network."""
+    source = network(form)
+    model = build_model(source, HEAD, image_size=SIZE, pooling=FORMS[form][2])
+    return model, backbone_of(model), source
+
+
+def preprocessed(backbone, images):
+    return keras.Model(backbone.inputs[0], backbone.get_layer("normalise").output)(images)
+
+
+def answered(source, pixels):
+    """What a network of KerasHub answers."""
+    return source({source.inputs[0].name: pixels} if isinstance(source.input, dict) else pixels)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, (4, SIZE, SIZE, 3)).astype("uint8")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_contract(form, images, tmp_path, without_hub):
+    model, backbone, source = plain(form)
+    # The same function as KerasHub's, one stage for each block.
+    features = backbone(images, training=False)
+    expected = answered(source, preprocessed(backbone, images))
+    assert relative(features, expected) < 1e-5
+    assert len(backbone.stages) == FORMS[form][3]
+    staged = [layer for stage in backbone.stages for layer in stage.layers]
+    assert len(staged) == len(set(map(id, staged))) == len(backbone.layers)
+
+    # Prefix∘suffix is the whole; folding changes nothing.
+    for k in range(1, len(backbone.stages)):
+        prefix, suffix = backbone.split(k)
+        assert relative(suffix(prefix(images)), features) < 1e-5, k
+    assert relative(folded(backbone)(images), features) < 1e-5
+    assert all(cost > 0 for cost in stage_costs(backbone))
+
+    # Frozen is frozen, whatever `training` says and under fit; the rest learns.
+    k = len(backbone.stages) // 2
+    frozen = freeze(model, f"stage:{k}")
+    assert frozen.stages == k
+    np.testing.assert_array_equal(
+        backbone.split(k)[0](images), backbone.between(0, k)(images, training=False)
+    )
+    weights = [(s.index, w) for s in backbone.stages for x in s.layers for w in x.weights]
+    before = [w.numpy() for _, w in weights]
+    model.compile("adam", HEAD.loss(), run_eagerly=True)  # no graph: it takes longer than the step
+    model.fit(images, np.arange(4) % 3, epochs=1, verbose=0)
+    moved = {i for (i, w), value in zip(weights, before) if (w.numpy() != value).any()}
+    assert min(moved) == k and len(backbone.stages) - 1 in moved
+
+    # A saved model needs no KerasHub, or says that it does.
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    answer = without_hub(tmp_path)
+    if isinstance(answer, str):
+        assert 'keras_hub, which is not installed: pip install "keras_transfer[hub]"' in answer
+        assert form == "mobilenet"
+    else:
+        assert relative(answer, model(images, training=False)) < 1e-5
+
+
+def test_every_supported_family_has_a_form():
+    shown = {FORMS[form][0] for form in FORMS} | {"CLIPBackbone", "SigLIPBackbone"}
+    assert shown >= {name for name, row in FAMILIES.items() if row.kind == "image"}
+
+
+@pytest.mark.parametrize("form", ["vit", "dinov2", "dinov3", "siglip"])
+def test_engines_and_other_sizes(form, images, rng):
+    _, backbone, source = plain(form)
+    features = np.asarray(backbone(images, training=False))
+    for engine in ("keras", "openvino_f32"):
+        if engine != "keras":
+            pytest.importorskip("openvino")
+        assert relative(ENGINES[engine](Prefix(backbone, "x"))(images), features) < 1e-5, engine
+    larger = rng.integers(0, 256, (2, 2 * SIZE, 2 * SIZE, 3)).astype("uint8")
+    model = build_model(source, HEAD, image_size=SIZE)
+    resized = backbone_at(model, 2 * SIZE)
+    assert np.isfinite(resized(larger)).all()
+    # The other way round: at the size of the pretraining, the embeddings are as they were.
+    grown = build_model(source, HEAD, image_size=2 * SIZE)
+    np.testing.assert_allclose(backbone_of(grown)(larger), resized(larger), rtol=1e-5, atol=1e-5)
+
+
+def test_resized_positions_are_those_of_keras():
+    table = np.random.default_rng(0).normal(size=(1, 7, 7, 3)).astype("float32")
+    for new in (5, 11):
+        for antialias in (False, True):
+            down = bicubic(7, new, antialias)
+            own = np.einsum("ai,bj,ijc->abc", down, down, table[0])
+            expected = keras.ops.image.resize(
+                table, (new, new), interpolation="bicubic", antialias=antialias
+            )
+            # Without antialiasing, TensorFlow reads the kernel from a table of 1024 values.
+            np.testing.assert_allclose(own, expected[0], atol=1e-5 if antialias else 5e-3)
+
+
+def test_dinov2_keeps_position_embeddings_that_were_trained(images):
+    source = network("dinov2")
+    trained = source.embeddings.interpolated_position_embeddings
+    trained.assign(trained + np.random.default_rng(3).normal(size=trained.shape) * 0.1)
+    backbone = backbone_of(build_model(source, HEAD, pooling=None))
+    expected = answered(source, preprocessed(backbone, images))
+    assert relative(backbone(images), expected) < 1e-5
+
+
+def test_poolings(images):
+    source = network("deit")
+    tokens = np.asarray(backbone_of(build_model(source, HEAD, pooling=None))(images))
+    expected = {
+        "auto": tokens[:, 0],
+        "class": tokens[:, 0],
+        "avg": tokens[:, 2:].mean(1),  # without the class and the distillation token
+        "max": tokens[:, 2:].max(1),
+        "class+avg": np.concatenate([tokens[:, 0], tokens[:, 2:].mean(1)], 1),
+    }
+    for pooling, features in expected.items():
+        backbone = backbone_of(build_model(source, HEAD, pooling=pooling))
+        np.testing.assert_allclose(backbone(images), features, atol=1e-5, err_msg=pooling)
+    with raises("Unknown pooling 'mean'"):
+        build_model(source, HEAD, pooling="mean")
+    with raises("no class token"):
+        build_model(network("siglip"), HEAD, pooling="class")
+
+
+def test_taps_read_every_stage_and_the_pooled_features(images):
+    source = network("vit")
+    tapped = backbone_of(build_model(source, HEAD, taps="all"))
+    whole = backbone_of(build_model(source, HEAD))
+    stages = keras.Model(whole.inputs[0], [s.output for s in whole.stages])(images)
+    parts = [f(np.asarray(x), axis=1) for x in stages[:-1] for f in (np.mean, np.std)]
+    expected = np.concatenate([*parts, whole(images)], axis=1)
+    np.testing.assert_allclose(tapped(images), expected, atol=1e-3)
+    prefix, suffix = tapped.split(2)
+    np.testing.assert_allclose(suffix(prefix(images)), tapped(images), atol=1e-5)
+
+
+def test_costs_count_attention_and_dense_layers():
+    _, backbone, _ = plain("vit")
+    tokens, width, inner = 17, 16, 24
+    attention = 4 * tokens * width**2 + 2 * tokens**2 * width
+    block = attention + 2 * tokens * width * inner
+    assert stage_costs(backbone) == [16 * 8 * 8 * 3 * width, block, block, block]
+
+
+def test_the_table_is_that_of_kerashub():
+    for name, preset in PRESETS.items():
+        given = getattr(keras_hub.models, preset.family).presets[name]
+        assert given["metadata"]["params"] == preset.parameters
+        handle = f"kaggle://keras/{preset.collection}/keras/{name}/"
+        assert given["kaggle_handle"].startswith(handle), name
+
+
+# -- presets --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A local preset of a ViT whose images are divided by 100."""
+    path = tmp_path_factory.mktemp("presets") / "small_vit"
+    network("vit").save_to_preset(path)
+    keras_hub.layers.ViTImageConverter(scale=0.01, offset=-0.5).save_to_preset(path)
+    return path
+
+
+def test_a_folder_is_a_backbone(folder, images):
+    backbone = backbone_of(build_model(str(folder), HEAD))
+    assert backbone.name == "small_vit" and backbone.input_shape[1] == SIZE
+    np.testing.assert_allclose(preprocessed(backbone, images), images * 0.01 - 0.5, atol=1e-5)
+    expected = network("vit")(images * 0.01 - 0.5)[:, 0]
+    assert relative(backbone(images), expected) < 1e-5
+    random = backbone_of(build_model(str(folder), HEAD, weights=None))
+    assert relative(random(images), expected) > 0.1
+
+
+def test_hugging_face_states_what_kerashub_ignores(tmp_path):
+    from keras_transfer.models.sources.keras_hub import _stated_form, _stated_preprocessing
+
+    (tmp_path / "config.json").write_text('{"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}')
+    stated = '{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.5]}'
+    (tmp_path / "preprocessor_config.json").write_text(stated)
+    assert _stated_form(str(tmp_path)) == {"activation": "gelu_approximate", "epsilon": 1e-12}
+    rule = _stated_preprocessing(str(tmp_path))
+    np.testing.assert_allclose(rule["scale"], [1 / 51, 1 / 63.75, 1 / 127.5])
+    np.testing.assert_allclose(rule["offset"], [-2.5, -1.6, -0.6])
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def test_unknown_presets_are_answered_with_the_nearest():
+    with raises("Unknown backbone 'dinov2_smal': did you mean dinov2_small"):
+        build_model("dinov2_smal", HEAD)
+
+
+@pytest.mark.parametrize("name", ["dinov2_small", "hf://google/vit", "kaggle://a/b/keras/c"])
+def test_without_a_network_the_place_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+
+    def refused(*arguments, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", refused)
+    with raises(f"not on this machine ({tmp_path}") as caught:
+        build_model(name, HEAD)
+    assert "(no route)" in str(caught.value) and "local preset" in str(caught.value)
+
+
+def test_folders_that_are_no_presets(tmp_path, folder):
+    with raises("or a folder with a preset"):
+        build_model(str(tmp_path), HEAD)
+    (tmp_path / "config.json").write_text("{")
+    with raises("is not JSON"):
+        build_model(str(tmp_path), HEAD)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with raises("describes llama, which is not a supported family"):
+        build_model(str(tmp_path), HEAD)
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with raises("no weights that KerasHub reads"):
+        build_model(str(tmp_path), HEAD)
+    (tmp_path / "model.weights.h5").write_bytes(b"no HDF5")
+    with raises("KerasHub cannot read"):
+        build_model(str(tmp_path), HEAD)
+
+
+def test_presets_of_the_wrong_kind(tmp_path):
+    from keras_transfer.models.sources.backbones import check_backbone
+
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for name in ("bert_tiny_en_uncased", str(tmp_path)):
+        with raises("reads texts, not images"):
+            check_backbone(name)
+
+
+def test_without_kerashub_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    with raises('needs keras_hub, which is not installed: pip install "keras_transfer[hub]"'):
+        build_model("dinov2_small", HEAD)
+
+
+def test_models_that_are_not_supported():
+    language = keras_hub.models.GPT2Backbone(10, 1, 1, 4, 4, max_sequence_length=8)
+    with raises("GPT2Backbone is not a supported backbone"):
+        build_model(language, HEAD)
+    wide = keras_hub.models.ViTBackbone((32, 64, 3), 8, mlp_dim=24, **_COMMON)
+    with pytest.raises(InputError, match="only squares"):
+        build_model(wide, HEAD)
