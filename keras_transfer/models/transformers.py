@@ -97,7 +97,6 @@ class _Formed(keras.layers.Layer):
         )
 
 
-@keras.saving.register_keras_serializable("keras_transfer")
 class Attention(_Formed):
     """Multi-head attention from queries [N, Q, D] to a context [N, T, D]."""
 
@@ -163,7 +162,6 @@ def _rotation(shape, base):
     return np.cos(angles).astype("float32"), np.sin(angles).astype("float32")
 
 
-@keras.saving.register_keras_serializable("keras_transfer")
 class FeedForward(_Formed):
     """The two dense layers of a block, on [N, T, D]."""
 

@@ -20,6 +20,9 @@ REGISTERED = {
         ),
         "models.heads",
     ),
+    **dict.fromkeys(
+        ("AttentionPooling", "Block", "Patches", "TokenPooling"), "models.transformers"
+    ),
     "RateShape": "schedules.rates",
 }
 _OPTIMIZERS = "schedules.plans"  # registers PerWeightAdamW and so on, one for each of Keras's

@@ -10,13 +10,12 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources import applications as backbones
 from keras_transfer.models.sources.applications import (
     BACKBONES,
-    build_backbone,
-    check_backbone,
     check_source_model,
     check_weights,
     find_spec,
     weights_path,
 )
+from keras_transfer.models.sources.backbones import build_backbone, check_backbone
 from keras_transfer.models.sources.own import backbone_from_model, load_model
 from keras_transfer.models.stages import backbone_of, freeze
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 
 from keras_transfer.errors import InputError
-from keras_transfer.models import heads, transformers  # noqa: F401  (registered for `load_model`)
+from keras_transfer.models import heads  # noqa: F401  (registers its layers, for `load_model`)
 from keras_transfer.models.graph import chain, rebuild
 from keras_transfer.models.sources.applications import (
     check_pooling,
