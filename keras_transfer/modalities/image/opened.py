@@ -54,7 +54,8 @@ class Opened:
 
 def open_pixels(pixels: np.ndarray) -> Opened:
     """Return a decoded image, uint8 [H, W, 3]."""
-    return Opened(*pixels.shape[:2], lambda reduction: reduced(pixels, reduction))
+    height, width, _ = pixels.shape
+    return Opened(height, width, lambda reduction: reduced(pixels, reduction))
 
 
 def open_contents(contents: bytes) -> Opened:

@@ -98,8 +98,7 @@ def vary_in_graph(contents, variation: Variation, framing: Framing, seed) -> tf.
     """
     size, crop = framing.square
     draws = tf.random.stateless_uniform([len(DRAWS)], seed)
-    ours = isinstance(variation, Augmentation)
-    if ours and variation.crop:
+    if isinstance(variation, Augmentation) and variation.crop:
 
         def box_of(height, width):
             return random_box(height, width, variation, draws, tf)
@@ -107,7 +106,7 @@ def vary_in_graph(contents, variation: Variation, framing: Framing, seed) -> tf.
         image = fit_in_graph(contents, size, box_of, align=True)
     else:
         image = fit_center_in_graph(contents, size, crop)
-    if ours and variation.flip:
+    if isinstance(variation, Augmentation) and variation.flip:
         image = tf.where(is_flipped(draws), tf.reverse(image, [1]), image)
     finish = finisher(variation, size)
     return image if finish is None else finish(image, seed)
