@@ -130,7 +130,8 @@ def _run(setting, variant, model, by_seed, write):
     from keras_transfer.models.stages import freeze, quick_statistics
     from keras_transfer.schedules.plans import make_optimizer
     from keras_transfer.schedules.rates import rate_of
-    from keras_transfer.training.checkpoint import SwapAverages, assign, collect, reseed
+    from keras_transfer.training.checkpoint import SwapAverages
+    from keras_transfer.training.weights import assign, collect, reseed
     from keras_transfer.utils.global_state import seeded
 
     examples = len(next(iter(by_seed.values()))[0].examples["train"])

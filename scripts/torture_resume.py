@@ -6,7 +6,7 @@ Prints one line per finished run; the exit code is 1 if a weight differs. Each a
 trains with `resume=True` and is killed with kill -9: after a random time, or as soon as it begins to write
 a file of its checkpoint. When a run finishes, its weights are compared with those of the undisturbed run,
 and the next run begins. The schedule contains all state that must survive: several phases, averaged
-weights, accumulated gradients, dropout, L2-SP, early stopping and a plateau.
+weights, low-rank updates, accumulated gradients, dropout, L2-SP, early stopping and a plateau.
 """
 
 import argparse
@@ -38,6 +38,8 @@ SCHEDULE = Schedule(
         Phase("head", "all", 3, 3e-2, shape="plateau", patience=1, early_stopping=2),
         Phase("top", "top:2", 2, 1e-3, ema=0.9, accumulate=2, class_weights="balanced"),
         Phase("all", "none", 3, 1e-3, l2_sp=0.1, clip_norm=1.0, batch_norm="train", dropout=0.4),
+        Phase("updates", "none", 2, 3e-3, train="lora", lora_rank=2, ema=0.9, roll_back=True),
+        Phase("offsets", "none", 2, 1e-3, train="bias", l2_sp=0.1),
         Phase("fast", "none", steps=15, learning_rate=1e-3, optimizer="sgd", lowest_rate=0.1),
     ),
 )

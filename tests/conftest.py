@@ -108,24 +108,6 @@ def ramp(height: int, width: int) -> np.ndarray:
     return pixels
 
 
-def variants(image, size: int, augmentation, seeds, crop: float = 0.875) -> np.ndarray:
-    """Variants of one image, uint8 [N, size, size, 3], one a seed (two numbers), as batches show them."""
-    import tensorflow as tf
-
-    from keras_transfer.data.arrays import Arrays
-    from keras_transfer.data.batches import prepared
-    from keras_transfer.modalities.image.augment import View, resolve_augmentation
-    from keras_transfer.modalities.image.framing import Framing
-    from keras_transfer.modalities.image.preparation import Preparation
-
-    image = np.clip(np.rint(image), 0, 255).astype("uint8")
-    views = [View("augmented", 0, resolve_augmentation(augmentation))]
-    preparation = Preparation(Arrays([image] * len(seeds)), views, Framing(size, crop))
-    rows = np.arange(len(seeds), dtype="int32"), np.array(seeds, "int64")[None]
-    ((made,),) = prepared(tf.data.Dataset.from_tensors(rows), preparation)
-    return made[0].numpy()
-
-
 def tiny_backbone():
     """Three convolutions with BatchNorm for 32×32 images, three stages: where what is tested is
     around the network, most of the time would be the compilation of a larger one."""
@@ -139,6 +121,26 @@ def tiny_backbone():
         x = keras.layers.Conv2D(filters, 3, strides=2, use_bias=False)(x)
         x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
     return Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="tiny")
+
+
+def tiny_transformer():
+    """Two blocks of attention and a feed-forward network on patches of 32×32 images, three stages."""
+    import keras
+
+    from keras_transfer.models.stages import Backbone
+
+    layers = keras.layers
+    inputs = keras.Input((32, 32, 3), name="images")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = layers.Reshape((16, 12))(layers.Conv2D(12, 8, strides=8, name="patches")(x))
+    for i in range(2):
+        y = layers.LayerNormalization(name=f"norm{i}a")(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(2, 6, name=f"attention{i}")(y, y)])
+        y = layers.LayerNormalization(name=f"norm{i}b")(x)
+        y = layers.Dense(24, activation="gelu", name=f"wide{i}")(y)
+        narrow = layers.EinsumDense("abc,cd->abd", (16, 12), bias_axes="d", name=f"narrow{i}")
+        x = layers.Add()([x, narrow(y)])
+    return Backbone(inputs, layers.GlobalAveragePooling1D()(x), name="tiny_transformer")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import freeze
 from keras_transfer.schedules.plans import FORWARD, Plan, make_plan
 from keras_transfer.schedules.recipes import resolve_schedule
+from keras_transfer.schedules.sizes import attention_stages
 from keras_transfer.utils.files import remembered
 
 _TIMED_STEPS = 3
@@ -169,6 +170,7 @@ class Budget:
             examples=self.images,
             image_size=network.input_shape[1],
             linear_head=True,
+            attention_stages=attention_stages(network),
         )
         return make_plan(network, schedule, self.images, self.batch_size)
 

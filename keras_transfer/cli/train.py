@@ -252,6 +252,9 @@ def schedule(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of all phases.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    timed: Annotated[
+        bool, typer.Option("--time", help="Time a step of each phase; needs --backbone.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="A .yaml file to edit and train with, or a .png plot.")
     ] = None,
@@ -274,11 +277,13 @@ def schedule(
         raise InputError(f"Cannot write {out}: choose a .yaml or a .png file.")
     if out is not None:
         check_output(out)
+    if timed and backbone is None:
+        raise InputError("--time needs --backbone: it times the steps of a backbone.")
     if kind == ".png" and backbone is None:
         raise InputError("A plot needs --backbone: it shows the stages of a backbone.")
     overrides = {**overrides_of(set), **given.recipe_arguments}
-    size = image_size or (default_size(backbone) or 224)
-    chosen = resolve_schedule(strategy, overrides, examples=examples, image_size=size)
+    facts = {"examples": examples, "image_size": image_size or (default_size(backbone) or 224)}
+    chosen = resolve_schedule(strategy, overrides, **facts)
     if backbone is None:
         print(chosen.table())
     else:
@@ -287,12 +292,20 @@ def schedule(
         from keras_transfer.models.builders import build_model
         from keras_transfer.models.heads import Classification
         from keras_transfer.schedules.plans import make_plan
+        from keras_transfer.schedules.sizes import attention_stages
 
         model = build_model(
             backbone, Classification(("a", "b")), image_size=image_size, weights=None
         )
+        facts["attention_stages"] = attention_stages(model)
+        chosen = resolve_schedule(strategy, overrides, **facts)
         plan = make_plan(model, chosen, examples, batch_size)
-        print(plan.table())
+        seconds = None
+        if timed:
+            from keras_transfer.training.step_time import step_seconds
+
+            seconds = step_seconds(model, plan)
+        print(plan.table(seconds))
         if kind == ".png":
             plan.draw(out)
     if out is not None:

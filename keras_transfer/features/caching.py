@@ -139,9 +139,9 @@ def _gain(model, planned, examples, views):
 class Supply:
     """Activations of a run's phases, each computed from the deepest that will be needed anyway.
 
-    Later phases of a run have fewer frozen stages than earlier ones. If a later phase stores the
-    same views on disk, its activations are computed first, from images, and those of the earlier
-    phase from them: no image is read twice, no stage computed twice.
+    Later phases of a run mostly have fewer frozen stages than earlier ones. If such a later phase
+    stores the same views on disk, its activations are computed first, from images, and those of the
+    earlier phase from them: no image is read twice, no stage computed twice.
 
     Args:
         model: from `build_model`.
@@ -203,6 +203,7 @@ class Supply:
                 and caching.dtype == self._prefix(later).model.outputs[0].dtype  # not rounded
                 and phase.image_size == planned.image_size
                 and 0 < phase.frozen < planned.frozen
+                and not self._changes(index, later, phase.frozen)
                 and set(self.views[index]) <= set(self.views[later])
             )
 
@@ -222,12 +223,19 @@ class Supply:
             name = f"{backbone.name}, stages {first + 1} to {last}"
             return Prefix(backbone.between(first, last), name, takes="float32")
 
-        return self._once((first, last, planned.image_size), make)
+        changes = self._changes(0, index, last)
+        return self._once((first, last, planned.image_size, changes), make)
+
+    def _changes(self, first, index, frozen):
+        """Return how many phases from `first` to before `index` train one of the `frozen` stages."""
+        return sum(planned.frozen < frozen for planned in self.phases[first:index])
 
     def _prefix(self, index):
         planned = self.phases[index]
         key = (planned.frozen, planned.image_size)
-        return self._once(key, lambda: prefix_of(self.model, *key))
+        # A prefix knows the digest of its weights, and its engines may contain them.
+        changes = self._changes(0, index, planned.frozen)
+        return self._once((*key, changes), lambda: prefix_of(self.model, *key))
 
     def _once(self, key, make):
         if key not in self._made:

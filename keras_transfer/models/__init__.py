@@ -7,6 +7,8 @@ can be checked first. Modules here may import `data`, `modalities`, `utils` and 
 from keras_transfer.utils.names import lazy_names
 
 BATCH_NORM_POLICIES = ("frozen", "train")
+TRAINED = ("all", "bias", "norm", "bias+norm", "lora")  # weights that move in the trained stages
+LOW_RANK = ("attention", "dense", "conv", "embedding")  # kinds of layers with low-rank updates
 TAPS = ("last", "all")  # what a head reads: the last stage, or every stage
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 

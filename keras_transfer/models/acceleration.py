@@ -161,7 +161,7 @@ class FoldedConv(keras.layers.Layer):
             bias = bias + norm.beta.value
         if conv.use_bias:
             bias = bias + conv.bias.value * scale
-        kernel = conv.kernel.value
+        kernel = ops.convert_to_tensor(conv.kernel)  # with a low-rank update, it is no variable
         if isinstance(conv, keras.layers.DepthwiseConv2D):
             scale = ops.reshape(scale, kernel.shape[2:])
         return kernel * scale, bias

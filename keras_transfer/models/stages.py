@@ -13,9 +13,11 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.framing import DEFAULT_CROP
-from keras_transfer.models import BATCH_NORM_POLICIES
+from keras_transfer.models import BATCH_NORM_POLICIES, TRAINED
 from keras_transfer.models.graph import Stage
 from keras_transfer.models.taps import Cuts
+from keras_transfer.models.trained import is_batch_norm, moving_weights
+from keras_transfer.utils.keras_versions import inner_layers, own_weights
 
 _QUICK = 0.9  # momentum of moving averages, see `quick_statistics`
 
@@ -243,7 +245,9 @@ def _layer_count(backbone, what, sizes, layers):
     )
 
 
-def freeze(model: keras.Model, what="all", *, batch_norm: str = "frozen") -> Frozen:
+def freeze(
+    model: keras.Model, what="all", *, batch_norm: str = "frozen", train: str = "all"
+) -> Frozen:
     """Freeze the leading part of the backbone and make the rest of the model trainable.
 
     The frozen part runs in inference mode regardless of `training` in calls of the model. Compile
@@ -255,22 +259,33 @@ def freeze(model: keras.Model, what="all", *, batch_norm: str = "frozen") -> Fro
         batch_norm: treatment of BatchNorm in the trained part of the backbone. `"frozen"` leaves
             statistics, scale and offset as they are, which suits fine-tuning on small batches;
             `"train"` trains them, which suits training from scratch.
+        train: which weights move in the trained part of the backbone: `"all"`, `"bias"` (with the
+            offsets of normalizations; BitFit, arXiv:2106.10199), `"norm"` (scales and offsets of
+            normalizations), `"bias+norm"`, or `"lora"`, the factors of `models.low_rank`. Scales and
+            offsets of BatchNorm are among them while its statistics stay frozen.
 
     Raises:
-        InputError: unknown layer, stage or policy, or a model without a backbone.
+        InputError: unknown layer, stage, policy or kind of weights, or a model without a backbone.
     """
+    if train not in TRAINED:
+        raise InputError(f"train must be one of {', '.join(TRAINED)}, not {train!r}.")
     if batch_norm not in BATCH_NORM_POLICIES:
         raise InputError(f"batch_norm must be one of {BATCH_NORM_POLICIES}, not {batch_norm!r}.")
     backbone = backbone_of(model)
     k = frozen_stages(backbone, what)
-    # Keras passes a model's flag on to its layers only if it changes, so set it on each.
+    # Keras passes a flag on to the layers inside only if it changes, so set it on each.
     for layer in [model, *model.layers]:
         layer.trainable = True
     backbone.trainable = k < len(backbone.stages)
+    trained = [layer for stage in backbone.stages[k:] for layer in stage.layers]
+    moving = {id(weight) for weight in moving_weights(trained, train, batch_norm)}
     for stage in backbone.stages:
-        for layer in stage.layers:
-            is_norm = isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = stage.index >= k and not (is_norm and batch_norm == "frozen")
+        for inner in (inner for layer in stage.layers for inner in inner_layers(layer)):
+            # Without its flag, BatchNorm ignores the batch's statistics, whatever of it moves.
+            keeps_statistics = is_batch_norm(inner) and batch_norm == "frozen"
+            inner.trainable = stage.index >= k and not keeps_statistics
+            for weight in own_weights(inner):
+                weight.trainable = id(weight) in moving
     return Frozen(
         stages=k,
         of=len(backbone.stages),

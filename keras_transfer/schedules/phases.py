@@ -4,13 +4,14 @@ This module does not import Keras, so a schedule can be read and checked before 
 `keras_transfer.schedules.plans` works out what a schedule means for one model and dataset.
 """
 
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import MIXES, plain_augmentation
-from keras_transfer.models import BATCH_NORM_POLICIES
+from keras_transfer.models import BATCH_NORM_POLICIES, LOW_RANK, TRAINED
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.documents import dump_yaml
 
@@ -72,6 +73,16 @@ class Phase:
             not apply. Of the augmentation, only the mirror image is used.
         views: number of augmented views of each training example, where activations are computed
             once; one of them is drawn in each epoch. None leaves it to the trainer.
+        train: which weights of the trained stages move: `"all"`; `"bias"`, `"norm"` or `"bias+norm"`,
+            biases and the scales and offsets of normalizations, see `models.stages.freeze`; or
+            `"lora"`, low-rank updates W + (alpha / rank)·A·B (arXiv:2106.09685), which are added to
+            the weights when the phase ends. The head always moves. All but `"all"` need frozen
+            BatchNorm statistics.
+        lora_rank: rank of the updates, ≥ 1.
+        lora_alpha: strength of the updates, > 0.
+        lora_layers: layers with updates: `"attention"` (the matrices inside attention layers),
+            `"dense"` (all dense layers), `"conv"` (convolutions, but not depthwise ones), `"embedding"`,
+            several joined by `+`, or a regular expression that is searched in the paths of weights.
     """
 
     name: str
@@ -106,6 +117,10 @@ class Phase:
     solver: str = "gradient"
     views: int | None = None
     roll_back: bool = False
+    train: str = "all"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_layers: str = "dense+conv"
 
     def __post_init__(self):
         try:
@@ -137,6 +152,16 @@ class Phase:
             )
         if self.shape == "plateau" and self.accumulate > 1:
             raise InputError(f"Phase '{self.name}': shape 'plateau' cannot accumulate gradients.")
+        if self.train != "all" and self.batch_norm == "train":
+            raise InputError(
+                f"Phase '{self.name}': train '{self.train}' needs batch_norm 'frozen', because BatchNorm's "
+                "statistics would change without the weights that they belong to."
+            )
+        if self.train == "lora" and self.l2_sp:
+            raise InputError(
+                f"Phase '{self.name}': train 'lora' cannot have l2_sp, because the weights that it "
+                "would pull back do not move: set weight_decay, which pulls the updates to zero."
+            )
         object.__setattr__(self, "drops", tuple(self.drops))
         for key, value in self.rates.items():
             known = key in ("head", "backbone") or (
@@ -166,6 +191,13 @@ def _share(value):
 
 def _one_of(choices):
     return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
+def _pattern(value):
+    try:
+        return bool(re.compile(value).pattern)
+    except re.error:
+        return False
 
 
 _NATURAL = (_natural, "a whole number above 0")
@@ -210,6 +242,10 @@ _CHECKS = (
     ("solver", *_one_of(SOLVERS)),
     ("views", *_NATURAL),
     ("roll_back", lambda value: True, "true or false"),
+    ("train", *_one_of(TRAINED)),
+    ("lora_rank", *_NATURAL),
+    ("lora_alpha", *_POSITIVE),
+    ("lora_layers", _pattern, f"{', '.join(LOW_RANK)}, several joined by +, or a pattern"),
 )
 PHASE_FIELDS = tuple(f.name for f in fields(Phase))
 
@@ -277,7 +313,7 @@ class Schedule:
     def to_dict(self) -> dict:
         """Return plain data for YAML and JSON; `from_dict` reads it."""
         data = asdict(self)
-        data["phases"] = [{**phase, "drops": list(phase["drops"])} for phase in data["phases"]]
+        data["phases"] = [_plain(phase) for phase in data["phases"]]
         return data
 
     @classmethod
@@ -331,6 +367,23 @@ class Schedule:
             for phase in self.phases
         ]
         return Table(("phase", "frozen", "length", "rate", "shape", "more"), rows, "llllll").text()
+
+
+def _plain(phase: dict) -> dict:
+    """Return a phase as plain data.
+
+    The fields of partial training are left out where they have no effect, so that a schedule that
+    was written before they existed stays the same.
+    """
+    plain = {
+        name: value
+        for name, value in phase.items()
+        if phase["train"] == "lora" or _PARTIAL.get(name, _PARTIAL) != value
+    }
+    return {**plain, "drops": list(phase["drops"])}
+
+
+_PARTIAL = {f.name: f.default for f in fields(Phase) if f.name == "train" or "lora_" in f.name}
 
 
 _COLUMNS = ("freeze", "epochs", "steps", "learning_rate", "shape")

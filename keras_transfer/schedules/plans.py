@@ -16,10 +16,19 @@ from keras import ops
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import check_other_size
-from keras_transfer.models.stages import backbone_of, frozen_stages, stage_of_weights
+from keras_transfer.models.low_rank import add_low_rank
+from keras_transfer.models.stages import (
+    Frozen,
+    backbone_of,
+    freeze,
+    frozen_stages,
+    stage_of_weights,
+)
+from keras_transfer.models.trained import undecayed
 from keras_transfer.schedules.phases import Phase, Schedule, differences
 from keras_transfer.schedules.rates import can_restart, rate_of, stage_rates
-from keras_transfer.utils.console import Table
+from keras_transfer.schedules.sizes import memory_of, moving_parameters, updated_by
+from keras_transfer.utils.console import Table, format_bytes
 from keras_transfer.utils.keras_versions import OPTIMIZER_WRAPPERS
 
 FORWARD = 1 / 3  # of a training step: one of its three passes; the others are backward
@@ -195,9 +204,10 @@ def weight_rules(
 ) -> list[WeightRule]:
     """Return the rule of each of `variables` (`model.trainable_variables`) in a phase.
 
-    Freeze the model first. Vectors (biases, offsets and scales of normalizations) do not decay.
+    Freeze the model first. Biases, and offsets and scales of normalizations, do not decay.
     """
     stage_of = stage_of_weights(model)
+    plain = undecayed([model])
     stages, head = stage_rates(phase, len(backbone_of(model).stages))
     rules = []
     for variable in model.trainable_variables if variables is None else variables:
@@ -206,8 +216,22 @@ def weight_rules(
         if stage is not None and phase.l2_sp:
             rules.append(WeightRule(rate, phase.l2_sp, anchored=True))
         else:
-            rules.append(WeightRule(rate, phase.weight_decay if len(variable.shape) > 1 else 0.0))
+            rules.append(WeightRule(rate, 0.0 if id(variable) in plain else phase.weight_decay))
     return rules
+
+
+def set_trainable(model: keras.Model, phase: Phase, seed) -> Frozen:
+    """Freeze a model as a phase says, and add the phase's low-rank updates.
+
+    `models.low_rank.merge` adds these to the weights at the end of the phase.
+
+    Args:
+        seed: whole numbers from which the updates' first factors are drawn.
+    """
+    frozen = frozen_stages(backbone_of(model), phase.freeze)
+    layers = updated_by(model, phase, frozen)
+    add_low_rank(layers, phase.lora_rank, phase.lora_alpha, seed)
+    return freeze(model, phase.freeze, batch_norm=phase.batch_norm, train=phase.train)
 
 
 def make_optimizer(
@@ -268,6 +292,8 @@ class PlannedPhase:
         frozen: number of leading stages that are frozen.
         rates: multiplier of each stage, from the input upwards; 0 if it is frozen.
         head_rate: multiplier of the head.
+        parameters: number of parameters that move, those of the head included.
+        memory: estimate of the bytes that training needs, see `sizes.memory_of`.
     """
 
     phase: Phase
@@ -279,6 +305,8 @@ class PlannedPhase:
     frozen: int
     rates: tuple[float, ...]
     head_rate: float
+    parameters: int
+    memory: int
 
     def learning_rate(self, steps) -> np.ndarray:
         """Return the rate [N] at steps [N] of the phase, before multipliers."""
@@ -319,14 +347,18 @@ class Plan:
     def epochs(self) -> int:
         return sum(planned.epochs for planned in self.phases)
 
-    def table(self) -> str:
+    def table(self, seconds: Sequence[float | None] | None = None) -> str:
         """Return `phase_table` as text."""
-        return self.phase_table().text()
+        return self.phase_table(seconds).text()
 
-    def phase_table(self) -> Table:
-        """Return a row per phase: what is frozen, how long, which rates, and the rest."""
+    def phase_table(self, seconds: Sequence[float | None] | None = None) -> Table:
+        """Return a row per phase: what is frozen, how long, what trains at which rates, and the rest.
+
+        Args:
+            seconds: duration of a step of each phase, where it is known.
+        """
         rows = []
-        for p in self.phases:
+        for p, step in zip(self.phases, seconds or [None] * len(self.phases)):
             closed = p.phase.solver == "logistic"
             trained = [f"{p.phase.learning_rate * rate:.3g}" for rate in p.rates if rate] or ["-"]
             rows.append(
@@ -334,15 +366,19 @@ class Plan:
                     p.phase.name,
                     f"{p.frozen} of {len(p.rates)}",
                     *(p.epochs, p.steps, p.image_size, p.batch_size),
+                    *(f"{p.parameters:,}", "-" if closed else format_bytes(p.memory)),
+                    *([] if seconds is None else ["-" if step is None else f"{step:.3g} s"]),
                     "closed form" if closed else p.phase.shape,
                     "-" if closed else f"{p.phase.learning_rate * p.head_rate:.3g}",
                     *(trained[-1], trained[0]),
                     ", ".join(differences(p.phase, without=_COLUMNS)),
                 )
             )
-        header = ("phase", "frozen", "epochs", "steps", "px", "batch", "shape")
-        header += ("rate: head", "last stage", "first", "more")
-        return Table(header, rows, "llrrrrlrrrl")
+        header = ("phase", "frozen", "epochs", "steps", "px", "batch", "trains", "memory")
+        header += () if seconds is None else ("a step",)
+        aligned = "ll" + "r" * (len(header) - 2) + "lrrrl"
+        header += ("shape", "rate: head", "last stage", "first", "more")
+        return Table(header, rows, aligned)
 
     def draw(self, path) -> None:
         """Plot the rate of each stage over the epochs into a PNG file; gray means frozen."""
@@ -392,6 +428,8 @@ def make_plan(model: keras.Model, schedule: Schedule, examples: int, batch_size:
                 frozen=frozen,
                 rates=tuple(0.0 if i < frozen else rate for i, rate in enumerate(rates)),
                 head_rate=head_rate,
+                parameters=moving_parameters(model, phase, frozen),
+                memory=memory_of(model, phase, frozen, batch, image_size),
             )
         )
     return Plan(schedule, tuple(phases), tuple(stage.name for stage in backbone.stages))

@@ -1,63 +1,34 @@
 """Named schedules: recipes are functions of plain numbers, each of which can be set."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from keras_transfer.errors import InputError
+from keras_transfer.schedules.defaults import (
+    HEAD_RATE,
+    PARTIAL,
+    closed_head,
+    default_epochs,
+    default_rate,
+    head_and_rest,
+    head_phase,
+    of_attention,
+    partial_phase,
+    steps_of,
+    whole,
+)
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.utils.names import require_image_size
 
 DEFAULT = "lp_ft"
 AUTO = "auto"  # the advisor chooses
-_BATCH = 32  # examples per step, as recipes do not know the batch size
-_HEAD_RATE = 3e-3  # of a head that is trained in steps
 # Fields of the head's phase that also a closed form has. An override of another one, as of the
 # fields that a closed form fixes in every phase, asks for gradient steps.
 _CLOSED_FIELDS = ("augment", "batch_size", "class_weights", "image_size", "views")
 _FIXED_FIELDS = ("epochs", "steps", "freeze")
-
-
-def default_epochs(examples: int) -> int:
-    """Return the default number of epochs: 400 / √examples, between 6 and 60.
-
-    Ten times the examples get three times the steps: small data is seen often enough to learn from
-    (50 examples: 57 epochs of 2 steps), and large data does not take all day.
-    """
-    return min(60, max(6, round(400 / math.sqrt(max(1, examples)))))
-
-
-def default_head_epochs(examples: int, epochs: int) -> int:
-    """Return the epochs of the head before the rest: about 1500 examples, at most 2/3 of `epochs`."""
-    return max(1, min(round(1500 / max(1, examples)), 2 * epochs // 3))
-
-
-def default_rate(steps: int) -> float:
-    """Return the default learning rate of pretrained layers for a training of that many steps.
-
-    It is 5e-4 up to 250 steps, then falls with the square root of their number, to 1e-4. Adam moves
-    each weight by about the rate in each step, much of it at random, so that the distance from the
-    pretrained weights grows with the rate times the square root of the steps; too far, and the
-    pretraining is forgotten (`scripts/first_steps.py`). Data unlike ImageNet's, such as scripts, may
-    gain from a higher rate; on small photographs it ends below the closed form.
-    """
-    return max(1e-4, 5e-4 * min(1.0, math.sqrt(250 / max(1, steps))))
-
-
-def default_average(steps: int) -> float:
-    """Return the momentum of the weights' moving average: about the last fifth of the steps.
-
-    Averaged weights are without most of the noise of single steps, so that accuracy drops less in the
-    first epochs than that of the plain ones (`scripts/first_steps.py`).
-    """
-    return 1 - 1 / max(10, steps / 5)
-
-
-def _steps(examples, epochs):
-    return epochs * math.ceil(max(1, examples) / _BATCH)
 
 
 def feature_extraction(
@@ -77,11 +48,11 @@ def feature_extraction(
     else:
         closed = solver == "logistic"
     if closed:
-        return Schedule("feature_extraction", (_closed_head(),))
+        return Schedule("feature_extraction", (closed_head(),))
     epochs = default_epochs(examples) if epochs is None else epochs
-    rate = _HEAD_RATE if learning_rate is None else learning_rate
+    rate = HEAD_RATE if learning_rate is None else learning_rate
     more = {} if solver is None else {"solver": solver}
-    return Schedule("feature_extraction", (_head(epochs, rate, **more),))
+    return Schedule("feature_extraction", (head_phase(epochs, rate, **more),))
 
 
 def fine_tune(
@@ -89,13 +60,16 @@ def fine_tune(
     epochs: int | None = None,
     learning_rate: float | None = None,
     head_rate: float = 10.0,
+    attention_stages: int = 0,
 ) -> Schedule:
     """Train everything from the first step, the new head at `head_rate` times the rate."""
     epochs = default_epochs(examples) if epochs is None else epochs
     if learning_rate is None:
-        learning_rate = 0.3 * default_rate(_steps(examples, epochs))  # behind a random head
+        steps = steps_of(examples, epochs)
+        learning_rate = 0.3 * default_rate(steps, attention_stages)  # behind a random head
     more = {"rates": {"head": head_rate}, "roll_back": False, "ema": 0.0}
-    phase = _all(examples, epochs, learning_rate, **more)
+    more |= of_attention(attention_stages)
+    phase = whole(examples, epochs, learning_rate, **more)
     return Schedule("fine_tune", (phase,))
 
 
@@ -107,6 +81,7 @@ def lp_ft(
     head_learning_rate: float | None = None,
     batch_norm: str = "frozen",
     linear_head: bool = True,
+    attention_stages: int = 0,
 ) -> Schedule:
     """Train the head on frozen features, then every layer (LP-FT, arXiv:2202.10054).
 
@@ -117,8 +92,9 @@ def lp_ft(
     (default: `default_head_epochs`). The same holds for every recipe that starts with the head.
     """
     given = head_epochs, head_learning_rate, linear_head
-    head, rest = _head_and_rest("lp_ft", examples, epochs, given)
-    phase = _all(examples, rest, learning_rate, batch_norm=batch_norm)
+    head, rest = head_and_rest("lp_ft", examples, epochs, given)
+    more = {"batch_norm": batch_norm, **of_attention(attention_stages)}
+    phase = whole(examples, rest, learning_rate, attention_stages, **more)
     return Schedule("lp_ft", (head, phase))
 
 
@@ -130,14 +106,16 @@ def freeze_k(
     head_epochs: int | None = None,
     head_learning_rate: float | None = None,
     linear_head: bool = True,
+    attention_stages: int = 0,
 ) -> Schedule:
     """Freeze the first `k`; train the head, then head and remaining stages (arXiv:1411.1792).
 
     `k` is a share or a number of layers, a layer or a stage, see `models.stages.frozen_stages`.
     """
     given = head_epochs, head_learning_rate, linear_head
-    head, rest = _head_and_rest("freeze_k", examples, epochs, given)
-    phase = _all(examples, rest, learning_rate, "top", k)
+    head, rest = head_and_rest("freeze_k", examples, epochs, given)
+    more = {"name": "top", "freeze": k, **of_attention(attention_stages)}
+    phase = whole(examples, rest, learning_rate, attention_stages, **more)
     return Schedule("freeze_k", (head, phase))
 
 
@@ -150,6 +128,7 @@ def gradual_unfreeze(
     head_epochs: int | None = None,
     head_learning_rate: float | None = None,
     linear_head: bool = True,
+    attention_stages: int = 0,
 ) -> Schedule:
     """Train the head, then one more stage at a time from the top, then all (arXiv:1801.06146).
 
@@ -162,13 +141,17 @@ def gradual_unfreeze(
         )
     single = stages * stage_epochs
     given = head_epochs, head_learning_rate, linear_head
-    head, rest = _head_and_rest("gradual_unfreeze", examples, epochs, given, between=single)
-    rate = learning_rate or default_rate(_steps(examples, single + rest))
+    head, rest = head_and_rest("gradual_unfreeze", examples, epochs, given, between=single)
+    rate = learning_rate or default_rate(steps_of(examples, single + rest), attention_stages)
+    more = of_attention(attention_stages)
     steps = [
-        _all(examples, stage_epochs, rate, f"top{n}", f"top:{n}", shape="constant")
+        whole(
+            *(examples, stage_epochs, rate),
+            **{"name": f"top{n}", "freeze": f"top:{n}", "shape": "constant", **more},
+        )
         for n in range(1, stages + 1)
     ]
-    return Schedule("gradual_unfreeze", (head, *steps, _all(examples, rest, rate)))
+    return Schedule("gradual_unfreeze", (head, *steps, whole(examples, rest, rate, **more)))
 
 
 def discriminative(
@@ -179,15 +162,17 @@ def discriminative(
     head_epochs: int | None = None,
     head_learning_rate: float | None = None,
     linear_head: bool = True,
+    attention_stages: int = 0,
 ) -> Schedule:
     """Train the head, then all at rates that decrease towards the input (layer-wise decay, ULMFiT).
 
     The first stage's rate is `lowest_rate` times that of the head.
     """
     given = head_epochs, head_learning_rate, linear_head
-    head, rest = _head_and_rest("discriminative", examples, epochs, given)
-    rate = learning_rate or 2 * default_rate(_steps(examples, rest))
-    phase = _all(examples, rest, rate, lowest_rate=lowest_rate)
+    head, rest = head_and_rest("discriminative", examples, epochs, given)
+    rate = learning_rate or 2 * default_rate(steps_of(examples, rest), attention_stages)
+    more = {**of_attention(attention_stages), "lowest_rate": lowest_rate}
+    phase = whole(examples, rest, rate, **more)
     return Schedule("discriminative", (head, phase))
 
 
@@ -244,6 +229,7 @@ def progressive_resize(
     head_epochs: int | None = None,
     head_learning_rate: float | None = None,
     linear_head: bool = True,
+    attention_stages: int = 0,
 ) -> Schedule:
     """Train on small images first, on the model's own size last (arXiv:2104.00298).
 
@@ -253,14 +239,64 @@ def progressive_resize(
     require_image_size(image_size)
     small = image_size - smaller_by
     given = head_epochs, head_learning_rate, linear_head
-    head, rest = _head_and_rest("progressive_resize", examples, epochs, given, least=2)
-    rate = learning_rate or default_rate(_steps(examples, rest))
+    head, rest = head_and_rest("progressive_resize", examples, epochs, given, least=2)
+    rate = learning_rate or default_rate(steps_of(examples, rest), attention_stages)
+    more = of_attention(attention_stages)
+    first = {"name": "small", "image_size": small, "shape": "constant", **more}
     phases = (
         replace(head, image_size=small),
-        _all(examples, rest // 2, rate, "small", image_size=small, shape="constant"),
-        _all(examples, rest - rest // 2, rate, "full", warmup=0.0),
+        whole(examples, rest // 2, rate, **first),
+        whole(examples, rest - rest // 2, rate, **{"name": "full", "warmup": 0.0, **more}),
     )
     return Schedule("progressive_resize", phases)
+
+
+def lora(
+    examples: int = 1000,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    rank: int = 8,
+    alpha: float = 16.0,
+    layers: str = "dense+conv",
+    head_epochs: int | None = None,
+    head_learning_rate: float | None = None,
+    linear_head: bool = True,
+    attention_stages: int = 0,
+) -> Schedule:
+    """Train the head, then low-rank updates of the weight matrices (LoRA, arXiv:2106.09685).
+
+    The rate is ten times that of full fine-tuning, but for the head. `rank`, `alpha` and `layers` are
+    the fields `lora_…` of `Phase`.
+    """
+    given = head_epochs, head_learning_rate, linear_head
+    head, rest = head_and_rest("lora", examples, epochs, given)
+    more = {"train": "lora", "lora_rank": rank, "lora_alpha": alpha, "lora_layers": layers}
+    rate = learning_rate or PARTIAL * default_rate(steps_of(examples, rest), attention_stages)
+    return Schedule("lora", (head, partial_phase(examples, rest, rate, name="lora", **more)))
+
+
+def bit_fit(
+    examples: int = 1000,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    norms: bool = False,
+    head_epochs: int | None = None,
+    head_learning_rate: float | None = None,
+    linear_head: bool = True,
+    attention_stages: int = 0,
+) -> Schedule:
+    """Train the head, then the biases of all layers (BitFit, arXiv:2106.10199).
+
+    The rate is ten times that of full fine-tuning, but for the head. With `norms`, the scales of
+    normalizations train too; their offsets are biases.
+    """
+    given = head_epochs, head_learning_rate, linear_head
+    head, rest = head_and_rest("bit_fit", examples, epochs, given)
+    rate = learning_rate or PARTIAL * default_rate(steps_of(examples, rest), attention_stages)
+    train = "bias+norm" if norms else "bias"
+    return Schedule(
+        "bit_fit", (head, partial_phase(examples, rest, rate, name="bias", train=train))
+    )
 
 
 def from_scratch(
@@ -272,53 +308,8 @@ def from_scratch(
     return Schedule("from_scratch", (phase,), pretrained=False)
 
 
-def _head(epochs, rate, **more):
-    return Phase("head", "all", epochs, rate, **more)
-
-
-def _closed_head():
-    return Phase("head", "all", 1, solver="logistic")
-
-
-def _all(examples, epochs, rate, name="all", freeze="none", **more):
-    steps = _steps(examples, epochs)
-    # The statistics of BatchNorm are not averaged, so they would not fit the averaged weights.
-    average = 0.0 if more.get("batch_norm") == "train" else default_average(steps)
-    # Without clipping, single batches threw runs far back at these rates.
-    more = {"warmup": 0.2, "clip_norm": 1.0, "roll_back": True, "ema": average, **more}
-    return Phase(name, freeze, epochs, default_rate(steps) if rate is None else rate, **more)
-
-
-def _head_and_rest(recipe, examples, epochs, given, between=0, least=1):
-    """Return the phase of the head, and the epochs of the last phases.
-
-    Args:
-        given: the arguments head_epochs, head_learning_rate and linear_head of the recipe.
-        between: epochs of the phases in between.
-        least: least number of epochs of the last phases.
-    """
-    head_epochs, head_rate, linear_head = given
-    epochs = default_epochs(examples) if epochs is None else epochs
-    closed = linear_head and head_epochs is None and head_rate is None
-    if closed:
-        head_epochs = 0  # it makes one pass, without a gradient step
-    elif head_epochs is None:
-        most = epochs - between
-        head_epochs = max(1, min(default_head_epochs(examples, most), most - least))
-    shortest = (0 if closed else max(1, head_epochs)) + between + least
-    if head_epochs < (0 if closed else 1) or epochs < shortest:
-        of_head = "" if closed else f" with {max(1, head_epochs)} for the head"
-        raise InputError(
-            f"{recipe} needs at least {shortest} epoch{'s' * (shortest > 1)}{of_head}, not {epochs}."
-        )
-    rest = epochs - head_epochs - between
-    if closed:
-        return _closed_head(), rest
-    return _head(head_epochs, _HEAD_RATE if head_rate is None else head_rate), rest
-
-
 # The table is open: `RECIPES["name"] = function` adds one for this process. Its arguments are plain
-# numbers with defaults; `resolve_schedule` fills in `examples`, `image_size` and `linear_head`.
+# numbers with defaults; `resolve_schedule` fills in `examples` and the properties of the model.
 RECIPES: dict[str, Callable[..., Schedule]] = {
     recipe.__name__: recipe
     for recipe in (
@@ -330,6 +321,8 @@ RECIPES: dict[str, Callable[..., Schedule]] = {
         discriminative,
         bit,
         progressive_resize,
+        lora,
+        bit_fit,
         from_scratch,
     )
 }
@@ -342,6 +335,7 @@ def resolve_schedule(
     examples: int | None = None,
     image_size: int | None = None,
     linear_head: bool | None = None,
+    attention_stages: int | None = None,
 ) -> Schedule:
     """Return a recipe by name, a YAML file or a schedule, with some of its numbers replaced.
 
@@ -350,8 +344,9 @@ def resolve_schedule(
         overrides: `"PHASE.FIELD"` (or `"*.FIELD"`) → value for any field of `Phase`; a key without
             a dot is an argument of the recipe, e.g. `{"k": "stage:3", "all.ema": 0.99}`.
         examples: number of training examples, from which default numbers follow.
-        image_size, linear_head: properties of the model. These three are passed to recipes that have
-            such arguments.
+        image_size, linear_head: properties of the model.
+        attention_stages: number of the backbone's stages if it has attention layers, else 0, see
+            `sizes.attention_stages`. These four are passed to recipes that have such arguments.
 
     Raises:
         InputError: unknown recipe, file, argument, phase or field, or a value out of its range.
@@ -385,7 +380,7 @@ def resolve_schedule(
     if _asks_for_steps(overrides):
         linear_head = False
     facts = {"examples": examples, "image_size": image_size, "linear_head": linear_head}
-    facts["pictures"] = examples
+    facts |= {"pictures": examples, "attention_stages": attention_stages}
     known = {k: v for k, v in facts.items() if v is not None and k in names}
     arguments = {**known, **arguments}
     try:

@@ -11,15 +11,22 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_transfer.errors import Diverged, InputError, Signals
+from keras_transfer.errors import Diverged, Signals
 from keras_transfer.models.stages import Frozen
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.plans import PlannedPhase, can_restart
 from keras_transfer.training.epoch_log import EpochLog
 from keras_transfer.training.rollback import LOW_EPOCHS, SLOWER, fell, restart_of
 from keras_transfer.training.soup import describe, greedy, strongest
+from keras_transfer.training.weights import (
+    collect,
+    plain_values,
+    reseed,
+    set_plain,
+    set_state,
+    state_of,
+)
 from keras_transfer.utils.console import ProgressBar, progress_bar, say
-from keras_transfer.utils.keras_versions import global_seed_generator
 
 
 class Progress(keras.callbacks.Callback):
@@ -103,7 +110,7 @@ class Progress(keras.callbacks.Callback):
         state, arrays = loaded
         for name in self._PLAIN:
             setattr(self, name, state.get(name, getattr(self, name)))
-        assign(self.source.variables, arrays, "model")
+        set_plain(self.source, arrays)  # low-rank updates are added when the phase continues
         return arrays
 
     @property
@@ -131,7 +138,7 @@ class Progress(keras.callbacks.Callback):
         """Put the weights of the best epoch, or of the average, into the model."""
         name = "soup" if self.soup.get("used") else f"best-{self.best['epoch']}"
         best = self.checkpoint.load_arrays(name)
-        assign(self.source.variables, best or {}, "model")
+        set_plain(self.source, best or {})
 
     # -- a phase
 
@@ -273,7 +280,7 @@ class Progress(keras.callbacks.Callback):
             self.low = self.low + 1 if self._fell(rank, validation) else 0
         if self.low >= LOW_EPOCHS and not ended:
             self._roll_back()
-        weights = collect(self.source.variables, "model")
+        weights = plain_values(self.source)
         if improved:
             self._unsaved[f"best-{self.epoch}"] = weights
         if self.evaluate and validation:
@@ -291,7 +298,7 @@ class Progress(keras.callbacks.Callback):
             }
             for callback in self.watching
         }
-        self._save(weights)
+        self._save(weights if ended else state_of(self.source))
         if self.log:
             self.log(self.rows[-1])
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
@@ -323,18 +330,18 @@ class Progress(keras.callbacks.Callback):
         if not self.candidates:
             return
         started = time.perf_counter()
-        before = collect(self.source.variables, "model")
+        before = state_of(self.source)
 
         def weights_of(epoch):
             name = f"soup-{epoch}"
             return self._unsaved.get(name) or self.checkpoint.load_arrays(name)
 
         def evaluate(weights):
-            assign(self.source.variables, weights, "model")
+            set_plain(self.source, weights)
             return {name: float(value) for name, value in self.evaluate().items()}
 
         found, weights = greedy(self.candidates, weights_of, evaluate, self._rank)
-        assign(self.source.variables, before, "model")
+        set_state(self.source, before)
         used = len(found["epochs"]) > 1 and found["rank"] >= self.best["rank"]
         self.soup = {
             "epochs": found["epochs"],
@@ -392,44 +399,6 @@ class SwapAverages(keras.callbacks.SwapEMAWeights):
         super().on_epoch_end(epoch, logs)
         if self.model.stop_training:
             self._finalize_ema_values()
-
-
-def collect(variables, name: str) -> dict[str, np.ndarray]:
-    """Return the values of Keras variables as `NAME/POSITION` → array."""
-    return {f"{name}/{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
-
-
-def assign(variables, arrays: dict, name: str) -> None:
-    """Set Keras variables to the values that `collect` returned.
-
-    Raises:
-        InputError: if the variables have other shapes, because the model is a different one.
-    """
-    shapes = [arrays[key].shape for key in arrays if key.startswith(f"{name}/")]
-    if shapes != [tuple(variable.shape) for variable in variables]:
-        raise InputError(
-            f"Cannot resume: the shapes of the {name}'s weights differ from those that were saved. "
-            "Build the model as it was built when the work began."
-        )
-    for i, variable in enumerate(variables):
-        variable.assign(arrays[f"{name}/{i}"])
-
-
-def reseed(model: keras.Model, seed: int, epoch: int, offset: int = 0) -> None:
-    """Set every random state of the layers to a function of (seed, epoch, offset).
-
-    Keras stores them outside the weights, so no file contains them. Layers without a state of their
-    own (StochasticDepth in ConvNeXt) use Keras's global generator.
-    """
-    weights = {id(w) for w in model.weights}
-    states = [v for v in model.variables if id(v) not in weights]
-    states.append(global_seed_generator().state)
-    entropy = [seed, epoch, offset] if offset else [seed, epoch]
-    fresh = np.random.SeedSequence(entropy).generate_state(len(states)) >> 1  # 31 bits
-    for state, value in zip(states, fresh):
-        state.assign(
-            np.array([value, 0], "int64").astype(keras.backend.standardize_dtype(state.dtype))
-        )
 
 
 def watching_callbacks(phase, has_validation: bool) -> list:

@@ -11,10 +11,11 @@ from keras_transfer.errors import InputError
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import compile_arguments, fit_heads, heads_of
 from keras_transfer.models.framing import framing_of
-from keras_transfer.models.stages import backbone_of, freeze
+from keras_transfer.models.low_rank import merge
+from keras_transfer.models.stages import backbone_of
 from keras_transfer.schedules.phases import Phase
-from keras_transfer.schedules.plans import make_optimizer
-from keras_transfer.training.checkpoint import reseed
+from keras_transfer.schedules.plans import make_optimizer, set_trainable
+from keras_transfer.training.weights import reseed
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import write_file
 from keras_transfer.utils.global_state import seeded
@@ -96,7 +97,7 @@ def find_rate(
     with _untouched(model, seed):
         # Another model on the same layers, because the given one has an optimizer.
         probe = keras.Model(model.inputs, model.output, name=model.name)
-        freeze(probe, phase.freeze, batch_norm=phase.batch_norm)
+        set_trainable(probe, phase, (seed, 0))
         optimizer = make_optimizer(probe, phase, steps)
         plain = getattr(optimizer, "inner_optimizer", optimizer)
         plain.learning_rate = keras.optimizers.schedules.ExponentialDecay(
@@ -156,20 +157,24 @@ def _smoothed(losses):
 @contextmanager
 def _untouched(model, seed):
     """Seed everything; restore all values, flags and random states at the end."""
+    merge(model)
     backbone = backbone_of(model)
     # Containers first, because setting their flag sets that of their layers.
     layers = [model, backbone, *model.layers, *backbone.layers]
     flags = [layer.trainable for layer in layers]
     variables = model.variables
+    moving = [variable.trainable for variable in variables]
     values = [keras.ops.convert_to_numpy(v).copy() for v in variables]
     heads = heads_of(model)
     try:
         with seeded(seed):
             yield
     finally:
+        merge(model)
         for layer, flag in zip(layers, flags):
             layer.trainable = flag
-        for variable, value in zip(variables, values):
+        for variable, value, moves in zip(variables, values, moving):
             variable.assign(value)
+            variable.trainable = moves
         for name, head in heads.items():
             model.get_layer(name).head = head

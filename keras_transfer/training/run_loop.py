@@ -11,13 +11,14 @@ import keras
 import numpy as np
 
 from keras_transfer.data.examples import class_weights, find_duplicates
-from keras_transfer.errors import Diverged, InputError, Interrupted, Signals, explained
+from keras_transfer.errors import Diverged, Interrupted, Signals, explained
 from keras_transfer.evaluation.measures import compute_metrics, predict_batches
 from keras_transfer.features.caching import Caching, Supply
 from keras_transfer.features.extraction import evaluation_batches, training_batches
 from keras_transfer.models.acceleration import jit_compile, training_model
-from keras_transfer.models.builders import compile_arguments, head_layers
+from keras_transfer.models.builders import compile_arguments
 from keras_transfer.models.framing import framing_of
+from keras_transfer.models.low_rank import factors_of, merge
 from keras_transfer.models.stages import freeze, quick_statistics
 from keras_transfer.runs import PLACES, STARTED_FROM, Run
 from keras_transfer.schedules.plans import (
@@ -29,13 +30,13 @@ from keras_transfer.schedules.plans import (
 from keras_transfer.training.checkpoint import (
     Progress,
     SwapAverages,
-    assign,
-    collect,
     watching_callbacks,
 )
+from keras_transfer.training.networks import network_of
 from keras_transfer.training.retraining import earlier_training, remember_training
 from keras_transfer.training.solving import solve_heads
 from keras_transfer.training.soup import obstacle
+from keras_transfer.training.weights import assign, collect
 from keras_transfer.utils.console import say
 from keras_transfer.utils.global_state import seeded
 
@@ -81,6 +82,7 @@ class TrainingRun:
             settings = {**settings, STARTED_FROM: earlier}
         with seeded(self.trainer.config.seed), ExitStack() as self.cleanup:
             self.cleanup.callback(remember_training, self.model, out)
+            merge(self.model)  # of low-rank updates that it came with
             return self._fit(out, settings, previous, tensorboard)
 
     def _fit(self, out, settings, previous, tensorboard):
@@ -251,14 +253,18 @@ class TrainingRun:
             arrays: the checkpoint to continue from, if there is one.
         """
         progress, workers = self.progress, self.workers
-        with workers.scope():
-            network, fresh = self._compile(planned, features, arrays)
-        resumed = arrays is not None and progress.phase_epoch > 0
-        self._call_fit(network, planned, features, resumed and not progress.rolled_back)
-        while progress.rolled_back:
+        try:
             with workers.scope():
-                self._go_back(network, planned, fresh)
-            self._call_fit(network, planned, features)
+                network, fresh = self._compile(planned, features, arrays)
+            resumed = arrays is not None and progress.phase_epoch > 0
+            self._call_fit(network, planned, features, resumed and not progress.rolled_back)
+            while progress.rolled_back:
+                with workers.scope():
+                    self._go_back(network, planned, fresh)
+                self._call_fit(network, planned, features)
+        finally:
+            with workers.scope():
+                merge(self.model)  # also after an interruption, the model is a plain one
 
     def _call_fit(self, network, planned, features, resumed=False):
         data, progress, workers = self.data, self.progress, self.workers
@@ -297,15 +303,7 @@ class TrainingRun:
     def _compile(self, planned, features, arrays):
         """Return the network to train, and the state of its optimizer before the first step."""
         phase, progress = planned.phase, self.progress
-        frozen = freeze(self.model, phase.freeze, batch_norm=phase.batch_norm)
-        network = training_model(
-            self.model,
-            planned.frozen,
-            image_size=planned.image_size,
-            from_cut=bool(features),
-            fold=phase.batch_norm == "frozen",
-        )
-        self._set_dropout(phase)
+        network, frozen = network_of(self.trainer, planned, progress.phase, bool(features))
         optimizer = make_optimizer(self.model, phase, planned.steps, network.trainable_variables)
         arguments = compile_arguments(self.trainer.smoothed_heads(phase))
         network.compile(
@@ -316,7 +314,10 @@ class TrainingRun:
         )
         optimizer.build(network.trainable_variables)
         anchor_at(optimizer, self.anchors)
-        fresh = collect(optimizer.variables, "optimizer") if progress.goes_back(phase) else {}
+        updates = factors_of(self.model)
+        fresh = {}
+        if progress.goes_back(phase):
+            fresh = {**collect(optimizer.variables, "optimizer"), **collect(updates, "update")}
         progress.start_phase(
             planned, frozen, watching_callbacks(phase, "val" in self.data.examples), self._oldest()
         )
@@ -324,6 +325,7 @@ class TrainingRun:
             self._go_back(network, planned, fresh)
         elif arrays is not None and progress.phase_epoch > 0:  # else it is that of another phase
             assign(optimizer.variables, arrays, "optimizer")
+            assign(updates, arrays, "update")
         # An epoch on features may be shorter than writing a checkpoint.
         progress.save_seconds = 1.0 if features else 0.0
         return network, fresh
@@ -349,20 +351,8 @@ class TrainingRun:
         self.progress.load_best()
         optimizer = network.optimizer
         assign(optimizer.variables, fresh, "optimizer")
+        assign(factors_of(self.model), fresh, "update")
         set_restart(optimizer, *self.progress.restart(planned))
-
-    def _set_dropout(self, phase):
-        for name, layers in head_layers(self.model).items():
-            rate = self.trainer.heads[name].dropout if phase.dropout is None else phase.dropout
-            for layer in layers:
-                if not isinstance(layer, keras.layers.Dropout):
-                    continue
-                if rate and not hasattr(layer, "seed_generator"):
-                    raise InputError(
-                        f"Phase '{phase.name}': dropout {rate} needs a head that was built with "
-                        "dropout; this head has dropout 0."
-                    )
-                layer.rate = rate
 
     def _stream(self, split, network, planned, features):
         """Return the tf.data stream of batches that a phase trains on or validates with."""

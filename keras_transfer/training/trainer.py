@@ -21,6 +21,7 @@ from keras_transfer.runs import PLACES, Run
 from keras_transfer.schedules import recipes
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.plans import Plan, make_plan
+from keras_transfer.schedules.sizes import attention_stages
 from keras_transfer.training.config import TrainConfig, check_names
 from keras_transfer.training.distributed.single_process import (
     SingleProcess,
@@ -104,6 +105,7 @@ class Trainer:
             examples=examples,
             image_size=self.model.input_shape[1],
             linear_head=not in_steps,
+            attention_stages=attention_stages(self.model),
         )
         for phase in schedule.phases:
             if phase.solver == "logistic" and obstacle:

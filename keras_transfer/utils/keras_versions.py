@@ -21,10 +21,13 @@ __all__ = [
     "global_seed_generator",
     "inner_layers",
     "keras_state",
+    "low_rank_parts",
     "nodes_of",
+    "own_weights",
     "producer",
     "redirect_draws",
     "redirect_global_draws",
+    "remove_low_rank",
     "tensorflow_seed",
 ]
 
@@ -65,6 +68,34 @@ def first_node(layer: keras.layers.Layer):
 def inner_layers(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
     """Yield a layer and the layers inside it, at any depth (3.12 to 3.16: no public name)."""
     yield from layer._flatten_layers()
+
+
+def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the weights of a layer that can be trained, without those of the layers inside it.
+
+    `layer.trainable_weights` contains both, and only those that train now.
+    """
+    return list(layer._trainable_variables)
+
+
+def low_rank_parts(layer: keras.layers.Layer) -> tuple:
+    """Return the matrix of a layer after `enable_lora` and the two factors of its update.
+
+    `layer.kernel` is their sum, rounded to the compute dtype (3.12 to 3.16).
+    """
+    name = "embeddings" if isinstance(layer, keras.layers.Embedding) else "kernel"
+    factors = (getattr(layer, f"lora_{name}_{part}") for part in "ab")
+    return getattr(layer, f"_{name}"), *factors
+
+
+def remove_low_rank(layer: keras.layers.Layer) -> None:
+    """Undo `enable_lora`, which has no public counterpart (3.12 to 3.16); the update is lost."""
+    matrix, *factors = low_rank_parts(layer)
+    for factor in factors:
+        layer._untrack_variable(factor)
+    layer.lora_enabled = False
+    layer.lora_rank = layer.lora_alpha = None
+    matrix.trainable = layer.trainable
 
 
 def redirect_draws(layer: keras.layers.Layer, draw: Callable) -> None:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
+from killed import copied_after_each_epoch
 from test_features import LIGHT, NAME, SIZE, model_of, tiny_model_of
 
 from keras_transfer.data import View
@@ -265,3 +266,22 @@ def test_a_deeper_cut_follows_from_a_later_phase_s(data, tmp_path, monkeypatch):
         assert read
         np.testing.assert_allclose(found.gather(rows), again.gather(rows), rtol=1e-4, atol=1e-5)
         read.clear()
+
+
+def test_a_part_that_was_trained_since_is_computed_again(data, tmp_path):
+    """A later phase may freeze more than an earlier one; a resumed run knows the new weights only."""
+    phases = (
+        Phase("head", "all", 1, 1e-2),
+        Phase("all", "none", 1, 1e-2),
+        Phase("top", "stage:2", 2, 1e-2),
+    )
+
+    def trainer():
+        model = tiny_model_of(data)
+        return Trainer(model, Schedule("s", phases), cache="disk", batch_size=8, augment="none")
+
+    with copied_after_each_epoch(tmp_path):
+        whole = trainer().fit(data, tmp_path / "whole")
+    resumed = trainer().fit(data, tmp_path / "after-2", resume=True)
+    for a, b in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,7 +1,10 @@
 """What a schedule means for one model: numbers, table and image."""
 
+import re
+
 import numpy as np
 import pytest
+from conftest import tiny_backbone
 from PIL import Image
 
 from keras_transfer.cli.demo import small_backbone
@@ -12,6 +15,7 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.plans import make_plan
 from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
+from keras_transfer.training.step_time import step_seconds
 
 
 def test_numbers_are_worked_out():
@@ -77,3 +81,22 @@ def test_another_image_size_is_the_model_that_keras_would_build(name, rng):
     np.testing.assert_allclose(duplicate(images).numpy(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="multiple of 32"):
         training_model(model, 0, image_size=small + 1)
+
+
+def test_steps_of_each_phase_are_timed():
+    model = build_model(tiny_backbone(), Classification("ab"), image_size=32)
+    order = [w.path for w in model.weights]
+    phases = (
+        Phase("head", "all", 1, solver="logistic"),
+        Phase("lora", "stage:1", 1, train="lora", lora_rank=2),
+        Phase("large", "none", 1, image_size=64),
+    )
+    plan = make_plan(model, Schedule("s", phases), 100, batch_size=8)
+    head, lora, large = step_seconds(model, plan)
+    assert head is None and 0 < lora < 30 and 0 < large < 30
+    assert [w.path for w in model.weights] == order
+    header, *rows = plan.table([None, 0.25, 2.0]).splitlines()
+    assert " a step " in header and " a step " not in plan.table()
+    assert [re.search(r"B +([\d.]+ s) ", row)[1] for row in rows[1:]] == ["0.25 s", "2 s"]
+    assert plan.phases[1].parameters == 2 * ((72 + 16) + (144 + 16)) + 16 * 2 + 2
+    assert f" {plan.phases[1].parameters:,} " in rows[1]

@@ -8,6 +8,7 @@ import pytest
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import Augmentation
 from keras_transfer.schedules.phases import PHASE_FIELDS, Phase, Schedule, differences
+from keras_transfer.schedules.rates import stage_rates
 from keras_transfer.schedules.recipes import RECIPES, lp_ft, resolve_schedule
 
 OTHER = {
@@ -41,6 +42,10 @@ OTHER = {
     "early_stopping": 3,
     "views": 3,
     "roll_back": True,
+    "train": "lora",
+    "lora_rank": 3,
+    "lora_alpha": 4.0,
+    "lora_layers": "attention+conv",
 }
 
 
@@ -116,7 +121,8 @@ def test_each_argument_of_each_recipe_can_be_overridden():
     others |= {"batch_norm": "train", "steps": 11, "smaller_by": 32, "head_epochs": 4, "epochs": 9}
     others |= {"stage_epochs": 2, "examples": 20_000, "learning_rate": 0.123, "lowest_rate": 0.3}
     others |= {"head_learning_rate": 0.2, "head_rate": 3.0, "momentum": 0.8}
-    others |= {"solver": "gradient", "linear_head": False}
+    others |= {"solver": "gradient", "linear_head": False, "attention_stages": 12}
+    others |= {"rank": 4, "alpha": 32.0, "layers": "conv", "norms": True}
     import inspect
 
     for name, recipe in RECIPES.items():
@@ -496,3 +502,35 @@ def test_what_is_kept_has_two_names():
         Trainer(model, "lp_ft", keep=keep)
     with pytest.raises(InputError, match=r"keep must be one of best, last, not 'first'"):
         Trainer(model, "lp_ft", keep="first")
+
+
+def test_attention_asks_for_gentler_steps():
+    """A fifth of the rate, which falls by 0.7 from stage to stage, and BERT's decay of weights."""
+    for name in ("fine_tune", "lp_ft", "freeze_k", "gradual_unfreeze", "progressive_resize"):
+        plain, gentle = (
+            resolve_schedule(name, examples=1000, attention_stages=n).phases[-1] for n in (0, 12)
+        )
+        assert gentle.learning_rate == pytest.approx(plain.learning_rate / 5)
+        assert (plain.lowest_rate, plain.weight_decay) == (1.0, 1e-4)
+        assert (gentle.lowest_rate, gentle.weight_decay) == (pytest.approx(0.7**12), 1e-2)
+        given = resolve_schedule(name, {"learning_rate": 0.1}, attention_stages=12)
+        assert given.phases[-1].learning_rate == 0.1
+    *decayed, _ = stage_rates(gentle, 12)
+    assert decayed[0][0] / decayed[0][1] == pytest.approx(0.7)
+    _, lp_ft = resolve_schedule("lp_ft", examples=1000, attention_stages=12).phases
+    for name, train in (("lora", "lora"), ("bit_fit", "bias")):
+        partial = resolve_schedule(name, examples=1000, attention_stages=12).phases[-1]
+        assert partial.learning_rate == pytest.approx(10 * lp_ft.learning_rate)
+        assert partial.learning_rate * partial.rates["head"] == pytest.approx(lp_ft.learning_rate)
+        assert (partial.train, partial.lowest_rate) == (train, 1.0)
+
+
+def test_fields_of_partial_training_are_written_where_they_matter():
+    """What was written before they existed stays the same."""
+    new = {"train", "lora_rank", "lora_alpha", "lora_layers"}
+
+    def written(**fields):
+        return new & set(Schedule("s", (Phase("p", epochs=1, **fields),)).to_dict()["phases"][0])
+
+    assert written() == set() and written(train="lora") == new
+    assert written(train="bias") == {"train"} and written(lora_rank=3) == {"lora_rank"}

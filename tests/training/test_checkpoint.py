@@ -12,7 +12,7 @@ import pytest
 from keras_transfer import runs as module
 from keras_transfer.errors import InputError
 from keras_transfer.runs import Checkpoint, Run
-from keras_transfer.training.checkpoint import assign, collect
+from keras_transfer.training.weights import assign, collect
 
 SETTINGS = {"rate": 0.1, "phases": [{"name": "head"}]}
 
