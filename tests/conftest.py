@@ -108,6 +108,24 @@ def ramp(height: int, width: int) -> np.ndarray:
     return pixels
 
 
+def variants(image, size: int, augmentation, seeds, crop: float = 0.875) -> np.ndarray:
+    """Variants of one image, uint8 [N, size, size, 3], one a seed (two numbers), as batches show them."""
+    import tensorflow as tf
+
+    from keras_transfer.data.arrays import Arrays
+    from keras_transfer.data.batches import prepared
+    from keras_transfer.modalities.image.augment import View, resolve_augmentation
+    from keras_transfer.modalities.image.framing import Framing
+    from keras_transfer.modalities.image.preparation import Preparation
+
+    image = np.clip(np.rint(image), 0, 255).astype("uint8")
+    views = [View("augmented", 0, resolve_augmentation(augmentation))]
+    preparation = Preparation(Arrays([image] * len(seeds)), views, Framing(size, crop))
+    rows = np.arange(len(seeds), dtype="int32"), np.array(seeds, "int64")[None]
+    ((made,),) = prepared(tf.data.Dataset.from_tensors(rows), preparation)
+    return made[0].numpy()
+
+
 def tiny_backbone():
     """Three convolutions with BatchNorm for 32×32 images, three stages: where what is tested is
     around the network, most of the time would be the compilation of a larger one."""

@@ -1,7 +1,7 @@
 """NumPy arrays, encoded images in memory and `tf.data.Dataset`s as sources."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ from keras_transfer.data.files import Encoded, Skipped, each
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.decode import digest, examine
+from keras_transfer.modalities.image.opened import open_pixels
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import free_memory
 
@@ -45,6 +46,9 @@ class Arrays:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def read(self, index: int, use: Callable):
+        return use(open_pixels(self.arrays[index]))
 
     def pixels(self, index: int) -> np.ndarray:
         return self.arrays[index]

@@ -17,11 +17,14 @@ import tensorflow as tf
 from keras_transfer.data.memory import ImageMemory
 from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation
 from keras_transfer.modalities.image.framing import Framing
-from keras_transfer.modalities.image.prepare import augmenter, mixer, resize_and_crop
+from keras_transfer.modalities.image.preparation import Preparation
+from keras_transfer.modalities.image.prepare import mixer
 from keras_transfer.utils.names import make_options
 from keras_transfer.utils.python_calls import python_calls
+from keras_transfer.utils.threads import for_each
 
 _PREFETCH_BYTES = 64 << 20  # of fixed views
+_AT_ONCE = 2  # batches that share the threads, so that none waits for the end of a batch
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,15 @@ class Training:
 
 def images(examples) -> tf.data.Dataset:
     """Return a dataset of decoded images at their original sizes, in order: (uint8 [H, W, 3], label)."""
-    load = _loader(examples.images)
+    pixels = examples.images.pixels
+
+    def read(index):
+        with python_calls:
+            return pixels(index)
+
+    def load(index):
+        return tf.ensure_shape(tf.numpy_function(read, [index], tf.uint8), [None, None, 3])
+
     labels = tf.nest.map_structure(tf.constant, examples.labels)
     return (
         tf.data.Dataset.from_tensor_slices((tf.range(len(examples)), labels))
@@ -72,8 +83,8 @@ def batches(
 ) -> tf.data.Dataset:
     """Return a dataset of batches (uint8 [B, image_size, image_size, 3], values 0–255; int32 [B]).
 
-    For evaluation: every example once, in order, through `resize_and_crop`; the last batch may be
-    smaller.
+    For evaluation: every example once, in order, its center as `resize_and_crop` shows it; the last batch
+    may be smaller.
 
     For training: an endless stream of epochs (pass `steps_per_epoch` to `fit`, see
     `ImageData.steps`). Each epoch contains every example exactly once and ends with a batch that may
@@ -139,36 +150,74 @@ def views(
         uint8 [V, B, image_size, image_size, 3], in order.
     """
     framing = Framing.of(image_size)
-    size, crop = framing.square
-    load = _loader(examples.images, memory)
-    seeds = [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen]
-    variants = {
-        view.augmentation: augmenter(view.augmentation, framing, examples.names)
-        for view in views
-        if view.augmentation is not None
-    }
-
-    def prepare(index, seed):
-        image = load(index)
-        plain = resize_and_crop(image, size, crop)
-        made = {
-            "plain": lambda view: plain,
-            "mirror": lambda view: tf.reverse(plain, [1]),
-            "augmented": lambda view: variants[view.augmentation](
-                image, tf.stack([seed, view.number]), index
-            ),
-        }
-        return tf.stack([made[view.kind](view) for view in views])
-
+    preparation = Preparation(examples.images, views, framing, memory)
+    digests = [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen]
+    numbers = [view.number for view in views]
+    seeds = np.stack(np.broadcast_arrays(np.array(digests, "int64")[:, None], numbers), axis=2)
+    size = int(np.prod(preparation.shape)) * np.dtype(preparation.dtype).itemsize
+    rows = tf.data.Dataset.from_tensor_slices((np.array(chosen, "int32"), seeds))
+    stream = rows.batch(batch_size).map(lambda rows, seeds: (rows, tf.transpose(seeds, [1, 0, 2])))
     return (
-        tf.data.Dataset.from_tensor_slices(
-            (tf.constant(chosen, tf.int32), tf.constant(seeds, tf.int64))
-        )
-        .map(prepare, tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size)
-        .map(lambda batch: tf.transpose(batch, [1, 0, 2, 3, 4]))
-        .prefetch(max(2, min(16, _PREFETCH_BYTES // (batch_size * len(views) * 3 * size**2))))
+        prepared(stream, preparation)
+        .map(lambda examples: examples)
+        .prefetch(max(2, min(16, _PREFETCH_BYTES // (batch_size * len(views) * size))))
     )
+
+
+def prepared(rows: tf.data.Dataset, preparation, drawn: bool = True) -> tf.data.Dataset:
+    """Prepare batches of examples.
+
+    Args:
+        rows: of (positions int32 [B], seeds int64 [V, B, 2], anything else …).
+        preparation: what the modality does, see `modalities.image.preparation`.
+        drawn: whether anything is random.
+
+    Returns:
+        A dataset of (examples [V, B, …], anything else …), in order.
+
+    A call into Python costs as much as a small image, and tf.data's threads wait for one another
+    there. So one call makes a whole batch, in threads of its own.
+    """
+    kind, count = preparation.dtype, preparation.draws
+
+    def make(rows, draws, seeds):
+        out = np.empty((*seeds.shape[:2], *preparation.shape), kind)
+        with python_calls, preparation.busy:
+            for_each(
+                lambda i: preparation.make(rows[i], draws[:, i], seeds[:, i], out[:, i]), len(rows)
+            )
+        return out
+
+    def draw(seeds):
+        if not drawn:
+            return tf.zeros([*tf.unstack(tf.shape(seeds)[:2]), count])
+        made = tf.map_fn(
+            lambda seed: tf.random.stateless_uniform([count], seed),
+            tf.reshape(seeds, [-1, 2]),
+            fn_output_signature=tf.float32,
+        )
+        return tf.reshape(made, [*tf.unstack(tf.shape(seeds)[:2]), count])
+
+    def call(rows, seeds, *rest):
+        made = tf.numpy_function(make, [rows, draw(seeds), seeds], kind)
+        views = len(preparation.finish)
+        return (tf.ensure_shape(made, [views, None, *preparation.shape]), seeds, *rest)
+
+    def finished(examples, seeds, *rest):
+        done = [
+            part
+            if finish is None
+            else tf.map_fn(lambda row: finish(*row), (part, seed), fn_output_signature=kind)  # noqa: B023
+            for finish, part, seed in zip(
+                preparation.finish, tf.unstack(examples), tf.unstack(seeds, len(preparation.finish))
+            )
+        ]
+        return tf.ensure_shape(tf.stack(done), examples.shape), seeds, *rest
+
+    stream = rows.map(call, _AT_ONCE, deterministic=True)
+    if any(preparation.finish):
+        stream = stream.map(finished, tf.data.AUTOTUNE, deterministic=True)
+    return stream.map(lambda examples, _, *rest: (examples, *rest))
 
 
 def weighted(batches: tf.data.Dataset, class_weights: np.ndarray | None) -> tf.data.Dataset:
@@ -303,108 +352,87 @@ class Share:
 ALONE = Share(1, 0, 1)
 
 
+def slices(part: Part) -> tf.data.Dataset:
+    """Return a dataset of each batch of a part: (places int32 [B], weights float32 [B])."""
+    places, weights = tf.constant(part.places, tf.int32), tf.constant(part.weights)
+    ends = np.cumsum(part.sizes)
+    bounds = tf.data.Dataset.from_tensor_slices((ends - part.sizes, ends))
+    return bounds.map(lambda start, end: (places[start:end], weights[start:end]))
+
+
 # -- streams --------------------------------------------------------------------------------------
 
 
 def _evaluation_batches(examples, framing, batch_size, memory, share):
     """Return (images, labels) once; with a share an endless dataset of (images, labels, weights)."""
-    load = _loader(examples.images)
-    size, crop = framing.square
+    preparation = Preparation(examples.images, [View()], framing)
+    labels = tf.nest.map_structure(tf.constant, examples.labels)
     part = (share or ALONE).part(len(examples), batch_size, evaluating=True)
 
-    def prepare(index, label, weight):
-        made = resize_and_crop(load(index), size, crop), label
-        return (*made, weight) if share else made
+    def rows(places, weights):
+        seeds = tf.zeros([1, tf.size(places), 2], tf.int64)
+        return places, seeds, places, weights
 
-    def batches_of(rows, count):
-        places = part.places[rows].astype("int32")
-        labels = tf.nest.map_structure(lambda array: array[places], examples.labels)
-        return (
-            tf.data.Dataset.from_tensor_slices((places, labels, part.weights[rows]))
-            .map(prepare, tf.data.AUTOTUNE, deterministic=True)
-            .batch(count)
-        )
+    def labeled(images, places, weights):
+        made = images[0], tf.nest.map_structure(lambda array: tf.gather(array, places), labels)
+        return (*made, weights) if share else made
 
-    # All batches have one size, except the last of each replica.
-    first = int((part.sizes == part.sizes[0]).sum())
-    split = int(part.sizes[:first].sum())
-    made = batches_of(slice(0, split), int(part.sizes[0]))
-    if first < len(part.sizes):
-        made = made.concatenate(batches_of(slice(split, None), int(part.sizes[-1])))
-    if memory is not None and memory.reserve(len(part.places) * 3 * size**2):
+    made = prepared(slices(part).map(rows), preparation, drawn=False).map(labeled)
+    size = int(np.prod(preparation.shape)) * np.dtype(preparation.dtype).itemsize
+    if memory is not None and memory.reserve(len(part.places) * size):
         made = made.cache()
     return made.repeat() if share else made
 
 
 def _training_batches(examples, framing, batch_size, settings, memory, share):
-    load = _loader(examples.images, memory)
-    vary = augmenter(resolve_augmentation(settings.augmentation), framing, examples.names)
+    view = View("augmented", 0, resolve_augmentation(settings.augmentation))
+    preparation = Preparation(examples.images, [view], framing, memory)
     labels = tf.nest.map_structure(tf.constant, examples.labels)
     count = len(examples)
     classes = examples.labels if settings.equal_classes else None
     part = (share or ALONE).part(count, batch_size)
-    places = tf.constant(part.places, tf.int32)
-    numbers = tf.constant(np.repeat(np.arange(len(part.sizes)), part.sizes))
-    weights, sizes = tf.constant(part.weights), tf.constant(part.sizes)
-
-    def epoch_rows(epoch):
-        order, image_seed = epoch_order(count, seed, epoch, classes)
-        order = tf.gather(order, places)
-        # An example that occurs twice in an epoch occurs in two variants.
-        variant = order if classes is None else places
-        return tf.data.Dataset.from_tensor_slices((numbers, order, variant, weights)).map(
-            lambda *row: (*row, image_seed)
-        )
-
-    def prepare(batch, index, variant, weight, image_seed):
-        # The batch has another seed than its images, whose numbers are not negative.
-        batch_seed = tf.random.fold_in(image_seed, -1 - batch)
-        image = vary(load(index), tf.random.fold_in(image_seed, variant), index)
-        made = (batch, image, tf.nest.map_structure(lambda array: array[index], labels), batch_seed)
-        return (*made, weight) if share else made
-
-    def collect(_, rows):
-        return rows.map(lambda _, *row: row).batch(batch_size)
-
-    # The parallel map continues over the ends of epochs. The batches are assembled after it, by
-    # their number in the epoch: rows arrive in order, so a batch is complete before the batch with
-    # the same number in the next epoch begins.
     seed = tf.constant(settings.seed, tf.int64)
-    stream = (
-        tf.data.Dataset.range(settings.start_epoch, tf.int64.max)
-        .flat_map(epoch_rows)
-        .map(prepare, tf.data.AUTOTUNE, deterministic=True)
-        .group_by_window(
-            lambda batch, *_: batch, collect, window_size_func=lambda batch: sizes[batch]
-        )
-    )
+
+    def epoch_batches(epoch):
+        order, image_seed = epoch_order(count, seed, epoch, classes)
+
+        def batch(number, piece):
+            places, weights = piece
+            rows = tf.gather(order, places)
+            # An example that occurs twice in an epoch occurs in two variants.
+            seeds = fold_in_each(image_seed, rows if classes is None else places)
+            # The batch has another seed than its images, whose numbers are not negative.
+            batch_seed = tf.random.fold_in(image_seed, -1 - number)
+            return rows, seeds[None], rows, batch_seed, weights
+
+        return slices(part).enumerate().map(batch)
+
+    def labeled(images, rows, batch_seed, weights):
+        found = tf.nest.map_structure(lambda array: tf.gather(array, rows), labels)
+        made = images[0], found, batch_seed[None]
+        return (*made, weights) if share else made
+
+    # The parallel map continues over the ends of epochs.
+    epochs = tf.data.Dataset.range(settings.start_epoch, tf.int64.max)
+    stream = prepared(epochs.flat_map(epoch_batches), preparation).map(labeled)
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
+def fold_in_each(seed, numbers) -> tf.Tensor:
+    """Return `tf.random.fold_in(seed, n)` of each number: int64 [N, 2]."""
+    first = tf.random.fold_in(seed, tf.constant(0, tf.int64))[0]
+    return tf.stack([tf.fill(tf.shape(numbers), first), tf.cast(numbers, tf.int64)], axis=1)
+
+
 def _mixing(mix, classes):
-    """Return a function (images, labels, seeds [B, 2], all equal[, weights]) → the mixed batch."""
+    """Return a function (images, labels, seed [1, 2][, weights]) → the mixed batch."""
     if not mix:
-        return lambda images, labels, seeds, *weights: (images, labels, *weights)
+        return lambda images, labels, seed, *weights: (images, labels, *weights)
     mixed = mixer(mix)
 
-    def blend(images, labels, seeds, *weights):
+    def blend(images, labels, seed, *weights):
         one_hot = labels.shape.rank == 1
         shares = tf.one_hot(labels, classes) if one_hot else tf.cast(labels, tf.float32)
-        return (*mixed(images, shares, seeds[0]), *weights)
+        return (*mixed(images, shares, seed[0]), *weights)
 
     return blend
-
-
-def _loader(images, memory=None):
-    """Return a graph function from a position to uint8 [H, W, 3]."""
-    pixels = images.pixels if memory is None else memory.reader(images)
-
-    def read(index):
-        with python_calls:
-            return pixels(index)
-
-    # Decoding runs in Python for the formats that TensorFlow decodes wrongly, and for messages that
-    # name the file. In the graph it is 10 to 50 % faster, also if it is fused with the crop.
-    return lambda index: tf.ensure_shape(
-        tf.numpy_function(read, [index], tf.uint8), [None, None, 3]
-    )

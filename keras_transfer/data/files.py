@@ -1,8 +1,9 @@
 """Image files: readers that decode them, and an index of those that were checked before.
 
-A reader gives an image's pixels by its position. It has `names` (list[str]), `pixels(i)` (uint8
-[H, W, 3]; a ValueError names an image that cannot be read), `shorter_side(i)` (in pixels), `digests`
-(16 bytes each, of the content), `take(indices)` and a length. TensorFlow is imported when the first image is decoded.
+A reader gives an image by its position. It has `names` (list[str]), `read(i, use)` (the result of `use`,
+a function of a `modalities.image.opened.Opened`; a ValueError names an image that cannot be read),
+`pixels(i)` (uint8 [H, W, 3]), `shorter_side(i)` (in pixels), `digests` (16 bytes each, of the content),
+`take(indices)` and a length. TensorFlow is imported if an unusual image is decoded.
 
 The index is an SQLite file in the user's cache folder and nothing but a cache: if it is damaged, it is
 created again; if it cannot be written, the files are examined again next time.
@@ -30,6 +31,7 @@ from keras_transfer.data.flaws import report_flaws
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image import decode as decoding
 from keras_transfer.modalities.image.decode import Facts, digest, examine_file
+from keras_transfer.modalities.image.opened import open_contents
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import cache_folder
 
@@ -65,9 +67,13 @@ class Encoded:
         """Return the encoded bytes; an OSError or a ValueError says why they cannot be read."""
         raise NotImplementedError
 
+    def read(self, index: int, use: Callable):
+        """Return `use(image)` of an `Opened` image; a ValueError names one that cannot be decoded."""
+        return self._read(index, lambda i: use(open_contents(self.contents(i))))
+
     def pixels(self, index: int) -> np.ndarray:
         """Return the image, uint8 [H, W, 3]; a ValueError names one that cannot be decoded."""
-        return self._read(index, lambda i: decoding.decode(self.contents(i)))
+        return self.read(index, lambda image: image.pixels())
 
     def shorter_side(self, index: int) -> int:
         """Return the image's shorter side in pixels, from its header."""
@@ -80,6 +86,8 @@ class Encoded:
             raise InputError(
                 f"{self.names[index]} can no longer be read: {error.strerror or error}. Restore it, then continue."
             ) from error
+        except InputError:
+            raise
         except ValueError as error:
             raise ValueError(f"{self.names[index]}: {error}") from error
 
@@ -140,9 +148,12 @@ class _Concatenated:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def pixels(self, index: int) -> np.ndarray:
+    def read(self, index: int, use: Callable):
         reader, row = self.rows[index]
-        return self.readers[reader].pixels(row)
+        return self.readers[reader].read(row, use)
+
+    def pixels(self, index: int) -> np.ndarray:
+        return self.read(index, lambda image: image.pixels())
 
     def shorter_side(self, index: int) -> int:
         reader, row = self.rows[index]

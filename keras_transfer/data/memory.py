@@ -1,6 +1,10 @@
 """Decoded images that stay in memory for later epochs."""
 
+from collections.abc import Callable
+
 import numpy as np
+
+from keras_transfer.modalities.image.opened import Opened
 
 
 class ImageMemory:
@@ -12,7 +16,8 @@ class ImageMemory:
 
     def __init__(self, limit: int):
         self.limit, self.bytes = limit, 0
-        self._pixels: dict[tuple[int, int], np.ndarray] = {}
+        self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
+        self._pixels: dict[tuple[int, int, int], np.ndarray] = {}  # the last is the reduction
         self._readers: dict = {}  # keeps the readers alive, whose ids are in the keys
 
     def reserve(self, size: int) -> bool:
@@ -21,17 +26,33 @@ class ImageMemory:
         self.bytes += size if fits else 0
         return fits
 
-    def reader(self, images):
-        """Return a cached version of `images.pixels`."""
+    def reader(self, images) -> Callable:
+        """Return a cached version of `images.read`."""
         self._readers[id(images)] = images
 
-        def pixels(index):
+        def read(index, use):
             key = (id(images), int(index))
-            if key in self._pixels:
-                return self._pixels[key]
-            image = images.pixels(index)
-            if self.reserve(image.nbytes):
-                self._pixels[key] = image
-            return image
+            if key not in self._sizes:
+                return images.read(index, lambda image: use(self._cached(key, image)))
 
+            def decode(reduction):
+                found = self._pixels.get((*key, reduction))
+                if found is None:
+                    found = images.read(index, lambda image: self._decoded(key, image, reduction))
+                return found
+
+            return use(Opened(*self._sizes[key], decode))
+
+        return read
+
+    def _cached(self, key, image):
+        return Opened(
+            image.height, image.width, lambda reduction: self._decoded(key, image, reduction)
+        )
+
+    def _decoded(self, key, image, reduction):
+        pixels = image.pixels(reduction)
+        if (*key, reduction) not in self._pixels and self.reserve(pixels.nbytes):
+            self._sizes[key] = image.height, image.width
+            self._pixels[(*key, reduction)] = pixels
         return pixels

@@ -12,8 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.export.parity import HALF_ROUNDING, ROUNDING, ParityError
-from keras_transfer.modalities.image.prepare import resize_and_crop
-from keras_transfer.modalities.image.serving import decode_in_graph
+from keras_transfer.modalities.image.prepare import fit_center_in_graph, resize_and_crop
 from keras_transfer.models.builders import by_head, heads_of
 from keras_transfer.models.framing import framing_of
 from keras_transfer.models.heads import Head
@@ -216,7 +215,7 @@ def _decode(contents, size, crop):
     count = tf.shape(contents)[0]
 
     def decode(row, content):
-        return row, resize_and_crop(decode_in_graph(content), size, crop)
+        return row, fit_center_in_graph(content, size, crop)
 
     # A spare last row, because an empty batch has no shape. Unreadable images take its pixels.
     spare = tf.data.Dataset.from_tensors((count, tf.zeros([size, size, 3], tf.uint8)))

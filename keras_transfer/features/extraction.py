@@ -245,7 +245,9 @@ def evaluation_batches(
 
     load, count = _loader(activations, labels, dtype), count_examples(labels)
     if share:
-        stream = _slices(share.part(count, batch_size, evaluating=True)).map(
+        from keras_transfer.data.batches import slices
+
+        stream = slices(share.part(count, batch_size, evaluating=True)).map(
             lambda rows, weights: (*load(rows, tf.zeros_like(rows)), weights)
         )
         return stream.repeat().prefetch(tf.data.AUTOTUNE)
@@ -272,7 +274,7 @@ def training_batches(
     """
     import tensorflow as tf
 
-    from keras_transfer.data.batches import ALONE, epoch_order, weighted
+    from keras_transfer.data.batches import ALONE, epoch_order, slices, weighted
 
     load, count = _loader(activations, labels, dtype), count_examples(labels)
     classes = labels if equal_classes else None
@@ -282,7 +284,7 @@ def training_batches(
     def epoch_batches(epoch):
         order, view_seed = epoch_order(count, seed, epoch, classes)
         views = tf.random.stateless_uniform([count], view_seed, 0, activations.views, tf.int32)
-        return _slices(part).map(
+        return slices(part).map(
             lambda places, weights: (tf.gather(order, places), tf.gather(views, places), weights)
         )
 
@@ -297,16 +299,6 @@ def training_batches(
     )
     stream = weighted(stream, class_weights).prefetch(tf.data.AUTOTUNE)
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-
-
-def _slices(part):
-    """Return a dataset of each batch of a part: (places int32 [B], weights float32 [B])."""
-    import tensorflow as tf
-
-    places, weights = tf.constant(part.places, tf.int32), tf.constant(part.weights)
-    ends = np.cumsum(part.sizes)
-    bounds = tf.data.Dataset.from_tensor_slices((ends - part.sizes, ends))
-    return bounds.map(lambda start, end: (places[start:end], weights[start:end]))
 
 
 def _loader(activations, labels, dtype):

@@ -23,7 +23,7 @@ from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import cpu_flags, remembered
 
-_FORMAT = 2  # of a row's meaning: increase it if decoding, views or preprocessing change
+_FORMAT = 3  # of a row's meaning: increase it if decoding, views or preprocessing change
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from keras_transfer.errors import InputError
 # Module → extra, as in setup.cfg.
 EXTRAS = {
     "albumentations": "albumentations",
+    "cv2": "opencv",
     "grpc": "client",
     "keras_hub": "hub",
     "nncf": "int8",

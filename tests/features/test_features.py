@@ -6,7 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from conftest import tiny_backbone, write_image
+from conftest import tiny_backbone, variants, write_image
 
 from keras_transfer.data import Augmentation, View, from_directory
 from keras_transfer.errors import InputError
@@ -14,7 +14,6 @@ from keras_transfer.features import extraction
 from keras_transfer.features import prefix as engines
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.prefix import ENGINES, choose_engine, compare, prefix_of, stage_costs
-from keras_transfer.modalities.image.prepare import augment, resize_and_crop
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import Backbone
@@ -67,10 +66,10 @@ def test_views_are_what_they_say_and_always_the_same(data, store):
     examples = data.examples["train"]
     found = extract(prefix, examples, views, store=store)
     for row in (3, 20):
-        image = next(iter(data.train.skip(row)))[0]
-        plain = resize_and_crop(image, SIZE).numpy()
+        image = next(iter(data.train.skip(row)))[0].numpy()
         seed = int.from_bytes(examples.digests[row][:8], "little") >> 1
-        made = [plain, plain[:, ::-1], *(augment(image, SIZE, LIGHT, (seed, n)) for n in (0, 1))]
+        (plain,) = variants(image, SIZE, "none", [(0, 0)])
+        made = [plain, plain[:, ::-1], *variants(image, SIZE, LIGHT, [(seed, 0), (seed, 1)])]
         expected = np.asarray(model.layers[1](np.stack(made), training=False))
         got = found.gather(np.full(4, row), np.arange(4))
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

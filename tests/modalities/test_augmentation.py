@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
-from conftest import raises, ramp
+from conftest import raises, ramp, variants
 
 from keras_transfer.data import (
     AUGMENTATIONS,
@@ -22,13 +22,7 @@ from keras_transfer.data import (
 
 def drawn(augmentation, image, size, seeds):
     """Variants [N, size, size, 3] of one image, one a seed."""
-    import tensorflow as tf
-
-    from keras_transfer.modalities.image.prepare import augmenter
-
-    vary = tf.function(augmenter(resolve_augmentation(augmentation), size, ["the image"]))
-    index = tf.constant(0)
-    return np.stack([vary(image, tf.constant([7, s], tf.int64), index) for s in seeds])
+    return variants(image, size, augmentation, [(7, seed) for seed in seeds])
 
 
 # --- Our own ----------------------------------------------------------------------------------
@@ -44,14 +38,8 @@ def box_of(result: np.ndarray, height: int, width: int):
 
 @pytest.mark.parametrize(("height", "width"), [(120, 160), (80, 400)])
 def test_augment_draws_boxes_within_the_limits(height, width):
-    import tensorflow as tf
-
-    from keras_transfer.modalities.image.prepare import augment
-
-    variant = Augmentation(min_area=0.1)
-    draw = tf.function(lambda seed: augment(ramp(height, width), 64, variant, seed))
-    boxes = np.array([box_of(draw(tf.constant([7, i])).numpy(), height, width) for i in range(80)])
-    area, aspect, mirrored = boxes.T
+    made = drawn(Augmentation(min_area=0.1), ramp(height, width), 64, range(80))
+    area, aspect, mirrored = np.array([box_of(image, height, width) for image in made]).T
     largest = min(1, 4 / 3 * min(height, width) / max(height, width))
     assert area.min() > 0.09 and largest * 0.8 < area.max() < largest * 1.03
     assert 0.72 < aspect.min() < 0.85 and 1.18 < aspect.max() < 1.37
@@ -59,41 +47,34 @@ def test_augment_draws_boxes_within_the_limits(height, width):
 
 
 def test_augment_depends_on_the_seed_alone(rng):
-    from keras_transfer.modalities.image.prepare import augment
-
     image = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
     for name in ("light", "medium", "heavy"):
-        first, again, other = (
-            augment(image, 32, AUGMENTATIONS[name], seed).numpy()
-            for seed in ((1, 2), (1, 2), (1, 3))
-        )
+        first, again, other = variants(image, 32, name, [(1, 2), (1, 2), (1, 3)])
         assert first.dtype == np.uint8 and first.shape == (32, 32, 3)
         assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_augment_none_is_the_evaluation_transform(rng):
-    from keras_transfer.modalities.image.prepare import augment, resize_and_crop
+    from keras_transfer.data import batches as pipeline
+    from keras_transfer.data.arrays import Arrays
+    from keras_transfer.data.examples import Examples
 
     image = rng.integers(0, 256, (70, 90, 3)).astype(np.uint8)
-    assert np.array_equal(
-        augment(image, 32, AUGMENTATIONS["none"], (0, 1)), resize_and_crop(image, 32)
-    )
+    example = Examples(Arrays([image]), np.zeros(1, "int32"))
+    ((plain, _),) = pipeline.batches(example, image_size=32, batch_size=1)
+    assert np.array_equal(variants(image, 32, "none", [(0, 1)])[0], plain[0])
 
 
 def test_each_colour_change_does_what_it_says():
-    import tensorflow as tf
-
-    from keras_transfer.modalities.image.prepare import augment
-
     def vary(**strength):
         variant = Augmentation(crop=False, flip=False, **strength)
-        results = [augment(image, 16, variant, (0, i)).numpy().astype(float) for i in range(12)]
+        results = variants(image, 16, variant, [(0, i) for i in range(12)]).astype(float)
         assert np.std([r.mean(axis=(0, 1)) + r[0, 0] for r in results], axis=0).max() > 1
         return results
 
     image = np.zeros((16, 16, 3), np.uint8)
     image[:, :8], image[:, 8:] = (120, 80, 40), (60, 60, 60)
-    plain = augment(image, 16, AUGMENTATIONS["none"], (0, 0)).numpy().astype(float)
+    plain = variants(image, 16, "none", [(0, 0)])[0].astype(float)
     weights = np.array([0.2989, 0.5870, 0.1140])
     for result in vary(brightness=0.5):
         factor = result[0, 0, 0] / plain[0, 0, 0]
@@ -105,10 +86,9 @@ def test_each_colour_change_does_what_it_says():
         assert np.abs(result[:, 12] - 60).max() <= 1  # grey stays grey
     for result in vary(hue=0.5):
         assert np.abs(result[0, 0].max() - 120) <= 1 and np.abs(result[:, 12] - 60).max() <= 1
-    white = tf.fill([16, 16, 3], tf.constant(250, tf.uint8))
-    bright = [
-        augment(white, 8, Augmentation(brightness=1.0), (0, i)).numpy().max() for i in range(12)
-    ]
+    white = np.full((16, 16, 3), 250, np.uint8)
+    bright = variants(white, 8, Augmentation(brightness=1.0), [(0, i) for i in range(12)])
+    bright = bright.max(axis=(1, 2, 3))
     assert max(bright) == 255  # clipped, not wrapped round
 
 

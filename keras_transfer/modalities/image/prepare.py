@@ -1,34 +1,33 @@
 """Turn images into model inputs, as TensorFlow graph functions.
 
-Evaluation, prediction and the exported model share `resize_and_crop`; training uses `augmenter`.
-Both crop a box and resample it in one step with `ScaleAndTranslate`, the op behind
-`tf.image.resize(antialias=True)`: only pixels inside the box are computed, and the box may lie between
-pixels.
+Exported models and the tf.data service resize with `resize_and_crop` or `fit_in_graph`; `resample` does the
+same in Python, several times faster. Both crop a box and resample it in one step, here with
+`ScaleAndTranslate`, the op behind `tf.image.resize(antialias=True)`: only pixels inside the box are
+computed, and the box may lie between pixels. `finisher` contains what augmentation changes afterwards.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache, partial
 
 import keras
 import tensorflow as tf
 
 from keras_transfer.modalities.image.augment import Augmentation, Mix, Variation
+from keras_transfer.modalities.image.boxes import (
+    DRAWS,
+    LEAST_SCALE,
+    REDUCTIONS,
+    aligned,
+    central_box,
+    is_flipped,
+    random_box,
+)
 from keras_transfer.modalities.image.framing import DEFAULT_CROP, Framing
+from keras_transfer.modalities.image.serving import open_in_graph
 
-# What is drawn for a variant; the order determines the seeds.
-_CHOICES = [
-    "area",
-    "aspect",
-    "top",
-    "left",
-    "flip",
-    "brightness",
-    "contrast",
-    "saturation",
-    "hue",
-    "rotate",
-    "rand_augment",
-]
+# What is drawn after the crop; the order determines the seeds.
+_CHOICES = ["brightness", "contrast", "saturation", "hue", "rotate", "rand_augment"]
 
 
 def resize_and_crop(image, size: int, crop_fraction: float = DEFAULT_CROP) -> tf.Tensor:
@@ -47,38 +46,97 @@ def resize_and_crop(image, size: int, crop_fraction: float = DEFAULT_CROP) -> tf
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be in (0, 1], not {crop_fraction}")
     image = tf.convert_to_tensor(image)
-    height, width = _height_and_width(image)
-    side = tf.minimum(height, width) * (size / round(size / crop_fraction))
-    box = ((height - side) / 2, (width - side) / 2, side, side)
+    shape = tf.cast(tf.shape(image)[-3:-1], tf.float32)
+    box = central_box(shape[0], shape[1], size, crop_fraction, tf)
     return _to_uint8(_resample(image, box, size))
 
 
-def augment(
-    image, size: int, augmentation: Augmentation, seed, crop_fraction: float = DEFAULT_CROP
-) -> tf.Tensor:
-    """Return a random variant of a training image; the same seed gives the same variant.
+def fit_in_graph(contents, size: int, box_of: Callable, *, align: bool = False) -> tf.Tensor:
+    """Decode an image, reduced if that is enough, and resample a box of it.
 
     Args:
-        image: [height, width, 3], uint8 or float, values 0–255.
+        contents: string, the bytes of a file, see `serving.open_in_graph`.
         size: side of the result, in pixels.
-        augmentation: what may change and how much.
-        seed: int32 or int64 [2]. Every choice has its own seed derived from it, so that switching
-            one choice on or off does not change the others.
-        crop_fraction: see `resize_and_crop`, for an augmentation that does not crop at random.
+        box_of: function (height, width) → box, see `boxes`.
+        align: whether to move the box to a whole pixel.
 
     Returns:
         uint8 [size, size, 3].
     """
-    image = tf.convert_to_tensor(image)
-    seeds = dict(zip(_CHOICES, tf.unstack(tf.random.split(seed, len(_CHOICES)))))
-    if augmentation.crop:
-        height, width = _height_and_width(image)
-        box = _random_box(height, width, augmentation, seeds)
-        image = _resample(image, box, size)
+    height, width, reducible, decode = open_in_graph(contents)
+    box = box_of(tf.cast(height, tf.float32), tf.cast(width, tf.float32))
+    scale = tf.minimum(box[2], box[3]) / size
+    least = tf.constant([LEAST_SCALE * times for times in REDUCTIONS])
+    times = tf.constant([1.0, *REDUCTIONS])
+    halvings = tf.reduce_sum(tf.cast(scale >= least, tf.int32))
+    box = aligned(box, times[halvings], tf) if align else box
+    halvings = tf.where(reducible, halvings, 0)
+    return _to_uint8(
+        _resample(decode(halvings), tuple(side / times[halvings] for side in box), size)
+    )
+
+
+def fit_center_in_graph(contents, size: int, crop_fraction: float = DEFAULT_CROP) -> tf.Tensor:
+    """Decode an image and show its center, like `resize_and_crop`; see `fit_in_graph`."""
+
+    def center(height, width):
+        return central_box(height, width, size, crop_fraction, tf)
+
+    return fit_in_graph(contents, size, center)
+
+
+def vary_in_graph(contents, variation: Variation, framing: Framing, seed) -> tf.Tensor:
+    """Decode a training image and vary it, like a `Preparation`; the same seed gives the same variant.
+
+    Args:
+        contents: see `fit_in_graph`.
+        variation: an `Augmentation` or a `KerasLayer`.
+        seed: int64 [2].
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    size, crop = framing.square
+    draws = tf.random.stateless_uniform([len(DRAWS)], seed)
+    if isinstance(variation, Augmentation) and variation.crop:
+
+        def box_of(height, width):
+            return random_box(height, width, variation, draws, tf)
+
+        image = fit_in_graph(contents, size, box_of, align=True)
     else:
-        image = tf.cast(resize_and_crop(image, size, crop_fraction), tf.float32)
-    if augmentation.flip:
-        image = tf.image.stateless_random_flip_left_right(image, seeds["flip"])
+        image = fit_center_in_graph(contents, size, crop)
+    if isinstance(variation, Augmentation) and variation.flip:
+        image = tf.where(is_flipped(draws), tf.reverse(image, [1]), image)
+    finish = finisher(variation, size)
+    return image if finish is None else finish(image, seed)
+
+
+def finisher(variation: Variation | None, size: int) -> Callable | None:
+    """Return what changes an image after it was cropped: a graph function (image, seed) → image.
+
+    Images are uint8 [size, size, 3]. Every choice has its own seed derived from the given one, int64
+    [2], so that switching one choice on or off does not change the others. None if nothing changes.
+
+    Raises:
+        InputError: if a Keras layer fails on images of that size.
+    """
+    from keras_transfer.modalities.image.transforms import KerasLayer
+
+    if isinstance(variation, KerasLayer):
+        layer = variation.function(size)
+        # A crop by the layer is not cropped again.
+        return lambda image, seed: _of_size(
+            layer(tf.cast(image, tf.float32)[None], seed)[0], size, crop_fraction=1.0
+        )
+    if isinstance(variation, Augmentation) and any(map(partial(getattr, variation), _CHOICES)):
+        return partial(_finish, variation)
+    return None
+
+
+def _finish(augmentation, image, seed):
+    seeds = dict(zip(_CHOICES, tf.unstack(tf.random.split(seed, len(_CHOICES)))))
+    image = tf.cast(image, tf.float32)
     if augmentation.rotate:
         image = _rotate(image, _uniform(seeds["rotate"], -1.0, 1.0) * augmentation.rotate)
     image = _vary_colors(image, augmentation, seeds)
@@ -87,35 +145,6 @@ def augment(
         pixels = tf.clip_by_value(tf.round(image), 0.0, 255.0)
         image = vary(pixels[None], seeds["rand_augment"])[0]
     return _to_uint8(image)
-
-
-def augmenter(augmentation: Variation, image_size: int | Framing, names):
-    """Return a graph function (image uint8 [H, W, 3], seed [2], index) → uint8 [size, size, 3].
-
-    Args:
-        augmentation: result of `resolve_augmentation`.
-        image_size: side of the result, in pixels, or the `Framing` of the model.
-        names: name of the image at each index, for error messages.
-
-    Raises:
-        InputError: if a Keras layer fails on images of that size.
-    """
-    size, crop = Framing.of(image_size).square
-    if isinstance(augmentation, Augmentation):
-        return lambda image, seed, index: augment(image, size, augmentation, seed, crop)
-    from keras_transfer.modalities.image.transforms import KerasLayer
-
-    if isinstance(augmentation, KerasLayer):
-        layer = augmentation.function(size)
-
-        def vary(image, seed, index):
-            plain = tf.cast(resize_and_crop(image, size, crop), tf.float32)
-            # A crop by the layer is not cropped again.
-            return _of_size(layer(plain[None], seed)[0], size, crop_fraction=1.0)
-
-        return vary
-    transform = augmentation.function(names)
-    return lambda image, seed, index: _of_size(transform(image, seed, index), size, crop)
 
 
 def mixer(mix: Mix):
@@ -205,20 +234,6 @@ def _rotate(image, degrees):
     )[0]
 
 
-def _random_box(height, width, augmentation, seeds):
-    # Draw the aspect ratio first, then an area that fits the image at that ratio: no draw is
-    # rejected, and a very wide image is not squashed.
-    log_aspect = math.log(augmentation.max_aspect)
-    aspect = tf.exp(_uniform(seeds["aspect"], -log_aspect, log_aspect))
-    largest = tf.minimum(width / (height * aspect), height * aspect / width)
-    smallest = tf.minimum(augmentation.min_area, largest)
-    area = _uniform(seeds["area"], smallest, largest) * height * width
-    box_height, box_width = tf.sqrt(area / aspect), tf.sqrt(area * aspect)
-    top = _uniform(seeds["top"], 0.0, height - box_height)
-    left = _uniform(seeds["left"], 0.0, width - box_width)
-    return top, left, box_height, box_width
-
-
 def _vary_colors(image, augmentation, seeds):
     if augmentation.brightness:
         image = image * _factor(seeds["brightness"], augmentation.brightness)
@@ -242,11 +257,6 @@ def _uniform(seed, low, high):
 
 def _factor(seed, strength):
     return _uniform(seed, 1.0 - strength, 1.0 + strength)
-
-
-def _height_and_width(image):
-    shape = tf.cast(tf.shape(image)[-3:-1], tf.float32)
-    return shape[0], shape[1]
 
 
 def _resample(image, box, size):

@@ -4,23 +4,38 @@ The pixels equal those of `decode.decode`. A file that TensorFlow cannot decode,
 is an error. The orientation follows the rules of `decode.orientation_of`.
 """
 
+from functools import partial
+
 import tensorflow as tf
 from PIL import Image
 
-from keras_transfer.modalities.image.decode import INTEGER_BYTES, ORIENTATION_TAG, TIFF_STARTS
+from keras_transfer.modalities.image.boxes import REDUCTIONS
+from keras_transfer.modalities.image.decode import (
+    DCT_METHOD,
+    INTEGER_BYTES,
+    ORIENTATION_TAG,
+    TIFF_STARTS,
+)
 
 _HEADER = 34  # bytes of a file that contain all header fields read here
 _MAX_PARTS = 4096  # segments or chunks that are searched; a file has a few, rarely hundreds
 
 
 def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
-    """Decode one JPEG, PNG, GIF (first frame), 24-bit BMP or opaque WebP file and turn it upright.
+    """Decode a file whole: uint8 [height, width, 3], 0–255; see `open_in_graph`."""
+    return open_in_graph(contents)[-1](tf.constant(0))
+
+
+def open_in_graph(contents: tf.Tensor) -> tuple:
+    """Read the header of one JPEG, PNG, GIF (first frame), 24-bit BMP or opaque WebP file.
 
     Args:
         contents: string, the bytes of the file.
 
     Returns:
-        uint8 [height, width, 3], 0–255.
+        (height int64, width int64, whether it can be reduced while it is decoded, decode). Height
+        and width are those of the upright image. `decode(halvings)`, with 0 to 3 halvings, int32,
+        returns the pixels, upright: uint8 [height, width, 3] divided by 2^halvings, rounded up.
 
     Raises:
         tf.errors.InvalidArgumentError: if the bytes cannot be decoded, or have more pixels than
@@ -37,12 +52,29 @@ def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
     }
     width, height = _size(contents, head, kinds)
     with tf.control_dependencies(list(_checks(data, head, kinds, width * height))):
-        image = tf.io.decode_image(tf.identity(contents), channels=3, expand_animations=False)
-    same_size = tf.reduce_all(tf.shape(image, tf.int64)[:2] == tf.stack([height, width]))
-    checked = tf.debugging.Assert(same_size, ["the size differs from the header"])
-    with tf.control_dependencies([checked]):
-        image = tf.ensure_shape(tf.identity(image), [None, None, 3])
-    return _upright(image, _orientation(data, kinds))
+        contents = tf.identity(contents)
+    orientation = _orientation(data, kinds)
+
+    def jpeg(ratio):
+        return tf.io.decode_jpeg(contents, channels=3, ratio=ratio, dct_method=DCT_METHOD)
+
+    def decode(halvings):
+        image = tf.cond(
+            kinds["jpeg"],
+            lambda: tf.switch_case(halvings, [partial(jpeg, ratio) for ratio in (1, *REDUCTIONS)]),
+            lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
+        )
+        ratio = tf.gather(tf.constant([1, *REDUCTIONS], tf.int64), halvings)
+        expected = tf.stack([height, width]) + ratio - 1
+        same_size = tf.reduce_all(tf.shape(image, tf.int64)[:2] == expected // ratio)
+        checked = tf.debugging.Assert(same_size, ["the size differs from the header"])
+        with tf.control_dependencies([checked]):
+            image = tf.ensure_shape(tf.identity(image), [None, None, 3])
+        return _upright(image, orientation)
+
+    turned = orientation >= 5
+    upright = tf.where(turned, width, height), tf.where(turned, height, width)
+    return *upright, kinds["jpeg"], decode
 
 
 def _checks(data, head, kinds, pixels):

@@ -83,26 +83,18 @@ class Albumentations(_Stored):
         return any(name in _MIRRORS for name in _class_names(self.to_dict()["transform"]))
 
     def function(self, names):
-        """Return a graph function (image uint8 [H, W, 3], seed [2], index) → uint8 [h, w, 3].
+        """Return a function (image uint8 [H, W, 3], seed int64 [2], index) → uint8 [h, w, 3].
 
-        The index selects the image's name in `names`, for error messages.
+        The index selects the image's name in `names`, for error messages. Threads may call it.
         """
-        import tensorflow as tf
-
-        from keras_transfer.utils.python_calls import python_calls
-
         local = threading.local()  # a transform contains its random state
 
         def vary(image, seed, index):
-            with python_calls:
-                if not hasattr(local, "transform"):
-                    local.transform = _build(self.to_dict())  # checked when it was stored
-                with _one_thread:
-                    return _apply(local.transform, image, seed, names[index])
+            if not hasattr(local, "transform"):
+                local.transform = _build(self.to_dict())  # checked when it was stored
+            return _apply(local.transform, image, seed, names[index])
 
-        return lambda image, seed, index: tf.ensure_shape(
-            tf.numpy_function(vary, [image, seed, index], tf.uint8), [None, None, 3]
-        )
+        return vary
 
 
 def _apply(transform, image, seed, name):
@@ -111,7 +103,7 @@ def _apply(transform, image, seed, name):
     # transforms with the same probability would be applied together.
     transform.set_random_state(np.random.default_rng(number), random.Random(number))
     try:
-        # Pass a copy, because a transform may work in place and the array belongs to TensorFlow.
+        # Pass a copy, because a transform may work in place and the array may stay in memory.
         result = transform(image=image.copy())["image"]
     except Exception as error:  # a user's transform may raise anything
         raise InputError(
@@ -126,37 +118,6 @@ def _apply(transform, image, seed, name):
             f"does both; transform: {_one_line(transform)}"
         )
     return np.ascontiguousarray(result)
-
-
-class _OneThread:
-    """A context in which OpenCV starts no threads, because images are processed in parallel already.
-
-    The number belongs to the process, so it is given back when the last call ends.
-    """
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._calls = 0
-
-    def __enter__(self):
-        import cv2
-
-        with self._lock:
-            if not self._calls:
-                self._before = cv2.getNumThreads()
-                cv2.setNumThreads(0)
-            self._calls += 1
-
-    def __exit__(self, *_):
-        import cv2
-
-        with self._lock:
-            self._calls -= 1
-            if not self._calls:
-                cv2.setNumThreads(self._before)
-
-
-_one_thread = _OneThread()
 
 
 def _compose(fields):
