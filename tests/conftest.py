@@ -122,8 +122,8 @@ def variants(image, size: int, augmentation, seeds, crop: float = 0.875) -> np.n
     views = [View("augmented", 0, resolve_augmentation(augmentation))]
     preparation = Preparation(Arrays([image] * len(seeds)), views, Framing(size, crop))
     rows = np.arange(len(seeds), dtype="int32"), np.array(seeds, "int64")[None]
-    ((made,),) = prepared(tf.data.Dataset.from_tensors(rows), preparation)
-    return made[0].numpy()
+    (made,) = prepared(tf.data.Dataset.from_tensors(rows), preparation, lambda images: images[0])
+    return made.numpy()
 
 
 def tiny_backbone():

@@ -7,7 +7,7 @@ means is the mean over the batch. Pieces are equal because XLA needs equal shape
 are filled with examples because zeros, or no examples, would distort the statistics of BatchNorm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from keras_transfer.utils.python_calls import python_calls
 from keras_transfer.utils.threads import for_each
 
 _PREFETCH_BYTES = 64 << 20  # of fixed views
+# AutoGraph takes longer to look for Python's control flow, of which there is none, than all else.
+_as_written = tf.autograph.experimental.do_not_convert
 _AT_ONCE = 2  # batches that share the threads, so that none waits for the end of a batch
 
 
@@ -65,7 +67,7 @@ def images(examples) -> tf.data.Dataset:
     labels = tf.nest.map_structure(tf.constant, examples.labels)
     return (
         tf.data.Dataset.from_tensor_slices((tf.range(len(examples)), labels))
-        .map(lambda index, label: (load(index), label), tf.data.AUTOTUNE, deterministic=True)
+        .map(_as_written(lambda i, label: (load(i), label)), tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -156,24 +158,26 @@ def views(
     seeds = np.stack(np.broadcast_arrays(np.array(digests, "int64")[:, None], numbers), axis=2)
     size = int(np.prod(preparation.shape)) * np.dtype(preparation.dtype).itemsize
     rows = tf.data.Dataset.from_tensor_slices((np.array(chosen, "int32"), seeds))
-    stream = rows.batch(batch_size).map(lambda rows, seeds: (rows, tf.transpose(seeds, [1, 0, 2])))
-    return (
-        prepared(stream, preparation)
-        .map(lambda examples: examples)
-        .prefetch(max(2, min(16, _PREFETCH_BYTES // (batch_size * len(views) * size))))
+    stream = rows.batch(batch_size).map(
+        _as_written(lambda rows, seeds: (rows, tf.transpose(seeds, [1, 0, 2])))
     )
+    ahead = max(2, min(16, _PREFETCH_BYTES // (batch_size * len(views) * size)))
+    return prepared(stream, preparation, lambda examples: examples).prefetch(ahead)
 
 
-def prepared(rows: tf.data.Dataset, preparation, drawn: bool = True) -> tf.data.Dataset:
+def prepared(
+    rows: tf.data.Dataset, preparation, then: Callable, *, drawn: bool = True
+) -> tf.data.Dataset:
     """Prepare batches of examples.
 
     Args:
         rows: of (positions int32 [B], seeds int64 [V, B, 2], anything else …).
         preparation: what the modality does, see `modalities.image.preparation`.
+        then: a graph function (examples [V, B, …], anything else …) → element of the result.
         drawn: whether anything is random.
 
     Returns:
-        A dataset of (examples [V, B, …], anything else …), in order.
+        A dataset in the same order.
 
     A call into Python costs as much as a small image, and tf.data's threads wait for one another
     there. So one call makes a whole batch, in threads of its own.
@@ -214,10 +218,10 @@ def prepared(rows: tf.data.Dataset, preparation, drawn: bool = True) -> tf.data.
         ]
         return tf.ensure_shape(tf.stack(done), examples.shape), seeds, *rest
 
-    stream = rows.map(call, _AT_ONCE, deterministic=True)
+    stream = rows.map(_as_written(call), _AT_ONCE, deterministic=True)
     if any(preparation.finish):
         stream = stream.map(finished, tf.data.AUTOTUNE, deterministic=True)
-    return stream.map(lambda examples, _, *rest: (examples, *rest))
+    return stream.map(_as_written(lambda examples, _, *rest: then(examples, *rest)))
 
 
 def weighted(batches: tf.data.Dataset, class_weights: np.ndarray | None) -> tf.data.Dataset:
@@ -232,7 +236,7 @@ def weighted(batches: tf.data.Dataset, class_weights: np.ndarray | None) -> tf.d
             result *= tf.reshape(shared, [-1] + [1] * (result.shape.rank - 1))
         return inputs, labels, result
 
-    return batches.map(weigh)
+    return batches.map(_as_written(weigh))
 
 
 def sample_weights(labels, class_weights) -> tf.Tensor:
@@ -357,7 +361,7 @@ def slices(part: Part) -> tf.data.Dataset:
     places, weights = tf.constant(part.places, tf.int32), tf.constant(part.weights)
     ends = np.cumsum(part.sizes)
     bounds = tf.data.Dataset.from_tensor_slices((ends - part.sizes, ends))
-    return bounds.map(lambda start, end: (places[start:end], weights[start:end]))
+    return bounds.map(_as_written(lambda start, end: (places[start:end], weights[start:end])))
 
 
 # -- streams --------------------------------------------------------------------------------------
@@ -377,7 +381,8 @@ def _evaluation_batches(examples, framing, batch_size, memory, share):
         made = images[0], tf.nest.map_structure(lambda array: tf.gather(array, places), labels)
         return (*made, weights) if share else made
 
-    made = prepared(slices(part).map(rows), preparation, drawn=False).map(labeled)
+    stream = slices(part).map(_as_written(rows))
+    made = prepared(stream, preparation, labeled, drawn=False)
     size = int(np.prod(preparation.shape)) * np.dtype(preparation.dtype).itemsize
     if memory is not None and memory.reserve(len(part.places) * size):
         made = made.cache()
@@ -405,7 +410,7 @@ def _training_batches(examples, framing, batch_size, settings, memory, share):
             batch_seed = tf.random.fold_in(image_seed, -1 - number)
             return rows, seeds[None], rows, batch_seed, weights
 
-        return slices(part).enumerate().map(batch)
+        return slices(part).enumerate().map(_as_written(batch))
 
     def labeled(images, rows, batch_seed, weights):
         found = tf.nest.map_structure(lambda array: tf.gather(array, rows), labels)
@@ -414,7 +419,7 @@ def _training_batches(examples, framing, batch_size, settings, memory, share):
 
     # The parallel map continues over the ends of epochs.
     epochs = tf.data.Dataset.range(settings.start_epoch, tf.int64.max)
-    stream = prepared(epochs.flat_map(epoch_batches), preparation).map(labeled)
+    stream = prepared(epochs.flat_map(_as_written(epoch_batches)), preparation, labeled)
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 

@@ -8,6 +8,8 @@ from keras_transfer.models.builders import by_head
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.statistics import number, wilson_interval
 
+_FEW_BATCHES = 2  # which take less time layer by layer than a graph takes to build
+
 
 def predict_batches(model: keras.Model, batches, total: int | None = None):
     """Return labels and raw outputs from one pass over batches.
@@ -21,17 +23,25 @@ def predict_batches(model: keras.Model, batches, total: int | None = None):
         (labels [N, …], outputs float32 [N, C]); each is a dict if it has several heads.
     """
     labels, outputs = [], []
+    few = total is not None and total <= _FEW_BATCHES and keras.backend.backend() == "tensorflow"
     for inputs, batch_labels in progress_bar(batches, "predicting", total=total, unit="batches"):
         labels.append(map_labels(np.asarray, batch_labels))
-        outputs.append(predict_batch(model, np.asarray(inputs), count_examples(labels[0])))
+        size = count_examples(labels[0])
+        outputs.append(predict_batch(model, np.asarray(inputs), size, compiled=not few))
     return join_labels(labels), join_labels(outputs)
 
 
-def predict_batch(model: keras.Model, inputs: np.ndarray, size: int):
+def predict_batch(model: keras.Model, inputs: np.ndarray, size: int, *, compiled: bool = True):
     """Return raw outputs float32 [n, C] for n ≤ `size` inputs; a dict for several heads.
 
     A smaller batch is padded to `size`, because a new shape would be compiled anew.
+
+    Args:
+        compiled: False calls the model layer by layer, which is slower, but starts at once.
     """
+    if not compiled:
+        outputs = model(inputs, training=False)
+        return map_labels(lambda values: np.asarray(values, "float32"), outputs)
     rows = len(inputs)
     if rows < size:
         inputs = np.concatenate([inputs, np.repeat(inputs[-1:], size - rows, axis=0)])
