@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.features.closed_form import cross_validated_probe
+from keras_transfer.features.probe import cross_validated_probe
 
 _FOLDS = 5
 _BANDWIDTHS = 2.0 ** np.arange(-3, 2)  # of DAN's five kernels, times the mean squared distance

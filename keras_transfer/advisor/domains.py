@@ -15,7 +15,7 @@ from keras_transfer.advisor.inputs import distinct_rows, pooled_features, sized_
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
-from keras_transfer.features.closed_form import cross_validated_probe
+from keras_transfer.features.probe import cross_validated_probe
 from keras_transfer.utils.console import Table
 
 MAX_EXAMPLES = 1000

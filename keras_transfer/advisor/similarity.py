@@ -9,9 +9,9 @@ from keras import ops
 
 from keras_transfer.advisor.inputs import random_sample, sized_backbone
 from keras_transfer.data.examples import Examples
-from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.prefix import averaged, prefix_of
+from keras_transfer.features.probe import cross_validated_probe
 from keras_transfer.features.store import Store, concluded, digest_of
 from keras_transfer.modalities.image.augment import View
 from keras_transfer.models.framing import framing_of

@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_transfer.advisor.inputs import check_classes, sized_backbone
 from keras_transfer.data.splits import stratified_sample
-from keras_transfer.features.closed_form import cross_validated_probe
+from keras_transfer.features.probe import cross_validated_probe
 from keras_transfer.utils.console import Table, progress_bar
 from keras_transfer.utils.files import free_memory, write_file
 from keras_transfer.utils.plotting import GREEN, OCHRE

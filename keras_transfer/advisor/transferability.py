@@ -14,7 +14,7 @@ from keras_transfer.advisor.scores import Score, Scores, sample_digest
 from keras_transfer.data.examples import ImageData
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
-from keras_transfer.features.closed_form import cross_validated_probe
+from keras_transfer.features.probe import cross_validated_probe
 from keras_transfer.models.sources.applications import is_source_model
 
 MAX_EXAMPLES = 2000

@@ -1,8 +1,8 @@
-"""Linear models on features, by scikit-learn: the closed-form head and the cross-validated probe."""
+"""The head in closed form: linear models on features, by scikit-learn."""
 
+import hashlib
 import os
 import warnings
-from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,11 +10,8 @@ import joblib
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from keras_transfer.data.splits import stratified_sample
@@ -24,12 +21,16 @@ _STRENGTHS = np.logspace(-4, 1, 11)
 _WORSE = 2  # strengths in a row that raise the loss, after which no weaker penalty is tried
 _MAX_FOR_CHOOSING = 3000  # rows of cross-validation; the strength that it chooses is used for all
 _FOLDS = 5
+_MOST_SOLVED = 16  # results of `solve` that are remembered
+_MAX_FOR_RIDGE = 1500  # the same of ridge regression, which decomposes their Gram matrix
 _LEAST_PROBABILITY = 1e-12
 _ALPHAS = np.logspace(-1, 6, 15)  # of ridge regression
-_PROBE_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # of the probe: C times the number of features
 
 
-@dataclass(frozen=True)
+_solved: dict[bytes, "LinearHead"] = {}
+
+
+@dataclass(frozen=True, eq=False)
 class LinearHead:
     """Weights of a Dense layer from features [N, D] to logits or values [N, C].
 
@@ -41,6 +42,9 @@ class LinearHead:
         cross_validation: loss on the folds at that strength (the mean for several labels); None if
             a class had too few examples for folds.
         criterion: name of the loss.
+        held_out: outputs (logits or values) for each row by heads that were fitted without it and
+            the rows of its group, float [N, C]; NaN where a row was in no fold.
+        held_out_part: the same of the head on the `part`; None without one.
     """
 
     kernel: np.ndarray
@@ -48,6 +52,8 @@ class LinearHead:
     strength: float
     cross_validation: float | None
     criterion: str = "log loss"
+    held_out: np.ndarray | None = None
+    held_out_part: np.ndarray | None = None
 
     def __str__(self):
         chosen = f"strength {self.strength:.3g}"
@@ -68,13 +74,27 @@ def solve(
 ) -> LinearHead:
     """Fit the head of a task: `logistic_regression`, `label_regressions` or `ridge_regression`.
 
+    The last results are remembered, as evidence and several trainings need the same head.
+
     Args:
         class_weights: from `data.examples.class_weights`; like `part`, it does not apply to numbers.
     """
-    if task == "regression":
-        return ridge_regression(features, targets, groups)
-    fit = logistic_regression if task == "single_label" else label_regressions
-    return fit(features, targets, groups, class_weights=class_weights, part=part, seed=seed)
+    arrays = features, targets, groups, class_weights, part
+    key = hashlib.blake2b(f"{task} {seed}".encode())
+    for array in arrays:
+        key.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    if (found := _solved.get(key.digest())) is None:
+        fit = {"single_label": logistic_regression, "multi_label": label_regressions}.get(task)
+        if fit is None:
+            found = ridge_regression(features, targets, groups, seed=seed)
+        else:
+            found = fit(
+                features, targets, groups, class_weights=class_weights, part=part, seed=seed
+            )
+        while len(_solved) >= _MOST_SOLVED:
+            del _solved[next(iter(_solved))]
+        _solved[key.digest()] = found
+    return found
 
 
 def logistic_regression(
@@ -118,13 +138,16 @@ def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
     rows, splits = _folds(labels, groups, seed, most)
     found = [_cross_validated(x.rows[rows], labels[rows], splits, weights) for x in inputs]
-    losses = [held_out for _, held_out in found if held_out is not None]
-    shares, loss = (
-        _blend(losses, labels[rows]) if splits else (np.ones(len(inputs)) / len(inputs), None)
-    )
+    scores = [held_out for _, held_out in found if held_out is not None]
+    shares, loss, held_out, held_out_part = np.ones(len(inputs)) / len(inputs), None, None, None
+    if splits:
+        shares, loss = _blend(scores, labels[rows])
+        held_out = _spread(np.tensordot(shares, np.stack(scores), 1), rows, len(labels))
+        if len(scores) > 1:
+            held_out_part = _spread(scores[0], rows, len(labels))
     kernels, biases = [], []
     for x, share, (strength, _) in zip(inputs, shares, found):
-        with _parallel_fits():
+        with parallel_fits():
             fitted = LogisticRegression(C=strength, max_iter=300, class_weight=weights)
             fitted.fit(x.rows, labels)
         coefficients, offsets = fitted.coef_, fitted.intercept_
@@ -134,7 +157,16 @@ def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
         kernel, bias = x.unfolded(share * coefficients, share * offsets)
         kernels.append(kernel)
         biases.append(bias)
-    return LinearHead(np.sum(kernels, axis=0), np.sum(biases, axis=0), found[-1][0], loss)
+    kernel, bias = np.sum(kernels, axis=0), np.sum(biases, axis=0)
+    strength = found[-1][0]
+    return LinearHead(kernel, bias, strength, loss, held_out=held_out, held_out_part=held_out_part)
+
+
+def _spread(values, rows, count) -> np.ndarray:
+    """Return values of some rows as an array of all rows; the others are NaN."""
+    whole = np.full((count, values.shape[1]), np.nan)
+    whole[rows] = values
+    return whole
 
 
 def _folds(labels, groups, seed, most):
@@ -160,7 +192,7 @@ def _cross_validated(rows, labels, splits, class_weight):
         LogisticRegression(**options) for _ in splits
     ]  # each continues with the next strength
     losses: list[float] = []
-    with _parallel_fits(), joblib.Parallel() as parallel:
+    with parallel_fits(), joblib.Parallel() as parallel:
         for strength in _STRENGTHS:
             one = joblib.delayed(_held_out)
             found = parallel(
@@ -225,45 +257,78 @@ def label_regressions(
     inputs = _inputs(features, part)
     kernel = np.zeros((features.shape[1], count), "float32")
     bias = np.zeros(count, "float32")
+    held_out = {name: np.full(labels.shape, np.nan) for name in ("held_out", "held_out_part")}
     heads = []
     for i in progress_bar(range(count), "fitting", unit="labels"):
         column = labels[:, i].astype("int64")
         positive = int(column.sum())
         if positive in (0, len(column)):
             bias[i] = np.log((positive + 0.5) / (len(column) - positive + 0.5))
+            for outputs in held_out.values():
+                outputs[:, i] = bias[i]
             continue
         weights = None if class_weights is None else class_weights[i]
         head = _logistic(inputs, column, groups, weights, seed, most)
         kernel[:, i] = head.kernel[:, 1] - head.kernel[:, 0]
         bias[i] = head.bias[1] - head.bias[0]
         heads.append(head)
+        for name, outputs in held_out.items():
+            if (pair := getattr(head, name)) is not None:
+                outputs[:, i] = pair[:, 1] - pair[:, 0]
     losses = [head.cross_validation for head in heads if head.cross_validation is not None]
     return LinearHead(
         kernel,
         bias,
         float(np.median([head.strength for head in heads])) if heads else 1.0,
         float(np.mean(losses)) if losses else None,
+        held_out=held_out["held_out"] if losses else None,
+        held_out_part=held_out["held_out_part"] if losses and part is not None else None,
     )
 
 
-def ridge_regression(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> LinearHead:
-    """Fit ridge regression with the penalty that minimizes the leave-one-out error.
+def ridge_regression(
+    features: np.ndarray, targets: np.ndarray, groups: np.ndarray, *, seed: int = 0
+) -> LinearHead:
+    """Fit ridge regression with the penalty that minimizes the error in 5-fold cross-validation.
 
     Args:
-        features, groups: see `logistic_regression`.
+        features, groups, seed: see `logistic_regression`.
         targets: float [N, C], preferably standardized; each has a penalty of its own.
     """
     inputs = _Standardized(features)
-    rows = np.unique(groups, return_index=True)[1][:_MAX_FOR_CHOOSING]  # one view per example
-    alphas, loss = np.ones(targets.shape[1]), None
-    if len(rows) > 2:
-        search = RidgeCV(_ALPHAS, alpha_per_target=True).fit(inputs.rows[rows], targets[rows])
-        alphas, loss = np.ravel(search.alpha_), float(-np.mean(search.best_score_))
-        alphas = alphas * (len(targets) / len(rows))  # the errors of more rows weigh more
+    rows = np.sort(np.random.default_rng(seed).permutation(len(targets))[:_MAX_FOR_RIDGE])
+    alphas, loss, held_out = np.ones(targets.shape[1]), None, None
+    folds = min(_FOLDS, len(np.unique(groups[rows])))
+    if folds > 1:
+        outputs = np.empty((len(_ALPHAS), len(rows), targets.shape[1]))
+        splitter = GroupKFold(folds, shuffle=True, random_state=seed)
+        for train, test in splitter.split(rows, groups=groups[rows]):
+            outputs[:, test] = _ridge_path(
+                inputs.rows[rows[train]], targets[rows[train]], inputs.rows[rows[test]]
+            )
+        errors = np.square(outputs - targets[rows]).mean(axis=1)
+        best = errors.argmin(axis=0)
+        columns = np.arange(targets.shape[1])
+        alphas = _ALPHAS[best] * (len(targets) / len(rows))  # the errors of more rows weigh more
+        loss = float(errors[best, columns].mean())
+        held_out = _spread(outputs[best, :, columns].T, rows, len(targets))
     fitted = Ridge(alphas).fit(inputs.rows, targets)
     weights = np.reshape(fitted.coef_, (targets.shape[1], -1))
     strength = float(1 / np.median(alphas))
-    return LinearHead(*inputs.unfolded(weights, fitted.intercept_), strength, loss, "squared error")
+    kernel, bias = inputs.unfolded(weights, fitted.intercept_)
+    return LinearHead(kernel, bias, strength, loss, "squared error", held_out)
+
+
+def _ridge_path(rows, targets, others) -> np.ndarray:
+    """Return predictions for other rows at each of `_ALPHAS`, float64 [A, M, C]."""
+    center, mean = rows.mean(axis=0), targets.mean(axis=0)
+    rows, others = (rows - center).astype("float64"), (others - center).astype("float64")
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    coefficients = vectors.T @ (targets - mean)
+    projected = others @ rows.T @ vectors
+    return np.stack(
+        [mean + projected @ (coefficients / (values.clip(0)[:, None] + a)) for a in _ALPHAS]
+    )
 
 
 class _Standardized:
@@ -316,122 +381,8 @@ class _Standardized:
         return kernel.astype("float32"), bias.astype("float32")
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """Result of `cross_validated_probe`.
-
-    Attributes:
-        predictions: predicted label of each row while it was held out, int [N].
-        correct: which predictions are right, bool [N]. The folds depend on labels, groups and seed
-            alone, so for two sets of features of the same rows these are paired.
-        accuracy: share of right predictions, 0–1.
-        standard_error: standard error of `accuracy` over the groups. Other folds would give a
-            slightly different accuracy, which this does not include.
-        fold_accuracies: share of right predictions in each fold.
-        other_predictions: predictions on each of `others`, int [N].
-    """
-
-    predictions: np.ndarray
-    correct: np.ndarray
-    accuracy: float
-    standard_error: float
-    fold_accuracies: tuple[float, ...]
-    other_predictions: tuple[np.ndarray, ...] = ()
-
-
-def cross_validated_probe(
-    features: np.ndarray,
-    labels: np.ndarray,
-    *,
-    groups: np.ndarray | None = None,
-    folds: int = 5,
-    seed: int = 0,
-    max_dims: int = 256,
-    balanced: bool = False,
-    others: Sequence[np.ndarray] = (),
-) -> Probe | None:
-    """Measure how well a linear classifier on features predicts labels it was not fitted on.
-
-    In each stratified fold, a logistic regression is fitted on the other folds' features, which are
-    standardized and reduced to their principal components (Alain and Bengio, arXiv:1610.01644). Of
-    four regularization strengths, the one with the lowest log loss on all held-out rows counts.
-    This choice makes the accuracy optimistic, but by much less than its standard error.
-
-    Args:
-        features: float [N, D].
-        labels: int [N].
-        groups: int [N]; rows of one group (copies or views of an example) stay in one fold. By
-            default each row is its own group.
-        folds: maximum number of folds; there are no more than groups in the largest class. A class
-            that the training part of a fold lacks is predicted wrongly there.
-        seed: seed of the folds.
-        max_dims: maximum number of principal components.
-        balanced: weight each row inversely to the frequency of its class.
-        others: other features of the same rows (such as those of mirrored images), float [N, D],
-            for which each fold's classifier makes predictions too.
-
-    Returns:
-        None if no class has two groups, so that nothing can be both learned and tested.
-    """
-    classes, targets = np.unique(labels, return_inverse=True)
-    if groups is None:
-        groups = np.arange(len(targets))
-    _, first, groups = np.unique(groups, return_index=True, return_inverse=True)
-    folds = min(folds, int(np.bincount(targets[first]).max()))
-    if folds < 2:
-        return None
-    inputs = [np.asarray(x, "float64") for x in (features, *others)]
-    counts = np.bincount(targets)
-    weights = (len(targets) / len(counts) / counts if balanced else np.ones(len(counts)))[targets]
-
-    with _parallel_fits():
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        splits = list(splitter.split(targets, targets, groups))
-        one = joblib.delayed(_probe_fold)
-        results = joblib.Parallel()(
-            one(inputs, targets, weights, *split, max_dims, seed) for split in splits
-        )
-    best = int(np.argmin(sum(losses for losses, _ in results)))
-    predictions = np.empty((len(inputs), len(targets)), targets.dtype)
-    for (_, test), (_, predicted) in zip(splits, results):
-        predictions[:, test] = predicted[best]
-    correct = predictions[0] == targets
-    accuracy = correct.mean()
-    influence = np.bincount(groups, correct - accuracy) * len(first) / len(targets)
-    return Probe(
-        predictions=classes[predictions[0]],
-        correct=correct,
-        accuracy=float(accuracy),
-        standard_error=float(influence.std(ddof=1) / np.sqrt(len(first))),
-        fold_accuracies=tuple(float(correct[test].mean()) for _, test in splits),
-        other_predictions=tuple(classes[row] for row in predictions[1:]),
-    )
-
-
-def _probe_fold(inputs, targets, weights, train, test, max_dims, seed):
-    """(log losses [S], predictions [S, inputs, rows]) on the test rows, by strength."""
-    known = np.unique(targets[train])
-    if len(known) == 1:
-        shape = (len(_PROBE_STRENGTHS), len(inputs), len(test))
-        return np.zeros(len(_PROBE_STRENGTHS)), np.full(shape, known[0])
-    width = inputs[0].shape[1]
-    components = PCA(min(max_dims, len(train), width), random_state=seed)
-    reduce = make_pipeline(StandardScaler(), components)
-    fitted = reduce.fit_transform(inputs[0][train])
-    held_out = [reduce.transform(x[test]) for x in inputs]
-    model = LogisticRegression(warm_start=True)
-    losses, predictions = [], []
-    for strength in _PROBE_STRENGTHS:
-        model.set_params(C=strength / width).fit(fitted, targets[train], weights[train])
-        # The probability of a class that the training part lacks is 0.
-        of_label = model.predict_proba(held_out[0]) * (known == targets[test][:, None])
-        losses.append(-np.log(of_label.sum(axis=1).clip(1e-12)) @ weights[test])
-        predictions.append([model.predict(x) for x in held_out])
-    return np.array(losses), np.array(predictions)
-
-
 @contextmanager
-def _parallel_fits():
+def parallel_fits():
     """Run joblib's jobs side by side, each on one core, without convergence warnings.
 
     This takes a sixth of the time that BLAS needs to share such small products among cores for

@@ -17,9 +17,9 @@ from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.features import extraction
-from keras_transfer.features.closed_form import cross_validated_probe
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.prefix import ENGINES, pooled_stages, prefix_of, stage_columns
+from keras_transfer.features.probe import cross_validated_probe
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import Backbone, backbone_of

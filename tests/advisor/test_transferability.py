@@ -9,7 +9,7 @@ import pytest
 from keras_transfer.advisor.scores import Score
 from keras_transfer.advisor.transferability import LogME, Neighbors, score_features
 from keras_transfer.errors import InputError
-from keras_transfer.features.closed_form import cross_validated_probe
+from keras_transfer.features.probe import cross_validated_probe
 
 
 def blobs(count, width, classes=3, distance=0.6, seed=0):

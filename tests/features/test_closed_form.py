@@ -7,7 +7,8 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 
-from keras_transfer.features.closed_form import cross_validated_probe, logistic_regression
+from keras_transfer.features.closed_form import logistic_regression
+from keras_transfer.features.probe import cross_validated_probe
 
 pytestmark = pytest.mark.compat
 
