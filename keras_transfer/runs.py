@@ -47,7 +47,7 @@ REPORT = "report.html"
 FEATURE_MAPS = "feature_maps.npz"  # of an adaptation, for its report
 EXPORT = "export"
 EVALUATION = "evaluation.json"  # measured by the report
-COMPARISON = "comparison.html"
+COMPARISON, RACE = "comparison.html", "race.json"  # the latter: contenders of `auto`
 TENSORBOARD = "tensorboard"
 CALIBRATION = "calibration.json"  # fitted after training, on request
 STATE = "state"  # needed to resume; removed when the run is finished
@@ -70,6 +70,12 @@ def check_out(path) -> None:
         resumable = " or continue the run with --resume" if unfinished else ""
         raise InputError(f"{path} exists and is not empty: choose another --out{resumable}.")
     check_output_folder(Path(os.path.realpath(path)).parent)
+
+
+def place_of(out) -> Path:
+    """Return the folder of the contenders of a race for a run, beside it."""
+    place = Path(os.path.realpath(out))
+    return place.with_name(f".{place.name}.race")
 
 
 def finished_error(path) -> InputError:

@@ -4,8 +4,8 @@ python scripts/readme_tables.py             after `run_benchmarks.py`
 python scripts/readme_tables.py --check     exit with code 1 if a table is out of date
 
 A generated table stands between the lines `<!-- NAME -->` and `<!-- /NAME -->`. Never edit it by hand. The
-figures come from `docs/measured/*.txt` (written by `run_benchmarks.py`) and from the rows of two long studies,
-`docs/regret.csv` and `docs/adaptation.csv`.
+figures come from `docs/measured/*.txt` (written by `run_benchmarks.py`) and from the rows of a long study,
+`docs/adaptation.csv`.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import adaptation_benchmark
-import regret
 from run_benchmarks import BENCHMARKS, MEASURED
 
 from keras_transfer.utils.files import write_text
@@ -157,7 +156,6 @@ def read(file: str) -> list[dict[str, str]]:
 # File → name of the block → function that returns its text, and the benchmarks it needs.
 BLOCKS = {
     "README.md": {"measured": (comparisons, {name for name, *_ in README_ROWS})},
-    "docs/advisor.md": {"regret": (lambda: regret.table(read("regret.csv")), ())},
     "docs/adaptation-measure.md": {"adaptation": (adaptation_tables, ())},
     "docs/export.md": {
         "formats": (lambda: tables_in("formats"), ("formats",)),

@@ -59,7 +59,6 @@ PLOTS = {
     "gain": ("TEMPORARY/gain/comparison.png", "compare.png"),
 }
 STUDIES = {
-    "regret": "regret.py --seeds 1 --rows docs/regret.csv",
     "adaptation": "adaptation_benchmark.py --rows docs/adaptation.csv",
 }
 

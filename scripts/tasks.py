@@ -1,4 +1,4 @@
-"""Real tasks on which backbones and strategies are chosen, for `regret.py`.
+"""Real tasks on which backbones and strategies are chosen.
 
 Each is made from the images in `KERAS_TRANSFER_DATA`, or from scikit-learn's, and has a training split
 and a test split (`val`) on which nothing is chosen. The sign digits are split by person: no person

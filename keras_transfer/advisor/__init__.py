@@ -1,8 +1,8 @@
 """The advisor: recommends a backbone and a strategy from measurements, rules and a race.
 
-Modules measure (transferability, stage probes, similarity, distances, costs), apply `rules`, and put
-the result into an `Advice`; `auto` turns it into a trainer. They may import `training` and the rooms
-below it. Importing the room, `rules` and `api` loads neither Keras nor TensorFlow.
+`closed_forms` compares candidates before any training (`evidence`), `race` compares trainings, `judging`
+says for every task which outputs are better, and `auto` joins them within a `budget`. Modules may import
+`training` and the rooms below it. Importing the room, `rules` and `api` loads neither Keras nor TensorFlow.
 """
 
 from keras_transfer.utils.names import lazy_names
@@ -11,13 +11,14 @@ _NAMES = {
     "activation_shift": "similarity",
     "advise": "api",
     "auto_trainer": "auto",
-    "choose_taps": "taps",
+    "compare_closed_forms": "closed_forms",
     "decide": "auto",
     "domain_distance": "domains",
     "probe_stages": "stage_probes",
     "rank_scores": "scores",
     "score_backbone": "transferability",
     "score_features": "transferability",
+    "train_best": "auto",
 }
 
 __all__ = list(_NAMES)

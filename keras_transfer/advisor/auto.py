@@ -1,6 +1,5 @@
-"""Choose a schedule for the `"auto"` strategy: the advice, and a race between close alternatives."""
+"""`auto`: the best model within a budget, from evidence and a race; and a choice without a race."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,184 +7,387 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.advisor.advice import Advice
-from keras_transfer.advisor.api import advise, check_advice
-from keras_transfer.advisor.rules import Choice, check_overrides, fallback_backbone
+from keras_transfer.advisor.budget import (
+    LENGTHS,
+    WORTH,
+    WORTH_WITH_LIMIT,
+    Clock,
+    Pace,
+    best_length,
+)
+from keras_transfer.advisor.closed_forms import compare_closed_forms, joined
+from keras_transfer.advisor.evidence import Candidate, Evidence
+from keras_transfer.advisor.race import Entry, Race
+from keras_transfer.advisor.rules import (
+    CLASSICAL_POLICY,
+    Choice,
+    candidates,
+    check_overrides,
+    check_policy,
+    classical,
+)
 from keras_transfer.data.examples import ImageData
-from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.framing import Framing
+from keras_transfer.errors import InputError, Interrupted
+from keras_transfer.modalities.image.framing import Framing, median_side
+from keras_transfer.models import TAPS
+from keras_transfer.models.builders import build_model, by_head, head_for
 from keras_transfer.models.stages import backbone_of, is_untrained
-from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs
+from keras_transfer.runs import Run
+from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs, default_rate
+from keras_transfer.training.config import TrainConfig
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import say
 
-RACE_FROM = 500  # training images; with fewer, the held-out part is too small to show a difference
-_HELD_OUT = 0.2  # share of the training images
-_EPOCHS = 0.2  # share of the recipe's epochs
-_MIN_EPOCHS = 2  # one for the head, one for the other layers
-_NOT_RACED = ("epochs", "learning_rate", "keep", "validate_every")  # options of the final training
-
-Train = Callable[[Choice, ImageData, dict], float]
+_FOR_EVIDENCE = 0.4  # share of the minutes after which nothing more is compared
+_BOLD = 3  # times the default learning rate
+_HALF = 0.5  # of the layers, frozen
 
 
-def auto_trainer(model: keras.Model, **options) -> Trainer:
-    """Return a `Trainer` whose schedule and augmentation the advisor chooses for the data.
+def train_best(
+    data: ImageData,
+    out,
+    config: TrainConfig | None = None,
+    *,
+    backbones: Sequence[str] | None = None,
+    build: Callable[[TrainConfig], keras.Model] | None = None,
+    record: Callable[[TrainConfig], dict] = TrainConfig.to_dict,
+    clock: Clock | None = None,
+) -> Run:
+    """Train the best model that the time allows; from the first minute on, a usable one is at `out`.
 
-    It decides on the first data that `fit` or `plan` receives; the model's weights stay as they
-    are. A resumed run continues with the schedule that it began with.
+    1. A closed form on the first candidate, which is a finished run.
+    2. Evidence: closed forms of other candidates, in cross-validation, see `compare_closed_forms`.
+    3. A race of fine-tunings that start from the best closed form, judged on the validation
+       examples. The best run so far is at `out` at any time.
+
+    It ends when the minutes are over, or when a further training is not expected to be worth its time.
+
+    Args:
+        data: any task, or several heads; with training and validation examples.
+        out: directory of the run; a race that was interrupted there is continued.
+        config: settings; numbers in `epochs`, `learning_rate` and `overrides` win over the advisor's.
+        backbones: names or paths to choose from; by default `rules.candidates`.
+        build: makes the model of a config.
+        record: what `config.yaml` records of a config.
+        clock: by default one that starts now, with the config's `minutes`.
+
+    Returns:
+        The best run.
+
+    Raises:
+        InputError: there are no validation examples, or a setting is invalid.
+        Interrupted: after Ctrl-C or SIGTERM; the message says what is at `out`.
+    """
+    auto = _Auto(data, Path(out), config or TrainConfig(), backbones, build, record, clock)
+    try:
+        return auto.run()
+    except KeyboardInterrupt:
+        best = auto.race.best
+        saved = f"{out} has the best model so far: {best.choice}" if best else "no model was saved"
+        raise Interrupted(f"interrupted; {saved}; continue with --resume") from None
+
+
+class _Auto:
+    """One call of `train_best`."""
+
+    def __init__(self, data, out, config, backbones, build, record, clock):
+        if "val" not in data.examples:
+            raise InputError(
+                f"{data.root} has no validation examples, on which trainings are judged: pass "
+                "val_split."
+            )
+        check_policy(config.policy)
+        self.data, self.config = data, config
+        self.overrides = {**config.overrides, **config.recipe_arguments}
+        check_overrides(self.overrides)
+        self.names = list(backbones or candidates(config.image_size))
+        self.build, self.record = build or self._build, record
+        self.clock = clock or Clock(config.minutes)
+        limited = self.clock.minutes is not None
+        self.worth = config.worth
+        if self.worth is None:
+            self.worth = WORTH_WITH_LIMIT if limited else WORTH
+        several = head_for(data)
+        heads = several if isinstance(several, dict) else {"output": several}
+        labels = by_head(heads, data.examples["train"].labels)
+        fitted = {name: head.fitted(labels[name]) for name, head in heads.items()}
+        self.race = Race(out, self.train, fitted, data.examples["val"], self.clock)
+        self.taps = TAPS if config.taps == AUTO else (config.taps,)
+
+    # -- the steps
+
+    def run(self) -> Run:
+        first = self._first()
+        self.race.enter(first)
+        evidence = compare_closed_forms(
+            self.data,
+            self.names,
+            image_size=Framing(self.config.image_size, self.config.open_crop),
+            taps=self.taps,
+            weights=self.config.weights,
+            mirror=self.config.augment == AUTO,
+            engine=self.config.engine,
+            seed=self.config.seed,
+            more=lambda: self.clock.has(_FOR_EVIDENCE),
+        )
+        say(str(evidence))
+        document = {"evidence": evidence.to_dict()}
+        base = _choice(evidence.best, self._augment(evidence))
+        if _seen(base) != _seen(self._settled(first)):
+            self.race.enter(base, trusted=True)
+        if not evidence.signal:
+            say(_NO_SIGNAL)
+        elif self.config.policy == CLASSICAL_POLICY:
+            strategy, overrides, why = classical(self._facts(evidence))
+            self.race.enter(replace(base, strategy=strategy, overrides=overrides, why=why), True)
+        else:
+            self._fine_tune(base, evidence)
+        self.race.publish(document)
+        self.race.close()
+        return Run.open(self.race.out)
+
+    def _fine_tune(self, base, evidence):
+        """Train contenders as long as the next is expected to be worth its time."""
+        train = len(self.data.examples["train"])
+        steps = -(-train // self.config.batch_size)
+        pace = Pace(evidence.forward, evidence.layers, train, len(self.data.examples["val"]))
+        error = 1 - evidence.expected if evidence.expected is not None else 0.5
+        tuned: list[Entry] = []
+        gains: list[float] = []
+        while True:
+            before = self.race.best
+            contender = self._next(base, tuned, steps)
+            if contender is None:
+                return
+            choice, lengths, share = contender
+            plan = best_length(
+                pace,
+                error,
+                gains,
+                self.worth,
+                self.clock.left,
+                steps_per_epoch=steps,
+                lengths=lengths,
+                share=share,
+            )
+            if plan is None:
+                say(f"No further training is expected to bring {self.worth:g} points per minute.")
+                return
+            epochs, points, minutes = plan
+            choice = self._of_length(choice, epochs, steps)
+            now = f"{evidence.score} {before.judged.score:.3f}"
+            say(
+                f"{choice.recipe}: expected to add {points:.1f} points to {now} in "
+                f"{minutes:.1f} min, {self.clock.spent + minutes:.1f} min in all."
+            )
+            entry = self.race.enter(choice)
+            gains.append(1 - entry.judged.loss / max(before.judged.loss, 1e-12))
+            error *= 1 - max(0.0, gains[-1])
+            tuned.append(entry)
+            pace = replace(pace, factor=pace.factor * entry.minutes / max(minutes, 1e-9))
+
+    def _next(self, base, tuned, steps):
+        """Return (choice, lengths, share of the network that is trained) of the next contender, or None.
+
+        First the default recipe; then, if that was better than the closed form, a higher rate,
+        otherwise half of the layers; then the best of them, for twice as long.
+        """
+        given = self.overrides.get("epochs")
+        most = 2 * default_epochs(len(self.data.examples["train"]))
+        lengths = [given] if given else [n for n in LENGTHS if n <= most]
+        improved = any(entry is self.race.best for entry in tuned)
+        if not tuned:
+            return replace(base, strategy=DEFAULT), lengths, 1.0
+        if len(tuned) == 1 and not improved:
+            return replace(base, strategy="freeze_k", overrides={"k": _HALF}), lengths, 1 - _HALF
+        if len(tuned) == 1 and "learning_rate" not in self.overrides:
+            return replace(base, strategy=DEFAULT, overrides={"learning_rate": _BOLD}), lengths, 1.0
+        if given or not improved:
+            return None
+        best = self.race.best.choice
+        share = 1 - _HALF if best.strategy == "freeze_k" else 1.0
+        longer = 2 * best.overrides["epochs"]
+        return (best, [longer], share) if longer <= 2 * most else None
+
+    def _of_length(self, choice, epochs, steps):
+        """Return a choice with its epochs, and its learning rate where that depends on them."""
+        overrides = {**choice.overrides, "epochs": epochs}
+        if overrides.get("learning_rate") == _BOLD:
+            overrides["learning_rate"] = _BOLD * default_rate(epochs * steps)
+        return replace(choice, overrides=overrides)
+
+    # -- a contender
+
+    def train(self, choice: Choice, folder: Path) -> dict[str, np.ndarray]:
+        """See `race.Train`."""
+        chosen = {
+            "backbone": choice.backbone,
+            "strategy": choice.strategy,
+            "augment": choice.augment,
+            "overrides": {**choice.overrides, **self._applicable(choice)},
+            **{"epochs": None, "learning_rate": None},
+        }
+        for name in ("taps", "image_size", "crop"):
+            if getattr(choice, name) is not None:
+                chosen[name] = getattr(choice, name)
+        if choice.strategy == "from_scratch":
+            chosen["weights"] = None
+        config = replace(self.config, **chosen)
+        keras.utils.set_random_seed(config.seed)
+        trainer = Trainer(self.build(config), config.strategy, config)
+        recorded = self.record(config)
+        recorded["advice"] = {"policy": config.policy, "choice": choice.to_dict()}
+        trainer.fit(
+            self.data,
+            folder,
+            config=recorded,
+            resume=Run.started(folder),
+            callbacks=[self.clock.callback()],
+        )
+        return by_head(trainer.heads, trainer.val_outputs)
+
+    def _applicable(self, choice):
+        """Return the user's numbers; a closed form takes those of its phase alone."""
+        if choice.strategy != "feature_extraction":
+            return self.overrides
+        return {k: v for k, v in self.overrides.items() if k not in ("epochs", "learning_rate")}
+
+    def _build(self, config):
+        return build_model(
+            config.backbone,
+            head_for(self.data),
+            image_size=config.image_size,
+            weights=config.weights,
+            crop=config.open_crop,
+            taps=TAPS[0] if config.taps == AUTO else config.taps,
+        )
+
+    # -- what is chosen
+
+    def _first(self) -> Choice:
+        """Return the closed form on the candidate that is best most often."""
+        return Choice(
+            joined(self.names) or self.names[0],
+            "feature_extraction",
+            augment=self.config.augment,
+            taps="all" if "all" in self.taps else "last",
+        )
+
+    def _settled(self, first):
+        """Return the first choice with what its run settled."""
+        settled = Run(self.race.entries[0].folder).config
+        return replace(first, image_size=settled["image_size"], crop=settled["crop"])
+
+    def _augment(self, evidence):
+        if self.config.augment != AUTO or evidence.mirror:
+            return self.config.augment
+        side = median_side(self.data)
+        small = side is not None and 2 * side <= evidence.best.image_size
+        return "none" if small else {"preset": "light", "flip": False}
+
+    def _facts(self, evidence):
+        from keras_transfer.advisor.inputs import facts_of, sized_backbone
+
+        best = evidence.best
+        backbone = best.backbone.split("+")[-1] if joined(self.names) else best.backbone
+        framing = Framing(best.image_size, best.crop)
+        return facts_of(self.data, sized_backbone(backbone, framing), self.config.seed)
+
+
+_NO_SIGNAL = "The features carry no signal for these labels: longer training would gain nothing. Check the labels."
+
+
+def _choice(candidate: Candidate, augment) -> Choice:
+    return Choice(strategy="feature_extraction", augment=augment, **vars(candidate))
+
+
+def _seen(choice):
+    return choice.backbone, choice.taps, choice.image_size, choice.crop, choice.augment
+
+
+# -- without a race ---------------------------------------------------------------------------------
+
+
+def auto_trainer(model: keras.Model, *, minutes: float | None = None, **options) -> Trainer:
+    """Return a `Trainer` whose schedule and augmentation follow from evidence on the data.
+
+    It decides on the first data that `fit` or `plan` receives: the closed form alone, or a
+    fine-tuning of a length that is expected to be worth its time. There is no race; `train_best` has
+    one. A resumed run continues with the schedule that it began with.
 
     Args:
         model: from `build_model`.
+        minutes: limit of the training.
         options: of `Trainer`, except `schedule`. Numbers in `overrides`, `epochs` and
             `learning_rate` win over the advice.
 
     Raises:
         InputError: if an override does not exist in every recipe that the advisor may choose.
     """
-    shorthands = {key: options[key] for key in ("epochs", "learning_rate") if options.get(key)}
-    overrides = {**(options.get("overrides") or {}), **shorthands}
+    given = {key: options[key] for key in ("epochs", "learning_rate") if options.get(key)}
+    overrides = {**(options.get("overrides") or {}), **given}
     check_overrides(overrides)
-    raced = {key: value for key, value in options.items() if key not in _NOT_RACED}
 
     def choose(trainer, data):
         if is_untrained(backbone_of(model)):
-            say("No advice: the backbone's weights are random, so every layer is trained.")
-            return Choice(backbone_of(model).name, "from_scratch"), None
-        start = model.get_weights()
-
-        def build(_):
-            model.set_weights(start)
-            return model
-
-        try:
-            return decide(
-                data,
-                training_function(build, **{**raced, "overrides": overrides}),
-                backbones=[model],
-                batch_size=trainer.config.batch_size,
-                engine=trainer.config.engine,
-                seed=trainer.config.seed,
-            )
-        finally:
-            model.set_weights(start)
+            say("The backbone's weights are random, so every layer is trained.")
+            return Choice(backbone_of(model).name, "from_scratch", augment="light"), None
+        config = trainer.config
+        evidence = compare_closed_forms(
+            data,
+            [model],
+            mirror=config.augment == AUTO,
+            engine=config.engine,
+            seed=config.seed,
+            framings=False,
+        )
+        say(str(evidence))
+        return decide(data, evidence, config.batch_size, minutes, overrides), evidence
 
     return Trainer(model, AUTO, choose=choose, **options)
 
 
 def decide(
     data: ImageData,
-    train: Train,
-    *,
-    backbones: Sequence | None = None,
-    strategy: str = AUTO,
-    seed: int = 0,
-    **options,
-) -> tuple[Choice, Advice | None]:
-    """Decide what to train on the data: follow the advice, after a race if there is a contender.
-
-    If no advice is possible (several labels per image, too few images), the default recipe is chosen
-    and a message says so.
-
-    Args:
-        data: only its training images are read.
-        train: see `training_function`.
-        backbones: see `advise`.
-        strategy: any schedule of `Trainer`; unless it is `"auto"`, only the backbone is chosen, without
-            a race.
-        seed: of the advice, and of the images that the race holds out.
-        options: other arguments of `advise`.
-
-    Returns:
-        (the choice, the advice behind it or None).
-
-    Raises:
-        InputError: an option is invalid, or a backbone cannot be built.
-    """
-    # Invalid options are errors; data on which nothing can be measured get the default.
-    checked = {key: options[key] for key in ("image_size", "minutes", "policy") if key in options}
-    compared = check_advice(backbones, **checked)
-    try:
-        advice = advise(data, backbones=compared, seed=seed, probes=False, **options)
-    except InputError as error:
-        backbone = (
-            backbones[0]
-            if backbones
-            else fallback_backbone(Framing.of(options.get("image_size")).size)
-        )
-        name = backbone if isinstance(backbone, str) else backbone.name
-        choice = Choice(name, DEFAULT if strategy == AUTO else strategy, why=str(error))
-        say(f"No advice: {error} The default is used: {choice}.")
-        return choice, None
-    say(advice.text())
-    if strategy != AUTO:
-        why = "The strategy was specified; the features of this backbone suit the data best."
-        choice = replace(advice.choice, strategy=strategy, overrides={}, why=why, seconds=None)
-        return choice, advice
-    if advice.contender is None or advice.facts.images < RACE_FROM:
-        return advice.choice, advice
-    pair = advice.choice, advice.contender
-    winner = race(data, pair, train, seed=seed)
-    (loser,) = (choice for choice in pair if choice is not winner)
-    return winner, replace(advice, choice=winner, contender=loser)
+    evidence: Evidence,
+    batch_size: int = 32,
+    minutes: float | None = None,
+    overrides: dict | None = None,
+) -> Choice:
+    """Return what to train, from evidence alone: the closed form, or the fine-tuning worth most."""
+    train = len(data.examples["train"])
+    steps = -(-train // batch_size)
+    augment = "light" if evidence.mirror else {"preset": "light", "flip": False}
+    closed = _choice(evidence.best, augment)
+    if not evidence.signal:
+        return replace(closed, why=_NO_SIGNAL)
+    pace = Pace(evidence.forward, evidence.layers, train, len(data.examples.get("val", ())))
+    given = (overrides or {}).get("epochs")
+    plan = best_length(
+        pace,
+        1 - evidence.expected if evidence.expected is not None else 0.5,
+        (),
+        WORTH if minutes is None else WORTH_WITH_LIMIT,
+        Clock(minutes).left,
+        steps_per_epoch=steps,
+        lengths=[given] if given else LENGTHS,
+    )
+    if plan is None:
+        why = "Fine-tuning is not expected to be worth its time."
+        return replace(closed, why=why, minutes=pace.minutes(0, 0))
+    epochs, points, took = plan
+    why = f"Fine-tuning is expected to add {points:.1f} points to the closed form."
+    return replace(closed, strategy=DEFAULT, overrides={"epochs": epochs}, why=why, minutes=took)
 
 
-def race(data: ImageData, choices: Sequence[Choice], train: Train, *, seed: int = 0) -> Choice:
-    """Return the choice with the highest accuracy after a short training; the first of equals.
-
-    Each is trained for a fifth of the recipe's epochs on four fifths of the training images, and
-    measured on the other fifth.
-
-    Args:
-        train: see `training_function`.
-    """
-    divided = _hold_out(data, seed)
-    epochs = max(_MIN_EPOCHS, round(_EPOCHS * default_epochs(len(data.examples["train"]))))
-    accuracies = []
-    for choice in choices:
-        overrides = {} if choice.strategy == "feature_extraction" else {"epochs": epochs}
-        accuracies.append(train(choice, divided, overrides))
-    results = ", ".join(f"{choice} {value:.3f}" for choice, value in zip(choices, accuracies))
-    held_out = len(divided.examples["val"])
-    say(f"Race of {epochs} epochs, accuracy on {held_out} held-out images: {results}.")
-    return choices[int(np.argmax(accuracies))]
-
-
-def training_function(
-    build: Callable[[str], keras.Model], *, overrides: dict | None = None, augment=AUTO, **options
-) -> Train:
-    """Return the `train` argument of `decide`, which trains a new model with a `Trainer`.
-
-    The returned function maps (choice, data with `train` and `val`, more overrides) to the accuracy
-    on `val`.
-
-    Args:
-        build: maps the name of a backbone to a model with its initial weights.
-        overrides: set by the user; they win over those of the choice.
-        augment: see `Trainer`; `"auto"` is that of the choice.
-        options: other arguments of `Trainer`.
-    """
-
-    def train(choice, data, more):
-        trainer = Trainer(
-            build(choice.backbone),
-            choice.strategy,
-            overrides={**choice.overrides, **(overrides or {}), **more},
-            augment=choice.augment if augment == AUTO else augment,
-            keep="last",
-            **options,
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            return trainer.fit(data, Path(folder) / "run").metrics["val"]["accuracy"]
-
-    return train
-
-
-def _hold_out(data, seed):
-    """Return the training images with a stratified fifth as `val`; identical files stay together."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    train = data.examples["train"]
-    splitter = StratifiedGroupKFold(round(1 / _HELD_OUT), shuffle=True, random_state=seed)
-    rest, held_out = next(splitter.split(train.labels, train.labels, train.together))
-    examples = {"train": train.take(rest), "val": train.take(held_out)}
-    return ImageData(data.class_names, examples, [], data.root, data.targets)
+def estimates(data: ImageData, evidence: Evidence) -> dict[str, float]:
+    """Return strategy → estimated minutes on this machine, with the best candidate."""
+    train = len(data.examples["train"])
+    pace = Pace(evidence.forward, evidence.layers, train, len(data.examples.get("val", ())))
+    epochs = default_epochs(train)
+    return {
+        "feature_extraction": round(pace.minutes(0.5, 0.0), 2),
+        "freeze_k": round(pace.minutes(epochs, 1 - _HALF), 2),
+        DEFAULT: round(pace.minutes(epochs), 2),
+        "from_scratch": round(pace.minutes(2 * epochs), 2),
+    }

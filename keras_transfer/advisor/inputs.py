@@ -7,7 +7,8 @@ import os
 
 import numpy as np
 
-from keras_transfer.data.examples import Examples, ImageData
+from keras_transfer.advisor.rules import Facts
+from keras_transfer.data.examples import Examples, ImageData, rough_classes
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.models.sources.backbones import check_backbone
@@ -22,6 +23,17 @@ def random_sample(examples: Examples, most: int, seed: int) -> Examples:
     """Return at most `most` examples, drawn at random, in their own order."""
     rows = np.random.default_rng(seed).permutation(len(examples))[:most]
     return examples.take(np.sort(rows))
+
+
+def facts_of(data: ImageData, backbone, seed: int) -> Facts:
+    """Return what the textbooks' rules ask of the data, for any task (of several heads, the first)."""
+    from keras_transfer.advisor.similarity import activation_shift
+
+    train = data.examples["train"]
+    classes = rough_classes(train.labels)
+    numbers = data.task == "regression"
+    per_class = None if numbers else len(train) / max(1, len(np.unique(classes)))
+    return Facts(len(train), per_class, activation_shift(backbone, train, seed=seed))
 
 
 def pooled_features(prefix, examples: Examples, engine: str, store) -> np.ndarray:

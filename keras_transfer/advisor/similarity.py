@@ -1,6 +1,5 @@
-"""Compare the training images with the pretraining images, and with their own mirror images."""
+"""Compare the training images with the pretraining images."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import keras
@@ -9,9 +8,7 @@ from keras import ops
 
 from keras_transfer.advisor.inputs import random_sample, sized_backbone
 from keras_transfer.data.examples import Examples
-from keras_transfer.features.extraction import extract
-from keras_transfer.features.prefix import averaged, prefix_of
-from keras_transfer.features.probe import cross_validated_probe
+from keras_transfer.features.prefix import prefix_of
 from keras_transfer.features.store import Store, concluded, digest_of
 from keras_transfer.modalities.image.augment import View
 from keras_transfer.models.framing import framing_of
@@ -19,10 +16,8 @@ from keras_transfer.models.graph import clone_with
 from keras_transfer.models.stages import Backbone
 
 _SHIFT_VERSION = 1  # of the stored results; increase it when the numbers change
-_SYMMETRY_VERSION = 2
-_SHIFT_IMAGES, _SYMMETRY_IMAGES = 128, 300
+_SHIFT_IMAGES = 128
 _BATCH = 32
-_STANDARD_ERRORS = 2.0  # a drop in accuracy is significant beyond this many
 
 
 def activation_shift(
@@ -69,85 +64,6 @@ def activation_shift(
         sample=digest_of(sample.digests),
     )
     return stored["shift"]
-
-
-@dataclass(frozen=True)
-class Symmetry:
-    """Accuracy of a linear probe on mirror images, compared with the images themselves.
-
-    Attributes:
-        drop: accuracy on the images minus accuracy on their mirror images, −1 to 1.
-        error: standard error of `drop` over the images.
-        images: number of images.
-    """
-
-    drop: float
-    error: float
-    images: int
-
-    @property
-    def told_apart(self) -> bool:
-        """True if mirror images are recognized less well, by more than two standard errors."""
-        return self.drop > _STANDARD_ERRORS * self.error
-
-
-def mirror_symmetry(
-    backbone: Backbone,
-    examples: Examples,
-    *,
-    most: int = _SYMMETRY_IMAGES,
-    engine: str = "auto",
-    store: Store | None = None,
-    seed: int = 0,
-) -> Symmetry | None:
-    """Test whether a mirror image still shows its class, so that flips can augment the images.
-
-    A linear probe is fitted on images and tested on held-out images and on their mirror images. If
-    flipping preserves the class (insects), both accuracies are equal; if it does not (digits, text,
-    signs), mirror images are mistaken for other classes.
-
-    Args:
-        backbone: pretrained, built for one image size.
-        examples: one class per image.
-        most: maximum number of images, drawn at random.
-        engine, store: see `features.extraction.extract`.
-        seed: of the sample and the folds.
-
-    Returns:
-        None if no class has two images.
-    """
-    backbone = sized_backbone(backbone, data=examples)
-    sample = random_sample(examples, most, seed)
-    store = store or Store()
-    prefix = prefix_of(backbone, len(backbone.stages))
-    stored = concluded(
-        prefix,
-        store,
-        f"symmetry {_SYMMETRY_VERSION}",
-        partial(_measure_symmetry, prefix, sample, engine, store, seed),
-        of=f"{len(sample)} images and their mirror images",
-        engine=engine,
-        view="mirror",
-        sample=digest_of(sample.digests, np.asarray(sample.labels)),
-        seed=seed,
-    )
-    return Symmetry(**stored) if stored else None
-
-
-def _measure_symmetry(prefix, sample, engine, store, seed):
-    if np.bincount(sample.labels).max() < 2:
-        return {}
-    activations = extract(prefix, sample, (View(), View("mirror")), engine=engine, store=store)
-    rows = np.arange(len(sample))
-    plain, mirrored = (averaged(activations.gather(rows, view)) for view in range(2))
-    probe = cross_validated_probe(
-        plain, sample.labels, groups=sample.together, seed=seed, others=[mirrored]
-    )
-    if probe is None:
-        return {}
-    drops = probe.correct.astype(int) - (probe.other_predictions[0] == sample.labels)
-    error = drops.std(ddof=1) / np.sqrt(len(drops))
-    return {"drop": float(drops.mean()), "error": float(error), "images": len(sample)}
 
 
 def _measure_shift(backbone, sample):

@@ -52,6 +52,12 @@ def advise(
             help="A .png file for a plot: accuracy after each stage of the backbone.",
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Also print all candidates, times, and the textbooks' choice."
+        ),
+    ] = False,
     as_json: Json = False,
 ):
     """Recommend a backbone and a strategy for the data, with the reasons and the cost on this machine."""
@@ -84,7 +90,7 @@ def advise(
     if plot is not None:
         advice.draw(plot)
         print(f"wrote {plot}", file=sys.stderr)
-    print(json.dumps(advice.to_dict(), indent=2) if as_json else advice.text())
+    print(json.dumps(advice.to_dict(), indent=2) if as_json else advice.text(explain))
 
 
 @takes(

@@ -319,25 +319,6 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
     )
 
 
-def with_taps(images, config: TrainConfig) -> TrainConfig:
-    """Settle `taps=auto` by cross-validation."""
-    if config.weights is None:
-        return replace(config, taps=TAPS[0])  # random features say nothing
-    from keras_transfer.advisor.taps import choose_taps
-    from keras_transfer.modalities.image.framing import Framing
-
-    chosen = choose_taps(
-        images,
-        config.backbone,
-        image_size=Framing(config.image_size, config.open_crop),
-        weights=config.weights,
-        engine=config.engine,
-        seed=config.seed,
-    )
-    say(str(chosen))
-    return replace(config, taps=chosen.taps)
-
-
 def advisor_chooses(backbone: str) -> bool:
     """Return whether the option leaves the backbone to the advisor: `auto`, or several names."""
     return backbone == AUTO or "," in backbone
@@ -357,51 +338,47 @@ def check_backbones(config: TrainConfig) -> None:
         check_backbone(config.backbone, config.image_size, config.weights)
 
 
-def advised(images, config: TrainConfig, schedule):
-    """Resolve `auto` by the advisor, with a race where it is undecided.
+def with_evidence(images, config: TrainConfig, together: bool = True) -> TrainConfig:
+    """Settle an open backbone, and what its head reads, by closed forms in cross-validation.
 
     Args:
-        schedule: a recipe's name, a `Schedule`, or `"auto"`.
-
-    Returns:
-        (config with names in place of `auto`, schedule, advice as plain data or None).
+        together: whether two backbones may be joined.
     """
-    from keras_transfer.advisor.auto import training_function
+    if config.weights is None:  # random features say nothing
+        return replace(config, taps=TAPS[0] if config.taps == AUTO else config.taps)
+    if not advisor_chooses(config.backbone) and config.taps != AUTO:
+        return config
+    from keras_transfer.advisor.closed_forms import compare_closed_forms
+    from keras_transfer.advisor.rules import candidates, named
+    from keras_transfer.modalities.image.framing import Framing
 
-    def model_with(backbone):
-        return build(images, replace(config, backbone=backbone))
-
-    train = training_function(model_with, overrides=config.overrides, **trainer_options(config))
-    choice, advice = _decide(images, config, train, schedule)
-    names = {"backbone": choice.backbone}
-    if schedule == AUTO:
-        names["strategy"] = choice.strategy
-    if config.augment == AUTO and choice.augment != "light":  # else the trainer decides about crops
-        names["augment"] = choice.augment
-    if choice.strategy == "from_scratch":
-        names["weights"] = None
-    config = replace(config, **names, overrides={**choice.overrides, **config.overrides})
-    if advice is not None:
-        # A resumed run reads the overrides here, so record the strategy that was trained.
-        name = getattr(choice.strategy, "name", str(choice.strategy))
-        advice = {**advice.brief(), "choice": {**choice.to_dict(), "strategy": name}}
-    return config, choice.strategy, advice
+    names = [config.backbone]
+    if advisor_chooses(config.backbone):
+        names = named(config.backbone) or candidates(config.image_size)
+    evidence = compare_closed_forms(
+        images,
+        names,
+        image_size=Framing(config.image_size, config.open_crop),
+        taps=TAPS if config.taps == AUTO else (config.taps,),
+        weights=config.weights,
+        mirror=False,
+        together=together,
+        framings=False,
+        engine=config.engine,
+        seed=config.seed,
+    )
+    say(str(evidence))
+    return replace(config, backbone=evidence.best.backbone, taps=evidence.best.taps)
 
 
 def without_auto(images, config: TrainConfig) -> TrainConfig:
     """Resolve `auto` where one recipe is trained many times: the default recipe, on the backbone
-    and with the augmentation that the advisor chooses."""
-    automatic = config.strategy == AUTO
-    if automatic:
+    that the evidence favors."""
+    if config.strategy == AUTO:
         config = replace(config, strategy=DEFAULT)
     if advisor_chooses(config.backbone):
         load_keras()
-        choice, advice = _decide(images, config, None, config.strategy)
-        config = replace(config, backbone=choice.backbone)
-        if config.augment == AUTO:
-            config = replace(config, augment=choice.augment)
-        if automatic and advice and advice.choice.strategy == DEFAULT:
-            config = replace(config, overrides={**advice.choice.overrides, **config.overrides})
+        config = with_evidence(images, replace(config, taps=TAPS[0]), together=False)
     if config.augment == AUTO:
         config = replace(config, augment="light")
     if config.taps == AUTO:
@@ -413,19 +390,3 @@ def trainer_options(config: TrainConfig) -> dict:
     """Return the settings that `Trainer` takes by name, but for its schedule."""
     names = ("batch_size", "mix", "mix_alpha", "seed", "balance", "cache", "engine")
     return {name: getattr(config, name) for name in (*names, "feature_dtype", "augment")}
-
-
-def _decide(images, config, train, strategy):
-    from keras_transfer.advisor.auto import decide
-    from keras_transfer.advisor.rules import named
-    from keras_transfer.modalities.image.framing import Framing
-
-    options = ("batch_size", "minutes", "policy", "engine", "seed")
-    return decide(
-        images,
-        train,
-        backbones=named(config.backbone),
-        strategy=strategy,
-        image_size=Framing(config.image_size, config.open_crop),
-        **{name: getattr(config, name) for name in options},
-    )

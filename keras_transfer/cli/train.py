@@ -2,15 +2,18 @@
 
 import json
 import shlex
+import shutil
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from keras_transfer.adaptation import METHOD_NAMES
+from keras_transfer.advisor.budget import Clock
 from keras_transfer.cli.options import (
     BatchNorm,
     Data,
@@ -19,7 +22,6 @@ from keras_transfer.cli.options import (
     KeepEpoch,
     Resume,
     RunOut,
-    advised,
     advisor_chooses,
     build,
     check_backbones,
@@ -30,19 +32,33 @@ from keras_transfer.cli.options import (
     overrides_of,
     saved_config,
     takes,
-    with_taps,
+    with_evidence,
     without_auto,
 )
 from keras_transfer.errors import InputError
-from keras_transfer.schedules.recipes import AUTO
+from keras_transfer.models import TAPS
+from keras_transfer.runs import place_of
+from keras_transfer.schedules.recipes import AUTO, DEFAULT
 from keras_transfer.training.distributed.single_process import SINGLE, SingleProcess
 from keras_transfer.utils.console import log_to, say
+from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import check_output, check_output_folder, read_text, write_text
 
 _DATA = ("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split")
 _MODEL = ("backbone", "taps", "weights", "image_size", "crop", "precision")
 _TRAINING = ("strategy", "overrides", "epochs", "learning_rate", "batch_size", "augment", "mix")
-_MORE = ("mix_alpha", "balance", "seed", "keep", "soup", "minutes", "policy", "cache", "engine")
+_MORE = (
+    "mix_alpha",
+    "balance",
+    "seed",
+    "keep",
+    "soup",
+    "minutes",
+    "worth",
+    "policy",
+    "cache",
+    "engine",
+)
 _DEVICES = ("data_service", "distribute", "scaling")
 _ADAPTATION = (
     *("backbone", "image_size", "crop", "batch_size", "augment", "precision", "weights", "seed"),
@@ -67,21 +83,28 @@ def train(
     from keras_transfer.runs import check_out
     from keras_transfer.schedules.recipes import resolve_schedule
 
+    clock = Clock(settings.config.minutes)
     config = settings.config
     overrides = {**config.overrides, **config.recipe_arguments}
     config = replace(config, overrides=overrides, epochs=None, learning_rate=None)
     workers = _start_workers(config.distribute, out)
-    begun = _begun(workers, out) if resume else None
+    racing = resume and place_of(out).is_dir()
+    begun = _begun(workers, out) if resume and not racing else None
     if begun:  # what was chosen when the run began
         names = [name for name in _open_choices(config) if name in begun["config"]]
         config = replace(config, **{name: begun["config"][name] for name in names})
-    else:
+    elif not racing:
         workers.on_chief(lambda: check_out(out))
+        shutil.rmtree(place_of(out), ignore_errors=True)  # of a race that nobody continued
     config = with_precision(workers, config)
     if workers.distributed and config.taps == AUTO:
         config = replace(config, taps="last")  # trials run on one machine
     check_decided(workers, config)
     schedule = settings.schedule or config.strategy
+    if schedule == AUTO and not is_installed("tensorflow"):
+        say(f"strategy {DEFAULT}: the advisor computes features with TensorFlow")
+        schedule = DEFAULT
+        config = replace(config, strategy=schedule, taps=TAPS[0])
     if schedule == AUTO and config.weights is None:
         schedule = "from_scratch"
         config = replace(config, strategy=schedule)
@@ -110,10 +133,11 @@ def train(
     advice = begun["config"].get("advice") if begun else None
     if advice:
         config = replace(config, overrides={**advice["choice"]["overrides"], **overrides})
-    if advisor_chooses(config.backbone) or schedule == AUTO:
-        config, schedule, advice = advised(images, config, schedule)
-    if config.taps == AUTO:
-        config = with_taps(images, config)
+    if schedule == AUTO:
+        run = _raced(images, out, config, partial(saved_config, data), clock)
+        _print_result(run, out, config.keep)
+        return
+    config = with_evidence(images, config)
     phases = resolve_schedule(schedule, config.overrides).phases
     with workers.scope():
         model = build(images, config, any(phase.freeze != "all" for phase in phases))
@@ -133,11 +157,32 @@ def train(
     except KeyboardInterrupt:
         workers.leave(130)
         raise
-    if not workers.chief:
-        return
+    if workers.chief:
+        _print_result(run, out, config.keep)
+
+
+def _raced(images, out: Path, config, record, clock):
+    """Let the advisor choose and train the best model that the time allows."""
+    from keras_transfer.advisor.auto import train_best
+    from keras_transfer.advisor.rules import named
+
+    backbones = named(config.backbone)
+    with interruption_reported():
+        return train_best(
+            images,
+            out,
+            config,
+            backbones=backbones,
+            build=partial(build, images),
+            record=record,
+            clock=clock,
+        )
+
+
+def _print_result(run, out, keep):
     metrics = run.metrics
     print(
-        f"val {_val_text(metrics)}, {config.keep} epoch {metrics['best_epoch']}, "
+        f"val {_val_text(metrics)}, {keep} epoch {metrics['best_epoch']}, "
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")

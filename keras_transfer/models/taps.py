@@ -125,6 +125,24 @@ class Cuts:
             start += tap_width(tensor.shape)
         return np.concatenate(found)
 
+    def columns_of_branches(self) -> list[np.ndarray]:
+        """Return the positions of the features that each branch computes, int."""
+        found: list[list] = [[] for _ in self.branches]
+        start = 0
+        for tensor in self.tapped:
+            width = tap_width(tensor.shape)
+            number = next(i for i, branch in enumerate(self.branches) if _among(tensor, branch))
+            found[number].append(np.arange(start, start + width))
+            start += width
+        return [np.concatenate(columns) for columns in found]
+
+    def stages_of_branches(self) -> list[list[int]]:
+        """Return the indices of the stages of each branch."""
+        return [
+            [stage.index for stage in self.stages if _among(stage.output, branch)]
+            for branch in self.branches
+        ]
+
     def between(self, first: int, last: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         """Return (the tensor at one cut, that at a later one), on shared weights.
 
@@ -182,6 +200,10 @@ class Cuts:
             start += math.prod(tensor.shape[1:])
         taps = Part(start, (width,), dtype="float32", name="taps_before")(inputs) if width else None
         return inputs, taps, outputs
+
+
+def _among(tensor, stages) -> bool:
+    return any(tensor is stage.output for stage in stages)
 
 
 def _ends(tensors):

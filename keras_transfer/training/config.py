@@ -198,8 +198,20 @@ class TrainConfig:
     )
 
     # -- advice
-    minutes: float = setting(
-        30.0, ADVICE, "Time budget for the training, in minutes.", above=0, saved=False
+    minutes: float | None = setting(
+        None,
+        ADVICE,
+        "Most minutes of everything together, from the start on. (default: as long as it is worth)",
+        above=0,
+        saved=False,
+    )
+    worth: float | None = setting(
+        None,
+        ADVICE,
+        "Points of accuracy that a further minute must be expected to bring. (default: 0.5; 0.05 with "
+        "--minutes)",
+        above=0,
+        saved=False,
     )
     policy: str = setting(
         "evidence", ADVICE, "Rules that the advisor follows.", choices=POLICIES, saved=False

@@ -419,6 +419,7 @@ class TrainingRun:
         if "val" in self.data.examples:
             size = self.trainer.config.batch_size
             outputs = workers.outputs(self.model, self.data, "val", size, self._cached_outputs())
+            self.trainer.val_outputs = outputs[1]
             details = compute_metrics(self.trainer.heads, *outputs)
             metrics["val"] = {**details, **metrics["val"]}
         with workers.alone():  # only the chief saves

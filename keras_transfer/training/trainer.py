@@ -61,6 +61,8 @@ class Trainer:
         workers: the processes that train together, see `distributed.single_process`.
         devices: factor of the batch size, see `scaling`.
         advice: the second result of `choose`, once it was called.
+        val_outputs: raw outputs of the saved weights for the validation examples, float32 [N, C] (a
+            dict with several heads), once `fit` is finished.
 
     Raises:
         InputError: if a setting is out of its range, or the model cannot be trained so.
@@ -91,6 +93,7 @@ class Trainer:
         self._any_augment = config.augment == recipes.AUTO
         self.augment = "light" if self._any_augment else config.augment
         self.advice = None
+        self.val_outputs = None
         self._choose = choose
         self._head_in_steps = False  # although it has a closed form
         if schedule != recipes.AUTO or choose is None:

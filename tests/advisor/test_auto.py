@@ -1,4 +1,4 @@
-"""`auto`: the advisor's choice and the race, in the trainer and on the command line."""
+"""`auto`: the race, the run that it leaves at any time, the trainer, and the command."""
 
 import json
 from dataclasses import replace
@@ -9,33 +9,33 @@ import pytest
 import yaml
 from conftest import tiny_backbone, write_image
 
-from keras_transfer.advisor import api as advisor
-from keras_transfer.advisor import auto
-from keras_transfer.advisor import costs as timing
-from keras_transfer.advisor.api import advise
-from keras_transfer.advisor.auto import RACE_FROM, auto_trainer, decide, race
+from keras_transfer.advisor import auto, budget
+from keras_transfer.advisor.auto import auto_trainer, train_best
+from keras_transfer.advisor.budget import Clock
+from keras_transfer.advisor.evidence import Evidence
+from keras_transfer.advisor.race import Race
 from keras_transfer.advisor.rules import STRATEGIES, Choice
-from keras_transfer.data import Examples, ImageData, from_directory
+from keras_transfer.data import Examples, from_directory
 from keras_transfer.data.arrays import Arrays
-from keras_transfer.data.examples import Target
-from keras_transfer.errors import InputError
+from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.models.builders import build_model
-from keras_transfer.models.heads import Classification, MultiLabel
-from keras_transfer.runs import Checkpoint, Run
-from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.models.heads import Classification
+from keras_transfer.runs import RACE, Checkpoint, Run, place_of
 from keras_transfer.training.config import TrainConfig
 from keras_transfer.training.trainer import Trainer
-
-
-@pytest.fixture(autouse=True)
-def same_speed(monkeypatch, cache):
-    """A machine whose speed does not vary."""
-    monkeypatch.setattr(timing, "_timed", lambda *_: {"step": 0.001, "start": 1.0})
 
 
 @pytest.fixture
 def data(colours):
     return from_directory(colours, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def quick(cache, monkeypatch):
+    """A training is short, and worth its time, although the colors are told apart without it."""
+    monkeypatch.setattr(Evidence, "expected", 0.7)
+    monkeypatch.setattr(budget, "_SECONDS_PER_LAYER", 1e-9)
+    monkeypatch.setattr(auto, "LENGTHS", (2,))
 
 
 def trained_model(names=("blue", "green", "red")):
@@ -49,182 +49,161 @@ def trained_model(names=("blue", "green", "red")):
     return model
 
 
-def made_up(count=600, copies=60, classes=3):
-    """Return images of unequal classes with some copies, and a validation split that must not be read."""
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.repeat(np.arange(classes), [count // 6, count // 3, count // 2]))
-    images = rng.integers(0, 256, (count, 4, 4, 3)).astype("uint8")
-    order = np.r_[0:count, 0:copies]
-    train = Examples(Arrays(images), labels.astype("int32")).take(order)
-    return ImageData(tuple("abc"), {"train": train, "val": Poison()}, [], "data")
+@pytest.fixture
+def source(tmp_path):
+    """The path of such a model."""
+    path = tmp_path / "source.keras"
+    trained_model().save(path)
+    return str(path)
 
 
-class Poison:
-    """A split that fails the test when it is read."""
-
-    def __getattr__(self, name):
-        raise AssertionError(f"val was read ({name})")
-
-    def __len__(self):
-        raise AssertionError("val was counted")
-
-
-CHOICES = (Choice("a", "lp_ft", {"learning_rate": 1e-3}), Choice("b", "feature_extraction"))
+def config(source, **settings):
+    return TrainConfig(backbone=source, batch_size=8, engine="keras", **settings)
 
 
 # -- the race -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accuracies, winner", [((0.7, 0.6), 0), ((0.6, 0.7), 1), ((0.5, 0.5), 0)])
-def test_the_better_choice_wins_and_the_first_of_equals(accuracies, winner, capsys):
-    seen = []
+def raced(tmp_path, sharpness, start=0):
+    """Race contenders whose logits are the labels times a sharpness plus noise."""
+    labels = np.arange(60) % 3
+    noise = np.random.default_rng(0).normal(size=(60, 3))
+    examples = Examples(Arrays(np.arange(60 * 12).reshape(60, 2, 2, 3).astype("uint8")), labels)
+    trained = []
 
-    def train(choice, data, more):
-        seen.append((choice, data, more))
-        return accuracies[len(seen) - 1]
+    def train(choice, folder):
+        trained.append(choice)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"strategy: {choice.strategy}\n")
+        (folder / "model.keras").write_text(choice.strategy)
+        return {"output": sharpness[int(choice.strategy)] * np.eye(3)[labels] + noise}
 
-    assert race(made_up(), CHOICES, train) is CHOICES[winner]
-    assert [choice for choice, *_ in seen] == list(CHOICES)
-    assert [more for *_, more in seen] == [{"epochs": 3}, {}]  # a fifth of 16; a closed form
-    assert seen[0][1] is seen[1][1]
+    heads = {"output": Classification("abc")}
+    race = Race(tmp_path / "run", train, heads, examples, Clock())
+    for number in range(len(sharpness)):
+        race.enter(Choice("b", str(number)))
+    return race, trained
+
+
+def test_the_best_contender_is_at_out_and_a_worse_one_never_replaces_it(tmp_path):
+    race, trained = raced(tmp_path, (1.0, 0.5, 3.0, 2.0))
+    assert race.best is race.entries[2] and len(trained) == 4
+    assert (tmp_path / "run" / "model.keras").read_text() == "2"
+    race.publish({"evidence": {}})
+    found = json.loads((tmp_path / "run" / RACE).read_text())
+    assert [row["strategy"] for row in found["contenders"]] == list("0123")
+    assert min(found["contenders"], key=lambda row: row["loss"])["strategy"] == "2"
+    # An interrupted race goes on without training again what was finished.
+    again, trained = raced(tmp_path, (1.0, 0.5, 3.0, 2.0, 4.0))
+    assert [choice.strategy for choice in trained] == ["4"]
+    assert again.best is again.entries[4]
+    again.close()
+    assert not place_of(tmp_path / "run").exists() and (tmp_path / "run").is_dir()
+
+
+def test_a_lower_loss_must_not_cost_accuracy(tmp_path):
+    race, _ = raced(tmp_path, (1.0,))
+    entry = race.best
+    worse = replace(
+        entry,
+        judged=replace(
+            entry.judged,
+            losses=entry.judged.losses - 0.1,
+            scores=entry.judged.scores - (np.arange(60) < 12),
+        ),
+    )
+    assert not race.better(worse, entry)
+    same = replace(entry, judged=replace(entry.judged, losses=entry.judged.losses - 0.1))
+    assert race.better(same, entry) and not race.better(entry, same)
+
+
+# -- the best model -------------------------------------------------------------------------------
+
+
+def test_the_first_model_is_a_closed_form_and_the_last_one_the_best(data, source, tmp_path, capsys):
+    seen, publish = [], Race.publish
+
+    def watch(self, document):
+        publish(self, document)
+        run = Run.open(self.out)
+        seen.append((run.config["strategy"], run.metrics["val"]["accuracy"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Race, "publish", watch)
+        run = train_best(data, tmp_path / "run", config(source), backbones=[source])
+    assert seen[0][0] == "feature_extraction"
+    found = json.loads((run.path / RACE).read_text())
+    strategies = [row["strategy"] for row in found["contenders"]]
+    assert strategies[0] == "feature_extraction" and "lp_ft" in strategies
+    assert found["evidence"]["candidates"] and found["evidence"]["score"] == "accuracy"
+    losses = [row["loss"] for row in found["contenders"]]
+    kept = run.config["advice"]["choice"]
+    best = found["contenders"][int(np.argmin(losses))]
+    assert kept["strategy"] == best["strategy"] == run.config["strategy"]
+    assert run.finished and not place_of(run.path).exists()
     said = capsys.readouterr().err
-    assert "Race of 3 epochs" in said and f"lp_ft learning_rate=0.001 {accuracies[0]:.3f}" in said
+    assert "Evidence: " in said and "expected to add" in said
+    run.model.predict(np.zeros((1, 32, 32, 3)), verbose=0)
 
 
-def test_a_stratified_fifth_is_held_out_and_copies_stay_together():
-    divisions = []
-    for seed in (0, 0, 1):
-        race(made_up(), CHOICES[:1], lambda *args: divisions.append(args[1]) or 0.5, seed=seed)
-    train, val = (divisions[0].examples[split] for split in ("train", "val"))
-    assert len(train) + len(val) == 660
-    assert not set(train.digests) & set(val.digests)
-    shares = np.bincount(val.labels) / (np.bincount(val.labels) + np.bincount(train.labels))
-    np.testing.assert_allclose(shares, 0.2, atol=0.05)
-    same, other = (set(division.examples["val"].digests) for division in divisions[1:])
-    assert set(val.digests) == same != other
+def test_an_interruption_leaves_a_model_and_is_continued(data, source, tmp_path, monkeypatch):
+    save = Checkpoint.save
+
+    def interrupt(self, state, *args):
+        save(self, state, *args)
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="best model so far"):
+        patch.setattr(Checkpoint, "save", interrupt)
+        train_best(data, out, config(source), backbones=[source])
+    run = Run.open(out)
+    assert run.config["strategy"] == "feature_extraction" and run.model is not None
+    assert place_of(out).is_dir()
+    fitted, fit = [], Trainer.fit
+
+    def watch(self, *args, **options):
+        fitted.append((self.config.strategy, options["resume"]))
+        return fit(self, *args, **options)
+
+    monkeypatch.setattr(Trainer, "fit", watch)
+    train_best(data, out, config(source), backbones=[source])
+    assert fitted[0] == ("lp_ft", True)  # the closed form was finished
+    assert not place_of(out).exists()
 
 
-def small_task(count=RACE_FROM, noise=40):
-    """Return 32×32 images of two shades that determine the labels; `val` must not be read."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(count, dtype="int32") % 2
-    images = rng.integers(0, noise, (count, 32, 32, 3)) + 60 * labels[:, None, None, None]
-    train = Examples(Arrays(images.astype("uint8")), labels)
-    return ImageData(("a", "b"), {"train": train, "val": Poison()}, [], "data")
+def test_without_time_or_signal_the_closed_form_remains(data, source, tmp_path, capsys):
+    clock = Clock(1e-4)
+    run = train_best(data, tmp_path / "a", config(source), backbones=[source], clock=clock)
+    assert run.config["strategy"] == "feature_extraction"
+    assert "No further training" in capsys.readouterr().err
+    train = data.examples["train"]
+    labels = np.random.default_rng(3).permutation(train.labels)
+    examples = {**data.examples, "train": Examples(train.images, labels)}
+    shuffled = replace(data, examples=examples)
+    run = train_best(shuffled, tmp_path / "b", config(source), backbones=[source])
+    assert len(json.loads((run.path / RACE).read_text())["contenders"]) <= 2
+    assert "no signal" in capsys.readouterr().err
 
 
-def test_the_contender_of_the_advice_is_raced_and_val_is_never_seen(capsys):
-    data, calls = small_task(), []
-
-    def train(choice, division, more):
-        calls.append(choice)
-        return float(choice.strategy == "freeze_k")
-
-    model = trained_model("ab")
-    choice, advice = decide(data, train, backbones=[model], engine="keras")
-    assert [c.strategy for c in calls] == ["lp_ft", "freeze_k"]
-    assert choice is calls[1] is advice.choice and advice.contender is calls[0]
-    assert "Advice: train" in capsys.readouterr().err
-    # Of few images a fifth tells nothing apart; the policy of the textbook has one choice.
-    for options, fewer in [({}, RACE_FROM - 2), ({"policy": "classical"}, RACE_FROM)]:
-        calls.clear()
-        part = {"train": data.examples["train"].take(np.arange(fewer)), "val": Poison()}
-        decide(
-            ImageData(("a", "b"), part, [], "data"),
-            train,
-            backbones=[model],
-            engine="keras",
-            **options,
-        )
-        assert not calls
-
-
-# -- given strategies and unmeasurable data --------------------------------------------------------
-
-
-def never(*_):
-    raise AssertionError("nothing is to be raced")
-
-
-def test_a_given_strategy_ignores_the_overrides_of_the_advice(data, monkeypatch):
-    model = trained_model()
-    choice, advice = decide(data, never, backbones=[model], strategy="fine_tune", engine="keras")
-    assert (choice.backbone, choice.strategy, choice.overrides) == (model.name, "fine_tune", {})
-    assert advice.choice.strategy != "fine_tune" and choice.augment == advice.choice.augment
-
-    # A resumed run reads what the command records of it.
-    from keras_transfer.cli import options
-
-    given = Schedule("mine", (Phase("all", epochs=1),))
-    bold = replace(advice.choice, overrides={"learning_rate": 1e-3})
-    monkeypatch.setattr(
-        options,
-        "_decide",
-        lambda *_: (replace(bold, strategy=given, overrides={}), replace(advice, choice=bold)),
-    )
-    config = TrainConfig(backbone="auto", strategy="mine.yaml")
-    config, schedule, recorded = options.advised(data, config, given)
-    assert schedule is given and config.overrides == {} and config.strategy == "mine.yaml"
-    assert recorded["choice"]["overrides"] == {} and recorded["choice"]["strategy"] == "mine"
-    json.dumps(recorded)
-
-
-def test_invalid_options_do_not_fall_back_to_the_default(data):
-    for options, words in [
-        ({"policy": "magic"}, "Unknown policy"),
-        ({"minutes": -1}, "not -1"),
-        ({"backbones": ["resnet5"]}, "did you mean"),
-    ]:
-        with pytest.raises(InputError, match=words):
-            decide(data, never, **options)
-
-
-def test_the_default_is_used_with_a_message_if_nothing_can_be_measured(capsys):
-    rng = np.random.default_rng(0)
-    images = Arrays(rng.integers(0, 256, (4, 32, 32, 3)).astype("uint8"))
-    one_each = ImageData(tuple("abcd"), {"train": Examples(images, np.arange(4))}, [], "data")
-    labels = Target("multi_label", ("a", "b"))
-    several = ImageData(
-        ("a", "b"), {"train": Examples(images, np.eye(4, 2, dtype="float32"))}, [], "data", labels
-    )
-    for poor, words in [(one_each, "two different training images"), (several, "multi_label")]:
-        choice, advice = decide(poor, never, backbones=[trained_model()])
-        assert advice is None and choice.strategy == "lp_ft" and words in choice.why
-        said = capsys.readouterr().err
-        assert said.startswith("No advice: ") and words in said and " lp_ft" in said
-        given, _ = decide(poor, never, backbones=[trained_model()], strategy="fine_tune")
-        assert given.strategy == "fine_tune"
-        capsys.readouterr()
-
-
-def test_the_trainer_uses_the_default_for_multi_label_data(tmp_path):
-    rng = np.random.default_rng(0)
-    images = Arrays(rng.integers(0, 256, (12, 32, 32, 3)).astype("uint8"))
-    labels = Examples(images, rng.integers(0, 2, (12, 2)).astype("float32"))
-    data = ImageData(("a", "b"), {"train": labels}, [], "data", Target("multi_label", ("a", "b")))
-    model = trained_model()
-    several = build_model(model.layers[1], MultiLabel(("a", "b")), image_size=32)
-    assert auto_trainer(several).plan(data).schedule.name == "lp_ft"
+def test_the_textbook_and_the_users_numbers(data, source, tmp_path):
+    settings = config(source, policy="classical", overrides={"*.weight_decay": 0.0})
+    run = train_best(data, tmp_path / "a", settings, backbones=[source])
+    assert run.config["strategy"] in STRATEGIES
+    chosen = config(source, epochs=3, learning_rate=5e-4)
+    run = train_best(data, tmp_path / "b", chosen, backbones=[source])
+    found = json.loads((run.path / RACE).read_text())["contenders"]
+    tuned = [row for row in found if row["strategy"] != "feature_extraction"]
+    assert tuned and all(row["overrides"]["epochs"] == 3 for row in tuned)
+    with pytest.raises(InputError, match="may choose feature_extraction: Cannot set k"):
+        train_best(data, tmp_path / "c", config(source, overrides={"k": 0.5}), backbones=[source])
+    alone = replace(data, examples={"train": data.examples["train"]})
+    with pytest.raises(InputError, match="no validation examples"):
+        train_best(alone, tmp_path / "c", config(source), backbones=[source])
 
 
 # -- the trainer ----------------------------------------------------------------------------------
-
-
-def test_the_trainer_races_and_starts_from_the_given_weights(monkeypatch, capsys):
-    monkeypatch.setattr(auto, "RACE_FROM", 64)
-    monkeypatch.setattr(auto, "_EPOCHS", 0.0)  # two epochs
-    model = trained_model("ab")
-    before = model.get_weights()
-    trainer = auto_trainer(model, cache="memory", engine="keras")
-    monkeypatch.setattr(trainer, "_must_train_head", lambda data: False)  # it counts val
-    plan = trainer.plan(small_task(64))
-    assert "Race of 2 epochs" in capsys.readouterr().err
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert plan.schedule.name in ("lp_ft", "freeze_k") and trainer.advice is not None
-    # It is settled: other data changes nothing.
-    assert trainer.plan(small_task(80)).schedule.name == plan.schedule.name
-    assert "Race" not in capsys.readouterr().err
 
 
 def test_a_killed_run_resumes_with_its_schedule(data, tmp_path, monkeypatch):
@@ -250,33 +229,28 @@ def test_a_killed_run_resumes_with_its_schedule(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Checkpoint, "save", save_and_stop)
         trainer().fit(data, tmp_path / "cut")
-    monkeypatch.setattr(auto, "decide", never)
+    monkeypatch.setattr(auto, "decide", None)
     resumed = trainer().fit(data, tmp_path / "cut", resume=True)
     assert resumed.config["schedule"] == schedule
     for a, b in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_random_weights_are_trained_from_scratch(data, monkeypatch, capsys):
-    monkeypatch.setattr(auto, "decide", never)
+def test_the_trainer_leaves_the_model_as_it_is(data):
+    model = trained_model()
+    before = model.get_weights()
+    trainer = auto_trainer(model, batch_size=8, engine="keras")
+    plan = trainer.plan(data)
+    assert plan.schedule.name in ("lp_ft", "feature_extraction") and trainer.advice.rows
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_random_weights_are_trained_from_scratch(data, capsys):
     keras.utils.set_random_seed(0)
     model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
     assert auto_trainer(model).plan(data).schedule.name == "from_scratch"
     assert "weights are random" in capsys.readouterr().err
-
-
-def test_overrides_of_the_user_win_over_the_advice(data, monkeypatch):
-    overrides = {"epochs": 9, "learning_rate": 1e-3}
-    choice = Choice("any", "lp_ft", overrides)
-    monkeypatch.setattr(auto, "decide", lambda *_, **__: (choice, None))
-    trainer = auto_trainer(
-        trained_model(), learning_rate=5e-4, overrides={"*.weight_decay": 0.0}, batch_size=8
-    )
-    head, rest = trainer.plan(data).schedule.phases
-    assert (head.solver, rest.epochs, rest.learning_rate) == ("logistic", 9, 5e-4)
-    assert head.weight_decay == rest.weight_decay == 0
-    with pytest.raises(InputError, match="may choose feature_extraction: Cannot set k"):
-        auto_trainer(trained_model(), overrides={"k": 0.5})
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -291,20 +265,18 @@ def test_the_command_needs_only_a_folder(real_weights, tmp_path, monkeypatch):
     for name, colour in {"red": (200, 60, 60), "grey": (120, 120, 120)}.items():
         for i in range(15):
             write_image(tmp_path / "data" / name / f"{i}.png", colour, noise=50, seed=i)
-    # Several backbones are compared in test_advisor.
-    monkeypatch.setattr(advisor, "candidates", lambda *_: ["mobilenet_0.25"])
-    out, options = tmp_path / "run", ["--image-size", "32", "--epochs", "2"]
+    monkeypatch.setattr(auto, "candidates", lambda *_: ["mobilenet_0.25"])
+    out, options = tmp_path / "run", ["--image-size", "32", "--minutes", "0.01"]
     train = ["train", str(tmp_path / "data"), "--out"]
     result = CliRunner().invoke(app, [*train, str(out), *options])
     assert result.exit_code == 0, result.output
-    assert "Advice: train mobilenet" in result.stderr
+    assert "Evidence: mobilenet_0.25" in result.stderr
     config = yaml.safe_load((out / "config.yaml").read_text())
     chosen = config["advice"]["choice"]
     assert config["backbone"] == chosen["backbone"] == "mobilenet_0.25"
     assert config["strategy"] == chosen["strategy"] == config["schedule"]["name"]
-    assert config["advice"]["data"]["images"] == 24
 
-    monkeypatch.setattr(auto, "decide", never)
+    monkeypatch.setattr(auto, "train_best", None)
     seen = []
     monkeypatch.setattr(Trainer, "fit", lambda self, *_, **__: seen.append(self) or Run.open(out))
     again = CliRunner().invoke(
@@ -314,14 +286,3 @@ def test_the_command_needs_only_a_folder(real_weights, tmp_path, monkeypatch):
     (trainer,) = seen
     assert trainer.augment == config["augment"]
     assert trainer._schedule(24).to_dict() == config["schedule"]
-
-
-def test_advice_does_not_change_the_model(data):
-    model = trained_model()
-    model.layers[1].layers[3].trainable = False
-    before = model.get_weights()
-    flags = [layer.trainable for layer in model.layers[1].layers]
-    advise(data, backbones=[model], engine="keras", probes=False)
-    assert flags == [layer.trainable for layer in model.layers[1].layers]
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)

@@ -1,10 +1,10 @@
-"""Similarity to the pretraining images, against NumPy and on real images; and mirror symmetry."""
+"""Similarity to the pretraining images, against NumPy and on real images."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_transfer.advisor.similarity import Symmetry, activation_shift, mirror_symmetry
+from keras_transfer.advisor.similarity import activation_shift
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.arrays import Arrays
@@ -134,22 +134,3 @@ def test_insects_resemble_imagenet_and_hands_do_not(name, real_weights, real_dat
         data = from_directory(real_data / folder, progress=False)
         shifts.append(activation_shift(backbone, data.examples["train"], most=128))
     assert shifts[0] < 0.05 < 0.09 < shifts[1] < 0.3
-
-
-def test_mirror_images_of_other_classes_are_detected(backbone, rng):
-    """Half of each image is bright: on the left in one class, on the right in the other."""
-    labels = np.arange(60) % 2
-    sides = rng.integers(0, 80, (60, SIZE, SIZE, 3))
-    sides[labels == 0, :, : SIZE // 2] += 150
-    sides[labels == 1, :, SIZE // 2 :] += 150
-    result = mirror_symmetry(backbone, Examples(Arrays(sides.astype("uint8")), labels))
-    assert result.images == 60 and result.told_apart and result.drop > 0.5
-    brightness = rng.integers(0, 80, (60, SIZE, SIZE, 3)) + 120 * labels[:, None, None, None]
-    same = mirror_symmetry(backbone, Examples(Arrays(brightness.astype("uint8")), labels))
-    assert abs(same.drop) < 0.1 and not same.told_apart
-    one_each = Examples(Arrays(sides[:3].astype("uint8")), np.arange(3))
-    assert mirror_symmetry(backbone, one_each) is None
-
-
-def test_a_significant_drop_needs_two_standard_errors():
-    assert Symmetry(0.21, 0.1, 100).told_apart and not Symmetry(0.19, 0.1, 100).told_apart

@@ -86,13 +86,12 @@ def test_features_of_different_crops_have_different_keys_and_those_of_0_1_the_ol
     assert len({key["prefix"] for key in keys}) == 1
 
 
-def test_the_choice_of_taps_sees_the_crop_that_the_data_decide(tmp_path, monkeypatch, store):
-    from keras_transfer.advisor import taps
-    from keras_transfer.features import extraction
+def test_evidence_sees_the_crop_that_the_data_decide(tmp_path, monkeypatch, store):
+    from keras_transfer.advisor import closed_forms
 
-    crops, whole = [], extraction.extract
+    crops, whole = [], closed_forms.extract
     monkeypatch.setattr(
-        extraction,
+        closed_forms,
         "extract",
         lambda prefix, *a, **k: crops.append(prefix.crop) or whole(prefix, *a, **k),
     )
@@ -100,5 +99,6 @@ def test_the_choice_of_taps_sees_the_crop_that_the_data_decide(tmp_path, monkeyp
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (24, 20, 20, 3), "uint8")
     data = from_arrays((images, [0, 1] * 12), progress=False)
-    taps.choose_taps(data, str(tmp_path / "own.keras"), store=store)
+    source = [str(tmp_path / "own.keras")]
+    closed_forms.compare_closed_forms(data, source, mirror=False, framings=False, store=store)
     assert crops == [1.0]

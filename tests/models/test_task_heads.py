@@ -275,7 +275,7 @@ def test_closed_heads_are_scikit_learns(rng):
     plain = Ridge(1 / ridge.strength).fit(scaled, noisy[:, 0])
     values = features @ ridge.kernel[:, 0] + ridge.bias[0]
     np.testing.assert_allclose(values, plain.predict(scaled), atol=1e-3)
-    assert ridge.cross_validation == pytest.approx(0.09, abs=0.05)
+    assert ridge.cross_validation == pytest.approx(0.11, abs=0.05)
     # Of numbers that mean nothing, the mean is said; also where each image is there twice.
     nonsense = rng.normal(0, 1, (120, 1))
     twice = ridge_regression(

@@ -13,6 +13,7 @@ from keras_transfer.utils.names import require_image_size
 
 DEFAULT_CROP = 0.875
 _WHOLE = 1.0
+_LEAST_SIZE = 96  # below, networks for 224 px see little
 _SAMPLE = 200  # images whose headers are read
 
 
@@ -85,6 +86,21 @@ def choose_crop(data, image_size: int) -> tuple[float, str]:
         f"size, {image_size} px"
     )
     return _WHOLE if enlarged else DEFAULT_CROP, reason
+
+
+def crops(data, image_size: int) -> tuple[float, ...]:
+    """Return the crops that are worth comparing for some data, that of `choose_crop` first."""
+    chosen, _ = choose_crop(data, image_size)
+    return chosen, *(crop for crop in (_WHOLE, DEFAULT_CROP) if crop != chosen)
+
+
+def smaller_sizes(image_size: int) -> tuple[int, ...]:
+    """Return image sizes that are worth comparing with a larger one, the largest first.
+
+    They differ from it by multiples of 32, so that every layer pads the same way.
+    """
+    sizes = (image_size - round(image_size * share / 32) * 32 for share in (0.3, 0.43))
+    return tuple(size for size in sizes if _LEAST_SIZE <= size < image_size)
 
 
 def median_side(data) -> float | None:

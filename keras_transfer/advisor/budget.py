@@ -1,0 +1,130 @@
+"""How long it may take, what a further training is expected to bring, and when it is not worth its time."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WORTH = 0.5  # points per minute below which training ends, without a limit of the minutes
+WORTH_WITH_LIMIT = 0.05  # the same with a limit: the minutes are granted, but not for nothing
+# Expected share of the remaining error that the first fine-tuning removes, if it is long enough, and
+# the steps after which it has removed 63 % of that. A further one is expected to remove half of what
+# the one before it has removed, or an eighth of the previous expectation if that is more.
+PRIOR, STEPS, NEXT, LESS = 0.15, 40, 0.5, 1 / 8
+_NEARLY = 0.9  # share of the highest net gain for which a shorter training is preferred
+LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # epochs
+# Time of a training step over that of the engine's forward pass: forward and backward are three
+# passes, each twice as long as the engine's (`scripts/benchmark.py`).
+_STEP, _CHECK = 6.0, 2.0
+_SECONDS_PER_LAYER = 0.08  # until the first step
+
+
+class Clock:
+    """The minutes that everything may take together.
+
+    Args:
+        minutes: the limit, or None.
+        started: `time.perf_counter()` at the start.
+    """
+
+    def __init__(self, minutes: float | None = None, started: float | None = None):
+        self.minutes = minutes
+        self.started = time.perf_counter() if started is None else started
+
+    @property
+    def spent(self) -> float:
+        """Minutes since the start."""
+        return (time.perf_counter() - self.started) / 60
+
+    @property
+    def left(self) -> float:
+        """Minutes until the limit; infinite without one."""
+        return math.inf if self.minutes is None else self.minutes - self.spent
+
+    def has(self, share: float) -> bool:
+        """Return whether less than a share of the limit is spent."""
+        return self.minutes is None or self.spent < share * self.minutes
+
+    def callback(self):
+        """Return a Keras callback that ends a training, as after its last epoch, at the limit."""
+        import keras
+
+        clock = self
+
+        class Limit(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                if clock.left <= 0:
+                    self.model.stop_training = True
+
+        return Limit()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a network trains on this machine, estimated from its forward pass.
+
+    Attributes:
+        forward: seconds of the engine's forward pass for one example.
+        layers: number of layers, on which the time to the first step depends.
+        train, val: numbers of examples.
+        factor: measured over estimated time of earlier trainings.
+    """
+
+    forward: float
+    layers: int
+    train: int
+    val: int
+    factor: float = 1.0
+
+    def minutes(self, epochs: float, share: float = 1.0) -> float:
+        """Return the time of a training.
+
+        Args:
+            share: of the network that is trained.
+        """
+        epoch = self.forward * (self.train * _STEP * share + self.val * _CHECK)
+        start = self.layers * _SECONDS_PER_LAYER * (0.3 + 0.7 * share)
+        return self.factor * (start + epochs * epoch) / 60
+
+
+def expected_share(gains: Sequence[float]) -> float:
+    """Return the share of the remaining error that a further, long training is expected to remove.
+
+    Args:
+        gains: shares of the error that each training so far has removed; negative if it was worse.
+    """
+    prior = PRIOR * LESS ** len(gains)
+    return max(prior, NEXT * gains[-1]) if gains else prior
+
+
+def best_length(
+    pace: Pace,
+    error: float,
+    gains: Sequence[float],
+    worth: float,
+    left: float,
+    *,
+    steps_per_epoch: int,
+    lengths: Sequence[int] = LENGTHS,
+    share: float = 1.0,
+) -> tuple[int, float, float] | None:
+    """Return (epochs, expected points, minutes) of the training that is worth its time most, or None.
+
+    That is the shortest whose points, less what its minutes must bring, are nearly the most.
+
+    Args:
+        error: 1 − score of the best model so far.
+        worth: points that a minute must bring.
+        left: minutes that it may take.
+        lengths: epochs to choose from.
+        share: see `Pace.minutes`.
+    """
+    found = []
+    for epochs in lengths:
+        minutes = pace.minutes(epochs, share)
+        reached = 1 - math.exp(-epochs * steps_per_epoch / STEPS)
+        points = 100 * error * expected_share(gains) * reached
+        if minutes <= left and points > worth * minutes:
+            found.append((points - worth * minutes, epochs, points, minutes))
+    most = max(found, default=(0.0,))[0]
+    return next((tuple(rest) for net, *rest in found if net >= _NEARLY * most), None)

@@ -1,0 +1,350 @@
+"""Compare candidates for what a model sees by closed-form heads, cross-validated on cached features.
+
+A candidate is one or several backbones, the stages that the head reads, an image size and a crop. Its head
+is fitted in seconds, and its outputs for examples that it was not fitted on are compared with those of
+other candidates, example by example.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from keras_transfer.advisor.evidence import Candidate, Evidence, Row
+from keras_transfer.advisor.inputs import random_sample, sized_backbone
+from keras_transfer.advisor.judging import difference, judge, score_name
+from keras_transfer.data.examples import Examples, ImageData, map_labels
+from keras_transfer.data.memory import ImageMemory
+from keras_transfer.data.splits import stratified_sample
+from keras_transfer.errors import InputError
+from keras_transfer.features.closed_form import solve
+from keras_transfer.features.extraction import extract
+from keras_transfer.features.prefix import averaged, choose_engine, prefix_of, stage_costs
+from keras_transfer.modalities.image.augment import View
+from keras_transfer.modalities.image.framing import Framing, crops, smaller_sizes
+from keras_transfer.models import TAPS
+from keras_transfer.models.builders import by_head, head_for
+from keras_transfer.models.sources.applications import BACKBONES
+from keras_transfer.utils.files import free_memory
+
+MOST = 1500  # examples; two views of each are as many rows as cross-validation takes
+_BATCH = 32  # of the timing
+_MEMORY = 1 << 30  # bytes of decoded examples, which several passes read
+_SIGNAL_ERRORS = 2.0  # standard errors by which the best candidate must beat a constant answer
+
+
+def compare_closed_forms(
+    data: ImageData,
+    backbones: Sequence,
+    *,
+    image_size: int | Framing | None = None,
+    taps: Sequence[str] = TAPS,
+    weights: str | None = "imagenet",
+    mirror: bool = True,
+    together: bool = True,
+    framings: bool = True,
+    engine: str = "auto",
+    seed: int = 0,
+    store=None,
+    more: Callable[[], bool] = lambda: True,
+) -> Evidence:
+    """Compare what a model could see, by the loss of closed-form heads in cross-validation.
+
+    The backbones are compared alone and, of two or more, the best two together. The best of these is
+    tried with the other crops, and with the smaller image sizes, that the modality offers. Groups of
+    the split, and copies of an example, stay in one fold.
+
+    Args:
+        data: any task, or several heads; only training examples are read.
+        backbones: names, paths of source models, or models.
+        image_size: the only size to try; a `Framing` may also say the crop.
+        taps: those to try for backbones that are built here.
+        mirror: also find out whether mirror images help.
+        together: whether two backbones may be joined.
+        framings: whether other image sizes and crops may be tried, where `image_size` leaves them open.
+        more: called before each further pass over the examples; False ends the comparison.
+
+    Raises:
+        InputError: no backbone can be used.
+    """
+    started = time.perf_counter()
+    if "train" not in data.examples:
+        raise InputError(f"{data.root} has no train images; it has {', '.join(data.examples)}")
+    table = _Comparison(data, tuple(taps), weights, engine, seed, store)
+    given, names = Framing.of(image_size), list(backbones)
+    pair = joined(names) if together else None
+    if pair is None or not table.add(pair, given):
+        for name in names:
+            if table.rows and not more():
+                table.notes.append(f"{_name(name)} is not compared, because the time is over.")
+            else:
+                table.add(name, given)
+        if not table.first:
+            raise InputError(f"No backbone can be used. {' '.join(table.notes)}")
+        pair = joined(table.best_names()[:2]) if together and len(names) > 2 else None
+        if pair and more():
+            table.add(pair, given, only=pair)
+    if table.rows:
+        if mirror and more():
+            table.add_mirror()
+        if framings:
+            _try_framings(table, given, more)
+    return table.result(time.perf_counter() - started)
+
+
+def _try_framings(table, given, more):
+    """Add the best combination at other crops, then at smaller sizes while these are no worse."""
+    best = table.best.candidate
+    for crop in crops(table.train, best.image_size) if given.crop is None else ():
+        if crop != best.crop and more():
+            table.add_like(best, Framing(best.image_size, crop))
+    best = table.best.candidate
+    for size in smaller_sizes(best.image_size) if given.size is None else ():
+        if not more() or not table.add_like(best, Framing(size, best.crop)):
+            return
+        gap, error = table.behind(table.rows[-1])
+        if gap > error:
+            return
+
+
+def joined(names: Sequence) -> str | None:
+    """Return two names from the table of backbones, joined by `+`; None for anything else."""
+    known = all(isinstance(name, str) and name in BACKBONES for name in names)
+    return "+".join(names) if known and len(names) == 2 else None
+
+
+def _name(backbone):
+    return backbone if isinstance(backbone, str) else backbone.name
+
+
+@dataclass(frozen=True)
+class _Option:
+    """Features of one pass that a head could read: some columns of it."""
+
+    backbone: str
+    taps: str
+    columns: np.ndarray
+    part: np.ndarray | None
+    cost: float
+
+
+class _Comparison:
+    """The rows that were found so far, and what further ones need."""
+
+    def __init__(self, data, taps, weights, engine, seed, store):
+        self.data, self.taps, self.weights = data, taps, weights
+        self.options = {"engine": engine, "store": store}
+        self.seed = seed
+        self.train = _sample(data, seed)
+        several = head_for(data)
+        heads = several if isinstance(several, dict) else {"output": several}
+        labels = by_head(heads, self.train.labels)
+        self.heads = {name: head.fitted(labels[name]) for name, head in heads.items()}
+        self.together = self.train.together
+        classes = [len(np.unique(labels[n])) for n, h in heads.items() if h.task == "single_label"]
+        self.comparable = len(self.train) > 1 and min(classes, default=2) > 1
+        self.memory = ImageMemory(min(_MEMORY, free_memory() // 4))
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        self.first: Candidate | None = None
+        self.sources: dict[str, Any] = {}  # name of a combination → what `sized_backbone` takes
+        self.prefixes: dict[tuple, Any] = {}  # (name, size) → (prefix, options)
+        self.mirror_gain: tuple[float, float] | None = None
+
+    def add(self, backbone, framing: Framing, only: str | None = None) -> bool:
+        """Add the rows of one pass; return False if the backbone cannot be used."""
+        name = _name(backbone)
+        try:
+            prefix, options = self._prefix(backbone, framing)
+        except InputError as error:
+            self.notes.append(f"{name} is skipped: {error}")
+            return False
+        seen = options[0].backbone, options[0].taps, prefix.image_size, prefix.crop
+        self.first = self.first or Candidate(*seen)
+        features = self._features(prefix, (View(),)) if self.comparable else None
+        for option in options:
+            self.sources[option.backbone] = backbone if name == option.backbone else option.backbone
+            if self.comparable and only in (None, option.backbone):
+                self._add_rows(option, prefix, features)
+        return True
+
+    def add_like(self, candidate: Candidate, framing: Framing) -> bool:
+        """Add a candidate's backbone at another size or crop."""
+        return self.add(self.sources[candidate.backbone], framing, only=candidate.backbone)
+
+    def add_mirror(self):
+        """Find out whether the best candidate becomes better if it also learns from mirror images."""
+        row = self.best
+        candidate = row.candidate
+        framing = Framing(candidate.image_size, candidate.crop)
+        prefix, options = self._prefix(self.sources[candidate.backbone], framing)
+        option = next(o for o in options if o.backbone == candidate.backbone)
+        if candidate.taps != option.taps:  # the last stage alone
+            option = replace(option, columns=option.columns[option.part], part=None)
+        solved = self._solve(option, self._features(prefix, (View(), View("mirror"))), views=2)
+        outputs = {name: found.held_out[: len(self.train)] for name, found in solved.items()}
+        judged = judge(self.heads, self.train.labels, outputs)
+        self.mirror_gain = difference(row.judged.losses, judged.losses, self.together)
+
+    @property
+    def best(self) -> Row:
+        return min(self.rows, key=lambda row: row.judged.loss)
+
+    def best_names(self) -> list[str]:
+        """Return the names of the backbones, best first."""
+        rows = sorted(self.rows, key=lambda row: row.judged.loss)
+        return list(dict.fromkeys(row.candidate.backbone for row in rows))
+
+    def behind(self, row: Row) -> tuple[float, float]:
+        """Return (loss behind the best, its standard error)."""
+        return difference(row.judged.losses, self.best.judged.losses, self.together)
+
+    def result(self, seconds: float) -> Evidence:
+        rows = []
+        for row in sorted(self.rows, key=lambda row: row.judged.loss):
+            gap, error = self.behind(row)
+            rows.append(replace(row, behind=gap, error=error))
+        signal = True
+        if rows:
+            gap, error = difference(rows[0].judged.losses, self._constant(), self.together)
+            signal = gap < -_SIGNAL_ERRORS * error
+        gain = self.mirror_gain
+        best = rows[0].candidate if rows else self.first
+        prefix, _ = self._prefix(self.sources[best.backbone], Framing(best.image_size, best.crop))
+        return Evidence(
+            tuple(rows),
+            self.first,
+            score_name(self.heads),
+            len(self.train),
+            signal=signal,
+            mirror=gain is None or gain[0] >= -gain[1],
+            mirror_gain=gain,
+            forward=_seconds_per_example(prefix),
+            layers=len(prefix.model.layers),
+            seconds=seconds,
+            notes=tuple(self.notes),
+        )
+
+    def _prefix(self, backbone, framing):
+        """Return (prefix at this framing, its options); networks are built once for each size."""
+        key = _name(backbone), framing.size
+        if key not in self.prefixes:
+            open_taps = "all" if "all" in self.taps else "last"
+            network = sized_backbone(
+                backbone, framing, self.data, taps=open_taps, weights=self.weights
+            )
+            prefix = prefix_of(network, len(network.stages))
+            self.prefixes[key] = prefix, self._options(backbone, network)
+        prefix, options = self.prefixes[key]
+        crop = framing.crop or prefix.crop
+        return replace(prefix, crop=crop), options  # engines do not depend on the crop
+
+    def _options(self, backbone, network) -> list[_Option]:
+        """Return what heads could read: each backbone alone, and all together."""
+        cuts, costs, name = network.cuts, stage_costs(network), _name(backbone)
+        width = network.output_shape[-1]  # averaged over positions, if there are any
+        whole = np.arange(width)
+        if not cuts.tapped:
+            return [_Option(name, "last", whole, None, sum(costs))]
+        last, branches = cuts.last_columns(), cuts.columns_of_branches()
+        groups = [(name, whole, sum(costs))]
+        if len(branches) > 1:
+            spent = [sum(costs[i] for i in stages) for stages in cuts.stages_of_branches()]
+            groups += zip(name.split("+"), branches, spent)
+        if len(last) == width:  # there is one stage
+            return [_Option(one, "last", columns, None, cost) for one, columns, cost in groups]
+        return [
+            _Option(one, "all", columns, np.flatnonzero(np.isin(columns, last)), cost)
+            for one, columns, cost in groups
+        ]
+
+    def _features(self, prefix, views) -> np.ndarray:
+        """Return features of the sample, the views below each other: float32 [V · N, D]."""
+        found = extract(prefix, self.train, views, memory=self.memory, **self.options)
+        rows = np.arange(len(self.train))
+        parts = [averaged(found.gather(rows, view)) for view in range(found.views)]
+        return np.concatenate(parts).astype("float32")
+
+    def _solve(self, option, features, views=1) -> dict:
+        """Return name of each head → its closed form on an option's columns."""
+        whole = len(option.columns) == features.shape[1]
+        inputs = features if whole else features[:, option.columns]
+        labels = by_head(self.heads, self.train.labels)
+        solved = {}
+        for name, head in self.heads.items():
+            targets = np.concatenate([head.from_units(labels[name])] * views)
+            groups = np.tile(self.together, views)
+            solved[name] = solve(
+                head.task, inputs, targets, groups, part=option.part, seed=self.seed
+            )
+        return solved
+
+    def _add_rows(self, option, prefix, features):
+        framing = prefix.image_size, prefix.crop
+        solved = self._solve(option, features)
+        readings = {option.taps: "held_out"}
+        if option.part is not None and "last" in self.taps:
+            readings["last"] = "held_out_part"
+        for taps, attribute in readings.items():
+            outputs = {name: getattr(found, attribute) for name, found in solved.items()}
+            if any(values is None for values in outputs.values()):
+                continue  # a class is too small for folds
+            candidate = Candidate(option.backbone, taps, *framing)
+            judged = judge(self.heads, self.train.labels, outputs)
+            self.rows.append(Row(candidate, judged, option.cost))
+
+    def _constant(self) -> np.ndarray:
+        """Return the losses of an answer that is the same for every example."""
+        outputs = {}
+        for name, labels in by_head(self.heads, self.train.labels).items():
+            head = self.heads[name]
+            targets = np.asarray(head.from_units(labels), "float64")
+            if head.task == "single_label":
+                row = np.log(np.bincount(labels) / len(labels))
+            elif head.task == "multi_label":
+                share = (targets.sum(axis=0) + 0.5) / (len(targets) + 1)
+                row = np.log(share / (1 - share))
+            else:
+                row = targets.mean(axis=0)
+            outputs[name] = np.tile(row, (len(targets), 1))
+        return judge(self.heads, self.train.labels, outputs).losses
+
+
+def _seconds_per_example(prefix) -> float:
+    """Return the time of the forward pass of one example, in a batch of 32."""
+    run = choose_engine("keras", prefix).run
+    batch = np.zeros((_BATCH, *prefix.model.input_shape[1:]), prefix.takes)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        run(batch)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds) / _BATCH
+
+
+def _sample(data, seed) -> Examples:
+    """Return at most `MOST` training examples, without classes that have fewer than two groups.
+
+    These would make folds impossible. The others are numbered anew.
+    """
+    train = data.examples["train"]
+    if data.task == "single_label" and len(train) > MOST:
+        rows = stratified_sample(train.labels, MOST, groups=train.together, seed=seed)
+        train = train.take(rows)
+    else:
+        train = random_sample(train, MOST, seed)
+    heads = train.labels if isinstance(train.labels, dict) else {"": train.labels}
+    enough = np.ones(len(train), bool)
+    for classes in (values for values in heads.values() if values.ndim == 1):
+        pairs = np.unique(np.stack([classes, train.together]), axis=1)
+        enough &= np.bincount(pairs[0])[classes] > 1
+    train = train.take(np.flatnonzero(enough))
+    return Examples(train.images, map_labels(_renumbered, train.labels), train.groups)
+
+
+def _renumbered(labels):
+    if labels.ndim > 1:
+        return labels
+    return np.unique(labels, return_inverse=True)[1].astype(labels.dtype)

@@ -1,0 +1,141 @@
+"""Evidence before any training: candidates for what a model sees, by the loss of their closed form."""
+
+from dataclasses import dataclass
+
+from keras_transfer.advisor.judging import Judged
+from keras_transfer.utils.console import Table
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a model sees of an example.
+
+    Attributes:
+        backbone: name, or several joined by `+`.
+        taps: see `build_model`.
+        image_size, crop: see `Framing`.
+    """
+
+    backbone: str
+    taps: str
+    image_size: int
+    crop: float
+
+    def __str__(self):
+        return f"{self.backbone}, taps {self.taps}, {self.image_size} px, crop {self.crop:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A candidate and its closed form in cross-validation.
+
+    Attributes:
+        judged: its losses and its score.
+        cost: multiplications for one example, forward.
+        behind: its loss minus that of the best candidate, over the same examples.
+        error: standard error of `behind`.
+    """
+
+    candidate: Candidate
+    judged: Judged
+    cost: float
+    behind: float = 0.0
+    error: float = 0.0
+
+    def to_dict(self) -> dict:
+        """Return plain data for JSON."""
+        numbers = {"loss": self.judged.loss, "score": self.judged.score, "cost": self.cost}
+        return {**vars(self.candidate), **numbers, "behind": self.behind, "error": self.error}
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Candidates, compared by the cross-validated loss of their closed form.
+
+    Attributes:
+        rows: best first; empty if there are too few examples for folds.
+        default: what to use without a comparison.
+        score: name of the score.
+        examples: how many were compared on.
+        signal: whether the best is better than a constant answer, by two standard errors.
+        mirror: whether mirror images may be trained on: False if they make the closed form worse by
+            more than one standard error.
+        mirror_gain: (reduction of the loss by mirror images, its standard error), if measured.
+        forward: seconds of the forward pass of the best candidate for one example.
+        layers: number of its layers.
+        seconds: that the comparison took.
+        notes: what was skipped.
+    """
+
+    rows: tuple[Row, ...]
+    default: Candidate
+    score: str
+    examples: int
+    signal: bool = True
+    mirror: bool = True
+    mirror_gain: tuple[float, float] | None = None
+    forward: float = 0.0
+    layers: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate with the lowest loss."""
+        return self.rows[0].candidate if self.rows else self.default
+
+    @property
+    def expected(self) -> float | None:
+        """Score of the best candidate in cross-validation."""
+        return self.rows[0].judged.score if self.rows else None
+
+    @property
+    def tied(self) -> int:
+        """How many candidates are within one standard error of the best, itself included."""
+        return sum(row.behind <= row.error for row in self.rows)
+
+    def __str__(self):
+        if not self.rows:
+            return f"Evidence: {self.default}; there are too few examples to compare candidates."
+        best, others = self.rows[0], self.rows[1:]
+        text = (
+            f"Evidence: {best.candidate}: {self.score} {best.judged.score:.3f}, loss "
+            f"{best.judged.loss:.3f} in cross-validation"
+        )
+        if not others:
+            return f"{text}."
+        certain = (
+            f"{self.tied - 1} of {len(others)} others are within one standard error"
+            if self.tied > 1
+            else f"the {len(others)} others are worse by more than one standard error"
+        )
+        return f"{text}; {certain}."
+
+    def table(self) -> str:
+        """Return one line per candidate."""
+        header = ("backbone", "taps", "px", "crop", "loss", "− best", self.score, "cost")
+        least = min((row.cost for row in self.rows), default=1.0) or 1.0
+        lines = [
+            (
+                *vars(row.candidate).values(),
+                f"{row.judged.loss:.3f}",
+                f"{row.behind:+.3f} ± {row.error:.3f}" if row.behind else "",
+                f"{row.judged.score:.3f}",
+                f"{row.cost / least:.1f}",
+            )
+            for row in self.rows
+        ]
+        return Table(header, lines, "llrrrrrr").text()
+
+    def to_dict(self) -> dict:
+        """Return plain data for JSON."""
+        return {
+            "examples": self.examples,
+            "score": self.score,
+            "signal": self.signal,
+            "mirror": self.mirror,
+            "mirror_gain": self.mirror_gain,
+            "seconds": round(self.seconds, 1),
+            "notes": list(self.notes),
+            "candidates": [row.to_dict() for row in self.rows],
+        }

@@ -1,0 +1,135 @@
+"""How good outputs are, example by example, for every task: the table that evidence and race share."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from keras_transfer.models.builders import by_head
+
+
+def _log_loss(outputs, labels):
+    return -log_softmax(outputs, axis=1)[np.arange(len(labels)), labels]
+
+
+def _label_loss(outputs, labels):
+    return np.nanmean(np.logaddexp(0, outputs) - labels * outputs, axis=1)
+
+
+def _squared_error(outputs, targets):
+    return np.nanmean(np.square(outputs - targets), axis=1)
+
+
+def _right(outputs, labels):
+    return (outputs.argmax(axis=1) == labels).astype("float64")
+
+
+def _labels_right(outputs, labels):
+    return ((outputs > 0) == (labels > 0)).mean(axis=1)
+
+
+def _explained(outputs, targets):
+    return 1 - _squared_error(outputs, targets)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How the outputs of a head are judged.
+
+    Attributes:
+        loss: (outputs [N, C], targets) → loss of each example [N]; what decides.
+        score: the same → a number whose mean people know; higher is better.
+        name: of the score.
+        scaled: whether the outputs are logits, which a temperature scales.
+    """
+
+    loss: object
+    score: object
+    name: str
+    scaled: bool
+
+
+# Targets of numbers, and outputs, are in standard deviations of the training targets.
+MEASURES = {
+    "single_label": Measure(_log_loss, _right, "accuracy", True),
+    "multi_label": Measure(_label_loss, _labels_right, "share of labels right", True),
+    "regression": Measure(_squared_error, _explained, "R²", False),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Losses and scores of some outputs, the mean over the heads.
+
+    Attributes:
+        losses, scores: of each example, float64 [N]; NaN where they were not measured.
+    """
+
+    losses: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the measured examples."""
+        return float(np.nanmean(self.losses))
+
+    @property
+    def score(self) -> float:
+        """Their mean score, at most 1."""
+        return float(np.nanmean(self.scores))
+
+
+def judge(heads: dict, labels, outputs, *, calibrated: bool = False) -> Judged:
+    """Judge outputs of linear layers: logits, or standardized numbers.
+
+    Args:
+        heads: name → fitted head, see `heads_of`.
+        labels: of the examples, in the units of the data.
+        outputs: float [N, C], or a dict of them; rows of NaN are not measured.
+        calibrated: scale logits by the temperature with the lowest loss first: a network that is
+            too sure of itself, as after fine-tuning, is judged by what it can tell apart.
+    """
+    losses, scores = [], []
+    labels, outputs = by_head(heads, labels), by_head(heads, outputs)
+    for name, head in heads.items():
+        measure, found = MEASURES[head.task], np.asarray(outputs[name], "float64")
+        targets = np.asarray(head.from_units(labels[name]))
+        known = np.isfinite(found).any(axis=1)
+        if calibrated and measure.scaled:
+            found = found / _temperature(measure.loss, found[known], targets[known])
+        for values, function in ((losses, measure.loss), (scores, measure.score)):
+            each = np.full(len(found), np.nan)
+            each[known] = function(found[known], targets[known])
+            values.append(each)
+    return Judged(np.mean(losses, axis=0), np.mean(scores, axis=0))
+
+
+def score_name(heads: dict) -> str:
+    """Return what the score of these heads is called."""
+    names = dict.fromkeys(MEASURES[head.task].name for head in heads.values())
+    return names.popitem()[0] if len(names) == 1 else "mean score"
+
+
+def _temperature(loss, outputs, targets) -> float:
+    found = minimize_scalar(
+        lambda t: loss(outputs / np.exp(t), targets).mean(), bounds=(-2.0, 3.0), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def difference(losses: np.ndarray, others: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Return (mean of losses − others, its standard error), example by example.
+
+    Args:
+        losses, others: float [N]; pairs with NaN are left out.
+        groups: int [N]; examples of one group count as one.
+    """
+    gaps = losses - others
+    known = np.isfinite(gaps)
+    gaps, groups = gaps[known], np.unique(groups[known], return_inverse=True)[1]
+    if len(gaps) < 2:
+        return float(gaps.sum()), 0.0
+    mean = gaps.mean()
+    sums = np.bincount(groups, gaps - mean)
+    return float(mean), float(np.sqrt(np.square(sums).sum()) / len(gaps))

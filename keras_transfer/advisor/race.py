@@ -1,0 +1,142 @@
+"""The race: trainings of different kinds and lengths, judged on validation examples.
+
+Each contender is a run in a folder of its own, so an interrupted race continues where it was.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from keras_transfer.advisor.budget import Clock
+from keras_transfer.advisor.judging import Judged, difference, judge
+from keras_transfer.advisor.rules import Choice
+from keras_transfer.data.examples import Examples
+from keras_transfer.runs import RACE, Run, place_of
+from keras_transfer.utils.files import read_arrays, write_arrays, write_text
+
+OUTPUTS = "outputs.npz"  # of a contender for the validation examples
+_ERRORS = 1.0  # standard errors of accuracy that a lower loss may cost
+
+# Trains a choice into a folder, or continues there; returns the raw outputs of each head for the
+# validation examples, float [N, C].
+Train = Callable[[Choice, Path], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A contender that was trained.
+
+    Attributes:
+        choice: what was trained.
+        judged: its losses on the validation examples, calibrated.
+        scores: score of each of them.
+        folder: its run.
+        minutes: of its training.
+        at: minutes since the start when it was finished.
+    """
+
+    choice: Choice
+    judged: Judged
+    folder: Path
+    minutes: float
+    at: float
+
+    def to_dict(self) -> dict:
+        """Return plain data for JSON."""
+        return {
+            **self.choice.to_dict(),
+            "loss": self.judged.loss,
+            "score": self.judged.score,
+            "minutes": round(self.minutes, 2),
+            "at": round(self.at, 2),
+        }
+
+
+@dataclass
+class Race:
+    """Trainings, each judged when it is finished; the best one so far is at `out`.
+
+    Args:
+        out: directory of the best run.
+        train: see `Train`.
+        heads: name → fitted head.
+        examples: those of validation.
+        clock: limits each training.
+    """
+
+    out: Path
+    train: Train
+    heads: dict
+    examples: Examples
+    clock: Clock
+    entries: list[Entry] = field(default_factory=list)
+    best: Entry | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the contenders are until the race is over."""
+        return place_of(self.out)
+
+    def enter(self, choice: Choice, trusted: bool = False) -> Entry:
+        """Train and judge a choice; where it is better than all before, its run replaces that at `out`.
+
+        Args:
+            trusted: it is better, by what is known otherwise.
+        """
+        started = time.perf_counter()
+        folder = self.folder / str(len(self.entries))
+        saved = folder.with_suffix(".npz")
+        if saved.is_file():  # of a race that was interrupted
+            outputs = read_arrays(saved)
+        else:
+            if folder.is_dir() and Run(folder).finished:
+                shutil.rmtree(folder)  # its outputs were not saved
+            outputs = self.train(choice, folder)
+            write_arrays(saved, outputs)
+        units = {name: head.from_units(outputs[name]) for name, head in self.heads.items()}
+        judged = judge(self.heads, self.examples.labels, units, calibrated=True)
+        minutes = (time.perf_counter() - started) / 60
+        entry = Entry(choice, judged, folder, minutes, self.clock.spent)
+        self.entries.append(entry)
+        if trusted or self.best is None or self.better(entry, self.best):
+            self.best = entry
+            self.publish({})
+        return entry
+
+    def better(self, entry: Entry, other: Entry) -> bool:
+        """Return whether an entry has the lower loss, and no significantly lower score."""
+        groups = self.examples.together
+        gap, _ = difference(entry.judged.losses, other.judged.losses, groups)
+        lost, error = difference(other.judged.scores, entry.judged.scores, groups)
+        return gap < 0 and lost <= _ERRORS * error
+
+    def publish(self, document: dict) -> None:
+        """Put the best run at `out`, whole, with what is known about the race."""
+        document = {**document, "contenders": [entry.to_dict() for entry in self.entries]}
+        new = self.folder / "new"
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(self.best.folder, new, copy_function=_linked)
+        write_text(new / RACE, json.dumps(document, indent=2) + "\n")
+        old = self.folder / "old"
+        shutil.rmtree(old, ignore_errors=True)
+        if self.out.exists():
+            self.out.replace(old)
+        new.replace(self.out)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the contenders."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _linked(source, target):
+    try:
+        os.link(source, target)  # files of runs are replaced, never changed
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,151 @@
+"""Evidence: candidates compared by the closed form, for every task."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import write_image
+
+from keras_transfer.advisor.closed_forms import compare_closed_forms
+from keras_transfer.data import from_arrays, from_directory
+from keras_transfer.data.arrays import Arrays
+from keras_transfer.data.examples import Examples, ImageData, Target
+from keras_transfer.errors import InputError
+from keras_transfer.models.builders import build_model, head_for
+from keras_transfer.models.stages import backbone_of
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory):
+    """A source model whose last stage forgets colors: its first stage alone tells the classes apart."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3, 2, "same", activation="relu", name="sees")(x)
+    x = keras.layers.Conv2D(6, 3, 2, "same", name="forgets", kernel_initializer="zeros")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    path = tmp_path_factory.mktemp("models") / "blind.keras"
+    keras.Model(inputs, x, name="blind").save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("colors")
+    for name, level in (("dark", 60), ("bright", 190)):
+        for i in range(12):
+            write_image(folder / name / f"{i}.png", [level] * 3, seed=i)
+    return from_directory(folder, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
+
+
+def compare(data, *backbones, **options):
+    return compare_closed_forms(
+        data, backbones, **{"engine": "keras", "framings": False, **options}
+    )
+
+
+def losses(evidence):
+    return {row.candidate.taps: row.judged.loss for row in evidence.rows}
+
+
+def test_an_earlier_stage_that_sees_more_is_read_and_every_crop_tried(blind, colors):
+    found = compare(colors, blind, image_size=32, framings=True)
+    assert found.best.taps == "all" and losses(found)["all"] < 0.3 < losses(found)["last"]
+    assert {row.candidate.crop for row in found.rows} == {0.875, 1.0}
+    assert {row.candidate.image_size for row in found.rows} == {32}
+    assert found.signal and found.rows[0].behind == 0
+    assert all(row.behind >= 0 for row in found.rows)
+    text = str(found)
+    assert text.startswith(f"Evidence: {blind}, taps all, 32 px") and "standard error" in text
+    assert len(found.table().splitlines()) == 1 + len(found.rows)
+    json.dumps(found.to_dict(), allow_nan=False)
+    only = compare(colors, blind, taps=("last",))
+    assert set(losses(only)) == {"last"}
+
+
+def test_a_second_backbone_that_sees_is_enough(blind, colors, tmp_path):
+    keras.utils.set_random_seed(1)
+    x = inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(5, 3, 4, "same", activation="relu", name="mean")(x)
+    other = str(tmp_path / "other.keras")
+    keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x), name="other").save(other)
+    model = build_model([blind, other], head_for(colors), taps="all")
+    assert len(backbone_of(model).stages) == 3
+    found = compare(colors, blind, other, taps=("last",))
+    assert found.best.backbone == other and found.rows[-1].candidate.backbone == blind
+    # Columns of each network in the joined features.
+    cuts = backbone_of(model).cuts
+    first, second = cuts.columns_of_branches()
+    assert len(first) + len(second) == backbone_of(model).output_shape[-1]
+    assert sorted([*first, *second]) == list(range(len(first) + len(second)))
+    assert sorted(i for stages in cuts.stages_of_branches() for i in stages) == [0, 1, 2]
+
+
+def shades(labels, rng):
+    noise = rng.integers(0, 40, (len(labels), 32, 32, 3))
+    return (noise + 150 * np.reshape(labels, (-1, 1, 1, 1))).astype("uint8")
+
+
+def test_numbers_labels_and_several_heads(blind, rng):
+    level = np.arange(40) % 5 / 5
+    images = shades(level, rng)
+    numbers = from_arrays((images, level[:, None] * 9), class_names=("level",), task="regression")
+    found = compare(numbers, blind)
+    assert found.best.taps == "all" and found.score == "R²" and found.expected > 0.8
+    labels = np.stack([level > 0.5, level < 0.3, np.ones(40)], axis=1).astype("float32")
+    several = from_arrays((images, labels), class_names=tuple("abc"), task="multi_label")
+    found = compare(several, blind)
+    assert found.best.taps == "all" and found.expected > 0.9 and found.signal
+    targets = {
+        "bright": Target("single_label", ("no", "yes")),
+        "level": Target("regression", ("x",)),
+    }
+    both = {"bright": (level > 0.5).astype("int32"), "level": level[:, None]}
+    examples = {"train": Examples(several.examples["train"].images, {})}
+    rows = [int(i) for i in range(len(examples["train"].images))]
+    known = np.array([several.examples["train"].labels[i].argmax() for i in rows])
+    both = {"bright": known.astype("int32"), "level": known[:, None].astype("float64")}
+    found = compare(
+        ImageData((), {"train": Examples(examples["train"].images, both)}, [], "data", targets),
+        blind,
+    )
+    assert found.score == "mean score" and found.best.taps == "all" and found.signal
+
+
+def test_random_labels_carry_no_signal_and_rare_classes_are_left_out(blind, rng):
+    images = shades(rng.uniform(size=60), rng)
+    labels = np.r_[rng.integers(0, 2, 59), 2]  # one example of the last
+    train = Examples(Arrays(images), labels.astype("int32"))
+    data = ImageData(tuple("abc"), {"train": train}, [], "data")
+    found = compare(data, blind)
+    assert not found.signal and found.rows
+    one_each = from_arrays((images[:4], [0, 1, 0, 1]), val_split=0.5, progress=False)
+    nothing = compare(one_each, blind)
+    assert not nothing.rows and nothing.best.taps == "all" and nothing.expected is None
+    assert "too few examples" in str(nothing)
+    with pytest.raises(InputError, match=r"No backbone can be used\. .*skipped"):
+        compare(data, keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()]))
+
+
+def test_mirror_images_of_other_classes_are_found_out(tmp_path, rng):
+    """Brighter towards the left or towards the right, seen by a network that detects edges."""
+    inputs = keras.Input((32, 32, 3))
+    edges = keras.layers.Conv2D(2, 5, 2, activation="relu", name="edges")
+    x = edges(inputs)
+    slope = np.linspace(-1, 1, 5)[None, :, None] * np.ones((5, 1, 3))
+    edges.set_weights([np.stack([slope, -slope], axis=-1), np.zeros(2)])
+    path = str(tmp_path / "edges.keras")
+    keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x), name="edges").save(path)
+    labels = np.arange(80) % 2
+    ramp = 4 * np.arange(32)[None, None, :, None]
+    images = np.where(labels[:, None, None, None], ramp, ramp[:, :, ::-1])
+    images = images + rng.integers(0, 100, (80, 32, 32, 3))
+    found = compare(from_arrays((images.astype("uint8"), labels)), path, image_size=32)
+    assert not found.mirror and found.mirror_gain[0] < -found.mirror_gain[1]
+    same = compare(from_arrays((shades(labels, rng), labels)), path, image_size=32)
+    assert same.mirror
