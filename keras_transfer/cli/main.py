@@ -16,6 +16,7 @@ from keras_transfer.cli.choose import advise, compare, tune
 from keras_transfer.cli.columns import command_with
 from keras_transfer.cli.finished import ask, evaluate, export, predict, report
 from keras_transfer.cli.options import Data, Json, check_png, load_keras, takes
+from keras_transfer.cli.plan import find_rate, schedule
 from keras_transfer.cli.streams import (
     accept_any_name,
     flush_streams,
@@ -23,7 +24,7 @@ from keras_transfer.cli.streams import (
     report_os_error,
     require_streams,
 )
-from keras_transfer.cli.train import adapt, find_rate, schedule, train
+from keras_transfer.cli.train import adapt, train
 from keras_transfer.errors import ColumnError, InputError, WorkerLost, input_error_in
 from keras_transfer.training.distributed.single_process import active
 from keras_transfer.utils.console import Table, print_table
