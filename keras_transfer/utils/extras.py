@@ -15,6 +15,7 @@ EXTRAS = {
     "openvino": "openvino",
     "optuna": "tune",
     "pyarrow": "parquet",
+    "safetensors": "hub",
     "tensorflow_datasets": "tfds",
     "tensorflow_serving": "client",
     "tf2onnx": "onnx",

@@ -260,6 +260,11 @@ def check_source_model(path: str) -> Path:
         InputError: the file does not exist, or Keras 3 cannot have written it.
     """
     path = Path(path)
+    if (path / "saved_model.pb").is_file():
+        raise InputError(
+            f"{path} is a TensorFlow SavedModel (the format of TF Hub, too), whose layers Keras 3 cannot "
+            "read: save the Keras model that it was made from with model.save('name.keras')."
+        )
     file = path / "model.keras" if path.is_dir() else path
     if not file.is_file():
         what = "is not a run (it has no model.keras)" if path.is_dir() else "does not exist"
@@ -334,8 +339,13 @@ def _application(spec, size, weights, pooling):
 
     It is built for one image size, because several families choose their padding by it.
     """
+    from keras_transfer.models.sources.timm import find_timm, is_timm, load_timm
+
     local = weights_path(spec)
-    if weights == "imagenet" and local.is_file():
+    tensors = find_timm(weights, spec) if is_timm(weights) else None
+    if tensors is not None:
+        weights = None
+    elif weights == "imagenet" and local.is_file():
         weights = str(local)  # Keras itself looks elsewhere if KERAS_HOME is not writable
     elif weights not in ("imagenet", None) and not Path(weights).is_file():
         raise InputError(f"No weights file {weights}: pass a path, 'imagenet' or None.")
@@ -348,7 +358,9 @@ def _application(spec, size, weights, pooling):
         raise InputError(
             f"{spec.name} cannot be built for image size {size}: try {spec.size} or a multiple of 32."
         ) from error
-    if downloaded is not None:
+    if tensors is not None:
+        load_timm(application, tensors, spec.name)
+    elif downloaded is not None:
         application.set_weights(downloaded)
     elif weights is not None:
         try:

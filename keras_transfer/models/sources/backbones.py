@@ -17,6 +17,7 @@ from keras_transfer.models.sources.applications import (
     is_source_model,
 )
 from keras_transfer.models.sources.presets import PRESETS, check_preset, is_preset
+from keras_transfer.models.sources.timm import find_timm, is_timm, timm_backbone
 from keras_transfer.utils.names import require_image_size
 
 
@@ -50,7 +51,10 @@ def check_backbone(
     names = names_of(backbone)
     check_several(names)
     for name in names:
-        if is_preset(name):
+        if table := timm_backbone(name):
+            check_image_size(find_spec(table), image_size)
+            find_timm(name, find_spec(table))
+        elif is_preset(name):
             check_preset(os.fspath(name), kind)
         elif is_source_model(name):
             check_source_model(name)
@@ -59,11 +63,13 @@ def check_backbone(
             check_image_size(spec, image_size)
             if weights == "imagenet":
                 check_weights(spec)
+            elif is_timm(weights):
+                find_timm(weights, spec)
 
 
 def default_size(backbone: str | None) -> int | None:
     """Return the image size of a backbone's pretraining, as far as its name tells it."""
-    name = backbone or ""
+    name = timm_backbone(backbone) or backbone or ""
     spec = BACKBONES.get(name) or PRESETS.get(name)
     return spec.size if spec else None
 
@@ -72,15 +78,16 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
     """Build a backbone from the table or from KerasHub, or take one out of your own model.
 
     Args:
-        backbone: a name of `BACKBONES`; a preset of KerasHub (a name of `PRESETS`, `hf://…`,
+        backbone: a name of `BACKBONES`; `hf://timm/convnext_…`, timm's weights in it; a preset of KerasHub (a name of `PRESETS`, `hf://…`,
             `kaggle://…`, or a folder) or one of its models; or a source model as for
             `backbone_from_model`. A list of them, or names joined by `+`, makes one backbone that
             computes the features of all.
         image_size: height and width of the images, at least the row's `min_size`; by default the
             row's `size`, or that of the source model (of the first, if there are several).
         weights: `"imagenet"` (found in `KERAS_HOME`, or downloaded), a path to a weights file of
-            the same architecture without classifier, or None for random weights. A source model
-            brings its own weights; None makes them random again.
+            the same architecture without classifier, for a ConvNeXt also timm's (a safetensors
+            file or `hf://timm/…`), or None for random weights. A source model brings its own
+            weights; None makes them random again.
         pooling: `"avg"` or `"max"` for features [N, D], None for a feature map [N, h, w, D]; for a
             transformer also `"class"` (the class token) and `"class+avg"`, and None for all tokens
             [N, T, D]. `"auto"` is what the family was trained with, or else `"avg"`.
@@ -126,11 +133,18 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
     return Backbone(*tapped(parts, taps), name=name, crop=crop)
 
 
+def _backbone_from_timm(backbone, *, weights, **options):
+    weights = None if weights is None else backbone
+    return backbone_from_application(timm_backbone(backbone), weights=weights, **options)
+
+
 def _source(backbone):
     """Return (the function that builds a backbone of its source, whether it pools tokens).
 
     Imports Keras.
     """
+    if timm_backbone(backbone):
+        return _backbone_from_timm, False
     if is_preset(backbone):
         check_preset(os.fspath(backbone), kind=None)
         from keras_transfer.models.sources.keras_hub import backbone_from_preset

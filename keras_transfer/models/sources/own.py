@@ -16,6 +16,7 @@ from keras_transfer.models.sources.applications import (
     normalized,
     pooled,
 )
+from keras_transfer.models.sources.keras_2 import readable
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.global_state import restored
@@ -89,8 +90,9 @@ def load_model(path):
         InputError: the file cannot be read as a Keras model.
     """
     try:
-        with restored():  # initializers without a seed draw one, although it is never used
-            return keras.saving.load_model(path, compile=False)
+        # Initializers without a seed draw one, although it is never used.
+        with restored(), readable(path) as file:
+            return keras.saving.load_model(file, compile=False)
     except Exception as error:
         if not Path(path).exists():
             raise InputError(f"Cannot load {path}: the file does not exist.") from None
