@@ -96,6 +96,8 @@ def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) ->
     name = f"{backbone.name}, {stages} of {len(backbone.stages)} stages"
     whole = stages == len(backbone.stages)
     first = backbone if whole else backbone.between(0, stages)
+    if len(backbone.input_shape) == 2:  # token ids
+        return Prefix(first, name, takes="int32")
     return Prefix(first, name, crop=framing_of(backbone).square[1])
 
 

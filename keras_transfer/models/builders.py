@@ -48,9 +48,10 @@ def build_model(
             that of the source model, or the data of the first training decides.
 
     Returns:
-        A `keras.Model` from RGB images [N, image_size, image_size, 3] (uint8 or float, 0–255) to
-        the head's float32 outputs [N, C]: logits for classes and labels, values for numbers; with
-        several heads, a dict of them. Nothing is frozen yet.
+        A `keras.Model` from RGB images [N, image_size, image_size, 3] (uint8 or float, 0–255), or
+        from the token ids of texts (int32 [N, T], padded), to the head's float32 outputs [N, C]:
+        logits for classes and labels, values for numbers; with several heads, a dict of them.
+        Nothing is frozen yet.
 
     Raises:
         InputError: unknown backbone, an image size below the family's minimum, unavailable weights,
@@ -70,6 +71,19 @@ def build_model(
         backbone = build_backbone(
             backbone, image_size=image_size, weights=weights, pooling=pooling, taps=taps
         )
+    inputs = _inputs(backbone, image_size)
+    backbone.crop = crop or backbone.crop
+    features = backbone(inputs)
+    if isinstance(head, dict):
+        # Sorted, as Keras sorts them when it saves.
+        outputs = {name: head[name].connect(features, name) for name in sorted(head)}
+        return keras.Model(inputs, outputs, name=f"{backbone.name}_{'_'.join(head)}")
+    return keras.Model(inputs, head.connect(features), name=f"{backbone.name}_{head.task}")
+
+
+def _inputs(backbone, image_size):
+    if len(backbone.input_shape) == 2:  # token ids
+        return keras.Input(backbone.input_shape[1:], dtype="int32", name="token_ids")
     image_size = image_size or backbone.input_shape[1]
     if image_size is None:
         raise InputError(f"Pass image_size: '{backbone.name}' accepts any.")
@@ -77,14 +91,7 @@ def build_model(
         raise InputError(
             f"This backbone was built for image size {backbone.input_shape[1]}, not {image_size}."
         )
-    backbone.crop = crop or backbone.crop
-    inputs = keras.Input((image_size, image_size, 3), name="images")
-    features = backbone(inputs)
-    if isinstance(head, dict):
-        # Sorted, as Keras sorts them when it saves.
-        outputs = {name: head[name].connect(features, name) for name in sorted(head)}
-        return keras.Model(inputs, outputs, name=f"{backbone.name}_{'_'.join(head)}")
-    return keras.Model(inputs, head.connect(features), name=f"{backbone.name}_{head.task}")
+    return keras.Input((image_size, image_size, 3), name="images")
 
 
 def _check_names(heads):
@@ -113,6 +120,8 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
     """
     require_image_size(image_size)
     backbone = backbone_of(model)
+    if image_size is not None and len(model.input_shape) == 2:
+        raise InputError(f"The model '{model.name}' reads token ids: it has no image size.")
     image_size = image_size or model.input_shape[1]
     if backbone.input_shape[1] == image_size:
         return backbone

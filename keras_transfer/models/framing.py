@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import keras
 
+from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.framing import Framing, choose_crop
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.console import say
@@ -16,7 +17,12 @@ def framing_of(model: keras.Model, image_size: int | None = None, data=None) -> 
         image_size: by default the model's.
         data: decides the crop of a model that was built without one, see `choose_crop`; the model
             stays as it is.
+
+    Raises:
+        InputError: the model reads texts.
     """
+    if len(model.input_shape) == 2:
+        raise InputError(f"The model '{model.name}' reads token ids of texts, not images.")
     crop = next((backbone.crop for backbone in _backbones(model) if backbone.crop), None)
     if crop is None and data is not None:
         crop, _ = choose_crop(data, model.input_shape[1])

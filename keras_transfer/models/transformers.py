@@ -110,7 +110,7 @@ class Attention(_Formed):
         for dense in (self.query_dense, self.key_dense, self.value_dense, self.output_dense):
             dense.build((None, None, self.form.width))
 
-    def call(self, queries, context=None, mask=None, training=None):
+    def call(self, queries, context=None, tokens=None, training=None):
         context = queries if context is None else context
         query, key = self._heads(self.query_dense(queries)), self._heads(self.key_dense(context))
         if self.form.rotary:
@@ -118,8 +118,8 @@ class Attention(_Formed):
         scale = math.sqrt(1 / (self.form.width // self.form.heads))
         scores = ops.matmul(query * scale, ops.transpose(key, (0, 1, 3, 2)))
         scores = ops.cast(scores, "float32")
-        if mask is not None:  # [N, T]; 1 for tokens
-            scores = scores + (ops.cast(mask, "float32")[:, None, None, :] - 1.0) * 1e9
+        if tokens is not None:  # [N, T]; 0 for padding
+            scores = scores + (ops.cast(tokens, "float32")[:, None, None, :] - 1.0) * 1e9
         weights = ops.cast(ops.softmax(scores, axis=-1), self.compute_dtype)
         weights = self.dropout(weights, training=training)
         values = ops.matmul(weights, self._heads(self.value_dense(context)))
@@ -217,7 +217,7 @@ class Block(_Formed):
             ops.cast(ops.any(ops.not_equal(x, 0), axis=-1), x.dtype) if self.form.masked else None
         )
         first = self.form.norm_first
-        branch = self.attention(self.norm_1(x) if first else x, mask=mask, training=training)
+        branch = self.attention(self.norm_1(x) if first else x, tokens=mask, training=training)
         x = x + self._branch(branch, "scale_1", training)
         x = x if first else self.norm_1(x)
         x = x + self._branch(self.dense(self.norm_2(x) if first else x), "scale_2", training)
@@ -339,6 +339,86 @@ def bicubic(old: int, new: int, antialias: bool = False) -> np.ndarray:
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
     weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
     return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
+
+
+@keras.saving.register_keras_serializable("keras_transfer")
+class TextEmbedding(keras.layers.Layer):
+    """Turns token ids [N, T] into tokens [N, T, D]; rows of padding are zero.
+
+    Args:
+        vocabulary: number of words.
+        width: number of channels.
+        length: the largest number of tokens.
+        segments: number of segments, which a separator ends; 0: no segment embeddings.
+        projected: number of channels after a last dense layer; None: no such layer.
+        padding, separator: ids of these tokens; without a separator there is one segment.
+        epsilon: of the layer normalization.
+        dropout: rate in training.
+    """
+
+    def __init__(
+        self,
+        vocabulary,
+        width,
+        length,
+        segments=0,
+        projected=None,
+        padding=0,
+        separator=None,
+        epsilon=1e-12,
+        dropout=0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.settings = dict(vocabulary=vocabulary, width=width, length=length, segments=segments)
+        self.settings |= dict(projected=projected, padding=padding, separator=separator)
+        self.settings |= dict(epsilon=epsilon, dropout=dropout)
+        policy, layers = {"dtype": self.dtype_policy}, keras.layers
+        self.words = layers.Embedding(vocabulary, width, name="words", **policy)
+        self.positions = layers.Embedding(length, width, name="positions", **policy)
+        self.segments = layers.Embedding(segments, width, **policy) if segments else None
+        self.norm = layers.LayerNormalization(epsilon=epsilon, name="norm", **policy)
+        self.projection = layers.Dense(projected, **policy) if projected else None
+        self.dropout = layers.Dropout(dropout, **policy)
+
+    def build(self, shape):
+        most = self.settings["length"]
+        if shape[1] is not None and shape[1] > most:
+            raise ValueError(f"The encoder reads at most {most} tokens, not {shape[1]}.")
+        for layer in (self.words, self.positions, self.segments):
+            if layer is not None:
+                layer.build(shape)
+        self.norm.build((*shape, self.settings["width"]))
+        if self.projection is not None:
+            self.projection.build((*shape, self.settings["width"]))
+
+    def call(self, ids, training=None):
+        x = self.words(ids) + self.positions(ops.arange(ops.shape(ids)[1]))[None]
+        if self.segments is not None:
+            x = x + self.segments(self._segments(ids))
+        x = self.dropout(self.norm(x), training=training)
+        if self.projection is not None:
+            x = self.projection(x)
+        mask = ops.not_equal(ids, self.settings["padding"])
+        return x * ops.cast(mask, x.dtype)[..., None]
+
+    def _segments(self, ids):
+        """Return the number of separators before each token, as far as there are segments."""
+        if self.settings["separator"] is None:
+            return ops.zeros_like(ids)
+        ends = ops.cast(ops.equal(ids, self.settings["separator"]), "int32")
+        return ops.minimum(ops.cumsum(ends, axis=1) - ends, self.settings["segments"] - 1)
+
+    def compute_output_shape(self, shape):
+        return (*shape, self.settings["projected"] or self.settings["width"])
+
+    def multiplications(self, shape) -> int:
+        """Return the multiplications for one example, given the output shape [N, T, D]."""
+        projected = self.settings["projected"] or 0
+        return (shape[1] or 1) * self.settings["width"] * projected
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
 
 
 @keras.saving.register_keras_serializable("keras_transfer")

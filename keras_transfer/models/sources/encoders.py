@@ -45,7 +45,7 @@ def _weights(found) -> Sequence:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The parts of a transformer in order, from the images to the last tokens.
+    """The parts of a transformer in order, from the images or token ids to the last tokens.
 
     Attributes:
         parts: the layers and their sources.
@@ -53,6 +53,7 @@ class Encoder:
         pooling: the default.
         preprocessing: of the images, if the preset does not say.
         head: pools in place of `TokenPooling` by default, if there is one.
+        class_token: whether the first token is one.
     """
 
     parts: list[Part]
@@ -60,12 +61,13 @@ class Encoder:
     pooling: str
     preprocessing: dict | None
     head: Part | None = None
+    class_token: bool = True
 
 
 # -- parts ----------------------------------------------------------------------------------------
 
 
-def _places(norms: str, attention: str, dense: str) -> Places:
+def places_of(norms: str, attention: str, dense: str) -> Places:
     """Return the places of a block's parts: two names each, and that of the attention."""
     names = [f"{name}_dense" for name in ("query", "key", "value", "output")]
     return {
@@ -103,7 +105,7 @@ def _form(model, source, places: Places, **fields) -> Form:
     return Form(**fields)
 
 
-def _blocks(model, sources, places: Places, **fields) -> list[Part]:
+def blocks_of(model, sources, places: Places, **fields) -> list[Part]:
     return [
         Part(Block(_form(model, source, places, **fields), name=f"block_{i + 1}"), source, places)
         for i, source in enumerate(sources)
@@ -166,13 +168,14 @@ def _vit(model, **fields) -> Encoder:
     prefix = _rows(first.class_token) if first.use_class_token else np.zeros((0, model.hidden_dim))
     positions = keras.ops.convert_to_numpy(first.position_embedding.embeddings)
     rates = {"dropout": model.dropout_rate, "attention_dropout": model.attention_dropout}
-    places = _places("layer_norm_1 layer_norm_2", "mha", "mlp.dense_1 mlp.dense_2")
+    places = places_of("layer_norm_1 layer_norm_2", "mha", "mlp.dense_1 mlp.dense_2")
     parts = [
         _patches(model, first, "patch_embedding", prefix, positions, first.image_size),
-        *_blocks(model, encoder.encoder_layers, places, **{**rates, **fields}),
+        *blocks_of(model, encoder.encoder_layers, places, **{**rates, **fields}),
         _norm(encoder.layer_norm, "norm", fields),
     ]
-    return Encoder(parts, len(prefix), "class" if len(prefix) else "avg", _CENTERED)
+    pooling = "class" if first.use_class_token else "avg"
+    return Encoder(parts, len(prefix), pooling, _CENTERED, class_token=first.use_class_token)
 
 
 def _deit(model, **fields) -> Encoder:
@@ -180,10 +183,10 @@ def _deit(model, **fields) -> Encoder:
     prefix = _rows(first.class_token, first.distillation_token)
     positions = _rows(first.position_embedding)
     rates = {"dropout": model.dropout_rate, "attention_dropout": model.attention_dropout}
-    places = _places("layer_norm_1 layer_norm_2", "mha", "mlp.dense output_layer.dense")
+    places = places_of("layer_norm_1 layer_norm_2", "mha", "mlp.dense output_layer.dense")
     parts = [
         _patches(model, first, "patch_embedding", prefix, positions, first.image_size),
-        *_blocks(model, encoder.encoder_layers, places, **{**rates, **fields}),
+        *blocks_of(model, encoder.encoder_layers, places, **{**rates, **fields}),
         _norm(encoder.layer_norm, "norm", fields),
     ]
     return Encoder(parts, 2, "class", IMAGENET)
@@ -197,7 +200,7 @@ def _dino_prefix(source) -> np.ndarray:
 def _dinov2(model, **fields) -> Encoder:
     first = model.embeddings
     prefix = _dino_prefix(first)
-    places = _places("norm1 norm2", "attention.attention", "mlp.fc1 mlp.fc2") | _SCALES
+    places = places_of("norm1 norm2", "attention.attention", "mlp.fc1 mlp.fc2") | _SCALES
     if model.use_swiglu_ffn:
         # One dense layer computes the gate and the inner layer.
         places["dense.outer_dense"] = "mlp.weights_out"
@@ -212,7 +215,7 @@ def _dinov2(model, **fields) -> Encoder:
             antialias=first.antialias_in_interpolation,
             dropout=model.dropout_rate,
         ),
-        *_blocks(model, model.encoder.layers, places, scaled=True, **fields),
+        *blocks_of(model, model.encoder.layers, places, scaled=True, **fields),
         _norm(model.layernorm, "norm", fields),
     ]
     return Encoder(parts, len(prefix), "class", IMAGENET)
@@ -237,7 +240,7 @@ def _dinov2_positions(source):
 def _dinov3(model, **fields) -> Encoder:
     first = model.embeddings
     prefix = _dino_prefix(first)
-    places = _places("norm1 norm2", "attention", "mlp.up_proj mlp.down_proj") | _SCALES
+    places = places_of("norm1 norm2", "attention", "mlp.up_proj mlp.down_proj") | _SCALES
     if model.use_gated_mlp:
         places["dense.gate_dense"] = "mlp.gate_proj"
     own = {"activation": model.hidden_activation, "gated": model.use_gated_mlp, "scaled": True}
@@ -245,7 +248,7 @@ def _dinov3(model, **fields) -> Encoder:
     own |= {"attention_dropout": model.attention_dropout, "drop_path": model.drop_path_rate}
     parts = [
         _patches(model, first, "patch_embeddings.projection", prefix),
-        *_blocks(model, model.encoder.layers, places, **{**own, **fields}),
+        *blocks_of(model, model.encoder.layers, places, **{**own, **fields}),
         _norm(model.layernorm, "norm", fields),
     ]
     return Encoder(parts, len(prefix), "class", IMAGENET)
@@ -255,12 +258,12 @@ def _clip(model, **fields) -> Encoder:
     model = getattr(model, "vision_encoder", model)
     first = model.embedding
     prefix = keras.ops.convert_to_numpy(first.class_embedding)[None]
-    places = _places("layer_norm_1 layer_norm_2", "attention", "dense_1 dense_2")
+    places = places_of("layer_norm_1 layer_norm_2", "attention", "dense_1 dense_2")
     fields = {"activation": model.intermediate_activation, **fields}
     parts = [
         _patches(model, first, "patch_embedding", prefix, _listed(first), first.image_size),
         _norm(model.pre_layer_norm, "norm_before", fields),
-        *_blocks(model, model.encoder_layers, places, **fields),
+        *blocks_of(model, model.encoder_layers, places, **fields),
         _norm(model.layer_norm, "norm", fields),
     ]
     return Encoder(parts, 1, "class", _CLIP)
@@ -275,20 +278,20 @@ def _siglip(model, **fields) -> Encoder:
     model = getattr(model, "vision_encoder", model)
     first, head = model.embedding, model.head
     prefix = np.zeros((0, model.hidden_dim))
-    places = _places("layer_norm1 layer_norm2", "self_attn", "mlp.fc1 mlp.fc2")
-    head_places = _places("", "attention", "mlp.fc1 mlp.fc2")
+    places = places_of("layer_norm1 layer_norm2", "self_attn", "mlp.fc1 mlp.fc2")
+    head_places = places_of("", "attention", "mlp.fc1 mlp.fc2")
     head_places |= {"norm": "layer_norm", "probe": lambda found: [found.probe]}
     activation = model.intermediate_activation
     activation = {"gelu_pytorch_tanh": "gelu_approximate"}.get(activation, activation)
     fields = {"activation": activation, **fields}
     parts = [
         _patches(model, first, "patch_embedding", prefix, _listed(first), first.image_size),
-        *_blocks(model, model.encoder_layers, places, **fields),
+        *blocks_of(model, model.encoder_layers, places, **fields),
         _norm(model.post_layer_norm, "norm", fields),
     ]
     form = _form(model, head, head_places, **fields)
     pooling = Part(AttentionPooling(form, name="pooling"), head, head_places)
-    return Encoder(parts, 0, "attention", _CENTERED, pooling)
+    return Encoder(parts, 0, "attention", _CENTERED, pooling, class_token=False)
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {

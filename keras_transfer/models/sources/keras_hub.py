@@ -12,6 +12,7 @@ from keras_transfer.models.graph import rebuild
 from keras_transfer.models.sources.applications import check_pooling, normalized, pooled
 from keras_transfer.models.sources.encoders import ENCODERS, IMAGENET, side
 from keras_transfer.models.sources.presets import FAMILIES, PRESETS, not_available
+from keras_transfer.models.sources.text_encoders import TEXT_ENCODERS
 from keras_transfer.models.stages import Backbone
 from keras_transfer.models.transformers import TokenPooling
 
@@ -39,6 +40,9 @@ def backbone_from_preset(name, *, image_size=None, pooling="auto", weights="imag
         )
     try:
         model = keras_hub.models.Backbone.from_preset(name, load_weights=weights is not None)
+        fields = {**_stated_form(name), **_special_tokens(name, model)}
+        if pooling == "auto":
+            pooling = _stated_pooling(name)
         preprocessing = _stated_preprocessing(name)
     except Exception as error:
         if "://" in name or not Path(name).exists():
@@ -53,7 +57,7 @@ def backbone_from_preset(name, *, image_size=None, pooling="auto", weights="imag
         weights=weights,
         preprocessing=preprocessing,
         name=Path(name).name,
-        **_stated_form(name),
+        **fields,
     )
 
 
@@ -73,8 +77,8 @@ def backbone_from_hub(
         model: a `keras_hub.models.Backbone`, or a task that has one.
         image_size: height and width of the images; by default the model's. Position embeddings are
             resized.
-        pooling: `"class"` (the class token), `"avg"` (mean of the patches), `"class+avg"`, `"max"`,
-            None (all tokens), or `"auto"`: as the family was trained.
+        pooling: `"class"` (the class token), `"avg"` (mean of the patches or words), `"class+avg"`,
+            `"max"`, None (all tokens), or `"auto"`: as the family was trained; for texts, `"avg"`.
         weights: None re-initializes the weights.
         preprocessing: scale and offset of the pixels; by default the family's.
         name: of the backbone; by default the model's.
@@ -90,15 +94,21 @@ def backbone_from_hub(
             f"{type(model).__name__} is not a supported backbone of KerasHub; supported are "
             f"{', '.join(FAMILIES)}."
         )
-    if family not in ENCODERS:
+    if family not in ENCODERS | TEXT_ENCODERS:
         backbone = _as_it_is(
             model, image_size, pooling, preprocessing or IMAGENET, name or model.name
         )
         return backbone if weights is not None else Backbone.from_config(backbone.get_config())
-    encoder = ENCODERS[family](model, **fields)
-    size = image_size or side(model, getattr(model, "vision_encoder", model).image_shape, "images")
-    inputs = keras.Input((size, size, 3), name="images")
-    x = normalized(inputs, preprocessing or encoder.preprocessing)
+    encoder = (ENCODERS | TEXT_ENCODERS)[family](model, **fields)
+    if family in TEXT_ENCODERS:
+        if image_size is not None:
+            raise InputError(f"{name or model.name} reads texts, which have no image_size.")
+        x = inputs = keras.Input((None,), dtype="int32", name="token_ids")
+    else:
+        shape = getattr(model, "vision_encoder", model).image_shape
+        size = image_size or side(model, shape, "images")
+        inputs = keras.Input((size, size, 3), name="images")
+        x = normalized(inputs, preprocessing or encoder.preprocessing)
     for part in encoder.parts:
         x = part.layer(x)
     parts = list(encoder.parts)
@@ -107,20 +117,20 @@ def backbone_from_hub(
         parts.append(encoder.head)
         x = encoder.head.layer(x)
     elif pooling is not None:
-        _check_pooling(pooling, encoder.prefix, name or model.name)
+        _check_pooling(pooling, encoder.class_token, name or model.name)
         x = TokenPooling(pooling, encoder.prefix, name="pooling")(x)
     for part in parts if weights is not None else ():
         part.copy()
     return Backbone(inputs, x, name=name or model.name)
 
 
-def _check_pooling(pooling, prefix, name):
+def _check_pooling(pooling, class_token, name):
     if pooling not in ("class", "avg", "class+avg", "max"):
         raise InputError(
             f"Unknown pooling {pooling!r} for {name}. Choose 'class', 'avg', 'class+avg', 'max', "
             "'auto' or None."
         )
-    if "class" in pooling and not prefix:
+    if "class" in pooling and not class_token:
         raise InputError(f"{name} has no class token: choose the pooling 'avg', 'max' or 'auto'.")
 
 
@@ -163,11 +173,40 @@ def _stated_form(preset: str) -> dict:
     """Return the fields of `Form` that a Hugging Face model states, which KerasHub ignores."""
     config = _file(preset, "config.json")
     fields = {}
+    if _ported(preset):
+        fields["activation"] = "gelu"
     if activation := config.get("hidden_act", config.get("activation")):
         fields["activation"] = _ACTIVATION_NAMES.get(activation, activation)
     if "layer_norm_eps" in config:
         fields["epsilon"] = config["layer_norm_eps"]
     return fields
+
+
+def _ported(preset: str) -> bool:
+    """Return whether a preset is a BERT that was trained in PyTorch, whose GELU is exact."""
+    found = PRESETS.get(preset)
+    return found is not None and found.family == "BertBackbone" and found.collection != "bert"
+
+
+def _stated_pooling(preset: str) -> str:
+    """Return the pooling with which sentence embeddings were trained, or `"auto"`."""
+    if preset in PRESETS and PRESETS[preset].collection in ("bge", "mxbai-embed"):
+        return "class"
+    stated = _file(preset, "1_Pooling/config.json")
+    if stated.get("pooling_mode_cls_token"):
+        return "class"
+    return "max" if stated.get("pooling_mode_max_tokens") else "auto"
+
+
+def _special_tokens(preset: str, model) -> dict:
+    """Return the ids of the padding and, if there are segments, of the separator."""
+    if not hasattr(model, "token_embedding"):
+        return {}
+    tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(preset)
+    ids = {"padding": tokenizer.pad_token_id}
+    if hasattr(model, "segment_embedding"):
+        ids["separator"] = tokenizer.sep_token_id
+    return ids
 
 
 def _stated_preprocessing(preset: str) -> dict | None:
