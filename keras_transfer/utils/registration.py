@@ -21,9 +21,10 @@ REGISTERED = {
         "models.heads",
     ),
     **dict.fromkeys(
-        ("AttentionPooling", "Block", "Patches", "TextEmbedding", "TokenPooling"),
+        ("AttentionPooling", "Block"),
         "models.transformers",
     ),
+    **dict.fromkeys(("Patches", "TextEmbedding", "TokenPooling"), "models.tokens"),
     "RateShape": "schedules.rates",
 }
 _OPTIMIZERS = "schedules.plans"  # registers PerWeightAdamW and so on, one for each of Keras's

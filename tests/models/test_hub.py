@@ -18,7 +18,7 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources.own import load_model
 from keras_transfer.models.sources.presets import FAMILIES, PRESETS
 from keras_transfer.models.stages import backbone_of, freeze
-from keras_transfer.models.transformers import bicubic
+from keras_transfer.models.tokens import bicubic
 
 keras_hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed")
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import PREPROCESSING
-from keras_transfer.models.transformers import ACTIVATIONS, AttentionPooling, Block, Form, Patches
+from keras_transfer.models.tokens import Patches
+from keras_transfer.models.transformers import ACTIVATIONS, AttentionPooling, Block, Form
 
 # Name of a part → its place in the layer of KerasHub, or a function that returns its weights.
 Places = dict[str, Any]

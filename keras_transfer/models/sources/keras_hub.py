@@ -14,7 +14,7 @@ from keras_transfer.models.sources.encoders import ENCODERS, IMAGENET, side
 from keras_transfer.models.sources.presets import FAMILIES, PRESETS, not_available
 from keras_transfer.models.sources.text_encoders import TEXT_ENCODERS
 from keras_transfer.models.stages import Backbone
-from keras_transfer.models.transformers import TokenPooling
+from keras_transfer.models.tokens import TokenPooling
 
 _SIZE = 224  # of images, if a network takes any
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from operator import itemgetter
 
 from keras_transfer.models.sources.encoders import Encoder, Part, blocks_of, places_of
-from keras_transfer.models.transformers import TextEmbedding
+from keras_transfer.models.tokens import TextEmbedding
 
 _PLACES = places_of(
     "_self_attention_layer_norm _feedforward_layer_norm",
