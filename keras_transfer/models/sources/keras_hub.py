@@ -15,6 +15,7 @@ from keras_transfer.models.sources.presets import FAMILIES, PRESETS, not_availab
 from keras_transfer.models.sources.text_encoders import TEXT_ENCODERS
 from keras_transfer.models.stages import Backbone
 from keras_transfer.models.tokens import TokenPooling
+from keras_transfer.utils.console import say
 
 _SIZE = 224  # of images, if a network takes any
 
@@ -40,6 +41,7 @@ def backbone_from_preset(name, *, image_size=None, pooling="auto", weights="imag
         )
     try:
         model = keras_hub.models.Backbone.from_preset(name, load_weights=weights is not None)
+        _add_token_type(name, model)
         fields = {**_stated_form(name), **_special_tokens(name, model)}
         if pooling == "auto":
             pooling = _stated_pooling(name)
@@ -156,8 +158,8 @@ _ACTIVATION_NAMES = {
 }
 
 
-def _file(preset: str, name: str) -> dict:
-    """Return a JSON file of a folder or of a model on Hugging Face; {} if there is none."""
+def _path(preset: str, name: str) -> Path | None:
+    """Return a file of a folder or of a model on Hugging Face; None if there is none."""
     path = Path(preset) / name
     if preset.startswith("hf://"):
         import huggingface_hub
@@ -165,8 +167,31 @@ def _file(preset: str, name: str) -> dict:
         try:
             path = Path(huggingface_hub.hf_hub_download(preset.removeprefix("hf://"), name))
         except Exception:  # most files are optional
-            return {}
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+            return None
+    return path if path.is_file() else None
+
+
+def _file(preset: str, name: str) -> dict:
+    """Return the content of a JSON file, see `_path`; {} if there is none."""
+    path = _path(preset, name)
+    return json.loads(path.read_text("utf-8")) if path else {}
+
+
+def _add_token_type(preset: str, model) -> None:
+    """Add the embedding of RoBERTa's only token type, which KerasHub ignores, to those of the positions.
+
+    It is zero after the pretraining, but not after fine-tuning.
+    """
+    path = _path(preset, "model.safetensors")
+    if path is None or not isinstance(model, keras_hub.models.RobertaBackbone):
+        return
+    import safetensors
+
+    with safetensors.safe_open(path, "numpy") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (it cannot be iterated)
+            if name.endswith("embeddings.token_type_embeddings.weight"):
+                positions = model.embeddings.position_embedding.position_embeddings
+                positions.assign_add(tensors.get_tensor(name)[:1])
 
 
 def _stated_form(preset: str) -> dict:
@@ -200,9 +225,14 @@ def _stated_pooling(preset: str) -> str:
 
 def _special_tokens(preset: str, model) -> dict:
     """Return the ids of the padding and, if there are segments, of the separator."""
-    if not hasattr(model, "token_embedding"):
+    if model.token_embedding is None:  # it reads images
         return {}
-    tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(preset)
+    try:
+        tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(preset)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        say(f"{preset} has no tokenizer ({reason}): its family's padding token, one segment")
+        return {}
     ids = {"padding": tokenizer.pad_token_id}
     if hasattr(model, "segment_embedding"):
         ids["separator"] = tokenizer.sep_token_id
