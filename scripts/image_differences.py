@@ -22,7 +22,7 @@ from PIL import Image
 from keras_transfer.data.batches import batches
 from keras_transfer.data.evaluation_data import list_images
 from keras_transfer.data.examples import Examples
-from keras_transfer.data.files import check_images
+from keras_transfer.data.files import check_examples
 from keras_transfer.modalities.image.boxes import central_box
 from keras_transfer.modalities.image.framing import DEFAULT_CROP
 from keras_transfer.modalities.image.prepare import fit_center_in_graph, resize_and_crop
@@ -46,7 +46,7 @@ def main():
     parser.add_argument("--size", type=int, nargs="+", default=[224, 96])
     parser.add_argument("--most", type=int, default=100, help="images, spread over the folder")
     options = parser.parse_args()
-    files, _ = check_images(list_images([options.folder]))
+    files, _ = check_examples(list_images([options.folder]))
     rows = np.unique(np.linspace(0, len(files) - 1, min(options.most, len(files))).astype(int))
     files = files.take(rows)
     contents = [Path(name).read_bytes() for name in files.names]

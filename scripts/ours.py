@@ -230,7 +230,7 @@ def extract_images(folder, count):
 
     import keras_transfer as kt
     from keras_transfer.data.examples import Examples, ImageData
-    from keras_transfer.data.files import check_images
+    from keras_transfer.data.files import check_examples
     from keras_transfer.features.closed_form import logistic_regression
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import prefix_of
@@ -240,7 +240,7 @@ def extract_images(folder, count):
         str(Path(folder) / "ab"[i % 2] / f"{i // 1000:03}" / f"{i:06}.jpg") for i in range(count)
     ]
     started = time.perf_counter()
-    good, _ = check_images(paths, progress=False)
+    good, _ = check_examples(paths, progress=False)
     labels = np.arange(count, dtype="int32") % 2
     data = ImageData(("a", "b"), {"train": Examples(good, labels)}, [], str(folder))
     keras.utils.set_random_seed(0)

@@ -21,7 +21,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import Augmentation, resolve_augmentation
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import check_targets, compile_arguments, heads_of
-from keras_transfer.models.framing import framing_of, settle_crop
+from keras_transfer.models.framing import framing_of, settle_framing
 from keras_transfer.models.stages import backbone_of, freeze, is_untrained
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.schedules.recipes import default_epochs
@@ -138,7 +138,7 @@ class _Adaptation:
         if self.adabn_last:
             check_norms(model)
             self.methods = self.methods[:-1]
-        settle_crop(model, source)
+        settle_framing(model, source)
         framing, batch = framing_of(model), phase.batch_size or options.batch_size
         settings = {
             "image_size": framing,

@@ -17,7 +17,7 @@ from keras_transfer.data import (
     unlabeled_images,
 )
 from keras_transfer.errors import InputError, Interrupted, Signals, explained
-from keras_transfer.modalities.image.framing import DEFAULT_CROP
+from keras_transfer.modalities import framing_from
 from keras_transfer.runs import PLACES, Run, check_out
 from keras_transfer.schedules.recipes import AUTO, default_epochs
 from keras_transfer.utils.console import say
@@ -89,10 +89,8 @@ class Adaptation:
             backbone = resumed.config["backbone"] if resumed else fallback_backbone(size)
         if precision == AUTO and resumed:
             precision = resumed.config["precision"]
-        options = self.options.with_backbone(backbone, precision)
-        if options.crop is None and resumed:
-            options = replace(options, crop=resumed.config.get("crop", DEFAULT_CROP))
-        self.options = options
+        self.options = self.options.with_backbone(backbone, precision)
+        self._framing = framing_from(resumed.config) if resumed else None
 
     def describe(self) -> str:
         """Return a few lines about the data of both domains."""
@@ -167,7 +165,7 @@ class Adaptation:
     def _build(self):
         from keras_transfer.models.acceleration import set_precision
         from keras_transfer.models.builders import build_model, head_for
-        from keras_transfer.models.framing import settle_crop
+        from keras_transfer.models.framing import framing_of, set_framing, settle_framing
         from keras_transfer.models.stages import backbone_of, batch_norms
 
         options = self.options
@@ -180,7 +178,9 @@ class Adaptation:
             weights=options.weights,
             crop=options.crop,
         )
-        settle_crop(model, self.source)
+        if self._framing is not None and not framing_of(model).settled:
+            set_framing(model, self._framing)
+        settle_framing(model, self.source)
         if "adabn" in options.methods and not batch_norms(backbone_of(model)):
             raise no_batch_norm(options.backbone)
         return model
@@ -227,7 +227,7 @@ class Adaptation:
         config = {
             **absolute_paths({**places, **self.options.to_dict()}, PLACES),
             "image_size": model.input_shape[1],
-            "crop": framing_of(model).crop,
+            **framing_of(model).to_dict(),
             "precision": model.dtype_policy.name,
             "methods": [method.to_dict() for method in resolve_methods(self.options.methods)],
             "head": {"task": "single_label", "names": list(self.source.class_names)},

@@ -11,7 +11,7 @@ from keras_transfer.advisor.rules import (
     classical,
 )
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.framing import Framing
+from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.models.sources.backbones import check_backbone
 
 _MAX_PROBED = 600  # examples whose activations are probed after every stage
@@ -54,7 +54,7 @@ def advise(
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
     from keras_transfer.advisor.auto import decide, estimates
-    from keras_transfer.advisor.closed_forms import compare_closed_forms
+    from keras_transfer.advisor.closed_forms import compare_closed_forms, framing_seen
     from keras_transfer.advisor.inputs import facts_of, sized_backbone
 
     options = {"engine": engine, "seed": seed}
@@ -64,7 +64,7 @@ def advise(
     # The measurements below need one chain: the last of several backbones, the larger one by default.
     given = {_name(backbone): backbone for backbone in backbones}
     single = best.backbone if best.backbone in given else best.backbone.split("+")[-1]
-    network = sized_backbone(given[single], Framing(best.image_size, best.crop))
+    network = sized_backbone(given[single], framing_seen(best.image_size, best.crop), data)
     facts = facts_of(data, network, seed)
     strategy, overrides, why = classical(facts)
     textbook = Choice(
@@ -114,7 +114,7 @@ def check_advice(backbones=None, image_size=None, minutes=None, policy=DEFAULT_P
         InputError: see `advise`.
     """
     check_policy(policy)
-    size = Framing.of(image_size).size
+    size = open_framing(image_size).size
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes must be above 0, not {minutes:g}.")
     if backbones is None:

@@ -28,7 +28,7 @@ from keras_transfer.advisor.rules import (
 )
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError, Interrupted
-from keras_transfer.modalities.image.framing import Framing, median_side
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.models import TAPS
 from keras_transfer.models.builders import build_model, by_head, head_for
 from keras_transfer.models.stages import backbone_of, is_untrained
@@ -276,13 +276,13 @@ class _Auto:
     def _settled(self, first):
         """Return the first choice with what its run settled."""
         settled = Run(self.race.entries[0].folder).config
-        return replace(first, image_size=settled["image_size"], crop=settled["crop"])
+        return replace(first, image_size=settled["image_size"], crop=settled.get("crop"))
 
     def _augment(self, evidence):
         if self.config.augment != AUTO or evidence.mirror:
             return self.config.augment
-        side = median_side(self.data)
-        small = side is not None and 2 * side <= evidence.best.image_size
+        size = evidence.best.image_size
+        small = self.data.modality.default_augmentation(self.data, size) != "light"
         return "none" if small else {"preset": "light", "flip": False}
 
     def _facts(self, evidence):
@@ -291,7 +291,7 @@ class _Auto:
         best = evidence.best
         backbone = best.backbone.split("+")[-1] if joined(self.names) else best.backbone
         framing = Framing(best.image_size, best.crop)
-        return facts_of(self.data, sized_backbone(backbone, framing), self.config.seed)
+        return facts_of(self.data, sized_backbone(backbone, framing, self.data), self.config.seed)
 
 
 _NO_SIGNAL = "The features carry no signal for these labels: longer training would gain nothing. Check the labels."

@@ -22,8 +22,8 @@ from keras_transfer.errors import InputError
 from keras_transfer.features.closed_form import solve
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.prefix import averaged, choose_engine, prefix_of, stage_costs
-from keras_transfer.modalities.image.augment import View
-from keras_transfer.modalities.image.framing import Framing, crops, smaller_sizes
+from keras_transfer.modalities import Framing, open_framing
+from keras_transfer.modalities.views import View
 from keras_transfer.models import TAPS
 from keras_transfer.models.builders import by_head, head_for
 from keras_transfer.models.sources.applications import BACKBONES
@@ -73,7 +73,7 @@ def compare_closed_forms(
     if "train" not in data.examples:
         raise InputError(f"{data.root} has no train images; it has {', '.join(data.examples)}")
     table = _Comparison(data, tuple(taps), weights, engine, seed, store)
-    given, names = Framing.of(image_size), list(backbones)
+    given, names = open_framing(image_size), list(backbones)
     pair = joined(names) if together else None
     if pair is None or not table.add(pair, given):
         for name in names:
@@ -87,7 +87,7 @@ def compare_closed_forms(
         if pair and more():
             table.add(pair, given, only=pair)
     if table.rows:
-        if mirror and more():
+        if mirror and table.train.modality.mirrors and more():
             table.add_mirror()
         if framings:
             _try_framings(table, given, more)
@@ -96,17 +96,29 @@ def compare_closed_forms(
 
 def _try_framings(table, given, more):
     """Add the best combination at other crops, then at smaller sizes while these are no worse."""
-    best = table.best.candidate
-    for crop in crops(table.train, best.image_size) if given.crop is None else ():
+    best, modality = table.best.candidate, table.train.modality
+    for crop in () if given.settled else modality.crops(table.train, best.image_size):
         if crop != best.crop and more():
-            table.add_like(best, Framing(best.image_size, crop))
+            table.add_like(best, framing_seen(best.image_size, crop))
     best = table.best.candidate
-    for size in smaller_sizes(best.image_size) if given.size is None else ():
-        if not more() or not table.add_like(best, Framing(size, best.crop)):
+    for size in modality.smaller_sizes(best.image_size) if given.size is None else ():
+        if not more() or not table.add_like(best, framing_seen(size, best.crop)):
             return
         gap, error = table.behind(table.rows[-1])
         if gap > error:
             return
+
+
+def framing_seen(image_size: int, crop: float | None) -> Framing:
+    """Return a candidate's framing; without a crop, the data decide it."""
+    from keras_transfer.modalities.image.framing import Framing as Images
+
+    return Images(image_size, crop)
+
+
+def _crop(prefix) -> float | None:
+    """Return the crop of a prefix's images; None for other examples."""
+    return prefix.framing.to_dict().get("crop")
 
 
 def joined(names: Sequence) -> str | None:
@@ -161,7 +173,7 @@ class _Comparison:
         except InputError as error:
             self.notes.append(f"{name} is skipped: {error}")
             return False
-        seen = options[0].backbone, options[0].taps, prefix.image_size, prefix.crop
+        seen = options[0].backbone, options[0].taps, prefix.image_size, _crop(prefix)
         self.first = self.first or Candidate(*seen)
         features = self._features(prefix, (View(),)) if self.comparable else None
         for option in options:
@@ -178,7 +190,7 @@ class _Comparison:
         """Find out whether the best candidate becomes better if it also learns from mirror images."""
         row = self.best
         candidate = row.candidate
-        framing = Framing(candidate.image_size, candidate.crop)
+        framing = framing_seen(candidate.image_size, candidate.crop)
         prefix, options = self._prefix(self.sources[candidate.backbone], framing)
         option = next(o for o in options if o.backbone == candidate.backbone)
         if candidate.taps != option.taps:  # the last stage alone
@@ -212,7 +224,9 @@ class _Comparison:
             signal = gap < -_SIGNAL_ERRORS * error
         gain = self.mirror_gain
         best = rows[0].candidate if rows else self.first
-        prefix, _ = self._prefix(self.sources[best.backbone], Framing(best.image_size, best.crop))
+        prefix, _ = self._prefix(
+            self.sources[best.backbone], framing_seen(best.image_size, best.crop)
+        )
         return Evidence(
             tuple(rows),
             self.first,
@@ -238,8 +252,9 @@ class _Comparison:
             prefix = prefix_of(network, len(network.stages))
             self.prefixes[key] = prefix, self._options(backbone, network)
         prefix, options = self.prefixes[key]
-        crop = framing.crop or prefix.crop
-        return replace(prefix, crop=crop), options  # engines do not depend on the crop
+        if framing.settled:  # engines do not depend on the crop
+            prefix = replace(prefix, framing=framing.at(prefix.image_size))
+        return prefix, options
 
     def _options(self, backbone, network) -> list[_Option]:
         """Return what heads could read: each backbone alone, and all together."""
@@ -282,7 +297,7 @@ class _Comparison:
         return solved
 
     def _add_rows(self, option, prefix, features):
-        framing = prefix.image_size, prefix.crop
+        framing = prefix.image_size, _crop(prefix)
         solved = self._solve(option, features)
         readings = {option.taps: "held_out"}
         if option.part is not None and "last" in self.taps:

@@ -13,16 +13,17 @@ class Candidate:
     Attributes:
         backbone: name, or several joined by `+`.
         taps: see `build_model`.
-        image_size, crop: see `Framing`.
+        image_size, crop: see `build_model`; only images have a crop.
     """
 
     backbone: str
     taps: str
     image_size: int
-    crop: float
+    crop: float | None
 
     def __str__(self):
-        return f"{self.backbone}, taps {self.taps}, {self.image_size} px, crop {self.crop:g}"
+        crop = "" if self.crop is None else f", crop {self.crop:g}"
+        return f"{self.backbone}, taps {self.taps}, {self.image_size} px{crop}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,7 @@ class Evidence:
         least = min((row.cost for row in self.rows), default=1.0) or 1.0
         lines = [
             (
-                *vars(row.candidate).values(),
+                *("" if value is None else value for value in vars(row.candidate).values()),
                 f"{row.judged.loss:.3f}",
                 f"{row.behind:+.3f} ± {row.error:.3f}" if row.behind else "",
                 f"{row.judged.score:.3f}",

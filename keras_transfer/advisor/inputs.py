@@ -10,7 +10,7 @@ import numpy as np
 from keras_transfer.advisor.rules import Facts
 from keras_transfer.data.examples import Examples, ImageData, rough_classes
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.framing import Framing
+from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.models.sources.backbones import check_backbone
 
 
@@ -82,14 +82,14 @@ def sized_backbone(
     Args:
         backbone: a backbone name, the path of a source model or a run, a model of `build_model`,
             or a `Backbone`.
-        image_size: by default that of the pretraining or of the model; a `Framing` also says the crop.
-        data: decides a crop that is open, see `models.framing.framing_of`.
+        image_size: by default that of the pretraining or of the model; a framing also says the rest.
+        data: decides a framing that is open, see `models.framing.framing_of`.
         taps, weights: of a backbone that is built here, see `build_backbone`.
 
     Raises:
         InputError: the backbone is unknown, cannot be built at this size, or has no fixed size.
     """
-    framing = Framing.of(image_size)
+    framing = open_framing(image_size)
     if isinstance(backbone, (str, os.PathLike)):
         backbone = os.fspath(backbone)
         check_backbone(backbone, framing.size, weights)
@@ -107,5 +107,7 @@ def sized_backbone(
         )
     from keras_transfer.models.framing import framing_of
 
-    crop = framing.crop or framing_of(found, data=data).crop
-    return found if crop in (None, found.crop) else found.with_crop(crop)
+    if not framing.settled:
+        framing = framing_of(found, data=data)
+    same = not framing.settled or framing.at(None) == found.framing
+    return found if same else found.with_framing(framing.at(None))

@@ -10,7 +10,7 @@ from keras_transfer.advisor.inputs import random_sample, sized_backbone
 from keras_transfer.data.examples import Examples
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.features.store import Store, concluded, digest_of
-from keras_transfer.modalities.image.augment import View
+from keras_transfer.modalities.views import View
 from keras_transfer.models.framing import framing_of
 from keras_transfer.models.graph import clone_with
 from keras_transfer.models.stages import Backbone

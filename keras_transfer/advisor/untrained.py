@@ -9,7 +9,7 @@ import numpy as np
 from keras_transfer.data.examples import Examples
 from keras_transfer.features.prefix import Prefix
 from keras_transfer.features.store import Store, Writer
-from keras_transfer.modalities.image.augment import View
+from keras_transfer.modalities.views import View
 from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import Backbone, batch_norms
 
@@ -87,7 +87,7 @@ def _statistics(norms):
 
 def _table(store, copy, size):
     identity = {
-        **Prefix(copy, copy.name, crop=framing_of(copy).square[1]).identity,
+        **Prefix(copy, copy.name, framing=framing_of(copy)).identity,
         "format": _FORMAT,
         "what": "BatchNorm statistics",
         "backend": keras.backend.backend(),

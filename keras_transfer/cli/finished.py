@@ -301,9 +301,9 @@ def export(
     if result.parity is not None:
         print(f"compared with the Keras model: {result.parity.text()}")
     if format == "saved_model":
-        from keras_transfer.export.serving import SIGNATURES
+        from keras_transfer.export.serving import signatures_of
 
-        text = f"signatures: {', '.join(SIGNATURES)}; docs/export.md explains how to serve it"
+        text = f"signatures: {', '.join(signatures_of(run.model))}; docs/export.md explains how to serve it"
         print(text, file=sys.stderr)
 
 

@@ -1,101 +1,105 @@
-"""NumPy arrays, encoded images in memory and `tf.data.Dataset`s as sources."""
+"""NumPy arrays, encoded examples in memory and `tf.data.Dataset`s as sources."""
 
-import io
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
-from PIL import Image
 
 from keras_transfer.data.array_labels import encode_labels
 from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.data.files import Encoded, Skipped, each
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.decode import digest, examine
-from keras_transfer.modalities.image.opened import open_pixels
-from keras_transfer.utils.console import progress_bar, say
+from keras_transfer.modalities import Modality, find_modality
+from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import free_memory
 
 
 class Contents(Encoded):
-    """Encoded images in memory, the bytes of each image's file; for `names` see `Arrays`."""
+    """Encoded examples in memory, the bytes of each one's file; see `Arrays`."""
 
-    def __init__(self, encoded: Sequence[bytes], names: Sequence[str] | None = None):
-        self.encoded = list(encoded)
-        self.names = _numbered(len(self.encoded)) if names is None else list(names)
+    def __init__(
+        self,
+        encoded: Sequence[bytes],
+        names: Sequence[str] | None = None,
+        modality: Modality | None = None,
+    ):
+        self.encoded, self.modality = list(encoded), modality or find_modality("image")
+        self.names = _numbered(self) if names is None else list(names)
+
+    def __len__(self) -> int:
+        return len(self.encoded)
 
     def contents(self, index: int) -> bytes:
         return self.encoded[index]
 
     def take(self, indices) -> "Contents":
-        return Contents([self.encoded[i] for i in indices], [self.names[i] for i in indices])
+        names = [self.names[i] for i in indices]
+        return Contents([self.encoded[i] for i in indices], names, self.modality)
 
 
 class Arrays:
-    """Decoded images in memory.
+    """Decoded examples in memory.
 
     Args:
-        arrays: uint8 [N, H, W, 3], or a sequence of uint8 [H, W, 3] of any sizes.
+        arrays: examples as `Modality.whole` returns them: uint8 [N, H, W, 3], a sequence of uint8
+            [H, W, 3] of any sizes, or of (float32 [n], sample rate).
         names: for messages and predictions; by default `image 0`, `image 1`, ….
+        modality: that of images by default.
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray], names: Sequence[str] | None = None):
-        self.arrays = arrays
-        self.names = _numbered(len(arrays)) if names is None else list(names)
+    def __init__(
+        self, arrays: Sequence, names: Sequence[str] | None = None, modality: Modality | None = None
+    ):
+        self.arrays, self.modality = arrays, modality or find_modality("image")
+        self.names = _numbered(self) if names is None else list(names)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.arrays)
 
     def read(self, index: int, use: Callable):
-        return use(open_pixels(self.arrays[index]))
+        return use(self.modality.open_decoded(self.arrays[index]))
 
-    def pixels(self, index: int) -> np.ndarray:
+    def decoded(self, index: int):
         return self.arrays[index]
+
+    def media(self, index: int) -> tuple[str, bytes] | None:
+        return self.modality.media(self.modality.encode(self.arrays[index]))
 
     def shorter_side(self, index: int) -> int:
         return min(self.arrays[index].shape[:2])
 
     @cached_property
     def digests(self) -> list[bytes]:
-        return [digest(repr(a.shape).encode(), np.ascontiguousarray(a).data) for a in self.arrays]
+        return [self.modality.digest(example) for example in self.arrays]
 
     def take(self, indices) -> "Arrays":
-        return Arrays([self.arrays[i] for i in indices], [self.names[i] for i in indices])
+        names = [self.names[i] for i in indices]
+        return Arrays([self.arrays[i] for i in indices], names, self.modality)
 
 
 def find_usable(images, progress: bool) -> tuple[np.ndarray, list[Skipped]]:
-    """Return the positions of images in memory or shards that can be used, and the others."""
+    """Return the positions of examples in memory or shards that can be used, and the others."""
 
     def fault(index):
         if isinstance(images, Arrays):
-            return _array_fault(images.arrays[index])
+            return images.modality.check_decoded(images.arrays[index])
         try:
-            return examine(images.contents(index)).fault
+            return images.modality.examine(images.contents(index)).fault
         except (OSError, ValueError) as error:
             return str(error)
 
-    faults = each(fault, range(len(images)), "checking images", progress)
+    faults = each(fault, range(len(images)), f"checking {images.modality.many}", progress)
     usable = [i for i, fault in enumerate(faults) if fault is None]
     skipped = [Skipped(name, fault) for name, fault in zip(images.names, faults) if fault]
     return np.array(usable, int), skipped
 
 
 def encoded_bytes(images, index: int) -> bytes:
-    """Return an image as the bytes of a file; an array becomes a PNG."""
+    """Return an example as the bytes of a file, such as a PNG for an array."""
     if isinstance(images, Encoded):
         return images.contents(index)
-    buffer = io.BytesIO()
-    Image.fromarray(images.pixels(index)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _array_fault(array):
-    if getattr(array, "dtype", None) != np.uint8:
-        return f"not uint8 but {getattr(array, 'dtype', type(array).__name__)}"
-    if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
-        return f"not of shape [height, width, 3] but {list(array.shape)}"
-    return None
+    return images.modality.encode(images.decoded(index))
 
 
 def from_arrays(
@@ -105,10 +109,11 @@ def from_arrays(
     *,
     class_names: Sequence[str] | None = None,
     task: str = "single_label",
+    rate: int | None = None,
     progress: bool = True,
     **rule,
 ) -> ImageData:
-    """Return a dataset of images and labels in memory.
+    """Return a dataset of images, or of clips, and labels in memory.
 
     Args:
         train, val, test: (images, labels) of each split. Images are uint8 [N, H, W, 3] or
@@ -118,11 +123,13 @@ def from_arrays(
         class_names: names of the classes 0, 1, …; by default the sorted labels themselves, so that
             labels 1 to 3 are three classes. For other tasks the names of the columns.
         task: `"single_label"`, `"multi_label"` or `"regression"`.
+        rate: samples per second, of audio clips: a sequence of [n] or [n, channels], floats from -1 to
+            1 or whole numbers.
         progress: show a bar on stderr, in a terminal or a notebook.
         rule: fields of `SplitRule` (`val_split=0.2`, …), which draw the missing splits.
 
     Raises:
-        InputError: if shapes, values or labels are invalid, or a class has no usable image.
+        InputError: if shapes, values or labels are invalid, or a class has no usable example.
     """
     parts = {"train": train, "val": val, "test": test}
     parts = {split: part for split, part in parts.items() if part is not None}
@@ -137,17 +144,21 @@ def from_arrays(
             raise InputError(f"{split} must be (images, labels) of equal length, not {lengths}.")
     names, labels = encode_labels({s: part[1] for s, part in parts.items()}, class_names, task)
     target = Target(task, names)
+    modality, facts = find_modality("image"), {}
+    if rate is not None:
+        modality, facts = find_modality("audio"), {"rate": rate}
     examples, skipped = {}, []
     for split, (arrays, _) in parts.items():
         titles = [f"{split} {i}" for i in range(len(arrays))]
-        cast = _Cast(split)
-        images = Arrays([cast(image, title) for image, title in zip(arrays, titles)], titles)
+        cast = modality.caster(split, **facts)
+        made = [cast(array, title) for array, title in zip(arrays, titles)]
+        images = Arrays(made, titles, modality)
         cast.report()
         good, faulty = find_usable(images, progress)
         skipped += faulty
         if not len(good):
             why = f": {skipped[0].path} is {skipped[0].reason}" if skipped else ""
-            raise InputError(f"{split} has no usable image{why}.")
+            raise InputError(f"{split} has no usable {modality.one}{why}.")
         examples[split] = Examples(images.take(good), labels[split][good])
     return divide(target, examples, skipped, "arrays", SplitRule(**rule))
 
@@ -176,63 +187,6 @@ def from_dataset(
     return from_arrays(**read, class_names=class_names, **options)
 
 
-class _Cast:
-    """Convert the images of a split to uint8 RGB, one by one, and report how at the end."""
-
-    def __init__(self, split: str):
-        self.split = split
-        self._types: set[str] = set()  # of images with values between whole numbers
-        self._highest = 0.0  # value of images of floats
-        self._floats = False
-        self._scaled = True  # whether no whole number is above 1
-
-    def __call__(self, image, name: str) -> np.ndarray:
-        image = np.asarray(image)
-        if image.dtype != np.uint8 and image.size:
-            image = self._as_uint8(image, name)
-        self._scaled &= bool(image.size) and image.max() <= 1
-        if image.ndim == 2:
-            image = image[..., None]
-        if image.ndim == 3 and image.shape[-1] == 1:
-            image = np.repeat(image, 3, axis=-1)
-        return image
-
-    def _as_uint8(self, image, name):
-        kind = str(image.dtype)
-        try:
-            values = image.astype(np.float32)
-        except (TypeError, ValueError):
-            raise InputError(f"{name} is {kind}, not an image: pass RGB values 0–255.") from None
-        low, high = values.min(), values.max()
-        if not (low >= 0 and high <= 255):  # or NaN
-            raise InputError(
-                f"{name} has values from {low:g} to {high:g} of {kind}: pass whole numbers 0–255, "
-                "preferably uint8, without normalization."
-            )
-        whole = np.rint(values)
-        if image.dtype.kind not in "biu":
-            self._floats, self._highest = True, max(self._highest, float(high))
-            if not np.array_equal(whole, values):
-                self._types.add(kind)
-        return whole.astype(np.uint8)
-
-    def report(self) -> None:
-        """Print what was rounded; raise InputError if the images are 0–1."""
-        if self._floats and self._highest <= 1:
-            raise InputError(
-                f"{self.split} has values from 0 to {self._highest:g}: images must be RGB 0–255, so "
-                "multiply by 255 (the model normalizes its inputs)."
-            )
-        if self._scaled:
-            say(
-                f"warning: {self.split} has no value above 1, and images must be RGB 0–255: if they "
-                "were scaled, multiply by 255 before they become integers"
-            )
-        if self._types:
-            kinds = " and ".join(sorted(self._types))
-            say(f"{self.split}: images of {kinds} are rounded to whole numbers 0–255")
-
-
 def _read_dataset(dataset, split):
     """Return (uint8 images, labels) of a dataset, batched or not."""
     spec = getattr(dataset, "element_spec", None)
@@ -250,7 +204,7 @@ def _read_dataset(dataset, split):
             f"{split} must yield images [H, W, 3] or batches of them, not {list(spec[0].shape)}."
         )
     limit, size = free_memory() // 2, 0
-    images, labels, cast = [], [], _Cast(split)
+    images, labels, cast = [], [], find_modality("image").caster(split)
     rows = progress_bar(dataset.as_numpy_iterator(), f"reading {split}", unit="images")
     for image, label in rows:
         images.append(cast(image, f"{split} {len(images)}"))
@@ -265,5 +219,5 @@ def _read_dataset(dataset, split):
     return images, labels
 
 
-def _numbered(count):
-    return [f"image {i}" for i in range(count)]
+def _numbered(reader):
+    return [f"{reader.modality.one} {i}" for i in range(len(reader))]

@@ -15,10 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.memory import ImageMemory
-from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation
-from keras_transfer.modalities.image.framing import Framing
-from keras_transfer.modalities.image.preparation import Preparation
-from keras_transfer.modalities.image.prepare import mixer
+from keras_transfer.modalities import Framing
+from keras_transfer.modalities.views import Mix, View
 from keras_transfer.utils.names import make_options
 from keras_transfer.utils.python_calls import python_calls
 from keras_transfer.utils.threads import for_each
@@ -54,15 +52,17 @@ class Training:
 
 
 def images(examples) -> tf.data.Dataset:
-    """Return a dataset of decoded images at their original sizes, in order: (uint8 [H, W, 3], label)."""
-    pixels = examples.images.pixels
+    """Return a dataset of whole decoded examples, in order: (uint8 [H, W, 3], label) for images."""
+    decoded, kinds = examples.images.decoded, examples.modality.decoded
 
     def read(index):
         with python_calls:
-            return pixels(index)
+            return decoded(index)
 
     def load(index):
-        return tf.ensure_shape(tf.numpy_function(read, [index], tf.uint8), [None, None, 3])
+        parts = tf.numpy_function(read, [index], [tf.as_dtype(d) for d, _ in kinds])
+        parts = [tf.ensure_shape(part, shape) for part, (_, shape) in zip(parts, kinds)]
+        return tuple(parts) if len(parts) > 1 else parts[0]
 
     labels = tf.nest.map_structure(tf.constant, examples.labels)
     return (
@@ -112,7 +112,7 @@ def batches(
         tf.errors.OpError: while iterating, if a file can no longer be read or decoded; the message
             names it.
     """
-    framing = Framing.of(image_size)
+    framing = examples.modality.framing_for(image_size, examples)
     settings = make_options(Training, options, "batches")
     if service:
         from keras_transfer.data.service import service_batches
@@ -124,7 +124,7 @@ def batches(
     else:
         stream = _evaluation_batches(examples, framing, batch_size, memory, share)
     if training:
-        mixing = _mixing(settings.mix, settings.classes)
+        mixing = _mixing(examples.modality, settings.mix, settings.classes)
         mixed = stream.map(mixing, tf.data.AUTOTUNE, deterministic=True)
         stream = weighted(mixed, settings.class_weights)
     return stream.prefetch(tf.data.AUTOTUNE)
@@ -151,8 +151,8 @@ def views(
     Returns:
         uint8 [V, B, image_size, image_size, 3], in order.
     """
-    framing = Framing.of(image_size)
-    preparation = Preparation(examples.images, views, framing, memory)
+    framing = examples.modality.framing_for(image_size, examples)
+    preparation = examples.modality.preparation(examples.images, views, framing, memory)
     digests = [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen]
     numbers = [view.number for view in views]
     seeds = np.stack(np.broadcast_arrays(np.array(digests, "int64")[:, None], numbers), axis=2)
@@ -369,7 +369,7 @@ def slices(part: Part) -> tf.data.Dataset:
 
 def _evaluation_batches(examples, framing, batch_size, memory, share):
     """Return (images, labels) once; with a share an endless dataset of (images, labels, weights)."""
-    preparation = Preparation(examples.images, [View()], framing)
+    preparation = examples.modality.preparation(examples.images, [View()], framing)
     labels = tf.nest.map_structure(tf.constant, examples.labels)
     part = (share or ALONE).part(len(examples), batch_size, evaluating=True)
 
@@ -390,8 +390,8 @@ def _evaluation_batches(examples, framing, batch_size, memory, share):
 
 
 def _training_batches(examples, framing, batch_size, settings, memory, share):
-    view = View("augmented", 0, resolve_augmentation(settings.augmentation))
-    preparation = Preparation(examples.images, [view], framing, memory)
+    view = View("augmented", 0, examples.modality.resolve_augmentation(settings.augmentation))
+    preparation = examples.modality.preparation(examples.images, [view], framing, memory)
     labels = tf.nest.map_structure(tf.constant, examples.labels)
     count = len(examples)
     classes = examples.labels if settings.equal_classes else None
@@ -429,11 +429,11 @@ def fold_in_each(seed, numbers) -> tf.Tensor:
     return tf.stack([tf.fill(tf.shape(numbers), first), tf.cast(numbers, tf.int64)], axis=1)
 
 
-def _mixing(mix, classes):
+def _mixing(modality, mix, classes):
     """Return a function (images, labels, seed [1, 2][, weights]) → the mixed batch."""
     if not mix:
         return lambda images, labels, seed, *weights: (images, labels, *weights)
-    mixed = mixer(mix)
+    mixed = modality.mixer(mix)
 
     def blend(images, labels, seed, *weights):
         one_hot = labels.shape.rank == 1

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from keras_transfer.data.classes import sorted_names
 from keras_transfer.data.examples import (
     Duplicates,
@@ -21,9 +19,9 @@ from keras_transfer.data.folders import read_splits
 from keras_transfer.data.sources import check_tree, label, open_data
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import Modality
 from keras_transfer.utils.console import Table, printable
 
-_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bins of the histogram, in pixels
 _MAX_SHOWN = 10  # entries of each list in the text
 
 
@@ -40,9 +38,8 @@ class Report:
         faulty: files that are left out.
         empty: usable files in which the model sees (almost) nothing: one color, few of 16 bits.
         duplicates: images with the same content.
-        sizes: shorter side in pixels, such as `"64-127"`, → number of files.
-        widths, heights: minimum, median and maximum, after the orientation is applied.
-        formats, modes, orientations: value → number of files.
+        statistics: about the files, as plain data, see `Modality.statistics`; empty without files.
+        modality: of the examples.
     """
 
     root: str
@@ -53,12 +50,8 @@ class Report:
     faulty: list[Skipped]
     empty: list[Skipped]
     duplicates: Duplicates
-    sizes: dict[str, int]
-    widths: tuple[int, ...]
-    heights: tuple[int, ...]
-    formats: dict[str, int]
-    modes: dict[str, int]
-    orientations: dict[int, int]
+    statistics: dict[str, dict]
+    modality: Modality
 
     def to_dict(self) -> dict:
         """Return plain data for JSON."""
@@ -69,7 +62,6 @@ class Report:
                 for group in groups
             ]
 
-        spread = ("least", "median", "greatest")
         return {
             "root": self.root,
             "problem": self.problem,
@@ -81,12 +73,7 @@ class Report:
             "duplicates": plain(self.duplicates.groups),
             "leaks": plain(self.duplicates.leaks),
             "conflicts": plain(self.duplicates.conflicts),
-            "shorter_side": self.sizes,
-            "width": dict(zip(spread, self.widths)),
-            "height": dict(zip(spread, self.heights)),
-            "formats": self.formats,
-            "modes": self.modes,
-            "exif_orientations": {str(key): count for key, count in self.orientations.items()},
+            **self.statistics,
         }
 
     def text(self) -> str:
@@ -94,8 +81,8 @@ class Report:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        usable = sum(self.images.values())
-        yield f"{printable(self.root)}: {usable} usable images, {len(self.faulty)} faulty files"
+        usable, many = sum(self.images.values()), self.modality.many
+        yield f"{printable(self.root)}: {usable} usable {many}, {len(self.faulty)} faulty files"
         if self.problem:
             yield f"train would stop: {printable(self.problem)}"
         yield ""
@@ -105,7 +92,7 @@ class Report:
             yield Table(["class", *self.counts], rows, "l" + "r" * len(self.counts)).text()
         else:
             for split, count in self.images.items():
-                yield f"{split}: {count} images ({printable(self.labels[split])})"
+                yield f"{split}: {count} {many} ({printable(self.labels[split])})"
         found = self.duplicates
         for title, rows in (
             (
@@ -113,30 +100,15 @@ class Report:
                 [f"{printable(s.path)}: {printable(s.reason)}" for s in self.faulty],
             ),
             (
-                "images that are empty to the model",
+                f"{many} that are empty to the model",
                 [f"{printable(s.path)}: {printable(s.reason)}" for s in self.empty],
             ),
-            ("LEAKAGE: images that two splits share", _pairs(found.leaks)),
-            ("CONFLICTS: images with another label than their duplicate", _pairs(found.conflicts)),
+            (f"LEAKAGE: {many} that two splits share", _pairs(found.leaks)),
+            (f"CONFLICTS: {many} with another label than their duplicate", _pairs(found.conflicts)),
             ("groups of equal files", [" = ".join(map(str, group)) for group in found.groups]),
         ):
             yield from _listed(title, rows)
-        if self.widths:
-            yield ""
-            least, median, greatest = zip(self.widths, self.heights)
-            yield (
-                f"width x height: minimum {least[0]} x {least[1]}, median {median[0]} x {median[1]}, "
-                f"maximum {greatest[0]} x {greatest[1]}"
-            )
-            for title, counted in (
-                ("shorter side", self.sizes),
-                ("format", self.formats),
-                ("mode", self.modes),
-                ("EXIF orientation", self.orientations),
-            ):
-                yield f"{title}: " + ", ".join(
-                    f"{name}: {count}" for name, count in counted.items()
-                )
+        yield from self.modality.describe_statistics(self.statistics)
 
 
 def check_data(
@@ -188,10 +160,7 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
         for name in part.names
     ]
     no_classes = isinstance(data.targets, dict) or data.task == "regression"
-    checked = check_files(paths, progress=False)
-    turned = checked.orientation >= 5
-    widths = np.where(turned, checked.height, checked.width)
-    heights = np.where(turned, checked.width, checked.height)
+    checked = check_files(paths, modality=data.modality, progress=False)
     return Report(
         root=data.root,
         problem=problem,
@@ -201,12 +170,8 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
         faulty=data.skipped,
         empty=[Skipped(paths[row], flaw) for row, flaw in sorted(checked.flaws.items())],
         duplicates=find_duplicates(data),
-        sizes=_histogram(np.minimum(widths, heights)),
-        widths=_spread(widths),
-        heights=_spread(heights),
-        formats={name.decode(): count for name, count in _counted(checked.format)},
-        modes={name.decode(): count for name, count in _counted(checked.mode)},
-        orientations=dict(_counted(checked.orientation)),
+        statistics=data.modality.statistics(checked.columns),
+        modality=data.modality,
     )
 
 
@@ -221,26 +186,6 @@ def _as_it_is(root, progress) -> ImageData | None:
     rows, checked = check_tree(tree, progress)
     examples = {split: label(checked, classes, target) for split, classes in rows.items()}
     return ImageData(target.names, examples, checked.skipped, str(root))
-
-
-def _counted(values) -> list[tuple]:
-    """Return (value, count), the most frequent first."""
-    distinct, counts = np.unique(values, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [(distinct[i].item(), int(counts[i])) for i in order]
-
-
-def _histogram(sides) -> dict[str, int]:
-    edges = [0, *_SIZES]
-    names = [f"{low}-{high - 1}" for low, high in zip(edges, _SIZES)] + [f"{_SIZES[-1]}-"]
-    counts = np.bincount(np.searchsorted(_SIZES, sides, "right"), minlength=len(names))
-    return {name: int(count) for name, count in zip(names, counts) if count}
-
-
-def _spread(values) -> tuple[int, ...]:
-    if not len(values):
-        return ()
-    return int(values.min()), int(np.median(values)), int(values.max())
 
 
 def _pairs(pairs) -> list[str]:

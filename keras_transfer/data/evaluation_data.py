@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, Target, map_labels, relative_paths
-from keras_transfer.data.files import TABLES, Skipped, check_images
+from keras_transfer.data.files import TABLES, Skipped, check_examples
 from keras_transfer.data.folders import files_below, read_splits
 from keras_transfer.data.sources import check_tree, label, require_folder_task, require_images
 from keras_transfer.data.split_rule import read_split_file
 from keras_transfer.data.tables import from_table, table_columns
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.decode import EXTENSIONS
+from keras_transfer.modalities import known_extensions
 
 
 def open_labeled(
@@ -120,7 +120,7 @@ def unlabeled_images(
     folder = Path(root).expanduser()
     if folder.is_file():
         raise InputError(f"{root} is a file: pass a folder of images.")
-    files, skipped = check_images(list_images([folder]), progress=progress)
+    files, skipped = check_examples(list_images([folder]), progress=progress)
     examples = Examples(files, np.zeros(len(files), "int32"))
     require_images(examples, root, skipped)
     return examples, skipped
@@ -143,7 +143,9 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
         if path.is_dir():
             images = files_below(path)
         if not images:
-            raise InputError(f"no images in {path}; file types: {' '.join(sorted(EXTENSIONS))}")
+            raise InputError(
+                f"no images in {path}; file types: {' '.join(sorted(known_extensions()))}"
+            )
         files += images
     if not files:
         raise InputError("no images given; name at least one file or folder")

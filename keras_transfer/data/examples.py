@@ -15,6 +15,7 @@ import numpy as np
 from keras_transfer.data.files import Skipped, as_reader
 from keras_transfer.data.splits import joined
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import Modality
 from keras_transfer.utils.console import listed, printable
 
 TASKS = ("single_label", "multi_label", "regression")
@@ -146,6 +147,11 @@ class Examples:
         return len(self.images)
 
     @property
+    def modality(self) -> Modality:
+        """What the examples are: images, …"""
+        return self.images.modality
+
+    @property
     def names(self) -> list[str]:
         """Name of each image: its path if it is a file."""
         return self.images.names
@@ -199,6 +205,11 @@ class ImageData:
     def __post_init__(self):
         if self.targets is None:
             self.targets = Target("single_label", self.class_names)
+
+    @property
+    def modality(self) -> Modality:
+        """What the examples are: images, …"""
+        return next(iter(self.examples.values())).modality
 
     @property
     def task(self) -> str | dict[str, str]:
@@ -294,7 +305,7 @@ class ImageData:
         lines = [f"{printable(self.root)}: {kind}"]
         for split, examples in self.examples.items():
             summary = label_summary(examples.labels, self.targets)
-            lines.append(f"{split}: {len(examples)} images ({printable(summary)})")
+            lines.append(f"{split}: {len(examples)} {self.modality.many} ({printable(summary)})")
         if self.skipped:
             lines.append(f"skipped: {len(self.skipped)} files")
         return "\n".join(lines)

@@ -1,9 +1,9 @@
-"""Image files: readers that decode them, and an index of those that were checked before.
+"""Files of examples: readers that decode them, and an index of those that were checked before.
 
-A reader gives an image by its position. It has `names` (list[str]), `read(i, use)` (the result of `use`,
-a function of a `modalities.image.opened.Opened`; a ValueError names an image that cannot be read),
-`pixels(i)` (uint8 [H, W, 3]), `shorter_side(i)` (in pixels), `digests` (16 bytes each, of the content),
-`take(indices)` and a length. TensorFlow is imported if an unusual image is decoded.
+A reader gives an example by its position. It has `modality`, `names` (list[str]), `read(i, use)` (the
+result of `use`, a function of what `Modality.open` returns; a ValueError names an example that cannot be
+read), `decoded(i)` (whole; an image is uint8 [H, W, 3]), `media(i)` (what a page can play), `digests` (16
+bytes each, of the content), `take(indices)` and a length.
 
 The index is an SQLite file in the user's cache folder and nothing but a cache: if it is damaged, it is
 created again; if it cannot be written, the files are examined again next time.
@@ -20,18 +20,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import PIL
 from PIL import Image
 
 from keras_transfer.data.flaws import report_flaws
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import Modality, modality_of_files
 from keras_transfer.modalities.image import decode as decoding
-from keras_transfer.modalities.image.decode import Facts, digest, examine_file
-from keras_transfer.modalities.image.opened import open_contents
+from keras_transfer.modalities.reading import digest, examine_file
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import cache_folder
 
@@ -39,16 +39,13 @@ from keras_transfer.utils.files import cache_folder
 TABLES = (".csv", ".tsv", ".parquet")
 SCHEMA = "schema.json"  # in a folder of TFRecord shards
 
-RULES = 4  # of checking: increase it when `examine` changes what it finds in the same file
-_INDEX = "images-2.sqlite"  # increase the number when the columns change
+_INDEX = "{}-2.sqlite"  # increase the number when the columns change
 _AHEAD = 256  # items that threads take in advance
 _QUERY_SIZE = 4096  # files in one query
 _TRANSACTION_SIZE = 1000  # files in one transaction
 _MAX_AGE = 365  # days
-_COLUMNS = (
-    "size, mtime_ns, ctime_ns, inode, rules, "
-    "width, height, mode, format, orientation, digest, fault, contrast"
-)
+_STAMP = ("size", "mtime_ns", "ctime_ns", "inode", "rules")
+_TEXT = "S16"  # of facts, such as the name of a format
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -56,9 +53,10 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Encoded:
-    """Base of readers whose images are the bytes of image files; `contents` returns them."""
+    """Base of readers whose examples are the bytes of files; `contents` returns them."""
 
     names: list[str]
+    modality: Modality
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,12 +66,16 @@ class Encoded:
         raise NotImplementedError
 
     def read(self, index: int, use: Callable):
-        """Return `use(image)` of an `Opened` image; a ValueError names one that cannot be decoded."""
-        return self._read(index, lambda i: use(open_contents(self.contents(i))))
+        """Return `use(example)` of an opened example; a ValueError names one that cannot be decoded."""
+        return self._read(index, lambda i: use(self.modality.open(self.contents(i))))
 
-    def pixels(self, index: int) -> np.ndarray:
-        """Return the image, uint8 [H, W, 3]; a ValueError names one that cannot be decoded."""
-        return self.read(index, lambda image: image.pixels())
+    def decoded(self, index: int):
+        """Return the whole example; a ValueError names one that cannot be decoded."""
+        return self.read(index, self.modality.whole)
+
+    def media(self, index: int) -> tuple[str, bytes] | None:
+        """Return (MIME type, bytes) of what a page can play, or None."""
+        return self._read(index, lambda i: self.modality.media(self.contents(i)))
 
     def shorter_side(self, index: int) -> int:
         """Return the image's shorter side in pixels, from its header."""
@@ -98,16 +100,23 @@ class Encoded:
 
 
 class Files(Encoded):
-    """Image files on disk.
+    """Files on disk.
 
     Args:
         names: their paths.
+        modality: of the examples; by default, their extensions tell.
         known: their digests, uint8 [N, 16], and the stamps they belong to, int64 [N, 4] (see
             `file_stamp`), so that only files that have changed are read for their digest.
     """
 
-    def __init__(self, names: Sequence[str], known: tuple[np.ndarray, np.ndarray] | None = None):
+    def __init__(
+        self,
+        names: Sequence[str],
+        known: tuple[np.ndarray, np.ndarray] | None = None,
+        modality: Modality | None = None,
+    ):
         self.names = list(names)
+        self.modality = modality or modality_of_files(self.names)
         self._known = known
 
     def contents(self, index: int) -> bytes:
@@ -135,7 +144,7 @@ class Files(Encoded):
     def take(self, indices) -> "Files":
         """Return the images at `indices`, in that order."""
         known = self._known and tuple(column[indices] for column in self._known)
-        return Files([self.names[i] for i in indices], known)
+        return Files([self.names[i] for i in indices], known, self.modality)
 
 
 class _Concatenated:
@@ -144,6 +153,7 @@ class _Concatenated:
     def __init__(self, readers, rows: np.ndarray):
         self.readers, self.rows = readers, rows  # int64 [N, 2]: number of the reader, position
         self.names = [readers[r].names[i] for r, i in rows]
+        self.modality = readers[0].modality
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -152,8 +162,12 @@ class _Concatenated:
         reader, row = self.rows[index]
         return self.readers[reader].read(row, use)
 
-    def pixels(self, index: int) -> np.ndarray:
-        return self.read(index, lambda image: image.pixels())
+    def decoded(self, index: int):
+        return self.read(index, self.modality.whole)
+
+    def media(self, index: int):
+        reader, row = self.rows[index]
+        return self.readers[reader].media(row)
 
     def shorter_side(self, index: int) -> int:
         reader, row = self.rows[index]
@@ -172,7 +186,7 @@ class _Concatenated:
 
 
 def concatenated(readers: Sequence):
-    """Return a reader of the images of several readers, one after the other."""
+    """Return a reader of the examples of several readers, one after the other."""
     if len(readers) == 1:
         return readers[0]
     rows = [(r, i) for r, reader in enumerate(readers) for i in range(len(reader))]
@@ -195,7 +209,7 @@ def digest_files(paths: list[str], *, progress: bool = True) -> list[bytes]:
     Raises:
         InputError: if a file can no longer be read.
     """
-    return each(_digest, paths, "reading images", progress)
+    return each(_digest, paths, "reading files", progress)
 
 
 def file_stamp(path: str) -> tuple[int, int, int, int]:
@@ -256,31 +270,32 @@ class Checked:
 
     Attributes:
         names: their N paths.
-        width, height: int32 [N], as stored, before the orientation is applied.
-        mode, format: bytes [N], Pillow's names.
-        orientation: uint8 [N], EXIF orientation, 1–8.
+        modality: of the examples.
+        columns: name of a fact of the modality → its values [N]: int32, or bytes for text.
         digests: uint8 [N, 16], BLAKE2b of the whole file; zeros if it was not read.
         stamps: int64 [N, 4], see `file_stamp`, at the time of the check.
         faults: position → why the file cannot be used.
         flaws: position → why the model sees (almost) nothing in a usable file.
     """
 
-    def __init__(self, names: Sequence[str]):
+    def __init__(self, names: Sequence[str], modality: Modality):
         count = len(names)
-        self.names = names
-        self.width, self.height = np.zeros((2, count), np.int32)
-        self.mode, self.format = np.zeros((2, count), "S8")
-        self.orientation = np.ones(count, np.uint8)
+        self.names, self.modality = names, modality
+        defaults = modality.facts()._asdict()
+        self.columns = {
+            name: np.full(count, value, _TEXT if isinstance(value, str) else np.int32)
+            for name, value in defaults.items()
+            if isinstance(value, (int, str))
+        }
         self.digests = np.zeros((count, 16), np.uint8)
         self.stamps = np.zeros((count, 4), np.int64)
         self.faults: dict[int, str] = {}
         self.flaws: dict[int, str] = {}
 
-    def set(self, at: int, stamp: tuple[int, int, int, int], facts: Facts) -> None:
+    def set(self, at: int, stamp: tuple[int, int, int, int], facts) -> None:
         self.stamps[at] = stamp
-        self.width[at], self.height[at] = facts.width, facts.height
-        self.mode[at], self.format[at] = facts.mode, facts.format
-        self.orientation[at] = facts.orientation
+        for name, column in self.columns.items():
+            column[at] = getattr(facts, name)
         if facts.digest:
             self.digests[at] = np.frombuffer(facts.digest, np.uint8)
         if facts.fault is not None:
@@ -296,7 +311,7 @@ class Checked:
     def files(self, rows: np.ndarray) -> Files:
         """Return a reader of the files at `rows`, with their digests."""
         known = self.digests[rows], self.stamps[rows]
-        return Files([self.names[row] for row in rows], known)
+        return Files([self.names[row] for row in rows], known, self.modality)
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -304,32 +319,42 @@ class Checked:
         return [Skipped(self.names[row], self.faults[row]) for row in sorted(self.faults)]
 
 
-def check_images(paths: Sequence[str], *, progress: bool = True) -> tuple[Files, list[Skipped]]:
+def check_examples(
+    paths: Sequence[str], *, modality: Modality | None = None, progress: bool = True
+) -> tuple[Files, list[Skipped]]:
     """Return the files that can be decoded in full, and the others with the reason, in order.
 
     See `check_files`.
     """
-    checked = check_files(paths, progress=progress)
+    checked = check_files(paths, modality=modality, progress=progress)
     report_flaws(checked)
     return checked.files(checked.usable()), checked.skipped
 
 
-def check_files(paths: Sequence[str], *, progress: bool = True) -> Checked:
+def check_files(
+    paths: Sequence[str], *, modality: Modality | None = None, progress: bool = True
+) -> Checked:
     """Read and decode every new or changed file, in threads; look up the others in the index.
 
     A file is known if its path, size, times and inode are unchanged. A file that changed at the
     moment it was examined is examined again next time.
 
     Args:
-        paths: files, whether images or not.
+        paths: files of any kind.
+        modality: that they should have; by default, most of their extensions tell.
         progress: show a bar on stderr, in a terminal or a notebook.
     """
-    checked = Checked(paths)
-    bar = progress_bar(label="checking images", total=len(paths), unit="files", visible=progress)
+    modality = modality or modality_of_files(paths)
+    checked = Checked(paths, modality)
+    bar = progress_bar(
+        label=f"checking {modality.many}", total=len(paths), unit="files", visible=progress
+    )
     # Warnings are silenced here and not in the threads, because filters belong to the process.
-    with bar, warnings.catch_warnings(), _Index(cache_folder() / _INDEX) as index:
+    with bar, warnings.catch_warnings(), _Index(modality) as index:
         warnings.simplefilter("ignore")
-        for row, key, stamp, settled, facts in in_threads(_examine, _unknown(checked, index, bar)):
+        for row, key, stamp, settled, facts in in_threads(
+            partial(_examine, modality), _unknown(checked, index, bar)
+        ):
             checked.set(row, stamp, facts)
             if settled:
                 index.add(key, stamp, facts)
@@ -352,11 +377,11 @@ def _unknown(checked, index, bar) -> Iterator[tuple]:
                 yield row, path, key
 
 
-def _examine(unknown):
+def _examine(modality, unknown):
     """Return (row, key, stamp, whether the facts hold as long as the stamp does, facts)."""
     row, path, key = unknown
     stamp, now = file_stamp(path), time.time_ns()
-    facts = examine_file(path)
+    facts = examine_file(path, modality)
     _, mtime, ctime, _ = stamp
     # Two changes within one tick of the file system's clock have the same time.
     coarse = mtime % 1_000_000_000 == ctime % 1_000_000_000 == 0
@@ -372,9 +397,10 @@ def _key(path) -> int:
 class _Index:
     """The SQLite file. It raises no errors: a file that cannot be looked up counts as unknown."""
 
-    def __init__(self, file: Path):
-        self.file = file
-        self._rules = f"{RULES}, Pillow {PIL.__version__}, {Image.MAX_IMAGE_PIXELS} pixels"
+    def __init__(self, modality: Modality):
+        self.file = cache_folder() / _INDEX.format(modality.many)
+        self._facts, self._rules = modality.facts, modality.rules
+        self._columns = ", ".join([*_STAMP, *modality.facts._fields])
         self._new: list = []
         self._connection = None
         self._try(self._open)
@@ -387,15 +413,15 @@ class _Index:
         if self._connection:
             self._connection.close()
 
-    def find(self, keys: Sequence[int]) -> dict[int, tuple[tuple, Facts]]:
+    def find(self, keys: Sequence[int]) -> dict[int, tuple[tuple, Any]]:
         """Return key → (stamp, facts) of the files that were examined by the current rules."""
         known = {}
         for key, checksum, *values in self._try(self._read, keys) or ():
             if values[4] == self._rules and checksum == _checksum(key, values):
-                known[key] = tuple(values[:4]), Facts(*values[5:])
+                known[key] = tuple(values[:4]), self._facts(*values[5:])
         return known
 
-    def add(self, key: int, stamp: tuple, facts: Facts) -> None:
+    def add(self, key: int, stamp: tuple, facts) -> None:
         values = [*stamp, self._rules, *facts]
         self._new.append((key, _checksum(key, values), int(time.time() // 86400), *values))
         if len(self._new) >= _TRANSACTION_SIZE:
@@ -407,13 +433,13 @@ class _Index:
         self._connection = sqlite3.connect(self.file, timeout=30)
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS images (key INTEGER PRIMARY KEY, checksum, day, "
-            f"{_COLUMNS})"
+            f"{self._columns})"
         )
 
     def _read(self, keys):
         wanted = ",".join(map(str, keys))
         return self._connection.execute(
-            f"SELECT key, checksum, {_COLUMNS} FROM images WHERE key IN ({wanted})"
+            f"SELECT key, checksum, {self._columns} FROM images WHERE key IN ({wanted})"
         ).fetchall()
 
     def _write(self):
@@ -441,7 +467,7 @@ class _Index:
                     self.file.unlink(missing_ok=True)
                     say(f"index: {self.file} was damaged ({error}) and has been replaced")
                     return self._try(self._open)
-            say(f"index: {self.file} cannot be used, so checked images are not cached ({error})")
+            say(f"index: {self.file} cannot be used, so checked files are not cached ({error})")
 
 
 def _checksum(key, values):

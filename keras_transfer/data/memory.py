@@ -17,7 +17,7 @@ class ImageMemory:
     def __init__(self, limit: int):
         self.limit, self.bytes = limit, 0
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
-        self._pixels: dict[tuple[int, int, int], np.ndarray] = {}  # the last is the reduction
+        self._pixels: dict[tuple, np.ndarray] = {}  # the last is the reduction
         self._readers: dict = {}  # keeps the readers alive, whose ids are in the keys
 
     def reserve(self, size: int) -> bool:
@@ -25,6 +25,23 @@ class ImageMemory:
         fits = self.bytes + size <= self.limit
         self.bytes += size if fits else 0
         return fits
+
+    def cached(self, reader, part: tuple, make: Callable) -> np.ndarray:
+        """Return a part of a reader's example, made once if it fits.
+
+        Args:
+            reader: of the example.
+            part: which part of which example.
+            make: returns it.
+        """
+        self._readers[id(reader)] = reader
+        key = (id(reader), *part)
+        found = self._pixels.get(key)
+        if found is None:
+            found = make()
+            if self.reserve(found.nbytes):
+                self._pixels[key] = found
+        return found
 
     def reader(self, images) -> Callable:
         """Return a cached version of `images.read`."""

@@ -7,10 +7,7 @@ import tensorflow as tf
 from keras_transfer.data.batches import Training, epoch_order
 from keras_transfer.data.files import Files
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.augment import resolve_augmentation
-from keras_transfer.modalities.image.framing import Framing
-from keras_transfer.modalities.image.prepare import fit_center_in_graph, vary_in_graph
-from keras_transfer.modalities.image.transforms import Albumentations
+from keras_transfer.modalities import Framing
 
 _MAX_WAITING = 256  # batches that arrive before a missing one, which then counts as lost
 
@@ -46,13 +43,9 @@ def service_batches(
     """
     if not isinstance(examples.images, Files):
         raise InputError("The tf.data service reads files: write these images to a folder first.")
-    variant = resolve_augmentation(settings.augmentation) if settings else None
-    if isinstance(variant, Albumentations):
-        raise InputError(
-            "The tf.data service runs without Python and thus without albumentations: choose a preset, "
-            "an Augmentation or a Keras layer."
-        )
-    (size, crop), count = framing.square, len(examples)
+    modality, count = examples.modality, len(examples)
+    variant = modality.resolve_augmentation(settings.augmentation) if settings else None
+    vary = modality.varier(variant, framing)
     steps = -(-count // batch_size)
     paths = tf.constant([os.fsencode(name) for name in examples.names])
     labels = tf.constant(examples.labels)
@@ -71,12 +64,10 @@ def service_batches(
             index, number = row
             contents = tf.io.read_file(paths[index])
             if not settings:
-                return fit_center_in_graph(contents, size, crop)
-            return vary_in_graph(
-                contents, variant, framing, tf.random.fold_in(image_seed, tf.cast(number, tf.int64))
-            )
+                return vary(contents, None)
+            return vary(contents, tf.random.fold_in(image_seed, tf.cast(number, tf.int64)))
 
-        made = tf.TensorSpec([size, size, 3], tf.uint8)
+        made = tf.TensorSpec(framing.shape, modality.input_dtype)
         images = tf.map_fn(prepare, (chosen, variants), fn_output_signature=made)
         return number, images, tf.gather(labels, chosen)
 
@@ -94,7 +85,7 @@ def service_batches(
         lambda: _in_order(made, first),
         output_signature=(
             tf.TensorSpec([], tf.int64),
-            tf.TensorSpec([None, size, size, 3], tf.uint8),
+            tf.TensorSpec([None, *framing.shape], modality.input_dtype),
             tf.TensorSpec([None, *labels.shape[1:]], labels.dtype),
         ),
     )

@@ -19,7 +19,7 @@ from keras_transfer.data.examples import (
     label_texts,
     map_labels,
 )
-from keras_transfer.data.files import Skipped, check_images
+from keras_transfer.data.files import Skipped, check_examples
 from keras_transfer.data.label_columns import (
     Cells,
     column_names,
@@ -32,7 +32,7 @@ from keras_transfer.data.label_columns import (
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.data.table_files import TableCells, read_columns
 from keras_transfer.errors import ColumnError, InputError
-from keras_transfer.modalities.image.decode import EXTENSIONS
+from keras_transfer.modalities import known_extensions
 from keras_transfer.utils.console import listed, say
 from keras_transfer.utils.names import make_options, sequence_of_names
 
@@ -163,7 +163,7 @@ def from_table(
         ordered_paths = sorted(
             labels_of, key=lambda p: (labels[labels_of[p]] if by_class else 0, p)
         )
-        good, faulty = check_images(ordered_paths, progress=progress)
+        good, faulty = check_examples(ordered_paths, progress=progress)
         skipped += faulty
         if not len(good):
             why = f" ({faulty[0].path}: {faulty[0].reason})" if faulty else ""
@@ -245,7 +245,7 @@ def image_paths(cells: TableCells, column: str, base: Path) -> list[Path]:
         elif "\\" in text and not path.exists():
             path = base / text.replace("\\", "/")
             backslashes.append(text)
-        if path.suffix.lower() not in EXTENSIONS and not path.is_file():
+        if path.suffix.lower() not in known_extensions() and not path.is_file():
             files = _by_stem(path.parent).get(path.name, [])
             if len(files) > 1:
                 raise InputError(
@@ -292,7 +292,7 @@ def _by_stem(folder: Path) -> dict[str, list[str]]:
     names = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208
     for name in names:
         stem, extension = os.path.splitext(name)  # noqa: PTH122
-        if extension.lower() in EXTENSIONS:
+        if extension.lower() in known_extensions():
             stems.setdefault(stem, []).append(name)
     return stems
 
@@ -315,7 +315,7 @@ def _require_columns(cells: TableCells, settings: TableOptions) -> None:
         f"{cells.name} has no column {' and no column '.join(map(repr, missing))}; it has "
         f"{', '.join(cells.columns)}"
     )
-    if sum(os.path.splitext(c)[1].lower() in EXTENSIONS for c in cells.columns):  # noqa: PTH122
+    if sum(os.path.splitext(c)[1].lower() in known_extensions() for c in cells.columns):  # noqa: PTH122
         raise ColumnError(problem, "its first row names an image; add a header, such as path,label")
     suggested = _suggested(cells, settings, {column: wanted[column] for column in missing})
     kinds = sorted({wanted[column] for column in missing})
@@ -372,7 +372,7 @@ def _likely_paths(cells: TableCells) -> str | None:
 
     def share(column):
         values = [v for v in cells.columns[column][:100] if isinstance(v, (str, os.PathLike))]
-        images = sum(os.path.splitext(v)[1].lower() in EXTENSIONS for v in values)  # noqa: PTH122
+        images = sum(os.path.splitext(v)[1].lower() in known_extensions() for v in values)  # noqa: PTH122
         return images / max(1, len(values))
 
     best = max(cells.columns, key=share, default=None)

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_transfer.data.arrays import Contents, find_usable
 from keras_transfer.data.examples import Examples, ImageData, Target
-from keras_transfer.data.files import check_images
+from keras_transfer.data.files import check_examples
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.data.tfrecord import read_shards
 from keras_transfer.errors import InputError
@@ -135,7 +135,7 @@ def _read_split(tfds, builder, split, source, target, image, label, progress):
     if files and not encoded:
         order = np.lexsort((files, labels))  # like the images of a folder
         label_of = dict(zip(files, labels))
-        images, skipped = check_images([files[i] for i in order], progress=progress)
+        images, skipped = check_examples([files[i] for i in order], progress=progress)
         labels = np.array([label_of[path] for path in images.names], np.int32)
     else:
         whole = Contents(encoded, [f"{builder.name}/{source} {i}" for i in range(len(encoded))])

@@ -95,7 +95,7 @@ def assess(
             are not finite, the precision is out of range, or the calibration is for other heads or
             views.
     """
-    views, heads = resolve_views(tta, augmentation), heads_of(model)
+    views, heads = resolve_views(tta, augmentation, data.modality), heads_of(model)
     if precision is not None:
         check_precision(precision, {head.task for head in heads.values()})
     data = check_targets(heads, data)

@@ -82,7 +82,7 @@ def calibrate(
 
     for precision in precisions:
         check_precision(precision)
-    views, heads = resolve_views(tta, augmentation), heads_of(model)
+    views, heads = resolve_views(tta, augmentation, data.modality), heads_of(model)
     data = check_targets(heads, data)
     labels, outputs = collect(model, data, split, batch_size=batch_size, views=views)
     labels, outputs = by_head(heads, labels), by_head(heads, outputs)

@@ -11,7 +11,8 @@ import numpy as np
 
 from keras_transfer.data.examples import ImageData, join_labels, map_labels
 from keras_transfer.errors import InputError, input_errors
-from keras_transfer.modalities.image.augment import View, views_of
+from keras_transfer.modalities import Modality, resolve_augmentation
+from keras_transfer.modalities.views import View, views_of
 from keras_transfer.utils.console import progress_bar
 
 _BLOCK_SIZE = 1 << 22  # numbers per block
@@ -95,24 +96,31 @@ def require_finite(outputs: np.ndarray, names: Sequence[str]) -> None:
 # -- test-time augmentation -----------------------------------------------------------------------
 
 
-def resolve_views(tta: str | int | None, augmentation="light") -> tuple[View, ...]:
+def resolve_views(
+    tta: str | int | None, augmentation="light", modality: Modality | None = None
+) -> tuple[View, ...]:
     """Return the views of each image over which the scores are averaged.
 
     Args:
         tta: `"mirror"`: each image and its mirror image; a number N ≥ 2: each image and N − 1
             variants, which are determined by its content; None: the image alone.
-        augmentation: how variants differ, see `data.resolve_augmentation`.
+        augmentation: how variants differ, see `Modality.resolve_augmentation`.
+        modality: of the examples; None if it is not known yet.
 
     Raises:
-        InputError: if `tta` is none of these or the augmentation changes nothing.
+        InputError: if `tta` is none of these, the augmentation changes nothing, or the examples cannot
+            be mirrored.
     """
+    resolve = modality.resolve_augmentation if modality else resolve_augmentation
     if tta is None:
         return (View(),)
     if tta == "mirror":
+        if modality and not modality.mirrors:
+            raise InputError(f"tta mirror is not for {modality.many}: choose a number of views.")
         return View(), View("mirror")
     if not str(tta).isdecimal() or int(tta) < 2:
         raise InputError(f"Invalid tta {tta}: choose mirror or a number of views, 2 or more.")
-    variants = views_of(augmentation, int(tta) - 1)
+    variants = views_of(resolve(augmentation), int(tta) - 1)
     if variants == (View(),):
         raise InputError(
             f"tta {tta} has no effect, because with the augmentation 'none' all views are the "

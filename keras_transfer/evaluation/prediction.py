@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_transfer.data.evaluation_data import list_images
 from keras_transfer.data.examples import SEPARATOR, Examples, ImageData
-from keras_transfer.data.files import Skipped, check_images
+from keras_transfer.data.files import Skipped, check_examples
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.outputs import collect
 from keras_transfer.models.builders import by_head, heads_of
@@ -90,7 +90,7 @@ def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction],
     Raises:
         InputError: if a path does not exist, there is no readable image, or outputs are not finite.
     """
-    good, skipped = check_images(list_images(paths))
+    good, skipped = check_examples(list_images(paths))
     if not len(good):
         raise InputError(f"No readable image in {paths[0]}: {skipped[0].reason}.")
     unlabeled = Examples(good, np.zeros(len(good), "int32"))

@@ -116,9 +116,9 @@ def _sizes(images):
         from keras_transfer.data.files import check_files
 
         checked = check_files(images.names, progress=False)
-        shorter = np.minimum(checked.width, checked.height)
+        shorter = np.minimum(checked.columns["width"], checked.columns["height"])
     else:
-        shorter = [min(images.pixels(i).shape[:2]) for i in range(len(images))]
+        shorter = [images.shorter_side(i) for i in range(len(images))]
     bounds = [f"0–{_SIZES[0] - 1} px", *(f"{a}–{b - 1} px" for a, b in pairwise(_SIZES))]
     bounds.append(f"{_SIZES[-1]} px or more")
     return [bounds[i] for i in np.searchsorted(_SIZES, shorter, side="right")]

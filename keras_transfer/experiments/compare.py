@@ -292,7 +292,7 @@ class Experiment:
         import keras
 
         from keras_transfer.models.builders import build_model, head_for
-        from keras_transfer.models.framing import settle_crop
+        from keras_transfer.models.framing import settle_framing
         from keras_transfer.training.trainer import Trainer
 
         options, examples = self.options, self.data.examples
@@ -319,7 +319,7 @@ class Experiment:
             weights=weights,
             crop=options.crop,
         )
-        settle_crop(model, self.data)
+        settle_framing(model, self.data)
         trainer = Trainer(
             model,
             strategy,

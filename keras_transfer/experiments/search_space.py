@@ -6,11 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.augment import (
-    AUGMENTATIONS,
-    plain_augmentation,
-    resolve_augmentation,
-)
+from keras_transfer.modalities import plain_augmentation, resolve_augmentation
+from keras_transfer.modalities.image.augment import AUGMENTATIONS
 from keras_transfer.schedules.phases import PHASE_FIELDS, Schedule
 
 # Searched by default; a space can add fields of phases.

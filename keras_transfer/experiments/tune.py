@@ -29,7 +29,7 @@ from keras_transfer.experiments.study import (
 )
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.models.builders import heads_of
-from keras_transfer.models.framing import framing_of, settle_crop
+from keras_transfer.models.framing import framing_of, settle_framing
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import CONFIG
@@ -107,7 +107,7 @@ class _Tuner:
 
     def __init__(self, model, data, out, strategy, overrides, space, config, options):
         self.model, self.data, self.out = model, data, Path(out)
-        settle_crop(model, data)
+        settle_framing(model, data)
         augment = options.pop("augment", "light")
         self.options = {"seed": 0, **options}
         backbone = backbone_of(model)
@@ -138,7 +138,7 @@ class _Tuner:
             **self.config,
             **self.options,
             "image_size": self.model.input_shape[1],
-            "crop": framing_of(self.model).crop,
+            **framing_of(self.model).to_dict(),
             "precision": self.model.dtype_policy.name,
             "model": whole.fingerprint,
             "space": plain_space(self.search.space),

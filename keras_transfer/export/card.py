@@ -8,7 +8,7 @@ import keras
 
 from keras_transfer.evaluation.result import markdown
 from keras_transfer.models.builders import heads_of
-from keras_transfer.models.framing import framing_of
+from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.console import printable
@@ -90,8 +90,8 @@ def _source(config):
 
 def _outputs(model):
     kinds = {
-        "single_label": "one class per image, of",
-        "multi_label": "any number of labels per image, of",
+        "single_label": "one class per example, of",
+        "multi_label": "any number of labels per example, of",
         "regression": "numbers:",
     }
     lines = []
@@ -104,31 +104,25 @@ def _outputs(model):
 
 
 def _usage(model, exported):
-    size, crop = framing_of(model).square
+    modality, framing = modality_of(model), framing_of(model)
+    framing = modality.framing_for(framing, None)
     if exported.format == "saved_model":
         return (
             "Give TF Serving the parent folder, which contains the numbered versions. The signature\n"
-            "`serve_bytes` takes encoded images, rotates them according to EXIF, and returns\n"
+            f"`serve_bytes` takes {modality.served} and returns\n"
             "`label`, `score`, `scores` and `class_names`, as far as the task has them, and `error`:\n"
-            "empty, or why an image was not processed. `features` returns the backbone's features.\n"
-            "`serving_default` (float32) and `serve_uint8` take RGB values 0–255, not scaled to 0–1.\n\n"
+            "empty, or why an example was not processed. `features` returns the backbone's features.\n"
+            f"{modality.served_decoded}\n\n"
             "```bash\n"
             'curl -d \'{"signature_name": "serve_bytes", "instances": [{"b64": "\'$(base64 -w0 '
-            "image.jpg)'\"}]}' \\\n    http://localhost:8501/v1/models/NAME:predict\n```"
+            f"{modality.file_example})'"
+            "\"}]}' \\\n    http://localhost:8501/v1/models/NAME:predict\n```"
         )
-    shape = "one image at a time, [1" if exported.format == "litert" else "[N"
+    count = "1" if exported.format == "litert" else "N"
     return (
-        f"Input `images`: uint8 {shape}, {size}, {size}, 3], RGB. Outputs: `scores` (`scores_NAME`\n"
-        "for each of several heads), in the order of `labels.txt`. Prepare images as in training:\n"
-        "rotate them according to EXIF, then crop the central square and scale it in one step:\n\n"
-        "```python\n"
-        "from PIL import Image, ImageOps\n\n"
-        'image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n'
-        f"side = min(image.size) * {size} / {round(size / crop)}\n"
-        "left, top = ((edge - side) / 2 for edge in image.size)\n"
-        "box = (left, top, left + side, top + side)\n"
-        f"image = image.resize(({size}, {size}), Image.Resampling.BILINEAR, box=box)\n"
-        "```"
+        f"{modality.describe_input(framing, count)} Outputs: `scores` (`scores_NAME`\n"
+        "for each of several heads), in the order of `labels.txt`. "
+        f"{modality.describe_preparation(framing)}"
     )
 
 
@@ -150,7 +144,7 @@ def _training(config, metrics, model):
         "initial weights": config.get("weights"),
         "strategy": config.get("strategy"),
         "image size": f"{model.input_shape[1]} px",
-        "center crop": f"{framing_of(model).square[1]:g} of the shorter side",
+        "input": str(modality_of(model).framing_for(framing_of(model), None)),
         "precision": config.get("precision"),
         "seed": config.get("seed"),
         "selected epoch": metrics.get("best_epoch"),
@@ -199,8 +193,7 @@ def _limits(model, metrics):
     lines += [
         "The quality was measured on images from the same source as the training images. Measure it "
         "on yours: other cameras, places, times or people may give other results.",
-        f"Images are cropped to the central square and scaled to {model.input_shape[1]} px, so small "
-        "objects and objects near the edge may be missed.",
+        modality_of(model).describe_limits(framing_of(model)),
     ]
     count = metrics.get("images", {}).get("val")
     if count and count < 1000:

@@ -1,7 +1,7 @@
 """LiteRT, ONNX and OpenVINO: files written by Keras's exporters, quantized to int8, and run.
 
-Each file takes `images`, uint8 [N, S, S, 3] (LiteRT: N = 1), and returns the outputs of
-`serving.scoring_model` under their names.
+Each file takes the input of `serving.exported_model`, such as `images`, uint8 [N, S, S, 3] (LiteRT:
+N = 1), and returns its outputs under their names.
 """
 
 import contextlib
@@ -47,7 +47,8 @@ def _quiet():
 
 
 def _signature(scorer, batch):
-    return [tf.TensorSpec([batch, *scorer.input_shape[1:]], tf.uint8, "images")]
+    taken = scorer.inputs[0]
+    return [tf.TensorSpec([batch, *taken.shape[1:]], taken.dtype, taken.name)]
 
 
 # -- LiteRT -----------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def _load_onnx(folder):
 def _write_openvino(scorer, folder, examples):
     import openvino
 
-    model = openvino_model(scorer, "uint8")
+    model = openvino_model(scorer, scorer.inputs[0].dtype, scorer.inputs[0].name)
     for output, name in zip(model.outputs, sorted(scorer.output)):
         output.get_tensor().set_names({name})
     if examples is not None:

@@ -30,6 +30,7 @@ from keras_transfer.export.parity import (
 from keras_transfer.export.serving import (
     check_signatures,
     computes_in_half,
+    exported_model,
     in_float32,
     scores_by_head,
     scoring_model,
@@ -39,7 +40,7 @@ from keras_transfer.export.serving import (
 )
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import heads_of
-from keras_transfer.models.framing import framing_of
+from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import new_folder, plain_path
 
@@ -115,11 +116,12 @@ def saved_model(
     return Path(out)
 
 
-def _write_and_check(model, folder, temperatures, images=None):
+def _write_and_check(model, folder, temperatures, examples=None):
     write_saved_model(model, folder, temperatures)
-    if images is None:
-        images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype="uint8")
-    check_signatures(model, folder, images, temperatures)
+    if examples is None:
+        modality = modality_of(model)
+        examples = modality.noise(modality.framing_for(framing_of(model), None))
+    check_signatures(model, folder, examples, temperatures)
 
 
 def convert(
@@ -167,14 +169,18 @@ def _convert(model, folder, format, int8, examples, sample, temperatures, most_l
         )
     if int8 and (examples is None or not len(examples)):
         raise InputError("int8 needs images to measure the ranges of values: pass `examples`.")
-    heads, scorer = heads_of(model), scoring_model(in_float32(model), temperatures)
-    sample = sample or noise_sample(model.input_shape[1])
-    write_converted(scorer, folder, format, examples if int8 else None)
+    heads, exact = heads_of(model), in_float32(model)
+    exported = exported_model(exact, temperatures)
+    if int8 and modality_of(model).front_end(framing_of(model)):
+        raise InputError(
+            "int8 would round the samples before they become an image: export it without int8."
+        )
+    sample = sample or noise_sample(modality_of(model), framing_of(model))
+    write_converted(exported, folder, format, examples if int8 else None)
     write_labels(folder, heads)
-    outputs = open_export(folder)(sample.images)
-    parity = compare(
-        heads, _keras_scores(heads, scorer, sample), scores_by_head(heads, outputs), sample
-    )
+    outputs = open_export(folder)(sample.exported)
+    expected = _keras_scores(heads, scoring_model(exact, temperatures), sample)
+    parity = compare(heads, expected, scores_by_head(heads, outputs), sample)
     if int8:
         require_quality(parity, format, most_lost)
     else:
@@ -216,7 +222,7 @@ def export_run(
         if sample is None:
             say(f"validation images of {run.path} not found: the export is compared on noise")
         if format == "saved_model":
-            _write_and_check(model, folder, temperatures, sample and sample.images[:2])
+            _write_and_check(model, folder, temperatures, sample and sample.first)
             parity = _parity_on_files(model, folder, temperatures, sample)
         else:
             ranges = _sample_of(run, data, "train", model, RANGE_IMAGES) if int8 else None
@@ -225,7 +231,7 @@ def export_run(
                     f"int8 needs training images of {run.path} to measure the ranges of values, and "
                     "they were not found. Pass their location with --data."
                 )
-            examples = ranges and ranges.images
+            examples = ranges and ranges.exported
             parity = _convert(
                 model, folder, format, int8, examples, sample, temperatures, most_lost
             )
@@ -298,7 +304,7 @@ def _parity_on_files(model, folder, temperatures, sample):
 def _keras_scores(heads, scorer, sample):
     """Return head name → float32 [N, C] of the Keras model."""
     scorer.jit_compile = jit_compile()
-    outputs = scorer.predict(sample.images, batch_size=32, verbose=0)
+    outputs = scorer.predict(sample.inputs, batch_size=32, verbose=0)
     return {k: np.asarray(v, "float32") for k, v in scores_by_head(heads, outputs).items()}
 
 

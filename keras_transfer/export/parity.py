@@ -1,6 +1,6 @@
 """Compare an exported model with its Keras model: same decisions, and the quality lost if not."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from keras_transfer.data.examples import ImageData, rough_classes
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.framing import Framing
+from keras_transfer.modalities import Framing, Modality
 from keras_transfer.models.heads import Head
 
 MIN_AGREEMENT = 0.99  # of a float export
@@ -30,17 +30,21 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Images to compare models on, or to measure the ranges of values for int8.
+    """Examples to compare models on, or to measure the ranges of values for int8.
 
     Attributes:
         of: a split's name, or `"noise"`.
-        images: uint8 [N, S, S, 3], after the resize and crop of evaluation.
+        inputs: of the model [N, …], as in evaluation: images are uint8 [N, S, S, 3].
+        exported: inputs of an exported file, see `Modality.front_end`; often the same.
+        first: a few of the examples, decoded.
         labels: head name → labels as the head takes them; None if unknown.
-        files: the image files, if the images are files.
+        files: the files, if the examples are files.
     """
 
     of: str
-    images: np.ndarray
+    inputs: np.ndarray
+    exported: np.ndarray
+    first: Sequence = ()
     labels: Mapping[str, np.ndarray] | None = None
     files: tuple[str, ...] | None = None
 
@@ -60,19 +64,24 @@ def draw_sample(
     examples = examples.take(stratified_sample(rough_classes(examples.labels), count))
     drawn = replace(data, examples={split: examples})
     batches = drawn.batches(split, image_size=framing, batch_size=32)
-    images = np.concatenate([np.asarray(images) for images, _ in batches])
+    inputs = np.concatenate([np.asarray(inputs) for inputs, _ in batches])
+    decoded = examples.images.decoded
+    exported = examples.modality.exported_inputs(map(decoded, range(len(examples))), framing)
+    first = [decoded(i) for i in range(min(2, len(examples)))]
     labels = examples.labels
     labels = labels if isinstance(labels, dict) else dict.fromkeys(heads, labels)
-    files = tuple(examples.names)
-    return Sample(of, images, labels, files if all(Path(f).is_file() for f in files) else None)
+    names = tuple(examples.names)
+    files = names if all(Path(f).is_file() for f in names) else None
+    return Sample(of, inputs, inputs if exported is None else exported, first, labels, files)
 
 
-def noise_sample(size: int, count: int = 32, seed: int = 0) -> Sample:
-    """Make images of smooth noise in all colors, for models whose own images cannot be found."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.uniform(0, 255, (count, 8, 8, 3)).repeat(-(-size // 8), 1).repeat(-(-size // 8), 2)
-    fine = coarse[:, :size, :size] + rng.normal(0, 20, (count, size, size, 3))
-    return Sample("noise", np.clip(fine, 0, 255).astype("uint8"))
+def noise_sample(modality: Modality, framing: Framing, count: int = 32) -> Sample:
+    """Make examples of noise, for models whose own examples cannot be found."""
+    framing = modality.framing_for(framing, None)
+    examples = modality.noise(framing, count)
+    inputs = np.stack([np.asarray(modality.trial(one, framing)[0]) for one in examples])
+    exported = modality.exported_inputs(examples, framing)
+    return Sample("noise", inputs, inputs if exported is None else exported, examples[:2])
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,7 @@ def compare(
     Raises:
         ParityError: if no image could be read, or scores are not finite.
     """
-    count = len(sample.images)
+    count = len(sample.inputs)
     rows = np.ones(count, bool) if valid is None else valid
     if not rows.any():
         raise ParityError(f"The exported model could read none of {count} {sample.of} images.")

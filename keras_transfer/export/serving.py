@@ -12,17 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.export.parity import HALF_ROUNDING, ROUNDING, ParityError
-from keras_transfer.modalities.image.prepare import fit_center_in_graph, resize_and_crop
 from keras_transfer.models.builders import by_head, heads_of
-from keras_transfer.models.framing import framing_of
+from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.console import quiet_tensorflow
 from keras_transfer.utils.files import encode_text, write_text
 
-SIGNATURES = ("serving_default", "serve_uint8", "serve_bytes", "features")
-UNREADABLE = "cannot be read as an image (JPEG, PNG, GIF, BMP or WebP)"
-NOT_FINITE = "has values that are not finite"
 WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
 _WARMUP_BATCHES = (1, 8)
 _KERAS_ROUNDING = 10  # factor allowed over the difference of the Keras model from itself
@@ -31,10 +27,28 @@ _KERAS_ROUNDING = 10  # factor allowed over the difference of the Keras model fr
 # -- the model that is exported, in any format ----------------------------------------------------------
 
 
+def signatures_of(model: keras.Model) -> tuple[str, ...]:
+    """Return the names of the signatures of a model's SavedModel."""
+    return (*modality_of(model).requests(framing_of(model)), "serve_bytes", "features")
+
+
+def exported_model(
+    model: keras.Model, temperatures: Mapping[str, float] | None = None
+) -> keras.Model:
+    """Return `scoring_model` from what an exported file takes: the modality's front end included."""
+    framing = framing_of(model)
+    front = modality_of(model).front_end(framing)
+    scorer = scoring_model(model, temperatures)
+    if front is None:
+        return scorer
+    inputs, prepared = front
+    return keras.Model(inputs, scorer(prepared), name="answers")
+
+
 def scoring_model(
     model: keras.Model, temperatures: Mapping[str, float] | None = None
 ) -> keras.Model:
-    """Return a model with shared weights that turns images into scores.
+    """Return a model with shared weights that turns inputs of the model into scores.
 
     Args:
         model: from `build_model`.
@@ -42,11 +56,12 @@ def scoring_model(
             arXiv:1706.04599); 1 by default.
 
     Returns:
-        A model from `images`, uint8 [N, S, S, 3], to a dict of the heads' `Head.scores`, [N, C]:
-        `scores` for a single head, `scores_NAME` for each of several.
+        A model from the inputs, such as `images`, uint8 [N, S, S, 3], to a dict of the heads'
+        `Head.scores`, [N, C]: `scores` for a single head, `scores_NAME` for each of several.
     """
     heads, temperatures = heads_of(model), temperatures or {}
-    inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
+    dtype, name = modality_of(model).input_dtype, model.inputs[0].name
+    inputs = keras.Input(model.input_shape[1:], dtype=dtype, name=name)
     outputs = by_head(heads, model(inputs, training=False))
     scores = {}
     for name, head in heads.items():
@@ -135,19 +150,22 @@ def write_saved_model(
     model: keras.Model, folder: Path, temperatures: Mapping[str, float] | None
 ) -> None:
     """Write the SavedModel that `exporter.saved_model` describes into an empty folder."""
-    heads, (size, crop) = heads_of(model), framing_of(model).square
+    heads, framing = heads_of(model), framing_of(model)
+    modality = modality_of(model)
+    framing = modality.framing_for(framing, None)
     scorer, backbone = scoring_model(model, temperatures), backbone_of(model)
     text, contents = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.string, "bytes")
-    prepared = tf.TensorSpec([None, size, size, 3], tf.uint8)
+    prepared = tf.TensorSpec([None, *model.input_shape[1:]], modality.input_dtype)
+    decode_one = modality.decoder(framing)
 
     # Separate functions, so that all signatures share one graph of the network and one decoder.
     @partial(tf.function, autograph=False, input_signature=[contents])
     def decode(contents):
-        return _decode(contents, size, crop)
+        return _decode(contents, decode_one, prepared, modality.unreadable)
 
     @partial(tf.function, autograph=False, input_signature=[prepared, text])
-    def answer(images, error):
-        outputs, valid = scorer(images, training=False), error == ""
+    def answer(inputs, error):
+        outputs, valid = scorer(inputs, training=False), error == ""
         result = {"error": error}
         for name, head in heads.items():
             end, names = suffix(heads, name), tf.constant([encode_text(one) for one in head.names])
@@ -163,8 +181,8 @@ def write_saved_model(
         return result
 
     @partial(tf.function, autograph=False, input_signature=[prepared])
-    def embed(images):
-        features = backbone(images, training=False)
+    def embed(inputs):
+        features = backbone(inputs, training=False)
         if len(features.shape) > 2:  # a backbone without pooling
             features = tf.reduce_mean(features, axis=list(range(1, len(features.shape) - 1)))
         return tf.cast(features, tf.float32)
@@ -172,75 +190,65 @@ def write_saved_model(
     with inline_functions():
         answer, embed = answer.get_concrete_function(), embed.get_concrete_function()
 
-    def answer_floats(images):
-        # RGB 0–255, as in training; images scaled to 0–1 would look black.
-        valid = tf.reduce_all(tf.math.is_finite(images), axis=[1, 2, 3])
-        images = tf.where(valid[:, None, None, None], images, tf.zeros_like(images))
-        return answer(resize_and_crop(images, size, crop), tf.where(valid, "", NOT_FINITE))
-
-    def answer_pixels(images):
-        return answer(resize_and_crop(images, size, crop), tf.fill(tf.shape(images)[:1], ""))
+    def prepared_and(answer, prepare):
+        return lambda *inputs: answer(*prepare(*inputs))
 
     def answer_bytes(contents):
         return answer(*decode(contents))
 
     def embed_bytes(contents):
-        images, error = decode(contents)
-        features, valid = embed(images), tf.expand_dims(error == "", 1)
+        inputs, error = decode(contents)
+        features, valid = embed(inputs), tf.expand_dims(error == "", 1)
         return {"features": tf.where(valid, features, tf.zeros_like(features)), "error": error}
 
-    any_size = [None, None, None, 3]
     # Keras finds the variables that the functions use; `track` would write each of them twice.
     archive = keras.export.ExportArchive()
-    for function, spec, name in (
-        (answer_floats, tf.TensorSpec(any_size, tf.float32, "images"), "serving_default"),
-        (answer_pixels, tf.TensorSpec(any_size, tf.uint8, "images"), "serve_uint8"),
-        (answer_bytes, contents, "serve_bytes"),
-        (embed_bytes, contents, "features"),
-    ):
-        archive.add_endpoint(name, function, input_signature=[spec])
+    for name, (specs, prepare) in modality.requests(framing).items():
+        archive.add_endpoint(name, prepared_and(answer, prepare), input_signature=specs)
+    archive.add_endpoint("serve_bytes", answer_bytes, input_signature=[contents])
+    archive.add_endpoint("features", embed_bytes, input_signature=[contents])
     with quiet_tensorflow():  # its message names the temporary folder
         archive.write_out(str(folder), verbose=False)
     (folder / "assets").mkdir(exist_ok=True)
     write_labels(folder / "assets", heads)
-    write_warmup(folder, _warmup_requests(size))
+    write_warmup(folder, _warmup_requests(modality, framing))
 
 
-def _decode(contents, size, crop):
-    """Decode images [N] to (uint8 [N, size, size, 3], error [N], "" for valid images).
+def _decode(contents, decode_one, spec, unreadable):
+    """Decode examples [N] to (inputs of the model [N, …], error [N], "" for valid examples).
 
-    Only tf.data can catch an error within a graph: it drops the image, and the others carry their row
+    Only tf.data can catch an error within a graph: it drops the example, and the others carry their row
     number. It also decodes in parallel.
     """
-    count = tf.shape(contents)[0]
+    count, shape = tf.shape(contents)[0], spec.shape[1:]
 
     def decode(row, content):
-        return row, fit_center_in_graph(content, size, crop)
+        return row, tf.ensure_shape(decode_one(content), shape)
 
-    # A spare last row, because an empty batch has no shape. Unreadable images take its pixels.
-    spare = tf.data.Dataset.from_tensors((count, tf.zeros([size, size, 3], tf.uint8)))
+    # A spare last row, because an empty batch has no shape. Unreadable examples take its values.
+    spare = tf.data.Dataset.from_tensors((count, tf.zeros(shape, spec.dtype)))
     readable = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
     readable = readable.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
     readable = readable.concatenate(spare).batch(tf.cast(count, tf.int64) + 1)
-    rows, images = readable.get_single_element()
+    rows, inputs = readable.get_single_element()
     # The position of each row among those that could be read, or of the spare one.
     position = tf.tensor_scatter_nd_update(
         tf.fill([count + 1], tf.size(rows) - 1), rows[:, None], tf.range(tf.size(rows))
     )[:count]
-    error = tf.where(position == tf.size(rows) - 1, UNREADABLE, "")
-    return tf.ensure_shape(tf.gather(images, position), [None, size, size, 3]), error
+    error = tf.where(position == tf.size(rows) - 1, unreadable, "")
+    return tf.ensure_shape(tf.gather(inputs, position), spec.shape), error
 
 
 def check_signatures(
-    model: keras.Model, folder: Path, images, temperatures: Mapping[str, float] | None
+    model: keras.Model, folder: Path, examples, temperatures: Mapping[str, float] | None
 ) -> None:
-    """Compare every signature with the Keras model on a few images.
+    """Compare every signature with the Keras model on a few examples.
 
     Some networks amplify rounding, most of all on unfamiliar images. The tolerance therefore includes
-    how much the Keras model's own scores differ between one image alone and a batch.
+    how much the Keras model's own scores differ between one example alone and a batch.
 
     Args:
-        images: each uint8 [H, W, 3].
+        examples: decoded, see `Modality.trials`.
 
     Raises:
         ParityError: if outputs differ by more than rounding.
@@ -248,18 +256,16 @@ def check_signatures(
     signatures = tf.saved_model.load(str(folder)).signatures
     tolerance = HALF_ROUNDING if computes_in_half(model) else ROUNDING
     ask_keras = _scores_and_features(model, temperatures)
-    square = framing_of(model).square
-    resized = tf.stack([resize_and_crop(image, *square) for image in images])
-    batch = ask_keras(resized)
-    for i, image in enumerate(images):
-        expected, encoded = ask_keras(resized[i : i + 1]), tf.io.encode_png(image)[None]
-        for name, request in (
-            ("serving_default", {"images": tf.cast(image[None], tf.float32)}),
-            ("serve_uint8", {"images": tf.constant(image[None])}),
-            ("serve_bytes", {"bytes": encoded}),
-            ("features", {"bytes": encoded}),
-        ):
-            answer = signatures[name](**request)
+    modality = modality_of(model)
+    framing = modality.framing_for(framing_of(model), None)
+    trials = [modality.trial(example, framing) for example in examples]
+    prepared = tf.stack([inputs for inputs, _ in trials])
+    batch = ask_keras(prepared)
+    for i, (_, requests) in enumerate(trials):
+        expected = ask_keras(prepared[i : i + 1])
+        requests = {**requests, "features": requests["serve_bytes"]}
+        for name, request in requests.items():
+            answer = signatures[name](**{k: tf.constant(v)[None] for k, v in request.items()})
             for output in expected.keys() & answer.keys():
                 values = expected[output]
                 rounding = _KERAS_ROUNDING * float(np.abs(batch[output][i] - values).max())
@@ -324,14 +330,14 @@ def write_warmup(folder: Path, requests: Iterable[tuple[str, Mapping[str, np.nda
             writer.write(_prediction_log(signature, inputs))
 
 
-def _warmup_requests(size):
-    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype="uint8")
-    encoded = tf.io.encode_jpeg(image).numpy()
+def _warmup_requests(modality, framing):
+    _, requests = modality.trial(modality.noise(framing)[0], framing)
+    encoded = requests.pop("serve_bytes")
     for batch in _WARMUP_BATCHES:
         for signature in ("serve_bytes", "features"):
-            yield signature, {"bytes": np.array([encoded] * batch, object)}
-    yield "serving_default", {"images": image[None].astype("float32")}
-    yield "serve_uint8", {"images": image[None]}
+            yield signature, {"bytes": np.array([encoded["bytes"]] * batch, object)}
+    for signature, request in requests.items():
+        yield signature, {name: np.asarray(value)[None] for name, value in request.items()}
 
 
 def _prediction_log(signature, inputs):

@@ -6,7 +6,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.features.extraction import Activations, Source, extract
 from keras_transfer.features.prefix import Prefix, prefix_of, stage_costs
 from keras_transfer.features.store import Store
-from keras_transfer.modalities.image.augment import Mix, View, resolve_augmentation, views_of
+from keras_transfer.modalities.views import Mix, View, views_of
 from keras_transfer.models.builders import backbone_at
 from keras_transfer.schedules.plans import PlannedPhase
 from keras_transfer.utils.console import format_bytes
@@ -97,7 +97,7 @@ def plan_caching(
     native = prefix.model.outputs[0].dtype if dtype == "auto" else dtype
     dtypes = [native] if dtype != "auto" or native != "float32" else ["float32", "float16"]
     if closed:
-        most = 2 if resolve_augmentation(augmentation).flip else 1
+        most = 2 if augmentation.flip else 1
     elif len(views_of(augmentation, 2)) == 1:
         most = 1
     else:

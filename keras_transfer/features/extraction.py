@@ -13,7 +13,7 @@ from keras_transfer.data.examples import Examples, count_examples, map_labels, r
 from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import Prefix, choose_engine, engine_version, usable_engines
 from keras_transfer.features.store import DTYPES, Store, Table, Writer
-from keras_transfer.modalities.image.augment import View
+from keras_transfer.modalities.views import View
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.python_calls import python_calls
 
@@ -109,7 +109,7 @@ def extract(
     """
     if dtype not in DTYPES:
         raise InputError(f"Unknown dtype '{dtype}'. Choose one of {', '.join(DTYPES)}.")
-    store = store or Store()
+    store, prefix = store or Store(), prefix.framed_for(examples)
 
     def tables_of(name):
         tables = tuple(_table(store, prefix, name, view, dtype) for view in views)

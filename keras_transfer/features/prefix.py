@@ -7,14 +7,14 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import accumulate
 
 import keras
 import numpy as np
 
-from keras_transfer.modalities.image.framing import DEFAULT_CROP, Framing
+from keras_transfer.modalities import Framing
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at
 from keras_transfer.models.framing import framing_of
@@ -34,23 +34,26 @@ class Prefix:
         model: [N, H, W, 3] → [N, …]; shares the backbone's weights.
         name: for people.
         takes: dtype of its input; a prefix that starts at a cut takes the activations there.
-        crop: of the images, see `Framing`.
+        framing: of the examples; None for a prefix that starts at a cut.
         engines: engines made so far, by name.
     """
 
     model: keras.Model
     name: str
     takes: str = "uint8"
-    crop: float = DEFAULT_CROP
+    framing: Framing | None = None
     engines: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def image_size(self) -> int:
         return self.model.input_shape[1]
 
-    @property
-    def framing(self) -> Framing:
-        return Framing(self.image_size, self.crop)
+    def framed_for(self, examples) -> "Prefix":
+        """Return the prefix with a framing that suits some examples, if it is open."""
+        if self.framing is None:
+            return self
+        framing = examples.modality.framing_for(self.framing, examples)
+        return self if framing == self.framing else replace(self, framing=framing)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,8 +88,7 @@ class Prefix:
             "keras": keras.__version__,
             "prefix": self.fingerprint,
             "image_size": self.image_size,
-            # Left out where it is the one that 0.1 had, so that its features are still found.
-            **({} if self.crop == DEFAULT_CROP else {"crop": self.crop}),
+            **(self.framing.to_dict() if self.framing else {}),
         }
 
 
@@ -98,7 +100,7 @@ def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) ->
     first = backbone if whole else backbone.between(0, stages)
     if len(backbone.input_shape) == 2:  # token ids
         return Prefix(first, name, takes="int32")
-    return Prefix(first, name, crop=framing_of(backbone).square[1])
+    return Prefix(first, name, framing=framing_of(backbone))
 
 
 def _nameless(config, places=None):
@@ -118,7 +120,7 @@ def _nameless(config, places=None):
         places = {layer["name"]: i for i, layer in enumerate(config["layers"])}
     result = {}
     for key, value in config.items():
-        if key in ("trainable", "name", "crop"):
+        if key in ("trainable", "name", "framing"):
             continue
         if key == "keras_history":
             result[key] = [places[value[0]], *value[1:]]
@@ -198,7 +200,7 @@ def pooled_stages(backbone: Backbone) -> Prefix:
     joined = keras.layers.Concatenate(name="all_stages", dtype="float32")(vectors)
     model = keras.Model(backbone.inputs[0], joined, name=f"{backbone.name}_stages")
     name = f"{backbone.name}, pooled after each of {len(vectors)} stages"
-    return Prefix(model, name, crop=framing_of(backbone).square[1])
+    return Prefix(model, name, framing=framing_of(backbone))
 
 
 def stage_columns(backbone: Backbone) -> list[slice]:
@@ -257,17 +259,17 @@ def openvino_engine(prefix: Prefix, form: str) -> Run:
     return lambda images: compiled(np.asarray(images))[0].copy()
 
 
-def openvino_model(model: keras.Model, dtype: str):
+def openvino_model(model: keras.Model, dtype: str, name: str = "images"):
     """Return a model as an `openvino.Model` with any batch size; needs the extra `openvino`.
 
     Args:
         model: with one input, on the TensorFlow backend.
-        dtype: of the input, such as `"uint8"`.
+        dtype, name: of the input, such as `"uint8"`.
     """
     import openvino
     import tensorflow as tf
 
-    signature = tf.TensorSpec([None, *model.input_shape[1:]], dtype, "images")
+    signature = tf.TensorSpec([None, *model.input_shape[1:]], dtype, name)
     function = tf.function(lambda x: model(x, training=False), input_signature=[signature])
     try:
         return openvino.convert_model(function)

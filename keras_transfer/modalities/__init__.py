@@ -1,5 +1,377 @@
-"""What is specific to one kind of example: how it is checked, decoded, prepared and augmented.
+"""What is specific to one kind of example: one room and one `Modality` for each kind.
 
-There is one package per modality, so far only `image`. Modules here may import only `utils` and
-`errors`.
+A model does not know its modality; it takes tensors. The modality turns examples into these tensors, by
+the same rules for training, evaluation and export:
+
+    file → `examine` (facts, faults) → `open` → `preparation(framing)` → tensor → model
+
+A **framing** says how: for images the size of the square and the crop, for clips the size of the log-mel
+image, the sample rate and the window. It is stored with the model and contains its modality's name, so a
+loaded model reads examples as it did in training. Data, in turn, know their modality by their reader
+(`data.files`). All other code asks one of the two, and contains no branch on the kind of example: what
+does not apply to a modality (mirror images, players) is absent there.
+
+Modules here may import only `utils` and `errors`.
 """
+
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from keras_transfer.errors import InputError
+
+_MOST = 0.9  # of the files that have a known extension
+# Name → module that defines MODALITY.
+_ROOMS = {
+    "image": "keras_transfer.modalities.image.modality",
+    "audio": "keras_transfer.modalities.audio.modality",
+}
+
+
+class Framing(ABC):
+    """How a model reads examples: plain data, without TensorFlow.
+
+    Attributes:
+        modality: name of its modality.
+        size: height and width of the model's input; None leaves it open.
+    """
+
+    modality: ClassVar[str]
+    size: int | None
+
+    @property
+    @abstractmethod
+    def settled(self) -> bool:
+        """Whether everything but the size is decided."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a model input."""
+
+    @abstractmethod
+    def at(self, size: int | None) -> "Framing":
+        """Return the same framing for another size."""
+
+    @abstractmethod
+    def to_dict(self) -> dict:
+        """Return everything but the size, as plain data."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Return everything but the size in words, such as `crop 0.875`."""
+
+
+class Modality(ABC):
+    """Everything that other code must know about one kind of example.
+
+    Attributes:
+        name: in models, runs and messages: `"image"`.
+        one, many: nouns for messages: `"image"`, `"images"`.
+        extensions: of files, lower case, with the dot.
+        formats: the same in words, for messages.
+        facts: the NamedTuple that `examine` returns. It has `digest` (bytes), `fault` (why the file
+            cannot be used, or None) and `flaw` (why the model sees nothing in it, or None).
+        mirrors: whether an example may be mirrored.
+        unreadable: what a served model answers for bytes that it cannot read.
+        input_dtype: dtype of the model's input.
+        decoded: (dtype, shape) of each part of a whole decoded example, see `whole`.
+    """
+
+    name: str
+    one: str
+    many: str
+    extensions: frozenset[str]
+    formats: str
+    facts: Any
+    mirrors: bool
+    unreadable: str
+    input_dtype: str = "uint8"
+    decoded: Sequence[tuple[str, list]]
+
+    # -- files
+
+    @property
+    @abstractmethod
+    def rules(self) -> str:
+        """What the facts depend on besides the file, such as a decoder's version."""
+
+    def require(self) -> None:  # noqa: B027 - most need nothing
+        """Raise InputError if a package that reads such files is not installed."""
+
+    @abstractmethod
+    def examine(self, contents: bytes) -> Any:
+        """Return the facts about the bytes of a file, without a digest; nothing is raised."""
+
+    @abstractmethod
+    def statistics(self, columns: Mapping) -> dict[str, dict]:
+        """Return statistics of checked files, as plain data.
+
+        Args:
+            columns: name of a fact → its values, see `data.files.Checked`.
+        """
+
+    @abstractmethod
+    def describe_statistics(self, statistics: dict) -> Iterator[str]:
+        """Yield these statistics as lines of text."""
+
+    @abstractmethod
+    def looks_right(self, start: bytes) -> bool:
+        """Return whether a file that begins with these 12 bytes is of this kind, whatever its name."""
+
+    @abstractmethod
+    def open(self, contents: bytes) -> Any:
+        """Return an example of which only the header is read, if possible, for `preparation`.
+
+        Raises:
+            ValueError: if the bytes cannot be read.
+        """
+
+    @abstractmethod
+    def whole(self, opened) -> Any:
+        """Return an opened example decoded, as `trial` and `exported_inputs` take it."""
+
+    @abstractmethod
+    def open_decoded(self, example) -> Any:
+        """Return a decoded example, as `whole` returns it, like `open`."""
+
+    @abstractmethod
+    def check_decoded(self, example) -> str | None:
+        """Return why a decoded example cannot be used; None if it can."""
+
+    @abstractmethod
+    def encode(self, example) -> bytes:
+        """Return a decoded example as a file from which nothing is lost."""
+
+    @abstractmethod
+    def digest(self, example) -> bytes:
+        """Return a digest of a decoded example, 16 bytes."""
+
+    @abstractmethod
+    def caster(self, split: str, **facts) -> Any:
+        """Return what turns values in memory into decoded examples, see `image.arrays.Cast`."""
+
+    # -- framing
+
+    @abstractmethod
+    def framing(self, values: Mapping) -> Framing:
+        """Return the framing that `Framing.to_dict` wrote."""
+
+    @abstractmethod
+    def choose_framing(self, data, size: int) -> tuple[Framing, str]:
+        """Return the framing that suits the training examples, and the reason in words.
+
+        Args:
+            data: an `ImageData`, or `Examples`.
+        """
+
+    @abstractmethod
+    def default_framing(self, data, size: int | None) -> Framing:
+        """Return the framing for data if none is given: as it was in 0.1 for images."""
+
+    def crops(self, data, size: int) -> Sequence[float]:
+        """Return the crops worth comparing for some data; only images have any."""
+        return ()
+
+    def smaller_sizes(self, size: int) -> Sequence[int]:
+        """Return the sizes worth comparing with a larger one, the largest first."""
+        from keras_transfer.modalities.image.framing import smaller_sizes
+
+        return smaller_sizes(size)
+
+    # -- tensors
+
+    @abstractmethod
+    def preparation(self, reader, views: Sequence, framing: Any, memory=None) -> Any:
+        """Return what makes model inputs, see `modalities.image.preparation.Preparation`."""
+
+    @abstractmethod
+    def resolve_augmentation(self, augmentation) -> Any:
+        """Return the augmentation that a name, a file or an object stands for.
+
+        It has `flip` (whether it may mirror examples) and `to_dict`, and can be a key of a dict.
+
+        Raises:
+            InputError: if it is for another modality, or invalid.
+        """
+
+    @abstractmethod
+    def default_augmentation(self, data, size: int) -> str:
+        """Return the name of the augmentation that suits data if none is given."""
+
+    @abstractmethod
+    def mixer(self, mix) -> Callable:
+        """Return a graph function (inputs [B, …], labels [B, C], seed [2]) → the same, mixed."""
+
+    def varier(self, variation, framing: Any) -> Callable:
+        """Return a graph function (bytes of a file, seed int64 [2]) → model input.
+
+        Args:
+            variation: result of `resolve_augmentation`; None for the input as in evaluation.
+
+        Raises:
+            InputError: if the modality cannot do that without Python.
+        """
+        raise InputError(f"The tf.data service prepares images, not {self.many}.")
+
+    # -- export
+
+    @abstractmethod
+    def decoder(self, framing: Any) -> Callable:
+        """Return a graph function from the bytes of a file to one model input.
+
+        It raises `tf.errors.InvalidArgumentError` for bytes that it cannot read.
+        """
+
+    @abstractmethod
+    def requests(self, framing: Any) -> dict[str, tuple[list, Callable]]:
+        """Return the signatures that take decoded examples.
+
+        Returns:
+            Name → (the `tf.TensorSpec`s of its inputs, graph function from these to (model inputs
+            [N, …], error [N], "" for valid examples)).
+        """
+
+    @abstractmethod
+    def trial(self, example, framing: Any) -> tuple[Any, dict]:
+        """Return a decoded example as (model input, signature → its inputs, without a first axis).
+
+        The signatures are those of `requests`, and `serve_bytes`.
+        """
+
+    @abstractmethod
+    def noise(self, framing: Any, count: int = 2) -> list:
+        """Return decoded examples that look like nothing, the same each time."""
+
+    def front_end(self, framing: Any) -> tuple[Any, Any] | None:
+        """Return (`keras.Input`, model input) of exported files that start before the model input.
+
+        None, by default, where they start from the model input.
+        """
+        return None
+
+    def exported_inputs(self, examples: Iterable, framing: Any) -> Any:
+        """Return the inputs of such a file for decoded examples, [N, …]; None without a front end."""
+        return None
+
+    # -- words of a model card
+
+    served: str  # what `serve_bytes` takes
+    served_decoded: str  # a sentence about the other signatures
+    file_example: str
+
+    @abstractmethod
+    def describe_input(self, framing: Any, count: str) -> str:
+        """Return a sentence about the input of an exported file: `count` is "1" or "N"."""
+
+    @abstractmethod
+    def describe_preparation(self, framing: Any) -> str:
+        """Return how to make this input from a file, in Markdown."""
+
+    @abstractmethod
+    def describe_limits(self, framing: Any) -> str:
+        """Return a sentence about what the model cannot see."""
+
+    # -- reports
+
+    def media(self, contents: bytes) -> tuple[str, bytes] | None:
+        """Return (MIME type, bytes) of what a page plays for an example, or None."""
+        return None
+
+    # -- framings
+
+    def require_framing(self, framing: Framing) -> None:
+        """Raise InputError if a model reads another kind of example."""
+        if framing.modality != self.name:
+            other = find_modality(framing.modality)
+            raise InputError(
+                f"The model reads {other.many}, but these are {self.many}: build a model for them."
+            )
+
+    def framing_for(self, framing: "int | Framing", data) -> Framing:
+        """Return an image size or a framing as a framing that suits some data.
+
+        Raises:
+            InputError: if the framing is for another modality.
+        """
+        framing = open_framing(framing)
+        if not framing.settled:
+            return self.default_framing(data, framing.size)
+        self.require_framing(framing)
+        return framing
+
+
+def find_modality(name: str) -> Modality:
+    """Return a modality by its name."""
+    return importlib.import_module(_ROOMS[name]).MODALITY
+
+
+def open_framing(image_size: "int | Framing | None" = None) -> Framing:
+    """Return an image size as a framing of which nothing else is known, and a framing as it is."""
+    from keras_transfer.modalities.image import framing
+
+    return image_size if isinstance(image_size, Framing) else framing.Framing(image_size)
+
+
+def framing_from(values: Mapping) -> Framing:
+    """Return the framing in a run's or a model's settings, which are those of images by default."""
+    return find_modality(values.get("modality", "image")).framing(values)
+
+
+def modality_of_files(paths: Sequence[str | os.PathLike]) -> Modality:
+    """Return the modality that the extensions of files tell; that of images if none is known.
+
+    A few files of another kind, such as the cover of a record, do not count.
+
+    Raises:
+        InputError: if no modality has most of the files, or a package that reads them is missing.
+    """
+    known = {end: name for name in _ROOMS for end in find_modality(name).extensions}
+    kinds: dict[str, list] = {}
+    for path in paths:
+        if (name := known.get(os.path.splitext(path)[1].lower())) is not None:  # noqa: PTH122 - fast
+            kinds.setdefault(name, []).append(path)
+    most = max(kinds, key=lambda name: len(kinds[name]), default="image")
+    modality = find_modality(most)
+    if len(kinds) > 1 and len(kinds[most]) < _MOST * sum(map(len, kinds.values())):
+        found = " and ".join(
+            f"{len(files)} {find_modality(name).many} ({Path(files[0]).name}, …)"
+            for name, files in kinds.items()
+        )
+        folder = os.path.commonpath([Path(path).parent for path in paths])
+        raise InputError(
+            f"{folder} contains {found}: a dataset has one kind; move the others away."
+        )
+    modality.require()
+    return modality
+
+
+def known_extensions() -> frozenset[str]:
+    """Return the extensions of files of all modalities, lower case, with the dot."""
+    return frozenset().union(*(find_modality(name).extensions for name in _ROOMS))
+
+
+def resolve_augmentation(augmentation) -> Any:
+    """Return an augmentation of any modality: checks a setting before the data are known.
+
+    Raises:
+        InputError: if no modality knows it; the message is that of images.
+    """
+    first: InputError | None = None
+    for name in _ROOMS:
+        try:
+            return find_modality(name).resolve_augmentation(augmentation)
+        except InputError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def plain_augmentation(augmentation) -> str | dict:
+    """Return the value for a config file: a name as it is, else a dict."""
+    resolved = resolve_augmentation(augmentation)
+    named = isinstance(augmentation, str) and not augmentation.endswith((".yaml", ".yml", ".json"))
+    return augmentation if named else resolved.to_dict()

@@ -8,7 +8,7 @@ import keras
 from keras_transfer.data.classes import in_recorded_order
 from keras_transfer.data.examples import Target
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.framing import checked_crop
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.models.graph import rebuild
 from keras_transfer.models.heads import HEADS, Head, TaskOutput
 from keras_transfer.models.sources.backbones import build_backbone
@@ -58,7 +58,7 @@ def build_model(
             a crop out of its range, a source model that does not take images, or invalid head names.
     """
     require_image_size(image_size)
-    crop = checked_crop(crop)
+    framing = None if crop is None else Framing(crop=crop)
     for one in head.values() if isinstance(head, dict) else [head]:
         if not isinstance(one, Head):
             raise InputError(
@@ -72,7 +72,7 @@ def build_model(
             backbone, image_size=image_size, weights=weights, pooling=pooling, taps=taps
         )
     inputs = _inputs(backbone, image_size)
-    backbone.crop = crop or backbone.crop
+    backbone.framing = framing or backbone.framing
     features = backbone(inputs)
     if isinstance(head, dict):
         # Sorted, as Keras sorts them when it saves.
@@ -135,7 +135,7 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
             raise InputError(
                 f"{backbone.name} cannot be built for image size {image_size}: {error}"
             ) from None
-    resized[image_size].crop = backbone.crop  # it may have been settled since
+    resized[image_size].framing = backbone.framing  # it may have been settled since
     return resized[image_size]
 
 

@@ -1,54 +1,69 @@
-"""How a model reads images: its size and crop, and who decides the crop."""
+"""How a model reads examples: its framing, and who decides it."""
 
 from collections.abc import Callable
 
 import keras
 
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.framing import Framing, choose_crop
+from keras_transfer.modalities import Framing, find_modality, framing_from, open_framing
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.console import say
 
 
 def framing_of(model: keras.Model, image_size: int | None = None, data=None) -> Framing:
-    """Return how images are resized for a model or a backbone.
+    """Return how examples are turned into inputs of a model or a backbone.
 
     Args:
         image_size: by default the model's.
-        data: decides the crop of a model that was built without one, see `choose_crop`; the model
-            stays as it is.
+        data: decides the framing of a model that was built without one; the model stays as it is.
 
     Raises:
         InputError: the model reads texts.
     """
     if len(model.input_shape) == 2:
         raise InputError(f"The model '{model.name}' reads token ids of texts, not images.")
-    crop = next((backbone.crop for backbone in _backbones(model) if backbone.crop), None)
-    if crop is None and data is not None:
-        crop, _ = choose_crop(data, model.input_shape[1])
-    return Framing(image_size or model.input_shape[1], crop)
+    size = image_size or model.input_shape[1]
+    known = (backbone.framing for backbone in _backbones(model))
+    framing = next((one for one in known if one is not None and one.settled), None)
+    if framing is None and data is not None:
+        framing, _ = data.modality.choose_framing(data, model.input_shape[1])
+    return open_framing(size) if framing is None else framing.at(size)
 
 
-def settle_crop(
+def settle_framing(
     model: keras.Model, data, decide: Callable[[Callable], tuple] = lambda choose: choose()
 ) -> None:
-    """Let the data decide the crop of a model that was built without one, and print why.
+    """Let the data decide the framing of a model that was built without one, and print why.
 
     Args:
         model: from `build_model`.
-        data: an `ImageData` or `Examples`, see `choose_crop`.
+        data: an `ImageData` or `Examples`.
         decide: calls the function it gets, for example on one worker only.
     """
-    if framing_of(model).crop is None:
-        crop, reason = decide(lambda: choose_crop(data, model.input_shape[1]))
-        say(f"crop {crop}: {reason}")
-        set_crop(model, crop)
+
+    def choose():
+        framing, reason = data.modality.choose_framing(data, model.input_shape[1])
+        return framing.to_dict(), reason
+
+    known = framing_of(model)
+    if known.settled:
+        data.modality.require_framing(known)
+        return
+    values, reason = decide(choose)
+    framing = framing_from(values)
+    say(f"{framing}: {reason}")
+    set_framing(model, framing)
 
 
-def set_crop(model: keras.Model, crop: float) -> None:
-    """Set the crop of a model's images."""
+def set_framing(model: keras.Model, framing: Framing) -> None:
+    """Set how examples are turned into a model's inputs."""
     for backbone in _backbones(model):
-        backbone.crop = crop
+        backbone.framing = framing.at(None)
+
+
+def modality_of(model: keras.Model):
+    """Return the `Modality` of the examples that a model reads; that of images if it is open."""
+    return find_modality(framing_of(model).modality)
 
 
 def _backbones(model):

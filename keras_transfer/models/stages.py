@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.framing import DEFAULT_CROP
+from keras_transfer.modalities import Framing, framing_from
 from keras_transfer.models import BATCH_NORM_POLICIES, TRAINED
 from keras_transfer.models.graph import Stage
 from keras_transfer.models.taps import Cuts
@@ -43,31 +43,35 @@ class Backbone(keras.Model):
     `keras.saving.load_model` loads a model that contains a backbone with safe mode on.
 
     Attributes:
-        crop: share of the shorter side that the central square of an image covers, in (0, 1]; None
-            until the data of the first training decides, see `models.framing.settle_crop`.
+        framing: how examples become its inputs (the size is that of the input); None until the data
+            of the first training decides, see `models.framing.settle_framing`.
     """
 
-    def __init__(self, inputs, outputs, name=None, *, crop: float | None = None, **kwargs):
+    def __init__(self, inputs, outputs, name=None, *, framing: Framing | None = None, **kwargs):
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
-        self.crop = crop
+        self.framing = framing
 
     # Keras 3.13 neither saves nor rebuilds the graph of a subclass, so a plain model does both.
 
     def get_config(self):
         plain = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
-        return {**plain.get_config(), "trainable": self.trainable, "crop": self.crop}
+        framing = self.framing and self.framing.to_dict()
+        return {**plain.get_config(), "trainable": self.trainable, "framing": framing}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        crop = {"crop": config.get("crop", DEFAULT_CROP)}  # 0.1 had one crop
-        config = {key: value for key, value in config.items() if key != "crop"}
+        config = dict(config)
+        # 0.1 recorded nothing, as it had images and one crop.
+        crop = {"crop": config.pop("crop")} if "crop" in config else {}
+        framing = config.pop("framing", crop)
         plain = keras.Model.from_config(config, custom_objects=custom_objects)
         names = {"name": plain.name, "trainable": plain.trainable}
-        return cls(plain.inputs[0], plain.outputs[0], **names, **crop)
+        framing = None if framing is None else framing_from(framing)
+        return cls(plain.inputs[0], plain.outputs[0], **names, framing=framing)
 
-    def with_crop(self, crop: float) -> "Backbone":
-        """Return a backbone of the same layers whose images are cropped otherwise."""
-        return Backbone(self.inputs[0], self.outputs[0], name=self.name, crop=crop)
+    def with_framing(self, framing: Framing) -> "Backbone":
+        """Return a backbone of the same layers whose examples are framed otherwise."""
+        return Backbone(self.inputs[0], self.outputs[0], name=self.name, framing=framing)
 
     @property
     def cuts(self) -> Cuts:

@@ -42,10 +42,12 @@ class Shot:
     Attributes:
         image: as the model sees it, uint8 [S, S, 3].
         heats: `prediction` or `truth` → Grad-CAM map, float [h, w] in 0–1.
+        media: (MIME type, bytes) of what can be played, or None.
     """
 
     image: np.ndarray
     heats: dict[str, np.ndarray] = field(default_factory=dict)
+    media: tuple[str, bytes] | None = None
 
 
 class Budget:
@@ -99,7 +101,7 @@ def gallery(items: Sequence[Item], shots: dict[str, Shot], budget: Budget) -> di
         budget: of the page; items beyond it, or without pixels, are listed as text.
 
     Returns:
-        `thumbnails` (each `photo`, `alt`, `heats`, `text`, `path`, `name`), `kinds` of Grad-CAM
+        `thumbnails` (each `photo`, `alt`, `heats`, `media`, `text`, `path`, `name`), `kinds` of Grad-CAM
         maps, their `shape`, and `rest`, a table of the other items, or None.
     """
     count = sum(item.path in shots for item in items)
@@ -125,7 +127,8 @@ def gallery(items: Sequence[Item], shots: dict[str, Shot], budget: Budget) -> di
 
 
 def _size(thumbnail):
-    return len(thumbnail["photo"]) + sum(len(uri) for _, uri in thumbnail["heats"])
+    uris = [thumbnail["photo"], thumbnail["media"] or "", *(uri for _, uri in thumbnail["heats"])]
+    return sum(map(len, uris))
 
 
 def _thumbnail(item, shot, side):
@@ -140,6 +143,7 @@ def _thumbnail(item, shot, side):
         "photo": data_uri("image/jpeg", _jpeg(shot.image, side)),
         "alt": f"{item.text}. {places}" if places else item.text,
         "heats": [(kind, data_uri("image/png", _heat_png(heat))) for kind, heat in heats.items()],
+        "media": shot.media and data_uri(*shot.media),
         "text": item.text,
         "path": path,
         "name": path.replace("\\", "/").rpartition("/")[2],

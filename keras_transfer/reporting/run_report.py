@@ -13,7 +13,7 @@ from keras_transfer.data.sources import open_data
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
 from keras_transfer.evaluation.result import format_value, summary_values
-from keras_transfer.modalities.image.framing import DEFAULT_CROP
+from keras_transfer.modalities import find_modality, framing_from
 from keras_transfer.reporting import training_curves
 from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery_items
 from keras_transfer.reporting.page import render, skipped_files
@@ -201,16 +201,18 @@ def _facts(config, metrics, model):
     skipped = f"; {metrics['skipped']} files skipped" if metrics["skipped"] else ""
     chosen = " (chosen by the advisor)" if config.get("advice") else ""
     epochs = sum(phase["epochs"] for phase in metrics["phases"])
+    many = find_modality(framing_from(config).modality).many
     facts = {
         "Backbone": f"{config.get('backbone', model.name)}; {model.count_params():,} weights "
         "including the head",
         "Initial weights": config.get("weights", "those of the given model"),
         "Data": config.get("data", "passed from Python"),
-        "Images": ", ".join(f"{n:,} {split}" for split, n in metrics["images"].items()) + skipped,
+        many.capitalize(): ", ".join(f"{n:,} {split}" for split, n in metrics["images"].items())
+        + skipped,
         "Task": "; ".join(_tasks(config)),
         "Strategy": f"{config['schedule']['name']}{chosen}",
-        "Batches": f"{config['batch_size']} images of {config['image_size']} px "
-        f"(center crop {config.get('crop', DEFAULT_CROP)}), "
+        "Batches": f"{config['batch_size']} {many} of {config['image_size']} px "
+        f"({framing_from(config)}), "
         f"{config['precision']}, seed {config['seed']}",
         "Augmentation": _augmentation(config),
         "Selected epoch": f"{metrics['best_epoch']} of {epochs} ({config['keep']})",
@@ -358,4 +360,5 @@ def _shots_of(model, examples, items: Sequence[Item], head, batch_size):
             maps = grad_cam(model, pixels[chosen], outputs, head=head, batch_size=batch_size)
             for i, heat in zip(chosen, maps):
                 heats[i][kind] = heat
-    return {item.path: Shot(p, h) for item, p, h in zip(items, pixels, heats)}
+    media = [examples.images.media(i) for i in range(len(items))]
+    return {item.path: Shot(*parts) for item, *parts in zip(items, pixels, heats, media)}

@@ -9,14 +9,8 @@ from matplotlib.figure import Figure  # pyplot would look for a display
 
 from keras_transfer.data.examples import ImageData, label_texts, rough_classes
 from keras_transfer.errors import InputError, input_error_in
-from keras_transfer.modalities.image.augment import (
-    AUGMENTATIONS,
-    Mix,
-    View,
-    resolve_augmentation,
-    views_of,
-)
-from keras_transfer.modalities.image.framing import Framing, choose_crop
+from keras_transfer.modalities import Framing, open_framing, resolve_augmentation
+from keras_transfer.modalities.views import Mix, View, views_of
 from keras_transfer.utils.console import printable
 
 _CELL = 1.25  # inches
@@ -49,7 +43,7 @@ def show_batch(
 
     Args:
         data: a `keras_transfer.data.ImageData`.
-        n: number of images, ≥ 1; each class has one before any has two.
+        n: number of examples, ≥ 1; each class has one before any has two.
         augment: as for the trainer; or a list, to compare several augmentations.
         image_size: of the model, in pixels; a `Framing` also says the crop, which the data decide
             otherwise, as for a model.
@@ -64,15 +58,16 @@ def show_batch(
     Raises:
         InputError: if the split or augmentation does not exist, or a transform fails on an image.
     """
-    framing = Framing.of(image_size)
-    size, _ = framing.square
-    if n < 1 or variants < 1:
+    framing = open_framing(image_size)
+    size = framing.size or 0
+    if n < 1 or variants < 1 or size < 1:
         raise InputError(
             f"show_batch: n, variants and image_size must be 1 or more, not {n}, {variants} and "
             f"{size}."
         )
     augmentations = augment if isinstance(augment, (list, tuple)) else [augment]
-    titled = [(_title(one), views_of(one, variants)) for one in augmentations]
+    resolve = data.modality.resolve_augmentation
+    titled = [(_title(one), views_of(resolve(one), variants)) for one in augmentations]
     mix = Mix(mix, mix_alpha)
     if split not in data.examples:
         raise InputError(f"{data.root} has no {split} images; it has {', '.join(data.examples)}.")
@@ -81,7 +76,8 @@ def show_batch(
             "show_batch: mixing requires data with a single head of classes or labels."
         )
     whole = data.examples[split]
-    framing = Framing(size, framing.crop or choose_crop(data, size)[0])
+    if not framing.settled:
+        framing, _ = data.modality.choose_framing(data, size)
     examples = whole.take(_spread(rough_classes(whole.labels), n, seed))
     labels = label_texts(examples.labels, data.targets)
     captions = [(label, Path(name).name) for label, name in zip(labels, examples.names)]
@@ -91,7 +87,8 @@ def show_batch(
     blocks += [(title, [images[view] for view in of_one]) for title, of_one in titled]
     shares = None
     if mix:
-        mixed, shares = _mixed(blocks[-1][1][0], examples.labels, data.class_names, mix, seed)
+        mixer = data.modality.mixer(mix)
+        mixed, shares = _mixed(blocks[-1][1][0], examples.labels, data.class_names, mixer, seed)
         blocks.append((mix.kind, [mixed]))
     return _draw(blocks, captions, shares, size)
 
@@ -123,8 +120,6 @@ def write_sheet(
 
 
 def _title(augment):
-    if isinstance(augment, str) and augment in AUGMENTATIONS:
-        return augment
     if isinstance(augment, (str, Path)):
         return Path(augment).name
     if isinstance(augment, dict) and "preset" in augment:
@@ -160,14 +155,12 @@ def _images(examples, views: Sequence[View], framing) -> dict[View, np.ndarray]:
     return dict(zip(views, batch))
 
 
-def _mixed(images, labels, class_names, mix, seed):
+def _mixed(images, labels, class_names, mixer, seed):
     """Return mixed images and, as text, the share of each class in them."""
     import tensorflow as tf
 
-    from keras_transfer.modalities.image.prepare import mixer
-
     whole = labels if labels.ndim == 2 else tf.one_hot(labels, len(class_names))
-    images, shares = mixer(mix)(tf.constant(images), whole, tf.constant([seed, 0], tf.int64))
+    images, shares = mixer(tf.constant(images), whole, tf.constant([seed, 0], tf.int64))
     texts = []
     for row in shares.numpy():
         order = [i for i in np.argsort(-row, kind="stable")[:2] if row[i] > 0.005]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.augment import MIXES, plain_augmentation
+from keras_transfer.modalities import plain_augmentation
+from keras_transfer.modalities.views import MIXES
 from keras_transfer.models import BATCH_NORM_POLICIES, LOW_RANK, TRAINED
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.documents import dump_yaml

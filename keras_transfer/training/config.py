@@ -17,8 +17,9 @@ from keras_transfer.data.split_rule import DEFAULT_VAL_SPLIT, SplitRule
 from keras_transfer.errors import InputError
 from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.features.store import DTYPES
-from keras_transfer.modalities.image.augment import MIXES, Mix, plain_augmentation
+from keras_transfer.modalities import plain_augmentation
 from keras_transfer.modalities.image.framing import checked_crop
+from keras_transfer.modalities.views import MIXES, Mix
 from keras_transfer.models import PRECISIONS, TAPS
 from keras_transfer.schedules.phases import KEEP
 from keras_transfer.schedules.recipes import AUTO

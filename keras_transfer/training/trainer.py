@@ -11,10 +11,10 @@ from keras_transfer.data.memory import ImageMemory
 from keras_transfer.errors import InputError
 from keras_transfer.features.caching import Caching, plan_caching
 from keras_transfer.features.store import Store
-from keras_transfer.modalities.image.augment import Mix, plain_augmentation, resolve_augmentation
-from keras_transfer.modalities.image.framing import DEFAULT_CROP, median_side
+from keras_transfer.modalities import framing_from, plain_augmentation
+from keras_transfer.modalities.views import Mix
 from keras_transfer.models.builders import check_targets, fit_heads, heads_of
-from keras_transfer.models.framing import framing_of, set_crop, settle_crop
+from keras_transfer.models.framing import framing_of, modality_of, set_framing, settle_framing
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import PLACES, Run
@@ -143,7 +143,7 @@ class Trainer:
                 "An 'auto' schedule cannot be chosen with distribute: run `keras-transfer advise` on "
                 "one machine and name the schedule it recommends."
             )
-        settle_crop(self.model, data)
+        settle_framing(self.model, data)
         choice, self.advice = self._choose(self, data)
         self._recipe = choice.strategy
         self._overrides = {**choice.overrides, **self._overrides}
@@ -151,14 +151,9 @@ class Trainer:
             self.augment = plain_augmentation(choice.augment)
 
     def _settle_augmentation(self, data):
-        """Leave the crops out of an open augmentation where images are enlarged twofold or more.
-
-        A crop of few pixels loses what tells the classes apart.
-        """
+        """Replace an open augmentation by the one that suits the data."""
         if self._any_augment and self.augment == "light":
-            side = median_side(data)
-            if side is not None and 2 * side <= self.model.input_shape[1]:
-                self.augment = "flip"
+            self.augment = data.modality.default_augmentation(data, self.model.input_shape[1])
 
     # -- what a phase trains with
 
@@ -175,7 +170,8 @@ class Trainer:
 
     def augmentation(self, phase: Phase):
         """Return the augmentation of a phase's training images."""
-        return resolve_augmentation(self.augment if phase.augment is None else phase.augment)
+        chosen = self.augment if phase.augment is None else phase.augment
+        return modality_of(self.model).resolve_augmentation(chosen)
 
     def mixing(self, phase: Phase) -> Mix:
         """Return how a phase mixes training images; a closed form does not."""
@@ -298,7 +294,7 @@ class Trainer:
             previous = self._previous_settings(out) if resume else None
             if previous is not None:
                 self._adopt(previous)
-            settle_crop(self.model, data, self.workers.on_chief)
+            settle_framing(self.model, data, self.workers.on_chief)
             if self._recipe == recipes.AUTO:
                 self._settle(data)
             self._settle_augmentation(data)
@@ -324,7 +320,7 @@ class Trainer:
             **extra,
             **self.config.training_dict(),
             "image_size": self.model.input_shape[1],
-            "crop": framing_of(self.model).crop,
+            **framing_of(self.model).to_dict(),
             "augment": self.augment,
             **({"devices": self.devices} if self.devices > 1 else {}),
             "precision": self.model.dtype_policy.name,
@@ -345,8 +341,8 @@ class Trainer:
         self.devices = previous.get("devices", 1)
         if "soup" not in previous:  # began before the setting existed
             self.config = dataclasses.replace(self.config, soup=False)
-        if framing_of(self.model).crop is None:
-            set_crop(self.model, previous.get("crop", DEFAULT_CROP))
+        if not framing_of(self.model).settled:
+            set_framing(self.model, framing_from(previous))
         # Before 0.2, recipes trained every head in steps; later, if its features did not fit.
         self._head_in_steps = not _closed(previous.get("schedule", {}))
         if not any(

@@ -16,6 +16,8 @@ EXTRAS = {
     "optuna": "tune",
     "pyarrow": "parquet",
     "safetensors": "hub",
+    "soundfile": "audio",
+    "soxr": "audio",
     "tensorflow_datasets": "tfds",
     "tensorflow_serving": "client",
     "tf2onnx": "onnx",

@@ -10,7 +10,7 @@ from keras_transfer import data
 
 MOVED = {
     "Twins": "Duplicates",
-    "check_pictures": "check_images",
+    "check_pictures": "check_examples",
     "find_twins": "find_duplicates",
     "labelled_pictures": "labeled_images",
     "list_pictures": "list_images",

@@ -11,8 +11,9 @@ import pytest
 from conftest import write_image
 from PIL import Image
 
-from keras_transfer.data import check_files, check_images, files
+from keras_transfer.data import check_examples, check_files, files
 from keras_transfer.data.files import digest_files
+from keras_transfer.modalities.image import modality
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -43,7 +44,12 @@ def images(tmp_path) -> list[str]:
 
 
 def found(checked):
-    return checked.faults, checked.digests.tolist(), checked.width.tolist(), checked.mode.tolist()
+    return (
+        checked.faults,
+        checked.digests.tolist(),
+        checked.columns["width"].tolist(),
+        checked.columns["mode"].tolist(),
+    )
 
 
 def test_a_second_check_reads_nothing(images, read):
@@ -51,7 +57,7 @@ def test_a_second_check_reads_nothing(images, read):
     assert len(read) == 12
     second = check_files(images)
     assert len(read) == 12 and found(second) == found(first)
-    good, _ = check_images(images)
+    good, _ = check_examples(images)
     assert good.digests == digest_files(good.names) and good.take([3]).digests == [good.digests[3]]
     assert len(read) == 12
 
@@ -78,7 +84,7 @@ def test_a_changed_file_is_read_again(images, read):
 
 def test_digests_are_those_of_the_files_when_they_are_asked_for(images, read):
     """Features are kept under them: a file changed after the check must not pass for the old one."""
-    good, _ = check_images(images)
+    good, _ = check_examples(images)
     part, before = good.take([4, 2, 7]), digest_files(good.names)
     write_image(Path(good.names[2]), (200, 0, 0))
     assert part.digests == digest_files(part.names)
@@ -89,8 +95,8 @@ def test_digests_are_those_of_the_files_when_they_are_asked_for(images, read):
 def test_what_changes_while_it_is_read_is_not_remembered(images, read, monkeypatch):
     look = files.examine_file
 
-    def slow(path):
-        facts = look(path)
+    def slow(path, modality):
+        facts = look(path, modality)
         if path == images[0]:
             os.utime(path)
         return facts
@@ -118,7 +124,7 @@ def test_other_rules_ask_again(images, read, monkeypatch):
     check_files(images)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert len(check_files(images).faults) == 12 and len(read) == 24
-    monkeypatch.setattr(files, "RULES", files.RULES + 1)
+    monkeypatch.setattr(modality, "RULES", modality.RULES + 1)
     check_files(images)
     assert len(read) == 36
 
@@ -176,10 +182,11 @@ def test_an_index_that_may_only_be_read(images, cache, read, capsys, monkeypatch
 def test_two_processes_at_once(images, cache):
     code = (
         "import sys; from keras_transfer.data import check_files, files\n"
+        "from keras_transfer.modalities.image import modality\n"
         "files._TRANSACTION_SIZE = 1\n"
         "for _ in range(5):\n"
         "    c = check_files(sys.argv[1:]); assert sorted(c.faults) == [10, 11]\n"
-        "    files.RULES += 1  # every round writes\n"
+        "    modality.RULES += 1  # every round writes\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", code, *images], stderr=subprocess.PIPE, text=True)
@@ -197,10 +204,10 @@ def test_two_processes_at_once(images, cache):
 def test_what_was_examined_before_an_interruption_is_kept(images, read, monkeypatch):
     look = files.examine_file
 
-    def interrupted(path):
+    def interrupted(path, modality):
         if path == images[6]:
             raise KeyboardInterrupt
-        return look(path)
+        return look(path, modality)
 
     monkeypatch.setattr(files, "examine_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -216,12 +223,12 @@ def test_columns_are_compact():
 
     names = [f"{i}.png" for i in range(50_000)]
     tracemalloc.start()
-    checked = files.Checked(names)
+    checked = files.Checked(names, modality.MODALITY)
     digests = [os.urandom(16) for _ in range(100)]
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     for row in range(50_000):
-        facts = files.Facts(300, 200, "RGB", "JPEG", 6, digests[row % 100])
+        facts = modality.MODALITY.facts(300, 200, "RGB", "JPEG", 6, digests[row % 100])
         checked.set(row, (9, 9, 9, 9), facts)
     assert tracemalloc.get_traced_memory()[0] - before < 10_000  # nothing for a file
     tracemalloc.stop()

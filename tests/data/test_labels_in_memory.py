@@ -141,7 +141,7 @@ def test_the_loader_of_keras_is_read_as_it_is(folder, mode, batched, capsys):
     data = from_dataset(loaded if batched else loaded.unbatch(), val_split=0.25, progress=False)
     assert data.class_names == (("cat", "dog") if batched else ("0", "1"))
     assert labels_of(data) == [0] * 7 + [1] * 6
-    image = data.examples["train"].images.pixels(1)
+    image = data.examples["train"].images.decoded(1)
     assert image.dtype == np.uint8 and image.shape == (20, 20, 3) and image.max() > 100
     error = capsys.readouterr().err
     assert "images of float32 are rounded to whole numbers 0–255" in error

@@ -15,7 +15,7 @@ from conftest import ramp, write_image
 from PIL import Image
 from test_data import BOTTOM_RIGHT, LEFT, TOP_RIGHT, encode, three_colours
 
-from keras_transfer.data import check_images, from_directory
+from keras_transfer.data import check_examples, from_directory
 
 
 def png_of_16_bits(pixels: np.ndarray, colour_type: int) -> bytes:
@@ -112,7 +112,7 @@ def test_decode_gives_the_right_colours(kind):
 def test_every_decodable_kind_passes_the_check(kind, tmp_path):
     path = tmp_path / "image.PNG"
     path.write_bytes(ENCODED[kind][0])
-    good, skipped = check_images([str(path)])
+    good, skipped = check_examples([str(path)])
     assert good.names == [str(path)] and skipped == []
 
 

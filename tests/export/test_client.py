@@ -73,9 +73,9 @@ def test_answers_are_those_of_predict(served, wire):
 
 
 def export_error():
-    from keras_transfer.export.serving import UNREADABLE
+    from keras_transfer.modalities.image.modality import MODALITY
 
-    return UNREADABLE
+    return MODALITY.unreadable
 
 
 def test_features(served, wire):

@@ -20,8 +20,9 @@ from keras_transfer import export
 from keras_transfer.errors import InputError
 from keras_transfer.export import exporter as exporting
 from keras_transfer.export import serving
-from keras_transfer.export.serving import NOT_FINITE, UNREADABLE
+from keras_transfer.modalities.image.modality import MODALITY
 from keras_transfer.modalities.image.prepare import resize_and_crop
+from keras_transfer.modalities.image.requests import NOT_FINITE
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, MultiLabel
 from keras_transfer.models.stages import Backbone
@@ -180,7 +181,12 @@ def test_a_broken_image_is_marked_and_the_others_are_answered(exported, images):
     mixed = [good[0], b"no image", good[1], tf.io.encode_jpeg(images[0]).numpy()[:90], b""]
     serve, embed = signatures["serve_bytes"], signatures["features"]
     alone, answer = serve(bytes=tf.constant(good)), serve(bytes=tf.constant(mixed))
-    assert [e.decode() for e in answer["error"].numpy()] == ["", UNREADABLE, "", *[UNREADABLE] * 2]
+    assert [e.decode() for e in answer["error"].numpy()] == [
+        "",
+        MODALITY.unreadable,
+        "",
+        *[MODALITY.unreadable] * 2,
+    ]
     fine, broken = [0, 2], [1, 3, 4]
     for name in ("scores", "score"):
         np.testing.assert_allclose(answer[name].numpy()[fine], alone[name], atol=1e-6)
@@ -193,7 +199,9 @@ def test_a_broken_image_is_marked_and_the_others_are_answered(exported, images):
     np.testing.assert_allclose(features["features"].numpy()[fine], expected, atol=1e-5)
     assert expected.any() and not features["features"].numpy()[broken].any()
     # Every image of a request may be broken.
-    assert serve(bytes=tf.constant([b"x"]))["error"].numpy().tolist() == [UNREADABLE.encode()]
+    assert serve(bytes=tf.constant([b"x"]))["error"].numpy().tolist() == [
+        MODALITY.unreadable.encode()
+    ]
 
 
 def test_floats_that_are_not_finite_are_marked(exported, images):
@@ -363,4 +371,7 @@ def test_saved_model_cli_runs_a_signature(exported, images, tmp_path, capsys):
     )
     expected = signatures["serve_bytes"](bytes=tf.constant(encoded))
     np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), expected["scores"], atol=1e-6)
-    assert np.load(tmp_path / "error.npy", allow_pickle=True).tolist() == [b"", UNREADABLE.encode()]
+    assert np.load(tmp_path / "error.npy", allow_pickle=True).tolist() == [
+        b"",
+        MODALITY.unreadable.encode(),
+    ]

@@ -12,7 +12,13 @@ import tensorflow as tf
 from conftest import make_folder, raises
 from PIL import Image
 
-from keras_transfer.data import check_images, from_directory, labeled_images, list_images, read_tree
+from keras_transfer.data import (
+    check_examples,
+    from_directory,
+    labeled_images,
+    list_images,
+    read_tree,
+)
 from keras_transfer.modalities.image.decode import decode
 from keras_transfer.modalities.image.serving import decode_in_graph
 
@@ -157,7 +163,7 @@ def test_check_images_names_every_bad_file(tmp_path, monkeypatch, capfd):
     paths = sorted(map(str, tmp_path.iterdir()), reverse=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        good, skipped = check_images(paths)
+        good, skipped = check_examples(paths)
     images = ["really_png.jpg", "photo.jpg.download", "photo.jfif", "no extension", "fine.webp"]
     assert [Path(path).name for path in good.names] == images
     assert [item.path for item in skipped] == [path for path in paths if path not in good.names]
@@ -176,7 +182,7 @@ def test_check_images_without_permission(animals, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read whatever the mode says
-    _, (skipped,) = check_images([str(animals / "cat" / "00.png")])
+    _, (skipped,) = check_examples([str(animals / "cat" / "00.png")])
     assert skipped.reason == "cannot be read: Permission denied"
 
 

@@ -15,7 +15,7 @@ from conftest import write_image
 from gallery import encode, gallery, image
 from PIL import Image
 
-from keras_transfer.data import check_files, check_images, from_directory
+from keras_transfer.data import check_examples, check_files, from_directory
 from keras_transfer.modalities.image.decode import Budget, examine, orientation_of, upright
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -52,14 +52,14 @@ def test_each_file_is_taken_or_left_out_with_its_reason(odd):
     checked = check_files(paths)
     for row, (name, item) in enumerate(items.items()):
         fault = checked.faults.get(row)
-        size = (int(checked.width[row]), int(checked.height[row]))
-        upright_size = size[::-1] if checked.orientation[row] >= 5 else size
+        size = (int(checked.columns["width"][row]), int(checked.columns["height"][row]))
+        upright_size = size[::-1] if checked.columns["orientation"][row] >= 5 else size
         if item.size is None:
             assert fault is not None and fault.startswith(item.reason), (name, fault)
             assert "\n" not in fault
         else:
             assert fault is None and upright_size == item.size, (name, fault, upright_size)
-    good, skipped = check_images(paths)
+    good, skipped = check_examples(paths)
     assert good.names == [p for p, item in zip(paths, items.values()) if item.size]
     assert [item.path for item in skipped] == [p for p in paths if p not in set(good.names)]
 

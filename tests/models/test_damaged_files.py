@@ -66,5 +66,5 @@ def test_an_image_that_vanished_is_named(data):
     path = Path(data.examples["train"].names[0])
     path.unlink()
     with raises(f"{path} can no longer be read: No such file or directory"):
-        data.examples["train"].images.pixels(0)
-    assert np.asarray(data.examples["train"].images.pixels(1)).dtype == np.uint8
+        data.examples["train"].images.decoded(0)
+    assert np.asarray(data.examples["train"].images.decoded(1)).dtype == np.uint8

@@ -109,7 +109,7 @@ def two_headed(colours):
     """Of the coloured squares: the colour, and the mean of the red channel in a strange unit."""
     data = from_directory(colours)
     for part in data.examples.values():
-        red = [part.images.pixels(i)[..., 0].mean() for i in range(len(part))]
+        red = [part.images.decoded(i)[..., 0].mean() for i in range(len(part))]
         year = 2000 + np.array(red, "float32")[:, None] / 255
         part.labels = {"colour": part.labels, "red": year}
     data.targets = {"colour": data.targets, "red": Target("regression", ["redness"])}

@@ -62,7 +62,7 @@ def test_all_see_the_same(tmp_path, cache_folder, size, crop, cache):
     data = from_directory(framed_images(tmp_path / "images", size), progress=False)
     trainer = Trainer(model_of(data), PHASES, batch_size=8, cache=cache, augment="none")
     run = trainer.fit(data, tmp_path / "run")
-    assert run.config["crop"] == crop == backbone_of(run.model).crop
+    assert run.config["crop"] == crop == backbone_of(run.model).framing.crop
     paths, model = data.examples["val"].names, run.model
     expected = logits_of(model, paths, crop)
     assert np.ptp(expected) > 1e-3
@@ -111,7 +111,7 @@ def test_a_resumed_run_keeps_its_crop(tmp_path):
     with raises("crop: 0.6 is now 0.5"):
         fit(0.5, resume=True)
     run = fit(resume=True)  # the model leaves it open, and the data would choose 0.875
-    assert run.config["crop"] == backbone_of(run.model).crop == 0.6
+    assert run.config["crop"] == backbone_of(run.model).framing.crop == 0.6
 
 
 def test_a_run_that_recorded_no_crop_resumes_with_that_of_0_1(tmp_path):
@@ -123,7 +123,7 @@ def test_a_run_that_recorded_no_crop_resumes_with_that_of_0_1(tmp_path):
     assert config.pop("crop") == 0.875
     file.write_text(yaml.safe_dump(config))
     run = Trainer(model_of(data), PHASES).fit(data, tmp_path / "run", resume=True)
-    assert backbone_of(run.model).crop == 0.875  # although these images are small
+    assert backbone_of(run.model).framing.crop == 0.875  # although these images are small
 
 
 def test_a_trained_model_keeps_its_crop_with_other_data(tmp_path):

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.documents import read_fields
+from keras_transfer.modalities.views import MIXES, Mix, View, views_of  # noqa: F401 - re-exported
 
 if TYPE_CHECKING:
     from keras_transfer.modalities.image.transforms import Albumentations, KerasLayer
@@ -66,6 +68,11 @@ class Augmentation:
         """Return plain data, which `resolve_augmentation` accepts."""
         return asdict(self)
 
+    @property
+    def changes(self) -> bool:
+        """Whether variants differ from the image as in evaluation."""
+        return self != AUGMENTATIONS["none"]
+
 
 # `AUGMENTATIONS["name"] = Augmentation(…)` adds a preset for this process.
 AUGMENTATIONS = {
@@ -77,72 +84,8 @@ AUGMENTATIONS = {
     "randaugment": Augmentation(rand_augment=0.5),
 }
 
-# Each kind has `flip` (whether it may mirror images) and `to_dict`.
+# Each kind has `flip` (whether it may mirror images), `changes` and `to_dict`.
 Variation = Union[Augmentation, "Albumentations", "KerasLayer"]
-
-_ALPHAS = {"none": None, "mixup": 0.2, "cutmix": 1.0}
-MIXES = tuple(_ALPHAS)
-
-
-@dataclass(frozen=True)
-class Mix:
-    """How the images of a training batch, and their labels, are mixed with each other.
-
-    Attributes:
-        kind: `"none"`; `"mixup"` adds two images with weights λ and 1-λ (arXiv:1710.09412);
-            `"cutmix"` pastes a box of one image, 1-λ of the area, into the other
-            (arXiv:1905.04899).
-        alpha: λ is drawn from Beta(alpha, alpha); above 0, and at most 1 for CutMix. None is the
-            paper's value: 0.2 for MixUp, 1 for CutMix.
-
-    Raises:
-        InputError: if the kind is unknown or alpha is out of range.
-    """
-
-    kind: str = "none"
-    alpha: float | None = None
-
-    def __post_init__(self):
-        if self.kind not in MIXES:
-            raise InputError(f"mix must be one of {', '.join(MIXES)}, not {self.kind!r}.")
-        if self.alpha is None:
-            object.__setattr__(self, "alpha", _ALPHAS[self.kind])
-        elif self.kind == "none":
-            object.__setattr__(self, "alpha", None)
-        elif not self.alpha > 0 or (self.kind == "cutmix" and self.alpha > 1):
-            bounds = "above 0" + (" and at most 1" if self.kind == "cutmix" else "")
-            raise InputError(f"mix_alpha for {self.kind} must be {bounds}, not {self.alpha}.")
-
-    def __bool__(self):
-        return self.kind != "none"
-
-
-@dataclass(frozen=True)
-class View:
-    """One deterministic version of an image.
-
-    Attributes:
-        kind: `"plain"` (as in evaluation), `"mirror"` (the same, left and right exchanged) or
-            `"augmented"` (one variant, determined by the image's content and `number`).
-        number: number of an augmented view, ≥ 0.
-        augmentation: augmentation of an augmented view.
-    """
-
-    kind: str = "plain"
-    number: int = 0
-    augmentation: Variation | None = None
-
-    def identity(self) -> dict:
-        """Return plain data that identifies this view."""
-        return asdict(self)
-
-
-def views_of(augmentation, count: int) -> tuple[View, ...]:
-    """Return `count` augmented views, or the plain view if nothing varies."""
-    augmentation = resolve_augmentation(augmentation)
-    if augmentation == AUGMENTATIONS["none"]:
-        return (View(),)
-    return tuple(View("augmented", number, augmentation) for number in range(count))
 
 
 def resolve_augmentation(augmentation) -> Variation:
@@ -179,13 +122,6 @@ def resolve_augmentation(augmentation) -> Variation:
         f"augment: {augmentation!r} is not a name, fields of an Augmentation, a transform of "
         "albumentations or a Keras layer"
     )
-
-
-def plain_augmentation(augmentation) -> str | dict:
-    """Return the value for a config file: the name of a preset, else a dict."""
-    if isinstance(augmentation, str) and augmentation in AUGMENTATIONS:
-        return augmentation
-    return resolve_augmentation(augmentation).to_dict()
 
 
 def without_flip(augmentation) -> Variation:
@@ -232,18 +168,7 @@ def _from_file(path) -> Variation:
             f"unknown augmentation {str(path)!r}; choose one of {', '.join(AUGMENTATIONS)}, or "
             "give a .yaml or .json file"
         )
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"augment: {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"augment: {path} is not valid YAML or JSON: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(config, dict):
-        raise InputError(f"augment: {path} must contain names and values")
+    config = read_fields(path)
     try:
         return _from_dict(config)
     except InputError as error:

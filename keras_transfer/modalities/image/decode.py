@@ -3,17 +3,15 @@
 TensorFlow is imported only when the first image is decoded, so that files can be checked without it.
 """
 
-import hashlib
 import io
 import re
-import stat
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from keras_transfer.modalities.reading import Budget
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp"}
 
@@ -25,7 +23,6 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
 _DEEP_CONTRAST = 16  # 12 of 16 bits
-_MAX_FILE_BYTES = 512 << 20  # more than the largest image needs in any format
 
 ORIENTATION_TAG = 0x0112
 INTEGER_BYTES = {3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4}  # TIFF types that Pillow reads as integers
@@ -68,61 +65,13 @@ class Facts(NamedTuple):
         return "one color"
 
 
-class Budget:
-    """Limits what all threads together use; a single thread may exceed the limit alone."""
-
-    def __init__(self, limit: int):
-        self.limit, self._used = limit, 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def use(self, amount: int):
-        """Wait until `amount` is available; it is in use within the `with` block."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._used or self._used + amount <= self.limit)
-            self._used += amount
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._used -= amount
-                self._changed.notify_all()
-
-
-# These bound the memory however many threads there are; a pixel takes up to ten bytes while it is
-# decoded. A thread that decodes never waits to read, so the two cannot block each other.
-_READING = Budget(128 << 20)  # bytes
+# It bounds the memory however many threads there are; a pixel takes up to ten bytes while it is
+# decoded. A thread that decodes never waits to read, so this and `READING` cannot block each other.
 DECODING = Budget(90_000_000)  # pixels
 
 
-def examine_file(path: str) -> Facts:
-    """Read a whole file once: return its facts, its digest, and whether every pixel decodes."""
-    try:
-        status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
-            return Facts(fault="cannot be read: not a regular file")
-        if status.st_size > _MAX_FILE_BYTES:
-            return Facts(
-                fault=f"too large: the file has {status.st_size >> 20:,} MiB, the limit is "
-                f"{_MAX_FILE_BYTES >> 20} MiB; make it smaller"
-            )
-        extension = Path(path).suffix.lower()
-        if extension not in EXTENSIONS and not _starts_like_an_image(path):
-            return Facts(fault=f"unsupported file type {extension or '(no extension)'}")
-        with _READING.use(status.st_size):
-            contents = Path(path).read_bytes()
-            return examine(contents)._replace(digest=digest(contents))
-    except FileNotFoundError as error:
-        reason = "the link is broken" if Path(path).is_symlink() else error.strerror
-        return Facts(fault=f"cannot be read: {reason}")
-    except OSError as error:
-        return Facts(fault=f"cannot be read: {error.strerror}")
-
-
-def _starts_like_an_image(path):
-    """Return whether a file's first bytes are those of a supported format, such as JPEG's of a .jfif."""
-    with Path(path).open("rb") as file:
-        start = file.read(12)
+def starts_like_an_image(start: bytes) -> bool:
+    """Return whether the first 12 bytes are those of a supported format, such as JPEG's of a .jfif."""
     other_riff = start.startswith(b"RIFF") and not start.endswith(b"WEBP")  # sound or video
     return start.startswith(tuple(_SIGNATURES)) and not other_riff
 
@@ -295,14 +244,6 @@ def first_frame(gif: bytes) -> bytes | None:
         return gif[: _blocks_end(gif, at + 11 + _color_table_size(gif[at + 9]))] + b";"
     except IndexError:  # truncated
         return None
-
-
-def digest(*parts) -> bytes:
-    """Return a 16-byte digest (BLAKE2b) of the concatenated parts."""
-    made = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        made.update(part)
-    return made.digest()
 
 
 def _decode_with_tensorflow(contents):

@@ -3,12 +3,13 @@
 Importing this module loads neither Keras nor TensorFlow.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import Framing as Base
 from keras_transfer.utils.names import require_image_size
 
 DEFAULT_CROP = 0.875
@@ -18,7 +19,7 @@ _SAMPLE = 200  # images whose headers are read
 
 
 @dataclass(frozen=True)
-class Framing:
+class Framing(Base):
     """The square that a model reads of an image.
 
     Attributes:
@@ -29,6 +30,8 @@ class Framing:
     Raises:
         InputError: a value is out of its range.
     """
+
+    modality: ClassVar[str] = "image"
 
     size: int | None = None
     crop: float | None = None
@@ -41,6 +44,28 @@ class Framing:
     def of(cls, image_size: "int | Framing | None") -> "Framing":
         """Return an image size as a framing, and a framing as it is."""
         return image_size if isinstance(image_size, Framing) else cls(image_size)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the crop is decided."""
+        return self.crop is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a model input."""
+        size, _ = self.square
+        return (size, size, 3)
+
+    def at(self, size: int | None) -> "Framing":
+        """Return the same framing for another size."""
+        return replace(self, size=size)
+
+    def to_dict(self) -> dict:
+        """Return the crop, as plain data."""
+        return {"crop": self.crop}
+
+    def __str__(self) -> str:
+        return f"crop {self.crop}"
 
     @property
     def square(self) -> tuple[int, float]:

@@ -28,6 +28,8 @@ class _Stored:
 
     text: str
 
+    changes = True
+
     def to_dict(self) -> dict:
         return json.loads(self.text)
 

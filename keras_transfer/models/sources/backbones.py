@@ -128,9 +128,9 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
             raise InputError(
                 f"{part.name} has taps already: it cannot be joined to another backbone."
             )
-    crop = next((part.crop for part in parts if part.crop), None)
+    framing = next((part.framing for part in parts if part.framing), None)
     name = "_and_".join(part.name for part in parts)
-    return Backbone(*tapped(parts, taps), name=name, crop=crop)
+    return Backbone(*tapped(parts, taps), name=name, framing=framing)
 
 
 def _backbone_from_timm(backbone, *, weights, **options):

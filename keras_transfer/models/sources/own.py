@@ -71,8 +71,9 @@ def backbone_from_model(
             f"The layers of the source model '{model.name}' do not fit together at image size "
             f"{image_size}: it was made for {shape[1]}."
         ) from error
-    crop = None if ours is None else ours.crop
-    backbone = Backbone(inputs, features, name=(model if ours is None else ours).name, crop=crop)
+    framing = None if ours is None else ours.framing
+    name = (model if ours is None else ours).name
+    backbone = Backbone(inputs, features, name=name, framing=framing)
     for layer in backbone.layers:  # what an earlier schedule froze does not belong to the backbone
         layer.trainable = True
     if weights is None:

@@ -19,7 +19,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation.measures import predict_batches
 from keras_transfer.features.extraction import Activations, extract
 from keras_transfer.features.store import DIGEST
-from keras_transfer.modalities.image.augment import View
+from keras_transfer.modalities.views import View
 from keras_transfer.models.framing import framing_of
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.training.distributed import faults

@@ -1,0 +1,198 @@
+"""Images as a `Modality`."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from keras_transfer.errors import InputError
+from keras_transfer.modalities import Framing, Modality
+from keras_transfer.modalities.image import augment, decode
+from keras_transfer.modalities.image import framing as framings
+from keras_transfer.modalities.reading import digest
+from keras_transfer.modalities.statistics import counted, described, histogram, spread
+
+_SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bins of the histogram, in pixels
+RULES = 4  # of checking: increase it when `examine` changes what it finds in the same file
+
+
+class Images(Modality):
+    """Images: decoded, turned upright, cropped to a square and resized."""
+
+    name, one, many = "image", "image", "images"
+    extensions = frozenset(decode.EXTENSIONS)
+    formats = "JPEG, PNG, GIF, BMP or WebP"
+    facts = decode.Facts
+    mirrors = True
+    decoded = (("uint8", [None, None, 3]),)
+    served = "encoded images, rotates them according to EXIF,"
+    served_decoded = (
+        "`serving_default` (float32) and `serve_uint8` take RGB values 0–255, not scaled to 0–1."
+    )
+    file_example = "image.jpg"
+    unreadable = f"cannot be read as an image ({formats})"
+
+    @property
+    def rules(self) -> str:
+        return f"{RULES}, Pillow {PIL.__version__}, {Image.MAX_IMAGE_PIXELS} pixels"
+
+    def examine(self, contents: bytes) -> decode.Facts:
+        return decode.examine(contents)
+
+    def statistics(self, columns: Mapping) -> dict[str, dict]:
+        turned = columns["orientation"] >= 5
+        widths = np.where(turned, columns["height"], columns["width"])
+        heights = np.where(turned, columns["width"], columns["height"])
+        orientations = counted(columns["orientation"])
+        return {
+            "shorter_side": histogram(np.minimum(widths, heights), _SIDES),
+            "width": spread(widths),
+            "height": spread(heights),
+            "formats": counted(columns["format"]),
+            "modes": counted(columns["mode"]),
+            "exif_orientations": {str(value): count for value, count in orientations.items()},
+        }
+
+    def describe_statistics(self, statistics: dict) -> Iterator[str]:
+        width, height = statistics["width"], statistics["height"]
+        if width:
+            yield ""
+            names = {"least": "minimum", "median": "median", "greatest": "maximum"}
+            sizes = ", ".join(f"{n} {width[k]} x {height[k]}" for k, n in names.items())
+            yield f"width x height: {sizes}"
+        titles = {"shorter_side": "shorter side", "formats": "format", "modes": "mode"}
+        yield from described(statistics, {**titles, "exif_orientations": "EXIF orientation"})
+
+    def looks_right(self, start: bytes) -> bool:
+        return decode.starts_like_an_image(start)
+
+    def open(self, contents: bytes):
+        from keras_transfer.modalities.image.opened import open_contents
+
+        return open_contents(contents)
+
+    def whole(self, opened) -> np.ndarray:
+        return opened.pixels()
+
+    def open_decoded(self, example):
+        from keras_transfer.modalities.image.opened import open_pixels
+
+        return open_pixels(example)
+
+    def check_decoded(self, example) -> str | None:
+        if getattr(example, "dtype", None) != np.uint8:
+            return f"not uint8 but {getattr(example, 'dtype', type(example).__name__)}"
+        if example.ndim != 3 or example.shape[-1] != 3 or 0 in example.shape:
+            return f"not of shape [height, width, 3] but {list(example.shape)}"
+        return None
+
+    def encode(self, example) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(example).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def digest(self, example) -> bytes:
+        return digest(repr(example.shape).encode(), np.ascontiguousarray(example).data)
+
+    def caster(self, split: str, **facts):
+        from keras_transfer.modalities.image.arrays import Cast
+
+        return Cast(split)
+
+    def framing(self, values: Mapping) -> Framing:
+        return framings.Framing(crop=values.get("crop", framings.DEFAULT_CROP))
+
+    def choose_framing(self, data, size: int) -> tuple[Framing, str]:
+        crop, reason = framings.choose_crop(data, size)
+        return framings.Framing(size, crop), reason
+
+    def default_framing(self, data, size) -> Framing:
+        return framings.Framing(size, framings.DEFAULT_CROP)
+
+    def crops(self, data, size: int) -> Sequence[float]:
+        return framings.crops(data, size)
+
+    def preparation(self, reader, views: Sequence, framing, memory=None):
+        from keras_transfer.modalities.image.preparation import Preparation
+
+        return Preparation(reader, views, framing, memory)
+
+    def resolve_augmentation(self, augmentation):
+        return augment.resolve_augmentation(augmentation)
+
+    def default_augmentation(self, data, size: int) -> str:
+        """Leave the crops out where images are enlarged twofold or more: few pixels tell little."""
+        side = framings.median_side(data)
+        return "flip" if side is not None and 2 * side <= size else "light"
+
+    def mixer(self, mix) -> Callable:
+        from keras_transfer.modalities.image.prepare import mixer
+
+        return mixer(mix)
+
+    def varier(self, variation, framing) -> Callable:
+        from keras_transfer.modalities.image.prepare import vary_in_graph
+        from keras_transfer.modalities.image.transforms import Albumentations
+
+        if isinstance(variation, Albumentations):
+            raise InputError(
+                "The tf.data service runs without Python and thus without albumentations: choose a "
+                "preset, an Augmentation or a Keras layer."
+            )
+        if variation is None:
+            decode = self.decoder(framing)
+            return lambda contents, seed: decode(contents)
+        return lambda contents, seed: vary_in_graph(contents, variation, framing, seed)
+
+    def decoder(self, framing) -> Callable:
+        from keras_transfer.modalities.image.prepare import fit_center_in_graph
+
+        return lambda contents: fit_center_in_graph(contents, *framing.square)
+
+    def requests(self, framing) -> dict:
+        from keras_transfer.modalities.image.requests import requests
+
+        return requests(framing)
+
+    def trial(self, example, framing) -> tuple:
+        from keras_transfer.modalities.image.requests import trial
+
+        return trial(example, framing)
+
+    def noise(self, framing, count: int = 2) -> list:
+        size = framing.size
+        rng = np.random.default_rng(0)
+        step = -(-size // 8)
+        coarse = rng.uniform(0, 255, (count, 8, 8, 3)).repeat(step, 1).repeat(step, 2)
+        fine = coarse[:, :size, :size] + rng.normal(0, 20, (count, size, size, 3))
+        return list(np.clip(fine, 0, 255).astype("uint8"))
+
+    def describe_input(self, framing, count: str) -> str:
+        batch = "one image at a time, [1" if count == "1" else "[N"
+        return f"Input `images`: uint8 {batch}, {framing.size}, {framing.size}, 3], RGB."
+
+    def describe_preparation(self, framing) -> str:
+        size, crop = framing.square
+        return (
+            "Prepare images as in training:\n"
+            "rotate them according to EXIF, then crop the central square and scale it in one step:\n\n"
+            "```python\n"
+            "from PIL import Image, ImageOps\n\n"
+            'image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n'
+            f"side = min(image.size) * {size} / {round(size / crop)}\n"
+            "left, top = ((edge - side) / 2 for edge in image.size)\n"
+            "box = (left, top, left + side, top + side)\n"
+            f"image = image.resize(({size}, {size}), Image.Resampling.BILINEAR, box=box)\n"
+            "```"
+        )
+
+    def describe_limits(self, framing) -> str:
+        return (
+            f"Images are cropped to the central square and scaled to {framing.size} px, so small "
+            "objects and objects near the edge may be missed."
+        )
+
+
+MODALITY = Images()
