@@ -63,7 +63,7 @@ def main():
         )
         others = {
             "served": [served(file) for file in contents],
-            "Pillow": [by_pillow(files.pixels(i), size) for i in range(len(files))],
+            "Pillow": [by_pillow(files.decoded(i), size) for i in range(len(files))],
             "TensorFlow": [by_tensorflow(file, size) for file in contents],
         }
         for name, images in others.items():

@@ -1,6 +1,6 @@
 """Adapting a model to `ImageData` in one call."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -18,7 +18,6 @@ from keras_transfer.advisor.inputs import random_sample
 from keras_transfer.data import batches as pipeline
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
-from keras_transfer.modalities.image.augment import Augmentation, resolve_augmentation
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import check_targets, compile_arguments, heads_of
 from keras_transfer.models.framing import framing_of, settle_framing
@@ -153,7 +152,8 @@ class _Adaptation:
         if any(method.views for method in self.methods):
             # Two views of half as many images: a step takes as long as with other methods.
             half = {**settings, "batch_size": max(1, batch // 2)}
-            strong = {**half, "augmentation": options.strong or _stronger(half["augmentation"])}
+            stronger = source.modality.stronger_augmentation(half["augmentation"])
+            strong = {**half, "augmentation": options.strong or stronger}
             views = (_stream("target", unlabelled, target_seed, each) for each in (half, strong))
             self.streams["target"] = two_views(*views)
         measured = {"image_size": framing, "batch_size": batch}
@@ -232,13 +232,6 @@ def _without_labels(target) -> Examples:
     if not len(examples):
         raise InputError("The target contains no images: add unlabelled images.")
     return Examples(examples.images, np.zeros(len(examples), "int32"))
-
-
-def _stronger(augment):
-    variation = resolve_augmentation(augment)
-    if not isinstance(variation, Augmentation):  # a layer, a transform of albumentations
-        return "randaugment"
-    return replace(variation, rand_augment=1.0)
 
 
 def _scored(unlabelled, seed, settings):

@@ -7,7 +7,8 @@ import numpy as np
 
 from keras_transfer.data.array_labels import encode_labels
 from keras_transfer.data.examples import Examples, ImageData, Target
-from keras_transfer.data.files import Encoded, Skipped, each
+from keras_transfer.data.files import Skipped
+from keras_transfer.data.readers import Encoded, each
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality, find_modality

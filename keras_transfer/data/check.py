@@ -6,16 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from keras_transfer.data.classes import sorted_names
-from keras_transfer.data.examples import (
-    Duplicates,
-    ImageData,
-    Target,
-    find_duplicates,
-    label_summary,
-)
-from keras_transfer.data.files import Files, Skipped, check_files
+from keras_transfer.data.duplicates import Duplicates, find_duplicates
+from keras_transfer.data.examples import ImageData, Target, label_summary
+from keras_transfer.data.files import Skipped, check_files
 from keras_transfer.data.flaws import unprinted_flaws
 from keras_transfer.data.folders import read_splits
+from keras_transfer.data.readers import Files
 from keras_transfer.data.sources import check_tree, label, open_data
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError

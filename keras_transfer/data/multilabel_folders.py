@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.files import Files
+from keras_transfer.data.readers import Files
 from keras_transfer.modalities.image.decode import open_image
 
 # Among 80 photographs, half the size or JPEG quality 40 changes pixels by at most 0.007 of the range on

@@ -20,7 +20,8 @@ from keras_transfer.data.examples import (
     join_labels,
     relative_paths,
 )
-from keras_transfer.data.files import Skipped, concatenated
+from keras_transfer.data.files import Skipped
+from keras_transfer.data.readers import concatenated
 from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import listed, say

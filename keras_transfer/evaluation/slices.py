@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.files import TABLES, Files
+from keras_transfer.data.files import TABLES
 from keras_transfer.data.label_columns import Cells
+from keras_transfer.data.readers import Files
 from keras_transfer.data.table_files import TableCells, read_columns
 from keras_transfer.data.tables import image_paths
 from keras_transfer.errors import InputError

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data import ImageData, plain_augmentation
-from keras_transfer.data.examples import find_duplicates
+from keras_transfer.data.duplicates import find_duplicates
 from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve

@@ -14,7 +14,7 @@ from itertools import accumulate
 import keras
 import numpy as np
 
-from keras_transfer.modalities import Framing
+from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at
 from keras_transfer.models.framing import framing_of
@@ -50,9 +50,8 @@ class Prefix:
 
     def framed_for(self, examples) -> "Prefix":
         """Return the prefix with a framing that suits some examples, if it is open."""
-        if self.framing is None:
-            return self
-        framing = examples.modality.framing_for(self.framing, examples)
+        open_or_settled = self.framing or open_framing(self.image_size)
+        framing = examples.modality.framing_for(open_or_settled, examples)
         return self if framing == self.framing else replace(self, framing=framing)
 
     @property

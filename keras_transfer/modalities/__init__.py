@@ -203,6 +203,10 @@ class Modality(ABC):
         """Return the name of the augmentation that suits data if none is given."""
 
     @abstractmethod
+    def stronger_augmentation(self, augmentation) -> Any:
+        """Return a stronger variant of an augmentation, for consistency between the two."""
+
+    @abstractmethod
     def mixer(self, mix) -> Callable:
         """Return a graph function (inputs [B, …], labels [B, C], seed [2]) → the same, mixed."""
 

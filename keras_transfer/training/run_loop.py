@@ -10,7 +10,8 @@ from functools import partial
 import keras
 import numpy as np
 
-from keras_transfer.data.examples import class_weights, find_duplicates
+from keras_transfer.data.duplicates import find_duplicates
+from keras_transfer.data.examples import class_weights
 from keras_transfer.errors import Diverged, Interrupted, Signals, explained
 from keras_transfer.evaluation.measures import compute_metrics, predict_batches
 from keras_transfer.features.caching import Caching, Supply

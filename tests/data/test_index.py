@@ -12,7 +12,7 @@ from conftest import write_image
 from PIL import Image
 
 from keras_transfer.data import check_examples, check_files, files
-from keras_transfer.data.files import digest_files
+from keras_transfer.data.readers import digest_files
 from keras_transfer.modalities.image import modality
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -12,7 +12,7 @@ import pytest
 from conftest import tiny_backbone
 
 from keras_transfer.data import Augmentation, View
-from keras_transfer.data.files import digest_files
+from keras_transfer.data.readers import digest_files
 from keras_transfer.errors import InputError
 from keras_transfer.features import prefix as engines
 from keras_transfer.features.caching import Supply

@@ -5,7 +5,7 @@ import pytest
 from conftest import raises, ramp, variants, write_image
 
 from keras_transfer.data import Augmentation, View, from_arrays, from_directory
-from keras_transfer.data.files import Files, concatenated
+from keras_transfer.data.readers import Files, concatenated
 from keras_transfer.modalities.image.framing import Framing, choose_crop
 
 

@@ -193,7 +193,7 @@ def test_room_lets_in_what_fits(monkeypatch):
             time.sleep(0.005)
             inside.remove(amount)
 
-    from keras_transfer.data.files import in_threads
+    from keras_transfer.data.readers import in_threads
 
     list(in_threads(work, [4, 3, 5, 10, 2, 25, 1, 9]))
     assert max(most) == 25 and sorted(most)[-2] <= 10

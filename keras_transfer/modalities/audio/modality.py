@@ -122,6 +122,9 @@ class Audio(Modality):
     def default_augmentation(self, data, size: int) -> str:
         return "light"
 
+    def stronger_augmentation(self, augmentation) -> augment.ClipAugmentation:
+        return augment.PRESETS["heavy"]
+
     def mixer(self, mix) -> Callable:
         """Mix log-mel images like other images."""
         from keras_transfer.modalities.image.prepare import mixer

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import PIL
@@ -126,6 +127,12 @@ class Images(Modality):
         """Leave the crops out where images are enlarged twofold or more: few pixels tell little."""
         side = framings.median_side(data)
         return "flip" if side is not None and 2 * side <= size else "light"
+
+    def stronger_augmentation(self, augmentation):
+        variation = augment.resolve_augmentation(augmentation)
+        if isinstance(variation, augment.Augmentation):
+            return replace(variation, rand_augment=1.0)
+        return "randaugment"  # for a layer or a transform of albumentations
 
     def mixer(self, mix) -> Callable:
         from keras_transfer.modalities.image.prepare import mixer

@@ -1,0 +1,68 @@
+"""Examples that occur twice, in one split or in several."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from keras_transfer.data.examples import ImageData, label_texts, map_labels
+from keras_transfer.utils.console import printable
+
+
+class Member(NamedTuple):
+    """An image in a group of equal files."""
+
+    split: str
+    label: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)} ({self.split}, {self.label})"
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images whose files are equal, byte for byte.
+
+    Attributes:
+        groups: the members of each group: those of train first, then val, then test.
+    """
+
+    groups: list[list[Member]]
+
+    @property
+    def leaks(self) -> list[tuple[Member, Member]]:
+        """(first of its group, image) for each image in another split than the first."""
+        return [(g[0], m) for g in self.groups for m in g[1:] if m.split != g[0].split]
+
+    @property
+    def conflicts(self) -> list[tuple[Member, Member]]:
+        """(first of its group, image) for each image with another label than the first."""
+        return [(g[0], m) for g in self.groups for m in g[1:] if m.label != g[0].label]
+
+    @property
+    def warning(self) -> str | None:
+        """One line if two splits share images or labels contradict each other, else None."""
+        problems = (
+            (self.leaks, "are in two splits, so measured values are too good", "is"),
+            (self.conflicts, "have another label than their duplicate", "and"),
+        )
+        warnings = [
+            f"{len(pairs)} images {problem} (first: {pairs[0][1]} {link} {pairs[0][0]})"
+            for pairs, problem, link in problems
+            if pairs
+        ]
+        if not warnings:
+            return None
+        return f"warning: {'; '.join(warnings)}; `keras-transfer check` lists them"
+
+
+def find_duplicates(data: ImageData) -> Duplicates:
+    """Return images with the same content, within and across splits; checked files are not read."""
+    counts = Counter(digest for part in data.examples.values() for digest in part.digests)
+    groups = defaultdict(list)
+    for split, part in data.examples.items():
+        rows = [i for i, digest in enumerate(part.digests) if counts[digest] > 1]
+        labels = map_labels(lambda array: array[rows], part.labels)  # noqa: B023
+        for i, label in zip(rows, label_texts(labels, data.targets)):
+            groups[part.digests[i]].append(Member(split, label, part.names[i]))
+    return Duplicates(list(groups.values()))
