@@ -96,10 +96,12 @@ def test_report_of_sizes_and_orientations(tmp_path):
         Image.new("L", (20, 30)).save(folder / "small.gif")
     (folder / "bad.png").write_bytes(b"")
     report = check_data(tmp_path / "d")
-    assert report.sizes == {"0-31": 2, "128-255": 2, "256-511": 6}
-    assert report.orientations == {1: 8, 6: 2}
-    assert report.formats == {"PNG": 6, "GIF": 2, "JPEG": 2}
-    assert report.widths == (20, 600, 600) and report.heights == (30, 400, 400)
+    found = report.statistics
+    assert found["shorter_side"] == {"0-31": 2, "128-255": 2, "256-511": 6}
+    assert found["exif_orientations"] == {"1": 8, "6": 2}
+    assert found["formats"] == {"PNG": 6, "GIF": 2, "JPEG": 2}
+    assert found["width"] == {"least": 20, "median": 600, "greatest": 600}
+    assert found["height"] == {"least": 30, "median": 400, "greatest": 400}
     assert [s.reason for s in report.faulty] == ["empty file"]
     assert "EXIF orientation: 1: 8, 6: 2" in report.text()
 
