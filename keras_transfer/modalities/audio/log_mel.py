@@ -16,7 +16,7 @@ _WINDOW = 0.025  # seconds of a spectrum
 _LOWEST = 20.0  # Hz
 _BANDS = 64
 _RANGE = 40.0  # decibels below the clip's maximum, which become 0
-_LEAST_POWER = 1e-10
+_LEAST_POWER = 1e-16  # of digital silence
 _HERTZ, _MELS = 700, 2595  # of the mel scale: mels = 2595 · log10(1 + hertz / 700)
 
 
