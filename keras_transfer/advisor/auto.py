@@ -39,7 +39,7 @@ from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import say
 
 _FOR_EVIDENCE = 0.4  # share of the minutes after which nothing more is compared
-_BOLD = 3  # times the default learning rate
+_BOLD = 2  # times the default learning rate
 _HALF = 0.5  # of the layers, frozen
 
 
@@ -201,7 +201,8 @@ class _Auto:
         if len(tuned) == 1 and not improved:
             return replace(base, strategy="freeze_k", overrides={"k": _HALF}), lengths, 1 - _HALF
         if len(tuned) == 1 and "learning_rate" not in self.overrides:
-            return replace(base, strategy=DEFAULT, overrides={"learning_rate": _BOLD}), lengths, 1.0
+            same = tuned[0].choice.overrides["epochs"]
+            return replace(base, strategy=DEFAULT, overrides={"learning_rate": _BOLD}), [same], 1.0
         if given or not improved:
             return None
         best = self.race.best.choice

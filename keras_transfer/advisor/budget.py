@@ -10,7 +10,7 @@ WORTH_WITH_LIMIT = 0.05  # the same with a limit: the minutes are granted, but n
 # Expected share of the remaining error that the first fine-tuning removes, if it is long enough, and
 # the steps after which it has removed 63 % of that. A further one is expected to remove half of what
 # the one before it has removed, or an eighth of the previous expectation if that is more.
-PRIOR, STEPS, NEXT, LESS = 0.15, 40, 0.5, 1 / 8
+PRIOR, STEPS, NEXT, LESS = 0.15, 100, 0.5, 1 / 8
 _NEARLY = 0.9  # share of the highest net gain for which a shorter training is preferred
 LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # epochs
 # Time of a training step over that of the engine's forward pass: forward and backward are three

@@ -174,8 +174,9 @@ def _folds(labels, groups, seed, most):
     rows = np.arange(len(labels))
     if len(labels) > most:
         rows = stratified_sample(labels, most, groups=groups, seed=seed)
-    first = np.unique(groups[rows], return_index=True)[1]
-    counts = np.bincount(labels[rows][first], minlength=labels.max() + 1)
+    # Distinct groups of each class: a group, such as a writer, may have examples of all classes.
+    pairs = np.unique(np.stack([labels[rows], groups[rows]]), axis=1)
+    counts = np.bincount(pairs[0], minlength=labels.max() + 1)
     folds = min(_FOLDS, counts.min())
     if folds < 2:
         return rows, []

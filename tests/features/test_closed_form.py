@@ -240,3 +240,13 @@ def test_the_probe_reduces_wide_features(rng):
     features = np.concatenate([noise, labels[:, None] + 0.1 * rng.normal(size=(60, 1))], axis=1)
     assert cross_validated_probe(features, labels).accuracy > 0.9
     assert cross_validated_probe(features, labels, max_dims=4).accuracy < 0.75
+
+
+def test_groups_may_have_examples_of_all_classes(rng):
+    """Ten writers of two letters: whole writers are held out, and a strength is chosen."""
+    labels, writers = np.tile([0, 1], 20), np.repeat(np.arange(10), 4)
+    features = rng.normal(size=(40, 6)) + labels[:, None] + 2 * rng.normal(size=(10, 6))[writers]
+    found = logistic_regression(features.astype("float32"), labels, writers)
+    assert found.cross_validation is not None and np.isfinite(found.held_out).all()
+    # The first of each group alone is of one class.
+    assert logistic_regression(features, labels, labels).cross_validation is None
