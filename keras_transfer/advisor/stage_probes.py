@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.advisor.inputs import check_classes, sized_backbone
+from keras_transfer.data.examples import rough_classes
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.features.probe import cross_validated_probe
 from keras_transfer.utils.console import Table, progress_bar
@@ -273,21 +274,21 @@ def probe_stages(
 
     Args:
         model: of `build_model`, or a `Backbone`; its weights are not changed.
-        data: a `keras_transfer.data.ImageData` with one class per image; copies among its training
-            images are used once.
+        data: a `keras_transfer.data.ImageData`; copies among its training images are used once. Of
+            several labels or heads the probes predict the first, of numbers the side of the median.
         image_size: by default the model's.
         most: maximum number of images; a larger set is sampled by class.
         seed: of the sample, the folds and the random weights.
         engine, store: see `features.extraction.extract`.
 
     Raises:
-        InputError: `data` has another task or fewer than two classes with two different training
-            images, or the backbone does not accept the image size.
+        InputError: fewer than two classes have two different training images, or the backbone does not accept the image size.
     """
     rows = check_classes(data, "probing the stages")
     train = data.examples["train"]
-    examples = train.take(rows[stratified_sample(train.labels[rows], most, seed=seed)])
-    labels = examples.labels
+    classes = rough_classes(train.labels)
+    sampled = rows[stratified_sample(classes[rows], most, seed=seed)]
+    examples, labels = train.take(sampled), classes[sampled]
     # Deferred, so that invalid input is reported before Keras is imported.
     from keras_transfer.advisor.untrained import random_copy
     from keras_transfer.data.memory import ImageMemory

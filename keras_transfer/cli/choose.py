@@ -125,6 +125,9 @@ def compare(
     scratch_budget: Annotated[
         float, typer.Option(help="Epochs from scratch for each epoch of transfer.")
     ] = 1.0,
+    minutes: Annotated[
+        float | None, typer.Option(help="Start no run that would end later; repeat to go on.")
+    ] = None,
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep the model of each run on disk.")
     ] = False,
@@ -153,6 +156,7 @@ def compare(
         epochs=epochs,
         scratch_budget=scratch_budget,
         keep_models=keep_models,
+        minutes=minutes,
         show=show,
         **{name: getattr(config, name) for name in same},
         **chosen,

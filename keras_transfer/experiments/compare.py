@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -78,6 +79,8 @@ class CompareOptions:
         precision: see `precision.set_precision`.
         keep_models: keep the model of each run on disk.
         show: the size (images per class) whose curves are plotted; the middle one by default.
+        minutes: limit of this call, > 0: no run starts that would end later, judging by those before;
+            the result has the seeds that are complete. An estimate is printed before the first run.
     """
 
     backbone: str = "mobilenet_v2"
@@ -96,11 +99,14 @@ class CompareOptions:
     precision: str = "auto"
     keep_models: bool = False
     show: int | None = None
+    minutes: float | None = None
 
     def __post_init__(self):
         for value, name in ((self.batch_size, "batch_size"), (self.epochs, "epochs")):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be 1 or more, not {value}.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes must be above 0, not {self.minutes:g}.")
         if not self.scratch_budget > 0:
             raise InputError(f"scratch_budget must be above 0, not {self.scratch_budget}.")
         if self.weights is None:
@@ -218,20 +224,33 @@ class Experiment:
             return self._run()
 
     def _run(self):
+        from keras_transfer.experiments.estimate import say_estimate  # imports Keras
+
         options = self.options
         if warning := find_duplicates(self.data).warning:
             say(warning)
         labels = np.asarray(self.data.examples["train"].labels)
         samples = {
             (size, seed): draw_images(labels, size, seed)
-            for size, seed in product(self.sizes, self.seeds)
+            for seed, size in product(self.seeds, self.sizes)  # so that one seed is complete first
         }
         jobs = list(product(samples, ARMS))
         curves = {}
         images = [self._images(size) * self._epochs(arm, size) for (size, _), arm in jobs]
+        missing = [i for i, (key, arm) in enumerate(jobs) if not self._file(key, arm).is_file()]
+        if missing:
+            parts = options.backbone, options.image_size, options.batch_size
+            say_estimate(*parts, len(missing), sum(images[i] for i in missing))
+        started, trained = time.perf_counter(), 0
         with progress_bar(total=sum(images), unit="images") as progress:
             for done, (key, arm) in enumerate(jobs):
                 progress.relabel(f"{done} of {len(jobs)} runs; {key[0]} per class, {arm}")
+                spent = (time.perf_counter() - started) / 60
+                expected = spent * images[done] / trained if trained else 0.0
+                if options.minutes is not None and done in missing:
+                    if spent + expected > options.minutes:
+                        break
+                    trained += images[done]
                 try:
                     curves[key, arm] = self._curve(key, arm, samples[key])
                 except KeyboardInterrupt:
@@ -240,18 +259,28 @@ class Experiment:
                         "repeat the same command to resume"
                     ) from None
                 progress.update(images[done])
-        result = self._result(curves)
+        seeds = [
+            s for s in self.seeds if all(((n, s), a) in curves for n in self.sizes for a in ARMS)
+        ]
+        if not seeds:
+            raise InputError(
+                f"The {options.minutes:g} minutes are over before all sizes of one seed: {len(curves)} of "
+                f"{len(jobs)} runs are saved in {self.out}. Repeat the same command to go on."
+            )
+        if len(curves) < len(jobs):
+            say(f"The time is over after {len(curves)} of {len(jobs)} runs; repeat to go on.")
+        result = self._result(curves, tuple(seeds))
         result.write(self.out, a_class=options.show)
         return result
 
-    def _result(self, curves):
+    def _result(self, curves, seeds):
         val = self.data.examples["val"].labels
         chance = float(np.bincount(val).max() / len(val))
         sizes = [
             AtSize(
                 size,
                 self._images(size),
-                *(tuple(curves[(size, seed), arm] for seed in self.seeds) for arm in ARMS),
+                *(tuple(curves[(size, seed), arm] for seed in seeds) for arm in ARMS),
                 chance,
             )
             for size in self.sizes
@@ -261,7 +290,7 @@ class Experiment:
             strategy=self.options.strategy_name,
             classes=len(self.data.class_names),
             val_images=len(val),
-            seeds=self.seeds,
+            seeds=seeds,
             scratch_budget=self.options.scratch_budget,
             sizes=tuple(sizes),
         )
@@ -269,8 +298,9 @@ class Experiment:
     def _curve(self, key, arm, rows) -> Curve:
         """Return the curve of one run: from its file, or by training it."""
         size, seed = key
-        folder = self.out / "runs" / f"{size}_a_class" / f"seed_{seed}"
-        file, run = folder / f"{arm}.json", Run(folder / arm)
+        file = self._file(key, arm)
+        folder = file.parent
+        run = Run(folder / arm)
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             with _logged_to(folder / f"{arm}.log"):
@@ -287,6 +317,10 @@ class Experiment:
         if not self.options.keep_models:
             run.model_path.unlink(missing_ok=True)
         return Curve.of(json.loads(file.read_text(encoding="utf-8"))["accuracy"])
+
+    def _file(self, key, arm) -> Path:
+        size, seed = key
+        return self.out / "runs" / f"{size}_a_class" / f"seed_{seed}" / f"{arm}.json"
 
     def _train(self, out, size, seed, arm, rows):
         import keras

@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 
 from keras_transfer.errors import InputError, Interrupted
+from keras_transfer.experiments.estimate import say_estimate
 from keras_transfer.experiments.search_space import Search, format_values, plain_space
 from keras_transfer.experiments.study import (
     BEST,
@@ -128,6 +129,10 @@ class _Tuner:
             closed_form=solver == "logistic",
             space=space,
         )
+        # Of a name or path, as the model itself must stay as it is while a step is timed.
+        self.source = self.config.get("backbone")
+        self.batch_size = trainer.config.batch_size
+        self.images_per_trial = sum(p.steps * p.batch_size for p in plan.phases)
         *before, last = (planned.epochs for planned in plan.phases)
         self.warmup = sum(before) + math.ceil(last / 3)
 
@@ -158,6 +163,10 @@ class _Tuner:
                 f"{format_values(self.search.default)}"
             )
             done = len(finished(study))
+            if trials is not None and done < trials and self.source is not None:
+                images = self.images_per_trial * (trials - done)
+                size = self.model.input_shape[1]
+                say_estimate(self.source, size, self.batch_size, trials - done, images)
             progress = progress_bar(label="tuning", total=trials, done=done, unit="trials")
             try:
                 while not _spent(study, trials, minutes):

@@ -18,8 +18,9 @@ from keras_transfer.reporting import training_curves
 from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery_items
 from keras_transfer.reporting.page import render, skipped_files
 from keras_transfer.reporting.scores import head_scores
-from keras_transfer.runs import CONFIG, Run
+from keras_transfer.runs import CONFIG, RACE, Run
 from keras_transfer.utils.console import listed, printable, say
+from keras_transfer.utils.documents import read_json
 from keras_transfer.utils.files import write_text
 
 IMAGES = 48
@@ -132,6 +133,7 @@ def render_report(
     schedule = Schedule.from_dict(config["schedule"])
     plan = make_plan(model, schedule, metrics["images"]["train"], config["batch_size"])
     single_epoch = training_curves.single_epoch_table(history) if len(history) == 1 else None
+    race = read_json(run.path / RACE, optional=True)
     heads, budget = document["heads"] if document else {}, Budget()
     return render(
         "run",
@@ -140,6 +142,7 @@ def render_report(
         measured_on=_measured_on(config, document, note),
         numbers=_key_numbers(metrics, document),
         facts=_facts(config, metrics, model),
+        race=training_curves.race_figure(race) if race else None,
         phases=training_curves.phase_table(plan, metrics),
         rates=training_curves.rate_figure(plan),
         single_epoch=single_epoch,

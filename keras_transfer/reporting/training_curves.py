@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_transfer.reporting.page import GRAY, figure, line_figure
+from keras_transfer.reporting.page import COLORS, GRAY, figure, line_figure
 from keras_transfer.utils.console import Table
 
 _NOT_METRICS = ("epoch", "phase", "learning_rate", "seconds", "loss_scale")
@@ -89,6 +89,31 @@ def comparison_curves(histories: dict[str, list[dict]]) -> list[dict]:
         for name in each[0]
         if all(name in names for names in each)
     ]
+
+
+def race_figure(race: dict) -> dict:
+    """Return a figure of the contenders of `auto`: score against minutes, and the best so far.
+
+    Args:
+        race: the content of `race.json`.
+    """
+    rows = race["contenders"]
+    score = race.get("evidence", {}).get("score", "score")
+
+    def draw(axes):
+        at, scores = [row["at"] for row in rows], [row["score"] for row in rows]
+        axes.step(at, np.maximum.accumulate(scores), where="post", color=GRAY, label="best so far")
+        axes.plot(at, scores, "o", color=COLORS[0])
+        for row in rows:
+            text = " ".join(
+                [row["strategy"], *(f"{k}={v:.3g}" for k, v in row["overrides"].items())]
+            )
+            axes.annotate(text, (row["at"], row["score"]), fontsize=7, rotation=15)
+        axes.set(xlabel="minutes since the start", ylabel=f"{score}, validation")
+        axes.margins(x=0.25, y=0.25)
+        axes.legend()
+
+    return figure(draw, "The contenders of the advisor", width=7)
 
 
 def points(history: list[dict], name: str) -> list[tuple[float, float]]:

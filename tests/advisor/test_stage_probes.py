@@ -14,7 +14,8 @@ from keras_transfer.advisor.stage_probes import StageProbes, probe_stages
 from keras_transfer.advisor.untrained import random_copy
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import from_arrays, from_directory
-from keras_transfer.data.examples import Examples, ImageData
+from keras_transfer.data.arrays import Arrays
+from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.errors import InputError
 from keras_transfer.features import extraction
 from keras_transfer.features.extraction import extract
@@ -295,21 +296,23 @@ def test_plain_data_and_table():
     assert probes.verdict in str(probes)
 
 
-# -- invalid input ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", ["multi_label", "regression"])
-def test_other_tasks_are_refused(rng, task):
-    labels = rng.integers(0, 2, (20, 3)) if task == "multi_label" else rng.normal(size=20)
-    images = rng.integers(0, 256, (20, 32, 32, 3), "uint8")
-    data = from_arrays((images, labels), task=task, progress=False)
-    with pytest.raises(
-        InputError, match=f"labeled for {task}, but probing the stages needs one class per image"
-    ):
-        probe_stages(small_backbone(), data)
-    heads = ImageData((), data.examples, [], "arrays", {"a": data.targets, "b": data.targets})
-    with pytest.raises(InputError, match="labeled for several heads"):
-        probe_stages(small_backbone(), heads)
+def test_other_tasks_are_probed_by_their_first_label_and_the_side_of_the_median(rng, task):
+    level = (rng.permutation(20) >= 10) * 0.8
+    images = (rng.integers(0, 40, (20, 32, 32, 3)) + 200 * level[:, None, None, None]).astype(
+        "uint8"
+    )
+    dark = (level < 0.5).astype("float32")
+    labels = np.stack([dark, 1 - dark], axis=1) if task == "multi_label" else level[:, None]
+    target = Target(task, ("dark", "bright") if task == "multi_label" else ("level",))
+    data = ImageData(target.names, {"train": Examples(Arrays(images), labels)}, [], "data", target)
+    model = build_model(small_backbone(), Classification("ab"), image_size=32)
+    probes = probe_stages(model, data, engine="keras")
+    assert probes.images == 20
+    assert probes.correct.mean(axis=1).max() >= 0.8
+
+
+# -- invalid input ----------------------------------------------------------------------------------
 
 
 def test_too_few_images_are_refused(rng):

@@ -348,6 +348,20 @@ def test_a_killed_comparison_is_resumed(data, tmp_path, source, cache, monkeypat
     assert (tmp_path / "alone/runs/2_a_class/seed_0/scratch/model.keras").is_file()
 
 
+def test_the_minutes_are_a_limit_and_what_is_complete_is_the_result(
+    data, tmp_path, source, cache, capsys
+):
+    settings = {**settings_of(source), "seeds": [0, 1], "sizes": [2], "minutes": 1e-6}
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"minutes are over.* 0 of 4 runs"):
+        kt.compare(data, out, **settings)
+    assert "4 trainings on" in capsys.readouterr().err
+    Experiment(data, out, **settings)
+    put(out, 2, 0, transfer=[0.6, 0.8, 0.8], scratch=[0.4, 0.5, 0.6])
+    assert kt.compare(data, out, **settings).seeds == (0,)
+    assert "over after 2 of 4 runs" in capsys.readouterr().err
+
+
 def test_sizes_and_seeds_may_grow_but_settings_must_not_change(
     data, tmp_path, source, cache, colours
 ):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import re
 import shlex
 import shutil
@@ -298,6 +299,21 @@ def test_labels_and_numbers(run, rng):
     ):
         assert words in page.said
     assert "kind: accuracy, test" in page.said and "tags: mean average precision" in page.said
+
+
+def test_the_contenders_of_the_advisor_are_drawn(run):
+    assert "The contenders of the advisor" not in write_report(run).read_text()
+    rows = [
+        {"strategy": name, "overrides": more, "score": score, "at": at}
+        for name, more, score, at in (
+            ("feature_extraction", {}, 0.7, 0.3),
+            ("lp_ft", {"epochs": 6}, 0.8, 1.1),
+        )
+    ]
+    race = {"contenders": rows, "evidence": {"score": "accuracy"}}
+    (run.path / "race.json").write_text(json.dumps(race))
+    page = write_report(run).read_text()
+    assert "The contenders of the advisor" in page and "minutes since the start" in page
 
 
 def test_without_the_images(run, capsys):

@@ -1,0 +1,28 @@
+"""How long an experiment will take on this machine, before it starts."""
+
+import time
+
+from keras_transfer.models.acceleration import training_step
+from keras_transfer.utils.console import say
+
+
+def say_estimate(
+    backbone: str, image_size: int | None, batch_size: int, trainings: int, images: int
+) -> float:
+    """Print and return the estimated minutes of several trainings, from one timed step.
+
+    Each is counted as if it trained every layer on images; frozen layers and caches make it shorter.
+
+    Args:
+        backbone, image_size: see `build_model`.
+        batch_size: images per step.
+        trainings: their number; each compiles its steps.
+        images: that all of them train on, over all epochs.
+    """
+    started = time.perf_counter()
+    step = training_step(backbone, image_size, batch_size)
+    ready = time.perf_counter()
+    step()
+    seconds = trainings * (ready - started) + images / batch_size * (time.perf_counter() - ready)
+    say(f"{trainings} trainings on {images} images in all: at most about {seconds / 60:.1f} min")
+    return seconds / 60
