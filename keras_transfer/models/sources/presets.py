@@ -24,7 +24,7 @@ class HubFamily:
 
     Attributes:
         kind: what it reads, one of `KINDS`.
-        license: of the published weights, as far as it is known.
+        license: of the published weights, as far as it is known; see also `_LICENSES`.
         model_types: names of the family in the `config.json` of Hugging Face.
     """
 
@@ -42,8 +42,8 @@ FAMILIES = {
     "CLIPVisionEncoder": HubFamily("image", "MIT"),
     "SigLIPBackbone": HubFamily("image", "Apache 2.0"),
     "SigLIPVisionEncoder": HubFamily("image", "Apache 2.0"),
-    "ResNetBackbone": HubFamily("image", "Apache 2.0"),
-    "DenseNetBackbone": HubFamily("image", "Apache 2.0"),
+    "ResNetBackbone": HubFamily("image", "unknown"),
+    "DenseNetBackbone": HubFamily("image", "unknown"),
     "EfficientNetBackbone": HubFamily("image", "Apache 2.0"),
     "MobileNetBackbone": HubFamily("image", "Apache 2.0"),
     "CSPNetBackbone": HubFamily("image", "Apache 2.0"),
@@ -55,6 +55,14 @@ FAMILIES = {
     "DistilBertBackbone": HubFamily("text", "Apache 2.0", ("distilbert",)),
     "AlbertBackbone": HubFamily("text", "Apache 2.0", ("albert",)),
     "ElectraBackbone": HubFamily("text", "Apache 2.0"),
+}
+
+
+# Of collections whose license is not that of their family.
+_LICENSES = {
+    "bge": "MIT",
+    "medsiglip": "Health AI Developer Foundations",
+    "multilingual-e5": "MIT",
 }
 
 
@@ -82,7 +90,7 @@ class Preset:
 
     @property
     def license(self) -> str:
-        return FAMILIES[self.family].license
+        return _LICENSES.get(self.collection, FAMILIES[self.family].license)
 
     @property
     def folder(self) -> Path | None:
