@@ -74,6 +74,8 @@ def build_model(
     inputs = _inputs(backbone, image_size)
     backbone.framing = framing or backbone.framing
     features = backbone(inputs)
+    if None in features.shape[1:]:
+        raise InputError(f"{backbone.name} reads texts of any length: a head needs a pooling.")
     if isinstance(head, dict):
         # Sorted, as Keras sorts them when it saves.
         outputs = {name: head[name].connect(features, name) for name in sorted(head)}

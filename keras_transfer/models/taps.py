@@ -13,7 +13,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_transfer.errors import InputError
 from keras_transfer.models.graph import Stage, find_stages, rebuild
+from keras_transfer.models.tokens import masked_mean, row_mask
 from keras_transfer.utils.keras_versions import producer
 
 _LEAST_VARIANCE = 1e-6  # the gradient of a square root is infinite at 0
@@ -46,6 +48,11 @@ class Taps(keras.layers.Layer):
 def _pooled(x):
     if len(x.shape) == 2:
         return [x]
+    if len(x.shape) == 3:  # rows of padding are zero
+        mask = row_mask(x)
+        mean = masked_mean(x, mask)
+        variance = masked_mean(ops.square(x - mean[:, None]), mask)
+        return [mean, ops.sqrt(variance + _LEAST_VARIANCE)]
     mean, variance = ops.moments(x, axes=tuple(range(1, len(x.shape) - 1)))
     return [mean, ops.sqrt(variance + _LEAST_VARIANCE)]
 
@@ -63,7 +70,8 @@ def tapped(backbones: Sequence[keras.Model], taps: str) -> tuple[keras.KerasTens
             Where there are several, their layers are copied and get new names.
         taps: `"last"` (the outputs of the backbones) or `"all"` (after every stage).
     """
-    inputs = keras.Input(backbones[0].input_shape[1:], name="images")
+    first = backbones[0].inputs[0]
+    inputs = keras.Input(first.shape[1:], dtype=first.dtype, name=first.name)
     parts = backbones if len(backbones) == 1 else map(_renamed, backbones)
     ends = [rebuild(part, inputs) for part in parts]
     stages = merged([find_stages(keras.Model(inputs, end)) for end in ends])
@@ -152,6 +160,11 @@ class Cuts:
         if not self.tapped:
             start = self.stages[first - 1].output if first else self.images
             return start, self.stages[last - 1].output
+        if (first, last) != (0, len(self.stages)) and None in self.stages[0].output.shape[1:]:
+            raise InputError(
+                "A backbone with taps that reads texts of any length cannot be cut: freeze all of it "
+                "or nothing, or build it without taps."
+            )
         if first == 0:
             inputs, taps = self.images, None
             tensors = [self.images, *(stage.output for stage in self.stages)]

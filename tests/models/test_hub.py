@@ -456,6 +456,25 @@ def test_features_of_texts_by_each_engine():
     assert prefix.takes == "int32"
 
 
+def test_taps_of_texts_leave_out_padding():
+    source, (ids, present) = network("bert"), token_ids("bert")
+    tapped = backbone_of(build_model(source, HEAD, taps="all"))
+    whole = backbone_of(build_model(source, HEAD))
+    stages = keras.Model(whole.inputs[0], [s.output for s in whole.stages])(ids)
+    row = 1  # three tokens, then padding
+    parts = [
+        f(np.asarray(x)[row][present[row]], axis=0) for x in stages[:-1] for f in (np.mean, np.std)
+    ]
+    expected = np.concatenate([*parts, np.asarray(whole(ids))[row]])
+    np.testing.assert_allclose(tapped(ids)[row], expected, atol=1e-3)
+    with raises("cannot be cut"):
+        tapped.split(2)
+    with raises("stands alone"):
+        build_model([source, network("vit")], HEAD)
+    with raises("a head needs a pooling"):
+        build_model(source, HEAD, pooling=None)
+
+
 def test_images_do_not_reach_an_encoder_of_texts(images):
     model, _, source = plain("bert")
     with raises("reads token ids of texts, not images"):

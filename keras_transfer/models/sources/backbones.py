@@ -121,6 +121,10 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
         # The trained features of a transformer are those of its pooling, not the mean of its tokens.
         pooled = pooling if taps == "last" or tokens else None
         parts.append(source(name, image_size=size, weights=weights, pooling=pooled))
+    if len(parts) > 1 and any(len(part.input_shape) == 2 for part in parts):
+        raise InputError(
+            "Several backbones read the same images: an encoder of texts stands alone."
+        )
     if len(parts) == 1 and (taps == "last" or parts[0].cuts.tapped):
         return parts[0]
     for part in parts:
