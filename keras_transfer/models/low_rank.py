@@ -101,11 +101,9 @@ def add_low_rank(layers: list[keras.layers.Layer], rank: int, alpha: float, seed
 
 
 def updated_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yield the layers of a model that have a low-rank update now."""
-    seen = set()
+    """Yield the layers of a model that have a low-rank update now, each once."""
     for layer in inner_layers(model):
-        if getattr(layer, "lora_enabled", False) and id(layer) not in seen:
-            seen.add(id(layer))
+        if getattr(layer, "lora_enabled", False):
             yield layer
 
 

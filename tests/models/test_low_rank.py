@@ -132,6 +132,11 @@ def test_neither_biases_nor_norms_decay():
     plain = undecayed([model])
     for weight in model.weights:
         assert (id(weight) in plain) == (not weight.path.endswith("kernel")), weight.path
+    scale = keras.layers.RMSNormalization()  # and any other vector, such as a layer scale
+    scale.build((None, 4))
+    other = keras.layers.PReLU()
+    other.build((None, 4))
+    assert undecayed([scale, other]) == {id(scale.weights[0]), id(other.weights[0])}
     rules = weight_rules(model, Phase("p", "none", epochs=1, weight_decay=0.1))
     for rule, weight in zip(rules, model.trainable_weights, strict=True):
         assert rule.decay == (0.1 if weight.path.endswith("kernel") else 0.0), weight.path
@@ -174,6 +179,16 @@ def test_layers_that_cannot_have_an_update_are_left_out():
     table.build()
     found = low_rank.low_rank_layers([*layers, layers[2], table], "dense+conv+embedding")
     assert found == [layers[2]]
+
+
+def test_a_layer_that_is_used_twice_has_one_update():
+    inputs = keras.Input((4,))
+    shared = keras.layers.Dense(4)
+    model = keras.Model(inputs, keras.Sequential([shared])(shared(inputs)))
+    assert low_rank.low_rank_layers(model.layers, "dense") == [shared]
+    low_rank.add_low_rank([shared], 2, 4.0, (0, 0))
+    assert list(low_rank.updated_layers(model)) == [shared]
+    assert len(low_rank.factors_of(model)) == 2 and len(low_rank.plain_variables(model)) == 2
 
 
 LAYERS = {
