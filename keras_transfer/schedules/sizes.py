@@ -13,7 +13,7 @@ from keras_transfer.models.low_rank import (
     require_layers,
 )
 from keras_transfer.models.stages import backbone_of, parameter_count, stage_of_weights
-from keras_transfer.models.trained import moving_weights
+from keras_transfer.models.trained import is_batch_norm, moving_weights
 from keras_transfer.schedules.phases import Phase
 from keras_transfer.utils.keras_versions import inner_layers, nodes_of
 
@@ -83,12 +83,18 @@ def memory_of(
     weights = parameter_count(model.weights) + moving * extra
     scale = (image_size / model.input_shape[1]) ** 2
     wide = _NUMBER if model.dtype_policy.compute_dtype == "float32" else _NUMBER // 2
-    return int(_NUMBER * weights + wide * batch_size * scale * _activations(model, frozen))
+    activations = _activations(model, frozen, folded=phase.batch_norm == "frozen")
+    return int(_NUMBER * weights + wide * batch_size * scale * activations)
 
 
-def _activations(model, frozen):
-    """Return the number of activations of one example in the trained stages."""
-    trained = {id(layer) for layer in trained_layers(model, frozen)}
+def _activations(model, frozen, folded):
+    """Return about the number of activations of one example in the trained stages.
+
+    Args:
+        folded: BatchNorm is computed inside the convolutions, see `models.acceleration.folded`.
+    """
+    layers = trained_layers(model, frozen)
+    trained = {id(layer) for layer in layers if not (folded and is_batch_norm(layer))}
     total = 0
     for node in nodes_of(backbone_of(model)):
         if id(node.operation) in trained:
@@ -98,12 +104,15 @@ def _activations(model, frozen):
 
 
 def _inside(layer, shape):
-    """Return the activations inside a layer that contains others, by its matrices and heads."""
+    """Return about the activations inside a layer that contains others, by its matrices and heads.
+
+    What a matrix yields, and each row of scores, passes through about one more operation.
+    """
     positions, total = math.prod(shape[:-1]), 0
     for inner in inner_layers(layer):
         if inner is not layer and isinstance(inner, keras.layers.Dense | keras.layers.EinsumDense):
-            total += positions * math.prod(inner.weights[0].shape) // shape[-1]
+            total += 2 * (positions * math.prod(inner.weights[0].shape) // shape[-1])
         if is_attention(inner):
             heads = getattr(inner, "num_heads", None) or getattr(inner, "_num_heads", 1)
-            total += 2 * heads * positions**2  # scores, before and after the softmax
+            total += 4 * heads * positions**2
     return total

@@ -335,6 +335,16 @@ def test_a_transformer_is_known_by_its_layers():
     assert attention_stages(model) == len(backbone_of(model).stages) == 5
 
 
+def test_folded_norms_need_no_memory():
+    model = model_of("convolutions")
+    frozen, trained = (
+        memory_of(model, Phase("p", epochs=1, batch_norm=policy), 0, 8, 32)
+        for policy in ("frozen", "train")
+    )
+    outputs = 15 * 15 * 8 + 7 * 7 * 16 + 3 * 3 * 16
+    assert trained - frozen == 4 * 8 * outputs + 4 * 3 * 2 * (8 + 16 + 16)
+
+
 def test_memory_grows_with_what_moves_and_with_what_is_seen():
     model = model_of("transformer")
 
@@ -354,5 +364,6 @@ def test_memory_grows_with_what_moves_and_with_what_is_seen():
     assert small == 4 * 3 * (head + 4 * 2 * 12)
     # A block: two norms, two sums, the attention's queries, keys, values and output with its scores
     # of 2 heads, and both dense layers with the width inside.
-    block = 16 * 12 * 4 + 16 * 12 * (1 + 4) + 2 * 2 * 16**2 + 16 * 24 + 16 * 12
+    inside = 2 * (16 * 12 * 4 + 2 * 2 * 16**2)  # each passes through another operation
+    block = 16 * 12 * 4 + 16 * 12 + inside + 16 * 24 + 16 * 12
     assert activations == 4 * 8 * (2 * 32 * 32 * 3 + 2 * 16 * 12 + 2 * block + 12)
