@@ -2,7 +2,7 @@
 
 In an exported model the Fourier transform is a convolution, the only form that converts to LiteRT, ONNX
 and OpenVINO alike. Each clip is scaled by its own maximum, so it looks the same alone and in a batch of
-louder ones. `scripts/audio_front_end.py` compared ranges and paddings.
+louder ones. `scripts/audio_digits.py --tune` compared ranges and paddings.
 """
 
 from functools import cache
