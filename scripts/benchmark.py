@@ -1,7 +1,7 @@
 """Compare the speed of this package with the usual alternatives.
 
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/benchmark.py [SECTION...] [--rounds 3]
-                                                                   [--torch PYTHON] [--out FILE.md]
+                                             [--torch PYTHON] [--against CHECKOUT] [--out FILE.md]
 
 Prints a Markdown table with the median of both sides over several alternating rounds, the spread and
 the ratio. Sections:
@@ -13,7 +13,8 @@ cache       20 epochs with a frozen part, with the cache (empty at the start) an
 cuts        accuracy with and without the cache, for three frozen stages
 extraction  forward pass only: the engines against `model.predict`
 step        a fine-tuning step: the trainer's model against the guide's `fit`
-pipeline    images from files: our batches against `image_dataset_from_directory`
+pipeline    images from files: our batches against `image_dataset_from_directory` and bare OpenCV
+starts      short commands, whole processes (`--against`: another checkout of this repository)
 growth      time per image and peak memory, for 1,000 to 100,000 images
 torch       PyTorch's ResNet-50 (`--torch`: a Python with PyTorch) against ours
 
@@ -36,9 +37,9 @@ from ours import BACKBONE, SIZES
 HERE = Path(__file__).resolve().parent
 
 
-def child(*args, python=sys.executable, cache=None) -> dict:
+def child(*args, python=sys.executable, cache=None, environment=None) -> dict:
     """Run a process whose last line is JSON; return it with the elapsed `seconds`."""
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})}
     if cache:
         env["KERAS_TRANSFER_CACHE"] = str(cache)
     started = time.perf_counter()
@@ -253,14 +254,58 @@ def torch(table, options):
 # -- images from files --------------------------------------------------------------------------
 
 
+# Data, image size, the addition to its name.
+STREAMS = [("hymenoptera", 224, ""), ("sign_digits", 224, ""), ("hymenoptera", 96, " to 96 px")]
+PEERS = {
+    "peer": "`image_dataset_from_directory`",
+    "bare": "bare OpenCV decode and resize on all cores",
+    "limit": "bare OpenCV decode on all cores",
+}
+
+
 def pipeline(table, options):
-    for name in SIZES:
-        found = own("pipelines", name, options.rounds)
+    for name, size, addition in STREAMS:
+        found = own("pipelines", name, options.rounds, size)
         for kind in ("evaluation", "training"):
-            table.add(
-                f"pipeline, {name}, {kind}, against `image_dataset_from_directory`", found[kind],
-                found["peer"], "images/s", higher=True,
-            )  # fmt: skip
+            for peer, text in PEERS.items():
+                table.add(
+                    f"pipeline, {name}{addition}, {kind}, against {text}", found[kind],
+                    found[peer], "images/s", higher=True,
+                )  # fmt: skip
+
+
+def starts(table, options):
+    """Whole processes of short commands; `--against` measures another checkout in turn."""
+    data = Path(os.environ["KERAS_TRANSFER_DATA"])
+    image = next(path for path in sorted((data / "hymenoptera/val/ants").iterdir()))
+    sides = {"ours": HERE.parent} | ({"peer": Path(options.against)} if options.against else {})
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {side: Path(folder) / side / "run" for side in sides}
+        commands = {
+            "--help": lambda run, out: ["--help"],
+            "closed-form train on 288 images": lambda run, out: [
+                "train", data / "bench/waste", "--out", out, "--backbone", BACKBONE,
+                "--strategy", "feature_extraction", "--image-size", 224,
+            ],
+            "predict on one image": lambda run, out: ["predict", run, image],
+            "evaluate on 192": lambda run, out: ["evaluate", run, data / "bench/waste"],
+            "report": lambda run, out: ["report", run],
+            "export": lambda run, out: ["export", run, "--out", f"{out}-export"],
+        }  # fmt: skip
+        times = {(what, side): [] for what in commands for side in sides}
+        for turn in range(options.rounds + 1):  # the first makes the runs
+            for what, words in commands.items():
+                for side, root in sides.items():
+                    out = runs[side] if not turn else runs[side].with_name(f"run{turn}")
+                    environment = dict(PYTHONPATH=str(root))
+                    found = child(
+                        "-m", "keras_transfer.cli", *words(runs[side], out),
+                        cache=out.with_name(f"cache{turn}"), environment=environment,
+                    )  # fmt: skip
+                    if turn:
+                        times[what, side].append(found["seconds"])
+        for what in commands:
+            table.add(f"`{what}`, whole process", *(times[what, side] for side in sides))
 
 
 # -- growth ---------------------------------------------------------------------------------------
@@ -285,7 +330,7 @@ def growth(table, options):
 
 SECTIONS = {
     f.__name__: f
-    for f in (whole, again, advise, cache, cuts, extraction, step, pipeline, growth, torch)
+    for f in (whole, again, advise, cache, cuts, extraction, step, pipeline, starts, growth, torch)
 }
 
 
@@ -293,6 +338,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--against", help="another checkout, for `starts`")
     parser.add_argument("--torch", help="a Python interpreter with PyTorch")
     parser.add_argument("--out", help="a Markdown file, written after each line")
     options = parser.parse_args()

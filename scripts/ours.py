@@ -18,6 +18,7 @@ from peers import calls_per_second, guide_model
 
 BACKBONE = "mobilenet_v2_0.35"
 SIZES = {"hymenoptera": 320, "sign_digits": 224}
+_EPOCHS = 4
 
 
 def start_of_training(name, folder, hidden):
@@ -171,34 +172,62 @@ def resnet50_speeds(batch_size=32):
     return found
 
 
-def pipelines(name, rounds):
-    """Return images/s read from files: our two streams and `image_dataset_from_directory`, in
-    turn.
+def pipelines(name, rounds, size=224):
+    """Return images/s read from files, in turn: our streams for evaluation and training,
+    `image_dataset_from_directory`, and OpenCV in as many threads as there are cores, once with a
+    resize (of the whole image, without antialiasing) and once decoding alone.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import cv2
     import keras
 
     import keras_transfer as kt
 
-    folder = Path(os.environ["KERAS_TRANSFER_DATA"]) / name
+    folder, size = Path(os.environ["KERAS_TRANSFER_DATA"]) / name, int(size)
     data = kt.data.from_directory(folder, progress=False)
-    count = len(data.examples["train"])
+    names = data.examples["train"].names
     peer = folder / "train" if (folder / "train").is_dir() else folder
-    options = dict(image_size=224, batch_size=32)
-    plain = data.batches("train", **options)
-    endless = data.batches("train", training=True, **options)
+    options = dict(image_size=size, batch_size=32)
     steps = data.steps("train", 32)
     # A part of a folder without splits, so that the number of images is the same.
     whole = keras.utils.image_dataset_from_directory(
-        peer, image_size=(224, 224), batch_size=32, shuffle=False
-    )
-    runs = {"evaluation": plain, "training": endless.take(steps), "peer": whole.take(steps)}
+        peer, image_size=(size, size), batch_size=32, shuffle=False, verbose=False
+    ).take(steps)
+
+    def decode(path):
+        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+
+    def resize(path):
+        return cv2.resize(decode(path), (size, size))
+
+    def bare(function):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for image in pool.map(function, names):
+                del image
+
+    def drain(batches):
+        for batch in batches:
+            del batch
+
+    plain = data.batches("train", **options)
+    endless = data.batches("train", training=True, **options)
+    runs = {
+        "evaluation": lambda: drain(plain),
+        # Several epochs, because the stream reads ahead of the last batch.
+        "training": lambda: drain(endless.take(_EPOCHS * steps)),
+        "peer": lambda: drain(whole),
+        "bare": lambda: bare(resize),
+        "limit": lambda: bare(decode),
+    }
+    cv2.setNumThreads(0)
     speeds = {kind: [] for kind in runs}
     for turn in range(int(rounds) + 1):
-        for kind, batches in runs.items():
+        for kind, run in runs.items():
             started = time.perf_counter()
-            for batch in batches:
-                del batch
+            run()
             if turn:
+                count = len(names) * (_EPOCHS if kind == "training" else 1)
                 speeds[kind].append(count / (time.perf_counter() - started))
     return speeds
 

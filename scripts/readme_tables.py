@@ -47,12 +47,13 @@ README_ROWS = [
     ),
     (
         "files",
-        "pipeline, hymenoptera, evaluation",
+        "pipeline, hymenoptera, evaluation, against `image_dataset_from_directory`",
         "read image files, against `image_dataset_from_directory`, which does not antialias",
     ),
 ]
 # What each benchmark measures, for docs/measured.md.
 TITLES = {
+    "starts": "Whole processes of short commands.",
     "whole": "Time of a whole process, from start to saved model, against the recipe of the Keras transfer-learning "
     "guide. Ants and bees are read at 320 px here and at the guide's 224 px by the guide, whose `fit` is compiled "
     "with XLA, as the guide does.",

@@ -247,7 +247,8 @@ def load_keras() -> None:
     os.dup2(devnull, 2)
     unused = {"sklearn", "scipy", "pandas", "matplotlib", "jax"} - {os.environ.get("KERAS_BACKEND")}
     hidden = unused - sys.modules.keys()
-    sys.modules.update(dict.fromkeys(hidden))  # None is a module that cannot be imported
+    # None is a module that cannot be imported.
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         import keras  # noqa: F401
     finally:

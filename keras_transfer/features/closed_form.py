@@ -15,6 +15,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from keras_transfer.data.splits import stratified_sample
+from keras_transfer.features.blocks import Blocks, Rows, scales
 from keras_transfer.utils.console import progress_bar
 
 _STRENGTHS = np.logspace(-4, 1, 11)
@@ -64,7 +65,7 @@ class LinearHead:
 
 def solve(
     task: str,
-    features: np.ndarray,
+    features: np.ndarray | Rows,
     targets: np.ndarray,
     groups: np.ndarray,
     *,
@@ -77,20 +78,25 @@ def solve(
     The last results are remembered, as evidence and several trainings need the same head.
 
     Args:
+        features: float [N, D]; or `Rows`, which are read in blocks and need not fit into memory.
         class_weights: from `data.examples.class_weights`; like `part`, it does not apply to numbers.
     """
+
+    def fitted():
+        options = dict(class_weights=class_weights, part=part)
+        fit = {"single_label": logistic_regression, "multi_label": label_regressions}.get(task)
+        if fit is None:
+            fit, options = ridge_regression, {}
+        return fit(features, targets, groups, seed=seed, **options)
+
+    if isinstance(features, Rows):  # reading them takes long, too
+        return fitted()
     arrays = features, targets, groups, class_weights, part
     key = hashlib.blake2b(f"{task} {seed}".encode())
     for array in arrays:
         key.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     if (found := _solved.get(key.digest())) is None:
-        fit = {"single_label": logistic_regression, "multi_label": label_regressions}.get(task)
-        if fit is None:
-            found = ridge_regression(features, targets, groups, seed=seed)
-        else:
-            found = fit(
-                features, targets, groups, class_weights=class_weights, part=part, seed=seed
-            )
+        found = fitted()
         while len(_solved) >= _MOST_SOLVED:
             del _solved[next(iter(_solved))]
         _solved[key.digest()] = found
@@ -98,7 +104,7 @@ def solve(
 
 
 def logistic_regression(
-    features: np.ndarray,
+    features: np.ndarray | Rows,
     labels: np.ndarray,
     groups: np.ndarray,
     *,
@@ -109,7 +115,7 @@ def logistic_regression(
 ) -> LinearHead:
     """Fit the head that a Dense layer would become by endless training with weight decay.
 
-    The features are standardized (see `_Standardized`), and the result is folded back into kernel and
+    The features are standardized (see `Standardized`), and the result is folded back into kernel and
     bias. The strength is the one with the lowest log loss in stratified 5-fold cross-validation.
 
     With `part`, another head is fitted on these features alone, and the result is the weighted sum of
@@ -129,15 +135,15 @@ def logistic_regression(
     return _logistic(inputs, labels, groups, class_weights, seed, most)
 
 
-def _inputs(features, part) -> list["_Standardized"]:
-    columns = [None] if part is None else [part, None]
-    return [_Standardized(features, chosen) for chosen in columns]
+def _inputs(features, part) -> list:
+    kind = Blocks if isinstance(features, Rows) else Standardized
+    return [kind(features, chosen) for chosen in ([None] if part is None else [part, None])]
 
 
 def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
     rows, splits = _folds(labels, groups, seed, most)
-    found = [_cross_validated(x.rows[rows], labels[rows], splits, weights) for x in inputs]
+    found = [_cross_validated(x.sample(rows), labels[rows], splits, weights) for x in inputs]
     scores = [held_out for _, held_out in found if held_out is not None]
     shares, loss, held_out, held_out_part = np.ones(len(inputs)) / len(inputs), None, None, None
     if splits:
@@ -147,13 +153,7 @@ def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
             held_out_part = _spread(scores[0], rows, len(labels))
     kernels, biases = [], []
     for x, share, (strength, _) in zip(inputs, shares, found):
-        with parallel_fits():
-            fitted = LogisticRegression(C=strength, max_iter=300, class_weight=weights)
-            fitted.fit(x.rows, labels)
-        coefficients, offsets = fitted.coef_, fitted.intercept_
-        if len(coefficients) == 1:  # two classes have one logit, of which each class gets half
-            coefficients = np.concatenate([-coefficients, coefficients]) / 2
-            offsets = np.append(-offsets, offsets) / 2
+        coefficients, offsets = x.logistic(labels, strength, weights)
         kernel, bias = x.unfolded(share * coefficients, share * offsets)
         kernels.append(kernel)
         biases.append(bias)
@@ -237,7 +237,7 @@ def _blend(scores, labels):
 
 
 def label_regressions(
-    features: np.ndarray,
+    features: np.ndarray | Rows,
     labels: np.ndarray,
     groups: np.ndarray,
     *,
@@ -288,7 +288,7 @@ def label_regressions(
 
 
 def ridge_regression(
-    features: np.ndarray, targets: np.ndarray, groups: np.ndarray, *, seed: int = 0
+    features: np.ndarray | Rows, targets: np.ndarray, groups: np.ndarray, *, seed: int = 0
 ) -> LinearHead:
     """Fit ridge regression with the penalty that minimizes the error in 5-fold cross-validation.
 
@@ -296,27 +296,24 @@ def ridge_regression(
         features, groups, seed: see `logistic_regression`.
         targets: float [N, C], preferably standardized; each has a penalty of its own.
     """
-    inputs = _Standardized(features)
+    (inputs,) = _inputs(features, None)
     rows = np.sort(np.random.default_rng(seed).permutation(len(targets))[:_MAX_FOR_RIDGE])
     alphas, loss, held_out = np.ones(targets.shape[1]), None, None
     folds = min(_FOLDS, len(np.unique(groups[rows])))
     if folds > 1:
         outputs = np.empty((len(_ALPHAS), len(rows), targets.shape[1]))
+        sample = inputs.sample(rows)
         splitter = GroupKFold(folds, shuffle=True, random_state=seed)
         for train, test in splitter.split(rows, groups=groups[rows]):
-            outputs[:, test] = _ridge_path(
-                inputs.rows[rows[train]], targets[rows[train]], inputs.rows[rows[test]]
-            )
+            outputs[:, test] = _ridge_path(sample[train], targets[rows[train]], sample[test])
         errors = np.square(outputs - targets[rows]).mean(axis=1)
         best = errors.argmin(axis=0)
         columns = np.arange(targets.shape[1])
         alphas = _ALPHAS[best] * (len(targets) / len(rows))  # the errors of more rows weigh more
         loss = float(errors[best, columns].mean())
         held_out = _spread(outputs[best, :, columns].T, rows, len(targets))
-    fitted = Ridge(alphas).fit(inputs.rows, targets)
-    weights = np.reshape(fitted.coef_, (targets.shape[1], -1))
     strength = float(1 / np.median(alphas))
-    kernel, bias = inputs.unfolded(weights, fitted.intercept_)
+    kernel, bias = inputs.unfolded(*inputs.ridge(targets, alphas))
     return LinearHead(kernel, bias, strength, loss, "squared error", held_out)
 
 
@@ -332,12 +329,8 @@ def _ridge_path(rows, targets, others) -> np.ndarray:
     )
 
 
-class _Standardized:
-    """Features, centered and scaled, on which the solvers work.
-
-    Each is divided by the geometric mean of its own deviation and that of all features together.
-    Divided by their own, features that hardly vary become as important as the others; by a common
-    one, those of stages with small activations do not count.
+class Standardized:
+    """Features, centered and scaled (see `blocks.scales`), on which the solvers work.
 
     Where there are far fewer rows than features, the rows are expressed in a basis of the space that
     they span. A penalty on squares does not see such a rotation, and fits take a fraction of the time.
@@ -355,9 +348,7 @@ class _Standardized:
         features = features if columns is None else features[:, columns]
         # One copy only, as features may take a gigabyte. Differences of large values need float64 sums.
         self.mean = features.mean(axis=0, dtype="float64")
-        common = max(float(features.std(dtype="float64")), 1e-12)
-        own = np.maximum(features.std(axis=0, dtype="float64"), 1e-3 * common)
-        self.scale = np.sqrt(own * common)
+        self.scale = scales(self.mean, features.var(axis=0, dtype="float64"))
         rows = (features - self.mean.astype("float32")) / self.scale.astype("float32")
         self.rows, self.basis = rows.astype("float32", copy=False), None
         if 2 * len(rows) < rows.shape[1]:
@@ -367,6 +358,25 @@ class _Standardized:
                 lengths, vectors = np.sqrt(values[large]), vectors[:, large]
                 self.basis = self.rows.T @ (vectors / lengths)
                 self.rows = (vectors * lengths).astype("float32")
+
+    def sample(self, rows: np.ndarray) -> np.ndarray:
+        """Return some rows, float32 [n, K]."""
+        return self.rows[rows]
+
+    def logistic(self, labels, strength, class_weight) -> tuple[np.ndarray, np.ndarray]:
+        """Return (weights [C, K], offsets [C]) of multinomial logistic regression."""
+        with parallel_fits():
+            fitted = LogisticRegression(C=strength, max_iter=300, class_weight=class_weight)
+            fitted.fit(self.rows, labels)
+        weights, offsets = fitted.coef_, fitted.intercept_
+        if len(weights) == 1:  # two classes have one logit, of which each class gets half
+            return np.concatenate([-weights, weights]) / 2, np.append(-offsets, offsets) / 2
+        return weights, offsets
+
+    def ridge(self, targets, alphas) -> tuple[np.ndarray, np.ndarray]:
+        """Return (weights [C, K], offsets [C]) of ridge regression."""
+        fitted = Ridge(alphas).fit(self.rows, targets)
+        return np.reshape(fitted.coef_, (targets.shape[1], -1)), fitted.intercept_
 
     def unfolded(self, weights, offsets) -> tuple[np.ndarray, np.ndarray]:
         """Return (kernel [D, C], bias [C]) on the features from weights [C, K], offsets on rows."""

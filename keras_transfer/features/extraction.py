@@ -42,6 +42,11 @@ class Activations:
     def views(self) -> int:
         return len(self.tables)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.tables[0].shards[0].shape[1:]
+
     def gather(self, rows: np.ndarray, views: np.ndarray | int = 0) -> np.ndarray:
         """Return activations [N, …] of the examples `rows` [N] in the `views` [N] (or one view)."""
         views = np.broadcast_to(views, np.shape(rows))
@@ -120,32 +125,36 @@ def extract(
         return tables
 
     def missing_in(tables):
-        return sorted({i for table in tables for i in table.missing(examples.digests)})
+        """Return (examples without all views, the positions of views without all examples)."""
+        lacking = [table.missing(examples.digests) for table in tables]
+        rows = sorted({i for missing in lacking for i in missing})
+        return rows, [n for n, missing in enumerate(lacking) if missing]
 
     tables = {name: tables_of(name) for name in usable_engines(engine, prefix)}
-    name = min(tables, key=lambda n: len(missing_in(tables[n])), default="")
-    missing = missing_in(tables[name]) if name else list(range(len(examples)))
+    name = min(tables, key=lambda n: len(missing_in(tables[n])[0]), default="")
+    everything = list(range(len(examples))), list(range(len(views)))
+    missing, which = missing_in(tables[name]) if name else everything
     if missing:
         if source:
             earlier = source()
             choice = choose_engine(earlier.activations.engine, earlier.rest)
         else:
-            expected = missing
+            expected = missing, which
             # The first batches are read while the engine is made.
-            batches = _images(prefix, examples, missing, views, memory)
-            choice = choose_engine(
-                engine, prefix, _sampler(prefix, examples, missing), len(missing) * len(views)
-            )
+            batches = _images(prefix, examples, missing, [views[n] for n in which], memory)
+            sample = _sampler(prefix, examples, missing)
+            choice = choose_engine(engine, prefix, sample, len(missing) * len(which))
         if choice.name != name:
             name = choice.name
             tables[name] = tables.get(name) or tables_of(name)
-            missing = missing_in(tables[name])
+            missing, which = missing_in(tables[name])
+        lacking = [views[n] for n in which]
         if source:
-            batches = earlier.batches(missing, views)
-        elif missing != expected:
-            batches = _images(prefix, examples, missing, views, memory)
-        digests = [examples.digests[i] for i in missing]
-        _compute(choice.run, batches, digests, tables[name], dtype, on_disk, on_batch)
+            batches = earlier.batches(missing, lacking)
+        elif (missing, which) != expected:
+            batches = _images(prefix, examples, missing, lacking, memory)
+        digests, chosen = [examples.digests[i] for i in missing], [tables[name][n] for n in which]
+        _compute(choice.run, batches, digests, chosen, dtype, on_disk, on_batch)
         if on_disk:
             store.trim(keep=[table.key for table in tables[name]])
         how = "from those of an earlier cut" if source else choice.reason

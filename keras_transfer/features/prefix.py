@@ -224,6 +224,8 @@ _MIN_GAIN = 1.2
 _SAMPLE = 256  # images to compare on
 # Remaining multiplications, 10 to 30 seconds on two cores, that justify converting and comparing.
 _WORTH_MEASURING = 1e12
+# The engine that was made last: often, the same network is built again right afterwards.
+_made_last: dict[tuple, Run] = {}
 
 
 def keras_engine(prefix: Prefix) -> Run:
@@ -332,7 +334,10 @@ def choose_engine(
 
     def engine(name):
         if name not in prefix.engines:
-            prefix.engines[name] = ENGINES[name](prefix)
+            key = ENGINES[name], _key(name, prefix)
+            prefix.engines[name] = _made_last.get(key) or ENGINES[name](prefix)
+            _made_last.clear()
+            _made_last[key] = prefix.engines[name]
         return prefix.engines[name]
 
     if requested in ENGINES:

@@ -206,7 +206,8 @@ class TrainingRun:
                 for c, p in zip(caching, phases)
             ],
             engines=self.progress.engines,
-            memory=trainer.image_memory if any(caching) else None,
+            # Images that phases will read again.
+            memory=trainer.image_memory if any(caching) and not all(caching) else None,
             engine=self.workers.engine(trainer.config.engine),
         )
         return self.workers.features(make, self.model)

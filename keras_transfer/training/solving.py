@@ -19,11 +19,20 @@ def solve_heads(trainer, phase, examples, features) -> None:
         examples: the training examples.
         features: their `features.extraction.Activations`.
     """
+    from keras_transfer.features.blocks import Rows, memory_budget
     from keras_transfer.features.closed_form import solve  # imports scikit-learn
 
-    rows = np.arange(len(examples))
-    inputs = np.concatenate([features.gather(rows, view) for view in range(features.views)])
-    inputs = inputs.astype("float32")
+    count = len(examples)
+    shape = (count * features.views, int(np.prod(features.shape)))
+
+    def read(rows):
+        return features.gather(rows % count, rows // count).reshape(len(rows), -1)
+
+    inputs = Rows(shape, read).within(memory_budget())
+    if isinstance(inputs, Rows):
+        say(
+            f"head: {shape[0]:,} × {shape[1]:,} features are more than memory may hold: solving in blocks"
+        )
     labels = by_head(trainer.heads, examples.labels)
     weights = phase.class_weights or ("balanced" if trainer.config.balance != "none" else None)
     cuts = backbone_of(trainer.model).cuts

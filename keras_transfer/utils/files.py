@@ -353,6 +353,16 @@ def cpu_flags() -> set[str]:
         return set()
 
 
+def total_memory() -> int:
+    """Return the bytes of the machine's memory, or of its container's limit; 4 GiB if it is unknown."""
+    limits = []
+    with suppress(OSError, ValueError, AttributeError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # "max" is no number
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min(limits, default=4 << 30)
+
+
 def free_memory() -> int:
     """Return the bytes that a program can still allocate; 4 GiB if the system does not tell."""
     try:

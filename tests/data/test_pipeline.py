@@ -359,7 +359,7 @@ rows = iter(data.batches("train", image_size=32, batch_size=8, training=True))
 next(rows)
 """
     result = subprocess.run(
-        [sys.executable, "-c", code, animals], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, animals], capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0 and result.stdout == "quiet\n"
     assert "shutting down" not in result.stderr
