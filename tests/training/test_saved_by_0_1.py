@@ -79,8 +79,8 @@ def test_a_finished_run_exports(finished, tmp_path):
 def test_an_interrupted_run_resumes_and_ends_with_the_same_weights(interrupted, finished, data):
     resumed = trainer(data).fit(data, interrupted, resume=True)
     for a, b in zip(finished.model.get_weights(), resumed.model.get_weights(), strict=True):
-        # 0.1 rounded pixels in another way.
-        np.testing.assert_allclose(a, b, atol=2e-3)
+        # 0.1 rounded pixels in another way, and each step of Adam is a fixed one, however small the gradient.
+        np.testing.assert_allclose(a, b, atol=8e-3)
     before, after = finished.metrics["val"], resumed.metrics["val"]
     assert after.pop("loss") == pytest.approx(before.pop("loss"), abs=2e-3)
     assert after == before
