@@ -1,6 +1,7 @@
 """Advise what to train, from measurements before any training."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from keras_transfer.advisor.advice import Advice
 from keras_transfer.advisor.rules import (
@@ -57,7 +58,7 @@ def advise(
     from keras_transfer.advisor.closed_forms import compare_closed_forms, framing_seen
     from keras_transfer.advisor.inputs import facts_of, sized_backbone
 
-    options = {"engine": engine, "seed": seed}
+    options: dict[str, Any] = {"engine": engine, "seed": seed}
     evidence = compare_closed_forms(data, backbones, image_size=image_size, **options)
     choice = decide(data, evidence, batch_size, minutes)
     best = evidence.best

@@ -127,4 +127,4 @@ def best_length(
         if minutes <= left and points > worth * minutes:
             found.append((points - worth * minutes, epochs, points, minutes))
     most = max(found, default=(0.0,))[0]
-    return next((tuple(rest) for net, *rest in found if net >= _NEARLY * most), None)
+    return next(((n, p, m) for net, n, p, m in found if net >= _NEARLY * most), None)

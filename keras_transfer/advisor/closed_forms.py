@@ -218,6 +218,7 @@ class _Comparison:
         for row in sorted(self.rows, key=lambda row: row.judged.loss):
             gap, error = self.behind(row)
             rows.append(replace(row, behind=gap, error=error))
+        assert self.first is not None, "a comparison without a backbone is an InputError"
         signal = True
         if rows:
             gap, error = difference(rows[0].judged.losses, self._constant(), self.together)

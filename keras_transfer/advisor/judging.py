@@ -1,5 +1,6 @@
 """How good outputs are, example by example, for every task: the table that evidence and race share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +45,8 @@ class Measure:
         scaled: whether the outputs are logits, which a temperature scales.
     """
 
-    loss: object
-    score: object
+    loss: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    score: Callable[[np.ndarray, np.ndarray], np.ndarray]
     name: str
     scaled: bool
 
@@ -90,7 +91,8 @@ def judge(heads: dict, labels, outputs, *, calibrated: bool = False) -> Judged:
         calibrated: scale logits by the temperature with the lowest loss first: a network that is
             too sure of itself, as after fine-tuning, is judged by what it can tell apart.
     """
-    losses, scores = [], []
+    losses: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
     labels, outputs = by_head(heads, labels), by_head(heads, outputs)
     for name, head in heads.items():
         measure, found = MEASURES[head.task], np.asarray(outputs[name], "float64")

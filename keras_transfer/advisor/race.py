@@ -118,6 +118,7 @@ class Race:
 
     def publish(self, document: dict) -> None:
         """Put the best run at `out`, whole, with what is known about the race."""
+        assert self.best is not None, "nothing has been trained"
         document = {**document, "contenders": [entry.to_dict() for entry in self.entries]}
         new = self.folder / "new"
         shutil.rmtree(new, ignore_errors=True)

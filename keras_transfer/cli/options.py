@@ -79,7 +79,7 @@ def takes(*names: str) -> Callable:
             for parameter in inspect.signature(command).parameters.values()
             if parameter.name != "settings"
         ]
-        generated = {name: _option(name) for name in names}
+        generated: dict[str, Any] = {name: _option(name) for name in names}
         if "augment" in names:
             help = "No mirror images: for signs, text, digits."
             generated["no_flip"] = Annotated[bool, typer.Option("--no-flip", help=help)]

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -70,7 +70,10 @@ def schedule(
     if kind == ".png" and backbone is None:
         raise InputError("A plot needs --backbone: it shows the stages of a backbone.")
     overrides = {**overrides_of(set), **given.recipe_arguments}
-    facts = {"examples": examples, "image_size": image_size or (default_size(backbone) or 224)}
+    facts: dict[str, Any] = {
+        "examples": examples,
+        "image_size": image_size or (default_size(backbone) or 224),
+    }
     chosen = resolve_schedule(strategy, overrides, **facts)
     if backbone is None:
         print(chosen.table())
