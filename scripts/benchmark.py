@@ -290,7 +290,7 @@ def starts(table, options):
             "predict on one image": lambda run, out: ["predict", run, image],
             "evaluate on 192": lambda run, out: ["evaluate", run, data / "bench/waste"],
             "report": lambda run, out: ["report", run],
-            "export": lambda run, out: ["export", run, "--out", f"{out}-export"],
+            "export": lambda run, out: ["export", run, "--out", f"{out}-export/1"],
         }  # fmt: skip
         times = {(what, side): [] for what in commands for side in sides}
         for turn in range(options.rounds + 1):  # the first makes the runs
