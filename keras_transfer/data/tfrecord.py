@@ -15,6 +15,7 @@ from keras_transfer.data.files import SCHEMA, Skipped
 from keras_transfer.data.readers import Encoded
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import find_modality
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import new_folder
 
@@ -33,6 +34,8 @@ class Records(Encoded):
         names: for messages and predictions.
         image_key: feature of the encoded image.
     """
+
+    modality = find_modality("image")
 
     def __init__(self, shards, places: np.ndarray, names: Sequence[str], image_key: str = IMAGE):
         self.shards = [str(shard) for shard in shards]
@@ -95,8 +98,10 @@ def write_records(
         shard_bytes: minimum size of a shard, except for the last one of a split.
 
     Raises:
-        InputError: if `out` exists, or an image can no longer be read.
+        InputError: if `out` exists, the examples are not images, or one can no longer be read.
     """
+    if data.modality is not Records.modality:
+        raise InputError(f"TFRecord shards contain images, not {data.modality.many}: use files.")
     out = Path(out).expanduser()
     with new_folder(out) as temporary:
         shards = {
