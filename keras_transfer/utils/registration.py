@@ -25,6 +25,7 @@ REGISTERED = {
         "models.transformers",
     ),
     **dict.fromkeys(("Patches", "TextEmbedding", "TokenPooling"), "models.tokens"),
+    "LogMel": "modalities.audio.layer",
     "RateShape": "schedules.rates",
 }
 _OPTIMIZERS = "schedules.plans"  # registers PerWeightAdamW and so on, one for each of Keras's
