@@ -8,14 +8,14 @@ import keras
 import numpy as np
 
 from keras_transfer.advisor.budget import (
-    LENGTHS,
     WORTH,
     WORTH_WITH_LIMIT,
     Clock,
     Pace,
-    best_length,
+    lengths_up_to,
+    longest,
 )
-from keras_transfer.advisor.closed_forms import compare_closed_forms, joined
+from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined
 from keras_transfer.advisor.evidence import Candidate, Evidence
 from keras_transfer.advisor.race import Entry, Race
 from keras_transfer.advisor.rules import (
@@ -125,7 +125,7 @@ class _Auto:
             image_size=Framing(self.config.image_size, self.config.open_crop),
             taps=self.taps,
             weights=self.config.weights,
-            mirror=self.config.augment == AUTO,
+            questions=_questions(self.config.augment, QUESTIONS),
             engine=self.config.engine,
             seed=self.config.seed,
             more=lambda: self.clock.has(_FOR_EVIDENCE),
@@ -160,7 +160,7 @@ class _Auto:
             if contender is None:
                 return
             choice, lengths, share = contender
-            plan = best_length(
+            plan = longest(
                 pace,
                 error,
                 gains,
@@ -193,8 +193,8 @@ class _Auto:
         otherwise half of the layers; then the best of them, for twice as long.
         """
         given = self.overrides.get("epochs")
-        most = 2 * default_epochs(len(self.data.examples["train"]))
-        lengths = [given] if given else [n for n in LENGTHS if n <= most]
+        most = default_epochs(len(self.data.examples["train"]))
+        lengths = [given] if given else lengths_up_to(most)
         improved = any(entry is self.race.best for entry in tuned)
         if not tuned:
             return replace(base, strategy=DEFAULT), lengths, 1.0
@@ -208,7 +208,7 @@ class _Auto:
         best = self.race.best.choice
         share = 1 - _HALF if best.strategy == "freeze_k" else 1.0
         longer = 2 * best.overrides["epochs"]
-        return (best, [longer], share) if longer <= 2 * most else None
+        return (best, [longer], share) if longer <= 4 * most else None
 
     def _of_length(self, choice, epochs, steps):
         """Return a choice with its epochs, and its learning rate where that depends on them."""
@@ -302,6 +302,11 @@ def _choice(candidate: Candidate, augment) -> Choice:
     return Choice(strategy="feature_extraction", augment=augment, **vars(candidate))
 
 
+def _questions(augment, questions):
+    """Return the questions without that about mirror images, if the user answers it."""
+    return [each for each in questions if each != "mirror" or augment == AUTO]
+
+
 def _seen(choice):
     return choice.backbone, choice.taps, choice.image_size, choice.crop, choice.augment
 
@@ -337,10 +342,9 @@ def auto_trainer(model: keras.Model, *, minutes: float | None = None, **options)
         evidence = compare_closed_forms(
             data,
             [model],
-            mirror=config.augment == AUTO,
+            questions=_questions(config.augment, ("mirror",)),
             engine=config.engine,
             seed=config.seed,
-            framings=False,
         )
         say(str(evidence))
         return decide(data, evidence, config.batch_size, minutes, overrides), evidence
@@ -364,14 +368,14 @@ def decide(
         return replace(closed, why=_NO_SIGNAL)
     pace = Pace(evidence.forward, evidence.layers, train, len(data.examples.get("val", ())))
     given = (overrides or {}).get("epochs")
-    plan = best_length(
+    plan = longest(
         pace,
         1 - evidence.expected if evidence.expected is not None else 0.5,
         (),
         WORTH if minutes is None else WORTH_WITH_LIMIT,
         Clock(minutes).left,
         steps_per_epoch=steps,
-        lengths=[given] if given else LENGTHS,
+        lengths=[given] if given else lengths_up_to(default_epochs(train)),
     )
     if plan is None:
         why = "Fine-tuning is not expected to be worth its time."

@@ -11,8 +11,6 @@ WORTH_WITH_LIMIT = 0.05  # the same with a limit: the minutes are granted, but n
 # the steps after which it has removed 63 % of that. A further one is expected to remove half of what
 # the one before it has removed, or an eighth of the previous expectation if that is more.
 PRIOR, STEPS, NEXT, LESS = 0.15, 100, 0.5, 1 / 8
-_NEARLY = 0.9  # share of the highest net gain for which a shorter training is preferred
-LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # epochs
 # Time of a training step over that of the engine's forward pass: forward and backward are three
 # passes, each twice as long as the engine's (`scripts/benchmark.py`).
 _STEP, _CHECK = 6.0, 2.0
@@ -97,7 +95,15 @@ def expected_share(gains: Sequence[float]) -> float:
     return max(prior, NEXT * gains[-1]) if gains else prior
 
 
-def best_length(
+def lengths_up_to(epochs: int) -> list[int]:
+    """Return numbers of epochs that may be trained, the longest first, each 2/3 of the one before."""
+    found = [epochs]
+    while found[-1] > 1:
+        found.append(max(1, found[-1] * 2 // 3))
+    return found
+
+
+def longest(
     pace: Pace,
     error: float,
     gains: Sequence[float],
@@ -105,26 +111,22 @@ def best_length(
     left: float,
     *,
     steps_per_epoch: int,
-    lengths: Sequence[int] = LENGTHS,
+    lengths: Sequence[int],
     share: float = 1.0,
 ) -> tuple[int, float, float] | None:
-    """Return (epochs, expected points, minutes) of the training that is worth its time most, or None.
-
-    That is the shortest whose points, less what its minutes must bring, are nearly the most.
+    """Return (epochs, expected points, minutes) of the first length that fits and is worth its time, or None.
 
     Args:
         error: 1 − score of the best model so far.
         worth: points that a minute must bring.
         left: minutes that it may take.
-        lengths: epochs to choose from.
+        lengths: epochs to choose from, the preferred ones first.
         share: see `Pace.minutes`.
     """
-    found = []
     for epochs in lengths:
         minutes = pace.minutes(epochs, share)
         reached = 1 - math.exp(-epochs * steps_per_epoch / STEPS)
         points = 100 * error * expected_share(gains) * reached
         if minutes <= left and points > worth * minutes:
-            found.append((points - worth * minutes, epochs, points, minutes))
-    most = max(found, default=(0.0,))[0]
-    return next(((n, p, m) for net, n, p, m in found if net >= _NEARLY * most), None)
+            return epochs, points, minutes
+    return None

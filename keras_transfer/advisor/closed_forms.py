@@ -35,6 +35,11 @@ _MEMORY = 1 << 30  # bytes of decoded examples, which several passes read
 _SIGNAL_ERRORS = 2.0  # standard errors by which the best candidate must beat a constant answer
 
 
+# What else may be found out: whether two backbones are better together than alone, which other size and crop
+# are better where `image_size` leaves them open, and whether mirror images help.
+QUESTIONS = ("together", "framings", "mirror")
+
+
 def compare_closed_forms(
     data: ImageData,
     backbones: Sequence,
@@ -42,12 +47,9 @@ def compare_closed_forms(
     image_size: int | Framing | None = None,
     taps: Sequence[str] = TAPS,
     weights: str | None = "imagenet",
-    mirror: bool = True,
-    together: bool = True,
-    framings: bool = True,
+    questions: Sequence[str] = QUESTIONS,
     engine: str = "auto",
     seed: int = 0,
-    store=None,
     more: Callable[[], bool] = lambda: True,
 ) -> Evidence:
     """Compare what a model could see, by the loss of closed-form heads in cross-validation.
@@ -61,9 +63,7 @@ def compare_closed_forms(
         backbones: names, paths of source models, or models.
         image_size: the only size to try; a `Framing` may also say the crop.
         taps: those to try for backbones that are built here.
-        mirror: also find out whether mirror images help.
-        together: whether two backbones may be joined.
-        framings: whether other image sizes and crops may be tried, where `image_size` leaves them open.
+        questions: those of `QUESTIONS` to answer.
         more: called before each further pass over the examples; False ends the comparison.
 
     Raises:
@@ -72,8 +72,9 @@ def compare_closed_forms(
     started = time.perf_counter()
     if "train" not in data.examples:
         raise InputError(f"{data.root} has no train images; it has {', '.join(data.examples)}")
-    table = _Comparison(data, tuple(taps), weights, engine, seed, store)
+    table = _Comparison(data, tuple(taps), weights, engine, seed)
     given, names = open_framing(image_size), list(backbones)
+    together = "together" in questions
     pair = joined(names) if together else None
     if pair is None or not table.add(pair, given):
         for name in names:
@@ -87,9 +88,9 @@ def compare_closed_forms(
         if pair and more():
             table.add(pair, given, only=pair)
     if table.rows:
-        if mirror and table.train.modality.mirrors and more():
+        if "mirror" in questions and table.train.modality.mirrors and more():
             table.add_mirror()
-        if framings:
+        if "framings" in questions:
             _try_framings(table, given, more)
     return table.result(time.perf_counter() - started)
 
@@ -145,9 +146,9 @@ class _Option:
 class _Comparison:
     """The rows that were found so far, and what further ones need."""
 
-    def __init__(self, data, taps, weights, engine, seed, store):
+    def __init__(self, data, taps, weights, engine, seed):
         self.data, self.taps, self.weights = data, taps, weights
-        self.options = {"engine": engine, "store": store}
+        self.engine = engine
         self.seed = seed
         self.train = _sample(data, seed)
         several = head_for(data)
@@ -278,7 +279,7 @@ class _Comparison:
 
     def _features(self, prefix, views) -> np.ndarray:
         """Return features of the sample, the views below each other: float32 [V · N, D]."""
-        found = extract(prefix, self.train, views, memory=self.memory, **self.options)
+        found = extract(prefix, self.train, views, memory=self.memory, engine=self.engine)
         rows = np.arange(len(self.train))
         parts = [averaged(found.gather(rows, view)) for view in range(found.views)]
         return np.concatenate(parts).astype("float32")

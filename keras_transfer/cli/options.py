@@ -362,9 +362,7 @@ def with_evidence(images, config: TrainConfig, together: bool = True) -> TrainCo
         image_size=Framing(config.image_size, config.open_crop),
         taps=TAPS if config.taps == AUTO else (config.taps,),
         weights=config.weights,
-        mirror=False,
-        together=together,
-        framings=False,
+        questions=("together",) if together else (),
         engine=config.engine,
         seed=config.seed,
     )

@@ -35,7 +35,7 @@ def quick(cache, monkeypatch):
     """A training is short, and worth its time, although the colors are told apart without it."""
     monkeypatch.setattr(Evidence, "expected", 0.7)
     monkeypatch.setattr(budget, "_SECONDS_PER_LAYER", 1e-9)
-    monkeypatch.setattr(auto, "LENGTHS", (2,))
+    monkeypatch.setattr(auto, "lengths_up_to", lambda epochs: [2])
 
 
 def trained_model(names=("blue", "green", "red")):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import write_image
 
-from keras_transfer.advisor.closed_forms import compare_closed_forms
+from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms
 from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.data.arrays import Arrays
 from keras_transfer.data.examples import Examples, ImageData, Target
@@ -45,7 +45,7 @@ def cache(tmp_path, monkeypatch):
 
 def compare(data, *backbones, **options):
     return compare_closed_forms(
-        data, backbones, **{"engine": "keras", "framings": False, **options}
+        data, backbones, **{"engine": "keras", "questions": ("together", "mirror"), **options}
     )
 
 
@@ -54,7 +54,7 @@ def losses(evidence):
 
 
 def test_an_earlier_stage_that_sees_more_is_read_and_every_crop_tried(blind, colors):
-    found = compare(colors, blind, image_size=32, framings=True)
+    found = compare(colors, blind, image_size=32, questions=QUESTIONS)
     assert found.best.taps == "all" and losses(found)["all"] < 0.3 < losses(found)["last"]
     assert {row.candidate.crop for row in found.rows} == {0.875, 1.0}
     assert {row.candidate.image_size for row in found.rows} == {32}

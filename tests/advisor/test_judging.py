@@ -71,16 +71,19 @@ def test_trainings_are_expected_to_bring_less_and_less():
 
 def test_the_length_follows_from_error_time_and_worth():
     pace = budget.Pace(0.001, 100, 200, 50)
-    plan = dict(gains=(), worth=0.5, left=float("inf"), steps_per_epoch=7)
-    epochs, points, minutes = budget.best_length(pace, 0.2, **plan)
+    lengths = budget.lengths_up_to(28)
+    assert lengths == [28, 18, 12, 8, 5, 3, 2, 1]
+    plan = dict(gains=(), worth=0.5, left=float("inf"), steps_per_epoch=7, lengths=lengths)
+    epochs, points, minutes = budget.longest(pace, 0.2, **plan)
+    assert epochs == 28
     assert points > 0.5 * minutes and minutes == pytest.approx(pace.minutes(epochs))
-    # More error, more epochs; nearly none, no training; a limit is respected.
-    assert budget.best_length(pace, 0.5, **plan)[0] >= epochs
-    assert budget.best_length(pace, 0.001, **plan) is None
-    assert budget.best_length(pace, 0.2, **{**plan, "worth": 50}) is None
+    # Little error left: shorter, or no training; a limit is respected.
+    assert 1 < budget.longest(pace, 0.026, **plan)[0] < 28
+    assert budget.longest(pace, 0.001, **plan) is None
+    assert budget.longest(pace, 0.2, **{**plan, "worth": 50}) is None
     left = pace.minutes(3)
-    assert budget.best_length(pace, 0.2, **{**plan, "left": left})[0] <= 3
-    assert budget.best_length(pace, 0.2, **{**plan, "left": 0.001}) is None
+    assert budget.longest(pace, 0.2, **{**plan, "left": left})[0] <= 3
+    assert budget.longest(pace, 0.2, **{**plan, "left": 0.001}) is None
     assert pace.minutes(4, 0.5) < pace.minutes(4)
 
 

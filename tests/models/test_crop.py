@@ -89,7 +89,7 @@ def test_features_of_different_crops_have_different_keys():
     assert len({key["prefix"] for key in keys}) == 1
 
 
-def test_evidence_sees_the_crop_that_the_data_decide(tmp_path, monkeypatch, store):
+def test_evidence_sees_the_crop_that_the_data_decide(tmp_path, monkeypatch):
     from keras_transfer.advisor import closed_forms
 
     crops, whole = [], closed_forms.extract
@@ -103,5 +103,5 @@ def test_evidence_sees_the_crop_that_the_data_decide(tmp_path, monkeypatch, stor
     images = rng.integers(0, 255, (24, 20, 20, 3), "uint8")
     data = from_arrays((images, [0, 1] * 12), progress=False)
     source = [str(tmp_path / "own.keras")]
-    closed_forms.compare_closed_forms(data, source, mirror=False, framings=False, store=store)
+    closed_forms.compare_closed_forms(data, source, questions=())
     assert crops == [1.0]
