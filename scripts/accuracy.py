@@ -67,6 +67,7 @@ CONTENDERS = {
     "lp_ft_no_average": "--strategy lp_ft --set all.ema=0",
     "lp_ft_random_head": "--strategy lp_ft --set head_learning_rate=0.003",
     "lp_ft_rate3e-4": "--strategy lp_ft --learning-rate 3e-4",
+    "lp_ft_rate1e-3": "--strategy lp_ft --learning-rate 1e-3",
     "lp_ft_crop1": "--strategy lp_ft --crop 1",
     "lp_ft_soup": "--strategy lp_ft --soup",
     "lp_ft_ema": "--strategy lp_ft --set all.ema=0.98",
