@@ -9,7 +9,7 @@ import tensorflow as tf
 from test_adapter import SIZE, SMALL, accuracy, adapter, domain, small_model, streams
 
 from keras_transfer.adaptation import Adapter, adapt, losses
-from keras_transfer.adaptation.api import _stream, _stronger
+from keras_transfer.adaptation.api import _stream
 from keras_transfer.adaptation.methods import MCC, SHOT, FixMatch
 from keras_transfer.adaptation.streams import Stream, two_views
 from keras_transfer.data import from_arrays
@@ -292,8 +292,9 @@ def test_adapt_makes_the_other_views():
     # Both views show the same image; the plain one is unchanged.
     examples = data.examples["train"]
     settings = {"image_size": SIZE, "batch_size": 8}
+    stronger = examples.modality.stronger_augmentation("none")
     plain = _stream("target", examples, 3, {**settings, "augmentation": "none"})
-    strong = _stream("target", examples, 3, {**settings, "augmentation": _stronger("none")})
+    strong = _stream("target", examples, 3, {**settings, "augmentation": stronger})
     batches = [*two_views(plain, strong).one_pass(9)]
     assert len(batches) == plain.length
     originals = np.concatenate([images for images, _ in batches])

@@ -18,7 +18,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.evaluation.measures import compute_metrics
 from keras_transfer.features.extraction import training_batches
-from keras_transfer.modalities.image import decode as decoding
+from keras_transfer.modalities.image.modality import Images
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification, LabelCrossentropy, MultiLabel, Regression
 from keras_transfer.schedules.phases import Phase, Schedule
@@ -336,11 +336,13 @@ TRAINED_ON = (Phase("all", "none", 2, 1e-3), HEAD)
 )
 def test_a_run_says_each_class(unequal, tmp_path, monkeypatch, phases, cache, again):
     """Of the kept epoch; and images are decoded again only where nothing else is left."""
-    finish, decode, decoded = TrainingRun._finish, decoding.decode, []
+    finish, decode, decoded = TrainingRun._finish, Images.open, []
 
     def watched(*args, **kwargs):
         with monkeypatch.context() as patch:
-            patch.setattr(decoding, "decode", lambda file: decoded.append(1) or decode(file))
+            patch.setattr(
+                Images, "open", lambda self, file: decoded.append(1) or decode(self, file)
+            )
             finish(*args, **kwargs)
 
     monkeypatch.setattr(TrainingRun, "_finish", watched)

@@ -67,8 +67,8 @@ def test_answers_are_those_of_predict(served, wire):
     assert [one["path"] for one in found] == [str(file) for file in files]
     for one, prediction in zip(found, predictions):
         assert one["error"] is None and one["label"] == prediction.label
-        assert one["score"] == pytest.approx(prediction.score, abs=1e-4)
-        assert one["scores"] == pytest.approx(dict(prediction.top), abs=1e-4)
+        assert one["score"] == pytest.approx(prediction.score, abs=2e-3)
+        assert one["scores"] == pytest.approx(dict(prediction.top), abs=2e-3)
     assert found[-1] == {"path": str(files[-1]), "error": export_error()}
 
 

@@ -148,7 +148,7 @@ def test_int8_that_loses_too_much_is_refused(run, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "write_converted", write_once)
     data = from_directory(run.config["data"], progress=False)
     batch, labels = next(iter(data.batches("val", image_size=32, batch_size=32)))
-    sample = Sample("val", np.asarray(batch), {"output": np.asarray(labels)})
+    sample = Sample("val", *[np.asarray(batch)] * 2, labels={"output": np.asarray(labels)})
     black = np.zeros((8, 32, 32, 3), "uint8")
     options = dict(int8=True, examples=black, sample=sample)
     with pytest.raises(InputError, match=r"int8 loses \d+\.\d points, more than 2: .*--max-loss"):
@@ -176,7 +176,7 @@ def test_int8_folds_batch_norm_into_depthwise_convolutions(tmp_path):
     rng = np.random.default_rng(1)
     colours = rng.integers(0, 256, (200, 1, 1, 3)) + rng.integers(-20, 20, (200, 32, 32, 3))
     examples = np.clip(colours, 0, 255).astype("uint8")
-    options = dict(int8=True, examples=examples[:100], sample=Sample("test", examples[100:]))
+    options = dict(int8=True, examples=examples[:100], sample=Sample("test", *[examples[100:]] * 2))
     found = export.convert(model, tmp_path / "1", "onnx", **options, most_lost=1.0)
     assert found.parity.agreement["output"] >= 0.9
 
@@ -320,7 +320,7 @@ def test_a_run_is_exported_with_calibration_and_card(run, converted):
     card = (first.path / "README.md").read_text()
     assert card.startswith("# small_resnet for colours\n")
     for said in (
-        "one class per image, of `blue`, `green`, `red`",
+        "one class per example, of `blue`, `green`, `red`",
         "29 train, 7 val images",
         "Training images per class: blue 9, green 10, red 10.",
         "95 % interval of the accuracy",
@@ -392,7 +392,7 @@ def test_a_saved_model_of_a_run_is_compared_on_its_files(tmp_path):
     broken = sum(name.endswith(".bmp") for name in names)
     assert 0 < broken < len(names)
     assert (found.parity.images, found.parity.refused) == (len(names), broken)
-    assert min(found.parity.agreement.values()) == 1 and found.parity.difference < 1e-4
+    assert min(found.parity.agreement.values()) == 1 and found.parity.difference < 1e-3
     assert f"{broken} of them unreadable" in (found.path / "README.md").read_text()
 
 
@@ -445,7 +445,7 @@ EXPECTED = {
 
 
 def sample_of(labels):
-    return Sample("val", np.zeros((4, 32, 32, 3), "uint8"), labels)
+    return Sample("val", *[np.zeros((4, 32, 32, 3), "uint8")] * 2, labels=labels)
 
 
 def test_parity_by_hand():

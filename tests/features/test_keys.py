@@ -19,7 +19,7 @@ from keras_transfer.features.caching import Supply
 from keras_transfer.features.extraction import _table
 from keras_transfer.features.prefix import Prefix, prefix_of
 from keras_transfer.features.store import Store, cached_result, concluded, digest_of
-from keras_transfer.modalities.image.decode import digest
+from keras_transfer.modalities.reading import digest
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.schedules.phases import Phase

@@ -1,15 +1,13 @@
 """Crop a box of an image and resample it, by OpenCV or Pillow: both release Python's lock.
 
-Resampling is bilinear and antialiased. An enlarged image is interpolated between its pixels; of one
-that is made smaller, each result is the average of the pixels in a triangle as wide as two results
-(Pillow's BILINEAR; `tf.image.resize(antialias=True)`). OpenCV has no such filter, but a fast one that
-interpolates: the image is smoothed first, so that both together are nearly the triangle. A triangle n
-times as wide as another is a sum of shifted ones, so this is exact for every whole scale, and has the
-right variance between them. `scripts/image_differences.py` prints how far results differ.
+Resampling is bilinear and antialiased. An enlarged image is interpolated between its pixels, which OpenCV
+does fastest; of one that is made smaller, each result is the average of the pixels in a triangle as
+wide as two results (Pillow's BILINEAR; `tf.image.resize(antialias=True)`), which OpenCV does not have.
+`scripts/image_differences.py` prints how far results differ from those of the exported graph.
 """
 
 import threading
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,7 +68,9 @@ def resample(pixels: np.ndarray, box: tuple, out: np.ndarray, flip: bool = False
         flip: exchange left and right of the result.
     """
     cv2 = opencv()
-    made = (_by_pillow if cv2 is None else _by_opencv)(pixels, tuple(map(float, box)), len(out))
+    smaller = max(box[2:]) > len(out)
+    by = _by_pillow if cv2 is None or smaller else _by_opencv
+    made = by(pixels, tuple(map(float, box)), len(out))
     if not flip:
         np.copyto(out, made)
     elif cv2 is None:
@@ -105,11 +105,7 @@ def _by_opencv(pixels, box, size):
     top, left, height, width = box
     rows = _Span(top, height / size, size, pixels.shape[0])
     columns = _Span(left, width / size, size, pixels.shape[1])
-    part = pixels[rows.before : rows.after, columns.before : columns.after]
-    if rows.step > 1 or columns.step > 1:
-        kernels = _smoothing(columns.step), _smoothing(rows.step)
-        part = cv2.sepFilter2D(part, -1, *kernels, borderType=cv2.BORDER_REPLICATE)
-    part = part[rows.start - rows.before :, columns.start - columns.before :]
+    part = pixels[rows.start : rows.after, columns.start : columns.after]
     if rows.aligned and columns.aligned:
         # Without a size, OpenCV takes the scales as they are.
         made = cv2.resize(
@@ -139,10 +135,10 @@ class _Span:
         spare: number of results before the box.
         exact: the same number without rounding the start.
         aligned: whether the start is near enough to a whole pixel.
-        before, after: limits of the pixels that are read, for smoothing.
+        after: limit of the pixels that are read.
     """
 
-    __slots__ = ("after", "aligned", "before", "exact", "spare", "start", "step")
+    __slots__ = ("after", "aligned", "exact", "spare", "start", "step")
 
     def __init__(self, low: float, step: float, size: int, count: int):
         best, self.spare = 2.0, 0
@@ -156,23 +152,4 @@ class _Span:
         self.step, self.aligned = step, best <= 2 * _SHIFT
         self.start = max(0, round(low - self.spare * step))
         self.exact = (low - self.start) / step
-        margin = int(step) + 2
-        self.before = max(0, self.start - margin)
-        self.after = min(count, int(low + size * step) + margin + 1)
-
-
-@lru_cache(1024)
-def _smoothing(step: float) -> np.ndarray:
-    """Return the filter that makes interpolation a triangle `step` times as wide."""
-    if step <= 1:
-        return np.ones(1, np.float32)
-    whole = int(step)
-    share = (step**2 - whole**2) / (2 * whole + 1)  # so that the variance is (step² − 1) / 6
-    kernel = share * _triangle(whole + 1)
-    kernel[1:-1] += (1 - share) * _triangle(whole)
-    return kernel.astype(np.float32)
-
-
-def _triangle(width):
-    rising = np.arange(1, width + 1)
-    return np.concatenate([rising, rising[-2::-1]]) / width**2
+        self.after = min(count, int(low + size * step) + int(step) + 3)
