@@ -38,7 +38,7 @@ def test_features_are_those_of_plain_keras_applications(name, alpha, real_weight
     )
     expected = plain(photographs.astype("float32") / 127.5 - 1.0, training=False)
     ours = build_backbone(name)(photographs, training=False)
-    assert np.abs(np.asarray(ours) - expected).max() < 1e-5
+    assert np.abs(np.asarray(ours) - expected).max() < 2e-5
     assert np.asarray(ours).std(axis=0).max() > 0.1  # the images differ
 
 

@@ -93,10 +93,11 @@ def test_a_digest_of_lists_tells_where_each_ends():
 def test_what_features_are_found_by(model, noted, monkeypatch):
     prefix = prefix_of(model, 2)
     base = {
-        "format": 2,
+        "format": 3,
         "keras": keras.__version__,
         "prefix": prefix.fingerprint,
         "image_size": 32,
+        "crop": None,
     }
     assert prefix.identity == base
     _table(noted, prefix, "keras", View(), "float16")
