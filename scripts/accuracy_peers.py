@@ -105,8 +105,8 @@ def guide(folder, backbone, size, seed, flip):
 def torch_constants(folder, backbone, size, seed, flip):
     """Return the measurement after what most PyTorch scripts do.
 
-    Adam 1e-4 on all layers, BatchNorm in training mode with PyTorch's momentum, a linear head, RandomResizedCrop (8 to 100 % of
-    the area, aspect 3/4 to 4/3) and flips; for the test a center crop of 224/256.
+    Adam 1e-4 on all layers, BatchNorm in training mode with PyTorch's momentum, a linear head,
+    RandomResizedCrop (8 to 100 % of the area, aspect 3/4 to 4/3) and flips; for the test a center crop of 224/256.
     """
     import keras
     import tensorflow as tf

@@ -150,8 +150,7 @@ class _Auto:
         """Train contenders as long as the next is expected to be worth its time."""
         train = len(self.data.examples["train"])
         steps = -(-train // self.config.batch_size)
-        pace = Pace(evidence.forward, evidence.layers, train, len(self.data.examples["val"]))
-        error = 1 - evidence.expected if evidence.expected is not None else 0.5
+        pace, error = _pace(self.data, evidence), evidence.error_left
         tuned: list[Entry] = []
         gains: list[float] = []
         while True:
@@ -366,11 +365,11 @@ def decide(
     closed = _choice(evidence.best, augment)
     if not evidence.signal:
         return replace(closed, why=_NO_SIGNAL)
-    pace = Pace(evidence.forward, evidence.layers, train, len(data.examples.get("val", ())))
+    pace = _pace(data, evidence)
     given = (overrides or {}).get("epochs")
     plan = longest(
         pace,
-        1 - evidence.expected if evidence.expected is not None else 0.5,
+        evidence.error_left,
         (),
         WORTH if minutes is None else WORTH_WITH_LIMIT,
         Clock(minutes).left,
@@ -385,10 +384,15 @@ def decide(
     return replace(closed, strategy=DEFAULT, overrides={"epochs": epochs}, why=why, minutes=took)
 
 
+def _pace(data, evidence) -> Pace:
+    train, val = (len(data.examples.get(split, ())) for split in ("train", "val"))
+    return Pace(evidence.forward, evidence.layers, train, val)
+
+
 def estimates(data: ImageData, evidence: Evidence) -> dict[str, float]:
     """Return strategy → estimated minutes on this machine, with the best candidate."""
     train = len(data.examples["train"])
-    pace = Pace(evidence.forward, evidence.layers, train, len(data.examples.get("val", ())))
+    pace = _pace(data, evidence)
     epochs = default_epochs(train)
     return {
         "feature_extraction": round(pace.minutes(0.5, 0.0), 2),

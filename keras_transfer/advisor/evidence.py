@@ -91,6 +91,11 @@ class Evidence:
         return self.rows[0].judged.score if self.rows else None
 
     @property
+    def error_left(self) -> float:
+        """What the best candidate's score lacks to 1; a half if nothing was compared."""
+        return 0.5 if self.expected is None else 1 - self.expected
+
+    @property
     def tied(self) -> int:
         """How many candidates are within one standard error of the best, itself included."""
         return sum(row.behind <= row.error for row in self.rows)
