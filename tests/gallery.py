@@ -1,5 +1,6 @@
 """A gallery of image files, good, odd and bad, each with what must be said of it."""
 
+import importlib.util
 import io
 import os
 import struct
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,6 @@ def gallery(folder: Path) -> dict[str, Item]:
     write("notes.txt", b"hello", None, "unsupported file type .txt")
     write("no ending", png, noise.size, pixels=np.asarray(noise))
     write("zeros.jpg", bytes(5000), None, "not an image")
-    write("scan.jpg", encode(noise, "TIFF"), None, "not an image")
     write("paper.gif", b"%PDF-1.7\n" + bytes(100), None, "not an image")
 
     # Damaged inside.
@@ -171,6 +171,39 @@ def gallery(folder: Path) -> dict[str, Item]:
     write("alpha.webp", clear, size, pixels=exact, served=False)
     moving = encode(rgb, "WEBP", lossless=True, save_all=True, append_images=[rgb.rotate(180)])
     write("animated.webp", moving, size, pixels=exact, served=False)
+
+    # Formats that TensorFlow does not read.
+    write("TIFF called.jpg", encode(rgb, "TIFF"), size, pixels=exact, served=False)
+    write(
+        "packed.tiff", encode(rgb, "TIFF", compression="tiff_lzw"), size, pixels=exact, served=False
+    )
+    pages = encode(rgb, "TIFF", save_all=True, append_images=[noise])
+    write("two pages.tif", pages, size, pixels=exact, served=False)
+    deep_tiff = encode(Image.fromarray(deep), "TIFF")
+    write("16 bits.tif", deep_tiff, size, pixels=greys, served=False)
+    turned_tiff = encode(rgb, "TIFF", tiffinfo={0x0112: 6})
+    pixels = np.asarray(_turned(rgb, 6))
+    write("turned.tif", turned_tiff, size[::-1], pixels=pixels, served=False)
+    write("lossless.jp2", encode(rgb, "JPEG2000"), size, pixels=exact, served=False)
+    write("plain.ppm", encode(rgb, "PPM"), size, pixels=exact, served=False)
+    write("grey.pgm", encode(grey, "PPM"), size, pixels=greys, served=False)
+    write("stereo.mpo", encode(rgb, "MPO", save_all=True, append_images=[noise]), size)
+    write("called so.jfif", encode(rgb, "JPEG", quality=95), size, pixels=exact, tolerance=12)
+    if features.check("avif"):
+        avif = encode(rgb, "AVIF", quality=95)
+        write("photo.avif", avif, size, pixels=exact, tolerance=12, served=False)
+    heic = b"\0\0\0\x18ftypheic" + bytes(90)
+    if importlib.util.find_spec("pillow_heif"):
+        write("cut.heic", heic, None, "damaged")
+        import pillow_heif
+
+        buffer = io.BytesIO()
+        pillow_heif.from_pillow(rgb).save(buffer, quality=95)
+        phone = buffer.getvalue()
+        write("phone.heic", phone, size, pixels=exact, tolerance=16, served=False)
+    else:
+        write("cut.heic", heic, None, "Reading HEIC needs pillow_heif")
+    write("cut.tiff", deep_tiff[:40], None, "damaged")
 
     # Turned cameras.
     for orientation in range(1, 9):

@@ -33,6 +33,7 @@ class Report:
         counts: split → class (or label) → number of images; empty for numbers and several heads.
         faulty: files that are left out.
         empty: usable files in which the model sees (almost) nothing: one color, few of 16 bits.
+        unserved: usable files that a model on TF Serving cannot read; `ask` converts them.
         duplicates: images with the same content.
         statistics: about the files, as plain data, see `Modality.statistics`; empty without files.
         modality: of the examples.
@@ -45,6 +46,7 @@ class Report:
     counts: dict[str, dict[str, int]]
     faulty: list[Skipped]
     empty: list[Skipped]
+    unserved: list[str]
     duplicates: Duplicates
     statistics: dict[str, dict]
     modality: Modality
@@ -66,6 +68,7 @@ class Report:
             "counts": self.counts,
             "faulty": [asdict(skipped) for skipped in self.faulty],
             "empty": [asdict(skipped) for skipped in self.empty],
+            "unserved": self.unserved,
             "duplicates": plain(self.duplicates.groups),
             "leaks": plain(self.duplicates.leaks),
             "conflicts": plain(self.duplicates.conflicts),
@@ -98,6 +101,10 @@ class Report:
             (
                 f"{many} that are empty to the model",
                 [f"{printable(s.path)}: {printable(s.reason)}" for s in self.empty],
+            ),
+            (
+                f"{many} that a model on TF Serving cannot read (`keras-transfer ask` converts them)",
+                [printable(path) for path in self.unserved],
             ),
             (f"LEAKAGE: {many} that two splits share", _pairs(found.leaks)),
             (f"CONFLICTS: {many} with another label than their duplicate", _pairs(found.conflicts)),
@@ -165,6 +172,9 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
         counts={} if no_classes else data.counts,
         faulty=data.skipped,
         empty=[Skipped(paths[row], flaw) for row, flaw in sorted(checked.flaws.items())],
+        unserved=[
+            path for path, served in zip(paths, checked.columns.get("served", ())) if not served
+        ],
         duplicates=find_duplicates(data),
         statistics=data.modality.statistics(checked.columns),
         modality=data.modality,

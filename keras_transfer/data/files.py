@@ -33,7 +33,7 @@ from keras_transfer.utils.files import cache_folder
 TABLES = (".csv", ".tsv", ".parquet")
 SCHEMA = "schema.json"  # in a folder of TFRecord shards
 
-_INDEX = "{}-2.sqlite"  # increase the number when the columns change
+_INDEX = "{}-3.sqlite"  # increase the number when the columns change
 _QUERY_SIZE = 4096  # files in one query
 _TRANSACTION_SIZE = 1000  # files in one transaction
 _MAX_AGE = 365  # days

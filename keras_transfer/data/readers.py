@@ -7,6 +7,7 @@ bytes each, of the content), `take(indices)` and a length.
 """
 
 import hashlib
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,11 +16,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality, modality_of_files
-from keras_transfer.modalities.image import decode as decoding
+from keras_transfer.modalities.image.formats import read_header
 from keras_transfer.modalities.reading import digest
 from keras_transfer.utils.console import progress_bar
 
@@ -53,7 +53,7 @@ class Encoded:
 
     def shorter_side(self, index: int) -> int:
         """Return the image's shorter side in pixels, from its header."""
-        return self._read(index, lambda i: min(decoding.open_image(self.contents(i)).size))
+        return self._read(index, lambda i: min(read_header(io.BytesIO(self.contents(i))).size))
 
     def _read(self, index, read: Callable):
         try:
@@ -100,8 +100,8 @@ class Files(Encoded):
         return self._read(index, self._header_side)
 
     def _header_side(self, index):
-        with Image.open(self.names[index], formats=decoding.FORMATS) as image:
-            return min(image.size)  # the pixels are not read
+        with Path(self.names[index]).open("rb") as file:
+            return min(read_header(file).size)  # the pixels are not read
 
     @cached_property
     def digests(self) -> list[bytes]:

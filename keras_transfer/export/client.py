@@ -1,4 +1,4 @@
-"""A client for TF Serving: over REST with the standard library alone, or over gRPC.
+"""A client for TF Serving: over REST with the standard library and Pillow alone, or over gRPC.
 
 Requests change nothing on the server, so a request without an answer is sent again. They use only the
 signatures `serve_bytes` and `features`, whose input has had the same name since 0.1.
@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import modality_of_files
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.files import decode_text
 
@@ -64,7 +65,7 @@ class Client:
         object.__setattr__(self, "_send", _PROTOCOLS[parts.scheme](self))
 
     def predict(self, paths: Sequence) -> Iterator[dict]:
-        """Request the model's scores for image files.
+        """Request the model's scores for files; those that it cannot read are converted first.
 
         Yields:
             For each file, in order: `path`; `error` (None, or why there is no answer); and by task
@@ -93,9 +94,11 @@ class Client:
             yield {"path": path, "error": error, "features": None if error else row["features"]}
 
     def _rows(self, signature, paths):
+        modality = modality_of_files(paths)
         for start in range(0, len(paths), self.batch_size):
             batch = [str(path) for path in paths[start : start + self.batch_size]]
-            rows = self._send_with_retries(signature, [_read(path) for path in batch])
+            contents = [modality.for_server(_read(path)) for path in batch]
+            rows = self._send_with_retries(signature, contents)
             if len(rows) != len(batch):
                 raise ServingError(
                     f"{self.server} returned {len(rows)} answers for {len(batch)} images."

@@ -74,7 +74,8 @@ class Modality(ABC):
         extensions: of files, lower case, with the dot.
         formats: the same in words, for messages.
         facts: the NamedTuple that `examine` returns. It has `digest` (bytes), `fault` (why the file
-            cannot be used, or None) and `flaw` (why the model sees nothing in it, or None).
+            cannot be used, or None) and `flaw` (why the model sees nothing in it, or None); and
+            `served` (1, or 0 if a served model cannot read it) where files differ in that.
         mirrors: whether an example may be mirrored.
         unreadable: what a served model answers for bytes that it cannot read.
         input_dtype: dtype of the model's input.
@@ -145,6 +146,13 @@ class Modality(ABC):
     @abstractmethod
     def encode(self, example) -> bytes:
         """Return a decoded example as a file from which nothing is lost."""
+
+    def for_server(self, contents: bytes) -> bytes:
+        """Return a file that a served model reads: the same, or the same example encoded otherwise."""
+        facts = self.examine(contents)
+        if facts.fault is not None or getattr(facts, "served", True):
+            return contents
+        return self.encode(self.whole(self.open(contents)))
 
     @abstractmethod
     def digest(self, example) -> bytes:

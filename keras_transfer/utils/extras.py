@@ -14,6 +14,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "optuna": "tune",
+    "pillow_heif": "heif",
     "pyarrow": "parquet",
     "safetensors": "hub",
     "soundfile": "audio",

@@ -184,7 +184,10 @@ def test_images_that_are_empty_to_the_model_are_counted(tmp_path, capsys):
     Image.new("RGB", (20, 20), (200, 10 + 9, 30)).save(data / "fine" / "plain.png")
     full = rng.integers(0, 1 << 16, (20, 20), dtype=np.uint16)
     Image.fromarray(full).save(data / "deep" / "full.png")
+    write_image(data / "fine" / "scan.tif", (90, 90, 90), seed=9)
     report = check_data(data, progress=False)
+    assert report.unserved == [str(data / "fine" / "scan.tif")]
+    assert "that a model on TF Serving cannot read" in report.text()
     reasons = Counter(item.reason.partition(":")[0] for item in report.empty)
     assert reasons == {
         "16 bits per pixel, of which fewer than 12 are used": 6,

@@ -33,7 +33,7 @@ def served(tmp_path_factory):
     model = build_model(tiny_backbone(), Classification(["ant", "bee", "füße"]), image_size=32)
     export.saved_model(model, folder / "flowers" / "1")
     rng = np.random.default_rng(0)
-    files = [folder / f"{i}.png" for i in range(5)]
+    files = [folder / f"{i}.{kind}" for i, kind in enumerate(["png", "tif", "png", "bmp", "png"])]
     for i, file in enumerate(files):
         write_image(file, rng.integers(0, 256, 3), size=(40 + i, 60), seed=i)
     predictions, _ = evaluation.predict(model, files)

@@ -59,6 +59,7 @@ def test_each_file_is_taken_or_left_out_with_its_reason(odd):
             assert "\n" not in fault
         else:
             assert fault is None and upright_size == item.size, (name, fault, upright_size)
+            assert checked.columns["served"][row] == item.served, name
     good, skipped = check_examples(paths)
     assert good.names == [p for p, item in zip(paths, items.values()) if item.size]
     assert [item.path for item in skipped] == [p for p in paths if p not in set(good.names)]

@@ -11,6 +11,7 @@ from keras_transfer.utils.extras import require
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf")
 _SIGNATURES = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"FORM", b".snd", b"caff", b"RIFX", b"RF64")
+_SERVED = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")  # of WAV
 _MOST_SECONDS = 600
 _SILENT = 1e-4  # of full scale: 80 dB below it
 _FULL = 0.999
@@ -28,6 +29,7 @@ class Facts(NamedTuple):
         fault: why the file cannot be used; None if it can.
         peak: the highest absolute value of the mono clip, in thousandths of full scale, rounded up.
         clipped: share of the samples at full scale, in thousandths.
+        served: whether a served model reads the file, 0 or 1.
     """
 
     samples: int = 0
@@ -38,6 +40,7 @@ class Facts(NamedTuple):
     fault: str | None = None
     peak: int = 1000
     clipped: int = 0
+    served: int = 1
 
     @property
     def flaw(self) -> str | None:
@@ -131,7 +134,8 @@ def examine(contents: bytes) -> Facts:
     try:
         with _opened(contents) as file:
             kind = f"{file.format} {file.subtype}"
-            facts = Facts(file.frames, file.samplerate, file.channels, kind)
+            served = file.format in ("WAV", "WAVEX") and file.subtype in _SERVED
+            facts = Facts(file.frames, file.samplerate, file.channels, kind, served=int(served))
             if file.frames > _MOST_SECONDS * file.samplerate:
                 return facts._replace(fault=_too_long(file))
         samples, _ = decode(contents)

@@ -11,7 +11,7 @@ from keras_transfer.modalities.audio.framing import ClipFraming, choose_framing
 from keras_transfer.modalities.reading import digest
 from keras_transfer.modalities.statistics import counted, described, spread
 
-_RULES = 1  # of checking: increase it when `examine` changes what it finds in the same file
+_RULES = 2  # of checking: increase it when `examine` changes what it finds in the same file
 _CLIPPED = 10  # thousandths of the samples
 _SAMPLE = 200  # clips whose headers are read
 _PLAYED_SECONDS, _PLAYED_RATE = 10, 16_000

@@ -1,4 +1,4 @@
-"""Check and decode encoded images (JPEG, PNG, GIF, BMP, WebP).
+"""Check and decode encoded images, see `formats`.
 
 TensorFlow is imported only when the first image is decoded, so that files can be checked without it.
 """
@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.formats import (
+    NAMES,
+    first_frame,
+    format_of,
+    is_served,
+    read_header,
+)
 from keras_transfer.modalities.reading import Budget
-
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp"}
 
 # TensorFlow's default differs from other decoders by one level on average, and is hardly faster.
 DCT_METHOD = "INTEGER_ACCURATE"
 
-# Pillow's names. Pillow opens MPO, the stereo JPEG of some phones, through "JPEG".
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
-
-_SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
 _DEEP_CONTRAST = 16  # 12 of 16 bits
 
 ORIENTATION_TAG = 0x0112
@@ -35,12 +37,13 @@ class Facts(NamedTuple):
     Attributes:
         width, height: in pixels as stored, before the orientation is applied; 0 without a header.
         mode: Pillow's name, such as RGB, L, P or CMYK.
-        format: JPEG, MPO (a JPEG of several images), PNG, GIF, BMP or WEBP.
+        format: Pillow's name, such as JPEG, MPO (a JPEG of several images) or TIFF; HEIF.
         orientation: EXIF orientation, 1–8.
         digest: BLAKE2b of the whole file, 16 bytes; empty if the file was not read.
         fault: why the file cannot be used; None if it can.
         contrast: greatest difference within a color channel, as the model sees the image, 0–255; of
             the image's center if that is 16 or more.
+        served: whether a served model reads the file, 0 or 1.
     """
 
     width: int = 0
@@ -51,6 +54,7 @@ class Facts(NamedTuple):
     digest: bytes = b""
     fault: str | None = None
     contrast: int = 255
+    served: int = 1
 
     @property
     def flaw(self) -> str | None:
@@ -70,12 +74,6 @@ class Facts(NamedTuple):
 DECODING = Budget(90_000_000)  # pixels
 
 
-def starts_like_an_image(start: bytes) -> bool:
-    """Return whether the first 12 bytes are those of a supported format, such as JPEG's of a .jfif."""
-    other_riff = start.startswith(b"RIFF") and not start.endswith(b"WEBP")  # sound or video
-    return start.startswith(tuple(_SIGNATURES)) and not other_riff
-
-
 def examine(contents: bytes) -> Facts:
     """Return the facts about the bytes of an image file, without a digest."""
     if not contents:
@@ -90,9 +88,11 @@ def examine(contents: bytes) -> Facts:
         with DECODING.use(image.width * image.height):
             image.load()
             contrast = _contrast(image if image.mode == "RGB" else to_rgb(image))
+            served = int(is_served(image, contents))
     except Exception as error:
         return facts._replace(fault=_fault(error, contents))
-    return facts._replace(contrast=contrast)
+    # Pillow turns some TIFF files when it loads them.
+    return facts._replace(width=image.width, height=image.height, contrast=contrast, served=served)
 
 
 def _contrast(image):
@@ -155,13 +155,14 @@ def open_image(contents: bytes) -> Image.Image:
     """Read the header of an encoded image with Pillow.
 
     Raises:
-        UnidentifiedImageError: if the bytes are not in one of `FORMATS`.
+        UnidentifiedImageError: if the bytes are in none of the formats.
+        InputError: if the package that reads them is not installed.
         Image.DecompressionBombError: if there are more pixels than `Image.MAX_IMAGE_PIXELS`.
             Pillow only warns up to twice that number, but a small file can unpack to any size.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        image = Image.open(io.BytesIO(contents), formats=FORMATS)
+        image = read_header(io.BytesIO(contents))
         pixels = image.width * image.height
     except Image.DecompressionBombError as error:  # over twice the limit
         pixels = int(re.findall(r"\d+", str(error))[0])
@@ -230,22 +231,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def first_frame(gif: bytes) -> bytes | None:
-    """Return a GIF file with only the first image; None if that does not fill the canvas.
-
-    TensorFlow would unpack all images, and ignores the canvas.
-    """
-    try:
-        at = 13 + _color_table_size(gif[10])
-        while gif[at] == 0x21:  # an extension
-            at = _blocks_end(gif, at + 2)
-        if gif[at] != 0x2C or gif[at + 1 : at + 9] != bytes(4) + gif[6:10]:
-            return None
-        return gif[: _blocks_end(gif, at + 11 + _color_table_size(gif[at + 9]))] + b";"
-    except IndexError:  # truncated
-        return None
-
-
 def _decode_with_tensorflow(contents):
     """Return the pixels of a JPEG, PNG or GIF file; None if Pillow has to decode it.
 
@@ -270,28 +255,23 @@ def _decode_with_tensorflow(contents):
         return None
 
 
-def _color_table_size(flags):
-    """Bytes of the color table that follows."""
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def _blocks_end(gif, at):
-    while gif[at]:
-        at += 1 + gif[at]
-    return at + 1
-
-
 def _fault(error, contents):
     text = " ".join(str(error).split()) or type(error).__name__
-    kind = next((kind for start, kind in _SIGNATURES.items() if contents.startswith(start)), None)
+    found = format_of(contents[:12])
+    if isinstance(error, InputError):
+        return text
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {text}"
-    if kind == "WebP" and (size := 8 + int.from_bytes(contents[4:8], "little")) > len(contents):
+    if (
+        found is not None
+        and found.name == "WebP"
+        and (size := 8 + int.from_bytes(contents[4:8], "little")) > len(contents)
+    ):
         return f"truncated: {len(contents):,} of {size:,} bytes"
     if re.search("truncated|premature|unexpected end", text, re.IGNORECASE):
         return f"truncated: {text}"
     if isinstance(error, UnidentifiedImageError):
-        if kind is None:
-            return "not an image: no JPEG, PNG, GIF, BMP or WebP data"
-        return f"damaged: it starts like {kind}, but its header cannot be read"
+        if found is None:
+            return f"not an image: no {NAMES} data"
+        return f"damaged: it starts like {found.name}, but its header cannot be read"
     return f"damaged: {text}"

@@ -5,26 +5,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import PIL
 from PIL import Image
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, Modality
 from keras_transfer.modalities.image import augment, decode
 from keras_transfer.modalities.image import framing as framings
+from keras_transfer.modalities.image.formats import (
+    EXTENSIONS,
+    NAMES,
+    SERVED,
+    format_of,
+    reader_versions,
+)
 from keras_transfer.modalities.reading import digest
 from keras_transfer.modalities.statistics import counted, described, histogram, spread
 
 _SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bins of the histogram, in pixels
-RULES = 4  # of checking: increase it when `examine` changes what it finds in the same file
+RULES = 5  # of checking: increase it when `examine` changes what it finds in the same file
 
 
 class Images(Modality):
     """Images: decoded, turned upright, cropped to a square and resized."""
 
     name, one, many = "image", "image", "images"
-    extensions = frozenset(decode.EXTENSIONS)
-    formats = "JPEG, PNG, GIF, BMP or WebP"
+    extensions = EXTENSIONS
+    formats = NAMES
     facts = decode.Facts
     mirrors = True
     decoded = (("uint8", [None, None, 3]),)
@@ -33,11 +39,11 @@ class Images(Modality):
         "`serving_default` (float32) and `serve_uint8` take RGB values 0–255, not scaled to 0–1."
     )
     file_example = "image.jpg"
-    unreadable = f"cannot be read as an image ({formats})"
+    unreadable = f"cannot be read as an image ({SERVED})"
 
     @property
     def rules(self) -> str:
-        return f"{RULES}, Pillow {PIL.__version__}, {Image.MAX_IMAGE_PIXELS} pixels"
+        return f"{RULES}, {reader_versions()}, {Image.MAX_IMAGE_PIXELS} pixels"
 
     def examine(self, contents: bytes) -> decode.Facts:
         return decode.examine(contents)
@@ -67,7 +73,7 @@ class Images(Modality):
         yield from described(statistics, {**titles, "exif_orientations": "EXIF orientation"})
 
     def looks_right(self, start: bytes) -> bool:
-        return decode.starts_like_an_image(start)
+        return format_of(start) is not None
 
     def open(self, contents: bytes):
         from keras_transfer.modalities.image.opened import open_contents
