@@ -243,8 +243,11 @@ def report(
         (split,) = found.examples
     load_keras()
     from keras_transfer.reporting import write_report
+    from keras_transfer.training.logs import add_to_log
 
-    print(write_report(run, found, split=split, images=images, out=out))
+    page = write_report(run, found, split=split, images=images, out=out)
+    add_to_log(run, page)
+    print(page)
     print("open it in a browser; it needs no network", file=sys.stderr)
 
 
@@ -289,8 +292,10 @@ def export(
         raise InputError(f"--data {data} not found. Check the path.")
     load_keras()
     from keras_transfer.export import export_run
+    from keras_transfer.training.logs import add_to_log
 
     result = export_run(run, str(format), int8=int8, out=out, data=data, most_lost=max_loss)
+    add_to_log(run, result.path)
     if as_json:
         parity = result.parity and {**vars(result.parity), "lost": result.parity.lost}
         document = {**vars(result), "path": str(result.path), "parity": parity}

@@ -14,6 +14,7 @@ import typer
 
 from keras_transfer.adaptation import METHOD_NAMES
 from keras_transfer.advisor.budget import Clock
+from keras_transfer.cli.callbacks import check_callbacks, make_callbacks
 from keras_transfer.cli.options import (
     BatchNorm,
     Data,
@@ -69,8 +70,23 @@ def train(
     out: RunOut,
     settings,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard after each epoch.")
+        bool, typer.Option("--tensorboard", help="Short for --log tensorboard.")
     ] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Log each epoch: tensorboard (RUN/tensorboard), or mlflow (MLFLOW_TRACKING_URI). "
+            "Repeatable.",
+        ),
+    ] = None,
+    callback: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:CLASS",
+            help="A Keras callback, made without arguments. Repeatable.",
+        ),
+    ] = None,
     resume: Resume = False,
 ):
     """Train a model on labelled images."""
@@ -79,9 +95,13 @@ def train(
     from keras_transfer.data.examples import targets_of
     from keras_transfer.runs import check_out
     from keras_transfer.schedules.recipes import resolve_schedule
+    from keras_transfer.training.logs import check_logs, log_finished
 
     clock = Clock(settings.config.minutes)
     config = settings.config
+    logs, callback = [*(["tensorboard"] if tensorboard else []), *(log or ())], callback or []
+    check_logs(logs)
+    check_callbacks(callback)
     overrides = {**config.overrides, **config.recipe_arguments}
     config = replace(config, overrides=overrides, epochs=None, learning_rate=None)
     workers = _start_workers(config.distribute, out)
@@ -115,6 +135,11 @@ def train(
         from keras_transfer.advisor.rules import SHORTLIST
 
         config = replace(config, backbone=SHORTLIST[0])  # there are no features to advise on
+    if schedule == AUTO and callback:
+        raise InputError(
+            "--callback needs a --strategy by name: the advisor trains several models, of which one "
+            "is saved."
+        )
     require_source(data)
     check_backbones(config)
     # A resumed run continues with the split that it began with.
@@ -132,6 +157,7 @@ def train(
         config = replace(config, overrides={**advice["choice"]["overrides"], **overrides})
     if schedule == AUTO:
         run = _raced(images, out, config, partial(saved_config, data), clock)
+        log_finished(logs, run)
         _print_result(run, out, config.keep)
         return
     config = with_evidence(images, config)
@@ -149,7 +175,8 @@ def train(
                 out,
                 config=recorded,
                 resume=begun is not None,
-                tensorboard=tensorboard,
+                callbacks=make_callbacks(callback),
+                logs=logs,
             )
     except KeyboardInterrupt:
         workers.leave(130)

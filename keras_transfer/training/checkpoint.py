@@ -6,7 +6,7 @@ each epoch: weights, optimizer variables, and the memory of early stopping and o
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ from keras_transfer.errors import Diverged, Signals
 from keras_transfer.models.stages import Frozen
 from keras_transfer.runs import Checkpoint, Run
 from keras_transfer.schedules.plans import PlannedPhase, can_restart
-from keras_transfer.training.epoch_log import EpochLog
+from keras_transfer.training.logs import LOGS
 from keras_transfer.training.rollback import LOW_EPOCHS, SLOWER, fell, restart_of
 from keras_transfer.training.soup import describe, greedy, strongest
 from keras_transfer.training.weights import (
@@ -39,7 +39,7 @@ class Progress(keras.callbacks.Callback):
         signals: deferred while a state is written.
         validation: number of validation examples; if there are any, epochs without a validation are
             never the best.
-        tensorboard: write `RUN/tensorboard` too.
+        logs: names of `logs.LOGS` that get each row of the history, too.
 
     Attributes:
         phase: index of the current phase.
@@ -71,7 +71,7 @@ class Progress(keras.callbacks.Callback):
         signals: Signals,
         *,
         validation: int,
-        tensorboard: bool = False,
+        logs: Sequence[str] = (),
     ):
         super().__init__()
         self.run, self.checkpoint, self.signals = run, checkpoint, signals
@@ -81,9 +81,7 @@ class Progress(keras.callbacks.Callback):
         self.validation = validation
         self.low = 0
         self._oldest = 1
-        self.log = None
-        if tensorboard and trainer.workers.chief:
-            self.log = EpochLog(run.tensorboard_path)
+        self.logs = [LOGS[name](run) for name in logs if trainer.workers.chief]
         self.phase = self.phase_epoch = self.epoch = 0
         self.rows: list[dict] = []
         self.phases: list[dict] = []
@@ -299,8 +297,8 @@ class Progress(keras.callbacks.Callback):
             for callback in self.watching
         }
         self._save(weights if ended else state_of(self.source))
-        if self.log:
-            self.log(self.rows[-1])
+        for log in self.logs:
+            log(self.rows[-1])
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
         say(f"epoch {self.epoch}/{epochs}  {seconds:.1f} s  {metrics}")
 

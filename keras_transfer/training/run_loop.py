@@ -4,6 +4,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -67,14 +68,14 @@ class TrainingRun:
         self.validated: tuple | None = None
         self.averages = False  # whether the best epochs of the current phase are averaged
 
-    def fit(self, out, settings: dict, previous: dict | None, tensorboard: bool) -> Run:
+    def fit(self, out, settings: dict, previous: dict | None, logs: Sequence[str]) -> Run:
         """Train all phases.
 
         Args:
             out: directory of the run.
             settings: see `Trainer.settings`.
             previous: settings of the run to resume; None starts a new one.
-            tensorboard: see `Trainer.fit`.
+            logs: see `Trainer.fit`.
         """
         if not previous and (earlier := earlier_training(self.model)):
             say(
@@ -84,9 +85,9 @@ class TrainingRun:
         with seeded(self.trainer.config.seed), ExitStack() as self.cleanup:
             self.cleanup.callback(remember_training, self.model, out)
             merge(self.model)  # of low-rank updates that it came with
-            return self._fit(out, settings, previous, tensorboard)
+            return self._fit(out, settings, previous, logs)
 
-    def _fit(self, out, settings, previous, tensorboard):
+    def _fit(self, out, settings, previous, logs):
         phases = self.plan.phases
         run, checkpoint, caching = self._begin(out, settings, previous)
         with Signals() as signals:
@@ -96,7 +97,7 @@ class TrainingRun:
                 self.trainer,
                 signals,
                 validation=len(self.data.examples.get("val", ())),
-                tensorboard=tensorboard,
+                logs=logs,
             )
             arrays = progress.load() if previous else None
             if arrays:
@@ -426,6 +427,8 @@ class TrainingRun:
             metrics["val"] = {**details, **metrics["val"]}
         with workers.alone():  # only the chief saves
             run.finish(model, metrics)
+        for log in progress.logs:
+            log.finish()
 
     def _cached_outputs(self):
         """Return what computes the outputs from the last phase's validation stream, or None.

@@ -1,7 +1,7 @@
 """The trainer: checks settings, plans a schedule and trains it phase by phase."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import keras
@@ -28,6 +28,7 @@ from keras_transfer.training.distributed.single_process import (
     resolve_workers,
     scaled,
 )
+from keras_transfer.training.logs import check_logs
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import absolute_paths, free_memory
@@ -262,6 +263,7 @@ class Trainer:
         resume: bool = False,
         callbacks=(),
         tensorboard: bool = False,
+        logs: Sequence[str] = (),
     ) -> Run:
         """Train, and write a run with the weights of one epoch, see `keep`.
 
@@ -274,8 +276,10 @@ class Trainer:
                 be built as it was then. If nothing was started yet, start.
             callbacks: of Keras, called after an epoch is saved. The numbers of epochs count on over
                 the phases. They are not called for a head in closed form. An exception ends the training.
-            tensorboard: write each epoch's numbers into `RUN/tensorboard` as it ends; for a resumed
-                run from there on.
+            tensorboard: short for `logs=["tensorboard"]`.
+            logs: where each epoch's numbers are logged as it ends, for a resumed run from there on:
+                `"tensorboard"` (`RUN/tensorboard`), `"mlflow"` (also settings and files, see
+                `training.logs.MlflowLog`).
 
         Returns:
             The finished `Run`. `self.model` has the saved weights.
@@ -288,6 +292,8 @@ class Trainer:
             Interrupted: after Ctrl-C or SIGTERM; `resume` continues after the last finished epoch.
             WorkerLost: if another process of a distributed training is gone.
         """
+        logs = list(dict.fromkeys([*(["tensorboard"] if tensorboard else []), *logs]))
+        check_logs(logs)
         with self.workers.guarded():
             data = check_targets(self.heads, data)
             fit_heads(self.model, data.examples["train"].labels)
@@ -306,7 +312,7 @@ class Trainer:
             schedule = self._schedule(len(data.examples["train"]), in_steps)
             places = absolute_paths({**data.source, **(config or {})}, PLACES)
             settings = self.settings(schedule, places)
-            return training.fit(out, settings, previous, tensorboard)
+            return training.fit(out, settings, previous, logs)
 
     def settings(self, schedule: Schedule, extra: dict) -> dict:
         """Return the content of `config.yaml`, except for the caching.

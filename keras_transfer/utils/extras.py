@@ -10,6 +10,7 @@ EXTRAS = {
     "cv2": "opencv",
     "grpc": "client",
     "keras_hub": "hub",
+    "mlflow": "mlflow",
     "nncf": "int8",
     "onnxruntime": "onnx",
     "openvino": "openvino",
