@@ -146,7 +146,8 @@ def _out_of_memory(error):
 
 def _need_less_memory(planned):
     size, batch = planned.image_size, planned.batch_size
-    where = f"Out of memory in phase '{planned.phase.name}' with batches of {batch} at {size} px: "
+    at = f" at {size} px" if size else ""
+    where = f"Out of memory in phase '{planned.phase.name}' with batches of {batch}{at}: "
     if batch == 1:
         return where + "try a smaller image size or backbone, or freeze more."
     half = batch // 2

@@ -51,6 +51,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_texts() -> Path:
+    """The folder with banking77.csv and sms_spam.csv."""
+    folder = Path(os.environ.get("KERAS_TRANSFER_DATA", "")) / "text"
+    if not (folder / "banking77.csv").is_file():
+        pytest.skip("KERAS_TRANSFER_DATA names no folder with text/banking77.csv: no real texts")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_weights() -> Path:
     """KERAS_HOME with the ImageNet weights of mobilenet_0.25 and mobilenet_v2_0.35."""
     home = os.environ.get("KERAS_HOME")

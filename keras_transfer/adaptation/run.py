@@ -227,7 +227,7 @@ class Adaptation:
         config = {
             **absolute_paths({**places, **self.options.to_dict()}, PLACES),
             "image_size": model.input_shape[1],
-            **framing_of(model).to_dict(),
+            **framing_of(model).recorded(),
             "precision": model.dtype_policy.name,
             "methods": [method.to_dict() for method in resolve_methods(self.options.methods)],
             "head": {"task": "single_label", "names": list(self.source.class_names)},

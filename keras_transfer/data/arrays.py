@@ -11,7 +11,7 @@ from keras_transfer.data.files import Skipped
 from keras_transfer.data.readers import Encoded, each
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
-from keras_transfer.modalities import Modality, find_modality
+from keras_transfer.modalities import Modality, find_modality, modality_in_memory
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import free_memory
 
@@ -44,7 +44,7 @@ class Arrays:
 
     Args:
         arrays: examples as `Modality.whole` returns them: uint8 [N, H, W, 3], a sequence of uint8
-            [H, W, 3] of any sizes, or of (float32 [n], sample rate).
+            [H, W, 3] of any sizes, of (float32 [n], sample rate), or of strings.
         names: for messages and predictions; by default `image 0`, `image 1`, ….
         modality: that of images by default.
     """
@@ -114,12 +114,12 @@ def from_arrays(
     progress: bool = True,
     **rule,
 ) -> ImageData:
-    """Return a dataset of images, or of clips, and labels in memory.
+    """Return a dataset of images, clips or texts, and their labels, in memory.
 
     Args:
         train, val, test: (images, labels) of each split. Images are uint8 [N, H, W, 3] or
             [N, H, W] (gray), values 0–255, or a sequence of such images of any sizes; other dtypes are
-            rounded. Labels are names or integers [N] (also as floats, bool, [N, 1] or one-hot
+            rounded. Texts are strings [N]. Labels are names or integers [N] (also as floats, bool, [N, 1] or one-hot
             [N, C]); for multi_label 0 and 1 [N, L], for regression numbers [N] or [N, D].
         class_names: names of the classes 0, 1, …; by default the sorted labels themselves, so that
             labels 1 to 3 are three classes. For other tasks the names of the columns.
@@ -145,9 +145,8 @@ def from_arrays(
             raise InputError(f"{split} must be (images, labels) of equal length, not {lengths}.")
     names, labels = encode_labels({s: part[1] for s, part in parts.items()}, class_names, task)
     target = Target(task, names)
-    modality, facts = find_modality("image"), {}
-    if rate is not None:
-        modality, facts = find_modality("audio"), {"rate": rate}
+    facts = {} if rate is None else {"rate": rate}
+    modality = modality_in_memory(parts["train"][0], facts)
     examples, skipped = {}, []
     for split, (arrays, _) in parts.items():
         titles = [f"{split} {i}" for i in range(len(arrays))]
@@ -167,7 +166,7 @@ def from_arrays(
 def from_dataset(
     train, val=None, test=None, *, class_names: Sequence[str] | None = None, **options
 ) -> ImageData:
-    """Return a dataset of finite `tf.data.Dataset`s of (image [H, W, 3], label), or batches of them.
+    """Return a dataset of finite `tf.data.Dataset`s of (image [H, W, 3] or string, label), or batches.
 
     They are read into memory once, so that everything is as reproducible as with files. Write
     TFRecords or files for data larger than half of the free memory.
@@ -198,23 +197,27 @@ def _read_dataset(dataset, split):
     count = int(dataset.cardinality())
     if count == -1:
         raise InputError(f"{split} is infinite: remove .repeat().")
-    if spec[0].shape.rank == 4:
+    texts = spec[0].dtype.name == "string"
+    modality = find_modality("text" if texts else "image")
+    batched, single = ((1,), (None, 0)) if texts else ((4,), (None, 2, 3))
+    if spec[0].shape.rank in batched:
         dataset = dataset.unbatch()
-    elif spec[0].shape.rank not in (None, 2, 3):
+    elif spec[0].shape.rank not in single:
         raise InputError(
-            f"{split} must yield images [H, W, 3] or batches of them, not {list(spec[0].shape)}."
+            f"{split} must yield images [H, W, 3], strings, or batches of them, not "
+            f"{list(spec[0].shape)}."
         )
     limit, size = free_memory() // 2, 0
-    images, labels, cast = [], [], find_modality("image").caster(split)
-    rows = progress_bar(dataset.as_numpy_iterator(), f"reading {split}", unit="images")
+    images, labels, cast = [], [], modality.caster(split)
+    rows = progress_bar(dataset.as_numpy_iterator(), f"reading {split}", unit=modality.many)
     for image, label in rows:
         images.append(cast(image, f"{split} {len(images)}"))
         labels.append(label)
-        size += images[-1].nbytes
+        size += len(images[-1]) if texts else images[-1].nbytes
         if size > limit:
             raise InputError(
-                f"{split} is larger than half of the free memory ({len(images)} images take "
-                f"{size >> 20} MiB): write its images to files or TFRecords."
+                f"{split} is larger than half of the free memory ({len(images)} {modality.many} take "
+                f"{size >> 20} MiB): write them to files or TFRecords."
             )
     cast.report()
     return images, labels

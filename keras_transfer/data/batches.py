@@ -19,7 +19,6 @@ from keras_transfer.modalities import Framing
 from keras_transfer.modalities.views import Mix, View
 from keras_transfer.utils.names import make_options
 from keras_transfer.utils.python_calls import python_calls
-from keras_transfer.utils.threads import for_each
 
 _PREFETCH_BYTES = 64 << 20  # of fixed views
 # AutoGraph takes longer to look for Python's control flow, of which there is none, than all else.
@@ -130,6 +129,17 @@ def batches(
     return stream.prefetch(tf.data.AUTOTUNE)
 
 
+def by_length(examples, chosen: Sequence[int], framing: Framing) -> list[int]:
+    """Return positions of examples in an order in which batches need little padding.
+
+    It is the given order if all examples cost the same.
+    """
+    lengths = examples.modality.preparation(examples.images, [View()], framing).lengths
+    if lengths is None:
+        return list(chosen)
+    return [chosen[i] for i in np.argsort(lengths[chosen], kind="stable")]
+
+
 def views(
     examples,
     chosen: Sequence[int],
@@ -156,12 +166,12 @@ def views(
     digests = [int.from_bytes(examples.digests[i][:8], "little") >> 1 for i in chosen]
     numbers = [view.number for view in views]
     seeds = np.stack(np.broadcast_arrays(np.array(digests, "int64")[:, None], numbers), axis=2)
-    size = int(np.prod(preparation.shape)) * np.dtype(preparation.dtype).itemsize
     rows = tf.data.Dataset.from_tensor_slices((np.array(chosen, "int32"), seeds))
     stream = rows.batch(batch_size).map(
         _as_written(lambda rows, seeds: (rows, tf.transpose(seeds, [1, 0, 2])))
     )
-    ahead = max(2, min(16, _PREFETCH_BYTES // (batch_size * len(views) * size)))
+    size = batch_size * len(views) * max(1, preparation.nbytes)
+    ahead = max(2, min(16, _PREFETCH_BYTES // size))
     return prepared(stream, preparation, lambda examples: examples).prefetch(ahead)
 
 
@@ -185,12 +195,8 @@ def prepared(
     kind, count = preparation.dtype, preparation.draws
 
     def make(rows, draws, seeds):
-        out = np.empty((*seeds.shape[:2], *preparation.shape), kind)
-        with python_calls, preparation.busy:
-            for_each(
-                lambda i: preparation.make(rows[i], draws[:, i], seeds[:, i], out[:, i]), len(rows)
-            )
-        return out
+        with python_calls:
+            return preparation.batch(rows, draws, seeds)
 
     def draw(seeds):
         if not drawn:
@@ -383,8 +389,7 @@ def _evaluation_batches(examples, framing, batch_size, memory, share):
 
     stream = slices(part).map(_as_written(rows))
     made = prepared(stream, preparation, labeled, drawn=False)
-    size = int(np.prod(preparation.shape)) * np.dtype(preparation.dtype).itemsize
-    if memory is not None and memory.reserve(len(part.places) * size):
+    if memory is not None and memory.reserve(len(part.places) * preparation.nbytes):
         made = made.cache()
     return made.repeat() if share else made
 

@@ -143,7 +143,7 @@ class _Tuner:
             **self.config,
             **self.options,
             "image_size": self.model.input_shape[1],
-            **framing_of(self.model).to_dict(),
+            **framing_of(self.model).recorded(),
             "precision": self.model.dtype_policy.name,
             "model": whole.fingerprint,
             "space": plain_space(self.search.space),

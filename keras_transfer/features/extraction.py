@@ -124,11 +124,18 @@ def extract(
                 say(f"cache: removed a damaged shard, whose rows are computed again ({damage})")
         return tables
 
+    def in_order(rows):
+        if not rows or source:
+            return rows
+        from keras_transfer.data.batches import by_length
+
+        return by_length(examples, rows, prefix.framing)
+
     def missing_in(tables):
         """Return (examples without all views, the positions of views without all examples)."""
         lacking = [table.missing(examples.digests) for table in tables]
         rows = sorted({i for missing in lacking for i in missing})
-        return rows, [n for n, missing in enumerate(lacking) if missing]
+        return in_order(rows), [n for n, missing in enumerate(lacking) if missing]
 
     tables = {name: tables_of(name) for name in usable_engines(engine, prefix)}
     name = min(tables, key=lambda n: len(missing_in(tables[n])[0]), default="")
@@ -158,7 +165,8 @@ def extract(
         if on_disk:
             store.trim(keep=[table.key for table in tables[name]])
         how = "from those of an earlier cut" if source else choice.reason
-        say(f"features of {len(missing)} images computed; engine {name}: {how}")
+        many = examples.modality.many
+        say(f"features of {len(missing)} {many} computed; engine {name}: {how}")
     places = np.stack([table.locate(examples.digests) for table in tables[name]])
     return Activations(tables[name], places, name)
 

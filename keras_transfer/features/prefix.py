@@ -17,7 +17,7 @@ import numpy as np
 from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at
-from keras_transfer.models.framing import framing_of
+from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.models.graph import chain
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.extras import is_installed
@@ -87,7 +87,7 @@ class Prefix:
             "keras": keras.__version__,
             "prefix": self.fingerprint,
             "image_size": self.image_size,
-            **(self.framing.to_dict() if self.framing else {}),
+            **(self.framing.recorded() if self.framing else {}),
         }
 
 
@@ -97,9 +97,8 @@ def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) ->
     name = f"{backbone.name}, {stages} of {len(backbone.stages)} stages"
     whole = stages == len(backbone.stages)
     first = backbone if whole else backbone.between(0, stages)
-    if len(backbone.input_shape) == 2:  # token ids
-        return Prefix(first, name, takes="int32")
-    return Prefix(first, name, framing=framing_of(backbone))
+    framing = framing_of(backbone)
+    return Prefix(first, name, takes=modality_of(backbone).input_dtype, framing=framing)
 
 
 def _nameless(config, places=None):
@@ -199,7 +198,8 @@ def pooled_stages(backbone: Backbone) -> Prefix:
     joined = keras.layers.Concatenate(name="all_stages", dtype="float32")(vectors)
     model = keras.Model(backbone.inputs[0], joined, name=f"{backbone.name}_stages")
     name = f"{backbone.name}, pooled after each of {len(vectors)} stages"
-    return Prefix(model, name, framing=framing_of(backbone))
+    dtype = modality_of(backbone).input_dtype
+    return Prefix(model, name, takes=dtype, framing=framing_of(backbone))
 
 
 def stage_columns(backbone: Backbone) -> list[slice]:

@@ -6,7 +6,7 @@ the same rules for training, evaluation and export:
     file → `examine` (facts, faults) → `open` → `preparation(framing)` → tensor → model
 
 A **framing** says how: for images the size of the square and the crop, for clips the size of the log-mel
-image, the sample rate and the window. It is stored with the model and contains its modality's name, so a
+image, the sample rate and the window, for texts the vocabulary and the largest number of tokens. It is stored with the model and contains its modality's name, so a
 loaded model reads examples as it did in training. Data, in turn, know their modality by their reader
 (`data.files`). All other code asks one of the two, and contains no branch on the kind of example: what
 does not apply to a modality (mirror images, players) is absent there.
@@ -28,6 +28,7 @@ _MOST = 0.9  # of the files that have a known extension
 _ROOMS = {
     "image": "keras_transfer.modalities.image.modality",
     "audio": "keras_transfer.modalities.audio.modality",
+    "text": "keras_transfer.modalities.text.modality",
 }
 
 
@@ -49,8 +50,13 @@ class Framing(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """Shape of a model input."""
+    def shape(self) -> tuple[int | None, ...]:
+        """Shape of a model input; None where it differs from batch to batch."""
+
+    @property
+    def extent(self) -> str:
+        """The size in words."""
+        return f"{self.size} px"
 
     @abstractmethod
     def at(self, size: int | None) -> "Framing":
@@ -58,7 +64,11 @@ class Framing(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict:
-        """Return everything but the size, as plain data."""
+        """Return everything but the size of the model's input, as plain data."""
+
+    def recorded(self) -> dict:
+        """Return what a run's settings contain of it."""
+        return self.to_dict()
 
     @abstractmethod
     def __str__(self) -> str:
@@ -78,7 +88,9 @@ class Modality(ABC):
             `served` (1, or 0 if a served model cannot read it) where files differ in that.
         mirrors: whether an example may be mirrored.
         unreadable: what a served model answers for bytes that it cannot read.
-        input_dtype: dtype of the model's input.
+        axes: number of axes of a batch of model inputs.
+        input_name: of the model's input.
+        input_dtype: dtype in which the examples are prepared.
         decoded: (dtype, shape) of each part of a whole decoded example, see `whole`.
     """
 
@@ -90,6 +102,8 @@ class Modality(ABC):
     facts: Any
     mirrors: bool
     unreadable: str
+    axes: int = 4
+    input_name: str = "images"
     input_dtype: str = "uint8"
     decoded: Sequence[tuple[str, list]]
 
@@ -162,11 +176,22 @@ class Modality(ABC):
     def caster(self, split: str, **facts) -> Any:
         """Return what turns values in memory into decoded examples, see `image.arrays.Cast`."""
 
+    def holds(self, values: Sequence, facts: Mapping) -> bool:
+        """Return whether values in memory, of which some facts are given, are such examples.
+
+        Images are what no other modality takes.
+        """
+        return False
+
     # -- framing
 
     @abstractmethod
     def framing(self, values: Mapping) -> Framing:
         """Return the framing that `Framing.to_dict` wrote."""
+
+    def open_framing(self, size: int | None) -> Framing:
+        """Return the framing of a model of which nothing else is known."""
+        return open_framing(size)
 
     @abstractmethod
     def choose_framing(self, data, size: int) -> tuple[Framing, str]:
@@ -191,6 +216,23 @@ class Modality(ABC):
         return smaller_sizes(size)
 
     # -- tensors
+
+    def model_input(self, name: str, shape: Sequence, size: int | None) -> tuple:
+        """Return (shape without the first axis, dtype or None for Keras's default, name) of a model's input.
+
+        Args:
+            name, shape: of the backbone and of its input, [N, …].
+            size: as requested.
+
+        Raises:
+            InputError: if the backbone does not take that size.
+        """
+        size = size or shape[1]
+        if size is None:
+            raise InputError(f"Pass image_size: '{name}' accepts any.")
+        if shape[1] not in (None, size):
+            raise InputError(f"This backbone was built for image size {shape[1]}, not {size}.")
+        return (size, size, 3), None, self.input_name
 
     @abstractmethod
     def preparation(self, reader, views: Sequence, framing: Any, memory=None) -> Any:
@@ -296,9 +338,12 @@ class Modality(ABC):
     # -- framings
 
     def require_framing(self, framing: Framing) -> None:
-        """Raise InputError if a model reads another kind of example."""
-        if framing.modality != self.name:
-            other = find_modality(framing.modality)
+        """Raise InputError if a model reads another kind of example.
+
+        While its framing is open, a model for images may become one of any kind that becomes images.
+        """
+        other = find_modality(framing.modality)
+        if other.name != self.name and (framing.settled or other.axes != self.axes):
             raise InputError(
                 f"The model reads {other.many}, but these are {self.many}: build a model for them."
             )
@@ -310,10 +355,8 @@ class Modality(ABC):
             InputError: if the framing is for another modality.
         """
         framing = open_framing(framing)
-        if not framing.settled:
-            return self.default_framing(data, framing.size)
         self.require_framing(framing)
-        return framing
+        return framing if framing.settled else self.default_framing(data, framing.size)
 
 
 def find_modality(name: str) -> Modality:
@@ -321,11 +364,30 @@ def find_modality(name: str) -> Modality:
     return importlib.import_module(_ROOMS[name]).MODALITY
 
 
+def modality_in_memory(values: Sequence, facts: Mapping) -> Modality:
+    """Return the modality of values in memory, such as strings; that of images if no other takes them.
+
+    Args:
+        facts: about all of them, such as `rate`.
+    """
+    rooms = map(find_modality, _ROOMS)
+    return next((room for room in rooms if room.holds(values, facts)), find_modality("image"))
+
+
 def open_framing(image_size: "int | Framing | None" = None) -> Framing:
     """Return an image size as a framing of which nothing else is known, and a framing as it is."""
     from keras_transfer.modalities.image import framing
 
     return image_size if isinstance(image_size, Framing) else framing.Framing(image_size)
+
+
+def framing_of_shape(shape: Sequence) -> Framing:
+    """Return the framing of which nothing is known but the shape of the model's input, [N, …].
+
+    That of images stands for all modalities that become images.
+    """
+    name = next((name for name in _ROOMS if find_modality(name).axes == len(shape)), "image")
+    return find_modality(name).open_framing(shape[1])
 
 
 def framing_from(values: Mapping) -> Framing:

@@ -54,7 +54,8 @@ def training_model(
         assert prefix is not None, "a cut has stages before it"
         x = inputs = keras.Input(prefix.output_shape[1:], dtype=prefix.outputs[0].dtype)
     else:
-        x = inputs = keras.Input(backbone.input_shape[1:], name="images")
+        first = backbone.inputs[0]
+        x = inputs = keras.Input(first.shape[1:], dtype=first.dtype, name=first.name)
         if prefix is not None:
             x = Inference(folded(prefix))(x)
     if suffix is not None:

@@ -9,6 +9,7 @@ from keras_transfer.data.classes import in_recorded_order
 from keras_transfer.data.examples import Target
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.framing import Framing
+from keras_transfer.models.framing import modality_of
 from keras_transfer.models.graph import rebuild
 from keras_transfer.models.heads import HEADS, Head, TaskOutput
 from keras_transfer.models.sources.backbones import build_backbone
@@ -84,16 +85,9 @@ def build_model(
 
 
 def _inputs(backbone, image_size):
-    if len(backbone.input_shape) == 2:  # token ids
-        return keras.Input(backbone.input_shape[1:], dtype="int32", name="token_ids")
-    image_size = image_size or backbone.input_shape[1]
-    if image_size is None:
-        raise InputError(f"Pass image_size: '{backbone.name}' accepts any.")
-    if backbone.input_shape[1] not in (None, image_size):
-        raise InputError(
-            f"This backbone was built for image size {backbone.input_shape[1]}, not {image_size}."
-        )
-    return keras.Input((image_size, image_size, 3), name="images")
+    kind = modality_of(backbone)
+    shape, dtype, name = kind.model_input(backbone.name, backbone.input_shape, image_size)
+    return keras.Input(shape, dtype=dtype, name=name)
 
 
 def _check_names(heads):
@@ -122,8 +116,6 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
     """
     require_image_size(image_size)
     backbone = backbone_of(model)
-    if image_size is not None and len(model.input_shape) == 2:
-        raise InputError(f"The model '{model.name}' reads token ids: it has no image size.")
     image_size = image_size or model.input_shape[1]
     if backbone.input_shape[1] == image_size:
         return backbone
@@ -148,6 +140,10 @@ def check_other_size(model: keras.Model, image_size: int) -> None:
     """
     require_image_size(image_size)
     size = model.input_shape[1]
+    if image_size == size:
+        return
+    if size is None:
+        modality_of(model).model_input(f"'{model.name}'", model.input_shape, image_size)
     if (image_size - size) % 32 or image_size < 32:
         raise InputError(
             f"Image size {image_size} does not differ from the model's {size} by a multiple of 32."

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_transfer.errors import InputError
-from keras_transfer.modalities import Framing, find_modality, framing_from, open_framing
+from keras_transfer.modalities import Framing, find_modality, framing_from, framing_of_shape
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.console import say
 
@@ -16,18 +15,13 @@ def framing_of(model: keras.Model, image_size: int | None = None, data=None) -> 
     Args:
         image_size: by default the model's.
         data: decides the framing of a model that was built without one; the model stays as it is.
-
-    Raises:
-        InputError: the model reads texts.
     """
-    if len(model.input_shape) == 2:
-        raise InputError(f"The model '{model.name}' reads token ids of texts, not images.")
     size = image_size or model.input_shape[1]
     known = (backbone.framing for backbone in _backbones(model))
     framing = next((one for one in known if one is not None and one.settled), None)
     if framing is None and data is not None:
         framing, _ = data.modality.choose_framing(data, model.input_shape[1])
-    return open_framing(size) if framing is None else framing.at(size)
+    return framing_of_shape(model.input_shape).at(size) if framing is None else framing.at(size)
 
 
 def settle_framing(
@@ -46,8 +40,8 @@ def settle_framing(
         return framing.to_dict(), reason
 
     known = framing_of(model)
+    data.modality.require_framing(known)
     if known.settled:
-        data.modality.require_framing(known)
         return
     values, reason = decide(choose)
     framing = framing_from(values)

@@ -365,7 +365,7 @@ class Plan:
                 (
                     p.phase.name,
                     f"{p.frozen} of {len(p.rates)}",
-                    *(p.epochs, p.steps, p.image_size, p.batch_size),
+                    *(p.epochs, p.steps, p.image_size or "-", p.batch_size),
                     *(f"{p.parameters:,}", "-" if closed else format_bytes(p.memory)),
                     *([] if seconds is None else ["-" if step is None else f"{step:.3g} s"]),
                     "closed form" if closed else p.phase.shape,

@@ -5,6 +5,7 @@ import math
 import keras
 
 from keras_transfer.errors import InputError
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.low_rank import (
     factor_sizes,
     has_attention,
@@ -71,7 +72,7 @@ def moving_parameters(model: keras.Model, phase: Phase, frozen: int) -> int:
 
 
 def memory_of(
-    model: keras.Model, phase: Phase, frozen: int, batch_size: int, image_size: int
+    model: keras.Model, phase: Phase, frozen: int, batch_size: int, image_size: int | None
 ) -> int:
     """Return about how many bytes a phase needs besides the program: an estimate.
 
@@ -81,16 +82,19 @@ def memory_of(
     moving = moving_parameters(model, phase, frozen)
     extra = 1 + _SLOTS + bool(phase.ema) + bool(phase.l2_sp) + (phase.accumulate > 1)
     weights = parameter_count(model.weights) + moving * extra
-    scale = (image_size / model.input_shape[1]) ** 2
+    size = model.input_shape[1]
+    scale = (image_size / size) ** 2 if image_size and size else 1
     wide = _NUMBER if model.dtype_policy.compute_dtype == "float32" else _NUMBER // 2
-    activations = _activations(model, frozen, folded=phase.batch_norm == "frozen")
+    tokens = framing_of(model).size or 1  # of the longest text
+    activations = _activations(model, frozen, tokens, folded=phase.batch_norm == "frozen")
     return int(_NUMBER * weights + wide * batch_size * scale * activations)
 
 
-def _activations(model, frozen, folded):
+def _activations(model, frozen, tokens, folded):
     """Return about the number of activations of one example in the trained stages.
 
     Args:
+        tokens: stands for a size that is open.
         folded: BatchNorm is computed inside the convolutions, see `models.acceleration.folded`.
     """
     layers = trained_layers(model, frozen)
@@ -98,7 +102,7 @@ def _activations(model, frozen, folded):
     total = 0
     for node in nodes_of(backbone_of(model)):
         if id(node.operation) in trained:
-            shape = [size or 1 for size in node.output_tensors[0].shape[1:]]
+            shape = [size or tokens for size in node.output_tensors[0].shape[1:]]
             total += math.prod(shape) + _inside(node.operation, shape)
     return total
 

@@ -326,7 +326,7 @@ class Trainer:
             **extra,
             **self.config.training_dict(),
             "image_size": self.model.input_shape[1],
-            **framing_of(self.model).to_dict(),
+            **framing_of(self.model).recorded(),
             "augment": self.augment,
             **({"devices": self.devices} if self.devices > 1 else {}),
             "precision": self.model.dtype_policy.name,

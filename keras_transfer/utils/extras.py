@@ -21,6 +21,7 @@ EXTRAS = {
     "soundfile": "audio",
     "soxr": "audio",
     "tensorflow_datasets": "tfds",
+    "tensorflow_text": "text",
     "tensorflow_serving": "client",
     "tf2onnx": "onnx",
 }

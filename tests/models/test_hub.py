@@ -12,6 +12,7 @@ from conftest import raises
 from keras_transfer.errors import InputError
 from keras_transfer.export import convert, open_export
 from keras_transfer.features.prefix import ENGINES, Prefix, prefix_of, stage_costs
+from keras_transfer.modalities import find_modality
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at, build_model
 from keras_transfer.models.framing import framing_of
@@ -477,11 +478,14 @@ def test_taps_of_texts_leave_out_padding():
 
 def test_images_do_not_reach_an_encoder_of_texts(images):
     model, _, source = plain("bert")
-    with raises("reads token ids of texts, not images"):
-        framing_of(model)
-    with raises("has no image size"):
+    assert framing_of(model).modality == "text"
+    with raises("The model reads texts, but these are images"):
+        find_modality("image").framing_for(framing_of(model), None)
+    with raises("tokenizer is unknown"):
+        find_modality("text").framing_for(framing_of(model), None)
+    with raises("has no image_size"):
         backbone_at(model, 64)
-    with raises("reads texts, which have no image_size"):
+    with raises("reads texts: it has no image_size"):
         build_model(source, HEAD, image_size=64)
 
 

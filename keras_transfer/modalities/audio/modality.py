@@ -96,6 +96,9 @@ class Audio(Modality):
 
         return Cast(split, **facts)
 
+    def holds(self, values: Sequence, facts: Mapping) -> bool:
+        return "rate" in facts
+
     def framing(self, values: Mapping) -> ClipFraming:
         return ClipFraming(rate=values["rate"], seconds=values["seconds"])
 

@@ -8,13 +8,14 @@ import numpy as np
 from keras_transfer.modalities.audio.augment import ClipAugmentation
 from keras_transfer.modalities.audio.framing import ClipFraming
 from keras_transfer.modalities.audio.log_mel import image_of
+from keras_transfer.modalities.one_by_one import OneByOne
 from keras_transfer.modalities.views import View
 
 _LEAST_NOISE = 0.01
 _MASKS = 2  # of each kind
 
 
-class Preparation:
+class Preparation(OneByOne):
     """Makes views of single clips; see `modalities.image.preparation.Preparation`.
 
     Args:

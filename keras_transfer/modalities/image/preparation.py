@@ -22,9 +22,10 @@ from keras_transfer.modalities.image.opened import open_pixels
 from keras_transfer.modalities.image.prepare import finisher
 from keras_transfer.modalities.image.resample import one_thread, resample
 from keras_transfer.modalities.image.transforms import Albumentations, KerasLayer
+from keras_transfer.modalities.one_by_one import OneByOne
 
 
-class Preparation:
+class Preparation(OneByOne):
     """Makes views of single images, in two steps.
 
     The first, `make`, runs in Python, in any number of threads. The second is the view's function in
@@ -42,6 +43,8 @@ class Preparation:
         draws: number of random numbers that `make` needs for a view.
         finish: for each view a graph function (image, seed int64 [2]) → image, or None.
         busy: context in which threads call `make`.
+        lengths: of the examples, int [N], if they differ in what they cost; else None.
+        nbytes: of a view, in the mean.
 
     Raises:
         InputError: if a Keras layer fails on images of that size.

@@ -9,6 +9,7 @@ import keras_hub
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.graph import rebuild
+from keras_transfer.models.sources import word_pieces
 from keras_transfer.models.sources.applications import check_pooling, normalized, pooled
 from keras_transfer.models.sources.encoders import ENCODERS, IMAGENET, side
 from keras_transfer.models.sources.presets import FAMILIES, PRESETS, not_available
@@ -42,7 +43,7 @@ def backbone_from_preset(name, *, image_size=None, pooling="auto", weights="imag
     try:
         model = keras_hub.models.Backbone.from_preset(name, load_weights=weights is not None)
         _add_token_type(name, model)
-        fields = {**_stated_form(name), **_special_tokens(name, model)}
+        fields = {**_stated_form(name), **_text_fields(name, model)}
         if pooling == "auto":
             pooling = _stated_pooling(name)
         preprocessing = _stated_preprocessing(name)
@@ -54,13 +55,18 @@ def backbone_from_preset(name, *, image_size=None, pooling="auto", weights="imag
         ) from error
     return backbone_from_hub(
         model,
-        image_size=image_size or (PRESETS[name].size if name in PRESETS else None),
+        image_size=image_size or _stated_size(name),
         pooling=pooling,
         weights=weights,
         preprocessing=preprocessing,
         name=Path(name).name,
         **fields,
     )
+
+
+def _stated_size(name) -> int | None:
+    preset = PRESETS.get(name)
+    return preset.size if preset and preset.kind == "image" else None
 
 
 def backbone_from_hub(
@@ -71,6 +77,7 @@ def backbone_from_hub(
     weights="imagenet",
     preprocessing=None,
     name=None,
+    framing=None,
     **fields,
 ) -> Backbone:
     """Take the backbone out of a model of KerasHub.
@@ -84,6 +91,7 @@ def backbone_from_hub(
         weights: None re-initializes the weights.
         preprocessing: scale and offset of the pixels; by default the family's.
         name: of the backbone; by default the model's.
+        framing: of the texts, if they are known to be tokenized so.
         fields: fields of `Form` that differ from KerasHub's.
 
     Raises:
@@ -104,7 +112,7 @@ def backbone_from_hub(
     encoder = (ENCODERS | TEXT_ENCODERS)[family](model, **fields)
     if family in TEXT_ENCODERS:
         if image_size is not None:
-            raise InputError(f"{name or model.name} reads texts, which have no image_size.")
+            raise InputError(f"{name or model.name} reads texts: it has no image_size.")
         x = inputs = keras.Input((None,), dtype="int32", name="token_ids")
     else:
         shape = getattr(model, "vision_encoder", model).image_shape
@@ -123,7 +131,7 @@ def backbone_from_hub(
         x = TokenPooling(pooling, encoder.prefix, name="pooling")(x)
     for part in parts if weights is not None else ():
         part.copy()
-    return Backbone(inputs, x, name=name or model.name)
+    return Backbone(inputs, x, name=name or model.name, framing=framing)
 
 
 def _check_pooling(pooling, class_token, name):
@@ -223,8 +231,8 @@ def _stated_pooling(preset: str) -> str:
     return "max" if stated.get("pooling_mode_max_tokens") else "auto"
 
 
-def _special_tokens(preset: str, model) -> dict:
-    """Return the ids of the padding and, if there are segments, of the separator."""
+def _text_fields(preset: str, model) -> dict:
+    """Return the framing of texts, and the ids of padding and, if there are segments, separator."""
     if model.token_embedding is None:  # it reads images
         return {}
     try:
@@ -233,10 +241,14 @@ def _special_tokens(preset: str, model) -> dict:
         reason = str(error).strip().splitlines()[0]
         say(f"{preset} has no tokenizer ({reason}): its family's padding token, one segment")
         return {}
-    ids = {"padding": tokenizer.pad_token_id}
+    positions = getattr(model, "position_embedding", None) or model.embeddings.position_embedding
+    framing = word_pieces.framing_of(
+        tokenizer, positions.sequence_length, lambda file: _file(preset, file)
+    )
+    fields = {"padding": tokenizer.pad_token_id, "framing": framing}
     if hasattr(model, "segment_embedding"):
-        ids["separator"] = tokenizer.sep_token_id
-    return ids
+        fields["separator"] = tokenizer.sep_token_id
+    return fields
 
 
 def _stated_preprocessing(preset: str) -> dict | None:

@@ -1,0 +1,164 @@
+"""Texts as a `Modality`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from keras_transfer.errors import InputError
+from keras_transfer.modalities import Modality
+from keras_transfer.modalities.reading import digest
+from keras_transfer.modalities.statistics import spread
+from keras_transfer.modalities.text import augment, check
+from keras_transfer.modalities.text.framing import TextFraming
+from keras_transfer.utils.extras import require
+
+_FEW = 100  # values in memory, of which one is a string if they are texts
+_RULES = 1  # of checking: increase it when `examine` changes what it finds in the same file
+
+
+class Texts(Modality):
+    """Texts: UTF-8 in files, strings once decoded, token ids for the model."""
+
+    name, one, many = "text", "text", "texts"
+    extensions = frozenset(check.EXTENSIONS)
+    formats = "UTF-8"
+    facts = check.Facts
+    mirrors = False
+    axes = 2
+    input_name = "token_ids"
+    input_dtype = "int32"
+    decoded = (("string", []),)
+    served = "texts in UTF-8"
+    served_decoded = "`serving_default` takes texts, too."
+    file_example = "text.txt"
+    unreadable = "is empty or not UTF-8"
+
+    @property
+    def rules(self) -> str:
+        return str(_RULES)
+
+    def examine(self, contents: bytes) -> check.Facts:
+        return check.examine(contents)
+
+    def statistics(self, columns: Mapping) -> dict[str, dict]:
+        characters = columns["characters"]
+        return {"characters": spread(characters[characters > 0])}
+
+    def describe_statistics(self, statistics: dict) -> Iterator[str]:
+        if found := statistics["characters"]:
+            yield ""
+            names = {"least": "minimum", "median": "median", "greatest": "maximum"}
+            yield f"characters: {', '.join(f'{n} {found[k]:,}' for k, n in names.items())}"
+
+    def looks_right(self, start: bytes) -> bool:
+        """Return False: what is not called .txt is not taken for a text."""
+        return False
+
+    def open(self, contents: bytes) -> str:
+        return check.decode(contents)
+
+    def whole(self, opened: str) -> str:
+        return opened
+
+    def open_decoded(self, example: str) -> str:
+        return example
+
+    def check_decoded(self, example: str) -> str | None:
+        return check.fault_of(example)
+
+    def encode(self, example: str) -> bytes:
+        return example.encode()
+
+    def digest(self, example: str) -> bytes:
+        return digest(example.encode())
+
+    def caster(self, split: str, **facts):
+        from keras_transfer.modalities.text.arrays import Cast
+
+        return Cast(split)
+
+    def holds(self, values: Sequence, facts: Mapping) -> bool:
+        first = list(values[:_FEW])
+        return not facts and any(isinstance(value, (str, bytes)) for value in first)
+
+    def framing(self, values: Mapping) -> TextFraming:
+        return TextFraming.from_dict(values)
+
+    def open_framing(self, size: int | None) -> TextFraming:
+        return TextFraming(size)
+
+    def choose_framing(self, data, size: int | None):
+        """Raise InputError: the encoder brings its tokenizer, whatever the data."""
+        framing = TextFraming(size)
+        framing.required  # noqa: B018 - raises
+        return framing, ""
+
+    def default_framing(self, data, size: int | None) -> TextFraming:
+        framing, _ = self.choose_framing(data, size)
+        return framing
+
+    def model_input(self, name: str, shape, size: int | None) -> tuple:
+        if size is not None:
+            raise InputError(f"{name} reads texts: it has no image_size.")
+        return tuple(shape[1:]), self.input_dtype, self.input_name
+
+    def preparation(self, reader, views: Sequence, framing, memory=None):
+        require("tensorflow_text", "Reading texts")
+        from keras_transfer.modalities.text.preparation import Preparation
+
+        return Preparation(reader, views, framing, memory)
+
+    def resolve_augmentation(self, augmentation) -> augment.TextAugmentation:
+        return augment.resolve_augmentation(augmentation)
+
+    def default_augmentation(self, data, size: int | None) -> str:
+        return "none"
+
+    def stronger_augmentation(self, augmentation) -> augment.TextAugmentation:
+        return augment.PRESETS["heavy"]
+
+    def mixer(self, mix) -> Callable:
+        raise InputError(f"mix {mix.kind} is for images: half of each of two texts is not a text.")
+
+    def smaller_sizes(self, size: int | None) -> Sequence[int]:
+        return ()
+
+    def decoder(self, framing) -> Callable:
+        from keras_transfer.modalities.text.serving import decoder
+
+        return decoder(framing)
+
+    def requests(self, framing) -> dict:
+        from keras_transfer.modalities.text.serving import requests
+
+        return requests(framing)
+
+    def trial(self, example: str, framing) -> tuple:
+        from keras_transfer.modalities.text.serving import padded_ids
+
+        return padded_ids([example], framing)[0], {
+            "serving_default": {"texts": example},
+            "serve_bytes": {"bytes": example.encode()},
+        }
+
+    def noise(self, framing, count: int = 2) -> list:
+        """Return words of the vocabulary in any order."""
+        words = framing.required.vocabulary
+        rng = np.random.default_rng(0)
+        return [" ".join(words[i] for i in rng.integers(0, len(words), 12)) for _ in range(count)]
+
+    def describe_input(self, framing, count: str) -> str:
+        batch = "one text at a time, [1" if count == "1" else "[N"
+        return f"Input `token_ids`: int32 {batch}, T], at most {framing.size}, padded with zeros."
+
+    def describe_preparation(self, framing) -> str:
+        return (
+            "Tokenize texts as in training: WordPiece with the model's vocabulary\n"
+            f"({'' if framing.required.lowercase else 'not '}lowercased), at most {framing.size} tokens."
+        )
+
+    def describe_limits(self, framing) -> str:
+        return f"Of a text longer than {framing.size} tokens only the beginning is read."
+
+
+MODALITY = Texts()
