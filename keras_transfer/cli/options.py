@@ -36,7 +36,7 @@ Data = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="DATA/<class>/*.jpg, a .csv or .parquet table, a folder of TFRecords, or tfds:NAME.",
+        help="DATA/<class>/*.jpg, a .csv or .parquet table, a folder of TFRecords, tfds:NAME or hf:NAME.",
     ),
 ]
 Column = Annotated[

@@ -1,6 +1,6 @@
 """Datasets of labeled examples: open and check them, split them, and feed them in batches.
 
-Sources are folders, tables, arrays, TensorFlow Datasets and TFRecords. Modules here may import only
+Sources are folders, tables, arrays, TFRecords, TensorFlow Datasets and datasets of Hugging Face. Modules here may import only
 `modalities`, `utils` and `errors`. TensorFlow is imported when the first example is decoded.
 """
 
@@ -30,6 +30,7 @@ _NAMES = {
     "from_arrays": "arrays",
     "from_dataset": "arrays",
     "from_directory": "sources",
+    "from_hf": "hugging_face",
     "from_records": "tfrecord",
     "from_table": "tables",
     "from_tfds": "tfds",

@@ -17,14 +17,20 @@ from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.utils.names import make_options
 
-TFDS = "tfds:"  # prefix of the name of a dataset of TensorFlow Datasets
+# Prefix of the name of a dataset → whose it is.
+LIBRARIES = {"tfds:": "TensorFlow Datasets", "hf:": "Hugging Face"}
 FOLDER_TASKS = ("single_label", "multi_label")
 
 
 def require_source(source: str | os.PathLike) -> None:
     """Raise InputError if there is nothing at a path."""
-    if not str(source).startswith(TFDS) and not Path(source).expanduser().exists():
+    if library_of(source) is None and not Path(source).expanduser().exists():
         raise InputError(f"no such folder or file: {source}; check the path")
+
+
+def library_of(source: str | os.PathLike) -> str | None:
+    """Return the prefix of a dataset that a library has (`tfds:NAME`), None for a path."""
+    return next((prefix for prefix in LIBRARIES if str(source).startswith(prefix)), None)
 
 
 def open_data(
@@ -39,8 +45,8 @@ def open_data(
 
     Args:
         source: a folder of class folders (`from_directory`), a `.csv`, `.tsv` or `.parquet` file
-            (`from_table`), a folder of `write_records` (`from_records`), or `tfds:NAME`
-            (`from_tfds`).
+            (`from_table`), a folder of `write_records` (`from_records`), `tfds:NAME`
+            (`from_tfds`), or `hf:NAME` and `hf:FOLDER` (`from_hf`).
         val: folder of validation images, if `source` is a folder.
         task: `"multi_label"`: see `from_directory` for a folder; in a table, `label_column` contains
             labels joined by `|`.
@@ -52,21 +58,27 @@ def open_data(
     """
     path = Path(source).expanduser()
     is_table = path.suffix.lower() in TABLES
+    library = library_of(source)
     given = [name for name, value in (columns or {}).items() if value is not None]
-    if given and not is_table:
+    if given and not is_table and library != "hf:":
         raise InputError(f"{source} is not a table: {', '.join(given)} are only for tables.")
-    is_tfds = str(source).startswith(TFDS)
-    if not (is_tfds or is_table or (path / SCHEMA).is_file()):
+    if not (library or is_table or (path / SCHEMA).is_file()):
         return from_directory(path, val=val, task=task, **options)
     if val is not None:
-        kind = "TensorFlow Datasets" if is_tfds else "a table" if is_table else "TFRecord shards"
+        kind = LIBRARIES[library] if library else "a table" if is_table else "TFRecord shards"
         raise InputError(
             f"{source} is {kind}: mark its validation images there; --val is for folders."
         )
-    if is_tfds:
+    if library == "tfds:":
         from keras_transfer.data.tfds import from_tfds
 
-        return from_tfds(str(source)[len(TFDS) :], **options)
+        return from_tfds(str(source).removeprefix(library), **options)
+    if library == "hf:":
+        from keras_transfer.data.hugging_face import from_hf
+        from keras_transfer.data.tables import table_columns
+
+        name = str(source).removeprefix(library)
+        return from_hf(name, **table_columns(columns, task), **options)
     if is_table:
         from keras_transfer.data.tables import from_table, table_columns
 

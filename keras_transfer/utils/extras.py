@@ -8,6 +8,7 @@ from keras_transfer.errors import InputError
 EXTRAS = {
     "albumentations": "albumentations",
     "cv2": "opencv",
+    "datasets": "hf",
     "grpc": "client",
     "keras_hub": "hub",
     "mlflow": "mlflow",
