@@ -84,7 +84,6 @@ def evaluate(
     config = run.config
     augmentation = config.get("augment", "light")
     columns = merged(config.get("columns"), columns_of(column))
-    path_column = (columns or {}).get("path_column", "path")
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose a directory for --out.")
     if out is not None:
@@ -98,7 +97,7 @@ def evaluate(
     resolve_views(tta, augmentation)
     for by in slice or ():
         if by not in ("folder", "size"):
-            check_columns(data, by, path_column)
+            check_columns(data, by, columns)
 
     def opened(split):
         return open_labeled(data, known, split=split, split_file=run.split_path, columns=columns)
@@ -132,8 +131,7 @@ def evaluate(
             )
             fitted = None
     slices = {
-        by: slice_values(images, split, by, table=data, path_column=path_column)
-        for by in slice or ()
+        by: slice_values(images, split, by, table=data, columns=columns) for by in slice or ()
     }
     found = evaluation.assess(
         model, images, split, calibration=fitted, precision=precision, slices=slices, **options

@@ -74,6 +74,10 @@ class Arrays:
     def digests(self) -> list[bytes]:
         return [self.modality.digest(example) for example in self.arrays]
 
+    @cached_property
+    def alike(self) -> list[bytes]:
+        return self.digests
+
     def take(self, indices) -> "Arrays":
         names = [self.names[i] for i in indices]
         return Arrays([self.arrays[i] for i in indices], names, self.modality)
@@ -94,13 +98,6 @@ def find_usable(images, progress: bool) -> tuple[np.ndarray, list[Skipped]]:
     usable = [i for i, fault in enumerate(faults) if fault is None]
     skipped = [Skipped(name, fault) for name, fault in zip(images.names, faults) if fault]
     return np.array(usable, int), skipped
-
-
-def encoded_bytes(images, index: int) -> bytes:
-    """Return an example as the bytes of a file, such as a PNG for an array."""
-    if isinstance(images, Encoded):
-        return images.contents(index)
-    return images.modality.encode(images.decoded(index))
 
 
 def from_arrays(

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from keras_transfer.data.arrays import Contents
 from keras_transfer.data.classes import sorted_names
 from keras_transfer.data.duplicates import Duplicates, find_duplicates
 from keras_transfer.data.examples import ImageData, Target, label_summary
-from keras_transfer.data.files import Skipped, check_files
+from keras_transfer.data.files import Skipped, check_readers
 from keras_transfer.data.flaws import unprinted_flaws
 from keras_transfer.data.folders import read_splits
 from keras_transfer.data.readers import Files
@@ -156,14 +157,11 @@ def check_data(
 
 def report_on(data: ImageData, *, problem: str | None = None) -> Report:
     """Report on a dataset from any source; sizes and formats are reported for files only."""
-    paths = [
-        name
-        for part in data.examples.values()
-        if isinstance(part.images, Files)
-        for name in part.names
-    ]
+    readers = [part.images for part in data.examples.values()]
+    known = [reader for reader in readers if isinstance(reader, (Files, Contents))]
     no_classes = isinstance(data.targets, dict) or data.task == "regression"
-    checked = check_files(paths, modality=data.modality, progress=False)
+    checked = check_readers(known, data.modality)
+    paths = checked.names
     return Report(
         root=data.root,
         problem=problem,

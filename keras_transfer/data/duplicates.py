@@ -21,7 +21,7 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images whose files are equal, byte for byte.
+    """Examples whose files are equal, byte for byte, or nearly, see `Modality.alike`.
 
     Attributes:
         groups: the members of each group: those of train first, then val, then test.
@@ -57,12 +57,12 @@ class Duplicates:
 
 
 def find_duplicates(data: ImageData) -> Duplicates:
-    """Return images with the same content, within and across splits; checked files are not read."""
-    counts = Counter(digest for part in data.examples.values() for digest in part.digests)
+    """Return examples with the same content (texts: the same words), within and across splits."""
+    counts = Counter(digest for part in data.examples.values() for digest in part.alike)
     groups = defaultdict(list)
     for split, part in data.examples.items():
-        rows = [i for i, digest in enumerate(part.digests) if counts[digest] > 1]
+        rows = [i for i, digest in enumerate(part.alike) if counts[digest] > 1]
         labels = map_labels(lambda array: array[rows], part.labels)  # noqa: B023
         for i, label in zip(rows, label_texts(labels, data.targets)):
-            groups[part.digests[i]].append(Member(split, label, part.names[i]))
+            groups[part.alike[i]].append(Member(split, label, part.names[i]))
     return Duplicates(list(groups.values()))

@@ -162,9 +162,14 @@ class Examples:
         return self.images.digests
 
     @property
+    def alike(self) -> list[bytes]:
+        """Like `digests`, but near-duplicates share theirs, where the contents show them."""
+        return self.images.alike
+
+    @property
     def together(self) -> np.ndarray:
         """A number for each image, int [N]; copies, and images of one group, have the same."""
-        copies = np.unique(self.digests, return_inverse=True)[1]
+        copies = np.unique(self.alike, return_inverse=True)[1]
         return copies if self.groups is None else np.array(joined(copies, self.groups))
 
     def take(self, indices: np.ndarray) -> "Examples":

@@ -21,11 +21,12 @@ import numpy as np
 from keras_transfer.data.flaws import report_flaws
 from keras_transfer.data.readers import (
     Files,
+    encoded_bytes,
     file_stamp,
     in_threads,
 )
 from keras_transfer.modalities import Modality, modality_of_files
-from keras_transfer.modalities.reading import examine_file
+from keras_transfer.modalities.reading import digest, examine_file
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import cache_folder
 
@@ -148,6 +149,24 @@ def check_files(
                 index.add(key, stamp, facts)
             bar.update()
     return checked
+
+
+def check_contents(encoded: Sequence[bytes], names: Sequence[str], modality: Modality) -> Checked:
+    """Examine the bytes of examples in memory."""
+    checked = Checked(names, modality)
+    for row, contents in enumerate(encoded):
+        facts = modality.examine(contents)._replace(digest=digest(contents))
+        checked.set(row, (0, 0, 0, 0), facts)
+    return checked
+
+
+def check_readers(readers: Sequence, modality: Modality) -> Checked:
+    """Return the facts about the examples of some readers, see `data.readers`, one after the other."""
+    names = [name for reader in readers for name in reader.names]
+    if all(isinstance(reader, Files) for reader in readers):
+        return check_files(names, modality=modality, progress=False)
+    encoded = [encoded_bytes(reader, row) for reader in readers for row in range(len(reader))]
+    return check_contents(encoded, names, modality)
 
 
 def _unknown(checked, index, bar) -> Iterator[tuple]:

@@ -62,7 +62,7 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
             takes it.
         revision: of the hub.
         progress: show a bar on stderr, in a terminal or a notebook.
-        options: fields of `TableOptions`. `path_column` is the column of the examples, by default the one
+        options: fields of `TableOptions`. `path_column` or `text_column` is the column of the examples, by default the one
             that has images, clips or else texts; `label_column` is by default `label`, or the only column
             of classes. The others draw missing splits (`val_split=0.2`, …).
 
@@ -84,7 +84,8 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
         parts = source if isinstance(source, Mapping) else {"train": source}
         revision = parts[next(iter(parts))]._fingerprint
     features = next(iter(parts.values())).features
-    column, modality = _examples(features, options.pop("path_column", None), name)
+    given = options.pop("path_column", None) or options.pop("text_column", None)
+    column, modality = _examples(features, given, name)
     settings = make_options(TableOptions, options, "from_hf")
     labels = dict(settings.labels)
     if not any(

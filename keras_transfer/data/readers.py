@@ -3,7 +3,7 @@
 A reader gives an example by its position. It has `modality`, `names` (list[str]), `read(i, use)` (the
 result of `use`, a function of what `Modality.open` returns; a ValueError names an example that cannot be
 read), `decoded(i)` (whole; an image is uint8 [H, W, 3]), `media(i)` (what a page can play), `digests` (16
-bytes each, of the content), `take(indices)` and a length.
+bytes each, of the content), `alike` (the same for near-duplicates), `take(indices)` and a length.
 """
 
 import hashlib
@@ -72,6 +72,13 @@ class Encoded:
         """A digest of each image's content."""
         return [digest(self.contents(i)) for i in range(len(self))]
 
+    @cached_property
+    def alike(self) -> list[bytes]:
+        """A digest of each example that it shares with its duplicates and near-duplicates."""
+        if self.modality.alike is None:
+            return self.digests
+        return [self.modality.alike(self.contents(i)) for i in range(len(self))]
+
 
 class Files(Encoded):
     """Files on disk.
@@ -139,6 +146,10 @@ class _Concatenated:
     def decoded(self, index: int):
         return self.read(index, self.modality.whole)
 
+    def contents(self, index: int) -> bytes:
+        reader, row = self.rows[index]
+        return encoded_bytes(self.readers[reader], row)
+
     def media(self, index: int):
         reader, row = self.rows[index]
         return self.readers[reader].media(row)
@@ -150,6 +161,10 @@ class _Concatenated:
     @cached_property
     def digests(self) -> list[bytes]:
         return [self.readers[r].digests[i] for r, i in self.rows]
+
+    @cached_property
+    def alike(self) -> list[bytes]:
+        return [self.readers[r].alike[i] for r, i in self.rows]
 
     def take(self, indices):
         rows = self.rows[indices]
@@ -172,6 +187,13 @@ def as_reader(images):
     if isinstance(images, (list, tuple)) and all(isinstance(p, (str, os.PathLike)) for p in images):
         return Files([str(p) for p in images])
     return images
+
+
+def encoded_bytes(images, index: int) -> bytes:
+    """Return an example as the bytes of a file, such as a PNG for an array."""
+    if isinstance(images, (Encoded, _Concatenated)):
+        return images.contents(index)
+    return images.modality.encode(images.decoded(index))
 
 
 # -- reading in threads ---------------------------------------------------------------------------

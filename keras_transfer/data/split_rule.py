@@ -158,7 +158,7 @@ class SplitRule:
         if open_places:
             shares = self.shares(set(given))
             labels, class_names = strata(examples.take(pool).labels, target)
-            keys = [examples.digests[i] for i in places]
+            keys = [examples.alike[i] for i in places]
             groups = self.groups_of([names[i] for i in places])
             rule: dict[str, Any] = {"groups": groups, "seed": self.seed, "class_names": class_names}
             if self.folds is None:

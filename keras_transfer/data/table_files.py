@@ -1,6 +1,5 @@
 """Read tables as spreadsheets, pandas and other programs write them: CSV, TSV, Parquet, DataFrames."""
 
-import codecs
 import csv
 import io
 import re
@@ -12,18 +11,11 @@ from pathlib import Path
 from keras_transfer.data.files import TABLES
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import listed, say
+from keras_transfer.utils.encodings import MARKS, fitting_encoding
 from keras_transfer.utils.extras import require
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SAMPLED = 50  # rows by which the separator is recognized
-# Byte order marks, the longest first: that of UTF-16 begins that of UTF-32.
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t ]*(\r\n|\r|\n|\Z)', re.IGNORECASE)  # of Excel
 
 
@@ -35,11 +27,13 @@ class TableCells:
         columns: name → one value per row.
         name: the file, for messages.
         rows: number of each row in the file, without the header, for messages.
+        of_file: whether it was read from a file.
     """
 
     columns: Mapping[str, Sequence]
     name: str = "the table"
     rows: list[int] = field(default_factory=list)
+    of_file: bool = False
 
 
 def read_columns(table) -> TableCells:
@@ -81,7 +75,7 @@ def _read_file(path):
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path} cannot be read as Parquet: {error}") from None
         pairs = zip(read.column_names, (column.to_pylist() for column in read.columns))
-        return _cells(list(pairs), str(path))
+        return _cells(list(pairs), path)
     if kind not in TABLES:
         raise InputError(f"{path} is not one of {', '.join(TABLES)}: export it as CSV UTF-8.")
     return _read_csv(path, "\t" if kind == ".tsv" else ",")
@@ -92,7 +86,7 @@ def _cells(pairs, name) -> TableCells:
     pairs = [(column.strip(), [_stripped(value) for value in values]) for column, values in pairs]
     _require_unique([column for column, _ in pairs], name)
     count = len(pairs[0][1]) if pairs else 0
-    return TableCells(dict(pairs), name, list(range(1, count + 1)))
+    return TableCells(dict(pairs), str(name), list(range(1, count + 1)), isinstance(name, Path))
 
 
 def _stripped(value):
@@ -135,12 +129,12 @@ def _read_csv(path, usual) -> TableCells:
         for i, name in enumerate(header)
         if name  # pandas writes its index without a name
     }
-    return TableCells(columns, str(path), [number for number, _ in numbered])
+    return TableCells(columns, str(path), [number for number, _ in numbered], True)
 
 
 def _decoded(path) -> str:
     raw = path.read_bytes()
-    encoding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in MARKS.items() if raw.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in raw[:2]:  # UTF-16 without a mark begins with ASCII
         encoding = "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
     try:
@@ -149,7 +143,7 @@ def _decoded(path) -> str:
         line = raw.count(b"\n", 0, error.start) + 1
         fits, remedy = "", "save it as 'CSV UTF-8'"
         if encoding == "utf-8":
-            name = "cp1252" if _decodes(raw, "cp1252") else "latin-1"  # which takes any bytes
+            name = fitting_encoding(raw)
             fits = f" It fits {name}:"
             remedy += f", or convert it with iconv -f {name} -t utf-8"
         raise InputError(
@@ -158,13 +152,6 @@ def _decoded(path) -> str:
     if "\0" in text:
         raise InputError(f"{path} is not CSV but binary: export the table as 'CSV UTF-8'.")
     return text
-
-
-def _decodes(raw, encoding):
-    try:
-        return raw.decode(encoding) is not None
-    except UnicodeDecodeError:
-        return False
 
 
 def _rows(text, delimiter):

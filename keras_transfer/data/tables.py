@@ -1,15 +1,11 @@
-"""Tables (CSV, Parquet, pandas) of image paths and labels as a source."""
+"""Tables (CSV, Parquet, pandas) of labels, and of paths or texts, as a source."""
 
 import difflib
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path, PureWindowsPath
-
-import numpy as np
+from pathlib import Path
 
 from keras_transfer.data.examples import (
     SEPARATOR,
@@ -19,7 +15,7 @@ from keras_transfer.data.examples import (
     label_texts,
     map_labels,
 )
-from keras_transfer.data.files import Skipped, check_examples
+from keras_transfer.data.files import Skipped
 from keras_transfer.data.label_columns import (
     Cells,
     column_names,
@@ -31,14 +27,30 @@ from keras_transfer.data.label_columns import (
 )
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.data.table_files import TableCells, read_columns
+from keras_transfer.data.table_rows import FileRows, TextRows, mean_words
 from keras_transfer.errors import ColumnError, InputError
 from keras_transfer.modalities import known_extensions
 from keras_transfer.utils.console import listed, say
 from keras_transfer.utils.names import make_options, sequence_of_names
 
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 # Usual names of columns, to suggest one, in lower case.
-_PATHS = ("path", "file", "filename", "file_name", "image", "image_path", "image_id", "img", "id")
+_PATHS = ("path", "file", "filename", "file_name", "image", "image_path", "image_id", "img")
+_TEXTS = (
+    *(
+        "text",
+        "texts",
+        "sentence",
+        "review",
+        "message",
+        "sms",
+        "comment",
+        "content",
+        "body",
+        "tweet",
+    ),
+    *("post", "question", "utterance", "query", "document", "headline"),
+)
+_FEW_WORDS = 3  # in a column of texts
 _LABELS = ("label", "labels", "class", "class_name", "category", "target", "species", "tags", "y")
 
 
@@ -47,7 +59,8 @@ class TableOptions(SplitRule):
     """What the columns of a table hold, and how the missing splits are drawn.
 
     Attributes:
-        path_column: column of image files; relative paths start at `root`.
+        path_column: column of files; relative paths start at `root`. By default `path`.
+        text_column: column of texts instead; by default `text`, if there is no `path`.
         label_column: column of classes, names or integers; by default `label`.
         label_columns, targets, heads: columns of other labels, see `read_targets`.
         split_column: column of `train`, `val` or `test`; by default `split`, if it exists.
@@ -55,7 +68,8 @@ class TableOptions(SplitRule):
         val_split, test_split, groups, folds, fold, split_file, seed: see `SplitRule`.
     """
 
-    path_column: str = "path"
+    path_column: str | None = None
+    text_column: str | None = None
     label_column: str | None = None
     label_columns: str | Sequence[str] | None = None
     targets: str | Sequence[str] | None = None
@@ -65,9 +79,11 @@ class TableOptions(SplitRule):
 
     def __post_init__(self):
         super().__post_init__()
-        for kind in ("path_column", "split_column", "group_column"):
+        for kind in ("path_column", "text_column", "split_column", "group_column"):
             if (wanted := getattr(self, kind)) is not None:
                 object.__setattr__(self, kind, *column_names(kind, wanted))
+        if self.path_column and self.text_column:
+            raise InputError("Pass path_column for files, or text_column for texts, not both.")
 
     @property
     def labels(self) -> dict:
@@ -75,6 +91,28 @@ class TableOptions(SplitRule):
         kinds = ("label_column", "label_columns", "targets", "heads")
         given = {kind: value for kind in kinds if (value := getattr(self, kind)) is not None}
         return given or {"label_column": "label"}
+
+    def examples(self, cells: TableCells) -> tuple[str, str]:
+        """Return (argument, column) of the examples; the column may be missing."""
+        if self.text_column is not None:
+            return "text_column", self.text_column
+        texts = "text" in cells.columns and "path" not in cells.columns
+        if self.path_column is None and texts:
+            return "text_column", "text"
+        return "path_column", self.path_column or "path"
+
+
+def rows_of(cells: TableCells, kind: str, column: str, base: Path) -> FileRows | TextRows:
+    """Return what a table's rows stand for.
+
+    Args:
+        kind, column: see `TableOptions.examples`.
+        base: the folder where relative paths start.
+    """
+    return _ROWS[kind](cells, column, base)
+
+
+_ROWS = {"path_column": FileRows, "text_column": TextRows}
 
 
 def table_columns(columns: Mapping | None, task: str | dict[str, str]) -> dict:
@@ -94,10 +132,11 @@ def from_table(
     progress: bool = True,
     **options,
 ) -> ImageData:
-    """Open images that a table lists, one per row.
+    """Open images or other files that a table lists, one per row, or the texts that it contains.
 
     Rows without a label (an empty cell, `NA` or `nan`) are skipped and listed. Paths may be written
-    with backslashes, and without the extension of an image if one file has that name.
+    with backslashes, and without the extension of an image if one file has that name. A text is
+    called after its row, such as `reviews.csv row 12`.
 
     Args:
         table: a `.csv`, `.tsv` or `.parquet` file, a pandas `DataFrame`, or a mapping of column
@@ -108,11 +147,12 @@ def from_table(
         known: what a model predicts, to evaluate it: the labels must match, and no splits are drawn;
             rows without a split form the split "all".
         progress: show a bar on stderr, in a terminal or a notebook.
-        options: fields of `TableOptions`: `path_column`, `label_column`, `label_columns`, `targets`,
-            `heads`, `split_column`, `group_column`, and those of `SplitRule` (`val_split=0.2`, …).
+        options: fields of `TableOptions`: `path_column` or `text_column`, `label_column`,
+            `label_columns`, `targets`, `heads`, `split_column`, `group_column`, and those of
+            `SplitRule` (`val_split=0.2`, …).
 
     Raises:
-        InputError: if a column is missing, a label is invalid, or a class has no usable image.
+        InputError: if a column is missing, a label is invalid, or a class has no usable example.
     """
     settings = make_options(TableOptions, options, "from_table")
     cells = read_columns(table)
@@ -130,7 +170,8 @@ def from_table(
     base = base.expanduser()
     cells, skipped = _without_unlabeled(cells, settings, known, base)
     columns, name = cells.columns, cells.name
-    paths = image_paths(cells, settings.path_column, base)
+    source = rows_of(cells, *settings.examples(cells), base)
+    paths = source.names
     split_column = settings.split_column or ("split" if "split" in columns else None)
     splits = _splits(cells, split_column, "all" if evaluating else "train")
     if settings.group_column is not None:
@@ -151,7 +192,7 @@ def from_table(
         labels, known = read_targets(part, **settings.labels, known=known, table=name, rows=numbers)
         labels_of: dict[str, int] = {}  # path → place in `labels`
         for place, i in enumerate(rows):
-            first = labels_of.setdefault(str(paths[i]), place)
+            first = labels_of.setdefault(paths[i], place)
             both = map_labels(lambda a: a[[first, place]], labels)  # noqa: B023
             one, other = label_texts(both, known)
             if one != other:
@@ -160,15 +201,16 @@ def from_table(
                     "remove one, or train with several labels per image (label_columns)."
                 )
         by_class = isinstance(known, Target) and known.task == "single_label"
-        ordered_paths = sorted(
-            labels_of, key=lambda p: (labels[labels_of[p]] if by_class else 0, p)
+        ordered = sorted(
+            labels_of.values(),
+            key=lambda place: (labels[place] if by_class else 0, source.order(rows[place])),
         )
-        good, faulty = check_examples(ordered_paths, progress=progress)
+        good, faulty = source.open([rows[place] for place in ordered], progress)
         skipped += faulty
         if not len(good):
             why = f" ({faulty[0].path}: {faulty[0].reason})" if faulty else ""
             raise InputError(
-                f"{name} lists no readable image for {split}{why}; check the paths and root."
+                f"{name} lists no readable {source.one} for {split}{why}; check the {source.remedy}."
             )
         places = [labels_of[path] for path in good.names]
         examples[split] = Examples(good, map_labels(lambda a: a[places], labels))  # noqa: B023
@@ -192,16 +234,17 @@ def _without_unlabeled(
             f"{cells.name}, row {cells.rows[0]}: {without[0]} is empty, and every row lacks a label."
         )
     numbers = [cells.rows[i] for i in without]
-    rows = "1 row is" if len(numbers) == 1 else f"{len(numbers)} rows are"
-    say(f"{cells.name}: {rows} skipped, for {names} is empty (row {listed(numbers)})")
-    paths = cells.columns[settings.path_column]
+    some = "1 row is" if len(numbers) == 1 else f"{len(numbers)} rows are"
+    say(f"{cells.name}: {some} skipped, for {names} is empty (row {listed(numbers)})")
+    kind, named = settings.examples(cells)
     skipped = [
-        Skipped(str(base / str(paths[i])), f"row {cells.rows[i]}: {column} is empty")
+        Skipped(_ROWS[kind].name(cells, named, base, i), f"row {cells.rows[i]}: {column} is empty")
         for i, column in without.items()
     ]
     rest = sorted(set(range(len(cells.rows))) - set(without))
     columns = {column: [values[i] for i in rest] for column, values in cells.columns.items()}
-    return TableCells(columns, cells.name, [cells.rows[i] for i in rest]), skipped
+    rows = [cells.rows[i] for i in rest]
+    return replace(cells, columns=columns, rows=rows), skipped
 
 
 def _splits(cells: TableCells, column, default):
@@ -221,88 +264,12 @@ def _splits(cells: TableCells, column, default):
     return splits
 
 
-# -- paths ----------------------------------------------------------------------------------------
-
-
-def image_paths(cells: TableCells, column: str, base: Path) -> list[Path]:
-    """Return the file of each row, as the table means it: see `from_table`.
-
-    Args:
-        base: the folder where relative paths start.
-
-    Raises:
-        InputError: if a cell is empty or not a path, or two files have the name of a path without an
-            extension.
-    """
-    read = Cells(cells.columns, cells.name, cells.rows)
-    texts = read.read(column, _path_text, "which is not a path")
-    found, backslashes, drives, extensions = [], [], [], []
-    for index, text in enumerate(texts):
-        path = base / text
-        if _DRIVE.match(text) and not path.exists():
-            path = _below(base, text)
-            drives.append(f"{text} as {path}")
-        elif "\\" in text and not path.exists():
-            path = base / text.replace("\\", "/")
-            backslashes.append(text)
-        if path.suffix.lower() not in known_extensions() and not path.is_file():
-            files = _by_stem(path.parent).get(path.name, [])
-            if len(files) > 1:
-                raise InputError(
-                    f"{read.where(index)}: {column} is {text!r}, but {len(files)} files in "
-                    f"{path.parent} have this name: {', '.join(files)}; add the extension."
-                )
-            if files:
-                path = path.parent / files[0]
-                extensions.append(f"{text} as {files[0]}")
-        found.append(path)
-    _by_stem.cache_clear()
-    for changed, what in (
-        (backslashes, "backslashes, which are read as slashes"),
-        (drives, f"the drive of another machine, and are looked for below {base}"),
-        (extensions, "no extension: the image of that name is read"),
-    ):
-        if changed:
-            say(f"{cells.name}: {len(changed)} paths have {what} (first: {changed[0]})")
-    return found
-
-
-def _below(base: Path, text: str) -> Path:
-    """Return the longest end of a path with a Windows drive that exists below a folder."""
-    parts = PureWindowsPath(text).parts[1:]
-    ends = [base.joinpath(*parts[start:]) for start in range(len(parts))]
-    fitting = (path for path in ends if path.is_file() or path.name in _by_stem(path.parent))
-    return next(fitting, ends[0] if ends else base)
-
-
-def _path_text(value) -> str:
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and value.is_integer():  # integers beside empty cells
-        return str(int(value))
-    if isinstance(value, bytes):
-        return os.fsdecode(value)
-    return os.fspath(value)
-
-
-@cache
-def _by_stem(folder: Path) -> dict[str, list[str]]:
-    """Return name without extension → names of the images in a folder."""
-    stems: dict[str, list[str]] = {}
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208
-    for name in names:
-        stem, extension = os.path.splitext(name)  # noqa: PTH122
-        if extension.lower() in known_extensions():
-            stems.setdefault(stem, []).append(name)
-    return stems
-
-
 # -- columns that are missing ---------------------------------------------------------------------
 
 
 def _require_columns(cells: TableCells, settings: TableOptions) -> None:
     """Raise ColumnError if a column is missing, and suggest those that may be meant."""
-    named = [("path_column", settings.path_column), ("split_column", settings.split_column)]
+    named = [settings.examples(cells), ("split_column", settings.split_column)]
     named += [("group_column", settings.group_column)]
     named += [(kind, column) for kind, column, _ in columns_of_labels(settings.labels)]
     wanted = {column: kind for kind, column in named if column is not None}
@@ -340,10 +307,14 @@ def _suggested(cells: TableCells, settings: TableOptions, missing: Mapping[str, 
         if near and named is not None and (isinstance(named, str) or len(named) == 1):
             suggested[kind] = lower[near[0]]
     kinds = set(missing.values())
-    path: str | None = settings.path_column
-    if "path_column" in kinds:
-        path = _likely_paths(cells) or suggested.get("path_column")
-        suggested |= {"path_column": path} if path else {}
+    kind, path = settings.examples(cells)
+    if kind in kinds:
+        likely = _likely_examples(cells, kind if settings.text_column else None)
+        if likely and (kind == "path_column" or kind not in suggested):
+            suggested.pop(kind, None)
+            suggested |= likely
+        path = next((suggested[k] for k in _ROWS if k in suggested), path)
+        kinds.discard(kind)
     kinds -= set(suggested)
     if "label_column" in kinds:
         taken = {path, settings.split_column or "split", settings.group_column}
@@ -354,6 +325,7 @@ def _suggested(cells: TableCells, settings: TableOptions, missing: Mapping[str, 
 
 KINDS_OF_COLUMNS = {
     "path_column": "path",
+    "text_column": "text",
     "label_column": "label",
     "label_columns": "labels",
     "targets": "targets",
@@ -367,18 +339,33 @@ def column_options(pairs: Sequence[str]) -> list[str]:
     return [part for pair in pairs for part in ("--column", pair)]
 
 
-def _likely_paths(cells: TableCells) -> str | None:
-    """Return the column that seems to list images, or None."""
+def _likely_examples(cells: TableCells, kind: str | None) -> dict[str, str]:
+    """Return the argument that names the column that seems to list files or contain texts; or {}.
+
+    Args:
+        kind: the argument, if it is known.
+    """
 
     def share(column):
         values = [v for v in cells.columns[column][:100] if isinstance(v, (str, os.PathLike))]
         images = sum(os.path.splitext(v)[1].lower() in known_extensions() for v in values)  # noqa: PTH122
         return images / max(1, len(values))
 
-    best = max(cells.columns, key=share, default=None)
-    if best is not None and share(best) > 0.5:
-        return best
-    return next((column for column in cells.columns if column.lower() in _PATHS), None)
+    def named(names):
+        return next((column for column in cells.columns if column.lower() in names), None)
+
+    files = max(cells.columns, key=share)
+    words = max(cells.columns, key=lambda column: mean_words(cells.columns[column]))
+    for argument, column in (
+        ("path_column", files if share(files) > 0.5 else None),
+        ("path_column", named(_PATHS)),
+        ("text_column", named(_TEXTS)),
+        ("path_column", named(("id",))),
+        ("text_column", words if mean_words(cells.columns[words]) >= _FEW_WORDS else None),
+    ):
+        if column is not None and kind in (None, argument):
+            return {argument: column}
+    return {}
 
 
 def _likely_labels(cells: TableCells, columns: Sequence[str]) -> dict[str, str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.arrays import encoded_bytes, find_usable
+from keras_transfer.data.arrays import find_usable
 from keras_transfer.data.examples import Examples, ImageData, Target, join_labels, map_labels
 from keras_transfer.data.files import SCHEMA, Skipped
-from keras_transfer.data.readers import Encoded
+from keras_transfer.data.readers import Encoded, encoded_bytes
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import find_modality

@@ -106,6 +106,10 @@ class Modality(ABC):
     input_name: str = "images"
     input_dtype: str = "uint8"
     decoded: Sequence[tuple[str, list]]
+    # Name of the simple model that users would try first, see `baseline_features`; None without one.
+    baseline: str | None = None
+    # A digest of the bytes of an example that near-duplicates share; None where only a model sees them.
+    alike: Callable[[bytes], bytes] | None = None
 
     # -- files
 
@@ -132,6 +136,10 @@ class Modality(ABC):
     @abstractmethod
     def describe_statistics(self, statistics: dict) -> Iterator[str]:
         """Yield these statistics as lines of text."""
+
+    @abstractmethod
+    def sizes(self, columns: Mapping) -> list[str]:
+        """Return the bin of each checked example by its size, such as `"64–127 px"`; see `statistics`."""
 
     @abstractmethod
     def looks_right(self, start: bytes) -> bool:
@@ -182,6 +190,17 @@ class Modality(ABC):
         Images are what no other modality takes.
         """
         return False
+
+    def baseline_features(self, examples: Sequence) -> Any:
+        """Return what makes the features of the baseline, which a linear model reads.
+
+        Args:
+            examples: decoded, for training.
+
+        Returns:
+            An unfitted transformer of scikit-learn from decoded examples to a matrix.
+        """
+        raise NotImplementedError
 
     # -- framing
 

@@ -1,6 +1,7 @@
 """Statistics of checked files, as plain data and as lines of text."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,6 +19,13 @@ def histogram(values: np.ndarray, edges: Sequence[int]) -> dict[str, int]:
     names = [f"{low}-{high - 1}" for low, high in zip([0, *edges], edges)] + [f"{edges[-1]}-"]
     counts = np.bincount(np.searchsorted(edges, values, "right"), minlength=len(names))
     return {name: int(count) for name, count in zip(names, counts) if count}
+
+
+def binned(values: np.ndarray, edges: Sequence[int], unit: str) -> list[str]:
+    """Return the bin of each value, such as `"64–127 px"`, which sorts naturally."""
+    names = [f"0–{edges[0] - 1} {unit}", *(f"{a}–{b - 1} {unit}" for a, b in pairwise(edges))]
+    names.append(f"{edges[-1]} {unit} or more")
+    return [names[i] for i in np.searchsorted(edges, values, side="right")]
 
 
 def spread(values: np.ndarray, number: Callable = int) -> dict:

@@ -81,7 +81,9 @@ def test_strings_and_files_are_texts(tmp_path):
         (tmp_path / name).write_bytes(contents)
     data = from_directory(tmp_path, progress=False)
     assert data.modality is TEXTS
-    assert [one.reason for one in data.skipped] == ["not UTF-8: byte 0 is 0xff; save it as UTF-8"]
+    assert [one.reason for one in data.skipped] == [
+        "not UTF-8 (invalid start byte, byte 0); it fits cp1251: convert it with iconv -f cp1251 -t utf-8"
+    ]
 
 
 _STRANGE = [

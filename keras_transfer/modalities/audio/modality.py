@@ -9,10 +9,11 @@ from keras_transfer.modalities import Modality
 from keras_transfer.modalities.audio import augment, decode
 from keras_transfer.modalities.audio.framing import ClipFraming, choose_framing
 from keras_transfer.modalities.reading import digest
-from keras_transfer.modalities.statistics import counted, described, spread
+from keras_transfer.modalities.statistics import binned, counted, described, spread
 
 _RULES = 2  # of checking: increase it when `examine` changes what it finds in the same file
 _CLIPPED = 10  # thousandths of the samples
+_SLICES = (1, 2, 5, 10, 30, 60)  # seconds
 _SAMPLE = 200  # clips whose headers are read
 _PLAYED_SECONDS, _PLAYED_RATE = 10, 16_000
 
@@ -63,6 +64,9 @@ class Audio(Modality):
         yield from described(statistics, titles)
         if count := statistics["clipped"]["clips"]:
             yield f"clipped (over {_CLIPPED / 10:g} % of the samples at full scale): {count} clips"
+
+    def sizes(self, columns: Mapping) -> list[str]:
+        return binned(columns["samples"] / np.maximum(1, columns["rate"]), _SLICES, "s")
 
     def looks_right(self, start: bytes) -> bool:
         return decode.starts_like_audio(start)

@@ -19,9 +19,10 @@ from keras_transfer.modalities.image.formats import (
     reader_versions,
 )
 from keras_transfer.modalities.reading import digest
-from keras_transfer.modalities.statistics import counted, described, histogram, spread
+from keras_transfer.modalities.statistics import binned, counted, described, histogram, spread
 
 _SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bins of the histogram, in pixels
+_SLICES = (64, 128, 256, 512, 1024, 2048)
 RULES = 5  # of checking: increase it when `examine` changes what it finds in the same file
 
 
@@ -71,6 +72,9 @@ class Images(Modality):
             yield f"width x height: {sizes}"
         titles = {"shorter_side": "shorter side", "formats": "format", "modes": "mode"}
         yield from described(statistics, {**titles, "exif_orientations": "EXIF orientation"})
+
+    def sizes(self, columns: Mapping) -> list[str]:
+        return binned(np.minimum(columns["width"], columns["height"]), _SLICES, "px")
 
     def looks_right(self, start: bytes) -> bool:
         return format_of(start) is not None

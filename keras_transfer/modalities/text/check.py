@@ -1,9 +1,23 @@
-"""Check and decode texts: UTF-8, in files or in memory."""
+"""Check texts: encodings, scripts, HTML, and what makes two texts near-duplicates."""
 
+import re
+import unicodedata
+from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
-EXTENSIONS = (".txt",)
+from keras_transfer.modalities.reading import digest
+from keras_transfer.utils.encodings import fitting_encoding
+
 MOST_CHARACTERS = 10_000_000  # of one example, far more than any model reads
+EXTENSIONS = (".txt",)
+_SAMPLE = 2000  # characters that tell the script
+_MARKUP = re.compile(
+    r"</?(a|b|body|br|code|div|em|font|h[1-6]|head|html|i|img|li|meta|p|pre|script|span|strong|style|"
+    r"table|td|th|tr|u|ul)(\s[^<>]*)?/?>|&(amp|lt|gt|quot|apos|nbsp|#\d{1,7}|#x[\da-f]{1,6});",
+    re.IGNORECASE,
+)
+_NO_WORDS = re.compile(r"[\W_]+")
 
 
 class Facts(NamedTuple):
@@ -11,31 +25,39 @@ class Facts(NamedTuple):
 
     Attributes:
         characters: number of characters; 0 if the text cannot be read.
-        digest: BLAKE2b of the whole file, 16 bytes; empty if the file was not read.
+        words: number of its parts between white space.
+        script: of most letters, such as `Latin` or `Cyrillic`; empty without letters.
+        markup: 1 if it contains HTML.
+        digest: BLAKE2b of the UTF-8 bytes, 16 bytes; empty if they were not read.
         fault: why the text cannot be used; None if it can.
     """
 
     characters: int = 0
+    words: int = 0
+    script: str = ""
+    markup: int = 0
     digest: bytes = b""
     fault: str | None = None
 
     @property
     def flaw(self) -> str | None:
-        """Why the model sees nothing in a usable text: an empty text is a fault."""
-        return None
+        """Why the model sees nothing in a usable text; None if it sees something."""
+        return None if self.script else "has no letters"
 
 
 def decode(contents: bytes) -> str:
     """Return the text in the bytes of a file.
 
     Raises:
-        ValueError: it is not UTF-8, empty, or too long.
+        ValueError: it is not UTF-8, empty, binary or too long.
     """
     try:
         text = contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        fits = fitting_encoding(contents)
         raise ValueError(
-            f"not UTF-8: byte {error.start} is 0x{contents[error.start]:02x}; save it as UTF-8"
+            f"not UTF-8 ({error.reason}, byte {error.start}); it fits {fits}: convert it with "
+            f"iconv -f {fits} -t utf-8"
         ) from None
     if fault := fault_of(text):
         raise ValueError(fault)
@@ -46,14 +68,41 @@ def fault_of(text: str) -> str | None:
     """Return why a text cannot be used; None if it can."""
     if not text.strip():
         return "empty text"
+    if "\0" in text:
+        return "not a text but binary data"
     if len(text) > MOST_CHARACTERS:
         return f"too long: {len(text):,} characters, the limit is {MOST_CHARACTERS:,}; divide it"
     return None
 
 
 def examine(contents: bytes) -> Facts:
-    """Return the facts about the bytes of a text file, without a digest."""
+    """Return the facts about the bytes of a text, without a digest."""
     try:
-        return Facts(len(decode(contents)))
+        text = decode(contents)
     except ValueError as error:
         return Facts(fault=str(error))
+    markup = int(_MARKUP.search(text) is not None)
+    return Facts(len(text), len(text.split()), script_of(text), markup)
+
+
+def script_of(text: str) -> str:
+    """Return the script of most letters at the beginning of a text; "" without letters."""
+    text = text[:_SAMPLE]
+    if text.isascii():
+        return "Latin" if any(map(str.isalpha, text)) else ""
+    counts = Counter(_script(letter) for letter in text if letter.isalpha())
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+@lru_cache(maxsize=10_000)
+def _script(letter: str) -> str:
+    """Return the script of a letter: the first word of its Unicode name."""
+    name = unicodedata.name(unicodedata.normalize("NFKC", letter)[0], "unknown").split()[0]
+    return {"CJK": "Han"}.get(name, name.capitalize())[:16]
+
+
+def alike(contents: bytes) -> bytes:
+    """Return a digest, 16 bytes, that texts share if only case, punctuation, spaces or markup differ."""
+    text = _MARKUP.sub(" ", contents.decode("utf-8-sig", "replace"))
+    words = _NO_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return digest(words.encode() or contents)

@@ -7,13 +7,14 @@ import numpy as np
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality
 from keras_transfer.modalities.reading import digest
-from keras_transfer.modalities.statistics import spread
+from keras_transfer.modalities.statistics import binned, counted, described, spread
 from keras_transfer.modalities.text import augment, check
 from keras_transfer.modalities.text.framing import TextFraming
 from keras_transfer.utils.extras import require
 
+_SLICES = (5, 10, 20, 50, 100, 200, 500)  # words
 _FEW = 100  # values in memory, of which one is a string if they are texts
-_RULES = 1  # of checking: increase it when `examine` changes what it finds in the same file
+_RULES = 2  # of checking: increase it when `examine` changes what it finds in the same file
 
 
 class Texts(Modality):
@@ -24,6 +25,8 @@ class Texts(Modality):
     formats = "UTF-8"
     facts = check.Facts
     mirrors = False
+    baseline = "TF-IDF + logistic regression"
+    alike = staticmethod(check.alike)
     axes = 2
     input_name = "token_ids"
     input_dtype = "int32"
@@ -41,14 +44,33 @@ class Texts(Modality):
         return check.examine(contents)
 
     def statistics(self, columns: Mapping) -> dict[str, dict]:
-        characters = columns["characters"]
-        return {"characters": spread(characters[characters > 0])}
+        known = columns["characters"] > 0
+        scripts = columns["script"][known]
+        return {
+            "characters": spread(columns["characters"][known]),
+            "words": spread(columns["words"][known]),
+            "scripts": counted(scripts[scripts != b""]),
+            "markup": {"texts": int(columns["markup"].sum())},
+        }
 
     def describe_statistics(self, statistics: dict) -> Iterator[str]:
-        if found := statistics["characters"]:
+        names = {"least": "minimum", "median": "median", "greatest": "maximum"}
+        if statistics["characters"]:
             yield ""
-            names = {"least": "minimum", "median": "median", "greatest": "maximum"}
-            yield f"characters: {', '.join(f'{n} {found[k]:,}' for k, n in names.items())}"
+        for title in ("characters", "words"):
+            if found := statistics[title]:
+                yield f"{title}: {', '.join(f'{n} {found[k]:,}' for k, n in names.items())}"
+        yield from described(statistics, {"scripts": "script"})
+        if count := statistics["markup"]["texts"]:
+            yield f"HTML tags or entities, which the model would read as words: {count} texts"
+
+    def sizes(self, columns: Mapping) -> list[str]:
+        return binned(columns["words"], _SLICES, "words")
+
+    def baseline_features(self, examples: Sequence[str]):
+        from keras_transfer.modalities.text.tfidf import vectorizer
+
+        return vectorizer(examples)
 
     def looks_right(self, start: bytes) -> bool:
         """Return False: what is not called .txt is not taken for a text."""

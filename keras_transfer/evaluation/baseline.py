@@ -1,0 +1,141 @@
+"""The simple model that a modality's users would try first, to show next to a result.
+
+For texts it is logistic regression on TF-IDF features. It is fitted by scikit-learn in seconds and
+needs neither Keras nor a pretrained model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_transfer.data.examples import Examples, ImageData, Target
+from keras_transfer.evaluation.result import summary_values
+from keras_transfer.evaluation.tasks import measure_classes, measure_labels, measure_values
+from keras_transfer.utils.console import say
+
+_STRENGTH = 10.0  # inverse of the regularization: features of unit norm need little
+_MEASURES = {
+    "single_label": measure_classes,
+    "multi_label": measure_labels,
+    "regression": measure_values,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A fitted baseline.
+
+    Attributes:
+        name: in words, such as `TF-IDF + logistic regression`.
+        targets: what it predicts, by head; a single head is called `output`.
+    """
+
+    name: str
+    targets: dict[str, Target]
+    _features: Any
+    _models: dict[str, Any]
+
+    def outputs(self, examples: Examples) -> dict[str, np.ndarray]:
+        """Return raw outputs [N, C] by head: logits, or the values of a regression."""
+        features = self._features.transform(_decoded(examples))
+        return {
+            name: _OUTPUTS[self.targets[name].task](model, features, len(self.targets[name].names))
+            for name, model in self._models.items()
+        }
+
+    def measure(self, examples: Examples) -> dict[str, dict]:
+        """Return head → the document of `evaluation.tasks`, on labeled examples."""
+        labels, outputs = _by_head(examples.labels), self.outputs(examples)
+        return {
+            name: _MEASURES[target.task](
+                target.names, labels[name], outputs[name], examples.names, most=0
+            )[0]
+            for name, target in self.targets.items()
+        }
+
+    def accuracy(self, examples: Examples) -> float:
+        """Return the accuracy on labeled examples of one class each."""
+        return float((self.outputs(examples)["output"].argmax(axis=1) == examples.labels).mean())
+
+
+def fit_baseline(examples: Examples, targets: Target | dict[str, Target]) -> Baseline | None:
+    """Fit the baseline of the examples' modality; return None if it has none."""
+    modality = examples.modality
+    if modality.baseline is None:
+        return None
+    decoded = _decoded(examples)
+    features = modality.baseline_features(decoded)
+    matrix = features.fit_transform(decoded)
+    of_heads = {"output": targets} if isinstance(targets, Target) else targets
+    labels = _by_head(examples.labels)
+    models = {
+        name: _MODELS[target.task]().fit(matrix, labels[name]) for name, target in of_heads.items()
+    }
+    return Baseline(modality.baseline, of_heads, features, models)
+
+
+def measure_baseline(data: ImageData, split: str) -> dict | None:
+    """Return the result of the baseline, fitted on train and measured on a split, as plain data.
+
+    Returns:
+        `name` and `heads`: name → title of each main metric → value; None without a baseline, or
+        without training examples.
+    """
+    train = data.examples.get("train")
+    if data.modality.baseline is None or train is None or split == "train":
+        return None
+    say(f"fitting {data.modality.baseline} on {len(train)} {data.modality.many}, to compare with")
+    baseline = fit_baseline(train, data.targets)
+    assert baseline is not None, "the modality has one"
+    heads = baseline.measure(data.examples[split])
+    return {
+        "name": baseline.name,
+        "heads": {
+            name: dict([next(iter(summary_values(head).items()))]) for name, head in heads.items()
+        },
+    }
+
+
+def _decoded(examples: Examples) -> list:
+    return [examples.images.decoded(row) for row in range(len(examples))]
+
+
+def _by_head(labels) -> dict[str, np.ndarray]:
+    return labels if isinstance(labels, dict) else {"output": labels}
+
+
+def _logistic():
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=_STRENGTH, max_iter=300, tol=1e-3)
+
+
+def _several():
+    from sklearn.multiclass import OneVsRestClassifier
+
+    return OneVsRestClassifier(_logistic())
+
+
+def _ridge():
+    from sklearn.linear_model import Ridge
+
+    return Ridge()
+
+
+_MODELS = {"single_label": _logistic, "multi_label": _several, "regression": _ridge}
+
+
+def _class_logits(model, features, count):
+    logits = np.full((features.shape[0], count), -50.0)  # of classes without a training example
+    logits[:, model.classes_] = np.maximum(model.predict_log_proba(features), -50.0)
+    return logits
+
+
+_OUTPUTS = {
+    "single_label": _class_logits,
+    "multi_label": lambda model, features, count: model.decision_function(features).reshape(
+        -1, count
+    ),
+    "regression": lambda model, features, count: model.predict(features).reshape(-1, count),
+}
