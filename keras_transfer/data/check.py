@@ -57,7 +57,11 @@ class Report:
 
         def plain(groups):
             return [
-                [{"split": m.split, "label": m.label, "path": m.name} for m in group]
+                [
+                    {"split": m.split, "label": m.label, "path": m.name}
+                    | ({"text": m.excerpt} if m.excerpt else {})
+                    for m in group
+                ]
                 for group in groups
             ]
 
@@ -109,7 +113,10 @@ class Report:
             ),
             (f"LEAKAGE: {many} that two splits share", _pairs(found.leaks)),
             (f"CONFLICTS: {many} with another label than their duplicate", _pairs(found.conflicts)),
-            ("groups of equal files", [" = ".join(map(str, group)) for group in found.groups]),
+            (
+                f"groups of {self.modality.equal}",
+                [" = ".join(map(str, group)) for group in found.groups],
+            ),
         ):
             yield from _listed(title, rows)
         yield from self.modality.describe_statistics(self.statistics)

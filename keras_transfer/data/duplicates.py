@@ -9,14 +9,16 @@ from keras_transfer.utils.console import printable
 
 
 class Member(NamedTuple):
-    """An image in a group of equal files."""
+    """An example in a group of equal ones; `excerpt` is what it says, if it is a text."""
 
     split: str
     label: str
     name: str
+    excerpt: str = ""
 
     def __str__(self) -> str:
-        return f"{printable(self.name)} ({self.split}, {self.label})"
+        said = f" “{printable(self.excerpt)}”" if self.excerpt else ""
+        return f"{printable(self.name)}{said} ({self.split}, {self.label})"
 
 
 @dataclass(frozen=True)
@@ -64,5 +66,6 @@ def find_duplicates(data: ImageData) -> Duplicates:
         rows = [i for i, digest in enumerate(part.alike) if counts[digest] > 1]
         labels = map_labels(lambda array: array[rows], part.labels)  # noqa: B023
         for i, label in zip(rows, label_texts(labels, data.targets)):
-            groups[part.alike[i]].append(Member(split, label, part.names[i]))
+            said = data.modality.excerpt(part.images, i)
+            groups[part.alike[i]].append(Member(split, label, part.names[i], said))
     return Duplicates(list(groups.values()))

@@ -63,7 +63,8 @@ class TableOptions(SplitRule):
         text_column: column of texts instead; by default `text`, if there is no `path`.
         label_column: column of classes, names or integers; by default `label`.
         label_columns, targets, heads: columns of other labels, see `read_targets`.
-        split_column: column of `train`, `val` or `test`; by default `split`, if it exists.
+        split_column: column of `train`, `val` or `test`; by default `split`, if it exists and is not
+            empty.
         group_column: column of groups that stay in one split, such as a person or a patient.
         val_split, test_split, groups, folds, fold, split_file, seed: see `SplitRule`.
     """
@@ -172,7 +173,9 @@ def from_table(
     columns, name = cells.columns, cells.name
     source = rows_of(cells, *settings.examples(cells), base)
     paths = source.names
-    split_column = settings.split_column or ("split" if "split" in columns else None)
+    split_column = settings.split_column
+    if split_column is None and not all(map(is_missing, columns.get("split", ()))):
+        split_column = "split"
     splits = _splits(cells, split_column, "all" if evaluating else "train")
     if settings.group_column is not None:
         read = Cells(columns, name, cells.rows).read

@@ -72,7 +72,8 @@ def fit_baseline(examples: Examples, targets: Target | dict[str, Target]) -> Bas
     models = {
         name: _MODELS[target.task]().fit(matrix, labels[name]) for name, target in of_heads.items()
     }
-    return Baseline(modality.baseline, of_heads, features, models)
+    kinds = dict.fromkeys(_NAMES[target.task] for target in of_heads.values())
+    return Baseline(f"{modality.baseline} + {' and '.join(kinds)}", of_heads, features, models)
 
 
 def measure_baseline(data: ImageData, split: str) -> dict | None:
@@ -85,7 +86,9 @@ def measure_baseline(data: ImageData, split: str) -> dict | None:
     train = data.examples.get("train")
     if data.modality.baseline is None or train is None or split == "train":
         return None
-    say(f"fitting {data.modality.baseline} on {len(train)} {data.modality.many}, to compare with")
+    say(
+        f"fitting a linear model on {data.modality.baseline} of {len(train)} {data.modality.many}, to compare with"
+    )
     baseline = fit_baseline(train, data.targets)
     assert baseline is not None, "the modality has one"
     heads = baseline.measure(data.examples[split])
@@ -120,9 +123,14 @@ def _several():
 def _ridge():
     from sklearn.linear_model import Ridge
 
-    return Ridge()
+    return Ridge(alpha=1 / _STRENGTH)
 
 
+_NAMES = {
+    "single_label": "logistic regression",
+    "multi_label": "logistic regression",
+    "regression": "ridge regression",
+}
 _MODELS = {"single_label": _logistic, "multi_label": _several, "regression": _ridge}
 
 

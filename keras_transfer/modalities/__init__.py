@@ -106,7 +106,8 @@ class Modality(ABC):
     input_name: str = "images"
     input_dtype: str = "uint8"
     decoded: Sequence[tuple[str, list]]
-    # Name of the simple model that users would try first, see `baseline_features`; None without one.
+    equal: str = "equal files"  # what duplicates are
+    # Name of the features of a simple model that users would try first; None without one.
     baseline: str | None = None
     # A digest of the bytes of an example that near-duplicates share; None where only a model sees them.
     alike: Callable[[bytes], bytes] | None = None
@@ -190,6 +191,18 @@ class Modality(ABC):
         Images are what no other modality takes.
         """
         return False
+
+    def excerpt(self, reader, index: int) -> str:
+        """Return the beginning of what an example says; "" if it is not written."""
+        return ""
+
+    def notes(self, data, framing: Any) -> Iterator[str]:
+        """Yield what is worth knowing about a model that reads these data with a settled framing.
+
+        Args:
+            data: an `ImageData`, or `Examples`.
+        """
+        yield from ()
 
     def baseline_features(self, examples: Sequence) -> Any:
         """Return what makes the features of the baseline, which a linear model reads.

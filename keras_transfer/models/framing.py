@@ -42,6 +42,8 @@ def settle_framing(
     known = framing_of(model)
     data.modality.require_framing(known)
     if known.settled:
+        for note in data.modality.notes(data, known):
+            say(note)
         return
     values, reason = decide(choose)
     framing = framing_from(values)

@@ -193,11 +193,20 @@ def _key_numbers(metrics, document):
             for title, value in list(summary_values(head).items())[:3]:
                 text, _, interval = format_value(value).partition(" ")
                 numbers.append((f"{of}{printable(title)}, {where}", text, interval))
+            numbers += _of_baseline(document, name, of)
     else:
         for key in ("accuracy", "map", "mae", "loss"):
             if (value := (metrics["val"] or {}).get(key)) is not None:
                 numbers.append((f"{key}, validation", f"{value:.4g}", ""))
     return [*numbers, ("training time", f"{metrics['wall_seconds']:.0f} s", "")]
+
+
+def _of_baseline(document, head, of):
+    """Yield the number that the modality's simple model reaches on the same examples."""
+    baseline = document.get("baseline")
+    for title, value in baseline["heads"][head].items() if baseline else ():
+        text, _, interval = format_value(value).partition(" ")
+        yield f"{of}{printable(title)} of {baseline['name']}", text, interval
 
 
 def _facts(config, metrics, model):
@@ -315,6 +324,7 @@ def _choose_split(data, split):
 
 def _measure(run, model, data, split, images, batch_size):
     from keras_transfer.evaluation.api import assess
+    from keras_transfer.evaluation.baseline import measure_baseline
     from keras_transfer.evaluation.calibration import calibrate
     from keras_transfer.evaluation.outputs import PROBABILITIES
     from keras_transfer.models.builders import check_targets, heads_of
@@ -331,7 +341,10 @@ def _measure(run, model, data, split, images, batch_size):
     evaluation = assess(
         model, data, split, calibration=calibration, most=most, batch_size=batch_size
     )
-    return evaluation.to_dict()
+    document = evaluation.to_dict()
+    if (baseline := measure_baseline(data, split)) is not None:
+        document["baseline"] = baseline
+    return document
 
 
 def _shots(model, examples, document, images, batch_size):

@@ -13,6 +13,7 @@ from keras_transfer.modalities.text.framing import TextFraming
 from keras_transfer.utils.extras import require
 
 _SLICES = (5, 10, 20, 50, 100, 200, 500)  # words
+_EXCERPT = 70  # characters
 _FEW = 100  # values in memory, of which one is a string if they are texts
 _RULES = 2  # of checking: increase it when `examine` changes what it finds in the same file
 
@@ -25,7 +26,8 @@ class Texts(Modality):
     formats = "UTF-8"
     facts = check.Facts
     mirrors = False
-    baseline = "TF-IDF + logistic regression"
+    baseline = "TF-IDF"
+    equal = "texts that are equal but for case, spaces and punctuation"
     alike = staticmethod(check.alike)
     axes = 2
     input_name = "token_ids"
@@ -66,6 +68,17 @@ class Texts(Modality):
 
     def sizes(self, columns: Mapping) -> list[str]:
         return binned(columns["words"], _SLICES, "words")
+
+    def excerpt(self, reader, index: int) -> str:
+        text = " ".join(reader.decoded(index).split())
+        return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
+
+    def notes(self, data, framing: TextFraming) -> Iterator[str]:
+        from keras_transfer.modalities.text.notes import notes
+
+        splits = getattr(data, "examples", {"train": data})
+        reader = splits.get("train", next(iter(splits.values()))).images
+        yield from notes(reader, framing, self.preparation(reader, (), framing).lengths)
 
     def baseline_features(self, examples: Sequence[str]):
         from keras_transfer.modalities.text.tfidf import vectorizer

@@ -1,0 +1,229 @@
+"""Texts in the cells of tables: read, split, checked and measured in slices."""
+
+import numpy as np
+import pytest
+from conftest import raises
+
+from keras_transfer.data import check_data, from_table, open_data, open_labeled
+from keras_transfer.errors import ColumnError, InputError
+from keras_transfer.evaluation.baseline import fit_baseline, measure_baseline
+from keras_transfer.evaluation.slices import slice_values
+from keras_transfer.modalities.text.check import alike, decode, examine, script_of
+from keras_transfer.modalities.text.framing import TextFraming, WordPiece
+from keras_transfer.modalities.text.notes import notes
+
+GOOD = ["what a lovely film", "great fun for all", "lovely and moving", "a great cast", "so good"]
+BAD = ["a dull and bad film", "bad acting again", "boring from start to end", "so bad", "dull plot"]
+COLUMNS = {"text": [*GOOD, *BAD], "label": ["good"] * 5 + ["bad"] * 5}
+
+
+def opened(columns, **options):
+    return from_table(columns, progress=False, **{"val_split": 0.4, **options})
+
+
+def texts_of(part):
+    return [part.images.decoded(i) for i in range(len(part))]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "frame"])
+def test_a_table_of_texts_needs_no_options(tmp_path, kind):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({**COLUMNS, "split": ["train", "train", "train", "val", "test"] * 2})
+    table = frame if kind == "frame" else tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(table)
+    elif kind != "frame":
+        frame.to_csv(table, index=False, sep="\t" if kind == "tsv" else ",")
+    data = from_table(table, progress=False)
+    assert data.modality.name == "text" and data.class_names == ("bad", "good")
+    assert {split: len(part) for split, part in data.examples.items()} == {
+        "train": 6,
+        "val": 2,
+        "test": 2,
+    }
+    assert texts_of(data.examples["train"]) == [*BAD[:3], *GOOD[:3]]
+    name = "row 1" if kind == "frame" else f"t.{kind} row 1"
+    assert data.split_table()[3] == (name, "good", "train")
+
+
+@pytest.mark.parametrize(
+    "columns, options, task, label",
+    [
+        (
+            {"tags": ["a|b", "a", "b", "|", "a"] * 2},
+            {"label_columns": "tags"},
+            "multi_label",
+            [1, 1],
+        ),
+        ({"stars": list(range(10))}, {"targets": "stars"}, "regression", [0.0]),
+        (
+            {"stars": list(range(10))},
+            {"heads": {"mood": {"label_column": "label"}, "stars": {"targets": "stars"}}},
+            {"mood": "single_label", "stars": "regression"},
+            None,
+        ),
+    ],
+)
+def test_every_task(columns, options, task, label):
+    data = opened({**COLUMNS, **columns}, **options, val_split=0.2)
+    assert data.task == task
+    if label is not None:
+        part = data.examples["train"]
+        row = part.names.index("row 1") if "row 1" in part.names else None
+        assert row is None or part.labels[row].tolist() == label
+
+
+def test_groups_stay_in_one_split_and_an_empty_split_column_is_none():
+    columns = {**COLUMNS, "who": ["x", "x", "y", "y", "z"] * 2, "split": [""] * 10}
+    data = opened(columns, group_column="who")
+    found = {
+        split: {columns["who"][int(n.split()[1]) - 1] for n in part.names}
+        for split, part in data.examples.items()
+    }
+    assert not found["train"] & found["val"]
+    again = opened(COLUMNS)
+    assert [p.names for p in again.examples.values()] == [
+        p.names for p in opened(COLUMNS).examples.values()
+    ]
+
+
+def test_near_duplicates_stay_in_one_split_and_check_reports_them(tmp_path):
+    columns = {
+        "text": [*GOOD, "What a LOVELY film!!", *BAD, "so  good."],
+        "label": ["good"] * 6 + ["bad"] * 6,
+    }
+    data = opened(columns, val_split=0.3)
+    for pair in (("row 1", "row 6"), ("row 5", "row 12")):
+        assert sum(set(pair) <= set(part.names) for part in data.examples.values()) == 1
+    columns["split"] = ["train", "val"] * 6
+    columns["text"][8] = "<br />dull &amp; plain"
+    columns["text"][9] = "?!"
+    columns["text"][3] = ""
+    (tmp_path / "t.csv").write_text(
+        "text,label,split\n" + "\n".join(map(",".join, zip(*columns.values())))
+    )
+    report = check_data(tmp_path / "t.csv")
+    assert [s.reason for s in report.faulty] == ["empty text"]
+    assert [s.reason for s in report.empty] == ["has no letters"]
+    assert [(a.label, b.label) for a, b in report.duplicates.conflicts] == [("good", "bad")]
+    assert len(report.duplicates.leaks) == 2
+    assert report.statistics["markup"] == {"texts": 1}
+    assert report.statistics["scripts"] == {"Latin": 10}
+    text = report.text()
+    assert "row 6 “What a LOVELY film!!” (val, good) is" in text
+    assert "words: minimum 1, median" in text and "script: Latin: 10" in text
+
+
+def test_bad_tables_are_explained():
+    for options, problem in (({}, "'path'"), ({"text_column": "reviwe"}, "'reviwe'")):
+        with pytest.raises(ColumnError, match=f"no column {problem}") as caught:
+            opened({"review": GOOD + BAD, "label": COLUMNS["label"]}, **options)
+        assert caught.value.options == ("text=review",)
+    with raises(
+        "row 1: text is 0, a number, not a text: name the column of texts: --column text=review"
+    ):
+        opened({"text": list(range(10)), "review": GOOD + BAD, "label": COLUMNS["label"]})
+    with raises("row 1: text is '0.5', a number, not a text"):
+        opened({"text": ["0.5", "3"] * 5, "label": COLUMNS["label"]})
+    with raises("Pass path_column for files, or text_column for texts, not both"):
+        opened(COLUMNS, path_column="text", text_column="text")
+    with raises("lists no readable text for train (row 6: empty text)"):
+        opened({"text": [""] * 10, "label": COLUMNS["label"]})
+
+
+def test_a_table_is_evaluated_in_slices(tmp_path):
+    columns = {**COLUMNS, "source": ["web", "mail"] * 5}
+    (tmp_path / "t.csv").write_text(
+        "text,label,source\n" + "\n".join(map(",".join, zip(*columns.values())))
+    )
+    known = open_data(tmp_path / "t.csv", val_split=0.4, progress=False).targets
+    data = open_labeled(tmp_path / "t.csv", known, progress=False)
+    assert slice_values(data, "all", "size")[:2] == ["5–9 words", "0–4 words"]
+    values = slice_values(data, "all", "source", table=tmp_path / "t.csv")
+    assert sorted(values) == ["mail"] * 5 + ["web"] * 5
+
+
+@pytest.mark.parametrize(
+    "text, encoding, script",
+    [
+        ("Grüße aus Köln", "cp1252", "Latin"),
+        ("Привет, как дела? Сегодня хорошо", "cp1251", "Cyrillic"),
+        ("Привет, как дела? Сегодня хорошо", "koi8-r", "Cyrillic"),
+        ("今日はいい天気ですね", "shift_jis", "Hiragana"),
+        ("今日はいい天気ですね", "euc-jp", "Hiragana"),
+        ("안녕하세요 오늘 날씨", "euc-kr", "Hangul"),
+        ("今天天气很好，我们去公园", "gb18030", "Han"),
+        ("hello wörld", "utf-16", "Latin"),
+    ],
+)
+def test_the_encoding_that_fits_is_named(text, encoding, script):
+    raw = text.encode(encoding)
+    fault = examine(raw).fault
+    assert fault.startswith("not UTF-8") and fault.endswith(f"iconv -f {encoding} -t utf-8")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        decode(raw)
+    assert examine(text.encode()).script == script == script_of(text)
+
+
+def test_facts_of_strange_texts():
+    assert examine(b" \n").fault == "empty text"
+    assert examine(b"a\0b").fault == "not a text but binary data"
+    assert examine(b"123 ?!").flaw == "has no letters"
+    assert not examine(b"I <3 you, x < y & z").markup and examine(b"4 &lt;#&gt; <b>x</b>").markup
+    assert alike(b"Free <b>entry</b>!!") == alike(b"  free ENTRY.")
+    assert alike("😀".encode()) != alike("😁".encode())
+
+
+def test_notes_on_what_an_encoder_does_not_read():
+    words = "\n".join(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{chr(97 + i)}" for i in range(26))]
+    )
+    framing = TextFraming(8, WordPiece(words))
+    reader = (
+        opened(
+            {"text": [f"привет мир {i}" for i in range(6)] + GOOD[:4], "label": COLUMNS["label"]},
+            class_names=["good", "bad"],
+        )
+        .examples["train"]
+        .images
+    )
+    lengths = np.array([8, 8, *[4] * (len(reader) - 2)])
+    cut, *warnings = notes(reader, framing, lengths)
+    assert cut.startswith(f"2 of {len(reader)} texts")
+    assert "Cyrillic letters, but the encoder's vocabulary has only 0 such words" in warnings[0]
+
+
+def test_the_baseline_of_every_task():
+    columns = {
+        "text": [f"{word} {i}" for i in range(12) for word in ("red", "blue", "red blue")],
+        "label": ["r", "b", "both"] * 12,
+        "tags": ["r", "b", "r|b"] * 12,
+        "value": [1.0, 5.0, 3.0] * 12,
+    }
+    for options, measure in (
+        ({}, "accuracy"),
+        ({"label_columns": "tags"}, "mean average precision"),
+        ({"targets": "value"}, "value: mae"),
+        ({"heads": {"a": {"label_column": "label"}, "b": {"targets": "value"}}}, "accuracy"),
+    ):
+        data = opened(columns, **options)
+        found = measure_baseline(data, "val")
+        kinds = {"targets": "ridge", "heads": "logistic regression and ridge"}
+        kind = kinds.get(next(iter(options), ""), "logistic")
+        assert found["name"] == f"TF-IDF + {kind} regression"
+        (title, value), *_ = next(iter(found["heads"].values())).items()
+        assert title == measure
+        value = value["value"] if isinstance(value, dict) else value
+        assert value < 1.1 if title.endswith("mae") else value == 1.0
+    assert measure_baseline(data, "train") is None
+
+
+def test_images_have_no_baseline(rng):
+    from keras_transfer.data import from_arrays
+
+    images = rng.integers(0, 255, (8, 8, 8, 3)).astype("uint8")
+    data = from_arrays((images, [0, 1] * 4), val_split=0.25, progress=False)
+    assert fit_baseline(data.examples["train"], data.targets) is None
+    with pytest.raises(InputError):
+        slice_values(data, "val", "nothing")
