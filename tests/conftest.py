@@ -204,6 +204,60 @@ def write_colours(folder: Path) -> Path:
     return folder
 
 
+_FILLER = ("one", "of", "the", "walls", "is", "in", "a", "room", "!")
+
+
+def write_words(folder: Path) -> Path:
+    """FOLDER/{red,green,blue}/*.txt: texts of 2 to 21 words, of which one names the class."""
+    rng = np.random.default_rng(0)
+    for name in ("red", "green", "blue"):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            words = list(rng.choice(_FILLER, rng.integers(1, 21)))
+            words.insert(int(rng.integers(0, len(words) + 1)), name)
+            (folder / name / f"{i}.txt").write_text(" ".join(words))
+    return folder
+
+
+def tiny_bert(dropout: float = 0.0):
+    """Two blocks of BERT on the words of `write_words`, three stages."""
+    import keras
+
+    from keras_transfer.modalities.text.framing import TextFraming, WordPiece
+    from keras_transfer.models.stages import Backbone
+    from keras_transfer.models.tokens import TextEmbedding, TokenPooling
+    from keras_transfer.models.transformers import Block, Form
+
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    words = (*special, *_FILLER, "red", "green", "blue")
+    form = Form(
+        16, 2, 24, norm_first=False, masked=True, dropout=dropout, attention_dropout=dropout
+    )
+    inputs = keras.Input((None,), dtype="int32", name="token_ids")
+    x = TextEmbedding(len(words), 16, 24, segments=2, separator=3, dropout=dropout)(inputs)
+    for number in (1, 2):
+        x = Block(form, name=f"block_{number}")(x)
+    x = TokenPooling("avg", name="pooling")(x)
+    framing = TextFraming(16, WordPiece("\n".join(words)))
+    return Backbone(inputs, x, name="tiny_bert", framing=framing)
+
+
+# Modality → (writes a folder of the classes blue, green and red, makes a tiny backbone of three stages,
+# what `build_model` needs besides).
+MODALITIES = {
+    "image": (write_colours, tiny_backbone, {"image_size": 32}),
+    "text": (write_words, tiny_bert, {}),
+}
+
+
+@pytest.fixture(params=MODALITIES)
+def kind(request):
+    """A row of `MODALITIES` after the other."""
+    if request.param == "text":
+        pytest.importorskip("tensorflow_text", reason="tensorflow-text is not installed")
+    return MODALITIES[request.param]
+
+
 def make_folder(root: Path, counts: dict[str, int]) -> Path:
     """root/<class>/<i>.png, where a class may be "train/cat"."""
     for at, (name, count) in enumerate(counts.items()):

@@ -1,11 +1,4 @@
-"""Turn examples into tf.data batches: order, shares of several processes, views.
-
-All processes know the order of an epoch and divide it into the same global batches. Each device computes
-an equal piece of each batch. A batch that does not divide, such as the last one of an epoch, is filled
-with examples of its own that have weight 0, and the others weigh more, so that the mean over the pieces'
-means is the mean over the batch. Pieces are equal because XLA needs equal shapes on all devices, and they
-are filled with examples because zeros, or no examples, would distort the statistics of BatchNorm.
-"""
+"""Turn examples into tf.data batches: streams of an epoch, and fixed views."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.data.memory import ImageMemory
+from keras_transfer.data.order import ALONE, Share, as_written, epoch_order, slices
 from keras_transfer.modalities import Framing
 from keras_transfer.modalities.views import Mix, View
 from keras_transfer.utils.names import make_options
 from keras_transfer.utils.python_calls import python_calls
 
 _PREFETCH_BYTES = 64 << 20  # of fixed views
-# AutoGraph takes longer to look for Python's control flow, of which there is none, than all else.
-_as_written = tf.autograph.experimental.do_not_convert
 _AT_ONCE = 2  # batches that share the threads, so that none waits for the end of a batch
 
 
@@ -66,7 +58,7 @@ def images(examples) -> tf.data.Dataset:
     labels = tf.nest.map_structure(tf.constant, examples.labels)
     return (
         tf.data.Dataset.from_tensor_slices((tf.range(len(examples)), labels))
-        .map(_as_written(lambda i, label: (load(i), label)), tf.data.AUTOTUNE, deterministic=True)
+        .map(as_written(lambda i, label: (load(i), label)), tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -79,7 +71,7 @@ def batches(
     training: bool = False,
     memory: ImageMemory | None = None,
     service: str | None = None,
-    share: "Share | None" = None,
+    share: Share | None = None,
     **options,
 ) -> tf.data.Dataset:
     """Return a dataset of batches (uint8 [B, image_size, image_size, 3], values 0–255; int32 [B]).
@@ -89,7 +81,8 @@ def batches(
 
     For training: an endless stream of epochs (pass `steps_per_epoch` to `fit`, see
     `ImageData.steps`). Each epoch contains every example exactly once and ends with a batch that may
-    be smaller. The order is a function of (seed, epoch), an image's variant of (seed, epoch, index of
+    be smaller. The order is a function of (seed, epoch) (and of the
+    batch size, where examples of like length share a batch), an image's variant of (seed, epoch, index of
     the example), and mixing of (seed, epoch, number of the batch), so a stream that starts at epoch 3
     continues one that starts at 0.
 
@@ -129,17 +122,6 @@ def batches(
     return stream.prefetch(tf.data.AUTOTUNE)
 
 
-def by_length(examples, chosen: Sequence[int], framing: Framing) -> list[int]:
-    """Return positions of examples in an order in which batches need little padding.
-
-    It is the given order if all examples cost the same.
-    """
-    lengths = examples.modality.preparation(examples.images, [View()], framing).lengths
-    if lengths is None:
-        return list(chosen)
-    return [chosen[i] for i in np.argsort(lengths[chosen], kind="stable")]
-
-
 def views(
     examples,
     chosen: Sequence[int],
@@ -168,7 +150,7 @@ def views(
     seeds = np.stack(np.broadcast_arrays(np.array(digests, "int64")[:, None], numbers), axis=2)
     rows = tf.data.Dataset.from_tensor_slices((np.array(chosen, "int32"), seeds))
     stream = rows.batch(batch_size).map(
-        _as_written(lambda rows, seeds: (rows, tf.transpose(seeds, [1, 0, 2])))
+        as_written(lambda rows, seeds: (rows, tf.transpose(seeds, [1, 0, 2])))
     )
     size = batch_size * len(views) * max(1, preparation.nbytes)
     ahead = max(2, min(16, _PREFETCH_BYTES // size))
@@ -224,10 +206,10 @@ def prepared(
         ]
         return tf.ensure_shape(tf.stack(done), examples.shape), seeds, *rest
 
-    stream = rows.map(_as_written(call), _AT_ONCE, deterministic=True)
+    stream = rows.map(as_written(call), _AT_ONCE, deterministic=True)
     if any(preparation.finish):
         stream = stream.map(finished, tf.data.AUTOTUNE, deterministic=True)
-    return stream.map(_as_written(lambda examples, _, *rest: then(examples, *rest)))
+    return stream.map(as_written(lambda examples, _, *rest: then(examples, *rest)))
 
 
 def weighted(batches: tf.data.Dataset, class_weights: np.ndarray | None) -> tf.data.Dataset:
@@ -242,7 +224,7 @@ def weighted(batches: tf.data.Dataset, class_weights: np.ndarray | None) -> tf.d
             result *= tf.reshape(shared, [-1] + [1] * (result.shape.rank - 1))
         return inputs, labels, result
 
-    return batches.map(_as_written(weigh))
+    return batches.map(as_written(weigh))
 
 
 def sample_weights(labels, class_weights) -> tf.Tensor:
@@ -264,112 +246,6 @@ def sample_weights(labels, class_weights) -> tf.Tensor:
     return tf.linalg.matvec(tf.cast(labels, tf.float32), class_weights)
 
 
-# -- order and shares -----------------------------------------------------------------------------
-
-
-def epoch_order(count: int, seed, epoch, classes: np.ndarray | None = None) -> tuple:
-    """Return an epoch's order, int32 [count], and the seed of its variants, int64 [2], as tensors.
-
-    Each example occurs once. With `classes`, int [count], the numbers of examples per class differ by
-    at most one, and so do the numbers of times that the examples of a class occur.
-    """
-    order_seed, image_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
-    shuffle = tf.random.experimental.stateless_shuffle
-    order = shuffle(tf.range(count), order_seed)
-    if classes is not None:
-        order = _equally_drawn(order, classes, order_seed)
-    return order, image_seed
-
-
-def _equally_drawn(order, classes, seed):
-    present, classes = np.unique(classes, return_inverse=True)
-    counts = np.bincount(classes)
-    starts = np.cumsum(counts) - counts
-    shuffle = tf.random.experimental.stateless_shuffle
-    class_seed, place_seed = tf.unstack(tf.random.split(seed, 2))
-    # The examples class by class, each class in this epoch's order; its slots take them in turn.
-    in_order = tf.gather(tf.constant(classes, tf.int32), order)
-    by_class = tf.gather(order, tf.argsort(in_order, stable=True))
-    slots = tf.range(len(classes))
-    turns = shuffle(tf.range(len(present)), class_seed)  # the first may occur once more
-    which = tf.gather(turns, slots % len(present))
-    turn = (slots // len(present)) % tf.gather(tf.constant(counts, tf.int32), which)
-    places = tf.gather(tf.constant(starts, tf.int32), which) + turn
-    return shuffle(tf.gather(by_class, places), place_seed)
-
-
-@dataclass(frozen=True)
-class Part:
-    """The part of a sequence of examples that one process computes.
-
-    Attributes:
-        places: int64 [K]: positions in the sequence, in the order of computation.
-        weights: float32 [K]: 0 for examples that fill a batch, see `Share.part`.
-        sizes: int64 [G]: lengths of the batches into which `places` is divided.
-    """
-
-    places: np.ndarray
-    weights: np.ndarray
-    sizes: np.ndarray
-
-
-@dataclass(frozen=True)
-class Share:
-    """The devices of one process among all devices.
-
-    Attributes:
-        replicas: number of all devices.
-        first: number of this process's first device.
-        local: number of its devices.
-        joined: the process receives its piece of a global batch as one batch (JAX divides it), not
-            as one for each device (`tf.distribute`).
-    """
-
-    replicas: int
-    first: int
-    local: int
-    joined: bool = False
-
-    def part(self, count: int, batch_size: int, *, evaluating: bool = False) -> Part:
-        """Return this process's part of `count` examples in global batches of `batch_size`.
-
-        Args:
-            evaluating: give all examples the same weight, so that the mean over an epoch is exact;
-                otherwise those of one batch, so that the mean over each batch is exact.
-        """
-        full, rest = divmod(count, batch_size)
-        batches = [(batch_size, np.arange(full) * batch_size)]
-        if rest:
-            batches.append((rest, np.array([full * batch_size])))
-        batches = [(size, starts) for size, starts in batches if len(starts)]
-        filled = self.replicas * sum(-(-size // self.replicas) * len(s) for size, s in batches)
-        places, weights, sizes = [], [], []
-        for size, starts in batches:
-            each = -(-size // self.replicas)
-            rows = np.arange(self.first * each, (self.first + self.local) * each)
-            weight = filled / count if evaluating else each * self.replicas / size
-            places.append((starts[:, None] + rows % size).ravel())
-            weights.append(np.tile(np.where(rows < size, weight, 0.0), len(starts)))
-            pieces = [each * self.local] if self.joined else [each] * self.local
-            sizes.append(np.tile(pieces, len(starts)))
-        return Part(
-            np.concatenate(places).astype("int64"),
-            np.concatenate(weights).astype("float32"),
-            np.concatenate(sizes).astype("int64"),
-        )
-
-
-ALONE = Share(1, 0, 1)
-
-
-def slices(part: Part) -> tf.data.Dataset:
-    """Return a dataset of each batch of a part: (places int32 [B], weights float32 [B])."""
-    places, weights = tf.constant(part.places, tf.int32), tf.constant(part.weights)
-    ends = np.cumsum(part.sizes)
-    bounds = tf.data.Dataset.from_tensor_slices((ends - part.sizes, ends))
-    return bounds.map(_as_written(lambda start, end: (places[start:end], weights[start:end])))
-
-
 # -- streams --------------------------------------------------------------------------------------
 
 
@@ -387,7 +263,7 @@ def _evaluation_batches(examples, framing, batch_size, memory, share):
         made = images[0], tf.nest.map_structure(lambda array: tf.gather(array, places), labels)
         return (*made, weights) if share else made
 
-    stream = slices(part).map(_as_written(rows))
+    stream = slices(part).map(as_written(rows))
     made = prepared(stream, preparation, labeled, drawn=False)
     if memory is not None and memory.reserve(len(part.places) * preparation.nbytes):
         made = made.cache()
@@ -404,7 +280,9 @@ def _training_batches(examples, framing, batch_size, settings, memory, share):
     seed = tf.constant(settings.seed, tf.int64)
 
     def epoch_batches(epoch):
-        order, image_seed = epoch_order(count, seed, epoch, classes)
+        order, image_seed = epoch_order(
+            count, seed, epoch, classes, preparation.lengths, batch_size
+        )
 
         def batch(number, piece):
             places, weights = piece
@@ -415,7 +293,7 @@ def _training_batches(examples, framing, batch_size, settings, memory, share):
             batch_seed = tf.random.fold_in(image_seed, -1 - number)
             return rows, seeds[None], rows, batch_seed, weights
 
-        return slices(part).enumerate().map(_as_written(batch))
+        return slices(part).enumerate().map(as_written(batch))
 
     def labeled(images, rows, batch_seed, weights):
         found = tf.nest.map_structure(lambda array: tf.gather(array, rows), labels)
@@ -424,7 +302,7 @@ def _training_batches(examples, framing, batch_size, settings, memory, share):
 
     # The parallel map continues over the ends of epochs.
     epochs = tf.data.Dataset.range(settings.start_epoch, tf.int64.max)
-    stream = prepared(epochs.flat_map(_as_written(epoch_batches)), preparation, labeled)
+    stream = prepared(epochs.flat_map(as_written(epoch_batches)), preparation, labeled)
     return stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 

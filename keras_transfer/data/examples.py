@@ -16,6 +16,7 @@ from keras_transfer.data.readers import as_reader
 from keras_transfer.data.splits import joined
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality
+from keras_transfer.modalities.views import View
 from keras_transfer.utils.console import listed, printable
 
 TASKS = ("single_label", "multi_label", "regression")
@@ -171,6 +172,20 @@ class Examples:
         """A number for each image, int [N]; copies, and images of one group, have the same."""
         copies = np.unique(self.alike, return_inverse=True)[1]
         return copies if self.groups is None else np.array(joined(copies, self.groups))
+
+    def lengths(self, framing) -> np.ndarray | None:
+        """Return the lengths of the model inputs, int [N]; None if all examples cost the same."""
+        return self.modality.preparation(self.images, [View()], framing).lengths
+
+    def by_length(self, rows: Sequence[int], framing) -> list[int]:
+        """Return positions in an order in which batches need little padding.
+
+        It is the given order if all examples cost the same.
+        """
+        lengths = self.lengths(framing)
+        if lengths is None:
+            return list(rows)
+        return [rows[i] for i in np.argsort(lengths[rows], kind="stable")]
 
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""

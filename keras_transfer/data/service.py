@@ -4,7 +4,8 @@ import os
 
 import tensorflow as tf
 
-from keras_transfer.data.batches import Training, epoch_order
+from keras_transfer.data.batches import Training
+from keras_transfer.data.order import epoch_order
 from keras_transfer.data.readers import Files
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing

@@ -5,6 +5,7 @@ import numpy as np
 
 from keras_transfer.data.examples import count_examples, join_labels, map_labels
 from keras_transfer.models.builders import by_head
+from keras_transfer.models.framing import framing_of
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.statistics import number, wilson_interval
 
@@ -29,6 +30,25 @@ def predict_batches(model: keras.Model, batches, total: int | None = None):
         size = count_examples(labels[0])
         outputs.append(predict_batch(model, np.asarray(inputs), size, compiled=not few))
     return join_labels(labels), join_labels(outputs)
+
+
+def predict_split(model: keras.Model, data, split: str, batch_size: int):
+    """Return labels and raw outputs of a split, in its order, see `predict_batches`.
+
+    Examples of about the same length are computed together.
+    """
+    from keras_transfer.data.batches import batches
+
+    total = data.steps(split, batch_size)  # raises InputError for a missing split
+    examples = data.examples[split]
+    framing = examples.modality.framing_for(framing_of(model), examples)
+    order = np.array(examples.by_length(np.arange(len(examples)), framing), int)
+    in_order = np.array_equal(order, np.arange(len(order)))
+    chosen = examples if in_order else examples.take(order)
+    stream = batches(chosen, image_size=framing, batch_size=batch_size)
+    found = predict_batches(model, stream, total)
+    places = np.argsort(order)
+    return tuple(map_labels(lambda values: values[places], one) for one in found)
 
 
 def predict_batch(model: keras.Model, inputs: np.ndarray, size: int, *, compiled: bool = True):

@@ -38,15 +38,13 @@ def collect(
     Raises:
         InputError: if the split does not exist or an output is not finite.
     """
-    from keras_transfer.evaluation.measures import predict_batches
+    from keras_transfer.evaluation.measures import predict_split
     from keras_transfer.models.acceleration import jit_compile
-    from keras_transfer.models.framing import framing_of
 
     if not model.compiled:
         model.jit_compile = jit_compile()
     if tuple(views) == (View(),):
-        batches = data.batches(split, image_size=framing_of(model), batch_size=batch_size)
-        labels, outputs = predict_batches(model, batches, data.steps(split, batch_size))
+        labels, outputs = predict_split(model, data, split, batch_size)
     else:
         labels, outputs = _collect_views(model, data, split, batch_size, views)
     names = data.examples[split].names

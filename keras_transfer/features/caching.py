@@ -94,6 +94,8 @@ def plan_caching(
             "installed. Install it, or train the head in steps (--set solver=gradient)."
         )
     prefix = prefix_of(model, planned.frozen, planned.image_size)
+    if None in prefix.shape:
+        return None, "the activations at this cut have no fixed size"
     native = prefix.model.outputs[0].dtype if dtype == "auto" else dtype
     dtypes = [native] if dtype != "auto" or native != "float32" else ["float32", "float16"]
     if closed:

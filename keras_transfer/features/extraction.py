@@ -18,7 +18,7 @@ from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.python_calls import python_calls
 
 if TYPE_CHECKING:
-    from keras_transfer.data.batches import Share
+    from keras_transfer.data.order import Share
 
 _BATCH = 32
 _BUFFER_BYTES = 64 << 20  # that wait to be written, over all views
@@ -127,9 +127,7 @@ def extract(
     def in_order(rows):
         if not rows or source:
             return rows
-        from keras_transfer.data.batches import by_length
-
-        return by_length(examples, rows, prefix.framing)
+        return examples.by_length(rows, prefix.framing)
 
     def missing_in(tables):
         """Return (examples without all views, the positions of views without all examples)."""
@@ -262,7 +260,7 @@ def evaluation_batches(
 
     load, count = _loader(activations, labels, dtype), count_examples(labels)
     if share:
-        from keras_transfer.data.batches import slices
+        from keras_transfer.data.order import slices
 
         stream = slices(share.part(count, batch_size, evaluating=True)).map(
             lambda rows, weights: (*load(rows, tf.zeros_like(rows)), weights)
@@ -282,16 +280,19 @@ def training_batches(
     start_epoch: int = 0,
     class_weights: np.ndarray | None = None,
     equal_classes: bool = False,
+    lengths: np.ndarray | None = None,
     share: "Share | None" = None,
 ):
     """Return an endless tf.data stream of epochs, like `data.batches.batches` with the same options.
 
     Each example occurs once per epoch (unless classes are drawn equally), in a view that depends on
-    (seed, epoch, example).
+    (seed, epoch, example). The order is that of the examples themselves, of which `Examples.lengths`
+    returns `lengths`.
     """
     import tensorflow as tf
 
-    from keras_transfer.data.batches import ALONE, epoch_order, slices, weighted
+    from keras_transfer.data.batches import weighted
+    from keras_transfer.data.order import ALONE, epoch_order, slices
 
     load, count = _loader(activations, labels, dtype), count_examples(labels)
     classes = labels if equal_classes else None
@@ -299,7 +300,7 @@ def training_batches(
     part = (share or ALONE).part(count, batch_size)
 
     def epoch_batches(epoch):
-        order, view_seed = epoch_order(count, seed, epoch, classes)
+        order, view_seed = epoch_order(count, seed, epoch, classes, lengths, batch_size)
         views = tf.random.stateless_uniform([count], view_seed, 0, activations.views, tf.int32)
         return slices(part).map(
             lambda places, weights: (tf.gather(order, places), tf.gather(views, places), weights)

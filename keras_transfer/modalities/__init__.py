@@ -397,11 +397,7 @@ def find_modality(name: str) -> Modality:
 
 
 def modality_in_memory(values: Sequence, facts: Mapping) -> Modality:
-    """Return the modality of values in memory, such as strings; that of images if no other takes them.
-
-    Args:
-        facts: about all of them, such as `rate`.
-    """
+    """Return the modality of values in memory, about which some facts are given, such as `rate`."""
     rooms = map(find_modality, _ROOMS)
     return next((room for room in rooms if room.holds(values, facts)), find_modality("image"))
 

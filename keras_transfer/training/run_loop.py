@@ -361,13 +361,15 @@ class TrainingRun:
         """Return the tf.data stream of batches that a phase trains on or validates with."""
         trainer, data = self.trainer, self.data
         options = {"batch_size": planned.batch_size, "share": self.workers.share}
-        training = split == "train"
+        training, framing = split == "train", framing_of(self.model, planned.image_size)
         if training:
             options |= {"seed": trainer.config.seed, "start_epoch": self.progress.epoch}
             options |= self._balance(planned.phase)
         if features:
-            make = training_batches if training else evaluation_batches
-            dtype = network.inputs[0].dtype
+            make, dtype = evaluation_batches, network.inputs[0].dtype
+            if training:
+                make = training_batches
+                options["lengths"] = data.examples[split].lengths(framing)
             return make(features[split], data.examples[split].labels, dtype=dtype, **options)
         if trainer.config.data_service:
             options["service"] = trainer.config.data_service
@@ -375,7 +377,7 @@ class TrainingRun:
             options["memory"] = trainer.image_memory
         return data.batches(
             split,
-            image_size=framing_of(self.model, planned.image_size),
+            image_size=framing,
             training=training,
             augment=trainer.augmentation(planned.phase),
             mix=trainer.mixing(planned.phase),

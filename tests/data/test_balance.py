@@ -12,8 +12,9 @@ from sklearn.metrics import balanced_accuracy_score, classification_report
 
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.arrays import Arrays
-from keras_transfer.data.batches import batches, epoch_order, sample_weights
+from keras_transfer.data.batches import batches, sample_weights
 from keras_transfer.data.examples import class_weights
+from keras_transfer.data.order import epoch_order
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation import evaluate
 from keras_transfer.evaluation.measures import compute_metrics

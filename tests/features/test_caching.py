@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import pytest
 import yaml
+from conftest import tiny_bert
 from killed import copied_after_each_epoch
 from test_features import LIGHT, NAME, SIZE, model_of, tiny_model_of
 
-from keras_transfer.data import View
+from keras_transfer.data import View, from_directory
 from keras_transfer.errors import InputError
 from keras_transfer.features.caching import plan_caching
 from keras_transfer.features.extraction import extract
@@ -91,18 +92,27 @@ def trained(data, out, schedule, model=None, **options):
 
 
 @pytest.mark.parametrize("freezing", ["stage:1", "stage:2", "all"])
-def test_without_augmentation_the_trained_weights_agree(data, tmp_path, freezing, monkeypatch):
+def test_without_augmentation_the_trained_weights_agree(kind, tmp_path, freezing, monkeypatch):
+    write, backbone, options = kind
+    data = from_directory(write(tmp_path / "data"), progress=False)
+
+    def new_model():
+        keras.utils.set_random_seed(0)
+        return build_model(backbone(), Classification(data.class_names), **options)
+
     monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path / "cache"))
     schedule = Schedule(
         "s", (Phase("p", freezing, 3, 1e-3, augment="none", dropout=0.0, optimizer="sgd"),)
     )
-    start = [w.numpy() for w in tiny_model_of(data).weights]
+    start = [w.numpy() for w in new_model().weights]
     weights, histories = [], []
     for cache in ("off", "disk", "memory"):
-        model, run = trained(data, tmp_path / cache, schedule, cache=cache)
+        model, run = trained(data, tmp_path / cache, schedule, new_model(), cache=cache)
         weights.append([w.numpy() for w in model.weights])
         histories.append((run.path / "history.csv").read_text())
-        assert (run.config["caching"][0] or {}).get("where") == (None if cache == "off" else cache)
+        # Within an encoder of texts, examples have as many activations as tokens.
+        cached = cache != "off" and (freezing == "all" or backbone is not tiny_bert)
+        assert (run.config["caching"][0] or {}).get("where") == (cache if cached else None)
     moved = max(np.abs(a - b).max() for a, b in zip(start, weights[0]))
     for with_cache in weights[1:]:
         for a, b in zip(weights[0], with_cache):

@@ -7,7 +7,7 @@ import pytest
 from conftest import raises
 
 from keras_transfer.data.arrays import Arrays, from_arrays
-from keras_transfer.data.batches import batches, by_length
+from keras_transfer.data.batches import batches
 from keras_transfer.data.examples import Examples
 from keras_transfer.data.sources import from_directory
 from keras_transfer.modalities import find_modality, framing_from
@@ -60,9 +60,31 @@ def test_masked_tokens_follow_from_the_seed():
 def test_texts_of_equal_length_come_together():
     texts = ["a", "a b a b", "b", "a b b", "b b b b"]
     examples = Examples(Arrays(texts, modality=TEXTS), np.arange(5, dtype="int32"))
-    assert by_length(examples, [4, 3, 2, 1, 0], FRAMING) == [2, 0, 3, 4, 1]
+    assert examples.by_length([4, 3, 2, 1, 0], FRAMING) == [2, 0, 3, 4, 1]
     shapes = [ids.shape[1] for ids, _ in batches(examples, image_size=FRAMING, batch_size=2)]
     assert shapes == [6, 5, 6]
+    several = Examples(Arrays(texts * 8, modality=TEXTS), np.arange(40, dtype="int32"))
+
+    def epoch(batch_size, epochs=1, start=0):
+        stream = batches(
+            several,
+            image_size=FRAMING,
+            batch_size=batch_size,
+            training=True,
+            augmentation="none",
+            seed=3,
+            start_epoch=start,
+        )
+        return list(stream.take(epochs * -(-40 // batch_size)))
+
+    padding = sum(int((ids.numpy() == 0).sum()) for ids, _ in epoch(8))
+    assert padding < 20
+    first = epoch(8, epochs=2)
+    assert sorted(int(n) for _, labels in first[:5] for n in labels) == list(range(40))
+    for (ids, labels), (again, same) in zip(first[5:], epoch(8, start=1), strict=True):
+        np.testing.assert_array_equal(ids, again)
+        np.testing.assert_array_equal(labels, same)
+    assert [len(labels) for _, labels in epoch(16)] == [16, 16, 8]
 
 
 def test_strings_and_files_are_texts(tmp_path):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from keras_transfer.data.batches import ALONE, Share
+from keras_transfer.data.order import ALONE, Share
 from keras_transfer.errors import InputError, WorkerLost
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.distributed.environment import Cluster, plan

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from keras_transfer.data.arrays import Arrays
-from keras_transfer.data.batches import Share, batches
+from keras_transfer.data.batches import batches
 from keras_transfer.data.examples import Examples
+from keras_transfer.data.order import Share
 from keras_transfer.features.extraction import evaluation_batches as feature_batches
 from keras_transfer.features.extraction import training_batches
 from keras_transfer.modalities.image.augment import Mix

@@ -9,7 +9,7 @@ from conftest import tiny_backbone
 
 from keras_transfer.adaptation.adapter import Adapter
 from keras_transfer.cli.train import check_decided
-from keras_transfer.data.batches import Share
+from keras_transfer.data.order import Share
 from keras_transfer.errors import InputError, WorkerLost
 from keras_transfer.experiments.compare import Experiment
 from keras_transfer.experiments.tune import tune

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import RUN_FILES, tiny_backbone, write_colours, write_image
+from conftest import MODALITIES, RUN_FILES, tiny_bert, write_image, write_words
 from killed import Killed, killed_after
 
 from keras_transfer.data import from_directory
@@ -26,9 +26,10 @@ NAMES = ("blue", "green", "red")
 SCHEDULE = Schedule("s", (Phase("head", "all", 2, 1e-2), Phase("all", "none", 2, 1e-3, ema=0.9)))
 
 
-def trainer(schedule=SCHEDULE, **settings):
+def trainer(schedule=SCHEDULE, kind=MODALITIES["image"], **settings):
+    _, backbone, options = kind
     keras.utils.set_random_seed(0)
-    model = build_model(tiny_backbone(), Classification(NAMES), image_size=32)
+    model = build_model(backbone(), Classification(NAMES), **options)
     return Trainer(model, schedule, **{"batch_size": 8, **settings})
 
 
@@ -47,14 +48,18 @@ def test_kills_at_random_moments():
     assert int(result.stdout.splitlines()[-1].split()[0]) >= KILLS
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """(data, weights of the run, its metrics, where what it had on disk is kept).
+@pytest.fixture(scope="module", params=[*MODALITIES])
+def undisturbed(request, tmp_path_factory):
+    """(kind, data, weights of the run, its metrics, where what it had on disk is kept).
 
     `left / "2-True"` is what a death before the state of the second epoch was written would leave.
     """
+    kind = MODALITIES[request.param]
+    if request.param == "text":
+        pytest.importorskip("tensorflow_text", reason="tensorflow-text is not installed")
+        kind = (write_words, lambda: tiny_bert(dropout=0.2), {})
     folder = tmp_path_factory.mktemp("undisturbed")
-    data = from_directory(write_colours(folder / "colours"))
+    data = from_directory(kind[0](folder / "data"))
     save, left = Checkpoint.save, folder / "left"
 
     def save_and_copy(self, state, *args):
@@ -64,8 +69,8 @@ def undisturbed(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_and_copy)
-        whole = trainer().fit(data, folder / "whole")
-    return data, whole.model.get_weights(), whole.metrics, left
+        whole = trainer(kind=kind).fit(data, folder / "whole")
+    return kind, data, whole.model.get_weights(), whole.metrics, left
 
 
 # By the state that is found: of the first phase, of between the phases, of the second one. Where the
@@ -81,23 +86,23 @@ MOMENTS = [(2, True), (3, True), (3, False)]
     ],
 )
 def test_resume_ends_where_the_undisturbed_run_ends(undisturbed, tmp_path, epoch, before):
-    data, weights, metrics, left = undisturbed
+    kind, data, weights, metrics, left = undisturbed
     shutil.copytree(left / f"{epoch}-{before}", tmp_path / "cut")
     assert not (tmp_path / "cut" / "model.keras").exists()
     with pytest.raises(InputError, match="--resume"):
-        trainer().fit(data, tmp_path / "cut")
+        trainer(kind=kind).fit(data, tmp_path / "cut")
     # What a killed process was writing is cleared away.
     (tmp_path / "cut" / "state").mkdir(exist_ok=True)  # before the first epoch there is none
     for file in ("state/.123.epoch-2.npz", ".123.history.csv"):
         (tmp_path / "cut" / file).write_bytes(b"half")
-    resumed = trainer().fit(data, tmp_path / "cut", resume=True)
+    resumed = trainer(kind=kind).fit(data, tmp_path / "cut", resume=True)
     assert {p.name for p in resumed.path.iterdir()} == RUN_FILES
     for a, b in zip(weights, resumed.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert resumed.metrics["best_epoch"] == metrics["best_epoch"]
     assert len((resumed.path / "history.csv").read_text().splitlines()) == 5
     with pytest.raises(InputError, match="finished: there is nothing to resume"):
-        trainer().fit(data, tmp_path / "cut", resume=True)
+        trainer(kind=kind).fit(data, tmp_path / "cut", resume=True)
 
 
 @pytest.mark.large

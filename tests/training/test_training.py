@@ -66,9 +66,11 @@ def test_a_run_learns_and_writes_its_files(colours, tmp_path):
     model.fit(batches, verbose=0)
 
 
-def test_each_phase_moves_exactly_what_it_names(colours, tmp_path):
-    data = from_directory(colours)
-    model = new_model()
+def test_each_phase_moves_exactly_what_it_names(kind, tmp_path):
+    write, backbone, options = kind
+    data = from_directory(write(tmp_path / "data"))
+    keras.utils.set_random_seed(0)
+    model = build_model(backbone(), Classification(data.class_names), **options)
     start = values(model)
     head_only = Schedule("h", (Phase("head", "all", 1, 1e-2),))
     Trainer(model, head_only, batch_size=8).fit(data, tmp_path / "h")

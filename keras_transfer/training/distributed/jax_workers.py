@@ -36,7 +36,7 @@ class JaxWorkers(Workers):
 
     @property
     def share(self):
-        from keras_transfer.data.batches import Share  # needs TensorFlow
+        from keras_transfer.data.order import Share  # needs TensorFlow
 
         return Share(self.replicas, self.index * self.local, self.local, joined=True)
 

@@ -30,7 +30,7 @@ class SingleProcess:
         processes, index: number of processes, and the number of this one; 0 is the chief, which
             writes all files.
         replicas, local: number of devices in total, and of this process.
-        share: the `data.batches.Share` of this process in each batch; None if it computes all.
+        share: the `data.order.Share` of this process in each batch; None if it computes all.
         seed_offset: added to the seed of dropout if each process draws its own masks.
         strategy: the strategy of `tf.distribute`, if there is one.
     """
@@ -134,11 +134,9 @@ class SingleProcess:
         """
         if cached is not None:
             return cached()
-        from keras_transfer.evaluation.measures import predict_batches
-        from keras_transfer.models.framing import framing_of
+        from keras_transfer.evaluation.measures import predict_split
 
-        batches = data.batches(split, image_size=framing_of(model), batch_size=batch_size)
-        return predict_batches(model, batches, data.steps(split, batch_size))
+        return predict_split(model, data, split, batch_size)
 
     # -- files
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import tree
 from tensorflow.python.eager import context  # no public name for the coordination service
 
-from keras_transfer.data.batches import Share
+from keras_transfer.data.order import Share
 from keras_transfer.errors import InputError
 from keras_transfer.models.stages import norms_of
 from keras_transfer.training.distributed.environment import Cluster

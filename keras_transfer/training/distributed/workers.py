@@ -26,7 +26,7 @@ from keras_transfer.training.distributed import faults
 from keras_transfer.training.distributed.single_process import SingleProcess
 
 if TYPE_CHECKING:
-    from keras_transfer.data.batches import Share
+    from keras_transfer.data.order import Share
 
 _MESSAGE_BYTES = 8 << 20  # of features that a worker sends at a time
 
