@@ -7,10 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_transfer.data.classes import in_recorded_order
 from keras_transfer.data.examples import Examples, ImageData, Target, map_labels, relative_paths
 from keras_transfer.data.files import TABLES, Skipped, check_examples
 from keras_transfer.data.folders import files_below, read_splits
-from keras_transfer.data.sources import check_tree, label, require_folder_task, require_images
+from keras_transfer.data.sources import (
+    check_tree,
+    label,
+    library_of,
+    open_data,
+    require_folder_task,
+    require_images,
+)
 from keras_transfer.data.split_rule import read_split_file
 from keras_transfer.data.tables import from_table, table_columns
 from keras_transfer.errors import InputError
@@ -36,6 +44,14 @@ def open_labeled(
         InputError: see `labeled_images`.
     """
     path = Path(source).expanduser()
+    if library_of(source):
+        options = {} if split_file is None else {"split_file": split_file}
+        data = open_data(source, columns=columns, progress=progress, **options)
+        data = in_recorded_order(data, known)
+        if data.targets != known:
+            names = ", ".join(data.class_names)
+            raise InputError(f"{source} has other labels than the model: {names}.")
+        return _only(data, split, source)
     if path.suffix.lower() not in TABLES:
         if isinstance(known, dict):
             raise InputError(f"{path} is a folder, which cannot label several heads: pass a table.")
@@ -50,14 +66,24 @@ def open_labeled(
     options = table_columns(columns, map_labels(lambda target: target.task, known))
     options.pop("group_column", None)
     data = from_table(path, **options, known=known, progress=progress)
-    chosen = split or next(n for n in ("test", "val", "all", "train") if n in data.examples)
+    chosen = split or _usual(data)
     if "all" in data.examples and chosen != "all" and split_file is not None:
         listed, whole = read_split_file(split_file), data.examples["all"]
         names = relative_paths(whole.names, data.root)
         rows = [i for i, name in enumerate(names) if listed.get(name) == chosen]
         data.examples = {chosen: whole.take(np.array(rows, int))} if rows else {}
+    return _only(data, chosen, path)
+
+
+def _usual(data: ImageData) -> str:
+    return next(name for name in ("test", "val", "all", "train") if name in data.examples)
+
+
+def _only(data: ImageData, split: str | None, source) -> ImageData:
+    """Return the data with one split."""
+    chosen = split or _usual(data)
     if chosen not in data.examples:
-        raise InputError(f"{path} has no split {chosen}; it has {', '.join(data.examples)}.")
+        raise InputError(f"{source} has no split {chosen}; it has {', '.join(data.examples)}.")
     data.examples = {chosen: data.examples[chosen]}
     return data
 

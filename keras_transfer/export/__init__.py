@@ -1,6 +1,7 @@
-"""Exports: a trained model as a SavedModel for TF Serving, LiteRT, ONNX or OpenVINO, and a client.
+"""Exports: a trained model as a SavedModel for TF Serving, LiteRT, ONNX or OpenVINO, as a folder for the
+Hugging Face Hub, and a client.
 
-`exporter` contains the functions to call, `serving` and `converters` write the formats, `parity`
+`exporter` contains the functions to call, `serving`, `converters` and `hub` write the formats, `parity`
 compares an export with its Keras model, and `card` writes the model card. The room may import
 everything below it: training, evaluation, models and data.
 """
@@ -18,7 +19,9 @@ FORMATS = {
     "litert": ((), ()),
     "onnx": (("tf2onnx", "onnxruntime"), ()),
     "openvino": (("openvino",), ("nncf",)),
+    "hub": ((), ()),
 }
+_WITHOUT_INT8 = {"saved_model": "A SavedModel", "hub": "A folder for the hub"}
 
 _NAMES = {
     "Client": "client",
@@ -38,8 +41,10 @@ def check_format(format: str, int8: bool = False) -> None:
     """Raise InputError if a format is unknown, has no int8 form, or lacks an installed package."""
     if format not in FORMATS:
         raise InputError(f"Unknown format '{format}'. Choose one of {', '.join(FORMATS)}.")
-    if int8 and format == "saved_model":
-        raise InputError("A SavedModel has no int8 form. Omit --int8 or choose another --format.")
+    if int8 and format in _WITHOUT_INT8:
+        raise InputError(
+            f"{_WITHOUT_INT8[format]} has no int8 form. Omit --int8 or choose another --format."
+        )
     packages, int8_packages = FORMATS[format]
     for package in (*packages, *(int8_packages if int8 else ())):
         require(package, f"Exporting {format}{' int8' * int8}")

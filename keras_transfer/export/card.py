@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 
 from keras_transfer.evaluation.result import markdown
+from keras_transfer.export.hub import PREVIEW, front_matter
 from keras_transfer.models.builders import heads_of
 from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.models.sources.applications import BACKBONES
@@ -66,7 +67,8 @@ def write_card(folder: Path, run, model: keras.Model, exported, temperatures) ->
         "## Limits\n\n" + _limits(model, metrics),
         "## License\n\n" + _license(config, model),
     )
-    write_text(folder / CARD, "\n\n".join(sections) + "\n")
+    top = front_matter(run, model) if exported.format == "hub" else ""
+    write_text(folder / CARD, top + "\n\n".join(sections) + "\n")
 
 
 def _title(config, model, exported):
@@ -117,6 +119,13 @@ def _usage(model, exported):
             'curl -d \'{"signature_name": "serve_bytes", "instances": [{"b64": "\'$(base64 -w0 '
             f"{modality.file_example})'"
             "\"}]}' \\\n    http://localhost:8501/v1/models/NAME:predict\n```"
+        )
+    if exported.format == "hub":
+        return (
+            "```python\nimport keras_transfer as kt\n\n"
+            'model = kt.load_model("hf://USER/NAME")  # a keras.Model; the folder\'s path works, too\n'
+            f'predictions, skipped = kt.evaluation.predict(model, ["{modality.file_example}"])\n```\n\n'
+            f"The model is `model.keras`. ![examples with the model's answers]({PREVIEW})"
         )
     count = "1" if exported.format == "litert" else "N"
     return (

@@ -10,11 +10,13 @@ import numpy as np
 
 from keras_transfer.data.evaluation_data import open_labeled
 from keras_transfer.data.examples import ImageData, targets_of
+from keras_transfer.data.sources import library_of
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
 from keras_transfer.export import check_format, check_version
 from keras_transfer.export.card import write_card
 from keras_transfer.export.converters import CONVERTED, open_export, write_converted
+from keras_transfer.export.hub import write_hub
 from keras_transfer.export.parity import (
     HALF_ROUNDING,
     MAX_LOSS,
@@ -41,6 +43,8 @@ from keras_transfer.export.serving import (
 from keras_transfer.models.acceleration import jit_compile
 from keras_transfer.models.builders import heads_of
 from keras_transfer.models.framing import framing_of, modality_of
+from keras_transfer.models.sources.own import load_model
+from keras_transfer.runs import MODEL
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import new_folder, plain_path
 
@@ -224,6 +228,8 @@ def export_run(
         if format == "saved_model":
             _write_and_check(model, folder, temperatures, sample and sample.first)
             parity = _parity_on_files(model, folder, temperatures, sample)
+        elif format == "hub":
+            parity = _write_hub(model, folder, sample)
         else:
             ranges = _sample_of(run, data, "train", model, RANGE_IMAGES) if int8 else None
             if int8 and ranges is None:
@@ -238,6 +244,18 @@ def export_run(
         exported = Exported(out, format, int8, _size(folder), parity)
         write_card(folder, run, model, exported, temperatures)
     return exported
+
+
+def _write_hub(model, folder, sample):
+    """Write a folder for the Hugging Face Hub, and compare the saved model with the one in memory."""
+    heads = heads_of(model)
+    sample = sample or noise_sample(modality_of(model), framing_of(model))
+    expected = _keras_scores(heads, scoring_model(model), sample)
+    write_hub(folder, model, sample, expected)
+    loaded = scoring_model(load_model(folder / MODEL))
+    parity = compare(heads, expected, _keras_scores(heads, loaded, sample), sample)
+    require_parity(parity, "folder for the hub")
+    return parity
 
 
 def temperatures_of(run) -> dict[str, float]:
@@ -267,7 +285,7 @@ def _sample_of(run, data, split, model, count) -> Sample | None:
     source = data if given else config.get("data")
     if not given and split == "val" and config.get("val"):
         source, wanted = config["val"], None  # validated on a separate folder
-    if source is None or not (given or Path(source).expanduser().exists()):
+    if source is None or not (given or library_of(source) or Path(source).expanduser().exists()):
         return None
     try:
         opened = open_labeled(

@@ -10,6 +10,7 @@ EXTRAS = {
     "cv2": "opencv",
     "datasets": "hf",
     "grpc": "client",
+    "huggingface_hub": "hf",
     "keras_hub": "hub",
     "mlflow": "mlflow",
     "nncf": "int8",

@@ -8,7 +8,7 @@ import pytest
 from conftest import raises, write_colours
 from PIL import Image
 
-from keras_transfer.data import from_hf, open_data
+from keras_transfer.data import Target, from_hf, open_data, open_labeled
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 COLOURS = ("blue", "green", "red")
@@ -58,6 +58,10 @@ def test_a_saved_dataset_is_opened_with_its_splits_and_its_revision(tmp_path):
     assert data.source["data"] == f"hf:{tmp_path / 'saved'}" and data.source["revision"]
     again = open_data(f"hf:{tmp_path / 'saved'}", progress=False)
     assert again.fingerprint() == data.fingerprint() and again.source == data.source
+    evaluated = open_labeled(f"hf:{tmp_path / 'saved'}", data.targets, progress=False)
+    assert {s: len(part) for s, part in evaluated.examples.items()} == {"val": 9}
+    with raises("has other labels than the model"):
+        open_labeled(f"hf:{tmp_path / 'saved'}", Target("single_label", ("a", "b")), progress=False)
 
 
 def test_an_image_folder_and_parquet_as_datasets_reads_them(tmp_path):

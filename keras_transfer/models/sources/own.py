@@ -22,6 +22,8 @@ from keras_transfer.utils.extras import require
 from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.names import require_image_size
 
+_HUB, _MODEL = "hf://", "model.keras"
+
 
 def backbone_from_model(
     source, *, image_size=None, pooling="auto", weights="imagenet", preprocessing="none"
@@ -87,9 +89,17 @@ def load_model(path):
     This is `keras.saving.load_model(path, compile=False)` with the layers of this package
     registered.
 
+    Args:
+        path: a file, a folder that has a `model.keras` (a run, or an export for the hub), or
+            `hf://USER/NAME` for such a folder on the Hugging Face Hub.
+
     Raises:
-        InputError: the file cannot be read as a Keras model.
+        InputError: the file cannot be read as a Keras model, or not be downloaded.
     """
+    if str(path).startswith(_HUB):
+        path = _downloaded(str(path))
+    elif (Path(path) / _MODEL).is_file():
+        path = Path(path) / _MODEL
     try:
         # Initializers without a seed draw one, although it is never used.
         with restored(), readable(path) as file:
@@ -107,6 +117,21 @@ def load_model(path):
         if '"keras_hub' in _config(path):
             require("keras_hub", f"{path} has layers of KerasHub. Loading it")
         raise InputError(f"Cannot load {path}: {reason}{_newer_keras(path)}") from error
+
+
+def _downloaded(address: str) -> str:
+    """Return the file of a model on the Hugging Face Hub, which is downloaded if it is not there."""
+    require("huggingface_hub", f"Loading {address}")
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.hf_hub_download(address.removeprefix(_HUB), _MODEL)
+    except Exception as error:  # of the hub or the network
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"Cannot load {address}: {reason} Check the name and the network, or pass the path of a "
+            "downloaded folder."
+        ) from error
 
 
 def _config(path) -> str:
