@@ -55,7 +55,7 @@ def advise(
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
     from keras_transfer.advisor.auto import decide, estimates
-    from keras_transfer.advisor.closed_forms import compare_closed_forms, framing_seen
+    from keras_transfer.advisor.closed_forms import compare_closed_forms
     from keras_transfer.advisor.inputs import facts_of, sized_backbone
 
     options: dict[str, Any] = {"engine": engine, "seed": seed}
@@ -65,12 +65,10 @@ def advise(
     # The measurements below need one chain: the last of several backbones, the larger one by default.
     given = {_name(backbone): backbone for backbone in backbones}
     single = best.backbone if best.backbone in given else best.backbone.split("+")[-1]
-    network = sized_backbone(given[single], framing_seen(best.image_size, best.crop), data)
+    network = sized_backbone(given[single], best.framing, data)
     facts = facts_of(data, network, seed)
     strategy, overrides, why = classical(facts)
-    textbook = Choice(
-        single, strategy, overrides, image_size=best.image_size, crop=best.crop, why=why
-    )
+    textbook = Choice(single, strategy, overrides, framing=best.framing, why=why)
     if policy != DEFAULT_POLICY:
         choice = textbook
     notes = list(evidence.notes)

@@ -12,12 +12,13 @@ from keras_transfer.advisor.budget import (
     WORTH_WITH_LIMIT,
     Clock,
     Pace,
+    expected_share,
     lengths_up_to,
     longest,
 )
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined
 from keras_transfer.advisor.evidence import Candidate, Evidence
-from keras_transfer.advisor.race import Entry, Race
+from keras_transfer.advisor.race import ALWAYS, CLEARLY, UNLESS_WORSE, Entry, Race
 from keras_transfer.advisor.rules import (
     CLASSICAL_POLICY,
     Choice,
@@ -28,13 +29,13 @@ from keras_transfer.advisor.rules import (
 )
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError, Interrupted
-from keras_transfer.modalities.image.framing import Framing
+from keras_transfer.modalities import framing_from, open_framing
 from keras_transfer.models import TAPS
 from keras_transfer.models.builders import build_model, by_head, head_for
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs, default_rate
-from keras_transfer.training.config import TrainConfig
+from keras_transfer.training.config import TYPES, TrainConfig
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import say
 
@@ -122,7 +123,7 @@ class _Auto:
         evidence = compare_closed_forms(
             self.data,
             self.names,
-            image_size=Framing(self.config.image_size, self.config.open_crop),
+            image_size=open_framing(self.config.image_size, self.config.open_crop),
             taps=self.taps,
             weights=self.config.weights,
             questions=_questions(self.config.augment, QUESTIONS),
@@ -134,12 +135,13 @@ class _Auto:
         document = {"evidence": evidence.to_dict()}
         base = _choice(evidence.best, self._augment(evidence))
         if _seen(base) != _seen(self._settled(first)):
-            self.race.enter(base, trusted=True)
+            self.race.enter(base, UNLESS_WORSE)  # the evidence has seen more examples
         if not evidence.signal:
             say(_NO_SIGNAL)
         elif self.config.policy == CLASSICAL_POLICY:
             strategy, overrides, why = classical(self._facts(evidence))
-            self.race.enter(replace(base, strategy=strategy, overrides=overrides, why=why), True)
+            textbook = replace(base, strategy=strategy, overrides=overrides, why=why)
+            self.race.enter(textbook, ALWAYS)
         else:
             self._fine_tune(base, evidence)
         self.race.publish(document)
@@ -148,7 +150,7 @@ class _Auto:
 
     def _fine_tune(self, base, evidence):
         """Train contenders as long as the next is expected to be worth its time."""
-        train = len(self.data.examples["train"])
+        train, val = len(self.data.examples["train"]), len(self.data.examples["val"])
         steps = -(-train // self.config.batch_size)
         pace, error = _pace(self.data, evidence), evidence.error_left
         tuned: list[Entry] = []
@@ -179,11 +181,17 @@ class _Auto:
                 f"{choice.recipe}: expected to add {points:.1f} points to {now} in "
                 f"{minutes:.1f} min, {self.clock.spent + minutes:.1f} min in all."
             )
-            entry = self.race.enter(choice)
+            entry = self.race.enter(choice, CLEARLY if tuned else UNLESS_WORSE)
             gains.append(1 - entry.judged.loss / max(before.judged.loss, 1e-12))
             error *= 1 - max(0.0, gains[-1])
             tuned.append(entry)
             pace = replace(pace, factor=pace.factor * entry.minutes / max(minutes, 1e-9))
+            if expected_share(gains) * self.race.best.judged.loss < entry.behind[1]:
+                say(
+                    f"What a further training is expected to bring is less than {val} validation "
+                    "examples can tell apart."
+                )
+                return
 
     def _next(self, base, tuned, steps):
         """Return (choice, lengths, share of the network that is trained) of the next contender, or None.
@@ -227,9 +235,11 @@ class _Auto:
             "overrides": {**choice.overrides, **self._applicable(choice)},
             **{"epochs": None, "learning_rate": None},
         }
-        for name in ("taps", "image_size", "crop"):
-            if getattr(choice, name) is not None:
-                chosen[name] = getattr(choice, name)
+        if choice.taps is not None:
+            chosen["taps"] = choice.taps
+        if choice.framing is not None:  # what of it is a setting
+            found = choice.framing.settings()
+            chosen |= {name: found[name] for name in TYPES.keys() & found.keys()}
         if choice.strategy == "from_scratch":
             chosen["weights"] = None
         config = replace(self.config, **chosen)
@@ -276,12 +286,12 @@ class _Auto:
     def _settled(self, first):
         """Return the first choice with what its run settled."""
         settled = Run(self.race.entries[0].folder).config
-        return replace(first, image_size=settled["image_size"], crop=settled.get("crop"))
+        return replace(first, framing=framing_from(settled).at(settled["image_size"]))
 
     def _augment(self, evidence):
         if self.config.augment != AUTO or evidence.mirror:
             return self.config.augment
-        size = evidence.best.image_size
+        size = evidence.best.framing.size
         small = self.data.modality.default_augmentation(self.data, size) != "light"
         return "none" if small else {"preset": "light", "flip": False}
 
@@ -290,8 +300,8 @@ class _Auto:
 
         best = evidence.best
         backbone = best.backbone.split("+")[-1] if joined(self.names) else best.backbone
-        framing = Framing(best.image_size, best.crop)
-        return facts_of(self.data, sized_backbone(backbone, framing, self.data), self.config.seed)
+        network = sized_backbone(backbone, best.framing, self.data)
+        return facts_of(self.data, network, self.config.seed)
 
 
 _NO_SIGNAL = "The features carry no signal for these labels: longer training would gain nothing. Check the labels."
@@ -307,7 +317,7 @@ def _questions(augment, questions):
 
 
 def _seen(choice):
-    return choice.backbone, choice.taps, choice.image_size, choice.crop, choice.augment
+    return choice.backbone, choice.taps, choice.framing, choice.augment
 
 
 # -- without a race ---------------------------------------------------------------------------------

@@ -55,7 +55,10 @@ def compare_closed_forms(
     """Compare what a model could see, by the loss of closed-form heads in cross-validation.
 
     The backbones are compared alone and, of two or more, the best two together. The best of these is
-    tried with the other crops, and with the smaller image sizes, that the modality offers. Groups of
+    tried with the other framings, and with the smaller ones, that the modality offers.
+
+    Another candidate than the first is chosen only if its loss is lower by more than one standard error
+    of the difference: the first is what is trained without a comparison, and less than that may be luck. Groups of
     the split, and copies of an example, stay in one fold.
 
     Args:
@@ -98,28 +101,16 @@ def compare_closed_forms(
 def _try_framings(table, given, more):
     """Add the best combination at other crops, then at smaller sizes while these are no worse."""
     best, modality = table.best.candidate, table.train.modality
-    for crop in () if given.settled else modality.crops(table.train, best.image_size):
-        if crop != best.crop and more():
-            table.add_like(best, framing_seen(best.image_size, crop))
+    for framing in () if given.settled else modality.other_framings(table.train, best.framing):
+        if more():
+            table.add_like(best, framing)
     best = table.best.candidate
-    for size in modality.smaller_sizes(best.image_size) if given.size is None else ():
-        if not more() or not table.add_like(best, framing_seen(size, best.crop)):
+    for framing in modality.smaller_framings(best.framing) if given.size is None else ():
+        if not more() or not table.add_like(best, framing):
             return
         gap, error = table.behind(table.rows[-1])
         if gap > error:
             return
-
-
-def framing_seen(image_size: int, crop: float | None) -> Framing:
-    """Return a candidate's framing; without a crop, the data decide it."""
-    from keras_transfer.modalities.image.framing import Framing as Images
-
-    return Images(image_size, crop)
-
-
-def _crop(prefix) -> float | None:
-    """Return the crop of a prefix's images; None for other examples."""
-    return prefix.framing.to_dict().get("crop")
 
 
 def joined(names: Sequence) -> str | None:
@@ -174,8 +165,7 @@ class _Comparison:
         except InputError as error:
             self.notes.append(f"{name} is skipped: {error}")
             return False
-        seen = options[0].backbone, options[0].taps, prefix.image_size, _crop(prefix)
-        self.first = self.first or Candidate(*seen)
+        self.first = self.first or Candidate(options[0].backbone, options[0].taps, _seen(prefix))
         features = self._features(prefix, (View(),)) if self.comparable else None
         for option in options:
             self.sources[option.backbone] = backbone if name == option.backbone else option.backbone
@@ -191,8 +181,7 @@ class _Comparison:
         """Find out whether the best candidate becomes better if it also learns from mirror images."""
         row = self.best
         candidate = row.candidate
-        framing = framing_seen(candidate.image_size, candidate.crop)
-        prefix, options = self._prefix(self.sources[candidate.backbone], framing)
+        prefix, options = self._prefix(self.sources[candidate.backbone], candidate.framing)
         option = next(o for o in options if o.backbone == candidate.backbone)
         if candidate.taps != option.taps:  # the last stage alone
             option = replace(option, columns=option.columns[option.part], part=None)
@@ -203,7 +192,10 @@ class _Comparison:
 
     @property
     def best(self) -> Row:
-        return min(self.rows, key=lambda row: row.judged.loss)
+        """The first row, unless the loss of another is lower by more than one standard error."""
+        first, lowest = self.rows[0], min(self.rows, key=lambda row: row.judged.loss)
+        gap, error = difference(lowest.judged.losses, first.judged.losses, self.together)
+        return lowest if gap < -error else first
 
     def best_names(self) -> list[str]:
         """Return the names of the backbones, best first."""
@@ -211,13 +203,14 @@ class _Comparison:
         return list(dict.fromkeys(row.candidate.backbone for row in rows))
 
     def behind(self, row: Row) -> tuple[float, float]:
-        """Return (loss behind the best, its standard error)."""
+        """Return (loss behind the chosen row, its standard error)."""
         return difference(row.judged.losses, self.best.judged.losses, self.together)
 
     def result(self, seconds: float) -> Evidence:
         rows = []
-        for row in sorted(self.rows, key=lambda row: row.judged.loss):
-            gap, error = self.behind(row)
+        chosen = self.best if self.rows else None
+        for row in sorted(self.rows, key=lambda row: (row is not chosen, row.judged.loss)):
+            gap, error = (0.0, 0.0) if row is chosen else self.behind(row)
             rows.append(replace(row, behind=gap, error=error))
         assert self.first is not None, "a comparison without a backbone is an InputError"
         signal = True
@@ -226,9 +219,7 @@ class _Comparison:
             signal = gap < -_SIGNAL_ERRORS * error
         gain = self.mirror_gain
         best = rows[0].candidate if rows else self.first
-        prefix, _ = self._prefix(
-            self.sources[best.backbone], framing_seen(best.image_size, best.crop)
-        )
+        prefix, _ = self._prefix(self.sources[best.backbone], best.framing)
         return Evidence(
             tuple(rows),
             self.first,
@@ -253,6 +244,7 @@ class _Comparison:
             )
             prefix = prefix_of(network, len(network.stages))
             self.prefixes[key] = prefix, self._options(backbone, network)
+            self.prefixes[key[0], prefix.image_size] = self.prefixes[key]
         prefix, options = self.prefixes[key]
         if framing.settled:  # engines do not depend on the crop
             prefix = replace(prefix, framing=framing.at(prefix.image_size))
@@ -299,7 +291,6 @@ class _Comparison:
         return solved
 
     def _add_rows(self, option, prefix, features):
-        framing = prefix.image_size, _crop(prefix)
         solved = self._solve(option, features)
         readings = {option.taps: "held_out"}
         if option.part is not None and "last" in self.taps:
@@ -308,7 +299,7 @@ class _Comparison:
             outputs = {name: getattr(found, attribute) for name, found in solved.items()}
             if any(values is None for values in outputs.values()):
                 continue  # a class is too small for folds
-            candidate = Candidate(option.backbone, taps, *framing)
+            candidate = Candidate(option.backbone, taps, _seen(prefix))
             judged = judge(self.heads, self.train.labels, outputs)
             self.rows.append(Row(candidate, judged, option.cost))
 
@@ -327,6 +318,11 @@ class _Comparison:
                 row = targets.mean(axis=0)
             outputs[name] = np.tile(row, (len(targets), 1))
         return judge(self.heads, self.train.labels, outputs).losses
+
+
+def _seen(prefix) -> Framing:
+    """Return the framing of a prefix with its size."""
+    return prefix.framing.at(prefix.image_size)
 
 
 def _seconds_per_example(prefix) -> float:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from keras_transfer.advisor.judging import Judged
+from keras_transfer.modalities import Framing
 from keras_transfer.utils.console import Table
 
 
@@ -13,17 +14,19 @@ class Candidate:
     Attributes:
         backbone: name, or several joined by `+`.
         taps: see `build_model`.
-        image_size, crop: see `build_model`; only images have a crop.
+        framing: how it becomes an input.
     """
 
     backbone: str
     taps: str
-    image_size: int
-    crop: float | None
+    framing: Framing
 
     def __str__(self):
-        crop = "" if self.crop is None else f", crop {self.crop:g}"
-        return f"{self.backbone}, taps {self.taps}, {self.image_size} px{crop}"
+        return f"{self.backbone}, taps {self.taps}, {self.framing.description}"
+
+    def to_dict(self) -> dict:
+        """Return plain data for JSON."""
+        return {"backbone": self.backbone, "taps": self.taps, **self.framing.settings()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +36,7 @@ class Row:
     Attributes:
         judged: its losses and its score.
         cost: multiplications for one example, forward.
-        behind: its loss minus that of the best candidate, over the same examples.
+        behind: its loss minus that of the chosen candidate, over the same examples.
         error: standard error of `behind`.
     """
 
@@ -46,7 +49,7 @@ class Row:
     def to_dict(self) -> dict:
         """Return plain data for JSON."""
         numbers = {"loss": self.judged.loss, "score": self.judged.score, "cost": self.cost}
-        return {**vars(self.candidate), **numbers, "behind": self.behind, "error": self.error}
+        return {**self.candidate.to_dict(), **numbers, "behind": self.behind, "error": self.error}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +57,12 @@ class Evidence:
     """Candidates, compared by the cross-validated loss of their closed form.
 
     Attributes:
-        rows: best first; empty if there are too few examples for folds.
+        rows: the chosen candidate, then the others, best first; empty if there are too few examples
+            for folds.
         default: what to use without a comparison.
         score: name of the score.
         examples: how many were compared on.
-        signal: whether the best is better than a constant answer, by two standard errors.
+        signal: whether the chosen one is better than a constant answer, by two standard errors.
         mirror: whether mirror images may be trained on: False if they make the closed form worse by
             more than one standard error.
         mirror_gain: (reduction of the loss by mirror images, its standard error), if measured.
@@ -82,12 +86,12 @@ class Evidence:
 
     @property
     def best(self) -> Candidate:
-        """The candidate with the lowest loss."""
+        """The chosen candidate: the first, unless another is better by more than one standard error."""
         return self.rows[0].candidate if self.rows else self.default
 
     @property
     def expected(self) -> float | None:
-        """Score of the best candidate in cross-validation."""
+        """Score of the chosen candidate in cross-validation."""
         return self.rows[0].judged.score if self.rows else None
 
     @property
@@ -97,8 +101,8 @@ class Evidence:
 
     @property
     def tied(self) -> int:
-        """How many candidates are within one standard error of the best, itself included."""
-        return sum(row.behind <= row.error for row in self.rows)
+        """How many candidates are within one standard error of the chosen one, itself included."""
+        return sum(abs(row.behind) <= row.error for row in self.rows)
 
     def __str__(self):
         if not self.rows:
@@ -119,11 +123,13 @@ class Evidence:
 
     def table(self) -> str:
         """Return one line per candidate."""
-        header = ("backbone", "taps", "px", "crop", "loss", "− best", self.score, "cost")
+        header = ("backbone", "taps", "input", "loss", "− chosen", self.score, "cost")
         least = min((row.cost for row in self.rows), default=1.0) or 1.0
         lines = [
             (
-                *("" if value is None else value for value in vars(row.candidate).values()),
+                row.candidate.backbone,
+                row.candidate.taps,
+                row.candidate.framing.description,
                 f"{row.judged.loss:.3f}",
                 f"{row.behind:+.3f} ± {row.error:.3f}" if row.behind else "",
                 f"{row.judged.score:.3f}",
@@ -131,7 +137,7 @@ class Evidence:
             )
             for row in self.rows
         ]
-        return Table(header, lines, "llrrrrrr").text()
+        return Table(header, lines, "lllrrrr").text()
 
     def to_dict(self) -> dict:
         """Return plain data for JSON."""

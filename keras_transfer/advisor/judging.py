@@ -125,13 +125,15 @@ def difference(losses: np.ndarray, others: np.ndarray, groups: np.ndarray) -> tu
 
     Args:
         losses, others: float [N]; pairs with NaN are left out.
-        groups: int [N]; examples of one group count as one.
+        groups: int [N]; examples of one group count as one. The error of a single group is infinite.
     """
     gaps = losses - others
     known = np.isfinite(gaps)
     gaps, groups = gaps[known], np.unique(groups[known], return_inverse=True)[1]
-    if len(gaps) < 2:
-        return float(gaps.sum()), 0.0
+    count = len(np.unique(groups))
+    if count < 2:
+        return float(gaps.mean()) if count else 0.0, np.inf
     mean = gaps.mean()
     sums = np.bincount(groups, gaps - mean)
-    return float(mean), float(np.sqrt(np.square(sums).sum()) / len(gaps))
+    spread = np.square(sums).sum() * count / (count - 1)
+    return float(mean), float(np.sqrt(spread) / len(gaps))

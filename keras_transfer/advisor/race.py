@@ -4,6 +4,7 @@ Each contender is a run in a folder of its own, so an interrupted race continues
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -21,6 +22,10 @@ from keras_transfer.runs import RACE, Run, place_of
 from keras_transfer.utils.files import read_arrays, write_arrays, write_text
 
 OUTPUTS = "outputs.npz"  # of a contender for the validation examples
+# By how many standard errors of the difference a contender must be better than the best one so far.
+CLEARLY = 1.0
+UNLESS_WORSE = -1.0  # it wins a tie
+ALWAYS = -math.inf
 _ERRORS = 1.0  # standard errors of accuracy that a lower loss may cost
 
 # Trains a choice into a folder, or continues there; returns the raw outputs of each head for the
@@ -39,6 +44,8 @@ class Entry:
         folder: its run.
         minutes: of its training.
         at: minutes since the start when it was finished.
+        behind: (its loss minus that of the best one before it, the standard error), over the same
+            examples; None for the first.
     """
 
     choice: Choice
@@ -46,6 +53,7 @@ class Entry:
     folder: Path
     minutes: float
     at: float
+    behind: tuple[float, float] | None = None
 
     def to_dict(self) -> dict:
         """Return plain data for JSON."""
@@ -55,6 +63,8 @@ class Entry:
             "score": self.judged.score,
             "minutes": round(self.minutes, 2),
             "at": round(self.at, 2),
+            "behind": self.behind and self.behind[0],
+            "error": self.behind and self.behind[1],
         }
 
 
@@ -83,11 +93,11 @@ class Race:
         """Where the contenders are until the race is over."""
         return place_of(self.out)
 
-    def enter(self, choice: Choice, trusted: bool = False) -> Entry:
+    def enter(self, choice: Choice, margin: float = CLEARLY) -> Entry:
         """Train and judge a choice; where it is better than all before, its run replaces that at `out`.
 
         Args:
-            trusted: it is better, by what is known otherwise.
+            margin: standard errors by which it must be better; below 0, by which it may be worse.
         """
         started = time.perf_counter()
         folder = self.folder / str(len(self.entries))
@@ -102,19 +112,24 @@ class Race:
         units = {name: head.from_units(outputs[name]) for name, head in self.heads.items()}
         judged = judge(self.heads, self.examples.labels, units, calibrated=True)
         minutes = (time.perf_counter() - started) / 60
-        entry = Entry(choice, judged, folder, minutes, self.clock.spent)
+        behind = None
+        if self.best is not None:
+            behind = difference(judged.losses, self.best.judged.losses, self.examples.together)
+        entry = Entry(choice, judged, folder, minutes, self.clock.spent, behind)
         self.entries.append(entry)
-        if trusted or self.best is None or self.better(entry, self.best):
+        if self.best is None or self.better(entry, self.best, margin):
             self.best = entry
             self.publish({})
         return entry
 
-    def better(self, entry: Entry, other: Entry) -> bool:
-        """Return whether an entry has the lower loss, and no significantly lower score."""
+    def better(self, entry: Entry, other: Entry, margin: float = CLEARLY) -> bool:
+        """Return whether an entry's loss is lower by a margin, and its score not significantly lower."""
+        if margin == ALWAYS:
+            return True
         groups = self.examples.together
-        gap, _ = difference(entry.judged.losses, other.judged.losses, groups)
-        lost, error = difference(other.judged.scores, entry.judged.scores, groups)
-        return gap < 0 and lost <= _ERRORS * error
+        gap, error = difference(entry.judged.losses, other.judged.losses, groups)
+        lost, lost_error = difference(other.judged.scores, entry.judged.scores, groups)
+        return gap < -margin * error and lost <= _ERRORS * lost_error
 
     def publish(self, document: dict) -> None:
         """Put the best run at `out`, whole, with what is known about the race."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import Framing
 from keras_transfer.models.sources.applications import BACKBONES, find_spec, weights_path
 from keras_transfer.schedules.recipes import AUTO, resolve_schedule
 from keras_transfer.training.config import POLICIES, TrainConfig
@@ -75,7 +76,8 @@ class Choice:
         backbone: a backbone name, or several joined by `+`, or the path of a source model.
         strategy: a name of `recipes.RECIPES`.
         overrides, augment: arguments of `Trainer`.
-        taps, image_size, crop: arguments of `build_model`; None leaves them open.
+        taps: argument of `build_model`; None leaves it open.
+        framing: how an example becomes an input; None leaves it open.
         why: the reason, in complete sentences.
         minutes: estimated training time on this machine; None if it was not estimated.
     """
@@ -85,19 +87,19 @@ class Choice:
     overrides: dict = field(default_factory=dict)
     augment: str | dict = AUTO
     taps: str | None = None
-    image_size: int | None = None
-    crop: float | None = None
+    framing: Framing | None = None
     why: str = ""
     minutes: float | None = None
 
     def to_dict(self) -> dict:
         """Return plain data for JSON."""
-        return dict(vars(self))
+        values = dict(vars(self))
+        framing = values.pop("framing")
+        return {**values, **(framing.settings() if framing else {})}
 
     def __str__(self):
         seen = [f"taps {self.taps}"] if self.taps else []
-        seen += [f"{self.image_size} px"] if self.image_size else []
-        seen += [f"crop {self.crop:g}"] if self.crop else []
+        seen += [self.framing.description] if self.framing else []
         return f"{self.backbone} ({', '.join(seen)}) with {self.recipe}"
 
     @property

@@ -64,13 +64,13 @@ def advise(
     from keras_transfer.advisor.api import check_advice
     from keras_transfer.advisor.rules import named
     from keras_transfer.data import require_source, unlabeled_images
-    from keras_transfer.modalities.image.framing import Framing
+    from keras_transfer.modalities import open_framing
     from keras_transfer.schedules.recipes import AUTO
 
     check_png(plot)
     config = settings.config
     limits = {name: getattr(config, name) for name in ("minutes", "policy")}
-    limits["image_size"] = Framing(config.image_size, config.open_crop)
+    limits["image_size"] = open_framing(config.image_size, config.open_crop)
     names = named(backbones or AUTO)
     require_source(data)
     check_advice(names, **limits)

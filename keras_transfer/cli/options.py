@@ -351,7 +351,7 @@ def with_evidence(images, config: TrainConfig, together: bool = True) -> TrainCo
         return config
     from keras_transfer.advisor.closed_forms import compare_closed_forms
     from keras_transfer.advisor.rules import candidates, named
-    from keras_transfer.modalities.image.framing import Framing
+    from keras_transfer.modalities import open_framing
 
     names = [config.backbone]
     if advisor_chooses(config.backbone):
@@ -359,7 +359,7 @@ def with_evidence(images, config: TrainConfig, together: bool = True) -> TrainCo
     evidence = compare_closed_forms(
         images,
         names,
-        image_size=Framing(config.image_size, config.open_crop),
+        image_size=open_framing(config.image_size, config.open_crop),
         taps=TAPS if config.taps == AUTO else (config.taps,),
         weights=config.weights,
         questions=("together",) if together else (),

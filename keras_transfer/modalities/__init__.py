@@ -70,6 +70,15 @@ class Framing(ABC):
         """Return what a run's settings contain of it."""
         return self.to_dict()
 
+    def settings(self) -> dict:
+        """Return the size and what `recorded` returns."""
+        return {"image_size": self.size, **self.recorded()}
+
+    @property
+    def description(self) -> str:
+        """All that is decided, in words: `128 px, crop 0.875`."""
+        return f"{self.extent}, {self}" if self.settled else self.extent
+
     @abstractmethod
     def __str__(self) -> str:
         """Return everything but the size in words, such as `crop 0.875`."""
@@ -237,15 +246,13 @@ class Modality(ABC):
     def default_framing(self, data, size: int | None) -> Framing:
         """Return the framing for data if none is given: as it was in 0.1 for images."""
 
-    def crops(self, data, size: int) -> Sequence[float]:
-        """Return the crops worth comparing for some data; only images have any."""
+    def other_framings(self, data, framing: Any) -> Sequence[Framing]:
+        """Return framings of the same size that are worth comparing with one, for some data."""
         return ()
 
-    def smaller_sizes(self, size: int) -> Sequence[int]:
-        """Return the sizes worth comparing with a larger one, the largest first."""
-        from keras_transfer.modalities.image.framing import smaller_sizes
-
-        return smaller_sizes(size)
+    def smaller_framings(self, framing: Any) -> Sequence[Framing]:
+        """Return framings of smaller sizes that are worth comparing with one, the largest first."""
+        return ()
 
     # -- tensors
 
@@ -402,11 +409,15 @@ def modality_in_memory(values: Sequence, facts: Mapping) -> Modality:
     return next((room for room in rooms if room.holds(values, facts)), find_modality("image"))
 
 
-def open_framing(image_size: "int | Framing | None" = None) -> Framing:
-    """Return an image size as a framing of which nothing else is known, and a framing as it is."""
+def open_framing(image_size: "int | Framing | None" = None, crop: float | None = None) -> Framing:
+    """Return an image size as a framing of which nothing else is known, and a framing as it is.
+
+    Args:
+        crop: what the user wants to see of images; None leaves the framing open.
+    """
     from keras_transfer.modalities.image import framing
 
-    return image_size if isinstance(image_size, Framing) else framing.Framing(image_size)
+    return image_size if isinstance(image_size, Framing) else framing.Framing(image_size, crop)
 
 
 def framing_of_shape(shape: Sequence) -> Framing:

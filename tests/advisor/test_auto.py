@@ -13,7 +13,7 @@ from keras_transfer.advisor import auto, budget
 from keras_transfer.advisor.auto import auto_trainer, train_best
 from keras_transfer.advisor.budget import Clock
 from keras_transfer.advisor.evidence import Evidence
-from keras_transfer.advisor.race import Race
+from keras_transfer.advisor.race import ALWAYS, UNLESS_WORSE, Race
 from keras_transfer.advisor.rules import STRATEGIES, Choice
 from keras_transfer.data import Examples, from_directory
 from keras_transfer.data.arrays import Arrays
@@ -99,6 +99,23 @@ def test_the_best_contender_is_at_out_and_a_worse_one_never_replaces_it(tmp_path
     assert again.best is again.entries[4]
     again.close()
     assert not place_of(tmp_path / "run").exists() and (tmp_path / "run").is_dir()
+
+
+def test_a_tie_goes_to_the_first_or_to_what_is_favored(tmp_path):
+    race, _ = raced(tmp_path, (1.0,))
+    entry = race.best
+    noise = np.random.default_rng(1).normal(size=60)
+    noise -= noise.mean()  # the standard error of the difference is about 0.13
+
+    def shifted(by):
+        return replace(entry, judged=replace(entry.judged, losses=entry.judged.losses + noise + by))
+
+    for by, clearly, unless_worse in ((-0.3, True, True), (-0.05, False, True)):
+        assert race.better(shifted(by), entry) is clearly
+        assert race.better(shifted(by), entry, UNLESS_WORSE) is unless_worse
+    assert race.better(shifted(0.05), entry, UNLESS_WORSE)
+    assert not race.better(shifted(0.3), entry, UNLESS_WORSE)
+    assert race.better(shifted(0.3), entry, ALWAYS)
 
 
 def test_a_lower_loss_must_not_cost_accuracy(tmp_path):
@@ -286,3 +303,23 @@ def test_the_command_needs_only_a_folder(real_weights, tmp_path, monkeypatch):
     (trainer,) = seen
     assert trainer.augment == config["augment"]
     assert trainer._schedule(24).to_dict() == config["schedule"]
+
+
+def test_clips_are_raced_like_images(source, tmp_path):
+    """Low and high tones: what a modality lacks (crops, mirror images) is not compared."""
+    soundfile = pytest.importorskip("soundfile")
+    rng, rate = np.random.default_rng(0), 8000
+    for name, hertz in (("low", 250), ("high", 2000)):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for i in range(12):
+            wave = np.sin(2 * np.pi * hertz * np.arange(rate // 4) / rate)
+            wave = 0.3 * wave + rng.normal(0, 0.02, len(wave))
+            soundfile.write(tmp_path / "clips" / name / f"{i}.wav", wave, rate)
+    clips = from_directory(tmp_path / "clips", progress=False)
+    run = train_best(clips, tmp_path / "run", config(source), backbones=[source])
+    found = json.loads((run.path / RACE).read_text())
+    assert [row["strategy"] for row in found["contenders"]][:2] == ["feature_extraction", "lp_ft"]
+    assert {row["rate"] for row in found["evidence"]["candidates"]} == {rate}
+    assert {row["modality"] for row in found["contenders"][1:]} == {"audio"}
+    assert found["evidence"]["mirror_gain"] is None
+    assert run.config["modality"] == "audio" and run.config["rate"] == rate

@@ -56,10 +56,10 @@ def losses(evidence):
 def test_an_earlier_stage_that_sees_more_is_read_and_every_crop_tried(blind, colors):
     found = compare(colors, blind, image_size=32, questions=QUESTIONS)
     assert found.best.taps == "all" and losses(found)["all"] < 0.3 < losses(found)["last"]
-    assert {row.candidate.crop for row in found.rows} == {0.875, 1.0}
-    assert {row.candidate.image_size for row in found.rows} == {32}
+    assert {row.candidate.framing.crop for row in found.rows} == {0.875, 1.0}
+    assert {row.candidate.framing.size for row in found.rows} == {32}
     assert found.signal and found.rows[0].behind == 0
-    assert all(row.behind >= 0 for row in found.rows)
+    assert all(row.behind >= -row.error for row in found.rows)
     text = str(found)
     assert text.startswith(f"Evidence: {blind}, taps all, 32 px") and "standard error" in text
     assert len(found.table().splitlines()) == 1 + len(found.rows)

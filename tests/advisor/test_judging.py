@@ -55,7 +55,8 @@ def test_differences_are_paired_and_groups_count_once(rng):
     assert gap == pytest.approx(0.1) and error < 1e-9
     noise = rng.normal(size=40)
     single = difference(losses + noise, losses, np.arange(40))[1]
-    assert single == pytest.approx(noise.std() / np.sqrt(40))
+    assert single == pytest.approx(noise.std(ddof=1) / np.sqrt(40))
+    assert difference(noise, losses, np.zeros(40))[1] == np.inf  # one group tells nothing
     twice = difference(np.tile(losses + noise, 2), np.tile(losses, 2), np.tile(np.arange(40), 2))[1]
     assert twice == pytest.approx(single)
     losses[3] = np.nan

@@ -18,6 +18,7 @@ from keras_transfer.advisor.rules import (
     classical,
 )
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
 
 SIZES = {"small": (400, 100), "medium": (5000, 500), "large": (50_000, 5000)}
@@ -63,8 +64,10 @@ def test_unknown_policies_are_refused():
 
 
 def test_a_choice_as_text_and_as_data():
-    choice = Choice("a", "freeze_k", {"k": 1 / 3, "epochs": 4}, taps="all", image_size=96, crop=1.0)
-    assert str(choice) == "a (taps all, 96 px, crop 1) with freeze_k k=0.333 epochs=4"
+    choice = Choice(
+        "a", "freeze_k", {"k": 1 / 3, "epochs": 4}, taps="all", framing=Framing(96, 1.0)
+    )
+    assert str(choice) == "a (taps all, 96 px, crop 1.0) with freeze_k k=0.333 epochs=4"
     assert json.loads(json.dumps(choice.to_dict()))["overrides"]["epochs"] == 4
 
 

@@ -118,6 +118,11 @@ class Audio(Modality):
     def default_framing(self, data, size) -> ClipFraming:
         return self.choose_framing(data, size)[0]
 
+    def smaller_framings(self, framing) -> Sequence[ClipFraming]:
+        from keras_transfer.modalities.image.framing import smaller_sizes
+
+        return [framing.at(size) for size in smaller_sizes(framing.size)]
+
     def preparation(self, reader, views: Sequence, framing, memory=None):
         from keras_transfer.modalities.audio.preparation import Preparation
 

@@ -122,8 +122,12 @@ class Images(Modality):
     def default_framing(self, data, size) -> Framing:
         return framings.Framing(size, framings.DEFAULT_CROP)
 
-    def crops(self, data, size: int) -> Sequence[float]:
-        return framings.crops(data, size)
+    def other_framings(self, data, framing) -> Sequence[Framing]:
+        crops = framings.crops(data, framing.size)
+        return [replace(framing, crop=crop) for crop in crops if crop != framing.crop]
+
+    def smaller_framings(self, framing) -> Sequence[Framing]:
+        return [framing.at(size) for size in framings.smaller_sizes(framing.size)]
 
     def preparation(self, reader, views: Sequence, framing, memory=None):
         from keras_transfer.modalities.image.preparation import Preparation

@@ -155,9 +155,6 @@ class Texts(Modality):
     def mixer(self, mix) -> Callable:
         raise InputError(f"mix {mix.kind} is for images: half of each of two texts is not a text.")
 
-    def smaller_sizes(self, size: int | None) -> Sequence[int]:
-        return ()
-
     def decoder(self, framing) -> Callable:
         from keras_transfer.modalities.text.serving import decoder
 
