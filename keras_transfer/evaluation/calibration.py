@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from keras_transfer.utils.statistics import RESAMPLES, bootstrap, number, share
 
 PRECISIONS = (0.9, 0.95, 0.99)
 BINS = 15
+_LEAST_IN_BIN = 20  # of the plot
 _TEMPERATURES = (0.05, 20.0)
 
 
@@ -210,9 +212,10 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, *, seed: int = 0) -
         bins with equal numbers of images as far as ties allow (Nguyen and O'Connor 2015). Both have
         bootstrap intervals and `by_chance`: the error that a perfectly calibrated model stays below
         in 95 of 100 such samples (consistency resampling, Bröcker and Smith 2007), because the
-        error of a sample is never 0. Up to that value the interval begins at 0. `bins` lists the
-        nonempty bins of equal width: `low`, `high`, `count`, `confidence` (mean) and `right` (share
-        of correct predictions, with its Wilson interval).
+        error of a sample is never 0. Up to that value the interval begins at 0. `bins`, for a plot,
+        lists at most 15 bins of about equally many predictions, at least 20 if there are: `low`,
+        `high`, `count`, `confidence` (mean) and `right` (share of correct predictions, with its
+        Wilson interval).
     """
     confidence, correct = np.asarray(confidence, "float64"), np.asarray(correct, "float64")
     images, per_image = len(confidence), confidence[0].size
@@ -227,22 +230,31 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, *, seed: int = 0) -
         error["by_chance"] = _error_by_chance(confidence, bins, seed)
         if error["low"] is not None and error["value"] <= error["by_chance"]:
             error["low"] = 0.0
-    bins = binned[0][1].reshape(-1)
-    confidence, correct = confidence.reshape(-1), correct.reshape(-1)
-    rows = []
-    for i in np.unique(bins):
-        in_bin = bins == i
-        count = int(in_bin.sum())
-        rows.append(
-            {
-                "low": number(even[i]),
-                "high": number(even[i + 1]),
-                "count": count,
-                "confidence": number(confidence[in_bin].mean()),
-                "right": share(int(correct[in_bin].sum()), count),
-            }
-        )
+    order = np.argsort(confidence.reshape(-1), kind="stable")
+    confidence, correct = confidence.reshape(-1)[order], correct.reshape(-1)[order]
+    rows = [
+        {
+            "low": number(confidence[start]),
+            "high": number(confidence[end - 1]),
+            "count": end - start,
+            "confidence": number(confidence[start:end].mean()),
+            "right": share(int(correct[start:end].sum()), end - start),
+        }
+        for start, end in pairwise(_plotted_bins(confidence))
+    ]
     return {"ece": ece, "ece_adaptive": adaptive, "bins": rows}
+
+
+def _plotted_bins(confidence) -> list[int]:
+    """Return where bins of sorted confidences begin, and their number; equal ones share a bin."""
+    count = len(confidence)
+    wanted = max(1, min(BINS, count // _LEAST_IN_BIN))
+    starts = [0]
+    for start in range(1, count):
+        far = start - starts[-1] >= count / wanted and count - start >= _LEAST_IN_BIN
+        if far and confidence[start] > confidence[start - 1]:
+            starts.append(start)
+    return [*starts, count]
 
 
 def _adaptive_edges(confidence):

@@ -189,17 +189,17 @@ def _scalings(head):
 
 
 def _reliability_figure(head):
-    """Draw reliability, with the number of images in each bin below."""
+    """Draw reliability, and below how many examples have which confidence."""
     figure = _figure(6, 6.5)
     upper, lower = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
     plot_reliability(upper, head)
     scalings = _scalings(head)
-    width = 0.42 / 15
-    for i, (_, color, result) in enumerate(scalings):
-        shift = (i - (len(scalings) - 1) / 2) * width
-        middle = [(b["low"] + b["high"]) / 2 + shift for b in result["bins"]]
-        lower.bar(middle, [b["count"] for b in result["bins"]], width, color=color, alpha=0.7)
-    lower.set(xlabel=upper.get_xlabel(), ylabel="images")
+    for _, color, result in scalings:
+        edges = [*(b["low"] for b in result["bins"]), result["bins"][-1]["high"]]
+        widths = np.maximum(np.diff(edges), 1e-3)
+        counts = np.array([b["count"] for b in result["bins"]])
+        lower.stairs(counts / (100 * widths), edges, color=color)
+    lower.set(xlabel=upper.get_xlabel(), ylabel="per 1 %")
     upper.set_xlabel("")
     lower.set_yscale("symlog")
     return figure

@@ -1,6 +1,7 @@
 """What is made of the numbers: calibration, abstention, views of an image, slices and files; no Keras."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -37,10 +38,9 @@ def test_calibration_error_by_hand():
     right = np.array([1, 0, 1, 1, 0, 1])
     found = reliability(confidence, right)
     # Bins of 1/15: (0.533, 0.6], (0.933, 1].
-    low, high = found["bins"]
-    assert low["count"] == 2 and low["right"]["value"] == 0.5
-    assert low["confidence"] == pytest.approx(0.565)
-    assert (high["low"], high["high"]) == (pytest.approx(14 / 15), 1.0)
+    (shown,) = found["bins"]  # fewer than 20 are not divided
+    assert (shown["count"], shown["low"], shown["high"]) == (6, 0.55, 1.0)
+    assert shown["confidence"] == pytest.approx(confidence.mean())
     expected = 2 / 6 * abs(0.565 - 0.5) + 4 / 6 * abs(confidence[2:].mean() - 0.75)
     assert found["ece"]["value"] == pytest.approx(expected)
     # As many each: with fewer images than bins every image is its own.
@@ -69,9 +69,28 @@ def test_calibration_error_against_a_plain_formula(rng):
     assert again["ece_adaptive"]["value"] == pytest.approx(found["ece_adaptive"]["value"])
 
 
+def test_bins_of_the_plot_have_20_examples(rng):
+    for confidence in (
+        rng.beta(8, 1, 176),
+        rng.beta(8, 1, 176).round(1),
+        np.ones(50),
+        rng.random(5000),
+    ):
+        right = rng.random(len(confidence)) < confidence
+        bins = reliability(confidence, right)["bins"]
+        assert sum(row["count"] for row in bins) == len(confidence)
+        assert min(row["count"] for row in bins) >= 20 and len(bins) <= 15
+        assert all(a["high"] < b["low"] for a, b in pairwise(bins))
+        rows = [(confidence >= row["low"]) & (confidence <= row["high"]) for row in bins]
+        assert [right[row].sum() for row in rows] == [
+            round(row["right"]["value"] * row["count"]) for row in bins
+        ]
+    assert len(bins) == 15
+
+
 def test_probabilities_at_the_ends_have_bins():
     found = reliability(np.array([0.0, 0.0, 1.0]), np.array([0, 1, 1]))
-    assert [row["count"] for row in found["bins"]] == [2, 1]
+    assert [row["count"] for row in found["bins"]] == [3]
     assert found["ece"]["value"] == pytest.approx(1 / 3)
 
 
