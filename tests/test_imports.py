@@ -79,6 +79,12 @@ def test_the_root_contains_three_modules_and_the_rooms():
     assert {*layers} == rooms | {"errors", "runs"}
 
 
+def test_the_diagram_of_the_rooms_is_up_to_date():
+    command = [sys.executable, ROOT / "scripts" / "rooms.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_modules_and_functions_are_of_a_readable_size():
     for file in ROOT.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
