@@ -12,12 +12,14 @@ from pathlib import Path
 import grimp
 
 PACKAGE = "keras_transfer"
-PAGE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "CONTRIBUTING.md"
 START, END = "<!-- rooms: python scripts/rooms.py -->", "<!-- end of rooms -->"
 
 
 def imports() -> dict[str, set[str]]:
     """Return room → the rooms that it imports."""
+    sys.path.insert(0, str(ROOT))  # of this checkout, whatever is installed
     graph = grimp.build_graph(PACKAGE, cache_dir=None)
     rooms = sorted(graph.find_children(PACKAGE))
 
