@@ -93,6 +93,7 @@ def train(
     from keras_transfer.data import require_source
     from keras_transfer.data.classes import in_recorded_order
     from keras_transfer.data.examples import targets_of
+    from keras_transfer.models.sources.backbones import check_kind
     from keras_transfer.runs import check_out
     from keras_transfer.schedules.recipes import resolve_schedule
     from keras_transfer.training.logs import check_logs, log_finished
@@ -148,6 +149,8 @@ def train(
     if begun and begun["config"].keys() & {"head", "heads"}:
         images = in_recorded_order(images, targets_of(begun["config"]), sort=True)
     say(images.describe())
+    if not advisor_chooses(config.backbone):
+        check_kind(config.backbone, images.modality)
 
     load_keras()
     from keras_transfer.training.trainer import Trainer

@@ -98,6 +98,7 @@ class Modality(ABC):
         mirrors: whether an example may be mirrored.
         unreadable: what a served model answers for bytes that it cannot read.
         axes: number of axes of a batch of model inputs.
+        reads: the kind of backbone that reads them, one of `models.sources.presets.KINDS`.
         input_name: of the model's input.
         input_dtype: dtype in which the examples are prepared.
         decoded: (dtype, shape) of each part of a whole decoded example, see `whole`.
@@ -112,6 +113,7 @@ class Modality(ABC):
     mirrors: bool
     unreadable: str
     axes: int = 4
+    reads: str = "image"
     input_name: str = "images"
     input_dtype: str = "uint8"
     decoded: Sequence[tuple[str, list]]

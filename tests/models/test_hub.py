@@ -603,13 +603,17 @@ def test_folders_that_are_no_presets(tmp_path, folder):
 
 
 def test_presets_of_the_wrong_kind(tmp_path):
-    from keras_transfer.models.sources.backbones import check_backbone
+    from keras_transfer.models.sources.backbones import check_kind
 
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     for name in ("bert_tiny_en_uncased", str(tmp_path)):
-        with raises("reads texts, not images"):
-            check_backbone(name)
+        with raises("reads texts, but these are images"):
+            check_kind(name, find_modality("image"))
+        check_kind(name, find_modality("text"))
+    for name in ("resnet50", "dinov2_small"):
+        with raises("reads images, but these are texts"):
+            check_kind(name, find_modality("text"))
 
 
 def test_without_kerashub_the_extra_is_named(monkeypatch):

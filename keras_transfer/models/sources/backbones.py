@@ -16,7 +16,12 @@ from keras_transfer.models.sources.applications import (
     find_spec,
     is_source_model,
 )
-from keras_transfer.models.sources.presets import PRESETS, check_preset, is_preset
+from keras_transfer.models.sources.presets import (
+    PRESETS,
+    check_preset,
+    is_preset,
+    kind_of_preset,
+)
 from keras_transfer.models.sources.timm import find_timm, is_timm, timm_backbone
 from keras_transfer.utils.names import require_image_size
 
@@ -35,17 +40,12 @@ def check_several(names: list) -> None:
         raise InputError(f"Backbones must be one or more different ones, not {', '.join(texts)!r}.")
 
 
-def check_backbone(
-    backbone: str, image_size: int | None = None, weights="imagenet", kind: str = "image"
-) -> None:
-    """Check everything that can be checked before Keras is imported.
-
-    Args:
-        kind: what the backbone must read, `"image"` or `"text"`.
+def check_backbone(backbone: str, image_size: int | None = None, weights="imagenet") -> None:
+    """Check everything that can be checked before Keras is imported and the data are known.
 
     Raises:
-        InputError: unknown name, invalid source model, an image size below the family's minimum,
-            unavailable weights, or a preset of another kind.
+        InputError: unknown name, invalid source model, an image size below the family's minimum, or
+            unavailable weights.
     """
     require_image_size(image_size)
     names = names_of(backbone)
@@ -55,7 +55,7 @@ def check_backbone(
             check_image_size(find_spec(table), image_size)
             find_timm(name, find_spec(table))
         elif is_preset(name):
-            check_preset(os.fspath(name), kind)
+            check_preset(os.fspath(name))
         elif is_source_model(name):
             check_source_model(name)
         else:
@@ -65,6 +65,31 @@ def check_backbone(
                 check_weights(spec)
             elif is_timm(weights):
                 find_timm(weights, spec)
+
+
+def check_kind(backbone, modality) -> None:
+    """Raise InputError if a backbone, as far as its name tells it, does not read a modality's examples.
+
+    Args:
+        backbone: as for `build_backbone`.
+        modality: a `Modality`.
+    """
+    for name in names_of(backbone):
+        kind = _kind_of(name)
+        if kind is not None and kind != modality.reads:
+            raise InputError(
+                f"The backbone '{name}' reads {kind}s, but these are {modality.many}: `keras-transfer "
+                f"backbones --source hub --kind {modality.reads}` lists those that read them."
+            )
+
+
+def _kind_of(name) -> str | None:
+    """Return `"image"` or `"text"`; None if the name does not tell it."""
+    if not isinstance(name, (str, os.PathLike)):
+        return None
+    if is_preset(name) and not timm_backbone(name):
+        return kind_of_preset(os.fspath(name))
+    return None if is_source_model(name) else "image"
 
 
 def default_size(backbone: str | None) -> int | None:
@@ -150,7 +175,7 @@ def _source(backbone):
     if timm_backbone(backbone):
         return _backbone_from_timm, False
     if is_preset(backbone):
-        check_preset(os.fspath(backbone), kind=None)
+        check_preset(os.fspath(backbone))
         from keras_transfer.models.sources.keras_hub import backbone_from_preset
 
         return backbone_from_preset, True

@@ -286,35 +286,32 @@ def _is_folder(name):
     return (folder / "config.json").is_file() and not (folder / "model.keras").exists()
 
 
-def check_preset(name: str, kind: str | None) -> None:
+def check_preset(name: str) -> None:
     """Check what can be checked about a preset before Keras is imported.
 
     Args:
         name: see `is_preset`.
-        kind: what the backbone must read, one of `KINDS`, or None for any.
 
     Raises:
-        InputError: KerasHub is not installed; the preset is of another kind or family, incomplete,
-            or neither on this machine nor reachable.
+        InputError: KerasHub is not installed; the preset is of another family, incomplete, or neither
+            on this machine nor reachable.
     """
     require("keras_hub", f"The backbone '{name}'")
     if _is_folder(name):
-        family = family_of_folder(Path(name))
+        family_of_folder(Path(name))
         if not any(next(Path(name).glob(pattern), None) for pattern in _WEIGHTS):
             raise InputError(
                 f"{name} has a config.json but no weights that KerasHub reads: put "
                 f"{' or '.join(_WEIGHTS)} beside it."
             )
-    elif name in PRESETS:
-        family = PRESETS[name].family
-    else:
-        family = None  # its config.json is not here
-    if family is not None and kind not in (None, FAMILIES[family].kind):
-        raise InputError(
-            f"The backbone '{name}' reads {FAMILIES[family].kind}s, not {kind}s: `keras-transfer "
-            f"backbones --source hub --kind {kind}` lists those that do."
-        )
     _check_reachable(name)
+
+
+def kind_of_preset(name: str) -> str | None:
+    """Return what a preset reads, one of `KINDS`; None if its `config.json` is not here."""
+    if name in PRESETS:
+        return PRESETS[name].kind
+    return FAMILIES[family_of_folder(Path(name))].kind if _is_folder(name) else None
 
 
 def family_of_folder(folder: Path) -> str:
