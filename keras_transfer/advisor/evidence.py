@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from keras_transfer.advisor.judging import Judged
-from keras_transfer.modalities import Framing
+from keras_transfer.advisor.judging import Judged, difference_text, plain_difference
+from keras_transfer.modalities import Framing, framing_from
 from keras_transfer.utils.console import Table
 
 
@@ -49,7 +49,8 @@ class Row:
     def to_dict(self) -> dict:
         """Return plain data for JSON."""
         numbers = {"loss": self.judged.loss, "score": self.judged.score, "cost": self.cost}
-        return {**self.candidate.to_dict(), **numbers, "behind": self.behind, "error": self.error}
+        gap = plain_difference((self.behind, self.error))
+        return {**self.candidate.to_dict(), **numbers, **gap}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,22 +123,8 @@ class Evidence:
         return f"{text}; {certain}."
 
     def table(self) -> str:
-        """Return one line per candidate."""
-        header = ("backbone", "taps", "input", "loss", "− chosen", self.score, "cost")
-        least = min((row.cost for row in self.rows), default=1.0) or 1.0
-        lines = [
-            (
-                row.candidate.backbone,
-                row.candidate.taps,
-                row.candidate.framing.description,
-                f"{row.judged.loss:.3f}",
-                f"{row.behind:+.3f} ± {row.error:.3f}" if row.behind else "",
-                f"{row.judged.score:.3f}",
-                f"{row.cost / least:.1f}",
-            )
-            for row in self.rows
-        ]
-        return Table(header, lines, "lllrrrr").text()
+        """Return one line per candidate, the chosen one first."""
+        return candidates_table(self.to_dict())
 
     def to_dict(self) -> dict:
         """Return plain data for JSON."""
@@ -151,3 +138,23 @@ class Evidence:
             "notes": list(self.notes),
             "candidates": [row.to_dict() for row in self.rows],
         }
+
+
+def candidates_table(evidence: dict) -> str:
+    """Return one line per candidate of what `Evidence.to_dict` returned."""
+    rows, score = evidence["candidates"], evidence["score"]
+    header = ("backbone", "taps", "input", "loss", "− chosen", score, "cost")
+    least = min((row["cost"] for row in rows), default=1.0) or 1.0
+    lines = [
+        (
+            row["backbone"],
+            row["taps"],
+            framing_from(row).at(row["image_size"]).description,
+            f"{row['loss']:.3f}",
+            difference_text(row) if row["behind"] else "",
+            f"{row['score']:.3f}",
+            f"{row['cost'] / least:.1f}",
+        )
+        for row in rows
+    ]
+    return Table(header, lines, "lllrrrr").text()

@@ -120,6 +120,20 @@ def _temperature(loss, outputs, targets) -> float:
     return float(np.exp(found.x))
 
 
+def plain_difference(gap: tuple[float, float] | None) -> dict:
+    """Return a difference as plain data for JSON, which has no infinity."""
+    mean, error = gap or (None, None)
+    return {"behind": mean, "error": None if error is None or np.isinf(error) else error}
+
+
+def difference_text(plain: dict) -> str:
+    """Return such plain data as text, "" where there was nothing to compare with."""
+    if plain["behind"] is None:
+        return ""
+    error = "?" if plain["error"] is None else f"{plain['error']:.3f}"
+    return f"{plain['behind']:+.3f} ± {error}"
+
+
 def difference(losses: np.ndarray, others: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """Return (mean of losses − others, its standard error), example by example.
 

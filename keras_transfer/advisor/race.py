@@ -15,10 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.advisor.budget import Clock
-from keras_transfer.advisor.judging import Judged, difference, judge
+from keras_transfer.advisor.judging import (
+    Judged,
+    difference,
+    difference_text,
+    judge,
+    plain_difference,
+)
 from keras_transfer.advisor.rules import Choice
 from keras_transfer.data.examples import Examples
 from keras_transfer.runs import RACE, Run, place_of
+from keras_transfer.utils.console import Table
 from keras_transfer.utils.files import read_arrays, write_arrays, write_text
 
 OUTPUTS = "outputs.npz"  # of a contender for the validation examples
@@ -63,8 +70,7 @@ class Entry:
             "score": self.judged.score,
             "minutes": round(self.minutes, 2),
             "at": round(self.at, 2),
-            "behind": self.behind and self.behind[0],
-            "error": self.behind and self.behind[1],
+            **plain_difference(self.behind),
         }
 
 
@@ -149,6 +155,23 @@ class Race:
     def close(self) -> None:
         """Remove the contenders."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def contenders_table(race: dict) -> str:
+    """Return one line per contender of a `race.json`; `− best` compares with the best one before it."""
+    rows = race["contenders"]
+    score = race.get("evidence", {}).get("score", "score")
+    lines = [
+        (
+            " ".join([row["strategy"], *(f"{k}={v:.3g}" for k, v in row["overrides"].items())]),
+            f"{row['loss']:.3f}",
+            difference_text(row),
+            f"{row['score']:.3f}",
+            f"{row['minutes']:.1f}",
+        )
+        for row in rows
+    ]
+    return Table(("contender", "loss", "− best", score, "minutes"), lines, "lrrrr").text()
 
 
 def _linked(source, target):

@@ -35,10 +35,11 @@ from keras_transfer.cli.options import (
 )
 from keras_transfer.errors import InputError
 from keras_transfer.models import TAPS
-from keras_transfer.runs import place_of
+from keras_transfer.runs import RACE, place_of
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
 from keras_transfer.training.distributed.single_process import SINGLE, SingleProcess
 from keras_transfer.utils.console import log_to, say
+from keras_transfer.utils.documents import read_json
 from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import check_output_folder, read_text, write_text
 
@@ -87,7 +88,14 @@ def train(
             help="A Keras callback, made without arguments. Repeatable.",
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="With the strategy auto: also print all candidates and contenders."
+        ),
+    ] = False,
     resume: Resume = False,
+    as_json: Json = False,
 ):
     """Train a model on labelled images."""
     from keras_transfer.data import require_source
@@ -161,7 +169,7 @@ def train(
     if schedule == AUTO:
         run = _raced(images, out, config, partial(saved_config, data), clock)
         log_finished(logs, run)
-        _print_result(run, out, config.keep)
+        _print_result(run, out, config.keep, explain, as_json)
         return
     config = with_evidence(images, config)
     phases = resolve_schedule(schedule, config.overrides).phases
@@ -185,7 +193,7 @@ def train(
         workers.leave(130)
         raise
     if workers.chief:
-        _print_result(run, out, config.keep)
+        _print_result(run, out, config.keep, explain, as_json)
 
 
 def _raced(images, out: Path, config, record, clock):
@@ -206,8 +214,17 @@ def _raced(images, out: Path, config, record, clock):
         )
 
 
-def _print_result(run, out, keep):
+def _print_result(run, out, keep, explain, as_json):
     metrics = run.metrics
+    race = read_json(run.path / RACE, optional=True)
+    if as_json:
+        print(json.dumps({"run": str(out), "metrics": metrics, "race": race}, indent=2))
+        return
+    if explain and race:
+        from keras_transfer.advisor.evidence import candidates_table
+        from keras_transfer.advisor.race import contenders_table
+
+        print(f"{candidates_table(race['evidence'])}\n\n{contenders_table(race)}\n")
     print(
         f"val {_val_text(metrics)}, {keep} epoch {metrics['best_epoch']}, "
         f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"

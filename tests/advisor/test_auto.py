@@ -283,11 +283,12 @@ def test_the_command_needs_only_a_folder(real_weights, tmp_path, monkeypatch):
         for i in range(15):
             write_image(tmp_path / "data" / name / f"{i}.png", colour, noise=50, seed=i)
     monkeypatch.setattr(auto, "candidates", lambda *_: ["mobilenet_0.25"])
-    out, options = tmp_path / "run", ["--image-size", "32", "--minutes", "0.01"]
+    out, options = tmp_path / "run", ["--image-size", "32", "--minutes", "0.01", "--explain"]
     train = ["train", str(tmp_path / "data"), "--out"]
     result = CliRunner().invoke(app, [*train, str(out), *options])
     assert result.exit_code == 0, result.output
     assert "Evidence: mobilenet_0.25" in result.stderr
+    assert "− chosen" in result.stdout and "contender" in result.stdout
     config = yaml.safe_load((out / "config.yaml").read_text())
     chosen = config["advice"]["choice"]
     assert config["backbone"] == chosen["backbone"] == "mobilenet_0.25"
@@ -297,9 +298,10 @@ def test_the_command_needs_only_a_folder(real_weights, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(Trainer, "fit", lambda self, *_, **__: seen.append(self) or Run.open(out))
     again = CliRunner().invoke(
-        app, [*train, str(tmp_path / "b"), "--config", str(out / "config.yaml")]
+        app, [*train, str(tmp_path / "b"), "--config", str(out / "config.yaml"), "--json"]
     )
     assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["race"]["contenders"][0]["behind"] is None
     (trainer,) = seen
     assert trainer.augment == config["augment"]
     assert trainer._schedule(24).to_dict() == config["schedule"]
