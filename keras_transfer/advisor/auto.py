@@ -221,7 +221,9 @@ class _Auto:
         """Return a choice with its epochs, and its learning rate where that depends on them."""
         overrides = {**choice.overrides, "epochs": epochs}
         if overrides.get("learning_rate") == _BOLD:
-            overrides["learning_rate"] = _BOLD * default_rate(epochs * steps)
+            overrides["learning_rate"] = (
+                _BOLD * self.data.modality.rate_scale * default_rate(epochs * steps)
+            )
         return replace(choice, overrides=overrides)
 
     # -- a contender

@@ -21,6 +21,7 @@ from keras_transfer.data.examples import (
     relative_paths,
 )
 from keras_transfer.data.files import Skipped
+from keras_transfer.data.group_names import suggest_groups
 from keras_transfer.data.readers import concatenated
 from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.errors import InputError
@@ -269,6 +270,7 @@ def divide(
         left_out = relative_paths((item.path for item in skipped), root)
         paths = relative_paths(whole.names, root)
         splits = rule.assign(whole, paths, given, target, left_out)
+        _report_groups(rule, paths, given, whole, target)
         if groups := rule.groups_of(paths):
             whole.groups = np.unique(groups, return_inverse=True)[1]
         examples = {name: whole.take(np.flatnonzero(splits == name)) for name in set(splits)}
@@ -282,6 +284,21 @@ def divide(
             if missing := [label for label, count in counts.items() if not count]:
                 say(f"{name} has no image of {listed(missing)}")
     return data
+
+
+def _report_groups(rule, paths, given, whole, target):
+    """Print that names suggest groups, if images are drawn without regard to them."""
+    if rule.groups is not None or rule.listed:
+        return
+    rows = np.flatnonzero(given == "train")
+    labels, names = strata(whole.take(rows).labels, target)
+    classes = labels if labels.ndim == 1 and names else np.zeros(len(rows), int)
+    if found := suggest_groups([paths[i] for i in rows], classes):
+        say(
+            f"the names suggest {len(found.names)} groups: {listed(found.names, 3)}. If these are people, "
+            f"speakers, recordings or the like, pass --group '{found.pattern}', so that each is in one "
+            "split; otherwise the accuracy will be too high"
+        )
 
 
 def read_split_file(path: str | os.PathLike) -> dict[str, str]:

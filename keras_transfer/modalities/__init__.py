@@ -45,6 +45,7 @@ class Modality(ABC):
             cannot be used, or None) and `flaw` (why the model sees nothing in it, or None); and
             `served` (1, or 0 if a served model cannot read it) where files differ in that.
         mirrors: whether an example may be mirrored.
+        rate_scale: of the default learning rates: higher for what is unlike the backbone's training.
         unreadable: what a served model answers for bytes that it cannot read.
         axes: number of axes of a batch of model inputs.
         reads: the kind of backbone that reads them, one of `models.sources.presets.KINDS`.
@@ -60,6 +61,7 @@ class Modality(ABC):
     formats: str
     facts: Any
     mirrors: bool
+    rate_scale: float = 1.0
     unreadable: str
     axes: int = 4
     reads: str = "image"

@@ -336,6 +336,7 @@ def resolve_schedule(
     image_size: int | None = None,
     linear_head: bool | None = None,
     attention_stages: int | None = None,
+    rate_scale: float = 1.0,
 ) -> Schedule:
     """Return a recipe by name, a YAML file or a schedule, with some of its numbers replaced.
 
@@ -347,6 +348,7 @@ def resolve_schedule(
         image_size, linear_head: properties of the model.
         attention_stages: number of the backbone's stages if it has attention layers, else 0, see
             `sizes.attention_stages`. These four are passed to recipes that have such arguments.
+        rate_scale: factor of the default learning rates, see `Modality.rate_scale`.
 
     Raises:
         InputError: unknown recipe, file, argument, phase or field, or a value out of its range.
@@ -384,9 +386,23 @@ def resolve_schedule(
     known = {k: v for k, v in facts.items() if v is not None and k in names}
     arguments = {**known, **arguments}
     try:
-        return recipe(**arguments).override(overrides)
+        made = recipe(**arguments)
     except TypeError as error:
         raise InputError(f"Cannot make {schedule} with {arguments}: {error}.") from None
+    if arguments.get("learning_rate") is None and "attention_stages" in names:
+        made = _scaled(made, rate_scale)  # its default depends on the network
+    return made.override(overrides)
+
+
+def _scaled(schedule, scale):
+    """Return a schedule with the rates of pretrained layers multiplied."""
+    phases = tuple(
+        phase
+        if phase.freeze == "all"
+        else replace(phase, learning_rate=scale * phase.learning_rate)
+        for phase in schedule.phases
+    )
+    return replace(schedule, phases=phases)
 
 
 def _asks_for_steps(overrides):

@@ -110,6 +110,7 @@ class Trainer:
             image_size=self.model.input_shape[1],
             linear_head=not in_steps,
             attention_stages=attention_stages(self.model),
+            rate_scale=modality_of(self.model).rate_scale,
         )
         for phase in schedule.phases:
             if phase.solver == "logistic" and obstacle:

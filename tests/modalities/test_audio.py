@@ -166,7 +166,7 @@ def test_the_graph_resamples_like_soxr(rate):
     expected = window_of(decode.resampled(clip, rate, 16000), framing)
     found = serving.window_in_graph(tf.constant(clip), rate, framing).numpy()
     shades = [image_of(window, framing).astype(int) for window in (expected, found)]
-    assert np.abs(shades[0] - shades[1]).max() <= 4
+    assert np.abs(shades[0] - shades[1]).max() <= 5
 
 
 def test_the_data_choose_the_window_and_the_rate():

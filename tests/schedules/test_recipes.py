@@ -193,3 +193,12 @@ def test_each_stage_moves_at_the_rate_of_the_table(name, network, subset, real_w
                 assert square == dot == 0
             else:
                 assert dot / square == pytest.approx(expected, rel=2e-2), (stage, step)
+
+
+def test_the_scale_of_a_modality_is_for_default_rates_of_pretrained_layers():
+    plain, scaled = (resolve_schedule("lp_ft", examples=800, rate_scale=s) for s in (1.0, 2.5))
+    assert scaled.phases[1].learning_rate == 2.5 * plain.phases[1].learning_rate
+    assert scaled.phases[0] == plain.phases[0]
+    for recipe, given in (("lp_ft", {"learning_rate": 1e-3}), ("from_scratch", {}), ("bit", {})):
+        a, b = (resolve_schedule(recipe, given, examples=800, rate_scale=s) for s in (1.0, 2.5))
+        assert a == b

@@ -17,6 +17,8 @@ class ClipAugmentation:
 
     Attributes:
         shift: largest shift in time, as a share of the window, in [0, 1].
+        speed: largest change of speed, in [0, 1]: at 0.1 a clip is 10 % faster and higher, or slower and
+            lower, as another speaker's might be.
         noise: largest amplitude of white noise, as a share of the clip's, in [0, 1]; 0.1 is 20 dB.
         bands, times: largest share of the image's rows and columns that one mask covers, in [0, 1];
             there are two masks of each (SpecAugment, arXiv:1904.08779).
@@ -26,6 +28,7 @@ class ClipAugmentation:
     """
 
     shift: float = 0.1
+    speed: float = 0.15
     noise: float = 0.0
     bands: float = 0.1
     times: float = 0.1
@@ -49,7 +52,7 @@ class ClipAugmentation:
 
 
 PRESETS = {
-    "none": ClipAugmentation(0.0, 0.0, 0.0, 0.0),
+    "none": ClipAugmentation(0.0, 0.0, 0.0, 0.0, 0.0),
     "light": ClipAugmentation(),
     "medium": ClipAugmentation(noise=0.1, bands=0.2, times=0.2),
     "heavy": ClipAugmentation(shift=0.2, noise=0.3, bands=0.3, times=0.3),

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_transfer.modalities.audio.framing import ClipFraming
-from keras_transfer.modalities.audio.log_mel import shades, waves_of
+from keras_transfer.modalities.audio.log_mel import shades
 
 
 @keras.saving.register_keras_serializable("keras_transfer")
@@ -23,7 +23,7 @@ class LogMel(keras.layers.Layer):
         self.framing = ClipFraming(size, rate, seconds)
 
     def call(self, samples):
-        image = ops.round(shades(waves_of(samples, self.framing, ops), self.framing, ops))
+        image = ops.round(shades(samples, self.framing, ops))
         return ops.repeat(image[..., None], 3, axis=-1)
 
     def compute_output_shape(self, shape):

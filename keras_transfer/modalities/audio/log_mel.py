@@ -9,13 +9,15 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from scipy.fft import rfft
+from scipy.sparse import csr_array
 
 from keras_transfer.modalities.audio.framing import ClipFraming
 
 _WINDOW = 0.025  # seconds of a spectrum
-_LOWEST = 20.0  # Hz
+_LOWEST = 60.0  # Hz
 _BANDS = 64
-_RANGE = 40.0  # decibels below the clip's maximum, which become 0
+_RANGE = 30.0  # decibels below the clip's maximum, which become 0
 _LEAST_POWER = 1e-16  # of digital silence
 _HERTZ, _MELS = 700, 2595  # of the mel scale: mels = 2595 · log10(1 + hertz / 700)
 
@@ -29,62 +31,71 @@ def image_of(window: np.ndarray, framing: ClipFraming) -> np.ndarray:
     Returns:
         uint8 [size, size, 3].
     """
-    fourier, *_ = _matrices(framing)
-    pieces = np.lib.stride_tricks.sliding_window_view(
-        np.pad(window, _margins(framing)), len(fourier)
-    )
-    waves = pieces[:: framing.hop] @ fourier
-    image = np.round(shades(waves[None], framing)[0]).astype("uint8")
+    hann = _hann(framing)
+    pieces = np.lib.stride_tricks.sliding_window_view(np.pad(window, _margins(framing)), len(hann))
+    # A fast transform and sparse products: BLAS would share such small ones among the cores, which
+    # takes ten times as long.
+    found = rfft(pieces[:: framing.hop] * hann, _points(hann))
+    mel, rows = _sparse(framing)
+    bands = (mel @ (np.square(found.real) + np.square(found.imag)).T).T
+    image = np.round(rows @ _values(bands[None], framing, np)[0].T).astype("uint8")
     return np.repeat(image[..., None], 3, axis=-1)
 
 
-def waves_of(windows: Any, framing: ClipFraming, ops: Any) -> Any:
-    """Return the spectra of windows [N, samples], [N, spectra, 2·bins], by a convolution.
-
-    Args:
-        ops: `keras.ops`.
-    """
-    fourier, *_ = _matrices(framing)
-    padded = ops.pad(windows, [[0, 0], list(_margins(framing))])
-    strides, kernel = (framing.hop, 1), fourier[:, None, None, :]
-    return ops.conv(padded[:, :, None, None], kernel, strides, "valid")[:, :, 0]
-
-
-def shades(waves: Any, framing: ClipFraming, ops: Any = np) -> Any:
+def shades(windows: Any, framing: ClipFraming, ops: Any) -> Any:
     """Return the shades of log-mel images: low frequencies at the bottom, time from left to right.
 
     Args:
-        waves: real and imaginary parts of the spectra, float32 [N, size · framing.spectra, 2·bins].
-        ops: `numpy` or `keras.ops`.
+        windows: float32 [N, framing.samples], -1 to 1.
+        ops: `keras.ops`.
 
     Returns:
-        float32 [N, size, size]: 255 is the maximum of the clip, 0 is 40 dB or more below it.
+        float32 [N, size, size]: 255 is the maximum of the clip, 0 is 30 dB or more below it.
     """
-    _, mel, rows = _matrices(framing)
+    fourier, mel, rows = _matrices(framing)
+    padded = ops.pad(windows, [[0, 0], list(_margins(framing))])
+    strides, kernel = (framing.hop, 1), fourier[:, None, None, :]
+    waves = ops.conv(padded[:, :, None, None], kernel, strides, "valid")[:, :, 0]
     bins = len(mel)
     power = ops.square(waves[..., :bins]) + ops.square(waves[..., bins:])
-    bands = ops.reshape(ops.matmul(power, mel), (-1, framing.size, framing.spectra, _BANDS))
+    values = _values(ops.matmul(power, mel), framing, ops)
+    return ops.transpose(ops.matmul(values, rows), (0, 2, 1))
+
+
+def _values(bands, framing, ops):
+    """Return shades [N, size, bands] of the power of bands [N, size · framing.spectra, bands]."""
+    bands = ops.reshape(bands, (-1, framing.size, framing.spectra, _BANDS))
     level = (10 / np.log(10).item()) * ops.log(ops.maximum(ops.mean(bands, axis=2), _LEAST_POWER))
     top = ops.max(level, axis=(1, 2), keepdims=True)
-    values = ops.maximum(level - top + _RANGE, 0.0) * (255 / _RANGE)
-    return ops.transpose(ops.matmul(values, rows), (0, 2, 1))
+    return ops.maximum(level - top + _RANGE, 0.0) * (255 / _RANGE)
 
 
 def _margins(framing):
     """Return the zeros before and after a window, so that spectra are centered on their hops."""
-    extra = len(_matrices(framing)[0]) - framing.hop
+    extra = len(_hann(framing)) - framing.hop
     return extra // 2, extra - extra // 2
+
+
+@cache
+def _hann(framing):
+    """Return Hann's window of a spectrum, whose sum is 1."""
+    length = max(framing.hop, round(_WINDOW * framing.rate))
+    window = np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2
+    return (window / window.sum()).astype("float32")
+
+
+def _points(hann):
+    return 2 << (len(hann) - 1).bit_length()  # twice as fine as the window alone
 
 
 @cache
 def _matrices(framing):
     """Return (Fourier transform [window, 2·bins], mel bands [bins, bands], rows [bands, size])."""
-    length = max(framing.hop, round(_WINDOW * framing.rate))
-    points = 2 << (length - 1).bit_length()  # twice as fine as the window alone
+    hann = _hann(framing)
+    length, points = len(hann), _points(hann)
     frequencies = np.arange(points // 2 + 1) * framing.rate / points
     angle = 2 * np.pi * np.arange(length)[:, None] * frequencies / framing.rate
-    window = np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2  # Hann's
-    scale = window[:, None] / window.sum()
+    scale = hann[:, None]
     fourier = np.concatenate([np.cos(angle) * scale, np.sin(angle) * scale], axis=1)
     highest, lowest = (_MELS * np.log10(1 + f / _HERTZ) for f in (framing.rate / 2, _LOWEST))
     edges = _HERTZ * (10 ** (np.linspace(lowest, highest, _BANDS + 2) / _MELS) - 1)
@@ -97,3 +108,10 @@ def _matrices(framing):
     place = np.clip((np.arange(framing.size) + 0.5) / framing.size * _BANDS - 0.5, 0, _BANDS - 1)
     rows = np.maximum(0, 1 - np.abs(np.arange(_BANDS)[:, None] - place))[:, ::-1]
     return tuple(np.ascontiguousarray(m, "float32") for m in (fourier, mel, rows))
+
+
+@cache
+def _sparse(framing):
+    """Return the transposed mel bands and rows."""
+    _, mel, rows = _matrices(framing)
+    return csr_array(mel.T), csr_array(rows.T)

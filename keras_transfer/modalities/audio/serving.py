@@ -16,7 +16,7 @@ NOT_FINITE = "has values that are not finite"
 WRONG_RATE = f"has a sample rate outside {RATES[0]} to {RATES[1]} Hz"
 
 _MOST_CHUNKS = 256
-# Like soxr's "HQ": shades differ by at most 3 of 255 (tests).
+# Like soxr's "HQ": shades differ by at most 5 of 255 (tests).
 _ZEROS = 48  # zero crossings of the resampling kernel, to each side
 _CUTOFF = 0.957  # of the lower Nyquist frequency
 
