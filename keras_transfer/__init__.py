@@ -26,6 +26,7 @@ _NAMES = {
     "build_model": "models.builders",
     "calibrate": "evaluation.calibration",
     "compare": "experiments.compare",
+    "diagnose": "diagnosis.api",
     "evaluate": "evaluation.api",
     "freeze": "models.stages",
     "load_model": "models.sources.own",
@@ -35,7 +36,16 @@ _NAMES = {
     "write_report": "reporting.run_report",
 }
 _ROOMS = (
-    *("adaptation", "advisor", "data", "evaluation", "experiments", "export", "features"),
+    *(
+        "adaptation",
+        "advisor",
+        "data",
+        "diagnosis",
+        "evaluation",
+        "experiments",
+        "export",
+        "features",
+    ),
     *("modalities", "models", "reporting", "schedules", "training"),
 )
 

@@ -53,8 +53,8 @@ CALIBRATION = "calibration.json"  # fitted after training, on request
 STATE = "state"  # needed to resume; removed when the run is finished
 FINGERPRINTS = "examples.json"
 STARTED_FROM = "started_from"  # setting: the earlier training of a model that was trained again
-# Settings that name folders; a moved dataset is the same dataset.
-PLACES = ("data", "val", "source", "target")
+# Settings that name folders and files; a moved dataset is the same dataset.
+PLACES = ("data", "val", "source", "target", "use_list")
 
 _STATE_FILE = "state.json"
 _FINGERPRINTS_0_1 = "pictures.json"

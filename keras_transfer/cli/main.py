@@ -25,9 +25,11 @@ from keras_transfer.cli.streams import (
     require_streams,
 )
 from keras_transfer.cli.train import adapt, train
+from keras_transfer.data.flaws import unprinted_flaws
 from keras_transfer.errors import ColumnError, InputError, WorkerLost, input_error_in
 from keras_transfer.training.distributed.single_process import active
 from keras_transfer.utils.console import Table, print_table
+from keras_transfer.utils.files import check_output
 
 app = typer.Typer(
     name="keras-transfer",
@@ -109,10 +111,24 @@ def _applications(kind):
     return rows, Table(header, cells, "lrrrrll")
 
 
-@takes("task", "columns", "val", "val_split", "seed")
+_CHECKED = ("task", "columns", "val", "val_split", "seed", "use_list")
+
+
+@takes(*_CHECKED, "backbone", "image_size", "group")
 def check(
     data: Data,
     settings,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Also compare features: labels that are probably wrong."),
+    ] = False,
+    write_list: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv",
+            help="With --deep: write the problems as a table whose column action you fill in.",
+        ),
+    ] = None,
     sheet: Annotated[
         Path | None,
         typer.Option(help="A .png file: images as the model sees them, before and after."),
@@ -123,10 +139,39 @@ def check(
     from keras_transfer.data import check_data, open_data
 
     check_png(sheet)
-    names = ("task", "columns", "val", "val_split", "seed")
-    options = {name: getattr(settings.config, name) for name in names}
+    config = settings.config
+    options = {name: getattr(config, name) for name in _CHECKED} | {"groups": config.group}
+    if write_list is not None:
+        if not deep:
+            raise InputError("--write-list needs --deep.")
+        check_output(write_list)
+    if deep:
+        from keras_transfer.diagnosis.api import check_diagnosis
+
+        check_diagnosis(config.backbone, config.image_size)
     report = check_data(data, **options)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else report.text())
+    document = report.to_dict()
+    if not as_json:
+        print(report.text())
+    if deep:
+        if report.problem:
+            raise InputError(report.problem)
+        load_keras()
+        from keras_transfer.diagnosis.api import diagnose
+
+        with unprinted_flaws():
+            images = open_data(data, **options)
+        found = diagnose(
+            images, backbone=config.backbone, image_size=config.image_size, seed=config.seed
+        )
+        document["diagnosis"] = found.to_dict()
+        if not as_json:
+            print(f"\n{found.text()}")
+        if write_list is not None:
+            found.write_list(write_list)
+            print(f"wrote {write_list}: fill in the column action", file=sys.stderr)
+    if as_json:
+        print(json.dumps(document, indent=2))
     if sheet is not None:
         load_keras()
         from keras_transfer.reporting.sheet import write_sheet

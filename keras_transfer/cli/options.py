@@ -289,6 +289,7 @@ def open_images(data, config: TrainConfig, **overrides):
         "seed": config.seed,
         "task": config.task,
         "columns": config.columns,
+        "use_list": config.use_list,
     }
     return open_data(data, **{**options, **overrides})
 

@@ -43,7 +43,10 @@ from keras_transfer.utils.documents import read_json
 from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import check_output_folder, read_text, write_text
 
-_DATA = ("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split")
+_DATA = (
+    *("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split"),
+    "use_list",
+)
 _MODEL = ("backbone", "taps", "weights", "image_size", "crop", "precision")
 _TRAINING = ("strategy", "overrides", "epochs", "learning_rate", "batch_size", "augment", "mix")
 _MORE = (

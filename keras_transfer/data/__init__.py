@@ -23,6 +23,7 @@ _NAMES = {
     "Target": "examples",
     "View": _VIEWS,
     "check_data": "check",
+    "correct": "corrections",
     "check_files": "files",
     "check_examples": "files",
     "find_duplicates": "duplicates",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.classes import require_each_class
+from keras_transfer.data.corrections import correct
 from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.data.files import SCHEMA, TABLES, Checked, Skipped, check_files
 from keras_transfer.data.flaws import report_flaws
@@ -39,6 +40,7 @@ def open_data(
     val=None,
     task: str = "single_label",
     columns: Mapping | None = None,
+    use_list: str | os.PathLike | None = None,
     **options,
 ) -> ImageData:
     """Open labeled images of any kind that has a path or a name.
@@ -51,11 +53,17 @@ def open_data(
         task: `"multi_label"`: see `from_directory` for a folder; in a table, `label_column` contains
             labels joined by `|`.
         columns: options of `from_table`: `label_column`, `targets` and so on.
+        use_list: a list of corrections, see `corrections.correct`.
         options: further arguments of those functions: `progress`, and the fields of `SplitRule`.
 
     Raises:
         InputError: see those functions; or if options belong to another kind of source.
     """
+    data = _open(source, val, task, columns, options)
+    return data if use_list is None else correct(data, use_list)
+
+
+def _open(source, val, task, columns, options) -> ImageData:
     path = Path(source).expanduser()
     is_table = path.suffix.lower() in TABLES
     library = library_of(source)

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_transfer.data.corrections import correct
 from keras_transfer.data.evaluation_data import open_labeled
 from keras_transfer.data.examples import ImageData, targets_of
 from keras_transfer.data.sources import library_of
@@ -297,6 +298,9 @@ def _sample_of(run, data, split, model, count) -> Sample | None:
             progress=False,
         )
         if not given:
+            if config.get("use_list"):  # its paths are relative to the training data
+                root = config["data"] if source == config.get("val") else opened.root
+                opened = correct(replace(opened, root=root), config["use_list"])
             run.require_own_images(opened)
     except InputError as error:
         if given:

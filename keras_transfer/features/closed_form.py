@@ -1,32 +1,25 @@
 """The head in closed form: linear models on features, by scikit-learn."""
 
 import hashlib
-import os
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import joblib
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-from threadpoolctl import threadpool_limits
 
-from keras_transfer.data.splits import stratified_sample
 from keras_transfer.features.blocks import Blocks, Rows, scales
+from keras_transfer.features.cross_validation import (
+    MAX_FOR_CHOOSING,
+    chosen_alphas,
+    cross_validated,
+    folds_of,
+    log_loss,
+    parallel_fits,
+    spread,
+)
 from keras_transfer.utils.console import progress_bar
 
-_STRENGTHS = np.logspace(-4, 1, 11)
-_WORSE = 2  # strengths in a row that raise the loss, after which no weaker penalty is tried
-_MAX_FOR_CHOOSING = 3000  # rows of cross-validation; the strength that it chooses is used for all
-_FOLDS = 5
 _MOST_SOLVED = 16  # results of `solve` that are remembered
-_MAX_FOR_RIDGE = 1500  # the same of ridge regression, which decomposes their Gram matrix
-_LEAST_PROBABILITY = 1e-12
-_ALPHAS = np.logspace(-1, 6, 15)  # of ridge regression
-
 
 _solved: dict[bytes, "LinearHead"] = {}
 
@@ -111,7 +104,7 @@ def logistic_regression(
     class_weights: np.ndarray | None = None,
     part: np.ndarray | None = None,
     seed: int = 0,
-    most: int = _MAX_FOR_CHOOSING,
+    most: int = MAX_FOR_CHOOSING,
 ) -> LinearHead:
     """Fit the head that a Dense layer would become by endless training with weight decay.
 
@@ -142,15 +135,15 @@ def _inputs(features, part) -> list:
 
 def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
-    rows, splits = _folds(labels, groups, seed, most)
-    found = [_cross_validated(x.sample(rows), labels[rows], splits, weights) for x in inputs]
+    rows, splits = folds_of(labels, groups, seed, most)
+    found = [cross_validated(x.sample(rows), labels[rows], splits, weights) for x in inputs]
     scores = [held_out for _, held_out in found if held_out is not None]
     shares, loss, held_out, held_out_part = np.ones(len(inputs)) / len(inputs), None, None, None
     if splits:
         shares, loss = _blend(scores, labels[rows])
-        held_out = _spread(np.tensordot(shares, np.stack(scores), 1), rows, len(labels))
+        held_out = spread(np.tensordot(shares, np.stack(scores), 1), rows, len(labels))
         if len(scores) > 1:
-            held_out_part = _spread(scores[0], rows, len(labels))
+            held_out_part = spread(scores[0], rows, len(labels))
     kernels, biases = [], []
     for x, share, (strength, _) in zip(inputs, shares, found):
         coefficients, offsets = x.logistic(labels, strength, weights)
@@ -162,75 +155,14 @@ def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
     return LinearHead(kernel, bias, strength, loss, held_out=held_out, held_out_part=held_out_part)
 
 
-def _spread(values, rows, count) -> np.ndarray:
-    """Return values of some rows as an array of all rows; the others are NaN."""
-    whole = np.full((count, values.shape[1]), np.nan)
-    whole[rows] = values
-    return whole
-
-
-def _folds(labels, groups, seed, most):
-    """Return (rows for cross-validation, its splits; none if a class is too small for folds)."""
-    rows = np.arange(len(labels))
-    if len(labels) > most:
-        rows = stratified_sample(labels, most, groups=groups, seed=seed)
-    # Distinct groups of each class: a group, such as a writer, may have examples of all classes.
-    pairs = np.unique(np.stack([labels[rows], groups[rows]]), axis=1)
-    counts = np.bincount(pairs[0], minlength=labels.max() + 1)
-    folds = min(_FOLDS, counts.min())
-    if folds < 2:
-        return rows, []
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return rows, list(splitter.split(rows, labels[rows], groups[rows]))
-
-
-def _cross_validated(rows, labels, splits, class_weight):
-    """Return (strength, log probabilities [N, C] of held-out rows at that strength, or None)."""
-    if not splits:
-        return 1.0, None
-    options = dict(max_iter=100, warm_start=True, class_weight=class_weight)
-    models = [
-        LogisticRegression(**options) for _ in splits
-    ]  # each continues with the next strength
-    losses: list[float] = []
-    with parallel_fits(), joblib.Parallel() as parallel:
-        for strength in _STRENGTHS:
-            one = joblib.delayed(_held_out)
-            found = parallel(
-                one(model.set_params(C=strength), rows, labels, *split)
-                for model, split in zip(models, splits)
-            )
-            held_out = np.empty((len(labels), labels.max() + 1))
-            for (_, test), part in zip(splits, found):
-                held_out[test] = part
-            losses.append(_log_loss(held_out, labels))
-            if losses[-1] == min(losses):
-                best = float(strength), held_out
-            if len(losses) - 1 - np.argmin(losses) >= _WORSE:
-                break
-    return best
-
-
-def _held_out(model, rows, labels, train, test):
-    model.fit(rows[train], labels[train])
-    # The probability of a class that the training part lacks is 0.
-    probabilities = np.full((len(test), labels.max() + 1), _LEAST_PROBABILITY)
-    probabilities[:, model.classes_] = model.predict_proba(rows[test]).clip(_LEAST_PROBABILITY)
-    return np.log(probabilities)
-
-
-def _log_loss(scores, labels) -> float:
-    return float(-log_softmax(scores, axis=1)[np.arange(len(labels)), labels].mean())
-
-
 def _blend(scores, labels):
     """Return (weights of several heads > 0, log loss of the weighted sum of their scores)."""
     if len(scores) == 1:
-        return np.ones(1), _log_loss(scores[0], labels)
+        return np.ones(1), log_loss(scores[0], labels)
     stacked = np.stack(scores)
 
     def loss(logarithms):
-        return _log_loss(np.tensordot(np.exp(logarithms), stacked, 1), labels)
+        return log_loss(np.tensordot(np.exp(logarithms), stacked, 1), labels)
 
     found = minimize(loss, np.log(np.full(len(scores), 1 / len(scores))))
     return np.exp(found.x), float(found.fun)
@@ -254,7 +186,7 @@ def label_regressions(
         class_weights: float [L, 2], weights of absent and present labels.
     """
     count = labels.shape[1]
-    most = max(500, min(_MAX_FOR_CHOOSING, 4 * _MAX_FOR_CHOOSING // count))
+    most = max(500, min(MAX_FOR_CHOOSING, 4 * MAX_FOR_CHOOSING // count))
     inputs = _inputs(features, part)
     kernel = np.zeros((features.shape[1], count), "float32")
     bias = np.zeros(count, "float32")
@@ -297,36 +229,10 @@ def ridge_regression(
         targets: float [N, C], preferably standardized; each has a penalty of its own.
     """
     (inputs,) = _inputs(features, None)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(targets))[:_MAX_FOR_RIDGE])
-    alphas, loss, held_out = np.ones(targets.shape[1]), None, None
-    folds = min(_FOLDS, len(np.unique(groups[rows])))
-    if folds > 1:
-        outputs = np.empty((len(_ALPHAS), len(rows), targets.shape[1]))
-        sample = inputs.sample(rows)
-        splitter = GroupKFold(folds, shuffle=True, random_state=seed)
-        for train, test in splitter.split(rows, groups=groups[rows]):
-            outputs[:, test] = _ridge_path(sample[train], targets[rows[train]], sample[test])
-        errors = np.square(outputs - targets[rows]).mean(axis=1)
-        best = errors.argmin(axis=0)
-        columns = np.arange(targets.shape[1])
-        alphas = _ALPHAS[best] * (len(targets) / len(rows))  # the errors of more rows weigh more
-        loss = float(errors[best, columns].mean())
-        held_out = _spread(outputs[best, :, columns].T, rows, len(targets))
+    alphas, loss, held_out = chosen_alphas(inputs, targets, groups, seed)
     strength = float(1 / np.median(alphas))
     kernel, bias = inputs.unfolded(*inputs.ridge(targets, alphas))
     return LinearHead(kernel, bias, strength, loss, "squared error", held_out)
-
-
-def _ridge_path(rows, targets, others) -> np.ndarray:
-    """Return predictions for other rows at each of `_ALPHAS`, float64 [A, M, C]."""
-    center, mean = rows.mean(axis=0), targets.mean(axis=0)
-    rows, others = (rows - center).astype("float64"), (others - center).astype("float64")
-    values, vectors = np.linalg.eigh(rows @ rows.T)
-    coefficients = vectors.T @ (targets - mean)
-    projected = others @ rows.T @ vectors
-    return np.stack(
-        [mean + projected @ (coefficients / (values.clip(0)[:, None] + a)) for a in _ALPHAS]
-    )
 
 
 class Standardized:
@@ -390,20 +296,3 @@ class Standardized:
             whole[self.columns] = kernel
             kernel = whole
         return kernel.astype("float32"), bias.astype("float32")
-
-
-@contextmanager
-def parallel_fits():
-    """Run joblib's jobs side by side, each on one core, without convergence warnings.
-
-    This takes a sixth of the time that BLAS needs to share such small products among cores for
-    which TensorFlow's threads compete. The weakest regularizations may not converge; they are not
-    chosen.
-    """
-    with (
-        warnings.catch_warnings(),
-        threadpool_limits(1, "blas"),
-        joblib.parallel_config("threading", n_jobs=os.cpu_count()),
-    ):
-        warnings.simplefilter("ignore")
-        yield

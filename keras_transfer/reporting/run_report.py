@@ -298,6 +298,7 @@ def _open_own_data(run, split):
             task=config.get("task") or "single_label",
             columns=config.get("columns"),
             seed=config["seed"],
+            use_list=config.get("use_list"),
             **options,
         )
         data = in_recorded_order(data, targets_of(config))

@@ -116,6 +116,12 @@ class TrainConfig:
     split: str | None = setting(
         None, DATA, "Table with the columns path and split, e.g. RUN/split.csv.", metavar="FILE.csv"
     )
+    use_list: str | None = setting(
+        None,
+        DATA,
+        "List of corrections, as `check --deep --write-list` writes it, with actions: relabel, drop.",
+        metavar="FILE.csv",
+    )
 
     # -- model
     backbone: str = setting(

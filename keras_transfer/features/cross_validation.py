@@ -1,0 +1,134 @@
+"""Cross-validation of linear models: folds that do not share groups, and the strength with the lowest loss."""
+
+import os
+import warnings
+from contextlib import contextmanager
+
+import joblib
+import numpy as np
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
+
+from keras_transfer.data.splits import stratified_sample
+
+_STRENGTHS = np.logspace(-4, 1, 11)
+_WORSE = 2  # strengths in a row that raise the loss, after which no weaker penalty is tried
+MAX_FOR_CHOOSING = 3000  # rows of cross-validation; the strength that it chooses is used for all
+FOLDS = 5
+_MAX_FOR_RIDGE = 1500  # the same of ridge regression, which decomposes their Gram matrix
+LEAST_PROBABILITY = 1e-12
+_ALPHAS = np.logspace(-1, 6, 15)  # of ridge regression
+
+
+def folds_of(labels, groups, seed, most):
+    """Return (rows for cross-validation, its splits; none if a class is too small for folds)."""
+    rows = np.arange(len(labels))
+    if len(labels) > most:
+        rows = stratified_sample(labels, most, groups=groups, seed=seed)
+    # Distinct groups of each class: a group, such as a writer, may have examples of all classes.
+    pairs = np.unique(np.stack([labels[rows], groups[rows]]), axis=1)
+    counts = np.bincount(pairs[0], minlength=labels.max() + 1)
+    folds = min(FOLDS, counts.min())
+    if folds < 2:
+        return rows, []
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return rows, list(splitter.split(rows, labels[rows], groups[rows]))
+
+
+def cross_validated(rows, labels, splits, class_weight):
+    """Return (strength, log probabilities [N, C] of held-out rows at that strength, or None)."""
+    if not splits:
+        return 1.0, None
+    options = dict(max_iter=100, warm_start=True, class_weight=class_weight)
+    models = [
+        LogisticRegression(**options) for _ in splits
+    ]  # each continues with the next strength
+    losses: list[float] = []
+    with parallel_fits(), joblib.Parallel() as parallel:
+        for strength in _STRENGTHS:
+            one = joblib.delayed(log_probabilities)
+            found = parallel(
+                one(model.set_params(C=strength), rows, labels, *split)
+                for model, split in zip(models, splits)
+            )
+            held_out = np.empty((len(labels), labels.max() + 1))
+            for (_, test), part in zip(splits, found):
+                held_out[test] = part
+            losses.append(log_loss(held_out, labels))
+            if losses[-1] == min(losses):
+                best = float(strength), held_out
+            if len(losses) - 1 - np.argmin(losses) >= _WORSE:
+                break
+    return best
+
+
+def log_probabilities(model, rows, labels, train, test) -> np.ndarray:
+    """Fit a classifier on some rows; return log probabilities of others, float [M, C]."""
+    model.fit(rows[train], labels[train])
+    # The probability of a class that the training part lacks is 0.
+    probabilities = np.full((len(test), labels.max() + 1), LEAST_PROBABILITY)
+    probabilities[:, model.classes_] = model.predict_proba(rows[test]).clip(LEAST_PROBABILITY)
+    return np.log(probabilities)
+
+
+def log_loss(scores, labels) -> float:
+    """Return the mean log loss of logits [N, C]."""
+    return float(-log_softmax(scores, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def spread(values, rows, count) -> np.ndarray:
+    """Return values of some rows as an array of all rows; the others are NaN."""
+    whole = np.full((count, values.shape[1]), np.nan)
+    whole[rows] = values
+    return whole
+
+
+def chosen_alphas(inputs, targets, groups, seed):
+    """Return (penalty of each target, error in cross-validation, held-out outputs; None without folds)."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(targets))[:_MAX_FOR_RIDGE])
+    alphas, loss, held_out = np.ones(targets.shape[1]), None, None
+    folds = min(FOLDS, len(np.unique(groups[rows])))
+    if folds > 1:
+        outputs = np.empty((len(_ALPHAS), len(rows), targets.shape[1]))
+        sample = inputs.sample(rows)
+        splitter = GroupKFold(folds, shuffle=True, random_state=seed)
+        for train, test in splitter.split(rows, groups=groups[rows]):
+            outputs[:, test] = _ridge_path(sample[train], targets[rows[train]], sample[test])
+        errors = np.square(outputs - targets[rows]).mean(axis=1)
+        best = errors.argmin(axis=0)
+        columns = np.arange(targets.shape[1])
+        alphas = _ALPHAS[best] * (len(targets) / len(rows))  # the errors of more rows weigh more
+        loss = float(errors[best, columns].mean())
+        held_out = spread(outputs[best, :, columns].T, rows, len(targets))
+    return alphas, loss, held_out
+
+
+def _ridge_path(rows, targets, others) -> np.ndarray:
+    """Return predictions for other rows at each of `_ALPHAS`, float64 [A, M, C]."""
+    center, mean = rows.mean(axis=0), targets.mean(axis=0)
+    rows, others = (rows - center).astype("float64"), (others - center).astype("float64")
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    coefficients = vectors.T @ (targets - mean)
+    projected = others @ rows.T @ vectors
+    return np.stack(
+        [mean + projected @ (coefficients / (values.clip(0)[:, None] + a)) for a in _ALPHAS]
+    )
+
+
+@contextmanager
+def parallel_fits():
+    """Run joblib's jobs side by side, each on one core, without convergence warnings.
+
+    This takes a sixth of the time that BLAS needs to share such small products among cores for
+    which TensorFlow's threads compete. The weakest regularizations may not converge; they are not
+    chosen.
+    """
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(1, "blas"),
+        joblib.parallel_config("threading", n_jobs=os.cpu_count()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

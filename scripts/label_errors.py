@@ -1,0 +1,143 @@
+"""How well wrong labels are found: labels are flipped, and the ranking is compared with the flips.
+
+    python scripts/label_errors.py                      the reporting half, and real errors in sign digits
+    python scripts/label_errors.py --half tuning        the sets on which constants may be chosen
+
+A share of the labels is flipped, at random or to the class that is confused most often. The table shows the
+precision at the true number of flips, the average precision, and the estimated share of wrong labels, next to
+the figures of cleanlab on the same probabilities, if it is installed (AGPL: it is used here only). Errors that
+the datasets contain already count as if the labels were correct. Needs KERAS_HOME and KERAS_TRANSFER_DATA.
+"""
+
+import argparse
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+from accuracy_data import DATASETS
+from scipy.special import softmax
+from sklearn.metrics import average_precision_score
+
+from keras_transfer.data import open_data
+from keras_transfer.diagnosis.label_errors import find_label_errors, margins
+from keras_transfer.diagnosis.seen import default_backbone, see
+from keras_transfer.features.held_out import held_out_outputs
+from keras_transfer.utils.console import Table
+
+SPOKEN, SPEAKER = "spoken_digits", r"/([a-z]+)_\d+\.wav"
+SHARES = (0.02, 0.05, 0.1, 0.2)
+KNOWN = ("2/IMG_5176", "3/IMG_4341", "3/IMG_5108")  # labels in sign digits that are wrong
+
+
+def opened(name: str):
+    """Return (features of all examples, their labels, groups, target)."""
+    root = Path(os.environ["KERAS_TRANSFER_DATA"])
+    places = [root / name, root / "bench" / name, root / "audio" / name]
+    data = open_data(
+        next(place for place in places if place.exists()),
+        groups=SPEAKER if name == SPOKEN else None,
+        progress=False,
+    )
+    seen = see(data, default_backbone(), None, "auto")
+    return seen, data.targets
+
+
+def flipped(labels: np.ndarray, outputs: np.ndarray, share: float, kind: str, seed: int):
+    """Return (labels of which a share is wrong, which ones): to another class, or the confused one."""
+    random = np.random.default_rng(seed)
+    rows = random.choice(len(labels), round(share * len(labels)), replace=False)
+    noisy, count = labels.copy(), outputs.shape[1]
+    if kind == "random":
+        noisy[rows] = (labels[rows] + random.integers(1, count, len(rows))) % count
+    else:
+        means = np.stack([softmax(outputs[labels == i], axis=1).mean(0) for i in range(count)])
+        np.fill_diagonal(means, -1)
+        noisy[rows] = means.argmax(axis=1)[labels[rows]]
+    return noisy, noisy != labels
+
+
+def ranking(scores: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
+    """Return (precision at the true number, average precision) of suspicion scores."""
+    first = np.argsort(-scores, kind="stable")[: wrong.sum()]
+    return wrong[first].mean(), average_precision_score(wrong, scores)
+
+
+def cleanlabs(probabilities, labels):
+    """Return cleanlab's (suspicion scores, estimated share); None if it is not installed."""
+    try:
+        from cleanlab.count import estimate_joint
+        from cleanlab.rank import get_label_quality_scores
+    except ImportError:
+        return None
+    quality = get_label_quality_scores(labels, probabilities, method="normalized_margin")
+    joint = estimate_joint(labels, probabilities)
+    return -quality, 1 - np.trace(joint)
+
+
+def report(names: list[str], seeds: int) -> None:
+    header = ["set", "flips", "true", "P@true", "AP", "estimated (95 %)", "cleanlab: P@true", "AP"]
+    rows, sums = [], []
+    for name in names:
+        seen, target = opened(name)
+        labels, groups = seen.examples.labels, seen.examples.together
+        clean = held_out_outputs("single_label", seen.features, labels, groups)
+        for kind in ("random", "confused"):
+            for share in SHARES:
+                for seed in range(seeds):
+                    noisy, wrong = flipped(labels, clean, share, kind, seed)
+                    outputs = held_out_outputs("single_label", seen.features, noisy, groups)
+                    probabilities = softmax(outputs, axis=1)
+                    scores = margins(probabilities, noisy)[1]
+                    own = ranking(scores, wrong)
+                    found = find_label_errors(target, outputs, noisy)
+                    other = cleanlabs(probabilities, noisy)
+                    theirs = (*ranking(other[0], wrong), other[1]) if other else (np.nan,) * 3
+                    sums.append(
+                        (*own, found.wrong["value"] - share, *theirs[:2], theirs[2] - share)
+                    )
+                    if seed == 0:
+                        w = found.wrong
+                        rows.append(
+                            (
+                                *(name, kind, f"{100 * share:.0f} %"),
+                                *(f"{100 * x:.1f}" for x in own),
+                                f"{100 * w['value']:.1f} ({100 * w['low']:.1f}–{100 * w['high']:.1f})",
+                                *(f"{100 * x:.1f}" for x in theirs),
+                            )
+                        )
+                        print(*rows[-1], sep="  ", flush=True)
+    print(Table((*header, "estimated"), rows, "lllrrrrrr").text())
+    mean = 100 * np.mean(sums, axis=0)
+    off = 100 * np.abs(np.array(sums)[:, [2, 5]]).mean(axis=0)
+    print(
+        f"mean of {len(sums)}: P@true {mean[0]:.1f} (cleanlab {mean[3]:.1f}), AP {mean[1]:.1f} "
+        f"({mean[4]:.1f}), estimated share off by {off[0]:.1f} points ({off[1]:.1f})"
+    )
+
+
+def real_errors() -> None:
+    seen, _ = opened("sign_digits")
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    labels = seen.examples.labels
+    outputs = held_out_outputs("single_label", seen.features, labels, seen.examples.together)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    order = np.argsort(-margins(softmax(outputs, axis=1), labels)[1], kind="stable")
+    names = [Path(seen.examples.names[i]).with_suffix("").parts[-2:] for i in order]
+    places = {known: names.index(tuple(known.split("/"))) + 1 for known in KNOWN}
+    print(f"sign digits, unmodified: places of the known errors of {len(order)}: {places}")
+    print(f"held-out outputs took {seconds:.1f} CPU s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--half", choices=("tuning", "reporting"), default="reporting")
+    parser.add_argument("--only", nargs="*", help="names of sets")
+    parser.add_argument("--seeds", type=int, default=1)
+    options = parser.parse_args()
+    halves = [n for n, d in DATASETS.items() if d.half == options.half and n != "mnist"]
+    if options.half == "reporting":
+        halves.append(SPOKEN)
+        real_errors()
+    report(options.only or halves, options.seeds)
