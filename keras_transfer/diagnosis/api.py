@@ -8,7 +8,7 @@ from keras_transfer.data.examples import ImageData, label_texts, relative_paths
 from keras_transfer.diagnosis.label_errors import LabelErrors, find_label_errors
 from keras_transfer.diagnosis.result import Diagnosis, Problem
 from keras_transfer.diagnosis.seen import Seen, default_backbone, see
-from keras_transfer.models.sources.backbones import check_backbone
+from keras_transfer.models.sources.backbones import check_backbone, check_kind
 from keras_transfer.schedules.recipes import AUTO
 
 
@@ -38,6 +38,7 @@ def diagnose(
         InputError: the backbone is invalid.
     """
     backbone = check_diagnosis(backbone, image_size)
+    check_kind(backbone, data.modality)
     seen = see(data, backbone, image_size, engine)
     several = isinstance(data.targets, dict)
     found = _label_errors(data, seen, seed)
