@@ -50,7 +50,7 @@ def grad_cam(
             there is no feature map up to that stage, or the Keras backend is neither TensorFlow nor
             JAX.
     """
-    name, outputs = _output(model, head)
+    name, outputs = output_of(model, head)
     images = np.asarray(images)
     if images.ndim != 4 or not len(images) or images.shape[1:] != model.input_shape[1:]:
         raise InputError(
@@ -124,7 +124,7 @@ def _gradient(function, maps: np.ndarray) -> np.ndarray:
     raise InputError(f"Grad-CAM requires the backend tensorflow or jax, not {backend}.")
 
 
-def _output(model, head):
+def output_of(model, head):
     """Return (name of the head, number of its outputs)."""
     heads = heads_of(model)
     name = next(iter(heads)) if head is None and len(heads) == 1 else head

@@ -327,6 +327,18 @@ class Modality(ABC):
         """Return (MIME type, bytes) of what a page plays for an example, or None."""
         return None
 
+    def occluded(self, example, framing: Any) -> tuple[list[str], Any] | None:
+        """Return the parts of an example, and what a model reads without each of them.
+
+        Args:
+            example: decoded.
+
+        Returns:
+            (the P parts in words, model inputs [1 + P, …] of the whole and without each part); None where
+            an example has no parts that can be written.
+        """
+        return None
+
     # -- framings
 
     def require_framing(self, framing: Framing) -> None:

@@ -1,4 +1,4 @@
-"""Thumbnails of images with Grad-CAM maps on top, within a limit on the size of the page."""
+"""Thumbnails of images with Grad-CAM maps, and texts with marked words, within a limit on the page's size."""
 
 import io
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ _QUALITY = 72
 _HEAT_LEVELS = 16  # four bits per point
 _HEAT_SIDE = 14  # points; browsers interpolate when they enlarge
 _COLD, _HOT = np.array((255, 215, 0, 0)), np.array((225, 0, 70, 185))  # RGB and opacity
+_MARK = 60  # bytes of the markup of a word
+_STRONGEST, _CLEAR = 4, 0.3  # words that are named, of at least this weight
 _MOST_LISTED = 1000  # without a thumbnail
 
 
@@ -37,17 +39,20 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """Pixels of an item.
+    """What a page shows of an item.
 
     Attributes:
-        image: as the model sees it, uint8 [S, S, 3].
-        heats: `prediction` or `truth` → Grad-CAM map, float [h, w] in 0–1.
+        image: as the model sees it, uint8 [S, S, 3]; None if it has parts.
+        heats: `prediction` or `truth` → Grad-CAM map, float [h, w] in 0–1, or the weight of each part, float
+            [P] in −1 … 1.
         media: (MIME type, bytes) of what can be played, or None.
+        parts: such as the words of a text.
     """
 
-    image: np.ndarray
+    image: np.ndarray | None
     heats: dict[str, np.ndarray] = field(default_factory=dict)
     media: tuple[str, bytes] | None = None
+    parts: tuple[str, ...] = ()
 
 
 class Budget:
@@ -101,8 +106,8 @@ def gallery(items: Sequence[Item], shots: dict[str, Shot], budget: Budget) -> di
         budget: of the page; items beyond it, or without pixels, are listed as text.
 
     Returns:
-        `thumbnails` (each `photo`, `alt`, `heats`, `media`, `text`, `path`, `name`), `kinds` of Grad-CAM
-        maps, their `shape`, and `rest`, a table of the other items, or None.
+        `thumbnails` (each `photo` or `words`, `alt`, `heats`, `media`, `text`, `path`, `name`), `kinds` of
+        evidence, the `shape` of Grad-CAM maps, or None, and `rest`, a table of the other items, or None.
     """
     count = sum(item.path in shots for item in items)
     side = next(pixels for most, pixels in _SIDES if most is None or count <= most)
@@ -115,24 +120,27 @@ def gallery(items: Sequence[Item], shots: dict[str, Shot], budget: Budget) -> di
             continue
         thumbnails.append(thumbnail)
         kinds |= {kind for kind, _ in thumbnail["heats"]}
-        shape = shape or next((heat.shape for heat in shot.heats.values()), None)
+        shape = shape or next((h.shape for h in shot.heats.values() if h.ndim == 2), None)
     rows = [(item.path, item.text) for item in rest[:_MOST_LISTED]]
     return {
         "thumbnails": thumbnails,
         "kinds": sorted(kinds),
         "shape": shape,
-        "rest": Table(("image", "prediction"), rows) if rest else None,
+        "rest": Table(("example", "prediction"), rows) if rest else None,
         "rest_count": len(rest),
     }
 
 
 def _size(thumbnail):
-    uris = [thumbnail["photo"], thumbnail["media"] or "", *(uri for _, uri in thumbnail["heats"])]
-    return sum(map(len, uris))
+    uris = [thumbnail["photo"] or "", thumbnail["media"] or ""]
+    uris += [uri for _, uri in thumbnail["heats"] if isinstance(uri, str)]
+    return sum(map(len, uris)) + sum(len(word) + _MARK for word, _ in thumbnail["words"])
 
 
 def _thumbnail(item, shot, side):
     heats = {kind: heat for kind, heat in sorted(shot.heats.items()) if kind in item.outputs}
+    if shot.parts:
+        return _marked(item, shot, heats)
     places = "; ".join(
         f"{_ALT[kind]} mostly at the {_location(heat)}"
         for kind, heat in heats.items()
@@ -141,9 +149,37 @@ def _thumbnail(item, shot, side):
     path = printable(item.path)
     return {
         "photo": data_uri("image/jpeg", _jpeg(shot.image, side)),
+        "words": (),
         "alt": f"{item.text}. {places}" if places else item.text,
         "heats": [(kind, data_uri("image/png", _heat_png(heat))) for kind, heat in heats.items()],
         "media": shot.media and data_uri(*shot.media),
+        "text": item.text,
+        "path": path,
+        "name": path.replace("\\", "/").rpartition("/")[2],
+    }
+
+
+def _marked(item, shot, heats):
+    """Return a text whose words are marked by their weight, as a style and in words."""
+    words = [
+        (
+            part,
+            "; ".join(f"--{kind}:{max(0.0, float(heat[i])):.2f}" for kind, heat in heats.items()),
+        )
+        for i, part in enumerate(shot.parts)
+    ]
+    strongest = {
+        kind: [shot.parts[i].strip() for i in np.argsort(-heat)[:_STRONGEST] if heat[i] > _CLEAR]
+        for kind, heat in heats.items()
+    }
+    said = [f"{_ALT[kind]}: {', '.join(found)}" for kind, found in strongest.items() if found]
+    path = printable(item.path)
+    return {
+        "photo": None,
+        "words": words,
+        "alt": "; ".join(said),
+        "heats": [(kind, None) for kind in heats],
+        "media": None,
         "text": item.text,
         "path": path,
         "name": path.replace("\\", "/").rpartition("/")[2],

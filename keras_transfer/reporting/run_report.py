@@ -365,8 +365,19 @@ def _shots(model, examples, document, images, batch_size):
 def _shots_of(model, examples, items: Sequence[Item], head, batch_size):
     from keras_transfer.data import batches as pipeline
     from keras_transfer.evaluation.gradcam import grad_cam
+    from keras_transfer.evaluation.occlusion import occlude
     from keras_transfer.models.framing import framing_of
 
+    occluded = occlude(model, examples, head=head, batch_size=batch_size)
+    if occluded is not None:
+        return {
+            item.path: Shot(
+                None,
+                {kind: parts.weights(output) for kind, output in item.outputs.items()},
+                parts=parts.parts,
+            )
+            for item, parts in zip(items, occluded)
+        }
     batches = pipeline.batches(examples, image_size=framing_of(model), batch_size=batch_size)
     pixels = np.concatenate([np.asarray(inputs) for inputs, _ in batches])
     heats: list[dict] = [{} for _ in items]

@@ -65,6 +65,8 @@ def show_batch(
             f"show_batch: n, variants and image_size must be 1 or more, not {n}, {variants} and "
             f"{size}."
         )
+    if data.modality.axes != 4:
+        raise InputError(f"A contact sheet shows images; {data.modality.many} have none.")
     augmentations = augment if isinstance(augment, (list, tuple)) else [augment]
     resolve = data.modality.resolve_augmentation
     titled = [(_title(one), views_of(resolve(one), variants)) for one in augmentations]

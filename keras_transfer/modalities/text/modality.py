@@ -74,6 +74,11 @@ class Texts(Modality):
         text = " ".join(reader.decoded(index).split())
         return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
 
+    def occluded(self, example: str, framing) -> tuple:
+        from keras_transfer.modalities.text.occlusion import occluded
+
+        return occluded(example, framing)
+
     def notes(self, data, framing: TextFraming) -> Iterator[str]:
         from keras_transfer.modalities.text.notes import notes
 
