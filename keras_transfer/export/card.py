@@ -148,12 +148,13 @@ def _data(run, config, metrics):
 
 
 def _training(config, metrics, model):
+    framing = modality_of(model).framing_for(framing_of(model), None)
     rows = {
         "backbone": f"`{printable(_backbone(config, model))}`",
         "initial weights": config.get("weights"),
         "strategy": config.get("strategy"),
-        "image size": f"{model.input_shape[1]} px",
-        "input": str(modality_of(model).framing_for(framing_of(model), None)),
+        "size of the input": framing.extent,
+        "input": str(framing),
         "precision": config.get("precision"),
         "seed": config.get("seed"),
         "selected epoch": metrics.get("best_epoch"),

@@ -213,7 +213,8 @@ def _facts(config, metrics, model):
     skipped = f"; {metrics['skipped']} files skipped" if metrics["skipped"] else ""
     chosen = " (chosen by the advisor)" if config.get("advice") else ""
     epochs = sum(phase["epochs"] for phase in metrics["phases"])
-    many = find_modality(framing_from(config).modality).many
+    framing = framing_from(config).at(config["image_size"])
+    many = find_modality(framing.modality).many
     facts = {
         "Backbone": f"{config.get('backbone', model.name)}; {model.count_params():,} weights "
         "including the head",
@@ -223,8 +224,7 @@ def _facts(config, metrics, model):
         + skipped,
         "Task": "; ".join(_tasks(config)),
         "Strategy": f"{config['schedule']['name']}{chosen}",
-        "Batches": f"{config['batch_size']} {many} of {config['image_size']} px "
-        f"({framing_from(config)}), "
+        "Batches": f"{config['batch_size']} {many} of {framing.extent} ({framing}), "
         f"{config['precision']}, seed {config['seed']}",
         "Augmentation": _augmentation(config),
         "Selected epoch": f"{metrics['best_epoch']} of {epochs} ({config['keep']})",

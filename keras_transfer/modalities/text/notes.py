@@ -10,7 +10,7 @@ from keras_transfer.modalities.text.framing import TextFraming
 
 _SAMPLED = 500  # texts that tell the scripts
 _FEW = 0.1  # share of texts in a script that are worth a warning
-_LEAST = 300  # words of a script in a vocabulary that was made for it
+_LEAST, _SHARE = 300, 0.1  # words of a script in a vocabulary that was made for it
 _LETTERS = 2  # of a word: single letters are in every vocabulary
 
 
@@ -36,7 +36,8 @@ def notes(reader, framing: TextFraming, lengths: np.ndarray) -> Iterator[str]:
         if len(word) >= _LETTERS and not word.startswith("[")
     )
     for script, count in found.most_common():
-        if script and count > _FEW * len(rows) and words[script] < _LEAST:
+        known = words[script] >= min(_LEAST, _SHARE * len(framing.required.vocabulary))
+        if script and count > _FEW * len(rows) and not known:
             yield (
                 f"warning: {100 * count / len(rows):.0f} % of the texts are in {script} letters, but the "
                 f"encoder's vocabulary has only {words[script]} such words of {len(framing.required.vocabulary):,}: "
