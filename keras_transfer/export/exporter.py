@@ -175,15 +175,17 @@ def _convert(model, folder, format, int8, examples, sample, temperatures, most_l
     if int8 and (examples is None or not len(examples)):
         raise InputError("int8 needs images to measure the ranges of values: pass `examples`.")
     heads, exact = heads_of(model), in_float32(model)
-    exported = exported_model(exact, temperatures)
-    if int8 and modality_of(model).front_end(framing_of(model)):
-        raise InputError(
-            "int8 would round the samples before they become an image: export it without int8."
-        )
+    modality = modality_of(model)
+    if int8 and modality.not_in_8_bits:
+        raise InputError(f"int8 is not for {modality.many}: {modality.not_in_8_bits}.")
+    framing, fixed = modality.framing_for(framing_of(model), None), format == "litert"
+    exported = exported_model(exact, temperatures, fixed=fixed)
     sample = sample or noise_sample(modality_of(model), framing_of(model))
     write_converted(exported, folder, format, examples if int8 else None)
     write_labels(folder, heads)
-    outputs = open_export(folder)(sample.exported)
+    modality.write_preparation(folder, framing)
+    inputs = modality.longest_inputs(sample.exported, framing) if fixed else sample.exported
+    outputs = open_export(folder)(inputs)
     expected = _keras_scores(heads, scoring_model(exact, temperatures), sample)
     parity = compare(heads, expected, scores_by_head(heads, outputs), sample)
     if int8:

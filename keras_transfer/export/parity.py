@@ -63,8 +63,9 @@ def draw_sample(
     examples = data.examples[split]
     examples = examples.take(stratified_sample(rough_classes(examples.labels), count))
     drawn = replace(data, examples={split: examples})
-    batches = drawn.batches(split, image_size=framing, batch_size=32)
-    inputs = np.concatenate([np.asarray(inputs) for inputs, _ in batches])
+    # One batch, because each is padded to its own longest example.
+    ((inputs, _),) = drawn.batches(split, image_size=framing, batch_size=len(examples))
+    inputs = np.asarray(inputs)
     decoded = examples.images.decoded
     exported = examples.modality.exported_inputs(map(decoded, range(len(examples))), framing)
     first = [decoded(i) for i in range(min(2, len(examples)))]

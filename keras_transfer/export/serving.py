@@ -33,12 +33,20 @@ def signatures_of(model: keras.Model) -> tuple[str, ...]:
 
 
 def exported_model(
-    model: keras.Model, temperatures: Mapping[str, float] | None = None
+    model: keras.Model, temperatures: Mapping[str, float] | None = None, *, fixed: bool = False
 ) -> keras.Model:
-    """Return `scoring_model` from what an exported file takes: the modality's front end included."""
+    """Return `scoring_model` from what an exported file takes: the modality's front end included.
+
+    Args:
+        fixed: whether its input has no open shape; texts are then padded to the largest length.
+    """
     framing = framing_of(model)
     front = modality_of(model).front_end(framing)
     scorer = scoring_model(model, temperatures)
+    if front is None and fixed and None in scorer.inputs[0].shape[1:]:
+        taken = scorer.inputs[0]
+        inputs = keras.Input(framing.longest, dtype=taken.dtype, name=taken.name)
+        front = inputs, inputs
     if front is None:
         return scorer
     inputs, prepared = front
@@ -156,11 +164,14 @@ def write_saved_model(
     scorer, backbone = scoring_model(model, temperatures), backbone_of(model)
     text, contents = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.string, "bytes")
     prepared = tf.TensorSpec([None, *model.input_shape[1:]], modality.input_dtype)
-    decode_one = modality.decoder(framing)
+    decode_all = modality.batch_decoder(framing)
+    decode_one = None if decode_all else modality.decoder(framing)
 
     # Separate functions, so that all signatures share one graph of the network and one decoder.
     @partial(tf.function, autograph=False, input_signature=[contents])
     def decode(contents):
+        if decode_all:
+            return decode_all(contents)
         return _decode(contents, decode_one, prepared, modality.unreadable)
 
     @partial(tf.function, autograph=False, input_signature=[prepared, text])

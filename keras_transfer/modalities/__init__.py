@@ -272,6 +272,13 @@ class Modality(ABC):
         It raises `tf.errors.InvalidArgumentError` for bytes that it cannot read.
         """
 
+    def batch_decoder(self, framing: Any) -> Callable | None:
+        """Return a graph function from bytes [N] to (model inputs [N, …], error [N], "" for valid ones).
+
+        None, by default: each example is decoded by `decoder`.
+        """
+        return None
+
     @abstractmethod
     def requests(self, framing: Any) -> dict[str, tuple[list, Callable]]:
         """Return the signatures that take decoded examples.
@@ -291,6 +298,16 @@ class Modality(ABC):
     @abstractmethod
     def noise(self, framing: Any, count: int = 2) -> list:
         """Return decoded examples that look like nothing, the same each time."""
+
+    def longest_inputs(self, inputs, framing: Any) -> Any:
+        """Return model inputs of the shape `framing.longest`."""
+        return inputs
+
+    # Why exported files cannot have 8 bits; None if they can.
+    not_in_8_bits: str | None = None
+
+    def write_preparation(self, folder: Path, framing: Any) -> None:  # noqa: B027 - most need nothing
+        """Write files beside an exported file that say how to make its input."""
 
     def front_end(self, framing: Any) -> tuple[Any, Any] | None:
         """Return (`keras.Input`, model input) of exported files that start before the model input.

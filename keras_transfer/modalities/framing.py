@@ -26,6 +26,11 @@ class Framing(ABC):
         """Shape of a model input; None where it differs from batch to batch."""
 
     @property
+    def longest(self) -> tuple[int | None, ...]:
+        """Shape of the largest model input."""
+        return self.shape
+
+    @property
     def extent(self) -> str:
         """The size in words."""
         return f"{self.size} px"

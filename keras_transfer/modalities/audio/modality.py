@@ -27,6 +27,7 @@ class Audio(Modality):
     facts = decode.Facts
     mirrors = False
     rate_scale = 2.5  # see docs/audio.md
+    not_in_8_bits = "it would round the samples before they become an image"
     decoded = (("float32", [None]), ("int32", []))
     served = "WAV files of whole numbers or floats, resamples them,"
     served_decoded = "`serving_default` takes mono samples (float32, -1 to 1, clips of one length) and their rate."

@@ -103,6 +103,11 @@ class TextFraming(Framing):
         return (None,)
 
     @property
+    def longest(self) -> tuple[int | None]:
+        """Shape of the largest model input."""
+        return (self.size,)
+
+    @property
     def extent(self) -> str:
         """How much a model reads, in words."""
         return f"at most {self.size} tokens"

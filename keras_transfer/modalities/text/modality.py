@@ -26,6 +26,7 @@ class Texts(Modality):
     formats = "UTF-8"
     facts = check.Facts
     mirrors = False
+    not_in_8_bits = "the ranges of values are measured on images"
     baseline = "TF-IDF"
     equal = "texts that are equal but for case, spaces and punctuation"
     alike = staticmethod(check.alike)
@@ -166,6 +167,11 @@ class Texts(Modality):
 
         return decoder(framing)
 
+    def batch_decoder(self, framing) -> Callable:
+        from keras_transfer.modalities.text.serving import batch_decoder
+
+        return batch_decoder(framing)
+
     def requests(self, framing) -> dict:
         from keras_transfer.modalities.text.serving import requests
 
@@ -186,13 +192,31 @@ class Texts(Modality):
         return [" ".join(words[i] for i in rng.integers(0, len(words), 12)) for _ in range(count)]
 
     def describe_input(self, framing, count: str) -> str:
-        batch = "one text at a time, [1" if count == "1" else "[N"
-        return f"Input `token_ids`: int32 {batch}, T], at most {framing.size}, padded with zeros."
+        shape = f"one text at a time, [1, {framing.size}]" if count == "1" else "[N, T]"
+        padding = framing.required.ids[framing.required.padding]
+        return f"Input `token_ids`: int32 {shape}, T at most {framing.size}, padded with {padding} at the end."
+
+    def longest_inputs(self, inputs, framing) -> np.ndarray:
+        padding = framing.required.ids[framing.required.padding]
+        missing = framing.size - inputs.shape[1]
+        return np.pad(inputs, ((0, 0), (0, missing)), constant_values=padding)
+
+    def write_preparation(self, folder, framing) -> None:
+        from keras_transfer.modalities.text.description import write_description
+
+        write_description(folder, framing)
 
     def describe_preparation(self, framing) -> str:
+        lowercase = framing.required.lowercase
         return (
-            "Tokenize texts as in training: WordPiece with the model's vocabulary\n"
-            f"({'' if framing.required.lowercase else 'not '}lowercased), at most {framing.size} tokens."
+            "Tokenize texts as in training: WordPiece by `tokenizer.json` and `vocab.txt`, such as with\n"
+            "tokenizers or transformers:\n\n"
+            "```python\n"
+            "from transformers import BertTokenizerFast\n\n"
+            f"tokenizer = BertTokenizerFast('vocab.txt', do_lower_case={lowercase})\n"
+            f"ids = tokenizer(texts, truncation=True, max_length={framing.size}, padding=True,\n"
+            "                return_tensors='np')['input_ids'].astype('int32')\n"
+            "```"
         )
 
     def describe_limits(self, framing) -> str:

@@ -28,11 +28,17 @@ def decoder(framing: TextFraming) -> Callable:
     return decode
 
 
-def requests(framing: TextFraming) -> dict[str, tuple[list[tf.TensorSpec], Callable]]:
-    """Return the signature of strings, see `Modality.requests`."""
+def batch_decoder(framing: TextFraming) -> Callable:
+    """Return a graph function from strings [N] to (token ids, int32 [N, T], error [N])."""
 
     def prepare(texts):
         error = errors_of(texts)
         return token_ids(tf.where(error == "", texts, ""), framing), error
 
-    return {"serving_default": ([tf.TensorSpec([None], tf.string, "texts")], prepare)}
+    return prepare
+
+
+def requests(framing: TextFraming) -> dict[str, tuple[list[tf.TensorSpec], Callable]]:
+    """Return the signature of strings, see `Modality.requests`."""
+    spec = tf.TensorSpec([None], tf.string, "texts")
+    return {"serving_default": ([spec], batch_decoder(framing))}
