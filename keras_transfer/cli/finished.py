@@ -148,25 +148,31 @@ def evaluate(
 
 def predict(
     run: RunPath,
-    paths: Images,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH|TEXT...", help="Files and folders; or texts."),
+    ] = None,
+    lines: Annotated[Path | None, typer.Option(help="A file with one text per line.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write a CSV file instead of printing it.")
     ] = None,
     as_json: Json = False,
 ):
-    """Predict images, as CSV or JSON: the path, then label and score, or what the run's task gives."""
-    from keras_transfer.data import list_images
+    """Predict examples, as CSV or JSON: the path or text, then label and score, or what the task gives."""
+    from keras_transfer.data.evaluation_data import check_to_predict
+    from keras_transfer.modalities import find_modality, framing_from
     from keras_transfer.runs import Run
     from keras_transfer.utils.console import printable
 
     run = Run.open(run)
     if out is not None:
         check_output(out)
-    list_images(paths)  # report a wrong path before TensorFlow is imported
+    modality = find_modality(framing_from(run.config).modality)
+    check_to_predict(paths or (), modality, lines)  # before TensorFlow is imported
     load_keras()
     from keras_transfer import evaluation
 
-    predictions, skipped = evaluation.predict(run.model, paths)
+    predictions, skipped = evaluation.predict(run.model, paths or (), lines=lines)
     for item in skipped:
         print(f"skipped {printable(item.path)}: {item.reason}", file=sys.stderr)
     table = evaluation.predictions_csv(predictions)

@@ -4,12 +4,14 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from keras_transfer.data.arrays import Contents
 from keras_transfer.data.classes import in_recorded_order
 from keras_transfer.data.examples import Examples, ImageData, Target, map_labels, relative_paths
-from keras_transfer.data.files import TABLES, Skipped, check_examples
+from keras_transfer.data.files import TABLES, Skipped, check_contents, check_examples
 from keras_transfer.data.folders import files_below, read_splits
 from keras_transfer.data.sources import (
     check_tree,
@@ -22,7 +24,7 @@ from keras_transfer.data.sources import (
 from keras_transfer.data.split_rule import read_split_file
 from keras_transfer.data.tables import from_table, table_columns
 from keras_transfer.errors import InputError
-from keras_transfer.modalities import known_extensions
+from keras_transfer.modalities import Modality, known_extensions
 
 
 def open_labeled(
@@ -150,6 +152,61 @@ def unlabeled_images(
     examples = Examples(files, np.zeros(len(files), "int32"))
     require_images(examples, root, skipped)
     return examples, skipped
+
+
+def examples_to_predict(
+    given: Sequence[str | os.PathLike], modality: Modality, lines: str | os.PathLike | None = None
+) -> tuple[Any, list[Skipped]]:
+    """Return (a reader of the usable examples, the others with the reason).
+
+    Args:
+        given: files and folders; or examples themselves, if they can be typed and no such file exists.
+        modality: of the examples.
+        lines: a file with one more example on each line, if they can be typed.
+
+    Raises:
+        InputError: see `list_images`; or `lines` cannot be read.
+    """
+    check_to_predict(given, modality, lines)
+    typed = [os.fsencode(one) for one in given]
+    titles = [str(one) for one in given]
+    if lines is not None:
+        read = Path(lines).expanduser().read_bytes().splitlines()
+        titles += [
+            line.decode(errors="replace").strip() or f"{lines}, line {number}"
+            for number, line in enumerate(read, 1)
+        ]
+        typed += read
+    elif not modality.typed or any(map(_exists, given)):
+        return check_examples(list_images(given))
+    checked = check_contents(typed, titles, modality)
+    return Contents(typed, titles, modality).take(checked.usable()), checked.skipped
+
+
+def check_to_predict(given, modality: Modality, lines=None) -> None:
+    """Raise InputError if `examples_to_predict` would, before anything is read."""
+    if lines is not None:
+        if not modality.typed:
+            raise InputError(
+                f"A file of lines contains texts, but the model reads {modality.many}."
+            )
+        if not Path(lines).expanduser().is_file():
+            raise InputError(f"no such file: {lines}; check the path")
+        if any(map(_exists, given)):
+            raise InputError("Pass files or --lines, not both: each line is one text.")
+    elif not modality.typed or not given or any(map(_exists, given)):
+        list_images(given)
+
+
+def _exists(path):
+    try:
+        return Path(path).expanduser().exists()
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # longer than a name can be, or a home that is unknown
+        return False
 
 
 def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:

@@ -6,12 +6,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_transfer.data.evaluation_data import list_images
+from keras_transfer.data.evaluation_data import examples_to_predict
 from keras_transfer.data.examples import SEPARATOR, Examples, ImageData
-from keras_transfer.data.files import Skipped, check_examples
+from keras_transfer.data.files import Skipped
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.outputs import collect
 from keras_transfer.models.builders import by_head, heads_of
+from keras_transfer.models.framing import modality_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Prediction:
     """Prediction of a single-label model for one image.
 
     Attributes:
-        path: file of the image.
+        path: file of the example, or the text.
         label: the class with the highest score.
         score: its probability in [0, 1].
         top: up to five (name, score), highest first.
@@ -36,7 +37,7 @@ class LabelsPrediction:
     """Prediction of a multi-label model for one image.
 
     Attributes:
-        path: file of the image.
+        path: file of the example, or the text.
         labels: the labels with a score above 0.5, highest first.
         scores: label → probability in [0, 1].
     """
@@ -51,7 +52,7 @@ class ValuesPrediction:
     """Prediction of a regression model for one image.
 
     Attributes:
-        path: file of the image.
+        path: file of the example, or the text.
         values: target → value, in its units.
     """
 
@@ -64,7 +65,7 @@ class HeadsPrediction:
     """Prediction of a model with several heads for one image.
 
     Attributes:
-        path: file of the image.
+        path: file of the example, or the text.
         heads: name of each head → its prediction.
     """
 
@@ -75,13 +76,16 @@ class HeadsPrediction:
 AnyPrediction = Prediction | LabelsPrediction | ValuesPrediction | HeadsPrediction
 
 
-def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction], list[Skipped]]:
-    """Predict images.
+def predict(
+    model, paths=(), *, lines=None, batch_size: int = 32
+) -> tuple[list[AnyPrediction], list[Skipped]]:
+    """Predict images, clips or texts.
 
     Args:
         model: from `build_model`, trained.
-        paths: files, and folders that are searched to any depth.
-        batch_size: images per batch.
+        paths: files, and folders that are searched to any depth; or texts themselves.
+        lines: a file with one text per line.
+        batch_size: examples per batch.
 
     Returns:
         Predictions in the order of the paths, of the type for the model's task, and the files that
@@ -90,9 +94,10 @@ def predict(model, paths, *, batch_size: int = 32) -> tuple[list[AnyPrediction],
     Raises:
         InputError: if a path does not exist, there is no readable image, or outputs are not finite.
     """
-    good, skipped = check_examples(list_images(paths))
+    good, skipped = examples_to_predict(paths, modality_of(model), lines)
     if not len(good):
-        raise InputError(f"No readable image in {paths[0]}: {skipped[0].reason}.")
+        first = skipped[0]
+        raise InputError(f"No readable {modality_of(model).one} in {first.path}: {first.reason}.")
     unlabeled = Examples(good, np.zeros(len(good), "int32"))
     data = ImageData(("any",), {"all": unlabeled}, skipped, "")
     _, outputs = collect(model, data, "all", batch_size=batch_size)

@@ -37,7 +37,7 @@ from keras_transfer.export.serving import (
     in_float32,
     scores_by_head,
     scoring_model,
-    serve_files,
+    serve_contents,
     write_labels,
     write_saved_model,
 )
@@ -315,10 +315,10 @@ def _sample_of(run, data, split, model, count) -> Sample | None:
 
 def _parity_on_files(model, folder, temperatures, sample):
     """Compare `serve_bytes` on whole files with the decoding of training and the Keras model."""
-    if sample is None or sample.files is None:
+    if sample is None or sample.contents is None:
         return None
     heads = heads_of(model)
-    outputs, valid = serve_files(folder, sample.files)
+    outputs, valid = serve_contents(folder, sample.contents)
     expected = _keras_scores(heads, scoring_model(model, temperatures), sample)
     parity = compare(heads, expected, scores_by_head(heads, outputs), sample, valid=valid)
     require_parity(parity, "SavedModel", HALF_ROUNDING if computes_in_half(model) else ROUNDING)

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
 from keras_transfer.data.examples import ImageData, rough_classes
+from keras_transfer.data.readers import Encoded
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, Modality
@@ -38,7 +38,7 @@ class Sample:
         exported: inputs of an exported file, see `Modality.front_end`; often the same.
         first: a few of the examples, decoded.
         labels: head name → labels as the head takes them; None if unknown.
-        files: the files, if the examples are files.
+        contents: bytes of their files, unless the examples are arrays.
     """
 
     of: str
@@ -46,7 +46,7 @@ class Sample:
     exported: np.ndarray
     first: Sequence = ()
     labels: Mapping[str, np.ndarray] | None = None
-    files: tuple[str, ...] | None = None
+    contents: tuple[bytes, ...] | None = None
 
 
 def draw_sample(
@@ -71,9 +71,10 @@ def draw_sample(
     first = [decoded(i) for i in range(min(2, len(examples)))]
     labels = examples.labels
     labels = labels if isinstance(labels, dict) else dict.fromkeys(heads, labels)
-    names = tuple(examples.names)
-    files = names if all(Path(f).is_file() for f in names) else None
-    return Sample(of, inputs, inputs if exported is None else exported, first, labels, files)
+    contents = None
+    if isinstance(examples.images, Encoded):
+        contents = tuple(map(examples.images.contents, range(len(examples))))
+    return Sample(of, inputs, inputs if exported is None else exported, first, labels, contents)
 
 
 def noise_sample(modality: Modality, framing: Framing, count: int = 32) -> Sample:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -302,17 +302,18 @@ def _scores_and_features(model, temperatures):
     return ask
 
 
-def serve_files(folder: Path, files, batch_size: int = 32) -> tuple[dict, np.ndarray]:
-    """Call `serve_bytes` on files.
+def serve_contents(
+    folder: Path, contents: Sequence[bytes], batch_size: int = 32
+) -> tuple[dict, np.ndarray]:
+    """Call `serve_bytes` on the bytes of files.
 
     Returns:
-        (output name → scores, float32 [N, C]; whether each file could be read, bool [N]).
+        (output name → scores, float32 [N, C]; whether each could be read, bool [N]).
     """
     loaded = tf.saved_model.load(str(folder))  # its signatures do not keep it alive
     serve, answers = loaded.signatures["serve_bytes"], []
-    for start in range(0, len(files), batch_size):
-        contents = [Path(file).read_bytes() for file in files[start : start + batch_size]]
-        answers.append(serve(bytes=tf.constant(contents)))
+    for start in range(0, len(contents), batch_size):
+        answers.append(serve(bytes=tf.constant(contents[start : start + batch_size])))
     outputs = {
         name: np.concatenate([answer[name].numpy() for answer in answers])
         for name in answers[0]

@@ -68,6 +68,7 @@ class Modality(ABC):
     input_name: str = "images"
     input_dtype: str = "uint8"
     decoded: Sequence[tuple[str, list]]
+    typed = False  # whether an example can be typed on a command line
     equal: str = "equal files"  # what duplicates are
     # Name of the features of a simple model that users would try first; None without one.
     baseline: str | None = None
