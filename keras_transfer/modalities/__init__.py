@@ -23,6 +23,7 @@ from typing import Any
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.framing import Framing
+from keras_transfer.modalities.offers import Offers
 
 _MOST = 0.9  # of the files that have a known extension
 # Name → module that defines MODALITY.
@@ -33,7 +34,7 @@ _ROOMS = {
 }
 
 
-class Modality(ABC):
+class Modality(Offers, ABC):
     """Everything that other code must know about one kind of example.
 
     Attributes:
@@ -68,12 +69,6 @@ class Modality(ABC):
     input_name: str = "images"
     input_dtype: str = "uint8"
     decoded: Sequence[tuple[str, list]]
-    typed = False  # whether an example can be typed on a command line
-    equal: str = "equal files"  # what duplicates are
-    # Name of the features of a simple model that users would try first; None without one.
-    baseline: str | None = None
-    # A digest of the bytes of an example that near-duplicates share; None where only a model sees them.
-    alike: Callable[[bytes], bytes] | None = None
 
     # -- files
 
@@ -82,7 +77,7 @@ class Modality(ABC):
     def rules(self) -> str:
         """What the facts depend on besides the file, such as a decoder's version."""
 
-    def require(self) -> None:  # noqa: B027 - most need nothing
+    def require(self) -> None:
         """Raise InputError if a package that reads such files is not installed."""
 
     @abstractmethod
@@ -154,29 +149,6 @@ class Modality(ABC):
         Images are what no other modality takes.
         """
         return False
-
-    def excerpt(self, reader, index: int) -> str:
-        """Return the beginning of what an example says; "" if it is not written."""
-        return ""
-
-    def notes(self, data, framing: Any) -> Iterator[str]:
-        """Yield what is worth knowing about a model that reads these data with a settled framing.
-
-        Args:
-            data: an `ImageData`, or `Examples`.
-        """
-        yield from ()
-
-    def baseline_features(self, examples: Sequence) -> Any:
-        """Return what makes the features of the baseline, which a linear model reads.
-
-        Args:
-            examples: decoded, for training.
-
-        Returns:
-            An unfitted transformer of scikit-learn from decoded examples to a matrix.
-        """
-        raise NotImplementedError
 
     # -- framing
 
@@ -273,13 +245,6 @@ class Modality(ABC):
         It raises `tf.errors.InvalidArgumentError` for bytes that it cannot read.
         """
 
-    def batch_decoder(self, framing: Any) -> Callable | None:
-        """Return a graph function from bytes [N] to (model inputs [N, …], error [N], "" for valid ones).
-
-        None, by default: each example is decoded by `decoder`.
-        """
-        return None
-
     @abstractmethod
     def requests(self, framing: Any) -> dict[str, tuple[list, Callable]]:
         """Return the signatures that take decoded examples.
@@ -299,16 +264,6 @@ class Modality(ABC):
     @abstractmethod
     def noise(self, framing: Any, count: int = 2) -> list:
         """Return decoded examples that look like nothing, the same each time."""
-
-    def longest_inputs(self, inputs, framing: Any) -> Any:
-        """Return model inputs of the shape `framing.longest`."""
-        return inputs
-
-    # Why exported files cannot have 8 bits; None if they can.
-    not_in_8_bits: str | None = None
-
-    def write_preparation(self, folder: Path, framing: Any) -> None:  # noqa: B027 - most need nothing
-        """Write files beside an exported file that say how to make its input."""
 
     def front_end(self, framing: Any) -> tuple[Any, Any] | None:
         """Return (`keras.Input`, model input) of exported files that start before the model input.
@@ -343,18 +298,6 @@ class Modality(ABC):
 
     def media(self, contents: bytes) -> tuple[str, bytes] | None:
         """Return (MIME type, bytes) of what a page plays for an example, or None."""
-        return None
-
-    def occluded(self, example, framing: Any) -> tuple[list[str], Any] | None:
-        """Return the parts of an example, and what a model reads without each of them.
-
-        Args:
-            example: decoded.
-
-        Returns:
-            (the P parts in words, model inputs [1 + P, …] of the whole and without each part); None where
-            an example has no parts that can be written.
-        """
         return None
 
     # -- framings
