@@ -115,6 +115,8 @@ class RunOptions(CommonOptions):
         target_labels: True if the target has class folders: report the accuracy on them. Nothing
             else depends on the labels.
         val, val_split, columns: of the source, see `open_data`.
+        minutes: limit of the adaptation, > 0: as many epochs are planned as are expected to fit, at most
+            the default or `epochs`, and the training ends at the limit.
     """
 
     method: str | Sequence[str] = "dann"
@@ -130,6 +132,7 @@ class RunOptions(CommonOptions):
     val: str | None = None
     val_split: float = 0.2
     columns: dict | None = None
+    minutes: float | None = None
 
     def __post_init__(self):
         names = self.method.split(",") if isinstance(self.method, str) else self.method
@@ -141,6 +144,8 @@ class RunOptions(CommonOptions):
         self._check_least("bottleneck", 0)
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f"learning_rate must be above 0, not {self.learning_rate}.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes must be above 0, not {self.minutes:g}.")
         for name, value in {
             "method": ",".join(names),
             "backbone": str(self.backbone),

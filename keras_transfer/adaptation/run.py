@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_transfer.adaptation.options import RunOptions, no_batch_norm
+from keras_transfer.advisor.budget import Clock
 from keras_transfer.advisor.rules import fallback_backbone
 from keras_transfer.data import (
     ImageData,
@@ -49,6 +50,7 @@ class Adaptation:
 
     def __init__(self, source, target, out, *, resume: bool = False, **options):
         self.options = make_options(RunOptions, options, "Adaptation")
+        self.clock = Clock(self.options.minutes)
         self.out, self.resume = Path(out), resume and Run.started(out)
         resumed = None
         if self.resume:
@@ -58,6 +60,9 @@ class Adaptation:
         else:
             check_out(out)
         self._resolve_auto(resumed)
+        if resumed and self.clock.minutes is not None:  # the length was settled when it began
+            begun = resumed.config["schedule"]["phases"][0]["epochs"]
+            self.options = replace(self.options, epochs=begun)
         options = self.options
         opened: dict[str, Any] = {
             name: getattr(options, name) for name in ("val", "val_split", "columns")
@@ -146,7 +151,7 @@ class Adaptation:
                         options.methods,
                         phase=schedule.phases[0],
                         target_report=self.report,
-                        callbacks=[_clock()],
+                        callbacks=[_clock(), self.clock.callback()],
                         state=run.state_path,
                         **{name: getattr(options, name) for name in same},
                     )
@@ -191,9 +196,29 @@ class Adaptation:
 
         options = self.options
         epochs = options.epochs or default_epochs(max(self._images().values()))
+        if not self.resume:
+            epochs = self._fitting(epochs)
         phase = default_phase(model, epochs)
         rate = options.learning_rate or phase.learning_rate
         return Schedule("adaptation", (replace(phase, freeze=options.freeze, learning_rate=rate),))
+
+    def _fitting(self, epochs):
+        """Return as many epochs as are expected to fit into the minutes, and print how long they take."""
+        from keras_transfer.training.estimate import timed_step
+        from keras_transfer.utils.global_state import restored
+
+        options, images = self.options, self._images().values()
+        both = 2 * options.batch_size  # a batch of each domain
+        with restored():
+            start, step = timed_step(options.backbone, options.image_size, both)
+        start, epoch = len(images) * start, step * sum(-(-n // options.batch_size) for n in images)
+        fitting = epochs
+        if self.clock.minutes is not None:
+            fitting = min(epochs, max(1, int((60 * self.clock.left - start) / epoch)))
+        minutes = (start + fitting * epoch) / 60
+        fewer = f", as {epochs} do not fit" if fitting < epochs else ""
+        say(f"{fitting} epochs{fewer}: at most about {minutes:.1f} min")
+        return fitting
 
     def _images(self):
         """Return name of each part of the training → images per epoch."""
@@ -298,7 +323,7 @@ def history_rows(adapted, plans: dict) -> list[dict]:
     for name, planned in plans.items():
         history = adapted.source_history if name == "source" else adapted.history
         rates = planned.learning_rate((np.arange(planned.epochs) + 1) * planned.steps_per_epoch - 1)
-        for i, rate in enumerate(rates):
+        for i, rate in enumerate(rates[: len(history["seconds"])]):  # it may end at a limit
             values = {key: column[i] for key, column in history.items()}
             seconds = values.pop("seconds")
             row = {"epoch": len(rows) + 1, "phase": name, "learning_rate": float(rate), **values}

@@ -64,7 +64,7 @@ _MORE = (
 _DEVICES = ("data_service", "distribute", "scaling")
 _ADAPTATION = (
     *("backbone", "image_size", "crop", "batch_size", "augment", "precision", "weights", "seed"),
-    *("val", "val_split", "columns", "epochs", "learning_rate"),
+    *("val", "val_split", "columns", "epochs", "learning_rate", "minutes"),
 )
 
 

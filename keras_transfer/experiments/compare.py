@@ -224,7 +224,7 @@ class Experiment:
             return self._run()
 
     def _run(self):
-        from keras_transfer.experiments.estimate import say_estimate  # imports Keras
+        from keras_transfer.training.estimate import say_estimate  # imports Keras
 
         options = self.options
         if warning := find_duplicates(self.data).warning:

@@ -15,7 +15,6 @@ from pathlib import Path
 import keras
 
 from keras_transfer.errors import InputError, Interrupted
-from keras_transfer.experiments.estimate import say_estimate
 from keras_transfer.experiments.search_space import Search, format_values, plain_space
 from keras_transfer.experiments.study import (
     BEST,
@@ -36,6 +35,7 @@ from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import CONFIG
 from keras_transfer.schedules import recipes
 from keras_transfer.training.distributed.single_process import require_single_process
+from keras_transfer.training.estimate import say_estimate
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import progress_bar, say, silence
 from keras_transfer.utils.files import write_text

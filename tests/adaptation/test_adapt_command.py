@@ -22,6 +22,7 @@ from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import Run
+from keras_transfer.training import estimate
 
 # -- folders --------------------------------------------------------------------------------------
 
@@ -267,3 +268,15 @@ def test_a_feature_map_places_images_of_both_domains(count):
     if count == 12:
         assert found.distance.value > 1  # the target is darker
         assert len(feature_map(model, *parts, most=5).labels) == 5
+
+
+def test_minutes_limit_the_epochs_and_the_training(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(estimate, "timed_step", lambda *_: (60.0, 60.0))
+    run = adaptation(folders, tmp_path / "a", minutes=9).run()  # 1 min, and 3 for each epoch
+    assert len(run.history) == 2
+    assert "2 epochs, as 3 do not fit: at most about 7.0 min" in capsys.readouterr().err
+    monkeypatch.setattr(estimate, "timed_step", lambda *_: (0.0, 1e-9))
+    cut = adaptation(folders, tmp_path / "b", epochs=50, minutes=0.05).run()
+    assert 1 <= len(cut.history) < 50 and cut.metrics["adaptation"]["epoch"] == len(cut.history)
+    with pytest.raises(InputError, match="minutes must be above 0"):
+        adaptation(folders, tmp_path / "c", minutes=0)

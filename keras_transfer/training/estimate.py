@@ -1,4 +1,4 @@
-"""How long an experiment will take on this machine, before it starts."""
+"""How long trainings will take on this machine, before they start."""
 
 import time
 
@@ -19,10 +19,16 @@ def say_estimate(
         trainings: their number; each compiles its steps.
         images: that all of them train on, over all epochs.
     """
+    start, step = timed_step(backbone, image_size, batch_size)
+    seconds = trainings * start + images / batch_size * step
+    say(f"{trainings} trainings on {images} images in all: at most about {seconds / 60:.1f} min")
+    return seconds / 60
+
+
+def timed_step(backbone: str, image_size: int | None, batch_size: int) -> tuple[float, float]:
+    """Return (seconds until the first step is over, seconds of a further one), all layers trained."""
     started = time.perf_counter()
     step = training_step(backbone, image_size, batch_size)
     ready = time.perf_counter()
     step()
-    seconds = trainings * (ready - started) + images / batch_size * (time.perf_counter() - ready)
-    say(f"{trainings} trainings on {images} images in all: at most about {seconds / 60:.1f} min")
-    return seconds / 60
+    return ready - started, time.perf_counter() - ready
