@@ -211,7 +211,7 @@ def _images(prefix, examples, missing, views, memory):
 def _compute(run: Callable, batches, digests, tables, dtype, on_disk, on_batch):
     share = max(1 << 20, _BUFFER_BYTES // len(tables))
     writers = [Writer(table, on_disk, share) for table in tables]
-    progress = progress_bar(label="computing features", total=len(digests), unit="images")
+    progress = progress_bar(label="computing features", total=len(digests), unit="examples")
     done = 0
     try:
         for batch in batches:
