@@ -57,6 +57,7 @@ def advise(
     from keras_transfer.advisor.auto import decide, estimates
     from keras_transfer.advisor.closed_forms import compare_closed_forms
     from keras_transfer.advisor.inputs import facts_of, sized_backbone
+    from keras_transfer.evaluation.baseline import baseline_note
 
     options: dict[str, Any] = {"engine": engine, "seed": seed}
     evidence = compare_closed_forms(data, backbones, image_size=image_size, **options)
@@ -72,6 +73,8 @@ def advise(
     if policy != DEFAULT_POLICY:
         choice = textbook
     notes = list(evidence.notes)
+    if (note := baseline_note(data, seed)) is not None:
+        notes.append(note)
     stages = None
     if probes:
         from keras_transfer.advisor.stage_probes import probe_stages

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, Target
+from keras_transfer.data.splits import folds, stratified_sample
 from keras_transfer.evaluation.result import summary_values
 from keras_transfer.evaluation.tasks import measure_classes, measure_labels, measure_values
 from keras_transfer.utils.console import say
 
 _STRENGTH = 10.0  # inverse of the regularization: features of unit norm need little
+_FOLDS, _MOST = 3, 1500  # of the advice
 _MEASURES = {
     "single_label": measure_classes,
     "multi_label": measure_labels,
@@ -74,6 +76,32 @@ def fit_baseline(examples: Examples, targets: Target | dict[str, Target]) -> Bas
     }
     kinds = dict.fromkeys(_NAMES[target.task] for target in of_heads.values())
     return Baseline(f"{modality.baseline} + {' and '.join(kinds)}", of_heads, features, models)
+
+
+def baseline_note(data: ImageData, seed: int = 0) -> str | None:
+    """Return a sentence on the baseline's accuracy, cross-validated on the training examples.
+
+    At most 1,500 examples are used; groups and near-duplicates stay in one fold. None without a
+    baseline, or for other labels than one class per example.
+    """
+    train = data.examples["train"]
+    if data.modality.baseline is None or data.task != "single_label":
+        return None
+    train = train.take(stratified_sample(train.labels, _MOST, seed=seed))
+    parts = folds(train.labels, _FOLDS, train.digests, groups=train.together.tolist(), seed=seed)
+    right, name = 0.0, ""
+    for part in parts:
+        rest = np.setdiff1d(np.arange(len(train)), part)
+        if len(np.unique(train.labels[rest])) < 2:
+            return None
+        baseline = fit_baseline(train.take(rest), data.targets)
+        assert baseline is not None, "the modality has one"
+        right += baseline.accuracy(train.take(part)) * len(part)
+        name = baseline.name
+    return (
+        f"{name}, the simple model to beat, is right for {100 * right / len(train):.1f} % of {len(train)} "
+        f"training {data.modality.many} ({_FOLDS}-fold cross-validation)."
+    )
 
 
 def measure_baseline(data: ImageData, split: str) -> dict | None:

@@ -15,6 +15,7 @@ import numpy as np
 from keras_transfer.data import ImageData, plain_augmentation
 from keras_transfer.data.duplicates import find_duplicates
 from keras_transfer.errors import InputError, Interrupted
+from keras_transfer.evaluation.baseline import fit_baseline
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
 from keras_transfer.modalities.image.framing import checked_crop
@@ -282,6 +283,7 @@ class Experiment:
                 self._images(size),
                 *(tuple(curves[(size, seed), arm] for seed in seeds) for arm in ARMS),
                 chance,
+                *self._baseline(size, seeds),
             )
             for size in self.sizes
         ]
@@ -294,6 +296,15 @@ class Experiment:
             scratch_budget=self.options.scratch_budget,
             sizes=tuple(sizes),
         )
+
+    def _baseline(self, size, seeds) -> tuple:
+        """Return (name of the modality's baseline, its accuracy for each seed), or nothing."""
+        train, val = (self.data.examples[split] for split in ("train", "val"))
+        if train.modality.baseline is None:
+            return ()
+        drawn = [draw_images(np.asarray(train.labels), size, seed) for seed in seeds]
+        fitted = [fit_baseline(train.take(rows), self.data.targets) for rows in drawn]
+        return fitted[0].name, tuple(one.accuracy(val) for one in fitted)
 
     def _curve(self, key, arm, rows) -> Curve:
         """Return the curve of one run: from its file, or by training it."""

@@ -50,6 +50,8 @@ class AtSize:
         images: training images in total.
         transfer, scratch: a curve per seed.
         chance: accuracy of always predicting the largest class.
+        baseline, baseline_accuracy: name of the simple model that the modality has, and its accuracy for
+            each seed; empty without one.
     """
 
     a_class: int
@@ -57,6 +59,8 @@ class AtSize:
     transfer: tuple[Curve, ...]
     scratch: tuple[Curve, ...]
     chance: float
+    baseline: str = ""
+    baseline_accuracy: tuple[float, ...] = ()
 
     def curves(self, arm: str) -> tuple[Curve, ...]:
         """Return the curves of `"transfer"` or `"scratch"`."""
@@ -210,6 +214,7 @@ class Comparison:
                     "advantages": asdict(size.advantages),
                     "images_saved": asdict(saving),
                     "negative_transfer": size.negative,
+                    **_plain_baseline(size),
                 }
                 for size, saving in zip(self.sizes, self.savings)
             ],
@@ -234,6 +239,9 @@ class Comparison:
                         "",
                     ]
                 )
+            if size.baseline:
+                end = f"{100 * float(np.mean(size.baseline_accuracy)):.1f}"
+                rows.append(["", size.baseline, None, None, None, end, ""])
             found = size.advantages
             rise = None if found.slope is None else found.slope.points()
             ends = [found.asymptote.points(), f"{saving} the images"]
@@ -267,6 +275,12 @@ def _plain_arm(size, arm):
         "epochs_to_level": size.epochs_to_level(arm),
         "asymptote": size.mean(arm, "asymptote"),
     }
+
+
+def _plain_baseline(size):
+    if not size.baseline:
+        return {}
+    return {"baseline": {"name": size.baseline, "accuracy": list(size.baseline_accuracy)}}
 
 
 def _difference(change, what):

@@ -6,8 +6,10 @@ from conftest import raises
 
 from keras_transfer.data import check_data, from_table, open_data, open_labeled
 from keras_transfer.errors import ColumnError, InputError
-from keras_transfer.evaluation.baseline import fit_baseline, measure_baseline
+from keras_transfer.evaluation.baseline import baseline_note, fit_baseline, measure_baseline
 from keras_transfer.evaluation.slices import slice_values
+from keras_transfer.experiments.comparison import AtSize, Comparison
+from keras_transfer.experiments.learning_curves import Curve
 from keras_transfer.modalities.text.check import alike, decode, examine, script_of
 from keras_transfer.modalities.text.framing import TextFraming, WordPiece
 from keras_transfer.modalities.text.notes import notes
@@ -227,3 +229,20 @@ def test_images_have_no_baseline(rng):
     assert fit_baseline(data.examples["train"], data.targets) is None
     with pytest.raises(InputError):
         slice_values(data, "val", "nothing")
+
+
+def test_the_baseline_in_advice_and_comparisons():
+    words = ("red", "blue", "green")
+    rows = [(f"{word} {i} one two", word) for i in range(20) for word in words]
+    data = opened({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
+    note = baseline_note(data)
+    assert note.startswith(
+        "TF-IDF + logistic regression, the simple model to beat, is right for 100.0 %"
+    )
+    curve = Curve.of([0.3, 0.5, 0.6])
+    size = AtSize(5, 15, (curve,), (curve,), 0.33, "TF-IDF + logistic regression", (0.9,))
+    found = Comparison("b", "s", 3, 10, (0,), 1.0, (size,))
+    assert "| TF-IDF + logistic regression | – | – | – | 90.0 |" in " ".join(
+        found.table().split()
+    ).replace("|  |", "| – |")
+    assert found.to_dict()["sizes"][0]["baseline"]["accuracy"] == [0.9]
