@@ -20,7 +20,7 @@ from scipy.special import softmax
 from sklearn.metrics import average_precision_score
 
 from keras_transfer.data import open_data
-from keras_transfer.diagnosis.label_errors import find_label_errors, margins
+from keras_transfer.diagnosis.label_errors import doubts, find_label_errors
 from keras_transfer.diagnosis.seen import default_backbone, see
 from keras_transfer.features.held_out import held_out_outputs
 from keras_transfer.utils.console import Table
@@ -70,7 +70,7 @@ def cleanlabs(probabilities, labels):
         from cleanlab.rank import get_label_quality_scores
     except ImportError:
         return None
-    quality = get_label_quality_scores(labels, probabilities, method="normalized_margin")
+    quality = get_label_quality_scores(labels, probabilities, method="self_confidence")
     joint = estimate_joint(labels, probabilities)
     return -quality, 1 - np.trace(joint)
 
@@ -88,7 +88,7 @@ def report(names: list[str], seeds: int) -> None:
                     noisy, wrong = flipped(labels, clean, share, kind, seed)
                     outputs = held_out_outputs("single_label", seen.features, noisy, groups)
                     probabilities = softmax(outputs, axis=1)
-                    scores = margins(probabilities, noisy)[1]
+                    scores = doubts(probabilities, noisy)
                     own = ranking(scores, wrong)
                     found = find_label_errors(target, outputs, noisy)
                     other = cleanlabs(probabilities, noisy)
@@ -123,7 +123,7 @@ def real_errors() -> None:
     outputs = held_out_outputs("single_label", seen.features, labels, seen.examples.together)
     after = resource.getrusage(resource.RUSAGE_SELF)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    order = np.argsort(-margins(softmax(outputs, axis=1), labels)[1], kind="stable")
+    order = np.argsort(-doubts(softmax(outputs, axis=1), labels), kind="stable")
     names = [Path(seen.examples.names[i]).with_suffix("").parts[-2:] for i in order]
     places = {known: names.index(tuple(known.split("/"))) + 1 for known in KNOWN}
     print(f"sign digits, unmodified: places of the known errors of {len(order)}: {places}")

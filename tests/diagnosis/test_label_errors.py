@@ -28,7 +28,7 @@ def test_confident_classes_by_hand():
     assert confident_classes(probabilities, labels).tolist() == [0, -1, 1, -1, 1]
     found = find_label_errors(CLASSES, np.log(np.c_[probabilities, np.full(5, 1e-9)]), labels)
     assert found.rows.tolist() == [4] and found.suggested.tolist() == [1]
-    assert found.scores[0] == pytest.approx(0.3, abs=1e-6)
+    assert found.scores[0] == pytest.approx(0.65, abs=1e-6)
     # Of the three labeled a, one of two that are sure is b: 1.5 of 5 labels.
     assert found.wrong["value"] == pytest.approx(0.3)
     assert found.pairs == [("a", "b", pytest.approx(1.5))]
