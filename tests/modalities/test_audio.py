@@ -72,6 +72,31 @@ def test_files_of_many_kinds_are_read(subtype):
             serving.decode_wav(tf.constant(encoded(tone(440), subtype=subtype)))
 
 
+def test_thirty_kinds_of_wav_are_read_and_served_alike_or_refused():
+    served = tf.function(serving.decode_wav, input_signature=[tf.TensorSpec([], tf.string)])
+    read = refused = 0
+    for kind in ("WAV", "WAVEX", "RF64"):
+        for subtype in soundfile.available_subtypes(kind):
+            for channels, rate in ((1, 8000), (2, 8000), (2, 44100)):
+                samples = np.stack([tone(440, 0.1, rate)] * channels, axis=1)
+                try:
+                    contents = encoded(samples, rate, subtype, kind)
+                except RuntimeError:  # GSM 6.10 has one channel
+                    continue
+                facts = MODALITY.examine(contents)
+                assert facts.fault is None, (kind, subtype, facts)
+                assert (facts.rate, facts.channels) == (rate, channels)
+                read += 1
+                try:
+                    found, found_rate = served(contents)
+                except tf.errors.InvalidArgumentError:
+                    refused += 1
+                    continue
+                assert found_rate == rate
+                np.testing.assert_allclose(found, decode.decode(contents)[0], atol=1e-6)
+    assert read >= 30 and 0 < refused < read / 2 + 10
+
+
 @pytest.mark.parametrize(
     ("kind", "subtype"), [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")]
 )
