@@ -87,8 +87,9 @@ def _kind_of(name) -> str | None:
     """Return `"image"` or `"text"`; None if the name does not tell it."""
     if not isinstance(name, (str, os.PathLike)):
         return None
+    name = os.fspath(name)
     if is_preset(name) and not timm_backbone(name):
-        return kind_of_preset(os.fspath(name))
+        return kind_of_preset(name)
     return None if is_source_model(name) else "image"
 
 
