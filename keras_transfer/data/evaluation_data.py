@@ -69,8 +69,15 @@ def open_labeled(
     options.pop("group_column", None)
     data = from_table(path, **options, known=known, progress=progress)
     chosen = split or _usual(data)
-    if "all" in data.examples and chosen != "all" and split_file is not None:
-        listed, whole = read_split_file(split_file), data.examples["all"]
+    # A run may have drawn its validation rows from those of train.
+    drawn = next((name for name in ("all", "train") if name in data.examples), None)
+    if (
+        drawn
+        and split_file is not None
+        and chosen != "all"
+        and (drawn == "all" or chosen not in data.examples)
+    ):
+        listed, whole = read_split_file(split_file), data.examples[drawn]
         names = relative_paths(whole.names, data.root)
         rows = [i for i, name in enumerate(names) if listed.get(name) == chosen]
         data.examples = {chosen: whole.take(np.array(rows, int))} if rows else {}

@@ -246,3 +246,16 @@ def test_the_baseline_in_advice_and_comparisons():
         found.table().split()
     ).replace("|  |", "| – |")
     assert found.to_dict()["sizes"][0]["baseline"]["accuracy"] == [0.9]
+
+
+def test_a_drawn_split_of_a_table_is_found_again(tmp_path):
+    rows = [f"{text} {i},{label}" for i in range(4) for text, label in zip(*COLUMNS.values())]
+    splits = ["train"] * 32 + ["test"] * 8
+    lines = [f"{row},{split}" for row, split in zip(rows, splits)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label,split", *lines]))
+    data = open_data(tmp_path / "t.csv", val_split=0.25, progress=False)
+    listed = "\n".join(f"{path},{split}" for path, _, split in data.split_table())
+    (tmp_path / "split.csv").write_text(f"path,split\n{listed}\n")
+    options = {"split": "val", "split_file": tmp_path / "split.csv", "progress": False}
+    again = open_labeled(tmp_path / "t.csv", data.targets, **options)
+    assert again.examples["val"].names == data.examples["val"].names
