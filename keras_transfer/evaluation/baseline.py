@@ -87,12 +87,13 @@ def baseline_note(data: ImageData, seed: int = 0) -> str | None:
     train = data.examples["train"]
     if data.modality.baseline is None or data.task != "single_label":
         return None
-    train = train.take(stratified_sample(train.labels, _MOST, seed=seed))
-    parts = folds(train.labels, _FOLDS, train.digests, groups=train.together.tolist(), seed=seed)
+    train = train.take(stratified_sample(np.asarray(train.labels), _MOST, seed=seed))
+    labels = np.asarray(train.labels)
+    parts = folds(labels, _FOLDS, train.digests, groups=train.together.tolist(), seed=seed)
     right, name = 0.0, ""
     for part in parts:
         rest = np.setdiff1d(np.arange(len(train)), part)
-        if len(np.unique(train.labels[rest])) < 2:
+        if len(np.unique(labels[rest])) < 2:
             return None
         baseline = fit_baseline(train.take(rest), data.targets)
         assert baseline is not None, "the modality has one"

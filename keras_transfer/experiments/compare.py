@@ -303,7 +303,8 @@ class Experiment:
         if train.modality.baseline is None:
             return ()
         drawn = [draw_images(np.asarray(train.labels), size, seed) for seed in seeds]
-        fitted = [fit_baseline(train.take(rows), self.data.targets) for rows in drawn]
+        found = (fit_baseline(train.take(rows), self.data.targets) for rows in drawn)
+        fitted = [one for one in found if one is not None]
         return fitted[0].name, tuple(one.accuracy(val) for one in fitted)
 
     def _curve(self, key, arm, rows) -> Curve:
