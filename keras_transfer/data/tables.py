@@ -113,7 +113,10 @@ def rows_of(cells: TableCells, kind: str, column: str, base: Path) -> FileRows |
     return _ROWS[kind](cells, column, base)
 
 
-_ROWS = {"path_column": FileRows, "text_column": TextRows}
+_ROWS: dict[str, type[FileRows] | type[TextRows]] = {
+    "path_column": FileRows,
+    "text_column": TextRows,
+}
 
 
 def table_columns(columns: Mapping | None, task: str | dict[str, str]) -> dict:

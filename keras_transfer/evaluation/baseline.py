@@ -17,7 +17,7 @@ from keras_transfer.utils.console import say
 
 _STRENGTH = 10.0  # inverse of the regularization: features of unit norm need little
 _FOLDS, _MOST = 3, 1500  # of the advice
-_MEASURES = {
+_MEASURES: dict[str, Any] = {
     "single_label": measure_classes,
     "multi_label": measure_labels,
     "regression": measure_values,
