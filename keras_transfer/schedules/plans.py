@@ -27,7 +27,7 @@ from keras_transfer.models.stages import (
 from keras_transfer.models.trained import undecayed
 from keras_transfer.schedules.phases import Phase, Schedule, differences
 from keras_transfer.schedules.rates import can_restart, rate_of, stage_rates
-from keras_transfer.schedules.sizes import memory_of, moving_parameters, updated_by
+from keras_transfer.schedules.sizes import head_share, memory_of, moving_parameters, updated_by
 from keras_transfer.utils.console import Table, format_bytes
 from keras_transfer.utils.keras_versions import OPTIMIZER_WRAPPERS
 
@@ -199,6 +199,12 @@ def anchor_at(optimizer: keras.optimizers.Optimizer, start: dict[int, object]) -
             anchor.assign(value)
 
 
+def rates_of(model: keras.Model, phase: Phase) -> tuple[list[float], float]:
+    """Return the multipliers of the rate for each stage, and for the head."""
+    stages, head = stage_rates(phase, len(backbone_of(model).stages))
+    return stages, head * head_share(model)
+
+
 def weight_rules(
     model: keras.Model, phase: Phase, variables: Sequence | None = None
 ) -> list[WeightRule]:
@@ -208,7 +214,7 @@ def weight_rules(
     """
     stage_of = stage_of_weights(model)
     plain = undecayed([model])
-    stages, head = stage_rates(phase, len(backbone_of(model).stages))
+    stages, head = rates_of(model, phase)
     rules = []
     for variable in model.trainable_variables if variables is None else variables:
         stage = stage_of.get(id(variable))
@@ -404,11 +410,10 @@ def make_plan(model: keras.Model, schedule: Schedule, examples: int, batch_size:
             cannot take.
     """
     backbone = backbone_of(model)
-    stages = len(backbone.stages)
     phases = []
     for phase in schedule.phases:
         frozen = frozen_stages(backbone, phase.freeze)
-        rates, head_rate = stage_rates(phase, stages)
+        rates, head_rate = rates_of(model, phase)
         batch = phase.batch_size or batch_size
         per_epoch = math.ceil(examples / batch)
         steps = phase.steps or (phase.epochs or 0) * per_epoch  # one of the two is given

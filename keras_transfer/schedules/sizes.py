@@ -31,6 +31,20 @@ def attention_stages(model: keras.Model) -> int:
     return len(backbone.stages) if has_attention(backbone.layers) else 0
 
 
+def head_share(model: keras.Model) -> float:
+    """Return the share of the rate that a head on all stages gets; 1 for one on the last stage.
+
+    Adam moves each weight by about the rate, whatever its gradient. The logits thus move by the rate
+    times the sum of the features, and ten times as far with ten times the features. The head
+    therefore gets the share of its features that come from the last stages (a rate ∝ 1/width:
+    arXiv:2203.03466).
+    """
+    backbone = backbone_of(model)
+    if not backbone.cuts.tapped:
+        return 1.0
+    return len(backbone.cuts.last_columns()) / backbone.output_shape[-1]
+
+
 def trained_layers(model: keras.Model, frozen: int) -> list[keras.layers.Layer]:
     """Return the layers of the backbone's stages after the frozen ones."""
     return [layer for stage in backbone_of(model).stages[frozen:] for layer in stage.layers]

@@ -176,3 +176,17 @@ def test_invalid_backbones_and_taps(networks):
     tapped = build_backbone(networks["small"], taps="all")
     with pytest.raises(InputError, match="taps already"):
         build_backbone([tapped, networks["other"]])
+
+
+def test_a_head_on_all_stages_moves_as_slowly_as_its_features_are_many():
+    from keras_transfer.schedules.phases import Phase
+    from keras_transfer.schedules.plans import rates_of
+
+    model = build_model("mobilenet_0.25", Classification(["a", "b"]), image_size=32, weights=None)
+    assert rates_of(model, Phase("p", epochs=1))[1] == 1.0
+    model = build_model(
+        "mobilenet_0.25", Classification(["a", "b"]), image_size=32, weights=None, taps="all"
+    )
+    width = backbone_of(model).output_shape[-1]
+    stages, head = rates_of(model, Phase("p", epochs=1, rates={"head": 2.0}))
+    assert set(stages) == {1.0} and head == pytest.approx(2.0 * 256 / width)
