@@ -31,6 +31,7 @@ from keras_transfer.utils.files import free_memory
 
 MOST = 1500  # examples; two views of each are as many rows as cross-validation takes
 _BATCH = 32  # of the timing
+_TYPICAL_LENGTH = 32  # of an example whose length is open, such as the tokens of a text
 _MEMORY = 1 << 30  # bytes of decoded examples, which several passes read
 _SIGNAL_ERRORS = 2.0  # standard errors by which the best candidate must beat a constant answer
 
@@ -328,7 +329,8 @@ def _seen(prefix) -> Framing:
 def _seconds_per_example(prefix) -> float:
     """Return the time of the forward pass of one example, in a batch of 32."""
     run = choose_engine("keras", prefix).run
-    batch = np.zeros((_BATCH, *prefix.model.input_shape[1:]), prefix.takes)
+    shape = [length or _TYPICAL_LENGTH for length in prefix.model.input_shape[1:]]
+    batch = np.ones((_BATCH, *shape), prefix.takes)
     seconds = []
     for _ in range(3):
         started = time.perf_counter()

@@ -103,13 +103,13 @@ def sized_backbone(
         from keras_transfer.models.builders import backbone_at
 
         found = backbone_at(backbone, framing.size)
-    if found.input_shape[1] is None:
+    from keras_transfer.models.framing import framing_of, modality_of
+
+    if found.input_shape[1] is None and not modality_of(found).any_length:
         raise InputError(
             f"The backbone '{found.name}' takes any image size. Pass a model of build_model, which "
             "has a fixed size."
         )
-    from keras_transfer.models.framing import framing_of
-
     if not framing.settled:
         framing = framing_of(found, data=data)
     same = not framing.settled or framing.at(None) == found.framing

@@ -15,10 +15,12 @@ from keras_transfer.features.cross_validation import (
     folds_of,
     log_loss,
     parallel_fits,
+    quiet_fits,
     spread,
 )
 from keras_transfer.utils.console import progress_bar
 
+_LARGE = 2e8  # rows × features × classes from which all cores work on one fit
 _MOST_SOLVED = 16  # results of `solve` that are remembered
 
 _solved: dict[bytes, "LinearHead"] = {}
@@ -135,7 +137,8 @@ def _inputs(features, part) -> list:
 
 def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
-    rows, splits = folds_of(labels, groups, seed, most)
+    width = max(x.count for x in inputs)
+    rows, splits = folds_of(labels, groups, seed, most, width)
     found = [cross_validated(x.sample(rows), labels[rows], splits, weights) for x in inputs]
     scores = [held_out for _, held_out in found if held_out is not None]
     shares, loss, held_out, held_out_part = np.ones(len(inputs)) / len(inputs), None, None, None
@@ -235,6 +238,21 @@ def ridge_regression(
     return LinearHead(kernel, bias, strength, loss, "squared error", held_out)
 
 
+def _spanned(rows):
+    """Return (rows in a basis of the space that they span, that basis [D, K]).
+
+    The basis is None, and the rows are as they were, unless there are far fewer of them than features.
+    """
+    if 3 * len(rows) >= 2 * rows.shape[1]:
+        return rows, None
+    values, vectors = np.linalg.eigh(rows.astype("float64") @ rows.T)
+    large = values > 1e-9 * max(values[-1], 1e-12)
+    if not large.any():  # all rows are equal
+        return rows, None
+    lengths, vectors = np.sqrt(values[large]), vectors[:, large]
+    return (vectors * lengths).astype("float32"), rows.T @ (vectors / lengths)
+
+
 class Standardized:
     """Features, centered and scaled (see `blocks.scales`), on which the solvers work.
 
@@ -247,6 +265,7 @@ class Standardized:
 
     Attributes:
         rows: float32 [N, K].
+        count: K.
     """
 
     def __init__(self, features: np.ndarray, columns: np.ndarray | None = None):
@@ -256,22 +275,17 @@ class Standardized:
         self.mean = features.mean(axis=0, dtype="float64")
         self.scale = scales(self.mean, features.var(axis=0, dtype="float64"))
         rows = (features - self.mean.astype("float32")) / self.scale.astype("float32")
-        self.rows, self.basis = rows.astype("float32", copy=False), None
-        if 2 * len(rows) < rows.shape[1]:
-            values, vectors = np.linalg.eigh(self.rows.astype("float64") @ self.rows.T)
-            large = values > 1e-9 * max(values[-1], 1e-12)
-            if large.any():  # or all rows are equal
-                lengths, vectors = np.sqrt(values[large]), vectors[:, large]
-                self.basis = self.rows.T @ (vectors / lengths)
-                self.rows = (vectors * lengths).astype("float32")
+        self.rows, self.basis = _spanned(rows.astype("float32", copy=False))
+        self.count = self.rows.shape[1]
 
     def sample(self, rows: np.ndarray) -> np.ndarray:
-        """Return some rows, float32 [n, K]."""
-        return self.rows[rows]
+        """Return some rows for cross-validation, up to a rotation, float32 [n, K]."""
+        return _spanned(self.rows[rows])[0]
 
     def logistic(self, labels, strength, class_weight) -> tuple[np.ndarray, np.ndarray]:
         """Return (weights [C, K], offsets [C]) of multinomial logistic regression."""
-        with parallel_fits():
+        work = self.rows.size * (labels.max() + 1)
+        with parallel_fits() if work < _LARGE else quiet_fits():
             fitted = LogisticRegression(C=strength, max_iter=300, class_weight=class_weight)
             fitted.fit(self.rows, labels)
         weights, offsets = fitted.coef_, fitted.intercept_

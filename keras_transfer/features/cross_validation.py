@@ -16,15 +16,24 @@ from keras_transfer.data.splits import stratified_sample
 _STRENGTHS = np.logspace(-4, 1, 11)
 _WORSE = 2  # strengths in a row that raise the loss, after which no weaker penalty is tried
 MAX_FOR_CHOOSING = 3000  # rows of cross-validation; the strength that it chooses is used for all
+# Most rows × features × classes of cross-validation: where they are more, fewer rows have to do.
+_MOST_WORK = 3e8
+_LEAST_PER_CLASS = 5  # rows, however many classes there are
 FOLDS = 5
 _MAX_FOR_RIDGE = 1500  # the same of ridge regression, which decomposes their Gram matrix
 LEAST_PROBABILITY = 1e-12
 _ALPHAS = np.logspace(-1, 6, 15)  # of ridge regression
 
 
-def folds_of(labels, groups, seed, most):
-    """Return (rows for cross-validation, its splits; none if a class is too small for folds)."""
-    rows = np.arange(len(labels))
+def folds_of(labels, groups, seed, most, width=1):
+    """Return (rows for cross-validation, its splits; none if a class is too small for folds).
+
+    Args:
+        most: number of rows.
+        width: number of features; with many of them, or many classes, fewer rows have to do.
+    """
+    rows, classes = np.arange(len(labels)), labels.max() + 1
+    most = min(most, max(int(_MOST_WORK / (width * classes)), _LEAST_PER_CLASS * classes))
     if len(labels) > most:
         rows = stratified_sample(labels, most, groups=groups, seed=seed)
     # Distinct groups of each class: a group, such as a writer, may have examples of all classes.
@@ -122,13 +131,19 @@ def parallel_fits():
     """Run joblib's jobs side by side, each on one core, without convergence warnings.
 
     This takes a sixth of the time that BLAS needs to share such small products among cores for
-    which TensorFlow's threads compete. The weakest regularizations may not converge; they are not
-    chosen.
+    which TensorFlow's threads compete.
     """
     with (
-        warnings.catch_warnings(),
+        quiet_fits(),
         threadpool_limits(1, "blas"),
         joblib.parallel_config("threading", n_jobs=os.cpu_count()),
     ):
+        yield
+
+
+@contextmanager
+def quiet_fits():
+    """Fit without convergence warnings: the weakest regularizations, which cause them, are not chosen."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -43,7 +43,7 @@ def _held_out_classes(inputs, labels, groups, seed):
     classes, own = np.unique(labels[usable], return_inverse=True)
     if len(classes) < 2:
         return outputs
-    rows, splits = folds_of(own, groups[usable], seed, MAX_FOR_CHOOSING)
+    rows, splits = folds_of(own, groups[usable], seed, MAX_FOR_CHOOSING, inputs.count)
     strength, found = cross_validated(inputs.sample(usable[rows]), own[rows], splits, None)
     if len(rows) < len(own):
         _, splits = folds_of(own, groups[usable], seed, len(own))

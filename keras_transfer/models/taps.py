@@ -25,8 +25,9 @@ _LEAST_VARIANCE = 1e-6  # the gradient of a square root is infinite at 0
 class Taps(keras.layers.Layer):
     """Joins the taps of several hidden tensors: float32 [N, D].
 
-    The tap of a tensor with positions, [N, …, C], is the mean and the standard deviation over them,
-    [N, 2·C]; a tensor [N, C] is its own tap.
+    The tap of a feature map [N, h, w, C] is the mean and the standard deviation over the positions,
+    [N, 2·C]; that of tokens [N, T, C] is their mean, as there may be few of them; a tensor [N, C] is its
+    own tap.
     """
 
     def __init__(self, **kwargs):
@@ -48,18 +49,15 @@ class Taps(keras.layers.Layer):
 def _pooled(x):
     if len(x.shape) == 2:
         return [x]
-    if len(x.shape) == 3:  # rows of padding are zero
-        mask = row_mask(x)
-        mean = masked_mean(x, mask)
-        variance = masked_mean(ops.square(x - mean[:, None]), mask)
-        return [mean, ops.sqrt(variance + _LEAST_VARIANCE)]
+    if len(x.shape) == 3:  # tokens; rows of padding are zero
+        return [masked_mean(x, row_mask(x))]
     mean, variance = ops.moments(x, axes=tuple(range(1, len(x.shape) - 1)))
     return [mean, ops.sqrt(variance + _LEAST_VARIANCE)]
 
 
 def tap_width(shape) -> int:
     """Return the number of features of the tap of a tensor with this shape."""
-    return shape[-1] * (1 if len(shape) == 2 else 2)
+    return shape[-1] * (2 if len(shape) == 4 else 1)
 
 
 def tapped(backbones: Sequence[keras.Model], taps: str) -> tuple[keras.KerasTensor, ...]:

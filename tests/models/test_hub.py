@@ -401,7 +401,7 @@ def test_taps_read_every_stage_and_the_pooled_features(images):
     tapped = backbone_of(build_model(source, HEAD, taps="all"))
     whole = backbone_of(build_model(source, HEAD))
     stages = keras.Model(whole.inputs[0], [s.output for s in whole.stages])(images)
-    parts = [f(np.asarray(x), axis=1) for x in stages[:-1] for f in (np.mean, np.std)]
+    parts = [np.mean(np.asarray(x), axis=1) for x in stages[:-1]]
     expected = np.concatenate([*parts, whole(images)], axis=1)
     np.testing.assert_allclose(tapped(images), expected, atol=1e-3)
     prefix, suffix = tapped.split(2)

@@ -32,6 +32,7 @@ class Texts(Modality):
     equal = "texts that are equal but for case, spaces and punctuation"
     alike = staticmethod(check.alike)
     axes = 2
+    any_length = True
     reads = "text"
     input_name = "token_ids"
     input_dtype = "int32"
