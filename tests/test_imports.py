@@ -23,7 +23,7 @@ TENSORFLOW = {
     "export": "SavedModel, LiteRT",
     "training.distributed": "tf.distribute",
     "features": "the compiled prefix, activations as tf.data",
-    "training.epoch_log": "writes event files for TensorBoard",
+    "training.logs": "writes event files for TensorBoard",
     "utils": "silences its log, ends its calls into Python",
     "evaluation.gradcam": "gradients of the backend in use",
     "reporting.sheet": "draws augmented images from graph ops",

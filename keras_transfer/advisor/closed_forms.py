@@ -245,7 +245,8 @@ class _Comparison:
             )
             prefix = prefix_of(network, len(network.stages))
             self.prefixes[key] = prefix, self._options(backbone, network)
-            self.prefixes[key[0], prefix.image_size] = self.prefixes[key]
+            for size in (prefix.image_size, prefix.framing.size):
+                self.prefixes[key[0], size] = self.prefixes[key]
         prefix, options = self.prefixes[key]
         if framing.settled:  # engines do not depend on the crop
             prefix = replace(prefix, framing=framing.at(prefix.image_size))

@@ -318,10 +318,10 @@ def _val_text(metrics):
     val, last, n = metrics["val"], metrics["phases"][-1]["val"], metrics["images"]["val"]
     if "accuracy" not in val:
         values = ", ".join(f"{name} {val[name]:.4f}" for name in last)
-        return f"{values} ({n} images)"
+        return f"{values} ({n} examples)"
     low, high = wilson_interval(round(val["accuracy"] * n), n)
     return (
-        f"accuracy {val['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} images), "
+        f"accuracy {val['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} examples), "
         f"loss {val['loss']:.4f}, last epoch {last['accuracy']:.4f}"
     )
 

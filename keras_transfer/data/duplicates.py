@@ -49,7 +49,7 @@ class Duplicates:
             (self.conflicts, "have another label than their duplicate", "and"),
         )
         warnings = [
-            f"{len(pairs)} images {problem} (first: {pairs[0][1]} {link} {pairs[0][0]})"
+            f"{len(pairs)} examples {problem} (first: {pairs[0][1]} {link} {pairs[0][0]})"
             for pairs, problem, link in problems
             if pairs
         ]

@@ -51,7 +51,7 @@ def test_leakage_is_reported_with_the_very_pairs(leaking):
     assert "CONFLICTS" not in text
     plain = json.loads(json.dumps(report.to_dict()))
     assert [(a["path"], b["path"]) for a, b in plain["leaks"]] == sorted(pairs, key=lambda p: p[1])
-    assert "5 images are in two splits" in report.duplicates.warning
+    assert "5 examples are in two splits" in report.duplicates.warning
 
 
 def test_duplicates_within_a_split_and_with_other_labels(leaking):
@@ -68,7 +68,7 @@ def test_duplicates_within_a_split_and_with_other_labels(leaking):
     assert [[m.label for m in group] for group in duplicates.groups] == [["cat", "cat", "dog"]]
     ((first, other),) = duplicates.conflicts
     assert (first.label, other.label) == ("cat", "dog") and duplicates.leaks == []
-    assert "1 images have another label" in duplicates.warning
+    assert "1 examples have another label" in duplicates.warning
 
 
 def test_a_split_that_is_drawn_leaks_nothing(tmp_path):
@@ -163,7 +163,7 @@ def test_training_warns(leaking, tmp_path, capsys):
     images = from_directory(data)
     Trainer(model, "feature_extraction", cache="memory").fit(images, tmp_path / "run")
     lines = [ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("warning")]
-    assert len(lines) == 1 and "5 images are in two splits" in lines[0]
+    assert len(lines) == 1 and "5 examples are in two splits" in lines[0]
 
 
 def test_names_are_printed_on_one_line():

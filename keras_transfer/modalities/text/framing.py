@@ -128,6 +128,10 @@ class TextFraming(Framing):
         words = {"words": len(self.tokenizer.vocabulary), "digest": self.tokenizer.digest}
         return {**self.to_dict(), "tokenizer": {**asdict(self.tokenizer), **words}}
 
+    def settings(self) -> dict:
+        """Return what a run's settings contain: the size is `tokens`, not that of an image."""
+        return {"image_size": None, **self.recorded()}
+
     @classmethod
     def from_dict(cls, values: Mapping) -> "TextFraming":
         """Return what `to_dict` wrote; what `recorded` wrote has an open tokenizer."""
