@@ -47,8 +47,7 @@ def open_labeled(
     """
     path = Path(source).expanduser()
     if library_of(source):
-        options = {} if split_file is None else {"split_file": split_file}
-        data = open_data(source, columns=columns, progress=progress, **options)
+        data = open_data(source, columns=columns, progress=progress, split_file=split_file)
         data = in_recorded_order(data, known)
         if data.targets != known:
             names = ", ".join(data.class_names)

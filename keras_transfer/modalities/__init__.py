@@ -15,30 +15,15 @@ players) is absent there.
 Modules here may import only `utils` and `errors`.
 """
 
-from keras_transfer.modalities.framing import Framing
-from keras_transfer.modalities.modality import Modality
-from keras_transfer.modalities.registry import (
-    find_modality,
-    framing_from,
-    framing_of_shape,
-    known_extensions,
-    modality_in_memory,
-    modality_of_files,
-    open_framing,
-    plain_augmentation,
-    resolve_augmentation,
-)
-
-__all__ = [
-    "Framing",
-    "Modality",
-    "find_modality",
-    "framing_from",
-    "framing_of_shape",
-    "known_extensions",
-    "modality_in_memory",
-    "modality_of_files",
-    "open_framing",
-    "plain_augmentation",
-    "resolve_augmentation",
-]
+# What other rooms use.
+from keras_transfer.modalities.framing import Framing as Framing
+from keras_transfer.modalities.modality import Modality as Modality
+from keras_transfer.modalities.registry import find_modality as find_modality
+from keras_transfer.modalities.registry import framing_from as framing_from
+from keras_transfer.modalities.registry import framing_of_shape as framing_of_shape
+from keras_transfer.modalities.registry import known_extensions as known_extensions
+from keras_transfer.modalities.registry import modality_in_memory as modality_in_memory
+from keras_transfer.modalities.registry import modality_of_files as modality_of_files
+from keras_transfer.modalities.registry import open_framing as open_framing
+from keras_transfer.modalities.registry import plain_augmentation as plain_augmentation
+from keras_transfer.modalities.registry import resolve_augmentation as resolve_augmentation

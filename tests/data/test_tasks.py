@@ -299,7 +299,7 @@ def test_the_command_trains_and_measures_labels(tagged, real_weights, tmp_path):
     options += " --strategy feature_extraction"
     done = runner.invoke(app, ["train", str(tagged), "--out", run, *options.split()])
     assert done.exit_code == 0, done.output
-    assert ", map 0." in done.stdout and " images), best epoch 1" in done.stdout
+    assert ", map 0." in done.stdout and " examples), best epoch 1" in done.stdout
     measured = runner.invoke(app, ["evaluate", run, str(tagged), "--json"])
     result = json.loads(measured.stdout)
     assert result["task"] == "multi_label" and result["map"] > 0.9 and result["skipped"] == 0

@@ -351,7 +351,7 @@ def test_a_killed_comparison_is_resumed(data, tmp_path, source, cache, monkeypat
 def test_the_minutes_are_a_limit_and_what_is_complete_is_the_result(
     data, tmp_path, source, cache, capsys
 ):
-    settings = {**settings_of(source), "seeds": [0, 1], "sizes": [2], "minutes": 1e-6}
+    settings = {**settings_of(source), "seeds": [0, 1], "sizes": [2], "minutes": 1e-12}
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"minutes are over.* 0 of 4 runs"):
         kt.compare(data, out, **settings)
