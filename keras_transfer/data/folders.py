@@ -9,7 +9,7 @@ from keras_transfer.data.classes import sorted_names
 from keras_transfer.data.files import TABLES
 from keras_transfer.data.split_rule import SPLIT_NAMES
 from keras_transfer.errors import InputError
-from keras_transfer.modalities import known_extensions
+from keras_transfer.modalities import kinds_of_files
 from keras_transfer.utils.console import listed, printable, say
 
 # Names (lower case) that systems and network drives leave in folders; hidden ones are ignored anyway.
@@ -264,5 +264,4 @@ class _Inside(dict):
 
 
 def _images(files):
-    known = known_extensions()
-    return [path for path in files if Path(path).suffix.lower() in known]
+    return [path for paths in kinds_of_files(files).values() for path in paths]

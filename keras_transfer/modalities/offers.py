@@ -9,6 +9,7 @@ class Offers:
     """A base of `Modality`: what other code uses only where a modality has it."""
 
     typed = False  # whether an example can be typed on a command line
+    beside = False  # whether such files often lie beside examples of another kind
     equal: str = "equal files"  # what duplicates are
     # Name of the features of a simple model that users would try first; None without one.
     baseline: str | None = None

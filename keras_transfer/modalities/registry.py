@@ -57,6 +57,22 @@ def framing_from(values: Mapping) -> Framing:
     return find_modality(values.get("modality", "image")).framing(values)
 
 
+def kinds_of_files(paths: Sequence[str | os.PathLike]) -> dict[str, list]:
+    """Return name of a modality → the files that have one of its extensions.
+
+    Notes and captions beside a dataset do not count: kinds that are found there (`Offers.beside`) are
+    left out, unless there is hardly anything else.
+    """
+    known = {end: name for name in _ROOMS for end in find_modality(name).extensions}
+    kinds: dict[str, list] = {}
+    for path in paths:
+        if (name := known.get(os.path.splitext(path)[1].lower())) is not None:  # noqa: PTH122 - fast
+            kinds.setdefault(name, []).append(path)
+    main = {name: files for name, files in kinds.items() if not find_modality(name).beside}
+    enough = (1 - _MOST) * sum(map(len, kinds.values()))
+    return main if sum(map(len, main.values())) > enough else kinds
+
+
 def modality_of_files(paths: Sequence[str | os.PathLike]) -> "Modality":
     """Return the modality that the extensions of files tell; that of images if none is known.
 
@@ -65,11 +81,7 @@ def modality_of_files(paths: Sequence[str | os.PathLike]) -> "Modality":
     Raises:
         InputError: if no modality has most of the files, or a package that reads them is missing.
     """
-    known = {end: name for name in _ROOMS for end in find_modality(name).extensions}
-    kinds: dict[str, list] = {}
-    for path in paths:
-        if (name := known.get(os.path.splitext(path)[1].lower())) is not None:  # noqa: PTH122 - fast
-            kinds.setdefault(name, []).append(path)
+    kinds = kinds_of_files(paths)
     most = max(kinds, key=lambda name: len(kinds[name]), default="image")
     modality = find_modality(most)
     if len(kinds) > 1 and len(kinds[most]) < _MOST * sum(map(len, kinds.values())):

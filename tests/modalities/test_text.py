@@ -10,7 +10,7 @@ from keras_transfer.data.arrays import Arrays, from_arrays
 from keras_transfer.data.batches import batches
 from keras_transfer.data.examples import Examples
 from keras_transfer.data.sources import from_directory
-from keras_transfer.modalities import find_modality, framing_from
+from keras_transfer.modalities import find_modality, framing_from, modality_of_files
 from keras_transfer.modalities.text.framing import TextFraming, WordPiece
 from keras_transfer.modalities.views import View
 
@@ -144,3 +144,11 @@ def test_token_ids_equal_those_of_hugging_face(real_texts):
     ]
     assert not differ
     assert len(texts) == 18_657 + len(_STRANGE)
+
+
+def test_notes_and_captions_do_not_make_images_a_dataset_of_texts():
+    images = [f"{i}.png" for i in range(8)]
+    captions = [f"{i}.txt" for i in range(8)]
+    assert modality_of_files([*images, *captions]).name == "image"
+    assert modality_of_files([*captions, "cover.png"] * 3).name == "image"  # 11 %
+    assert modality_of_files([f"{i}.txt" for i in range(40)] + ["cover.png"]).name == "text"

@@ -29,6 +29,7 @@ class Texts(Modality):
     not_in_8_bits = "the ranges of values are measured on images"
     baseline = "TF-IDF"
     typed = True
+    beside = True
     equal = "texts that are equal but for case, spaces and punctuation"
     alike = staticmethod(check.alike)
     axes = 2
