@@ -82,14 +82,14 @@ def test_an_image_that_vanished_before_an_evaluation_is_one_line(data, views):
 def test_an_image_that_vanishes_during_a_prediction_is_one_line(data, monkeypatch):
     from keras_transfer.evaluation import prediction
 
-    model, names, check = built(data), data.examples["val"].names, prediction.check_examples
+    model, names, check = built(data), data.examples["val"].names, prediction.examples_to_predict
 
     def checked(*args, **options):
         found = check(*args, **options)
         Path(names[0]).unlink()
         return found
 
-    monkeypatch.setattr(prediction, "check_examples", checked)
+    monkeypatch.setattr(prediction, "examples_to_predict", checked)
     with raises(f"{names[0]} can no longer be read"):
         evaluation.predict(model, names)
 
