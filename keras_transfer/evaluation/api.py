@@ -157,7 +157,7 @@ def _check_calibration(calibration, heads, tta):
 
 def summary_text(result: dict, split: str) -> str:
     """Return the result of `evaluate` as text: a line, and a table of classes, labels or targets."""
-    where = f"{result['images']} images of {split}"
+    where = f"{result['images']} examples of {split}"
     skipped = f", {result['skipped']} files skipped" if "skipped" in result else ""
     if "heads" not in result:
         line, table = _head_text(result, where)

@@ -59,14 +59,14 @@ class Evaluation:
 
 def markdown(document: dict) -> str:
     """Return `Evaluation.table` for a document, which may come from evaluation.json."""
-    where = f"{document['images']} images of {document['split']}"
+    where = f"{document['images']} examples of {document['split']}"
     if document["skipped"]:
         where += f", {document['skipped']} files skipped"
     if document["tta"] is not None:
         where += f", mean of views ({document['tta']})"
     calibrated = document["calibrated_on"]
     if calibrated:
-        where += f"; calibrated on {calibrated['images']} images of {calibrated['split']}"
+        where += f"; calibrated on {calibrated['images']} examples of {calibrated['split']}"
         if calibrated["split"] == document["split"]:
             where += " (the same split, which is optimistic)"
     paragraphs = [f"{where[0].upper()}{where[1:]}."]

@@ -165,7 +165,7 @@ def data_name(run: Run) -> str:
 def _measured_on(config, document, note):
     if document is None:
         return f"Measured on the run's own validation images only. {note or ''}".strip()
-    text = f"Measured on {document['images']} images of {document['split']}"
+    text = f"Measured on {document['images']} examples of {document['split']}"
     if document["skipped"]:
         text += f"; {document['skipped']} of the data's files cannot be read"
     text += "."

@@ -79,7 +79,7 @@ def _metrics(names, runs):
     if None not in documents and len({(d["split"], d["images"]) for d in documents}) == 1:
         columns = [dict(_measured(document["heads"])) for document in documents]
         text = (
-            f"On {documents[0]['images']} images of {documents[0]['split']}, as measured by the "
+            f"On {documents[0]['images']} examples of {documents[0]['split']}, as measured by the "
             "report of each run."
         )
     else:

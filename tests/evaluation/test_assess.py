@@ -135,7 +135,7 @@ def test_calibration_is_fitted_kept_and_tried(trained, whole, tmp_path):
     assert [row["wanted"] for row in rows] == [0.8, 0.9]
     assert not any(row["chosen_here"] for row in rows)
     assert rows[0]["precision"]["value"] >= 0.8  # on the same images
-    assert "calibrated on 36 images of all (the same split" in measured.table()
+    assert "calibrated on 36 examples of all (the same split" in measured.table()
     with pytest.raises(InputError, match="is for tta none, not mirror"):
         assess(model, whole, "all", calibration=again, tta="mirror")
     other = Calibration("val", 3, None, {"kind": fitted})
@@ -271,7 +271,7 @@ def test_the_command_keeps_a_calibration(trained):
     path, data = trained[0].path, trained[1]
     first = here("evaluate", path, data, "--calibrate", "--precision", "0.7", "--json")
     assert first.exit_code == 0, first.output
-    assert "calibrated on 18 images of val" in first.stderr
+    assert "calibrated on 18 examples of val" in first.stderr
     kept = json.loads((path / "calibration.json").read_text())
     wanted = [row["precision"] for row in kept["heads"]["output"]["thresholds"]]
     assert wanted == [0.7, 0.9, 0.95, 0.99] and kept["split"] == "val"

@@ -345,7 +345,7 @@ def test_the_card_states_the_license_and_the_quality(run, converted, tmp_path, m
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("# mobilenet_v2_0.35 for colours")
     assert "released under the Apache License 2.0 (tensorflow/models)" in card
-    assert "7 images of test." in card and "| u: mae | 0.2500 |" in card
+    assert "7 examples of test." in card and "| u: mae | 0.2500 |" in card
 
     monkeypatch.setattr(type(run), "config", {**config, "backbone": "convnext_tiny"})
     write_card(tmp_path, run, run.model, converted, {})

@@ -340,7 +340,7 @@ def test_other_images_and_a_head_in_closed_form(tmp_path, rng):
     assert "pass its images" in page.said and "closed form" in page.said
     assert "Learning rate of each stage" not in page.said
     path = write_report(run, data, split="train", out=tmp_path / "train.html")
-    assert "images of train" in checked(path.read_text()).said
+    assert "examples of train" in checked(path.read_text()).said
     assert run.evaluation is None  # of other images than its own nothing is kept
     with pytest.raises(InputError, match="has no test images"):
         write_report(run, data, split="test")
@@ -382,7 +382,7 @@ def test_the_command(run, tmp_path):
     shown = cli(run.path, "--out", out, "--images", 2, "--split", "train")
     assert shown.exit_code == 0 and str(out) in shown.stdout
     page = checked(out.read_text())
-    assert "images of train" in page.said and not run.report_path.exists()
+    assert "examples of train" in page.said and not run.report_path.exists()
     for data, part in ((run.config["data"], "val"), (write_colours(tmp_path / "new"), "all")):
         shown = cli(run.path, "--out", out, "--data", data, "--images", 0)
         assert shown.exit_code == 0 and f"images of {part}" in checked(out.read_text()).said
