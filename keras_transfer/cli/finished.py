@@ -121,7 +121,7 @@ def evaluate(
         wanted = {*PRECISIONS, *([precision] if precision else [])}
         fitted = evaluation.calibrate(model, validation, **options, precisions=sorted(wanted))
         run.write_calibration(fitted.to_dict())
-        print(f"{run.path}: calibrated on {fitted.images} images of val", file=sys.stderr)
+        print(f"{run.path}: calibrated on {fitted.images} examples of val", file=sys.stderr)
     else:
         fitted = Calibration.from_dict(kept) if kept else None
         if fitted and str(fitted.tta) != str(tta):

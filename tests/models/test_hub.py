@@ -463,9 +463,7 @@ def test_taps_of_texts_leave_out_padding():
     whole = backbone_of(build_model(source, HEAD))
     stages = keras.Model(whole.inputs[0], [s.output for s in whole.stages])(ids)
     row = 1  # three tokens, then padding
-    parts = [
-        f(np.asarray(x)[row][present[row]], axis=0) for x in stages[:-1] for f in (np.mean, np.std)
-    ]
+    parts = [np.mean(np.asarray(x)[row][present[row]], axis=0) for x in stages[:-1]]
     expected = np.concatenate([*parts, np.asarray(whole(ids))[row]])
     np.testing.assert_allclose(tapped(ids)[row], expected, atol=1e-3)
     with raises("cannot be cut"):

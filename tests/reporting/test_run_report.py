@@ -385,7 +385,7 @@ def test_the_command(run, tmp_path):
     assert "examples of train" in page.said and not run.report_path.exists()
     for data, part in ((run.config["data"], "val"), (write_colours(tmp_path / "new"), "all")):
         shown = cli(run.path, "--out", out, "--data", data, "--images", 0)
-        assert shown.exit_code == 0 and f"images of {part}" in checked(out.read_text()).said
+        assert shown.exit_code == 0 and f"examples of {part}" in checked(out.read_text()).said
     shutil.copytree(run.path, tmp_path / "second")
     assert cli(run.path, tmp_path / "second", "--out", out).exit_code == 0
     assert "differ by chance alone" in checked(out.read_text()).said
