@@ -121,7 +121,9 @@ def test_the_summary_text_of_every_task(rng):
         for name, size in (("kind", 3), ("tags", 2), ("age", 1))
     }
     lines = summary_text({**summarize(heads, labels, outputs), "skipped": 2}, "val").splitlines()
-    assert lines[0].startswith("4 examples of val, loss ") and lines[0].endswith(", 2 files skipped")
+    assert lines[0].startswith("4 examples of val, loss ") and lines[0].endswith(
+        ", 2 files skipped"
+    )
     assert lines[1].startswith("kind: accuracy ") and "95 % interval" in lines[1]
     assert [line.split()[0] for line in lines[2:6]] == ["class", "a", "b", "c"]
     assert lines[6].startswith("tags: map ")
