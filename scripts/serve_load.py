@@ -140,11 +140,13 @@ KINDS = {
 
 def bare(model, examples):
     """Return rows per second of `predict_on_batch` on prepared inputs, in batches of 32."""
+    import tensorflow as tf
+
     from keras_transfer.models.framing import framing_of, modality_of
 
     modality, framing = modality_of(model), framing_of(model)
     decode = modality.decoder(framing)
-    made = [np.asarray(decode(one)) for one in examples[:32]]
+    made = [np.asarray(decode(tf.constant(one))) for one in examples[:32]]
     longest = max(len(one) for one in made)
     inputs = np.stack([np.pad(m, [(0, longest - len(m))] + [(0, 0)] * (m.ndim - 1)) for m in made])
     model.predict_on_batch(inputs)
