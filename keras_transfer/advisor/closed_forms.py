@@ -59,8 +59,8 @@ def compare_closed_forms(
     tried with the other framings, and with the smaller ones, that the modality offers.
 
     Another candidate than the first is chosen only if its loss is lower by more than one standard error
-    of the difference: the first is what is trained without a comparison, and less than that may be luck. Groups of
-    the split, and copies of an example, stay in one fold.
+    of the difference: the first is what is trained without a comparison, and less than that may be luck.
+    Groups of the split, and copies of an example, stay in one fold.
 
     Args:
         data: any task, or several heads; only training examples are read.

@@ -111,8 +111,8 @@ def train(
 
     clock = Clock(settings.config.minutes)
     config = settings.config
-    logs, callback = [*(["tensorboard"] if tensorboard else []), *(log or ())], callback or []
-    check_logs(logs)
+    logs = check_logs([*(["tensorboard"] if tensorboard else []), *(log or ())])
+    callback = callback or []
     check_callbacks(callback)
     overrides = {**config.overrides, **config.recipe_arguments}
     config = replace(config, overrides=overrides, epochs=None, learning_rate=None)

@@ -1,7 +1,8 @@
 """Datasets of labeled examples: open and check them, split them, and feed them in batches.
 
-Sources are folders, tables, arrays, TFRecords, TensorFlow Datasets and datasets of Hugging Face. Modules here may import only
-`modalities`, `utils` and `errors`. TensorFlow is imported when the first example is decoded.
+Sources are folders, tables, arrays, TFRecords, TensorFlow Datasets and datasets of Hugging Face. Modules
+here may import only `modalities`, `utils` and `errors`. TensorFlow is imported when the first example is
+decoded.
 """
 
 from keras_transfer.utils.names import lazy_names

@@ -116,8 +116,8 @@ def from_arrays(
     Args:
         train, val, test: (images, labels) of each split. Images are uint8 [N, H, W, 3] or
             [N, H, W] (gray), values 0–255, or a sequence of such images of any sizes; other dtypes are
-            rounded. Texts are strings [N]. Labels are names or integers [N] (also as floats, bool, [N, 1] or one-hot
-            [N, C]); for multi_label 0 and 1 [N, L], for regression numbers [N] or [N, D].
+            rounded. Texts are strings [N]. Labels are names or integers [N] (also as floats, bool,
+            [N, 1] or one-hot [N, C]); for multi_label 0 and 1 [N, L], for regression numbers [N] or [N, D].
         class_names: names of the classes 0, 1, …; by default the sorted labels themselves, so that
             labels 1 to 3 are three classes. For other tasks the names of the columns.
         task: `"single_label"`, `"multi_label"` or `"regression"`.

@@ -17,9 +17,7 @@ from keras_transfer.data.sources import check_tree, label, open_data
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality
-from keras_transfer.utils.console import Table, printable
-
-_MAX_SHOWN = 10  # entries of each list in the text
+from keras_transfer.utils.console import Table, list_lines, printable
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class Report:
                 [" = ".join(map(str, group)) for group in found.groups],
             ),
         ):
-            yield from _listed(title, rows)
+            yield from list_lines(title, rows, "--json lists all")
         yield from self.modality.describe_statistics(self.statistics)
 
 
@@ -201,12 +199,3 @@ def _as_it_is(root, progress) -> ImageData | None:
 
 def _pairs(pairs) -> list[str]:
     return [f"{duplicate} is {first}" for first, duplicate in pairs]
-
-
-def _listed(title, rows) -> Iterator[str]:
-    if rows:
-        yield ""
-        yield f"{title}: {len(rows)}"
-        yield from (f"  {row}" for row in rows[:_MAX_SHOWN])
-        if len(rows) > _MAX_SHOWN:
-            yield f"  and {len(rows) - _MAX_SHOWN} more (--json lists all)"

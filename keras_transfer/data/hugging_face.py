@@ -17,6 +17,7 @@ from keras_transfer.data.split_rule import SPLIT_NAMES, divide
 from keras_transfer.data.tables import TableOptions
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality, find_modality
+from keras_transfer.utils.console import first_line
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.names import make_options
 
@@ -123,7 +124,7 @@ def _load(datasets, name, revision):
         _, at, resolved = str(builder.base_path).partition("@")  # hf://datasets/NAME@SHA
         return parts, resolved.split("/")[0] if at else builder.hash
     except Exception as error:  # of the hub, the network, or the files
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        message = first_line(error)[:300]
         where = (
             "Check the folder."
             if folder.exists()

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 
 from keras_transfer.data.corrections import FIELDS
 from keras_transfer.diagnosis.label_errors import LabelErrors
-from keras_transfer.utils.console import printable
+from keras_transfer.utils.console import list_lines, printable
 from keras_transfer.utils.files import csv_text, write_text
 
-_MAX_SHOWN = 10
 # Kind of problem → heading.
 TITLES = {"label": "labels that are probably wrong"}
 
@@ -89,12 +88,7 @@ class Diagnosis:
             )
         for kind, title in TITLES.items():
             found = [problem for problem in self.problems if problem.problem == kind]
-            if found:
-                yield ""
-                yield f"{title}: {len(found)}"
-                yield from (f"  {problem}" for problem in found[:_MAX_SHOWN])
-                if len(found) > _MAX_SHOWN:
-                    yield f"  and {len(found) - _MAX_SHOWN} more (--write-list and --json list all)"
+            yield from list_lines(title, found, "--write-list and --json list all")
         yield from (f"note: {note}" for note in self.notes)
 
     def to_dict(self) -> dict:

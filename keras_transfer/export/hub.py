@@ -17,7 +17,6 @@ from keras_transfer.utils.plotting import GREEN, RED
 
 PREVIEW, CONFIG = "preview.png", "config.json"
 _SHOWN = 8  # examples in the preview
-_TASKS = {"single_label": "classification", "multi_label": "classification"}
 
 
 def write_hub(folder: Path, model: keras.Model, sample: Sample, scores: Mapping) -> None:
@@ -51,7 +50,7 @@ def front_matter(run, model: keras.Model) -> str:
     heads = heads_of(model)
     tasks = {head.task for head in heads.values()}
     kind = modality_of(model).name
-    tag = f"{kind}-classification" if tasks <= _TASKS.keys() else None
+    tag = f"{kind}-classification" if "regression" not in tasks else None
     metrics = {
         name: value
         for name, value in run.metrics.get("val", {}).items()

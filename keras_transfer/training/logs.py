@@ -13,7 +13,7 @@ from typing import Any
 
 from keras_transfer.errors import InputError
 from keras_transfer.runs import Run
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import first_line, say
 from keras_transfer.utils.documents import read_json
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.files import write_text
@@ -83,7 +83,7 @@ class MlflowLog:
             self._client.set_terminated(self._id, "RUNNING")
         except Exception as error:  # of MLflow, its database or the network
             raise InputError(
-                f"MLflow at {_address()} cannot be used: {_first_line(error)}. Check "
+                f"MLflow at {_address()} cannot be used: {first_line(error)}. Check "
                 "MLFLOW_TRACKING_URI, or train without --log mlflow."
             ) from error
 
@@ -141,18 +141,20 @@ class MlflowLog:
             action(*arguments, **more)
         except Exception as error:  # of MLflow, its database or the network
             self._failed = True
-            say(f"MLflow: nothing more is logged ({_first_line(error)})")
+            say(f"MLflow: nothing more is logged ({first_line(error)})")
 
 
 LOGS: dict[str, Any] = {"tensorboard": TensorBoardLog, "mlflow": MlflowLog}
 
 
-def check_logs(names: Iterable[str]) -> None:
-    """Raise InputError for an unknown log, or one whose package is not installed."""
+def check_logs(names: Iterable[str]) -> list[str]:
+    """Return each name once; raise InputError for an unknown log, or one whose package is missing."""
+    names = list(dict.fromkeys(names))
     for name in names:
         if name not in LOGS:
             raise InputError(f"Unknown log '{name}'. Choose from {', '.join(LOGS)}.")
         LOGS[name].check()
+    return names
 
 
 def log_finished(names: Iterable[str], run: Run) -> None:
@@ -196,10 +198,6 @@ def _client(address: str):
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(address)
-
-
-def _first_line(error) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _scalar(name, value):

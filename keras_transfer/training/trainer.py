@@ -293,8 +293,7 @@ class Trainer:
             Interrupted: after Ctrl-C or SIGTERM; `resume` continues after the last finished epoch.
             WorkerLost: if another process of a distributed training is gone.
         """
-        logs = list(dict.fromkeys([*(["tensorboard"] if tensorboard else []), *logs]))
-        check_logs(logs)
+        logs = check_logs([*(["tensorboard"] if tensorboard else []), *logs])
         with self.workers.guarded():
             data = check_targets(self.heads, data)
             fit_heads(self.model, data.examples["train"].labels)

@@ -285,6 +285,25 @@ def listed(items: Iterable, most: int = 10) -> str:
     return ", ".join(printable(str(item)) for item in items[:most]) + more
 
 
+def list_lines(title: str, rows: Sequence, all_by: str, most: int = 10) -> Iterator[str]:
+    """Yield a list for a report: an empty line, the title with the count, and the first rows.
+
+    Args:
+        all_by: options that print all of them.
+    """
+    if rows:
+        yield ""
+        yield f"{title}: {len(rows)}"
+        yield from (f"  {row}" for row in rows[:most])
+        if len(rows) > most:
+            yield f"  and {len(rows) - most} more ({all_by})"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def cell_text(value) -> str:
     """Return one line of text for a table cell; None becomes a dash."""
     return _MISSING if value is None else " ".join(printable(str(value)).split())

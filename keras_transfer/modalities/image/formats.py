@@ -27,6 +27,10 @@ class Format(NamedTuple):
     served: bool = False
 
 
+def _either(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 # Pillow opens MPO, the stereo JPEG of some phones, through "JPEG".
 FORMATS = (
     Format(
@@ -60,8 +64,8 @@ FORMATS = (
     ),
 )
 EXTENSIONS = frozenset(extension for one in FORMATS for extension in one.extensions)
-NAMES = ", ".join(one.name for one in FORMATS[:-1]) + f" or {FORMATS[-1].name}"
-SERVED = "JPEG, PNG, GIF, BMP or WebP"
+NAMES = _either([one.name for one in FORMATS])
+SERVED = _either([one.name for one in FORMATS if one.served])
 
 # Older versions of Pillow do not know AVIF, and refuse a name that they do not know.
 _PILLOW = [

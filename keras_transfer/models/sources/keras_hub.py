@@ -16,7 +16,7 @@ from keras_transfer.models.sources.presets import FAMILIES, PRESETS, not_availab
 from keras_transfer.models.sources.text_encoders import TEXT_ENCODERS
 from keras_transfer.models.stages import Backbone
 from keras_transfer.models.tokens import TokenPooling
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import first_line, say
 
 _SIZE = 224  # of images, if a network takes any
 
@@ -49,10 +49,8 @@ def backbone_from_preset(name, *, image_size=None, pooling="auto", weights="imag
         preprocessing = _stated_preprocessing(name)
     except Exception as error:
         if "://" in name or not Path(name).exists():
-            raise not_available(name, str(error).strip().splitlines()[0]) from error
-        raise InputError(
-            f"KerasHub cannot read {name}: {str(error).strip().splitlines()[0]}"
-        ) from error
+            raise not_available(name, first_line(error)) from error
+        raise InputError(f"KerasHub cannot read {name}: {first_line(error)}") from error
     return backbone_from_hub(
         model,
         image_size=image_size or _stated_size(name),
@@ -238,7 +236,7 @@ def _text_fields(preset: str, model) -> dict:
     try:
         tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(preset)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         say(f"{preset} has no tokenizer ({reason}): its family's padding token, one segment")
         return {}
     positions = getattr(model, "position_embedding", None) or model.embeddings.position_embedding

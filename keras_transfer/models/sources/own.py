@@ -18,6 +18,7 @@ from keras_transfer.models.sources.applications import (
 )
 from keras_transfer.models.sources.keras_2 import readable
 from keras_transfer.models.stages import Backbone
+from keras_transfer.utils.console import first_line
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.names import require_image_size
@@ -113,7 +114,7 @@ def load_model(path):
         while cause.__context__ is not None and not isinstance(cause, InputError):
             cause = cause.__context__  # Keras wraps the errors of our layers in pages of config
         cause = cause if isinstance(cause, InputError) else error
-        reason = str(cause).strip().splitlines()[0]
+        reason = first_line(cause)
         if '"keras_hub' in _config(path):
             require("keras_hub", f"{path} has layers of KerasHub. Loading it")
         raise InputError(f"Cannot load {path}: {reason}{_newer_keras(path)}") from error
@@ -127,7 +128,7 @@ def _downloaded(address: str) -> str:
     try:
         return huggingface_hub.hf_hub_download(address.removeprefix(_HUB), _MODEL)
     except Exception as error:  # of the hub or the network
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"Cannot load {address}: {reason} Check the name and the network, or pass the path of a "
             "downloaded folder."
