@@ -1,6 +1,7 @@
 """Audio clips: files of many kinds, the front end in all its forms, augmentation, and bad input."""
 
 import io
+import resource
 
 import numpy as np
 import pytest
@@ -138,6 +139,16 @@ def test_fuzzed_bytes_are_answered_or_refused():
     assert 20 < refused < 150
 
 
+def test_broken_files_need_no_memory():
+    """Without its check, the rate in the sixth bytes made the resampling of nothing take gigabytes."""
+    decoded = serving.decoder(FRAMING)
+    served = tf.data.Dataset.from_tensors(tf.constant([b"RIFF broken"] * 3)).unbatch()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert not list(served.map(decoded).ignore_errors())
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 200 * 1024  # KiB
+
+
 # -- the front end --------------------------------------------------------------------------------
 
 
@@ -149,6 +160,9 @@ def test_one_front_end_in_numpy_and_as_a_layer(framing):
         [window_of(tone(500 * n, 0.4, framing.rate, 0.1 * n), framing) for n in (1, 2, 3)]
     )
     expected = np.stack([image_of(window, framing) for window in windows])
+    assert (
+        np.abs(serving.images_in_graph(windows, framing).numpy() - expected.astype(int)).max() <= 1
+    )
     layer = LogMel(framing.size, framing.rate, framing.seconds)
     found = np.asarray(LogMel.from_config(layer.get_config())(windows))
     assert found.shape == (3, *framing.shape) and np.abs(found - expected).max() <= 1

@@ -1,10 +1,11 @@
 """The front end: windows of samples become log-mel images for networks of images.
 
-In an exported model the Fourier transform is a convolution, the only form that converts to LiteRT, ONNX
-and OpenVINO alike. Each clip is scaled by its own maximum, so it looks the same alone and in a batch of
-louder ones. `scripts/audio_digits.py --tune` compared ranges and paddings.
+In a layer the Fourier transform is a convolution, the only form that converts to LiteRT, ONNX and
+OpenVINO alike; training and SavedModels use a fast transform. Each clip is scaled by its own maximum, so it looks the same
+alone and in a batch of louder ones. `scripts/audio_digits.py --tune` compared ranges and paddings.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -31,34 +32,38 @@ def image_of(window: np.ndarray, framing: ClipFraming) -> np.ndarray:
     Returns:
         uint8 [size, size, 3].
     """
-    hann = _hann(framing)
+    hann = hann_window(framing)
     pieces = np.lib.stride_tricks.sliding_window_view(np.pad(window, _margins(framing)), len(hann))
     # A fast transform and sparse products: BLAS would share such small ones among the cores, which
     # takes ten times as long.
-    found = rfft(pieces[:: framing.hop] * hann, _points(hann))
+    found = rfft(pieces[:: framing.hop] * hann, points_of(hann))
     mel, rows = _sparse(framing)
     bands = (mel @ (np.square(found.real) + np.square(found.imag)).T).T
     image = np.round(rows @ _values(bands[None], framing, np)[0].T).astype("uint8")
     return np.repeat(image[..., None], 3, axis=-1)
 
 
-def shades(windows: Any, framing: ClipFraming, ops: Any) -> Any:
+def shades(windows: Any, framing: ClipFraming, ops: Any, power: Callable | None = None) -> Any:
     """Return the shades of log-mel images: low frequencies at the bottom, time from left to right.
 
     Args:
         windows: float32 [N, framing.samples], -1 to 1.
         ops: `keras.ops`.
+        power: function from the windows between zeros to the power of their spectra, float32
+            [N, spectra, bins]; by default a convolution.
 
     Returns:
-        float32 [N, size, size]: 255 is the maximum of the clip, 0 is 30 dB or more below it.
+        float32 [N, height, width]: 255 is the maximum of the clip, 0 is 30 dB or more below it.
     """
     fourier, mel, rows = _matrices(framing)
     padded = ops.pad(windows, [[0, 0], list(_margins(framing))])
-    strides, kernel = (framing.hop, 1), fourier[:, None, None, :]
-    waves = ops.conv(padded[:, :, None, None], kernel, strides, "valid")[:, :, 0]
-    bins = len(mel)
-    power = ops.square(waves[..., :bins]) + ops.square(waves[..., bins:])
-    values = _values(ops.matmul(power, mel), framing, ops)
+
+    def convolved(padded):
+        strides, kernel = (framing.hop, 1), fourier[:, None, None, :]
+        waves = ops.conv(padded[:, :, None, None], kernel, strides, "valid")[:, :, 0]
+        return ops.square(waves[..., : len(mel)]) + ops.square(waves[..., len(mel) :])
+
+    values = _values(ops.matmul((power or convolved)(padded), mel), framing, ops)
     return ops.transpose(ops.matmul(values, rows), (0, 2, 1))
 
 
@@ -72,27 +77,28 @@ def _values(bands, framing, ops):
 
 def _margins(framing):
     """Return the zeros before and after a window, so that spectra are centered on their hops."""
-    extra = len(_hann(framing)) - framing.hop
+    extra = len(hann_window(framing)) - framing.hop
     return extra // 2, extra - extra // 2
 
 
 @cache
-def _hann(framing):
+def hann_window(framing: ClipFraming) -> np.ndarray:
     """Return Hann's window of a spectrum, whose sum is 1."""
     length = max(framing.hop, round(_WINDOW * framing.rate))
     window = np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2
     return (window / window.sum()).astype("float32")
 
 
-def _points(hann):
-    return 2 << (len(hann) - 1).bit_length()  # twice as fine as the window alone
+def points_of(hann: np.ndarray) -> int:
+    """Return the points of a transform: twice as fine as the window alone."""
+    return 2 << (len(hann) - 1).bit_length()
 
 
 @cache
 def _matrices(framing):
     """Return (Fourier transform [window, 2·bins], mel bands [bins, bands], rows [bands, size])."""
-    hann = _hann(framing)
-    length, points = len(hann), _points(hann)
+    hann = hann_window(framing)
+    length, points = len(hann), points_of(hann)
     frequencies = np.arange(points // 2 + 1) * framing.rate / points
     angle = 2 * np.pi * np.arange(length)[:, None] * frequencies / framing.rate
     scale = hann[:, None]
