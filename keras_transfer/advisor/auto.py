@@ -1,7 +1,7 @@
 """`auto`: the best model within a budget, from evidence and a race; and a choice without a race."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -29,9 +29,10 @@ from keras_transfer.advisor.rules import (
 )
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError, Interrupted
-from keras_transfer.modalities import framing_from, open_framing
+from keras_transfer.modalities import open_framing
 from keras_transfer.models import TAPS
 from keras_transfer.models.builders import build_model, by_head, head_for
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs, default_rate
@@ -114,6 +115,7 @@ class _Auto:
         fitted = {name: head.fitted(labels[name]) for name, head in heads.items()}
         self.race = Race(out, self.train, fitted, data.examples["val"], self.clock)
         self.taps = TAPS if config.taps == AUTO else (config.taps,)
+        self.made: _Made | None = None
 
     # -- the steps
 
@@ -130,12 +132,11 @@ class _Auto:
             engine=self.config.engine,
             seed=self.config.seed,
             more=lambda: self.clock.has(_FOR_EVIDENCE),
+            built={first.backbone: self.made.model} if self.made else {},
         )
         say(str(evidence))
         document = {"evidence": evidence.to_dict()}
         base = _choice(evidence.best, self._augment(evidence))
-        if _seen(base) != _seen(self._settled(first)):
-            self.race.enter(base, UNLESS_WORSE)  # the evidence has seen more examples
         if not evidence.signal:
             say(_NO_SIGNAL)
         elif self.config.policy == CLASSICAL_POLICY:
@@ -144,6 +145,9 @@ class _Auto:
             self.race.enter(textbook, ALWAYS)
         else:
             self._fine_tune(base, evidence)
+            other = evidence.best != evidence.default or base.augment != first.augment
+            if other and self.race.best is self.race.entries[0] and self.clock.left > 0:
+                self.race.enter(base, UNLESS_WORSE)  # the evidence has seen more examples
         self.race.publish(document)
         self.race.close()
         return Run.open(self.race.out)
@@ -245,8 +249,7 @@ class _Auto:
         if choice.strategy == "from_scratch":
             chosen["weights"] = None
         config = replace(self.config, **chosen)
-        keras.utils.set_random_seed(config.seed)
-        trainer = Trainer(self.build(config), config.strategy, config)
+        trainer = Trainer(self._model(choice, config), config.strategy, config)
         recorded = self.record(config)
         recorded["advice"] = {"policy": config.policy, "choice": choice.to_dict()}
         trainer.fit(
@@ -257,6 +260,17 @@ class _Auto:
             callbacks=[self.clock.callback()],
         )
         return by_head(trainer.heads, trainer.val_outputs)
+
+    def _model(self, choice, config) -> keras.Model:
+        """Return an untrained model: the last one again, if it is the same network."""
+        if self.made is None or not self.made.fits(choice, config):
+            keras.utils.set_random_seed(config.seed)
+            model = self.build(config)
+            self.made = _Made(choice, config.weights, model, model.get_weights())
+        else:
+            self.made.model.set_weights(self.made.start)
+        keras.utils.set_random_seed(config.seed)
+        return self.made.model
 
     def _applicable(self, choice):
         """Return the user's numbers; a closed form takes those of its phase alone."""
@@ -284,11 +298,6 @@ class _Auto:
             augment=self.config.augment,
             taps="all" if "all" in self.taps else "last",
         )
-
-    def _settled(self, first):
-        """Return the first choice with what its run settled."""
-        settled = Run(self.race.entries[0].folder).config
-        return replace(first, framing=framing_from(settled).at(settled["image_size"]))
 
     def _augment(self, evidence):
         if self.config.augment != AUTO or evidence.mirror:
@@ -318,8 +327,26 @@ def _questions(augment, questions):
     return [each for each in questions if each != "mirror" or augment == AUTO]
 
 
-def _seen(choice):
-    return choice.backbone, choice.taps, choice.framing, choice.augment
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A model and the weights that it was built with.
+
+    Attributes:
+        choice: for which it was built.
+        weights: setting of the config.
+        start: of all layers.
+    """
+
+    choice: Choice
+    weights: str | None
+    model: keras.Model
+    start: list
+
+    def fits(self, choice, config) -> bool:
+        """Return whether a choice would build the same network."""
+        mine = self.choice.backbone, self.choice.taps, self.weights
+        same = mine == (choice.backbone, choice.taps, config.weights)
+        return same and choice.framing in (None, framing_of(self.model))
 
 
 # -- without a race ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ other candidates, example by example.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ def compare_closed_forms(
     engine: str = "auto",
     seed: int = 0,
     more: Callable[[], bool] = lambda: True,
+    built: Mapping[str, Any] | None = None,
 ) -> Evidence:
     """Compare what a model could see, by the loss of closed-form heads in cross-validation.
 
@@ -69,6 +70,8 @@ def compare_closed_forms(
         taps: those to try for backbones that are built here.
         questions: those of `QUESTIONS` to answer.
         more: called before each further pass over the examples; False ends the comparison.
+        built: name → model with the backbone's pretrained weights and all of these taps, which saves
+            building it again at its size.
 
     Raises:
         InputError: no backbone can be used.
@@ -76,7 +79,7 @@ def compare_closed_forms(
     started = time.perf_counter()
     if "train" not in data.examples:
         raise InputError(f"{data.root} has no train images; it has {', '.join(data.examples)}")
-    table = _Comparison(data, tuple(taps), weights, engine, seed)
+    table = _Comparison(data, tuple(taps), weights, engine, seed, built or {})
     given, names = open_framing(image_size), list(backbones)
     together = "together" in questions
     pair = joined(names) if together else None
@@ -138,9 +141,9 @@ class _Option:
 class _Comparison:
     """The rows that were found so far, and what further ones need."""
 
-    def __init__(self, data, taps, weights, engine, seed):
+    def __init__(self, data, taps, weights, engine, seed, built):
         self.data, self.taps, self.weights = data, taps, weights
-        self.engine = engine
+        self.engine, self.built = engine, built
         self.seed = seed
         self.train = _sample(data, seed)
         several = head_for(data)
@@ -240,8 +243,11 @@ class _Comparison:
         key = _name(backbone), framing.size
         if key not in self.prefixes:
             open_taps = "all" if "all" in self.taps else "last"
+            source = self.built.get(_name(backbone))
+            if source is None or framing.size not in (None, source.input_shape[1]):
+                source = backbone
             network = sized_backbone(
-                backbone, framing, self.data, taps=open_taps, weights=self.weights
+                source, framing, self.data, taps=open_taps, weights=self.weights
             )
             prefix = prefix_of(network, len(network.stages))
             self.prefixes[key] = prefix, self._options(backbone, network)

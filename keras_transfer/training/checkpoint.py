@@ -380,7 +380,8 @@ class SwapAverages(keras.callbacks.SwapEMAWeights):
     """Validates and saves the averaged weights; trains on with the plain ones.
 
     Works around two errors of Keras's callback (3.15): on TensorFlow it swaps by additions, which
-    round; and if `stop_training` ends `fit` early, it leaves the plain weights in the model.
+    round; and if `stop_training` ends `fit` early, it leaves the plain weights in the model. It also
+    swaps twice per epoch instead of four times.
 
     Args:
         resumed: whether the model is in the state that `on_epoch_end` left.
@@ -393,9 +394,14 @@ class SwapAverages(keras.callbacks.SwapEMAWeights):
     def _tf_swap_variables(self, optimizer):
         self._backend_swap_variables(optimizer)
 
+    def on_test_end(self, logs=None):
+        """Leave the averages in the model, which are saved; the next epoch begins with the plain weights."""
+
     def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        if self.model.stop_training:
+        if not self._ema_weights_in_model:
+            self._swap_variables()
+            self._ema_weights_in_model = True
+        if self.model.stop_training or epoch == self.params["epochs"] - 1:
             self._finalize_ema_values()
 
 
