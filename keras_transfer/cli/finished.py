@@ -309,6 +309,8 @@ def export(
     print(f"{result.path}: {form}, {result.bytes / 1e6:.1f} MB, with README.md")
     if result.parity is not None:
         print(f"compared with the Keras model: {result.parity.text()}")
+    if format == "page":
+        print(f"open it: python -m http.server --directory {result.path}", file=sys.stderr)
     if format == "saved_model":
         from keras_transfer.export.serving import signatures_of
 

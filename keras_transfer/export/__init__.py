@@ -1,8 +1,8 @@
 """Exports: a trained model as a SavedModel for TF Serving, LiteRT, ONNX or OpenVINO, as a folder for the
-Hugging Face Hub, and a client.
+Hugging Face Hub, as a web page, and a client.
 
-`exporter` contains the functions to call, `serving`, `converters` and `hub` write the formats, `parity`
-compares an export with its Keras model, and `card` writes the model card. The room may import
+`exporter` contains the functions to call, `serving`, `converters`, `hub` and `page` write the formats,
+`parity` compares an export with its Keras model, and `card` writes the model card. The room may import
 everything below it: training, evaluation, models and data.
 """
 
@@ -20,6 +20,7 @@ FORMATS = {
     "onnx": (("tf2onnx", "onnxruntime"), ()),
     "openvino": (("openvino",), ("nncf",)),
     "hub": ((), ()),
+    "page": (("tf2onnx", "onnxruntime"), ()),
 }
 _WITHOUT_INT8 = {"saved_model": "A SavedModel", "hub": "A folder for the hub"}
 

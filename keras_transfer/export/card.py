@@ -127,6 +127,13 @@ def _usage(model, exported):
             f'predictions, skipped = kt.evaluation.predict(model, ["{modality.file_example}"])\n```\n\n'
             f"The model is `model.keras`. ![examples with the model's answers]({PREVIEW})"
         )
+    if exported.format == "page":
+        return (
+            "Put this folder on any file server and open it in a browser; to try it here:\n\n"
+            "```bash\npython -m http.server --directory FOLDER\n```\n\n"
+            "The model runs in the browser, by ONNX Runtime (MIT License, Microsoft). Camera and\n"
+            "microphone need an https address, or localhost."
+        )
     count = "1" if exported.format == "litert" else "N"
     return (
         f"{modality.describe_input(framing, count)} Outputs: `scores` (`scores_NAME`\n"

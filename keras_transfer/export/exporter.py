@@ -18,6 +18,7 @@ from keras_transfer.export import check_format, check_version
 from keras_transfer.export.card import write_card
 from keras_transfer.export.converters import CONVERTED, open_export, write_converted
 from keras_transfer.export.hub import write_hub
+from keras_transfer.export.page import check_page, write_page
 from keras_transfer.export.parity import (
     HALF_ROUNDING,
     MAX_LOSS,
@@ -225,6 +226,8 @@ def export_run(
     check_version(format, out)
     with new_folder(out) as new, plain_path(new) as folder:
         model, temperatures = run.model, temperatures_of(run)
+        if format == "page":
+            check_page(modality_of(model))
         sample = _sample_of(run, data, "val", model, COMPARED_IMAGES)
         if sample is None:
             say(f"validation images of {run.path} not found: the export is compared on noise")
@@ -241,9 +244,10 @@ def export_run(
                     "they were not found. Pass their location with --data."
                 )
             examples = ranges and ranges.exported
-            parity = _convert(
-                model, folder, format, int8, examples, sample, temperatures, most_lost
-            )
+            file = "onnx" if format == "page" else format
+            parity = _convert(model, folder, file, int8, examples, sample, temperatures, most_lost)
+            if format == "page":
+                write_page(folder, model, run.path.name)
         exported = Exported(out, format, int8, _size(folder), parity)
         write_card(folder, run, model, exported, temperatures)
     return exported

@@ -17,6 +17,8 @@ class Offers:
     alike: Callable[[bytes], bytes] | None = None
     # Why exported files cannot have 8 bits; None if they can.
     not_in_8_bits: str | None = None
+    # The script that reads examples on a web page, see `export.page`; None without one.
+    page: Path | None = None
 
     def excerpt(self, reader, index: int) -> str:
         """Return the beginning of what an example says; "" if it is not written."""
@@ -66,3 +68,7 @@ class Offers:
 
     def write_preparation(self, folder: Path, framing: Any) -> None:
         """Write files beside an exported file that say how to make its input."""
+
+    def page_input(self, framing: Any) -> dict:
+        """Return what this script needs to know, as plain data."""
+        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +34,7 @@ class Audio(Modality):
     served_decoded = "`serving_default` takes mono samples (float32, -1 to 1, clips of one length) and their rate."
     file_example = "clip.wav"
     unreadable = "cannot be read as audio (WAV of whole numbers or floats)"
+    page = Path(__file__).with_name("page.js")
 
     @property
     def rules(self) -> str:
@@ -197,6 +199,9 @@ class Audio(Modality):
             for samples, rate in examples
         ]
         return np.stack(windows)
+
+    def page_input(self, framing) -> dict:
+        return {"rate": framing.rate, "samples": framing.samples}
 
     def describe_input(self, framing, count: str) -> str:
         batch = "one clip at a time, [1" if count == "1" else "[N"

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -41,6 +42,7 @@ class Images(Modality):
     )
     file_example = "image.jpg"
     unreadable = f"cannot be read as an image ({SERVED})"
+    page = Path(__file__).with_name("page.js")
 
     @property
     def rules(self) -> str:
@@ -189,6 +191,10 @@ class Images(Modality):
         coarse = rng.uniform(0, 255, (count, 8, 8, 3)).repeat(step, 1).repeat(step, 2)
         fine = coarse[:, :size, :size] + rng.normal(0, 20, (count, size, size, 3))
         return list(np.clip(fine, 0, 255).astype("uint8"))
+
+    def page_input(self, framing) -> dict:
+        size, crop = framing.square
+        return {"size": size, "share": size / round(size / crop)}
 
     def describe_input(self, framing, count: str) -> str:
         batch = "one image at a time, [1" if count == "1" else "[N"

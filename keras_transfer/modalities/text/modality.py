@@ -1,6 +1,7 @@
 """Texts as a `Modality`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Texts(Modality):
     served_decoded = "`serving_default` takes texts, too."
     file_example = "text.txt"
     unreadable = "is empty or not UTF-8"
+    page = Path(__file__).with_name("page.js")
 
     @property
     def rules(self) -> str:
@@ -208,6 +210,11 @@ class Texts(Modality):
         from keras_transfer.modalities.text.description import write_description
 
         write_description(folder, framing)
+
+    def page_input(self, framing) -> dict:
+        names = ("lowercase", "strip_accents", "start", "end", "unknown")
+        described = {name: getattr(framing.required, name) for name in names}
+        return {"size": framing.size, **described}
 
     def describe_preparation(self, framing) -> str:
         lowercase = framing.required.lowercase
