@@ -26,7 +26,7 @@ from keras_transfer.cli.options import (
     without_auto,
 )
 
-_DATA = ("columns", "val", "val_split", "group", "split")
+_DATA = ("task", "columns", "val", "val_split", "group", "split")
 
 
 @takes(*_DATA, "image_size", "crop", "batch_size", "minutes", "policy", "seed")
@@ -169,7 +169,7 @@ def compare(
 
 
 @takes(
-    *("task", *_DATA, "test_split", "backbone", "weights", "image_size", "crop", "precision"),
+    *(*_DATA, "test_split", "backbone", "weights", "image_size", "crop", "precision"),
     *("strategy", "overrides", "epochs", "batch_size", "augment", "balance", "seed"),
     *("cache", "engine"),
 )

@@ -276,7 +276,7 @@ class ImageData:
         from keras_transfer.data import batches as pipeline
 
         options |= {"augmentation": augment, "classes": len(self.class_names)}
-        examples = self._split(split)
+        examples = self.require(split)
         return pipeline.batches(examples, image_size=image_size, batch_size=batch_size, **options)
 
     def require_classes(self, purpose: str, *splits: str) -> None:
@@ -292,11 +292,11 @@ class ImageData:
                 "class folders or one column of classes."
             )
         for split in splits:
-            self._split(split)
+            self.require(split)
 
     def steps(self, split: str, batch_size: int) -> int:
         """Return the number of batches in one epoch, including the smaller last one."""
-        return -(-len(self._split(split)) // batch_size)
+        return -(-len(self.require(split)) // batch_size)
 
     def fingerprint(self) -> dict[str, str]:
         """Return `split: class: path` → digest of the file's content.
@@ -337,7 +337,8 @@ class ImageData:
             f"skipped={len(self.skipped)})"
         )
 
-    def _split(self, split: str) -> Examples:
+    def require(self, split: str) -> Examples:
+        """Return the examples of a split; InputError if it does not exist."""
         if split not in self.examples:
             raise InputError(
                 f"{self.root} has no {split} images; it has {', '.join(self.examples)}"

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.evaluation.baseline import fit_baseline
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
+from keras_transfer.experiments.scores import Score
 from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.runs import Checkpoint, Run
@@ -30,6 +31,7 @@ from keras_transfer.utils.names import make_options
 
 SCRATCH = "from_scratch"
 _SMALLEST = 5  # images per class of the smallest default size
+_SMALLEST_WHOLE = 40  # the same without classes: images in all
 
 
 def compare(data: ImageData, out, **options) -> Comparison:
@@ -37,11 +39,12 @@ def compare(data: ImageData, out, **options) -> Comparison:
 
     Both arms train on the same images for as many epochs, with batches of the same size, the same
     head and the same augmentation; training from scratch has its own recipe
-    (`recipes.from_scratch`). The accuracy on the validation images is measured after each epoch;
-    nothing is chosen by it.
+    (`recipes.from_scratch`). The accuracy on the validation images (or what other tasks have instead) is
+    measured after each epoch; nothing is chosen by it.
 
     Args:
-        data: one class per image, with the splits `train` and `val`.
+        data: any task, or several heads, with the splits `train` and `val`. What counts is the accuracy;
+            for several labels their mean average precision, for numbers R², for several heads the mean.
         out: directory of the comparison. If it contains one with the same settings, only missing
             runs are trained, also if `sizes` or `seeds` have grown.
         options: see `CompareOptions`.
@@ -68,7 +71,7 @@ class CompareOptions:
             `recipes.resolve_schedule`.
         sizes: training images per class, ≥ 1; None means all. A smaller class contributes all it
             has. The larger sample of a seed contains the smaller one. By default 5, 10, 20, … up to
-            all.
+            all. For labels, numbers and several heads: training images in all; by default 40, 80, ….
         seeds: of the sample, the initial weights, the order and the augmentation, for both arms.
         image_size: the backbone's by default.
         crop: see `build_model`; by default, all training images decide, for all runs.
@@ -141,11 +144,16 @@ class Experiment:
     """A comparison, validated before Keras is imported; the arguments are those of `compare`."""
 
     def __init__(self, data: ImageData, out, **options):
-        data.require_classes("a comparison", "train", "val")
+        train, val = (data.require(split) for split in ("train", "val"))
         self.options = make_options(CompareOptions, options, "compare")
         self.data, self.out = data, Path(out)
-        self._counts = np.bincount(np.asarray(data.examples["train"].labels))
-        self.sizes = _check_sizes(self.options.sizes, int(self._counts.max()))
+        self.score = Score.of(data.targets, val.labels)
+        # What is drawn from: of each class as many examples, or of everything.
+        self._of_classes = data.task == "single_label"
+        self._classes = np.asarray(train.labels) if self._of_classes else np.zeros(len(train), int)
+        self._counts = np.bincount(self._classes)
+        least = _SMALLEST if self._of_classes else _SMALLEST_WHOLE
+        self.sizes = _check_sizes(self.options.sizes, int(self._counts.max()), least, self._each)
         self.seeds = self.options.seeds
         if self.options.show not in (None, *self.sizes):
             raise InputError(
@@ -162,6 +170,10 @@ class Experiment:
         images = json.dumps(data.fingerprint(), sort_keys=True).encode("utf-8", "surrogateescape")
         fingerprint = hashlib.sha256(images).hexdigest()
         Checkpoint.open(self.out, self._settings(), what="comparison", fingerprint=fingerprint)
+
+    @property
+    def _each(self):
+        return " per class" if self._of_classes else ""
 
     # -- lengths ----------------------------------------------------------------------------------
 
@@ -230,9 +242,8 @@ class Experiment:
         options = self.options
         if warning := find_duplicates(self.data).warning:
             say(warning)
-        labels = np.asarray(self.data.examples["train"].labels)
         samples = {
-            (size, seed): draw_images(labels, size, seed)
+            (size, seed): draw_images(self._classes, size, seed)
             for seed, size in product(self.seeds, self.sizes)  # so that one seed is complete first
         }
         jobs = list(product(samples, ARMS))
@@ -245,7 +256,7 @@ class Experiment:
         started, trained = time.perf_counter(), 0
         with progress_bar(total=sum(images), unit="images") as progress:
             for done, (key, arm) in enumerate(jobs):
-                progress.relabel(f"{done} of {len(jobs)} runs; {key[0]} per class, {arm}")
+                progress.relabel(f"{done} of {len(jobs)} runs; {key[0]}{self._each}, {arm}")
                 spent = (time.perf_counter() - started) / 60
                 expected = spent * images[done] / trained if trained else 0.0
                 if options.minutes is not None and done in missing:
@@ -275,14 +286,12 @@ class Experiment:
         return result
 
     def _result(self, curves, seeds):
-        val = self.data.examples["val"].labels
-        chance = float(np.bincount(val).max() / len(val))
         sizes = [
             AtSize(
                 size,
                 self._images(size),
                 *(tuple(curves[(size, seed), arm] for seed in seeds) for arm in ARMS),
-                chance,
+                self.score.chance,
                 *self._baseline(size, seeds),
             )
             for size in self.sizes
@@ -291,21 +300,29 @@ class Experiment:
             backbone=self.options.backbone,
             strategy=self.options.strategy_name,
             classes=len(self.data.class_names),
-            val_images=len(val),
+            val_images=len(self.data.examples["val"]),
             seeds=seeds,
             scratch_budget=self.options.scratch_budget,
             sizes=tuple(sizes),
+            score=self.score.title,
+            each=self._each,
         )
 
     def _baseline(self, size, seeds) -> tuple:
-        """Return (name of the modality's baseline, its accuracy for each seed), or nothing."""
+        """Return (name of the modality's baseline, its score for each seed), or nothing."""
         train, val = (self.data.examples[split] for split in ("train", "val"))
         if train.modality.baseline is None:
             return ()
-        drawn = [draw_images(np.asarray(train.labels), size, seed) for seed in seeds]
+        from keras_transfer.evaluation.measures import compute_metrics
+        from keras_transfer.models.builders import head_for
+
+        head = head_for(self.data)
+        heads = head if isinstance(head, dict) else {"output": head}
+        drawn = [draw_images(self._classes, size, seed) for seed in seeds]
         found = (fit_baseline(train.take(rows), self.data.targets) for rows in drawn)
         fitted = [one for one in found if one is not None]
-        return fitted[0].name, tuple(one.accuracy(val) for one in fitted)
+        measured = (compute_metrics(heads, val.labels, one.outputs(val)) for one in fitted)
+        return fitted[0].name, tuple(self.score.in_metrics(one) for one in measured)
 
     def _curve(self, key, arm, rows) -> Curve:
         """Return the curve of one run: from its file, or by training it."""
@@ -320,10 +337,10 @@ class Experiment:
                     self._train(run.path, size, seed, arm, rows)
             if "stopped" in run.metrics:
                 raise InputError(f"{run.path} cannot be compared: {run.metrics['stopped']}")
-            curve = read_curve(run)
+            curve = read_curve(run, self.score)
             write_text(file, json.dumps({"accuracy": curve.accuracy}) + "\n")
             say(
-                f"{size} per class, seed {seed}, {arm}: starts at {curve.start:.3f}, ends at "
+                f"{size}{self._each}, seed {seed}, {arm}: starts at {curve.start:.3f}, ends at "
                 f"{curve.asymptote:.3f}"
             )
         if not self.options.keep_models:
@@ -342,12 +359,8 @@ class Experiment:
         from keras_transfer.training.trainer import Trainer
 
         options, examples = self.options, self.data.examples
-        data = ImageData(
-            self.data.class_names,
-            {"train": examples["train"].take(rows), "val": examples["val"]},
-            self.data.skipped,
-            self.data.root,
-        )
+        drawn = {"train": examples["train"].take(rows), "val": examples["val"]}
+        data = replace(self.data, examples=drawn)
         weights, strategy, overrides = None, SCRATCH, options.scratch_overrides
         if arm == "transfer":
             weights, strategy = options.weights, options.strategy
@@ -392,7 +405,7 @@ def draw_images(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:
     The larger sample of a seed contains the smaller one.
 
     Args:
-        labels: int [N].
+        labels: int [N]; all equal to draw from everything.
         a_class: images per class, ≥ 1.
         seed: of the sample.
     """
@@ -401,16 +414,14 @@ def draw_images(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(drawn))
 
 
-def _check_sizes(sizes, most):
+def _check_sizes(sizes, most, least, each):
     if sizes is None:
-        doubled = [_SMALLEST * 2**i for i in range(64) if _SMALLEST * 2**i * 2**0.5 < most]
+        doubled = [least * 2**i for i in range(64) if least * 2**i * 2**0.5 < most]
         return (*doubled, most)
     sizes = [most if size is None else size for size in sizes]
     for size in sizes:
         if not 1 <= size <= most:
-            raise InputError(
-                f"Cannot draw {size} training images per class: give 1 to {most} (all)."
-            )
+            raise InputError(f"Cannot draw {size} training images{each}: give 1 to {most} (all).")
     if not sizes:
         raise InputError("Give at least one size.")
     return tuple(sorted(set(sizes)))

@@ -46,10 +46,11 @@ class AtSize:
     """Both arms at one size of the training split.
 
     Attributes:
-        a_class: requested training images per class; a smaller class contributes all it has.
+        a_class: requested training images per class (in all, without classes); a smaller class
+            contributes all it has.
         images: training images in total.
         transfer, scratch: a curve per seed.
-        chance: accuracy of always predicting the largest class.
+        chance: score of a model that learned nothing, such as always predicting the largest class.
         baseline, baseline_accuracy: name of the simple model that the modality has, and its accuracy for
             each seed; empty without one.
     """
@@ -122,6 +123,8 @@ class Comparison:
         seeds: one per curve of a size.
         scratch_budget: epochs from scratch per epoch of transfer.
         sizes: from the smallest to the largest.
+        score: what the curves show, in words.
+        each: completes the sizes: " per class", or "" where they count all images.
     """
 
     backbone: str
@@ -131,6 +134,8 @@ class Comparison:
     seeds: tuple[int, ...]
     scratch_budget: float
     sizes: tuple[AtSize, ...]
+    score: str = "accuracy"
+    each: str = " per class"
 
     @cached_property
     def savings(self) -> list[Saving]:
@@ -158,7 +163,7 @@ class Comparison:
             if size.a_class == a_class:
                 return size
         compared = ", ".join(str(size.a_class) for size in self.sizes)
-        raise InputError(f"{a_class} images per class were not compared. Choose from {compared}.")
+        raise InputError(f"{a_class} images{self.each} were not compared. Choose from {compared}.")
 
     @property
     def verdict(self) -> str:
@@ -169,7 +174,7 @@ class Comparison:
         return "\n".join(lines)
 
     def _conclusion(self, size, saving):
-        text = f"{size.a_class} image{'s' * (size.a_class != 1)} per class: "
+        text = f"{size.a_class} image{'s' * (size.a_class != 1)}{self.each}: "
         best = max(size.mean(arm, "asymptote") for arm in ARMS)
         error = math.sqrt(size.chance * (1 - size.chance) / self.val_images)
         if best <= size.chance + 2 * error:
@@ -196,10 +201,12 @@ class Comparison:
         return text
 
     def to_dict(self) -> dict:
-        """Return all numbers as plain data, for JSON; accuracies are 0–1."""
+        """Return all numbers as plain data, for JSON; scores are at most 1."""
         return {
             "backbone": self.backbone,
             "strategy": self.strategy,
+            "score": self.score,
+            "sizes_are": f"images{self.each}",
             "classes": self.classes,
             "val_images": self.val_images,
             "chance": self.sizes[0].chance,
@@ -246,7 +253,7 @@ class Comparison:
             rise = None if found.slope is None else found.slope.points()
             ends = [found.asymptote.points(), f"{saving} the images"]
             rows.append(["", "**difference**", found.start.points(), rise, "", *ends])
-        columns = ("images per class", "", "start", "slope per epoch", "epochs to the same level")
+        columns = (f"images{self.each}", "", "start", "slope per epoch", "epochs to the same level")
         columns = (*columns, "end", "as good as from scratch with")
         return Table(columns, rows, "l" * len(columns)).markdown()
 

@@ -42,7 +42,7 @@ def draw(comparison: Comparison, size: AtSize, path: Path, title: str | None = N
 
     figure = Figure(figsize=(12, 5), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)
-    _draw_epochs(left, size)
+    _draw_epochs(left, comparison, size)
     _draw_sizes(right, comparison, size)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     seeds = len(comparison.seeds)
@@ -54,7 +54,7 @@ def draw(comparison: Comparison, size: AtSize, path: Path, title: str | None = N
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
-def _draw_epochs(axes, size):
+def _draw_epochs(axes, comparison, size):
     for arm in ARMS:
         # With early stopping the seeds differ in length: draw the epochs that all of them have.
         shortest = min(len(curve.accuracy) for curve in size.curves(arm))
@@ -92,11 +92,11 @@ def _draw_epochs(axes, size):
     axes.axhline(size.chance, color="#7a7a7a", ls=":", lw=1)
     axes.set(
         xlabel="epoch",
-        ylabel="validation accuracy (band: all seeds)",
+        ylabel=f"validation {comparison.score} (band: all seeds)",
         ylim=(0, 1.02),
         xlim=(0, longest + 1),
     )
-    axes.set_title(f"{size.a_class} images per class", fontsize=11)
+    axes.set_title(f"{size.a_class} images{comparison.each}", fontsize=11)
     axes.grid(alpha=0.3)
 
 
@@ -127,10 +127,10 @@ def _draw_sizes(axes, comparison, chosen):
     axes.set_xscale("log")
     axes.set_xticks(images, [f"{size.images}\n({size.a_class})" for size in sizes])
     axes.minorticks_off()
-    axes.axhline(chosen.chance, color="#7a7a7a", ls=":", lw=1, label="always the largest class")
+    axes.axhline(chosen.chance, color="#7a7a7a", ls=":", lw=1, label="nothing learned")
     axes.set(
-        xlabel="training images (per class)",
-        ylabel="final accuracy (bars: all seeds)",
+        xlabel=f"training images ({comparison.each.strip() or 'requested'})",
+        ylabel=f"final {comparison.score} (bars: all seeds)",
         ylim=(0, 1.08),
     )
     axes.set_title("more images", fontsize=11)

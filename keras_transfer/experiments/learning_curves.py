@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keras_transfer.experiments.scores import ACCURACY, Score
 from keras_transfer.runs import HISTORY, Run
 from keras_transfer.utils.console import Table
 
@@ -26,7 +27,8 @@ class Curve:
     """A learning curve.
 
     Attributes:
-        accuracy: validation accuracy after each epoch, 0–1; at least one.
+        accuracy: validation accuracy after each epoch, at most 1, or the score that the task has instead
+            (see `scores`); at least one.
     """
 
     accuracy: tuple[float, ...]
@@ -50,10 +52,10 @@ class Curve:
         return next(i for i, a in enumerate(self.accuracy, 1) if a >= level)
 
 
-def read_curve(run: Run) -> Curve:
-    """Read the curve of `val_accuracy` from the history of a run."""
+def read_curve(run: Run, score: Score = ACCURACY) -> Curve:
+    """Read the curve of a score on the validation examples from the history of a run."""
     with (run.path / HISTORY).open(encoding="utf-8", newline="") as file:
-        return Curve.of(row["val_accuracy"] for row in csv.DictReader(file))
+        return Curve.of(score.in_epoch(row) for row in csv.DictReader(file))
 
 
 def common_level(curves: Sequence[Curve], chance: float) -> float | None:

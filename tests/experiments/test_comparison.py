@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import keras_transfer as kt
 from keras_transfer.cli.main import app
-from keras_transfer.data import ImageData
+from keras_transfer.data import ImageData, Target
 from keras_transfer.errors import InputError
 from keras_transfer.experiments.compare import Experiment, draw_images
 from keras_transfer.experiments.comparison import AtSize, Comparison
@@ -251,12 +251,51 @@ def test_data_that_cannot_be_compared(data, tmp_path, source):
     alone = ImageData(data.class_names, {"train": data.examples["train"]}, [], "here")
     with pytest.raises(InputError, match="here has no val images"):
         Experiment(alone, tmp_path / "out", backbone=source)
-    images = data.examples["train"].take(np.arange(9))
-    values = kt.data.Examples(images.images, np.linspace(0, 1, 9, dtype="float32"))
-    target = kt.data.Target("regression", ("age",))
-    numbers = ImageData((), {"train": values, "val": values}, [], "", target)
-    with pytest.raises(InputError, match="regression"):
-        Experiment(numbers, tmp_path / "out", backbone=source)
+
+
+def with_targets(data, targets, convert):
+    """Return the same images with other labels, made from the classes."""
+    parts = {
+        split: kt.data.Examples(part.images, convert(part.labels))
+        for split, part in data.examples.items()
+    }
+    names = () if isinstance(targets, dict) else targets.names
+    return ImageData(names, parts, [], "", targets)
+
+
+def as_labels(classes):
+    return np.stack([classes > 0, classes < 2], axis=1).astype("float32")
+
+
+def as_numbers(classes):
+    return np.stack([5.0 + classes], axis=1).astype("float32")
+
+
+@pytest.mark.parametrize(
+    "targets, convert, score, chance",
+    [
+        (Target("multi_label", ("a", "b")), as_labels, "mean average precision", 5 / 7),
+        (Target("regression", ("age",)), as_numbers, "R²", 0.0),
+        (
+            {"age": Target("regression", ("age",)), "kind": Target("multi_label", ("a", "b"))},
+            lambda classes: {"age": as_numbers(classes), "kind": as_labels(classes)},
+            "mean score",
+            5 / 14,
+        ),
+    ],
+    ids=["labels", "numbers", "heads"],
+)
+def test_other_tasks_are_compared_by_their_own_score(
+    data, tmp_path, source, cache, targets, convert, score, chance
+):
+    other = with_targets(data, targets, convert)
+    found = kt.compare(other, tmp_path / "out", **{**settings_of(source), "epochs": 2}, sizes=[12])
+    assert found.score == score and found.at(12).images == 12  # in all, not per class
+    assert found.at(12).chance == pytest.approx(chance, abs=0.1)
+    start, *_ = found.at(12).transfer[0].accuracy
+    assert start > found.at(12).scratch[0].start and start > chance
+    assert found.verdict.startswith("12 images: ") and "per class" not in str(found)
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["sizes_are"] == "images"
 
 
 def test_default_sizes_and_lengths(data, tmp_path, source):
