@@ -15,6 +15,7 @@ PRIOR, STEPS, NEXT, LESS = 0.15, 100, 0.5, 1 / 8
 # passes, each twice as long as the engine's (`scripts/benchmark.py`).
 _STEP, _CHECK = 6.0, 2.0
 _SECONDS_PER_LAYER = 0.08  # until the first step
+_RESERVE = 0.05  # share of the limit for validating and saving
 
 
 class Clock:
@@ -44,14 +45,14 @@ class Clock:
         return self.minutes is None or self.spent < share * self.minutes
 
     def callback(self):
-        """Return a Keras callback that ends a training, as after its last epoch, at the limit."""
+        """Return a Keras callback that ends a training, as after its last epoch, just before the limit."""
         import keras
 
         clock = self
 
         class Limit(keras.callbacks.Callback):
             def on_train_batch_end(self, batch, logs=None):
-                if clock.left <= 0:
+                if clock.left <= _RESERVE * (clock.minutes or 0.0):
                     self.model.stop_training = True
 
         return Limit()

@@ -232,7 +232,7 @@ class _Comparison:
             signal=signal,
             mirror=gain is None or gain[0] >= -gain[1],
             mirror_gain=gain,
-            forward=_seconds_per_example(prefix),
+            forward=seconds_per_example(prefix),
             layers=len(prefix.model.layers),
             seconds=seconds,
             notes=tuple(self.notes),
@@ -333,8 +333,8 @@ def _seen(prefix) -> Framing:
     return prefix.framing.at(prefix.image_size)
 
 
-def _seconds_per_example(prefix) -> float:
-    """Return the time of the forward pass of one example, in a batch of 32."""
+def seconds_per_example(prefix) -> float:
+    """Return the seconds of a prefix's forward pass for one example, in a batch of 32."""
     run = choose_engine("keras", prefix).run
     shape = [length or _TYPICAL_LENGTH for length in prefix.model.input_shape[1:]]
     batch = np.ones((_BATCH, *shape), prefix.takes)

@@ -116,6 +116,8 @@ def train(
     check_callbacks(callback)
     overrides = {**config.overrides, **config.recipe_arguments}
     config = replace(config, overrides=overrides, epochs=None, learning_rate=None)
+    if config.distribute != "none" and config.minutes is not None:
+        raise InputError("--minutes limits a training in one process: leave out --distribute.")
     workers = _start_workers(config.distribute, out)
     racing = resume and place_of(out).is_dir()
     begun = _begun(workers, out) if resume and not racing else None
@@ -178,10 +180,22 @@ def train(
     phases = resolve_schedule(schedule, config.overrides).phases
     with workers.scope():
         model = build(images, config, any(phase.freeze != "all" for phase in phases))
+    callbacks = make_callbacks(callback)
+    fewer = begun["config"].get("limited", {}) if begun else {}
+    config = replace(config, overrides={**fewer, **config.overrides})
+    if clock.minutes is not None:
+        from keras_transfer.advisor.limits import with_limit
+
+        if not begun:
+            fewer = with_limit(config.overrides, schedule, model, images, clock, config.batch_size)
+            config = replace(config, overrides={**config.overrides, **fewer})
+        callbacks.append(clock.callback())
     trainer = Trainer(model, schedule, config, distribute=workers)
     recorded = saved_config(data, config)
     if advice is not None:
         recorded["advice"] = advice
+    if fewer:
+        recorded["limited"] = fewer
     try:
         with interruption_reported():
             run = trainer.fit(
@@ -189,7 +203,7 @@ def train(
                 out,
                 config=recorded,
                 resume=begun is not None,
-                callbacks=make_callbacks(callback),
+                callbacks=callbacks,
                 logs=logs,
             )
     except KeyboardInterrupt:

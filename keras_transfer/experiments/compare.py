@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -83,8 +84,9 @@ class CompareOptions:
         precision: see `precision.set_precision`.
         keep_models: keep the model of each run on disk.
         show: the size (images per class) whose curves are plotted; the middle one by default.
-        minutes: limit of this call, > 0: no run starts that would end later, judging by those before;
-            the result has the seeds that are complete. An estimate is printed before the first run.
+        minutes: limit of this call, > 0: no run starts that would end later, judging by the last one of
+            its arm, or by the estimate that is printed before the first; the result has the seeds that
+            are complete.
     """
 
     backbone: str = "mobilenet_v2"
@@ -250,19 +252,18 @@ class Experiment:
         curves = {}
         images = [self._images(size) * self._epochs(arm, size) for (size, _), arm in jobs]
         missing = [i for i, (key, arm) in enumerate(jobs) if not self._file(key, arm).is_file()]
+        started, estimate, paces = time.perf_counter(), 0.0, {}
         if missing:
             parts = options.backbone, options.image_size, options.batch_size
-            say_estimate(*parts, len(missing), sum(images[i] for i in missing))
-        started, trained = time.perf_counter(), 0
+            whole = sum(images[i] for i in missing)
+            estimate = say_estimate(*parts, len(missing), whole) / whole  # minutes per image
         with progress_bar(total=sum(images), unit="images") as progress:
             for done, (key, arm) in enumerate(jobs):
                 progress.relabel(f"{done} of {len(jobs)} runs; {key[0]}{self._each}, {arm}")
-                spent = (time.perf_counter() - started) / 60
-                expected = spent * images[done] / trained if trained else 0.0
-                if options.minutes is not None and done in missing:
-                    if spent + expected > options.minutes:
-                        break
-                    trained += images[done]
+                before = (time.perf_counter() - started) / 60
+                limit = math.inf if options.minutes is None else options.minutes
+                if done in missing and before + paces.get(arm, estimate) * images[done] > limit:
+                    break
                 try:
                     curves[key, arm] = self._curve(key, arm, samples[key])
                 except KeyboardInterrupt:
@@ -271,6 +272,8 @@ class Experiment:
                         "repeat the same command to resume"
                     ) from None
                 progress.update(images[done])
+                if done in missing:
+                    paces[arm] = ((time.perf_counter() - started) / 60 - before) / images[done]
         seeds = [
             s for s in self.seeds if all(((n, s), a) in curves for n in self.sizes for a in ARMS)
         ]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import keras
 
+from keras_transfer.advisor.budget import Clock
 from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.experiments.search_space import Search, format_values, plain_space
 from keras_transfer.experiments.study import (
@@ -75,7 +76,7 @@ def tune(
             the run of the best trial.
         trials: total number, ≥ 1; 20 by default if `minutes` is not given.
         minutes: budget over all calls, > 0: no trial starts that would exceed it, judging by the mean
-            duration. The first trial always runs.
+            duration. The first trial always starts; a trial that runs at the limit ends there.
         strategy, overrides: the schedule to search around: lp_ft, freeze_k, discriminative,
             fine_tune or a similar schedule, see `search_space.check_base` and `Trainer`.
         space: other ranges, see `search_space.read_space`.
@@ -163,15 +164,17 @@ class _Tuner:
                 f"{format_values(self.search.default)}"
             )
             done = len(finished(study))
-            if trials is not None and done < trials and self.source is not None:
-                images = self.images_per_trial * (trials - done)
+            coming = 1 if trials is None else trials - done  # with minutes only, time one
+            if coming > 0 and self.source is not None:
+                images = self.images_per_trial * coming
                 size = self.model.input_shape[1]
-                say_estimate(self.source, size, self.batch_size, trials - done, images)
+                say_estimate(self.source, size, self.batch_size, coming, images)
             progress = progress_bar(label="tuning", total=trials, done=done, unit="trials")
             try:
                 while not _spent(study, trials, minutes):
                     self.model.set_weights(start)
-                    self._run_trial(study)
+                    left = None if minutes is None else minutes - _seconds(study) / 60
+                    self._run_trial(study, Clock(left))
                     self._update(study).write(self.out)
                     # Models contain reference cycles, and Python does not see their memory.
                     gc.collect()
@@ -185,7 +188,7 @@ class _Tuner:
                 progress.close()
             return self._conclude(study)
 
-    def _run_trial(self, study):
+    def _run_trial(self, study, clock):
         import optuna
 
         trial = next_trial(study, self.search.space, self.options["seed"])
@@ -197,7 +200,8 @@ class _Tuner:
             with silence():
                 schedule, augment = self.search.training(trial.params)
                 trainer = Trainer(self.model, schedule, augment=augment, **self.options)
-                run = trainer.fit(self.data, folder, config=self.config, callbacks=[reports])
+                callbacks = [reports, clock.callback()]
+                run = trainer.fit(self.data, folder, config=self.config, callbacks=callbacks)
             reports.val = _numbers(run.metrics["val"])
             reports.epochs = sum(phase["epochs"] for phase in run.metrics["phases"])
             value = _value(reports.val, self.metric)
@@ -284,8 +288,13 @@ def _spent(study, trials, minutes):
         return True
     if minutes is None or not before:
         return False
-    seconds = sum(trial.user_attrs["seconds"] for trial in before)
+    seconds = _seconds(study)
     return seconds + seconds / len(before) > 60 * minutes
+
+
+def _seconds(study) -> float:
+    """Return the time of all finished trials together."""
+    return sum(trial.user_attrs["seconds"] for trial in finished(study))
 
 
 def _value(val, metric):

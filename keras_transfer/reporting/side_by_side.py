@@ -13,7 +13,7 @@ from keras_transfer.utils.console import Table, printable
 from keras_transfer.utils.files import write_text
 
 _MOST_RUNS = len(COLORS)
-_RESULTS = ("advice", "caching")  # in config.yaml, but not settings
+_RESULTS = ("advice", "caching", "limited")  # in config.yaml, but not settings
 
 
 def compare_runs(runs: Sequence[Run | str | Path], out: str | Path = COMPARISON) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import tiny_backbone, write_image
 
-from keras_transfer.advisor import auto, budget
+from keras_transfer.advisor import auto, budget, limits
 from keras_transfer.advisor.auto import auto_trainer, train_best
 from keras_transfer.advisor.budget import Clock
 from keras_transfer.advisor.evidence import Evidence
@@ -21,6 +21,7 @@ from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import RACE, Checkpoint, Run, place_of
+from keras_transfer.training.checkpoint import Progress
 from keras_transfer.training.config import TrainConfig
 from keras_transfer.training.trainer import Trainer
 
@@ -305,6 +306,29 @@ def test_the_command_needs_only_a_folder(real_weights, tmp_path, monkeypatch):
     (trainer,) = seen
     assert trainer.augment == config["augment"]
     assert trainer._schedule(24).to_dict() == config["schedule"]
+
+
+def test_a_named_strategy_is_shortened_to_fit_its_minutes(colours, source, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from keras_transfer.cli.main import app
+
+    monkeypatch.setattr(limits, "lengths_up_to", budget.lengths_up_to)
+    monkeypatch.setattr(budget, "_SECONDS_PER_LAYER", 0.1)  # 12 layers and no epoch at all
+    out = tmp_path / "run"
+    options = ["--backbone", source, "--strategy", "lp_ft", "--batch-size", "8", "--no-flip"]
+    limit = [*options, "--minutes", "0.001", "--out", str(out)]
+
+    def interrupt(self, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_epoch_end", interrupt)
+        assert CliRunner().invoke(app, ["train", str(colours), *limit]).exit_code != 0
+    result = CliRunner().invoke(app, ["train", str(colours), *limit, "--resume"])
+    assert result.exit_code == 0, result.output  # with the epochs that it began with
+    run = Run.open(out)
+    assert run.config["limited"] == {"epochs": 1} and len(run.history) == 2
 
 
 def test_clips_are_raced_like_images(source, tmp_path):
