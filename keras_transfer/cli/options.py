@@ -270,7 +270,7 @@ def interruption_reported():
 
 
 def open_images(data, config: TrainConfig, **overrides):
-    """Open the labelled examples and split them as the config says.
+    """Open the labelled examples and split them as the config says; near-duplicates may stay together.
 
     Args:
         data: a path or name that `open_data` takes.
@@ -291,7 +291,15 @@ def open_images(data, config: TrainConfig, **overrides):
         "columns": config.columns,
         "use_list": config.use_list,
     }
-    return open_data(data, **{**options, **overrides})
+    options |= overrides
+    images = open_data(data, **options)
+    if config.keep_together == "copies" or options["split_file"] is not None:
+        return images
+    from keras_transfer.diagnosis.near import near_names
+
+    load_keras()
+    backbone = AUTO if advisor_chooses(config.backbone) else config.backbone
+    return open_data(data, **{**options, "groups": near_names(images, backbone)})
 
 
 def saved_config(data, config: TrainConfig) -> dict:

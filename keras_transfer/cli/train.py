@@ -44,7 +44,18 @@ from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import check_output_folder, read_text, write_text
 
 _DATA = (
-    *("task", "columns", "val", "val_split", "test_split", "group", "folds", "fold", "split"),
+    *(
+        "task",
+        "columns",
+        "val",
+        "val_split",
+        "test_split",
+        "group",
+        "keep_together",
+        "folds",
+        "fold",
+        "split",
+    ),
     "use_list",
 )
 _MODEL = ("backbone", "taps", "weights", "image_size", "crop", "precision")

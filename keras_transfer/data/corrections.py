@@ -27,7 +27,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.utils.console import listed, say
 from keras_transfer.utils.files import csv_rows
 
-FIELDS = ("path", "problem", "label", "suggested", "score", "related", "action")
+FIELDS = ("path", "problem", "label", "suggested", "score", "related", "action", "reason")
 ACTIONS = ("relabel", "drop", "keep")
 
 

@@ -102,7 +102,7 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
         examples[split] = found
         skipped += faulty
     assert known is not None, "there is a split"
-    if settings.group_column is not None:
+    if settings.group_column is not None and not callable(settings.groups):
         settings = replace(settings, groups=_groups(parts, settings.group_column, name))
     data = divide(known, examples, skipped, name, settings)
     data.source = {"data": f"hf:{name}", "revision": revision}

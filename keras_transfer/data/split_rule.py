@@ -116,8 +116,9 @@ class SplitRule:
                 "one of the two"
             )
         elif self.groups is not None and not shares and self.split_file is None:
+            what = "--group" if isinstance(self.groups, str) else "--keep-together"
             raise InputError(
-                "--group determines the split, but the validation images are given already: omit "
+                f"{what} determines the split, but the validation images are given already: omit "
                 "one of the two"
             )
         for name, share in shares.items():

@@ -180,7 +180,7 @@ def from_table(
     if split_column is None and not all(map(is_missing, columns.get("split", ()))):
         split_column = "split"
     splits = _splits(cells, split_column, "all" if evaluating else "train")
-    if settings.group_column is not None:
+    if settings.group_column is not None and not callable(settings.groups):
         read = Cells(columns, name, cells.rows).read
         groups = read(settings.group_column, str, "which is not a name")
         group_of = {os.path.normpath(path): group for path, group in zip(paths, groups)}

@@ -1,15 +1,19 @@
 """Diagnose a dataset: features once, then every question."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from keras_transfer.data.examples import ImageData, label_texts, relative_paths
 from keras_transfer.diagnosis.label_errors import LabelErrors, find_label_errors
+from keras_transfer.diagnosis.near import near_groups
+from keras_transfer.diagnosis.outliers import find_outliers
 from keras_transfer.diagnosis.result import Diagnosis, Problem
-from keras_transfer.diagnosis.seen import Seen, default_backbone, see
+from keras_transfer.diagnosis.seen import Seen, can_sketch, compare, default_backbone, see
 from keras_transfer.models.sources.backbones import check_backbone, check_kind
 from keras_transfer.schedules.recipes import AUTO
+from keras_transfer.utils.extras import missing_extra
 
 
 def diagnose(
@@ -20,11 +24,12 @@ def diagnose(
     engine: str = AUTO,
     seed: int = 0,
 ) -> Diagnosis:
-    """Find labels that are probably wrong; nothing is changed.
+    """Find labels that are probably wrong, near-duplicates and outliers; nothing is changed.
 
     All splits are examined together. Each example is judged by heads in closed form that were fitted
     without it, its copies and its group, see `features.held_out`; then by confident learning
-    (arXiv:1911.00068), or, for numbers, by its residual.
+    (arXiv:1911.00068), or, for numbers, by its residual. Near-duplicates have nearly equal features and
+    sketches, see `diagnosis.near`; outliers are far from their neighbors, see `diagnosis.outliers`.
 
     Args:
         data: any task, or several heads.
@@ -40,20 +45,25 @@ def diagnose(
     backbone = check_diagnosis(backbone, image_size)
     check_kind(backbone, data.modality)
     seen = see(data, backbone, image_size, engine)
-    several = isinstance(data.targets, dict)
+    distinct = compare(seen)
+    modality = data.modality
+    groups = near_groups(seen, distinct) if can_sketch(modality) else []
     found = _label_errors(data, seen, seed)
     texts = label_texts(seen.examples.labels, data.targets)
     paths = relative_paths(seen.examples.names, data.root)
-    problems = []
-    for name, errors in found.items():
-        labels: Any = seen.examples.take(errors.rows).labels
-        labels = {**labels, name: errors.suggested} if several else errors.suggested
-        suggestions = label_texts(labels, data.targets)
-        problems += [
-            Problem(paths[row], "label", texts[row], suggested, float(score), (), seen.splits[row])
-            for row, suggested, score in zip(errors.rows, suggestions, errors.scores)
-        ]
-    problems.sort(key=lambda problem: -problem.score)
+
+    def problem(row, kind, score, **more):
+        return Problem(paths[row], kind, texts[row], seen.splits[row], float(score), **more)
+
+    problems = [
+        *_wrong(data, seen, found, problem),
+        *_near(groups, texts, seen.splits, paths, problem),
+    ]
+    task = None if isinstance(data.targets, dict) else data.targets.task
+    classes = seen.examples.labels if task == "single_label" else None
+    outliers = find_outliers(distinct, classes, modality.oddities)
+    for row, score, reason in zip(outliers.rows, outliers.scores, outliers.reasons):
+        problems.append(problem(row, "outlier", score, reason=reason))
     notes = []
     for name, errors in found.items():
         if missing := len(seen) - errors.judged:
@@ -61,15 +71,45 @@ def diagnose(
             notes.append(
                 f"{head}{missing} labels cannot be judged: a class needs two different examples"
             )
+    if not can_sketch(modality):
+        notes.append(
+            "near-duplicates were not looked for, nor what is dark or blurred: this needs "
+            + missing_extra(modality.sketched_by)
+        )
     return Diagnosis(
-        data.root,
-        backbone,
-        len(seen),
-        data.modality.many,
-        tuple(problems),
-        found,
-        tuple(notes),
+        data.root, backbone, len(seen), modality.many, tuple(problems), found, tuple(notes)
     )
+
+
+def _wrong(data, seen, found, problem: Callable) -> list[Problem]:
+    """Return the problems of labels, the most doubtful first."""
+    several, problems = isinstance(data.targets, dict), []
+    for name, errors in found.items():
+        labels: Any = seen.examples.take(errors.rows).labels
+        labels = {**labels, name: errors.suggested} if several else errors.suggested
+        suggestions = label_texts(labels, data.targets)
+        for row, suggested, score in zip(errors.rows, suggestions, errors.scores):
+            problems.append(problem(row, "label", score, suggested=suggested))
+    return sorted(problems, key=lambda problem: -problem.score)
+
+
+def _near(groups, texts, splits, paths, problem: Callable) -> Iterator[Problem]:
+    """Yield a problem for each member of a group but its first, leakage first.
+
+    Each names the members of other splits if there are any, or else the others of its own.
+    """
+    leaks, others = [], []
+    for rows, likeness in groups:
+        for row in rows[1:]:
+            related = [other for other in rows if splits[other] != splits[row]]
+            leaks_here = splits[row] != splits[rows[0]]
+            kind, into = ("leakage", leaks) if leaks_here else ("near-duplicate", others)
+            related = related if leaks_here else [other for other in rows if other != row]
+            reason = "" if all(texts[r] == texts[row] for r in rows) else "with another label"
+            more = {"related": tuple(paths[other] for other in related), "reason": reason}
+            into.append(problem(row, kind, likeness, **more))
+    yield from leaks
+    yield from others
 
 
 def check_diagnosis(backbone: str, image_size: int | None = None) -> str:

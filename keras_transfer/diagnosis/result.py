@@ -6,11 +6,16 @@ from dataclasses import asdict, dataclass
 
 from keras_transfer.data.corrections import FIELDS
 from keras_transfer.diagnosis.label_errors import LabelErrors
-from keras_transfer.utils.console import list_lines, printable
+from keras_transfer.utils.console import list_lines, listed, printable
 from keras_transfer.utils.files import csv_text, write_text
 
 # Kind of problem → heading.
-TITLES = {"label": "labels that are probably wrong"}
+TITLES = {
+    "label": "labels that are probably wrong",
+    "leakage": "LEAKAGE: near-duplicates of examples in another split",
+    "near-duplicate": "near-duplicates in one split",
+    "outlier": "outliers",
+}
 
 
 @dataclass(frozen=True)
@@ -19,26 +24,33 @@ class Problem:
 
     Attributes:
         path: relative to the root of the data, as in a run's `split.csv`.
-        problem: `label`.
+        problem: a key of `TITLES`.
         label: as given, in words.
-        suggested: the probable label; "" if there is no suggestion.
-        score: how certain the problem is, see `LabelErrors.scores`.
-        related: paths of other examples that the problem is about.
         split: of the example.
+        score: how certain the problem is: see `LabelErrors.scores` and `Outliers.scores`; of
+            near-duplicates, the likeness of the least alike linked pair of their group, see `near_pairs`.
+        suggested: the probable label; "" if there is no suggestion.
+        related: paths of other examples that the problem is about.
+        reason: what else is to be said, such as `dark`.
     """
 
     path: str
     problem: str
     label: str
-    suggested: str
-    score: float
-    related: tuple[str, ...]
     split: str
+    score: float
+    suggested: str = ""
+    related: tuple[str, ...] = ()
+    reason: str = ""
 
     def __str__(self):
         text = f"{printable(self.path)} ({self.split}, {printable(self.label)})"
         if self.suggested:
             text += f": probably {printable(self.suggested)}"
+        if self.related:
+            text += f": like {listed([printable(path) for path in self.related], 2)}"
+        if self.reason:
+            text += f", {self.reason}"
         return f"{text}, score {self.score:.2f}"
 
 
@@ -51,7 +63,7 @@ class Diagnosis:
         backbone: whose features were compared.
         examples: number of examples.
         many: what they are: "images", …
-        problems: the most certain first within each kind.
+        problems: by kind, the most certain first.
         labels: name of each head → its label errors; the name is "" without several heads.
         notes: what could not be examined.
     """
@@ -116,7 +128,16 @@ class Diagnosis:
         `data.corrections` says what the columns mean.
         """
         rows = [
-            (p.path, p.problem, p.label, p.suggested, f"{p.score:.4f}", " ".join(p.related), "")
+            (
+                p.path,
+                p.problem,
+                p.label,
+                p.suggested,
+                f"{p.score:.4f}",
+                "|".join(p.related),
+                "",
+                p.reason,
+            )
             for p in self.problems
         ]
         write_text(path, csv_text(FIELDS, rows))

@@ -1,17 +1,21 @@
-"""What a backbone sees in all examples of a dataset: features, computed once and cached."""
+"""What is known of all examples of a dataset: features and sketches, computed once and cached."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 
 from keras_transfer.data.examples import Examples, ImageData, join_labels
 from keras_transfer.data.readers import concatenated
+from keras_transfer.diagnosis.sketches import sketches_of
 from keras_transfer.models.sources.applications import BACKBONES, weights_path
 from keras_transfer.models.sources.backbones import build_backbone
+from keras_transfer.utils.extras import is_installed
 
 # Two small networks see more together than either does alone, and both are fast.
 _PREFERRED = ("mobilenet_0.25", "mobilenet_v2_0.35")
 _DOWNLOADED = "mobilenet_v2"
+_NEIGHBORS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +46,77 @@ class Seen:
             part = self.features[:, columns] - self.features[:, columns].mean(axis=0)
             parts.append(part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12))
         return np.concatenate(parts, axis=1) / np.sqrt(len(parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbors:
+    """The nearest neighbors of each example by its features, without itself.
+
+    Attributes:
+        rows: int [N, K], the nearest first.
+        distances: between unit vectors, 0 to 2, float32 [N, K].
+    """
+
+    rows: np.ndarray
+    distances: np.ndarray
+
+    @property
+    def last(self) -> np.ndarray:
+        """The distance to the last neighbor, [N]; 0 without neighbors."""
+        return self.distances[:, -1] if self.rows.shape[1] else np.zeros(len(self.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Distinct:
+    """The examples of a dataset without copies.
+
+    Attributes:
+        rows: position of the first of each set of copies, int [M].
+        of: position in `rows` of each example's first copy, int [N].
+        directions: see `Seen.directions`, float32 [M, D].
+        neighbors: by these.
+        bits, traits: see `diagnosis.sketches.Sketches`; without columns if there are no sketches.
+    """
+
+    rows: np.ndarray
+    of: np.ndarray
+    directions: np.ndarray
+    neighbors: Neighbors
+    bits: np.ndarray
+    traits: np.ndarray
+
+
+def compare(seen: Seen) -> Distinct:
+    """Compare examples with each other; without sketches where the package for these is missing."""
+    alike = seen.examples.alike
+    _, rows, of = np.unique(alike, return_index=True, return_inverse=True)
+    directions = seen.directions()[rows]
+    bits = np.zeros((len(rows), 1, 0), "uint8")
+    traits = np.zeros((len(rows), 0), "float32")
+    if can_sketch(seen.examples.modality):
+        sketches = sketches_of(seen.examples.take(rows))
+        bits, traits = sketches.bits, sketches.traits
+    return Distinct(rows, of, directions, nearest(directions), bits, traits)
+
+
+def can_sketch(modality) -> bool:
+    """Return whether sketches of such examples can be made here."""
+    return modality.sketched_by is None or is_installed(modality.sketched_by)
+
+
+def nearest(directions: np.ndarray) -> Neighbors:
+    """Return the ten nearest neighbors of unit vectors, float32 [N, D], or as many as there are."""
+    count = nearest_count(len(directions))
+    if not count:
+        return Neighbors(np.zeros((len(directions), 0), int), np.zeros((len(directions), 0)))
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(directions)
+    distances, rows = search.kneighbors()
+    return Neighbors(rows, distances)
+
+
+def nearest_count(examples: int) -> int:
+    """Return how many neighbors are looked at."""
+    return max(0, min(_NEIGHBORS, examples - 1))
 
 
 def default_backbone() -> str:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_transfer.modalities.sketch import Oddity
+
 
 class Offers:
     """A base of `Modality`: what other code uses only where a modality has it."""
@@ -15,6 +17,12 @@ class Offers:
     baseline: str | None = None
     # A digest of the bytes of an example that near-duplicates share; None where only a model sees them.
     alike: Callable[[bytes], bytes] | None = None
+    # The version of what `sketch` returns: increase it when that changes.
+    sketched = 0
+    sketched_by: str | None = None  # an optional package
+    # Likeness of near-duplicates, see `diagnosis.near.near_pairs`; None where nothing tells them.
+    near: float | None = None
+    oddities: Sequence[Oddity] = ()
     # Why exported files cannot have 8 bits; None if they can.
     not_in_8_bits: str | None = None
     # The script that reads examples on a web page, see `export.page`; None without one.
@@ -23,6 +31,10 @@ class Offers:
     def excerpt(self, reader, index: int) -> str:
         """Return the beginning of what an example says; "" if it is not written."""
         return ""
+
+    def sketch(self, opened) -> Any:
+        """Return the `modalities.sketch.Sketch` of an example as `Modality.open` returns it."""
+        raise NotImplementedError
 
     def notes(self, data, framing: Any) -> Iterator[str]:
         """Yield what is worth knowing about a model that reads these data with a settled framing.

@@ -109,6 +109,12 @@ class TrainConfig:
         "person, a patient, a film.",
         metavar="PATTERN",
     )
+    keep_together: str = setting(
+        "copies",
+        DATA,
+        "What stays in one split besides groups: copies, or near, near-duplicates too.",
+        choices=("copies", "near"),
+    )
     folds: int | None = setting(
         None, DATA, "Cross-validate in K folds; needs --fold.", least=2, metavar="K"
     )

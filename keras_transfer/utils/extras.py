@@ -9,8 +9,10 @@ EXTRAS = {
     "albumentations": "albumentations",
     "cv2": "opencv",
     "datasets": "hf",
+    "datasketch": "diagnosis",
     "grpc": "client",
     "huggingface_hub": "hf",
+    "imagehash": "diagnosis",
     "keras_hub": "hub",
     "mlflow": "mlflow",
     "nncf": "int8",
@@ -45,7 +47,9 @@ def require(module: str, purpose: str) -> None:
         purpose: what needs it; starts the message, such as `"Reading Parquet"`.
     """
     if not is_installed(module):
-        raise InputError(
-            f"{purpose} needs {module}, which is not installed: pip install "
-            f'"keras_transfer[{EXTRAS[module]}]".'
-        )
+        raise InputError(f"{purpose} needs {missing_extra(module)}.")
+
+
+def missing_extra(module: str) -> str:
+    """Return the words that say that an optional module is not installed, and how to install it."""
+    return f'{module}, which is not installed: pip install "keras_transfer[{EXTRAS[module]}]"'

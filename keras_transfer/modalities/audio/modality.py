@@ -9,6 +9,7 @@ import numpy as np
 from keras_transfer.modalities import Modality
 from keras_transfer.modalities.audio import augment, decode
 from keras_transfer.modalities.audio.framing import ClipFraming, choose_framing
+from keras_transfer.modalities.audio.sketch import NEAR, ODDITIES
 from keras_transfer.modalities.reading import digest
 from keras_transfer.modalities.statistics import binned, counted, described, spread
 
@@ -28,6 +29,9 @@ class Audio(Modality):
     facts = decode.Facts
     mirrors = False
     rate_scale = 2.5  # see docs/audio.md
+    sketched = 1
+    near = NEAR
+    oddities = ODDITIES
     not_in_8_bits = "it would round the samples before they become an image"
     decoded = (("float32", [None]), ("int32", []))
     served = "WAV files of whole numbers or floats, resamples them,"
@@ -151,6 +155,11 @@ class Audio(Modality):
         from keras_transfer.modalities.audio.serving import decoder
 
         return decoder(framing)
+
+    def sketch(self, opened: decode.Clip):
+        from keras_transfer.modalities.audio.sketch import sketch
+
+        return sketch(opened)
 
     def requests(self, framing) -> dict:
         from keras_transfer.modalities.audio.serving import requests

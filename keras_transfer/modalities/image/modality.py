@@ -19,6 +19,7 @@ from keras_transfer.modalities.image.formats import (
     format_of,
     reader_versions,
 )
+from keras_transfer.modalities.image.sketch import NEAR, ODDITIES
 from keras_transfer.modalities.reading import digest
 from keras_transfer.modalities.statistics import binned, counted, described, histogram, spread
 
@@ -41,6 +42,10 @@ class Images(Modality):
         "`serving_default` (float32) and `serve_uint8` take RGB values 0–255, not scaled to 0–1."
     )
     file_example = "image.jpg"
+    sketched = 1
+    sketched_by = "imagehash"
+    near = NEAR
+    oddities = ODDITIES
     unreadable = f"cannot be read as an image ({SERVED})"
     page = Path(__file__).with_name("page.js")
 
@@ -173,6 +178,11 @@ class Images(Modality):
         from keras_transfer.modalities.image.prepare import fit_center_in_graph
 
         return lambda contents: fit_center_in_graph(contents, *framing.square)
+
+    def sketch(self, opened):
+        from keras_transfer.modalities.image.sketch import sketch
+
+        return sketch(opened)
 
     def requests(self, framing) -> dict:
         from keras_transfer.modalities.image.requests import requests

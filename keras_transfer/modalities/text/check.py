@@ -103,6 +103,11 @@ def _script(letter: str) -> str:
 
 def alike(contents: bytes) -> bytes:
     """Return a digest, 16 bytes, that texts share if only case, punctuation, spaces or markup differ."""
-    text = _MARKUP.sub(" ", contents.decode("utf-8-sig", "replace"))
-    words = _NO_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    words = words_only(contents.decode("utf-8-sig", "replace"))
     return digest(words.encode() or contents)
+
+
+def words_only(text: str) -> str:
+    """Return the words of a text in lower case, without punctuation and markup, one space apart."""
+    text = unicodedata.normalize("NFKC", _MARKUP.sub(" ", text)).casefold()
+    return _NO_WORDS.sub(" ", text).strip()

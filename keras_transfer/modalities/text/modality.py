@@ -11,6 +11,7 @@ from keras_transfer.modalities.reading import digest
 from keras_transfer.modalities.statistics import binned, counted, described, spread
 from keras_transfer.modalities.text import augment, check
 from keras_transfer.modalities.text.framing import TextFraming
+from keras_transfer.modalities.text.sketch import NEAR
 from keras_transfer.utils.extras import require
 
 _SLICES = (5, 10, 20, 50, 100, 200, 500)  # words
@@ -33,6 +34,9 @@ class Texts(Modality):
     beside = True
     equal = "texts that are equal but for case, spaces and punctuation"
     alike = staticmethod(check.alike)
+    sketched = 1
+    sketched_by = "datasketch"
+    near = NEAR
     axes = 2
     any_length = True
     reads = "text"
@@ -176,6 +180,11 @@ class Texts(Modality):
         from keras_transfer.modalities.text.serving import batch_decoder
 
         return batch_decoder(framing)
+
+    def sketch(self, opened: str):
+        from keras_transfer.modalities.text.sketch import sketch
+
+        return sketch(check.words_only(opened))
 
     def requests(self, framing) -> dict:
         from keras_transfer.modalities.text.serving import requests
