@@ -75,10 +75,6 @@ def report(sets: dict) -> None:
             flagged = np.isin(np.arange(len(names)), found.rows)
             shares = [flagged[names == kind].mean() for kind in kinds]
             plain = flagged[names == "plain"].mean()
-            reasons = {
-                r: (n, s.round(1)) for r, n, s in zip(found.rows, found.reasons, found.scores)
-            }
-            print(*((names[r], *reasons[r]) for r in found.rows), sep="\n")
         rows.append((name, other, *(f"{100 * x:.0f}" for x in shares), f"{100 * plain:.1f}"))
     print(Table(("set", "another kind is", *kinds, "others"), rows, "llrrrrr").text())
 

@@ -70,7 +70,7 @@ def near_pairs(
 
     Args:
         directions: unit vectors, float32 [N, D].
-        neighbors: of `directions`.
+        neighbors: candidates.
         bits: packed, uint8 [N, V, B / 8], see `diagnosis.sketches`.
         least: likeness of near-duplicates.
     """

@@ -12,8 +12,8 @@ from keras_transfer.diagnosis.seen import Distinct, nearest
 from keras_transfer.modalities.sketch import Oddity
 
 # Robust standard deviations of the logarithm of a distance, beyond which an example is an outlier. On the
-# tuning half of `scripts/outliers.py`, fewer than one in a hundred ordinary examples are.
-_DEVIATIONS = 4.0
+# tuning half of `scripts/outliers.py`, 0.6 to 2.5 % of the ordinary examples are.
+_DEVIATIONS = 2.5
 _MAD = 1.4826  # standard deviations per median absolute deviation, for a normal distribution
 _LEAST = 20  # examples of a class by which one of them can be judged
 
@@ -44,7 +44,7 @@ def find_outliers(
     """
     found = {"unlike all others": deviations(distinct.neighbors.last)}
     if classes is not None:
-        found["unlike its class"] = _within(distinct.directions, classes[distinct.rows])
+        found["unlike its class"] = _within(distinct.units, classes[distinct.rows])
     limits = dict.fromkeys(found, _DEVIATIONS)
     for oddity in oddities if distinct.traits.shape[1] else ():
         values = distinct.traits[:, oddity.trait]
@@ -73,10 +73,10 @@ def deviations(values: np.ndarray, logarithm: bool = True) -> np.ndarray:
     return away / max(_MAD * np.median(np.abs(away)), 1e-6)
 
 
-def _within(directions, classes):
+def _within(units, classes):
     found = np.zeros(len(classes))
     for name in np.unique(classes):
         rows = np.flatnonzero(classes == name)
         if len(rows) >= _LEAST:
-            found[rows] = deviations(nearest(directions[rows]).last)
+            found[rows] = deviations(nearest(units[rows]).last)
     return found

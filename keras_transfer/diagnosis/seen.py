@@ -43,8 +43,7 @@ class Seen:
         """Return the features of each backbone, centered and of equal length: unit norm, float32 [N, D]."""
         parts = []
         for columns in self.blocks:
-            part = self.features[:, columns] - self.features[:, columns].mean(axis=0)
-            parts.append(part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12))
+            parts.append(unit(self.features[:, columns] - self.features[:, columns].mean(axis=0)))
         return np.concatenate(parts, axis=1) / np.sqrt(len(parts))
 
 
@@ -74,13 +73,15 @@ class Distinct:
         rows: position of the first of each set of copies, int [M].
         of: position in `rows` of each example's first copy, int [N].
         directions: see `Seen.directions`, float32 [M, D].
-        neighbors: by these.
+        units: features of unit norm, not centered, by which outliers are told best, float32 [M, D].
+        neighbors: by `units`.
         bits, traits: see `diagnosis.sketches.Sketches`; without columns if there are no sketches.
     """
 
     rows: np.ndarray
     of: np.ndarray
     directions: np.ndarray
+    units: np.ndarray
     neighbors: Neighbors
     bits: np.ndarray
     traits: np.ndarray
@@ -90,13 +91,19 @@ def compare(seen: Seen) -> Distinct:
     """Compare examples with each other; without sketches where the package for these is missing."""
     alike = seen.examples.alike
     _, rows, of = np.unique(alike, return_index=True, return_inverse=True)
-    directions = seen.directions()[rows]
+    units = unit(seen.features[rows])
     bits = np.zeros((len(rows), 1, 0), "uint8")
     traits = np.zeros((len(rows), 0), "float32")
     if can_sketch(seen.examples.modality):
         sketches = sketches_of(seen.examples.take(rows))
         bits, traits = sketches.bits, sketches.traits
-    return Distinct(rows, of, directions, nearest(directions), bits, traits)
+    directions = seen.directions()[rows]
+    return Distinct(rows, of, directions, units, nearest(units), bits, traits)
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Return vectors of unit norm, [N, D]."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def can_sketch(modality) -> bool:
