@@ -19,9 +19,13 @@ are those of the process that trains, from start to end, imports included, witho
 its processor time. Each starts with an empty cache. `commit` is recorded, not compared: delete the rows
 of what has changed. `first_drop`: by how much the validation accuracy falls below that of the closed-form
 start in the three epochs after it, at most; below 0 if it only rises.
+
+`--predictions FOLDER` also stores for each run of the package which test images were right, and what the
+advisor chose, for `regret.py`.
 """
 
 import argparse
+import csv
 import fnmatch
 import json
 import os
@@ -54,37 +58,41 @@ FIELDS = (
     *("seconds", "cpu", "commit"),
 )
 # Options of `keras-transfer train`. With `--backbone`, a contender runs once instead of with each of BACKBONES.
-CONTENDERS = {
-    "closed_form_last": "--strategy feature_extraction --taps last",
-    "closed_form": "--strategy feature_extraction",  # taps chosen by cross-validation
-    "closed_form_both": f"--strategy feature_extraction --backbone {BOTH}",
-    "fine_tune": "--strategy fine_tune",
-    "freeze_k": "--strategy freeze_k --set k=0.5",
-    "gradual_unfreeze": "--strategy gradual_unfreeze",
-    "lp_ft": "--strategy lp_ft",
-    "lp_ft_last": "--strategy lp_ft --taps last",
-    "lp_ft_both": f"--strategy lp_ft --backbone {BOTH}",
-    "lp_ft_no_average": "--strategy lp_ft --set all.ema=0",
-    "lp_ft_random_head": "--strategy lp_ft --set head_learning_rate=0.003",
-    "lp_ft_rate3e-4": "--strategy lp_ft --learning-rate 3e-4",
-    "lp_ft_rate1e-3": "--strategy lp_ft --learning-rate 1e-3",
-    "lp_ft_crop1": "--strategy lp_ft --crop 1",
-    "lp_ft_soup": "--strategy lp_ft --soup",
-    "lp_ft_ema": "--strategy lp_ft --set all.ema=0.98",
-    "discriminative": "--strategy discriminative",
-    "bit": "--strategy bit",
-    "progressive_resize": "--strategy progressive_resize",
-    "from_scratch": "--strategy from_scratch",
-    "auto_strategy": "--strategy auto",
-    "auto": "--backbone auto --strategy auto",
-} | {
-    f"grid_rate{rate}_k{k}_crop{crop}_{size}px": (
-        f"--strategy freeze_k --set top.learning_rate={rate} --set k={k} --crop {crop} --image-size {size}"
-    )
-    for rate, k, crop, size in product(
-        ("6e-5", "2e-4", "6e-4"), ("0", "0.5"), ("0.875", "1"), (128, 224)
-    )
-}
+CONTENDERS = (
+    {
+        "closed_form_last": "--strategy feature_extraction --taps last",
+        "closed_form": "--strategy feature_extraction",  # taps chosen by cross-validation
+        "closed_form_both": f"--strategy feature_extraction --backbone {BOTH}",
+        "fine_tune": "--strategy fine_tune",
+        "freeze_k": "--strategy freeze_k --set k=0.5",
+        "gradual_unfreeze": "--strategy gradual_unfreeze",
+        "lp_ft": "--strategy lp_ft",
+        "lp_ft_last": "--strategy lp_ft --taps last",
+        "lp_ft_both": f"--strategy lp_ft --backbone {BOTH}",
+        "lp_ft_no_average": "--strategy lp_ft --set all.ema=0",
+        "lp_ft_random_head": "--strategy lp_ft --set head_learning_rate=0.003",
+        "lp_ft_rate3e-4": "--strategy lp_ft --learning-rate 3e-4",
+        "lp_ft_rate1e-3": "--strategy lp_ft --learning-rate 1e-3",
+        "lp_ft_crop1": "--strategy lp_ft --crop 1",
+        "lp_ft_soup": "--strategy lp_ft --soup",
+        "lp_ft_ema": "--strategy lp_ft --set all.ema=0.98",
+        "discriminative": "--strategy discriminative",
+        "bit": "--strategy bit",
+        "progressive_resize": "--strategy progressive_resize",
+        "from_scratch": "--strategy from_scratch",
+        "auto_strategy": "--strategy auto",
+        "auto": "--backbone auto --strategy auto",
+        "classical": "--strategy auto --policy classical",  # the textbooks' four scenarios, as a baseline
+    }
+    | {
+        f"grid_rate{rate}_k{k}_crop{crop}_{size}px": (
+            f"--strategy freeze_k --set top.learning_rate={rate} --set k={k} --crop {crop} --image-size {size}"
+        )
+        for rate, k, crop, size in product(
+            ("6e-5", "2e-4", "6e-4"), ("0", "0.5"), ("0.875", "1"), (128, 224)
+        )
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -140,12 +148,24 @@ def _by_kind(found: list[Plan], only: str) -> dict[str, list[str]]:
     return kinds
 
 
-def measure(plan: Plan, image_size: str, work: Path) -> dict:
-    """Train and test one contender; return its numbers."""
+def measure(plan: Plan, image_size: str, work: Path, keep: Path | None = None) -> dict:
+    """Train and test one contender; return its numbers.
+
+    Args:
+        keep: folder for a JSON file with the test images that were right, as for `regret.py`.
+    """
     folder = materialize(plan.dataset, plan.shots, int(plan.seed), work)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         how = _peer if plan.contender in PEERS else _ours
         found = how(plan, image_size, folder, Path(scratch))
+        if keep is not None and how is _ours:
+            found |= _right(Path(scratch) / "run", folder, Path(scratch))
+    if keep is not None and "correct" in found:
+        keep.mkdir(parents=True, exist_ok=True)
+        key = plan.key(image_size)
+        document = {**key, **{name: found[name] for name in ("cpu", "choice", "correct")}}
+        name = "-".join(key.values()).replace("/", "_")
+        (keep / f"{name}.json").write_text(json.dumps(document) + "\n")
     accuracy, count = found["accuracy"], len(list((folder / "test").glob("*/*")))
     return {
         "accuracy": f"{accuracy:.4f}",
@@ -170,8 +190,8 @@ def _ours(plan, image_size, folder, scratch) -> dict:
     words += ["--group", dataset.group] if dataset.group else []
     words += ["--seed", plan.seed, "--out", str(run)]
     command = [sys.executable, "-m", "keras_transfer.cli"]
-    _, seconds, cpu = _process([*command, "train", folder / "train", *words], scratch)
-    out, _, _ = _process(
+    _, seconds, cpu = process([*command, "train", folder / "train", *words], scratch)
+    out, _, _ = process(
         [*command, "evaluate", run, folder / "test", "--split", "all", "--json"], scratch
     )
     found = json.loads(out)
@@ -181,6 +201,24 @@ def _ours(plan, image_size, folder, scratch) -> dict:
         "first_drop": first_drop(Run.open(run)),
         "seconds": seconds,
         "cpu": cpu,
+    }
+
+
+def _right(run, folder, scratch) -> dict:
+    """Return which test images a run classifies correctly, and what it trained."""
+    out = scratch / "test"
+    words = ["evaluate", run, folder / "test", "--split", "all", "--out", out]
+    process([sys.executable, "-m", "keras_transfer.cli", *words], scratch)
+    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    config = Run.open(run).config
+    chosen = {
+        name: config.get(name) for name in ("backbone", "strategy", "taps", "crop", "image_size")
+    }
+    chosen |= (config.get("advice") or {}).get("choice", {}).get("overrides", {})
+    return {
+        "choice": " ".join(f"{name}={value}" for name, value in chosen.items()),
+        "correct": {row["path"]: int(row["truth"] == row["prediction"]) for row in rows},
     }
 
 
@@ -197,7 +235,7 @@ def _peer(plan, image_size, folder, scratch) -> dict:
     size = "224" if image_size == "default" else image_size
     flip = DATASETS[plan.dataset].mirror
     words = [plan.contender, folder, plan.backbone, size, plan.seed, flip]
-    out, seconds, cpu = _process([sys.executable, SCRIPTS / "accuracy_peers.py", *words], scratch)
+    out, seconds, cpu = process([sys.executable, SCRIPTS / "accuracy_peers.py", *words], scratch)
     found = json.loads(out.splitlines()[-1])
     return {
         **found,
@@ -206,7 +244,7 @@ def _peer(plan, image_size, folder, scratch) -> dict:
     }
 
 
-def _process(command, scratch: Path) -> tuple[str, float, float]:
+def process(command, scratch: Path) -> tuple[str, float, float]:
     """Return (standard output, seconds, processor seconds) of a command."""
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
     environment["KERAS_TRANSFER_CACHE"] = str(scratch / "cache")
@@ -219,6 +257,13 @@ def _process(command, scratch: Path) -> tuple[str, float, float]:
         raise Failed("\n".join((done.stdout + done.stderr).splitlines()[-8:]))
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return done.stdout, seconds, cpu
+
+
+def present_commit() -> str:
+    """Return the abbreviated hash of the code that is measured."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def remaining(missing: list[Plan], rows: list[dict]) -> float | None:
@@ -346,6 +391,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="glob patterns, separated by commas")
     parser.add_argument("--image-size", default="default", help="of everything, for a trial")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "accuracy")
+    parser.add_argument("--predictions", type=Path, help="folder for files of `regret.py`")
     parser.add_argument("--list", action="store_true", help="what would run; run nothing")
     parser.add_argument("--table", action="store_true", help="print the table; run nothing")
     parser.add_argument("--base", default="closed_form_last", help="contender to compare with")
@@ -370,15 +416,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(listing(chosen, missing, results.rows))
         return 0
     args.work.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=SCRIPTS, capture_output=True, text=True
-    ).stdout.strip()
+    commit = present_commit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the process that trains too
     failures = 0
     while missing:
         plan = missing.pop(0)
         try:
-            numbers = measure(plan, args.image_size, args.work)
+            keep = [args.predictions] if args.predictions else []
+            numbers = measure(plan, args.image_size, args.work, *keep)
         except Failed as error:
             failures += 1
             print(f"FAILED {' '.join(keys[plan].values())}:\n{error}", file=sys.stderr, flush=True)
