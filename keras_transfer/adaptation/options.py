@@ -123,7 +123,7 @@ class RunOptions(CommonOptions):
     backbone: str = AUTO
     weights: str | None = "imagenet"
     learning_rate: float | None = None
-    image_size: int | None = None
+    image_size: int | str | None = None
     crop: float | str | None = None
     precision: str = AUTO
     freeze: str = "none"

@@ -23,6 +23,7 @@ from keras_transfer.runs import PLACES, Run, check_out
 from keras_transfer.schedules.recipes import AUTO, default_epochs
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import absolute_paths
+from keras_transfer.utils.image_sizes import size_of
 from keras_transfer.utils.names import make_options
 
 _RESUME = "continue with --resume (resume=True)"
@@ -251,7 +252,7 @@ class Adaptation:
         places = {"source": self.source.root, "target": self.target_folder}
         config = {
             **absolute_paths({**places, **self.options.to_dict()}, PLACES),
-            "image_size": model.input_shape[1],
+            "image_size": size_of(model.input_shape),
             **framing_of(model).recorded(),
             "precision": model.dtype_policy.name,
             "methods": [method.to_dict() for method in resolve_methods(self.options.methods)],

@@ -23,7 +23,7 @@ def advise(
     *,
     target=None,
     backbones: Sequence | None = None,
-    image_size: int | Framing | None = None,
+    image_size: int | str | Framing | None = None,
     batch_size: int = 32,
     minutes: float | None = None,
     policy: str = DEFAULT_POLICY,

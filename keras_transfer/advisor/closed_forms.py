@@ -45,7 +45,7 @@ def compare_closed_forms(
     data: ImageData,
     backbones: Sequence,
     *,
-    image_size: int | Framing | None = None,
+    image_size: int | str | Framing | None = None,
     taps: Sequence[str] = TAPS,
     weights: str | None = "imagenet",
     questions: Sequence[str] = QUESTIONS,

@@ -53,7 +53,7 @@ class DomainDistance:
     source: str
     target: str
     backbone: str
-    image_size: int
+    image_size: int | str
     images: tuple[int, int]
     proxy_a: Estimate
     mmd: Estimate
@@ -155,7 +155,7 @@ def domain_distance(
     data_b: ImageData | Examples,
     *,
     backbone,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     most: int = MAX_EXAMPLES,
     seed: int = 0,
     engine: str = "auto",

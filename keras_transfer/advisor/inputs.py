@@ -72,7 +72,7 @@ def check_classes(data: ImageData, purpose: str) -> np.ndarray:
 
 def sized_backbone(
     backbone,
-    image_size: int | Framing | None = None,
+    image_size: int | str | Framing | None = None,
     data=None,
     *,
     taps: str = "last",

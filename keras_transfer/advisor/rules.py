@@ -8,7 +8,7 @@ from keras_transfer.models.sources.applications import BACKBONES, find_spec, wei
 from keras_transfer.schedules.recipes import AUTO, resolve_schedule
 from keras_transfer.training.config import POLICIES, TrainConfig
 from keras_transfer.utils.console import say
-from keras_transfer.utils.names import require_image_size
+from keras_transfer.utils.image_sizes import checked_size, sides
 
 DEFAULT_POLICY = TrainConfig.policy
 CLASSICAL_POLICY = "classical"
@@ -159,14 +159,16 @@ def named(backbones: str) -> list[str] | None:
     return list(dict.fromkeys(expanded))
 
 
-def candidates(image_size: int | None = None) -> list[str]:
+def candidates(image_size: int | str | None = None) -> list[str]:
     """Return the backbones to compare by default.
 
     They are at most six whose ImageNet weights are on this machine and that accept the image size,
     those of `SHORTLIST` first, then the smallest. If there are none, `SHORTLIST` itself.
     """
-    require_image_size(image_size)
-    fitting = [spec for spec in BACKBONES.values() if spec.min_size <= (image_size or spec.size)]
+    image_size = checked_size(image_size)
+    fitting = [
+        spec for spec in BACKBONES.values() if spec.min_size <= min(sides(image_size or spec.size))
+    ]
     present = [spec for spec in fitting if weights_path(spec).is_file()]
     if not present:
         return [find_spec(name).name for name in SHORTLIST]
@@ -178,7 +180,7 @@ def candidates(image_size: int | None = None) -> list[str]:
     return names[:_MAX_CANDIDATES]
 
 
-def fallback_backbone(image_size: int | None = None) -> str:
+def fallback_backbone(image_size: int | str | None = None) -> str:
     """Return the backbone to use if nothing can be measured.
 
     It is the first of the shortlist, or the largest backbone whose weights are on this machine.

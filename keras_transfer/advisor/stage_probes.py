@@ -18,6 +18,7 @@ from keras_transfer.data.splits import stratified_sample
 from keras_transfer.features.probe import cross_validated_probe
 from keras_transfer.utils.console import Table, progress_bar
 from keras_transfer.utils.files import free_memory, write_file
+from keras_transfer.utils.image_sizes import size_of
 from keras_transfer.utils.plotting import GREEN, OCHRE
 
 _VERSION = 2  # of the stored results; increase it when folds, probe or random copy change
@@ -69,7 +70,7 @@ class StageProbes:
     """
 
     backbone: str
-    image_size: int
+    image_size: int | str
     names: tuple[str, ...]
     correct: np.ndarray
     random_correct: np.ndarray
@@ -260,7 +261,7 @@ def probe_stages(
     model,
     data,
     *,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     most: int = 1000,
     seed: int = 0,
     engine: str = "auto",
@@ -326,7 +327,7 @@ def probe_stages(
     correct, stages = np.array(stored["correct"], bool), len(backbone.stages)
     return StageProbes(
         backbone=backbone.name,
-        image_size=backbone.input_shape[1],
+        image_size=size_of(backbone.input_shape),
         names=tuple(stage.name for stage in backbone.stages),
         correct=correct[:stages],
         random_correct=correct[stages:],

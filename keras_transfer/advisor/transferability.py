@@ -33,7 +33,7 @@ def score_backbone(
     data: ImageData,
     *,
     name: str | None = None,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     most: int = MAX_EXAMPLES,
     engine: str = "auto",
     store=None,

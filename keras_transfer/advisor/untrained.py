@@ -12,6 +12,7 @@ from keras_transfer.features.store import Store, Writer
 from keras_transfer.modalities.views import View
 from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import Backbone, batch_norms
+from keras_transfer.utils.image_sizes import size_of
 
 _FORMAT = 1  # of the stored statistics; increase it when they are measured differently
 _BATCH, _BATCHES = 16, 8
@@ -94,7 +95,7 @@ def _table(store, copy, size):
     }
     about = {
         "backbone": f"{copy.name}, random weights: BatchNorm statistics",
-        "image_size": copy.input_shape[1],
+        "image_size": size_of(copy.input_shape),
         "shape": [size],
         "dtype": "float32",
         "engine": "keras",

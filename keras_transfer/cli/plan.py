@@ -32,7 +32,9 @@ def schedule(
     backbone: Annotated[
         str | None, typer.Option(help="Show the learning rates of each stage of this backbone.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Height and width in pixels.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Height and width in pixels, such as 224 or 96x192.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 32,
     set: Annotated[
         list[str] | None,
@@ -72,13 +74,13 @@ def schedule(
     overrides = {**overrides_of(set), **given.recipe_arguments}
     facts: dict[str, Any] = {
         "examples": examples,
-        "image_size": image_size or (default_size(backbone) or 224),
+        "image_size": given.image_size or (default_size(backbone) or 224),
     }
     chosen = resolve_schedule(strategy, overrides, **facts)
     if backbone is None:
         print(chosen.table())
     else:
-        check_backbone(backbone, image_size, None)
+        check_backbone(backbone, given.image_size, None)
         load_keras()
         from keras_transfer.models.builders import build_model
         from keras_transfer.models.heads import Classification
@@ -86,7 +88,7 @@ def schedule(
         from keras_transfer.schedules.sizes import attention_stages
 
         model = build_model(
-            backbone, Classification(("a", "b")), image_size=image_size, weights=None
+            backbone, Classification(("a", "b")), image_size=given.image_size, weights=None
         )
         facts["attention_stages"] = attention_stages(model)
         chosen = resolve_schedule(strategy, overrides, **facts)

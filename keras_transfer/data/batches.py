@@ -66,7 +66,7 @@ def images(examples) -> tf.data.Dataset:
 def batches(
     examples,
     *,
-    image_size: int | Framing,
+    image_size: int | str | Framing,
     batch_size: int,
     training: bool = False,
     memory: ImageMemory | None = None,
@@ -74,7 +74,7 @@ def batches(
     share: Share | None = None,
     **options,
 ) -> tf.data.Dataset:
-    """Return a dataset of batches (uint8 [B, image_size, image_size, 3], values 0–255; int32 [B]).
+    """Return a dataset of batches (uint8 [B, height, width, 3], values 0–255; int32 [B]).
 
     For evaluation: every example once, in order, its center as `resize_and_crop` shows it; the last batch
     may be smaller.
@@ -87,7 +87,7 @@ def batches(
 
     Args:
         examples: an `Examples`.
-        image_size: side of the images in the batches, in pixels; or a `Framing`, which also says how
+        image_size: size of the images in the batches, such as 224 or `"96x192"`; or a `Framing`, which also says how
             much of an image a central crop shows (`models.framing.framing_of(model)`).
         batch_size: examples per batch.
         training: whether to prepare batches for training.
@@ -125,7 +125,7 @@ def views(
     examples,
     chosen: Sequence[int],
     views: Sequence[View],
-    image_size: int | Framing,
+    image_size: int | str | Framing,
     batch_size: int,
     memory: ImageMemory | None = None,
 ) -> tf.data.Dataset:
@@ -140,7 +140,7 @@ def views(
         memory: caches decoded images.
 
     Returns:
-        uint8 [V, B, image_size, image_size, 3], in order.
+        uint8 [V, B, height, width, 3], in order.
     """
     framing = examples.modality.framing_for(image_size, examples)
     preparation = examples.modality.preparation(examples.images, views, framing, memory)

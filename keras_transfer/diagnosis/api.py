@@ -20,7 +20,7 @@ def diagnose(
     data: ImageData,
     *,
     backbone: str = AUTO,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     engine: str = AUTO,
     seed: int = 0,
 ) -> Diagnosis:
@@ -112,7 +112,7 @@ def _near(groups, texts, splits, paths, problem: Callable) -> Iterator[Problem]:
     yield from others
 
 
-def check_diagnosis(backbone: str, image_size: int | None = None) -> str:
+def check_diagnosis(backbone: str, image_size: int | str | None = None) -> str:
     """Return the backbone to use, after what can be checked without Keras.
 
     Raises:

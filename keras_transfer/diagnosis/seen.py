@@ -133,7 +133,7 @@ def default_backbone() -> str:
     return "+".join(small) or (present or [_DOWNLOADED])[0]
 
 
-def see(data: ImageData, backbone: str, image_size: int | None, engine: str) -> Seen:
+def see(data: ImageData, backbone: str, image_size: int | str | None, engine: str) -> Seen:
     """Compute the features of every example; those that are cached are read."""
     from keras_transfer.features.extraction import extract
     from keras_transfer.features.prefix import averaged, prefix_of

@@ -32,7 +32,7 @@ def grad_cam(
 
     Args:
         model: from `build_model`, with heads of any task.
-        images: RGB, [N, image_size, image_size, 3], uint8 or float, 0–255, N ≥ 1.
+        images: RGB, [N, height, width, 3], uint8 or float, 0–255, N ≥ 1.
         classes: position of an output (a class, label or target) for each image, or one for all.
             By default the highest output of each image; for regression the first.
         stage: the backbone's stage whose output is the feature map; negative numbers count from the

@@ -95,7 +95,7 @@ class CompareOptions:
     scratch_overrides: dict = field(default_factory=dict)
     sizes: Sequence[int | None] | None = None
     seeds: Sequence[int] = (0, 1, 2)
-    image_size: int | None = None
+    image_size: int | str | None = None
     crop: float | None = None
     epochs: int | None = None
     scratch_budget: float = 1.0

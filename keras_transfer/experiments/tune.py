@@ -40,6 +40,7 @@ from keras_transfer.training.estimate import say_estimate
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import progress_bar, say, silence
 from keras_transfer.utils.files import write_text
+from keras_transfer.utils.image_sizes import size_of
 
 TRIALS = 20
 _HOPELESS = 3  # trials that all failed
@@ -143,7 +144,7 @@ class _Tuner:
         return {
             **self.config,
             **self.options,
-            "image_size": self.model.input_shape[1],
+            "image_size": size_of(self.model.input_shape),
             **framing_of(self.model).recorded(),
             "precision": self.model.dtype_policy.name,
             "model": whole.fingerprint,
@@ -167,7 +168,7 @@ class _Tuner:
             coming = 1 if trials is None else trials - done  # with minutes only, time one
             if coming > 0 and self.source is not None:
                 images = self.images_per_trial * coming
-                size = self.model.input_shape[1]
+                size = size_of(self.model.input_shape)
                 say_estimate(self.source, size, self.batch_size, coming, images)
             progress = progress_bar(label="tuning", total=trials, done=done, unit="trials")
             try:

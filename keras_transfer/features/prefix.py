@@ -22,6 +22,7 @@ from keras_transfer.models.graph import chain
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import cpu_flags, remembered
+from keras_transfer.utils.image_sizes import size_of
 
 _FORMAT = 3  # of a row's meaning: increase it if decoding, views or preprocessing change
 
@@ -46,7 +47,7 @@ class Prefix:
 
     @property
     def image_size(self) -> int:
-        return self.model.input_shape[1]
+        return size_of(self.model.input_shape)
 
     def framed_for(self, examples) -> "Prefix":
         """Return the prefix with a framing that suits some examples, if it is open."""
@@ -91,7 +92,7 @@ class Prefix:
         }
 
 
-def prefix_of(model: keras.Model, stages: int, image_size: int | None = None) -> Prefix:
+def prefix_of(model: keras.Model, stages: int, image_size: int | str | None = None) -> Prefix:
     """Return the first `stages` stages (at least one) of a model's backbone, at an image size."""
     backbone = backbone_at(model, image_size)
     name = f"{backbone.name}, {stages} of {len(backbone.stages)} stages"

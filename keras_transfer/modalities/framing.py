@@ -1,7 +1,7 @@
 """The base of framings: how a model reads examples, as plain data."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Framing(ABC):
@@ -9,11 +9,11 @@ class Framing(ABC):
 
     Attributes:
         modality: name of its modality.
-        size: height and width of the model's input; None leaves it open.
+        size: height and width of the model's input, such as 224 or `"96x192"`; None leaves it open.
     """
 
     modality: ClassVar[str]
-    size: int | None
+    size: Any
 
     @property
     @abstractmethod
@@ -36,7 +36,7 @@ class Framing(ABC):
         return f"{self.size} px"
 
     @abstractmethod
-    def at(self, size: int | None) -> "Framing":
+    def at(self, size: Any) -> "Framing":
         """Return the same framing for another size."""
 
     @abstractmethod

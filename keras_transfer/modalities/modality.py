@@ -8,6 +8,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities.framing import Framing
 from keras_transfer.modalities.offers import Offers
 from keras_transfer.modalities.registry import find_modality, open_framing
+from keras_transfer.utils.image_sizes import sides, size_of
 
 
 class Modality(Offers, ABC):
@@ -134,12 +135,12 @@ class Modality(Offers, ABC):
     def framing(self, values: Mapping) -> Framing:
         """Return the framing that `Framing.to_dict` wrote."""
 
-    def open_framing(self, size: int | None) -> Framing:
+    def open_framing(self, size: Any) -> Framing:
         """Return the framing of a model of which nothing else is known."""
         return open_framing(size)
 
     @abstractmethod
-    def choose_framing(self, data, size: int) -> tuple[Framing, str]:
+    def choose_framing(self, data, size: Any) -> tuple[Framing, str]:
         """Return the framing that suits the training examples, and the reason in words.
 
         Args:
@@ -147,7 +148,7 @@ class Modality(Offers, ABC):
         """
 
     @abstractmethod
-    def default_framing(self, data, size: int | None) -> Framing:
+    def default_framing(self, data, size: Any) -> Framing:
         """Return the framing for data if none is given: as it was in 0.1 for images."""
 
     def other_framings(self, data, framing: Any) -> Sequence[Framing]:
@@ -160,7 +161,7 @@ class Modality(Offers, ABC):
 
     # -- tensors
 
-    def model_input(self, name: str, shape: Sequence, size: int | None) -> tuple:
+    def model_input(self, name: str, shape: Sequence, size: Any) -> tuple:
         """Return (shape without the first axis, dtype or None for Keras's default, name) of a model's input.
 
         Args:
@@ -170,12 +171,13 @@ class Modality(Offers, ABC):
         Raises:
             InputError: if the backbone does not take that size.
         """
-        size = size or shape[1]
+        built = size_of(shape)
+        size = size or built
         if size is None:
             raise InputError(f"Pass image_size: '{name}' accepts any.")
-        if shape[1] not in (None, size):
-            raise InputError(f"This backbone was built for image size {shape[1]}, not {size}.")
-        return (size, size, 3), None, self.input_name
+        if built not in (None, size):
+            raise InputError(f"This backbone was built for image size {built}, not {size}.")
+        return (*sides(size), 3), None, self.input_name
 
     @abstractmethod
     def preparation(self, reader, views: Sequence, framing: Any, memory=None) -> Any:
@@ -192,7 +194,7 @@ class Modality(Offers, ABC):
         """
 
     @abstractmethod
-    def default_augmentation(self, data, size: int) -> str:
+    def default_augmentation(self, data, size: Any) -> str:
         """Return the name of the augmentation that suits data if none is given."""
 
     @abstractmethod
@@ -291,7 +293,7 @@ class Modality(Offers, ABC):
                 f"The model reads {other.many}, but these are {self.many}: build a model for them."
             )
 
-    def framing_for(self, framing: "int | Framing", data) -> Framing:
+    def framing_for(self, framing: "int | str | Framing", data) -> Framing:
         """Return an image size or a framing as a framing that suits some data.
 
         Raises:

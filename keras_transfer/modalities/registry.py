@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.framing import Framing
+from keras_transfer.utils.image_sizes import size_of
 
 if TYPE_CHECKING:
     from keras_transfer.modalities.modality import Modality
@@ -32,7 +33,9 @@ def modality_in_memory(values: Sequence, facts: Mapping) -> "Modality":
     return next((room for room in rooms if room.holds(values, facts)), find_modality("image"))
 
 
-def open_framing(image_size: "int | Framing | None" = None, crop: float | None = None) -> Framing:
+def open_framing(
+    image_size: "int | str | Framing | None" = None, crop: float | None = None
+) -> Framing:
     """Return an image size as a framing of which nothing else is known, and a framing as it is.
 
     Args:
@@ -49,7 +52,7 @@ def framing_of_shape(shape: Sequence) -> Framing:
     That of images stands for all modalities that become images.
     """
     name = next((name for name in _ROOMS if find_modality(name).axes == len(shape)), "image")
-    return find_modality(name).open_framing(shape[1])
+    return find_modality(name).open_framing(size_of(shape))
 
 
 def framing_from(values: Mapping) -> Framing:

@@ -14,9 +14,9 @@ from keras_transfer.models.graph import clone_with
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import freeze
 from keras_transfer.utils.files import cpu_flags, remembered
+from keras_transfer.utils.image_sizes import checked_size
 from keras_transfer.utils.keras_versions import full_precision, nodes_of
 from keras_transfer.utils.machine import driver_gpus
-from keras_transfer.utils.names import require_image_size
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 _MIN_GAIN = 1.15  # a shorter number format that gains less is not worth its rounding
@@ -29,7 +29,7 @@ def training_model(
     model: keras.Model,
     frozen: int,
     *,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     from_cut: bool = False,
     fold: bool = True,
 ) -> keras.Model:
@@ -202,7 +202,7 @@ class Precision:
 def set_precision(
     precision: str = "auto",
     backbone: str | None = None,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     *,
     trains: bool = True,
 ) -> Precision:
@@ -223,7 +223,7 @@ def set_precision(
     Raises:
         InputError: unknown precision.
     """
-    require_image_size(image_size)
+    image_size = checked_size(image_size)
     if precision not in PRECISIONS:
         raise InputError(f"Unknown precision '{precision}'. Choose one of {', '.join(PRECISIONS)}.")
     chosen = Precision(precision, "as requested")
@@ -278,7 +278,9 @@ def _by_measurement(device, backbone, image_size):
     return Precision(name, f"{device}; a training step in bfloat16 is {gain:.2f} times as fast")
 
 
-def bfloat16_gain(backbone: str, image_size: int | None = None, batch_size: int = 16) -> float:
+def bfloat16_gain(
+    backbone: str, image_size: int | str | None = None, batch_size: int = 16
+) -> float:
     """Return the time of a training step (everything trains) in float32 over that in bfloat16."""
     before = keras.config.dtype_policy()
     steps = []
@@ -297,7 +299,7 @@ def bfloat16_gain(backbone: str, image_size: int | None = None, batch_size: int 
     return min(times[0]) / min(times[1])
 
 
-def training_step(backbone: str, image_size: int | None = None, batch_size: int = 16):
+def training_step(backbone: str, image_size: int | str | None = None, batch_size: int = 16):
     """Return a compiled function that does one training step of a whole model on random images."""
     head = Classification(("a", "b"))
     whole = build_model(backbone, head, image_size=image_size, weights=None)

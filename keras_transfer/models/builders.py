@@ -15,15 +15,15 @@ from keras_transfer.models.heads import HEADS, Head, TaskOutput
 from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.models.stages import Backbone, backbone_of, parameter_count, stage_of_weights
 from keras_transfer.utils.console import Table
+from keras_transfer.utils.image_sizes import checked_size, sides, size_of
 from keras_transfer.utils.keras_versions import first_node
-from keras_transfer.utils.names import require_image_size
 
 
 def build_model(
     backbone: str | Backbone | keras.Model | list,
     head: Head | dict[str, Head],
     *,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     weights: str | None = "imagenet",
     pooling: str | None = "auto",
     taps: str = "last",
@@ -38,7 +38,7 @@ def build_model(
             list of them, or names joined by `+`: the head then reads the features of all.
         head: the task, e.g. `Classification(["ants", "bees"])`; or name → head for several on one
             backbone, e.g. `{"kind": Classification(…), "age": Regression(…)}`.
-        image_size: height and width of the images; by default those of the ImageNet training or of
+        image_size: height and width of the images, such as 224 or `"96x192"`; by default those of the ImageNet training or of
             the source model.
         weights: `"imagenet"`, a path to a weights file, or None for random weights.
         pooling: `"avg"`, `"max"`, or None (the head flattens the feature map); of a transformer also
@@ -49,7 +49,7 @@ def build_model(
             that of the source model, or the data of the first training decides.
 
     Returns:
-        A `keras.Model` from RGB images [N, image_size, image_size, 3] (uint8 or float, 0–255), or
+        A `keras.Model` from RGB images [N, height, width, 3] (uint8 or float, 0–255), or
         from the token ids of texts (int32 [N, T], padded), to the head's float32 outputs [N, C]:
         logits for classes and labels, values for numbers; with several heads, a dict of them.
         Nothing is frozen yet.
@@ -58,7 +58,7 @@ def build_model(
         InputError: unknown backbone, an image size below the family's minimum, unavailable weights,
             a crop out of its range, a source model that does not take images, or invalid head names.
     """
-    require_image_size(image_size)
+    image_size = checked_size(image_size)
     framing = None if crop is None else Framing(crop=crop)
     for one in head.values() if isinstance(head, dict) else [head]:
         if not isinstance(one, Head):
@@ -108,21 +108,21 @@ def _check_names(heads):
 _resized: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
+def backbone_at(model: keras.Model, image_size: int | str | None = None) -> Backbone:
     """Return the model's backbone for images of one size (by default the model's), on shared weights.
 
     Raises:
         InputError: see `check_other_size`, or the size is too small for the layers.
     """
-    require_image_size(image_size)
+    image_size = checked_size(image_size)
     backbone = backbone_of(model)
-    image_size = image_size or model.input_shape[1]
-    if backbone.input_shape[1] == image_size:
+    image_size = image_size or size_of(model.input_shape)
+    if size_of(backbone.input_shape) == image_size:
         return backbone
     check_other_size(model, image_size)
     resized = _resized.setdefault(backbone, {})
     if image_size not in resized:
-        inputs = keras.Input((image_size, image_size, 3), name="images")
+        inputs = keras.Input((*sides(image_size), 3), name="images")
         try:
             resized[image_size] = Backbone(inputs, rebuild(backbone, inputs), name=backbone.name)
         except ValueError as error:
@@ -133,18 +133,19 @@ def backbone_at(model: keras.Model, image_size: int | None = None) -> Backbone:
     return resized[image_size]
 
 
-def check_other_size(model: keras.Model, image_size: int) -> None:
+def check_other_size(model: keras.Model, image_size: int | str) -> None:
     """Raise InputError if `backbone_at` would, as far as the number alone shows it.
 
     The sizes must differ by a multiple of 32, so that every layer pads the same way.
     """
-    require_image_size(image_size)
-    size = model.input_shape[1]
+    image_size = checked_size(image_size)
+    size = size_of(model.input_shape)
     if image_size == size:
         return
     if size is None:
         modality_of(model).model_input(f"'{model.name}'", model.input_shape, image_size)
-    if (image_size - size) % 32 or image_size < 32:
+    pairs = zip(sides(image_size), sides(size))
+    if any((other - own) % 32 or other < 32 for other, own in pairs):
         raise InputError(
             f"Image size {image_size} does not differ from the model's {size} by a multiple of 32."
         )

@@ -7,20 +7,21 @@ import keras
 from keras_transfer.modalities import Framing, find_modality, framing_from, framing_of_shape
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.console import say
+from keras_transfer.utils.image_sizes import size_of
 
 
-def framing_of(model: keras.Model, image_size: int | None = None, data=None) -> Framing:
+def framing_of(model: keras.Model, image_size: int | str | None = None, data=None) -> Framing:
     """Return how examples are turned into inputs of a model or a backbone.
 
     Args:
         image_size: by default the model's.
         data: decides the framing of a model that was built without one; the model stays as it is.
     """
-    size = image_size or model.input_shape[1]
+    size = image_size or size_of(model.input_shape)
     known = (backbone.framing for backbone in _backbones(model))
     framing = next((one for one in known if one is not None and one.settled), None)
     if framing is None and data is not None:
-        framing, _ = data.modality.choose_framing(data, model.input_shape[1])
+        framing, _ = data.modality.choose_framing(data, size_of(model.input_shape))
     return framing_of_shape(model.input_shape).at(size) if framing is None else framing.at(size)
 
 
@@ -36,7 +37,7 @@ def settle_framing(
     """
 
     def choose():
-        framing, reason = data.modality.choose_framing(data, model.input_shape[1])
+        framing, reason = data.modality.choose_framing(data, size_of(model.input_shape))
         return framing.to_dict(), reason
 
     known = framing_of(model)

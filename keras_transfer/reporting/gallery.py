@@ -149,6 +149,7 @@ def _thumbnail(item, shot, side):
     path = printable(item.path)
     return {
         "photo": data_uri("image/jpeg", _jpeg(shot.image, side)),
+        "ratio": shot.image.shape[1] / shot.image.shape[0],
         "words": (),
         "alt": f"{item.text}. {places}" if places else item.text,
         "heats": [(kind, data_uri("image/png", _heat_png(heat))) for kind, heat in heats.items()],
@@ -190,7 +191,9 @@ _ALT = {"prediction": "Evidence for the prediction", "truth": "evidence for the 
 
 
 def _jpeg(pixels, side):
-    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+    height, width = pixels.shape[:2]
+    size = round(side * min(1, width / height)), round(side * min(1, height / width))
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
     return buffer.getvalue()

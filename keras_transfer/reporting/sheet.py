@@ -32,7 +32,7 @@ def show_batch(
     n: int = 8,
     *,
     augment="light",
-    image_size: int | Framing = 224,
+    image_size: int | str | Framing = 224,
     variants: int = 5,
     split: str = "train",
     mix: str = "none",
@@ -59,8 +59,8 @@ def show_batch(
         InputError: if the split or augmentation does not exist, or a transform fails on an image.
     """
     framing = open_framing(image_size)
-    size = framing.size or 0
-    if n < 1 or variants < 1 or size < 1:
+    size = framing.size
+    if n < 1 or variants < 1 or size is None:
         raise InputError(
             f"show_batch: n, variants and image_size must be 1 or more, not {n}, {variants} and "
             f"{size}."
@@ -101,7 +101,7 @@ def write_sheet(
     n: int = 10,
     *,
     augment=("light", "medium", "heavy"),
-    image_size: int | Framing = 224,
+    image_size: int | str | Framing = 224,
     variants: int = 3,
     **options,
 ) -> None:

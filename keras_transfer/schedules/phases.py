@@ -15,6 +15,7 @@ from keras_transfer.modalities.views import MIXES
 from keras_transfer.models import BATCH_NORM_POLICIES, LOW_RANK, TRAINED
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.documents import dump_yaml
+from keras_transfer.utils.image_sizes import checked_size
 
 SHAPES = ("cosine", "one_cycle", "step", "constant", "annealed", "plateau")
 KEEP = ("best", "last")
@@ -106,7 +107,7 @@ class Phase:
     accumulate: int = 1
     ema: float = 0.0
     batch_size: int | None = None
-    image_size: int | None = None
+    image_size: int | str | None = None
     augment: str | dict | None = None
     mix: str | None = None
     mix_alpha: float | None = None
@@ -201,6 +202,13 @@ def _pattern(value):
         return False
 
 
+def _is_size(value):
+    try:
+        return checked_size(value) == value
+    except InputError:
+        return False
+
+
 _NATURAL = (_natural, "a whole number above 0")
 _POSITIVE = (_positive, "above 0")
 _NOT_NEGATIVE = (lambda value: value >= 0, "at least 0")
@@ -228,7 +236,7 @@ _CHECKS = (
     ("accumulate", *_NATURAL),
     ("ema", *_SHARE),
     ("batch_size", *_NATURAL),
-    ("image_size", *_NATURAL),
+    ("image_size", _is_size, "a number of pixels, or height and width such as 96x192"),
     ("mix", *_one_of(MIXES)),
     ("mix_alpha", *_POSITIVE),
     ("batch_norm", *_one_of(BATCH_NORM_POLICIES)),

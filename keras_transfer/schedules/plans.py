@@ -29,6 +29,7 @@ from keras_transfer.schedules.phases import Phase, Schedule, differences
 from keras_transfer.schedules.rates import can_restart, rate_of, stage_rates
 from keras_transfer.schedules.sizes import head_share, memory_of, moving_parameters, updated_by
 from keras_transfer.utils.console import Table, format_bytes
+from keras_transfer.utils.image_sizes import size_of
 from keras_transfer.utils.keras_versions import OPTIMIZER_WRAPPERS
 
 FORWARD = 1 / 3  # of a training step: one of its three passes; the others are backward
@@ -307,7 +308,7 @@ class PlannedPhase:
     steps: int
     steps_per_epoch: int
     batch_size: int
-    image_size: int
+    image_size: int | str
     frozen: int
     rates: tuple[float, ...]
     head_rate: float
@@ -417,7 +418,7 @@ def make_plan(model: keras.Model, schedule: Schedule, examples: int, batch_size:
         batch = phase.batch_size or batch_size
         per_epoch = math.ceil(examples / batch)
         steps = phase.steps or (phase.epochs or 0) * per_epoch  # one of the two is given
-        image_size = phase.image_size or model.input_shape[1]
+        image_size = phase.image_size or size_of(model.input_shape)
         try:
             check_other_size(model, image_size)
         except InputError as error:

@@ -21,7 +21,7 @@ from keras_transfer.schedules.defaults import (
     whole,
 )
 from keras_transfer.schedules.phases import Phase, Schedule
-from keras_transfer.utils.names import require_image_size
+from keras_transfer.utils.image_sizes import changed
 
 DEFAULT = "lp_ft"
 AUTO = "auto"  # the advisor chooses
@@ -224,7 +224,7 @@ def progressive_resize(
     examples: int = 1000,
     epochs: int | None = None,
     learning_rate: float | None = None,
-    image_size: int = 224,
+    image_size: int | str = 224,
     smaller_by: int = 64,
     head_epochs: int | None = None,
     head_learning_rate: float | None = None,
@@ -236,8 +236,7 @@ def progressive_resize(
     The head and half of the rest train on images that are `smaller_by` pixels smaller, which takes
     about half the time at 224 px. The trainer passes the model's `image_size`.
     """
-    require_image_size(image_size)
-    small = image_size - smaller_by
+    small = changed(image_size, -smaller_by)
     given = head_epochs, head_learning_rate, linear_head
     head, rest = head_and_rest("progressive_resize", examples, epochs, given, least=2)
     rate = learning_rate or default_rate(steps_of(examples, rest), attention_stages)
@@ -333,7 +332,7 @@ def resolve_schedule(
     overrides: dict | None = None,
     *,
     examples: int | None = None,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     linear_head: bool | None = None,
     attention_stages: int | None = None,
     rate_scale: float = 1.0,

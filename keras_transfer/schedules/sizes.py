@@ -16,6 +16,7 @@ from keras_transfer.models.low_rank import (
 from keras_transfer.models.stages import backbone_of, parameter_count, stage_of_weights
 from keras_transfer.models.trained import is_batch_norm, moving_weights
 from keras_transfer.schedules.phases import Phase
+from keras_transfer.utils.image_sizes import sides, size_of
 from keras_transfer.utils.keras_versions import inner_layers, nodes_of
 
 _SLOTS = 2  # of AdamW, a moment and a variance for each moving weight; few optimizers have more
@@ -86,7 +87,7 @@ def moving_parameters(model: keras.Model, phase: Phase, frozen: int) -> int:
 
 
 def memory_of(
-    model: keras.Model, phase: Phase, frozen: int, batch_size: int, image_size: int | None
+    model: keras.Model, phase: Phase, frozen: int, batch_size: int, image_size: int | str | None
 ) -> int:
     """Return about how many bytes a phase needs besides the program: an estimate.
 
@@ -96,8 +97,8 @@ def memory_of(
     moving = moving_parameters(model, phase, frozen)
     extra = 1 + _SLOTS + bool(phase.ema) + bool(phase.l2_sp) + (phase.accumulate > 1)
     weights = parameter_count(model.weights) + moving * extra
-    size = model.input_shape[1]
-    scale = (image_size / size) ** 2 if image_size and size else 1
+    size = size_of(model.input_shape)
+    scale = math.prod(sides(image_size)) / math.prod(sides(size)) if image_size and size else 1
     wide = _NUMBER if model.dtype_policy.compute_dtype == "float32" else _NUMBER // 2
     tokens = framing_of(model).size or 1  # of the longest text
     activations = _activations(model, frozen, tokens, folded=phase.batch_norm == "frozen")

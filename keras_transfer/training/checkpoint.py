@@ -27,6 +27,7 @@ from keras_transfer.training.weights import (
     state_of,
 )
 from keras_transfer.utils.console import ProgressBar, progress_bar, say
+from keras_transfer.utils.image_sizes import size_of
 
 
 class Progress(keras.callbacks.Callback):
@@ -356,7 +357,7 @@ class Progress(keras.callbacks.Callback):
 
     def _rank(self, validation):
         # Only epochs at the image size of the model are compared.
-        same_size = float(self.planned.image_size == self.source.input_shape[1])
+        same_size = float(self.planned.image_size == size_of(self.source.input_shape))
         if not validation or self.keep == "last":
             return [same_size, self.epoch]
         # The highest metric that the head is ranked by, then the lowest loss.

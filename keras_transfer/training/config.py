@@ -26,6 +26,7 @@ from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.distributed.single_process import CHOICES as DISTRIBUTE
 from keras_transfer.training.distributed.single_process import SCALINGS
 from keras_transfer.utils.extras import require
+from keras_transfer.utils.image_sizes import checked_size
 
 FEATURE_DTYPES = ("auto", *DTYPES[:3])
 POLICIES = ("evidence", "classical")  # of the advisor
@@ -137,8 +138,11 @@ class TrainConfig:
         "by commas the advisor chooses one; several joined by + work together.",
     )
     weights: str | None = setting("imagenet", MODEL, "imagenet, none, or a weights file.")
-    image_size: int | None = setting(
-        None, MODEL, "Height and width in pixels. (default: the backbone's)", least=1
+    image_size: Any = setting(
+        None,
+        MODEL,
+        "Height and width in pixels, such as 224 or 96x192. (default: the backbone's)",
+        metavar="HxW",
     )
     crop: Any = setting(
         AUTO,
@@ -263,6 +267,7 @@ class TrainConfig:
     def __post_init__(self):
         for spec in fields(self):
             object.__setattr__(self, spec.name, validated(spec, getattr(self, spec.name)))
+        object.__setattr__(self, "image_size", checked_size(self.image_size))
         if self.weights == "none":
             object.__setattr__(self, "weights", None)
         if self.augment != AUTO:

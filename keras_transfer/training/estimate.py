@@ -7,7 +7,7 @@ from keras_transfer.utils.console import say
 
 
 def say_estimate(
-    backbone: str, image_size: int | None, batch_size: int, trainings: int, images: int
+    backbone: str, image_size: int | str | None, batch_size: int, trainings: int, images: int
 ) -> float:
     """Print and return the estimated minutes of several trainings, from one timed step.
 
@@ -25,7 +25,7 @@ def say_estimate(
     return seconds / 60
 
 
-def timed_step(backbone: str, image_size: int | None, batch_size: int) -> tuple[float, float]:
+def timed_step(backbone: str, image_size: int | str | None, batch_size: int) -> tuple[float, float]:
     """Return (seconds until the first step is over, seconds of a further one), all layers trained."""
     started = time.perf_counter()
     step = training_step(backbone, image_size, batch_size)

@@ -41,6 +41,7 @@ from keras_transfer.training.soup import obstacle
 from keras_transfer.training.weights import assign, collect
 from keras_transfer.utils.console import say
 from keras_transfer.utils.global_state import seeded
+from keras_transfer.utils.image_sizes import size_of
 
 _RESUME = "continue with --resume (resume=True)"
 _HEAD_STEPS = 64  # steps per call of Keras if only the head trains
@@ -443,5 +444,5 @@ class TrainingRun:
         planned, outputs = self.validated
         ends = np.cumsum([entry["epochs"] for entry in self.progress.phases])
         since = self.plan.phases[np.searchsorted(ends, self.progress.best["epoch"]) :]
-        same_size = planned.image_size == self.model.input_shape[1]
+        same_size = planned.image_size == size_of(self.model.input_shape)
         return outputs if same_size and all(p.frozen >= planned.frozen for p in since) else None

@@ -32,6 +32,7 @@ from keras_transfer.training.logs import check_logs
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import absolute_paths, free_memory
+from keras_transfer.utils.image_sizes import size_of
 
 _MOST_IMAGE_BYTES = 1 << 30  # of decoded images in memory
 
@@ -107,7 +108,7 @@ class Trainer:
             self._default_recipe() if self._recipe == recipes.AUTO else self._recipe,
             self._overrides,
             examples=examples,
-            image_size=self.model.input_shape[1],
+            image_size=size_of(self.model.input_shape),
             linear_head=not in_steps,
             attention_stages=attention_stages(self.model),
             rate_scale=modality_of(self.model).rate_scale,
@@ -155,7 +156,7 @@ class Trainer:
     def _settle_augmentation(self, data):
         """Replace an open augmentation by the one that suits the data."""
         if self._any_augment and self.augment == "light":
-            self.augment = data.modality.default_augmentation(data, self.model.input_shape[1])
+            self.augment = data.modality.default_augmentation(data, size_of(self.model.input_shape))
 
     # -- what a phase trains with
 
@@ -325,7 +326,7 @@ class Trainer:
         return {
             **extra,
             **self.config.training_dict(),
-            "image_size": self.model.input_shape[1],
+            "image_size": size_of(self.model.input_shape),
             **framing_of(self.model).recorded(),
             "augment": self.augment,
             **({"devices": self.devices} if self.devices > 1 else {}),

@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from numbers import Integral
 from typing import Any, TypeVar
 
 from keras_transfer.errors import InputError
@@ -79,19 +78,3 @@ def sequence_of_names(names: Any, what: str) -> tuple[str, ...]:
             f"{what} must be a sequence of names, such as ['cat', 'dog'], not {names!r}."
         )
     return tuple(str(name) for name in names)
-
-
-def require_image_size(image_size: Any) -> None:
-    """Raise InputError unless an image size is None or one whole number of pixels."""
-    whole = isinstance(image_size, Integral) and not isinstance(image_size, bool)
-    if image_size is None or (whole and image_size >= 1):
-        return
-    hint = ""
-    if isinstance(image_size, (tuple, list)) and image_size and len({*map(str, image_size)}) == 1:
-        hint = f": image_size={image_size[0]}"
-    elif isinstance(image_size, (tuple, list)):
-        hint = ", because images are square"
-    raise InputError(
-        f"image_size must be one whole number of pixels, 1 or more, not {image_size!r}; pass the side "
-        f"of the square image{hint or ', for example 224'}."
-    )

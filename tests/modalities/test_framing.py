@@ -32,8 +32,9 @@ def test_a_framing_and_an_image_size_mean_the_same():
     assert Framing(32, "0.5").crop == 0.5
     with raises("Pass image_size"):
         Framing.of(None).square  # noqa: B018
-    with raises("image_size must be one whole number"):
-        Framing.of((32, 32))
+    assert Framing.of((32, 48)) == Framing("32x48") and Framing("32x48", 1).shape == (32, 48, 3)
+    with raises("image_size must be a whole number of pixels"):
+        Framing.of((32, 32, 3))
 
 
 # -- the choice -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from keras_transfer.models.heads import Classification, MultiLabel, Regression
 from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
 from keras_transfer.training import TrainConfig
-from keras_transfer.utils.names import require_image_size
+from keras_transfer.utils.image_sizes import checked_size
 
 HEAD = Classification(["a", "b"])
 
@@ -47,8 +47,8 @@ def data():
         lambda data, size: TrainConfig(image_size=size),
     ],
 )
-@pytest.mark.parametrize("size", [(64, 64), "64", 64.0])
-def test_an_image_size_is_one_whole_number(data, use, size):
+@pytest.mark.parametrize("size", [(64, 64, 3), "64 px", 64.0])
+def test_an_image_size_is_one_number_or_two(data, use, size):
     with pytest.raises(kt.InputError) as raised:
         use(data, size)
     message = str(raised.value)
@@ -56,18 +56,21 @@ def test_an_image_size_is_one_whole_number(data, use, size):
     assert "image_size" in message or "image size" in message
 
 
-def test_the_message_about_an_image_size_says_what_to_pass():
-    for size in (None, 224, np.int64(64)):
-        require_image_size(size)
-    for size, words in (
-        ((64, 64), "not (64, 64); pass the side of the square image: image_size=64."),
-        ([64, 32], "because images are square"),
-        (0, "1 or more, not 0"),
-        (True, "not True"),
+def test_an_image_size_is_plain_data():
+    for size, plain in (
+        (None, None),
+        (np.int64(64), 64),
+        ("64", 64),
+        ((64, 64), 64),
+        ("64x64", 64),
+        ([64, 32], "64x32"),
+        ("64x32", "64x32"),
     ):
+        assert checked_size(size) == plain
+    for size in (0, True, "64x", (64, 0), "-3", [], 64.0):
         with pytest.raises(kt.InputError) as raised:
-            require_image_size(size)
-        assert words in str(raised.value)
+            checked_size(size)
+        assert f"such as 96x192, not {size!r}" in str(raised.value)
 
 
 @pytest.mark.parametrize("head", [Classification, MultiLabel, Regression])

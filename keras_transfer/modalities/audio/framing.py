@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing
-from keras_transfer.utils.names import require_image_size
+from keras_transfer.utils.image_sizes import checked_size, sides
 
 RATES = (1000, 192_000)  # that can be read, in Hz
 _MOST_RATE = 16_000  # Hz; speech and most sounds have little above 8 kHz
@@ -25,7 +25,8 @@ class ClipFraming(Framing):
     """The part of a clip that a model reads, and the image that it becomes.
 
     Attributes:
-        size: side of the image, in pixels; None leaves it open.
+        size: of the image, in pixels: 96, or `"96x192"` for 96 rows of mel bands and 192 columns of time;
+            None leaves it open.
         rate: samples per second, to which clips are resampled.
         seconds: length of the window. Longer clips are cut to their middle; shorter ones lie in the
             middle, between zeros.
@@ -36,12 +37,12 @@ class ClipFraming(Framing):
 
     modality: ClassVar[str] = "audio"
 
-    size: int | None = None
+    size: int | str | None = None
     rate: int = _MOST_RATE
     seconds: float = 1.0
 
     def __post_init__(self):
-        require_image_size(self.size)
+        object.__setattr__(self, "size", checked_size(self.size))
         if not RATES[0] <= self.rate <= RATES[1]:
             raise InputError(
                 f"The sample rate must be {RATES[0]} to {RATES[1]} Hz, not {self.rate}."
@@ -53,7 +54,7 @@ class ClipFraming(Framing):
     def settled(self) -> bool:
         return True
 
-    def at(self, size: int | None) -> "ClipFraming":
+    def at(self, size: int | str | None) -> "ClipFraming":
         """Return the same framing for another size."""
         return replace(self, size=size)
 
@@ -65,31 +66,36 @@ class ClipFraming(Framing):
         return f"window {self.seconds:g} s at {self.rate} Hz"
 
     @property
-    def side(self) -> int:
-        """The size; an InputError if it is open."""
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a model input; an InputError if the size is open."""
         if self.size is None:
-            raise InputError("Pass image_size: the side of the log-mel image, for example 96.")
-        return self.size
+            raise InputError("Pass image_size: of the log-mel image, for example 96 or 96x192.")
+        return (*sides(self.size), 3)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of a model input."""
-        return (self.side, self.side, 3)
+    def rows(self) -> int:
+        """Height of the image."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Width of the image."""
+        return self.shape[1]
 
     @property
     def spectra(self) -> int:
         """Number of spectra in a column of the image, which shows their mean."""
-        return max(1, math.ceil(self.seconds / (self.side * _HOP)))
+        return max(1, math.ceil(self.seconds / (self.columns * _HOP)))
 
     @property
     def hop(self) -> int:
         """Samples from one spectrum to the next."""
-        return max(1, math.ceil(self.rate * self.seconds / (self.side * self.spectra)))
+        return max(1, math.ceil(self.rate * self.seconds / (self.columns * self.spectra)))
 
     @property
     def samples(self) -> int:
         """Length of the window, rounded up to whole columns of the image."""
-        return self.hop * self.side * self.spectra
+        return self.hop * self.columns * self.spectra
 
 
 def choose_framing(seconds: np.ndarray, rates: np.ndarray) -> tuple[ClipFraming, str]:

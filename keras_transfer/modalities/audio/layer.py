@@ -12,13 +12,13 @@ class LogMel(keras.layers.Layer):
     """Turns windows of samples into log-mel images, see `log_mel.shades`.
 
     Takes float32 [N, samples], -1 to 1, at the framing's rate, where `samples` is
-    `ClipFraming.samples`; returns float32 [N, size, size, 3], whole numbers 0–255, three equal channels.
+    `ClipFraming.samples`; returns float32 [N, height, width, 3], whole numbers 0–255, three equal channels.
 
     Args:
         size, rate, seconds: see `ClipFraming`.
     """
 
-    def __init__(self, size: int, rate: int, seconds: float, **kwargs):
+    def __init__(self, size: int | str, rate: int, seconds: float, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.framing = ClipFraming(size, rate, seconds)
 
@@ -27,7 +27,7 @@ class LogMel(keras.layers.Layer):
         return ops.repeat(image[..., None], 3, axis=-1)
 
     def compute_output_shape(self, shape):
-        return (shape[0], self.framing.size, self.framing.size, 3)
+        return (shape[0], *self.framing.shape)
 
     def get_config(self):
         config = super().get_config()

@@ -30,7 +30,7 @@ def image_of(window: np.ndarray, framing: ClipFraming) -> np.ndarray:
         window: float32 [framing.samples], -1 to 1.
 
     Returns:
-        uint8 [size, size, 3].
+        uint8 [height, width, 3].
     """
     hann = hann_window(framing)
     pieces = np.lib.stride_tricks.sliding_window_view(np.pad(window, _margins(framing)), len(hann))
@@ -68,8 +68,8 @@ def shades(windows: Any, framing: ClipFraming, ops: Any, power: Callable | None 
 
 
 def _values(bands, framing, ops):
-    """Return shades [N, size, bands] of the power of bands [N, size · framing.spectra, bands]."""
-    bands = ops.reshape(bands, (-1, framing.size, framing.spectra, _BANDS))
+    """Return shades [N, width, bands] of the power of bands [N, width · framing.spectra, bands]."""
+    bands = ops.reshape(bands, (-1, framing.columns, framing.spectra, _BANDS))
     level = (10 / np.log(10).item()) * ops.log(ops.maximum(ops.mean(bands, axis=2), _LEAST_POWER))
     top = ops.max(level, axis=(1, 2), keepdims=True)
     return ops.maximum(level - top + _RANGE, 0.0) * (255 / _RANGE)
@@ -96,7 +96,7 @@ def points_of(hann: np.ndarray) -> int:
 
 @cache
 def _matrices(framing):
-    """Return (Fourier transform [window, 2·bins], mel bands [bins, bands], rows [bands, size])."""
+    """Return (Fourier transform [window, 2·bins], mel bands [bins, bands], rows [bands, height])."""
     hann = hann_window(framing)
     length, points = len(hann), points_of(hann)
     frequencies = np.arange(points // 2 + 1) * framing.rate / points
@@ -111,7 +111,7 @@ def _matrices(framing):
     mel = np.maximum(0, np.minimum(rising, falling))
     mel /= np.maximum(mel.sum(axis=0), 1e-9)  # the mean power of a band
     # Bands are interpolated to the image's rows, from the highest at the top to the lowest.
-    place = np.clip((np.arange(framing.size) + 0.5) / framing.size * _BANDS - 0.5, 0, _BANDS - 1)
+    place = np.clip((np.arange(framing.rows) + 0.5) / framing.rows * _BANDS - 0.5, 0, _BANDS - 1)
     rows = np.maximum(0, 1 - np.abs(np.arange(_BANDS)[:, None] - place))[:, ::-1]
     return tuple(np.ascontiguousarray(m, "float32") for m in (fourier, mel, rows))
 

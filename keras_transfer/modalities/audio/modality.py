@@ -114,7 +114,7 @@ class Audio(Modality):
     def framing(self, values: Mapping) -> ClipFraming:
         return ClipFraming(rate=values["rate"], seconds=values["seconds"])
 
-    def choose_framing(self, data, size: int) -> tuple[ClipFraming, str]:
+    def choose_framing(self, data, size: int | str) -> tuple[ClipFraming, str]:
         splits = getattr(data, "examples", {"train": data})
         clips = splits.get("train", next(iter(splits.values()))).images
         # Spread over the classes, which follow one another.
@@ -139,7 +139,7 @@ class Audio(Modality):
     def resolve_augmentation(self, augmentation) -> augment.ClipAugmentation:
         return augment.resolve_augmentation(augmentation)
 
-    def default_augmentation(self, data, size: int) -> str:
+    def default_augmentation(self, data, size: int | str) -> str:
         return "light"
 
     def stronger_augmentation(self, augmentation) -> augment.ClipAugmentation:

@@ -30,13 +30,13 @@ class Preparation(OneByOne):
     busy = nullcontext()
 
     def __init__(self, clips, views: Sequence[View], framing: ClipFraming, memory=None):
-        self.shape = (framing.size, framing.size, 3)
+        self.shape = framing.shape
         self.finish = [None] * len(views)
         self._clips, self._framing, self._memory = clips, framing, memory
         self._variants = [view.augmentation for view in views]
 
     def make(self, index: int, draws: np.ndarray, seeds: np.ndarray, out: np.ndarray) -> None:
-        """Write the views of one clip into `out`, uint8 [V, size, size, 3].
+        """Write the views of one clip into `out`, uint8 [V, height, width, 3].
 
         Raises:
             ValueError: if the clip cannot be read; the message names it.
@@ -88,8 +88,8 @@ def _varied(samples, framing: ClipFraming, augmentation: ClipAugmentation, rng):
     image = image_of(window, framing)
     gray = round(float(image.mean()))
     for _ in range(_MASKS):
-        image[_masked(rng, augmentation.bands, framing.size)] = gray
-        image[:, _masked(rng, augmentation.times, framing.size)] = gray
+        image[_masked(rng, augmentation.bands, framing.rows)] = gray
+        image[:, _masked(rng, augmentation.times, framing.columns)] = gray
     return image
 
 

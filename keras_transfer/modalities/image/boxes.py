@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_transfer.utils.image_sizes import sides
+
 # Numbers in [0, 1) that a random box and its orientation are made from, in this order.
 DRAWS = ("area", "aspect", "top", "left", "flip")
 REDUCTIONS = (2, 4, 8)
@@ -16,33 +18,40 @@ REDUCTIONS = (2, 4, 8)
 LEAST_SCALE = 1.7
 
 
-def central_box(height: Any, width: Any, size: int, crop: float, ops: Any = np) -> tuple:
-    """Return the central square whose side is the share `crop` of the shorter side.
+def central_box(height: Any, width: Any, size: int | str, crop: float, ops: Any = np) -> tuple:
+    """Return the share `crop` of the largest central rectangle that has the shape of the result.
 
-    The share is rounded so that the shorter side becomes a whole number of pixels, `size / crop`.
+    The share is rounded so that, for a square, the shorter side becomes a whole number of pixels,
+    `size / crop`.
 
     Args:
         height, width: of the image, float32.
-        size: side of the result that is made from the box, in pixels.
+        size: of the result that is made from the box, see `utils.image_sizes`.
         ops: `numpy` or `tensorflow`.
     """
-    side = ops.minimum(height, width) * (size / round(size / crop))
-    return (height - side) / 2, (width - side) / 2, side, side
+    rows, columns = sides(size)
+    tall = ops.minimum(height, width * (rows / columns)) * (rows / round(rows / crop))
+    wide = tall * (columns / rows)
+    return (height - tall) / 2, (width - wide) / 2, tall, wide
 
 
-def random_box(height: Any, width: Any, augmentation, draws: Any, ops: Any = np) -> tuple:
+def random_box(
+    height: Any, width: Any, augmentation, draws: Any, size: int | str, ops: Any = np
+) -> tuple:
     """Return the box of a random crop.
 
     Args:
         height, width: of the image, float32.
         augmentation: an `Augmentation`, of which `min_area` and `max_aspect` count.
         draws: float32 [5], in [0, 1), see `DRAWS`.
+        size: see `central_box`.
         ops: `numpy` or `tensorflow`.
     """
     # Draw the aspect ratio first, then an area that fits the image at that ratio: no draw is
     # rejected, and a very wide image is not squashed.
     log_aspect = math.log(augmentation.max_aspect)
-    aspect = ops.exp((2 * draws[1] - 1) * log_aspect)
+    rows, columns = sides(size)
+    aspect = ops.exp((2 * draws[1] - 1) * log_aspect) * (columns / rows)
     largest = ops.minimum(width / (height * aspect), height * aspect / width)
     smallest = ops.minimum(augmentation.min_area, largest)
     area = (smallest + draws[0] * (largest - smallest)) * height * width
@@ -65,7 +74,7 @@ def is_flipped(draws):
     return draws[4] < 0.5
 
 
-def reduction(box: tuple, size: int) -> int:
+def reduction(box: tuple, size: int | str) -> int:
     """Return how many times smaller an image may be made before a box of it is resampled: 1 to 8."""
-    scale = min(box[2], box[3]) / size
+    scale = min(side / results for side, results in zip(box[2:], sides(size)))
     return next((r for r in reversed(REDUCTIONS) if scale >= LEAST_SCALE * r), 1)

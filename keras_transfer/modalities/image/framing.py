@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing as Base
-from keras_transfer.utils.names import require_image_size
+from keras_transfer.utils.image_sizes import changed, checked_size, sides
 
 DEFAULT_CROP = 0.875
 _WHOLE = 1.0
@@ -20,12 +20,12 @@ _SAMPLE = 200  # images whose headers are read
 
 @dataclass(frozen=True)
 class Framing(Base):
-    """The square that a model reads of an image.
+    """The rectangle that a model reads of an image, mostly a square.
 
     Attributes:
-        size: its side, in pixels; None leaves it open.
-        crop: share of the image's shorter side that the central square covers, in (0, 1]; None
-            leaves it open.
+        size: its side, in pixels, or `"96x192"`: height and width; None leaves it open.
+        crop: share of the largest central rectangle of that shape that is shown (for a square: of the
+            image's shorter side), in (0, 1]; None leaves it open.
 
     Raises:
         InputError: a value is out of its range.
@@ -33,15 +33,15 @@ class Framing(Base):
 
     modality: ClassVar[str] = "image"
 
-    size: int | None = None
+    size: int | str | None = None
     crop: float | None = None
 
     def __post_init__(self):
-        require_image_size(self.size)
+        object.__setattr__(self, "size", checked_size(self.size))
         object.__setattr__(self, "crop", checked_crop(self.crop))
 
     @classmethod
-    def of(cls, image_size: "int | Framing | None") -> "Framing":
+    def of(cls, image_size: "int | str | Framing | None") -> "Framing":
         """Return an image size as a framing, and a framing as it is."""
         return image_size if isinstance(image_size, Framing) else cls(image_size)
 
@@ -53,10 +53,9 @@ class Framing(Base):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of a model input."""
-        size, _ = self.square
-        return (size, size, 3)
+        return (*sides(self.square[0]), 3)
 
-    def at(self, size: int | None) -> "Framing":
+    def at(self, size: int | str | None) -> "Framing":
         """Return the same framing for another size."""
         return replace(self, size=size)
 
@@ -68,10 +67,10 @@ class Framing(Base):
         return f"crop {self.crop}"
 
     @property
-    def square(self) -> tuple[int, float]:
+    def square(self) -> tuple[int | str, float]:
         """(size, crop) for `prepare.resize_and_crop`, with `DEFAULT_CROP` where it is open."""
         if self.size is None:
-            raise InputError("Pass image_size: the side of the square image, for example 224.")
+            raise InputError("Pass image_size: for example 224, or 96x192.")
         return self.size, self.crop or DEFAULT_CROP
 
 
@@ -91,7 +90,7 @@ def checked_crop(crop: Any) -> float | None:
     return share
 
 
-def choose_crop(data, image_size: int) -> tuple[float, str]:
+def choose_crop(data, image_size: int | str) -> tuple[float, str]:
     """Return the crop that suits some data, and the reason in words.
 
     Images that are enlarged to the model's size are shown whole: there is no detail to gain from a
@@ -105,7 +104,7 @@ def choose_crop(data, image_size: int) -> tuple[float, str]:
     median = median_side(data)
     if median is None:
         return DEFAULT_CROP, "there are no images to decide it by"
-    enlarged = median <= image_size
+    enlarged = median <= min(sides(image_size))
     reason = (
         f"the originals' median shorter side, {median:g} px, is {'not ' * enlarged}above the image "
         f"size, {image_size} px"
@@ -113,19 +112,20 @@ def choose_crop(data, image_size: int) -> tuple[float, str]:
     return _WHOLE if enlarged else DEFAULT_CROP, reason
 
 
-def crops(data, image_size: int) -> tuple[float, ...]:
+def crops(data, image_size: int | str) -> tuple[float, ...]:
     """Return the crops that are worth comparing for some data, that of `choose_crop` first."""
     chosen, _ = choose_crop(data, image_size)
     return chosen, *(crop for crop in (_WHOLE, DEFAULT_CROP) if crop != chosen)
 
 
-def smaller_sizes(image_size: int) -> tuple[int, ...]:
+def smaller_sizes(image_size: int | str) -> tuple[int | str, ...]:
     """Return image sizes that are worth comparing with a larger one, the largest first.
 
     They differ from it by multiples of 32, so that every layer pads the same way.
     """
-    sizes = (image_size - round(image_size * share / 32) * 32 for share in (0.3, 0.43))
-    return tuple(size for size in sizes if _LEAST_SIZE <= size < image_size)
+    least = min(sides(image_size))
+    smaller = (round(least * share / 32) * 32 for share in (0.3, 0.43))
+    return tuple(changed(image_size, -s) for s in smaller if s and least - s >= _LEAST_SIZE)
 
 
 def median_side(data) -> float | None:

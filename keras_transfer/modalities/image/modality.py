@@ -22,6 +22,7 @@ from keras_transfer.modalities.image.formats import (
 from keras_transfer.modalities.image.sketch import NEAR, ODDITIES
 from keras_transfer.modalities.reading import digest
 from keras_transfer.modalities.statistics import binned, counted, described, histogram, spread
+from keras_transfer.utils.image_sizes import sides
 
 _SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bins of the histogram, in pixels
 _SLICES = (64, 128, 256, 512, 1024, 2048)
@@ -122,7 +123,7 @@ class Images(Modality):
     def framing(self, values: Mapping) -> Framing:
         return framings.Framing(crop=values.get("crop", framings.DEFAULT_CROP))
 
-    def choose_framing(self, data, size: int) -> tuple[Framing, str]:
+    def choose_framing(self, data, size: int | str) -> tuple[Framing, str]:
         crop, reason = framings.choose_crop(data, size)
         return framings.Framing(size, crop), reason
 
@@ -144,10 +145,10 @@ class Images(Modality):
     def resolve_augmentation(self, augmentation):
         return augment.resolve_augmentation(augmentation)
 
-    def default_augmentation(self, data, size: int) -> str:
+    def default_augmentation(self, data, size: int | str) -> str:
         """Leave the crops out where images are enlarged twofold or more: few pixels tell little."""
         side = framings.median_side(data)
-        return "flip" if side is not None and 2 * side <= size else "light"
+        return "flip" if side is not None and 2 * side <= min(sides(size)) else "light"
 
     def stronger_augmentation(self, augmentation):
         variation = augment.resolve_augmentation(augmentation)
@@ -195,11 +196,11 @@ class Images(Modality):
         return trial(example, framing)
 
     def noise(self, framing, count: int = 2) -> list:
-        size = framing.size
+        rows, columns, _ = framing.shape
         rng = np.random.default_rng(0)
-        step = -(-size // 8)
-        coarse = rng.uniform(0, 255, (count, 8, 8, 3)).repeat(step, 1).repeat(step, 2)
-        fine = coarse[:, :size, :size] + rng.normal(0, 20, (count, size, size, 3))
+        down, across = -(-rows // 8), -(-columns // 8)
+        coarse = rng.uniform(0, 255, (count, 8, 8, 3)).repeat(down, 1).repeat(across, 2)
+        fine = coarse[:, :rows, :columns] + rng.normal(0, 20, (count, rows, columns, 3))
         return list(np.clip(fine, 0, 255).astype("uint8"))
 
     def page_input(self, framing) -> dict:
@@ -208,26 +209,27 @@ class Images(Modality):
 
     def describe_input(self, framing, count: str) -> str:
         batch = "one image at a time, [1" if count == "1" else "[N"
-        return f"Input `images`: uint8 {batch}, {framing.size}, {framing.size}, 3], RGB."
+        return f"Input `images`: uint8 {batch}, {', '.join(map(str, framing.shape))}], RGB."
 
     def describe_preparation(self, framing) -> str:
-        size, crop = framing.square
+        (rows, columns, _), (_, crop) = framing.shape, framing.square
         return (
             "Prepare images as in training:\n"
-            "rotate them according to EXIF, then crop the central square and scale it in one step:\n\n"
+            "rotate them according to EXIF, then crop the center and scale it in one step:\n\n"
             "```python\n"
             "from PIL import Image, ImageOps\n\n"
             'image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n'
-            f"side = min(image.size) * {size} / {round(size / crop)}\n"
-            "left, top = ((edge - side) / 2 for edge in image.size)\n"
-            "box = (left, top, left + side, top + side)\n"
-            f"image = image.resize(({size}, {size}), Image.Resampling.BILINEAR, box=box)\n"
+            f"unit = min(image.width / {columns}, image.height / {rows}) * {rows} / {round(rows / crop)}\n"
+            f"width, height = {columns} * unit, {rows} * unit\n"
+            "left, top = (image.width - width) / 2, (image.height - height) / 2\n"
+            "box = (left, top, left + width, top + height)\n"
+            f"image = image.resize(({columns}, {rows}), Image.Resampling.BILINEAR, box=box)\n"
             "```"
         )
 
     def describe_limits(self, framing) -> str:
         return (
-            f"Images are cropped to the central square and scaled to {framing.size} px, so small "
+            f"Images are cropped to their center and scaled to {framing.size} px, so small "
             "objects and objects near the edge may be missed."
         )
 

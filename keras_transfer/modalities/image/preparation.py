@@ -38,7 +38,7 @@ class Preparation(OneByOne):
         memory: a `data.memory.ImageMemory`, which caches decoded images.
 
     Attributes:
-        shape: of a view, (size, size, 3).
+        shape: of a view, (height, width, 3).
         dtype: of a view, `"uint8"`.
         draws: number of random numbers that `make` needs for a view.
         finish: for each view a graph function (image, seed int64 [2]) → image, or None.
@@ -55,9 +55,9 @@ class Preparation(OneByOne):
     busy = one_thread
 
     def __init__(self, images, views: Sequence[View], framing: Framing, memory=None):
-        size, self._crop = framing.square
-        self.shape = (size, size, 3)
-        self.finish = [finisher(view.augmentation, size) for view in views]
+        self._size, self._crop = framing.square
+        self.shape = framing.shape
+        self.finish = [finisher(view.augmentation, self._size) for view in views]
         self._read = images.read if memory is None else memory.reader(images)
         self._views = [self._function(view, images.names) for view in views]
 
@@ -68,7 +68,7 @@ class Preparation(OneByOne):
             index: position of the image.
             draws: float32 [V, `draws`], in [0, 1).
             seeds: int64 [V, 2], for transforms that draw by themselves.
-            out: uint8 [V, size, size, 3].
+            out: uint8 [V, height, width, 3].
 
         Raises:
             ValueError: if the image cannot be read; the message names it.
@@ -96,8 +96,8 @@ class Preparation(OneByOne):
         height, width = np.float32(image.height), np.float32(image.width)
         box = self._center(image)
         if augmentation.crop:
-            box = random_box(height, width, augmentation, draws)
-            box = aligned(box, reduction(box, self.shape[0]))
+            box = random_box(height, width, augmentation, draws, self._size)
+            box = aligned(box, reduction(box, self._size))
         self._show(image, box, out, augmentation.flip and is_flipped(draws))
 
     def _transformed(self, transform, image, draws, seed, index, out):
@@ -110,8 +110,8 @@ class Preparation(OneByOne):
 
     def _center(self, image):
         height, width = np.float32(image.height), np.float32(image.width)
-        return central_box(height, width, self.shape[0], self._crop)
+        return central_box(height, width, self._size, self._crop)
 
     def _show(self, image, box, out, flip=False):
-        part = reduction(box, self.shape[0])
+        part = reduction(box, self._size)
         resample(image.pixels(part), tuple(side / part for side in box), out, flip)

@@ -25,23 +25,24 @@ from keras_transfer.modalities.image.boxes import (
 )
 from keras_transfer.modalities.image.framing import DEFAULT_CROP, Framing
 from keras_transfer.modalities.image.serving import open_in_graph
+from keras_transfer.utils.image_sizes import sides
 
 # What is drawn after the crop; the order determines the seeds.
 _CHOICES = ["brightness", "contrast", "saturation", "hue", "rotate", "rand_augment"]
 
 
-def resize_and_crop(image, size: int, crop_fraction: float = DEFAULT_CROP) -> tf.Tensor:
-    """Scale the shorter side to `round(size / crop_fraction)` and crop the central square.
+def resize_and_crop(image, size: int | str, crop_fraction: float = DEFAULT_CROP) -> tf.Tensor:
+    """Show the center of an image, see `boxes.central_box`.
 
     Resampling is bilinear and antialiased. Height and width may be unknown when the graph is built.
 
     Args:
         image: [..., height, width, 3], uint8 or float, values 0–255.
-        size: side of the result, in pixels.
-        crop_fraction: share of the shorter side inside the crop, in (0, 1].
+        size: of the result, see `utils.image_sizes`.
+        crop_fraction: share of the largest rectangle of that shape, in (0, 1].
 
     Returns:
-        uint8 [..., size, size, 3].
+        uint8 [..., height, width, 3].
     """
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be in (0, 1], not {crop_fraction}")
@@ -51,21 +52,22 @@ def resize_and_crop(image, size: int, crop_fraction: float = DEFAULT_CROP) -> tf
     return _to_uint8(_resample(image, box, size))
 
 
-def fit_in_graph(contents, size: int, box_of: Callable, *, align: bool = False) -> tf.Tensor:
+def fit_in_graph(contents, size: int | str, box_of: Callable, *, align: bool = False) -> tf.Tensor:
     """Decode an image, reduced if that is enough, and resample a box of it.
 
     Args:
         contents: string, the bytes of a file, see `serving.open_in_graph`.
-        size: side of the result, in pixels.
+        size: of the result, see `utils.image_sizes`.
         box_of: function (height, width) → box, see `boxes`.
         align: whether to move the box to a whole pixel.
 
     Returns:
-        uint8 [size, size, 3].
+        uint8 [height, width, 3].
     """
     height, width, reducible, decode = open_in_graph(contents)
     box = box_of(tf.cast(height, tf.float32), tf.cast(width, tf.float32))
-    scale = tf.minimum(box[2], box[3]) / size
+    rows, columns = sides(size)
+    scale = tf.minimum(box[2] / rows, box[3] / columns)
     least = tf.constant([LEAST_SCALE * times for times in REDUCTIONS])
     times = tf.constant([1.0, *REDUCTIONS])
     halvings = tf.reduce_sum(tf.cast(scale >= least, tf.int32))
@@ -76,7 +78,9 @@ def fit_in_graph(contents, size: int, box_of: Callable, *, align: bool = False) 
     )
 
 
-def fit_center_in_graph(contents, size: int, crop_fraction: float = DEFAULT_CROP) -> tf.Tensor:
+def fit_center_in_graph(
+    contents, size: int | str, crop_fraction: float = DEFAULT_CROP
+) -> tf.Tensor:
     """Decode an image and show its center, like `resize_and_crop`; see `fit_in_graph`."""
 
     def center(height, width):
@@ -94,14 +98,14 @@ def vary_in_graph(contents, variation: Variation, framing: Framing, seed) -> tf.
         seed: int64 [2].
 
     Returns:
-        uint8 [size, size, 3].
+        uint8 [height, width, 3].
     """
     size, crop = framing.square
     draws = tf.random.stateless_uniform([len(DRAWS)], seed)
     if isinstance(variation, Augmentation) and variation.crop:
 
         def box_of(height, width):
-            return random_box(height, width, variation, draws, tf)
+            return random_box(height, width, variation, draws, size, tf)
 
         image = fit_in_graph(contents, size, box_of, align=True)
     else:
@@ -112,10 +116,10 @@ def vary_in_graph(contents, variation: Variation, framing: Framing, seed) -> tf.
     return image if finish is None else finish(image, seed)
 
 
-def finisher(variation: Variation | None, size: int) -> Callable | None:
+def finisher(variation: Variation | None, size: int | str) -> Callable | None:
     """Return what changes an image after it was cropped: a graph function (image, seed) → image.
 
-    Images are uint8 [size, size, 3]. Every choice has its own seed derived from the given one, int64
+    Images are uint8 [height, width, 3]. Every choice has its own seed derived from the given one, int64
     [2], so that switching one choice on or off does not change the others. None if nothing changes.
 
     Raises:
@@ -171,13 +175,13 @@ def mixer(mix: Mix):
 
 def _of_size(image, size, crop_fraction):
     """Resize and crop an image unless it has the size already."""
-    fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
+    fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], sides(size)))
     result = tf.cond(
         fits,
         lambda: _to_uint8(tf.cast(image, tf.float32)),
         lambda: resize_and_crop(image, size, crop_fraction),
     )
-    return tf.ensure_shape(result, [size, size, 3])
+    return tf.ensure_shape(result, [*sides(size), 3])
 
 
 @cache
@@ -219,11 +223,11 @@ def _rand_augment(strength):
 
 
 def _rotate(image, degrees):
-    """Rotate float32 [size, size, 3] about its center; reflection fills the corners."""
-    size = tf.cast(tf.shape(image)[0], tf.float32)
+    """Rotate float32 [height, width, 3] about its center; reflection fills the corners."""
+    y, x = tf.unstack((tf.cast(tf.shape(image)[:2], tf.float32) - 1) / 2)
     angle = degrees * (math.pi / 180)
-    cos, sin, center = tf.cos(angle), tf.sin(angle), (size - 1) / 2
-    matrix = [[cos, -sin, center * (1 - cos + sin), sin, cos, center * (1 - cos - sin), 0.0, 0.0]]
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    matrix = [[cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos, 0.0, 0.0]]
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None],
         transforms=matrix,
@@ -260,20 +264,21 @@ def _factor(seed, strength):
 
 
 def _resample(image, box, size):
-    """Crop (top, left, height, width), in pixels, and scale to float32 [..., size, size, 3]."""
+    """Crop (top, left, height, width), in pixels, and scale to float32 [..., height, width, 3]."""
     top, left, height, width = box
-    scale = tf.stack([size / height, size / width])
+    rows, columns = sides(size)
+    scale = tf.stack([rows / height, columns / width])
     leading = tf.shape(image)[:-3]
     resampled = tf.raw_ops.ScaleAndTranslate(
         images=tf.reshape(image, tf.concat([[-1], tf.shape(image)[-3:]], 0)),
-        size=[size, size],
+        size=[rows, columns],
         scale=scale,
         translation=-tf.stack([top, left]) * scale,
         kernel_type="triangle",
         antialias=True,
     )
-    resampled = tf.reshape(resampled, tf.concat([leading, [size, size, 3]], 0))
-    return tf.ensure_shape(resampled, [*image.shape[:-3], size, size, 3])
+    resampled = tf.reshape(resampled, tf.concat([leading, [rows, columns, 3]], 0))
+    return tf.ensure_shape(resampled, [*image.shape[:-3], rows, columns, 3])
 
 
 def _to_uint8(image):

@@ -64,13 +64,13 @@ def resample(pixels: np.ndarray, box: tuple, out: np.ndarray, flip: bool = False
     Args:
         pixels: uint8 [H, W, 3].
         box: (top, left, height, width), see `boxes`.
-        out: uint8 [size, size, 3], contiguous.
+        out: uint8 [rows, columns, 3], contiguous.
         flip: exchange left and right of the result.
     """
     cv2 = opencv()
-    smaller = max(box[2:]) > len(out)
+    smaller = any(side > results for side, results in zip(box[2:], out.shape))
     by = _by_pillow if cv2 is None or smaller else _by_opencv
-    made = by(pixels, tuple(map(float, box)), len(out))
+    made = by(pixels, tuple(map(float, box)), *out.shape[:2])
     if not flip:
         np.copyto(out, made)
     elif cv2 is None:
@@ -91,28 +91,28 @@ def reduced(pixels: np.ndarray, times: int) -> np.ndarray:
     return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _by_pillow(pixels, box, size):
+def _by_pillow(pixels, box, down, across):
     top, left, height, width = box
     limits = (pixels.shape[1], pixels.shape[0]) * 2
     corners = (left, top, left + width, top + height)
     inside = [min(max(0.0, at), limit) for at, limit in zip(corners, limits)]
     image = Image.fromarray(pixels)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, inside))
+    return np.asarray(image.resize((across, down), Image.Resampling.BILINEAR, inside))
 
 
-def _by_opencv(pixels, box, size):
+def _by_opencv(pixels, box, down, across):
     cv2 = opencv()
     top, left, height, width = box
-    rows = _Span(top, height / size, size, pixels.shape[0])
-    columns = _Span(left, width / size, size, pixels.shape[1])
+    rows = _Span(top, height / down, down, pixels.shape[0])
+    columns = _Span(left, width / across, across, pixels.shape[1])
     part = pixels[rows.start : rows.after, columns.start : columns.after]
     if rows.aligned and columns.aligned:
         # Without a size, OpenCV takes the scales as they are.
         made = cv2.resize(
             part, None, fx=1 / columns.step, fy=1 / rows.step, interpolation=cv2.INTER_LINEAR
         )
-        made = made[rows.spare :, columns.spare :][:size, :size]
-        if made.shape == (size, size, 3):
+        made = made[rows.spare :, columns.spare :][:down, :across]
+        if made.shape == (down, across, 3):
             return made
     first = [
         (spare + 0.5) * span.step - 0.5
@@ -120,7 +120,9 @@ def _by_opencv(pixels, box, size):
     ]
     matrix = np.array([[columns.step, 0, first[0]], [0, rows.step, first[1]]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(
+        part, matrix, (across, down), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 class _Span:

@@ -18,6 +18,7 @@ import numpy as np
 from keras_transfer.errors import InputError
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.global_state import restored
+from keras_transfer.utils.image_sizes import sides
 
 _MIRRORS = {"HorizontalFlip", "D4", "SquareSymmetry", "Transpose"}
 
@@ -223,35 +224,35 @@ class KerasLayer(_Stored):
             if type(layer).__name__ == "RandomFlip"
         )
 
-    def function(self, size: int):
-        """Return a graph function (float32 [1, size, size, 3], seed [2]) → float32 [1, h, w, 3]."""
+    def function(self, size: int | str):
+        """Return a graph function (float32 [1, height, width, 3], seed [2]) → float32 [1, h, w, 3]."""
         import tensorflow as tf
 
-        layer = _build_layer(self.to_dict())
+        layer, shape = _build_layer(self.to_dict()), [1, *sides(size), 3]
         try:
-            sample = layer(tf.zeros([1, size, size, 3]), training=True)
+            sample = layer(tf.zeros(shape), training=True)
         except Exception as error:  # a user's layer may raise anything
             raise InputError(
-                f"augment: the layer {layer.name} failed on an image of {size}x{size}: "
+                f"augment: the layer {layer.name} failed on an image of {shape[1]}x{shape[2]}: "
                 f"{type(error).__name__}: {_one_line(error)}"
             ) from None
         if len(sample.shape) != 4 or sample.shape[0] != 1 or sample.shape[3] != 3:
             raise InputError(
                 f"augment: the layer {layer.name} returned {list(sample.shape)} for an image "
-                f"{[1, size, size, 3]}; it must return [1, height, width, 3]"
+                f"{shape}; it must return [1, height, width, 3]"
             )
         drawn = drawn_from_seed(layer)
-        _require_range(drawn, size, layer.name)
+        _require_range(drawn, shape, layer.name)
         return drawn
 
 
-def _require_range(drawn, size, name):
+def _require_range(drawn, shape, name):
     """Raise InputError if a layer normalizes: if most values of a noisy image leave 0–255, or all are tiny.
 
     The model would see black or white images, because it normalizes as well. A few draws of a valid
     layer are dark or bright, but not most of them.
     """
-    image = np.random.default_rng(0).uniform(0, 255, [1, size, size, 3]).astype("float32")
+    image = np.random.default_rng(0).uniform(0, 255, shape).astype("float32")
     draws = [np.asarray(drawn(image, [0, number])) for number in range(_RANGE_DRAWS)]
     wrong = sum(_tiny(draw) or _outside(draw) > 0.3 for draw in draws)
     if wrong > len(draws) // 2:

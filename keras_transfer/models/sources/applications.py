@@ -16,7 +16,7 @@ from pathlib import Path
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.presets import PRESETS, is_preset
-from keras_transfer.utils.names import require_image_size
+from keras_transfer.utils.image_sizes import checked_size, sides
 
 POOLINGS = ("auto", "avg", "max", None)  # "auto" is "avg"
 # How RGB 0–255 becomes the input a family was trained on: channel order, then x * scale + offset.
@@ -193,10 +193,10 @@ def weights_path(spec: BackboneSpec) -> Path:
     return Path(home) / "models" / spec.weights_file
 
 
-def check_image_size(spec: BackboneSpec, image_size: int | None) -> None:
+def check_image_size(spec: BackboneSpec, image_size: int | str | None) -> None:
     """Raise InputError if the family does not allow the image size."""
-    require_image_size(image_size)
-    if image_size is not None and image_size < spec.min_size:
+    image_size = checked_size(image_size)
+    if image_size is not None and min(sides(image_size)) < spec.min_size:
         raise InputError(
             f"Image size {image_size} is too small for {spec.name}: use {spec.min_size} or more "
             f"(its ImageNet weights were trained at {spec.size})."
@@ -302,7 +302,7 @@ def backbone_from_application(backbone: str, *, image_size, weights, pooling):
     check_image_size(spec, image_size)
     size = image_size or spec.size
     application = _application(spec, size, weights, pooling)
-    inputs = keras.Input((size, size, 3), name="images")
+    inputs = keras.Input((*sides(size), 3), name="images")
     # Families that normalize inside their network are treated like all others, so that the graph
     # does not depend on `weights` (EfficientNet's does), and images always mean the same.
     own_preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
@@ -353,7 +353,7 @@ def _application(spec, size, weights, pooling):
     arguments = dict(include_top=False, pooling=pooling, **spec.arguments)
     downloaded = _downloaded(spec, arguments) if weights == "imagenet" else None
     try:
-        application = spec.constructor(weights=None, input_shape=(size, size, 3), **arguments)
+        application = spec.constructor(weights=None, input_shape=(*sides(size), 3), **arguments)
     except ValueError as error:  # NASNet's cells fit together at some sizes only
         raise InputError(
             f"{spec.name} cannot be built for image size {size}: try {spec.size} or a multiple of 32."

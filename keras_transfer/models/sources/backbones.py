@@ -23,7 +23,7 @@ from keras_transfer.models.sources.presets import (
     kind_of_preset,
 )
 from keras_transfer.models.sources.timm import find_timm, is_timm, timm_backbone
-from keras_transfer.utils.names import require_image_size
+from keras_transfer.utils.image_sizes import checked_size, size_of
 
 
 def names_of(backbone) -> list:
@@ -40,14 +40,14 @@ def check_several(names: list) -> None:
         raise InputError(f"Backbones must be one or more different ones, not {', '.join(texts)!r}.")
 
 
-def check_backbone(backbone: str, image_size: int | None = None, weights="imagenet") -> None:
+def check_backbone(backbone: str, image_size: int | str | None = None, weights="imagenet") -> None:
     """Check everything that can be checked before Keras is imported and the data are known.
 
     Raises:
         InputError: unknown name, invalid source model, an image size below the family's minimum, or
             unavailable weights.
     """
-    require_image_size(image_size)
+    image_size = checked_size(image_size)
     names = names_of(backbone)
     check_several(names)
     for name in names:
@@ -108,7 +108,7 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
             `kaggle://…`, or a folder) or one of its models; or a source model as for
             `backbone_from_model`. A list of them, or names joined by `+`, makes one backbone that
             computes the features of all.
-        image_size: height and width of the images, at least the row's `min_size`; by default the
+        image_size: height and width of the images, such as 224 or `"96x192"`, at least the row's `min_size`; by default the
             row's `size`, or that of the source model (of the first, if there are several).
         weights: `"imagenet"` (found in `KERAS_HOME`, or downloaded), a path to a weights file of
             the same architecture without classifier, for a ConvNeXt also timm's (a safetensors
@@ -122,7 +122,7 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
             with taps has them already, and retains them.
 
     Returns:
-        A `keras_transfer.models.stages.Backbone`: RGB images [N, image_size, image_size, 3] (float or
+        A `keras_transfer.models.stages.Backbone`: RGB images [N, height, width, 3] (float or
         uint8, 0–255) to float features. The graph is the same for every `weights`.
 
     Raises:
@@ -133,7 +133,7 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
     from keras_transfer.models.stages import Backbone
     from keras_transfer.models.taps import tapped
 
-    require_image_size(image_size)
+    image_size = checked_size(image_size)
     if taps not in TAPS:
         raise InputError(f"Unknown taps {taps!r}. Choose one of {', '.join(TAPS)}.")
     names = names_of(backbone)
@@ -142,7 +142,7 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
         raise InputError("Several backbones need pooling: their feature maps differ in size.")
     parts: list = []
     for name in names:
-        size = image_size or (parts[0].input_shape[1] if parts else None)
+        size = image_size or (size_of(parts[0].input_shape) if parts else None)
         source, tokens = _source(name)
         # The trained features of a transformer are those of its pooling, not the mean of its tokens.
         pooled = pooling if taps == "last" or tokens else None

@@ -17,6 +17,7 @@ from keras_transfer.models.sources.text_encoders import TEXT_ENCODERS
 from keras_transfer.models.stages import Backbone
 from keras_transfer.models.tokens import TokenPooling
 from keras_transfer.utils.console import first_line, say
+from keras_transfer.utils.image_sizes import sides, size_of
 
 _SIZE = 224  # of images, if a network takes any
 
@@ -115,7 +116,7 @@ def backbone_from_hub(
     else:
         shape = getattr(model, "vision_encoder", model).image_shape
         size = image_size or side(model, shape, "images")
-        inputs = keras.Input((size, size, 3), name="images")
+        inputs = keras.Input((*sides(size), 3), name="images")
         x = normalized(inputs, preprocessing or encoder.preprocessing)
     for part in encoder.parts:
         x = part.layer(x)
@@ -145,8 +146,8 @@ def _check_pooling(pooling, class_token, name):
 def _as_it_is(model, image_size, pooling, preprocessing, name) -> Backbone:
     """Return a backbone of KerasHub's own layers, for networks whose graph shows their stages."""
     check_pooling(pooling, name)
-    size = image_size or model.input_shape[1] or _SIZE
-    inputs = keras.Input((size, size, 3), name="images")
+    size = image_size or size_of(model.input_shape) or _SIZE
+    inputs = keras.Input((*sides(size), 3), name="images")
     try:
         x = rebuild(model, normalized(inputs, preprocessing))
     except ValueError as error:

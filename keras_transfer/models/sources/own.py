@@ -21,7 +21,7 @@ from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.console import first_line
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.global_state import restored
-from keras_transfer.utils.names import require_image_size
+from keras_transfer.utils.image_sizes import checked_size, sides
 
 _HUB, _MODEL = "hf://", "model.keras"
 
@@ -49,7 +49,7 @@ def backbone_from_model(
         InputError: the file is not a Keras model, the model does not take RGB images, or its layers
             do not fit together at the image size.
     """
-    require_image_size(image_size)
+    image_size = checked_size(image_size)
     check_pooling(pooling, "your own model")
     model = source
     if not isinstance(source, keras.Model):
@@ -60,7 +60,7 @@ def backbone_from_model(
             f"The source model '{model.name}' takes inputs of shape {shape}; a backbone takes one "
             "batch of RGB images, shape (None, height, width, 3)."
         )
-    inputs = keras.Input((image_size or shape[1], image_size or shape[2], 3), name="images")
+    inputs = keras.Input((*(sides(image_size) if image_size else shape[1:3]), 3), name="images")
     ours = next((x for x in [model, *model.layers] if isinstance(x, Backbone)), None)
     try:
         if ours is not None:
