@@ -28,6 +28,7 @@ from keras_transfer.models import TAPS
 from keras_transfer.models.builders import by_head, head_for
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.utils.files import free_memory
+from keras_transfer.utils.image_sizes import size_of
 
 MOST = 1500  # examples; two views of each are as many rows as cross-validation takes
 _BATCH = 32  # of the timing
@@ -244,7 +245,7 @@ class _Comparison:
         if key not in self.prefixes:
             open_taps = "all" if "all" in self.taps else "last"
             source = self.built.get(_name(backbone))
-            if source is None or framing.size not in (None, source.input_shape[1]):
+            if source is None or framing.size not in (None, size_of(source.input_shape)):
                 source = backbone
             network = sized_backbone(
                 source, framing, self.data, taps=open_taps, weights=self.weights

@@ -18,6 +18,7 @@ from keras_transfer.export.exporter import export_run
 from keras_transfer.export.page import check_page
 from keras_transfer.modalities.registry import find_modality
 from keras_transfer.models.builders import build_model, head_for
+from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.training.trainer import Trainer
 
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -54,8 +55,10 @@ def expected(run, examples) -> dict[str, float]:
     return dict(found.top)
 
 
-def test_images(tmp_path):
-    run, data = trained(write_colours(tmp_path / "d"), tiny_backbone(), image_size=32)
+@pytest.mark.parametrize("size", [32, "32x64"])
+def test_images(tmp_path, size):
+    backbone = build_backbone(tiny_backbone(), image_size=size)
+    run, data = trained(write_colours(tmp_path / "d"), backbone)
     page_folder = export_run(run, "page", data=data).path
     rng = np.random.default_rng(0)
     blobs = Image.fromarray(rng.integers(0, 255, (9, 12, 3), "uint8")).resize((300, 200))

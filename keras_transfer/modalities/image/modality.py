@@ -204,8 +204,8 @@ class Images(Modality):
         return list(np.clip(fine, 0, 255).astype("uint8"))
 
     def page_input(self, framing) -> dict:
-        size, crop = framing.square
-        return {"size": size, "share": size / round(size / crop)}
+        (rows, columns, _), (_, crop) = framing.shape, framing.square
+        return {"rows": rows, "columns": columns, "share": rows / round(rows / crop)}
 
     def describe_input(self, framing, count: str) -> str:
         batch = "one image at a time, [1" if count == "1" else "[N"

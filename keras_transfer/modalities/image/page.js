@@ -27,12 +27,12 @@ function triangles(start, length, size, count) {
   });
 }
 
-// A square of an image as RGB, uint8 [size, size, 3]: rows are scaled first, then columns.
-function resample({ data, width, height }, left, top, side, size) {
-  const across = triangles(left, side, size, width);
-  const down = triangles(top, side, size, height);
+// A box of an image as RGB, uint8 [down.length, across.length, 3]: rows are scaled first, then columns.
+function resample({ data, width }, down, across) {
+  const size = across.length;
   const firstRow = down[0].first;
-  const afterRow = down[size - 1].first + down[size - 1].weights.length;
+  const last = down[down.length - 1];
+  const afterRow = last.first + last.weights.length;
   const rows = new Uint8ClampedArray((afterRow - firstRow) * size * 3); // rounds
   for (let y = firstRow, at = 0; y < afterRow; y++) {
     for (const { first, weights } of across) {
@@ -49,8 +49,8 @@ function resample({ data, width, height }, left, top, side, size) {
       rows[at++] = blue;
     }
   }
-  const result = new Uint8ClampedArray(size * size * 3);
-  for (let y = 0; y < size; y++) {
+  const result = new Uint8ClampedArray(down.length * size * 3);
+  for (let y = 0; y < down.length; y++) {
     const { first, weights } = down[y];
     for (let x = 0; x < 3 * size; x++) {
       let sum = 0;
@@ -61,7 +61,7 @@ function resample({ data, width, height }, left, top, side, size) {
   return new Uint8Array(result.buffer);
 }
 
-export async function open({ size, share }) {
+export async function open({ rows, columns, share }) {
   let shown = null;
   return async (file) => {
     let bitmap;
@@ -78,13 +78,16 @@ export async function open({ size, share }) {
     context.drawImage(bitmap, 0, 0);
     bitmap.close();
     const pixels = context.getImageData(0, 0, width, height);
-    const side = Math.min(width, height) * share;
-    const data = resample(pixels, (width - side) / 2, (height - side) / 2, side, size);
+    const tall = Math.min(height, (width * rows) / columns) * share;
+    const wide = (tall * columns) / rows;
+    const down = triangles((height - tall) / 2, tall, rows, height);
+    const across = triangles((width - wide) / 2, wide, columns, width);
+    const data = resample(pixels, down, across);
     if (shown) URL.revokeObjectURL(shown);
     shown = URL.createObjectURL(file);
     const preview = new Image();
     preview.src = shown;
     preview.alt = "the image";
-    return { type: "uint8", data, dims: [1, size, size, 3], preview };
+    return { type: "uint8", data, dims: [1, rows, columns, 3], preview };
   };
 }
