@@ -13,12 +13,14 @@ from keras_transfer.cli.options import (
     Format,
     Images,
     Json,
+    Runner,
     RunPath,
     load_keras,
 )
 from keras_transfer.cli.streams import print_document
 from keras_transfer.errors import InputError
 from keras_transfer.export import check_format, check_version
+from keras_transfer.utils.extras import require
 from keras_transfer.utils.files import (
     check_new_folder,
     check_output,
@@ -154,7 +156,19 @@ def predict(
     ] = None,
     lines: Annotated[Path | None, typer.Option(help="A file with one text per line.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write a CSV file instead of printing it.")
+        Path | None,
+        typer.Option(help="Write a CSV file instead of printing it; a folder with --runner beam."),
+    ] = None,
+    runner: Annotated[
+        Runner,
+        typer.Option(help="beam: for very many files, with restarts and other machines."),
+    ] = Runner("local"),
+    shard_size: Annotated[
+        int, typer.Option(min=1, help="With --runner beam: files per Parquet file.")
+    ] = 500,
+    beam_option: Annotated[
+        list[str] | None,
+        typer.Option(help="With --runner beam: an option of the pipeline. Repeatable."),
     ] = None,
     as_json: Json = False,
 ):
@@ -165,11 +179,32 @@ def predict(
     from keras_transfer.utils.console import printable
 
     run = Run.open(run)
-    if out is not None:
+    if runner == "beam":
+        require("apache_beam", "--runner beam")
+        if out is None or lines is not None:
+            raise InputError(
+                "--runner beam writes a folder and reads files: pass --out FOLDER, no --lines."
+            )
+        check_output_folder(out)
+    elif beam_option:
+        raise InputError("--beam-option needs --runner beam.")
+    elif out is not None:
         check_output(out)
     modality = find_modality(framing_from(run.config).modality)
     check_to_predict(paths or (), modality, lines)  # before TensorFlow is imported
     load_keras()
+    if runner == "beam":
+        from keras_transfer.export.beam import predict_files
+
+        counts = predict_files(
+            run, paths or (), out, shard_size=shard_size, arguments=beam_option or ()
+        )
+        if as_json:
+            print(json.dumps(vars(counts)))
+        else:
+            skipped = f", {counts.skipped} skipped" if counts.skipped else ""
+            print(f"{out}: {counts.predicted} files predicted{skipped}, in {counts.shards} shards")
+        return
     from keras_transfer import evaluation
 
     predictions, skipped = evaluation.predict(run.model, paths or (), lines=lines)

@@ -26,6 +26,7 @@ from keras_transfer.utils.files import absolute_paths, check_output
 BatchNorm = StrEnum("BatchNorm", adaptation.BATCH_NORM)
 KeepEpoch = StrEnum("KeepEpoch", adaptation.KEEP)
 Format = StrEnum("Format", list(FORMATS))
+Runner = StrEnum("Runner", ("local", "beam"))
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]

@@ -7,6 +7,7 @@ from keras_transfer.errors import InputError
 # Module → extra, as in setup.cfg.
 EXTRAS = {
     "albumentations": "albumentations",
+    "apache_beam": "beam",
     "cv2": "opencv",
     "datasets": "hf",
     "datasketch": "diagnosis",
