@@ -1,16 +1,20 @@
-"""The offline demo on scikit-learn's handwritten digits.
+"""The offline demo, on scikit-learn's handwritten digits or on generated sounds.
 
-A small model is trained on the digits 0–5, then transferred to the digits 6–9 with ten images of each,
-and compared with the same network trained from scratch on those forty images.
+A small model is trained on some classes, such as the digits 0–5, then transferred to the others with ten
+examples of each, and compared with the same network trained from scratch on those forty examples.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 from PIL import Image
 
+from keras_transfer.cli.demo_sounds import write_clips
 from keras_transfer.data import Augmentation, from_directory
 from keras_transfer.experiments.comparison_plot import draw_curves
 from keras_transfer.experiments.learning_curves import curve_table, read_curve
@@ -22,7 +26,7 @@ from keras_transfer.training.trainer import Trainer
 
 SOURCE_DIGITS = (0, 1, 2, 3, 4, 5)
 TARGET_DIGITS = (6, 7, 8, 9)
-IMAGES_EACH = 10
+EACH = 10
 IMAGE_SIZE = 32
 SOURCE_EPOCHS = 8
 EPOCHS = 8
@@ -30,7 +34,24 @@ EPOCHS = 8
 AUGMENT = Augmentation(crop=True, min_area=0.7, max_aspect=1.15, flip=False)
 
 
-def run_demo(out, *, seed: int = 0) -> None:
+@dataclass(frozen=True)
+class Demo:
+    """The data of a demo.
+
+    Attributes:
+        classes: what the classes are called.
+        many: what the examples are called.
+        write: function (folder, seed) that writes source/<class>/ and target/{train,val}/<class>/.
+        augment: how training examples vary.
+    """
+
+    classes: str
+    many: str
+    write: Callable
+    augment: Any
+
+
+def run_demo(out, *, seed: int = 0, audio: bool = False) -> None:
     """Run the demo in the directory `out` and print its results."""
     import tensorflow as tf
 
@@ -38,26 +59,27 @@ def run_demo(out, *, seed: int = 0) -> None:
 
     started = time.perf_counter()
     out = Path(out)
-    write_images(out / "images", seed)
+    demo = SOUNDS if audio else DIGITS
+    demo.write(out / demo.many, seed)
 
-    print(f"1. source model: digits {_list(SOURCE_DIGITS)}, trained from scratch")
-    source_data = from_directory(out / "images" / "source", seed=seed)
+    source_data = from_directory(out / demo.many / "source", seed=seed)
+    print(f"1. source model: {demo.classes} {_list(source_data)}, trained from scratch")
     keras.utils.set_random_seed(seed)
     source = build_model(
         small_backbone(), Classification(source_data.class_names), image_size=IMAGE_SIZE
     )
-    trainer = Trainer(source, from_scratch(epochs=SOURCE_EPOCHS), augment=AUGMENT, seed=seed)
+    trainer = Trainer(source, from_scratch(epochs=SOURCE_EPOCHS), augment=demo.augment, seed=seed)
     source_run = trainer.fit(source_data, out / "source")
     print(f"   validation accuracy {source_run.metrics['val']['accuracy']:.3f}")
 
-    print(f"2. target: digits {_list(TARGET_DIGITS)}; {IMAGES_EACH} images of each")
-    data = from_directory(out / "images" / "target")
+    data = from_directory(out / demo.many / "target")
+    print(f"2. target: {demo.classes} {_list(data)}; {EACH} {demo.many} of each")
     transfer = lp_ft(
         epochs=EPOCHS,
         head_epochs=EPOCHS * 3 // 8,
         head_learning_rate=3e-2,
         learning_rate=1e-3,
-        batch_norm="train",  # the source model's statistics describe only six digits
+        batch_norm="train",  # the source model's statistics describe only six classes
     )
     runs = {}
     for name, schedule, weights in (
@@ -68,23 +90,23 @@ def run_demo(out, *, seed: int = 0) -> None:
         head = Classification(data.class_names, dropout=0)
         model = build_model(str(source_run.path), head, weights=weights)
         trainer = Trainer(
-            model, schedule, seed=seed, batch_size=4, augment=AUGMENT, validate_every=1
+            model, schedule, seed=seed, batch_size=4, augment=demo.augment, validate_every=1
         )
         runs[name] = trainer.fit(data, out / schedule.name)
     curves = {name: read_curve(run) for name, run in runs.items()}
     counts = data.counts["val"].values()
     print(curve_table(curves, chance=max(counts) / sum(counts)))
-    title = f"digits {_list(TARGET_DIGITS)} from {IMAGES_EACH} images each"
+    title = f"{demo.classes} {_list(data)} from {EACH} {demo.many} each"
     draw_curves(curves, out / "curves.png", title)
     print(f"   curves: {out / 'curves.png'}")
 
     print("3. export and one request")
-    image = data.examples["val"].names[0]
+    example = data.examples["val"].names[0]
     export = saved_model(runs["transfer"].model, runs["transfer"].next_export())
     serve = tf.saved_model.load(str(export)).signatures["serve_bytes"]
-    answer = serve(bytes=tf.constant([Path(image).read_bytes()]))
+    answer = serve(bytes=tf.constant([Path(example).read_bytes()]))
     print(
-        f"   {export} classifies {image} as {answer['label'][0].numpy().decode()} "
+        f"   {export} classifies {example} as {answer['label'][0].numpy().decode()} "
         f"(score {float(answer['score'][0]):.3f})"
     )
     print(f"done in {time.perf_counter() - started:.0f} s")
@@ -108,7 +130,7 @@ def write_images(folder: Path, seed: int, splits: bool = True) -> None:
         elif digit in SOURCE_DIGITS:
             split = Path("source")
         else:
-            split = Path("target") / ("train" if count[digit] <= IMAGES_EACH else "val")
+            split = Path("target") / ("train" if count[digit] <= EACH else "val")
         file = folder / split / str(digit) / f"{i:04}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         gray = np.pad(digits.images[i] * (255 / 16), 1).astype("uint8")  # 10×10, in [0, 255]
@@ -136,5 +158,9 @@ def _conv(x, filters, kernel, strides=1):
     return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
 
 
-def _list(digits):
-    return ", ".join(map(str, digits))
+def _list(data):
+    return ", ".join(data.class_names)
+
+
+DIGITS = Demo("digits", "images", write_images, AUGMENT)
+SOUNDS = Demo("sounds", "clips", write_clips, "light")

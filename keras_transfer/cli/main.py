@@ -249,18 +249,22 @@ def doctor(as_json: Json = False):
 
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Directory for the images, runs and the export.")
+        Path, typer.Option(help="Directory for the examples, runs and the export.")
     ] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Two runs with the same seed are equal.")] = 0,
+    audio: Annotated[bool, typer.Option("--audio", help="Use generated sounds.")] = False,
 ):
     """Run an offline demonstration: a source model, transfer against training from scratch, an export."""
+    from keras_transfer.modalities import find_modality
     from keras_transfer.runs import check_out
 
+    if audio:
+        find_modality("audio").require()
     check_out(out)
     load_keras()
     from keras_transfer.cli.demo import run_demo
 
-    run_demo(out, seed=seed)
+    run_demo(out, seed=seed, audio=audio)
 
 
 # In the order in which users need them.

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.arrays import Contents, find_usable
+from keras_transfer.data.arrays import Arrays, Contents, find_usable
 from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.data.files import check_examples
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.data.tfrecord import read_shards
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import find_modality
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.extras import require
 
@@ -23,15 +24,16 @@ def from_tfds(
     *,
     data_dir=None,
     splits: Mapping[str, str] | None = None,
-    image: str = "image",
+    image: str | None = None,
     label: str = "label",
+    rate: int | None = None,
     progress: bool = True,
     **rule,
 ) -> ImageData:
     """Open a dataset of TensorFlow Datasets with its splits.
 
     Images stay encoded and are decoded like files. TFRecord files and the files of an `ImageFolder`
-    are read with random access; other datasets are read into memory.
+    are read with random access; other datasets, and all clips, are read into memory.
 
     Args:
         builder: a `tfds.core.DatasetBuilder`, or a name for `tfds.builder`; it is downloaded and
@@ -39,21 +41,25 @@ def from_tfds(
         data_dir: folder of a named dataset.
         splits: `{"train": …, "val": …, "test": …}` → the dataset's names for them, if they are not
             train, validation and test.
-        image, label: names of the features.
+        image: name of the feature of images or clips; by default `image`, or else `audio`.
+        label: name of the feature of classes.
+        rate: samples per second of clips, if the feature does not state it.
         progress: show a bar on stderr, in a terminal or a notebook.
         rule: fields of `SplitRule` (`val_split=0.2`, …), which draw the missing splits.
 
     Raises:
-        InputError: if the dataset, a split or a feature does not exist, or a feature is not an image
-            or a class.
+        InputError: if the dataset, a split or a feature does not exist, or a feature is not an image,
+            a clip or a class; or the sample rate of clips is not known.
     """
     require("tensorflow_datasets", "Opening a dataset of TensorFlow Datasets")
     import tensorflow_datasets as tfds
 
     builder = _prepared(tfds, builder, data_dir)
     features = builder.info.features
+    image = image or next((name for name in ("image", "audio") if name in features), "image")
+    clips = image in features and isinstance(features[image], tfds.features.Audio)
     for name, kind, what in (
-        (image, tfds.features.Image, "image"),
+        (image, tfds.features.Audio if clips else tfds.features.Image, "image"),
         (label, tfds.features.ClassLabel, "class"),
     ):
         if not (name in features and isinstance(features[name], kind)):
@@ -64,9 +70,14 @@ def from_tfds(
     target = Target("single_label", tuple(features[label].names))
     examples, skipped = {}, []
     for split, source in _chosen(builder, splits).items():
-        examples[split], faulty = _read_split(
-            tfds, builder, split, source, target, image, label, progress
-        )
+        if clips:
+            examples[split], faulty = _read_clips(
+                builder, split, source, image, label, rate, progress
+            )
+        else:
+            examples[split], faulty = _read_split(
+                tfds, builder, split, source, target, image, label, progress
+            )
         skipped += faulty
     return divide(target, examples, skipped, builder.name, SplitRule(**rule))
 
@@ -144,6 +155,36 @@ def _read_split(tfds, builder, split, source, target, image, label, progress):
     if not len(images):
         raise InputError(f"{builder.name} has no readable image in {source}.")
     return Examples(images, labels), skipped
+
+
+def _read_clips(builder, split, source, audio, label, rate, progress):
+    rate = builder.info.features[audio].sample_rate or rate
+    if rate is None:
+        raise InputError(
+            f"{builder.name} does not state the sample rate of {audio}: pass rate=…, the samples per second."
+        )
+    modality = find_modality("audio")
+    modality.require()
+    cast, clips, labels, names = modality.caster(split, rate=rate), [], [], []
+    dataset = builder.as_dataset(split=source, shuffle_files=False).as_numpy_iterator()
+    for row in progress_bar(dataset, f"reading {split}", unit="clips", visible=progress):
+        names.append(f"{builder.name}/{source} {len(names)}")
+        clips.append(cast(_as_stored(row[audio]), names[-1]))
+        labels.append(int(row[label]))
+    usable, skipped = find_usable(Arrays(clips, names, modality), progress)
+    if not len(usable):
+        raise InputError(f"{builder.name} has no readable clip in {source}.")
+    clips = Arrays([clips[i] for i in usable], [names[i] for i in usable], modality)
+    return Examples(clips, np.array(labels, np.int32)[usable]), skipped
+
+
+def _as_stored(samples):
+    """Return whole numbers, which the features widen, in the 16 or 32 bits that they need."""
+    if samples.dtype.kind != "i":
+        return samples
+    limits = np.iinfo(np.int16)
+    fits = samples.min(initial=0) >= limits.min and samples.max(initial=0) <= limits.max
+    return samples.astype(np.int16 if fits else np.int32)
 
 
 def _shards(builder, split):

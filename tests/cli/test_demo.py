@@ -27,13 +27,30 @@ def test_images_of_source_and_target_do_not_mix(tmp_path):
         assert not (tmp_path / "source" / str(digit)).exists()
 
 
+def test_sounds_are_clips_without_flaws(tmp_path):
+    pytest.importorskip("soundfile", reason="the extra audio is not installed")
+    pytest.importorskip("soxr", reason="the extra audio is not installed")
+    from keras_transfer.cli.demo_sounds import write_clips
+    from keras_transfer.data import check_data
+
+    write_clips(tmp_path, seed=0)
+    for part, count in (("source", 360), ("target/train", 40), ("target/val", 200)):
+        report = check_data(tmp_path / part)
+        assert report.to_dict()["rates"] == {8000: count}
+        assert not report.faulty and not report.statistics["clipped"]["clips"]
+
+
 @pytest.mark.large  # CI runs scripts/demo.sh
-def test_the_demo_completes(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("audio", [False, True])
+def test_the_demo_completes(tmp_path, monkeypatch, capsys, audio):
     """With a network that compiles quickly; `scripts/demo.sh` uses the real one."""
     monkeypatch.setattr(demo, "small_backbone", tiny_backbone)
     monkeypatch.setattr(demo, "EPOCHS", 5)
     monkeypatch.setattr(demo, "SOURCE_EPOCHS", 1)
-    demo.run_demo(tmp_path / "demo", seed=1)
+    if audio:
+        pytest.importorskip("soundfile", reason="the extra audio is not installed")
+        pytest.importorskip("soxr", reason="the extra audio is not installed")
+    demo.run_demo(tmp_path / "demo", seed=1, audio=audio)
     printed = capsys.readouterr().out
     for words in (
         "transfer",

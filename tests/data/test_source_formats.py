@@ -107,6 +107,57 @@ def test_a_builder_in_record_files_is_read_at_random(folder, tmp_path):
         from_tfds(builder, image="photo", label="kind", splits={"train": "all"})
 
 
+def test_a_builder_of_clips(tmp_path):
+    """With the sample rate in the feature, or passed; values are those of the 16-bit samples."""
+    pytest.importorskip("soundfile", reason="the extra audio is not installed")
+    pytest.importorskip("soxr", reason="the extra audio is not installed")
+    import tensorflow_datasets as tfds
+
+    clips = [np.full(400 + 10 * i, 100 * (i + 1), np.int64) for i in range(6)]
+
+    def built(name, rate):
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "audio": tfds.features.Audio(sample_rate=rate),
+                    "label": tfds.features.ClassLabel(names=["high", "low"]),
+                }
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, clip in enumerate(clips):
+                yield i, {"audio": clip, "label": i % 2}
+
+        own = {"VERSION": tfds.core.Version("1.0.0"), "pkg_dir_path": tmp_path, "_info": _info}
+        own |= {"_split_generators": _split_generators, "_generate_examples": _generate_examples}
+        builder = type(name, (tfds.core.GeneratorBasedBuilder,), own)(data_dir=tmp_path / name)
+        builder.download_and_prepare()
+        return builder
+
+    builder = built("Clips", 8000)
+    data = from_tfds(builder, val_split=0.34, progress=False)
+    assert data.modality.name == "audio" and data.class_names == ("high", "low")
+    found = [
+        (part.images.decoded(i), label)
+        for part in data.examples.values()
+        for i, label in enumerate(part.labels)
+    ]
+    assert len(found) == 6
+    for (samples, rate), label in found:
+        number = (len(samples) - 400) // 10
+        assert rate == 8000 and label == number % 2
+        np.testing.assert_allclose(samples, 100 * (number + 1) / 32768, rtol=1e-6)
+    unknown = built("Untold", None)
+    with pytest.raises(InputError, match="does not state the sample rate of audio: pass rate="):
+        from_tfds(unknown, progress=False)
+    given = from_tfds(unknown, rate=4000, val_split=0.34, progress=False)
+    assert given.examples["train"].images.decoded(0)[1] == 4000
+
+
 def test_a_mocked_data_set():
     import tensorflow_datasets as tfds
 
