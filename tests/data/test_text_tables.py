@@ -221,6 +221,16 @@ def test_the_baseline_of_every_task():
     assert measure_baseline(data, "train") is None
 
 
+@pytest.mark.parametrize("noisy, strengths", [(False, {100.0}), (True, {1.0})])
+def test_the_strength_of_the_baseline_follows_from_the_training_texts(rng, noisy, strengths):
+    words = [("red", "blue")[i % 2] for i in range(240)]
+    labels = [str(rng.integers(2)) if noisy else word for word in words]
+    texts = [f"{word} {rng.integers(10**6)}" for word in words]
+    data = opened({"text": texts, "label": labels})
+    fitted = fit_baseline(data.examples["train"], data.targets)
+    assert {model.C for model in fitted._models.values()} == strengths
+
+
 def test_images_have_no_baseline(rng):
     from keras_transfer.data import from_arrays
 

@@ -16,6 +16,7 @@ from keras_transfer.models.sources.applications import (
     normalized,
     pooled,
 )
+from keras_transfer.models.sources.hub_files import HUB, downloaded
 from keras_transfer.models.sources.keras_2 import readable
 from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.console import first_line
@@ -23,7 +24,7 @@ from keras_transfer.utils.extras import require
 from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.image_sizes import checked_size, sides
 
-_HUB, _MODEL = "hf://", "model.keras"
+_MODEL = "model.keras"
 
 
 def backbone_from_model(
@@ -97,8 +98,8 @@ def load_model(path):
     Raises:
         InputError: the file cannot be read as a Keras model, or not be downloaded.
     """
-    if str(path).startswith(_HUB):
-        path = _downloaded(str(path))
+    if str(path).startswith(HUB):
+        path = downloaded(str(path), _MODEL)
     elif (Path(path) / _MODEL).is_file():
         path = Path(path) / _MODEL
     try:
@@ -118,21 +119,6 @@ def load_model(path):
         if '"keras_hub' in _config(path):
             require("keras_hub", f"{path} has layers of KerasHub. Loading it")
         raise InputError(f"Cannot load {path}: {reason}{_newer_keras(path)}") from error
-
-
-def _downloaded(address: str) -> str:
-    """Return the file of a model on the Hugging Face Hub, which is downloaded if it is not there."""
-    require("huggingface_hub", f"Loading {address}")
-    import huggingface_hub
-
-    try:
-        return huggingface_hub.hf_hub_download(address.removeprefix(_HUB), _MODEL)
-    except Exception as error:  # of the hub or the network
-        reason = first_line(error)
-        raise InputError(
-            f"Cannot load {address}: {reason} Check the name and the network, or pass the path of a "
-            "downloaded folder."
-        ) from error
 
 
 def _config(path) -> str:

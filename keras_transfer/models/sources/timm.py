@@ -9,11 +9,10 @@ from pathlib import Path
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.sources.applications import BACKBONES, BackboneSpec
-from keras_transfer.models.sources.presets import where_stored
+from keras_transfer.models.sources.hub_files import HUB, downloaded
 from keras_transfer.utils.console import listed
-from keras_transfer.utils.extras import is_installed, require
+from keras_transfer.utils.extras import require
 
-_HUB = "hf://"
 _FILE = "model.safetensors"
 # Path of a Keras weight → name of timm's module; the last part of both names is the parameter.
 _MODULES = (
@@ -34,7 +33,7 @@ _SCALE = "gamma"  # timm's name of the layer scale, which has none in Keras
 
 def is_timm(weights) -> bool:
     """Return whether `weights` means a safetensors file: a path or `hf://…`."""
-    return str(weights).startswith(_HUB) or str(weights).endswith(".safetensors")
+    return str(weights).startswith(HUB) or str(weights).endswith(".safetensors")
 
 
 def timm_backbone(name) -> str | None:
@@ -59,28 +58,11 @@ def find_timm(weights: str, spec: BackboneSpec) -> Path:
             f"{spec.name}."
         )
     require("safetensors", f"Weights {weights}")
-    if not weights.startswith(_HUB):
+    if not weights.startswith(HUB):
         if not Path(weights).is_file():
             raise InputError(f"No weights file {weights}: pass a path, 'imagenet' or None.")
         return Path(weights)
-    stored = where_stored(weights)
-    found = sorted(stored.glob(f"snapshots/*/{_FILE}"), key=lambda file: file.stat().st_mtime)
-    return found[-1] if found else _downloaded(weights, stored)
-
-
-def _downloaded(weights, stored):
-    failed = "huggingface_hub is not installed"
-    if is_installed("huggingface_hub"):
-        from huggingface_hub import hf_hub_download
-
-        try:
-            return Path(hf_hub_download(weights.removeprefix(_HUB), _FILE))
-        except Exception as error:
-            failed = type(error).__name__
-    raise InputError(
-        f"{weights} is not on this machine ({stored} has no {_FILE}), and the download failed "
-        f"({failed}). Copy that folder from a machine that has it, or pass the path of the file."
-    )
+    return downloaded(weights, _FILE)
 
 
 def load_timm(model, file: Path, name: str) -> None:
