@@ -125,7 +125,9 @@ class _Auto:
         evidence = compare_closed_forms(
             self.data,
             self.names,
-            image_size=open_framing(self.config.image_size, self.config.open_crop),
+            image_size=open_framing(
+                self.config.image_size, self.config.open_crop, self.config.tokens
+            ),
             taps=self.taps,
             weights=self.config.weights,
             questions=_questions(self.config.augment, QUESTIONS),
@@ -285,6 +287,7 @@ class _Auto:
             image_size=config.image_size,
             weights=config.weights,
             crop=config.open_crop,
+            tokens=config.tokens,
             taps=TAPS[0] if config.taps == AUTO else config.taps,
         )
 

@@ -245,7 +245,7 @@ class _Comparison:
         if key not in self.prefixes:
             open_taps = "all" if "all" in self.taps else "last"
             source = self.built.get(_name(backbone))
-            if source is None or framing.size not in (None, size_of(source.input_shape)):
+            if source is None or framing.built_size not in (None, size_of(source.input_shape)):
                 source = backbone
             network = sized_backbone(
                 source, framing, self.data, taps=open_taps, weights=self.weights
@@ -337,7 +337,8 @@ def _seen(prefix) -> Framing:
 def seconds_per_example(prefix) -> float:
     """Return the seconds of a prefix's forward pass for one example, in a batch of 32."""
     run = choose_engine("keras", prefix).run
-    shape = [length or _TYPICAL_LENGTH for length in prefix.model.input_shape[1:]]
+    lengths = zip(prefix.model.input_shape[1:], prefix.framing.longest)
+    shape = [length or min(_TYPICAL_LENGTH, most or _TYPICAL_LENGTH) for length, most in lengths]
     batch = np.ones((_BATCH, *shape), prefix.takes)
     seconds = []
     for _ in range(3):

@@ -95,14 +95,14 @@ def sized_backbone(
     framing = open_framing(image_size)
     if isinstance(backbone, (str, os.PathLike)):
         backbone = os.fspath(backbone)
-        check_backbone(backbone, framing.size, weights)
+        check_backbone(backbone, framing.built_size, weights)
         from keras_transfer.models.sources.backbones import build_backbone
 
-        found = build_backbone(backbone, image_size=framing.size, taps=taps, weights=weights)
+        found = build_backbone(backbone, image_size=framing.built_size, taps=taps, weights=weights)
     else:
         from keras_transfer.models.builders import backbone_at
 
-        found = backbone_at(backbone, framing.size)
+        found = backbone_at(backbone, framing.built_size)
     from keras_transfer.models.framing import framing_of, modality_of
 
     if found.input_shape[1] is None and not modality_of(found).any_length:
@@ -111,6 +111,6 @@ def sized_backbone(
             "has a fixed size."
         )
     if not framing.settled:
-        framing = framing_of(found, data=data)
+        framing = framing_of(found, data=data).at(framing.size)
     same = not framing.settled or framing.at(None) == found.framing
     return found if same else found.with_framing(framing.at(None))

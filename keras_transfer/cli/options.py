@@ -326,6 +326,7 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
         image_size=config.image_size,
         weights=config.weights,
         crop=config.open_crop,
+        tokens=config.tokens,
         taps=TAPS[0] if config.taps == AUTO else config.taps,
     )
 
@@ -369,7 +370,7 @@ def with_evidence(images, config: TrainConfig, together: bool = True) -> TrainCo
     evidence = compare_closed_forms(
         images,
         names,
-        image_size=open_framing(config.image_size, config.open_crop),
+        image_size=open_framing(config.image_size, config.open_crop, config.tokens),
         taps=TAPS if config.taps == AUTO else (config.taps,),
         weights=config.weights,
         questions=("together",) if together else (),

@@ -58,7 +58,7 @@ _DATA = (
     ),
     "use_list",
 )
-_MODEL = ("backbone", "taps", "weights", "image_size", "crop", "precision")
+_MODEL = ("backbone", "taps", "weights", "image_size", "crop", "tokens", "precision")
 _TRAINING = ("strategy", "overrides", "epochs", "learning_rate", "batch_size", "augment", "mix")
 _MORE = (
     "mix_alpha",

@@ -31,6 +31,11 @@ class Framing(ABC):
         return self.shape
 
     @property
+    def built_size(self) -> Any:
+        """The size for which a backbone is built; None where one backbone reads all sizes."""
+        return self.size
+
+    @property
     def extent(self) -> str:
         """The size in words."""
         return f"{self.size} px"

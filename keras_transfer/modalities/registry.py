@@ -34,15 +34,20 @@ def modality_in_memory(values: Sequence, facts: Mapping) -> "Modality":
 
 
 def open_framing(
-    image_size: "int | str | Framing | None" = None, crop: float | None = None
+    image_size: "int | str | Framing | None" = None,
+    crop: float | None = None,
+    tokens: int | None = None,
 ) -> Framing:
     """Return an image size as a framing of which nothing else is known, and a framing as it is.
 
     Args:
         crop: what the user wants to see of images; None leaves the framing open.
+        tokens: largest number of tokens of a text; None for examples of other kinds, or to leave it open.
     """
     from keras_transfer.modalities.image import framing
 
+    if tokens is not None:
+        return find_modality("text").open_framing(tokens)
     return image_size if isinstance(image_size, Framing) else framing.Framing(image_size, crop)
 
 

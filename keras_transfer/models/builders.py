@@ -9,7 +9,7 @@ from keras_transfer.data.classes import in_recorded_order
 from keras_transfer.data.examples import Target
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.framing import Framing
-from keras_transfer.models.framing import modality_of
+from keras_transfer.models.framing import limit_tokens, modality_of
 from keras_transfer.models.graph import rebuild
 from keras_transfer.models.heads import HEADS, Head, TaskOutput
 from keras_transfer.models.sources.backbones import build_backbone
@@ -28,6 +28,7 @@ def build_model(
     pooling: str | None = "auto",
     taps: str = "last",
     crop: float | None = None,
+    tokens: int | None = None,
 ) -> keras.Model:
     """Build a model for a task on a pretrained backbone.
 
@@ -47,6 +48,8 @@ def build_model(
             `build_backbone`.
         crop: share of an image's shorter side that the central square covers, in (0, 1]. By default
             that of the source model, or the data of the first training decides.
+        tokens: most tokens that the model reads of a text, special ones included; by default as many
+            as the encoder reads.
 
     Returns:
         A `keras.Model` from RGB images [N, height, width, 3] (uint8 or float, 0–255), or
@@ -56,7 +59,7 @@ def build_model(
 
     Raises:
         InputError: unknown backbone, an image size below the family's minimum, unavailable weights,
-            a crop out of its range, a source model that does not take images, or invalid head names.
+            a crop or a number of tokens out of its range, a source model that does not take images, or invalid head names.
     """
     image_size = checked_size(image_size)
     framing = None if crop is None else Framing(crop=crop)
@@ -74,6 +77,8 @@ def build_model(
         )
     inputs = _inputs(backbone, image_size)
     backbone.framing = framing or backbone.framing
+    if tokens is not None:
+        limit_tokens(backbone, tokens)
     features = backbone(inputs)
     if None in features.shape[1:]:
         raise InputError(f"{backbone.name} reads texts of any length: a head needs a pooling.")

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import keras
 
+from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, find_modality, framing_from, framing_of_shape
 from keras_transfer.models.stages import Backbone
+from keras_transfer.models.tokens import TextEmbedding
 from keras_transfer.utils.console import say
 from keras_transfer.utils.image_sizes import size_of
 
@@ -56,6 +58,27 @@ def set_framing(model: keras.Model, framing: Framing) -> None:
     """Set how examples are turned into a model's inputs."""
     for backbone in _backbones(model):
         backbone.framing = framing.at(None)
+
+
+def limit_tokens(model: keras.Model, tokens: int) -> None:
+    """Set how many tokens a model reads of a text.
+
+    Raises:
+        InputError: the model does not read texts, or not so many tokens.
+    """
+    framing = framing_of(model)
+    modality = find_modality(framing.modality)
+    if not modality.any_length:
+        raise InputError(
+            f"tokens is for texts, but '{model.name}' reads {modality.many}: leave it out."
+        )
+    layers = (layer for part in _backbones(model) for layer in part.layers)
+    known = [x.settings["length"] for x in layers if isinstance(x, TextEmbedding)]
+    if known and tokens > min(known):
+        raise InputError(
+            f"'{model.name}' reads at most {min(known)} tokens of a text, not {tokens}."
+        )
+    set_framing(model, framing.at(tokens))
 
 
 def modality_of(model: keras.Model):

@@ -19,6 +19,7 @@ from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.features.store import DTYPES
 from keras_transfer.modalities import plain_augmentation
 from keras_transfer.modalities.image.framing import checked_crop
+from keras_transfer.modalities.text.framing import LEAST_TOKENS
 from keras_transfer.modalities.views import MIXES, Mix
 from keras_transfer.models import PRECISIONS, TAPS
 from keras_transfer.schedules.phases import KEEP
@@ -149,6 +150,12 @@ class TrainConfig:
         MODEL,
         "Share of an image's shorter side that the model sees, above 0 to 1, or auto: the data "
         "decide.",
+    )
+    tokens: int | None = setting(
+        None,
+        MODEL,
+        "Most tokens that the model reads of a text. (default: the encoder's)",
+        least=LEAST_TOKENS,
     )
     taps: str = setting(
         AUTO,

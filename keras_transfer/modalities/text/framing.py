@@ -12,7 +12,7 @@ from typing import ClassVar
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing
 
-_LEAST = 3  # the special tokens and one word
+LEAST_TOKENS = 3  # the special tokens and one word
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class TextFraming(Framing):
     tokenizer: WordPiece | None = None
 
     def __post_init__(self):
-        if self.size is not None and self.size < _LEAST:
-            raise InputError(f"Texts need at least {_LEAST} tokens, not {self.size}.")
+        if self.size is not None and self.size < LEAST_TOKENS:
+            raise InputError(f"Texts need at least {LEAST_TOKENS} tokens, not {self.size}.")
 
     @property
     def settled(self) -> bool:
@@ -106,6 +106,11 @@ class TextFraming(Framing):
     def longest(self) -> tuple[int | None]:
         """Shape of the largest model input."""
         return (self.size,)
+
+    @property
+    def built_size(self) -> None:
+        """None: an encoder reads texts of any length up to its limit."""
+        return None
 
     @property
     def extent(self) -> str:
