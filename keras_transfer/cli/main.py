@@ -68,7 +68,6 @@ def _presets(kind):
             "name": preset.name,
             "parameters": preset.parameters,
             "input": f"{preset.size} {'px' if kind == 'image' else 'tokens'}",
-            "license": preset.license,
             "weights_present": preset.folder is not None,
         }
         for preset in PRESETS.values()
@@ -76,12 +75,12 @@ def _presets(kind):
     ]
     cells = [
         (
-            *(row["name"], f"{row['parameters']:,}", row["input"], row["license"]),
+            *(row["name"], f"{row['parameters']:,}", row["input"]),
             "present" if row["weights_present"] else "download",
         )
         for row in rows
     ]
-    return rows, Table(("name", "parameters", "input", "license", "weights"), cells, "lrrll")
+    return rows, Table(("name", "parameters", "input", "weights"), cells, "lrrl")
 
 
 def _applications(kind):

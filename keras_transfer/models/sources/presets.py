@@ -24,45 +24,35 @@ class HubFamily:
 
     Attributes:
         kind: what it reads, one of `KINDS`.
-        license: of the published weights, as far as it is known; see also `_LICENSES`.
         model_types: names of the family in the `config.json` of Hugging Face.
     """
 
     kind: str
-    license: str
     model_types: tuple[str, ...] = ()
 
 
 FAMILIES = {
-    "ViTBackbone": HubFamily("image", "Apache 2.0", ("vit",)),
-    "DeiTBackbone": HubFamily("image", "Apache 2.0", ("deit",)),
-    "DINOV2Backbone": HubFamily("image", "Apache 2.0", ("dinov2", "dinov2_with_registers")),
-    "DINOV3Backbone": HubFamily("image", "DINOv3 License", ("dinov3_vit",)),
-    "CLIPBackbone": HubFamily("image", "MIT"),
-    "CLIPVisionEncoder": HubFamily("image", "MIT"),
-    "SigLIPBackbone": HubFamily("image", "Apache 2.0"),
-    "SigLIPVisionEncoder": HubFamily("image", "Apache 2.0"),
-    "ResNetBackbone": HubFamily("image", "unknown"),
-    "DenseNetBackbone": HubFamily("image", "unknown"),
-    "EfficientNetBackbone": HubFamily("image", "Apache 2.0"),
-    "MobileNetBackbone": HubFamily("image", "Apache 2.0"),
-    "CSPNetBackbone": HubFamily("image", "Apache 2.0"),
-    "VGGBackbone": HubFamily("image", "unknown"),
-    "XceptionBackbone": HubFamily("image", "unknown"),
-    "BertBackbone": HubFamily("text", "Apache 2.0", ("bert",)),
-    "RobertaBackbone": HubFamily("text", "MIT", ("roberta",)),
-    "XLMRobertaBackbone": HubFamily("text", "MIT", ("xlm-roberta",)),
-    "DistilBertBackbone": HubFamily("text", "Apache 2.0", ("distilbert",)),
-    "AlbertBackbone": HubFamily("text", "Apache 2.0", ("albert",)),
-    "ElectraBackbone": HubFamily("text", "Apache 2.0"),
-}
-
-
-# Of collections whose license is not that of their family.
-_LICENSES = {
-    "bge": "MIT",
-    "medsiglip": "Health AI Developer Foundations",
-    "multilingual-e5": "MIT",
+    "ViTBackbone": HubFamily("image", ("vit",)),
+    "DeiTBackbone": HubFamily("image", ("deit",)),
+    "DINOV2Backbone": HubFamily("image", ("dinov2", "dinov2_with_registers")),
+    "DINOV3Backbone": HubFamily("image", ("dinov3_vit",)),
+    "CLIPBackbone": HubFamily("image"),
+    "CLIPVisionEncoder": HubFamily("image"),
+    "SigLIPBackbone": HubFamily("image"),
+    "SigLIPVisionEncoder": HubFamily("image"),
+    "ResNetBackbone": HubFamily("image"),
+    "DenseNetBackbone": HubFamily("image"),
+    "EfficientNetBackbone": HubFamily("image"),
+    "MobileNetBackbone": HubFamily("image"),
+    "CSPNetBackbone": HubFamily("image"),
+    "VGGBackbone": HubFamily("image"),
+    "XceptionBackbone": HubFamily("image"),
+    "BertBackbone": HubFamily("text", ("bert",)),
+    "RobertaBackbone": HubFamily("text", ("roberta",)),
+    "XLMRobertaBackbone": HubFamily("text", ("xlm-roberta",)),
+    "DistilBertBackbone": HubFamily("text", ("distilbert",)),
+    "AlbertBackbone": HubFamily("text", ("albert",)),
+    "ElectraBackbone": HubFamily("text"),
 }
 
 
@@ -87,10 +77,6 @@ class Preset:
     @property
     def kind(self) -> str:
         return FAMILIES[self.family].kind
-
-    @property
-    def license(self) -> str:
-        return _LICENSES.get(self.collection, FAMILIES[self.family].license)
 
     @property
     def folder(self) -> Path | None:
