@@ -34,6 +34,7 @@ _NAMES = {
     "export_run": "exporter",
     "open_export": "converters",
     "saved_model": "exporter",
+    "typicality_of": "exporter",
 }
 
 __all__ = ["FORMATS", "check_format", *_NAMES]

@@ -113,7 +113,8 @@ def _usage(model, exported):
             "Give TF Serving the parent folder, which contains the numbered versions. The signature\n"
             f"`serve_bytes` takes {modality.served} and returns\n"
             "`label`, `score`, `scores` and `class_names`, as far as the task has them, and `error`:\n"
-            "empty, or why an example was not processed. `features` returns the backbone's features.\n"
+            "empty, or why an example was not processed. `typicality` (-1 to 1) and `is_typical`, if the\n"
+            "export has them, say whether an example is like those of the training. `features` returns the backbone's features.\n"
             f"{modality.served_decoded}\n\n"
             "```bash\n"
             'curl -d \'{"signature_name": "serve_bytes", "instances": [{"b64": "\'$(base64 -w0 '

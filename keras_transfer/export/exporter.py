@@ -14,6 +14,7 @@ from keras_transfer.data.examples import ImageData, targets_of
 from keras_transfer.data.sources import library_of
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
+from keras_transfer.evaluation.typicality import PROTOTYPES, Typicality, fit_typicality
 from keras_transfer.export import check_format, check_version
 from keras_transfer.export.card import write_card
 from keras_transfer.export.converters import CONVERTED, open_export, write_converted
@@ -35,6 +36,7 @@ from keras_transfer.export.serving import (
     check_signatures,
     computes_in_half,
     exported_model,
+    features_of,
     in_float32,
     scores_by_head,
     scoring_model,
@@ -51,6 +53,7 @@ from keras_transfer.utils.console import say
 from keras_transfer.utils.files import new_folder, plain_path
 
 COMPARED_IMAGES = 300
+NOISE = 50  # examples against which the typicality is tested
 RANGE_IMAGES = 200  # to measure the ranges of values for int8
 
 
@@ -80,6 +83,7 @@ def saved_model(
     *,
     images=None,
     temperatures: Mapping[str, float] | None = None,
+    typicality: Typicality | None = None,
 ) -> Path:
     """Export a SavedModel that decodes, resizes and normalizes its inputs itself.
 
@@ -96,6 +100,9 @@ def saved_model(
     several heads returns these outputs for each, with the head's name: `scores_kind`,
     `class_names_kind`, …
 
+    With `typicality`, they also return `typicality` [N], −1 to 1, how much the example is like the training
+    examples, and `is_typical` [N], bool, which 95 % of the validation examples are.
+
     `error` [N] is empty for each valid image. For an invalid one it states the problem, the numbers
     are 0 and the label is empty; the other images of the request are not affected. TF Serving's REST
     interface takes bytes as `{"b64": "…"}`.
@@ -108,6 +115,7 @@ def saved_model(
         out: the version directory, such as `serving/flowers/1`; must not exist.
         images: a few uint8 images [H, W, 3] for the parity check; noise by default.
         temperatures: head name (`output` for a single head) → temperature of its calibration.
+        typicality: from `typicality_of`, which `export_run` calls.
 
     Returns:
         `out`, which is created only if the exported model gives the Keras model's scores.
@@ -118,16 +126,16 @@ def saved_model(
     """
     check_version("saved_model", out)
     with new_folder(out) as new, plain_path(new) as folder:
-        _write_and_check(model, folder, temperatures, images)
+        _write_and_check(model, folder, temperatures, typicality, images)
     return Path(out)
 
 
-def _write_and_check(model, folder, temperatures, examples=None):
-    write_saved_model(model, folder, temperatures)
+def _write_and_check(model, folder, temperatures, typicality, examples=None):
+    write_saved_model(model, folder, temperatures, typicality)
     if examples is None:
         modality = modality_of(model)
         examples = modality.noise(modality.framing_for(framing_of(model), None))
-    check_signatures(model, folder, examples, temperatures)
+    check_signatures(model, folder, examples, temperatures, typicality)
 
 
 def convert(
@@ -232,7 +240,8 @@ def export_run(
         if sample is None:
             say(f"validation images of {run.path} not found: the export is compared on noise")
         if format == "saved_model":
-            _write_and_check(model, folder, temperatures, sample and sample.first)
+            typicality = typicality_of(run, model, data, sample)
+            _write_and_check(model, folder, temperatures, typicality, sample and sample.first)
             parity = _parity_on_files(model, folder, temperatures, sample)
         elif format == "hub":
             parity = _write_hub(model, folder, sample)
@@ -263,6 +272,25 @@ def _write_hub(model, folder, sample):
     parity = compare(heads, expected, _keras_scores(heads, loaded, sample), sample)
     require_parity(parity, "folder for the hub")
     return parity
+
+
+def typicality_of(run, model, data=None, sample: Sample | None = None) -> Typicality | None:
+    """Return what is typical of a run's training examples; None where that cannot be told, which is said.
+
+    Args:
+        run, data: see `export_run`.
+        model: of the run.
+        sample: of its validation examples, if one was drawn already.
+    """
+    sample = sample or _sample_of(run, data, "val", model, COMPARED_IMAGES)
+    train = sample and _sample_of(run, data, "train", model, PROTOTYPES)
+    if train is None or sample.labels is None:
+        say("no typicality: the training and validation examples of the run were not found")
+        return None
+    noise = noise_sample(modality_of(model), framing_of(model), NOISE)
+    found, line = fit_typicality(*(features_of(model, s.inputs) for s in (train, sample, noise)))
+    say(f"{'typicality' if found else 'no typicality'}: {line}")
+    return found
 
 
 def temperatures_of(run) -> dict[str, float]:

@@ -11,16 +11,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.evaluation.typicality import Typicality
 from keras_transfer.export.parity import HALF_ROUNDING, ROUNDING, ParityError
-from keras_transfer.models.builders import by_head, heads_of
+from keras_transfer.models.builders import by_head, head_layers, heads_of
 from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.console import quiet_tensorflow
 from keras_transfer.utils.files import encode_text, write_text
+from keras_transfer.utils.keras_versions import first_node
 
 WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
 _WARMUP_BATCHES = (1, 8)
+FEATURES = "features of the backbone"  # output of `scoring_model`
+_BATCH = 32
 _KERAS_ROUNDING = 10  # factor allowed over the difference of the Keras model from itself
 
 
@@ -54,7 +58,10 @@ def exported_model(
 
 
 def scoring_model(
-    model: keras.Model, temperatures: Mapping[str, float] | None = None
+    model: keras.Model,
+    temperatures: Mapping[str, float] | None = None,
+    *,
+    features: bool = False,
 ) -> keras.Model:
     """Return a model with shared weights that turns inputs of the model into scores.
 
@@ -62,6 +69,7 @@ def scoring_model(
         model: from `build_model`.
         temperatures: head name → temperature that its logits are divided by (Guo et al. 2017,
             arXiv:1706.04599); 1 by default.
+        features: whether the backbone's features are an output, too: `FEATURES`.
 
     Returns:
         A model from the inputs, such as `images`, uint8 [N, S, S, 3], to a dict of the heads'
@@ -70,14 +78,24 @@ def scoring_model(
     heads, temperatures = heads_of(model), temperatures or {}
     dtype, name = modality_of(model).input_dtype, model.inputs[0].name
     inputs = keras.Input(model.input_shape[1:], dtype=dtype, name=name)
-    outputs = by_head(heads, model(inputs, training=False))
+    whole = keras.Model(model.inputs, [model.output, _features_in(model)]) if features else model
+    answers = whole(inputs, training=False)
+    outputs = by_head(heads, answers[0] if features else answers)
     scores = {}
     for name, head in heads.items():
         raw = outputs[name]
         if temperatures.get(name, 1.0) != 1.0:
             raw = raw / temperatures[name]
         scores[f"scores{suffix(heads, name)}"] = head.scores(raw)
+    if features:
+        scores[FEATURES] = answers[1]
     return keras.Model(inputs, scores, name="answers")
+
+
+def _features_in(model):
+    """Return the output of the backbone inside a model, as the head reads it."""
+    layers = next(iter(head_layers(model).values()))
+    return first_node(layers[0]).input_tensors[0]
 
 
 def suffix(heads: Mapping[str, Head], name: str) -> str:
@@ -155,13 +173,19 @@ def _escaped(match):
 
 
 def write_saved_model(
-    model: keras.Model, folder: Path, temperatures: Mapping[str, float] | None
+    model: keras.Model,
+    folder: Path,
+    temperatures: Mapping[str, float] | None,
+    typicality: Typicality | None = None,
 ) -> None:
     """Write the SavedModel that `exporter.saved_model` describes into an empty folder."""
     heads, framing = heads_of(model), framing_of(model)
     modality = modality_of(model)
     framing = modality.framing_for(framing, None)
-    scorer, backbone = scoring_model(model, temperatures), backbone_of(model)
+    scorer, backbone = (
+        scoring_model(model, temperatures, features=typicality is not None),
+        backbone_of(model),
+    )
     text, contents = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.string, "bytes")
     prepared = tf.TensorSpec([None, *model.input_shape[1:]], modality.input_dtype)
     decode_all = modality.batch_decoder(framing)
@@ -189,14 +213,15 @@ def write_saved_model(
                 label = tf.gather(names, tf.argmax(scores, axis=1))
                 result[f"label{end}"] = tf.where(valid, label, "")
                 result[f"score{end}"] = tf.reduce_max(scores, axis=1)
+        if typicality is not None:
+            likeness = tf.where(valid, _typicality(outputs[FEATURES], typicality), 0.0)
+            result["typicality"] = likeness
+            result["is_typical"] = valid & (likeness >= typicality.threshold)
         return result
 
     @partial(tf.function, autograph=False, input_signature=[prepared])
     def embed(inputs):
-        features = backbone(inputs, training=False)
-        if len(features.shape) > 2:  # a backbone without pooling
-            features = tf.reduce_mean(features, axis=list(range(1, len(features.shape) - 1)))
-        return tf.cast(features, tf.float32)
+        return _pooled(backbone(inputs, training=False))
 
     with inline_functions():
         answer, embed = answer.get_concrete_function(), embed.get_concrete_function()
@@ -225,6 +250,21 @@ def write_saved_model(
     write_warmup(folder, _warmup_requests(modality, framing))
 
 
+def _pooled(features):
+    """Return a backbone's features as float32 [N, D]; not every backbone pools them."""
+    if len(features.shape) > 2:
+        features = tf.reduce_mean(features, axis=list(range(1, len(features.shape) - 1)))
+    return tf.cast(features, tf.float32)
+
+
+def _typicality(features, typicality: Typicality):
+    """Return `Typicality.scores` of a backbone's features, in the graph."""
+    features = _pooled(features)
+    length = tf.maximum(tf.norm(features, axis=1, keepdims=True), 1e-12)
+    cosines = tf.matmul(features / length, typicality.prototypes, transpose_b=True)
+    return tf.math.top_k(cosines, typicality.neighbor).values[:, -1]
+
+
 def _decode(contents, decode_one, spec, unreadable):
     """Decode examples [N] to (inputs of the model [N, …], error [N], "" for valid examples).
 
@@ -251,7 +291,11 @@ def _decode(contents, decode_one, spec, unreadable):
 
 
 def check_signatures(
-    model: keras.Model, folder: Path, examples, temperatures: Mapping[str, float] | None
+    model: keras.Model,
+    folder: Path,
+    examples,
+    temperatures: Mapping[str, float] | None,
+    typicality: Typicality | None = None,
 ) -> None:
     """Compare every signature with the Keras model on a few examples.
 
@@ -266,7 +310,7 @@ def check_signatures(
     """
     signatures = tf.saved_model.load(str(folder)).signatures
     tolerance = HALF_ROUNDING if computes_in_half(model) else ROUNDING
-    ask_keras = _scores_and_features(model, temperatures)
+    ask_keras = _scores_and_features(model, temperatures, typicality)
     modality = modality_of(model)
     framing = modality.framing_for(framing_of(model), None)
     trials = [modality.trial(example, framing) for example in examples]
@@ -289,14 +333,25 @@ def check_signatures(
                     )
 
 
-def _scores_and_features(model, temperatures):
+def features_of(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    """Return the pooled features that `features` serves, for model inputs: float32 [N, D]."""
+    backbone = backbone_of(model)
+    found = [
+        np.asarray(_pooled(backbone(inputs[start : start + _BATCH], training=False)))
+        for start in range(0, len(inputs), _BATCH)
+    ]
+    return np.concatenate(found)
+
+
+def _scores_and_features(model, temperatures, typicality=None):
     """Return a function from images to the outputs of all signatures, float32, by name."""
     scorer, backbone = scoring_model(model, temperatures), backbone_of(model)
 
     def ask(images):
-        features = np.asarray(tf.cast(backbone(images, training=False), tf.float32))
-        features = features.reshape(len(features), -1, features.shape[-1]).mean(axis=1)
+        features = np.asarray(_pooled(backbone(images, training=False)))
         scores = {name: np.asarray(x, "float32") for name, x in scorer(images).items()}
+        if typicality is not None:
+            scores["typicality"] = typicality.scores(features)
         return {"features": features, **scores}
 
     return ask

@@ -145,7 +145,7 @@ def test_nothing_is_left_for_xla(tmp_path):
 def test_an_export_that_differs_is_refused(exported, model, tmp_path, monkeypatch):
     of_another, _, _ = exported
 
-    def write_another(model, folder, temperatures):
+    def write_another(model, folder, *options):
         shutil.copytree(of_another, folder, dirs_exist_ok=True)
 
     model.get_layer("output").bias.assign([5.0, 0.0, 0.0])
@@ -165,7 +165,7 @@ def test_rounding_of_the_keras_model_itself_is_tolerated(exported, model, images
     def chaotic(images):  # a batch gives other scores than single images
         return {name: values + 0.01 * len(images) for name, values in ask(images).items()}
 
-    monkeypatch.setattr(serving, "_scores_and_features", lambda model, temperatures: chaotic)
+    monkeypatch.setattr(serving, "_scores_and_features", lambda *_: chaotic)
     serving.check_signatures(model, folder, images, None)
 
 
