@@ -7,8 +7,7 @@
 For each ordered pair of sets, the AUROC of the validation images of the one, on whose training images a
 head was fitted in closed form, against those of the other, and against noise. Scores: cosine to the k-th
 nearest of 500 training examples; Mahalanobis distance to the nearest class with a shared, shrunk covariance
-(arXiv:1807.03888); energy of the logits
-(arXiv:2010.03759); the highest probability. Needs KERAS_HOME and KERAS_TRANSFER_DATA.
+(arXiv:1807.03888); energy of the logits (arXiv:2010.03759); the highest probability. Needs KERAS_HOME and KERAS_TRANSFER_DATA.
 """
 
 import argparse

@@ -60,7 +60,7 @@ def diagnose(
         *_near(groups, texts, seen.splits, paths, problem),
     ]
     task = None if isinstance(data.targets, dict) else data.targets.task
-    classes = seen.examples.labels if task == "single_label" else None
+    classes: Any = seen.examples.labels if task == "single_label" else None
     outliers = find_outliers(distinct, classes, modality.oddities)
     for row, score, reason in zip(outliers.rows, outliers.scores, outliers.reasons):
         problems.append(problem(row, "outlier", score, reason=reason))
@@ -71,7 +71,7 @@ def diagnose(
             notes.append(
                 f"{head}{missing} labels cannot be judged: a class needs two different examples"
             )
-    if not can_sketch(modality):
+    if modality.sketched_by is not None and not can_sketch(modality):
         notes.append(
             "near-duplicates were not looked for, nor what is dark or blurred: this needs "
             + missing_extra(modality.sketched_by)
@@ -98,7 +98,8 @@ def _near(groups, texts, splits, paths, problem: Callable) -> Iterator[Problem]:
 
     Each names the members of other splits if there are any, or else the others of its own.
     """
-    leaks, others = [], []
+    leaks: list[Problem] = []
+    others: list[Problem] = []
     for rows, likeness in groups:
         for row in rows[1:]:
             related = [other for other in rows if splits[other] != splits[row]]

@@ -284,7 +284,7 @@ def typicality_of(run, model, data=None, sample: Sample | None = None) -> Typica
     """
     sample = sample or _sample_of(run, data, "val", model, COMPARED_IMAGES)
     train = sample and _sample_of(run, data, "train", model, PROTOTYPES)
-    if train is None or sample.labels is None:
+    if sample is None or train is None:
         say("no typicality: the training and validation examples of the run were not found")
         return None
     noise = noise_sample(modality_of(model), framing_of(model), NOISE)

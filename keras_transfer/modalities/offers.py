@@ -20,8 +20,7 @@ class Offers:
     # The version of what `sketch` returns: increase it when that changes.
     sketched = 0
     sketched_by: str | None = None  # an optional package
-    # Likeness of near-duplicates, see `diagnosis.near.near_pairs`; None where nothing tells them.
-    near: float | None = None
+    near: float = 1.1  # likeness of near-duplicates, see `diagnosis.near.near_pairs`
     oddities: Sequence[Oddity] = ()
     # Why exported files cannot have 8 bits; None if they can.
     not_in_8_bits: str | None = None
