@@ -218,7 +218,7 @@ def _right(run, folder, scratch) -> dict:
     chosen |= (config.get("advice") or {}).get("choice", {}).get("overrides", {})
     return {
         "choice": " ".join(f"{name}={value}" for name, value in chosen.items()),
-        "correct": {row["path"]: int(row["truth"] == row["prediction"]) for row in rows},
+        "correct": {"/".join(Path(row["path"]).parts[-2:]): int(row["correct"]) for row in rows},
     }
 
 
