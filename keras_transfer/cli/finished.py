@@ -197,7 +197,7 @@ def predict(
         from keras_transfer.export.beam import predict_files
 
         counts = predict_files(
-            run, paths or (), out, shard_size=shard_size, arguments=beam_option or ()
+            run, paths or (), str(out), shard_size=shard_size, arguments=beam_option or ()
         )
         if as_json:
             print(json.dumps(vars(counts)))
