@@ -627,3 +627,18 @@ def test_models_that_are_not_supported():
     wide = keras_hub.models.ViTBackbone((32, 64, 3), 8, mlp_dim=24, **_COMMON)
     with pytest.raises(InputError, match="only squares"):
         build_model(wide, HEAD)
+
+
+def test_taps_of_a_vit_are_the_means_of_its_tokens(rng):
+    vit = keras_hub.models.ViTBackbone((SIZE, SIZE, 3), 8, mlp_dim=24, **_COMMON)
+    model = build_model(vit, Classification(("a", "b")), image_size=SIZE, taps="all")
+    backbone = backbone_of(model)
+    images = rng.integers(0, 256, (3, SIZE, SIZE, 3)).astype("uint8")
+    taps = keras.ops.convert_to_numpy(backbone(images))
+    hidden = keras.Model(backbone.inputs[0], [stage.output for stage in backbone.stages])(images)
+    parts = [keras.ops.convert_to_numpy(x) for x in hidden]
+    expected = [x.mean(axis=1) if x.ndim == 3 else x for x in parts]
+    np.testing.assert_allclose(taps, np.concatenate(expected, axis=1), atol=1e-5)
+    for cut in range(1, len(backbone.stages)):
+        prefix, suffix = backbone.split(cut)
+        np.testing.assert_allclose(suffix(prefix(images)), taps, atol=1e-5)
