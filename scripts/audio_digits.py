@@ -3,6 +3,7 @@
     python scripts/audio_digits.py                       three pairs of speakers held out
     python scripts/audio_digits.py --pairs 1 --methods closed_form lp_ft --seeds 1
     python scripts/audio_digits.py --tune                the front end's range and padding
+    python scripts/audio_digits.py --tune --sizes 96 64x128 96x192   heights and widths of the image
     python scripts/audio_digits.py --tune --methods lp_ft --seeds 1    the rate of fine-tuning
 
 Speakers are divided once. Constants of the front end and of fine-tuning were chosen on held-out speakers of
@@ -162,35 +163,45 @@ _PADDINGS = {
 }
 
 
-def tune() -> None:
-    files = clips()
-    decoded = [decode.decode(file.read_bytes()) for file in files]
-    labels = np.array([int(file.parent.name) for file in files])
-    speakers = np.array([speaker(file) for file in files])
-    backbone = build_backbone(BACKBONE, image_size=SIZE, taps="all")
+def tune(sizes) -> None:
+    """Print the closed form's accuracy by range and padding, or by size, on pairs of TUNING."""
+    decoded = [decode.decode(file.read_bytes()) for file in clips()]
+    if sizes:
+        for size in sizes:
+            print(f"{size}: {tuned(decoded, size, 'middle of zeros'):.1f}", flush=True)
+        return
     for decibels in (60.0, 40.0, 30.0, 25.0, 20.0):
         log_mel._RANGE = decibels
         for padding in _PADDINGS if decibels == 30 else ("middle of zeros",):
-            scores = []
-            for held_out in itertools.combinations(TUNING, 2):
-                held = np.isin(speakers, held_out)
-                seconds = np.array([len(samples) / rate for samples, rate in decoded])
-                framing, _ = choose_framing(seconds[~held], np.full((~held).sum(), 8000))
-                framing = framing.at(SIZE)
-                windows = [_PADDINGS[padding](samples, framing) for samples, _ in decoded]
-                images = np.stack([log_mel.image_of(window, framing) for window in windows])
-                features = backbone.predict(images, batch_size=64, verbose=0)
-                rows = np.flatnonzero(~held)
-                head = logistic_regression(features[rows], labels[rows], np.arange(len(rows)))
-                predicted = (features[held] @ head.kernel + head.bias).argmax(axis=1)
-                scores.append((predicted == labels[held]).mean())
-            print(f"{decibels:g} dB, {padding}: {100 * np.mean(scores):.1f}", flush=True)
+            print(f"{decibels:g} dB, {padding}: {tuned(decoded, SIZE, padding):.1f}", flush=True)
+
+
+def tuned(decoded, size, padding) -> float:
+    """Return the mean accuracy of the closed form with taps on pairs of TUNING, in percent."""
+    labels = np.array([int(file.parent.name) for file in clips()])
+    speakers = np.array([speaker(file) for file in clips()])
+    backbone = build_backbone(BACKBONE, image_size=size, taps="all")
+    seconds = np.array([len(samples) / rate for samples, rate in decoded])
+    scores = []
+    for held_out in itertools.combinations(TUNING, 2):
+        held = np.isin(speakers, held_out)
+        framing, _ = choose_framing(seconds[~held], np.full((~held).sum(), 8000))
+        framing = framing.at(size)
+        windows = [_PADDINGS[padding](samples, framing) for samples, _ in decoded]
+        images = np.stack([log_mel.image_of(window, framing) for window in windows])
+        features = backbone.predict(images, batch_size=64, verbose=0)
+        rows = np.flatnonzero(~held)
+        head = logistic_regression(features[rows], labels[rows], np.arange(len(rows)))
+        predicted = (features[held] @ head.kernel + head.bias).argmax(axis=1)
+        scores.append((predicted == labels[held]).mean())
+    return 100 * float(np.mean(scores))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tune", action="store_true", help="compare constants on other speakers")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all")
+    parser.add_argument("--sizes", nargs="+", help="of log-mel images, with --tune")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -199,4 +210,4 @@ if __name__ == "__main__":
     elif options.methods == ["lp_ft"]:
         tune_rate(options)
     else:
-        tune()
+        tune(options.sizes)
