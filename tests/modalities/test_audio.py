@@ -118,6 +118,13 @@ def test_faults_and_flaws():
     assert "not finite" in MODALITY.examine(nothing).fault
     long = encoded(np.zeros(1000 * 601, "f4"), 1000, "PCM_U8")
     assert MODALITY.examine(long).fault.startswith("too long: 10 minutes, the limit is 10")
+    hour = encoded(np.zeros(1000 * 3600, "f4"), 1000, "PCM_U8")
+    assert "60 minutes, the limit is 10; cut it into clips" in MODALITY.examine(hour).fault
+    for rate in (0, 500_000):
+        stated = good[:24] + rate.to_bytes(4, "little") + good[28:]
+        assert MODALITY.examine(stated).fault
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            serving.decode_wav(tf.constant(stated))
     assert MODALITY.examine(encoded(np.zeros(100))).flaw == "silent"
     assert MODALITY.examine(good).flaw is None
 

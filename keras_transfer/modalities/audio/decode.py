@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.audio.framing import RATES
 from keras_transfer.utils.extras import require
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf")
@@ -136,6 +137,8 @@ def examine(contents: bytes) -> Facts:
             kind = f"{file.format} {file.subtype}"
             served = file.format in ("WAV", "WAVEX") and file.subtype in _SERVED
             facts = Facts(file.frames, file.samplerate, file.channels, kind, served=int(served))
+            if not RATES[0] <= file.samplerate <= RATES[1]:
+                return facts._replace(fault=f"has a sample rate of {file.samplerate} Hz")
             if file.frames > _MOST_SECONDS * file.samplerate:
                 return facts._replace(fault=_too_long(file))
         samples, _ = decode(contents)

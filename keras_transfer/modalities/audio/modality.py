@@ -13,7 +13,7 @@ from keras_transfer.modalities.audio.sketch import NEAR, ODDITIES
 from keras_transfer.modalities.reading import digest
 from keras_transfer.modalities.statistics import binned, counted, described, spread
 
-_RULES = 2  # of checking: increase it when `examine` changes what it finds in the same file
+_RULES = 3  # of checking: increase it when `examine` changes what it finds in the same file
 _CLIPPED = 10  # thousandths of the samples
 _SLICES = (1, 2, 5, 10, 30, 60)  # seconds
 _SAMPLE = 200  # clips whose headers are read
