@@ -268,9 +268,11 @@ def pipeline(table, options):
         found = own("pipelines", name, options.rounds, size)
         for kind in ("evaluation", "training"):
             for peer, text in PEERS.items():
+                cpu = [np.median(found["cpu"][side]) for side in (kind, peer)]
                 table.add(
-                    f"pipeline, {name}{addition}, {kind}, against {text}", found[kind],
-                    found[peer], "images/s", higher=True,
+                    f"pipeline, {name}{addition}, {kind}, against {text}", found["speeds"][kind],
+                    found["speeds"][peer], "images/s", higher=True,
+                    note="CPU {:.2f} and {:.2f} ms an image".format(*cpu),
                 )  # fmt: skip
 
 

@@ -66,7 +66,8 @@ def aligned(box: tuple, times: Any, ops: Any = np) -> tuple:
     Random boxes may lie anywhere, and those are resampled in half of the time.
     """
     top, left, height, width = box
-    return ops.floor(top / times) * times, ops.floor(left / times) * times, height, width
+    top, left = (ops.floor(ops.maximum(0.0, at) / times) * times for at in (top, left))
+    return top, left, height, width
 
 
 def is_flipped(draws):
