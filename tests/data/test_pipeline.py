@@ -217,7 +217,7 @@ def test_opencv_numpy_and_graph_resample_alike_and_near_pillow(size, rng, monkey
         differences = np.abs(made.astype(int) - np.asarray(pillow)).mean(axis=(1, 2, 3))
         assert differences.max() < 1.2, (box, differences)  # noise; photographs differ less
         apart = np.abs(made[:2].astype(int) - made[2]).mean(axis=(1, 2, 3))
-        assert apart[0] < 0.5 and apart[1] < 0.2, (box, apart)
+        assert apart[0] < 0.5 and apart[1] < 0.3, (box, apart)
 
 
 def test_resize_and_crop_of_batches_and_unknown_sizes(rng):
