@@ -3,7 +3,7 @@
     KERAS_HOME=… KERAS_TRANSFER_DATA=… python scripts/derived_tasks.py [--csv docs/derived_tasks.csv]
                  [--only textures_pairs,auto_strategy] [--table]
 
-There are no labels and numbers among the datasets of `accuracy_data.py`, so these are made from them, with their halves
+No dataset of `accuracy_data.py` has several labels or numbers, so these are made from them, with their halves
 and their test splits:
 
 - `…_pairs` (several labels): two images side by side, each squeezed to half the width; the labels are both

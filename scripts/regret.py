@@ -48,7 +48,7 @@ def regret(right: np.ndarray, own: np.ndarray, *, halves: int = HALVES, seed: in
 
     Args:
         right: bool [contenders, N], which test images each contender got right.
-        own: bool [N], the same of what is judged.
+        own: bool [N], the same of the contender that is judged.
     """
     rng, count = np.random.default_rng(seed), right.shape[1]
     differences = np.zeros(count)

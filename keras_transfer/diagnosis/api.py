@@ -73,7 +73,7 @@ def diagnose(
             )
     if modality.sketched_by is not None and not can_sketch(modality):
         notes.append(
-            "near-duplicates were not looked for, nor what is dark or blurred: this needs "
+            "near-duplicates, dark and blurred examples were not looked for: this needs "
             + missing_extra(modality.sketched_by)
         )
     return Diagnosis(

@@ -24,7 +24,7 @@ class Outliers:
 
     Attributes:
         rows: their positions, the most unusual first: int [K].
-        scores: robust standard deviations from the median, of what is most unusual about each.
+        scores: robust standard deviations from the median, in the most unusual respect of each.
         reasons: in words.
     """
 

@@ -28,7 +28,7 @@ class Problem:
         label: as given, in words.
         split: of the example.
         score: how certain the problem is: see `LabelErrors.scores` and `Outliers.scores`; of
-            near-duplicates, the likeness of the least alike linked pair of their group, see `near_pairs`.
+            near-duplicates, the likeness of the linked pair of their group that differs most, see `near_pairs`.
         suggested: the probable label; "" if there is no suggestion.
         related: paths of other examples that the problem is about.
         reason: what else is to be said, such as `dark`.

@@ -1,4 +1,4 @@
-"""What is known of all examples of a dataset: features and sketches, computed once and cached."""
+"""All examples of a dataset, examined: features and sketches, computed once and cached."""
 
 from dataclasses import dataclass, replace
 
@@ -75,7 +75,7 @@ class Distinct:
         directions: see `Seen.directions`, float32 [M, D].
         units: features of unit norm, not centered, by which outliers are told best, float32 [M, D].
         neighbors: by `units`.
-        bits, traits: see `diagnosis.sketches.Sketches`; without columns if there are no sketches.
+        bits, traits: see `diagnosis.sketches.Sketches`; without columns if nothing was sketched.
     """
 
     rows: np.ndarray

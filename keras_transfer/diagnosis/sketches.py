@@ -43,7 +43,7 @@ def sketches_of(examples: Examples) -> Sketches:
         try:
             for row, (flat, _) in zip(missing, bar):
                 writer.add([examples.digests[row]], flat[None])
-        finally:  # saves what is done, even if it is interrupted
+        finally:  # saves finished sketches, even if it is interrupted
             writer.flush()
         store.trim(keep=[table.key])
     rows = table.gather(table.locate(examples.digests))

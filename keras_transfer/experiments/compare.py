@@ -150,7 +150,7 @@ class Experiment:
         self.options = make_options(CompareOptions, options, "compare")
         self.data, self.out = data, Path(out)
         self.score = Score.of(data.targets, val.labels)
-        # What is drawn from: of each class as many examples, or of everything.
+        # The examples drawn from: of each class as many examples, or of everything.
         self._of_classes = data.task == "single_label"
         self._classes = np.asarray(train.labels) if self._of_classes else np.zeros(len(train), int)
         self._counts = np.bincount(self._classes)

@@ -35,7 +35,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Files that are predicted together, and the name of what is written of them."""
+    """Files that are predicted together, and the end of the names of their Parquet files."""
 
     name: str
     files: tuple[str, ...]
@@ -60,7 +60,7 @@ def predict_files(
             "--direct_running_mode=multi_processing"]`.
 
     Raises:
-        InputError: Apache Beam or pyarrow is missing, there are no files, `out` belongs to other files
+        InputError: Apache Beam or pyarrow is missing, no files are given, `out` belongs to other files
             or another run, or the pipeline failed.
     """
     require("apache_beam", "Predicting with Beam")

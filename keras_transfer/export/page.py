@@ -29,9 +29,9 @@ _MINUTES = 5  # that the download may take
 
 
 def check_page(modality) -> None:
-    """Raise InputError if examples of a modality cannot be entered on a page, or there is no npm."""
+    """Raise InputError if examples of a modality cannot be entered on a page, or npm is missing."""
     if modality.page is None:
-        raise InputError(f"There is no web page for {modality.many}: choose another --format.")
+        raise InputError(f"A web page cannot take {modality.many}: choose another --format.")
     if not _cached().exists() and shutil.which("npm") is None:
         raise InputError(
             f"The page needs {_PACKAGE} {_VERSION}, which npm downloads, and npm was not found. Install "

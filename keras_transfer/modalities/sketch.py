@@ -22,7 +22,7 @@ class Oddity(NamedTuple):
     """What a trait of an example says if its value is low.
 
     Attributes:
-        text: what is odd: `dark`.
+        text: the oddity in words: `dark`.
         trait: position in `Sketch.traits`.
         below: values that are odd in any dataset.
         deviations: robust standard deviations below the median of the dataset beyond which values are

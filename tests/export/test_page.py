@@ -135,5 +135,5 @@ def test_a_page_without_npm_and_for_what_it_cannot_take(tmp_path, monkeypatch):
     with raises("npm was not found"):
         check_page(modality)
     monkeypatch.setattr(type(modality), "page", None)
-    with raises("no web page for images"):
+    with raises("cannot take images"):
         check_page(modality)

@@ -214,7 +214,7 @@ def _smoothed(pixels, rows, columns):
     if len(down) == len(across) == 1:
         return pixels[rows.start : rows.after, columns.start : columns.after]
     cv2 = opencv()
-    # The pixels beside the box count, too.
+    # Pixels just outside the box count, too.
     above, left = min(rows.start, len(down) - 1), min(columns.start, len(across) - 1)
     part = pixels[
         rows.start - above : rows.after + len(down) - 1,
