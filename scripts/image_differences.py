@@ -5,7 +5,7 @@
 FOLDER contains images, at any depth. Prints, for each size, the mean difference over images, in levels of
 255, and that of the image that differs most, between
 
-training     what training, evaluation and features read: OpenCV, or NumPy without it
+training     what training, evaluation and features read: OpenCV or Pillow
 served       what an exported model does: TensorFlow ops alone
 Pillow       Pillow's `resize(…, BILINEAR, box)` of the whole image
 TensorFlow   `tf.image.resize(antialias=True)` of the whole image, whose JPEGs were decoded by TensorFlow's

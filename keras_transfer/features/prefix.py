@@ -24,7 +24,7 @@ from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import cpu_flags, remembered
 from keras_transfer.utils.image_sizes import size_of
 
-_FORMAT = 4  # of a row's meaning: increase it if decoding, views or preprocessing change
+_FORMAT = 3  # of a row's meaning: increase it if decoding, views or preprocessing change
 
 
 @dataclass(frozen=True)

@@ -177,47 +177,12 @@ def test_resize_and_crop_equals_resize_then_crop(rng):
 
     image = rng.integers(0, 256, (128, 192, 3)).astype(np.uint8)
     resized = tf.image.resize(image, (64, 96), antialias=True).numpy()
-    # At this scale the definitions are equal, but ours is rounded twice.
     ours = resize_and_crop(image, 56).numpy().astype(float)
-    assert np.abs(ours - resized[4:60, 20:76]).max() <= 1.01
+    assert np.abs(ours - resized[4:60, 20:76]).max() <= 0.51
     whole = resize_and_crop(image, 64, crop_fraction=1).numpy().astype(float)
-    # At the image's border, ours repeats pixels where TensorFlow leaves them out.
-    assert np.abs(whole - resized[:, 16:80])[1:-1].max() <= 1.01
+    assert np.abs(whole - resized[:, 16:80]).max() <= 0.51
     with pytest.raises(ValueError, match="crop_fraction"):
         resize_and_crop(image, 56, crop_fraction=1.1)
-
-
-@pytest.mark.parametrize("size", [16, 40, 73, 150])
-def test_opencv_numpy_and_graph_resample_alike_and_near_pillow(size, rng, monkeypatch):
-    """Made up to nine times smaller, as it is and larger; the axes differ, and boxes lie at borders."""
-    pytest.importorskip("cv2")
-    import tensorflow as tf
-
-    from keras_transfer.modalities.image import prepare, resample
-
-    noise = Image.fromarray(rng.integers(0, 256, (30, 40, 3)).astype(np.uint8))
-    pixels = np.asarray(noise.resize((200, 150), Image.Resampling.BICUBIC))
-    for box in (
-        (0, 0, 150, 200),
-        (9.375, 34.375, 131.25, 131.25),
-        (0, 60, 150, 84),
-        (7, 0, 97, 131),
-    ):
-        made = np.empty((3, size, size, 3), np.uint8)
-        resample.resample(pixels, box, made[0])
-        with monkeypatch.context() as patch:
-            patch.setattr(resample, "opencv", lambda: None)
-            resample.resample(pixels, box, made[1], flip=True)
-        made[1] = made[1, :, ::-1]
-        floats = tuple(map(tf.constant, map(float, box)))
-        made[2] = np.rint(prepare._resample(pixels, floats, size))
-        top, left, height, width = box
-        corners = (left, top, left + width, top + height)
-        pillow = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, corners)
-        differences = np.abs(made.astype(int) - np.asarray(pillow)).mean(axis=(1, 2, 3))
-        assert differences.max() < 1.2, (box, differences)  # noise; photographs differ less
-        apart = np.abs(made[:2].astype(int) - made[2]).mean(axis=(1, 2, 3))
-        assert apart[0] < 0.5 and apart[1] < 0.3, (box, apart)
 
 
 def test_resize_and_crop_of_batches_and_unknown_sizes(rng):

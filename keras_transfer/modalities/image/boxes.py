@@ -66,6 +66,7 @@ def aligned(box: tuple, times: Any, ops: Any = np) -> tuple:
     Random boxes may lie anywhere, and those are resampled in half of the time.
     """
     top, left, height, width = box
+    # Rounding of a random box may have put it just before the image.
     top, left = (ops.floor(ops.maximum(0.0, at) / times) * times for at in (top, left))
     return top, left, height, width
 

@@ -1,8 +1,9 @@
 """Turn images into model inputs, as TensorFlow graph functions.
 
 Exported models and the tf.data service resize with `resize_and_crop` or `fit_in_graph`; `resample` does the
-same in Python, several times faster. Both crop a box, which may lie between pixels, and resample only
-what is inside; `resample` defines how. `finisher` contains what augmentation changes afterwards.
+same in Python, several times faster. Both crop a box and resample it in one step, here with
+`ScaleAndTranslate`, the op behind `tf.image.resize(antialias=True)`: only pixels inside the box are
+computed, and the box may lie between pixels. `finisher` contains what augmentation changes afterwards.
 """
 
 import math
@@ -23,7 +24,6 @@ from keras_transfer.modalities.image.boxes import (
     random_box,
 )
 from keras_transfer.modalities.image.framing import DEFAULT_CROP, Framing
-from keras_transfer.modalities.image.resample import LARGEST_STEP, STEPS, table
 from keras_transfer.modalities.image.serving import open_in_graph
 from keras_transfer.utils.image_sizes import sides
 
@@ -264,66 +264,21 @@ def _factor(seed, strength):
 
 
 def _resample(image, box, size):
-    """Crop (top, left, height, width), in pixels, and scale to float32 [..., height, width, 3].
-
-    See `resample` for the definition.
-    """
-    leading, known = tf.shape(image)[:-3], image.shape[:-3]
-    image = tf.reshape(image, tf.concat([[-1], tf.shape(image)[-3:]], 0))
-    corner, lengths, results = tf.stack(box[:2]), tf.stack(box[2:]), [*sides(size)]
-    steps = lengths / tf.constant(results, tf.float32)
-    resampled = tf.cond(
-        tf.reduce_max(steps) <= LARGEST_STEP,
-        lambda: _by_two_steps(image, corner, lengths, steps, results),
-        lambda: tf.raw_ops.ScaleAndTranslate(
-            images=image,
-            size=results,
-            scale=1 / steps,
-            translation=-corner / steps,
-            kernel_type="triangle",
-            antialias=True,
-        ),
+    """Crop (top, left, height, width), in pixels, and scale to float32 [..., height, width, 3]."""
+    top, left, height, width = box
+    rows, columns = sides(size)
+    scale = tf.stack([rows / height, columns / width])
+    leading = tf.shape(image)[:-3]
+    resampled = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(image, tf.concat([[-1], tf.shape(image)[-3:]], 0)),
+        size=[rows, columns],
+        scale=scale,
+        translation=-tf.stack([top, left]) * scale,
+        kernel_type="triangle",
+        antialias=True,
     )
-    resampled = tf.reshape(resampled, tf.concat([leading, [*results, 3]], 0))
-    return tf.ensure_shape(resampled, [*known, *results, 3])
-
-
-def _by_two_steps(image, corner, lengths, steps, results):
-    # The box with a margin, where the image's border is repeated.
-    start = tf.cast(tf.floor(corner), tf.int32) - LARGEST_STEP
-    count = tf.cast(tf.math.ceil(lengths), tf.int32) + 2 * LARGEST_STEP + 1
-    for axis in range(2):
-        last = tf.shape(image)[1 + axis] - 1
-        places = tf.clip_by_value(start[axis] + tf.range(count[axis]), 0, last)
-        image = tf.gather(image, places, axis=1 + axis)
-    rows = tf.cast(tf.round((tf.maximum(steps, 1) - 1) * STEPS), tf.int32)
-    image = _averaged(tf.cast(image, tf.float32), tf.gather(tf.constant(table()), rows))
-    # `crop_and_resize` wants the first and the last place, as shares of the greatest.
-    first = corner - tf.cast(start, tf.float32) + 0.5 * steps - 0.5
-    places = tf.concat([first, first + (tf.constant(results, tf.float32) - 1) * steps], 0)
-    shares = places / tf.tile(tf.cast(count - 1, tf.float32), [2])
-    images = tf.range(tf.shape(image)[0])
-    boxes = tf.tile(shares[None], [tf.size(images), 1])
-    return tf.image.crop_and_resize(tf.round(image), boxes, images, results)
-
-
-def _averaged(image, weights):
-    """Average pixels, float32 [N, H, W, 3], with neighbors at distances 0, 1, … along both axes.
-
-    Args:
-        weights: float32 [2, `LARGEST_STEP`], of the two axes.
-    """
-
-    def reaching(reach):
-        made = image
-        for axis in range(2 if reach else 0):
-            line = tf.concat([weights[axis, reach:0:-1], weights[axis, : reach + 1]], 0)
-            kernel = tf.expand_dims(line, 1 - axis)[..., None, None] * tf.ones([3, 1])
-            made = tf.nn.depthwise_conv2d(made, kernel, [1, 1, 1, 1], "SAME")
-        return made
-
-    reach = tf.reduce_max(tf.math.count_nonzero(weights[:, 1:], 1, dtype=tf.int32))
-    return tf.switch_case(reach, [partial(reaching, reach) for reach in range(LARGEST_STEP)])
+    resampled = tf.reshape(resampled, tf.concat([leading, [rows, columns, 3]], 0))
+    return tf.ensure_shape(resampled, [*image.shape[:-3], rows, columns, 3])
 
 
 def _to_uint8(image):
