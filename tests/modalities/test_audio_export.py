@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     return Trainer(model, "feature_extraction", cache="memory").fit(data, folder / "run"), data
 
 
-@pytest.mark.parametrize("kind", sorted(set(FORMATS) - {"page"}))  # tests/export/test_page.py
+@pytest.mark.parametrize("kind", sorted(set(FORMATS) - {"page"}))  # tests/export/test_web_page.py
 def test_an_export_answers_like_the_model(trained, tmp_path, kind):
     for package in NEEDED.get(kind, ()):
         pytest.importorskip(package)
