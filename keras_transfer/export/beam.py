@@ -72,6 +72,8 @@ def predict_files(
     _claim(folder, run, shards)
     if not (folder / MODEL).exists():
         saved_model(run.model, folder / MODEL, temperatures=temperatures_of(run))
+    for begun in folder.glob(".*.parquet"):  # by a worker that was killed
+        begun.unlink(missing_ok=True)
     left = [shard for shard in shards if not _predictions(folder, shard).exists()]
     say(f"{len(left)} of {len(shards)} shards to predict, {len(files)} files in all")
     if left:
