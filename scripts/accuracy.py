@@ -35,7 +35,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -266,6 +268,17 @@ def present_commit() -> str:
     return done.stdout.strip()
 
 
+def write_measured(results: Rows, key: dict, measure: Callable[[], dict], commit: str) -> bool:
+    """Measure a row and write it; return False, after printing why, if its process failed."""
+    try:
+        numbers = measure()
+    except Failed as error:
+        print(f"FAILED {' '.join(key.values())}:\n{error}", file=sys.stderr, flush=True)
+        return False
+    results.write({**key, **numbers, "commit": commit})
+    return True
+
+
 def remaining(missing: list[Plan], rows: list[dict]) -> float | None:
     """Return the seconds that the missing runs take at the mean of the rows most like each; None
     without rows.
@@ -421,15 +434,12 @@ def main(arguments: list[str] | None = None) -> int:
     failures = 0
     while missing:
         plan = missing.pop(0)
-        try:
-            keep = [args.predictions] if args.predictions else []
-            numbers = measure(plan, args.image_size, args.work, *keep)
-        except Failed as error:
+        keep = [args.predictions] if args.predictions else []
+        measuring = partial(measure, plan, args.image_size, args.work, *keep)
+        if write_measured(results, keys[plan], measuring, commit):
+            print(progress(chosen, missing, results.rows), flush=True)
+        else:
             failures += 1
-            print(f"FAILED {' '.join(keys[plan].values())}:\n{error}", file=sys.stderr, flush=True)
-            continue
-        results.write({**keys[plan], **numbers, "commit": commit})
-        print(progress(chosen, missing, results.rows), flush=True)
     if failures:
         print(f"{failures} runs failed; the next call tries them again", file=sys.stderr)
     return int(failures > 0)

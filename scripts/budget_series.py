@@ -14,10 +14,11 @@ import json
 import signal
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from accuracy import Failed, present_commit, process
+from accuracy import present_commit, process, write_measured
 from accuracy_data import DATASETS, materialize
 from rows import Rows
 
@@ -142,13 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
             key = dict(zip(KEY, values, strict=True))
             if results.contains(key):
                 continue
-            try:
-                numbers = measure(key, args.work)
-            except Failed as error:
-                failures += 1
-                print(f"FAILED {' '.join(values)}:\n{error}", file=sys.stderr, flush=True)
-                continue
-            results.write({**key, **numbers, "commit": present_commit()})
+            measuring = partial(measure, key, args.work)
+            failures += not write_measured(results, key, measuring, present_commit())
     return int(failures > 0)
 
 

@@ -25,10 +25,11 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from accuracy import Failed, present_commit, process
+from accuracy import present_commit, process, write_measured
 from accuracy_data import DATASETS, materialize
 from PIL import Image
 from rows import Rows
@@ -222,13 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
             key = dict(zip(KEY, values, strict=True))
             if results.contains(key):
                 continue
-            try:
-                numbers = measure(name, contender, args)
-            except Failed as error:
-                failures += 1
-                print(f"FAILED {' '.join(values)}:\n{error}", file=sys.stderr, flush=True)
-                continue
-            results.write({**key, **numbers, "commit": present_commit()})
+            measuring = partial(measure, name, contender, args)
+            failures += not write_measured(results, key, measuring, present_commit())
     return int(failures > 0)
 
 

@@ -13,13 +13,13 @@ A row is written after each run; rows that are there are skipped, so a later cal
 """
 
 import argparse
-import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from accuracy import present_commit
 from accuracy_data import DATASETS, materialize
 from rows import Rows
 
@@ -282,12 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="table and plot only; train nothing")
     args = parser.parse_args(arguments)
     results = Rows(args.csv, FIELDS)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    commit = present_commit()
     for taps in () if args.table else args.taps:
         setting = Setting(args.dataset, args.backbone, taps, args.image_size)
         pairs = [(variant, seed) for variant in args.variants for seed in range(args.seeds)]

@@ -82,8 +82,8 @@ def batches(
     For training: an endless stream of epochs (pass `steps_per_epoch` to `fit`, see
     `ImageData.steps`). Each epoch contains every example exactly once and ends with a batch that may
     be smaller. The order is a function of (seed, epoch) (and of the batch size, where examples of
-    like length share a batch), an image's variant of (seed, epoch, index of the example), and mixing of (seed, epoch, number of the batch), so a stream that starts at epoch 3
-    continues one that starts at 0.
+    like length share a batch), an image's variant of (seed, epoch, index of the example), and mixing of
+    (seed, epoch, number of the batch), so a stream that starts at epoch 3 continues one that starts at 0.
 
     Args:
         examples: an `Examples`.

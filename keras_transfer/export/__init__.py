@@ -3,8 +3,7 @@ Hugging Face Hub, as a web page, and a client.
 
 `exporter` contains the functions to call, `serving`, `converters`, `hub` and `page` write the formats,
 `parity` compares an export with its Keras model, `card` writes the model card, and `beam` predicts very
-many files with an export. The room may import
-everything below it: training, evaluation, models and data.
+many files with an export. The room may import everything below it: training, evaluation, models and data.
 """
 
 import shlex

@@ -15,10 +15,11 @@ from pathlib import Path
 from keras_transfer.data.evaluation_data import list_images
 from keras_transfer.errors import InputError
 from keras_transfer.export.exporter import saved_model, temperatures_of
+from keras_transfer.modalities.registry import find_modality
 from keras_transfer.models.framing import modality_of
 from keras_transfer.utils.console import first_line, say
 from keras_transfer.utils.extras import require
-from keras_transfer.utils.files import write_text
+from keras_transfer.utils.files import write_file, write_text
 
 MODEL, PLAN = Path("model") / "1", "plan.json"
 _BATCH = 32  # examples of a request to the model
@@ -122,8 +123,6 @@ def _pipeline(shards, folder, modality, arguments):
         with beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:
             made = pipeline | beam.Create(shards) | beam.Reshuffle()
             made | beam.Map(predict)
-    except (KeyboardInterrupt, SystemExit):
-        raise
     except Exception as error:  # of many types, from Beam and its runners
         left = sum(not _predictions(folder, shard).exists() for shard in shards)
         raise InputError(
@@ -168,8 +167,6 @@ def _write_shard(shard: _Shard, folder: Path, modality: str) -> str:
 
 
 def _served(file, modality):
-    from keras_transfer.modalities.registry import find_modality
-
     return find_modality(modality).for_server(Path(file).read_bytes())
 
 
@@ -204,8 +201,6 @@ def _predictions(folder, shard) -> Path:
 def _write(path, rows):
     import pyarrow
     from pyarrow import parquet
-
-    from keras_transfer.utils.files import write_file
 
     write_file(path, lambda file: parquet.write_table(pyarrow.Table.from_pylist(rows), file))
 

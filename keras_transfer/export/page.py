@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 
 from keras_transfer.errors import InputError
+from keras_transfer.export.serving import suffix
 from keras_transfer.models.builders import heads_of
 from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.utils.console import first_line
@@ -64,7 +65,7 @@ def write_page(folder: Path, model: keras.Model, title: str) -> None:
 
 
 def _head(name, head, heads: Mapping) -> dict:
-    output = "scores" if len(heads) == 1 else f"scores_{name}"
+    output = f"scores{suffix(heads, name)}"
     return {"name": name, "task": head.task, "names": list(head.names), "output": output}
 
 
