@@ -11,6 +11,7 @@ from keras_transfer.diagnosis.near import near_groups
 from keras_transfer.diagnosis.outliers import find_outliers
 from keras_transfer.diagnosis.result import Diagnosis, Problem
 from keras_transfer.diagnosis.seen import Seen, can_sketch, compare, default_backbone, see
+from keras_transfer.features.known import remember_diagnosis
 from keras_transfer.models.sources.backbones import check_backbone, check_kind
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.utils.extras import missing_extra
@@ -76,6 +77,8 @@ def diagnose(
             "near-duplicates, dark and blurred examples were not looked for: this needs "
             + missing_extra(modality.sketched_by)
         )
+    wrong = {name: errors.wrong for name, errors in found.items() if errors.judged}
+    remember_diagnosis(data, backbone, wrong, [rows for rows, _ in groups])
     return Diagnosis(
         data.root, backbone, len(seen), modality.many, tuple(problems), found, tuple(notes)
     )

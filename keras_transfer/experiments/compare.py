@@ -20,6 +20,7 @@ from keras_transfer.evaluation.baseline import fit_baseline
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
 from keras_transfer.experiments.scores import Score
+from keras_transfer.features.known import caution
 from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.runs import Checkpoint, Run
@@ -242,8 +243,9 @@ class Experiment:
         from keras_transfer.training.estimate import say_estimate  # imports Keras
 
         options = self.options
-        if warning := find_duplicates(self.data).warning:
-            say(warning)
+        for warning in (find_duplicates(self.data).warning, caution(self.data)):
+            if warning:
+                say(warning)
         samples = {
             (size, seed): draw_images(self._classes, size, seed)
             for seed, size in product(self.seeds, self.sizes)  # so that one seed is complete first

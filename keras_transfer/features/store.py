@@ -358,16 +358,34 @@ def cached_result(
         about: for people, see `Store.table`.
         compute: returns plain data; floats in it are restored to the last bit.
     """
-    table = store.table({"what": kind, **identity}, {**about, "dtype": "uint8", "shape": []})
+    found = recall(store, kind, identity)
+    return remember(store, kind, identity, about, compute()) if found is None else found
+
+
+def recall(store: Store, kind: str, identity: dict) -> dict | None:
+    """Return a stored result, or None if it is missing or damaged; see `cached_result`."""
+    table = _single(store, kind, identity, {})
     table.refresh()
     if table.missing([_SINGLE_ROW]):
-        text = json.dumps(compute()).encode()
-        writer = Writer(table)
-        writer.add([_SINGLE_ROW], np.frombuffer(text, "uint8")[None])
-        writer.flush()
-        store.trim(keep=[table.key])
+        return None
     (row,) = table.gather(table.locate([_SINGLE_ROW]))
     return json.loads(row.tobytes())
+
+
+def remember(store: Store, kind: str, identity: dict, about: dict, value: dict) -> dict:
+    """Store a result in the place of an earlier one, and return it as it will be read."""
+    table = _single(store, kind, identity, about)
+    shutil.rmtree(table.folder, ignore_errors=True)
+    text, writer = json.dumps(value), Writer(table)
+    writer.add([_SINGLE_ROW], np.frombuffer(text.encode(), "uint8")[None])
+    writer.flush()
+    store.trim(keep=[table.key])
+    return json.loads(text)
+
+
+def _single(store, kind, identity, about):
+    """Return the table of one result."""
+    return store.table({"what": kind, **identity}, {**about, "dtype": "uint8", "shape": []})
 
 
 def concluded(

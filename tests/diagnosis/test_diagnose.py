@@ -22,8 +22,12 @@ def shapes(tmp_path_factory):
     return folder
 
 
-def test_a_wrong_label_is_listed_and_corrected(shapes, tmp_path, capsys, real_weights):
+def test_a_wrong_label_is_listed_and_corrected(
+    shapes, tmp_path, capsys, real_weights, monkeypatch
+):
     from typer.testing import CliRunner
+
+    from keras_transfer.features import known
 
     file = tmp_path / "list.csv"
     command = ["check", str(shapes), "--deep", "--image-size", "64", "--write-list", str(file)]
@@ -37,6 +41,11 @@ def test_a_wrong_label_is_listed_and_corrected(shapes, tmp_path, capsys, real_we
         rows = list(csv.DictReader(lines))
     assert tuple(rows[0]) == FIELDS and rows[0]["action"] == ""
     assert [row["path"] for row in rows] == [p["path"] for p in document["diagnosis"]["problems"]]
+
+    data = kt.data.open_data(shapes, progress=False)
+    assert known.caution(data) is None  # one of 51
+    monkeypatch.setattr(known, "_MANY_WRONG", 0.0)
+    assert "of the labels are wrong" in known.caution(data)
 
     file.write_text(
         file.read_text().replace(f"{rows[0]['score']},,", f"{rows[0]['score']},,relabel", 1)
