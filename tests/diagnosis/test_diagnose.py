@@ -22,9 +22,7 @@ def shapes(tmp_path_factory):
     return folder
 
 
-def test_a_wrong_label_is_listed_and_corrected(
-    shapes, tmp_path, capsys, real_weights, monkeypatch
-):
+def test_a_wrong_label_is_listed_and_corrected(shapes, tmp_path, capsys, real_weights, monkeypatch):
     from typer.testing import CliRunner
 
     from keras_transfer.features import known
