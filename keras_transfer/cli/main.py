@@ -128,6 +128,13 @@ def check(
             help="With --deep: write the problems as a table whose column action you fill in.",
         ),
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="With --deep: write a page that shows the problems with their examples.",
+        ),
+    ] = None,
     sheet: Annotated[
         Path | None,
         typer.Option(help="A .png file: images as the model sees them, before and after."),
@@ -140,10 +147,11 @@ def check(
     check_png(sheet)
     config = settings.config
     options = {name: getattr(config, name) for name in _CHECKED} | {"groups": config.group}
-    if write_list is not None:
-        if not deep:
-            raise InputError("--write-list needs --deep.")
-        check_output(write_list)
+    for option, file in {"--write-list": write_list, "--page": page}.items():
+        if file is not None:
+            if not deep:
+                raise InputError(f"{option} needs --deep.")
+            check_output(file)
     if deep:
         from keras_transfer.diagnosis.api import check_diagnosis
 
@@ -169,6 +177,11 @@ def check(
         if write_list is not None:
             found.write_list(write_list)
             print(f"wrote {write_list}: fill in the column action", file=sys.stderr)
+        if page is not None:
+            from keras_transfer.reporting import write_problems
+
+            write_problems(found, images, page)
+            print(f"wrote {page}: open it in a browser; it needs no network", file=sys.stderr)
     if as_json:
         print(json.dumps(document, indent=2))
     if sheet is not None:

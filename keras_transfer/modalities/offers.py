@@ -27,9 +27,13 @@ class Offers:
     # The script that reads examples on a web page, see `export.page`; None without one.
     page: Path | None = None
 
-    def excerpt(self, reader, index: int) -> str:
-        """Return the beginning of what an example says; "" if it is not written."""
+    def excerpt(self, reader, index: int, most: int = 70) -> str:
+        """Return the first `most` characters of what an example says; "" if it is not written."""
         return ""
+
+    def drawn(self, examples) -> Callable | None:
+        """Return a function from a position to an image for people, uint8 [H, W, 3]; None if there is none."""
+        return None
 
     def sketch(self, opened) -> Any:
         """Return the `modalities.sketch.Sketch` of an example as `Modality.open` returns it."""

@@ -148,7 +148,7 @@ def _thumbnail(item, shot, side):
     )
     path = printable(item.path)
     return {
-        "photo": data_uri("image/jpeg", _jpeg(shot.image, side)),
+        "photo": data_uri("image/jpeg", jpeg(shot.image, side)),
         "ratio": shot.image.shape[1] / shot.image.shape[0],
         "words": (),
         "alt": f"{item.text}. {places}" if places else item.text,
@@ -190,7 +190,8 @@ def _marked(item, shot, heats):
 _ALT = {"prediction": "Evidence for the prediction", "truth": "evidence for the true class"}
 
 
-def _jpeg(pixels, side):
+def jpeg(pixels: np.ndarray, side: int) -> bytes:
+    """Return an image, uint8 [H, W, 3], whose longer side has so many pixels, as a JPEG file."""
     height, width = pixels.shape[:2]
     size = round(side * min(1, width / height)), round(side * min(1, height / width))
     image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)

@@ -17,6 +17,7 @@ _RULES = 3  # of checking: increase it when `examine` changes what it finds in t
 _CLIPPED = 10  # thousandths of the samples
 _SLICES = (1, 2, 5, 10, 30, 60)  # seconds
 _SAMPLE = 200  # clips whose headers are read
+_DRAWN = "96x192"  # pixels of a spectrogram for people
 _PLAYED_SECONDS, _PLAYED_RATE = 10, 16_000
 
 
@@ -236,6 +237,18 @@ class Audio(Modality):
             f"Of a clip longer than {framing.samples / framing.rate:.1f} s only the middle is heard, and "
             f"nothing above {framing.rate // 2} Hz."
         )
+
+    def drawn(self, examples) -> Callable:
+        from keras_transfer.modalities.audio.log_mel import image_of
+        from keras_transfer.modalities.audio.preparation import window_of
+
+        framing, clips = self.default_framing(examples, _DRAWN), examples.images
+
+        def draw(index):
+            samples = clips.read(index, lambda clip: clip.samples(framing.rate))
+            return image_of(window_of(samples, framing), framing)
+
+        return draw
 
     def media(self, contents: bytes) -> tuple[str, bytes]:
         samples, rate = decode.decode(contents)

@@ -95,6 +95,9 @@ class Images(Modality):
     def whole(self, opened) -> np.ndarray:
         return opened.pixels()
 
+    def drawn(self, examples) -> Callable:
+        return examples.images.decoded
+
     def open_decoded(self, example):
         from keras_transfer.modalities.image.opened import open_pixels
 

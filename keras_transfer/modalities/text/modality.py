@@ -80,9 +80,9 @@ class Texts(Modality):
     def sizes(self, columns: Mapping) -> list[str]:
         return binned(columns["words"], _SLICES, "words")
 
-    def excerpt(self, reader, index: int) -> str:
+    def excerpt(self, reader, index: int, most: int = _EXCERPT) -> str:
         text = " ".join(reader.decoded(index).split())
-        return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
+        return text if len(text) <= most else f"{text[: most - 1]}…"
 
     def occluded(self, example: str, framing) -> tuple:
         from keras_transfer.modalities.text.occlusion import occluded
