@@ -12,7 +12,6 @@ import keras_transfer as kt
 from keras_transfer.diagnosis.result import Diagnosis, Problem
 from keras_transfer.reporting.problems import render_problems, write_problems
 
-
 PLAYED = (
     "e => new Promise(done => e.addEventListener('timeupdate', () => e.currentTime && done(true)))"
 )
