@@ -16,7 +16,7 @@ from keras_transfer.advisor.budget import (
     lengths_up_to,
     longest,
 )
-from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined
+from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined, widest
 from keras_transfer.advisor.evidence import Candidate, Evidence
 from keras_transfer.advisor.race import ALWAYS, CLEARLY, UNLESS_WORSE, Entry, Race
 from keras_transfer.advisor.rules import (
@@ -114,7 +114,7 @@ class _Auto:
         labels = by_head(heads, data.examples["train"].labels)
         fitted = {name: head.fitted(labels[name]) for name, head in heads.items()}
         self.race = Race(out, self.train, fitted, data.examples["val"], self.clock)
-        self.taps = TAPS if config.taps == AUTO else (config.taps,)
+        self.taps = data.modality.taps if config.taps == AUTO else (config.taps,)
         self.made: _Made | None = None
 
     # -- the steps
@@ -289,6 +289,7 @@ class _Auto:
             crop=config.open_crop,
             tokens=config.tokens,
             taps=TAPS[0] if config.taps == AUTO else config.taps,
+            data=self.data,
         )
 
     # -- what is chosen
@@ -299,7 +300,7 @@ class _Auto:
             joined(self.names) or self.names[0],
             "feature_extraction",
             augment=self.config.augment,
-            taps="all" if "all" in self.taps else "last",
+            taps=widest(self.taps),
         )
 
     def _augment(self, evidence):

@@ -24,7 +24,7 @@ from keras_transfer.features.extraction import extract
 from keras_transfer.features.prefix import averaged, choose_engine, prefix_of, stage_costs
 from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.modalities.views import View
-from keras_transfer.models import TAPS
+from keras_transfer.models import TAPS, WITH_TFIDF
 from keras_transfer.models.builders import by_head, head_for
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.utils.files import free_memory
@@ -47,7 +47,7 @@ def compare_closed_forms(
     backbones: Sequence,
     *,
     image_size: int | str | Framing | None = None,
-    taps: Sequence[str] = TAPS,
+    taps: Sequence[str] | None = None,
     weights: str | None = "imagenet",
     questions: Sequence[str] = QUESTIONS,
     engine: str = "auto",
@@ -68,7 +68,7 @@ def compare_closed_forms(
         data: any task, or several heads; only training examples are read.
         backbones: names, paths of source models, or models.
         image_size: the only size to try; a `Framing` may also say the crop.
-        taps: those to try for backbones that are built here.
+        taps: those to try for backbones that are built here; by default all for such examples.
         questions: those of `QUESTIONS` to answer.
         more: called before each further pass over the examples; False ends the comparison.
         built: name → model with the backbone's pretrained weights and all of these taps, which saves
@@ -80,7 +80,8 @@ def compare_closed_forms(
     started = time.perf_counter()
     if "train" not in data.examples:
         raise InputError(f"{data.root} has no train images; it has {', '.join(data.examples)}")
-    table = _Comparison(data, tuple(taps), weights, engine, seed, built or {})
+    taps = tuple(data.modality.taps if taps is None else taps)
+    table = _Comparison(data, taps, weights, engine, seed, built or {})
     given, names = open_framing(image_size), list(backbones)
     together = "together" in questions
     pair = joined(names) if together else None
@@ -124,6 +125,11 @@ def joined(names: Sequence) -> str | None:
     return "+".join(names) if known and len(names) == 2 else None
 
 
+def widest(taps: Sequence[str]) -> str:
+    """Return the taps of which the others are a part."""
+    return max(taps, key=TAPS.index)
+
+
 def _name(backbone):
     return backbone if isinstance(backbone, str) else backbone.name
 
@@ -137,6 +143,7 @@ class _Option:
     columns: np.ndarray
     part: np.ndarray | None
     cost: float
+    part_taps: str | None = "last"  # what a head on the part alone reads
 
 
 class _Comparison:
@@ -187,7 +194,11 @@ class _Comparison:
         row = self.best
         candidate = row.candidate
         prefix, options = self._prefix(self.sources[candidate.backbone], candidate.framing)
-        option = next(o for o in options if o.backbone == candidate.backbone)
+        option = next(
+            o
+            for o in options
+            if o.backbone == candidate.backbone and candidate.taps in (o.taps, o.part_taps)
+        )
         if candidate.taps != option.taps:  # the last stage alone
             option = replace(option, columns=option.columns[option.part], part=None)
         solved = self._solve(option, self._features(prefix, (View(), View("mirror"))), views=2)
@@ -243,12 +254,11 @@ class _Comparison:
         """Return (prefix at this framing, its options); networks are built once for each size."""
         key = _name(backbone), framing.size
         if key not in self.prefixes:
-            open_taps = "all" if "all" in self.taps else "last"
             source = self.built.get(_name(backbone))
             if source is None or framing.built_size not in (None, size_of(source.input_shape)):
                 source = backbone
             network = sized_backbone(
-                source, framing, self.data, taps=open_taps, weights=self.weights
+                source, framing, self.data, taps=widest(self.taps), weights=self.weights
             )
             prefix = prefix_of(network, len(network.stages))
             self.prefixes[key] = prefix, self._options(backbone, network)
@@ -268,6 +278,11 @@ class _Comparison:
             return [_Option(name, "last", whole, None, sum(costs))]
         last, branches = cuts.last_columns(), cuts.columns_of_branches()
         groups = [(name, whole, sum(costs))]
+        if len(counted := cuts.tfidf_columns()):
+            both = _Option(name, WITH_TFIDF, whole, last, sum(costs), part_taps=None)
+            encoder = np.setdiff1d(whole, counted)
+            part = np.flatnonzero(np.isin(encoder, last))
+            return [both, _Option(name, "all", encoder, part, sum(costs))]
         if len(branches) > 1:
             spent = [sum(costs[i] for i in stages) for stages in cuts.stages_of_branches()]
             groups += zip(name.split("+"), branches, spent)
@@ -302,8 +317,8 @@ class _Comparison:
     def _add_rows(self, option, prefix, features):
         solved = self._solve(option, features)
         readings = {option.taps: "held_out"}
-        if option.part is not None and "last" in self.taps:
-            readings["last"] = "held_out_part"
+        if option.part is not None and option.part_taps in self.taps:
+            readings[option.part_taps] = "held_out_part"
         for taps, attribute in readings.items():
             outputs = {name: getattr(found, attribute) for name, found in solved.items()}
             if any(values is None for values in outputs.values()):

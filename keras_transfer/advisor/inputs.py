@@ -98,7 +98,9 @@ def sized_backbone(
         check_backbone(backbone, framing.built_size, weights)
         from keras_transfer.models.sources.backbones import build_backbone
 
-        found = build_backbone(backbone, image_size=framing.built_size, taps=taps, weights=weights)
+        found = build_backbone(
+            backbone, image_size=framing.built_size, taps=taps, weights=weights, data=data
+        )
     else:
         from keras_transfer.models.builders import backbone_at
 

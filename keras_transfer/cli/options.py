@@ -328,6 +328,7 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
         crop=config.open_crop,
         tokens=config.tokens,
         taps=TAPS[0] if config.taps == AUTO else config.taps,
+        data=images,
     )
 
 
@@ -371,7 +372,7 @@ def with_evidence(images, config: TrainConfig, together: bool = True) -> TrainCo
         images,
         names,
         image_size=open_framing(config.image_size, config.open_crop, config.tokens),
-        taps=TAPS if config.taps == AUTO else (config.taps,),
+        taps=images.modality.taps if config.taps == AUTO else (config.taps,),
         weights=config.weights,
         questions=("together",) if together else (),
         engine=config.engine,

@@ -13,6 +13,7 @@ class Offers:
     typed = False  # whether an example can be typed on a command line
     beside = False  # whether such files often lie beside examples of another kind
     equal: str = "equal files"  # what duplicates are
+    taps: Sequence[str] = ("last", "all")  # what a head may read, see `models.taps`
     # Name of the features of a simple model that users would try first; None without one.
     baseline: str | None = None
     # A digest of the bytes of an example that near-duplicates share; None where only a model sees them.

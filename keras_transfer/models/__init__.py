@@ -9,7 +9,9 @@ from keras_transfer.utils.names import lazy_names
 BATCH_NORM_POLICIES = ("frozen", "train")
 TRAINED = ("all", "bias", "norm", "bias+norm", "lora")  # weights that move in the trained stages
 LOW_RANK = ("attention", "dense", "conv", "embedding")  # kinds of layers with low-rank updates
-TAPS = ("last", "all")  # what a head reads: the last stage, or every stage
+WITH_TFIDF = "all+tfidf"
+# What a head reads: the last stage, every stage, or these and TF-IDF features of the texts.
+TAPS = ("last", "all", WITH_TFIDF)
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 _NAMES = {

@@ -29,6 +29,7 @@ def build_model(
     taps: str = "last",
     crop: float | None = None,
     tokens: int | None = None,
+    data=None,
 ) -> keras.Model:
     """Build a model for a task on a pretrained backbone.
 
@@ -44,12 +45,13 @@ def build_model(
         weights: `"imagenet"`, a path to a weights file, or None for random weights.
         pooling: `"avg"`, `"max"`, or None (the head flattens the feature map); of a transformer also
             `"class"` (its class token) and `"class+avg"`. `"auto"` is as it was trained, or `"avg"`.
-        taps: what the head reads: `"last"`, the last stage, or `"all"`, every stage, see
-            `build_backbone`.
+        taps: what the head reads: `"last"`, the last stage, `"all"`, every stage, or, of texts,
+            `"all+tfidf"`, see `build_backbone`.
         crop: share of an image's shorter side that the central square covers, in (0, 1]. By default
             that of the source model, or the data of the first training decides.
         tokens: most tokens that the model reads of a text, special ones included; by default as many
             as the encoder reads.
+        data: an `ImageData`; taps `"all+tfidf"` are fitted to its training texts.
 
     Returns:
         A `keras.Model` from RGB images [N, height, width, 3] (uint8 or float, 0–255), or
@@ -73,7 +75,7 @@ def build_model(
         _check_names(head)
     if not isinstance(backbone, Backbone):
         backbone = build_backbone(
-            backbone, image_size=image_size, weights=weights, pooling=pooling, taps=taps
+            backbone, image_size=image_size, weights=weights, pooling=pooling, taps=taps, data=data
         )
     inputs = _inputs(backbone, image_size)
     backbone.framing = framing or backbone.framing

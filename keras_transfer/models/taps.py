@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.graph import Stage, find_stages, rebuild
+from keras_transfer.models.tfidf import TfIdf
 from keras_transfer.models.tokens import masked_mean, row_mask
 from keras_transfer.utils.keras_versions import producer
 
@@ -60,20 +61,24 @@ def tap_width(shape) -> int:
     return shape[-1] * (2 if len(shape) == 4 else 1)
 
 
-def tapped(backbones: Sequence[keras.Model], taps: str) -> tuple[keras.KerasTensor, ...]:
+def tapped(
+    backbones: Sequence[keras.Model], taps: str, tfidf: TfIdf | None = None
+) -> tuple[keras.KerasTensor, ...]:
     """Return (images, features) of one graph with the layers and weights of all backbones.
 
     Args:
         backbones: chains without taps, of one image size, without pooling if `taps` is `"all"`.
             Where there are several, their layers are copied and get new names.
         taps: `"last"` (the outputs of the backbones) or `"all"` (after every stage).
+        tfidf: whose features are one more tap.
     """
     first = backbones[0].inputs[0]
     inputs = keras.Input(first.shape[1:], dtype=first.dtype, name=first.name)
     parts = backbones if len(backbones) == 1 else map(_renamed, backbones)
     ends = [rebuild(part, inputs) for part in parts]
+    ends += [] if tfidf is None else [tfidf(inputs)]
     stages = merged([find_stages(keras.Model(inputs, end)) for end in ends])
-    if taps == "all":
+    if taps != "last":
         tensors = [stage.output for stage in stages]
     else:  # in the order of the stages, so that the taps before a cut are the first
         tensors = [s.output for s in stages if any(s.output is end for end in ends)]
@@ -95,13 +100,20 @@ def _renamed(backbone):
 
 
 def merged(branches: Sequence[Sequence[Stage]]) -> list[Stage]:
-    """Return the stages of several chains as one, side by side from the input to the end."""
+    """Return the stages of several chains as one, side by side from the input to the end.
+
+    TF-IDF features come first, because they are never trained.
+    """
     places = sorted(
-        ((i + 1) / len(branch), number, stage)
+        (0.0 if _is_tfidf(branch) else (i + 1) / len(branch), number, stage)
         for number, branch in enumerate(branches)
         for i, stage in enumerate(branch)
     )
     return [replace(stage, index=i) for i, (*_, stage) in enumerate(places)]
+
+
+def _is_tfidf(branch) -> bool:
+    return isinstance(branch[-1].layers[-1], TfIdf)
 
 
 class Cuts:
@@ -124,7 +136,8 @@ class Cuts:
 
         These are their means.
         """
-        ends, found, start = [branch[-1].output for branch in self.branches], [], 0
+        ends = [branch[-1].output for branch in self.branches if not _is_tfidf(branch)]
+        found, start = [], 0
         for tensor in self.tapped:
             if any(tensor is end for end in ends):
                 found.append(np.arange(start, start + tensor.shape[-1]))
@@ -142,6 +155,15 @@ class Cuts:
             start += width
         return [np.concatenate(columns) for columns in found]
 
+    def tfidf_columns(self) -> np.ndarray:
+        """Return the positions of the TF-IDF features, int; there may be none."""
+        found = [
+            columns
+            for branch, columns in zip(self.branches, self.columns_of_branches())
+            if _is_tfidf(branch)
+        ]
+        return np.concatenate([np.zeros(0, int), *found])
+
     def stages_of_branches(self) -> list[list[int]]:
         """Return the indices of the stages of each branch."""
         return [
@@ -158,7 +180,8 @@ class Cuts:
         if not self.tapped:
             start = self.stages[first - 1].output if first else self.images
             return start, self.stages[last - 1].output
-        if (first, last) != (0, len(self.stages)) and None in self.stages[0].output.shape[1:]:
+        whole = (first, last) == (0, len(self.stages))
+        if not whole and any(None in stage.output.shape[1:] for stage in self.stages):
             raise InputError(
                 "A backbone with taps that reads texts of any length cannot be cut: freeze all of it "
                 "or nothing, or build it without taps."

@@ -160,8 +160,8 @@ class TrainConfig:
     taps: str = setting(
         AUTO,
         MODEL,
-        "What the head reads: the last stage, all stages, or auto: the one with the lower loss in "
-        "cross-validation.",
+        "What the head reads: the last stage, all stages, all stages and TF-IDF features (texts), or "
+        "auto: the one with the lowest loss in cross-validation.",
         choices=(AUTO, *TAPS),
     )
     precision: str = setting(AUTO, MODEL, "Number format of the training.", choices=PRECISIONS)

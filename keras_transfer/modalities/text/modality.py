@@ -29,6 +29,7 @@ class Texts(Modality):
     facts = check.Facts
     mirrors = False
     not_in_8_bits = "the ranges of values are measured on images"
+    taps = ("last", "all", "all+tfidf")
     baseline = "TF-IDF"
     typed = True
     beside = True

@@ -100,7 +100,9 @@ def default_size(backbone: str | None) -> int | None:
     return spec.size if spec else None
 
 
-def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="auto", taps="last"):
+def build_backbone(
+    backbone, *, image_size=None, weights="imagenet", pooling="auto", taps="last", data=None
+):
     """Build a backbone from the table or from KerasHub, or take one out of your own model.
 
     Args:
@@ -118,8 +120,10 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
             transformer also `"class"` (the class token) and `"class+avg"`, and None for all tokens
             [N, T, D]. `"auto"` is what the family was trained with, or else `"avg"`.
         taps: `"last"` for the features of the last stage, `"all"` for mean and standard deviation
-            over the positions after every stage, see `models.taps`. A source model that was built
-            with taps has them already, and retains them.
+            over the positions after every stage, see `models.taps`; of texts also `"all+tfidf"`, every stage
+            and TF-IDF features, see `models.tfidf`. A source model that was built with taps has them
+            already, and retains them.
+        data: an `ImageData`, to whose training texts TF-IDF features are fitted.
 
     Returns:
         A `keras_transfer.models.stages.Backbone`: RGB images [N, height, width, 3] (float or
@@ -129,7 +133,7 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
         InputError: unknown name, unknown pooling or taps, an image size that the family does not
             allow, or unavailable weights.
     """
-    from keras_transfer.models import TAPS
+    from keras_transfer.models import TAPS, WITH_TFIDF
     from keras_transfer.models.stages import Backbone
     from keras_transfer.models.taps import tapped
 
@@ -159,8 +163,22 @@ def build_backbone(backbone, *, image_size=None, weights="imagenet", pooling="au
                 f"{part.name} has taps already: it cannot be joined to another backbone."
             )
     framing = next((part.framing for part in parts if part.framing), None)
+    tfidf = _tfidf(parts[0], data) if taps == WITH_TFIDF else None
     name = "_and_".join(part.name for part in parts)
-    return Backbone(*tapped(parts, taps), name=name, framing=framing)
+    return Backbone(*tapped(parts, taps, tfidf), name=name, framing=framing)
+
+
+def _tfidf(encoder, data):
+    from keras_transfer.models.framing import framing_of
+    from keras_transfer.models.tfidf import fitted_tfidf
+
+    if len(encoder.input_shape) != 2:
+        raise InputError(f"TF-IDF features are for texts, but {encoder.name} reads images.")
+    if data is None:
+        raise InputError(
+            f"taps 'all+tfidf' needs the training texts of {encoder.name}: build_model(…, data=data)."
+        )
+    return fitted_tfidf(data.examples["train"], framing_of(encoder))
 
 
 def _backbone_from_timm(backbone, *, weights, **options):

@@ -32,8 +32,8 @@ def backbone_from_model(
 ):
     """Take the backbone out of your own trained model (the source model).
 
-    A model built by this package returns its backbone. From any other functional or sequential
-    model, the head is removed: everything from the last pooling or flattening on.
+    A model built by this package returns its backbone, whatever it reads. From any other functional or
+    sequential model for images, the head is removed: everything from the last pooling or flattening on.
 
     Args:
         source: a `keras.Model`, a `.keras` or `.h5` file or a run directory.
@@ -56,13 +56,20 @@ def backbone_from_model(
     if not isinstance(source, keras.Model):
         model = load_model(check_source_model(source))
     shape = getattr(model, "input_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
+    ours = next((x for x in [model, *model.layers] if isinstance(x, Backbone)), None)
+    texts = ours is not None and len(ours.input_shape) == 2
+    if texts and image_size is not None:
+        raise InputError(f"{ours.name} reads texts: it has no image_size.")
+    if not texts and (not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3):
         raise InputError(
             f"The source model '{model.name}' takes inputs of shape {shape}; a backbone takes one "
             "batch of RGB images, shape (None, height, width, 3)."
         )
-    inputs = keras.Input((*(sides(image_size) if image_size else shape[1:3]), 3), name="images")
-    ours = next((x for x in [model, *model.layers] if isinstance(x, Backbone)), None)
+    if texts:
+        first = ours.inputs[0]
+        inputs = keras.Input(first.shape[1:], dtype=first.dtype, name=first.name)
+    else:
+        inputs = keras.Input((*(sides(image_size) if image_size else shape[1:3]), 3), name="images")
     try:
         if ours is not None:
             features = rebuild(ours, inputs)
