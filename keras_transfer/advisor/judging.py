@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from keras_transfer.models.builders import by_head
@@ -42,20 +41,18 @@ class Measure:
         loss: (outputs [N, C], targets) → loss of each example [N]; what decides.
         score: the same → a number whose mean people know; higher is better.
         name: of the score.
-        scaled: whether the outputs are logits, which a temperature scales.
     """
 
     loss: Callable[[np.ndarray, np.ndarray], np.ndarray]
     score: Callable[[np.ndarray, np.ndarray], np.ndarray]
     name: str
-    scaled: bool
 
 
 # Targets of numbers, and outputs, are in standard deviations of the training targets.
 MEASURES = {
-    "single_label": Measure(_log_loss, _right, "accuracy", True),
-    "multi_label": Measure(_label_loss, _labels_right, "share of labels right", True),
-    "regression": Measure(_squared_error, _explained, "R²", False),
+    "single_label": Measure(_log_loss, _right, "accuracy"),
+    "multi_label": Measure(_label_loss, _labels_right, "share of labels right"),
+    "regression": Measure(_squared_error, _explained, "R²"),
 }
 
 
@@ -81,15 +78,13 @@ class Judged:
         return float(np.nanmean(self.scores))
 
 
-def judge(heads: dict, labels, outputs, *, calibrated: bool = False) -> Judged:
+def judge(heads: dict, labels, outputs) -> Judged:
     """Judge outputs of linear layers: logits, or standardized numbers.
 
     Args:
         heads: name → fitted head, see `heads_of`.
         labels: of the examples, in the units of the data.
         outputs: float [N, C], or a dict of them; rows of NaN are not measured.
-        calibrated: scale logits by the temperature with the lowest loss first: a network that is
-            too sure of itself, as after fine-tuning, is judged by what it can tell apart.
     """
     losses: list[np.ndarray] = []
     scores: list[np.ndarray] = []
@@ -98,8 +93,6 @@ def judge(heads: dict, labels, outputs, *, calibrated: bool = False) -> Judged:
         measure, found = MEASURES[head.task], np.asarray(outputs[name], "float64")
         targets = np.asarray(head.from_units(labels[name]))
         known = np.isfinite(found).any(axis=1)
-        if calibrated and measure.scaled:
-            found = found / _temperature(measure.loss, found[known], targets[known])
         for values, function in ((losses, measure.loss), (scores, measure.score)):
             each = np.full(len(found), np.nan)
             each[known] = function(found[known], targets[known])
@@ -111,13 +104,6 @@ def score_name(heads: dict) -> str:
     """Return what the score of these heads is called."""
     names = dict.fromkeys(MEASURES[head.task].name for head in heads.values())
     return names.popitem()[0] if len(names) == 1 else "mean score"
-
-
-def _temperature(loss, outputs, targets) -> float:
-    found = minimize_scalar(
-        lambda t: loss(outputs / np.exp(t), targets).mean(), bounds=(-2.0, 3.0), method="bounded"
-    )
-    return float(np.exp(found.x))
 
 
 def plain_difference(gap: tuple[float, float] | None) -> dict:

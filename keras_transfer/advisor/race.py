@@ -46,7 +46,7 @@ class Entry:
 
     Attributes:
         choice: what was trained.
-        judged: its losses on the validation examples, calibrated.
+        judged: its losses on the validation examples.
         scores: score of each of them.
         folder: its run.
         minutes: of its training.
@@ -116,7 +116,7 @@ class Race:
             outputs = self.train(choice, folder)
             write_arrays(saved, outputs)
         units = {name: head.from_units(outputs[name]) for name, head in self.heads.items()}
-        judged = judge(self.heads, self.examples.labels, units, calibrated=True)
+        judged = judge(self.heads, self.examples.labels, units)
         minutes = (time.perf_counter() - started) / 60
         behind = None
         if self.best is not None:

@@ -66,6 +66,7 @@ _MORE = (
     "seed",
     "keep",
     "soup",
+    "calibrate",
     "minutes",
     "worth",
     "policy",

@@ -203,9 +203,13 @@ class Softmax:
         """Return the log probability of one class in all images, float64 [N]."""
         return self.logits[:, index].astype("float64") / self.temperature - self.log_total
 
+    def losses(self, labels: np.ndarray) -> np.ndarray:
+        """Return the negative log probability of the true class, in nats, float64 [N]."""
+        return -self.log_of(labels)
+
     def log_loss(self, labels: np.ndarray) -> float:
-        """Return the mean negative log probability of the true class, in nats."""
-        return float(-self.log_of(labels).mean())
+        """Return the mean of `losses`."""
+        return float(self.losses(labels).mean())
 
     def brier(self, labels: np.ndarray) -> float:
         """Return the Brier score (1950): the mean over images of Σ_c (p_c − y_c)², 0 to 2."""
@@ -254,12 +258,17 @@ class Sigmoid:
         """Return (scores float64 [N, L], whether each label is present, bool [N, L])."""
         return self.scores, labels > 0
 
-    def log_loss(self, labels: np.ndarray) -> float:
-        """Return the mean binary cross-entropy over images and labels, in nats."""
-        total = 0.0
+    def losses(self, labels: np.ndarray) -> np.ndarray:
+        """Return the mean binary cross-entropy over the labels, in nats, float64 [N]."""
+        losses = np.empty(len(self))
         for rows, block in _blocks(self.logits, self.temperature):
-            total += np.logaddexp(0, np.where(labels[rows] > 0, -block, block)).sum()
-        return float(total / self.logits.size)
+            signed = np.where(labels[rows] > 0, -block, block)
+            losses[rows] = np.logaddexp(0, signed).mean(axis=1)
+        return losses
+
+    def log_loss(self, labels: np.ndarray) -> float:
+        """Return the mean of `losses`."""
+        return float(self.losses(labels).mean())
 
     def brier(self, labels: np.ndarray) -> float:
         """Return the mean over images and labels of (p − y)², 0 to 1."""

@@ -214,6 +214,12 @@ class TrainConfig:
         TRAINING,
         "Save the average of the last phase's best epochs where it is no worse on validation.",
     )
+    calibrate: bool = setting(
+        True,
+        TRAINING,
+        "Divide the logits by the temperature that fits validation best, where that clearly lowers "
+        "the loss.",
+    )
     steps_per_execution: int = setting(
         1, TRAINING, "Most steps per call of Keras.", least=1, option="", saved=False
     )

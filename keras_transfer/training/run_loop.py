@@ -39,6 +39,7 @@ from keras_transfer.training.networks import network_of
 from keras_transfer.training.retraining import earlier_training, remember_training
 from keras_transfer.training.solving import solve_heads
 from keras_transfer.training.soup import obstacle
+from keras_transfer.training.temperature import scale_logits
 from keras_transfer.training.weights import assign, collect
 from keras_transfer.utils.console import say
 from keras_transfer.utils.global_state import seeded
@@ -427,13 +428,24 @@ class TrainingRun:
         if "val" in self.data.examples:
             size = self.trainer.config.batch_size
             outputs = workers.outputs(self.model, self.data, "val", size, self._cached_outputs())
+            scaled = {}
+            if self._calibrates():
+                scaled = scale_logits(self.model, self.trainer.heads, *outputs)
             self.trainer.val_outputs = outputs[1]
             details = compute_metrics(self.trainer.heads, *outputs)
             metrics["val"] = {**details, **metrics["val"]}
+            if scaled:
+                metrics |= {"temperature": scaled, "val": {**metrics["val"], **details}}
         with workers.alone():  # only the chief saves
             run.finish(model, metrics)
         for log in progress.logs:
             log.finish()
+
+    def _calibrates(self):
+        """Return whether the best weights were trained in steps; a closed form is calibrated already."""
+        ends = np.cumsum([entry["epochs"] for entry in self.progress.phases])
+        phase = self.plan.phases[np.searchsorted(ends, self.progress.best["epoch"])].phase
+        return self.trainer.config.calibrate and phase.solver == "gradient"
 
     def _cached_outputs(self):
         """Return what computes the outputs from the last phase's validation stream, or None.

@@ -346,8 +346,8 @@ class Trainer:
     def _adopt(self, previous):
         """Adopt the decisions that were made when the run began."""
         self.devices = previous.get("devices", 1)
-        if "soup" not in previous:  # began before the setting existed
-            self.config = dataclasses.replace(self.config, soup=False)
+        for name in {"soup", "calibrate"} - previous.keys():  # began before the setting existed
+            self.config = dataclasses.replace(self.config, **{name: False})
         if not framing_of(self.model).settled:
             set_framing(self.model, framing_from(previous))
         # Before 0.2, recipes trained every head in steps; later, if its features did not fit.

@@ -11,6 +11,7 @@ RENAMED_SINCE_0_1 = {"pictures": "images"}  # counts and fingerprints
 UNRECORDED = {
     "crop": 0.875,
     "soup": False,
+    "calibrate": False,
 }  # settings that older runs do not record, and their value there
 
 
