@@ -13,9 +13,9 @@ import argparse
 import io
 import logging
 import os
-import resource
 import sys
 import tempfile
+import time
 import types
 from importlib.util import find_spec
 from itertools import combinations
@@ -151,14 +151,13 @@ def report(names: tuple) -> None:
             folder = plant(name, Path(work) / name)
             data = open_data(folder, progress=False)
             seen = see(data, default_backbone(), None, "auto")
-            before = resource.getrusage(resource.RUSAGE_SELF)
+            before = time.process_time()
             distinct = compare(seen)
             found, _ = near_pairs(
                 distinct.directions, distinct.neighbors, distinct.bits, data.modality.near
             )
             pairs = distinct.rows[found]
-            after = resource.getrusage(resource.RUSAGE_SELF)
-            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            seconds = time.process_time() - before
             files = seen.examples.names
             print(f"{name}: {len(files)} images, {seconds:.1f} CPU s for sketches and pairs")
             for method, links in {"keras_transfer": pairs, **imagededups(folder, files)}.items():
