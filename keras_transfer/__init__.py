@@ -31,6 +31,7 @@ _NAMES = {
     "freeze": "models.stages",
     "load_model": "models.sources.own",
     "predict": "evaluation.prediction",
+    "select": "diagnosis.selection",
     "summary": "models.builders",
     "tune": "experiments.tune",
     "write_report": "reporting.run_report",

@@ -190,9 +190,12 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--encoder", help=f"name or folder of an encoder of texts, for {TEXTS}")
     parser.add_argument("--cleaned", action="store_true")
+    parser.add_argument("--real", action="store_true", help="only the known errors in sign digits")
     options = parser.parse_args()
     halves = [n for n, d in DATASETS.items() if d.half == options.half and n != "mnist"]
-    if options.cleaned:
+    if options.real:
+        real_errors()
+    elif options.cleaned:
         cleaned(options.only or halves, options.seeds)
     else:
         if options.half == "reporting" and not options.only:

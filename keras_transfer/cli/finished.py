@@ -1,4 +1,4 @@
-"""The commands that use a finished run: `evaluate`, `predict`, `report`, `export` and `ask`."""
+"""The commands that use a finished run: `evaluate`, `predict`, `select`, `report`, `export` and `ask`."""
 
 import json
 import sys
@@ -215,6 +215,49 @@ def predict(
         write_text(out, table)
     if as_json:
         print(json.dumps(evaluation.predictions_json(predictions, skipped), indent=2))
+    elif out is None:
+        print_document(table)
+
+
+def select(
+    run: Annotated[Path, typer.Option(metavar="RUN", help="The --out directory of a training.")],
+    count: Annotated[int, typer.Option(help="Number of examples to choose.")],
+    pool: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="POOL...", help="Unlabelled files and folders; or texts."),
+    ] = None,
+    lines: Annotated[Path | None, typer.Option(help="A file with one text per line.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Write the table instead of printing it."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    as_json: Json = False,
+):
+    """Choose unlabelled examples to label next: the run is unsure of them, and they differ."""
+    from keras_transfer.data.evaluation_data import check_to_predict
+    from keras_transfer.diagnosis.selection import check_count, selection_csv
+    from keras_transfer.diagnosis.selection import select as select_from
+    from keras_transfer.modalities import find_modality, framing_from
+    from keras_transfer.runs import Run
+    from keras_transfer.utils.console import printable
+
+    run = Run.open(run)
+    check_count(count)
+    if out is not None:
+        check_output(out)
+    modality = find_modality(framing_from(run.config).modality)
+    check_to_predict(pool or (), modality, lines)  # before TensorFlow is imported
+    load_keras()
+    chosen, skipped = select_from(run, pool or (), count=count, lines=lines, seed=seed)
+    for item in skipped:
+        print(f"skipped {printable(item.path)}: {item.reason}", file=sys.stderr)
+    table = selection_csv(chosen)
+    if out is not None:
+        write_text(out, table)
+        print(f"wrote {out}: fill in the column label", file=sys.stderr)
+    if as_json:
+        print(json.dumps([vars(one) for one in chosen], indent=2))
     elif out is None:
         print_document(table)
 

@@ -14,7 +14,7 @@ import typer
 
 from keras_transfer.cli.choose import advise, compare, tune
 from keras_transfer.cli.columns import command_with
-from keras_transfer.cli.finished import ask, evaluate, export, predict, report
+from keras_transfer.cli.finished import ask, evaluate, export, predict, report, select
 from keras_transfer.cli.options import Data, Json, check_png, load_keras, takes
 from keras_transfer.cli.plan import find_rate, schedule
 from keras_transfer.cli.streams import (
@@ -281,7 +281,7 @@ def demo(
 
 # In the order in which users need them.
 COMMANDS = (
-    *(check, advise, train, evaluate, predict, report, export, ask),
+    *(check, advise, train, evaluate, predict, select, report, export, ask),
     *(compare, adapt, tune, find_rate, schedule, backbones, cache, doctor, demo),
 )
 for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""Diagnosis of a dataset from features that are computed once: labels that are probably wrong.
+"""Diagnosis of a dataset from features that are computed once, and what to label next.
 
 `seen` reads or computes the features, `label_errors` contradicts labels, `result` holds the problems and
 writes the list that `data.corrections` applies. Modules may import `features` and the rooms below it.
@@ -13,6 +13,7 @@ _NAMES = {
     "Problem": "result",
     "diagnose": "api",
     "find_label_errors": "label_errors",
+    "select": "selection",
 }
 
 __all__ = list(_NAMES)
