@@ -384,7 +384,7 @@ def auto_trainer(model: keras.Model, *, minutes: float | None = None, **options)
         evidence = compare_closed_forms(
             data,
             [model],
-            questions=_questions(config.augment, ("mirror",)),
+            questions=_questions(config.augment, ("mirror", "pace")),
             engine=config.engine,
             seed=config.seed,
         )

@@ -38,8 +38,8 @@ _SIGNAL_ERRORS = 2.0  # standard errors by which the best candidate must beat a 
 
 
 # What else may be found out: whether two backbones are better together than alone, which other size and crop
-# are better where `image_size` leaves them open, and whether mirror images help.
-QUESTIONS = ("together", "framings", "mirror")
+# are better where `image_size` leaves them open, whether mirror images help, and how long a forward pass takes.
+QUESTIONS = ("together", "framings", "mirror", "pace")
 
 
 def compare_closed_forms(
@@ -101,7 +101,7 @@ def compare_closed_forms(
             table.add_mirror()
         if "framings" in questions:
             _try_framings(table, given, more)
-    return table.result(time.perf_counter() - started)
+    return table.result(time.perf_counter() - started, "pace" in questions)
 
 
 def _try_framings(table, given, more):
@@ -222,7 +222,7 @@ class _Comparison:
         """Return (loss behind the chosen row, its standard error)."""
         return difference(row.judged.losses, self.best.judged.losses, self.together)
 
-    def result(self, seconds: float) -> Evidence:
+    def result(self, seconds: float, pace: bool) -> Evidence:
         rows = []
         chosen = self.best if self.rows else None
         for row in sorted(self.rows, key=lambda row: (row is not chosen, row.judged.loss)):
@@ -244,7 +244,7 @@ class _Comparison:
             signal=signal,
             mirror=gain is None or gain[0] >= -gain[1],
             mirror_gain=gain,
-            forward=seconds_per_example(prefix),
+            forward=seconds_per_example(prefix) if pace else 0.0,
             layers=len(prefix.model.layers),
             seconds=seconds,
             notes=tuple(self.notes),

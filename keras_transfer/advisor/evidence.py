@@ -67,7 +67,7 @@ class Evidence:
         mirror: whether mirror images may be trained on: False if they make the closed form worse by
             more than one standard error.
         mirror_gain: (reduction of the loss by mirror images, its standard error), if measured.
-        forward: seconds of the forward pass of the best candidate for one example.
+        forward: seconds of the forward pass of the best candidate for one example; 0 if not measured.
         layers: number of its layers.
         seconds: that the comparison took.
         notes: what was skipped.

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_softmax
 
-from keras_transfer.models.builders import by_head
-
 
 def _log_loss(outputs, labels):
     return -log_softmax(outputs, axis=1)[np.arange(len(labels)), labels]
@@ -86,6 +84,8 @@ def judge(heads: dict, labels, outputs) -> Judged:
         labels: of the examples, in the units of the data.
         outputs: float [N, C], or a dict of them; rows of NaN are not measured.
     """
+    from keras_transfer.models.builders import by_head  # imports Keras
+
     losses: list[np.ndarray] = []
     scores: list[np.ndarray] = []
     labels, outputs = by_head(heads, labels), by_head(heads, outputs)

@@ -351,11 +351,38 @@ def check_backbones(config: TrainConfig) -> None:
         check_backbone(config.backbone, config.image_size, config.weights)
 
 
-def with_evidence(images, config: TrainConfig, together: bool = True) -> TrainConfig:
+def built_on_evidence(images, config: TrainConfig, trains_backbone: bool):
+    """Return (the config with what was open settled by evidence, the model that it describes).
+
+    A model of the first candidate is built before, if its backbone stays frozen in float32: the
+    evidence then reads the same network, which is built and traced once.
+    """
+    from keras_transfer.advisor.closed_forms import joined
+    from keras_transfer.advisor.rules import candidates, named
+
+    first, model = config, None
+    if config.weights is not None and not trains_backbone:
+        names = [config.backbone]
+        if advisor_chooses(config.backbone):
+            names = named(config.backbone) or candidates(config.image_size)
+        taps = TAPS[1] if config.taps == AUTO else config.taps
+        first = replace(config, backbone=joined(names) or names[0], taps=taps)
+        with contextlib.suppress(InputError):  # of which the evidence takes note
+            model = build(images, first, trains_backbone)
+    if model is not None and model.dtype_policy.name != "float32":
+        model = None
+    settled = with_evidence(images, config, built={first.backbone: model} if model else {})
+    if model is None or settled != first:
+        model = build(images, settled, trains_backbone)
+    return settled, model
+
+
+def with_evidence(images, config: TrainConfig, together: bool = True, built=None) -> TrainConfig:
     """Settle an open backbone, and what its head reads, by closed forms in cross-validation.
 
     Args:
         together: whether two backbones may be joined.
+        built: models that were built already, see `compare_closed_forms`.
     """
     if config.weights is None:  # random features say nothing
         return replace(config, taps=TAPS[0] if config.taps == AUTO else config.taps)
@@ -377,6 +404,7 @@ def with_evidence(images, config: TrainConfig, together: bool = True) -> TrainCo
         questions=("together",) if together else (),
         engine=config.engine,
         seed=config.seed,
+        built=built,
     )
     say(str(evidence))
     return replace(config, backbone=evidence.best.backbone, taps=evidence.best.taps)

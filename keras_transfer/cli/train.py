@@ -25,13 +25,13 @@ from keras_transfer.cli.options import (
     RunOut,
     advisor_chooses,
     build,
+    built_on_evidence,
     check_backbones,
     interruption_reported,
     load_keras,
     open_images,
     saved_config,
     takes,
-    with_evidence,
 )
 from keras_transfer.errors import InputError
 from keras_transfer.models import TAPS
@@ -188,10 +188,10 @@ def train(
         log_finished(logs, run)
         _print_result(run, out, config.keep, explain, as_json)
         return
-    config = with_evidence(images, config)
     phases = resolve_schedule(schedule, config.overrides).phases
     with workers.scope():
-        model = build(images, config, any(phase.freeze != "all" for phase in phases))
+        trains_backbone = any(phase.freeze != "all" for phase in phases)
+        config, model = built_on_evidence(images, config, trains_backbone)
     callbacks = make_callbacks(callback)
     fewer = begun["config"].get("limited", {}) if begun else {}
     config = replace(config, overrides={**fewer, **config.overrides})
