@@ -33,6 +33,7 @@ from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import absolute_paths, free_memory
 from keras_transfer.utils.image_sizes import size_of
+from keras_transfer.utils.keras_versions import remember_saved_attributes
 
 _MOST_IMAGE_BYTES = 1 << 30  # of decoded images in memory
 
@@ -295,6 +296,7 @@ class Trainer:
             WorkerLost: if another process of a distributed training is gone.
         """
         logs = check_logs([*(["tensorboard"] if tensorboard else []), *logs])
+        remember_saved_attributes()
         with self.workers.guarded():
             data = check_targets(self.heads, data)
             fit_heads(self.model, data.examples["train"].labels)

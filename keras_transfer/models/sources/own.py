@@ -23,6 +23,7 @@ from keras_transfer.utils.console import first_line
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.image_sizes import checked_size, sides
+from keras_transfer.utils.keras_versions import remember_saved_attributes
 
 _MODEL = "model.keras"
 
@@ -109,6 +110,7 @@ def load_model(path):
         path = downloaded(str(path), _MODEL)
     elif (Path(path) / _MODEL).is_file():
         path = Path(path) / _MODEL
+    remember_saved_attributes()
     try:
         # Initializers without a seed draw one, although it is never used.
         with restored(), readable(path) as file:
