@@ -147,24 +147,24 @@ def cleaned(names: list[str], seeds: int, share: float = 0.1) -> None:
             outputs = held_out_outputs("single_label", x[train], noisy, groups[train])
             found = find_label_errors(target, outputs, noisy)
             kept = np.setdiff1d(np.arange(len(train)), found.rows)
-            mended = noisy.copy()
-            mended[found.rows] = found.suggested
+            relabeled = noisy.copy()
+            relabeled[found.rows] = found.suggested
             values = (
                 accuracy(train, clean),
                 accuracy(train, noisy),
                 accuracy(train[kept], noisy[kept]),
-                accuracy(train, mended),
+                accuracy(train, relabeled),
             )
             rows.append((name, seed, *(f"{100 * value:.1f}" for value in values)))
             print(*rows[-1], sep="  ", flush=True)
             means.append(values)
     header = ("set", "seed", "clean labels", "10 % flipped", "suspects dropped", "relabeled")
     print(Table(header, rows, "lrrrrr").text())
-    clean, noisy, dropped, mended = np.mean(means, axis=0)
+    clean, noisy, dropped, relabeled = np.mean(means, axis=0)
     lost = max(clean - noisy, 1e-9)
     print(
         f"mean: clean {100 * clean:.1f}, flipped {100 * noisy:.1f}, dropped {100 * dropped:.1f}, relabeled "
-        f"{100 * mended:.1f}: {100 * (dropped - noisy) / lost:.0f} % and {100 * (mended - noisy) / lost:.0f} % "
+        f"{100 * relabeled:.1f}: {100 * (dropped - noisy) / lost:.0f} % and {100 * (relabeled - noisy) / lost:.0f} % "
         "of the loss is recovered"
     )
 

@@ -163,11 +163,12 @@ def check(
     if deep:
         if report.problem:
             raise InputError(report.problem)
-        load_keras()
-        from keras_transfer.diagnosis.api import diagnose
+        from keras_transfer.diagnosis.api import diagnose, is_examined
 
         with unprinted_flaws():
             images = open_data(data, **options)
+        if not is_examined(images, config.backbone, config.image_size):
+            load_keras()
         found = diagnose(
             images, backbone=config.backbone, image_size=config.image_size, seed=config.seed
         )

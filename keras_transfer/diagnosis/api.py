@@ -10,7 +10,14 @@ from keras_transfer.diagnosis.label_errors import LabelErrors, find_label_errors
 from keras_transfer.diagnosis.near import near_groups
 from keras_transfer.diagnosis.outliers import find_outliers
 from keras_transfer.diagnosis.result import Diagnosis, Problem
-from keras_transfer.diagnosis.seen import Seen, can_sketch, compare, default_backbone, see
+from keras_transfer.diagnosis.seen import (
+    Seen,
+    can_sketch,
+    compare,
+    default_backbone,
+    is_seen,
+    see,
+)
 from keras_transfer.features.known import remember_diagnosis
 from keras_transfer.models.sources.backbones import check_backbone, check_kind
 from keras_transfer.schedules.recipes import AUTO
@@ -125,6 +132,11 @@ def check_diagnosis(backbone: str, image_size: int | str | None = None) -> str:
     backbone = default_backbone() if backbone == AUTO else backbone
     check_backbone(backbone, image_size)
     return backbone
+
+
+def is_examined(data: ImageData, backbone: str = AUTO, image_size: int | str | None = None) -> bool:
+    """Return whether `diagnose` reads all features of these examples, so that it needs no Keras."""
+    return is_seen(data, check_diagnosis(backbone, image_size), image_size, AUTO)
 
 
 def _label_errors(data: ImageData, seen: Seen, seed: int) -> dict[str, LabelErrors]:

@@ -1,13 +1,15 @@
 """All examples of a dataset, examined: features and sketches, computed once and cached."""
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from keras_transfer.data.examples import Examples, ImageData, join_labels
-from keras_transfer.data.readers import concatenated
+from keras_transfer.data.readers import concatenated, file_stamp
 from keras_transfer.diagnosis.sketches import sketches_of
+from keras_transfer.features.store import ROW_FORMAT, Store, Writer, digest_of, recall, remember
 from keras_transfer.models.sources.applications import BACKBONES, weights_path
 from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.utils.extras import is_installed
@@ -16,6 +18,8 @@ from keras_transfer.utils.extras import is_installed
 _PREFERRED = ("mobilenet_0.25", "mobilenet_v2_0.35")
 _DOWNLOADED = "mobilenet_v2"
 _NEIGHBORS = 10
+_KIND = "features of a diagnosis 1"
+_COLUMNS = f"{_KIND}, columns"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,20 +138,44 @@ def default_backbone() -> str:
 
 
 def see(data: ImageData, backbone: str, image_size: int | str | None, engine: str) -> Seen:
-    """Compute the features of every example; those that are cached are read."""
-    from keras_transfer.features.extraction import extract
-    from keras_transfer.features.prefix import averaged, prefix_of
-    from keras_transfer.models.framing import framing_of
+    """Compute the features of every example; those that are cached are read.
 
+    What was computed for the same examples is read without building the network, or importing Keras.
+    """
+    examples = _all_of(data)
+    splits = np.repeat(list(data.examples), [len(part) for part in data.examples.values()])
+    stored = _Stored.of(examples, backbone, image_size, engine)
+    found = stored and stored.read()
+    if found is None:
+        found = _features(examples, backbone, image_size, engine)
+        if stored:
+            stored.write(*found)
+    features, blocks = found
+    return Seen(examples, splits, features, tuple(blocks), backbone)
+
+
+def is_seen(data: ImageData, backbone: str, image_size: int | str | None, engine: str) -> bool:
+    """Return whether `see` has been called for the same examples, so that it needs no network."""
+    stored = _Stored.of(_all_of(data), backbone, image_size, engine)
+    return stored is not None and stored.read() is not None
+
+
+def _all_of(data):
+    """Return the examples of all splits, one after the other."""
     parts = list(data.examples.values())
     groups = None
     if all(part.groups is not None for part in parts):
         groups = np.concatenate([part.groups for part in parts])
-    examples = Examples(
-        concatenated([part.images for part in parts]),
-        join_labels([part.labels for part in parts]),
-        groups,
-    )
+    images = concatenated([part.images for part in parts])
+    return Examples(images, join_labels([part.labels for part in parts]), groups)
+
+
+def _features(examples, backbone, image_size, engine):
+    """Return (features of all examples, the columns of each backbone)."""
+    from keras_transfer.features.extraction import extract
+    from keras_transfer.features.prefix import averaged, prefix_of
+    from keras_transfer.models.framing import framing_of
+
     network = build_backbone(backbone, image_size=image_size)
     prefix = prefix_of(network, len(network.stages))
     prefix = replace(prefix, framing=framing_of(network, data=examples))
@@ -155,5 +183,61 @@ def see(data: ImageData, backbone: str, image_size: int | str | None, engine: st
     features = averaged(found.gather(np.arange(len(examples)))).astype("float32")
     cuts = network.cuts
     blocks = cuts.columns_of_branches() if cuts.tapped else [np.arange(features.shape[1])]
-    splits = np.repeat(list(data.examples), [len(part) for part in parts])
-    return Seen(examples, splits, features, tuple(blocks), backbone)
+    return features, blocks
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """Where the features of all examples of a dataset are stored together.
+
+    Attributes:
+        examples: in this order.
+        identity: what the features depend on, as plain data.
+        about: for people.
+    """
+
+    examples: Examples
+    identity: dict
+    about: dict
+
+    @classmethod
+    def of(cls, examples, backbone, image_size, engine) -> "_Stored | None":
+        """Return the place for some features; None where only the network tells what they depend on."""
+        names = backbone.split("+")
+        if not all(name in BACKBONES for name in names):
+            return None
+        identity = {
+            "format": ROW_FORMAT,
+            "backbone": backbone,
+            "weights": [file_stamp(str(weights_path(BACKBONES[name]))) for name in names],
+            "keras": version("keras"),
+            "image_size": str(image_size),
+            "engine": engine,
+            "examples": digest_of(examples.digests),
+            "rules": examples.modality.rules,
+        }
+        many = f"{len(examples)} {examples.modality.many}"
+        return cls(examples, identity, {"backbone": f"{backbone}: all of {many}"})
+
+    def _table(self, store):
+        about = {**self.about, "dtype": "float32", "shape": []}
+        table = store.table({"what": _KIND, **self.identity}, about)
+        table.refresh()
+        return table
+
+    def read(self) -> tuple[np.ndarray, list[np.ndarray]] | None:
+        """Return what `write` stored, or None."""
+        store, digests = Store(), self.examples.digests
+        table, columns = self._table(store), recall(store, _COLUMNS, self.identity)
+        if columns is None or table.missing(digests):
+            return None
+        blocks = [np.array(block) for block in columns["blocks"]]
+        return table.gather(table.locate(digests)), blocks
+
+    def write(self, features: np.ndarray, blocks: list[np.ndarray]) -> None:
+        store = Store()
+        writer = Writer(self._table(store))
+        writer.add(self.examples.digests, features)
+        writer.flush()
+        columns = {"blocks": [np.asarray(block).tolist() for block in blocks]}
+        remember(store, _COLUMNS, self.identity, self.about, columns)

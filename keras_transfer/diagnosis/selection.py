@@ -49,8 +49,8 @@ def select(
 
     Args:
         run: a finished run of classes or labels, or its path; of several heads, those for numbers are ignored.
-        pool: files, and folders that are searched to any depth; or texts themselves. Leave out what is labeled
-            already.
+        pool: files, and folders that are searched to any depth; or texts themselves. Leave out those that are
+            labeled already.
         count: of examples to choose.
         lines: a file with one text per line.
         batch_size: examples per batch.

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data import ImageData, plain_augmentation
-from keras_transfer.data.duplicates import find_duplicates
 from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.evaluation.baseline import fit_baseline
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
 from keras_transfer.experiments.scores import Score
-from keras_transfer.features.known import caution
+from keras_transfer.features.known import say_cautions
 from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.runs import Checkpoint, Run
@@ -243,9 +242,7 @@ class Experiment:
         from keras_transfer.training.estimate import say_estimate  # imports Keras
 
         options = self.options
-        for warning in (find_duplicates(self.data).warning, caution(self.data)):
-            if warning:
-                say(warning)
+        say_cautions(self.data)
         samples = {
             (size, seed): draw_images(self._classes, size, seed)
             for seed, size in product(self.seeds, self.sizes)  # so that one seed is complete first

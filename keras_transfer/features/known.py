@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_transfer.data.duplicates import find_duplicates
 from keras_transfer.data.examples import ImageData, label_texts
 from keras_transfer.features.store import Store, digest_of, recall, remember
-from keras_transfer.utils.console import printable
+from keras_transfer.utils.console import printable, say
 
 _KIND = "diagnosis 1"
 # Shares from which accuracy is worth less. The lower end of the estimated share of wrong labels is below the
@@ -66,6 +67,13 @@ def caution(data: ImageData) -> str | None:
         f"warning: measured accuracy is worth less: {'; '.join(reasons)} "
         f"(by `keras-transfer check {printable(data.root)} --deep`, which lists them)"
     )
+
+
+def say_cautions(data: ImageData) -> None:
+    """Print why an accuracy that is measured on these examples is worth less: copies, and see `caution`."""
+    for warning in (find_duplicates(data).warning, caution(data)):
+        if warning:
+            say(warning)
 
 
 def _leaked(data, digests, groups):

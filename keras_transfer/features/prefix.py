@@ -14,6 +14,7 @@ from itertools import accumulate
 import keras
 import numpy as np
 
+from keras_transfer.features.store import ROW_FORMAT
 from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.models.acceleration import folded
 from keras_transfer.models.builders import backbone_at
@@ -23,8 +24,6 @@ from keras_transfer.models.stages import Backbone
 from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import cpu_flags, remembered
 from keras_transfer.utils.image_sizes import size_of
-
-_FORMAT = 3  # of a row's meaning: increase it if decoding, views or preprocessing change
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Prefix:
     def identity(self) -> dict:
         """Everything but example, view, engine and dtype that features depend on, as plain data."""
         return {
-            "format": _FORMAT,
+            "format": ROW_FORMAT,
             "keras": keras.__version__,
             "prefix": self.fingerprint,
             "image_size": self.image_size,

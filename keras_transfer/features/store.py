@@ -30,6 +30,7 @@ from keras_transfer.utils.files import cache_folder
 
 DTYPES = ("float32", "float16", "bfloat16", "uint8")
 DIGEST = 16  # bytes
+ROW_FORMAT = 3  # of the meaning of features: increase it if decoding, views or preprocessing change
 _MAGIC = b"KTSHARD1"
 _ALIGN = 64
 _SHARD_BYTES = 64 << 20

@@ -1,4 +1,4 @@
-"""A page of what a diagnosis found: each problem with its example, beside the example that it is about."""
+"""A page of what a diagnosis found: each problem with its example, next to the example that it is about."""
 
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -29,14 +29,14 @@ _SCORES = {
 def write_problems(found: Diagnosis, data: ImageData, out: str | Path) -> Path:
     """Write the problems of a diagnosis as a self-contained HTML page.
 
-    Each has its example, its label as given, the suggestion and the score; a near-duplicate stands beside its
+    Each has its example, its label as given, the suggestion and the score; a near-duplicate is next to its
     first partner. The page is filtered by problem, class and path.
 
     Args:
         found: of `diagnose`.
         data: which it examined.
         out: the HTML file. It has at most 600 problems, those of each kind in turn, and 3.2 MB of images and
-            sounds; what is beyond that is named only.
+            sounds; further ones are named only.
 
     Returns:
         The file, which is written atomically.

@@ -11,13 +11,12 @@ from functools import partial
 import keras
 import numpy as np
 
-from keras_transfer.data.duplicates import find_duplicates
 from keras_transfer.data.examples import class_weights
 from keras_transfer.errors import Diverged, Interrupted, Signals, explained
 from keras_transfer.evaluation.measures import compute_metrics, predict_batches
 from keras_transfer.features.caching import Caching, Supply
 from keras_transfer.features.extraction import evaluation_batches, training_batches
-from keras_transfer.features.known import caution
+from keras_transfer.features.known import say_cautions
 from keras_transfer.models.acceleration import jit_compile, training_model
 from keras_transfer.models.builders import compile_arguments
 from keras_transfer.models.framing import framing_of
@@ -145,9 +144,7 @@ class TrainingRun:
         schedule, fingerprints = self.plan.schedule, data.fingerprint()
         workers.check(self.model, schedule)
         workers.agree("examples", lambda: json.dumps(fingerprints).encode())
-        for warning in (find_duplicates(data).warning, caution(data)):
-            if warning:
-                say(warning)
+        say_cautions(data)
         if previous:
             # What depended on the free disk space is not decided again.
             caching = [

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from conftest import raises, write_image
 
@@ -72,6 +75,30 @@ def test_a_run_on_a_corrected_dataset_resumes_and_reports_on_it(shapes, tmp_path
     own, problem = _open_own_data(run, None)
     assert problem is None
     assert own.fingerprint() == data.fingerprint()
+
+
+def test_what_was_seen_is_read_without_a_network(shapes, cache, real_weights, monkeypatch):
+    """The second time, the same features come without Keras; another example needs it."""
+    from keras_transfer.diagnosis import seen
+
+    data = kt.data.open_data(shapes, progress=False)
+    how = ("mobilenet_0.25", 64, "auto")
+    assert not seen.is_seen(data, *how)
+    first = seen.see(data, *how)
+    code = (
+        "import sys, numpy as np; from keras_transfer.diagnosis.api import diagnose\n"
+        "from keras_transfer.data import open_data\n"
+        f"found = diagnose(open_data({str(shapes)!r}, progress=False), backbone='mobilenet_0.25', image_size=64)\n"
+        "assert found.examples == 51 and not {'keras', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    monkeypatch.setattr(seen, "build_backbone", None)
+    again = seen.see(data, *how)
+    assert np.array_equal(again.features, first.features)
+    assert [b.tolist() for b in again.blocks] == [b.tolist() for b in first.blocks]
+    assert not seen.is_seen(data, "mobilenet_0.25", 32, "auto")
+    data.examples["train"] = data.examples["train"].take(np.arange(9))
+    assert not seen.is_seen(data, *how)
 
 
 def test_invalid_questions(shapes):

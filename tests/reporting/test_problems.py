@@ -65,7 +65,7 @@ def test_filters_with_mouse_and_keyboard(data, tmp_path):
     with opened(file) as page:
         assert visible(page) == ["label", "leakage", "outlier"]
         images = page.eval_on_selector_all(".case img", "all => all.map(e => e.naturalWidth)")
-        assert len(images) == 4 and min(images) > 20  # the partner stands beside the near-duplicate
+        assert len(images) == 4 and min(images) > 20  # the partner is next to the near-duplicate
         page.click("text=outlier >> input")
         assert visible(page) == ["label", "leakage"]
         assert page.text_content("[role=status]") == "2 of 3 problems"
