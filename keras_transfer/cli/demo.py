@@ -1,4 +1,4 @@
-"""The offline demo, on scikit-learn's handwritten digits or on generated sounds.
+"""The offline demo, on scikit-learn's handwritten digits, on generated sounds or on generated texts.
 
 A small model is trained on some classes, such as the digits 0–5, then transferred to the others with ten
 examples of each, and compared with the same network trained from scratch on those forty examples.
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from keras_transfer.cli.demo_sounds import write_clips
+from keras_transfer.cli.demo_texts import small_encoder, write_texts
 from keras_transfer.data import Augmentation, from_directory
 from keras_transfer.experiments.comparison_plot import draw_curves
 from keras_transfer.experiments.learning_curves import curve_table, read_curve
@@ -43,30 +44,34 @@ class Demo:
         many: what the examples are called.
         write: function (folder, seed) that writes source/<class>/ and target/{train,val}/<class>/.
         augment: how training examples vary.
+        backbone: returns a small network for such examples.
+        image_size: of its input; None for texts.
     """
 
     classes: str
     many: str
     write: Callable
     augment: Any
+    backbone: Callable[[], Backbone]
+    image_size: int | None = None
 
 
-def run_demo(out, *, seed: int = 0, audio: bool = False) -> None:
-    """Run the demo in the directory `out` and print its results."""
+def run_demo(out, *, seed: int = 0, modality: str = "image") -> None:
+    """Run the demo of a modality in the directory `out` and print its results."""
     import tensorflow as tf
 
     from keras_transfer.export import saved_model
 
     started = time.perf_counter()
     out = Path(out)
-    demo = SOUNDS if audio else DIGITS
+    demo = DEMOS[modality]
     demo.write(out / demo.many, seed)
 
     source_data = from_directory(out / demo.many / "source", seed=seed)
     print(f"1. source model: {demo.classes} {_list(source_data)}, trained from scratch")
     keras.utils.set_random_seed(seed)
     source = build_model(
-        small_backbone(), Classification(source_data.class_names), image_size=IMAGE_SIZE
+        demo.backbone(), Classification(source_data.class_names), image_size=demo.image_size
     )
     trainer = Trainer(source, from_scratch(epochs=SOURCE_EPOCHS), augment=demo.augment, seed=seed)
     source_run = trainer.fit(source_data, out / "source")
@@ -162,5 +167,9 @@ def _list(data):
     return ", ".join(data.class_names)
 
 
-DIGITS = Demo("digits", "images", write_images, AUGMENT)
-SOUNDS = Demo("sounds", "clips", write_clips, "light")
+# Modality → its demo.
+DEMOS = {
+    "image": Demo("digits", "images", write_images, AUGMENT, small_backbone, IMAGE_SIZE),
+    "audio": Demo("sounds", "clips", write_clips, "light", small_backbone, IMAGE_SIZE),
+    "text": Demo("requests", "texts", write_texts, "none", small_encoder),
+}

@@ -266,18 +266,24 @@ def demo(
     ] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Two runs with the same seed are equal.")] = 0,
     audio: Annotated[bool, typer.Option("--audio", help="Use generated sounds.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Use generated texts.")] = False,
 ):
     """Run an offline demonstration: a source model, transfer against training from scratch, an export."""
     from keras_transfer.modalities import find_modality
     from keras_transfer.runs import check_out
+    from keras_transfer.utils.extras import require
 
-    if audio:
-        find_modality("audio").require()
+    if audio and text:
+        raise InputError("Pass --audio or --text, not both.")
+    modality = "audio" if audio else "text" if text else "image"
+    find_modality(modality).require()
+    if text:
+        require("tensorflow_text", "Reading texts")
     check_out(out)
     load_keras()
     from keras_transfer.cli.demo import run_demo
 
-    run_demo(out, seed=seed, audio=audio)
+    run_demo(out, seed=seed, modality=modality)
 
 
 # In the order in which users need them.

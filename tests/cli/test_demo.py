@@ -1,5 +1,7 @@
 """The demo, shortened, and its table of curves."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import tiny_backbone
 
@@ -40,17 +42,36 @@ def test_sounds_are_clips_without_flaws(tmp_path):
         assert not report.faulty and not report.statistics["clipped"]["clips"]
 
 
+def test_texts_are_new_and_their_classes_consist_of_known_words(tmp_path):
+    from keras_transfer.cli import demo_texts
+
+    demo_texts.write_texts(tmp_path, seed=0)
+    known = set(demo_texts.small_encoder().framing.required.vocabulary)
+    texts = [path.read_text() for path in tmp_path.rglob("*.txt")]
+    assert len(texts) == len(set(texts)) == 8 * 80 + 4 * (10 + 50)
+    assert {word for text in texts for word in text.split()} <= known
+    source, target = (demo_texts.classes_of(part) for part in ("source", "target"))
+    assert not set(source) & set(target)
+    assert {w for name in target for w in name.split()} == {
+        w for name in source for w in name.split()
+    }
+
+
 @pytest.mark.large  # CI runs scripts/demo.sh
-@pytest.mark.parametrize("audio", [False, True])
-def test_the_demo_completes(tmp_path, monkeypatch, capsys, audio):
+@pytest.mark.parametrize("modality", ["image", "audio", "text"])
+def test_the_demo_completes(tmp_path, monkeypatch, capsys, modality):
     """With a network that compiles quickly; `scripts/demo.sh` uses the real one."""
-    monkeypatch.setattr(demo, "small_backbone", tiny_backbone)
+    if modality != "text":
+        quick = replace(demo.DEMOS[modality], backbone=tiny_backbone)
+        monkeypatch.setitem(demo.DEMOS, modality, quick)
+        monkeypatch.setattr(demo, "SOURCE_EPOCHS", 1)
     monkeypatch.setattr(demo, "EPOCHS", 5)
-    monkeypatch.setattr(demo, "SOURCE_EPOCHS", 1)
-    if audio:
+    if modality == "text":
+        pytest.importorskip("tensorflow_text", reason="tensorflow-text is not installed")
+    if modality == "audio":
         pytest.importorskip("soundfile", reason="the extra audio is not installed")
         pytest.importorskip("soxr", reason="the extra audio is not installed")
-    demo.run_demo(tmp_path / "demo", seed=1, audio=audio)
+    demo.run_demo(tmp_path / "demo", seed=1, modality=modality)
     printed = capsys.readouterr().out
     for words in (
         "transfer",
