@@ -3,6 +3,7 @@
     python scripts/select_examples.py                       the reporting sets
     python scripts/select_examples.py --half tuning         the sets on which the rule was chosen
     python scripts/select_examples.py --only flowers --seeds 5
+    python scripts/select_examples.py --copies 5            each example occurs five times in the pool
 
 Training starts with random examples, as many as there are classes. In each round, as many are added from the rest
 of the training split: by k-means++ on gradients of the head (`select`), at random, those with the least margin
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--half", choices=("tuning", "reporting"), default="reporting")
     parser.add_argument("--only", nargs="*", help="names of sets")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=1, help="of each example in the pool")
     options = parser.parse_args()
     names = options.only or [
         n
@@ -82,6 +84,7 @@ def main() -> None:
         seen, target = opened(name)
         x = StandardScaler().fit_transform(seen.features)
         train, val = (np.flatnonzero(seen.splits == split) for split in ("train", "val"))
+        train = np.tile(train, options.copies)
         y, count = seen.examples.labels, max(5, len(target.names))
         parts = x[train], y[train], x[val], y[val], count
         means = {
