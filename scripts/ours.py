@@ -137,14 +137,56 @@ def steps(name, rounds):
     ours.compile(
         keras.optimizers.AdamW(1e-5), loss, metrics=["accuracy"], jit_compile=jit_compile()
     )
-    speeds = {"guide": [], "ours": []}
+    alone = convolutions(base, 32, precision.name)
+    epochs = {
+        "guide": lambda: guide.fit(batches, verbose=0),
+        "ours": lambda: ours.fit(batches, verbose=0),
+        "convolutions": lambda: [alone() for _ in range(count // 32)],
+    }
+    speeds = {kind: [] for kind in epochs}
     for turn in range(int(rounds) + 1):
-        for kind, trained in (("guide", guide), ("ours", ours)):
+        for kind, epoch in epochs.items():
             started = time.perf_counter()
-            trained.fit(batches, verbose=0)
+            epoch()
             if turn:  # the first epoch compiles
                 speeds[kind].append(count / (time.perf_counter() - started))
     return {**speeds, "precision": precision.name}
+
+
+def convolutions(model, batch_size, precision):
+    """Return a function that computes a model's convolutions and their gradients, and nothing else.
+
+    Each reads random numbers of the shape that it reads in the model, so no training step can be faster.
+    """
+    import keras
+    import tensorflow as tf
+
+    dtype = keras.DTypePolicy(precision).compute_dtype
+    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+    layers = [layer for layer in model.layers if type(layer) in kinds]
+    random = {layer.input.shape: None for layer in layers}
+    for shape in random:
+        values = tf.random.stateless_normal((batch_size, *shape[1:]), (0, 0))
+        random[shape] = tf.cast(values, dtype)
+    kernels = [tf.cast(layer.kernel.value, dtype) for layer in layers]
+
+    def outcome(layer, kernel):
+        images = random[layer.input.shape]
+        plain = type(layer) is keras.layers.Conv2D
+        function = tf.nn.conv2d if plain else tf.nn.depthwise_conv2d
+        strides = (1, *layer.strides, 1)
+        with tf.GradientTape() as tape:
+            tape.watch([images, kernel])
+            output = function(images, kernel, strides, layer.padding.upper())
+        gradients = tape.gradient(output, [images, kernel], output_gradients=output)
+        # One number of each, so that the graph's optimizer removes none.
+        return tf.add_n([tf.reshape(tensor, [-1])[0] for tensor in gradients])
+
+    @tf.function(autograph=False)
+    def run():
+        return tf.add_n([outcome(*pair) for pair in zip(layers, kernels)])
+
+    return lambda: run().numpy()
 
 
 def resnet50_speeds(batch_size=32):
