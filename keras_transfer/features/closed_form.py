@@ -284,7 +284,7 @@ class Standardized:
 
     def logistic(self, labels, strength, class_weight) -> tuple[np.ndarray, np.ndarray]:
         """Return (weights [C, K], offsets [C]) of multinomial logistic regression."""
-        work = self.rows.size * (labels.max() + 1)
+        work = self.rows.size * int(labels.max() + 1)  # more than 32 bits hold
         with parallel_fits() if work < _LARGE else quiet_fits():
             fitted = LogisticRegression(C=strength, max_iter=300, class_weight=class_weight)
             fitted.fit(self.rows, labels)
