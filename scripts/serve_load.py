@@ -1,12 +1,14 @@
 """Load on an exported model, batched as TF Serving batches it, in a process without Keras.
 
-    python scripts/serve_load.py [--requests 20000] [--clients 16] [--kinds image,audio,text] [--sweep]
+    python scripts/serve_load.py [--requests 20000] [--clients 16] [--kinds image,audio,text]
+        [--sweep [--trials 2000]]
 
 Exports a model of each kind and calls `serve_bytes` from 16 clients at once. Their requests have 1 to 8
 rows; 5 % of the rows cannot be read. As in TF Serving, a few threads join waiting requests into batches
 (`serving/batching.config`). Prints the rows that were refused, wrong or lost, memory, latencies, and the
 rate against bare `predict_on_batch` of the Keras model on prepared inputs. `--sweep` tries several
-settings of the batching first, and prints the fastest as a `batching.config`.
+settings of the batching first, with `--trials` requests each, and prints the fastest as a
+`batching.config`.
 """
 
 import argparse
@@ -318,7 +320,16 @@ def child(options):
     run(SETTINGS, 400)  # traces and fills memory pools
     settings = SETTINGS
     if options.sweep:
-        rates = [run(one, 2000)["rate"] for one in SWEEP]
+        rates = []
+        for one in SWEEP:
+            found = run(one, options.trials)
+            rates.append(found["rate"])
+            print(
+                *one.values(),
+                f"{found['rate']:.0f} rows/s, p99",
+                f"{found['p99']:.0f} ms",
+                file=sys.stderr,
+            )
         settings = SWEEP[int(np.argmax(rates))]
     print(json.dumps(run(settings, options.requests) | {"settings": settings}))
 
@@ -338,13 +349,14 @@ def main():
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--trials", type=int, default=2000, help="requests of each setting")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options)
         return
     passed = ["--requests", str(options.requests), "--clients", str(options.clients)]
-    passed += ["--sweep"] * options.sweep
+    passed += ["--trials", str(options.trials), *["--sweep"] * options.sweep]
     print(
         "| kind | requests | rows | refused | refused wrongly | other faults | p50, p99 ms | "
         "rows/s | bare rows/s | MiB at half, highest after |"

@@ -126,7 +126,10 @@ class _Auto:
             self.data,
             self.names,
             image_size=open_framing(
-                self.config.image_size, self.config.open_crop, self.config.tokens
+                self.config.image_size,
+                self.config.open_crop,
+                self.config.tokens,
+                **self.config.reading,
             ),
             taps=self.taps,
             weights=self.config.weights,
@@ -284,7 +287,7 @@ class _Auto:
         return build_model(
             config.backbone,
             head_for(self.data),
-            image_size=config.image_size,
+            image_size=open_framing(config.image_size, **config.reading),
             weights=config.weights,
             crop=config.open_crop,
             tokens=config.tokens,

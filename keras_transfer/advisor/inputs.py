@@ -99,7 +99,12 @@ def sized_backbone(
         from keras_transfer.models.sources.backbones import build_backbone
 
         found = build_backbone(
-            backbone, image_size=framing.built_size, taps=taps, weights=weights, data=data
+            backbone,
+            image_size=framing.built_size,
+            taps=taps,
+            weights=weights,
+            channels=framing.built_channels,
+            data=data,
         )
     else:
         from keras_transfer.models.builders import backbone_at
@@ -113,6 +118,6 @@ def sized_backbone(
             "has a fixed size."
         )
     if not framing.settled:
-        framing = framing_of(found, data=data).at(framing.size)
+        framing = framing.settled_as(framing_of(found, data=data)).at(framing.size)
     same = not framing.settled or framing.at(None) == found.framing
     return found if same else found.with_framing(framing.at(None))

@@ -113,7 +113,7 @@ def _applications(kind):
 _CHECKED = ("task", "columns", "val", "val_split", "seed", "use_list")
 
 
-@takes(*_CHECKED, "backbone", "image_size", "group")
+@takes(*_CHECKED, "backbone", "image_size", "channels", "depth", "group")
 def check(
     data: Data,
     settings,
@@ -143,10 +143,12 @@ def check(
 ):
     """Check images: faulty files, duplicates, leakage between splits, sizes."""
     from keras_transfer.data import check_data, open_data
+    from keras_transfer.modalities import open_framing
 
     check_png(sheet)
     config = settings.config
     options = {name: getattr(config, name) for name in _CHECKED} | {"groups": config.group}
+    reading = open_framing(**config.reading)
     for option, file in {"--write-list": write_list, "--page": page}.items():
         if file is not None:
             if not deep:
@@ -156,7 +158,7 @@ def check(
         from keras_transfer.diagnosis.api import check_diagnosis
 
         check_diagnosis(config.backbone, config.image_size)
-    report = check_data(data, **options)
+    report = check_data(data, framing=reading, **options)
     document = report.to_dict()
     if not as_json:
         print(report.text())

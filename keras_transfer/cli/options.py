@@ -319,6 +319,7 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
     """Build the model from its seed, with the number format that suits the machine."""
     import keras
 
+    from keras_transfer.modalities import open_framing
     from keras_transfer.models.acceleration import set_precision
     from keras_transfer.models.builders import build_model, head_for
 
@@ -330,7 +331,7 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
     return build_model(
         config.backbone,
         head_for(images),
-        image_size=config.image_size,
+        image_size=open_framing(config.image_size, **config.reading),
         weights=config.weights,
         crop=config.open_crop,
         tokens=config.tokens,
@@ -405,7 +406,9 @@ def with_evidence(images, config: TrainConfig, together: bool = True, built=None
     evidence = compare_closed_forms(
         images,
         names,
-        image_size=open_framing(config.image_size, config.open_crop, config.tokens),
+        image_size=open_framing(
+            config.image_size, config.open_crop, config.tokens, **config.reading
+        ),
         taps=images.modality.taps if config.taps == AUTO else (config.taps,),
         weights=config.weights,
         questions=("together",) if together else (),

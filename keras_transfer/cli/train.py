@@ -35,7 +35,7 @@ from keras_transfer.cli.options import (
 )
 from keras_transfer.errors import InputError
 from keras_transfer.models import TAPS
-from keras_transfer.runs import RACE, place_of
+from keras_transfer.runs import RACE, UNRECORDED, place_of
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
 from keras_transfer.training.distributed.single_process import SINGLE, SingleProcess
 from keras_transfer.utils.console import log_to, say
@@ -58,7 +58,10 @@ _DATA = (
     ),
     "use_list",
 )
-_MODEL = ("backbone", "taps", "weights", "image_size", "crop", "tokens", "precision")
+_MODEL = (
+    *("backbone", "taps", "weights", "image_size", "crop", "channels", "depth", "tokens"),
+    "precision",
+)
 _TRAINING = ("strategy", "overrides", "epochs", "learning_rate", "batch_size", "augment", "mix")
 _MORE = (
     "mix_alpha",
@@ -114,8 +117,10 @@ def train(
 ):
     """Train a model on labelled images."""
     from keras_transfer.data import require_source
+    from keras_transfer.data.check import report_reading
     from keras_transfer.data.classes import in_recorded_order
     from keras_transfer.data.examples import targets_of
+    from keras_transfer.modalities import open_framing
     from keras_transfer.models.sources.backbones import check_kind
     from keras_transfer.runs import check_out
     from keras_transfer.schedules.recipes import resolve_schedule
@@ -136,6 +141,7 @@ def train(
     if begun:  # what was chosen when the run began
         names = [name for name in _open_choices(config) if name in begun["config"]]
         config = replace(config, **{name: begun["config"][name] for name in names})
+        config = replace(config, depth=begun["config"].get("depth", UNRECORDED["depth"]))
     elif not racing:
         workers.on_chief(lambda: check_out(out))
         shutil.rmtree(place_of(out), ignore_errors=True)  # of a race that nobody continued
@@ -174,6 +180,7 @@ def train(
     if begun and begun["config"].keys() & {"head", "heads"}:
         images = in_recorded_order(images, targets_of(begun["config"]), sort=True)
     say(images.describe())
+    report_reading(images, open_framing(**config.reading))
     if not advisor_chooses(config.backbone):
         check_kind(config.backbone, images.modality)
 

@@ -16,8 +16,8 @@ from keras_transfer.data.readers import Files
 from keras_transfer.data.sources import check_tree, label, open_data
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError
-from keras_transfer.modalities import Modality
-from keras_transfer.utils.console import Table, list_lines, printable
+from keras_transfer.modalities import Framing, Modality
+from keras_transfer.utils.console import Table, list_lines, printable, say
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Report:
         counts: split → class (or label) → number of images; empty for numbers and several heads.
         faulty: files that are left out.
         empty: usable files in which the model sees (almost) nothing: one color, few of 16 bits.
+        misfits: usable files that the model cannot read, such as images with another number of channels.
+        notes: how the model reads the files, if that is unusual.
         unserved: usable files that a model on TF Serving cannot read; `ask` converts them.
         duplicates: images with the same content.
         statistics: about the files, as plain data, see `Modality.statistics`; empty without files.
@@ -45,6 +47,8 @@ class Report:
     counts: dict[str, dict[str, int]]
     faulty: list[Skipped]
     empty: list[Skipped]
+    misfits: list[Skipped]
+    notes: list[str]
     unserved: list[str]
     duplicates: Duplicates
     statistics: dict[str, dict]
@@ -71,6 +75,8 @@ class Report:
             "counts": self.counts,
             "faulty": [asdict(skipped) for skipped in self.faulty],
             "empty": [asdict(skipped) for skipped in self.empty],
+            "misfits": [asdict(skipped) for skipped in self.misfits],
+            "notes": self.notes,
             "unserved": self.unserved,
             "duplicates": plain(self.duplicates.groups),
             "leaks": plain(self.duplicates.leaks),
@@ -106,6 +112,10 @@ class Report:
                 [f"{printable(s.path)}: {printable(s.reason)}" for s in self.empty],
             ),
             (
+                f"{many} that the model cannot read",
+                [f"{printable(s.path)}: {printable(s.reason)}" for s in self.misfits],
+            ),
+            (
                 f"{many} that a model on TF Serving cannot read (`keras-transfer ask` converts them)",
                 [printable(path) for path in self.unserved],
             ),
@@ -118,6 +128,7 @@ class Report:
         ):
             yield from list_lines(title, rows, "--json lists all")
         yield from self.modality.describe_statistics(self.statistics)
+        yield from self.notes
 
 
 def check_data(
@@ -126,6 +137,7 @@ def check_data(
     val: str | os.PathLike | None = None,
     val_split: float | None = None,
     seed: int = 0,
+    framing: Framing | None = None,
     progress: bool = True,
     **options,
 ) -> Report:
@@ -136,6 +148,7 @@ def check_data(
 
     Args:
         source, val, val_split, seed, options: see `open_data`.
+        framing: of the model that will read them, as far as it is known.
         progress: show a bar on stderr, in a terminal or a notebook.
 
     Raises:
@@ -150,20 +163,23 @@ def check_data(
             data = open_data(
                 source, val=val, val_split=val_split, seed=seed, progress=progress, **options
             )
-        return report_on(data)
+        return report_on(data, framing=framing)
     except InputError as problem:
         folder = Path(source).expanduser()
         with unprinted_flaws():
             data = _as_it_is(folder, progress) if folder.is_dir() else None
         if data is None or not any(len(part) for part in data.examples.values()):
             raise
-        return report_on(data, problem=str(problem))
+        return report_on(data, problem=str(problem), framing=framing)
 
 
-def report_on(data: ImageData, *, problem: str | None = None) -> Report:
+def report_on(
+    data: ImageData, *, problem: str | None = None, framing: Framing | None = None
+) -> Report:
     """Report on a dataset from any source; sizes and formats are reported for files only."""
     readers = [part.images for part in data.examples.values()]
     known = [reader for reader in readers if isinstance(reader, (Files, Contents))]
+    framing = _framing_for(data.modality, framing)
     no_classes = isinstance(data.targets, dict) or data.task == "regression"
     checked = check_readers(known, data.modality)
     paths = checked.names
@@ -178,10 +194,40 @@ def report_on(data: ImageData, *, problem: str | None = None) -> Report:
         unserved=[
             path for path, served in zip(paths, checked.columns.get("served", ())) if not served
         ],
+        misfits=checked.misfits(framing),
+        notes=list(data.modality.reading_notes(checked.columns, framing)),
         duplicates=find_duplicates(data),
         statistics=data.modality.statistics(checked.columns),
         modality=data.modality,
     )
+
+
+def report_reading(data: ImageData, framing: Framing) -> None:
+    """Print how a model with a framing reads the files of some data, if that is unusual.
+
+    Raises:
+        InputError: it cannot read some of them.
+    """
+    files = [part.images for part in data.examples.values() if isinstance(part.images, Files)]
+    if not files or framing.modality != data.modality.name:
+        return
+    checked = check_readers(files, data.modality)
+    if misfits := checked.misfits(framing):
+        first = misfits[0]
+        raise InputError(
+            f"The model cannot read {len(misfits)} of {len(checked.names)} {data.modality.many} "
+            f"({first.path}: {first.reason}). `keras-transfer check` lists them: remove them, or choose "
+            "other --channels."
+        )
+    for note in data.modality.reading_notes(checked.columns, framing):
+        say(note)
+
+
+def _framing_for(modality, framing):
+    """Return a framing if it is for a modality; otherwise the open one of that."""
+    if framing is not None and framing.modality == modality.name:
+        return framing
+    return modality.open_framing(None)
 
 
 def _as_it_is(root, progress) -> ImageData | None:

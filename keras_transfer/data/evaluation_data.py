@@ -161,7 +161,10 @@ def unlabeled_images(
 
 
 def examples_to_predict(
-    given: Sequence[str | os.PathLike], modality: Modality, lines: str | os.PathLike | None = None
+    given: Sequence[str | os.PathLike],
+    modality: Modality,
+    lines: str | os.PathLike | None = None,
+    framing=None,
 ) -> tuple[Any, list[Skipped]]:
     """Return (a reader of the usable examples, the others with the reason).
 
@@ -169,6 +172,7 @@ def examples_to_predict(
         given: files and folders; or examples themselves, if they can be typed and no such file exists.
         modality: of the examples.
         lines: a file with one more example on each line, if they can be typed.
+        framing: of the model.
 
     Raises:
         InputError: see `list_images`; or `lines` cannot be read.
@@ -184,7 +188,7 @@ def examples_to_predict(
         ]
         typed += read
     elif not modality.typed or any(map(_exists, given)):
-        return check_examples(list_images(given))
+        return check_examples(list_images(given), framing=framing)
     checked = check_contents(typed, titles, modality)
     return Contents(typed, titles, modality).take(checked.usable()), checked.skipped
 

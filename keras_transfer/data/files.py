@@ -34,7 +34,7 @@ from keras_transfer.utils.files import cache_folder
 TABLES = (".csv", ".tsv", ".parquet")
 SCHEMA = "schema.json"  # in a folder of TFRecord shards
 
-_INDEX = "{}-3.sqlite"  # increase the number when the columns change
+_INDEX = "{}-4.sqlite"  # increase the number when the columns change
 _QUERY_SIZE = 4096  # files in one query
 _TRANSACTION_SIZE = 1000  # files in one transaction
 _MAX_AGE = 365  # days
@@ -102,6 +102,11 @@ class Checked:
         known = self.digests[rows], self.stamps[rows]
         return Files([self.names[row] for row in rows], known, self.modality)
 
+    def misfits(self, framing) -> list[Skipped]:
+        """Return the files that are not faulty, but that a model with a framing cannot read."""
+        found = self.modality.misfits(self.columns, framing).items()
+        return [Skipped(self.names[row], why) for row, why in found if row not in self.faults]
+
     @property
     def skipped(self) -> list[Skipped]:
         """The files that cannot be used, in order."""
@@ -109,13 +114,23 @@ class Checked:
 
 
 def check_examples(
-    paths: Sequence[str], *, modality: Modality | None = None, progress: bool = True
+    paths: Sequence[str],
+    *,
+    modality: Modality | None = None,
+    framing=None,
+    progress: bool = True,
 ) -> tuple[Files, list[Skipped]]:
     """Return the files that can be decoded in full, and the others with the reason, in order.
 
     See `check_files`.
+
+    Args:
+        framing: of the model that has to read them; None for any.
     """
     checked = check_files(paths, modality=modality, progress=progress)
+    if framing is not None and framing.modality == checked.modality.name:
+        misfits = checked.modality.misfits(checked.columns, framing)
+        checked.faults = misfits | checked.faults
     report_flaws(checked)
     return checked.files(checked.usable()), checked.skipped
 

@@ -17,7 +17,7 @@ class ImageMemory:
     def __init__(self, limit: int):
         self.limit, self.bytes = limit, 0
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
-        self._pixels: dict[tuple, np.ndarray] = {}  # the last is the reduction
+        self._pixels: dict[tuple, np.ndarray] = {}  # the last are arguments of `pixels`
         self._readers: dict = {}  # keeps the readers alive, whose ids are in the keys
 
     def reserve(self, size: int) -> bool:
@@ -52,10 +52,11 @@ class ImageMemory:
             if key not in self._sizes:
                 return images.read(index, lambda image: use(self._cached(key, image)))
 
-            def decode(reduction):
-                found = self._pixels.get((*key, reduction))
+            def decode(reduction, reading):
+                part = reduction, reading
+                found = self._pixels.get((*key, *part))
                 if found is None:
-                    found = images.read(index, lambda image: self._decoded(key, image, reduction))
+                    found = images.read(index, lambda image: self._decoded(key, image, *part))
                 return found
 
             return use(Opened(*self._sizes[key], decode))
@@ -63,13 +64,11 @@ class ImageMemory:
         return read
 
     def _cached(self, key, image):
-        return Opened(
-            image.height, image.width, lambda reduction: self._decoded(key, image, reduction)
-        )
+        return Opened(image.height, image.width, lambda *part: self._decoded(key, image, *part))
 
-    def _decoded(self, key, image, reduction):
-        pixels = image.pixels(reduction)
-        if (*key, reduction) not in self._pixels and self.reserve(pixels.nbytes):
+    def _decoded(self, key, image, reduction, reading):
+        pixels, part = image.pixels(reduction, reading), (reduction, reading)
+        if (*key, *part) not in self._pixels and self.reserve(pixels.nbytes):
             self._sizes[key] = image.height, image.width
-            self._pixels[(*key, reduction)] = pixels
+            self._pixels[(*key, *part)] = pixels
         return pixels

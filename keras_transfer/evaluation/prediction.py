@@ -12,7 +12,7 @@ from keras_transfer.data.files import Skipped
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.outputs import collect
 from keras_transfer.models.builders import by_head, heads_of
-from keras_transfer.models.framing import modality_of
+from keras_transfer.models.framing import framing_of, modality_of
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def predict(
     Raises:
         InputError: if a path does not exist, there is no readable image, or outputs are not finite.
     """
-    good, skipped = examples_to_predict(paths, modality_of(model), lines)
+    good, skipped = examples_to_predict(paths, modality_of(model), lines, framing_of(model))
     if not len(good):
         first = skipped[0]
         raise InputError(f"No readable {modality_of(model).one} in {first.path}: {first.reason}.")

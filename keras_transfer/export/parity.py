@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Sample:
         exported: inputs of an exported file, see `Modality.front_end`; often the same.
         first: a few of the examples, decoded.
         labels: head name → labels as the head takes them; None if unknown.
-        contents: bytes of their files, unless the examples are arrays.
+        contents: bytes of their files, as they are sent to a server; None if the examples are arrays.
     """
 
     of: str
@@ -66,14 +67,20 @@ def draw_sample(
     # One batch, because each is padded to its own longest example.
     ((inputs, _),) = drawn.batches(split, image_size=framing, batch_size=len(examples))
     inputs = np.asarray(inputs)
-    decoded = examples.images.decoded
+
+    def decoded(row):
+        return examples.images.read(row, partial(examples.modality.whole, framing=framing))
+
     exported = examples.modality.exported_inputs(map(decoded, range(len(examples))), framing)
     first = [decoded(i) for i in range(min(2, len(examples)))]
     labels = examples.labels
     labels = labels if isinstance(labels, dict) else dict.fromkeys(heads, labels)
     contents = None
     if isinstance(examples.images, Encoded):
-        contents = tuple(map(examples.images.contents, range(len(examples))))
+        contents = tuple(
+            examples.modality.for_server(examples.images.contents(row))
+            for row in range(len(examples))
+        )
     return Sample(of, inputs, inputs if exported is None else exported, first, labels, contents)
 
 

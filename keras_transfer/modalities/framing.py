@@ -36,6 +36,11 @@ class Framing(ABC):
         return self.size
 
     @property
+    def built_channels(self) -> int | None:
+        """Channels for which a backbone is built, if they are not those that it has by default."""
+        return None
+
+    @property
     def extent(self) -> str:
         """The size in words."""
         return f"{self.size} px"
@@ -55,6 +60,10 @@ class Framing(ABC):
     def settings(self) -> dict:
         """Return the size and what `recorded` returns."""
         return {"image_size": self.size, **self.recorded()}
+
+    def settled_as(self, chosen: "Framing") -> "Framing":
+        """Return the framing that was chosen for some data, with what this open one says already."""
+        return chosen
 
     @property
     def description(self) -> str:

@@ -92,8 +92,12 @@ class Modality(Offers, ABC):
         """
 
     @abstractmethod
-    def whole(self, opened) -> Any:
-        """Return an opened example decoded, as `trial` and `exported_inputs` take it."""
+    def whole(self, opened, framing: Any = None) -> Any:
+        """Return an opened example decoded, as `trial` and `exported_inputs` take it.
+
+        Args:
+            framing: of the model that reads it; None for the example as it is shown.
+        """
 
     @abstractmethod
     def open_decoded(self, example) -> Any:
@@ -113,6 +117,18 @@ class Modality(Offers, ABC):
         if facts.fault is not None or getattr(facts, "served", True):
             return contents
         return self.encode(self.whole(self.open(contents)))
+
+    def misfits(self, columns: Mapping, framing: Any) -> dict[int, str]:
+        """Return row → why a model with a framing cannot read a checked file that is not faulty.
+
+        Args:
+            columns: see `statistics`.
+        """
+        return {}
+
+    def reading_notes(self, columns: Mapping, framing: Any) -> Iterator[str]:
+        """Yield what is worth knowing about how a model with a framing reads checked files."""
+        yield from ()
 
     @abstractmethod
     def digest(self, example) -> bytes:
@@ -177,7 +193,7 @@ class Modality(Offers, ABC):
             raise InputError(f"Pass image_size: '{name}' accepts any.")
         if built not in (None, size):
             raise InputError(f"This backbone was built for image size {built}, not {size}.")
-        return (*sides(size), 3), None, self.input_name
+        return (*sides(size), *shape[-1:]), None, self.input_name
 
     @abstractmethod
     def preparation(self, reader, views: Sequence, framing: Any, memory=None) -> Any:
@@ -301,4 +317,6 @@ class Modality(Offers, ABC):
         """
         framing = open_framing(framing)
         self.require_framing(framing)
-        return framing if framing.settled else self.default_framing(data, framing.size)
+        if framing.settled:
+            return framing
+        return framing.settled_as(self.default_framing(data, framing.size))

@@ -37,18 +37,22 @@ def open_framing(
     image_size: "int | str | Framing | None" = None,
     crop: float | None = None,
     tokens: int | None = None,
+    **reading,
 ) -> Framing:
     """Return an image size as a framing of which nothing else is known, and a framing as it is.
 
     Args:
         crop: what the user wants to see of images; None leaves the framing open.
+        reading: `depth` and `channels` of images, see `image.framing.Framing`.
         tokens: largest number of tokens of a text; None for examples of other kinds, or to leave it open.
     """
     from keras_transfer.modalities.image import framing
 
     if tokens is not None:
         return find_modality("text").open_framing(tokens)
-    return image_size if isinstance(image_size, Framing) else framing.Framing(image_size, crop)
+    if isinstance(image_size, Framing):
+        return image_size
+    return framing.Framing(image_size, crop, **reading)
 
 
 def framing_of_shape(shape: Sequence) -> Framing:
@@ -57,7 +61,12 @@ def framing_of_shape(shape: Sequence) -> Framing:
     That of images stands for all modalities that become images.
     """
     name = next((name for name in _ROOMS if find_modality(name).axes == len(shape)), "image")
-    return find_modality(name).open_framing(size_of(shape))
+    framing = find_modality(name).open_framing(size_of(shape))
+    if name == "image" and len(shape) == 4 and shape[-1] is not None:
+        from keras_transfer.modalities.image.framing import Framing as Images
+
+        return Images(size_of(shape), channels=None if shape[-1] == 3 else shape[-1])
+    return framing
 
 
 def framing_from(values: Mapping) -> Framing:

@@ -2,6 +2,7 @@
 
 import re
 import weakref
+from dataclasses import replace
 
 import keras
 
@@ -23,13 +24,14 @@ def build_model(
     backbone: str | Backbone | keras.Model | list,
     head: Head | dict[str, Head],
     *,
-    image_size: int | str | None = None,
+    image_size: "int | str | Framing | None" = None,
     weights: str | None = "imagenet",
     pooling: str | None = "auto",
     taps: str = "last",
     crop: float | None = None,
     tokens: int | None = None,
     data=None,
+    channels: int | None = None,
 ) -> keras.Model:
     """Build a model for a task on a pretrained backbone.
 
@@ -41,7 +43,7 @@ def build_model(
         head: the task, e.g. `Classification(["ants", "bees"])`; or name → head for several on one
             backbone, e.g. `{"kind": Classification(…), "age": Regression(…)}`.
         image_size: height and width of the images, such as 224 or `"96x192"`; by default those of the ImageNet training or of
-            the source model.
+            the source model. A `Framing` of images also says crop, depth and channels.
         weights: `"imagenet"`, a path to a weights file, or None for random weights.
         pooling: `"avg"`, `"max"`, or None (the head flattens the feature map); of a transformer also
             `"class"` (its class token) and `"class+avg"`. `"auto"` is as it was trained, or `"avg"`.
@@ -52,9 +54,11 @@ def build_model(
         tokens: most tokens that the model reads of a text, special ones included; by default as many
             as the encoder reads.
         data: an `ImageData`; taps `"all+tfidf"` are fitted to its training texts.
+        channels: of the images; by default 3 (RGB), or those of the source model. See
+            `models.channels.with_channels`.
 
     Returns:
-        A `keras.Model` from RGB images [N, height, width, 3] (uint8 or float, 0–255), or
+        A `keras.Model` from images [N, height, width, channels] (uint8 or float, 0–255), or
         from the token ids of texts (int32 [N, T], padded), to the head's float32 outputs [N, C]:
         logits for classes and labels, values for numbers; with several heads, a dict of them.
         Nothing is frozen yet.
@@ -63,8 +67,11 @@ def build_model(
         InputError: unknown backbone, an image size below the family's minimum, unavailable weights,
             a crop or a number of tokens out of its range, a source model that does not take images, or invalid head names.
     """
+    depth = None
+    if isinstance(image_size, Framing):
+        given, image_size = image_size, image_size.size
+        crop, depth, channels = given.crop or crop, given.depth, given.channels or channels
     image_size = checked_size(image_size)
-    framing = None if crop is None else Framing(crop=crop)
     for one in head.values() if isinstance(head, dict) else [head]:
         if not isinstance(one, Head):
             raise InputError(
@@ -75,10 +82,16 @@ def build_model(
         _check_names(head)
     if not isinstance(backbone, Backbone):
         backbone = build_backbone(
-            backbone, image_size=image_size, weights=weights, pooling=pooling, taps=taps, data=data
+            backbone,
+            image_size=image_size,
+            weights=weights,
+            pooling=pooling,
+            taps=taps,
+            channels=channels,
+            data=data,
         )
     inputs = _inputs(backbone, image_size)
-    backbone.framing = framing or backbone.framing
+    _set_images(backbone, crop, channels, depth)
     if tokens is not None:
         limit_tokens(backbone, tokens)
     features = backbone(inputs)
@@ -89,6 +102,22 @@ def build_model(
         outputs = {name: head[name].connect(features, name) for name in sorted(head)}
         return keras.Model(inputs, outputs, name=f"{backbone.name}_{'_'.join(head)}")
     return keras.Model(inputs, head.connect(features), name=f"{backbone.name}_{head.task}")
+
+
+def _set_images(backbone, crop, channels, depth):
+    """Set what was given of a framing of images."""
+    found = backbone.input_shape[-1]
+    if channels is not None and (len(backbone.input_shape) != 4 or channels != found):
+        raise InputError(f"The backbone '{backbone.name}' does not read {channels} channels.")
+    if len(backbone.input_shape) == 4 and backbone.framing is None and found != 3:
+        backbone.framing = Framing(channels=found)
+    given = {name: x for name, x in (("crop", crop), ("depth", depth)) if x is not None}
+    images = len(backbone.input_shape) == 4
+    if given and images:
+        known = backbone.framing if isinstance(backbone.framing, Framing) else None
+        backbone.framing = replace(
+            known or Framing(channels=None if found == 3 else found), **given
+        )
 
 
 def _inputs(backbone, image_size):
@@ -129,7 +158,8 @@ def backbone_at(model: keras.Model, image_size: int | str | None = None) -> Back
     check_other_size(model, image_size)
     resized = _resized.setdefault(backbone, {})
     if image_size not in resized:
-        inputs = keras.Input((*sides(image_size), 3), name="images")
+        channels = backbone.input_shape[-1]
+        inputs = keras.Input((*sides(image_size), channels), name="images")
         try:
             resized[image_size] = Backbone(inputs, rebuild(backbone, inputs), name=backbone.name)
         except ValueError as error:

@@ -21,10 +21,14 @@ def framing_of(model: keras.Model, image_size: int | str | None = None, data=Non
     """
     size = image_size or size_of(model.input_shape)
     known = (backbone.framing for backbone in _backbones(model))
-    framing = next((one for one in known if one is not None and one.settled), None)
-    if framing is None and data is not None:
-        framing, _ = data.modality.choose_framing(data, size_of(model.input_shape))
-    return framing_of_shape(model.input_shape).at(size) if framing is None else framing.at(size)
+    known = [one for one in known if one is not None]
+    framing = next((one for one in known if one.settled), None)
+    if framing is None:
+        framing = (known or [framing_of_shape(model.input_shape)])[0]
+        if data is not None:
+            chosen, _ = data.modality.choose_framing(data, size_of(model.input_shape))
+            framing = framing.settled_as(chosen)
+    return framing.at(size)
 
 
 def settle_framing(
@@ -40,10 +44,11 @@ def settle_framing(
 
     def choose():
         framing, reason = data.modality.choose_framing(data, size_of(model.input_shape))
-        return framing.to_dict(), reason
+        return known.settled_as(framing).to_dict(), reason
 
     known = framing_of(model)
     data.modality.require_framing(known)
+    _require_first(data, known)
     if known.settled:
         for note in data.modality.notes(data, known):
             say(note)
@@ -52,6 +57,20 @@ def settle_framing(
     framing = framing_from(values)
     say(f"{framing}: {reason}")
     set_framing(model, framing)
+
+
+def _require_first(data, framing):
+    """Raise InputError if the model cannot read the first example of some data, before it is trained."""
+    for part in getattr(data, "examples", {"all": data}).values():
+        if not len(part):
+            continue
+        try:
+            part.images.read(0, lambda one: data.modality.whole(one, framing))
+        except InputError:
+            raise
+        except ValueError as error:
+            name, text = part.images.names[0], str(error)
+            raise InputError(text if text.startswith(name) else f"{name}: {text}.") from None
 
 
 def set_framing(model: keras.Model, framing: Framing) -> None:

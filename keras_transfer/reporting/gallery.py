@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from keras_transfer.modalities.image.bands import select
 from keras_transfer.reporting.page import data_uri
 from keras_transfer.utils.console import Table, printable
 
@@ -192,6 +193,7 @@ _ALT = {"prediction": "Evidence for the prediction", "truth": "evidence for the 
 
 def jpeg(pixels: np.ndarray, side: int) -> bytes:
     """Return an image, uint8 [H, W, 3], whose longer side has so many pixels, as a JPEG file."""
+    pixels = select(pixels, None)  # of other than three channels, the first ones
     height, width = pixels.shape[:2]
     size = round(side * min(1, width / height)), round(side * min(1, height / width))
     image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)

@@ -18,6 +18,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.features import CACHES, ENGINE_NAMES
 from keras_transfer.features.store import DTYPES
 from keras_transfer.modalities import plain_augmentation
+from keras_transfer.modalities.image.bands import DEPTHS
 from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.modalities.text.framing import LEAST_TOKENS
 from keras_transfer.modalities.views import MIXES, Mix
@@ -150,6 +151,20 @@ class TrainConfig:
         MODEL,
         "Share of an image's shorter side that the model sees, above 0 to 1, or auto: the data "
         "decide.",
+    )
+    channels: int | None = setting(
+        None,
+        MODEL,
+        "Channels of the images: of multi-band TIFF files and .npy arrays of height x width x N. "
+        "(default: the backbone's, mostly 3)",
+        least=1,
+    )
+    depth: str = setting(
+        AUTO,
+        MODEL,
+        "Greyscale images of 16 bits are scaled by the range that each uses (auto), or by that of 16 "
+        "bits (full).",
+        choices=DEPTHS,
     )
     tokens: int | None = setting(
         None,
@@ -318,6 +333,11 @@ class TrainConfig:
     def open_crop(self) -> float | None:
         """The crop as `build_model` takes it: None where the data decide."""
         return None if self.crop == AUTO else self.crop
+
+    @property
+    def reading(self) -> dict:
+        """Depth and channels as `build_model` takes them: None where they are as by default."""
+        return {"depth": None if self.depth == AUTO else self.depth, "channels": self.channels}
 
     @property
     def recipe_arguments(self) -> dict:

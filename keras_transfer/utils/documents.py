@@ -10,6 +10,7 @@ from keras_transfer.utils.files import csv_rows
 RENAMED_SINCE_0_1 = {"pictures": "images"}  # counts and fingerprints
 UNRECORDED = {
     "crop": 0.875,
+    "depth": "full",
     "soup": False,
     "calibrate": False,
 }  # settings that older runs do not record, and their value there

@@ -28,6 +28,7 @@ EXTRAS = {
     "tensorflow_datasets": "tfds",
     "tensorflow_text": "text",
     "tensorflow_serving": "client",
+    "tifffile": "bands",
     "tf2onnx": "onnx",
 }
 

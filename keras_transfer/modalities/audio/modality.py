@@ -83,7 +83,7 @@ class Audio(Modality):
     def open(self, contents: bytes) -> decode.Clip:
         return decode.open_contents(contents)
 
-    def whole(self, opened: decode.Clip) -> tuple:
+    def whole(self, opened: decode.Clip, framing=None) -> tuple:
         return opened.samples(opened.rate), np.int32(opened.rate)
 
     def open_decoded(self, example) -> decode.Clip:

@@ -12,6 +12,20 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.bands import (
+    RGB,
+    Reading,
+    UnsuitableValues,
+    channels_of,
+    fits,
+    is_deep,
+    luminance,
+    misfit,
+    select,
+    to_8_bits,
+    to_npy,
+    values_of,
+)
 from keras_transfer.modalities.image.formats import (
     NAMES,
     first_frame,
@@ -24,7 +38,7 @@ from keras_transfer.modalities.reading import Budget
 # TensorFlow's default differs from other decoders by one level on average, and is hardly faster.
 DCT_METHOD = "INTEGER_ACCURATE"
 
-_DEEP_CONTRAST = 16  # 12 of 16 bits
+_CONTRAST = 4
 
 ORIENTATION_TAG = 0x0112
 INTEGER_BYTES = {3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4}  # TIFF types that Pillow reads as integers
@@ -36,7 +50,8 @@ class Facts(NamedTuple):
 
     Attributes:
         width, height: in pixels as stored, before the orientation is applied; 0 without a header.
-        mode: Pillow's name, such as RGB, L, P or CMYK.
+        mode: Pillow's name, such as RGB, L, P or CMYK; of files that `bands` reads, NumPy's name of the
+            type of the values, such as uint16.
         format: Pillow's name, such as JPEG, MPO (a JPEG of several images) or TIFF; HEIF.
         orientation: EXIF orientation, 1–8.
         digest: BLAKE2b of the whole file, 16 bytes; empty if the file was not read.
@@ -44,6 +59,8 @@ class Facts(NamedTuple):
         contrast: greatest difference within a color channel, as the model sees the image, 0–255; of
             the image's center if that is 16 or more.
         served: whether a served model reads the file, 0 or 1.
+        channels: number of channels, transparency included.
+        bits: that the highest value takes, of greyscale images of more than 8; otherwise 8.
     """
 
     width: int = 0
@@ -55,15 +72,14 @@ class Facts(NamedTuple):
     fault: str | None = None
     contrast: int = 255
     served: int = 1
+    channels: int = 3
+    bits: int = 8
 
     @property
     def flaw(self) -> str | None:
         """Why the model sees (almost) nothing in a usable image; None if it sees something."""
-        deep = self.mode == "I" or self.mode.startswith("I;16")
-        if self.contrast >= (_DEEP_CONTRAST if deep else 4):
+        if self.contrast >= _CONTRAST:
             return None
-        if deep:
-            return "16 bits per pixel, of which fewer than 12 are used: scale the values to 0–65535"
         if self.mode in ("RGBA", "LA", "PA", "P"):
             return "one color: its content may be in the transparency, which is dropped"
         return "one color"
@@ -89,10 +105,28 @@ def examine(contents: bytes) -> Facts:
             image.load()
             contrast = _contrast(image if image.mode == "RGB" else to_rgb(image))
             served = int(is_served(image, contents))
+            channels, _ = channels_of(image)
+            bits = _bits(image)
     except Exception as error:
         return facts._replace(fault=_fault(error, contents))
     # Pillow turns some TIFF files when it loads them.
-    return facts._replace(width=image.width, height=image.height, contrast=contrast, served=served)
+    return facts._replace(
+        width=image.width,
+        height=image.height,
+        mode=image.info.get("type", image.mode),
+        contrast=contrast,
+        served=served,
+        channels=channels,
+        bits=bits,
+    )
+
+
+def _bits(image):
+    """Return `Facts.bits`."""
+    if not is_deep(image):
+        return 8
+    high: Any = image.getextrema()[1]
+    return max(1, int(high).bit_length())
 
 
 def _contrast(image):
@@ -102,35 +136,90 @@ def _contrast(image):
     for part in (image.crop((max(0, x - 32), max(0, y - 32), x + 1, y + 1)), image):
         ranges: Any = part.getextrema()
         contrast = max(high - low for low, high in ranges)
-        if contrast >= _DEEP_CONTRAST:
+        if contrast >= 4 * _CONTRAST:
             break
     return contrast
 
 
-def decode(contents: bytes) -> np.ndarray:
-    """Decode an image file to RGB, turned upright as its EXIF orientation says.
+def decode(contents: bytes, reading: Reading | None = None) -> np.ndarray:
+    """Decode an image file, turned upright as its EXIF orientation says.
 
     The first frame of an animation is taken; transparency is dropped; 16 bits are scaled to 8.
     TensorFlow's decoder comes first, because the exported model uses it. `opened` has a faster way for
     ordinary files.
     Pillow always reads the header first, because TensorFlow would try to decode any number of pixels.
 
+    Args:
+        reading: what a model reads of it; None for RGB as it is shown, whatever the file has.
+
     Returns:
-        uint8 [height, width, 3], 0–255.
+        uint8 [height, width, channels], 0–255.
 
     Raises:
-        ValueError: if neither decoder can read the bytes, or if there are too many pixels.
+        ValueError: if neither decoder can read the bytes, there are too many pixels, or the file does
+            not have the channels that the model reads.
     """
+    return decode_opened(contents, reading)[0]
+
+
+def decode_opened(
+    contents: bytes, reading: Reading | None = None
+) -> tuple[np.ndarray, Image.Image]:
+    """Return (what `decode` returns, the opened file)."""
     try:
         image = open_image(contents)
+        if reading is not None and not fits(*channels_of(image), reading.channels):
+            raise ValueError(misfit(channels_of(image)[0], reading.channels))
         with DECODING.use(image.width * image.height):
-            pixels = _decode_with_tensorflow(contents)
-            if pixels is None:
-                image.load()
-                pixels = np.array(to_rgb(image))
-            return upright(pixels, orientation_of(image, contents))
+            pixels = _pixels(image, contents, reading or RGB)
+            return upright(pixels, orientation_of(image, contents)), image
     except Exception as error:  # Pillow's plugins raise many types on broken data
         raise ValueError(f"not a readable image: {error}") from error
+
+
+def _pixels(image, contents, reading):
+    """Return the channels that are read of a file, as stored, of which the header is open."""
+    if "bands" in image.info:
+        values = values_of(contents) if reading != RGB else np.array(image)
+        assert values is not None
+        return select(to_8_bits(values, reading.depth), reading.channels)
+    if is_deep(image):
+        return select(to_8_bits(np.asarray(image)[..., None], reading.depth), reading.channels)
+    if reading.channels not in (1, 3):
+        return np.array(image)
+    pixels = _decode_with_tensorflow(contents)
+    if pixels is None:
+        image.load()
+        pixels = np.array(to_rgb(image))
+    return luminance(pixels) if reading.channels == 1 else pixels
+
+
+def lossless(contents: bytes) -> bytes:
+    """Return a file that a served model does not read as one that it reads, with the same values."""
+    values, image = values_of(contents), open_image(contents)
+    if values is None and is_deep(image):
+        values = np.asarray(image)[..., None]
+    elif values is None:
+        kept = image if image.mode in ("LA", "RGBA") else to_rgb(image)
+        values = np.array(kept).reshape(image.height, image.width, -1)
+    values = upright(values, orientation_of(image, contents))
+    gray = values.shape[-1] == 1 and values.min() >= 0 and values.max() < 1 << 16
+    if gray and values.dtype != np.uint8:
+        return _png(Image.fromarray(values[..., 0].astype(np.uint16)))
+    return encode(values)
+
+
+def encode(values: np.ndarray) -> bytes:
+    """Return an image, [H, W, C], as a PNG file; as a NumPy file if PNG has no such images."""
+    if values.dtype != np.uint8 or values.shape[-1] > 4:
+        return to_npy(values)
+    return _png(Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values))
+
+
+def _png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def scaled_files(paths, most: int = 8) -> bool:
@@ -222,9 +311,8 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to RGB: 16 bits are scaled (Pillow would clip), alpha is dropped."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(gray.astype(np.uint8))
+    if is_deep(image):
+        image = Image.fromarray(to_8_bits(np.asarray(image), RGB.depth))
     if image.mode == "P" and "transparency" in image.info:
         # Through RGBA: Pillow warns when a palette with transparency becomes RGB directly.
         image = image.convert("RGBA")
@@ -258,7 +346,7 @@ def _decode_with_tensorflow(contents):
 def _fault(error, contents):
     text = " ".join(str(error).split()) or type(error).__name__
     found = format_of(contents[:12])
-    if isinstance(error, InputError):
+    if isinstance(error, (InputError, UnsuitableValues)):
         return text
     if isinstance(error, Image.DecompressionBombError):
         return f"too large: {text}"

@@ -5,6 +5,7 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
+from keras_transfer.modalities.image.bands import NPY, npy_is_served, shown, values_of
 from keras_transfer.utils.extras import is_installed, require
 
 
@@ -54,6 +55,7 @@ FORMATS = (
     ),
     Format("PPM", "PPM", (".ppm", ".pgm", ".pbm", ".pnm")),
     Format("AVIF", "AVIF", (".avif",), ((4, b"ftypavif"), (4, b"ftypavis"))),
+    Format("NumPy", None, (".npy",), ((0, NPY),), True),
     Format(
         "HEIC",
         None,
@@ -97,6 +99,13 @@ def read_header(file: BinaryIO) -> Image.Image:
     file.seek(0)
     found = format_of(start[:12])
     # AVIF, too, may start with HEIC's general brand; its own is then among the compatible ones.
+    if found is not None and found.name in ("NumPy", "TIFF"):
+        values = values_of(file.read())
+        file.seek(0)
+        if values is not None:
+            image = shown(values)
+            image.format = found.name
+            return image
     if found is None or found.pillow is not None or b"avif" in start[12:]:
         return Image.open(file, formats=_PILLOW)
     require("pillow_heif", f"Reading {found.name}")
@@ -116,7 +125,8 @@ def reader_versions() -> str:
     import PIL
 
     heif = "with" if is_installed("pillow_heif") else "without"
-    return f"Pillow {PIL.__version__}, {heif} HEIC"
+    bands = "with" if is_installed("tifffile") else "without"
+    return f"Pillow {PIL.__version__}, {heif} HEIC, {bands} tifffile"
 
 
 def is_served(image: Image.Image, contents: bytes) -> bool:
@@ -129,6 +139,8 @@ def is_served(image: Image.Image, contents: bytes) -> bool:
         return first_frame(contents) is not None
     if image.format == "WEBP":
         return image.mode == "RGB" and not getattr(image, "is_animated", False)
+    if image.format == "NumPy":
+        return npy_is_served(contents)
     return image.format in ("JPEG", "MPO", "PNG")
 
 

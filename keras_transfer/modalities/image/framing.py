@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing as Base
+from keras_transfer.modalities.image.bands import RGB, Reading, checked_reading
 from keras_transfer.utils.image_sizes import changed, checked_size, sides
 
 DEFAULT_CROP = 0.875
@@ -26,6 +27,7 @@ class Framing(Base):
         size: its side, in pixels, or `"96x192"`: height and width; None leaves it open.
         crop: share of the largest central rectangle of that shape that is shown (for a square: of the
             image's shorter side), in (0, 1]; None leaves it open.
+        depth, channels: see `bands.Reading`; None leaves them as they are by default.
 
     Raises:
         InputError: a value is out of its range.
@@ -35,10 +37,13 @@ class Framing(Base):
 
     size: int | str | None = None
     crop: float | None = None
+    depth: str | None = None
+    channels: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "size", checked_size(self.size))
         object.__setattr__(self, "crop", checked_crop(self.crop))
+        checked_reading(*self.reading)
 
     @classmethod
     def of(cls, image_size: "int | str | Framing | None") -> "Framing":
@@ -53,18 +58,41 @@ class Framing(Base):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of a model input."""
-        return (*sides(self.square[0]), 3)
+        return (*sides(self.square[0]), self.reading.channels)
+
+    @property
+    def built_channels(self) -> int | None:
+        return self.channels
+
+    @property
+    def reading(self) -> Reading:
+        """What the model reads of a file."""
+        channels = RGB.channels if self.channels is None else self.channels
+        return Reading(channels, RGB.depth if self.depth is None else self.depth)
+
+    def settled_as(self, chosen: Base) -> Base:
+        if not isinstance(chosen, Framing):
+            return chosen
+        depth, channels = self.depth or chosen.depth, self.channels or chosen.channels
+        return replace(chosen, depth=depth, channels=channels)
 
     def at(self, size: int | str | None) -> "Framing":
         """Return the same framing for another size."""
         return replace(self, size=size)
 
     def to_dict(self) -> dict:
-        """Return the crop, as plain data."""
-        return {"crop": self.crop}
+        """Return everything but the size, as plain data."""
+        channels = {} if self.channels in (None, RGB.channels) else {"channels": self.channels}
+        return {"crop": self.crop, "depth": self.depth, **channels}
+
+    def recorded(self) -> dict:
+        return {**self.to_dict(), "depth": self.reading.depth}
 
     def __str__(self) -> str:
-        return f"crop {self.crop}"
+        reading = self.reading
+        channels = f", {self.channels} channels" if reading.channels != RGB.channels else ""
+        depth = f", depth {self.depth}" if reading.depth != RGB.depth else ""
+        return f"crop {self.crop}{depth}{channels}"
 
     @property
     def square(self) -> tuple[int | str, float]:

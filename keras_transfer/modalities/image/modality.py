@@ -1,6 +1,5 @@
 """Images as a `Modality`."""
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, Modality
 from keras_transfer.modalities.image import augment, decode
 from keras_transfer.modalities.image import framing as framings
+from keras_transfer.modalities.image.bands import RGB, fits, is_type, misfit
 from keras_transfer.modalities.image.formats import (
     EXTENSIONS,
     NAMES,
@@ -26,7 +26,7 @@ from keras_transfer.utils.image_sizes import sides
 
 _SIDES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bins of the histogram, in pixels
 _SLICES = (64, 128, 256, 512, 1024, 2048)
-RULES = 5  # of checking: increase it when `examine` changes what it finds in the same file
+RULES = 6  # of checking: increase it when `examine` changes what it finds in the same file
 
 
 class Images(Modality):
@@ -68,6 +68,8 @@ class Images(Modality):
             "height": spread(heights),
             "formats": counted(columns["format"]),
             "modes": counted(columns["mode"]),
+            "bits": counted(columns["bits"]),
+            "channels": counted(columns["channels"]),
             "exif_orientations": {str(value): count for value, count in orientations.items()},
         }
 
@@ -92,8 +94,8 @@ class Images(Modality):
 
         return open_contents(contents)
 
-    def whole(self, opened) -> np.ndarray:
-        return opened.pixels()
+    def whole(self, opened, framing=None) -> np.ndarray:
+        return opened.pixels(1, framing and framing.reading)
 
     def drawn(self, examples) -> Callable:
         return examples.images.decoded
@@ -106,14 +108,27 @@ class Images(Modality):
     def check_decoded(self, example) -> str | None:
         if getattr(example, "dtype", None) != np.uint8:
             return f"not uint8 but {getattr(example, 'dtype', type(example).__name__)}"
-        if example.ndim != 3 or example.shape[-1] != 3 or 0 in example.shape:
+        if example.ndim != 3 or 0 in example.shape:
             return f"not of shape [height, width, 3] but {list(example.shape)}"
         return None
 
     def encode(self, example) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(example).save(buffer, "PNG")
-        return buffer.getvalue()
+        return decode.encode(example)
+
+    def for_server(self, contents: bytes) -> bytes:
+        facts = decode.examine(contents)
+        if facts.fault is not None or facts.served:
+            return contents
+        return decode.lossless(contents)
+
+    def misfits(self, columns: Mapping, framing) -> dict[int, str]:
+        channels = framing.reading.channels
+        found = zip(columns["channels"].tolist(), columns["mode"].tolist())
+        return {
+            row: misfit(count, channels)
+            for row, (count, mode) in enumerate(found)
+            if not fits(count, is_type(mode.decode()), channels)
+        }
 
     def digest(self, example) -> bytes:
         return digest(repr(example.shape).encode(), np.ascontiguousarray(example).data)
@@ -124,7 +139,12 @@ class Images(Modality):
         return Cast(split)
 
     def framing(self, values: Mapping) -> Framing:
-        return framings.Framing(crop=values.get("crop", framings.DEFAULT_CROP))
+        # Models of 0.1 had no other depth and number of channels.
+        return framings.Framing(
+            crop=values.get("crop", framings.DEFAULT_CROP),
+            depth=values.get("depth", "full"),
+            channels=values.get("channels"),
+        )
 
     def choose_framing(self, data, size: int | str) -> tuple[Framing, str]:
         crop, reason = framings.choose_crop(data, size)
@@ -181,7 +201,17 @@ class Images(Modality):
     def decoder(self, framing) -> Callable:
         from keras_transfer.modalities.image.prepare import fit_center_in_graph
 
-        return lambda contents: fit_center_in_graph(contents, *framing.square)
+        return lambda contents: fit_center_in_graph(contents, *framing.square, framing.reading)
+
+    def reading_notes(self, columns: Mapping, framing) -> Iterator[str]:
+        bits = columns["bits"][columns["bits"] > 8]
+        if len(bits):
+            depth = framing.reading.depth
+            how = "the range that each uses" if depth == "auto" else "that of 16 bits"
+            yield (
+                f"{len(bits)} greyscale images of more than 8 bits, of which {bits.min()} to "
+                f"{bits.max()} are used, are scaled by {how} (depth {depth})"
+            )
 
     def sketch(self, opened):
         from keras_transfer.modalities.image.sketch import sketch
@@ -199,35 +229,57 @@ class Images(Modality):
         return trial(example, framing)
 
     def noise(self, framing, count: int = 2) -> list:
-        rows, columns, _ = framing.shape
+        rows, columns, channels = framing.shape
         rng = np.random.default_rng(0)
         down, across = -(-rows // 8), -(-columns // 8)
-        coarse = rng.uniform(0, 255, (count, 8, 8, 3)).repeat(down, 1).repeat(across, 2)
-        fine = coarse[:, :rows, :columns] + rng.normal(0, 20, (count, rows, columns, 3))
+        coarse = rng.uniform(0, 255, (count, 8, 8, channels)).repeat(down, 1).repeat(across, 2)
+        fine = coarse[:, :rows, :columns] + rng.normal(0, 20, (count, rows, columns, channels))
         return list(np.clip(fine, 0, 255).astype("uint8"))
 
     def page_input(self, framing) -> dict:
+        if framing.reading.channels != RGB.channels:
+            raise InputError(
+                f"A web page takes photographs, but the model reads {framing.reading.channels} "
+                "channels: choose another --format."
+            )
         (rows, columns, _), (_, crop) = framing.shape, framing.square
         return {"rows": rows, "columns": columns, "share": rows / round(rows / crop)}
 
     def describe_input(self, framing, count: str) -> str:
         batch = "one image at a time, [1" if count == "1" else "[N"
-        return f"Input `images`: uint8 {batch}, {', '.join(map(str, framing.shape))}], RGB."
+        kind = (
+            "RGB"
+            if framing.reading.channels == RGB.channels
+            else "the channels in the files' order"
+        )
+        return f"Input `images`: uint8 {batch}, {', '.join(map(str, framing.shape))}], {kind}."
 
     def describe_preparation(self, framing) -> str:
-        (rows, columns, _), (_, crop) = framing.shape, framing.square
-        return (
-            "Prepare images as in training:\n"
-            "rotate them according to EXIF, then crop the center and scale it in one step:\n\n"
-            "```python\n"
+        (rows, columns, channels), (_, crop) = framing.shape, framing.square
+        resize = f"resize(({columns}, {rows}), Image.Resampling.BILINEAR, box=box)"
+        first, before, after = (
+            "rotate them according to EXIF, then crop the center and scale it in one step:",
             "from PIL import Image, ImageOps\n\n"
-            'image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n'
+            'image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")\n',
+            f"image = image.{resize}\n",
+        )
+        if channels != RGB.channels:
+            first, before, after = (
+                "crop the center and scale it in one step, one channel after the other:",
+                "import numpy as np\nfrom PIL import Image\n\n"
+                f"values = np.load(path)  # uint8 [height, width, {channels}]\n"
+                "bands = [Image.fromarray(band) for band in np.moveaxis(values, -1, 0)]\n"
+                "image = bands[0]\n",
+                f"image = np.stack([band.{resize} for band in bands], axis=-1)\n",
+            )
+        return (
+            f"Prepare images as in training:\n{first}\n\n"
+            f"```python\n{before}"
             f"unit = min(image.width / {columns}, image.height / {rows}) * {rows} / {round(rows / crop)}\n"
             f"width, height = {columns} * unit, {rows} * unit\n"
             "left, top = (image.width - width) / 2, (image.height - height) / 2\n"
             "box = (left, top, left + width, top + height)\n"
-            f"image = image.resize(({columns}, {rows}), Image.Resampling.BILINEAR, box=box)\n"
-            "```"
+            f"{after}```"
         )
 
     def describe_limits(self, framing) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from keras_transfer.modalities.image import decode as decoding
+from keras_transfer.modalities.image.bands import RGB, Reading, is_deep, luminance, select
 from keras_transfer.modalities.image.resample import opencv, reduced
 
 # Markers of JPEG: frames with Huffman codes (baseline, extended, progressive), and others to look at.
@@ -31,31 +32,38 @@ class Opened:
         height, width: in pixels, upright.
     """
 
-    def __init__(self, height: int, width: int, decode: Callable[[int], np.ndarray]):
+    def __init__(
+        self, height: int, width: int, decode: Callable[[int, Reading | None], np.ndarray]
+    ):
         self.height, self.width = height, width
         self._decode = decode
-        self._decoded: dict[int, np.ndarray] = {}
+        self._decoded: dict[tuple, np.ndarray] = {}
 
-    def pixels(self, reduction: int = 1) -> np.ndarray:
-        """Return uint8 [about height / reduction, about width / reduction, 3], decoded once.
+    def pixels(self, reduction: int = 1, reading: Reading | None = None) -> np.ndarray:
+        """Return uint8 [about height / reduction, about width / reduction, channels], decoded once.
 
         Pixel (0, 0) covers the first `reduction` × `reduction` pixels of the whole image.
 
         Args:
             reduction: 1, 2, 4 or 8.
+            reading: what a model reads; None for RGB as it is shown, whatever the file has.
 
         Raises:
-            ValueError: if the image cannot be decoded.
+            ValueError: if the image cannot be decoded, or does not have the channels of `reading`.
         """
-        if reduction not in self._decoded:
-            self._decoded[reduction] = self._decode(reduction)
-        return self._decoded[reduction]
+        if (reduction, reading) not in self._decoded:
+            self._decoded[reduction, reading] = self._decode(reduction, reading)
+        return self._decoded[reduction, reading]
 
 
 def open_pixels(pixels: np.ndarray) -> Opened:
-    """Return a decoded image, uint8 [H, W, 3]."""
+    """Return a decoded image, uint8 [H, W, C]."""
     height, width, _ = pixels.shape
-    return Opened(height, width, lambda reduction: reduced(pixels, reduction))
+
+    def decode(reduction, reading):
+        return reduced(select(pixels, reading and reading.channels), reduction)
+
+    return Opened(height, width, decode)
 
 
 def open_contents(contents: bytes) -> Opened:
@@ -67,11 +75,33 @@ def open_contents(contents: bytes) -> Opened:
     header = _jpeg_header(contents) or _png_header(contents)
     limit = Image.MAX_IMAGE_PIXELS
     if header is None or (limit is not None and header.height * header.width > limit):
-        return open_pixels(decoding.decode(contents))
+        return _open_whole(contents)
     height, width = header.height, header.width
     if header.orientation >= 5:
         height, width = width, height
-    return Opened(height, width, lambda reduction: _decode(contents, header, reduction))
+
+    def decode(reduction, reading):
+        if reading is None or reading.channels == RGB.channels:
+            return _decode(contents, header, reduction)
+        if reading.channels == 1:
+            return luminance(_decode(contents, header, reduction))
+        return reduced(decoding.decode(contents, reading), reduction)
+
+    return Opened(height, width, decode)
+
+
+def _open_whole(contents):
+    """Return an image that has to be decoded to know its size."""
+    pixels, image = decoding.decode_opened(contents)
+    banded, deep = "bands" in image.info, is_deep(image)
+
+    def decode(reduction, reading):
+        same = reading is None or (reading == RGB if deep else reading.channels == RGB.channels)
+        if same and (reading is None or not banded):
+            return reduced(pixels, reduction)
+        return reduced(decoding.decode(contents, reading), reduction)
+
+    return Opened(*pixels.shape[:2], decode)
 
 
 class _Header(NamedTuple):

@@ -38,7 +38,7 @@ class Preparation(OneByOne):
         memory: a `data.memory.ImageMemory`, which caches decoded images.
 
     Attributes:
-        shape: of a view, (height, width, 3).
+        shape: of a view, (height, width, channels).
         dtype: of a view, `"uint8"`.
         draws: number of random numbers that `make` needs for a view.
         finish: for each view a graph function (image, seed int64 [2]) → image, or None.
@@ -56,8 +56,10 @@ class Preparation(OneByOne):
 
     def __init__(self, images, views: Sequence[View], framing: Framing, memory=None):
         self._size, self._crop = framing.square
-        self.shape = framing.shape
-        self.finish = [finisher(view.augmentation, self._size) for view in views]
+        self.shape, self._reading = framing.shape, framing.reading
+        self.finish = [
+            finisher(view.augmentation, self._size, framing.reading.channels) for view in views
+        ]
         self._read = images.read if memory is None else memory.reader(images)
         self._views = [self._function(view, images.names) for view in views]
 
@@ -68,7 +70,7 @@ class Preparation(OneByOne):
             index: position of the image.
             draws: float32 [V, `draws`], in [0, 1).
             seeds: int64 [V, 2], for transforms that draw by themselves.
-            out: uint8 [V, height, width, 3].
+            out: uint8 [V, height, width, channels].
 
         Raises:
             ValueError: if the image cannot be read; the message names it.
@@ -101,7 +103,7 @@ class Preparation(OneByOne):
         self._show(image, box, out, augmentation.flip and is_flipped(draws))
 
     def _transformed(self, transform, image, draws, seed, index, out):
-        made = transform(image.pixels(), seed, index)
+        made = transform(image.pixels(1, self._reading), seed, index)
         if made.shape == out.shape:
             np.copyto(out, made)
         else:
@@ -114,4 +116,4 @@ class Preparation(OneByOne):
 
     def _show(self, image, box, out, flip=False):
         part = reduction(box, self._size)
-        resample(image.pixels(part), tuple(side / part for side in box), out, flip)
+        resample(image.pixels(part, self._reading), tuple(side / part for side in box), out, flip)

@@ -13,7 +13,9 @@ from functools import cache, partial
 import keras
 import tensorflow as tf
 
+from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import Augmentation, Mix, Variation
+from keras_transfer.modalities.image.bands import RGB, Reading
 from keras_transfer.modalities.image.boxes import (
     DRAWS,
     LEAST_SCALE,
@@ -29,6 +31,7 @@ from keras_transfer.utils.image_sizes import sides
 
 # What is drawn after the crop; the order determines the seeds.
 _CHOICES = ["brightness", "contrast", "saturation", "hue", "rotate", "rand_augment"]
+_OF_RGB = ["saturation", "hue", "rand_augment"]
 
 
 def resize_and_crop(image, size: int | str, crop_fraction: float = DEFAULT_CROP) -> tf.Tensor:
@@ -37,12 +40,12 @@ def resize_and_crop(image, size: int | str, crop_fraction: float = DEFAULT_CROP)
     Resampling is bilinear and antialiased. Height and width may be unknown when the graph is built.
 
     Args:
-        image: [..., height, width, 3], uint8 or float, values 0–255.
+        image: [..., height, width, channels], uint8 or float, values 0–255.
         size: of the result, see `utils.image_sizes`.
         crop_fraction: share of the largest rectangle of that shape, in (0, 1].
 
     Returns:
-        uint8 [..., height, width, 3].
+        uint8 [..., height, width, channels].
     """
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be in (0, 1], not {crop_fraction}")
@@ -52,7 +55,9 @@ def resize_and_crop(image, size: int | str, crop_fraction: float = DEFAULT_CROP)
     return _to_uint8(_resample(image, box, size))
 
 
-def fit_in_graph(contents, size: int | str, box_of: Callable, *, align: bool = False) -> tf.Tensor:
+def fit_in_graph(
+    contents, size: int | str, box_of: Callable, *, align: bool = False, reading: Reading = RGB
+) -> tf.Tensor:
     """Decode an image, reduced if that is enough, and resample a box of it.
 
     Args:
@@ -60,11 +65,12 @@ def fit_in_graph(contents, size: int | str, box_of: Callable, *, align: bool = F
         size: of the result, see `utils.image_sizes`.
         box_of: function (height, width) → box, see `boxes`.
         align: whether to move the box to a whole pixel.
+        reading: what the model reads of the file.
 
     Returns:
-        uint8 [height, width, 3].
+        uint8 [height, width, channels].
     """
-    height, width, reducible, decode = open_in_graph(contents)
+    height, width, reducible, decode = open_in_graph(contents, reading)
     box = box_of(tf.cast(height, tf.float32), tf.cast(width, tf.float32))
     rows, columns = sides(size)
     scale = tf.minimum(box[2] / rows, box[3] / columns)
@@ -79,14 +85,14 @@ def fit_in_graph(contents, size: int | str, box_of: Callable, *, align: bool = F
 
 
 def fit_center_in_graph(
-    contents, size: int | str, crop_fraction: float = DEFAULT_CROP
+    contents, size: int | str, crop_fraction: float = DEFAULT_CROP, reading: Reading = RGB
 ) -> tf.Tensor:
     """Decode an image and show its center, like `resize_and_crop`; see `fit_in_graph`."""
 
     def center(height, width):
         return central_box(height, width, size, crop_fraction, tf)
 
-    return fit_in_graph(contents, size, center)
+    return fit_in_graph(contents, size, center, reading=reading)
 
 
 def vary_in_graph(contents, variation: Variation, framing: Framing, seed) -> tf.Tensor:
@@ -98,7 +104,7 @@ def vary_in_graph(contents, variation: Variation, framing: Framing, seed) -> tf.
         seed: int64 [2].
 
     Returns:
-        uint8 [height, width, 3].
+        uint8 [height, width, channels].
     """
     size, crop = framing.square
     draws = tf.random.stateless_uniform([len(DRAWS)], seed)
@@ -107,32 +113,42 @@ def vary_in_graph(contents, variation: Variation, framing: Framing, seed) -> tf.
         def box_of(height, width):
             return random_box(height, width, variation, draws, size, tf)
 
-        image = fit_in_graph(contents, size, box_of, align=True)
+        image = fit_in_graph(contents, size, box_of, align=True, reading=framing.reading)
     else:
-        image = fit_center_in_graph(contents, size, crop)
+        image = fit_center_in_graph(contents, size, crop, framing.reading)
     if isinstance(variation, Augmentation) and variation.flip:
         image = tf.where(is_flipped(draws), tf.reverse(image, [1]), image)
-    finish = finisher(variation, size)
+    finish = finisher(variation, size, framing.reading.channels)
     return image if finish is None else finish(image, seed)
 
 
-def finisher(variation: Variation | None, size: int | str) -> Callable | None:
+def finisher(
+    variation: Variation | None, size: int | str, channels: int = RGB.channels
+) -> Callable | None:
     """Return what changes an image after it was cropped: a graph function (image, seed) → image.
 
-    Images are uint8 [height, width, 3]. Every choice has its own seed derived from the given one, int64
+    Images are uint8 [height, width, channels]. Every choice has its own seed derived from the given one, int64
     [2], so that switching one choice on or off does not change the others. None if nothing changes.
 
     Raises:
-        InputError: if a Keras layer fails on images of that size.
+        InputError: if a Keras layer fails on images of that size, or colors would vary that the images
+            do not have.
     """
     from keras_transfer.modalities.image.transforms import KerasLayer
 
     if isinstance(variation, KerasLayer):
-        layer = variation.function(size)
+        layer = variation.function(size, channels)
         # A crop by the layer is not cropped again.
         return lambda image, seed: _of_size(
             layer(tf.cast(image, tf.float32)[None], seed)[0], size, crop_fraction=1.0
         )
+    if isinstance(variation, Augmentation) and channels != RGB.channels:
+        colors = [name for name in _OF_RGB if getattr(variation, name)]
+        if colors:
+            raise InputError(
+                f"augmentation: {' and '.join(colors)} vary colors, which images of {channels} "
+                "channels do not have: set them to 0, or choose 'light'."
+            )
     if isinstance(variation, Augmentation) and any(map(partial(getattr, variation), _CHOICES)):
         return partial(_finish, variation)
     return None
@@ -181,7 +197,7 @@ def _of_size(image, size, crop_fraction):
         lambda: _to_uint8(tf.cast(image, tf.float32)),
         lambda: resize_and_crop(image, size, crop_fraction),
     )
-    return tf.ensure_shape(result, [*sides(size), 3])
+    return tf.ensure_shape(result, [*sides(size), image.shape[-1]])
 
 
 @cache
@@ -223,7 +239,7 @@ def _rand_augment(strength):
 
 
 def _rotate(image, degrees):
-    """Rotate float32 [height, width, 3] about its center; reflection fills the corners."""
+    """Rotate float32 [height, width, channels] about its center; reflection fills the corners."""
     y, x = tf.unstack((tf.cast(tf.shape(image)[:2], tf.float32) - 1) / 2)
     angle = degrees * (math.pi / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)
@@ -242,7 +258,8 @@ def _vary_colors(image, augmentation, seeds):
     if augmentation.brightness:
         image = image * _factor(seeds["brightness"], augmentation.brightness)
     if augmentation.contrast:
-        mean = tf.reduce_mean(tf.image.rgb_to_grayscale(image))
+        gray = tf.image.rgb_to_grayscale if image.shape[-1] == RGB.channels else tf.identity
+        mean = tf.reduce_mean(gray(image))
         image = mean + (image - mean) * _factor(seeds["contrast"], augmentation.contrast)
     if augmentation.saturation:
         gray = tf.image.rgb_to_grayscale(image)
@@ -264,7 +281,7 @@ def _factor(seed, strength):
 
 
 def _resample(image, box, size):
-    """Crop (top, left, height, width), in pixels, and scale to float32 [..., height, width, 3]."""
+    """Crop (top, left, height, width), in pixels, and scale to float32 [..., height, width, channels]."""
     top, left, height, width = box
     rows, columns = sides(size)
     scale = tf.stack([rows / height, columns / width])
@@ -277,8 +294,9 @@ def _resample(image, box, size):
         kernel_type="triangle",
         antialias=True,
     )
-    resampled = tf.reshape(resampled, tf.concat([leading, [rows, columns, 3]], 0))
-    return tf.ensure_shape(resampled, [*image.shape[:-3], rows, columns, 3])
+    made = [rows, columns, image.shape[-1]]
+    resampled = tf.reshape(resampled, tf.concat([leading, made], 0))
+    return tf.ensure_shape(resampled, [*image.shape[:-3], *made])
 
 
 def _to_uint8(image):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.modalities.image.decode import encode
 from keras_transfer.modalities.image.framing import Framing
 from keras_transfer.modalities.image.prepare import resize_and_crop
 
@@ -13,10 +14,10 @@ NOT_FINITE = "has values that are not finite"
 
 def requests(framing: Framing) -> dict[str, tuple[list[tf.TensorSpec], Callable]]:
     """Return the signatures of decoded images, see `Modality.requests`."""
-    any_size = [None, None, None, 3]
+    any_size = [None, None, None, framing.reading.channels]
 
     def floats(images):
-        # RGB 0–255, as in training; images scaled to 0–1 would look black.
+        # Values 0–255, as in training; images scaled to 0–1 would look black.
         valid = tf.reduce_all(tf.math.is_finite(images), axis=[1, 2, 3])
         images = tf.where(valid[:, None, None, None], images, tf.zeros_like(images))
         return resize_and_crop(images, *framing.square), tf.where(valid, "", NOT_FINITE)
@@ -35,5 +36,5 @@ def trial(image: np.ndarray, framing: Framing) -> tuple[tf.Tensor, dict]:
     return resize_and_crop(image, *framing.square), {
         "serving_default": {"images": image.astype("float32")},
         "serve_uint8": {"images": image},
-        "serve_bytes": {"bytes": tf.io.encode_png(image).numpy()},
+        "serve_bytes": {"bytes": encode(image)},
     }

@@ -62,11 +62,14 @@ def resample(pixels: np.ndarray, box: tuple, out: np.ndarray, flip: bool = False
     """Write a box of an image, scaled, into `out`.
 
     Args:
-        pixels: uint8 [H, W, 3].
+        pixels: uint8 [H, W, C].
         box: (top, left, height, width), see `boxes`.
-        out: uint8 [rows, columns, 3], contiguous.
+        out: uint8 [rows, columns, C], contiguous.
         flip: exchange left and right of the result.
     """
+    if out.shape[-1] != 3:
+        by_threes(lambda part, made: resample(part, box, made, flip), pixels, out)
+        return
     cv2 = opencv()
     smaller = any(side > results for side, results in zip(box[2:], out.shape))
     by = _by_pillow if cv2 is None or smaller else _by_opencv
@@ -83,12 +86,29 @@ def reduced(pixels: np.ndarray, times: int) -> np.ndarray:
     """Return an image as averages of squares of `times` × `times` pixels; a rest at the end is lost."""
     if times == 1:
         return pixels
+    if pixels.shape[-1] != 3:
+        height, width = (max(1, side // times) for side in pixels.shape[:2])
+        out = np.empty((height, width, pixels.shape[-1]), np.uint8)
+        by_threes(
+            lambda part, made: np.copyto(made, reduced(part, times)[:height, :width]), pixels, out
+        )
+        return out
     cv2 = opencv()
     if cv2 is None:
         return np.asarray(Image.fromarray(pixels).reduce(times))
     height, width = (max(1, side // times) for side in pixels.shape[:2])
     whole = pixels[: height * times, : width * times]
     return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def by_threes(function, pixels: np.ndarray, out: np.ndarray) -> None:
+    """Call a function of (pixels, out) of three channels for all channels, three at a time."""
+    count = pixels.shape[-1]
+    for first in range(0, count, 3):
+        at = [min(first + n, count - 1) for n in range(3)]
+        made = np.empty((*out.shape[:2], 3), np.uint8)
+        function(np.ascontiguousarray(pixels[..., at]), made)
+        out[..., first : first + 3] = made[..., : count - first]
 
 
 def _by_pillow(pixels, box, down, across):

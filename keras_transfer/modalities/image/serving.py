@@ -9,6 +9,7 @@ from functools import partial
 import tensorflow as tf
 from PIL import Image
 
+from keras_transfer.modalities.image.bands import GRAY, NPY, RGB, TYPES, Reading
 from keras_transfer.modalities.image.boxes import REDUCTIONS
 from keras_transfer.modalities.image.decode import (
     DCT_METHOD,
@@ -19,6 +20,10 @@ from keras_transfer.modalities.image.decode import (
 
 _HEADER = 34  # bytes of a file that contain all header fields read here
 _MAX_PARTS = 4096  # segments or chunks that are searched; a file has a few, rarely hundreds
+_ALPHA = {2: 4, 4: 6}  # channels → the type of such PNG files, with transparency as the last
+_NPY_HEADER = (
+    r"\{'descr': '(.{3})', 'fortran_order': False, 'shape': \((\d+), (\d+), (\d+)\), \}\s*"
+)
 
 
 def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
@@ -26,16 +31,18 @@ def decode_in_graph(contents: tf.Tensor) -> tf.Tensor:
     return open_in_graph(contents)[-1](tf.constant(0))
 
 
-def open_in_graph(contents: tf.Tensor) -> tuple:
-    """Read the header of one JPEG, PNG, GIF (first frame), 24-bit BMP or opaque WebP file.
+def open_in_graph(contents: tf.Tensor, reading: Reading = RGB) -> tuple:
+    """Read the header of one JPEG, PNG, GIF (first frame), 24-bit BMP, opaque WebP or NumPy file.
 
     Args:
         contents: string, the bytes of the file.
+        reading: what the model reads of it. Two or four channels are in PNG files with transparency
+            or in NumPy files, more than four in NumPy files.
 
     Returns:
         (height int64, width int64, whether it can be reduced while it is decoded, decode). Height
         and width are those of the upright image. `decode(halvings)`, with 0 to 3 halvings, int32,
-        returns the pixels, upright: uint8 [height, width, 3] divided by 2^halvings, rounded up.
+        returns the pixels, upright: uint8 [height, width, channels] divided by 2^halvings, rounded up.
 
     Raises:
         tf.errors.InvalidArgumentError: if the bytes cannot be decoded, or have more pixels than
@@ -49,28 +56,44 @@ def open_in_graph(contents: tf.Tensor) -> tuple:
         "gif": _same(head[:4], b"GIF8"),
         "bmp": _same(head[:2], b"BM"),
         "webp": _same(head[:4], b"RIFF") & _same(head[8:12], b"WEBP"),
+        "npy": _same(head[:8], NPY + b"\x01\0"),
     }
-    width, height = _size(contents, head, kinds)
-    with tf.control_dependencies(list(_checks(data, head, kinds, width * height))):
+    channels = reading.channels
+    array = _npy_header(contents, head, kinds["npy"])
+    width, height = _size(contents, head, kinds, array)
+    checks = [*_checks(data, head, kinds, width * height), *_fitting(head, kinds, array, channels)]
+    with tf.control_dependencies(checks):
         contents = tf.identity(contents)
     orientation = _orientation(data, kinds)
 
     def jpeg(ratio):
         return tf.io.decode_jpeg(contents, channels=3, ratio=ratio, dct_method=DCT_METHOD)
 
+    def deep():
+        gray = tf.io.decode_png(contents, channels=1, dtype=tf.uint16)
+        return tf.repeat(_to_8_bits(gray, reading.depth), 3, axis=-1)
+
+    def others():
+        if channels in _ALPHA:
+            return tf.io.decode_png(contents, channels=0)
+        return tf.io.decode_image(contents, channels=3, expand_animations=False)
+
     def decode(halvings):
-        image = tf.cond(
-            kinds["jpeg"],
-            lambda: tf.switch_case(halvings, [partial(jpeg, ratio) for ratio in (1, *REDUCTIONS)]),
-            lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
-        )
+        cases = [(kinds["npy"], lambda: _npy_pixels(contents, array, reading))]
+        if channels in (1, 3):
+            reduced = [partial(jpeg, ratio) for ratio in (1, *REDUCTIONS)]
+            cases.append((kinds["jpeg"], lambda: tf.switch_case(halvings, reduced)))
+            cases.append((kinds["png"] & (head[24] == 16) & (head[25] == 0), deep))
+        image = tf.case(cases, others)
         ratio = tf.gather(tf.constant([1, *REDUCTIONS], tf.int64), halvings)
         expected = tf.stack([height, width]) + ratio - 1
         same_size = tf.reduce_all(tf.shape(image, tf.int64)[:2] == expected // ratio)
         checked = tf.debugging.Assert(same_size, ["the size differs from the header"])
         with tf.control_dependencies([checked]):
-            image = tf.ensure_shape(tf.identity(image), [None, None, 3])
-        return _upright(image, orientation)
+            image = tf.identity(image)
+        if channels == 1:
+            image = tf.cond(tf.shape(image)[-1] == 1, lambda: image, lambda: _luminance(image))
+        return _upright(tf.ensure_shape(image, [None, None, channels]), orientation)
 
     turned = orientation >= 5
     upright = tf.where(turned, width, height), tf.where(turned, height, width)
@@ -80,7 +103,7 @@ def open_in_graph(contents: tf.Tensor) -> tuple:
 def _checks(data, head, kinds, pixels):
     """Yield assertions: TensorFlow allocates any size, and reads every BMP as a plain one."""
     yield tf.debugging.Assert(
-        tf.reduce_any(list(kinds.values())), ["no JPEG, PNG, GIF, BMP or WebP data"]
+        tf.reduce_any(list(kinds.values())), ["no JPEG, PNG, GIF, BMP, WebP or NumPy data"]
     )
     bits, packing, header = map(_number, (head[28:30], head[30:34], head[14:18]))
     yield tf.debugging.Assert(
@@ -97,7 +120,79 @@ def _checks(data, head, kinds, pixels):
         )
 
 
-def _size(contents, head, kinds):
+def _fitting(head, kinds, array, channels):
+    """Yield assertions: whether the file has the channels that the model reads."""
+    found = array[2]
+    suits = (found == 1) | (found == 3) if channels in (1, 3) else found == channels
+    text = f"the model reads {channels} channels; the NumPy file has"
+    yield tf.debugging.Assert(~kinds["npy"] | suits, [text, found])
+    if channels not in (1, 3):
+        png = kinds["png"] & (head[24] == 8) & (head[25] == _ALPHA.get(channels, -1))
+        only = " or PNG files with transparency" * (channels in _ALPHA)
+        text = f"{channels} channels: only NumPy files{only} can be served"
+        yield tf.debugging.Assert(kinds["npy"] | png, [text])
+
+
+def _npy_header(contents, head, is_npy):
+    """Return (height, width, channels, bytes of a value, start of the values), int64; zeros if none."""
+
+    def parse():
+        length = _number(head[8:10])
+        text = tf.strings.substr(contents, 10, tf.cast(length, tf.int32))
+        plain = tf.strings.regex_full_match(text, _NPY_HEADER)
+        with tf.control_dependencies([tf.debugging.Assert(plain, ["unusual NumPy file:", text])]):
+            text = tf.identity(text)
+        parts = [tf.strings.regex_replace(text, _NPY_HEADER, rf"\{n}") for n in range(1, 5)]
+        matches = [tf.equal(parts[0], name) for name in TYPES]
+        size = tf.reduce_max(tf.where(matches, list(TYPES.values()), 0))
+        known = tf.debugging.Assert(size > 0, ["NumPy files of", parts[0], "cannot be served"])
+        sides = [tf.strings.to_number(part, tf.int64) for part in parts[1:]]
+        end = 10 + length + tf.reduce_prod(sides) * tf.cast(size, tf.int64)
+        whole = tf.debugging.Assert(
+            end == tf.cast(tf.strings.length(contents), tf.int64), ["truncated NumPy file"]
+        )
+        with tf.control_dependencies([known, whole]):
+            return tf.stack([*sides, tf.cast(size, tf.int64), 10 + length])
+
+    return tf.unstack(tf.cond(is_npy, parse, lambda: tf.zeros([5], tf.int64)), 5)
+
+
+def _npy_pixels(contents, array, reading):
+    """Return the pixels of a NumPy file, as `bands.select` does."""
+    height, width, channels, size, start = array
+    body = tf.strings.substr(contents, tf.cast(start, tf.int32), -1)
+    shape = tf.stack([height, width, channels])
+
+    def as_bytes():
+        return tf.reshape(tf.io.decode_raw(body, tf.uint8), shape)
+
+    def wide(dtype):
+        return lambda: _to_8_bits(tf.reshape(tf.io.decode_raw(body, dtype), shape), reading.depth)
+
+    index = tf.cast(size, tf.int32) // 2  # 1, 2 or 4 bytes
+    image = tf.switch_case(index, [as_bytes, wide(tf.uint16), wide(tf.int32)])
+    if reading.channels == 3:
+        image = tf.cond(channels == 1, lambda: tf.repeat(image, 3, axis=-1), lambda: image)
+    return image
+
+
+def _to_8_bits(values, depth):
+    """Scale whole numbers of more than 8 bits to uint8, as `bands.to_8_bits` does."""
+    wide = tf.cast(values, tf.int64)
+    if depth == "full":
+        return tf.cast(tf.clip_by_value(tf.bitwise.right_shift(wide, 8), 0, 255), tf.uint8)
+    low = tf.reduce_min(wide)
+    span = tf.maximum(tf.constant(1, tf.int64), tf.reduce_max(wide) - low)
+    return tf.cast((255 * (wide - low) + span // 2) // span, tf.uint8)
+
+
+def _luminance(image):
+    """Return the brightness of RGB pixels, as `bands.luminance` does."""
+    summed = tf.reduce_sum(tf.cast(image, tf.int32) * list(GRAY), axis=-1, keepdims=True)
+    return tf.cast((summed + 0x8000) // 65536, tf.uint8)
+
+
+def _size(contents, head, kinds, array):
     jpeg = tf.cond(
         kinds["jpeg"],
         lambda: tf.cast(tf.image.extract_jpeg_shape(contents), tf.int64),
@@ -120,6 +215,7 @@ def _size(contents, head, kinds):
             (kinds["gif"], lambda: (_number(head[6:8]), _number(head[8:10]))),
             (kinds["bmp"], lambda: bmp),
             (kinds["webp"], lambda: webp),
+            (kinds["npy"], lambda: (array[1], array[0])),
         ],
         lambda: (jpeg[1], jpeg[0]),
     )
@@ -246,7 +342,7 @@ def _upright(image, orientation):
     made = tf.switch_case(
         tf.cast(orientation - 1, tf.int32), [turned(number) for number in range(1, 9)]
     )
-    return tf.ensure_shape(made, [None, None, 3])
+    return tf.ensure_shape(made, [None, None, image.shape[-1]])
 
 
 def _window(data, start, count):

@@ -224,11 +224,11 @@ class KerasLayer(_Stored):
             if type(layer).__name__ == "RandomFlip"
         )
 
-    def function(self, size: int | str):
-        """Return a graph function (float32 [1, height, width, 3], seed [2]) → float32 [1, h, w, 3]."""
+    def function(self, size: int | str, channels: int = 3):
+        """Return a graph function (float32 [1, height, width, C], seed [2]) → float32 [1, h, w, C]."""
         import tensorflow as tf
 
-        layer, shape = _build_layer(self.to_dict()), [1, *sides(size), 3]
+        layer, shape = _build_layer(self.to_dict()), [1, *sides(size), channels]
         try:
             sample = layer(tf.zeros(shape), training=True)
         except Exception as error:  # a user's layer may raise anything
@@ -236,10 +236,10 @@ class KerasLayer(_Stored):
                 f"augment: the layer {layer.name} failed on an image of {shape[1]}x{shape[2]}: "
                 f"{type(error).__name__}: {_one_line(error)}"
             ) from None
-        if len(sample.shape) != 4 or sample.shape[0] != 1 or sample.shape[3] != 3:
+        if len(sample.shape) != 4 or sample.shape[0] != 1 or sample.shape[3] != channels:
             raise InputError(
                 f"augment: the layer {layer.name} returned {list(sample.shape)} for an image "
-                f"{shape}; it must return [1, height, width, 3]"
+                f"{shape}; it must return [1, height, width, {channels}]"
             )
         drawn = drawn_from_seed(layer)
         _require_range(drawn, shape, layer.name)

@@ -109,7 +109,7 @@ class Texts(Modality):
     def open(self, contents: bytes) -> str:
         return check.decode(contents)
 
-    def whole(self, opened: str) -> str:
+    def whole(self, opened: str, framing=None) -> str:
         return opened
 
     def open_decoded(self, example: str) -> str:

@@ -101,7 +101,14 @@ def default_size(backbone: str | None) -> int | None:
 
 
 def build_backbone(
-    backbone, *, image_size=None, weights="imagenet", pooling="auto", taps="last", data=None
+    backbone,
+    *,
+    image_size=None,
+    weights="imagenet",
+    pooling="auto",
+    taps="last",
+    data=None,
+    channels=None,
 ):
     """Build a backbone from the table or from KerasHub, or take one out of your own model.
 
@@ -124,9 +131,11 @@ def build_backbone(
             and TF-IDF features, see `models.tfidf`. A source model that was built with taps has them
             already, and retains them.
         data: an `ImageData`, to whose training texts TF-IDF features are fitted.
+        channels: of the images; by default 3 (RGB), or those of the source model. For others the first
+            convolution is inflated, see `models.channels.with_channels`.
 
     Returns:
-        A `keras_transfer.models.stages.Backbone`: RGB images [N, height, width, 3] (float or
+        A `keras_transfer.models.stages.Backbone`: images [N, height, width, channels] (float or
         uint8, 0–255) to float features. The graph is the same for every `weights`.
 
     Raises:
@@ -134,6 +143,7 @@ def build_backbone(
             allow, or unavailable weights.
     """
     from keras_transfer.models import TAPS, WITH_TFIDF
+    from keras_transfer.models.channels import with_channels
     from keras_transfer.models.stages import Backbone
     from keras_transfer.models.taps import tapped
 
@@ -150,7 +160,8 @@ def build_backbone(
         source, tokens = _source(name)
         # The trained features of a transformer are those of its pooling, not the mean of its tokens.
         pooled = pooling if taps == "last" or tokens else None
-        parts.append(source(name, image_size=size, weights=weights, pooling=pooled))
+        part = source(name, image_size=size, weights=weights, pooling=pooled)
+        parts.append(part if channels is None else with_channels(part, channels))
     if len(parts) > 1 and any(len(part.input_shape) == 2 for part in parts):
         raise InputError(
             "Several backbones read the same images: an encoder of texts stands alone."

@@ -61,7 +61,7 @@ def backbone_from_model(
     texts = ours is not None and len(ours.input_shape) == 2
     if texts and image_size is not None:
         raise InputError(f"{ours.name} reads texts: it has no image_size.")
-    if not texts and (not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3):
+    if not texts and (not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] is None):
         raise InputError(
             f"The source model '{model.name}' takes inputs of shape {shape}; a backbone takes one "
             "batch of RGB images, shape (None, height, width, 3)."
@@ -70,7 +70,8 @@ def backbone_from_model(
         first = ours.inputs[0]
         inputs = keras.Input(first.shape[1:], dtype=first.dtype, name=first.name)
     else:
-        inputs = keras.Input((*(sides(image_size) if image_size else shape[1:3]), 3), name="images")
+        extent = sides(image_size) if image_size else shape[1:3]
+        inputs = keras.Input((*extent, shape[-1]), name="images")
     try:
         if ours is not None:
             features = rebuild(ours, inputs)
