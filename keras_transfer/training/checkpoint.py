@@ -178,6 +178,13 @@ class Progress(keras.callbacks.Callback):
         last = self._rollbacks()[-1:]
         return self.phase_epoch > 0 and bool(last) and last[0]["epoch"] == self.epoch
 
+    @property
+    def phase_of_best(self) -> int:
+        """The index of the phase that the best epoch belongs to."""
+        return int(
+            np.searchsorted(np.cumsum([p["epochs"] for p in self.phases]), self.best["epoch"])
+        )
+
     def _rollbacks(self):
         return self.phases[-1].get("rollbacks", []) if self.phases else []
 

@@ -23,17 +23,8 @@ from keras_transfer.models.framing import framing_of
 from keras_transfer.models.low_rank import factors_of, merge
 from keras_transfer.models.stages import freeze, quick_statistics
 from keras_transfer.runs import PLACES, STARTED_FROM, Run
-from keras_transfer.schedules.plans import (
-    Plan,
-    anchor_at,
-    make_optimizer,
-    set_restart,
-)
-from keras_transfer.training.checkpoint import (
-    Progress,
-    SwapAverages,
-    watching_callbacks,
-)
+from keras_transfer.schedules.plans import Plan, anchor_at, make_optimizer, set_restart
+from keras_transfer.training.checkpoint import Progress, SwapAverages, watching_callbacks
 from keras_transfer.training.networks import network_of
 from keras_transfer.training.retraining import earlier_training, remember_training
 from keras_transfer.training.solving import solve_heads
@@ -426,7 +417,9 @@ class TrainingRun:
             size = self.trainer.config.batch_size
             outputs = workers.outputs(self.model, self.data, "val", size, self._cached_outputs())
             scaled = {}
-            if self._calibrates():
+            # A closed form is calibrated already.
+            steps = self.plan.phases[progress.phase_of_best].phase.solver == "gradient"
+            if steps and self.trainer.config.calibrate:
                 scaled = scale_logits(self.model, self.trainer.heads, *outputs)
             self.trainer.val_outputs = outputs[1]
             details = compute_metrics(self.trainer.heads, *outputs)
@@ -438,12 +431,6 @@ class TrainingRun:
         for log in progress.logs:
             log.finish()
 
-    def _calibrates(self):
-        """Return whether the best weights were trained in steps; a closed form is calibrated already."""
-        ends = np.cumsum([entry["epochs"] for entry in self.progress.phases])
-        phase = self.plan.phases[np.searchsorted(ends, self.progress.best["epoch"])].phase
-        return self.trainer.config.calibrate and phase.solver == "gradient"
-
     def _cached_outputs(self):
         """Return what computes the outputs from the last phase's validation stream, or None.
 
@@ -453,7 +440,6 @@ class TrainingRun:
         if self.validated is None:
             return None
         planned, outputs = self.validated
-        ends = np.cumsum([entry["epochs"] for entry in self.progress.phases])
-        since = self.plan.phases[np.searchsorted(ends, self.progress.best["epoch"]) :]
+        since = self.plan.phases[self.progress.phase_of_best :]
         same_size = planned.image_size == size_of(self.model.input_shape)
         return outputs if same_size and all(p.frozen >= planned.frozen for p in since) else None
