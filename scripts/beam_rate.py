@@ -60,7 +60,7 @@ def run(*arguments) -> float:
 
 
 def workers_of(pid: int) -> list[int]:
-    """Return the processes of Beam's workers below a process."""
+    """Return the worker processes below a process."""
     parents, workers = {}, []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -119,7 +119,7 @@ def labels_of(out: Path) -> list[tuple[str, str]]:
 
 
 def measure(folder: Path, count: int) -> dict:
-    """Run what is not in `results.json`, and return its content."""
+    """Run the steps that are missing in `results.json`, and return its content."""
     place = folder / "results.json"
     found = json.loads(place.read_text()) if place.exists() else {}
     images, trained = folder / "all", folder / "run"

@@ -240,7 +240,7 @@ def load_keras() -> None:
     Keras imports scikit-learn, SciPy, pandas, matplotlib and IPython for functions that no command
     uses, and TensorFlow imports JAX for one of its converters: half of the time. To both, they are
     missing here. Searching a million new objects for garbage takes a fifth of the rest, and again
-    when the process ends: what is imported stays, so it is never searched.
+    when the process ends: imported objects stay, so they are never searched.
     """
     if "keras" in sys.modules:
         return

@@ -140,7 +140,7 @@ def default_backbone() -> str:
 def see(data: ImageData, backbone: str, image_size: int | str | None, engine: str) -> Seen:
     """Compute the features of every example; those that are cached are read.
 
-    What was computed for the same examples is read without building the network, or importing Keras.
+    Cached features of the same examples are read without building the network or importing Keras.
     """
     examples = _all_of(data)
     splits = np.repeat(list(data.examples), [len(part) for part in data.examples.values()])

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_transfer.export.parity import Sample
+from keras_transfer.modalities.image.bands import select
 from keras_transfer.models.builders import heads_of
 from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.runs import MODEL
@@ -89,7 +90,7 @@ def _draw(path, sample, scores, names):
     FigureCanvasAgg(figure)
     for place, row in enumerate(rows):
         axes = figure.add_subplot(-(-count // 4), 4, place + 1)
-        axes.imshow(sample.inputs[row].astype("uint8"))
+        axes.imshow(select(sample.inputs[row].astype("uint8"), None))
         axes.set_axis_off()
         best = int(np.argmax(scores[row]))
         right = labels is None or int(labels[row]) == best

@@ -127,7 +127,7 @@ class Modality(Offers, ABC):
         return {}
 
     def reading_notes(self, columns: Mapping, framing: Any) -> Iterator[str]:
-        """Yield what is worth knowing about how a model with a framing reads checked files."""
+        """Yield facts about how a model with a framing reads checked files."""
         yield from ()
 
     @abstractmethod

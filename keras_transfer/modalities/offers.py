@@ -33,7 +33,7 @@ class Offers:
         return ""
 
     def drawn(self, examples) -> Callable | None:
-        """Return a function from a position to an image for people, uint8 [H, W, 3]; None if there is none."""
+        """Return a function from a position to an image for people, uint8 [H, W, 3], or None."""
         return None
 
     def sketch(self, opened) -> Any:

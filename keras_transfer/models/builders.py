@@ -105,7 +105,7 @@ def build_model(
 
 
 def _set_images(backbone, crop, channels, depth):
-    """Set what was given of a framing of images."""
+    """Set the given parts of a framing of images."""
     found = backbone.input_shape[-1]
     if channels is not None and (len(backbone.input_shape) != 4 or channels != found):
         raise InputError(f"The backbone '{backbone.name}' does not read {channels} channels.")

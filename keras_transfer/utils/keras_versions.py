@@ -52,9 +52,9 @@ def remember_saved_attributes() -> None:
     Keras (3.12 to 3.16) makes a layer to list them whenever it saves or loads one, as it remembers the list
     under another name than it looks for: a seventh of the time to load a model.
     """
-    name = "saving_attr_skiplist_Layer"
-    if global_state.get_global_attribute(name) is None:
-        global_state.set_global_attribute(name, saving_lib.get_attr_skipset("Layer"))
+    name, listed = "saving_attr_skiplist_Layer", getattr(saving_lib, "get_attr_skipset", None)
+    if listed and global_state.get_global_attribute(name) is None:
+        global_state.set_global_attribute(name, listed("Layer"))
 
 
 def nodes_of(model: keras.Model) -> Iterator:

@@ -167,7 +167,7 @@ def _has_bands(contents):
         file = io.BytesIO(contents)
         file.seek(tags.next)
         tags.load(file)
-    except Exception:  # Pillow raises many types on broken data, and then says what is wrong
+    except Exception:  # Pillow raises many types on broken data, and explains the cause
         return False
     samples = tags.get(_SAMPLES, 1)
     sixteen = max(np.ravel(tags.get(258, 8))) > 8

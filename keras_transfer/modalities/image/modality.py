@@ -40,7 +40,7 @@ class Images(Modality):
     decoded = (("uint8", [None, None, 3]),)
     served = "encoded images, rotates them according to EXIF,"
     served_decoded = (
-        "`serving_default` (float32) and `serve_uint8` take RGB values 0–255, not scaled to 0–1."
+        "`serving_default` (float32) and `serve_uint8` take pixel values 0–255, not scaled to 0–1."
     )
     file_example = "image.jpg"
     sketched = 1
