@@ -55,7 +55,7 @@ def fine_tuned(encoder: str, taps: str, train: tuple, test: tuple) -> float:
     with tempfile.TemporaryDirectory() as folder:
         model = build_model(encoder, head_for(data), taps=taps, data=data)
         run = Trainer(model, "lp_ft").fit(data, Path(folder) / "run")
-        return evaluate(run, data, "test").metrics["accuracy"]
+        return evaluate(run.model, data, "test")["accuracy"]
 
 
 def chosen(encoder: str, taps: str, train: tuple, test: tuple) -> float:
@@ -64,7 +64,7 @@ def chosen(encoder: str, taps: str, train: tuple, test: tuple) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(minutes=MINUTES)
         run = train_best(data, Path(folder) / "run", config, backbones=[encoder])
-        return evaluate(run, data, "test").metrics["accuracy"]
+        return evaluate(run.model, data, "test")["accuracy"]
 
 
 def banking(
