@@ -140,7 +140,9 @@ def gallery(folder: Path) -> dict[str, Item]:
     more = encode(rgb, "PNG") + b"what an editor appended"
     write("with more after it.png", more, size, pixels=exact)
     deep = np.asarray(grey).astype(np.uint16) * 256 + 99
-    write("16 bits.png", encode(Image.fromarray(deep), "PNG"), size, pixels=greys)
+    low, high = int(greys.min()), int(greys.max())  # 16 bits are scaled by the range in use
+    stretched = ((greys - float(low)) * 255 / (high - low)).round().astype(np.uint8)
+    write("16 bits.png", encode(Image.fromarray(deep), "PNG"), size, pixels=stretched)
     write("palette.png", encode(palette, "PNG"), size, pixels=indexed)
     see_through = encode(palette, "PNG", transparency=bytes(range(0, 256, 4)))
     write("palette with alpha.png", see_through, size, pixels=indexed)
@@ -180,7 +182,7 @@ def gallery(folder: Path) -> dict[str, Item]:
     pages = encode(rgb, "TIFF", save_all=True, append_images=[noise])
     write("two pages.tif", pages, size, pixels=exact, served=False)
     deep_tiff = encode(Image.fromarray(deep), "TIFF")
-    write("16 bits.tif", deep_tiff, size, pixels=greys, served=False)
+    write("16 bits.tif", deep_tiff, size, pixels=stretched, served=False)
     turned_tiff = encode(rgb, "TIFF", tiffinfo={0x0112: 6})
     pixels = np.asarray(_turned(rgb, 6))
     write("turned.tif", turned_tiff, size[::-1], pixels=pixels, served=False)

@@ -200,7 +200,7 @@ def test_grey_images_and_other_number_formats_become_uint8_rgb():
         (random_images(), [0, 1] * 3, "equal length, not 8 and 6"),
         (random_images(), [0] * 8, "only one class"),
         (random_images(), [0, 1, -1, 1] * 2, "not among the 2 classes: -1"),
-        (random_images()[..., :2], [0, 1] * 4, "not of shape [height, width, 3]"),
+        (random_images()[..., 0, 0], [0, 1] * 4, "not of shape [height, width, channels]"),
     ],
 )
 def test_arrays_that_are_no_images(images, labels, message):

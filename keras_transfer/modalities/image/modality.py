@@ -109,7 +109,7 @@ class Images(Modality):
         if getattr(example, "dtype", None) != np.uint8:
             return f"not uint8 but {getattr(example, 'dtype', type(example).__name__)}"
         if example.ndim != 3 or 0 in example.shape:
-            return f"not of shape [height, width, 3] but {list(example.shape)}"
+            return f"not of shape [height, width, channels] but {list(example.shape)}"
         return None
 
     def encode(self, example) -> bytes:
