@@ -39,7 +39,7 @@ class Sample:
         exported: inputs of an exported file, see `Modality.front_end`; often the same.
         first: a few of the examples, decoded.
         labels: head name → labels as the head takes them; None if unknown.
-        contents: bytes of their files, as they are sent to a server; None if the examples are arrays.
+        contents: bytes of their files, unless the examples are arrays.
     """
 
     of: str
@@ -77,10 +77,7 @@ def draw_sample(
     labels = labels if isinstance(labels, dict) else dict.fromkeys(heads, labels)
     contents = None
     if isinstance(examples.images, Encoded):
-        contents = tuple(
-            examples.modality.for_server(examples.images.contents(row))
-            for row in range(len(examples))
-        )
+        contents = tuple(map(examples.images.contents, range(len(examples))))
     return Sample(of, inputs, inputs if exported is None else exported, first, labels, contents)
 
 
