@@ -28,8 +28,12 @@ NOTEBOOKS = ROOT / "notebooks"
 REPOSITORY = "https://github.com/keras-transfer/keras_transfer"
 IMAGE = "docs:"  # prefix of the tag of a cell whose figure the docs show
 PARAMETERS = "parameters"  # tag of the cell whose values may be replaced
-# Messages of TensorFlow 2.21 on import, with process and time, regardless of the log level.
-_NATIVE = re.compile(r"^(?:WARNING: All log messages before absl|[IWEF]\d{4} ).*\n?", re.M)
+# Messages of TensorFlow 2.21 on import, with process and time, regardless of the log level; and those about
+# new lengths of texts, with the address of a function.
+_NATIVE = re.compile(
+    r"^(?:WARNING: All log messages before absl|[IWEF]\d{4} |WARNING:tensorflow:\d+ out of the last ).*\n?",
+    re.M,
+)
 
 
 class NotebookError(Exception):
@@ -91,6 +95,7 @@ def _environment(folder):
         "KERAS_TRANSFER_CACHE": str(folder / "cache"),
         "IPYTHONDIR": str(folder / ".ipython"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm misses widgets that Colab has
         "TTY_INTERACTIVE": "0",  # a removed progress bar would leave a line in the output
     }
     if images := os.environ.get("KERAS_TRANSFER_DATA"):

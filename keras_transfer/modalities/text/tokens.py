@@ -73,6 +73,13 @@ def tokens_of(tokenizer: WordPiece) -> Tokens:
         return Tokens(tokenizer)
 
 
+@cache
+def traced_tokens(tokenizer: WordPiece) -> tf.types.experimental.PolymorphicFunction:
+    """Return a tokenizer's ops as a function of strings [N] and a limit, which is traced once."""
+    signature = tf.TensorSpec([None], tf.string), tf.TensorSpec([], tf.int32)
+    return tf.function(tokens_of(tokenizer), input_signature=signature, autograph=False)
+
+
 def errors_of(texts) -> tf.Tensor:
     """Return why each text cannot be read, string [N]; "" where it can."""
     whole = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
