@@ -97,5 +97,8 @@ def _contents(data):
 
 def _identity(data, digests):
     labels = [t for p in data.examples.values() for t in label_texts(p.labels, data.targets)]
-    rows = sorted(f"{digest.hex()} {label}".encode() for digest, label in zip(digests, labels))
+    rows = sorted(
+        f"{digest.hex()} {label}".encode("utf-8", "surrogateescape")
+        for digest, label in zip(digests, labels)
+    )
     return {"examples": digest_of(rows)}
