@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# TensorFlow turns it on by itself on CPUs with AVX-512; without it, grouped convolutions are missing.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # Tests run beside each other, a core each: more threads would wait for one another, spinning.
 for _name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")

@@ -178,6 +178,8 @@ def _quantize_onnx(file, examples):
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            # With all 8 bits, sums overflow on CPUs without VNNI, which add pairs of products in 16 bits.
+            reduce_range=True,
         )
     finally:
         folded.unlink()

@@ -78,6 +78,15 @@ def _runtime() -> Path:
     place = _cached()
     if place.exists():
         return place
+    try:
+        _download(place)
+    except InputError:
+        if not place.exists():  # else another process was faster
+            raise
+    return place
+
+
+def _download(place):
     with tempfile.TemporaryDirectory() as scratch, new_folder(place) as folder:
         command = [shutil.which("npm") or "npm", "pack", f"{_PACKAGE}@{_VERSION}", "--silent"]
         try:
@@ -102,4 +111,3 @@ def _runtime() -> Path:
                 member = files.getmember(f"package/dist/{name}")
                 member.name = name
                 files.extract(member, folder, filter="data")
-    return place

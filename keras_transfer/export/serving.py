@@ -11,13 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_transfer.errors import InputError
 from keras_transfer.evaluation.typicality import Typicality
 from keras_transfer.export.parity import HALF_ROUNDING, ROUNDING, ParityError
 from keras_transfer.models.builders import by_head, head_layers, heads_of
 from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of
-from keras_transfer.utils.console import quiet_tensorflow
+from keras_transfer.utils.console import first_line, quiet_tensorflow
 from keras_transfer.utils.files import encode_text, write_text
 from keras_transfer.utils.keras_versions import first_node
 
@@ -307,6 +308,7 @@ def check_signatures(
 
     Raises:
         ParityError: if outputs differ by more than rounding.
+        InputError: if this CPU cannot compute the model without oneDNN.
     """
     signatures = tf.saved_model.load(str(folder)).signatures
     tolerance = HALF_ROUNDING if computes_in_half(model) else ROUNDING
@@ -320,7 +322,13 @@ def check_signatures(
         expected = ask_keras(prepared[i : i + 1])
         requests = {**requests, "features": requests["serve_bytes"]}
         for name, request in requests.items():
-            answer = signatures[name](**{k: tf.constant(v)[None] for k, v in request.items()})
+            try:
+                answer = signatures[name](**{k: tf.constant(v)[None] for k, v in request.items()})
+            except tf.errors.UnimplementedError as error:  # grouped convolutions without oneDNN
+                raise InputError(
+                    f"TensorFlow cannot compute the exported model on this CPU: {first_line(error)}. Set "
+                    "TF_ENABLE_ONEDNN_OPTS=1 in the environment, here and where the model is served."
+                ) from None
             for output in expected.keys() & answer.keys():
                 values = expected[output]
                 rounding = _KERAS_ROUNDING * float(np.abs(batch[output][i] - values).max())
