@@ -359,13 +359,13 @@ def cached_result(
         about: for people, see `Store.table`.
         compute: returns plain data; floats in it are restored to the last bit.
     """
-    found = recall(store, kind, identity)
+    found = recall(store, kind, identity, about)
     return remember(store, kind, identity, about, compute()) if found is None else found
 
 
-def recall(store: Store, kind: str, identity: dict) -> dict | None:
+def recall(store: Store, kind: str, identity: dict, about: dict | None = None) -> dict | None:
     """Return a stored result, or None if it is missing or damaged; see `cached_result`."""
-    table = _single(store, kind, identity, {})
+    table = _single(store, kind, identity, about or {})
     table.refresh()
     if table.missing([_SINGLE_ROW]):
         return None

@@ -98,6 +98,7 @@ def test_what_features_are_found_by(model, noted, monkeypatch):
         "prefix": prefix.fingerprint,
         "image_size": 32,
         "crop": None,
+        "depth": "auto",
     }
     assert prefix.identity == base
     _table(noted, prefix, "keras", View(), "float16")
