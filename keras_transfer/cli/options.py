@@ -331,7 +331,8 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
     return build_model(
         config.backbone,
         head_for(images),
-        image_size=open_framing(config.image_size, **config.reading),
+        # An open framing is one of images.
+        image_size=open_framing(config.image_size, **config.reading),  # type: ignore[arg-type]
         weights=config.weights,
         crop=config.open_crop,
         tokens=config.tokens,

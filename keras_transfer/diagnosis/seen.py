@@ -145,7 +145,7 @@ def see(data: ImageData, backbone: str, image_size: int | str | None, engine: st
     examples = _all_of(data)
     splits = np.repeat(list(data.examples), [len(part) for part in data.examples.values()])
     stored = _Stored.of(examples, backbone, image_size, engine)
-    found = stored and stored.read()
+    found = stored.read() if stored else None
     if found is None:
         found = _features(examples, backbone, image_size, engine)
         if stored:

@@ -77,7 +77,7 @@ def select(
     good, skipped = examples_to_predict(pool, modality_of(model), lines)
     check_count(count, len(good))
     data = ImageData(("any",), {"all": Examples(good, np.zeros(len(good), "int32"))}, skipped, "")
-    outputs = {}
+    outputs: dict = {}
     for name in heads:
         layer = model.get_layer(name)
         outputs |= {f"{name} features": layer.input, f"{name} outputs": layer.output}

@@ -201,7 +201,8 @@ class Images(Modality):
     def decoder(self, framing) -> Callable:
         from keras_transfer.modalities.image.prepare import fit_center_in_graph
 
-        return lambda contents: fit_center_in_graph(contents, *framing.square, framing.reading)
+        size, crop = framing.square
+        return lambda contents: fit_center_in_graph(contents, size, crop, framing.reading)
 
     def reading_notes(self, columns: Mapping, framing) -> Iterator[str]:
         bits = columns["bits"][columns["bits"] > 8]
