@@ -366,7 +366,7 @@ def built_on_evidence(images, config: TrainConfig, trains_backbone: bool):
     A model of the first candidate is built before, if its backbone stays frozen in float32: the
     evidence then reads the same network, which is built and traced once.
     """
-    from keras_transfer.advisor.closed_forms import joined
+    from keras_transfer.advisor.closed_forms import joined, widest
     from keras_transfer.advisor.rules import candidates, named
 
     first, model = config, None
@@ -374,7 +374,7 @@ def built_on_evidence(images, config: TrainConfig, trains_backbone: bool):
         names = [config.backbone]
         if advisor_chooses(config.backbone):
             names = named(config.backbone) or candidates(config.image_size)
-        taps = TAPS[1] if config.taps == AUTO else config.taps
+        taps = widest(images.modality.taps) if config.taps == AUTO else config.taps
         first = replace(config, backbone=joined(names) or names[0], taps=taps)
         with contextlib.suppress(InputError):  # of which the evidence takes note
             model = build(images, first, trains_backbone)
