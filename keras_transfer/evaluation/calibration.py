@@ -151,11 +151,13 @@ def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
         labels: int [N], or 0/1 [N, C].
 
     Returns:
-        T, or 1.0 if the loss has no minimum in that range. That happens if every prediction is
-        correct: more confidence is then always better, so the right amount is unknown.
+        T, or 1.0 if the loss has no minimum in that range or every prediction is correct: more
+        confidence is then always better, so the right amount is unknown.
     """
     from scipy.optimize import minimize_scalar
 
+    if PROBABILITIES[task](logits).confidence_and_truth(labels)[1].all():
+        return 1.0
     log_range = np.log(_TEMPERATURES)
     result = minimize_scalar(
         lambda log_t: PROBABILITIES[task](logits, np.exp(log_t)).log_loss(labels),

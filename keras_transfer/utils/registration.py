@@ -25,6 +25,7 @@ REGISTERED = {
         "models.transformers",
     ),
     **dict.fromkeys(("Patches", "TextEmbedding", "TokenPooling"), "models.tokens"),
+    "TfIdf": "models.tfidf",
     "LogMel": "modalities.audio.layer",
     "RateShape": "schedules.rates",
 }

@@ -141,6 +141,13 @@ def test_a_loss_without_minimum_leaves_the_temperature(sign):
     assert fit_temperature("single_label", logits, np.array([0, 1, 0])) == 1.0
 
 
+def test_a_loss_that_vanishes_leaves_the_temperature():
+    """In floating point it is 0 below some temperature, which is no minimum."""
+    logits = np.float32([[60, 0], [0, 70]])
+    assert fit_temperature("single_label", logits, np.array([0, 1])) == 1.0
+    assert fit_temperature("multi_label", logits - 30, np.array([[1, 0], [0, 1]])) == 1.0
+
+
 def test_temperature_changes_no_answer_and_all_confidences(rng):
     labels, logits = logits_of(rng)
     cold, _ = measured(labels, logits, calibration={"temperature": 3.0})

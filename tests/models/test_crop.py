@@ -37,7 +37,7 @@ def test_a_file_of_a_model_contains_it(tmp_path, crop):
 def test_models_saved_without_it_have_that_of_0_1():
     config = tiny_backbone().get_config()
     del config["framing"]
-    assert Backbone.from_config(config).framing == Framing(crop=0.875)
+    assert Backbone.from_config(config).framing == Framing(crop=0.875, depth="full")
 
 
 def test_an_invalid_crop_is_refused():
