@@ -5,12 +5,11 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from keras_transfer.data.label_columns import LABEL_KINDS
+from keras_transfer.data.label_columns import LABEL_KINDS, MOST_COLUMNS
 from keras_transfer.data.tables import KINDS_OF_COLUMNS, column_options
 from keras_transfer.errors import ColumnError, InputError
 
 _ARGUMENTS = {kind: argument for argument, kind in KINDS_OF_COLUMNS.items()}
-_SEVERAL = ("label_columns", "targets")  # arguments that take several columns
 _HEAD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -38,7 +37,7 @@ def columns_of(pairs: Sequence[str] | None) -> dict | None:
         elif head or argument in columns:
             raise InputError(f"--column {pair}: pass one {KINDS_OF_COLUMNS[argument]}=NAME.")
         else:
-            columns[argument] = names[0]
+            columns[argument] = names[0] if len(names) == 1 else names
     if len(labels) == 1 and not next(iter(labels))[0]:
         return {**columns, **_arguments(labels)}
     heads: dict[str, dict] = {}
@@ -67,10 +66,10 @@ def _parsed(pair) -> tuple[str, str, list[str]]:
     if head and not _HEAD.fullmatch(head):
         raise InputError(f"--column {pair}: the name of a head has letters, digits and _ only.")
     argument = _ARGUMENTS[kind]
-    if len(names) > 1 and argument not in _SEVERAL:
+    if len(names) > MOST_COLUMNS.get(argument, 1):
         quoted = shlex.quote(f'{left}="{right}"')
         raise InputError(
-            f"--column {pair}: {kind} takes one column; repeat --column for more, or quote a name with "
+            f"--column {pair}: {kind} takes {'two columns' if kind == 'text' else 'one column'}; repeat --column for more, or quote a name with "
             f"commas: {quoted}."
         )
     return head, argument, names

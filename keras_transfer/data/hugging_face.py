@@ -1,6 +1,6 @@
 """Datasets of Hugging Face as a source: from the hub, a local folder, or Parquet files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,12 +11,19 @@ import numpy as np
 from keras_transfer.data.arrays import find_usable
 from keras_transfer.data.examples import Examples, ImageData, Target, map_labels
 from keras_transfer.data.files import Skipped
-from keras_transfer.data.label_columns import columns_of_labels, is_missing, read_targets
+from keras_transfer.data.label_columns import (
+    column_names,
+    columns_of_labels,
+    is_missing,
+    read_targets,
+)
 from keras_transfer.data.readers import Encoded
 from keras_transfer.data.split_rule import SPLIT_NAMES, divide
+from keras_transfer.data.table_rows import name_of_pair
 from keras_transfer.data.tables import TableOptions
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality, find_modality
+from keras_transfer.modalities.text.check import pair_of
 from keras_transfer.utils.console import first_line
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.names import make_options
@@ -64,7 +71,7 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
         revision: of the hub.
         progress: show a bar on stderr, in a terminal or a notebook.
         options: fields of `TableOptions`. `path_column` or `text_column` is the column of the examples, by default the one
-            that has images, clips or else texts; `label_column` is by default `label`, or the only column
+            that has images, clips or else texts; two columns of texts are pairs. `label_column` is by default `label`, or the only column
             of classes. The others draw missing splits (`val_split=0.2`, …).
 
     Raises:
@@ -86,6 +93,9 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
         revision = parts[next(iter(parts))]._fingerprint
     features = next(iter(parts.values())).features
     given = options.pop("path_column", None) or options.pop("text_column", None)
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        parts, given = _joined(parts, column_names("text_column", given), name)
+        features = next(iter(parts.values())).features
     column, modality = _examples(features, given, name)
     settings = make_options(TableOptions, options, "from_hf")
     labels = dict(settings.labels)
@@ -165,6 +175,22 @@ def _examples(features, column, name):
     modality = find_modality(kinds[column] or "text")
     modality.require()
     return column, modality
+
+
+def _joined(parts, columns, name):
+    """Return (the parts with a column of the pairs of texts in two columns, its name)."""
+    for dataset in parts.values():
+        for column in columns:
+            _require(column, dataset.features, name)
+    if len(columns) == 1:
+        return parts, columns[0]
+    title = name_of_pair(*columns)
+
+    def join(row):
+        one, other = (row[column] for column in columns)
+        return {title: pair_of(one, other) if one and other else ""}
+
+    return {split: dataset.map(join) for split, dataset in parts.items()}, title
 
 
 def _label(features, column, name):

@@ -1,5 +1,6 @@
 """Labels from the columns of a table: classes, several labels, numbers, and one of these per head."""
 
+import math
 import re
 import shlex
 from collections import Counter
@@ -13,6 +14,8 @@ from keras_transfer.errors import InputError
 from keras_transfer.utils.console import listed, say
 
 LABEL_KINDS = ("label_column", "label_columns", "targets")
+# What several columns may be named for; a pair of texts is two.
+MOST_COLUMNS = {"label_columns": math.inf, "targets": math.inf, "text_column": 2}
 _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _EMPTY = {"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>", "null", "NULL"}  # as text
 _BRACKETS = re.compile(r"[\[({]((.*['\",].*)|[\s\d.]*)[\])}]", re.DOTALL)
@@ -88,12 +91,13 @@ def read_targets(
 
 def column_names(kind: str, wanted) -> list[str]:
     """Return the names of the columns that an argument gives; InputError if it gives no names."""
-    several = kind in ("label_columns", "targets")
+    most = MOST_COLUMNS.get(kind, 1)
     names = [wanted] if isinstance(wanted, (str, int)) else wanted
     valid = isinstance(names, Sequence) or (hasattr(names, "__iter__") and not _is_map(names))
     names = [str(name).strip() for name in names] if valid else []
-    if not names or (len(names) > 1 and not several):
-        what = "names of columns" if several else "the name of one column"
+    if not 0 < len(names) <= most:
+        what = "the name of one column" if most == 1 else "names of columns"
+        what += ", at most 2" if most == 2 else ""
         raise InputError(f"{kind} must be {what}, not {wanted!r}.")
     return names
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path, PureWindowsPath
 
@@ -14,6 +15,7 @@ from keras_transfer.data.label_columns import Cells, is_missing
 from keras_transfer.data.table_files import TableCells
 from keras_transfer.errors import ColumnError, InputError
 from keras_transfer.modalities import find_modality, known_extensions
+from keras_transfer.modalities.text.check import pair_of
 from keras_transfer.utils.console import say
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -64,19 +66,7 @@ class TextRows:
         self._modality.require()
         self._column, self._texts = column, cells.columns[column]
         self.names = [self.name(cells, column, base, row) for row in range(len(cells.rows))]
-        numbers = [row for row, text in enumerate(self._texts) if _is_number(text)]
-        whole = [row for row in numbers if not isinstance(self._texts[row], str)]
-        if whole or len(numbers) > len(self._texts) / 2:
-            row = (whole or numbers)[0]
-            others = [name for name in cells.columns if name != column]
-            longest = max(others, key=lambda name: mean_words(cells.columns[name]), default=column)
-            options = (f"text={longest}",) if mean_words(cells.columns[longest]) > 1 else ()
-            problem = (
-                f"{cells.name}, row {cells.rows[row]}: {column} is {self._texts[row]!r}, a number, not "
-                "a text"
-            )
-            names = " or ".join(options) or "text=NAME"
-            raise ColumnError(problem, f"name the column of texts: --column {names}", options)
+        _require_texts(cells, column)
 
     def order(self, row: int):
         return row
@@ -96,6 +86,44 @@ class TextRows:
         """Return what a row is called: `banking77.csv row 12`."""
         table = Path(cells.name).name if cells.of_file else ""
         return str(base / f"{table} row {cells.rows[row]}".strip())
+
+
+def _require_texts(cells: TableCells, column: str) -> None:
+    """Raise ColumnError if a column contains numbers."""
+    texts = cells.columns[column]
+    numbers = [row for row, text in enumerate(texts) if _is_number(text)]
+    whole = [row for row in numbers if not isinstance(texts[row], str)]
+    if not whole and len(numbers) <= len(texts) / 2:
+        return
+    row = (whole or numbers)[0]
+    others = [name for name in cells.columns if name != column]
+    longest = max(others, key=lambda name: mean_words(cells.columns[name]), default=column)
+    options = (f"text={longest}",) if mean_words(cells.columns[longest]) > 1 else ()
+    problem = (
+        f"{cells.name}, row {cells.rows[row]}: {column} is {texts[row]!r}, a number, not a text"
+    )
+    names = " or ".join(options) or "text=NAME"
+    raise ColumnError(problem, f"name the column of texts: --column {names}", options)
+
+
+def name_of_pair(first: str, second: str) -> str:
+    """Return what the column of two columns' pairs is called."""
+    return f"{first} + {second}"
+
+
+def join_pairs(cells: TableCells, first: str, second: str) -> TableCells:
+    """Return a table with one more column, of the pairs of texts in two; empty where one is."""
+    for column in (first, second):
+        _require_texts(cells, column)
+    pairs = [
+        None if is_missing(one) or is_missing(other) else pair_of(_text(one), _text(other))
+        for one, other in zip(cells.columns[first], cells.columns[second])
+    ]
+    return replace(cells, columns={**cells.columns, name_of_pair(first, second): pairs})
+
+
+def _text(cell) -> str:
+    return cell.decode("utf-8", "surrogateescape") if isinstance(cell, bytes) else str(cell)
 
 
 def _encoded(text) -> bytes:

@@ -27,7 +27,13 @@ from keras_transfer.data.label_columns import (
 )
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.data.table_files import TableCells, read_columns
-from keras_transfer.data.table_rows import FileRows, TextRows, mean_words
+from keras_transfer.data.table_rows import (
+    FileRows,
+    TextRows,
+    join_pairs,
+    mean_words,
+    name_of_pair,
+)
 from keras_transfer.errors import ColumnError, InputError
 from keras_transfer.modalities import known_extensions
 from keras_transfer.utils.console import listed, say
@@ -60,7 +66,8 @@ class TableOptions(SplitRule):
 
     Attributes:
         path_column: column of files; relative paths start at `root`. By default `path`.
-        text_column: column of texts instead; by default `text`, if there is no `path`.
+        text_column: column of texts instead, or two columns of pairs; by default `text`, if there is no
+            `path`.
         label_column: column of classes, names or integers; by default `label`.
         label_columns, targets, heads: columns of other labels, see `read_targets`.
         split_column: column of `train`, `val` or `test`; by default `split`, if it exists and is not
@@ -70,7 +77,7 @@ class TableOptions(SplitRule):
     """
 
     path_column: str | None = None
-    text_column: str | None = None
+    text_column: str | Sequence[str] | None = None
     label_column: str | None = None
     label_columns: str | Sequence[str] | None = None
     targets: str | Sequence[str] | None = None
@@ -82,7 +89,8 @@ class TableOptions(SplitRule):
         super().__post_init__()
         for kind in ("path_column", "text_column", "split_column", "group_column"):
             if (wanted := getattr(self, kind)) is not None:
-                object.__setattr__(self, kind, *column_names(kind, wanted))
+                names = column_names(kind, wanted)
+                object.__setattr__(self, kind, names[0] if len(names) == 1 else tuple(names))
         if self.path_column and self.text_column:
             raise InputError("Pass path_column for files, or text_column for texts, not both.")
 
@@ -93,8 +101,19 @@ class TableOptions(SplitRule):
         given = {kind: value for kind in kinds if (value := getattr(self, kind)) is not None}
         return given or {"label_column": "label"}
 
+    @property
+    def pair(self) -> tuple[str, ...]:
+        """The columns of the two texts of each example; empty if it has one."""
+        return self.text_column if isinstance(self.text_column, tuple) else ()
+
+    def joined(self, cells: TableCells) -> TableCells:
+        """Return a table that has the column of the examples: with pairs, one more."""
+        return join_pairs(cells, *self.pair) if self.pair else cells
+
     def examples(self, cells: TableCells) -> tuple[str, str]:
         """Return (argument, column) of the examples; the column may be missing."""
+        if self.pair:
+            return "text_column", name_of_pair(*self.pair)
         if self.text_column is not None:
             return "text_column", self.text_column
         texts = "text" in cells.columns and "path" not in cells.columns
@@ -163,6 +182,7 @@ def from_table(
     _require_columns(cells, settings)
     if not cells.rows:
         raise InputError(f"{cells.name} has no rows.")
+    cells = settings.joined(cells)
     evaluating = known is not None
     names = () if class_names is None else sequence_of_names(class_names, "class_names")
     if names and not evaluating:
@@ -275,7 +295,8 @@ def _splits(cells: TableCells, column, default):
 
 def _require_columns(cells: TableCells, settings: TableOptions) -> None:
     """Raise ColumnError if a column is missing, and suggest those that may be meant."""
-    named = [settings.examples(cells), ("split_column", settings.split_column)]
+    named = [("text_column", column) for column in settings.pair] or [settings.examples(cells)]
+    named += [("split_column", settings.split_column)]
     named += [("group_column", settings.group_column)]
     named += [(kind, column) for kind, column, _ in columns_of_labels(settings.labels)]
     wanted = {column: kind for kind, column in named if column is not None}
@@ -310,11 +331,15 @@ def _suggested(cells: TableCells, settings: TableOptions, missing: Mapping[str, 
     for column, kind in missing.items():
         named = getattr(settings, kind)
         near = difflib.get_close_matches(column.lower(), lower, 1)
+        if column in settings.pair:
+            both = suggested.get(kind, ",".join(settings.pair))
+            suggested[kind] = both.replace(column, lower[near[0]]) if near else both
+            continue
         if near and named is not None and (isinstance(named, str) or len(named) == 1):
             suggested[kind] = lower[near[0]]
     kinds = set(missing.values())
     kind, path = settings.examples(cells)
-    if kind in kinds:
+    if kind in kinds and not settings.pair:
         likely = _likely_examples(cells, kind if settings.text_column else None)
         if likely and (kind == "path_column" or kind not in suggested):
             suggested.pop(kind, None)

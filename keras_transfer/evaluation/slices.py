@@ -71,7 +71,10 @@ def check_columns(table, column: str, columns: Mapping | None = None) -> tuple:
         )
     cells = read_columns(table)
     named = {k: v for k, v in (columns or {}).items() if k in ("path_column", "text_column")}
-    kind, examples = TableOptions(**named).examples(cells)
+    options = TableOptions(**named)
+    kind, examples = options.examples(cells)
+    Cells(cells.columns, cells.name).require([column, *options.pair])
+    cells = options.joined(cells)
     Cells(cells.columns, cells.name).require([column, examples])
     return cells, rows_of(cells, kind, examples, Path(table).parent.expanduser())
 

@@ -64,6 +64,20 @@ def test_a_saved_dataset_is_opened_with_its_splits_and_its_revision(tmp_path):
         open_labeled(f"hf:{tmp_path / 'saved'}", Target("single_label", ("a", "b")), progress=False)
 
 
+def test_two_columns_of_texts_are_pairs():
+    names = datasets.ClassLabel(names=["no", "yes"])
+    rows = {"premise": list("abcdefgh"), "claim": list("abcdabcd"), "label": [1] * 4 + [0] * 4}
+    features = {**dict.fromkeys(("premise", "claim"), datasets.Value("string")), "label": names}
+    made = datasets.Dataset.from_dict(rows, datasets.Features(features))
+    data = from_hf(made, text_column=["premise", "claim"], val_split=0.25, progress=False)
+    train = data.examples["train"]
+    found = {train.images.decoded(i) for i in range(len(train))}
+    assert data.counts["train"] == {"no": 3, "yes": 3}
+    assert found < {f"{a}\x1f{b}" for a, b in zip("abcdefgh", "abcdabcd")}
+    with raises("has no column 'claims'"):
+        from_hf(made, text_column=["premise", "claims"], progress=False)
+
+
 def test_an_image_folder_and_parquet_as_datasets_reads_them(tmp_path):
     write_colours(tmp_path / "train_folder" / "train")
     data = from_hf(str(tmp_path / "train_folder"), progress=False, val_split=0.25)

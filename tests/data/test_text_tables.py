@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import raises
 
-from keras_transfer.data import check_data, from_table, open_data, open_labeled
+from keras_transfer.data import check_data, from_arrays, from_table, open_data, open_labeled
 from keras_transfer.errors import ColumnError, InputError
 from keras_transfer.evaluation.baseline import baseline_note, fit_baseline, measure_baseline
 from keras_transfer.evaluation.slices import slice_values
@@ -25,6 +25,33 @@ def opened(columns, **options):
 
 def texts_of(part):
     return [part.images.decoded(i) for i in range(len(part))]
+
+
+def test_pairs_of_texts_are_two_columns():
+    questions = [f"is {text} good?" for text in COLUMNS["text"]]
+    columns = {**COLUMNS, "question": questions, "score": list(range(10))}
+    data = opened(columns, text_column=["question", "text"])
+    reader = data.examples["train"].images
+    first = reader.decoded(0).partition("\x1f")[2]
+    assert first in BAD and reader.decoded(0) == f"is {first} good?\x1f{first}"
+    assert data.modality.excerpt(reader, 0) == f"is {first} good? | {first}"
+    pairs = list(zip(questions, COLUMNS["text"]))
+    same = from_arrays((pairs, COLUMNS["label"]), val_split=0.4, progress=False)
+    read, listed = (
+        {text for part in one.examples.values() for text in texts_of(part)} for one in (same, data)
+    )
+    assert read == listed and len(read) == 10
+    with raises("score is 0, a number, not a text"):
+        opened(columns, text_column=["question", "score"])
+    with pytest.raises(ColumnError, match="no column 'quest'") as caught:
+        opened(columns, text_column=["quest", "text"])
+    assert caught.value.options == ("text=question,text",)
+    with raises("text_column must be names of columns, at most 2"):
+        opened(columns, text_column=["question", "text", "score"])
+    without = opened(
+        {**columns, "question": ["", *questions[1:]]}, text_column=["question", "text"]
+    )
+    assert [one.reason for one in without.skipped] == ["empty text"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "frame"])

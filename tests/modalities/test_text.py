@@ -11,6 +11,7 @@ from keras_transfer.data.batches import batches
 from keras_transfer.data.examples import Examples
 from keras_transfer.data.sources import from_directory
 from keras_transfer.modalities import find_modality, framing_from, modality_of_files
+from keras_transfer.modalities.text.check import pair_of
 from keras_transfer.modalities.text.framing import TextFraming, WordPiece
 from keras_transfer.modalities.views import View
 
@@ -36,6 +37,24 @@ def test_a_text_becomes_token_ids_padded_to_the_longest():
         [2, 9, 10, 9, 10, 3],
         [2, 10, 3, 0, 0, 0],
     ]
+
+
+def test_a_pair_of_texts_has_a_separator_and_the_longer_one_is_cut():
+    (ids,) = ids_of(
+        [pair_of("red", "b a"), "a b a b a b a", pair_of("a b a b a", "b"), pair_of("", "b")]
+    )
+    assert ids.tolist() == [
+        [2, 7, 3, 10, 9, 3],
+        [2, 9, 10, 9, 10, 3],
+        [2, 9, 10, 3, 10, 3],
+        [2, 3, 10, 3, 0, 0],
+    ]
+    views = [View("augmented", 0, TEXTS.resolve_augmentation({"masked": 0.9}))]
+    (masked,) = ids_of([pair_of("a b a b", "b a b a")], FRAMING.at(20), views)
+    assert (masked[0] == 3).sum() == 2 and (masked[0] == 4).sum() > 2
+    words, variants = TEXTS.occluded(pair_of("red", "b a"), FRAMING)
+    assert [word.strip() for word in words] == ["red", "b", "a"]
+    assert variants[2].tolist() == [2, 7, 3, 9, 3, 0]  # without "b", the second text's first word
 
 
 def test_the_framing_is_plain_data_and_a_run_records_a_digest():
@@ -134,13 +153,15 @@ def test_token_ids_equal_those_of_hugging_face(real_texts):
     vocabulary = (folder / "vocab.txt").read_text("utf-8").rstrip("\n")
     framing = TextFraming(256, WordPiece(vocabulary))
     texts = [*_STRANGE]
+    pairs = list(zip(_STRANGE[::2], _STRANGE[1::2]))
     for name in ("banking77", "sms_spam"):
         with (real_texts / f"{name}.csv").open(encoding="utf-8", newline="") as file:
             texts += [row["text"] for row in csv.DictReader(file)]
-    expected = [one.ids for one in theirs.encode_batch(texts)]
-    (ids,) = ids_of(texts, framing)
+    expected = [one.ids for one in theirs.encode_batch([*texts, *pairs])]
+    read = [*texts, *(pair_of(*pair) for pair in pairs)]
+    (ids,) = ids_of(read, framing)
     differ = [
-        text for text, row, right in zip(texts, ids, expected) if row[row > 0].tolist() != right
+        text for text, row, right in zip(read, ids, expected) if row[row > 0].tolist() != right
     ]
     assert not differ
     assert len(texts) == 18_657 + len(_STRANGE)

@@ -3,10 +3,11 @@
 import numpy as np
 
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.text.check import pair_of
 
 
 class Cast:
-    """Convert the texts of a split to strings, one by one.
+    """Convert the texts of a split, or its pairs of texts, to strings, one by one.
 
     Args:
         split: its name, for messages.
@@ -16,6 +17,8 @@ class Cast:
         self.split = split
 
     def __call__(self, text, name: str) -> str:
+        if isinstance(text, (tuple, list)) and len(text) == 2:
+            return pair_of(*(self(part, name) for part in text))
         if isinstance(text, np.ndarray) and text.ndim == 0:
             text = text.item()
         if isinstance(text, bytes):
@@ -24,7 +27,7 @@ class Cast:
             except UnicodeDecodeError:
                 raise InputError(f"{name} is not UTF-8: decode it before you pass it.") from None
         if not isinstance(text, str):
-            raise InputError(f"{name} is {text!r}, not a text: pass strings.")
+            raise InputError(f"{name} is {text!r}, not a text: pass strings, or pairs of strings.")
         return str(text)
 
     def report(self) -> None:

@@ -11,6 +11,7 @@ from keras_transfer.utils.encodings import fitting_encoding
 
 MOST_CHARACTERS = 10_000_000  # of one example, far more than any model reads
 EXTENSIONS = (".txt",)
+BETWEEN = "\x1f"  # the two texts of a pair: the unit separator of ASCII, which occurs in no text
 _SAMPLE = 2000  # characters that tell the script
 _MARKUP = re.compile(
     r"</?(a|b|body|br|code|div|em|font|h[1-6]|head|html|i|img|li|meta|p|pre|script|span|strong|style|"
@@ -62,6 +63,11 @@ def decode(contents: bytes) -> str:
     if fault := fault_of(text):
         raise ValueError(fault)
     return text
+
+
+def pair_of(first: str, second: str) -> str:
+    """Return two texts, such as a question and an answer, as one string that encoders read as a pair."""
+    return BETWEEN.join(text.replace(BETWEEN, " ") for text in (first, second))
 
 
 def fault_of(text: str) -> str | None:

@@ -82,7 +82,7 @@ class Texts(Modality):
         return binned(columns["words"], _SLICES, "words")
 
     def excerpt(self, reader, index: int, most: int = _EXCERPT) -> str:
-        text = " ".join(reader.decoded(index).split())
+        text = " ".join(reader.decoded(index).replace(check.BETWEEN, " | ").split())
         return text if len(text) <= most else f"{text[: most - 1]}…"
 
     def occluded(self, example: str, framing) -> tuple:
@@ -131,6 +131,7 @@ class Texts(Modality):
 
     def holds(self, values: Sequence, facts: Mapping) -> bool:
         first = list(values[:_FEW])
+        first += [part for value in first if isinstance(value, (tuple, list)) for part in value]
         return not facts and any(isinstance(value, (str, bytes)) for value in first)
 
     def framing(self, values: Mapping) -> TextFraming:

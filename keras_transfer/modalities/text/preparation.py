@@ -45,6 +45,7 @@ class Preparation:
         self._ids, self._ends = _tokenized(texts, framing)
         self.lengths = np.diff(self._ends, prepend=0)
         self._padding = tokenizer.ids[tokenizer.padding]
+        self._end = tokenizer.ids[tokenizer.end]
         self._mask = tokenizer.ids.get(tokenizer.mask, tokenizer.ids[tokenizer.unknown])
 
     @property
@@ -64,7 +65,8 @@ class Preparation:
                 if augmentation is not None and augmentation.masked:
                     rng = np.random.default_rng(np.abs(seed))
                     inner = view[1 : length - 1]
-                    inner[rng.random(len(inner)) < augmentation.masked] = self._mask
+                    masked = rng.random(len(inner)) < augmentation.masked
+                    inner[masked & (inner != self._end)] = self._mask
         return out
 
 

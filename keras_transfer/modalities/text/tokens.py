@@ -5,6 +5,7 @@ from functools import cache
 import tensorflow as tf
 import tensorflow_text
 
+from keras_transfer.modalities.text.check import BETWEEN
 from keras_transfer.modalities.text.framing import TextFraming, WordPiece
 
 NOT_UTF8 = "is not UTF-8"
@@ -23,7 +24,7 @@ class Tokens:
     """A tokenizer: `tokens(texts)` are the ids of Hugging Face's `BertTokenizer`.
 
     They differ for a text that contains a special token such as `[SEP]`, which is a word here, and
-    for characters that entered Unicode recently.
+    for characters that entered Unicode recently. A pair of texts is one string, see `check.pair_of`.
 
     Args:
         tokenizer: its description.
@@ -44,11 +45,37 @@ class Tokens:
 
     def __call__(self, texts, size: int | None) -> tf.RaggedTensor:
         """Return token ids, int32 [N, …], at most `size` for each text, of strings [N] in UTF-8."""
-        ids = self._pieces.tokenize(self._normalized(texts))
-        if size is not None:
-            ids = ids[:, : size - 2]
-        count = tf.shape(texts)[0]
-        return tf.concat([tf.fill([count, 1], self._start), ids, tf.fill([count, 1], self._end)], 1)
+        size = tf.int32.max if size is None else size
+        pairs = tf.strings.regex_full_match(texts, f"(?s).*{BETWEEN}.*")
+        return tf.cond(
+            tf.reduce_any(pairs),
+            lambda: self._of_pairs(texts, pairs, size),
+            lambda: self._framed(self._found(texts)[:, : size - 2]),
+        )
+
+    def _of_pairs(self, texts, pairs, size):
+        """Return the same where some texts are pairs: the longer of two is cut first."""
+        first, second = (
+            self._found(tf.strings.regex_replace(texts, f"(?s){other}", ""))
+            for other in (f"{BETWEEN}.*", f"^[^{BETWEEN}]*({BETWEEN}|$)")
+        )
+        one, other = (tf.cast(ids.row_lengths(), tf.int32) for ids in (first, second))
+        room = size - 2 - tf.cast(pairs, tf.int32)
+        # As `longest_first` of Hugging Face's tokenizers cuts, where an odd place is the longer one's.
+        shorter = tf.minimum(tf.minimum(one, other), room // 2)
+        longer = tf.minimum(tf.maximum(one, other), room - shorter)
+        first = _cut(first, tf.where(one > other, longer, shorter))
+        second = self._ended(_cut(second, tf.where(one > other, shorter, longer)))
+        return tf.concat([self._framed(first), _cut(second, tf.where(pairs, size, 0))], 1)
+
+    def _found(self, texts):
+        return self._pieces.tokenize(self._normalized(texts))
+
+    def _framed(self, ids):
+        return self._ended(tf.concat([tf.fill([ids.nrows(tf.int32), 1], self._start), ids], 1))
+
+    def _ended(self, ids):
+        return tf.concat([ids, tf.fill([ids.nrows(tf.int32), 1], self._end)], 1)
 
     def _normalized(self, texts):
         texts = tf.strings.regex_replace(texts, _CONTROLS, "")
@@ -64,6 +91,12 @@ class Tokens:
             lambda: tf.strings.regex_replace(texts, _LONG_WORDS, _UNKNOWN),
             lambda: texts,
         )
+
+
+def _cut(ids: tf.RaggedTensor, lengths) -> tf.RaggedTensor:
+    """Return the beginning of each row, at most that long."""
+    places = tf.ragged.range(tf.cast(ids.row_lengths(), tf.int32))
+    return tf.ragged.boolean_mask(ids, places < lengths[:, None])
 
 
 @cache
@@ -83,7 +116,8 @@ def traced_tokens(tokenizer: WordPiece) -> tf.types.experimental.PolymorphicFunc
 def errors_of(texts) -> tf.Tensor:
     """Return why each text cannot be read, string [N]; "" where it can."""
     whole = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
-    empty = tf.strings.length(tf.strings.strip(texts)) == 0
+    words = tf.strings.strip(tf.strings.regex_replace(texts, BETWEEN, " "))
+    empty = tf.strings.length(words) == 0
     return tf.where(whole == texts, tf.where(empty, EMPTY, ""), NOT_UTF8)
 
 
