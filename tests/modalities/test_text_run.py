@@ -118,6 +118,7 @@ def test_only_texts_can_be_typed(tmp_path):
 
 
 ANSWERED = ["😀 in a red room", "a\x01b\x7f", "x" * 100_000, "مرحبا بالعالم", "red " * 30_000]
+ANSWERED.append("in a blue\x1fa blue room")  # a pair
 
 
 def test_a_saved_model_answers_strings_and_each_unreadable_one_has_an_error(trained, tmp_path):
@@ -133,9 +134,10 @@ def test_a_saved_model_answers_strings_and_each_unreadable_one_has_an_error(trai
     for signature, name in (("serve_bytes", "bytes"), ("serving_default", "texts")):
         answer = loaded.signatures[signature](**{name: tf.constant(texts)})
         errors = answer["error"].numpy().tolist()
-        assert errors == [b""] * 5 + [b"is not UTF-8", b"is empty", b""]
+        assert errors == [b""] * 6 + [b"is not UTF-8", b"is empty", b""]
         assert answer["label"].numpy().tolist()[-3:] == [b"", b"", b"green"]
-        assert (answer["scores"].numpy()[5:7] == 0).all()
+        assert (answer["scores"].numpy()[6:8] == 0).all()
+        assert answer["label"].numpy()[5] == b"blue"
         assert answer["class_names"].numpy()[0].tolist() == [b"blue", b"green", b"red"]
     alone = loaded.signatures["serve_bytes"](bytes=tf.constant(texts[:1]))["scores"]
     np.testing.assert_allclose(alone[0], answer["scores"][0], atol=1e-5)
