@@ -24,7 +24,7 @@ from keras_transfer.data.sources import (
 from keras_transfer.data.split_rule import read_split_file
 from keras_transfer.data.tables import from_table, table_columns
 from keras_transfer.errors import InputError
-from keras_transfer.modalities import Modality, known_extensions
+from keras_transfer.modalities import Modality, kinds_of_examples, known_extensions
 
 
 def open_labeled(
@@ -237,7 +237,8 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
             images = files_below(path)
         if not images:
             raise InputError(
-                f"no images in {path}; file types: {' '.join(sorted(known_extensions()))}"
+                f"no {kinds_of_examples()} in {path}; file types: "
+                f"{' '.join(sorted(known_extensions()))}"
             )
         files += images
     if not files:

@@ -184,7 +184,7 @@ def _joined(parts, columns, name):
             _require(column, dataset.features, name)
     if len(columns) == 1:
         return parts, columns[0]
-    title = name_of_pair(*columns)
+    title = name_of_pair(columns)
 
     def join(row):
         one, other = (row[column] for column in columns)

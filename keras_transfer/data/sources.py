@@ -16,6 +16,7 @@ from keras_transfer.data.folders import read_tree
 from keras_transfer.data.multilabel_folders import merge_copies
 from keras_transfer.data.split_rule import SplitRule, divide
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import kinds_of_examples
 from keras_transfer.utils.names import make_options
 
 # Prefix of the name of a dataset → whose it is.
@@ -186,7 +187,8 @@ def require_images(examples: Examples, where, skipped: list[Skipped]) -> None:
     """Raise InputError if there are no examples."""
     if not len(examples):
         why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
-        raise InputError(f"no readable image in {where}{why}; add images or leave it out")
+        one = kinds_of_examples([faulty.path for faulty in skipped])
+        raise InputError(f"no readable {one} in {where}{why}; add some or leave it out")
 
 
 def _read_val(val, train: dict[str, list[str]]) -> dict[str, list[str]]:

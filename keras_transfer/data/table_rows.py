@@ -106,20 +106,20 @@ def _require_texts(cells: TableCells, column: str) -> None:
     raise ColumnError(problem, f"name the column of texts: --column {names}", options)
 
 
-def name_of_pair(first: str, second: str) -> str:
+def name_of_pair(columns: Sequence[str]) -> str:
     """Return what the column of two columns' pairs is called."""
-    return f"{first} + {second}"
+    return " + ".join(columns)
 
 
-def join_pairs(cells: TableCells, first: str, second: str) -> TableCells:
+def join_pairs(cells: TableCells, columns: Sequence[str]) -> TableCells:
     """Return a table with one more column, of the pairs of texts in two; empty where one is."""
-    for column in (first, second):
+    for column in columns:
         _require_texts(cells, column)
     pairs = [
         None if is_missing(one) or is_missing(other) else pair_of(_text(one), _text(other))
-        for one, other in zip(cells.columns[first], cells.columns[second])
+        for one, other in zip(*(cells.columns[column] for column in columns))
     ]
-    return replace(cells, columns={**cells.columns, name_of_pair(first, second): pairs})
+    return replace(cells, columns={**cells.columns, name_of_pair(columns): pairs})
 
 
 def _text(cell) -> str:

@@ -108,13 +108,13 @@ class TableOptions(SplitRule):
 
     def joined(self, cells: TableCells) -> TableCells:
         """Return a table that has the column of the examples: with pairs, one more."""
-        return join_pairs(cells, *self.pair) if self.pair else cells
+        return join_pairs(cells, self.pair) if self.pair else cells
 
     def examples(self, cells: TableCells) -> tuple[str, str]:
         """Return (argument, column) of the examples; the column may be missing."""
         if self.pair:
-            return "text_column", name_of_pair(*self.pair)
-        if self.text_column is not None:
+            return "text_column", name_of_pair(self.pair)
+        if isinstance(self.text_column, str):
             return "text_column", self.text_column
         texts = "text" in cells.columns and "path" not in cells.columns
         if self.path_column is None and texts:
@@ -295,9 +295,9 @@ def _splits(cells: TableCells, column, default):
 
 def _require_columns(cells: TableCells, settings: TableOptions) -> None:
     """Raise ColumnError if a column is missing, and suggest those that may be meant."""
-    named = [("text_column", column) for column in settings.pair] or [settings.examples(cells)]
-    named += [("split_column", settings.split_column)]
-    named += [("group_column", settings.group_column)]
+    named: list[tuple[str, str | None]] = [("text_column", column) for column in settings.pair]
+    named = named or [settings.examples(cells)]
+    named += [("split_column", settings.split_column), ("group_column", settings.group_column)]
     named += [(kind, column) for kind, column, _ in columns_of_labels(settings.labels)]
     wanted = {column: kind for kind, column in named if column is not None}
     if not cells.columns:

@@ -21,6 +21,7 @@ from keras_transfer.modalities.modality import Modality as Modality
 from keras_transfer.modalities.registry import find_modality as find_modality
 from keras_transfer.modalities.registry import framing_from as framing_from
 from keras_transfer.modalities.registry import framing_of_shape as framing_of_shape
+from keras_transfer.modalities.registry import kinds_of_examples as kinds_of_examples
 from keras_transfer.modalities.registry import kinds_of_files as kinds_of_files
 from keras_transfer.modalities.registry import known_extensions as known_extensions
 from keras_transfer.modalities.registry import modality_in_memory as modality_in_memory

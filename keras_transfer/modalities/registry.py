@@ -119,6 +119,12 @@ def known_extensions() -> frozenset[str]:
     return frozenset().union(*(find_modality(name).extensions for name in _ROOMS))
 
 
+def kinds_of_examples(paths: Sequence[str | os.PathLike] = ()) -> str:
+    """Return what some files contain, such as `image`; all that they could if no extension tells it."""
+    names = [find_modality(name).one for name in kinds_of_files(paths) or _ROOMS]
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
 def resolve_augmentation(augmentation) -> Any:
     """Return an augmentation of any modality: checks a setting before the data are known.
 

@@ -193,7 +193,7 @@ def test_invalid_input_is_reported_before_keras_is_imported(folders, tmp_path):
     bad.write_bytes(b"bad")
     own = ["--backbone", backbone]
     cases = {
-        "no images in": [source, nothing, "--method", "dann", *own],
+        "no image, clip or text in": [source, nothing, "--method", "dann", *own],
         "no readable image in": [source, bad.parent, "--method", "dann", *own],
         "is a file: pass a folder": [source, loose / "0.png", "--method", "dann", *own],
         "no such file or folder": [source, tmp_path / "none", "--method", "dann", *own],

@@ -115,7 +115,7 @@ def test_list_images(tmp_path, animals):
     with raises(f"no such file or folder: {tmp_path / 'nowhere'}"):
         list_images([animals, tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with raises(f"no images in {tmp_path / 'empty'}"):
+    with raises(f"no image, clip or text in {tmp_path / 'empty'}"):
         list_images([tmp_path / "empty"])
     with raises("no images given"):
         list_images([])
@@ -255,7 +255,7 @@ def test_from_directory_refuses(tmp_path, animals):
         from_directory(animals)
     make_folder(tmp_path / "t", {"train/a": 2, "train/b": 2})
     (tmp_path / "t" / "val" / "a").mkdir(parents=True)
-    with raises("no readable image in the val folder"):
+    with raises("no readable image, clip or text in the val folder"):
         from_directory(tmp_path / "t")
     with raises("has no test images; it has train, val"):
         from_directory(make_folder(tmp_path / "u", {"a": 2, "b": 2})).batches(
