@@ -11,7 +11,6 @@ from keras_transfer.advisor.rules import (
     check_policy,
     classical,
 )
-from keras_transfer.data.duplicates import find_duplicates
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.models.sources.backbones import check_backbone
@@ -59,7 +58,7 @@ def advise(
     from keras_transfer.advisor.closed_forms import compare_closed_forms
     from keras_transfer.advisor.inputs import facts_of, sized_backbone
     from keras_transfer.evaluation.baseline import baseline_note
-    from keras_transfer.features.known import caution
+    from keras_transfer.features.known import cautions
 
     options: dict[str, Any] = {"engine": engine, "seed": seed}
     evidence = compare_closed_forms(data, backbones, image_size=image_size, **options)
@@ -75,9 +74,9 @@ def advise(
     if policy != DEFAULT_POLICY:
         choice = textbook
     notes = list(evidence.notes)
-    for note in (find_duplicates(data).warning, caution(data), baseline_note(data, seed)):
-        if note is not None:
-            notes.append(note.removeprefix("warning: "))
+    notes += [line.removeprefix("warning: ") for line in cautions(data)]
+    if (note := baseline_note(data, seed)) is not None:
+        notes.append(note)
     stages = None
     if probes:
         from keras_transfer.advisor.stage_probes import probe_stages

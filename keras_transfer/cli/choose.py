@@ -29,7 +29,10 @@ from keras_transfer.cli.options import (
 _DATA = ("task", "columns", "val", "val_split", "group", "split")
 
 
-@takes(*_DATA, "image_size", "crop", "batch_size", "minutes", "policy", "seed")
+@takes(
+    *_DATA,
+    *("image_size", "crop", "channels", "depth", "batch_size", "minutes", "policy", "seed"),
+)
 def advise(
     data: Data,
     settings,
@@ -70,7 +73,7 @@ def advise(
     check_png(plot)
     config = settings.config
     limits = {name: getattr(config, name) for name in ("minutes", "policy")}
-    limits["image_size"] = open_framing(config.image_size, config.open_crop)
+    limits["image_size"] = open_framing(config.image_size, config.open_crop, **config.reading)
     names = named(backbones or AUTO)
     require_source(data)
     check_advice(names, **limits)
@@ -95,7 +98,7 @@ def advise(
 
 @takes(
     *_DATA,
-    *("backbone", "weights", "image_size", "crop", "precision"),
+    *("backbone", "weights", "image_size", "crop", "channels", "depth", "precision"),
     *("strategy", "overrides", "learning_rate", "batch_size", "augment"),
 )
 def compare(
@@ -151,6 +154,7 @@ def compare(
         images,
         out,
         crop=config.open_crop,
+        **config.reading,
         overrides={**config.overrides, **rate},
         scratch_overrides=overrides_of(set_scratch),
         epochs=epochs,
@@ -169,7 +173,8 @@ def compare(
 
 
 @takes(
-    *(*_DATA, "test_split", "backbone", "weights", "image_size", "crop", "precision"),
+    *(*_DATA, "test_split", "backbone", "weights", "image_size", "crop", "channels", "depth"),
+    *("precision",),
     *("strategy", "overrides", "epochs", "batch_size", "augment", "balance", "seed"),
     *("cache", "engine"),
 )

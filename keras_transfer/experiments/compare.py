@@ -20,6 +20,8 @@ from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, read_curve
 from keras_transfer.experiments.scores import Score
 from keras_transfer.features.known import say_cautions
+from keras_transfer.modalities import open_framing
+from keras_transfer.modalities.image.bands import checked_reading
 from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.runs import Checkpoint, Run
@@ -76,6 +78,7 @@ class CompareOptions:
         seeds: of the sample, the initial weights, the order and the augmentation, for both arms.
         image_size: the backbone's by default.
         crop: see `build_model`; by default, all training images decide, for all runs.
+        channels, depth: of images, see `modalities.image.bands.Reading`.
         epochs: of transfer. By default those of `from_scratch`, unless the strategy has a length
             of its own.
         scratch_budget: epochs from scratch per epoch of transfer, > 0.
@@ -97,6 +100,8 @@ class CompareOptions:
     seeds: Sequence[int] = (0, 1, 2)
     image_size: int | str | None = None
     crop: float | None = None
+    channels: int | None = None
+    depth: str | None = None
     epochs: int | None = None
     scratch_budget: float = 1.0
     batch_size: int = 32
@@ -136,6 +141,13 @@ class CompareOptions:
             "crop": checked_crop(self.crop),
         }.items():
             object.__setattr__(self, name, value)
+        checked_reading(self.reading.get("channels", 3), self.reading.get("depth", "auto"))
+
+    @property
+    def reading(self) -> dict:
+        """Channels and depth, where they are given."""
+        given = {"channels": self.channels, "depth": self.depth}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def strategy_name(self) -> str:
@@ -217,6 +229,7 @@ class Experiment:
         return {
             "strategy": strategy,
             "crop": crop,
+            **self.options.reading,
             **{name: getattr(self.options, name) for name in names},
         }
 
@@ -376,9 +389,8 @@ class Experiment:
         model = build_model(
             options.backbone,
             head_for(data),
-            image_size=options.image_size,
+            image_size=open_framing(options.image_size, options.crop, **options.reading),
             weights=weights,
-            crop=options.crop,
         )
         settle_framing(model, self.data)
         trainer = Trainer(

@@ -108,6 +108,6 @@ def _download(place):
         (archive,) = Path(scratch).glob("*.tgz")
         with tarfile.open(archive) as files:
             for name in _RUNTIME:
-                member = files.getmember(f"package/dist/{name}")
-                member.name = name
-                files.extract(member, folder, filter="data")
+                member = files.extractfile(f"package/dist/{name}")
+                assert member is not None, "it is a file"
+                (folder / name).write_bytes(member.read())

@@ -69,11 +69,15 @@ def caution(data: ImageData) -> str | None:
     )
 
 
+def cautions(data: ImageData) -> list[str]:
+    """Return why an accuracy that is measured on these examples is worth less: copies, and see `caution`."""
+    return [line for line in (find_duplicates(data).warning, caution(data)) if line]
+
+
 def say_cautions(data: ImageData) -> None:
-    """Print why an accuracy that is measured on these examples is worth less: copies, and see `caution`."""
-    for warning in (find_duplicates(data).warning, caution(data)):
-        if warning:
-            say(warning)
+    """Print `cautions`."""
+    for warning in cautions(data):
+        say(warning)
 
 
 def _leaked(data, digests, groups):

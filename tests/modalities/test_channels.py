@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import keras_transfer as kt
 from keras_transfer.cli.main import app
 from keras_transfer.data import check_data
+from keras_transfer.experiments.compare import compare
 from keras_transfer.modalities.image import decode
 from keras_transfer.modalities.image.bands import RGB, Reading, to_8_bits, to_npy
 from keras_transfer.modalities.image.framing import Framing
@@ -367,6 +368,10 @@ def test_arrays_of_four_channels(tmp_path):
     assert asked(images=tf.constant(images[:2], tf.float32))["scores"].shape == (2, 2)
     again = kt.load_model(run.path / "model.keras")
     assert again.input_shape[-1] == 4
+    own.save(tmp_path / "own.keras")
+    options = dict(backbone=tmp_path / "own.keras", strategy="feature_extraction", seeds=[0])
+    compared = compare(data, tmp_path / "compared", channels=4, sizes=[8], epochs=2, **options)
+    assert compared.sizes[0].transfer[0].asymptote == 1
     wrong = kt.data.from_arrays((images[:16, ..., :3], labels[:16]))
     with raises("train 0: 3 channels, but the model reads 4"):
         kt.Trainer(model, "feature_extraction", cache="off").fit(wrong, tmp_path / "wrong")
