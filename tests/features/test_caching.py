@@ -91,7 +91,9 @@ def trained(data, out, schedule, model=None, **options):
     return model, run
 
 
-@pytest.mark.parametrize("freezing", ["stage:1", "stage:2", "all"])
+@pytest.mark.parametrize(
+    "freezing", ["stage:1", pytest.param("stage:2", marks=pytest.mark.large), "all"]
+)
 def test_without_augmentation_the_trained_weights_agree(kind, tmp_path, freezing, monkeypatch):
     write, backbone, options = kind
     data = from_directory(write(tmp_path / "data"), progress=False)

@@ -171,7 +171,14 @@ def test_a_saved_model_is_served_without_keras(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "format, module", [("onnx", "tf2onnx"), ("openvino", "openvino"), ("litert", None)]
+    "format, module",
+    [
+        pytest.param(
+            "onnx", "tf2onnx", marks=pytest.mark.large
+        ),  # `test_tfidf.py` exports texts in it
+        ("openvino", "openvino"),
+        ("litert", None),
+    ],
 )
 def test_other_formats_take_token_ids(trained, tmp_path, format, module):
     from keras_transfer.export import export_run

@@ -134,7 +134,12 @@ def test_the_closed_form_reads_it_and_the_model_is_whole(data, model, tmp_path):
 
 @pytest.mark.parametrize(
     "format, module",
-    [("saved_model", None), ("onnx", "tf2onnx"), ("openvino", "openvino"), ("litert", None)],
+    [
+        ("saved_model", None),
+        ("onnx", "tf2onnx"),
+        pytest.param("openvino", "openvino", marks=pytest.mark.large),
+        pytest.param("litert", None, marks=pytest.mark.large),
+    ],
 )
 def test_every_format_contains_it(data, model, tmp_path, format, module):
     from keras_transfer.export import export_run

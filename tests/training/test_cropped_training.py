@@ -56,8 +56,15 @@ def logits_of(model, paths, crop, resized=as_prepared):
     return np.asarray(model(np.stack(images), training=False))
 
 
-@pytest.mark.parametrize(("size", "crop"), [(24, 1.0), (60, 0.875)])
-@pytest.mark.parametrize("cache", ["memory", "off"])
+@pytest.mark.parametrize(
+    ("size", "crop", "cache"),
+    [
+        (24, 1.0, "memory"),
+        (60, 0.875, "off"),
+        pytest.param(24, 1.0, "off", marks=pytest.mark.large),
+        pytest.param(60, 0.875, "memory", marks=pytest.mark.large),
+    ],
+)
 def test_all_see_the_same(tmp_path, cache_folder, size, crop, cache):
     data = from_directory(framed_images(tmp_path / "images", size), progress=False)
     trainer = Trainer(model_of(data), PHASES, batch_size=8, cache=cache, augment="none")
