@@ -117,7 +117,9 @@ def errors_of(texts) -> tf.Tensor:
 def token_ids(texts, framing: TextFraming) -> tf.Tensor:
     """Return the model input of strings [N], int32 [N, L], padded to the longest."""
     tokens = tokens_of(framing.required)
-    if tf.executing_eagerly() and framing.size is not None:  # op by op, it takes a tenth of a second
+    if (
+        tf.executing_eagerly() and framing.size is not None
+    ):  # op by op, it takes a tenth of a second
         ids = traced_tokens(framing.required)(texts, framing.size)
     else:
         ids = tokens(texts, framing.size)
