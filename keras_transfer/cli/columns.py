@@ -66,10 +66,12 @@ def _parsed(pair) -> tuple[str, str, list[str]]:
     if head and not _HEAD.fullmatch(head):
         raise InputError(f"--column {pair}: the name of a head has letters, digits and _ only.")
     argument = _ARGUMENTS[kind]
-    if len(names) > MOST_COLUMNS.get(argument, 1):
+    most = MOST_COLUMNS.get(argument, 1)
+    if len(names) > most:
+        count = "one column" if most == 1 else "two columns"
         quoted = shlex.quote(f'{left}="{right}"')
         raise InputError(
-            f"--column {pair}: {kind} takes {'two columns' if kind == 'text' else 'one column'}; repeat --column for more, or quote a name with "
+            f"--column {pair}: {kind} takes {count}; repeat --column for more, or quote a name with "
             f"commas: {quoted}."
         )
     return head, argument, names

@@ -222,7 +222,7 @@ def _exists(path):
 def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
     """Expand files and folders to image paths, in the order given.
 
-    A folder stands for every visible file below it, sorted: those that are no images are skipped and
+    A folder stands for every visible file below it, sorted. Files that cannot be used are skipped and
     counted when they are read.
 
     Raises:

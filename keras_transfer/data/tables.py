@@ -327,16 +327,18 @@ def _require_columns(cells: TableCells, settings: TableOptions) -> None:
 def _suggested(cells: TableCells, settings: TableOptions, missing: Mapping[str, str]) -> dict:
     """Return argument → existing column, for those of the missing columns that can be guessed."""
     suggested: dict[str, str] = {}
+    renamed: dict[str, str] = {}  # columns of a pair
     lower = {column.lower(): column for column in cells.columns}
     for column, kind in missing.items():
         named = getattr(settings, kind)
         near = difflib.get_close_matches(column.lower(), lower, 1)
-        if column in settings.pair:
-            both = suggested.get(kind, ",".join(settings.pair))
-            suggested[kind] = both.replace(column, lower[near[0]]) if near else both
-            continue
-        if near and named is not None and (isinstance(named, str) or len(named) == 1):
+        if near and column in settings.pair:
+            renamed[column] = lower[near[0]]
+        elif near and named is not None and (isinstance(named, str) or len(named) == 1):
             suggested[kind] = lower[near[0]]
+    if renamed and all(column in renamed for column in settings.pair if column in missing):
+        pair = [renamed.get(column, column) for column in settings.pair]
+        suggested["text_column"] = ",".join(pair)
     kinds = set(missing.values())
     kind, path = settings.examples(cells)
     if kind in kinds and not settings.pair:

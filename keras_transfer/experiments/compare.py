@@ -21,7 +21,6 @@ from keras_transfer.experiments.learning_curves import Curve, read_curve
 from keras_transfer.experiments.scores import Score
 from keras_transfer.features.known import say_cautions
 from keras_transfer.modalities import open_framing
-from keras_transfer.modalities.image.bands import checked_reading
 from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.runs import Checkpoint, Run
@@ -141,7 +140,7 @@ class CompareOptions:
             "crop": checked_crop(self.crop),
         }.items():
             object.__setattr__(self, name, value)
-        checked_reading(self.reading.get("channels", 3), self.reading.get("depth", "auto"))
+        open_framing(**self.reading)  # which checks it
 
     @property
     def reading(self) -> dict:

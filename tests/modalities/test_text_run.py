@@ -173,9 +173,8 @@ def test_a_saved_model_is_served_without_keras(trained, tmp_path):
 @pytest.mark.parametrize(
     "format, module",
     [
-        pytest.param(
-            "onnx", "tf2onnx", marks=pytest.mark.large
-        ),  # `test_tfidf.py` exports texts in it
+        # `test_tfidf.py` exports texts in it.
+        pytest.param("onnx", "tf2onnx", marks=pytest.mark.large),
         ("openvino", "openvino"),
         ("litert", None),
     ],

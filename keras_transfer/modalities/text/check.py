@@ -1,4 +1,4 @@
-"""Check texts: encodings, scripts, HTML, and what makes two texts near-duplicates."""
+"""Check texts: encodings, scripts, HTML and near-duplicates."""
 
 import re
 import unicodedata

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_transfer.modalities.text.framing import TextFraming
-from keras_transfer.modalities.text.tokens import traced_tokens
+from keras_transfer.modalities.text.tokens import tokenized
 from keras_transfer.modalities.views import View
 from keras_transfer.utils.console import progress_bar
 
@@ -78,12 +78,10 @@ def _tokenized(texts, framing):
 
 
 def _tokenize(texts, framing):
-    tokens = traced_tokens(framing.required)
-    limit = np.int32(framing.size or np.iinfo("int32").max)
     parts, lengths = [np.zeros(0, "int32")], [np.zeros(0, "int64")]
     with progress_bar(label="tokenizing", total=len(texts), unit="texts") as bar:
         for some in _in_parts(texts):
-            ids = tokens(tf.constant(some), limit)
+            ids = tokenized(tf.constant(some), framing)
             parts.append(ids.values.numpy())
             lengths.append(ids.row_lengths().numpy())
             bar.update(len(some))

@@ -43,9 +43,9 @@ class Tokens:
             max_bytes_per_word=4 * _LONGEST,
         )
 
-    def __call__(self, texts, size: int | None) -> tf.RaggedTensor:
+    def __call__(self, texts, size: int) -> tf.RaggedTensor:
         """Return token ids, int32 [N, …], at most `size` for each text, of strings [N] in UTF-8."""
-        size = tf.int64.max if size is None else tf.cast(size, tf.int64)
+        size = tf.cast(size, tf.int64)
         texts = tf.strings.split(texts, BETWEEN, maxsplit=1)  # [N, 1 or 2]
         ids = self._pieces.tokenize(self._normalized(texts.values))
         lengths = texts.with_values(ids.row_lengths()).to_tensor(0, shape=[None, 2])
@@ -114,13 +114,13 @@ def errors_of(texts) -> tf.Tensor:
     return tf.where(whole == texts, tf.where(empty, EMPTY, ""), NOT_UTF8)
 
 
+def tokenized(texts, framing: TextFraming) -> tf.RaggedTensor:
+    """Return the token ids of strings [N], int32 [N, …], at most as many as the framing says."""
+    # Operation by operation, an eager call would take a tenth of a second.
+    tokens = traced_tokens if tf.executing_eagerly() else tokens_of
+    return tokens(framing.required)(texts, framing.size or tf.int32.max)
+
+
 def token_ids(texts, framing: TextFraming) -> tf.Tensor:
     """Return the model input of strings [N], int32 [N, L], padded to the longest."""
-    tokens = tokens_of(framing.required)
-    if (
-        tf.executing_eagerly() and framing.size is not None
-    ):  # op by op, it takes a tenth of a second
-        ids = traced_tokens(framing.required)(texts, framing.size)
-    else:
-        ids = tokens(texts, framing.size)
-    return ids.to_tensor(tokens.padding)
+    return tokenized(texts, framing).to_tensor(tokens_of(framing.required).padding)
