@@ -212,6 +212,8 @@ def run(tests, limit, mutant=None, log=os.devnull):
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        # Plugins would be imported, and their asserts rewritten, in each child.
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         if mutant:
             sys.meta_path.insert(0, Changed(mutant))
         import pytest
@@ -219,7 +221,7 @@ def run(tests, limit, mutant=None, log=os.devnull):
         status = 99
         try:
             for arguments in tests:
-                always = ["-x", "-q", "-p", "no:cacheprovider"]
+                always = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
                 status = int(pytest.main([*always, *shlex.split(arguments)]))
                 if status:
                     break
