@@ -46,6 +46,13 @@ def test_pairs_of_texts_are_two_columns():
     with pytest.raises(ColumnError, match="no column 'quest'") as caught:
         opened(columns, text_column=["quest", "text"])
     assert caught.value.options == ("text=question,text",)
+    within = {"text": columns["text"], "texture": questions, "label": columns["label"]}
+    with pytest.raises(ColumnError, match="no column 'tex'") as caught:
+        opened(within, text_column=["tex", "texture"])  # one name is part of the other
+    assert caught.value.options == ("text=text,texture",)
+    with pytest.raises(ColumnError, match="no column 'tex' and no column 'unknown'") as caught:
+        opened(within, text_column=["tex", "unknown"])
+    assert caught.value.options == ()
     with raises("text_column must be names of columns, at most 2"):
         opened(columns, text_column=["question", "text", "score"])
     without = opened(
