@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from conftest import tiny_backbone
+from conftest import tiny_backbone, tiny_bert
 
 from keras_transfer.data import Augmentation, View
 from keras_transfer.data.readers import digest_files
@@ -144,6 +144,10 @@ def test_a_prefix_is_cut_where_it_says(model):
         assert prefix.name == f"tiny, {stages} of 3 stages"
         assert (prefix.shape, prefix.image_size, prefix.takes) == (shape, 32, "uint8")
     assert prefix.model is backbone
+    part = Prefix(backbone.between(1, 2), "a part", takes="float32").identity
+    assert "crop" not in part and part["image_size"] == 15  # from a cut, framing is no part of it
+    texts = prefix_of(build_model(tiny_bert(), Classification("ab")), 1)
+    assert (texts.name, texts.takes) == ("tiny_bert, 1 of 3 stages", "int32")
     larger = prefix_of(model, 2, 64)
     assert (larger.image_size, larger.shape) == (64, (15, 15, 16))
     assert larger.fingerprint != prefix_of(model, 2).fingerprint
@@ -158,22 +162,23 @@ def test_phases_of_one_cut_share_a_prefix_and_its_engine(model):
         return SimpleNamespace(engine="keras")
 
     given: list[Prefix] = []
-    phases = [phase(2, 32), phase(2, 32), phase(1, 32), phase(2, 64)]
-    caching = [SimpleNamespace(dtype="float32", where="memory")] * 4
+    phases = [phase(2, 32), phase(2, 32), phase(1, 32), phase(2, 64), phase(2, 32)]
+    caching = [SimpleNamespace(dtype="float32", where="memory")] * 5
     data = SimpleNamespace(examples={"train": None})
     supply = Supply(
-        model, data, phases, caching, [(View(),)] * 4,
+        model, data, phases, caching, [(View(),)] * 5,
         engine="keras", engines={}, memory=None, extract=note,
     )  # fmt: skip
-    for i in range(4):
+    for i in range(5):
         supply.of(i)
     assert [(p.name, p.image_size) for p in given] == [
         ("tiny, 2 of 3 stages", 32),
         ("tiny, 2 of 3 stages", 32),
         ("tiny, 1 of 3 stages", 32),
         ("tiny, 2 of 3 stages", 64),
+        ("tiny, 2 of 3 stages", 32),
     ]
-    assert given[0] is given[1]
+    assert given[0] is given[1] is not given[4]  # the third phase trains the second stage
 
 
 # -- conclusions ----------------------------------------------------------------------------------
@@ -288,6 +293,7 @@ def test_names_and_what_trains_are_no_part_of_a_fingerprint():
     for change in (
         lambda c: c.update(name="other", trainable=False),
         lambda c: c["layers"][1]["config"].update(trainable=False),
+        lambda c: c["layers"][2]["config"].update(framing={"crop": 1.0}),  # `identity` has its own
         lambda c: c.update(layers=tuple(c["layers"]), output_layers=(("sum", 0, 0),)),
         lambda c: c.update(layers=c.pop("layers")),  # another order of keys
     ):
