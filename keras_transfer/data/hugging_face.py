@@ -1,6 +1,6 @@
 """Datasets of Hugging Face as a source: from the hub, a local folder, or Parquet files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +12,6 @@ from keras_transfer.data.arrays import find_usable
 from keras_transfer.data.examples import Examples, ImageData, Target, map_labels
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.label_columns import (
-    column_names,
     columns_of_labels,
     is_missing,
     read_targets,
@@ -29,6 +28,7 @@ from keras_transfer.utils.extras import require
 from keras_transfer.utils.names import make_options
 
 _MODALITIES = {"Image": "image", "Audio": "audio"}  # feature → modality
+_TEXTS = ("string",)
 
 
 class Rows(Encoded):
@@ -78,6 +78,7 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
         InputError: if the dataset does not exist or cannot be reached, a column is missing, or a label is
             invalid.
     """
+    settings = make_options(TableOptions, options, "from_hf")
     require("datasets", "Opening a dataset of Hugging Face")
     import datasets
 
@@ -92,12 +93,11 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
         parts = source if isinstance(source, Mapping) else {"train": source}
         revision = parts[next(iter(parts))]._fingerprint
     features = next(iter(parts.values())).features
-    given = options.pop("path_column", None) or options.pop("text_column", None)
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        parts, given = _joined(parts, column_names("text_column", given), name)
+    given = settings.path_column or settings.text_column
+    if settings.pair:
+        parts, given = _joined(parts, settings.pair, name)
         features = next(iter(parts.values())).features
     column, modality = _examples(features, given, name)
-    settings = make_options(TableOptions, options, "from_hf")
     labels = dict(settings.labels)
     if not any(
         getattr(settings, kind) for kind in ("label_column", "label_columns", "targets", "heads")
@@ -157,9 +157,7 @@ def _by_split(parts, name) -> dict:
 def _examples(features, column, name):
     """Return (column of the examples, their modality)."""
     kinds = {key: _MODALITIES.get(type(feature).__name__) for key, feature in features.items()}
-    texts = [
-        key for key, feature in features.items() if getattr(feature, "dtype", None) == "string"
-    ]
+    texts = [key for key, feature in features.items() if _has_texts(feature)]
     if column is None:
         found = [key for key, kind in kinds.items() if kind] or texts
         if len(found) != 1:
@@ -177,13 +175,19 @@ def _examples(features, column, name):
     return column, modality
 
 
+def _has_texts(feature):
+    return getattr(feature, "dtype", None) in _TEXTS
+
+
 def _joined(parts, columns, name):
     """Return (the parts with a column of the pairs of texts in two columns, its name)."""
     for dataset in parts.values():
         for column in columns:
             _require(column, dataset.features, name)
-    if len(columns) == 1:
-        return parts, columns[0]
+            if not _has_texts(dataset.features[column]):
+                raise InputError(
+                    f"hf:{name}: the column {column} has no texts; a pair is two columns of texts."
+                )
     title = name_of_pair(columns)
 
     def join(row):

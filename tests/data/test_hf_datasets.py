@@ -76,6 +76,14 @@ def test_two_columns_of_texts_are_pairs():
     assert found < {f"{a}\x1f{b}" for a, b in zip("abcdefgh", "abcdabcd")}
     with raises("has no column 'claims'"):
         from_hf(made, text_column=["premise", "claims"], progress=False)
+    numbers = made.add_column("number", list(range(8)))
+    for options, part in (
+        (dict(path_column=["premise", "claim"]), "path_column must be the name of one column"),
+        (dict(path_column="premise", text_column="claim"), "not both"),
+        (dict(text_column=["premise", "number"]), "the column number has no texts"),
+    ):
+        with raises(part):
+            from_hf(numbers, progress=False, **options)
 
 
 def test_an_image_folder_and_parquet_as_datasets_reads_them(tmp_path):
