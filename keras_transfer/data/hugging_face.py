@@ -28,7 +28,7 @@ from keras_transfer.utils.extras import require
 from keras_transfer.utils.names import make_options
 
 _MODALITIES = {"Image": "image", "Audio": "audio"}  # feature → modality
-_TEXTS = ("string",)
+_TEXTS = ("string", "large_string")  # polars writes the second
 
 
 class Rows(Encoded):

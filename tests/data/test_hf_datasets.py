@@ -86,6 +86,13 @@ def test_two_columns_of_texts_are_pairs():
             from_hf(numbers, progress=False, **options)
 
 
+def test_large_strings_are_texts():
+    rows = {"text": list("abcdefgh"), "label": [1] * 4 + [0] * 4}
+    features = {"text": datasets.Value("large_string"), "label": datasets.Value("int64")}
+    made = datasets.Dataset.from_dict(rows, datasets.Features(features))
+    assert from_hf(made, progress=False).modality.name == "text"
+
+
 def test_an_image_folder_and_parquet_as_datasets_reads_them(tmp_path):
     write_colours(tmp_path / "train_folder" / "train")
     data = from_hf(str(tmp_path / "train_folder"), progress=False, val_split=0.25)
