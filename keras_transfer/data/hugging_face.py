@@ -79,6 +79,11 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
             invalid.
     """
     settings = make_options(TableOptions, options, "from_hf")
+    if settings.split_column is not None:
+        raise InputError(
+            f"split_column is {settings.split_column!r}, but a dataset of Hugging Face has its own "
+            "splits: leave it out, or pass split_file (--split)."
+        )
     require("datasets", "Opening a dataset of Hugging Face")
     import datasets
 

@@ -177,6 +177,7 @@ def test_what_cannot_be_opened(tmp_path):
         "near": (dict(label_column="color"), "Did you mean colour?"),
         "path": (dict(path_column="photo"), "has no column 'photo'"),
         "numbers": (dict(path_column="colour"), "neither images, clips nor texts"),
+        "split": (dict(split_column="person"), "has its own splits"),
     }.values():
         with raises(part):
             from_hf(dataset, progress=False, **options)
