@@ -96,6 +96,12 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
         parts, revision = _load(datasets, name, revision)
     else:
         parts = source if isinstance(source, Mapping) else {"train": source}
+        if not parts or not all(isinstance(part, datasets.Dataset) for part in parts.values()):
+            kinds = " and ".join(sorted({type(part).__name__ for part in parts.values()}))
+            raise InputError(
+                "from_hf reads a name, a folder, a datasets.Dataset or a DatasetDict of them, not "
+                f"{kinds or 'an empty one'}: load a dataset without streaming."
+            )
         revision = parts[next(iter(parts))]._fingerprint
     features = next(iter(parts.values())).features
     given = settings.path_column or settings.text_column

@@ -183,6 +183,9 @@ def test_what_cannot_be_opened(tmp_path):
             from_hf(dataset, progress=False, **options)
     with raises("has no column label (it has other)"):
         from_hf(dataset.remove_columns(["colour", "person"]).add_column("other", [1] * 24))
+    for wrong in (dataset.to_iterable_dataset(), {"train": [1]}, {}, 5):
+        with raises("from_hf reads a name, a folder, a datasets.Dataset"):
+            from_hf(wrong)
     with raises("but no train"):
         from_hf(datasets.DatasetDict({"part1": dataset}))
     with raises("several columns of examples (picture, second)"):
