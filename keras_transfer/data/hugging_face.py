@@ -285,5 +285,11 @@ def _groups(parts, column, name):
     groups = {}
     for split, dataset in _by_split(parts, name).items():
         _require(column, dataset.features, name)
-        groups.update({f"{split} {i}": str(value) for i, value in enumerate(dataset[column][:])})
-    return groups.__getitem__
+        groups.update({f"{split} {i}": value for i, value in enumerate(dataset[column][:])})
+
+    def group_of(row):
+        if is_missing(groups[row]):
+            raise InputError(f"hf:{name}, {row}: {column} is empty; fill it in or remove the row.")
+        return str(groups[row])
+
+    return group_of

@@ -172,11 +172,13 @@ def test_clips(tmp_path):
 
 
 def test_what_cannot_be_opened(tmp_path):
-    dataset = images(person=(datasets.Value("string"), ["a"] * 24))
+    people = [*"abc", None] * 6
+    dataset = images(person=(datasets.Value("string"), people))
     for options, part in {
         "near": (dict(label_column="color"), "Did you mean colour?"),
         "path": (dict(path_column="photo"), "has no column 'photo'"),
         "numbers": (dict(path_column="colour"), "neither images, clips nor texts"),
+        "group": (dict(group_column="person"), "train 3: person is empty"),
         "split": (dict(split_column="person"), "has its own splits"),
     }.values():
         with raises(part):
