@@ -14,6 +14,7 @@ from keras_transfer.data.examples import (
     Target,
     label_texts,
     map_labels,
+    relative_paths,
 )
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.label_columns import (
@@ -203,10 +204,9 @@ def from_table(
     if settings.group_column is not None and not callable(settings.groups):
         read = Cells(columns, name, cells.rows).read
         groups = read(settings.group_column, str, "which is not a name")
-        group_of = {os.path.normpath(path): group for path, group in zip(paths, groups)}
-        settings = replace(
-            settings, groups=lambda relative: group_of[os.path.normpath(base / relative)]
-        )
+        # The names that `divide` passes, wherever the paths begin.
+        group_of = dict(zip(relative_paths(paths, base), groups))
+        settings = replace(settings, groups=group_of.__getitem__)
 
     examples = {}
     for split in ("train", "val", "test", "all"):

@@ -162,6 +162,17 @@ def test_numbers_are_names_of_files(images):
     assert count_of(from_table(columns, **options)) == 12
 
 
+def test_absolute_paths_have_groups_in_a_table_with_a_relative_path(images, monkeypatch):
+    people = [f"{label}{i // 2}" for label in ("cat", "dog") for i in range(6)]
+    rows = [f"{images}/{row},{who}" for row, who in zip(lines(), people)]
+    (images / "t.csv").write_text("path,label,person\n" + "\n".join(rows))
+    monkeypatch.chdir(images)
+    data = from_table("t.csv", group_column="person", val_split=0.34, progress=False)
+    assert count_of(data) == 12
+    numbers = {split: set(part.groups.tolist()) for split, part in data.examples.items()}
+    assert len(numbers["train"]) == 4 and len(numbers["val"] - numbers["train"]) == 2
+
+
 def test_a_missing_image_is_skipped_with_its_path(images):
     data = table(images, PLAIN + "images\\cat\\none.png,cat\nimages/dog/none,dog\n")
     assert sorted(s.path for s in data.skipped) == [
