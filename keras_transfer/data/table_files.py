@@ -111,9 +111,12 @@ def _read_csv(path, usual) -> TableCells:
     else:
         delimiter = _delimiter(text, usual)
     try:
-        lines = list(_rows(text, delimiter))
+        lines = _lines(text, delimiter, path)
     except csv.Error as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}.") from None
+        raise InputError(
+            f"{path} cannot be read as CSV ({error}): write a quote inside a cell in quotes twice, and "
+            "close all quotes."
+        ) from None
     header, rows = _header(lines, path)
     _require_unique(header, path)
     numbered = [(number, row) for number, row in enumerate(rows, 1) if any(row)]
@@ -154,14 +157,33 @@ def _decoded(path) -> str:
     return text
 
 
-def _rows(text, delimiter):
-    """Yield the stripped cells of each row."""
+def _lines(text, delimiter, path) -> list[list[str]]:
+    """Return the stripped cells of all rows; in a file with tabs, quotes may be letters like others."""
+    try:
+        return list(_rows(text, delimiter))
+    except csv.Error:
+        if delimiter != "\t":
+            raise
+    rows = list(_rows(text, delimiter, quoting=csv.QUOTE_NONE))
+    say(f"{path}: its quotes do not enclose whole cells, and are read as they stand")
+    return rows
+
+
+def _rows(text, delimiter, quoting=csv.QUOTE_MINIMAL):
+    """Yield the stripped cells of each row; a csv.Error names the line."""
     # Spaces before a quote would make it part of the text.
     lines = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        strict=True,
+        skipinitialspace=True,
+        quoting=quoting,
     )
-    for row in lines:
-        yield [cell.strip() for cell in row]
+    try:
+        for row in lines:
+            yield [cell.strip() for cell in row]
+    except csv.Error as error:
+        raise csv.Error(f"line {lines.line_num}: {error}") from None
 
 
 def _delimiter(text, usual):

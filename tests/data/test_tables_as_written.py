@@ -91,6 +91,21 @@ def test_a_tsv_file_with_commas_is_read(images):
     assert count_of(table(images, PLAIN, "t.tsv")) == 12
 
 
+def test_quotes_in_a_tsv_file_may_be_part_of_the_text(tmp_path, capsys):
+    texts = [f'"Fine" said {i}' if i % 2 else f'"one quote {i}' for i in range(12)]
+    rows = [f"{text}\t{'ab'[i // 6]}" for i, text in enumerate(texts)]
+    data = table(tmp_path, "text\tlabel\n" + "\n".join(rows), "t.tsv")
+    found = {p.images.decoded(i) for p in data.examples.values() for i in range(len(p))}
+    assert found == set(texts)
+    assert "its quotes do not enclose whole cells" in capsys.readouterr().err
+
+
+def test_quotes_that_are_not_written_twice_are_refused_with_their_line(tmp_path):
+    rows = [f'"He said \\"hi\\", {i}",{"ab"[i // 6]}' for i in range(12)]
+    with pytest.raises(InputError, match=r"line 2: .* write a quote inside a cell in quotes twice"):
+        table(tmp_path, "text,label\n" + "\n".join(rows))
+
+
 def test_rows_keep_their_numbers_below_empty_rows(images, capsys):
     with pytest.raises(InputError, match="row 4: path is empty"):
         table(images, "path,label\nimages/cat/1.png,cat\n,\n\n,dog\n")
