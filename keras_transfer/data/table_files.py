@@ -5,11 +5,13 @@ import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from keras_transfer.data.files import TABLES
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.text.check import MOST_CHARACTERS
 from keras_transfer.utils.console import listed, say
 from keras_transfer.utils.encodings import MARKS, fitting_encoding
 from keras_transfer.utils.extras import require
@@ -111,7 +113,8 @@ def _read_csv(path, usual) -> TableCells:
     else:
         delimiter = _delimiter(text, usual)
     try:
-        lines = _lines(text, delimiter, path)
+        with _long_cells():
+            lines = _lines(text, delimiter, path)
     except csv.Error as error:
         raise InputError(
             f"{path} cannot be read as CSV ({error}): write a quote inside a cell in quotes twice, and "
@@ -155,6 +158,16 @@ def _decoded(path) -> str:
     if "\0" in text:
         raise InputError(f"{path} is not CSV but binary: export the table as 'CSV UTF-8'.")
     return text
+
+
+@contextmanager
+def _long_cells():
+    """Let cells be as long as the longest text; Python's own limit is 131,072 characters."""
+    before = csv.field_size_limit(2 * MOST_CHARACTERS)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _lines(text, delimiter, path) -> list[list[str]]:

@@ -1,5 +1,7 @@
 """Texts in the cells of tables: read, split, checked and measured in slices."""
 
+import csv
+
 import numpy as np
 import pytest
 from conftest import raises
@@ -59,6 +61,14 @@ def test_pairs_of_texts_are_two_columns():
         {**columns, "question": ["", *questions[1:]]}, text_column=["question", "text"]
     )
     assert [one.reason for one in without.skipped] == ["empty text"]
+
+
+def test_a_text_may_be_a_whole_book(tmp_path):
+    rows = [f'"{"word " * 30_000}{i}",{"ab"[i // 3]}' for i in range(6)]
+    (tmp_path / "books.csv").write_text("text,label\n" + "\n".join(rows))
+    before = csv.field_size_limit()
+    data = opened(tmp_path / "books.csv")
+    assert sum(map(len, data.examples.values())) == 6 and csv.field_size_limit() == before
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "frame"])
