@@ -126,9 +126,13 @@ def _read_csv(path, usual) -> TableCells:
     _say_empty(path, [n for n, row in enumerate(rows, 1) if not any(row)], len(rows))
     for number, row in numbered:
         if len(row) < len(header) or any(row[len(header) :]):
+            what = f"{path}, row {number} has {len(row)} cells, but the header has {len(header)}; "
+            if len(row) < len(header):
+                raise InputError(
+                    f"{what}add the others, or put quotes around cells of several lines."
+                )
             raise InputError(
-                f"{path}, row {number} has {len(row)} cells, but the header has {len(header)}; "
-                f"put quotes around cells with {_DELIMITERS.get(delimiter, delimiter)}."
+                f"{what}put quotes around cells with {_DELIMITERS.get(delimiter, delimiter)}."
             )
     columns = {
         name: [row[i] for _, row in numbered]

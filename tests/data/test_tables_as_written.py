@@ -140,6 +140,13 @@ def test_the_ansi_export_of_excel_is_told_to_be_saved_as_utf_8(images):
         table(images, PLAIN.encode("utf-16")[:-1])
 
 
+def test_a_row_without_all_cells_is_told_so(images):
+    with pytest.raises(
+        InputError, match="row 13 has 1 cells, but the header has 2; add the others"
+    ):
+        table(images, "path,label\n" + "\n".join([*lines(), "images/cat/0.png"]))
+
+
 def test_a_file_that_is_no_table_is_told_so(images):
     with pytest.raises(InputError, match=r"t\.csv is not CSV but binary: export the table"):
         table(images, b"PK\x03\x04\x00\x00")
