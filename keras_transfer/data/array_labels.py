@@ -88,9 +88,10 @@ def _one_per_image(values, split):
         values = np.array([value.decode() for value in values.ravel()]).reshape(values.shape)
     names = values.dtype.kind in "UT" or (values.dtype == object and _all(values, str))
     if not names and values.dtype.kind not in "biuf":
+        odd = [value for value in values.ravel().tolist() if not isinstance(value, str)]
         raise InputError(
             f"Labels of {split} must be integers or names, one per image, not {values.dtype} "
-            f"({listed(values.ravel().tolist()[:1])}); for several labels per image pass 0 and 1 "
+            f"({listed(odd[:1])}); for several labels per image pass 0 and 1 "
             "[N, L] and task='multi_label'."
         )
     shape, cast, width = list(values.shape), None, None
@@ -128,6 +129,15 @@ def _array(labels, split):
             f"{split} has labels of different lengths ({error}): pass one per image, or 0 and 1 [N, L] "
             "with task='multi_label'."
         ) from None
+    if values.dtype.kind in "UT":  # NumPy has made names of what is missing
+        missing = [
+            i for i, value in enumerate(labels) if isinstance(value, float) and value != value
+        ]
+        if missing:
+            raise InputError(
+                f"{split} has no label at {listed(missing)}: leave out these examples, or name a class "
+                "for them."
+            )
     if values.dtype == object and _all(values, (int, float, np.number, np.bool_)):
         return np.array(values.tolist())
     return values
