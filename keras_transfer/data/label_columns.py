@@ -19,6 +19,7 @@ MOST_COLUMNS = {"label_columns": math.inf, "targets": math.inf, "text_column": 2
 _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _EMPTY = {"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>", "null", "NULL"}  # as text
 _BRACKETS = re.compile(r"[\[({]((.*['\",].*)|[\s\d.]*)[\])}]", re.DOTALL)
+_LARGEST = float(np.finfo(np.float32).max)
 _INTEGRAL = re.compile(r"[+-]?\d+(\.0+)?")  # pandas writes integers so where values are missing
 
 
@@ -241,11 +242,11 @@ def _is_list(value):
 
 def _numbers(cells):
     def number(value):
-        if isinstance(value, (bool, np.bool_)) or not np.isfinite(float(value)):
+        if isinstance(value, (bool, np.bool_)) or not abs(float(value)) <= _LARGEST:
             raise ValueError
         return float(value)
 
-    problem = "which is not a number (decimals are written with a point)"
+    problem = f"which is not a number up to {_LARGEST:.2g} (decimals are written with a point)"
     read = [cells.read(name, number, problem) for name in cells.columns]
     return np.array(read, np.float32).T.copy(), Target("regression", tuple(cells.columns))
 

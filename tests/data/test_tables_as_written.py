@@ -362,6 +362,12 @@ def test_numbers_that_are_missing_are_skipped(images):
     assert count_of(data) == 11 and data.skipped[0].reason == "row 1: age is empty"
 
 
+@pytest.mark.parametrize("value", ["1e39", "-inf", 1e300, "1,5"])
+def test_numbers_that_are_too_large_are_refused(value):
+    with pytest.raises(InputError, match="row 2: age is .* which is not a number up to 3.4e"):
+        read_targets({"age": [1.0, value]}, targets=["age"])
+
+
 def test_the_column_that_is_empty_is_named(images, capsys):
     content = PLAIN.replace("path,label", "path,label,age").replace("cat\n", "cat,1\n")
     content = content.replace("dog\n", "dog,2\n").replace("0.png,dog,2", "0.png,dog,")
