@@ -161,6 +161,14 @@ def test_near_duplicates_stay_in_one_split_and_check_reports_them(tmp_path):
     assert "words: minimum 1, median" in text and "script: Latin: 10" in text
 
 
+def test_half_of_a_surrogate_pair_is_skipped():
+    texts = [*COLUMNS["text"][:-1], "an emoji that was cut: \ud83d"]
+    data = from_arrays((texts, COLUMNS["label"]), val_split=0.4, progress=False)
+    assert [one.path for one in data.skipped] == ["train 9"]
+    assert data.skipped[0].reason.startswith("not valid text: character 23")
+    assert len(data.fingerprint()) == 9
+
+
 def test_bad_tables_are_explained():
     for options, problem in (({}, "'path'"), ({"text_column": "reviwe"}, "'reviwe'")):
         with pytest.raises(ColumnError, match=f"no column {problem}") as caught:

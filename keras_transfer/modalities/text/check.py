@@ -76,6 +76,10 @@ def fault_of(text: str) -> str | None:
         return "empty text"
     if "\0" in text:
         return "not a text but binary data"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"not valid text: character {error.start} is half of a pair (a lone surrogate)"
     if len(text) > MOST_CHARACTERS:
         return f"too long: {len(text):,} characters, the limit is {MOST_CHARACTERS:,}; divide it"
     return None
