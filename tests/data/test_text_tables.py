@@ -38,11 +38,14 @@ def test_pairs_of_texts_are_two_columns():
     assert first in BAD and reader.decoded(0) == f"is {first} good?\x1f{first}"
     assert data.modality.excerpt(reader, 0) == f"is {first} good? | {first}"
     pairs = list(zip(questions, COLUMNS["text"]))
-    same = from_arrays((pairs, COLUMNS["label"]), val_split=0.4, progress=False)
-    read, listed = (
-        {text for part in one.examples.values() for text in texts_of(part)} for one in (same, data)
+    same = [
+        from_arrays((some, COLUMNS["label"]), val_split=0.4, progress=False)
+        for some in (pairs, np.array(pairs), np.array(pairs, object))
+    ]
+    read, *others = (
+        {text for part in one.examples.values() for text in texts_of(part)} for one in (data, *same)
     )
-    assert read == listed and len(read) == 10
+    assert others == [read] * 3 and len(read) == 10
     with raises("score is 0, a number, not a text"):
         opened(columns, text_column=["question", "score"])
     with pytest.raises(ColumnError, match="no column 'quest'") as caught:

@@ -6,6 +6,14 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities.text.check import pair_of
 
 
+def parts_of(value) -> list:
+    """Return the items of a sequence in memory, such as a pair; [] for anything else."""
+    sequence = isinstance(value, (tuple, list)) or (
+        isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "UTSO"
+    )
+    return list(value) if sequence else []
+
+
 class Cast:
     """Convert the texts of a split, or its pairs of texts, to strings, one by one.
 
@@ -17,8 +25,8 @@ class Cast:
         self.split = split
 
     def __call__(self, text, name: str) -> str:
-        if isinstance(text, (tuple, list)) and len(text) == 2:
-            return pair_of(*(self(part, name) for part in text))
+        if len(pair := parts_of(text)) == 2:
+            return pair_of(*(self(part, name) for part in pair))
         if isinstance(text, np.ndarray) and text.ndim == 0:
             text = text.item()
         if isinstance(text, bytes):

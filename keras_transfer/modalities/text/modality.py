@@ -10,6 +10,7 @@ from keras_transfer.modalities import Modality
 from keras_transfer.modalities.reading import digest
 from keras_transfer.modalities.statistics import binned, counted, described, spread
 from keras_transfer.modalities.text import augment, check
+from keras_transfer.modalities.text.arrays import parts_of
 from keras_transfer.modalities.text.framing import TextFraming
 from keras_transfer.modalities.text.sketch import NEAR
 from keras_transfer.utils.extras import require
@@ -131,7 +132,7 @@ class Texts(Modality):
 
     def holds(self, values: Sequence, facts: Mapping) -> bool:
         first = list(values[:_FEW])
-        first += [part for value in first if isinstance(value, (tuple, list)) for part in value]
+        first += [part for value in first for part in parts_of(value)]
         return not facts and any(isinstance(value, (str, bytes)) for value in first)
 
     def framing(self, values: Mapping) -> TextFraming:
