@@ -14,6 +14,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality, find_modality, modality_in_memory
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import free_memory
+from keras_transfer.utils.names import make_options
 
 
 class Contents(Encoded):
@@ -157,7 +158,7 @@ def from_arrays(
             why = f": {skipped[0].path} is {skipped[0].reason}" if skipped else ""
             raise InputError(f"{split} has no usable {modality.one}{why}.")
         examples[split] = Examples(images.take(good), labels[split][good])
-    return divide(target, examples, skipped, "arrays", SplitRule(**rule))
+    return divide(target, examples, skipped, "arrays", make_options(SplitRule, rule, "from_arrays"))
 
 
 def from_dataset(

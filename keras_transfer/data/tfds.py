@@ -15,6 +15,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities import find_modality
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.extras import require
+from keras_transfer.utils.names import make_options
 
 _SPLITS = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
 
@@ -79,7 +80,9 @@ def from_tfds(
                 tfds, builder, split, source, target, image, label, progress
             )
         skipped += faulty
-    return divide(target, examples, skipped, builder.name, SplitRule(**rule))
+    return divide(
+        target, examples, skipped, builder.name, make_options(SplitRule, rule, "from_tfds")
+    )
 
 
 def _prepared(tfds, builder, data_dir):

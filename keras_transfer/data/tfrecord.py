@@ -18,6 +18,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities import find_modality
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import new_folder
+from keras_transfer.utils.names import make_options
 
 # The schema: one `tf.train.Example` per image, with the names of TensorFlow's conversion scripts.
 IMAGE, LABEL, NAME = "image/encoded", "image/class/label", "image/filename"
@@ -145,7 +146,7 @@ def from_records(folder, *, progress: bool = True, **rule) -> ImageData:
         paths = [folder / shard for shard in shards]
         examples[split], faulty = read_shards(paths, target, split=split, progress=progress)
         skipped += faulty
-    return divide(target, examples, skipped, folder, SplitRule(**rule))
+    return divide(target, examples, skipped, folder, make_options(SplitRule, rule, "from_records"))
 
 
 def read_shards(

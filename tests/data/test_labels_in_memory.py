@@ -98,6 +98,7 @@ def test_labels_that_skip_numbers_name_the_classes(values, capsys):
         (CLASSES, {"class_names": 3}, "class_names must be a sequence of names"),
         (np.eye(4)[CLASSES], {}, "class 3 has no readable image in arrays"),
         (np.eye(4)[CLASSES], {"task": "multi_label"}, "class 3 has no readable image"),
+        (CLASSES, {"vall_split": 0.2}, "Unknown option 'vall_split' of from_arrays"),
         (CLASSES, {"task": "classes"}, "task must be one of single_label"),
         (["x"] * 12, {"task": "regression"}, "must be numbers of shape [N, C]"),
     ],
