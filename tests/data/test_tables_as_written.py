@@ -364,7 +364,7 @@ def test_numbers_that_are_missing_are_skipped(images):
 
 @pytest.mark.parametrize("value", ["1e39", "-inf", 1e300, "1,5"])
 def test_numbers_that_are_too_large_are_refused(value):
-    with pytest.raises(InputError, match="row 2: age is .* which is not a number up to 3.4e"):
+    with pytest.raises(InputError, match=r"row 2: age is .* which is not a number up to 3.4e"):
         read_targets({"age": [1.0, value]}, targets=["age"])
 
 
