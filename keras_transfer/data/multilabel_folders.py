@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data.readers import Files
+from keras_transfer.modalities import find_modality
 from keras_transfer.modalities.image.decode import open_image
 
 # Among 80 photographs, half the size or JPEG quality 40 changes pixels by at most 0.007 of the range on
@@ -20,13 +21,14 @@ def merge_copies(
     """Return the first file of each image in label folders, and all its labels, 0/1 float32 [n, L].
 
     Two files are one image if their content is equal; or if they have the same name below their
-    folders and look the same (saved again, or at another size).
+    folders and look the same (images saved again, or at another size).
 
     Args:
         files: `FOLDER/<label>/…`, all in one FOLDER.
         labels: the label folder of each file, int [n].
         names: the labels, in the desired order.
     """
+    images = files.modality is find_modality("image")
     used = {int(label): path for label, path in zip(labels, files.names)}
     # The common path of files in two label folders ends above both.
     folder = Path(os.path.commonpath(list(used.values())) if len(used) > 1 else "")
@@ -35,10 +37,11 @@ def merge_copies(
     by_digest: dict = {}
     by_name: dict = {}
     for place, (path, label, digest) in enumerate(zip(files.names, labels, files.digests)):
-        name = os.path.relpath(path, folder / names[label])
+        # Not `names[label]`: that is in Unicode's composed form.
+        name = Path(os.path.relpath(path, folder)).parts[1:]
         same_name = by_name.setdefault(name, [])
         at = by_digest.get(digest)
-        if at is None:
+        if at is None and images:
             at = next((k for k in same_name if _look_the_same(files.names[first[k]], path)), None)
         if at is None:
             at = len(first)

@@ -252,6 +252,27 @@ def tagged(real_data, tmp_path):
     return folder
 
 
+def test_texts_in_several_folders_have_several_labels(tmp_path):
+    for label, texts in (("news", ("one", "two", "three")), ("sport", ("one", "other", "four"))):
+        (tmp_path / label).mkdir()
+        for i, text in enumerate(texts):
+            (tmp_path / label / f"{i}.txt").write_text(text)
+    data = from_directory(tmp_path, task="multi_label", val_split=0.4, progress=False)
+    rows = [row.tolist() for part in data.examples.values() for row in part.labels]
+    assert sorted(rows) == [[0, 1], [0, 1], [1, 0], [1, 0], [1, 1]]
+
+
+def test_a_folder_with_an_accent_in_two_characters_has_the_same_images(tmp_path, rng):
+    for i in range(4):
+        image = Image.fromarray(rng.integers(0, 255, (8, 8, 3), "uint8")).resize((64, 64))
+        for label, side in (("e\u0301t\u00e9", 64), ("b", 32)):
+            (tmp_path / label).mkdir(exist_ok=True)
+            image.resize((side, side)).save(tmp_path / label / f"{i}.png")
+    data = from_directory(tmp_path, task="multi_label", val_split=0.5, progress=False)
+    assert sum(map(len, data.examples.values())) == 4
+    assert all((part.labels == 1).all() for part in data.examples.values())
+
+
 def test_a_image_in_several_folders_has_several_labels(tagged):
     data = from_directory(tagged, task="multi_label", val_split=0.25)
     assert data.task == "multi_label" and data.names == ("ants", "insects", "outdoors")
