@@ -20,6 +20,7 @@ _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _EMPTY = {"", "NA", "N/A", "#N/A", "NaN", "nan", "<NA>", "null", "NULL"}  # as text
 _BRACKETS = re.compile(r"[\[({]((.*['\",].*)|[\s\d.]*)[\])}]", re.DOTALL)
 _LARGEST = float(np.finfo(np.float32).max)
+_SHOWN = 100  # characters of a cell in a message
 _INTEGRAL = re.compile(r"[+-]?\d+(\.0+)?")  # pandas writes integers so where values are missing
 
 
@@ -199,7 +200,7 @@ class Cells:
                 raise
             except (TypeError, ValueError, KeyError):
                 raise InputError(
-                    f"{self.where(index)}: {column} is {value!r}, {problem}."
+                    f"{self.where(index)}: {column} is {_shown(value)}, {problem}."
                 ) from None
         return values
 
@@ -220,6 +221,12 @@ class Cells:
 
     def where(self, index):
         return f"{self.table}, row {index + 1 if self.rows is None else self.rows[index]}"
+
+
+def _shown(value) -> str:
+    """Return a cell for a message; a cell may be a whole text or the bytes of an image."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def is_missing(value, names: Sequence[str] = ()) -> bool:

@@ -368,6 +368,12 @@ def test_numbers_that_are_too_large_are_refused(value):
         read_targets({"age": [1.0, value]}, targets=["age"])
 
 
+def test_long_cells_are_shortened_in_messages():
+    with pytest.raises(InputError, match="row 1: image is .* which is not a path") as raised:
+        from_table({"image": [{"bytes": b"x" * 100_000}], "label": ["a"]}, path_column="image")
+    assert len(str(raised.value)) < 200
+
+
 def test_the_column_that_is_empty_is_named(images, capsys):
     content = PLAIN.replace("path,label", "path,label,age").replace("cat\n", "cat,1\n")
     content = content.replace("dog\n", "dog,2\n").replace("0.png,dog,2", "0.png,dog,")
