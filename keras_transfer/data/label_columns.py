@@ -262,9 +262,9 @@ def _numbers(cells):
 
 
 def _classes(cells, known):
-    (values,) = cells.columns.values()
+    (column,) = cells.columns
     names = known.names if known else ()
-    texts = {_text(value) for value in values if not is_missing(value, names)}
+    texts = set(cells.read(column, _text, "which is not UTF-8", names))
     integers = all(_INTEGRAL.fullmatch(text) for text in texts) and not texts <= set(names)
 
     def class_name(value):

@@ -368,6 +368,13 @@ def test_numbers_that_are_too_large_are_refused(value):
         read_targets({"age": [1.0, value]}, targets=["age"])
 
 
+def test_labels_in_bytes_must_be_utf_8():
+    labels, target = read_targets({"label": [b"a", b"\xc3\xa9"]}, label_column="label")
+    assert labels.tolist() == [0, 1] and target.names == ("a", "é")
+    with pytest.raises(InputError, match=r"row 2: label is b'\\xe9', which is not UTF-8"):
+        read_targets({"label": [b"a", b"\xe9"]}, label_column="label")
+
+
 def test_long_cells_are_shortened_in_messages():
     with pytest.raises(InputError, match="row 1: image is .* which is not a path") as raised:
         from_table({"image": [{"bytes": b"x" * 100_000}], "label": ["a"]}, path_column="image")
