@@ -376,7 +376,7 @@ def test_labels_in_bytes_must_be_utf_8():
 
 
 def test_long_cells_are_shortened_in_messages():
-    with pytest.raises(InputError, match="row 1: image is .* which is not a path") as raised:
+    with pytest.raises(InputError, match=r"row 1: image is .* which is not a path") as raised:
         from_table({"image": [{"bytes": b"x" * 100_000}], "label": ["a"]}, path_column="image")
     assert len(str(raised.value)) < 200
 
