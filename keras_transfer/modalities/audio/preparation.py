@@ -83,7 +83,8 @@ def _varied(samples, framing: ClipFraming, augmentation: ClipAugmentation, rng):
     if augmentation.noise:
         least = min(_LEAST_NOISE, augmentation.noise)
         share = np.exp(rng.uniform(np.log(least), np.log(augmentation.noise)))
-        amplitude = share * np.sqrt(np.mean(np.square(samples, dtype="float64")))
+        power = np.mean(np.square(samples, dtype="float64")) if len(samples) else 0.0
+        amplitude = share * np.sqrt(power)
         window += rng.normal(0, amplitude, len(window)).astype("float32")
     image = image_of(window, framing)
     gray = round(float(image.mean()))
@@ -95,6 +96,8 @@ def _varied(samples, framing: ClipFraming, augmentation: ClipAugmentation, rng):
 
 def _faster(samples, factor):
     """Return a clip at another speed, like a tape: tones become higher by the same factor."""
+    if len(samples) < 2:  # resampled, of a clip of a few samples nothing may be left
+        return samples
     places = np.arange(0, len(samples) - 1, factor)
     return np.interp(places, np.arange(len(samples)), samples).astype("float32")
 
