@@ -325,6 +325,14 @@ def test_an_invalid_rate(rate):
         from_arrays(([tone(440)] * 4, [0, 1] * 2), rate=rate, progress=False)
 
 
+def test_channels_come_last():
+    clips = [np.stack([tone(440 + i)] * 2) for i in range(4)]
+    with raises("train 0 has the shape [2, 3200], which is 2 samples of 3200 channels"):
+        from_arrays((clips, [0, 1] * 2), rate=RATE, progress=False)
+    data = from_arrays(([c.T for c in clips], [0, 1] * 2), rate=RATE, val_split=0.5, progress=False)
+    assert len(data.examples["train"].images.decoded(0)[0]) == 3200
+
+
 def test_clips_for_a_model_of_images(tmp_path):
     from keras_transfer.modalities.image.framing import Framing
 

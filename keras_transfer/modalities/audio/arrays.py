@@ -34,6 +34,11 @@ class Cast:
                 f"{name} is {samples.dtype} {list(samples.shape)}, not a clip: pass samples [n] or [n, "
                 "channels], floats from -1 to 1 or whole numbers."
             )
+        if samples.ndim == 2 and 0 < len(samples) < samples.shape[1]:
+            raise InputError(
+                f"{name} has the shape {list(samples.shape)}, which is {len(samples)} samples of "
+                f"{samples.shape[1]} channels: pass [n, channels], such as the transposed array."
+            )
         if samples.dtype.kind in "iu":
             limits = np.iinfo(samples.dtype)
             middle = (int(limits.max) + int(limits.min) + 1) / 2
