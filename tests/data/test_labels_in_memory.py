@@ -159,6 +159,14 @@ def test_numbers_from_a_batched_dataset_are_read():
     assert data.targets == Target("regression", ("0",))
 
 
+def test_clips_without_their_rate_are_refused():
+    clips = list(np.linspace(-1, 1, 1200).reshape(12, 100))
+    with pytest.raises(InputError, match=r"train 0 has the shape \[100\], .* or rate=… for clips"):
+        from_arrays((clips, CLASSES), progress=False)
+    with pytest.raises(InputError, match="train 0 is not an array: pass RGB values"):
+        from_arrays(([(clip, 8000) for clip in clips], CLASSES), progress=False)
+
+
 def test_normalized_images_are_refused():
     for images, message in (
         (pixels() / 127.5 - 1, "from -1 to .* without normalization"),

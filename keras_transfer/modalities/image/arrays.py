@@ -17,7 +17,10 @@ class Cast:
         self._scaled = True  # whether no whole number is above 1
 
     def __call__(self, image, name: str) -> np.ndarray:
-        image = np.asarray(image)
+        try:
+            image = np.asarray(image)
+        except ValueError:  # rows of different lengths, or a clip with its rate
+            raise InputError(f"{name} is not an array: pass RGB values 0–255.") from None
         if image.dtype != np.uint8 and image.size:
             image = self._as_uint8(image, name)
         self._scaled &= bool(image.size) and image.max() <= 1
@@ -33,6 +36,11 @@ class Cast:
             values = image.astype(np.float32)
         except (TypeError, ValueError):
             raise InputError(f"{name} is {kind}, not an image: pass RGB values 0–255.") from None
+        if values.ndim == 1:
+            raise InputError(
+                f"{name} has the shape {list(values.shape)}, not that of an image: pass [height, width, "
+                "3], or rate=… for clips."
+            )
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= 255):  # or NaN
             raise InputError(
