@@ -71,6 +71,15 @@ def served(contents, reading):
 # -- depth ------------------------------------------------------------------------------------------
 
 
+def test_faults_of_numpy_files_are_said_once():
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}]), allow_pickle=True)
+    assert decode.examine(buffer.getvalue()).fault.startswith("its values are object: save whole")
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((4, 4, 3), "uint8"))
+    assert decode.examine(buffer.getvalue()[:-1]).fault == "truncated: the file ends too early"
+
+
 def test_sixteen_bits_are_scaled_by_the_range_that_they_use():
     values = deep()
     pixels = decode.decode(file_of(Image.fromarray(values)), RGB)

@@ -179,7 +179,11 @@ def _read_npy(contents):
     if len(shape) in (2, 3):
         _check_pixels(*shape[:2])
     size = int(np.prod(shape, dtype=object)) * kind.itemsize
-    if kind.hasobject or len(contents) - start < size:
+    if kind.hasobject:
+        raise UnsuitableValues(
+            f"its values are {kind}: save whole numbers, of 8 bits (0–255) or of 16"
+        )
+    if len(contents) - start < size:
         raise ValueError("truncated: the file ends too early")
     values = np.frombuffer(contents, kind, offset=start, count=size // kind.itemsize)
     return values.reshape(shape, order=order)

@@ -357,7 +357,7 @@ def _fault(error, contents):
     ):
         return f"truncated: {len(contents):,} of {size:,} bytes"
     if re.search("truncated|premature|unexpected end", text, re.IGNORECASE):
-        return f"truncated: {text}"
+        return text if text.startswith("truncated: ") else f"truncated: {text}"
     if isinstance(error, UnidentifiedImageError):
         if found is None:
             return f"not an image: no {NAMES} data"
