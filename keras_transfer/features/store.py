@@ -118,11 +118,12 @@ def _limit():
     if not text:
         return _DEFAULT_LIMIT
     try:
-        return int(float(text) * (1 << 30))
-    except ValueError:
-        raise InputError(
-            f"KERAS_TRANSFER_CACHE_GB is {text!r}: set it to a number of gigabytes."
-        ) from None
+        limit = int(float(text) * (1 << 30))
+    except (ValueError, OverflowError):
+        limit = -1
+    if limit < 0:  # it would remove all tables
+        raise InputError(f"KERAS_TRANSFER_CACHE_GB is {text!r}: set it to a number of gigabytes.")
+    return limit
 
 
 def _size(folder):

@@ -233,9 +233,10 @@ def test_a_table_removed_in_use_is_still_right(tmp_path):
 def test_limits(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_TRANSFER_CACHE_GB", "0.5")
     assert Store(tmp_path).limit == 1 << 29 and Store(tmp_path).free() <= 1 << 29
-    monkeypatch.setenv("KERAS_TRANSFER_CACHE_GB", "much")
-    with pytest.raises(InputError, match="KERAS_TRANSFER_CACHE_GB is 'much'"):
-        Store(tmp_path)
+    for text in ("much", "inf", "nan", "-1"):
+        monkeypatch.setenv("KERAS_TRANSFER_CACHE_GB", text)
+        with pytest.raises(InputError, match=f"KERAS_TRANSFER_CACHE_GB is '{text}'"):
+            Store(tmp_path)
     assert [format_bytes(n) for n in (0, 1023, 5 << 20, 3 << 29)] == [
         "0 B",
         "1.02e+03 B",
