@@ -204,7 +204,6 @@ def test_short_clips_lie_in_the_middle_and_long_ones_are_cut_to_it():
     np.testing.assert_array_equal(window_of(ramp, FRAMING), ramp[start:][: FRAMING.samples])
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
 @pytest.mark.parametrize("rate", [8000, 44100])
 def test_a_clip_of_one_sample_is_varied(rate):
     clips = Contents([encoded(np.array([0.4]), rate)], modality=MODALITY)
@@ -215,6 +214,7 @@ def test_a_clip_of_one_sample_is_varied(rate):
     assert made.shape == (2, 1, 32, 32, 3)
 
 
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
 def test_the_graph_resamples_like_soxr(rate):
     clip = np.convolve(np.random.default_rng(0).normal(0, 0.1, rate), np.hanning(9) / 4, "same")
     framing = ClipFraming(64, 16000, 0.8)
