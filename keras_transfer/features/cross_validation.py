@@ -36,14 +36,21 @@ def folds_of(labels, groups, seed, most, width=1):
     most = min(most, max(int(_MOST_WORK / (width * classes)), _LEAST_PER_CLASS * classes))
     if len(labels) > most:
         rows = stratified_sample(labels, most, groups=groups, seed=seed)
-    # Distinct groups of each class: a group, such as a writer, may have examples of all classes.
-    pairs = np.unique(np.stack([labels[rows], groups[rows]]), axis=1)
-    counts = np.bincount(pairs[0], minlength=labels.max() + 1)
-    folds = min(FOLDS, counts.min())
+        if _fewest_groups(labels[rows], groups[rows], classes) < 2:
+            # Large groups fill the sample: some rows of each have to do.
+            rows = stratified_sample(labels, most, seed=seed)
+    folds = min(FOLDS, _fewest_groups(labels[rows], groups[rows], classes))
     if folds < 2:
         return rows, []
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return rows, list(splitter.split(rows, labels[rows], groups[rows]))
+
+
+def _fewest_groups(labels, groups, classes):
+    """Return the number of distinct groups of the class that has the fewest."""
+    # A group, such as a writer, may have examples of all classes.
+    pairs = np.unique(np.stack([labels, groups]), axis=1)
+    return np.bincount(pairs[0], minlength=classes).min()
 
 
 def cross_validated(rows, labels, splits, class_weight):

@@ -7,7 +7,8 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 
-from keras_transfer.features.closed_form import logistic_regression
+from keras_transfer.features.closed_form import logistic_regression, solve
+from keras_transfer.features.held_out import held_out_outputs
 from keras_transfer.features.probe import cross_validated_probe
 
 pytestmark = pytest.mark.compat
@@ -250,3 +251,13 @@ def test_groups_may_have_examples_of_all_classes(rng):
     assert found.cross_validation is not None and np.isfinite(found.held_out).all()
     # The first of each group alone is of one class.
     assert logistic_regression(features, labels, labels).cross_validation is None
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_strength_is_chosen_where_groups_are_larger_than_the_sample(count, rng):
+    labels = rng.integers(0, 3, 8000)
+    features = (rng.normal(size=(8000, 4)) + labels[:, None]).astype("float32")
+    groups = np.arange(8000) * count // 8000
+    head = solve("single_label", features, labels, groups)
+    assert head.cross_validation < 1 and np.isfinite(head.held_out).any()
+    assert np.isfinite(held_out_outputs("single_label", features, labels, groups)).all()
