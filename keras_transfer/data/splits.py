@@ -118,8 +118,8 @@ def stratified_sample(
     Args:
         labels: class of each row, int [n].
         size: maximum number of rows in the sample.
-        groups: int [n]; rows of one group, which have the same class, are sampled together. By
-            default every row is a group.
+        groups: int [n]; rows of one group, which have the same class, are sampled together, unless
+            that leaves none. By default every row is a group.
         seed: any integer.
 
     Returns:
@@ -140,6 +140,8 @@ def stratified_sample(
         )
     ranked = order[np.argsort(priority[order], kind="stable")]
     sampled = ranked[np.cumsum(counts[ranked]) <= size]
+    if not len(sampled):  # the first group is larger
+        return stratified_sample(labels, size, seed=seed)
     return np.flatnonzero(np.isin(groups, sampled))
 
 

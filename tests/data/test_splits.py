@@ -315,3 +315,9 @@ def test_several_heads_are_split_by_the_first_with_classes():
     chosen, names = strata(labels["tags"], heads["tags"])
     assert chosen is labels["tags"] and names == ("a", "b")
     assert strata(labels["age"], heads["age"]) == (labels["age"], None)
+
+
+def test_a_sample_is_not_empty_where_groups_are_larger():
+    labels, groups = np.arange(100) % 2, np.arange(100) // 50
+    sampled = stratified_sample(labels, 20, groups=groups)
+    assert len(sampled) == 20 and labels[sampled].sum() == 10
