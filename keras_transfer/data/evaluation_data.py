@@ -210,7 +210,7 @@ def check_to_predict(given, modality: Modality, lines=None) -> None:
 
 def _exists(path):
     try:
-        return Path(path).expanduser().exists()
+        return os.fspath(path) != "" and Path(path).expanduser().exists()
     except (
         OSError,
         RuntimeError,
@@ -229,6 +229,8 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
         InputError: if a path does not exist, or a folder contains no file.
     """
     files = []
+    if "" in map(os.fspath, paths):
+        raise InputError("the name of a file or folder is empty; check the path")
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists():
             raise InputError(f"no such file or folder: {path}; check the path")

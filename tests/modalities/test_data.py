@@ -117,6 +117,8 @@ def test_list_images(tmp_path, animals):
     (tmp_path / "empty").mkdir()
     with raises(f"no image, clip or text in {tmp_path / 'empty'}"):
         list_images([tmp_path / "empty"])
+    with raises("the name of a file or folder is empty"):
+        list_images([""])  # not the working directory
     with raises("no images given"):
         list_images([])
 

@@ -115,6 +115,8 @@ def test_only_texts_can_be_typed(tmp_path):
         examples_to_predict([], find_modality("image"), tmp_path)
     with raises("no such file or folder: what is this"):
         examples_to_predict(["what is this"], find_modality("image"))
+    good, skipped = examples_to_predict(["what is this", ""], find_modality("text"))
+    assert good.names == ["what is this"] and [one.reason for one in skipped] == ["empty text"]
 
 
 ANSWERED = ["😀 in a red room", "a\x01b\x7f", "x" * 100_000, "مرحبا بالعالم", "red " * 30_000]
