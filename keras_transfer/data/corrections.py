@@ -102,6 +102,8 @@ def read_corrections(path: str | os.PathLike) -> dict[str, tuple[str, str, int]]
                 raise InputError(
                     f"{path}, line {line}: action {action!r} must be one of {', '.join(ACTIONS)}"
                 )
+            if not row["path"]:
+                raise InputError(f"{path}, line {line} has no path: fill it in or remove the line")
             value = action, row["suggested"] or "", line
             other = found.setdefault(row["path"], value)
             if other[0] != action or (action == "relabel" and other[1] != value[1]):

@@ -331,6 +331,8 @@ def read_split_file(path: str | os.PathLike) -> dict[str, str]:
             raise InputError(
                 f"{path}, line {line}: {given!r} is not a split; use train, val or test"
             )
+        if not name:
+            raise InputError(f"{path}, line {line} has no path: fill it in or remove the line")
         if listed.setdefault(name, known) != known:
             raise InputError(f"{path}, line {line}: {name} is in {listed[name]} and in {known}")
     if not listed:

@@ -52,6 +52,7 @@ def test_other_tasks(tmp_path):
         (["train/cat/0.png,bird,relabel"], "'bird' is not a label of the data"),
         (["train/cat/0.png,,delete"], "line 2: action 'delete' must be one of relabel, drop, keep"),
         (["train/cat/0.png,dog,relabel", "train/cat/0.png,,drop"], "has two different actions"),
+        ([",dog,relabel"], "line 2 has no path"),
         (["elsewhere/0.png,,drop"], "names none of the examples"),
         ([f"train/cat/{i}.png,,drop" for i in range(3)], "class cat has no readable image"),
     ],

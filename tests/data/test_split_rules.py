@@ -398,6 +398,8 @@ def test_files_of_lists(tmp_path, monkeypatch):
         ("path\n", "has no column split;"),
         ("path,split\n", "l.csv names no image"),
         ("path,split\na,val\nb\n", "l.csv, line 3: None is not a split; use train, val or test"),
+        ("split,path\nval,a\ntrain\n", "l.csv, line 3 has no path"),
+        ("path,split\n,val\n", "l.csv, line 2 has no path"),
         ("path,split\na,trial\n", "l.csv, line 2: 'trial' is not a split"),
         ("path,split\na,val\na,train\n", "l.csv, line 3: a is in val and in train"),
         ("path,split\n" + "a" * 200_000, "l.csv is not a CSV file: field larger than"),
