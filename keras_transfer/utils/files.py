@@ -217,8 +217,14 @@ def csv_text(header: Iterable[str], rows: Iterable[Iterable]) -> str:
 
 
 def csv_rows(path) -> csv.DictReader:
-    """Return a reader of the rows of a CSV file in UTF-8; names that are not UTF-8 are preserved."""
-    return csv.DictReader(io.StringIO(read_text(path), newline=""))
+    """Return a reader of the rows of a CSV file in UTF-8; names that are not UTF-8 are preserved.
+
+    Spreadsheets of some countries save what they have opened with semicolons, which are read, too.
+    """
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    delimiter = ";" if ";" in header and "," not in header else ","
+    return csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
 
 
 def write_arrays(path: Path, arrays: dict) -> None:
