@@ -36,7 +36,8 @@ def say(text: str) -> None:
 def log_to(path) -> None:
     """Append all further messages to a file: for one of several worker processes."""
     global _log
-    _log = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
+    # Like stderr, it escapes names of files that are not UTF-8. It is open until the process ends.
+    _log = Path(path).open("a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
 
 @contextmanager

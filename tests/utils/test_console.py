@@ -114,3 +114,10 @@ def test_a_list_is_one_line_of_its_first_items():
     assert listed([]) == "" and listed("ab") == "a, b" and listed(range(3), 3) == "0, 1, 2"
     assert listed(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 2 more"
     assert listed((f"a\n{i}" for i in range(3)), 1) == "a\\n0, and 2 more"
+
+
+def test_a_log_receives_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "_log", None)
+    console.log_to(tmp_path / "log")
+    say("ä\udcff.png")
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "ä\\udcff.png\n"
