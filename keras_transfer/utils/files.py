@@ -321,7 +321,7 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("KERAS_TRANSFER_CACHE")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()  # a notebook's %env does not
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("keras_transfer", appauthor=False))

@@ -14,6 +14,7 @@ from PIL import Image
 from keras_transfer.data import check_examples, check_files, files
 from keras_transfer.data.readers import digest_files
 from keras_transfer.modalities.image import modality
+from keras_transfer.utils.files import cache_folder
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -235,3 +236,8 @@ def test_columns_are_compact():
     assert sum(column.nbytes for column in vars(checked).values() if hasattr(column, "nbytes")) <= (
         50_000 * 73
     )
+
+
+def test_the_cache_folder_may_be_below_home(monkeypatch):
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", "~/somewhere")
+    assert cache_folder() == Path.home() / "somewhere"
