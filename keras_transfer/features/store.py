@@ -19,6 +19,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,7 +162,7 @@ class Table:
                 continue
             except (Damaged, OSError) as error:
                 self.damaged.append(f"{file.name}: {error}")
-                file.unlink(missing_ok=True)
+                _remove(file)
                 continue
             self._take(file.name, digests, rows)
         self._clean()
@@ -235,7 +236,13 @@ class Table:
         for file in self.folder.glob(".*"):
             process = file.name.split(".")[1]
             if process.isdecimal() and not _alive(int(process)):
-                file.unlink(missing_ok=True)
+                _remove(file)
+
+
+def _remove(file):
+    """Remove a file, unless another process has done so, or the cache is read-only."""
+    with suppress(OSError):
+        file.unlink()
 
 
 def _alive(process):

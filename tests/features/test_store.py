@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +190,20 @@ def test_killed_while_writing(tmp_path):
             check_filled(tmp_path, known)
         assert not list(tmp_path.glob("*/.*"))
     assert known
+
+
+def test_a_read_only_cache_is_read(tmp_path, monkeypatch):
+    table = table_of(Store(tmp_path))
+    table.add(digests(1), rows(1))
+    (table.folder / ".999999999.x.shard").write_bytes(b"left by a process that has ended")
+    (table.folder / "z.shard").write_bytes(b"damaged")
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    again = table_of(Store(tmp_path))
+    assert again.missing(digests(1)) == [] and len(again.damaged) == 1
 
 
 def test_a_temporary_file_of_a_living_process_stays(tmp_path):
