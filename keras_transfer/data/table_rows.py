@@ -18,6 +18,7 @@ from keras_transfer.modalities import find_modality, known_extensions
 from keras_transfer.modalities.text.check import pair_of
 from keras_transfer.utils.console import say
 
+_LONGEST_NAME = 255  # characters
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -203,13 +204,16 @@ def _below(base: Path, text: str) -> Path:
 
 
 def _path_text(value) -> str:
+    """Return a cell as a path; a ValueError or a TypeError says that it cannot be one."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer():  # integers beside empty cells
         return str(int(value))
-    if isinstance(value, bytes):
-        return os.fsdecode(value)
-    return os.fspath(value)
+    text = os.fsdecode(os.fspath(value))
+    # Systems raise errors where names are looked up that they cannot have, such as whole texts.
+    if "\0" in text or max(map(len, re.split(r"[/\\]", os.fspath(text)))) > _LONGEST_NAME:
+        raise ValueError
+    return text
 
 
 @cache
