@@ -136,6 +136,13 @@ def from_records(folder, *, progress: bool = True, **rule) -> ImageData:
         raise InputError(
             f"{folder} has no {SCHEMA} ({error.strerror}): pass a folder of write_records."
         ) from None
+    except ValueError:
+        schema = None
+    if not isinstance(schema, dict) or not {"targets", "shards"} <= schema.keys():
+        raise InputError(
+            f"{folder / SCHEMA} is not one of write_records: restore it, or move it away if these are "
+            "class folders."
+        )
     target = {head: Target(*fields) for head, fields in schema["targets"].items()}
     target = target.get("", target)
     examples, skipped = {}, []

@@ -361,3 +361,12 @@ def test_any_labels_go_through_records_and_arrays(tmp_path):
         from_arrays((random_images(), numbers), task="multi_label")
     with pytest.raises(InputError, match="finite numbers"):
         from_arrays((random_images(), numbers * np.nan), task="regression")
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"targets": {}}'])
+def test_a_schema_of_something_else_is_said(colours, text):
+    (colours / "schema.json").write_text(text)
+    with pytest.raises(
+        InputError, match=r"schema.json is not one of write_records: .* move it away"
+    ):
+        open_data(colours)
