@@ -65,6 +65,10 @@ def read_columns(table) -> TableCells:
 
 
 def _read_file(path):
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder: pass a table in it, or open its Parquet files as hf:{path}."
+        )
     if not path.is_file():
         raise InputError(f"no such file: {path}; check the path")
     kind = path.suffix.lower()

@@ -147,6 +147,12 @@ def test_a_row_without_all_cells_is_told_so(images):
         table(images, "path,label\n" + "\n".join([*lines(), "images/cat/0.png"]))
 
 
+def test_a_folder_of_parquet_files_is_told_so(tmp_path):
+    (tmp_path / "t.parquet").mkdir()
+    with pytest.raises(InputError, match=r"t.parquet is a folder: .* as hf:"):
+        from_table(tmp_path / "t.parquet")
+
+
 def test_a_file_that_is_no_table_is_told_so(images):
     with pytest.raises(InputError, match=r"t\.csv is not CSV but binary: export the table"):
         table(images, b"PK\x03\x04\x00\x00")
