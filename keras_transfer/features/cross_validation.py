@@ -82,10 +82,14 @@ def cross_validated(rows, labels, splits, class_weight):
 
 def log_probabilities(model, rows, labels, train, test) -> np.ndarray:
     """Fit a classifier on some rows; return log probabilities of others, float [M, C]."""
-    model.fit(rows[train], labels[train])
     # The probability of a class that the training part lacks is 0.
     probabilities = np.full((len(test), labels.max() + 1), LEAST_PROBABILITY)
-    probabilities[:, model.classes_] = model.predict_proba(rows[test]).clip(LEAST_PROBABILITY)
+    known = np.unique(labels[train])
+    if len(known) == 1:  # the groups of another class are all in the test part
+        probabilities[:, known] = 1.0
+    else:
+        model.fit(rows[train], labels[train])
+        probabilities[:, model.classes_] = model.predict_proba(rows[test]).clip(LEAST_PROBABILITY)
     return np.log(probabilities)
 
 

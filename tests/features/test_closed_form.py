@@ -113,6 +113,15 @@ def test_few_images_and_class_weights():
     assert predicted[1] > predicted[0]
 
 
+def test_groups_that_leave_one_class_in_the_training_part_of_a_fold():
+    """Both groups with examples of class 1 are in the second fold."""
+    labels, groups = np.array([0, 0, 1, 1, 0]), np.array([2, 0, 0, 1, 2])
+    features = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    found = logistic_regression(features, labels, groups)
+    assert np.isfinite(found.kernel).all() and np.isfinite(found.held_out).all()
+    assert np.abs(found.held_out).max() == pytest.approx(-np.log(1e-12))  # it was never seen
+
+
 def test_many_images_choose_on_some_of_each_class():
     features, labels = blobs(4, per_class=2000, width=4)
     found = logistic_regression(features, labels, np.arange(len(labels)))
