@@ -311,7 +311,7 @@ class _Reports(keras.callbacks.Callback):
     """Report each epoch's validation result to the study, and stop a pruned trial.
 
     Attributes:
-        val: metrics of the last epoch on the validation images.
+        val: metrics of the last validation.
         epochs: number of finished epochs.
     """
 
@@ -325,8 +325,10 @@ class _Reports(keras.callbacks.Callback):
 
         logs = logs or {}
         validation = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
-        self.val = _numbers(validation)
         self.epochs = epoch + 1
+        if not validation:  # where it takes longer than an epoch, not every epoch has one
+            return
+        self.val = _numbers(validation)
         self.trial.report(_value(self.val, self.metric), epoch)
         if self.trial.should_prune():
             raise optuna.TrialPruned

@@ -338,6 +338,19 @@ def test_a_failed_trial_is_recorded(data, tmp_path, quick):
         searched(data, tmp_path / "c")
 
 
+def test_epochs_without_a_validation_are_not_reported():
+    """Where a validation takes longer than an epoch, the trainer leaves some out."""
+    reported = []
+    trial = SimpleNamespace(
+        report=lambda value, epoch: reported.append((epoch, value)), should_prune=lambda: False
+    )
+    reports = tuning._Reports(trial, "accuracy")
+    reports.on_epoch_end(0, {"loss": 1.0, "val_loss": 0.9, "val_accuracy": 0.5})
+    reports.on_epoch_end(1, {"loss": 0.8})
+    assert reported == [(0, 0.5)] and reports.epochs == 2
+    assert reports.val == {"loss": 0.9, "accuracy": 0.5}
+
+
 def test_minutes_end_a_search_in_time(data, tmp_path, quick, monkeypatch):
     now = iter(range(0, 10_000, 20))
     monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: next(now)))
