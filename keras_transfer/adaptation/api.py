@@ -165,7 +165,7 @@ class _Adaptation:
         def folder(name):
             return None if state is None else state / name
 
-        streams, last = dict(self.streams), self.phase.epochs
+        streams = dict(self.streams)
         source_free = any(method.source_free for method in self.methods)
         source_history = {}
         if source_free:
@@ -187,6 +187,7 @@ class _Adaptation:
         )
         used = streams if self.methods else {"source": streams["source"]}
         history = self._fit(self.methods, used, folder("adapt"), [*callbacks, choice])
+        last = max(map(len, history.values()))  # fewer than planned if a callback ended the training
         choice.back_to(last)
         epoch = choice.take()  # also if nothing was left to train
         if self.adabn_last:

@@ -68,7 +68,8 @@ class Epochs(keras.callbacks.Callback):
             values = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
             say(f"{self.label}  {seconds:.1f} s  {values}")
         source = self.streams.get("source")
-        if source is not None and source.length and (epoch + 1) * self.steps >= source.length:
+        steps = epoch * self.steps + self.bar.done  # a limit may have cut this epoch short
+        if source is not None and source.length and steps >= source.length:
             counts = keras.ops.convert_to_numpy(self.model.seen)
             check_classes(self.model.head.names, counts)
 

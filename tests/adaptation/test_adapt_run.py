@@ -186,6 +186,24 @@ def test_a_killed_run_selects_the_same_epoch(tmp_path, monkeypatch, after):
         )  # fmt: skip
 
 
+class EndAtOnce(keras.callbacks.Callback):
+    """Ends a training after its first batch, as a limit of time does."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = True
+
+
+def test_a_training_may_end_before_it_has_seen_every_class():
+    images, labels = domain(90, 0)
+    few = (labels < 2) | (np.arange(90) < 6)  # two images of the third class
+    source = from_arrays((images[few], labels[few]), class_names=NAMES, progress=False)
+    adapted = adapt(
+        tiny_model(), source, target_examples(), ["coral", "adabn"],
+        phase=phase(6), callbacks=[EndAtOnce()], verbose=0,
+    )  # fmt: skip
+    assert len(adapted.history["loss"]) == 1 and adapted.epoch == 2  # AdaBN is the second
+
+
 def test_adabn_after_the_training_is_scored_like_an_epoch():
     model = tiny_model()
     adapted = adapt(
