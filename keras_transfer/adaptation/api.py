@@ -187,7 +187,7 @@ class _Adaptation:
         )
         used = streams if self.methods else {"source": streams["source"]}
         history = self._fit(self.methods, used, folder("adapt"), [*callbacks, choice])
-        last = max(map(len, history.values()))  # fewer than planned if a callback ended the training
+        last = max(map(len, history.values()))  # a callback may have ended the training
         choice.back_to(last)
         epoch = choice.take()  # also if nothing was left to train
         if self.adabn_last:

@@ -51,8 +51,12 @@ class Clock:
         clock = self
 
         class Limit(keras.callbacks.Callback):
+            @property
+            def time_is_over(self):  # a trainer then begins no further phase
+                return clock.left <= _RESERVE * (clock.minutes or 0.0)
+
             def on_train_batch_end(self, batch, logs=None):
-                if clock.left <= _RESERVE * (clock.minutes or 0.0):
+                if self.time_is_over:
                     self.model.stop_training = True
 
         return Limit()

@@ -97,7 +97,7 @@ class TrainingRun:
                 say(f"resuming after epoch {progress.epoch}")
             features_of = self._features(caching)
             try:
-                while progress.phase < len(phases):
+                while progress.phase < len(phases) and not self._cut_short():
                     planned = phases[progress.phase]
                     self.averages = self._decide_averaging(planned)
                     with explained(planned, _RESUME):
@@ -126,6 +126,12 @@ class TrainingRun:
                 progress.close()
         self.workers.barrier()  # a process that ends first would look lost to the others
         return run
+
+    def _cut_short(self):
+        """Return whether a limit of time has ended a phase: the others would only be compiled."""
+        before = self.plan.phases[: self.progress.phase]
+        trained = any(p.phase.solver == "gradient" for p in before)
+        return trained and any(getattr(each, "time_is_over", False) for each in self.callbacks)
 
     # -- before the first phase
 
@@ -412,11 +418,10 @@ class TrainingRun:
                 **compile_arguments(self.trainer.heads),
                 jit_compile=jit_compile(),
             )
-        metrics = progress.metrics(self.data, **more)
+        metrics, scaled = progress.metrics(self.data, **more), {}
         if "val" in self.data.examples:
             size = self.trainer.config.batch_size
             outputs = workers.outputs(self.model, self.data, "val", size, self._cached_outputs())
-            scaled = {}
             # A closed form is calibrated already.
             steps = self.plan.phases[progress.phase_of_best].phase.solver == "gradient"
             if steps and self.trainer.config.calibrate:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import RUN_FILES, tiny_backbone
 
+from keras_transfer.advisor.budget import Clock
 from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
@@ -180,6 +181,15 @@ def first_loss(data, out, **fields):
     run = Trainer(new_model(), Schedule("s", (phase,)), batch_size=8).fit(data, out)
     with (run.path / "history.csv").open() as file:
         return float(next(csv.DictReader(file))["loss"])
+
+
+def test_after_the_limit_of_time_no_further_phase_begins(colours, tmp_path):
+    phases = (Phase("head", "all", 2, 1e-2), Phase("top", "top:1", 2), Phase("all", "none", 2))
+    limit = Clock(1e-9).callback()
+    trainer = Trainer(new_model(), Schedule("three", phases), batch_size=8)
+    run = trainer.fit(from_directory(colours), tmp_path / "run", callbacks=[limit])
+    assert [row["phase"] for row in run.history] == ["head"]
+    assert run.finished and run.metrics["best_epoch"] == 1
 
 
 def test_classes_are_weighed(colours, tmp_path):
