@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_transfer.advisor.advice import Advice
+from keras_transfer.advisor.budget import estimates
 from keras_transfer.advisor.rules import (
     DEFAULT_POLICY,
     Choice,
@@ -54,7 +55,7 @@ def advise(
         InputError: an option is invalid, or no backbone can be built.
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
-    from keras_transfer.advisor.auto import decide, estimates
+    from keras_transfer.advisor.auto import decide
     from keras_transfer.advisor.closed_forms import compare_closed_forms
     from keras_transfer.advisor.inputs import facts_of, sized_backbone
     from keras_transfer.evaluation.baseline import baseline_note

@@ -1,5 +1,6 @@
 """`auto`: the best model within a budget, from evidence and a race; and a choice without a race."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_transfer.advisor.budget import (
+    HALF,
     WORTH,
     WORTH_WITH_LIMIT,
     Clock,
@@ -28,7 +30,7 @@ from keras_transfer.advisor.rules import (
     classical,
 )
 from keras_transfer.data.examples import ImageData
-from keras_transfer.errors import InputError, Interrupted
+from keras_transfer.errors import Diverged, InputError, Interrupted
 from keras_transfer.modalities import open_framing
 from keras_transfer.models import TAPS
 from keras_transfer.models.builders import build_model, by_head, head_for
@@ -42,7 +44,6 @@ from keras_transfer.utils.console import say
 
 _FOR_EVIDENCE = 0.4  # share of the minutes after which nothing more is compared
 _BOLD = 2  # times the default learning rate
-_HALF = 0.5  # of the layers, frozen
 
 
 def train_best(
@@ -161,7 +162,7 @@ class _Auto:
         """Train contenders as long as the next is expected to be worth its time."""
         train, val = len(self.data.examples["train"]), len(self.data.examples["val"])
         steps = -(-train // self.config.batch_size)
-        pace, error = _pace(self.data, evidence), evidence.error_left
+        pace, error = Pace.of(self.data, evidence), evidence.error_left
         tuned: list[Entry] = []
         gains: list[float] = []
         while True:
@@ -170,12 +171,18 @@ class _Auto:
             if contender is None:
                 return
             choice, lengths, share = contender
+            worth, left = self.worth, self.clock.left
+            if begun := self.race.begun:  # as long as in the race that was interrupted
+                if "epochs" not in begun["choice"]["overrides"]:  # it had begun what follows
+                    return
+                lengths = [begun["choice"]["overrides"]["epochs"]]
+                worth, left = -math.inf, math.inf
             plan = longest(
                 pace,
                 error,
                 gains,
-                self.worth,
-                self.clock.left,
+                worth,
+                left,
                 steps_per_epoch=steps,
                 lengths=lengths,
                 share=share,
@@ -190,7 +197,11 @@ class _Auto:
                 f"{choice.recipe}: expected to add {points:.1f} points to {now} in "
                 f"{minutes:.1f} min, {self.clock.spent + minutes:.1f} min in all."
             )
-            entry = self.race.enter(choice, CLEARLY if tuned else UNLESS_WORSE)
+            try:
+                entry = self.race.enter(choice, CLEARLY if tuned else UNLESS_WORSE)
+            except Diverged:
+                say(f"{choice.recipe} is left out, because its loss became NaN or infinite.")
+                return
             gains.append(1 - entry.judged.loss / max(before.judged.loss, 1e-12))
             error *= 1 - max(0.0, gains[-1])
             tuned.append(entry)
@@ -215,14 +226,14 @@ class _Auto:
         if not tuned:
             return replace(base, strategy=DEFAULT), lengths, 1.0
         if len(tuned) == 1 and not improved:
-            return replace(base, strategy="freeze_k", overrides={"k": _HALF}), lengths, 1 - _HALF
+            return replace(base, strategy="freeze_k", overrides={"k": HALF}), lengths, 1 - HALF
         if len(tuned) == 1 and "learning_rate" not in self.overrides:
             same = tuned[0].choice.overrides["epochs"]
             return replace(base, strategy=DEFAULT, overrides={"learning_rate": _BOLD}), [same], 1.0
         if given or not improved:
             return None
         best = self.race.best.choice
-        share = 1 - _HALF if best.strategy == "freeze_k" else 1.0
+        share = 1 - HALF if best.strategy == "freeze_k" else 1.0
         longer = 2 * best.overrides["epochs"]
         return (best, [longer], share) if longer <= 4 * most else None
 
@@ -411,7 +422,7 @@ def decide(
     closed = _choice(evidence.best, augment)
     if not evidence.signal:
         return replace(closed, why=_NO_SIGNAL)
-    pace = _pace(data, evidence)
+    pace = Pace.of(data, evidence)
     given = (overrides or {}).get("epochs")
     plan = longest(
         pace,
@@ -428,21 +439,3 @@ def decide(
     epochs, points, took = plan
     why = f"Fine-tuning is expected to add {points:.1f} points to the closed form."
     return replace(closed, strategy=DEFAULT, overrides={"epochs": epochs}, why=why, minutes=took)
-
-
-def _pace(data, evidence) -> Pace:
-    train, val = (len(data.examples.get(split, ())) for split in ("train", "val"))
-    return Pace(evidence.forward, evidence.layers, train, val)
-
-
-def estimates(data: ImageData, evidence: Evidence) -> dict[str, float]:
-    """Return strategy → estimated minutes on this machine, with the best candidate."""
-    train = len(data.examples["train"])
-    pace = _pace(data, evidence)
-    epochs = default_epochs(train)
-    return {
-        "feature_extraction": round(pace.minutes(0.5, 0.0), 2),
-        "freeze_k": round(pace.minutes(epochs, 1 - _HALF), 2),
-        DEFAULT: round(pace.minutes(epochs), 2),
-        "from_scratch": round(pace.minutes(2 * epochs), 2),
-    }

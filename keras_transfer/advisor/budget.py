@@ -5,6 +5,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from keras_transfer.schedules.recipes import DEFAULT, default_epochs
+
+HALF = 0.5  # of the layers, frozen by `freeze_k`
 WORTH = 0.5  # points per minute below which training ends, without a limit of the minutes
 WORTH_WITH_LIMIT = 0.05  # the same with a limit: the minutes are granted, but not for nothing
 # Expected share of the remaining error that the first fine-tuning removes, if it is long enough, and
@@ -79,6 +82,12 @@ class Pace:
     val: int
     factor: float = 1.0
 
+    @classmethod
+    def of(cls, data, evidence) -> "Pace":
+        """Return the pace of the best candidate of some `Evidence` on an `ImageData`."""
+        train, val = (len(data.examples.get(split, ())) for split in ("train", "val"))
+        return cls(evidence.forward, evidence.layers, train, val)
+
     def minutes(self, epochs: float, share: float = 1.0) -> float:
         """Return the time of a training.
 
@@ -135,3 +144,14 @@ def longest(
         if minutes <= left and points > worth * minutes:
             return epochs, points, minutes
     return None
+
+
+def estimates(data, evidence) -> dict[str, float]:
+    """Return strategy → estimated minutes on this machine, with the best candidate."""
+    pace, epochs = Pace.of(data, evidence), default_epochs(len(data.examples["train"]))
+    return {
+        "feature_extraction": round(pace.minutes(0.5, 0.0), 2),
+        "freeze_k": round(pace.minutes(epochs, 1 - HALF), 2),
+        DEFAULT: round(pace.minutes(epochs), 2),
+        "from_scratch": round(pace.minutes(2 * epochs), 2),
+    }

@@ -26,6 +26,7 @@ from keras_transfer.advisor.rules import Choice
 from keras_transfer.data.examples import Examples
 from keras_transfer.runs import RACE, Run, place_of
 from keras_transfer.utils.console import Table
+from keras_transfer.utils.documents import read_json
 from keras_transfer.utils.files import read_arrays, write_arrays, write_text
 
 OUTPUTS = "outputs.npz"  # of a contender for the validation examples
@@ -105,19 +106,10 @@ class Race:
         Args:
             margin: standard errors by which it must be better; below 0, by which it may be worse.
         """
-        started = time.perf_counter()
         folder = self.folder / str(len(self.entries))
-        saved = folder.with_suffix(".npz")
-        if saved.is_file():  # of a race that was interrupted
-            outputs = read_arrays(saved)
-        else:
-            if folder.is_dir() and Run(folder).finished:
-                shutil.rmtree(folder)  # its outputs were not saved
-            outputs = self.train(choice, folder)
-            write_arrays(saved, outputs)
+        outputs, minutes = self._outputs(choice, folder)
         units = {name: head.from_units(outputs[name]) for name, head in self.heads.items()}
         judged = judge(self.heads, self.examples.labels, units)
-        minutes = (time.perf_counter() - started) / 60
         behind = None
         if self.best is not None:
             behind = difference(judged.losses, self.best.judged.losses, self.examples.together)
@@ -127,6 +119,41 @@ class Race:
             self.best = entry
             self.publish({})
         return entry
+
+    @property
+    def begun(self) -> dict | None:
+        """The next contender, if a race that was interrupted began it: `choice`, and `minutes` so far."""
+        return read_json(self.folder / f"{len(self.entries)}.json", optional=True)
+
+    def _outputs(self, choice, folder):
+        """Return (outputs of a contender, minutes of its training), also of an interrupted race."""
+        plain = json.loads(json.dumps(choice.to_dict()))
+        saved, begun = folder.with_suffix(".npz"), self.begun
+        if begun is not None and begun["choice"] != plain:
+            shutil.rmtree(folder, ignore_errors=True)
+            saved.unlink(missing_ok=True)
+            begun = None
+        before = begun["minutes"] if begun else 0.0
+        if saved.is_file():
+            return read_arrays(saved), before
+        if folder.is_dir() and Run(folder).finished:
+            shutil.rmtree(folder)  # its outputs were not saved
+        started = time.perf_counter()
+
+        def note():
+            spent = before + (time.perf_counter() - started) / 60
+            document = {"choice": plain, "minutes": spent}
+            write_text(folder.with_suffix(".json"), json.dumps(document))
+            return spent
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note()
+        try:
+            outputs = self.train(choice, folder)
+        finally:
+            minutes = note()
+        write_arrays(saved, outputs)
+        return outputs, minutes
 
     def better(self, entry: Entry, other: Entry, margin: float = CLEARLY) -> bool:
         """Return whether an entry's loss is lower by a margin, and its score not significantly lower."""

@@ -17,7 +17,7 @@ from keras_transfer.advisor.race import ALWAYS, UNLESS_WORSE, Race
 from keras_transfer.advisor.rules import STRATEGIES, Choice
 from keras_transfer.data import Examples, from_directory
 from keras_transfer.data.arrays import Arrays
-from keras_transfer.errors import InputError, Interrupted
+from keras_transfer.errors import Diverged, InputError, Interrupted
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import RACE, Checkpoint, Run, place_of
@@ -98,6 +98,8 @@ def test_the_best_contender_is_at_out_and_a_worse_one_never_replaces_it(tmp_path
     again, trained = raced(tmp_path, (1.0, 0.5, 3.0, 2.0, 4.0))
     assert [choice.strategy for choice in trained] == ["4"]
     assert again.best is again.entries[4]
+    for entry, before in zip(again.entries, race.entries, strict=False):
+        assert entry.minutes == pytest.approx(before.minutes)
     again.close()
     assert not place_of(tmp_path / "run").exists() and (tmp_path / "run").is_dir()
 
@@ -179,6 +181,9 @@ def test_an_interruption_leaves_a_model_and_is_continued(data, source, tmp_path,
     run = Run.open(out)
     assert run.config["strategy"] == "feature_extraction" and run.model is not None
     assert place_of(out).is_dir()
+    found = json.loads((place_of(out) / "1.json").read_text())
+    assert found["choice"]["overrides"] == {"epochs": 2} and found["minutes"] > 0
+    monkeypatch.setattr(auto, "lengths_up_to", lambda epochs: [3])  # the machine is faster now
     fitted, fit = [], Trainer.fit
 
     def watch(self, *args, **options):
@@ -189,6 +194,23 @@ def test_an_interruption_leaves_a_model_and_is_continued(data, source, tmp_path,
     train_best(data, out, config(source), backbones=[source])
     assert fitted[0] == ("lp_ft", True)  # the closed form was finished
     assert not place_of(out).exists()
+
+
+def test_a_contender_that_diverges_ends_the_race_with_the_best_so_far(
+    data, source, tmp_path, monkeypatch, capsys
+):
+    train = auto._Auto.train
+
+    def diverge(self, choice, folder):
+        if choice.strategy == "lp_ft":
+            raise Diverged("The loss became nan")
+        return train(self, choice, folder)
+
+    monkeypatch.setattr(auto._Auto, "train", diverge)
+    run = train_best(data, tmp_path / "run", config(source), backbones=[source])
+    assert run.config["strategy"] == "feature_extraction"
+    assert "lp_ft epochs=2 is left out" in capsys.readouterr().err
+    assert not place_of(run.path).exists()
 
 
 def test_without_time_or_signal_the_closed_form_remains(data, source, tmp_path, capsys):
