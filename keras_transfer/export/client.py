@@ -5,6 +5,7 @@ signatures `serve_bytes` and `features`, whose input has had the same name since
 """
 
 import base64
+import http.client
 import json
 import random
 import time
@@ -57,12 +58,12 @@ class Client:
                 "batch_size must be at least 1, timeout above 0 and retries at least 0, not "
                 f"{self.batch_size}, {self.timeout} and {self.retries}."
             )
-        parts = urlsplit(self.server)
-        if parts.scheme not in _PROTOCOLS or not parts.hostname:
+        scheme = _scheme(self.server)
+        if scheme not in _PROTOCOLS:
             raise InputError(
                 f"Invalid server '{self.server}'. Pass http://HOST:8501 or grpc://HOST:8500."
             )
-        object.__setattr__(self, "_send", _PROTOCOLS[parts.scheme](self))
+        object.__setattr__(self, "_send", _PROTOCOLS[scheme](self))
 
     def predict(self, paths: Sequence) -> Iterator[dict]:
         """Request the model's scores for files; those that it cannot read are converted first.
@@ -103,6 +104,11 @@ class Client:
                 raise ServingError(
                     f"{self.server} returned {len(rows)} answers for {len(batch)} images."
                 )
+            if not all(isinstance(row, dict) for row in rows):
+                raise InputError(
+                    f"{self.model} on {self.server} is not an export of keras_transfer: the outputs of "
+                    f"its signature {signature} have no names."
+                )
             yield from zip(batch, rows)
 
     def _send_with_retries(self, signature, contents):
@@ -117,6 +123,16 @@ class Client:
                     ) from None
             # Twice as long each time, at random, so that clients do not return all at once.
             time.sleep(min(_MAX_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.0))
+
+
+def _scheme(server) -> str | None:
+    """Return the scheme of an address that has a host, a port that is a number, and no spaces."""
+    try:
+        parts = urlsplit(server)
+        complete = parts.hostname and parts.port != 0 and not any(map(str.isspace, server))
+    except ValueError:
+        return None
+    return parts.scheme if complete else None
 
 
 class _Temporary(Exception):
@@ -159,8 +175,12 @@ def _rest(client):
             if error.code in _TEMPORARY:
                 raise _Temporary(reason) from None
             raise InputError(f"{url} rejects the request: {reason}") from None
-        except (OSError, json.JSONDecodeError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise _Temporary(getattr(error, "reason", None) or repr(error)) from None
+        except http.client.BadStatusLine:  # such as that of gRPC
+            raise _Temporary("its answer is not HTTP; REST usually has port 8501") from None
+        except http.client.HTTPException as error:
+            raise _Temporary(repr(error)) from None
 
     return send
 

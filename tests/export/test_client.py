@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -123,10 +124,39 @@ def test_an_unreachable_server(wire, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        (b"\x00\x00\x18\x04\x00\x00\x00\x00\x00", ServingError, "its answer is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{", ServingError, "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\n\r\n[]", ServingError, "does not answer"),
+        (b"HTTP/1.1 200 OK\r\n\r\n\xff", ServingError, "does not answer"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"predictions": [[1]]}', InputError, "not an export"),
+    ],
+)
+def test_a_server_that_is_not_tf_serving(tmp_path, answer, error, said):
+    write_image(tmp_path / "p.png", (1, 2, 3))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def reply():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 20)
+                connection.sendall(answer)
+
+        threading.Thread(target=reply, daemon=True).start()
+        client = Client(f"http://127.0.0.1:{server.getsockname()[1]}", "m", timeout=5, retries=0)
+        with pytest.raises(error, match=said):
+            next(client.predict([tmp_path / "p.png"]))
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"server": "localhost:8501"}, "Invalid server"),
         ({"server": "ftp://here"}, "Invalid server"),
+        ({"server": "http://localhost:rest"}, "Invalid server"),
+        ({"server": "http://[::1"}, "Invalid server"),
+        ({"server": "http://local host:8501"}, "Invalid server"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"timeout": 0}, "timeout above 0"),
         ({"retries": -1}, "retries at least 0"),
