@@ -146,6 +146,9 @@ def test_a_loss_that_vanishes_leaves_the_temperature():
     logits = np.float32([[60, 0], [0, 70]])
     assert fit_temperature("single_label", logits, np.array([0, 1])) == 1.0
     assert fit_temperature("multi_label", logits - 30, np.array([[1, 0], [0, 1]])) == 1.0
+    labels = np.array([[1, 0, 0], [0, 1, 0]])
+    for scale in (3, 30, 60, 100, 300):  # the loss is 0 at many temperatures
+        assert fit_temperature("multi_label", scale * (2.0 * labels - 1), labels) == 1.0
 
 
 def test_temperature_changes_no_answer_and_all_confidences(rng):
