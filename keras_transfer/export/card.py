@@ -223,21 +223,27 @@ def _license(config, model):
     weights, name = config.get("weights"), config.get("backbone") or backbone_of(model).name
     if weights == "none":
         return "No pretrained weights were used. Your own images have their own terms."
-    module = BACKBONES[name].module if name in BACKBONES else None
-    if weights not in ("imagenet", None) or module not in _LICENSES | _UNCONFIRMED:
+    modules = [BACKBONES[one].module if one in BACKBONES else "" for one in name.split("+")]
+    if (
+        weights not in ("imagenet", None)
+        or not {*modules} <= _LICENSES.keys() | _UNCONFIRMED.keys()
+    ):
         return "The initial weights are not known to keras_transfer. Ask their publisher for the terms."
     condition = "" if weights else "If training began with the ImageNet weights of Keras: "
-    if module in _LICENSES:
-        license, publisher = _LICENSES[module]
-        terms = f"The ImageNet weights were released under the {license} ({publisher})."
-    else:
-        license, publisher = _UNCONFIRMED[module]
-        terms = (
-            f"The ImageNet weights were ported from {publisher}, a repository under the {license}. "
-            "It is not confirmed that this license covers the weights. Ask there before you "
-            "distribute them."
-        )
+    terms = "\n".join(dict.fromkeys(map(_terms, modules)))
     return (
         f"{condition}{terms}\nThe images of ImageNet are for non-commercial research and teaching; "
         "ask a lawyer whether\nthat affects the weights. Your own images have their own terms."
+    )
+
+
+def _terms(module):
+    if module in _LICENSES:
+        license, publisher = _LICENSES[module]
+        return f"The ImageNet weights were released under the {license} ({publisher})."
+    license, publisher = _UNCONFIRMED[module]
+    return (
+        f"The ImageNet weights were ported from {publisher}, a repository under the {license}. "
+        "It is not confirmed that this license covers the weights. Ask there before you "
+        "distribute them."
     )

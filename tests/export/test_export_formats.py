@@ -353,6 +353,12 @@ def test_the_card_states_the_license_and_the_quality(run, converted, tmp_path, m
     assert "ported from facebookresearch/ConvNeXt, a repository under the MIT License" in card
     assert "not confirmed that this license covers the weights" in card
 
+    joined = "mobilenet_0.25+mobilenet_v2_0.35"  # both under the same license
+    monkeypatch.setattr(type(run), "config", {**config, "backbone": joined})
+    write_card(tmp_path, run, run.model, converted, {})
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("released under the Apache License 2.0 (tensorflow/models)") == 1
+
 
 def test_every_backbone_has_a_license():
     assert {spec.module for spec in BACKBONES.values()} == _LICENSES.keys() | _UNCONFIRMED.keys()
