@@ -244,7 +244,7 @@ def export_run(
             _write_and_check(model, folder, temperatures, typicality, sample and sample.first)
             parity = _parity_on_files(model, folder, temperatures, sample)
         elif format == "hub":
-            parity = _write_hub(model, folder, sample)
+            parity, temperatures = _write_hub(model, folder, sample), {}  # it has raw outputs
         else:
             ranges = _sample_of(run, data, "train", model, RANGE_IMAGES) if int8 else None
             if int8 and ranges is None:

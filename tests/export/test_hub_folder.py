@@ -10,6 +10,7 @@ from conftest import raises, tiny_backbone
 from PIL import Image
 
 import keras_transfer as kt
+from keras_transfer.evaluation.calibration import Calibration
 from keras_transfer.export import export_run
 from keras_transfer.models.builders import build_model, head_for
 from keras_transfer.training.trainer import Trainer
@@ -24,6 +25,8 @@ def run(data, tmp_path):
 
 @pytest.fixture
 def folder(run):
+    calibrated = {"temperature": 2.0, "log_loss_before": 1.0, "log_loss_after": 0.9}
+    run.write_calibration(Calibration("val", 9, None, {"output": calibrated}).to_dict())
     return export_run(run, "hub").path
 
 
@@ -45,6 +48,7 @@ def test_a_folder_for_the_hub(run, folder):
     metrics = metadata["model-index"][0]["results"][0]["metrics"]
     accuracy = next(m["value"] for m in metrics if m["type"] == "accuracy")
     assert accuracy == pytest.approx(run.metrics["val"]["accuracy"], abs=1e-4)
+    assert "Scores are not calibrated" in text  # the model in the folder knows no temperature
     assert 'kt.load_model("hf://USER/NAME")' in text and "preview.png" in text
     config = json.loads((folder / "config.json").read_text())
     assert config["heads"]["output"]["names"] == ["blue", "green", "red"]
