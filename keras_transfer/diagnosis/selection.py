@@ -67,14 +67,16 @@ def select(
 
     from keras_transfer.evaluation.measures import predict_split
     from keras_transfer.evaluation.outputs import require_finite
+    from keras_transfer.evaluation.prediction import require_usable
     from keras_transfer.models.builders import heads_of
-    from keras_transfer.models.framing import modality_of
+    from keras_transfer.models.framing import framing_of, modality_of
 
     model = (run if isinstance(run, Run) else Run.open(run)).model
     heads = {name: head for name, head in heads_of(model).items() if head.task != "regression"}
     if not heads:
         raise InputError("select needs a model of classes or labels; this one predicts numbers.")
-    good, skipped = examples_to_predict(pool, modality_of(model), lines)
+    good, skipped = examples_to_predict(pool, modality_of(model), lines, framing_of(model))
+    require_usable(good, skipped, modality_of(model))
     check_count(count, len(good))
     data = ImageData(("any",), {"all": Examples(good, np.zeros(len(good), "int32"))}, skipped, "")
     outputs: dict = {}

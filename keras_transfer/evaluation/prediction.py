@@ -1,7 +1,6 @@
 """Predictions for unlabeled images, as objects, CSV and JSON."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -95,9 +94,7 @@ def predict(
         InputError: if a path does not exist, there is no readable image, or outputs are not finite.
     """
     good, skipped = examples_to_predict(paths, modality_of(model), lines, framing_of(model))
-    if not len(good):
-        first = skipped[0]
-        raise InputError(f"No readable {modality_of(model).one} in {first.path}: {first.reason}.")
+    require_usable(good, skipped, modality_of(model))
     unlabeled = Examples(good, np.zeros(len(good), "int32"))
     data = ImageData(("any",), {"all": unlabeled}, skipped, "")
     _, outputs = collect(model, data, "all", batch_size=batch_size)
@@ -113,6 +110,13 @@ def predict(
     return [
         HeadsPrediction(path, dict(zip(by_name, row))) for path, row in zip(good.names, rows)
     ], skipped
+
+
+def require_usable(good, skipped: list[Skipped], modality) -> None:
+    """Raise InputError if none of the examples from `examples_to_predict` can be used."""
+    if not len(good):
+        first = skipped[0] if skipped else Skipped("the given file", "it is empty")
+        raise InputError(f"No readable {modality.one} in {first.path}: {first.reason}.")
 
 
 def _prediction(path, head, scores):
@@ -162,7 +166,7 @@ def predictions_json(predictions: list[AnyPrediction], skipped: list[Skipped]) -
     """Return predictions and skipped files as plain data for JSON."""
     return {
         "predictions": [{"path": p.path, **_document(p)} for p in predictions],
-        "skipped": [{"path": str(Path(s.path)), "reason": s.reason} for s in skipped],
+        "skipped": [{"path": str(s.path), "reason": s.reason} for s in skipped],
     }
 
 

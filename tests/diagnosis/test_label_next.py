@@ -66,6 +66,11 @@ def test_texts_and_the_command(texts_run, tmp_path):
     from typer.testing import CliRunner
 
     from keras_transfer.cli.main import app
+    from keras_transfer.data.files import Skipped
+    from keras_transfer.evaluation.prediction import predictions_json
+
+    def predict(file):
+        return kt.predict(texts_run.model, lines=file)
 
     file, out = tmp_path / "pool.txt", tmp_path / "next.csv"
     pool = [f"the walls number {i} of a {c} room" for i in range(5) for c in ("red", "blue")]
@@ -83,6 +88,12 @@ def test_texts_and_the_command(texts_run, tmp_path):
     assert [one.path for one in again] == [one["path"] for one in chosen]
     with raises("10 usable examples"):
         kt.select(texts_run, lines=file, count=11)
+    file.write_text("")
+    for ask in (lambda: kt.select(texts_run, lines=file, count=1), lambda: predict(file)):
+        with raises("No readable text in the given file: it is empty"):
+            ask()
+    found = predictions_json([], [Skipped("", "empty text")])
+    assert found["skipped"] == [{"path": "", "reason": "empty text"}]
     result = CliRunner().invoke(app, [*command[:-1], "0"])
     assert result.exit_code and "count must be 1 or more" in str(result.exception)
 
@@ -103,6 +114,18 @@ def test_other_tasks(heads, words, colours, monkeypatch):
     assert not skipped and len({one.path for one in chosen}) == 5
     assert {one.predicted for one in chosen} <= words
     assert all(one.uncertainty > 0 for one in chosen)
+
+
+def test_files_that_the_model_cannot_read(colours, tmp_path, monkeypatch):
+    model = build_model(tiny_backbone(), Classification(("a", "b")))
+    monkeypatch.setattr("keras_transfer.runs.Run.model", model)
+    bad, deep = tmp_path / "bad.png", tmp_path / "four_channels.npy"
+    bad.write_bytes(b"no")
+    np.save(deep, np.zeros((40, 40, 4), "uint8"))
+    chosen, skipped = kt.select(kt.Run(colours), [colours, bad, deep], count=2)
+    assert len(chosen) == 2 and [one.path for one in skipped] == [str(bad), str(deep)]
+    with raises("No readable image in"):
+        kt.select(kt.Run(colours), [bad], count=2)
 
 
 def test_numbers_alone_are_refused(colours, monkeypatch):
