@@ -191,7 +191,10 @@ def check(
         load_keras()
         from keras_transfer.reporting.sheet import write_sheet
 
-        write_sheet(open_data(data, **options), sheet)
+        seen = open_framing(config.image_size or 224, **config.reading)
+        # The others vary colors.
+        presets = ("light", "medium", "heavy") if config.channels in (None, 3) else ("light",)
+        write_sheet(open_data(data, **options), sheet, image_size=seen, augment=presets)
         print(f"wrote {sheet}", file=sys.stderr)
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure  # pyplot would look for a display
 
+from keras_transfer.data.check import report_reading
 from keras_transfer.data.examples import ImageData, label_texts, rough_classes
 from keras_transfer.errors import InputError, input_error_in
 from keras_transfer.modalities import Framing, open_framing, resolve_augmentation
+from keras_transfer.modalities.image.bands import select
 from keras_transfer.modalities.views import Mix, View, views_of
 from keras_transfer.utils.console import printable
 
@@ -79,7 +81,8 @@ def show_batch(
         )
     whole = data.examples[split]
     if not framing.settled:
-        framing, _ = data.modality.choose_framing(data, size)
+        framing = framing.settled_as(data.modality.choose_framing(data, size)[0])
+    report_reading(data, framing)
     examples = whole.take(_spread(rough_classes(whole.labels), n, seed))
     labels = label_texts(examples.labels, data.targets)
     captions = [(label, Path(name).name) for label, name in zip(labels, examples.names)]
@@ -201,7 +204,7 @@ def _draw(blocks, captions, shares, image_size):
         for i, column in enumerate(images):
             for row, image in enumerate(column):
                 axes = figure.add_subplot(grid[row, place + i])
-                axes.imshow(image, interpolation="antialiased")
+                axes.imshow(select(image, None), interpolation="antialiased")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 if shares and images is blocks[-1][1]:

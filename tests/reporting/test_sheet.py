@@ -2,12 +2,14 @@
 
 import albumentations as A
 import numpy as np
+import pytest
 from conftest import raises
 from PIL import Image
 from test_augmentation import compose
 
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.arrays import Arrays
+from keras_transfer.modalities import open_framing
 from keras_transfer.reporting.sheet import _spread, show_batch, write_sheet
 
 
@@ -57,3 +59,19 @@ def test_invalid_sheets(colours, tmp_path):
         "memory",
     )
     assert len([axes for axes in show_batch(arrays, image_size=8).axes if axes.images]) == 12
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_than_three_channels(tmp_path, channels):
+    for name in "ab":
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(2):
+            values = np.full((30, 30, channels), 90 * i + 60, "uint8")
+            np.save(tmp_path / "d" / name / f"{i}.npy", values)
+    data = from_directory(tmp_path / "d", progress=False)
+    seen = open_framing(16, channels=channels)
+    figure = show_batch(data, 2, image_size=seen, variants=1)
+    assert all(image.get_array().shape == (16, 16, 3) for ax in figure.axes for image in ax.images)
+    if channels != 1:
+        with raises("The model cannot read 4 of 4 images"):
+            show_batch(data, 2, image_size=16)
