@@ -13,6 +13,7 @@ from keras_transfer.diagnosis.result import Diagnosis, Problem
 from keras_transfer.diagnosis.seen import (
     Seen,
     can_sketch,
+    check_channels,
     compare,
     default_backbone,
     is_seen,
@@ -48,10 +49,11 @@ def diagnose(
         seed: of the folds.
 
     Raises:
-        InputError: the backbone is invalid.
+        InputError: the backbone is invalid, or images do not have three channels.
     """
     backbone = check_diagnosis(backbone, image_size)
     check_kind(backbone, data.modality)
+    check_channels(data, backbone)
     seen = see(data, backbone, image_size, engine)
     distinct = compare(seen)
     modality = data.modality

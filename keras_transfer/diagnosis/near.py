@@ -17,6 +17,7 @@ from keras_transfer.diagnosis.seen import (
     Distinct,
     Neighbors,
     Seen,
+    check_channels,
     compare,
     default_backbone,
     nearest_count,
@@ -40,12 +41,14 @@ def near_names(data: ImageData, backbone: str = AUTO) -> Callable[[str], str]:
         backbone: see `diagnosis.api.diagnose`.
 
     Raises:
-        InputError: the backbone is invalid, or a package is not installed.
+        InputError: the backbone is invalid, images do not have three channels, or a package is not
+            installed.
     """
     if data.modality.sketched_by is not None:
         require(data.modality.sketched_by, "Looking for near-duplicates")
     backbone = default_backbone() if backbone == AUTO else backbone
     check_kind(backbone, data.modality)
+    check_channels(data, backbone)
     seen = see(data, backbone, None, AUTO)
     found = near_groups(seen, compare(seen))
     together = np.arange(len(seen))

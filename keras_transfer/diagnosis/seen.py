@@ -7,9 +7,19 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from keras_transfer.data.examples import Examples, ImageData, join_labels
-from keras_transfer.data.readers import concatenated, file_stamp
+from keras_transfer.data.files import check_readers
+from keras_transfer.data.readers import Files, concatenated, file_stamp
 from keras_transfer.diagnosis.sketches import sketches_of
-from keras_transfer.features.store import ROW_FORMAT, Store, Writer, digest_of, recall, remember
+from keras_transfer.errors import InputError
+from keras_transfer.features.store import (
+    ROW_FORMAT,
+    Store,
+    Table,
+    Writer,
+    digest_of,
+    recall,
+    remember,
+)
 from keras_transfer.models.sources.applications import BACKBONES, weights_path
 from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.utils.extras import is_installed
@@ -157,7 +167,24 @@ def see(data: ImageData, backbone: str, image_size: int | str | None, engine: st
 def is_seen(data: ImageData, backbone: str, image_size: int | str | None, engine: str) -> bool:
     """Return whether `see` has been called for the same examples, so that it needs no network."""
     stored = _Stored.of(_all_of(data), backbone, image_size, engine)
-    return stored is not None and stored.read() is not None
+    return stored is not None and stored.place() is not None
+
+
+def check_channels(data: ImageData, backbone: str) -> None:
+    """Raise InputError for files of other than three channels, which pretrained networks cannot read."""
+    files = [part.images for part in data.examples.values() if isinstance(part.images, Files)]
+    if not files or not _is_known(backbone):  # your own model may read other channels
+        return
+    checked = check_readers(files, data.modality)
+    if misfits := checked.misfits(data.modality.open_framing(None)):
+        raise InputError(
+            f"Features are those of RGB images, which {len(misfits)} of {len(checked.names)} are not "
+            f"({misfits[0].path}: {misfits[0].reason}): `keras-transfer check` examines them without --deep."
+        )
+
+
+def _is_known(backbone):
+    return all(name in BACKBONES for name in backbone.split("+"))
 
 
 def _all_of(data):
@@ -203,13 +230,14 @@ class _Stored:
     @classmethod
     def of(cls, examples, backbone, image_size, engine) -> "_Stored | None":
         """Return the place for some features; None where only the network tells what they depend on."""
-        names = backbone.split("+")
-        if not all(name in BACKBONES for name in names):
+        if not _is_known(backbone):
             return None
         identity = {
             "format": ROW_FORMAT,
             "backbone": backbone,
-            "weights": [file_stamp(str(weights_path(BACKBONES[name]))) for name in names],
+            "weights": [
+                file_stamp(str(weights_path(BACKBONES[name]))) for name in backbone.split("+")
+            ],
             "keras": version("keras"),
             "image_size": str(image_size),
             "engine": engine,
@@ -225,14 +253,22 @@ class _Stored:
         table.refresh()
         return table
 
+    def place(self) -> tuple[Table, dict] | None:
+        """Return where `write` stored features, and their columns; None if something is missing."""
+        store = Store()
+        table, columns = self._table(store), recall(store, _COLUMNS, self.identity)
+        if columns is None or table.missing(self.examples.digests):
+            return None
+        return table, columns
+
     def read(self) -> tuple[np.ndarray, list[np.ndarray]] | None:
         """Return what `write` stored, or None."""
-        store, digests = Store(), self.examples.digests
-        table, columns = self._table(store), recall(store, _COLUMNS, self.identity)
-        if columns is None or table.missing(digests):
+        found = self.place()
+        if found is None:
             return None
+        table, columns = found
         blocks = [np.array(block) for block in columns["blocks"]]
-        return table.gather(table.locate(digests)), blocks
+        return table.gather(table.locate(self.examples.digests)), blocks
 
     def write(self, features: np.ndarray, blocks: list[np.ndarray]) -> None:
         store = Store()

@@ -101,6 +101,19 @@ def test_what_was_seen_is_read_without_a_network(shapes, cache, real_weights, mo
     assert not seen.is_seen(data, *how)
 
 
+def test_images_of_four_channels_are_refused_in_one_line(tmp_path):
+    from keras_transfer.diagnosis.near import near_names
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            np.save(tmp_path / name / f"{i}.npy", np.full((30, 30, 4), 90 * i + 60, "uint8"))
+    data = kt.data.open_data(tmp_path, progress=False)
+    for ask in (kt.diagnose, near_names):
+        with raises("4 of 4 are not"):
+            ask(data, backbone="mobilenet_0.25")
+
+
 def test_invalid_questions(shapes):
     from typer.testing import CliRunner
 
