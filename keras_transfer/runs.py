@@ -195,8 +195,8 @@ class Run:
                 f"Cannot resume {path}, because it began with different settings or data: "
                 f"{'; '.join(changed)}. Undo the change, or start a new run with another --out."
             )
-        for file in [*run.path.glob(".*"), *run.state_path.glob(".*")]:
-            file.unlink()  # half-written by a killed process
+        for file in [*run.path.glob(".[0-9]*.*"), *run.state_path.glob(".[0-9]*.*")]:
+            file.unlink()  # half-written by a killed process; others' hidden files stay
         if moved != before:  # readers of the run look for the data there
             write_text(run.path / CONFIG, dump_yaml(moved))
         return run

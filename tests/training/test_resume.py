@@ -195,3 +195,14 @@ def test_resume_begins_where_nothing_was_begun(colours, tmp_path):
     with pytest.raises(InputError, match="is not a run"):
         trainer(schedule).fit(from_directory(colours), tmp_path / "mine", resume=True)
     assert (tmp_path / "mine" / "note.txt").read_text() == "dear"
+
+
+def test_hidden_files_of_other_programs_stay(tmp_path):
+    run = Run.create(tmp_path / "run", {"seed": 0}, [], {"a.png": "1"})
+    run.release()
+    others = run.path / ".ipynb_checkpoints"  # by Jupyter, when a file there is opened
+    others.mkdir()
+    half = run.path / ".123.history.csv"
+    half.write_text("epoch")
+    Run.resume(run.path, {"seed": 0}, {"a.png": "1"}).release()
+    assert others.is_dir() and not half.exists()
