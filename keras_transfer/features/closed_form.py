@@ -36,10 +36,10 @@ class LinearHead:
         strength: inverse regularization strength chosen by cross-validation: C in scikit-learn,
             1/alpha for ridge; the median if labels or numbers have one each.
         cross_validation: loss on the folds at that strength (the mean for several labels); None if
-            a class had too few examples for folds.
+            a class had too few examples for folds, or each fold lacks what it is tested on.
         criterion: name of the loss.
         held_out: outputs (logits or values) for each row by heads that were fitted without it and
-            the rows of its group, float [N, C]; NaN where a row was in no fold.
+            the rows of its group, float [N, C]; NaN where a row was in no fold, or its class only there.
         held_out_part: the same of the head on the `part`; None without one.
     """
 
@@ -142,7 +142,7 @@ def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
     found = [cross_validated(x.sample(rows), labels[rows], splits, weights) for x in inputs]
     scores = [held_out for _, held_out in found if held_out is not None]
     shares, loss, held_out, held_out_part = np.ones(len(inputs)) / len(inputs), None, None, None
-    if splits:
+    if scores:
         shares, loss = _blend(scores, labels[rows])
         held_out = spread(np.tensordot(shares, np.stack(scores), 1), rows, len(labels))
         if len(scores) > 1:
@@ -163,12 +163,20 @@ def _blend(scores, labels):
     if len(scores) == 1:
         return np.ones(1), log_loss(scores[0], labels)
     stacked = np.stack(scores)
+    count = np.isfinite(stacked[0]).all(axis=1).sum()
 
-    def loss(logarithms):
-        return log_loss(np.tensordot(np.exp(logarithms), stacked, 1), labels)
+    def loss(weights):
+        return log_loss(np.tensordot(weights, stacked, 1), labels)
 
-    found = minimize(loss, np.log(np.full(len(scores), 1 / len(scores))))
-    return np.exp(found.x), float(found.fun)
+    def penalized(logarithms):
+        # Few rows alone could raise the sum of the weights without end, or lower it to 0: a prior, log-normal
+        # around 1, that counts as much as one row.
+        weights = np.exp(logarithms)
+        return loss(weights) + np.log(weights.sum()) ** 2 / (2 * count)
+
+    found = minimize(penalized, np.log(np.full(len(scores), 1 / len(scores))))
+    weights = np.exp(found.x)
+    return weights, loss(weights)
 
 
 def label_regressions(

@@ -54,8 +54,12 @@ def _fewest_groups(labels, groups, classes):
 
 
 def cross_validated(rows, labels, splits, class_weight):
-    """Return (strength, log probabilities [N, C] of held-out rows at that strength, or None)."""
-    if not splits:
+    """Return (strength, log probabilities [N, C] of held-out rows at that strength, or None).
+
+    See `log_probabilities` for rows that are NaN. They count nowhere: one of them would weigh more than
+    all others, and strong penalties, even outputs that are the same for all, would seem best.
+    """
+    if not any(_can_tell(labels, *split) for split in splits):
         return 1.0, None
     options = dict(max_iter=100, warm_start=True, class_weight=class_weight)
     models = [
@@ -80,22 +84,30 @@ def cross_validated(rows, labels, splits, class_weight):
     return best
 
 
-def log_probabilities(model, rows, labels, train, test) -> np.ndarray:
-    """Fit a classifier on some rows; return log probabilities of others, float [M, C]."""
-    # The probability of a class that the training part lacks is 0.
-    probabilities = np.full((len(test), labels.max() + 1), LEAST_PROBABILITY)
+def _can_tell(labels, train, test):
     known = np.unique(labels[train])
-    if len(known) == 1:  # the groups of another class are all in the test part
-        probabilities[:, known] = 1.0
-    else:
+    return len(known) > 1 and np.isin(labels[test], known).any()
+
+
+def log_probabilities(model, rows, labels, train, test) -> np.ndarray:
+    """Fit a classifier on some rows; return log probabilities of others, float [M, C].
+
+    Those of a class that the training part lacks, because of groups or because examples are few, are NaN;
+    all are if it has one class.
+    """
+    probabilities = np.full((len(test), labels.max() + 1), np.nan)
+    if _can_tell(labels, train, test):
         model.fit(rows[train], labels[train])
-        probabilities[:, model.classes_] = model.predict_proba(rows[test]).clip(LEAST_PROBABILITY)
+        possible = np.isin(labels[test], model.classes_)
+        probabilities[possible] = LEAST_PROBABILITY
+        found = model.predict_proba(rows[test[possible]]).clip(LEAST_PROBABILITY)
+        probabilities[np.ix_(possible, model.classes_)] = found
     return np.log(probabilities)
 
 
 def log_loss(scores, labels) -> float:
-    """Return the mean log loss of logits [N, C]."""
-    return float(-log_softmax(scores, axis=1)[np.arange(len(labels)), labels].mean())
+    """Return the mean log loss of logits [N, C]; rows of NaN are left out."""
+    return float(-np.nanmean(log_softmax(scores, axis=1)[np.arange(len(labels)), labels]))
 
 
 def spread(values, rows, count) -> np.ndarray:

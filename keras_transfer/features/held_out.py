@@ -26,7 +26,8 @@ def held_out_outputs(
 
     The strength is chosen as in `solve`, on a sample if there are many rows; then heads of that strength
     are fitted without each fold. The outputs are log probabilities of classes, logits of labels, or
-    numbers; NaN for the rows of a class or label that has fewer than two groups.
+    numbers; NaN for the rows of a class or label that has fewer than two groups, and for those that are
+    alone with their class in a fold.
 
     Args:
         task, features, targets, groups, seed: see `solve`.
@@ -45,6 +46,8 @@ def _held_out_classes(inputs, labels, groups, seed):
         return outputs
     rows, splits = folds_of(own, groups[usable], seed, MAX_FOR_CHOOSING, inputs.count)
     strength, found = cross_validated(inputs.sample(usable[rows]), own[rows], splits, None)
+    if found is None:
+        return outputs
     if len(rows) < len(own):
         _, splits = folds_of(own, groups[usable], seed, len(own))
         options = dict(C=strength, max_iter=100)
