@@ -18,7 +18,7 @@ from keras_transfer.modalities import find_modality, known_extensions
 from keras_transfer.modalities.text.check import pair_of
 from keras_transfer.utils.console import say
 
-_LONGEST_NAME = 255  # characters
+_LONGEST_NAME = 255  # bytes
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -211,7 +211,9 @@ def _path_text(value) -> str:
         return str(int(value))
     text = os.fsdecode(os.fspath(value))
     # Systems raise errors where names are looked up that they cannot have, such as whole texts.
-    if "\0" in text or max(map(len, re.split(r"[/\\]", os.fspath(text)))) > _LONGEST_NAME:
+    if "\0" in text or any(
+        len(os.fsencode(part)) > _LONGEST_NAME for part in re.split(r"[/\\]", text)
+    ):
         raise ValueError
     return text
 

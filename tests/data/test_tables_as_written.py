@@ -381,7 +381,7 @@ def test_labels_in_bytes_must_be_utf_8():
         read_targets({"label": [b"a", b"\xe9"]}, label_column="label")
 
 
-@pytest.mark.parametrize("path", ["word " * 60, "a\\" + "ä" * 256, "a\0b.png"])
+@pytest.mark.parametrize("path", ["word " * 60, "a\\" + "ä" * 200, "a\0b.png"])
 def test_texts_are_no_paths(path):
     with pytest.raises(InputError, match=r"row 1: text is .*, which is not a path"):
         from_table({"text": [path], "label": ["a"]}, path_column="text")
