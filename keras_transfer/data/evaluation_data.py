@@ -229,7 +229,7 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
         InputError: if a path does not exist, or a folder contains no file.
     """
     files = []
-    if "" in map(os.fspath, paths):
+    if any(os.fspath(path) == "" for path in paths):
         raise InputError("the name of a file or folder is empty; check the path")
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists():
