@@ -121,6 +121,7 @@ class _Auto:
     # -- the steps
 
     def run(self) -> Run:
+        self.race.open(self.record(self.config), self.data.fingerprint())
         first = self._first()
         self.race.enter(first)
         evidence = compare_closed_forms(

@@ -3,6 +3,7 @@
 Each contender is a run in a folder of its own, so an interrupted race continues where it was.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from keras_transfer.advisor.judging import (
 )
 from keras_transfer.advisor.rules import Choice
 from keras_transfer.data.examples import Examples
-from keras_transfer.runs import RACE, Run, place_of
+from keras_transfer.runs import PLACES, RACE, Checkpoint, Run, place_of
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.documents import read_json
 from keras_transfer.utils.files import read_arrays, write_arrays, write_text
@@ -119,6 +120,24 @@ class Race:
             self.best = entry
             self.publish({})
         return entry
+
+    def open(self, settings: dict, fingerprints: dict) -> None:
+        """Begin the race, or continue the one that was interrupted.
+
+        Args:
+            settings: of all contenders, as `config.yaml` records them.
+            fingerprints: of the examples.
+
+        Raises:
+            InputError: if it began with other settings or examples.
+        """
+        if not any((self.folder / name).exists() for name in ("0", "0.npz")):
+            shutil.rmtree(self.folder, ignore_errors=True)  # nothing was trained
+        settings = {name: value for name, value in settings.items() if name not in PLACES}
+        images = json.dumps(fingerprints, sort_keys=True).encode("utf-8", "surrogateescape")
+        digest = hashlib.sha256(images).hexdigest()
+        # It may be without settings, which races did not save before.
+        Checkpoint.open(self.folder, settings, what="race", fingerprint=digest, empty=False)
 
     @property
     def begun(self) -> dict | None:

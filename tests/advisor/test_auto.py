@@ -183,6 +183,10 @@ def test_an_interruption_leaves_a_model_and_is_continued(data, source, tmp_path,
     assert place_of(out).is_dir()
     found = json.loads((place_of(out) / "1.json").read_text())
     assert found["choice"]["overrides"] == {"epochs": 2} and found["minutes"] > 0
+    # Its outputs for other validation examples would be compared with those of this split.
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="seed: 0 is now 1"):
+        patch.setattr(Trainer, "fit", None)
+        train_best(data, out, config(source, seed=1), backbones=[source])
     monkeypatch.setattr(auto, "lengths_up_to", lambda epochs: [3])  # the machine is faster now
     fitted, fit = [], Trainer.fit
 
