@@ -263,6 +263,7 @@ class Experiment:
         curves = {}
         images = [self._images(size) * self._epochs(arm, size) for (size, _), arm in jobs]
         missing = [i for i, (key, arm) in enumerate(jobs) if not self._file(key, arm).is_file()]
+        limit, over = math.inf if options.minutes is None else options.minutes, False
         started, estimate, paces = time.perf_counter(), 0.0, {}
         if missing:
             parts = options.backbone, options.image_size, options.batch_size
@@ -272,9 +273,10 @@ class Experiment:
             for done, (key, arm) in enumerate(jobs):
                 progress.relabel(f"{done} of {len(jobs)} runs; {key[0]}{self._each}, {arm}")
                 before = (time.perf_counter() - started) / 60
-                limit = math.inf if options.minutes is None else options.minutes
-                if done in missing and before + paces.get(arm, estimate) * images[done] > limit:
-                    break
+                if done in missing:
+                    over = over or before + paces.get(arm, estimate) * images[done] > limit
+                    if over:
+                        continue
                 try:
                     curves[key, arm] = self._curve(key, arm, samples[key])
                 except KeyboardInterrupt:

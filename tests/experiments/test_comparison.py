@@ -399,6 +399,11 @@ def test_the_minutes_are_a_limit_and_what_is_complete_is_the_result(
     put(out, 2, 0, transfer=[0.6, 0.8, 0.8], scratch=[0.4, 0.5, 0.6])
     assert kt.compare(data, out, **settings).seeds == (0,)
     assert "over after 2 of 4 runs" in capsys.readouterr().err
+    # Finished runs behind a missing one count, too.
+    more = {**settings, "sizes": [2, 5]}
+    put(out, 2, 1, transfer=[0.6, 0.8, 0.8], scratch=[0.4, 0.5, 0.6])
+    with pytest.raises(InputError, match=r"minutes are over.* 4 of 8 runs are saved"):
+        kt.compare(data, out, **more)
 
 
 def test_sizes_and_seeds_may_grow_but_settings_must_not_change(
