@@ -21,7 +21,7 @@ from keras_transfer.errors import InputError, Interrupted, Signals, explained
 from keras_transfer.modalities import framing_from
 from keras_transfer.runs import PLACES, Run, check_out
 from keras_transfer.schedules.recipes import AUTO, default_epochs
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import counted, say
 from keras_transfer.utils.files import absolute_paths
 from keras_transfer.utils.image_sizes import size_of
 from keras_transfer.utils.names import make_options
@@ -218,7 +218,7 @@ class Adaptation:
             fitting = min(epochs, max(1, int((60 * self.clock.left - start) / epoch)))
         minutes = (start + fitting * epoch) / 60
         fewer = f", as {epochs} do not fit" if fitting < epochs else ""
-        say(f"{fitting} epochs{fewer}: at most about {minutes:.1f} min")
+        say(f"{counted(fitting, 'epoch')}{fewer}: at most about {minutes:.1f} min")
         return fitting
 
     def _images(self):

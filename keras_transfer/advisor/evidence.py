@@ -115,11 +115,12 @@ class Evidence:
         )
         if not others:
             return f"{text}."
-        certain = (
-            f"{self.tied - 1} of {len(others)} others are within one standard error"
-            if self.tied > 1
-            else f"the {len(others)} others are worse by more than one standard error"
-        )
+        near, count = self.tied - 1, len(others)
+        subject = f"{near} of {count} others" if near else f"the {count} others"
+        subject = subject if count > 1 else "the other"
+        verb = "is" if count == 1 or near == 1 else "are"
+        where = "within one" if near else "worse by more than one"
+        certain = f"{subject} {verb} {where} standard error"
         return f"{text}; {certain}."
 
     def table(self) -> str:

@@ -11,7 +11,7 @@ from keras_transfer.data.examples import ImageData
 from keras_transfer.features.prefix import prefix_of
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import counted, say
 
 
 def with_limit(
@@ -60,5 +60,7 @@ def with_limit(
         chosen = {"epochs": next((n for n in shorter if minutes(n) <= clock.left), 1)}
     fewer = f", as {epochs:g} do not fit" if chosen else ""
     taken = chosen.get("epochs", epochs)
-    say(f"{taken:g} epochs{fewer}: about {clock.spent + minutes(taken):.1f} min in all")
+    say(
+        f"{counted(f'{taken:g}', 'epoch')}{fewer}: about {clock.spent + minutes(taken):.1f} min in all"
+    )
     return chosen

@@ -16,7 +16,7 @@ from keras_transfer.advisor.inputs import check_classes, sized_backbone
 from keras_transfer.data.examples import rough_classes
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.features.probe import cross_validated_probe
-from keras_transfer.utils.console import Table, progress_bar
+from keras_transfer.utils.console import Table, counted, progress_bar
 from keras_transfer.utils.files import free_memory, write_file
 from keras_transfer.utils.image_sizes import size_of
 from keras_transfer.utils.plotting import GREEN, OCHRE
@@ -163,8 +163,8 @@ class StageProbes:
             return
         if worth < best.number:
             yield (
-                f"After stage {worth} it is within one standard error of that, so {worth} stages are "
-                "worth keeping."
+                f"After stage {worth} it is within one standard error of that, so "
+                f"{counted(worth, 'stage')} {'is' if worth == 1 else 'are'} worth keeping."
             )
         fall, error = _difference(self.correct[best.number - 1], self.correct[-1])
         if fall > 2 * error:

@@ -18,7 +18,7 @@ from keras_transfer.experiments.learning_curves import (
     savings,
     slope,
 )
-from keras_transfer.utils.console import Table
+from keras_transfer.utils.console import Table, counted
 from keras_transfer.utils.files import write_text
 
 JSON, IMAGE, TABLE = "comparison.json", "comparison.png", "comparison.md"
@@ -305,7 +305,9 @@ def _speed(size):
         return "is the only arm that learns" if ahead else "does not learn"
     level = _percent(float(np.mean(size.levels)))
     transfer, scratch = (size.epochs_to_level(arm) for arm in ARMS)
-    epochs = f"{level} after {transfer:.3g} epochs, from scratch after {scratch:.3g}"
+    epochs = (
+        f"{level} after {counted(f'{transfer:.3g}', 'epoch')}, from scratch after {scratch:.3g}"
+    )
     if change.uncertain:
         return f"learns at no significantly different speed ({epochs})"
     if transfer == scratch:

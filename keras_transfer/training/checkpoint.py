@@ -26,7 +26,7 @@ from keras_transfer.training.weights import (
     set_state,
     state_of,
 )
-from keras_transfer.utils.console import ProgressBar, progress_bar, say
+from keras_transfer.utils.console import ProgressBar, counted, progress_bar, say
 from keras_transfer.utils.image_sizes import size_of
 
 
@@ -163,7 +163,7 @@ class Progress(keras.callbacks.Callback):
                     "val": {},
                 }
             )
-        how = f"{planned.epochs} epochs, rate {phase.learning_rate:g}"
+        how = f"{counted(planned.epochs, 'epoch')}, rate {phase.learning_rate:g}"
         if phase.solver == "logistic":
             how = "in closed form"
         say(f"phase {phase.name}: {how}; {frozen}")

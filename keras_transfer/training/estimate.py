@@ -3,7 +3,7 @@
 import time
 
 from keras_transfer.models.acceleration import training_step
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import counted, say
 
 
 def say_estimate(
@@ -21,7 +21,9 @@ def say_estimate(
     """
     start, step = timed_step(backbone, image_size, batch_size)
     seconds = trainings * start + images / batch_size * step
-    say(f"{trainings} trainings on {images} images in all: at most about {seconds / 60:.1f} min")
+    say(
+        f"{counted(trainings, 'training')} on {counted(images, 'image')} in all: at most about {seconds / 60:.1f} min"
+    )
     return seconds / 60
 
 

@@ -31,7 +31,7 @@ from keras_transfer.training.solving import solve_heads
 from keras_transfer.training.soup import obstacle
 from keras_transfer.training.temperature import scale_logits
 from keras_transfer.training.weights import assign, collect
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import counted, say
 from keras_transfer.utils.global_state import seeded
 from keras_transfer.utils.image_sizes import size_of
 
@@ -119,8 +119,8 @@ class TrainingRun:
                 if run.finished:
                     raise Interrupted(f"interrupted after {run.path} was finished") from None
                 raise Interrupted(
-                    f"interrupted in epoch {progress.epoch + 1}; {progress.epoch} epochs are saved in "
-                    f"{run.path}: {_RESUME}"
+                    f"interrupted in epoch {progress.epoch + 1}; "
+                    f"{counted(progress.epoch, 'finished epoch')} saved in {run.path}: {_RESUME}"
                 ) from None
             finally:
                 progress.close()

@@ -279,6 +279,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(number: float | str, unit: str) -> str:
+    """Return a number with its unit, in the plural unless it is 1: "1 epoch", "2.5 epochs"."""
+    return f"{number} {unit}" if str(number) == "1" else f"{number} {unit}s"
+
+
 def listed(items: Iterable, most: int = 10) -> str:
     """Return the first items on one line, separated by commas, and the number of the others."""
     items = list(items)

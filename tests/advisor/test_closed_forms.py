@@ -1,6 +1,7 @@
 """Evidence: candidates compared by the closed form, for every task."""
 
 import json
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from conftest import write_image
 
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms
+from keras_transfer.advisor.evidence import Evidence, Row
 from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.data.arrays import Arrays
 from keras_transfer.data.examples import Examples, ImageData, Target
@@ -66,6 +68,22 @@ def test_an_earlier_stage_that_sees_more_is_read_and_every_crop_tried(blind, col
     json.dumps(found.to_dict(), allow_nan=False)
     only = compare(colors, blind, taps=("last",))
     assert set(losses(only)) == {"last"}
+
+
+@pytest.mark.parametrize(
+    ("behind", "words"),
+    [
+        ((0.0,), "; the other is within one standard error."),
+        ((0.9,), "; the other is worse by more than one standard error."),
+        ((0.0, 0.9, 0.9), "; 1 of 3 others is within one standard error."),
+        ((0.0, 0.0, 0.9), "; 2 of 3 others are within one standard error."),
+        ((0.9, 0.9), "; the 2 others are worse by more than one standard error."),
+    ],
+)
+def test_the_others_are_counted_in_words(behind, words):
+    judged = SimpleNamespace(score=0.9, loss=0.3)
+    rows = tuple(Row("b", judged, 1.0, each, 0.1) for each in (0.0, *behind))
+    assert str(Evidence(rows, "b", "accuracy", 40)).endswith(words)
 
 
 def test_a_second_backbone_that_sees_is_enough(blind, colors, tmp_path):

@@ -138,7 +138,7 @@ def test_all_three_advantages():
     assert found.at(5).epochs_to_level("scratch") == pytest.approx(11 / 3)
     assert all(getattr(advantages, name).sign == 1 for name in ("start", "slope", "asymptote"))
     assert found.negative == ()
-    for words in ("starts higher (+44.3", "learns faster", "after 1 epochs", "ends higher (+38.7"):
+    for words in ("starts higher (+44.3", "learns faster", "after 1 epoch,", "ends higher (+38.7"):
         assert words in found.verdict
     assert "from scratch is not as good at any size (≥ 1× [1, –] the images)" in found.verdict
 

@@ -147,7 +147,10 @@ def test_a_signal_within_a_checkpoint_waits_for_its_end(undisturbed, tmp_path, m
         save(self, state, *args)
 
     before = signal.getsignal(number)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="3 epochs are saved"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Interrupted, match="3 finished epochs saved"),
+    ):
         patch.setattr(Checkpoint, "save", interrupted)
         two_phases(data, tmp_path / "run")
     assert signal.getsignal(number) is before
@@ -195,5 +198,5 @@ def test_the_command_ends_with_130_and_goes_on(tmp_path):
         finally:
             process.kill()
     said = (tmp_path / "log").read_text().strip().splitlines()[-1]
-    assert "epochs are saved" in said and "--resume" in said
+    assert "finished epochs saved" in said and "--resume" in said
     assert Checkpoint(tmp_path / "run" / "state").load()[0]["epoch"] >= 1

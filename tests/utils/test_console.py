@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import pytest
 
 from keras_transfer.utils import console
-from keras_transfer.utils.console import Table, listed, print_table, progress_bar, say, silence
+from keras_transfer.utils.console import (
+    Table,
+    counted,
+    listed,
+    print_table,
+    progress_bar,
+    say,
+    silence,
+)
 
 
 class Terminal(io.StringIO):
@@ -108,6 +116,11 @@ def test_a_table_is_drawn_in_a_terminal_and_plain_elsewhere(capsys, monkeypatch)
     monkeypatch.setattr(sys, "stdout", Terminal())
     print_table(table)
     assert "[red]x[/]" in sys.stdout.getvalue() and "─" in sys.stdout.getvalue()
+
+
+def test_numbers_have_units_in_singular_or_plural():
+    counts = [counted(0, "epoch"), counted(1, "epoch"), counted("2.5", "epoch")]
+    assert counts == ["0 epochs", "1 epoch", "2.5 epochs"]
 
 
 def test_a_list_is_one_line_of_its_first_items():
