@@ -157,7 +157,9 @@ class _Comparison:
         several = head_for(data)
         heads = several if isinstance(several, dict) else {"output": several}
         labels = by_head(heads, self.train.labels)
-        self.heads = {name: head.fitted(labels[name]) for name, head in heads.items()}
+        if len(self.train):
+            heads = {name: head.fitted(labels[name]) for name, head in heads.items()}
+        self.heads = heads
         self.together = self.train.together
         classes = [len(np.unique(labels[n])) for n, h in heads.items() if h.task == "single_label"]
         self.comparable = len(self.train) > 1 and min(classes, default=2) > 1

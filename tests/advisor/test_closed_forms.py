@@ -146,6 +146,11 @@ def test_random_labels_carry_no_signal_and_rare_classes_are_left_out(blind, rng)
     nothing = compare(one_each, blind)
     assert not nothing.rows and nothing.best.taps == "all" and nothing.expected is None
     assert "too few examples" in str(nothing)
+    # Beside a class that each example has alone, numbers have no mean.
+    targets = {"who": Target("single_label", tuple("abcd")), "age": Target("regression", ("x",))}
+    labels = {"who": np.arange(4, dtype="int32"), "age": np.ones((4, 1), "float32")}
+    train = Examples(Arrays(images[:4]), labels)
+    assert not compare(ImageData((), {"train": train}, [], "data", targets), blind).rows
     with pytest.raises(InputError, match=r"No backbone can be used\. .*skipped"):
         compare(data, keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()]))
 
