@@ -61,7 +61,8 @@ class Adaptation:
         else:
             check_out(out)
         self._resolve_auto(resumed)
-        if resumed and self.clock.minutes is not None:  # the length was settled when it began
+        open_length = self.clock.minutes is not None or self.options.epochs is None
+        if resumed and open_length:  # it was settled when the run began
             begun = resumed.config["schedule"]["phases"][0]["epochs"]
             self.options = replace(self.options, epochs=begun)
         options = self.options

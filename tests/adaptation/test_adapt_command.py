@@ -280,3 +280,14 @@ def test_minutes_limit_the_epochs_and_the_training(folders, tmp_path, monkeypatc
     assert 1 <= len(cut.history) < 50 and cut.metrics["adaptation"]["epoch"] == len(cut.history)
     with pytest.raises(InputError, match="minutes must be above 0"):
         adaptation(folders, tmp_path / "c", minutes=0)
+
+
+@pytest.mark.parametrize(("again", "epochs"), [({}, 2), ({"minutes": 9}, 2), ({"epochs": 5}, 5)])
+def test_a_limited_run_is_resumed_at_its_length(folders, tmp_path, again, epochs):
+    first = adaptation(folders, tmp_path / "first", epochs=None, minutes=9)
+    schedule = {"phases": [{"epochs": 2}]}
+    config = {**first.options.to_dict(), "schedule": schedule, "precision": "float32"}
+    split = first.source.split_table()
+    Run.create(tmp_path / "run", config, [], first.source.fingerprint(), split).release()
+    resumed = adaptation(folders, tmp_path / "run", resume=True, **{"epochs": None, **again})
+    assert resumed.options.epochs == epochs
