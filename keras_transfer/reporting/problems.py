@@ -58,6 +58,7 @@ def render_problems(found: Diagnosis, data: ImageData) -> str:
     chosen.sort(key=lambda problem: place[id(problem)])
     kinds = {kind: sum(p.problem == kind for p in found.problems) for kind in TITLES}
     classes = sorted({name for p in chosen for name in (p.label, p.suggested) if name})
+    number = {name: str(i) for i, name in enumerate(classes)}  # a name may have any characters
     return render(
         "problems",
         script="filter.js",
@@ -66,7 +67,7 @@ def render_problems(found: Diagnosis, data: ImageData) -> str:
         shares=list(_shares(found)),
         kinds=[(kind, TITLES[kind], count) for kind, count in kinds.items() if count],
         classes=classes,
-        cases=[_case(problem, shown) for problem in chosen],
+        cases=[_case(problem, shown, number) for problem in chosen],
         rest=len(found.problems) - len(chosen),
         notes=found.notes,
     )
@@ -119,12 +120,12 @@ def _shown(examples, problems, rows):
     return shown
 
 
-def _case(problem, shown):
+def _case(problem, shown, number):
     """Return what the template needs of a problem."""
     near = bool(problem.related)
     return {
         "problem": problem.problem,
-        "classes": [name for name in (problem.label, problem.suggested) if name],
+        "classes": [number[name] for name in (problem.label, problem.suggested) if name],
         "label": problem.label,
         "suggested": problem.suggested,
         "split": problem.split,

@@ -106,6 +106,18 @@ def test_texts_are_read_side_by_side(tmp_path):
     assert first in text
 
 
+def test_classes_with_any_characters_can_be_chosen(tmp_path):
+    """A browser joins the spaces of an option's text, so its value is a number."""
+    data = kt.data.open_data(write_words(tmp_path / "d"), progress=False)
+    path, _, split = data.split_table()[0]
+    odd = Problem(path, "label", "two  spaces", split, 0.9, suggested="a line\nbreak")
+    text = render_problems(found_in(data, [odd]), data)
+    values = {name: n for n, name in re.findall(r'<option value="(\d+)">([^<]*)<', text)}
+    chosen = re.findall(r'data-classes="(.*?)"', text)
+    assert " ".join(values[name] for name in (odd.label, odd.suggested)) in chosen
+    assert {n for one in chosen for n in one.split(" ")} == set(values.values())
+
+
 def test_what_is_beyond_the_budget_is_named(data, monkeypatch):
     from keras_transfer.reporting import problems
 

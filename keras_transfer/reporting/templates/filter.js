@@ -9,7 +9,7 @@ if (form) {
     let count = 0;
     for (const one of cases) {
       one.hidden = !(kinds.has(one.dataset.problem)
-        && (!name || one.dataset.classes.split("\n").includes(name))
+        && (!name || one.dataset.classes.split(" ").includes(name))
         && (!wanted || one.textContent.toLowerCase().includes(wanted)));
       count += !one.hidden;
     }
