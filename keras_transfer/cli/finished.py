@@ -304,8 +304,8 @@ def report(
     if len(opened) > 1:
         from keras_transfer.reporting import compare_runs
 
-        if data or split:
-            raise InputError("--data and --split apply to the report of one run.")
+        if data or split or column:
+            raise InputError("--data, --split and --column apply to the report of one run.")
         print(compare_runs(opened, out or COMPARISON))
         return
     (run,) = opened
@@ -314,7 +314,12 @@ def report(
     check_run(run, data, split)
     found, own = None, run.config.get("data")
     # On the run's own data, measure only what it was not trained on, unless --split names it.
-    if data is not None and not (own and data.absolute() == Path(own).absolute()):
+    is_own = data is None or bool(own and data.absolute() == Path(own).absolute())
+    if column and is_own:
+        raise InputError(
+            "--column needs --data of other examples: the run recorded its own columns."
+        )
+    if data is not None and not is_own:
         found = open_labeled(
             data,
             targets_of(run.config),

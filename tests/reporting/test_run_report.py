@@ -417,6 +417,8 @@ finally:
         ([run.path, run.path], "given twice"),
         ([run.path, run.path, "--split", "val"], "report of one run"),
         ([run.path, "--data", tmp_path / "none"], "no such folder"),
+        ([run.path, "--column", "label=x"], "--column needs --data"),
+        ([run.path, "--column", "label=x", "--data", run.config["data"]], "--column needs --data"),
     ):
         command = [sys.executable, "-c", code, *map(str, args)]
         shown = subprocess.run(command, capture_output=True, text=True)
