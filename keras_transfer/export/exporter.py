@@ -256,7 +256,7 @@ def export_run(
             file = "onnx" if format == "page" else format
             parity = _convert(model, folder, file, int8, examples, sample, temperatures, most_lost)
             if format == "page":
-                write_page(folder, model, run.path.name)
+                write_page(folder, model, run.path.name, sample.first if sample else ())
         exported = Exported(out, format, int8, _size(folder), parity)
         write_card(folder, run, model, exported, temperatures)
     return exported

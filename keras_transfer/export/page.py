@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -40,12 +40,13 @@ def check_page(modality) -> None:
         )
 
 
-def write_page(folder: Path, model: keras.Model, title: str) -> None:
+def write_page(folder: Path, model: keras.Model, title: str, examples: Sequence = ()) -> None:
     """Write the page around `model.onnx`, which is already in the folder.
 
     Args:
         folder: exists, with the files of an ONNX export.
         title: heading of the page.
+        examples: a few of the run's, decoded, if they were found: for pairs of texts, there are two boxes.
 
     Raises:
         InputError: the runtime cannot be downloaded.
@@ -58,7 +59,7 @@ def write_page(folder: Path, model: keras.Model, title: str) -> None:
     shutil.copyfile(modality.page, folder / "input.js")
     document = {
         "title": title,
-        "input": modality.page_input(framing),
+        "input": modality.page_input(framing, examples),
         "heads": [_head(name, head, heads) for name, head in heads.items()],
     }
     write_text(folder / "model.json", json.dumps(document, ensure_ascii=False) + "\n")

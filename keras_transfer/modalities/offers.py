@@ -85,6 +85,10 @@ class Offers:
     def write_preparation(self, folder: Path, framing: Any) -> None:
         """Write files beside an exported file that say how to make its input."""
 
-    def page_input(self, framing: Any) -> dict:
-        """Return what this script needs to know, as plain data."""
+    def page_input(self, framing: Any, examples: Sequence = ()) -> dict:
+        """Return what this script needs to know, as plain data.
+
+        Args:
+            examples: a few of those that the model was trained for, decoded, if they were found.
+        """
         raise NotImplementedError

@@ -12,11 +12,12 @@ from page_parity import opened, shown
 from PIL import Image, ImageFilter
 from report_opening import CHROMIUM
 
-from keras_transfer.data import from_directory
+from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.evaluation.prediction import predict
 from keras_transfer.export.exporter import export_run
 from keras_transfer.export.page import check_page
 from keras_transfer.modalities.registry import find_modality
+from keras_transfer.modalities.text.check import pair_of
 from keras_transfer.models.builders import build_model, head_for
 from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.training.trainer import Trainer
@@ -105,6 +106,33 @@ def test_texts(tmp_path):
         page.click("button")
         page.wait_for_selector("#status.failed")
         assert "empty" in page.text_content("#status")
+
+
+def test_pairs_of_texts(tmp_path):
+    pytest.importorskip("tensorflow_text", reason="tensorflow-text is not installed")
+    words = ("red", "green", "blue")
+    pairs = [(f"the walls of {i}", f"a {words[i % 3]} room") for i in range(30)]
+    data = from_arrays((pairs, [i % 3 for i in range(30)]))
+    keras.utils.set_random_seed(0)
+    model = build_model(tiny_bert(), head_for(data))
+    run = Trainer(model, "feature_extraction", cache="off").fit(data, tmp_path / "run")
+    page_folder = export_run(run, "page", data=data).path
+    asked = [
+        ("the walls", "is red"),
+        ("is red", "the walls"),
+        ("the blue walls " * 30, "of green rooms " * 40),
+        ("of green rooms", "the blue walls " * 60),
+        ("", "blue"),
+    ]
+    with opened(page_folder) as page:
+        for pair in asked:
+            page.evaluate("document.querySelector('#answer').replaceChildren()")
+            for place, text in enumerate(pair):
+                page.fill(f"textarea >> nth={place}", text)
+            page.click("button")
+            found = shown(page)
+            for name, score in expected(run, [pair_of(*pair)]).items():
+                assert found[name] == pytest.approx(score, abs=1e-4), pair
 
 
 def test_clips(tmp_path):

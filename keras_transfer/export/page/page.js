@@ -74,7 +74,7 @@ async function start() {
     }
   }
 
-  input.draw(form, ask, element);
+  input.draw(form, ask, element, model.input);
   form.addEventListener("submit", (event) => event.preventDefault());
   tell("Ready.");
 }

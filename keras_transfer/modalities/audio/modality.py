@@ -210,7 +210,7 @@ class Audio(Modality):
         ]
         return np.stack(windows)
 
-    def page_input(self, framing) -> dict:
+    def page_input(self, framing, examples=()) -> dict:
         return {"rate": framing.rate, "samples": framing.samples}
 
     def describe_input(self, framing, count: str) -> str:

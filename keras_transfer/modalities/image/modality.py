@@ -237,7 +237,7 @@ class Images(Modality):
         fine = coarse[:, :rows, :columns] + rng.normal(0, 20, (count, rows, columns, channels))
         return list(np.clip(fine, 0, 255).astype("uint8"))
 
-    def page_input(self, framing) -> dict:
+    def page_input(self, framing, examples=()) -> dict:
         if framing.reading.channels != RGB.channels:
             raise InputError(
                 f"A web page takes photographs, but the model reads {framing.reading.channels} "

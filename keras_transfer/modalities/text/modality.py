@@ -223,10 +223,11 @@ class Texts(Modality):
 
         write_description(folder, framing)
 
-    def page_input(self, framing) -> dict:
+    def page_input(self, framing, examples=()) -> dict:
         names = ("lowercase", "strip_accents", "start", "end", "unknown")
         described = {name: getattr(framing.required, name) for name in names}
-        return {"size": framing.size, **described}
+        pair = any(check.BETWEEN in text for text in examples)
+        return {"size": framing.size, "pair": pair, **described}
 
     def describe_preparation(self, framing) -> str:
         lowercase = framing.required.lowercase
