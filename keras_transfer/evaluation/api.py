@@ -8,7 +8,12 @@ from keras_transfer.evaluation.calibration import Calibration, check_precision
 from keras_transfer.evaluation.measures import compute_metrics, confusion_counts
 from keras_transfer.evaluation.outputs import collect, resolve_views
 from keras_transfer.evaluation.result import Evaluation, format_value
-from keras_transfer.evaluation.tasks import measure_classes, measure_labels, measure_values
+from keras_transfer.evaluation.tasks import (
+    add_column,
+    measure_classes,
+    measure_labels,
+    measure_values,
+)
 from keras_transfer.models.builders import by_head, check_targets, heads_of
 from keras_transfer.utils.console import Table
 
@@ -105,7 +110,8 @@ def assess(
     brief = summarize(heads, labels, outputs)
     labels, outputs = by_head(heads, labels), by_head(heads, outputs)
     paths = data.examples[split].names
-    documents, rows = {}, {"path": paths}
+    documents: dict[str, dict] = {}
+    rows: dict[str, list[str]] = {"path": list(paths)}
     for name, head in heads.items():
         options: dict = {"slices": slices, "most": most}
         if head.task != "regression":
@@ -116,8 +122,10 @@ def assess(
             head.names, labels[name], outputs[name], paths, **options
         )
         prefix = f"{name}_" if len(heads) > 1 else ""
-        rows |= {f"{prefix}{column}": values for column, values in columns.items()}
-    rows |= {f"slice_{by}": list(values) for by, values in (slices or {}).items()}
+        for column, values in columns.items():
+            add_column(rows, f"{prefix}{column}", values)
+    for by, one_each in (slices or {}).items():
+        add_column(rows, f"slice_{by}", list(one_each))
     document = {
         "split": split,
         "images": len(paths),

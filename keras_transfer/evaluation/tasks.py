@@ -219,9 +219,17 @@ def measure_labels(
     rows = {
         "labels": ["|".join(n for n, present in zip(names, row) if present) for row in labels],
         "predicted": ["|".join(n for n, p in zip(names, row) if p) for row in predicted],
-        **{name: [f"{p:.6f}" for p in scores[:, i]] for i, name in enumerate(names)},
     }
+    for i, name in enumerate(names):
+        add_column(rows, name, [f"{p:.6f}" for p in scores[:, i]])
     return document, rows
+
+
+def add_column(rows: dict[str, list[str]], name: str, values: list[str]) -> None:
+    """Add a column; a name that is taken, such as a label `predicted`, gets an underscore."""
+    while name in rows:
+        name += "_"
+    rows[name] = values
 
 
 def _macro_and_micro_f1(labels, predicted):
@@ -287,10 +295,10 @@ def measure_values(
         ],
         "slices": measure_slices(slices, of_slice),
     }
-    rows = {}
+    rows: dict[str, list[str]] = {}
     for i, name in enumerate(names):
-        rows[name] = [f"{x:.9g}" for x in labels[:, i]]
-        rows[f"{name}_predicted"] = [f"{x:.9g}" for x in values[:, i]]
+        add_column(rows, name, [f"{x:.9g}" for x in labels[:, i]])
+        add_column(rows, f"{name}_predicted", [f"{x:.9g}" for x in values[:, i]])
     return document, rows
 
 

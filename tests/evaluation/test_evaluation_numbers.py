@@ -20,6 +20,7 @@ from keras_transfer.evaluation.ranking import (
 )
 from keras_transfer.evaluation.result import Evaluation
 from keras_transfer.evaluation.tasks import (
+    add_column,
     confused_pairs,
     measure_classes,
     measure_labels,
@@ -400,3 +401,17 @@ def test_numbers_far_from_zero_keep_their_spread(rng):
     assert found["per_target"]["time"]["r2"]["value"] == pytest.approx(
         sk.r2_score(labels, values), rel=1e-5
     )
+
+
+def test_labels_and_targets_with_names_of_other_columns(rng):
+    """In predictions.csv, a label's scores do not take the place of another column."""
+    labels, paths = rng.integers(0, 2, (6, 3)), [f"{i}.png" for i in range(6)]
+    outputs = rng.normal(size=(6, 3)).astype("float32")
+    _, rows = measure_labels(("labels", "predicted", "a"), labels, outputs, paths)
+    assert list(rows) == ["labels", "predicted", "labels_", "predicted_", "a"]
+    assert float(rows["labels_"][0]) == pytest.approx(expit(outputs[0, 0]), abs=1e-5)
+    _, rows = measure_values(("x", "x_predicted"), labels[:, :2], outputs[:, :2], paths)
+    assert list(rows) == ["x", "x_predicted", "x_predicted_", "x_predicted_predicted"]
+    rows = {"path": paths}
+    add_column(rows, "path", ["1"] * 6)
+    assert rows == {"path": paths, "path_": ["1"] * 6}
