@@ -60,9 +60,9 @@ def write_card(folder: Path, run, model: keras.Model, exported, temperatures) ->
         _title(config, model, exported),
         "## Outputs\n\n" + _outputs(model),
         "## Usage\n\n" + _usage(model, exported),
-        "## Data\n\n" + _data(run, config, metrics),
+        "## Data\n\n" + _data(run, config, metrics, modality_of(model).many),
         "## Training\n\n" + _training(config, metrics, model),
-        "## Quality\n\n" + _quality(run, metrics, temperatures),
+        "## Quality\n\n" + _quality(run, metrics, temperatures, modality_of(model).many),
         "## Comparison with the Keras model\n\n" + _parity(exported),
         "## Limits\n\n" + _limits(model, metrics),
         "## License\n\n" + _license(config, model),
@@ -74,7 +74,7 @@ def write_card(folder: Path, run, model: keras.Model, exported, temperatures) ->
 def _title(config, model, exported):
     form = f"{exported.format}{', int8' if exported.int8 else ''}"
     return (
-        f"# {printable(_backbone(config, model))} for {_source(config)}\n\n"
+        f"# {printable(_backbone(config, model))} for {_source(config, modality_of(model).many)}\n\n"
         f"{form}, {exported.bytes / 1e6:.1f} MB, exported by keras_transfer "
         f"{importlib.metadata.version('keras_transfer')} with Keras {keras.__version__}."
     )
@@ -84,10 +84,10 @@ def _backbone(config, model):
     return Path(str(config.get("backbone") or backbone_of(model).name)).name
 
 
-def _source(config):
+def _source(config, many):
     """Return the last part of the data's path; the rest may be confidential."""
     source = config.get("data") or config.get("target")
-    return printable(Path(str(source)).name) if source else "images"
+    return printable(Path(str(source)).name) if source else many
 
 
 def _outputs(model):
@@ -143,15 +143,15 @@ def _usage(model, exported):
     )
 
 
-def _data(run, config, metrics):
+def _data(run, config, metrics, many):
     counts = metrics.get("images", {})
     images = ", ".join(f"{count} {split}" for split, count in counts.items()) or "unknown"
     skipped = metrics.get("skipped", 0)
-    lines = [f"`{_source(config)}`: {images} images; {skipped} faulty files were skipped."]
+    lines = [f"`{_source(config, many)}`: {images} {many}; {skipped} faulty files were skipped."]
     labels = Counter(row["label"] for row in read_rows(run.split_path) if row["split"] == "train")
     if 1 < len(labels) <= _LISTED_NAMES:
         names = ", ".join(f"{printable(name)} {count}" for name, count in sorted(labels.items()))
-        lines.append(f"Training images per class: {names}.")
+        lines.append(f"Training {many} per class: {names}.")
     return "\n\n".join(lines)
 
 
@@ -174,17 +174,17 @@ def _training(config, metrics, model):
     )
 
 
-def _quality(run, metrics, temperatures):
+def _quality(run, metrics, temperatures, many):
     val, count = metrics.get("val", {}), metrics.get("images", {}).get("val")
     values = ", ".join(
         f"{name} {value:.4f}"
         for name, value in val.items()
         if isinstance(value, float) and not name.startswith("images")
     )
-    lines = [f"On the validation images: {values or 'not measured'}."]
+    lines = [f"On the validation {many}: {values or 'not measured'}."]
     if "accuracy" in val and count:
         low, high = wilson_interval(round(val["accuracy"] * count), count)
-        lines[0] += f" 95 % interval of the accuracy: {low:.3f}–{high:.3f} ({count} images)."
+        lines[0] += f" 95 % interval of the accuracy: {low:.3f}–{high:.3f} ({count} {many})."
     if temperatures:
         each = ", ".join(f"{name} {value:.4f}" for name, value in temperatures.items())
         lines.append(f"Scores are calibrated; temperature: {each}.")
@@ -202,20 +202,21 @@ def _parity(exported):
 
 
 def _limits(model, metrics):
+    one, many = modality_of(model).one, modality_of(model).many
     by_task = {
-        "single_label": "It always returns one of its classes, even if the image shows none of them.",
+        "single_label": f"It always returns one of its classes, even if the {one} is of none of them.",
         "multi_label": "It recognizes only the labels above.",
         "regression": "Numbers are meaningless outside the range of the training labels.",
     }
     lines = [by_task[task] for task in sorted({head.task for head in heads_of(model).values()})]
     lines += [
-        "The quality was measured on images from the same source as the training images. Measure it "
+        f"The quality was measured on {many} from the same source as the training {many}. Measure it "
         "on yours: other cameras, places, times or people may give other results.",
         modality_of(model).describe_limits(framing_of(model)),
     ]
     count = metrics.get("images", {}).get("val")
     if count and count < 1000:
-        lines.append(f"The quality was measured on only {count} images; note the interval above.")
+        lines.append(f"The quality was measured on only {count} {many}; note the interval above.")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -144,6 +144,8 @@ def test_a_saved_model_answers_strings_and_each_unreadable_one_has_an_error(trai
     alone = loaded.signatures["serve_bytes"](bytes=tf.constant(texts[:1]))["scores"]
     np.testing.assert_allclose(alone[0], answer["scores"][0], atol=1e-5)
     card = (exported.path / "README.md").read_text()
+    for title in ("# tiny_bert", "## Data", "## Quality", "## Limits"):
+        assert "image" not in card.partition(title)[2].partition("\n## ")[0], title
     assert "at most 16 tokens" in card and " px" not in card
 
 
