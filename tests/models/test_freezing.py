@@ -223,6 +223,12 @@ def test_three_stages_and_what_they_have_not(three_stages):
     ):
         with pytest.raises(InputError, match=rf"^Cannot freeze .*{reason}"):
             freeze(three_stages, what)
+    for what in ("stage:1:2", "top:a:1"):
+        with pytest.raises(InputError, match=f"^Cannot freeze '{what}'"):
+            freeze(three_stages, what)
+    words = "^train must be one of all, bias, norm, bias\\+norm, lora, not 'some'\\.$"
+    with pytest.raises(InputError, match=words):
+        freeze(three_stages, train="some")
 
 
 def test_three_stages_and_the_weights_that_train(three_stages):

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from conftest import raises
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import Augmentation
@@ -523,6 +524,22 @@ def test_attention_asks_for_gentler_steps():
         assert partial.learning_rate == pytest.approx(10 * lp_ft.learning_rate)
         assert partial.learning_rate * partial.rates["head"] == pytest.approx(lp_ft.learning_rate)
         assert (partial.train, partial.lowest_rate) == (train, 1.0)
+
+
+def test_partial_training_and_its_numbers():
+    phase = Phase("p", epochs=1)
+    assert (phase.lora_rank, phase.lora_alpha, phase.lora_layers) == (8, 16.0, "dense+conv")
+    with raises("Phase 'p': train must be one of all, bias, norm, bias+norm, lora, not 'x'."):
+        Phase("p", epochs=1, train="x")
+    with raises("Phase 'p': train 'lora' cannot have l2_sp"):
+        Phase("p", epochs=1, train="lora", l2_sp=0.1)
+    assert Phase("p", epochs=1, train="bias", l2_sp=0.1).l2_sp == 0.1
+    for train in ("bias", "norm", "bias+norm", "lora"):
+        with raises(f"Phase 'p': train '{train}' needs batch_norm 'frozen'"):
+            Phase("p", epochs=1, train=train, batch_norm="train")
+    for name, value in (("lora_rank", 0), ("lora_alpha", 0.0), ("lora_layers", "(")):
+        with raises(f"Phase 'p': {name} must be"):
+            Phase("p", epochs=1, **{name: value})
 
 
 def test_fields_of_partial_training_are_written_where_they_matter():
