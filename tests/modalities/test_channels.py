@@ -207,6 +207,19 @@ def test_values_that_are_not_whole_numbers_are_faults():
     assert "[height, width, channels]" in decode.examine(buffer.getvalue()).fault
 
 
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_files_of_floats_are_faults(value):
+    floats = np.full((8, 9), value, np.float32)
+    expected = "its values are float32: save whole numbers, of 8 bits (0–255) or of 16"
+    for kind in ("TIFF", "PPM"):  # PPM writes a PFM
+        contents = file_of(Image.fromarray(floats), kind)
+        assert decode.examine(contents).fault == expected
+        with pytest.raises(ValueError, match="float32"):
+            decode.decode(contents)
+    colors = tiff(np.stack([floats] * 3, -1).astype(np.float64), photometric="rgb")
+    assert decode.examine(colors).fault == expected.replace("32", "64")
+
+
 def test_channels_are_resampled_like_those_of_rgb():
     array, box = values(6), (3.0, 4.0, 30.0, 30.0)
     made = np.empty((16, 16, 6), np.uint8)

@@ -19,9 +19,10 @@ NPY = b"\x93NUMPY"
 # Types of the values in NumPy files that a served model reads, and their numbers of bytes.
 TYPES = {"|u1": 1, "<u2": 2, "<i4": 4}
 # What Pillow's modes hold, transparency included.
-_MODES = {"1": 1, "L": 1, "I": 1, "F": 1, "LA": 2, "La": 2, "RGBA": 4, "RGBa": 4}
+_MODES = {"1": 1, "L": 1, "I": 1, "LA": 2, "La": 2, "RGBA": 4, "RGBa": 4}
 GRAY = (19595, 38470, 7471)  # of 65536: Pillow's weights of red, green and blue
 _SAMPLES, _COLORS, _INKS = 277, 262, 5  # of TIFF: the tags of samples and colors; CMYK
+_BITS, _KIND, _FLOAT = 258, 339, 3  # the tags of the bits of a sample and of its kind; floats
 
 
 class UnsuitableValues(ValueError):
@@ -146,7 +147,12 @@ def values_of(contents: bytes) -> np.ndarray | None:
     """
     if contents.startswith(NPY):
         return _whole_numbers(_read_npy(contents))
-    if not contents.startswith((b"II", b"MM")) or not _has_bands(contents):
+    if not contents.startswith((b"II", b"MM")):
+        return None
+    tags = _tags(contents)
+    if _FLOAT in np.ravel(tags.get(_KIND, 1)):
+        raise UnsuitableValues(not_whole(f"float{max(np.ravel(tags.get(_BITS, 32)))}"))
+    if not _has_bands(tags):
         return None
     require("tifffile", "Reading TIFF files of several bands")
     import tifffile
@@ -160,18 +166,28 @@ def values_of(contents: bytes) -> np.ndarray | None:
     return _whole_numbers(values)
 
 
-def _has_bands(contents):
-    """Return whether a TIFF file has other colors than Pillow reads in full: two, or more than four."""
+def _tags(contents):
+    """Return the tags of a TIFF file; none if they cannot be read."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(contents[:8])
         file = io.BytesIO(contents)
         file.seek(tags.next)
         tags.load(file)
+        return dict(tags)
     except Exception:  # Pillow raises many types on broken data, and explains the cause
-        return False
+        return {}
+
+
+def _has_bands(tags):
+    """Return whether a TIFF file has other colors than Pillow reads in full: two, or more than four."""
     samples = tags.get(_SAMPLES, 1)
-    sixteen = max(np.ravel(tags.get(258, 8))) > 8
+    sixteen = max(np.ravel(tags.get(_BITS, 8))) > 8
     return samples == 2 or samples > 4 or (samples == 4 and sixteen and tags.get(_COLORS) != _INKS)
+
+
+def not_whole(kind) -> str:
+    """Return why an image whose values have another type cannot be used."""
+    return f"its values are {kind}: save whole numbers, of 8 bits (0–255) or of 16"
 
 
 def _read_npy(contents):
@@ -180,9 +196,7 @@ def _read_npy(contents):
         _check_pixels(*shape[:2])
     size = int(np.prod(shape, dtype=object)) * kind.itemsize
     if kind.hasobject:
-        raise UnsuitableValues(
-            f"its values are {kind}: save whole numbers, of 8 bits (0–255) or of 16"
-        )
+        raise UnsuitableValues(not_whole(kind))
     if len(contents) - start < size:
         raise ValueError("truncated: the file ends too early")
     values = np.frombuffer(contents, kind, offset=start, count=size // kind.itemsize)
@@ -227,9 +241,7 @@ def _whole_numbers(values):
     if values.ndim != 3 or 0 in values.shape:
         raise UnsuitableValues(f"its shape is {list(values.shape)}, not [height, width, channels]")
     if values.dtype.kind not in "biu" or values.dtype.itemsize > 4:
-        raise UnsuitableValues(
-            f"its values are {values.dtype}: save whole numbers, of 8 bits (0–255) or of 16"
-        )
+        raise UnsuitableValues(not_whole(values.dtype))
     return values.astype(np.uint8) if values.dtype == bool else values
 
 

@@ -21,6 +21,7 @@ from keras_transfer.modalities.image.bands import (
     is_deep,
     luminance,
     misfit,
+    not_whole,
     select,
     to_8_bits,
     to_npy,
@@ -246,6 +247,7 @@ def open_image(contents: bytes) -> Image.Image:
     Raises:
         UnidentifiedImageError: if the bytes are in none of the formats.
         InputError: if the package that reads them is not installed.
+        UnsuitableValues: if its values are floats, which Pillow would clip to 0–255.
         Image.DecompressionBombError: if there are more pixels than `Image.MAX_IMAGE_PIXELS`.
             Pillow only warns up to twice that number, but a small file can unpack to any size.
     """
@@ -259,6 +261,8 @@ def open_image(contents: bytes) -> Image.Image:
         raise Image.DecompressionBombError(
             f"{pixels:,} pixels, the limit is {limit:,}; make it smaller"
         )
+    if image.mode == "F":
+        raise UnsuitableValues(not_whole("float32"))
     return image
 
 
