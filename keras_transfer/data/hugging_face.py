@@ -202,8 +202,8 @@ def _joined(parts, columns, name):
     title = name_of_pair(columns)
 
     def join(row):
-        one, other = (row[column] for column in columns)
-        return {title: pair_of(one, other) if one and other else ""}
+        one, other = (row[column] or "" for column in columns)
+        return {title: pair_of(one, other) if one.strip() and other.strip() else ""}
 
     return {split: dataset.map(join) for split, dataset in parts.items()}, title
 

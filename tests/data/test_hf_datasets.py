@@ -74,6 +74,12 @@ def test_two_columns_of_texts_are_pairs():
     found = {train.images.decoded(i) for i in range(len(train))}
     assert data.counts["train"] == {"no": 3, "yes": 3}
     assert found < {f"{a}\x1f{b}" for a, b in zip("abcdefgh", "abcdabcd")}
+    blank = datasets.Dataset.from_dict({**rows, "claim": [*"abc ab", None, "d"]}, made.features)
+    data = from_hf(blank, text_column=["premise", "claim"], val_split=0.4, progress=False)
+    assert [(one.path, one.reason) for one in data.skipped] == [
+        ("the dataset/train 3", "empty text"),
+        ("the dataset/train 6", "empty text"),
+    ]
     with raises("has no column 'claims'"):
         from_hf(made, text_column=["premise", "claims"], progress=False)
     numbers = made.add_column("number", list(range(8)))

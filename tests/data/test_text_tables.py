@@ -164,6 +164,18 @@ def test_near_duplicates_stay_in_one_split_and_check_reports_them(tmp_path):
     assert "words: minimum 1, median" in text and "script: Latin: 10" in text
 
 
+def test_pairs_with_an_empty_text_are_skipped_like_rows():
+    pairs = list(zip(COLUMNS["text"], COLUMNS["text"]))
+    pairs[1], pairs[7] = ("a film", " "), ("", "a film")
+    first, second = zip(*pairs)
+    columns = {"first": first, "second": second, "label": COLUMNS["label"]}
+    table = opened(columns, text_column=["first", "second"])
+    arrays = from_arrays((pairs, COLUMNS["label"]), val_split=0.4, progress=False)
+    for data, names in ((table, ["row 2", "row 8"]), (arrays, ["train 1", "train 7"])):
+        assert sorted(one.path for one in data.skipped) == names
+        assert {one.reason for one in data.skipped} == {"empty text"}
+
+
 def test_half_of_a_surrogate_pair_is_skipped():
     texts = [*COLUMNS["text"][:-1], "an emoji that was cut: \ud83d"]
     data = from_arrays((texts, COLUMNS["label"]), val_split=0.4, progress=False)

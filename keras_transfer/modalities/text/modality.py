@@ -117,7 +117,9 @@ class Texts(Modality):
         return example
 
     def check_decoded(self, example: str) -> str | None:
-        return check.fault_of(example)
+        # As in tables, neither text of a pair may be empty.
+        whole = all(part.strip() for part in example.split(check.BETWEEN))
+        return check.fault_of(example if whole else "")
 
     def encode(self, example: str) -> bytes:
         return example.encode()
