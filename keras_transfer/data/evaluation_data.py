@@ -47,7 +47,10 @@ def open_labeled(
     """
     path = Path(source).expanduser()
     if library_of(source):
-        data = open_data(source, columns=columns, progress=progress, split_file=split_file)
+        options = {"progress": progress, "split_file": split_file}
+        if library_of(source) == "hf:":
+            options["known"] = known
+        data = open_data(source, columns=columns, **options)
         data = in_recorded_order(data, known)
         if data.targets != known:
             names = ", ".join(data.class_names)
@@ -122,13 +125,13 @@ def labeled_images(
     """
     require_folder_task(task)
     root = Path(root).expanduser()
-    tree = read_splits(root)
+    written = {unicodedata.normalize("NFC", name): name for name in class_names}
+    tree = read_splits(root, written)
     chosen = split or next((name for name in ("test", "val", "all") if name in tree), None)
     if "all" in tree and split not in (None, "all") and split_file is not None:
         tree[split] = _listed(tree["all"], root, split, split_file)
     if chosen not in tree:
         raise InputError(f"{root} has no split {chosen or 'test or val'}; it has {', '.join(tree)}")
-    written = {unicodedata.normalize("NFC", name): name for name in class_names}
     tree[chosen] = {written.get(name, name): files for name, files in tree[chosen].items()}
     unknown = sorted(set(tree[chosen]) - set(class_names))
     if unknown:

@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from keras_transfer.data.classes import sorted_names
@@ -59,8 +60,12 @@ def read_tree(root: str | os.PathLike) -> Tree:
     return tree
 
 
-def read_splits(root: str | os.PathLike) -> Tree:
-    """List files like `read_tree`, whatever the classes are."""
+def read_splits(root: str | os.PathLike, known: Iterable[str] = ()) -> Tree:
+    """List files like `read_tree`, whatever the classes are.
+
+    Args:
+        known: the classes of a model. Folders of them tell splits even if there is none to train on.
+    """
     root = Path(root).expanduser()
     if not root.exists():
         raise InputError(f"no such folder: {root}; check the path")
@@ -70,7 +75,7 @@ def read_splits(root: str | os.PathLike) -> Tree:
             f"({', '.join(TABLES)})"
         )
     inside = _Inside()
-    splits = _find_splits(root, inside)
+    splits = _held_out(root, inside, set(known)) or _find_splits(root, inside)
     return {
         split: _read_classes(folder, inside) for split, folder in (splits or {"all": root}).items()
     }
@@ -114,6 +119,18 @@ def _split_and_rest(name):
             ((split, stated),) = found.items()
             return split, tuple(word for word in words if word not in (stated, *_NEUTRAL))
     return None, tuple(words)
+
+
+def _held_out(root: Path, inside: "_Inside", known: set[str]) -> dict[str, Path]:
+    """Return split → folder if there are only val and test, with classes that a model knows."""
+    found: dict[str, Path] = {}
+    for folder in inside[root][0]:
+        split, rest = _split_and_rest(folder.name)
+        below = {unicodedata.normalize("NFC", f.name) for f in inside[folder][0]}
+        if split not in ("val", "test") or rest or split in found or not below & known:
+            return {}
+        found[split] = folder
+    return {} if known & {folder.name for folder in found.values()} else found
 
 
 def _find_splits(root: Path, inside: "_Inside") -> dict[str, Path]:

@@ -59,7 +59,14 @@ class Rows(Encoded):
         return Rows(self.dataset, self.column, names, self.rows[indices], self.modality)
 
 
-def from_hf(source, *, revision: str | None = None, progress: bool = True, **options) -> ImageData:
+def from_hf(
+    source,
+    *,
+    revision: str | None = None,
+    known: Target | dict[str, Target] | None = None,
+    progress: bool = True,
+    **options,
+) -> ImageData:
     """Open a dataset of Hugging Face with its splits.
 
     Examples stay encoded in the dataset's files, and are decoded like files.
@@ -69,6 +76,8 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
             or a folder: one of `save_to_disk`, or of images, clips or Parquet files as `load_dataset`
             takes it.
         revision: of the hub.
+        known: what a model predicts, to evaluate it on a dataset without a split to train on: the labels
+            must match, and no splits are drawn.
         progress: show a bar on stderr, in a terminal or a notebook.
         options: fields of `TableOptions`. `path_column` or `text_column` is the column of the examples, by default the one
             that has images, clips or else texts; two columns of texts are pairs. `label_column` is by default `label`, or the only column
@@ -114,15 +123,20 @@ def from_hf(source, *, revision: str | None = None, progress: bool = True, **opt
         getattr(settings, kind) for kind in ("label_column", "label_columns", "targets", "heads")
     ):
         labels = {"label_column": _label(features, column, name)}
-    known: Target | dict[str, Target] | None = None
+    splits = _by_split(parts, name, known is None)
+    evaluating = "train" not in splits
+    known = known if evaluating else None
     examples, skipped = {}, []
-    for split, dataset in _by_split(parts, name).items():
+    for split, dataset in splits.items():
         found, known, faulty = _read(
             dataset, split, column, modality, labels, known, name, progress
         )
         examples[split] = found
         skipped += faulty
     assert known is not None, "there is a split"
+    if evaluating:
+        names = () if isinstance(known, dict) else known.names
+        return ImageData(names, examples, skipped, f"hf:{name}", known)
     if settings.group_column is not None and not callable(settings.groups):
         settings = replace(settings, groups=_groups(parts, settings.group_column, name))
     data = divide(known, examples, skipped, name, settings)
@@ -154,13 +168,13 @@ def _load(datasets, name, revision):
         raise InputError(f"hf:{name} cannot be opened: {message}. {where}") from error
 
 
-def _by_split(parts, name) -> dict:
+def _by_split(parts, name, training=True) -> dict:
     """Return our split → dataset."""
     found: dict[str, Any] = {}
     for theirs, dataset in parts.items():
         if (split := SPLIT_NAMES.get(theirs.lower())) is not None:
             found.setdefault(split, dataset)
-    if "train" not in found:
+    if not found or (training and "train" not in found):
         raise InputError(f"hf:{name} has the splits {', '.join(parts)}, but no train.")
     return found
 

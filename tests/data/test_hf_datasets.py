@@ -64,6 +64,21 @@ def test_a_saved_dataset_is_opened_with_its_splits_and_its_revision(tmp_path):
         open_labeled(f"hf:{tmp_path / 'saved'}", Target("single_label", ("a", "b")), progress=False)
 
 
+def test_datasets_without_a_split_to_train_on_can_be_evaluated(tmp_path):
+    target = Target("single_label", COLOURS)
+    some = images(3).filter(lambda row: row["colour"] > 0)
+    datasets.DatasetDict({"validation": images(2), "test": some}).save_to_disk(tmp_path / "saved")
+    for split, counts in (("test", (0, 3, 3)), ("val", (2, 2, 2))):
+        data = open_labeled(f"hf:{tmp_path / 'saved'}", target, split=split, progress=False)
+        assert data.targets == target and data.counts == {split: dict(zip(COLOURS, counts))}
+    with raises("but no train"):
+        open_data(f"hf:{tmp_path / 'saved'}", progress=False)
+    with raises("green"):
+        open_labeled(
+            f"hf:{tmp_path / 'saved'}", Target("single_label", ("blue", "red")), progress=False
+        )
+
+
 def test_two_columns_of_texts_are_pairs():
     names = datasets.ClassLabel(names=["no", "yes"])
     rows = {"premise": list("abcdefgh"), "claim": list("abcdabcd"), "label": [1] * 4 + [0] * 4}

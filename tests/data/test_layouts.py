@@ -120,6 +120,15 @@ def test_layouts_that_are_refused(tmp_path, counts, words):
         read_tree(make_folder(tmp_path, counts))
 
 
+@pytest.mark.parametrize("splits", [("test",), ("val", "test")])
+def test_folders_without_one_to_train_on_can_be_evaluated(tmp_path, splits):
+    make_folder(tmp_path, {f"{split}/{name}": 2 for split in splits for name in "xy"})
+    data = labeled_images(tmp_path, ["x", "y", "z"], progress=False)
+    assert data.counts == {"test": {"x": 2, "y": 2, "z": 0}}
+    with raises("does not know: test" if len(splits) == 1 else "none to train on"):
+        labeled_images(tmp_path, ["a", "b"], progress=False)
+
+
 def test_what_is_left_out_is_counted(tmp_path, capsys):
     make_folder(
         tmp_path,
