@@ -131,7 +131,12 @@ def _encoded(text) -> bytes:
     """Return a cell as UTF-8; an empty one is an empty text."""
     if is_missing(text):
         return b""
-    return text if isinstance(text, bytes) else str(text).encode("utf-8", "surrogatepass")
+    if isinstance(text, bytes):
+        return text
+    try:
+        return str(text).encode("utf-8", "surrogateescape")  # bytes of a file that are not UTF-8
+    except UnicodeEncodeError:  # half of a pair, which the check refuses
+        return str(text).encode("utf-8", "surrogatepass")
 
 
 def _is_number(value) -> bool:

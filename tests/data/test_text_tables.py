@@ -182,6 +182,11 @@ def test_half_of_a_surrogate_pair_is_skipped():
     assert [one.path for one in data.skipped] == ["train 9"]
     assert data.skipped[0].reason.startswith("not valid text: character 23")
     assert len(data.fingerprint()) == 9
+    table = opened({**COLUMNS, "text": texts})
+    assert [one.path for one in table.skipped] == ["row 10"]
+    assert table.skipped[0].reason == data.skipped[0].reason
+    texts[-1] = "caf\udce9"  # a byte that is not UTF-8, as Python reads it
+    assert "it fits cp1252" in opened({**COLUMNS, "text": texts}).skipped[0].reason
 
 
 def test_bad_tables_are_explained():

@@ -53,7 +53,8 @@ def decode(contents: bytes) -> str:
         ValueError: it is not UTF-8, empty, binary or too long.
     """
     try:
-        text = contents.decode("utf-8-sig")
+        # Halves of pairs pass, because `fault_of` says what is wrong with them.
+        text = contents.decode("utf-8-sig", "surrogatepass")
     except UnicodeDecodeError as error:
         fits = fitting_encoding(contents)
         raise ValueError(

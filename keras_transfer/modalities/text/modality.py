@@ -18,7 +18,7 @@ from keras_transfer.utils.extras import require
 _SLICES = (5, 10, 20, 50, 100, 200, 500)  # words
 _EXCERPT = 70  # characters
 _FEW = 100  # values in memory, of which one is a string if they are texts
-_RULES = 2  # of checking: increase it when `examine` changes what it finds in the same file
+_RULES = 3  # of checking: increase it when `examine` changes what it finds in the same file
 
 
 class Texts(Modality):
