@@ -82,20 +82,26 @@ def read_splits(root: str | os.PathLike, known: Iterable[str] = ()) -> Tree:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Return the sorted visible files at any depth below a folder; links are followed."""
+    """Return the sorted visible files at any depth below a folder; links are followed.
+
+    Links to folders around it are among them, to be listed as skipped: they lead to other classes.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
 
     files: list[str] = []
-    seen = {folder.resolve()}
+    whole = folder.resolve()
+    seen = {whole}
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         files.extend(str(Path(parent, name)) for name in names if _is_visible(name))
-        # Visit each real folder once, because a link may lead to a folder above it.
+        # Visit each real folder once, because a link may lead to a folder that was visited.
         unseen = []
         for name in sorted(filter(_is_visible, folders)):
             real = Path(parent, name).resolve()
-            if real not in seen:
+            if real in whole.parents:
+                files.append(str(Path(parent, name)))
+            elif real not in seen:
                 seen.add(real)
                 unseen.append(name)
         folders[:] = unseen

@@ -42,7 +42,9 @@ def examine_file(path: str, modality: Modality):
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
-            return facts(fault="cannot be read: not a regular file")
+            above = Path(path).parent.resolve().is_relative_to(Path(path).resolve())
+            reason = "the link leads to a folder above it" if above else "not a regular file"
+            return facts(fault=f"cannot be read: {reason}")
         if status.st_size > _MAX_FILE_BYTES:
             return facts(
                 fault=f"too large: the file has {status.st_size >> 20:,} MiB, the limit is "

@@ -81,6 +81,17 @@ def test_a_link_back_to_its_own_folder_ends(animals):
     assert len(read_tree(animals)["all"]["cat"]) == 10
 
 
+@pytest.mark.parametrize("above", [".", ".."])
+def test_a_link_to_a_folder_above_brings_no_other_classes(animals, above):
+    link = animals / "cat" / "up"
+    link.symlink_to(animals / above)
+    data = from_directory(animals, progress=False)
+    assert sum(counts["cat"] for counts in data.counts.values()) == 10
+    assert [(one.path, one.reason) for one in data.skipped] == [
+        (str(link), "cannot be read: the link leads to a folder above it")
+    ]
+
+
 def test_read_tree_refuses(tmp_path, animals):
     with raises(f"no such folder: {tmp_path / 'nowhere'}"):
         read_tree(tmp_path / "nowhere")
