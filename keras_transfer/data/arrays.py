@@ -138,8 +138,12 @@ def from_arrays(
                 f"{split} must be a tuple (images, labels), not {type(part).__name__}: "
                 "from_arrays((images, labels), val=(images, labels))."
             )
-        if len(part) != 2 or len(part[0]) != len(part[1]):
-            lengths = " and ".join(str(len(x)) for x in part)
+        counts = [_count(values) for values in part]
+        if len(part) != 2 or None in counts or counts[0] != counts[1]:
+            lengths = " and ".join(
+                repr(values)[:40] if count is None else str(count)
+                for values, count in zip(part, counts)
+            )
             raise InputError(f"{split} must be (images, labels) of equal length, not {lengths}.")
     names, labels = encode_labels({s: part[1] for s, part in parts.items()}, class_names, task)
     target = Target(task, names)
@@ -219,6 +223,14 @@ def _read_dataset(dataset, split):
             )
     cast.report()
     return images, labels
+
+
+def _count(values) -> int | None:
+    """Return how many values there are; None if they are no sequence."""
+    try:
+        return len(values)
+    except TypeError:
+        return None
 
 
 def _numbered(reader):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ class SplitRule:
         if (self.folds is None) != (self.fold is None):
             raise InputError("pass --folds (how many) and --fold (which one) together")
         if self.folds is not None:
+            for name, number in (("folds", self.folds), ("fold", self.fold)):
+                if not isinstance(number, Integral):
+                    raise InputError(f"--{name} {number!r}: pass a whole number")
             if self.folds < 2:
                 raise InputError(f"--folds {self.folds}: cross-validation needs 2 or more")
             if not 1 <= self.fold <= self.folds:

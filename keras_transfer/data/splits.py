@@ -10,6 +10,7 @@ image is added, removed or renamed, almost all others stay where they were.
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
+from numbers import Real
 
 import numpy as np
 
@@ -147,10 +148,10 @@ def stratified_sample(
 
 def require_fraction(fraction: float, part: str = "val") -> None:
     """Raise InputError unless 0 < fraction < 1."""
-    if not 0 < fraction < 1:
+    if not isinstance(fraction, Real) or not 0 < fraction < 1:
         name = {"val": "validation"}.get(part, part)
         raise InputError(
-            f"the {name} share must be between 0 and 1 (both excluded), not {fraction}; "
+            f"the {name} share must be between 0 and 1 (both excluded), not {fraction!r}; "
             f"0.2 is usual (--{part}-split 0.2)"
         )
 

@@ -198,6 +198,8 @@ def test_grey_images_and_other_number_formats_become_uint8_rgb():
         (random_images() / 255.0, [0, 1] * 4, "multiply by 255"),
         (random_images() + 0.5, [0, 1] * 4, "pass whole numbers 0–255"),
         (random_images(), [0, 1] * 3, "equal length, not 8 and 6"),
+        (random_images(), None, "equal length, not 8 and None."),
+        (iter([1]), [0] * 8, "must be (images, labels) of equal length, not <list_iterator"),
         (random_images(), [0] * 8, "only one class"),
         (random_images(), [0, 1, -1, 1] * 2, "not among the 2 classes: -1"),
         (random_images()[..., 0, 0], [0, 1] * 4, "not of shape [height, width, channels]"),
