@@ -213,6 +213,7 @@ class ImageData:
             class per image.
         source: how `open_data` finds the same images, for a run's `config.yaml`; empty if they do not
             lie in a folder, or are a part of one.
+        opened: what a command has to be given to open them, if that is not `root`: a table.
     """
 
     class_names: tuple[str, ...]
@@ -221,10 +222,16 @@ class ImageData:
     root: str
     targets: Target | dict[str, Target] = None  # type: ignore[assignment]  # see __post_init__
     source: dict[str, str] = field(default_factory=dict, init=False)  # `replace` does not copy it
+    opened: str = ""
 
     def __post_init__(self):
         if self.targets is None:
             self.targets = Target("single_label", self.class_names)
+
+    @property
+    def title(self) -> str:
+        """What a person or a command calls the dataset."""
+        return self.opened or self.root
 
     @property
     def modality(self) -> Modality:

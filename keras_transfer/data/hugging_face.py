@@ -141,6 +141,7 @@ def from_hf(
         settings = replace(settings, groups=_groups(parts, settings.group_column, name))
     data = divide(known, examples, skipped, name, settings)
     data.source = {"data": f"hf:{name}", "revision": revision}
+    data.opened = f"hf:{name}"
     return data
 
 

@@ -244,7 +244,9 @@ def from_table(
     if evaluating:
         of_classes = () if isinstance(known, dict) else known.names
         return ImageData(of_classes, examples, skipped, str(base), known)
-    return divide(known, examples, skipped, base, settings)
+    data = divide(known, examples, skipped, base, settings)
+    data.opened = cells.name if cells.of_file else ""
+    return data
 
 
 def _without_unlabeled(

@@ -88,8 +88,9 @@ def diagnose(
         )
     wrong = {name: errors.wrong for name, errors in found.items() if errors.judged}
     remember_diagnosis(data, backbone, wrong, [rows for rows, _ in groups])
+    many = modality.many
     return Diagnosis(
-        data.root, backbone, len(seen), modality.many, tuple(problems), found, tuple(notes)
+        data.root, backbone, len(seen), many, tuple(problems), found, tuple(notes), data.title
     )
 
 

@@ -66,6 +66,7 @@ class Diagnosis:
         problems: by kind, the most certain first.
         labels: name of each head → its label errors; the name is "" without several heads.
         notes: what could not be examined.
+        title: what a person calls the data, such as their table; by default `root`.
     """
 
     root: str
@@ -75,13 +76,14 @@ class Diagnosis:
     problems: tuple[Problem, ...]
     labels: dict[str, LabelErrors]
     notes: tuple[str, ...] = ()
+    title: str = ""
 
     def text(self) -> str:
         """Return a readable report; long lists are shortened."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{printable(self.root)}: features of {self.examples} {self.many} by {self.backbone}"
+        yield f"{printable(self.title or self.root)}: features of {self.examples} {self.many} by {self.backbone}"
         for name, found in self.labels.items():
             head = f"{printable(name)}: " if name else ""
             wrong = found.wrong

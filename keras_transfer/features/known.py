@@ -65,7 +65,7 @@ def caution(data: ImageData) -> str | None:
         return None
     return (
         f"warning: measured accuracy is worth less: {'; '.join(reasons)} "
-        f"(by `keras-transfer check {printable(data.root)} --deep`, which lists them)"
+        f"(by `keras-transfer check {printable(data.title)} --deep`, which lists them)"
     )
 
 

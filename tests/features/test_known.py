@@ -29,6 +29,12 @@ def test_one_line_says_why_accuracy_is_worth_less(known):
     assert f"2 of {val} examples of val are near-duplicates" in line
 
 
+def test_a_table_is_named_so_that_the_command_can_be_run(known):
+    assert f"check {known.root} --deep" in caution(known)
+    known.opened = f"{known.root}/two_heads.csv"
+    assert f"check {known.root}/two_heads.csv --deep" in caution(known)
+
+
 def test_another_split_leaks_otherwise(known, colours):
     """The result is of the examples; which of them leak depends on how they are split."""
     names = [path for path, _, _ in known.split_table()]

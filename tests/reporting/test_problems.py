@@ -29,7 +29,9 @@ def found_in(data, extra=()):
         *extra,
         Problem(rows[2][0], "outlier", rows[2][1], rows[2][2], 4.2, reason="dark <b>"),
     )
-    return Diagnosis(data.root, "tiny", len(rows), data.modality.many, problems, {}, ("a note",))
+    return Diagnosis(
+        data.root, "tiny", len(rows), data.modality.many, problems, {}, ("a note",), data.title
+    )
 
 
 @contextmanager
