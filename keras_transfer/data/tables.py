@@ -205,7 +205,12 @@ def from_table(
         read = Cells(columns, name, cells.rows).read
         groups = read(settings.group_column, str, "which is not a name")
         # The names that `divide` passes, wherever the paths begin.
-        group_of = dict(zip(relative_paths(paths, base), groups))
+        group_of: dict[str, str] = {}
+        for row, path, group in zip(cells.rows, relative_paths(paths, base), groups):
+            if (other := group_of.setdefault(path, group)) != group:
+                raise InputError(
+                    f"{name}, row {row}: {path} has two groups, {other} and {group}; remove one."
+                )
         settings = replace(settings, groups=group_of.__getitem__)
 
     examples = {}

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import write_image
+from conftest import raises, write_image
 
 from keras_transfer.cli.columns import columns_of, command_with
 from keras_transfer.data import from_table, open_labeled, read_targets
@@ -199,6 +199,16 @@ def test_absolute_paths_have_groups_in_a_table_with_a_relative_path(images, monk
     assert count_of(data) == 12
     numbers = {split: set(part.groups.tolist()) for split, part in data.examples.items()}
     assert len(numbers["train"]) == 4 and len(numbers["val"] - numbers["train"]) == 2
+
+
+def test_a_path_has_one_group(images):
+    first, *rest = [f"{row},{i % 4}" for i, row in enumerate(lines())]
+    twice = [first, *rest, first]
+    data = table(images, "\n".join(["path,label,who", *twice]), group_column="who")
+    assert count_of(data) == 12 and data.title == str(images / "t.csv")
+    with raises("row 13: images/cat/0.png has two groups, 0 and 5; remove one"):
+        text = "\n".join(["path,label,who", *twice[:-1], f"{first[:-1]}5"])
+        table(images, text, group_column="who")
 
 
 def test_a_missing_image_is_skipped_with_its_path(images):
