@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_transfer.utils.console import printable
 from keras_transfer.utils.files import write_file
+from keras_transfer.utils.plotting import save
 
 # Of middle lightness, so that they can be told apart on white and on black, and by most color-blind
 # readers (ColorBrewer Dark2 and Okabe-Ito).
@@ -43,7 +44,7 @@ def save_plots(document: dict, folder) -> list[Path]:
         ):
             if key in head:
                 path = Path(folder) / f"{prefix}{kind}.png"
-                write_file(path, partial(draw(head).savefig, dpi=110))
+                write_file(path, partial(save, draw(head), dpi=110))
                 files.append(path)
     return files
 

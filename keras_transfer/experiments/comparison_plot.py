@@ -7,7 +7,7 @@ import numpy as np
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
 from keras_transfer.experiments.learning_curves import Curve, Saving
 from keras_transfer.utils.files import write_file
-from keras_transfer.utils.plotting import COLORS
+from keras_transfer.utils.plotting import COLORS, save
 
 _COLORS = dict(zip(ARMS, COLORS))
 _DARK = "#333333"
@@ -26,7 +26,7 @@ def draw_curves(curves: dict[str, Curve], path: Path, title: str) -> None:
     axes.set(xlabel="epoch", ylabel="validation accuracy", title=title, ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    write_file(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    write_file(path, lambda temporary: save(figure, temporary, dpi=120))
 
 
 def draw(comparison: Comparison, size: AtSize, path: Path, title: str | None = None) -> None:
@@ -51,7 +51,7 @@ def draw(comparison: Comparison, size: AtSize, path: Path, title: str | None = N
         f"scratch ({seeds} seed{'s' * (seeds > 1)}, {comparison.val_images} validation images)",
         fontsize=12,
     )
-    write_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    write_file(path, lambda temporary: save(figure, temporary, dpi=110))
 
 
 def _draw_epochs(axes, comparison, size):

@@ -14,7 +14,7 @@ from keras_transfer.models.framing import framing_of, modality_of
 from keras_transfer.runs import MODEL
 from keras_transfer.utils.documents import dump_yaml
 from keras_transfer.utils.files import write_file, write_text
-from keras_transfer.utils.plotting import GREEN, RED
+from keras_transfer.utils.plotting import GREEN, RED, save
 
 PREVIEW, CONFIG = "preview.png", "config.json"
 _SHOWN = 8  # examples in the preview
@@ -97,4 +97,4 @@ def _draw(path, sample, scores, names):
         said = f"{names[best]} {scores[row][best]:.0%}"
         text = said if right or labels is None else f"{said}\n(is {names[int(labels[row])]})"
         axes.set_title(text, fontsize=9, color=GREEN if right else RED, parse_math=False)
-    figure.savefig(path, format="png", dpi=100)
+    save(figure, path, format="png", dpi=100)

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -112,7 +113,8 @@ def figure(draw: Callable, title: str, *, width: float = 5.0, height: float = 3.
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # pyplot would look for a display
 
-    with rc_context(_STYLE):
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the reader's browser has other fonts
         drawing = Figure(figsize=(width, height), layout="constrained")
         draw(drawing.add_subplot())
         buffer = io.StringIO()

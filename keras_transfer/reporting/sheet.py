@@ -14,6 +14,7 @@ from keras_transfer.modalities import Framing, open_framing, resolve_augmentatio
 from keras_transfer.modalities.image.bands import select
 from keras_transfer.modalities.views import Mix, View, views_of
 from keras_transfer.utils.console import printable
+from keras_transfer.utils.plotting import save
 
 _CELL = 1.25  # inches
 _LABEL_WIDTH, _GAP, _HEADER, _FOOTER = 1.05, 0.12, 0.42, 0.16  # cells
@@ -25,7 +26,7 @@ class Sheet(Figure):
 
     def _repr_png_(self):
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=100)
+        save(self, buffer, format="png", dpi=100)
         return buffer.getvalue()
 
 
@@ -121,7 +122,7 @@ def write_sheet(
     figure = show_batch(
         data, n, augment=augment, image_size=image_size, variants=variants, **options
     )
-    write_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    write_file(path, lambda temporary: save(figure, temporary, dpi=110))
 
 
 def _title(augment):
