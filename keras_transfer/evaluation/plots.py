@@ -121,7 +121,7 @@ def _confusion_figure(head):
                 color = "w" if shares[i, j] > 0.35 else "k"
                 axes.text(j, i, n, ha="center", va="center", fontsize=7, color=color)
     accuracy, low, high = (100 * head["accuracy"][key] for key in ("value", "low", "high"))
-    title = f"Accuracy {accuracy:.1f} % [{low:.1f}, {high:.1f}], {head['images']} images"
+    title = f"Accuracy {accuracy:.1f} % [{low:.1f}, {high:.1f}], {head['images']} examples"
     note = "\nsimilar classes are adjacent" if len(names) > 2 else ""
     figure.suptitle(title + note, fontsize=10)
     return figure

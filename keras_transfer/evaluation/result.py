@@ -175,7 +175,7 @@ def _names_table(kind, rows):
 def confused_table(pairs: list[dict]) -> Table:
     """Return a table of `confused` pairs of an evaluation."""
     rows = ((p["label"], p["predicted"], p["count"], f"{100 * p['share']:.0f} %") for p in pairs)
-    return Table(("class", "predicted as", "images", "share of the class"), rows, "llrr")
+    return Table(("class", "predicted as", "examples", "share of the class"), rows, "llrr")
 
 
 def thresholds_table(rows: list[dict]) -> Table:
@@ -186,7 +186,7 @@ def thresholds_table(rows: list[dict]) -> Table:
             format_value(row["threshold"], 4),
             format_value(row["coverage"]),
             format_value(row["precision"]),
-            "these images (optimistic)" if row["chosen_here"] else "validation images",
+            "these examples (optimistic)" if row["chosen_here"] else "validation examples",
         )
         for row in rows
     )
@@ -200,7 +200,7 @@ def slices_table(by: str, rows: list[dict]) -> Table:
     cells = (
         (row["value"], row["images"], *(format_value(row[kind]) for kind in kinds)) for row in rows
     )
-    return Table((by, "images", *kinds), cells, "l" + "r" * (1 + len(kinds)))
+    return Table((by, "examples", *kinds), cells, "l" + "r" * (1 + len(kinds)))
 
 
 def format_value(value, digits: int = 3) -> str:

@@ -63,7 +63,7 @@ def write_card(folder: Path, run, model: keras.Model, exported, temperatures) ->
         "## Data\n\n" + _data(run, config, metrics, modality_of(model).many),
         "## Training\n\n" + _training(config, metrics, model),
         "## Quality\n\n" + _quality(run, metrics, temperatures, modality_of(model).many),
-        "## Comparison with the Keras model\n\n" + _parity(exported),
+        "## Comparison with the Keras model\n\n" + _parity(exported, modality_of(model).many),
         "## Limits\n\n" + _limits(model, metrics),
         "## License\n\n" + _license(config, model),
     )
@@ -195,9 +195,9 @@ def _quality(run, metrics, temperatures, many):
     return "\n\n".join(lines)
 
 
-def _parity(exported):
+def _parity(exported, many):
     if exported.parity is None:
-        return "Scores of a few generated images are equal up to rounding."
+        return f"Scores of a few generated {many} are equal up to rounding."
     return f"The export and the Keras model give the {exported.parity.text()}."
 
 

@@ -40,6 +40,7 @@ class Sample:
         first: a few of the examples, decoded.
         labels: head name → labels as the head takes them; None if unknown.
         contents: bytes of their files, unless the examples are arrays.
+        many: what they are: "images", …
     """
 
     of: str
@@ -48,6 +49,7 @@ class Sample:
     first: Sequence = ()
     labels: Mapping[str, np.ndarray] | None = None
     contents: tuple[bytes, ...] | None = None
+    many: str = "images"
 
 
 def draw_sample(
@@ -78,7 +80,9 @@ def draw_sample(
     contents = None
     if isinstance(examples.images, Encoded):
         contents = tuple(map(examples.images.contents, range(len(examples))))
-    return Sample(of, inputs, inputs if exported is None else exported, first, labels, contents)
+    many = examples.modality.many
+    exported = inputs if exported is None else exported
+    return Sample(of, inputs, exported, first, labels, contents, many)
 
 
 def noise_sample(modality: Modality, framing: Framing, count: int = 32) -> Sample:
@@ -87,15 +91,16 @@ def noise_sample(modality: Modality, framing: Framing, count: int = 32) -> Sampl
     examples = modality.noise(framing, count)
     inputs = np.stack([np.asarray(modality.trial(one, framing)[0]) for one in examples])
     exported = modality.exported_inputs(examples, framing)
-    return Sample("noise", inputs, inputs if exported is None else exported, examples[:2])
+    exported = inputs if exported is None else exported
+    return Sample("noise", inputs, exported, examples[:2], many=modality.many)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported model's decisions compare with the Keras model's on the same images.
+    """How an exported model's decisions compare with the Keras model's on the same examples.
 
     Attributes:
-        images: number of images.
+        images: number of examples.
         of: their split, or `"noise"`.
         refused: how many of them the exported model cannot read (see docs/data-check.md).
         labelled: whether `quality` was measured on labels; if not, the Keras model's decisions take
@@ -108,6 +113,7 @@ class Parity:
         answers: head name → number of different decisions by the Keras model. If it is 1, even an
             export that ignores its input agrees.
         tasks: head name → its task, on which the kind of quality depends.
+        many: what the examples are: "images", …
     """
 
     images: int
@@ -119,6 +125,7 @@ class Parity:
     quality: dict[str, tuple[float, float]]
     answers: dict[str, int]
     tasks: dict[str, str] = field(default_factory=dict)
+    many: str = "images"
 
     @property
     def lost(self) -> float:
@@ -134,11 +141,11 @@ class Parity:
                 head = f" ({name})" if len(self.quality) > 1 else ""
                 same += f", {kind} {before:.4f} → {after:.4f}{head}"
         if min(self.answers.values()) == 1:
-            same += " (weak evidence: the Keras model gives every image the same answer)"
+            same += f" (weak evidence: the Keras model gives all {self.many} the same answer)"
         refused = f", {self.refused} of them unreadable" if self.refused else ""
         return (
             f"{same}, scores differ by at most {self.difference:.2g} "
-            f"({self.images} {self.of} images{refused})"
+            f"({self.images} {self.of} {self.many}{refused})"
         )
 
 
@@ -164,12 +171,16 @@ def compare(
     count = len(sample.inputs)
     rows = np.ones(count, bool) if valid is None else valid
     if not rows.any():
-        raise ParityError(f"The exported model could read none of {count} {sample.of} images.")
+        raise ParityError(
+            f"The exported model could read none of {count} {sample.of} {sample.many}."
+        )
     agreement, quality, answers, difference = {}, {}, {}, 0.0
     for name, head in heads.items():
         before, after = (np.asarray(x[name], "float64")[rows] for x in (expected, exported))
         if not np.isfinite(after).all():
-            raise ParityError(f"The exported model's scores of {sample.of} images are not finite.")
+            raise ParityError(
+                f"The exported model's scores of {sample.of} {sample.many} are not finite."
+            )
         difference = max(difference, float(np.abs(before - after).max(initial=0)))
         decisions, other = _DECISIONS[head.task](before), _DECISIONS[head.task](after)
         answers[name] = len(np.unique(decisions, axis=0))
@@ -184,9 +195,17 @@ def compare(
             correct = [float((x == truth).mean()) for x in (decisions, other)]
         quality[name] = (correct[0], correct[1])
     refused, labelled = int((~rows).sum()), sample.labels is not None
-    tasks = {name: head.task for name, head in heads.items()}
     return Parity(
-        count, sample.of, refused, labelled, agreement, difference, quality, answers, tasks
+        images=count,
+        of=sample.of,
+        refused=refused,
+        labelled=labelled,
+        agreement=agreement,
+        difference=difference,
+        quality=quality,
+        answers=answers,
+        tasks={name: head.task for name, head in heads.items()},
+        many=sample.many,
     )
 
 

@@ -18,7 +18,7 @@ from keras_transfer.evaluation.ranking import (
     best_f1_thresholds,
     rank_classes,
 )
-from keras_transfer.evaluation.result import Evaluation
+from keras_transfer.evaluation.result import Evaluation, thresholds_table
 from keras_transfer.evaluation.tasks import (
     add_column,
     confused_pairs,
@@ -415,3 +415,9 @@ def test_labels_and_targets_with_names_of_other_columns(rng):
     rows = {"path": paths}
     add_column(rows, "path", ["1"] * 6)
     assert rows == {"path": paths, "path_": ["1"] * 6}
+
+
+def test_thresholds_are_of_examples_of_any_kind():
+    row = {"wanted": 0.9, "threshold": 0.5, "coverage": 0.8, "precision": 0.95}
+    table = thresholds_table([{**row, "chosen_here": here} for here in (True, False)]).markdown()
+    assert "| these examples (optimistic) |" in table and "| validation examples |" in table

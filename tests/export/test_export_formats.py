@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -478,7 +479,11 @@ def test_parity_by_hand():
     assert "accuracy" not in alone.text()
     assert found.answers == {"a": 2, "b": 2, "c": 2} and "same answer)" not in found.text()
     constant = {**EXPECTED, "a": np.tile([0.9, 0.1], (4, 1))}
-    assert "every image the same answer" in compare(HEADS, constant, got, sample_of(labels)).text()
+    found = compare(HEADS, constant, got, sample_of(labels)).text()
+    assert "all images the same answer" in found and found.endswith("(4 val images)")
+    texts = replace(sample_of(labels), many="texts")
+    found = compare(HEADS, constant, got, texts).text()
+    assert "all texts the same answer" in found and found.endswith("(4 val texts)")
 
     # Without labels, the Keras model's decisions take their place; unreadable rows are excluded.
     valid = np.array([False, True, True, True])
