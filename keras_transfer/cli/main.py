@@ -160,6 +160,12 @@ def check(
         check_diagnosis(config.backbone, config.image_size)
     report = check_data(data, framing=reading, **options)
     document = report.to_dict()
+    if deep:
+        check_diagnosis(config.backbone, config.image_size, report.modality)
+    if sheet is not None:
+        from keras_transfer.reporting.sheet import check_sheet
+
+        check_sheet(report.modality)
     if not as_json:
         print(report.text())
     if deep:

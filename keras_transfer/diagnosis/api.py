@@ -14,13 +14,14 @@ from keras_transfer.diagnosis.seen import (
     Seen,
     can_sketch,
     check_channels,
+    chosen_backbone,
     compare,
-    default_backbone,
     is_seen,
     see,
 )
 from keras_transfer.features.known import remember_diagnosis
-from keras_transfer.models.sources.backbones import check_backbone, check_kind
+from keras_transfer.modalities import Modality
+from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.utils.extras import missing_extra
 
@@ -51,8 +52,7 @@ def diagnose(
     Raises:
         InputError: the backbone is invalid, or images do not have three channels.
     """
-    backbone = check_diagnosis(backbone, image_size)
-    check_kind(backbone, data.modality)
+    backbone = check_diagnosis(backbone, image_size, data.modality)
     check_channels(data, backbone)
     seen = see(data, backbone, image_size, engine)
     distinct = compare(seen)
@@ -126,13 +126,18 @@ def _near(groups, texts, splits, paths, problem: Callable) -> Iterator[Problem]:
     yield from others
 
 
-def check_diagnosis(backbone: str, image_size: int | str | None = None) -> str:
+def check_diagnosis(
+    backbone: str, image_size: int | str | None = None, modality: Modality | None = None
+) -> str:
     """Return the backbone to use, after what can be checked without Keras.
+
+    Args:
+        modality: of the examples, as soon as it is known.
 
     Raises:
         InputError: see `diagnose`.
     """
-    backbone = default_backbone() if backbone == AUTO else backbone
+    backbone = chosen_backbone(backbone, modality)
     check_backbone(backbone, image_size)
     return backbone
 

@@ -18,12 +18,11 @@ from keras_transfer.diagnosis.seen import (
     Neighbors,
     Seen,
     check_channels,
+    chosen_backbone,
     compare,
-    default_backbone,
     nearest_count,
     see,
 )
-from keras_transfer.models.sources.backbones import check_kind
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.utils.console import say
 from keras_transfer.utils.extras import require
@@ -46,8 +45,7 @@ def near_names(data: ImageData, backbone: str = AUTO) -> Callable[[str], str]:
     """
     if data.modality.sketched_by is not None:
         require(data.modality.sketched_by, "Looking for near-duplicates")
-    backbone = default_backbone() if backbone == AUTO else backbone
-    check_kind(backbone, data.modality)
+    backbone = chosen_backbone(backbone, data.modality)
     check_channels(data, backbone)
     seen = see(data, backbone, None, AUTO)
     found = near_groups(seen, compare(seen))

@@ -20,8 +20,10 @@ from keras_transfer.features.store import (
     recall,
     remember,
 )
+from keras_transfer.modalities import Modality
 from keras_transfer.models.sources.applications import BACKBONES, weights_path
-from keras_transfer.models.sources.backbones import build_backbone
+from keras_transfer.models.sources.backbones import build_backbone, check_kind
+from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.utils.extras import is_installed
 
 # Two small networks see more together than either does alone, and both are fast.
@@ -138,6 +140,27 @@ def nearest(directions: np.ndarray) -> Neighbors:
 def nearest_count(examples: int) -> int:
     """Return how many neighbors are looked at."""
     return max(0, min(_NEIGHBORS, examples - 1))
+
+
+def chosen_backbone(backbone: str, modality: Modality | None = None) -> str:
+    """Return the backbone for a diagnosis; for `"auto"`, `default_backbone`.
+
+    Args:
+        modality: of the examples; None if it is not known yet.
+
+    Raises:
+        InputError: as far as its name tells it, the backbone does not read such examples.
+    """
+    if backbone != AUTO:
+        if modality is not None:
+            check_kind(backbone, modality)
+        return backbone
+    if modality is not None and modality.reads != "image":
+        raise InputError(
+            f"Features of {modality.many} need an encoder: name one with --backbone (backbone=… in Python); "
+            f"`keras-transfer backbones --source hub --kind {modality.reads}` lists them."
+        )
+    return default_backbone()
 
 
 def default_backbone() -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure  # pyplot would look for a display
 from keras_transfer.data.check import report_reading
 from keras_transfer.data.examples import ImageData, label_texts, rough_classes
 from keras_transfer.errors import InputError, input_error_in
-from keras_transfer.modalities import Framing, open_framing, resolve_augmentation
+from keras_transfer.modalities import Framing, Modality, open_framing, resolve_augmentation
 from keras_transfer.modalities.image.bands import select
 from keras_transfer.modalities.views import Mix, View, views_of
 from keras_transfer.utils.console import printable
@@ -68,8 +68,7 @@ def show_batch(
             f"show_batch: n, variants and image_size must be 1 or more, not {n}, {variants} and "
             f"{size}."
         )
-    if data.modality.axes != 4:
-        raise InputError(f"A contact sheet shows images; {data.modality.many} have none.")
+    check_sheet(data.modality)
     augmentations = augment if isinstance(augment, (list, tuple)) else [augment]
     resolve = data.modality.resolve_augmentation
     titled = [(_title(one), views_of(resolve(one), variants)) for one in augmentations]
@@ -97,6 +96,12 @@ def show_batch(
         mixed, shares = _mixed(blocks[-1][1][0], examples.labels, data.class_names, mixer, seed)
         blocks.append((mix.kind, [mixed]))
     return _draw(blocks, captions, shares, size)
+
+
+def check_sheet(modality: Modality) -> None:
+    """Raise InputError if examples are not shown on a sheet."""
+    if modality.axes != 4:
+        raise InputError(f"A contact sheet shows images; {modality.many} have none.")
 
 
 def write_sheet(

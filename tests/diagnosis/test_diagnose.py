@@ -127,6 +127,25 @@ def test_invalid_questions(shapes):
         kt.diagnose(kt.data.open_data(shapes, progress=False), backbone="mobilnet")
 
 
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (["--deep"], "Features of texts need an encoder: name one with --backbone"),
+        (["--sheet", "s.png"], "A contact sheet shows images; texts have none"),
+    ],
+)
+def test_questions_that_texts_do_not_answer_are_refused_before_the_report(
+    tmp_path, options, problem
+):
+    from typer.testing import CliRunner
+
+    rows = [f"{word} film {i},{word}" for word in ("good", "bad") for i in range(5)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *rows]))
+    for more in ([], ["--json"]):
+        result = CliRunner().invoke(app, ["check", str(tmp_path / "texts.csv"), *options, *more])
+        assert problem in str(result.exception) and result.stdout == ""
+
+
 def test_several_heads(shapes, tmp_path, real_weights):
     """Each head is judged alone, and a suggestion names the labels of all heads."""
     lines = [
