@@ -219,13 +219,14 @@ def cache(
 
     from keras_transfer.features.store import Store
     from keras_transfer.utils.console import format_bytes
+    from keras_transfer.utils.files import bytes_of
 
-    if limit is not None and limit < 0:
+    if limit is not None and bytes_of(limit) < 0:
         raise InputError(f"--limit {limit:g}: it must be a number of gigabytes, 0 or more.")
     store = Store()
     removed = 0
     if clear or limit is not None:
-        removed = store.trim(limit=0 if clear or limit is None else int(limit * (1 << 30)))
+        removed = store.trim(limit=0 if clear or limit is None else bytes_of(limit))
     tables = store.list()
     if as_json:
         rows = [{"key": t.key, "bytes": t.bytes, "used": t.used, **t.about} for t in tables]

@@ -1,15 +1,13 @@
 """Linear models on features that do not fit into memory: every pass reads them from the store, in blocks."""
 
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from keras_transfer.errors import InputError
 from keras_transfer.utils.console import progress_bar
-from keras_transfer.utils.files import total_memory
+from keras_transfer.utils.files import bytes_in, total_memory
 
 _BLOCK_BYTES = 64 << 20
 _COPIES = 4  # of the features that the solvers in memory need at most
@@ -24,18 +22,7 @@ def memory_budget() -> int:
     Raises:
         InputError: the variable is not a positive number.
     """
-    text = os.environ.get("KERAS_TRANSFER_MEMORY_GB")
-    if not text:
-        return total_memory() // 4
-    try:
-        budget = int(float(text) * (1 << 30))
-    except (ValueError, OverflowError):
-        budget = 0
-    if budget <= 0:
-        raise InputError(
-            f"KERAS_TRANSFER_MEMORY_GB is {text!r}: set it to a positive number of gigabytes."
-        )
-    return budget
+    return bytes_in("KERAS_TRANSFER_MEMORY_GB", total_memory() // 4, least=1)
 
 
 class Rows:

@@ -26,8 +26,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  (teaches NumPy the name "bfloat16")
 import numpy as np
 
-from keras_transfer.errors import InputError
-from keras_transfer.utils.files import cache_folder
+from keras_transfer.utils.files import bytes_in, cache_folder
 
 DTYPES = ("float32", "float16", "bfloat16", "uint8")
 DIGEST = 16  # bytes
@@ -65,7 +64,7 @@ class Store:
 
     def __init__(self, root: Path | None = None, limit: int | None = None):
         self.root = Path(root) if root else cache_folder() / "features"
-        self.limit = _limit() if limit is None else limit
+        self.limit = bytes_in("KERAS_TRANSFER_CACHE_GB", _DEFAULT_LIMIT) if limit is None else limit
 
     def table(self, identity: dict, about: dict) -> "Table":
         """Return the table for an identity; it appears on disk with its first shard.
@@ -112,19 +111,6 @@ class Store:
                 shutil.rmtree(self.root / info.key, ignore_errors=True)
                 removed += info.bytes
         return removed
-
-
-def _limit():
-    text = os.environ.get("KERAS_TRANSFER_CACHE_GB")
-    if not text:
-        return _DEFAULT_LIMIT
-    try:
-        limit = int(float(text) * (1 << 30))
-    except (ValueError, OverflowError):
-        limit = -1
-    if limit < 0:  # it would remove all tables
-        raise InputError(f"KERAS_TRANSFER_CACHE_GB is {text!r}: set it to a number of gigabytes.")
-    return limit
 
 
 def _size(folder):

@@ -359,6 +359,29 @@ def cpu_flags() -> set[str]:
         return set()
 
 
+def bytes_of(gigabytes: float | str) -> int:
+    """Return a number of gigabytes in bytes; -1 if it is none, such as nan."""
+    try:
+        return int(float(gigabytes) * (1 << 30))
+    except (ValueError, OverflowError):
+        return -1
+
+
+def bytes_in(variable: str, default: int, least: int = 0) -> int:
+    """Return what a variable of the environment sets in gigabytes, in bytes.
+
+    Raises:
+        InputError: it is not a number, or too small.
+    """
+    text = os.environ.get(variable)
+    if not text:
+        return default
+    if (found := bytes_of(text)) < least:
+        positive = "positive " if least else ""
+        raise InputError(f"{variable} is {text!r}: set it to a {positive}number of gigabytes.")
+    return found
+
+
 def total_memory() -> int:
     """Return the bytes of the machine's memory, or of its container's limit; 4 GiB if it is unknown."""
     limits = []

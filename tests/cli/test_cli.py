@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import tiny_backbone, write_image
+from conftest import raises, tiny_backbone, write_image
 from typer.testing import CliRunner
+
+from keras_transfer.cli.main import cache
 
 COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}
 
@@ -319,3 +321,6 @@ def test_cache_lists_limits_and_clears(tmp_path):
     assert "resnet50" not in run("cache", "--clear", env=env).stdout
     wrong = run("cache", "--limit", "-1", env=env)
     assert wrong.returncode == 2 and "--limit -1" in wrong.stderr
+    for number in ("nan", "inf"):
+        with raises(f"--limit {number}: it must be a number of gigabytes"):
+            cache(limit=float(number))
