@@ -8,6 +8,7 @@ pipeline that was stopped goes on where it was when it is run again.
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,10 @@ def predict_files(
         raise InputError(f"Invalid shard size {shard_size}. Pass 1 or more.")
     files, folder = list_images(paths), Path(out).absolute()
     shards = list(_shards([str(Path(file).absolute()) for file in files], shard_size))
-    _claim(folder, run, shards)
+    temperatures = temperatures_of(run)
+    _claim(folder, run, temperatures, shards)
     if not (folder / MODEL).exists():
-        saved_model(run.model, folder / MODEL, temperatures=temperatures_of(run))
+        saved_model(run.model, folder / MODEL, temperatures=temperatures)
     for begun in folder.glob(".*.parquet"):  # by a worker that was killed
         begun.unlink(missing_ok=True)
     left = [shard for shard in shards if not _predictions(folder, shard).exists()]
@@ -92,10 +94,15 @@ def _shards(files, size) -> Iterator[_Shard]:
         yield _Shard(name, tuple(files[start : start + size]))
 
 
-def _claim(folder, run, shards):
+def _claim(folder, run, temperatures, shards):
     """Record what a folder is for; raise InputError if it is for something else."""
     digest = hashlib.sha256(repr(shards).encode()).hexdigest()
-    plan = {"run": str(run.path.absolute()), "shards": len(shards), "files": digest}
+    plan = {
+        "run": str(run.path.absolute()),
+        "model": _digest_of(run.model_path, temperatures),
+        "shards": len(shards),
+        "files": digest,
+    }
     place = folder / PLAN
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
@@ -107,11 +114,21 @@ def _claim(folder, run, shards):
         return
     except ValueError:
         found = None
+    if isinstance(found, dict):
+        found.setdefault("model", plan["model"])  # of older versions
     if found != plan:
         raise InputError(
-            f"{folder} has predictions of other files, another run or another shard size. Choose another "
-            "--out, or delete it."
+            f"{folder} has predictions of other files, another run (or this one before it was trained or "
+            "calibrated again), or another shard size. Choose another --out, or delete it."
         )
+
+
+def _digest_of(model: Path, temperatures) -> str:
+    """Return the digest of all on which a run's answers depend."""
+    with model.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256")
+    found.update(json.dumps(temperatures, sort_keys=True).encode())
+    return found.hexdigest()
 
 
 def _pipeline(shards, folder, modality, arguments):
@@ -154,16 +171,21 @@ def _write_shard(shard: _Shard, folder: Path, modality: str) -> str:
                 contents.append(_served(file, modality))
                 files.append(file)
             except (OSError, ValueError) as error:
-                skipped.append({"path": file, "reason": first_line(error)})
+                skipped.append({"path": _text(file), "reason": _text(first_line(error))})
         for file, row, error in zip(files, *_answers(contents, folder / MODEL)):
             if error:
-                skipped.append({"path": file, "reason": error})
+                skipped.append({"path": _text(file), "reason": error})
             else:
-                rows.append({"path": file, **row})
+                rows.append({"path": _text(file), **row})
     if skipped:
         _write(folder / f"skipped-{shard.name}.parquet", skipped)
     _write(_predictions(folder, shard), rows)
     return shard.name
+
+
+def _text(name: str) -> str:
+    r"""Return a name that is not UTF-8 with `\xff` for each other byte: Parquet has only UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _served(file, modality):
@@ -178,6 +200,7 @@ def _answers(contents, folder) -> tuple[list[dict], list[str]]:
 
     outputs = {k: v.numpy() for k, v in _loaded(folder)(tf.constant(contents)).items()}
     rows: list[dict] = [{} for _ in contents]
+    taken = {"path"}
     for output in sorted(outputs):
         if not output.startswith("scores"):
             continue
@@ -189,8 +212,12 @@ def _answers(contents, folder) -> tuple[list[dict], list[str]]:
             names = outputs[f"class_names{end}"][0]
             columns = {name.decode(): outputs[output][:, n] for n, name in enumerate(names)}
         for name, values in columns.items():
+            column = before + name
+            while column in taken:  # such as a label called `path`
+                column += "_"
+            taken.add(column)
             for row, value in zip(rows, values):
-                row[before + name] = value.decode() if isinstance(value, bytes) else float(value)
+                row[column] = value.decode() if isinstance(value, bytes) else float(value)
     return rows, [error.decode() for error in outputs["error"]]
 
 

@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import pytest
-from conftest import raises, tiny_backbone, write_colours
+import tensorflow as tf
+from conftest import raises, tiny_backbone, write_colours, write_image
 
 import keras_transfer as kt
 from keras_transfer.data import from_directory
+from keras_transfer.export import beam
 from keras_transfer.export.beam import predict_files
 from keras_transfer.models.builders import build_model, head_for
 from keras_transfer.training.trainer import Trainer
@@ -98,3 +102,40 @@ def test_what_is_refused(run, folder, tmp_path):
         predict_files(run, [folder / "blue"], tmp_path / "out")
     with raises("shard size 0"):
         predict_files(run, [folder], tmp_path / "other", shard_size=0)
+
+
+def test_a_run_that_was_trained_or_calibrated_again_is_another_one(tmp_path):
+    run = SimpleNamespace(path=tmp_path / "run", model_path=tmp_path / "model.keras")
+    run.model_path.write_bytes(b"weights")
+    beam._claim(tmp_path / "out", run, {}, [])
+    beam._claim(tmp_path / "out", run, {}, [])
+    with raises("this one before it was trained or calibrated again"):
+        beam._claim(tmp_path / "out", run, {"output": 1.2}, [])
+    run.model_path.write_bytes(b"other weights")
+    with raises("this one before it was trained or calibrated again"):
+        beam._claim(tmp_path / "out", run, {}, [])
+    plan = tmp_path / "out" / beam.PLAN
+    older = {k: v for k, v in json.loads(plan.read_text()).items() if k != "model"}
+    plan.write_text(json.dumps(older))
+    beam._claim(tmp_path / "out", run, {}, [])
+
+
+def test_any_names_of_files_and_labels(tmp_path, monkeypatch):
+    """A label called like the column of paths, and names that are not UTF-8, which Parquet cannot have."""
+    names = tf.constant([[b"path", b"path_", b"red"]] * 2)
+    scores = tf.constant([[0.1, 0.2, 0.3]] * 2)
+    answers = {"scores": scores, "class_names": names, "error": tf.constant(["", "cannot be read"])}
+    monkeypatch.setattr(beam, "_loaded", lambda folder: lambda contents: answers)
+    files = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/a\xff.png", b"/b\n.png")]
+    for file in files:
+        write_image(Path(file), (200, 30, 30))
+    beam._write_shard(beam._Shard("0", (*files, files[0] + "c")), tmp_path, "image")
+    (row,) = rows(tmp_path)
+    assert row["path"] == f"{tmp_path}/a\\xff.png"
+    assert {k: round(v, 3) for k, v in row.items() if k != "path"} == {
+        "path_": 0.1,
+        "path__": 0.2,
+        "red": 0.3,
+    }
+    skipped = {row["path"]: row["reason"] for row in rows(tmp_path, "skipped")}
+    assert skipped[files[1]] == "cannot be read" and f"{tmp_path}/a\\xff.pngc" in skipped
