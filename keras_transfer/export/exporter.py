@@ -11,6 +11,7 @@ import numpy as np
 from keras_transfer.data.corrections import correct
 from keras_transfer.data.evaluation_data import open_labeled
 from keras_transfer.data.examples import ImageData, targets_of
+from keras_transfer.data.folders import read_splits
 from keras_transfer.data.sources import library_of
 from keras_transfer.errors import InputError
 from keras_transfer.evaluation.calibration import Calibration
@@ -318,8 +319,8 @@ def _sample_of(run, data, split, model, count) -> Sample | None:
         )
     config, wanted, given = run.config, split, data is not None
     source = data if given else config.get("data")
-    if not given and split == "val" and config.get("val"):
-        source, wanted = config["val"], None  # validated on a separate folder
+    if split == "val" and config.get("val") and not (given and _has_val(data, targets_of(config))):
+        source, wanted, given = config["val"], None, False  # validated on a separate folder
     if source is None or not (given or library_of(source) or Path(source).expanduser().exists()):
         return None
     try:
@@ -343,6 +344,11 @@ def _sample_of(run, data, split, model, count) -> Sample | None:
         return None
     (only,) = opened.examples
     return draw_sample(opened, only, split, framing, count, heads)
+
+
+def _has_val(folder, target) -> bool:
+    """Return whether a folder has validation images of its own."""
+    return Path(folder).is_dir() and "val" in read_splits(folder, getattr(target, "names", ()))
 
 
 def _parity_on_files(model, folder, temperatures, sample):

@@ -403,6 +403,26 @@ def test_a_saved_model_of_a_run_is_compared_on_its_files(tmp_path):
     assert f"{broken} of them unreadable" in (found.path / "README.md").read_text()
 
 
+def test_moved_training_images_of_a_run_with_validation_images_elsewhere(
+    run, tmp_path, monkeypatch
+):
+    moved = tmp_path / "moved"
+    shutil.copytree(run.config["data"], moved)
+    config = {**run.config, "data": str(tmp_path / "gone"), "val": run.config["data"]}
+    monkeypatch.setattr(type(run), "config", config)
+    count, model = len(list(moved.rglob("*.png"))), run.model
+    assert len(exporting._sample_of(run, moved, "val", model, count).inputs) == count
+    monkeypatch.setattr(type(run), "config", {**config, "val": str(tmp_path / "gone too")})
+    assert exporting._sample_of(run, moved, "val", model, count) is None
+    (tmp_path / "splits").mkdir()
+    for split in ("train", "val"):
+        shutil.copytree(moved, tmp_path / "splits" / split)
+    shutil.rmtree(next((tmp_path / "splits" / "val").iterdir()))
+    fewer = len(list((tmp_path / "splits" / "val").rglob("*.png")))
+    found = exporting._sample_of(run, tmp_path / "splits", "val", model, count)
+    assert len(found.inputs) == fewer < count
+
+
 def test_missing_images(run, tmp_path, monkeypatch, capsys):
     data = from_directory(run.config["data"], progress=False)
     monkeypatch.setattr(type(run), "config", {**run.config, "data": str(tmp_path / "gone")})
