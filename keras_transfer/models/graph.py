@@ -4,6 +4,7 @@ A backbone is a chain of stages; one tensor flows from each stage to the next. S
 articulation point of the layer graph: every path from the input to the features passes through it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import keras
@@ -44,9 +45,8 @@ def find_stages(model: keras.Model) -> list[Stage]:
         raise ValueError(f"Stages need a functional model with one input and one output: {model}")
     stages = []
     for index, piece in enumerate(_without_wide_cuts(_grouped(chain(model)))):
-        layers = tuple(
-            node.operation for node in piece if isinstance(node.operation, keras.layers.Layer)
-        )
+        operations = dict.fromkeys(node.operation for node in piece)  # each once
+        layers = tuple(x for x in operations if isinstance(x, keras.layers.Layer))
         names = [layer.name for layer in layers if layer.weights] or [piece[-1].operation.name]
         stages.append(Stage(index, names[-1], layers, piece[-1].output_tensors[0]))
     return stages
@@ -57,7 +57,8 @@ def chain(model: keras.Model) -> list[list]:
 
     In a graph with one input and one output, every node lies on a path between them, so it comes
     before or after an articulation point in any topological order: a node is an articulation point
-    exactly if no edge jumps over it.
+    exactly if no edge jumps over it. Between two calls of one layer nothing is cut either, because the
+    layer belongs to one stage.
     """
     nodes = list(nodes_of(model))
     producer_of = {id(t): i for i, node in enumerate(nodes) for t in node.output_tensors}
@@ -66,8 +67,10 @@ def chain(model: keras.Model) -> list[list]:
         for tensor in () if node.is_input else node.input_tensors:
             source = producer_of[id(tensor)]
             last_use[source] = max(last_use[source], i)
+    last_call = {id(node.operation): i for i, node in enumerate(nodes)}
     pieces, start, reach = [], 0, -1
     for i in range(len(nodes)):
+        reach = max(reach, last_call[id(nodes[i].operation)])
         if reach <= i and len(nodes[i].output_tensors) == 1:
             pieces.append(nodes[start : i + 1])
             start = i + 1
@@ -145,8 +148,11 @@ def clone_with(model: keras.Model, inputs, call):
 def rebuild(model: keras.Model, inputs, skip=()) -> keras.KerasTensor:
     """Apply the layers of a functional model to another tensor, with nested models unrolled.
 
-    The weights are shared. Layers of the classes in `skip` are left out.
+    The weights are shared. Layers of the classes in `skip` are left out. A layer without weights that is
+    called more than once, such as one activation for the whole network, is copied, so that each stage
+    has its own.
     """
+    calls: Counter = Counter()
 
     def apply(layer, *args, **kwargs):
         if isinstance(layer, skip):
@@ -157,9 +163,19 @@ def rebuild(model: keras.Model, inputs, skip=()) -> keras.KerasTensor:
                 x = apply(inner, x)
             return x
         if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
-            return rebuild(layer, args[0], skip)
+            return clone_with(layer, args[0], apply)
+        calls[layer] += 1
+        if calls[layer] > 1 and _can_be_copied(layer):
+            config = {**layer.get_config(), "name": f"{layer.name}_call_{calls[layer]}"}
+            layer = type(layer).from_config(config)
         return layer(*args, **kwargs)
 
     if isinstance(model, keras.Sequential):
         return apply(model, inputs)
     return clone_with(model, inputs, apply)
+
+
+def _can_be_copied(layer) -> bool:
+    plain = isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.Model)
+    # The code of a Lambda layer cannot be read back in Keras's safe mode.
+    return plain and not layer.weights and not isinstance(layer, keras.layers.Lambda)

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer.models.graph import find_stages
-from keras_transfer.models.stages import Backbone
+from keras_transfer.models.graph import find_stages, rebuild
+from keras_transfer.models.stages import Backbone, freeze
 
 L = keras.layers
 
@@ -37,6 +37,24 @@ def test_skip_connection_over_everything_leaves_one_stage():
     x = L.Conv2D(3, 1)(inputs)
     x = L.Conv2D(3, 1)(x)
     assert len(find_stages(keras.Model(inputs, L.Add()([inputs, x])))) == 1
+
+
+def test_a_layer_that_is_called_twice_is_in_one_stage(rng):
+    relu, again = L.ReLU(name="relu"), L.Conv2D(4, 3, padding="same", name="again")
+    inputs = keras.Input((8, 8, 3))
+    x = inputs
+    for layer in (L.Conv2D(4, 1), again, L.Conv2D(4, 1), again, L.Conv2D(5, 1), L.Conv2D(6, 1)):
+        x = relu(layer(x))
+    inner = keras.Model(inputs, L.GlobalAveragePooling2D()(x))
+    inputs = keras.Input((8, 8, 3))
+    tiny = Backbone(inputs, rebuild(inner, inputs), name="tiny")
+    assert len(tiny.stages) == 4
+    x = rng.uniform(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(tiny(x), inner(x))
+    for count in (1, 2, 3):
+        assert freeze(tiny, f"stage:{count}").stages == tiny.frozen_stages == count
+        prefix, suffix = tiny.split(count)
+        np.testing.assert_allclose(suffix(prefix(x)), inner(x), rtol=1e-5)
 
 
 def test_two_inputs_are_refused():
