@@ -225,6 +225,12 @@ def check_weights(spec: BackboneSpec) -> None:
         raise _no_weights(spec, error) from None
 
 
+def check_own_weights(name, weights) -> None:
+    """Raise InputError if a weights file is given for a model or preset that brings its weights."""
+    if weights not in ("imagenet", None):
+        raise InputError(f"'{name}' brings its weights: it takes no weights file {weights}.")
+
+
 def _no_weights(spec, error) -> InputError:
     path = weights_path(spec)
     reason = getattr(error, "reason", error)

@@ -11,6 +11,7 @@ from keras_transfer.models.sources.applications import (
     BACKBONES,
     backbone_from_application,
     check_image_size,
+    check_own_weights,
     check_source_model,
     check_weights,
     find_spec,
@@ -52,11 +53,14 @@ def check_backbone(backbone: str, image_size: int | str | None = None, weights="
     check_several(names)
     for name in names:
         if table := timm_backbone(name):
+            check_own_weights(name, weights)
             check_image_size(find_spec(table), image_size)
             find_timm(name, find_spec(table))
         elif is_preset(name):
+            check_own_weights(name, weights)
             check_preset(os.fspath(name))
         elif is_source_model(name):
+            check_own_weights(name, weights)
             check_source_model(name)
         else:
             spec = find_spec(name)
@@ -158,6 +162,8 @@ def build_backbone(
     for name in names:
         size = image_size or (size_of(parts[0].input_shape) if parts else None)
         source, tokens = _source(name)
+        if source is not backbone_from_application:
+            check_own_weights(getattr(name, "name", name), weights)
         # The trained features of a transformer are those of its pooling, not the mean of its tokens.
         pooled = pooling if taps == "last" or tokens else None
         part = source(name, image_size=size, weights=weights, pooling=pooled)
