@@ -173,6 +173,21 @@ def test_source_models_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match="no layer that outputs a feature map"):
         backbone_from_model(flat)
 
+    inputs = keras.Input((3, 32, 32))
+    first = L.Conv2D(8, 3, data_format="channels_first", name="first")(inputs)
+    swapped = keras.Model(inputs, L.Dense(2)(L.Flatten()(first)))
+    with pytest.raises(InputError, match=r"The layer first .* is channels_first"):
+        backbone_from_model(swapped)
+    inputs = keras.Input((32, 32, 3))
+    tokens = L.Reshape((16, 8))(L.Conv2D(8, 8, strides=8, name="patches")(inputs))
+    tokens = L.MultiHeadAttention(2, 4)(tokens, tokens)
+    transformer = keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling1D()(tokens)))
+    with pytest.raises(InputError, match=r"is a transformer .* follow patches"):
+        backbone_from_model(transformer)
+    for other in (None, 5):
+        with pytest.raises(InputError, match=f"a name, a path or a model .*, not {other}"):
+            build_model(other, Classification("ab"))
+
     with pytest.raises(InputError, match="does not exist"):
         check_source_model(tmp_path / "none.keras")
     (tmp_path / "empty").mkdir()
@@ -181,6 +196,47 @@ def test_source_models_that_cannot_be_used(tmp_path):
     (tmp_path / "text.keras").write_text("no model")
     with pytest.raises(InputError, match="not a Keras 3 model file"):
         check_source_model(tmp_path / "text.keras")
+
+
+def test_nested_models_whose_layers_have_one_name(rng, tmp_path):
+    """The unrolled model needs different names, and our own layers have names too."""
+
+    def block():
+        return keras.Sequential([L.Conv2D(4, 3, name="images"), L.ReLU(name="pooling")])
+
+    layers = [block(), block(), L.GlobalAveragePooling2D(), L.Dense(2)]
+    source = keras.Sequential([keras.Input((16, 16, 3)), *layers])
+    x = rng.uniform(0, 255, (2, 16, 16, 3)).astype("float32")
+    expected = layers[1](layers[0](x)).numpy().mean(axis=(1, 2))
+    model = build_model(source, Classification("ab"))
+    np.testing.assert_allclose(backbone_of(model)(x), expected, rtol=1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(backbone_of(loaded)(x), expected, rtol=1e-5)
+
+
+def test_from_scratch_the_images_are_normalized_as_before(rng):
+    normalization = L.Normalization(name="normalization")
+    normalization.adapt(rng.uniform(0, 255, (9, 16, 16, 3)))
+    layers = [normalization, L.Conv2D(4, 3), L.GlobalAveragePooling2D(), L.Dense(2)]
+    source = keras.Sequential([keras.Input((16, 16, 3)), *layers])
+    scratch = backbone_from_model(source, weights=None)
+    mean = scratch.get_layer("normalization").get_weights()[0]
+    np.testing.assert_array_equal(mean, normalization.get_weights()[0])
+
+
+@pytest.mark.parametrize(
+    "backbone", ["mine.keras", "bert_tiny_en_uncased", "hf://timm/convnext_tiny"]
+)
+def test_what_brings_its_weights_takes_no_file_of_them(backbone):
+    with pytest.raises(InputError, match=f"'{backbone}' brings its weights: .* file other.h5"):
+        check_backbone(backbone, weights="other.h5")
+
+
+def test_a_source_model_takes_no_weights_file():
+    source = foreign_model(HEADS["pooled"]())
+    with pytest.raises(InputError, match="it takes no weights file"):
+        build_model(source, Classification("ab"), weights="other.h5")
 
 
 def test_a_model_with_code_in_it_is_not_loaded(tmp_path):

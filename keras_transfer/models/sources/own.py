@@ -1,6 +1,7 @@
 """Take a backbone out of your own model or file; load models of this package."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import keras
 from keras_transfer.errors import InputError
 from keras_transfer.models import heads  # noqa: F401  (registers its layers, for `load_model`)
 from keras_transfer.models.graph import chain, rebuild
+from keras_transfer.models.low_rank import has_attention
 from keras_transfer.models.sources.applications import (
     check_pooling,
     check_source_model,
@@ -55,6 +57,11 @@ def backbone_from_model(
     check_pooling(pooling, "your own model")
     model = source
     if not isinstance(source, keras.Model):
+        if not isinstance(source, (str, os.PathLike)):
+            raise InputError(
+                f"A backbone is a name, a path or a model of Keras {keras.__version__}, not "
+                f"{source!r} ({type(source).__module__})."
+            )
         model = load_model(check_source_model(source))
     shape = getattr(model, "input_shape", None)
     ours = next((x for x in [model, *model.layers] if isinstance(x, Backbone)), None)
@@ -89,9 +96,16 @@ def backbone_from_model(
     backbone = Backbone(inputs, features, name=name, framing=framing)
     for layer in backbone.layers:  # what an earlier schedule froze does not belong to the backbone
         layer.trainable = True
-    if weights is None:
-        backbone = Backbone.from_config(backbone.get_config())
-    return backbone
+    return backbone if weights is not None else _untrained(backbone)
+
+
+def _untrained(backbone):
+    """Return a backbone with random weights, whose images are normalized as before."""
+    made = Backbone.from_config(backbone.get_config())
+    for before, after in zip(backbone.layers, made.layers, strict=True):
+        if isinstance(before, keras.layers.Normalization):
+            after.set_weights(before.get_weights())
+    return made
 
 
 def load_model(path):
@@ -154,12 +168,58 @@ def _newer_keras(path):
 
 def _without_head(model, inputs, pooling, preprocessing):
     """Apply the spatial part of a foreign model to `inputs`, followed by our own pooling."""
+    _name_apart(model)
     # Unrolled at its own size first, because at another size its head might not fit.
     own_inputs = keras.Input(model.input_shape[1:])
-    feature_map = _last_feature_map(keras.Model(own_inputs, rebuild(model, own_inputs)))
-    spatial_part = keras.Model(own_inputs, feature_map)
+    unrolled = keras.Model(own_inputs, rebuild(model, own_inputs))
+    spatial_part = keras.Model(own_inputs, _last_feature_map(unrolled))
+    _check_layers(model.name, spatial_part.layers, unrolled.layers)
     features = rebuild(spatial_part, normalized(inputs, preprocessing))
     return pooled(features, pooling)
+
+
+def _name_apart(model):
+    """Rename layers inside nested models that have the name of another layer, or of one of ours."""
+    names = {"images": None, "normalise": None, "pooling": None}
+    for parent, layer in _leaves(model):
+        if names.setdefault(layer.name, layer) is not layer:
+            name = f"{parent.name}_{layer.name}"
+            while name in names:
+                name += "_"
+            layer.name = name
+            names[name] = layer
+
+
+def _leaves(model):
+    """Yield (the model that has it, layer) for the layers that are left when a model is unrolled."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
+            yield from _leaves(layer)
+        elif not isinstance(layer, keras.layers.InputLayer):
+            yield model, layer
+
+
+def _check_layers(name, layers, all_layers):
+    """Raise InputError if the layers before the head cannot be its backbone.
+
+    Args:
+        layers: those before the head.
+        all_layers: those of the unrolled model.
+    """
+    for layer in layers:
+        if getattr(layer, "data_format", None) == "channels_first":
+            raise InputError(
+                f"The layer {layer.name} of the source model '{name}' is channels_first; a backbone is "
+                "channels_last: build the model so, and copy the weights."
+            )
+    matrices = [x for x in layers if any(len(weight.shape) > 1 for weight in x.weights)]
+    head = [x for x in all_layers if x not in layers]
+    if len(matrices) == 1 and has_attention(head):
+        raise InputError(
+            f"The source model '{name}' is a transformer whose blocks would count as its head, because "
+            f"they follow {matrices[0].name} as a sequence: choose a preset of KerasHub, or a network of "
+            "feature maps."
+        )
 
 
 def _last_feature_map(model):
