@@ -14,7 +14,7 @@ from pathlib import Path
 
 from keras_transfer.data.examples import example_key, relative_paths
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import listed
+from keras_transfer.utils.console import counted, listed, verb
 from keras_transfer.utils.documents import (
     RENAMED_SINCE_0_1,
     UNRECORDED,
@@ -212,7 +212,7 @@ class Run:
             ("changed", {n for n in now.keys() & before.keys() if now[n] != before[n]}),
         ):
             if names:
-                yield f"{len(names)} examples are {change} ({listed(sorted(names), 3)})"
+                yield f"{counted(len(names), 'example')} {verb(len(names))} {change} ({listed(sorted(names), 3)})"
 
     @classmethod
     def open(cls, path, finished: bool = True) -> "Run":

@@ -101,9 +101,12 @@ class Adaptation:
 
     def describe(self) -> str:
         """Return a few lines about the data of both domains."""
-        lines = [self.source.describe(), f"{self.target_folder}: {len(self.target)} images"]
+        lines = [
+            self.source.describe(),
+            f"{self.target_folder}: {counted(len(self.target), 'image')}",
+        ]
         if self.target_skipped:
-            lines[-1] += f", {len(self.target_skipped)} files skipped"
+            lines[-1] += f", {counted(len(self.target_skipped), 'file')} skipped"
         if self.report:
             (labelled,) = self.report.examples.values()
             lines[-1] += f"; labels of {len(labelled)} for the report only"

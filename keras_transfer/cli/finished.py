@@ -20,6 +20,7 @@ from keras_transfer.cli.options import (
 from keras_transfer.cli.streams import print_document
 from keras_transfer.errors import InputError
 from keras_transfer.export import check_format, check_version
+from keras_transfer.utils.console import counted, verb
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.files import (
     check_new_folder,
@@ -123,7 +124,9 @@ def evaluate(
         wanted = {*PRECISIONS, *([precision] if precision else [])}
         fitted = evaluation.calibrate(model, validation, **options, precisions=sorted(wanted))
         run.write_calibration(fitted.to_dict())
-        print(f"{run.path}: calibrated on {fitted.images} examples of val", file=sys.stderr)
+        print(
+            f"{run.path}: calibrated on {counted(fitted.images, 'example')} of val", file=sys.stderr
+        )
     else:
         fitted = Calibration.from_dict(kept) if kept else None
         if fitted and str(fitted.tta) != str(tta):
@@ -203,7 +206,9 @@ def predict(
             print(json.dumps(vars(counts)))
         else:
             skipped = f", {counts.skipped} skipped" if counts.skipped else ""
-            print(f"{out}: {counts.predicted} files predicted{skipped}, in {counts.shards} shards")
+            print(
+                f"{out}: {counted(counts.predicted, 'file')} predicted{skipped}, in {counted(counts.shards, 'shard')}"
+            )
         return
     from keras_transfer import evaluation
 
@@ -437,4 +442,7 @@ def ask(
     except ServingError as error:  # not an internal error
         raise InputError(str(error)) from None
     if errors:
-        print(f"{errors} of {len(files)} images were not answered", file=sys.stderr)
+        print(
+            f"{errors} of {counted(len(files), 'image')} {verb(errors, 'was', 'were')} not answered",
+            file=sys.stderr,
+        )

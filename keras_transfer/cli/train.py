@@ -38,7 +38,7 @@ from keras_transfer.models import TAPS
 from keras_transfer.runs import RACE, UNRECORDED, place_of
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
 from keras_transfer.training.distributed.single_process import SINGLE, SingleProcess
-from keras_transfer.utils.console import log_to, say
+from keras_transfer.utils.console import counted, log_to, say
 from keras_transfer.utils.documents import read_json
 from keras_transfer.utils.extras import is_installed
 from keras_transfer.utils.files import check_output_folder, read_text, write_text
@@ -263,7 +263,7 @@ def _print_result(run, out, keep, explain, as_json):
         print(f"{candidates_table(race['evidence'])}\n\n{contenders_table(race)}\n")
     print(
         f"val {_val_text(metrics)}, {keep} epoch {metrics['best_epoch']}, "
-        f"{metrics['wall_seconds']:.0f} s of training, {metrics['skipped']} files skipped"
+        f"{metrics['wall_seconds']:.0f} s of training, {counted(metrics['skipped'], 'file')} skipped"
     )
     print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
     print(f"next: {shlex.join(['keras-transfer', 'report', str(out)])}", file=sys.stderr)
@@ -351,10 +351,10 @@ def _val_text(metrics):
     val, last, n = metrics["val"], metrics["phases"][-1]["val"], metrics["images"]["val"]
     if "accuracy" not in val:
         values = ", ".join(f"{name} {val[name]:.4f}" for name in last)
-        return f"{values} ({n} examples)"
+        return f"{values} ({counted(n, 'example')})"
     low, high = wilson_interval(round(val["accuracy"] * n), n)
     return (
-        f"accuracy {val['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, {n} examples), "
+        f"accuracy {val['accuracy']:.4f} (95 % interval {low:.3f}–{high:.3f}, {counted(n, 'example')}), "
         f"loss {val['loss']:.4f}, last epoch {last['accuracy']:.4f}"
     )
 

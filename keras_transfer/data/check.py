@@ -17,7 +17,7 @@ from keras_transfer.data.sources import check_tree, label, open_data
 from keras_transfer.data.splits import require_fraction
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, Modality
-from keras_transfer.utils.console import Table, list_lines, printable, say
+from keras_transfer.utils.console import Table, counted, list_lines, printable, say
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ class Report:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        usable, many = sum(self.images.values()), self.modality.many
-        yield f"{printable(self.root)}: {usable} usable {many}, {len(self.faulty)} faulty files"
+        usable, one, many = sum(self.images.values()), self.modality.one, self.modality.many
+        found = f"{counted(usable, f'usable {one}')}, {counted(len(self.faulty), 'faulty file')}"
+        yield f"{printable(self.root)}: {found}"
         if self.problem:
             yield f"train would stop: {printable(self.problem)}"
         yield ""
@@ -100,7 +101,7 @@ class Report:
             yield Table(["class", *self.counts], rows, "l" + "r" * len(self.counts)).text()
         else:
             for split, count in self.images.items():
-                yield f"{split}: {count} {many} ({printable(self.labels[split])})"
+                yield f"{split}: {counted(count, one)} ({printable(self.labels[split])})"
         found = self.duplicates
         for title, rows in (
             (

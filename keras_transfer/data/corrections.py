@@ -24,7 +24,7 @@ from keras_transfer.data.examples import (
 )
 from keras_transfer.data.files import Skipped
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import listed, say
+from keras_transfer.utils.console import counted, listed, say, verb
 from keras_transfer.utils.files import csv_rows
 
 FIELDS = ("path", "problem", "label", "suggested", "score", "related", "action", "reason")
@@ -68,7 +68,9 @@ def correct(data: ImageData, path: str | os.PathLike) -> ImageData:
                 f"{first}, not {missing[0]}"
             )
         if "train" in examples:
-            say(f"{path} names {len(missing)} examples that are not in the data: {listed(missing)}")
+            say(
+                f"{path} names {counted(len(missing), 'example')} that {verb(len(missing))} not in the data: {listed(missing)}"
+            )
     if "train" in examples:
         require_each_class(examples["train"].labels, data.targets, path)
     relabeled = sum(action == "relabel" for name, (action, *_) in actions.items() if name in known)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from keras_transfer.data.examples import ImageData, label_texts, map_labels
-from keras_transfer.utils.console import printable
+from keras_transfer.utils.console import counted, printable, verb
 
 
 class Member(NamedTuple):
@@ -45,12 +45,12 @@ class Duplicates:
     def warning(self) -> str | None:
         """One line if two splits share images or labels contradict each other, else None."""
         problems = (
-            (self.leaks, "are in two splits, so measured values are too good", "is"),
-            (self.conflicts, "have another label than their duplicate", "and"),
+            (self.leaks, ("is", "are"), "in two splits, so measured values are too good", "is"),
+            (self.conflicts, ("has", "have"), "another label than a duplicate", "and"),
         )
         warnings = [
-            f"{len(pairs)} examples {problem} (first: {pairs[0][1]} {link} {pairs[0][0]})"
-            for pairs, problem, link in problems
+            f"{counted(len(pairs), 'example')} {verb(len(pairs), *verbs)} {problem} (first: {pairs[0][1]} {link} {pairs[0][0]})"
+            for pairs, verbs, problem, link in problems
             if pairs
         ]
         if not warnings:

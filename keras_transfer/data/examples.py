@@ -17,7 +17,7 @@ from keras_transfer.data.splits import joined
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality
 from keras_transfer.modalities.views import View
-from keras_transfer.utils.console import listed, printable
+from keras_transfer.utils.console import counted, listed, printable
 
 TASKS = ("single_label", "multi_label", "regression")
 BALANCES = ("none", "weights", "sampling")
@@ -332,9 +332,11 @@ class ImageData:
         lines = [f"{printable(self.root)}: {kind}"]
         for split, examples in self.examples.items():
             summary = label_summary(examples.labels, self.targets)
-            lines.append(f"{split}: {len(examples)} {self.modality.many} ({printable(summary)})")
+            lines.append(
+                f"{split}: {counted(len(examples), self.modality.one)} ({printable(summary)})"
+            )
         if self.skipped:
-            lines.append(f"skipped: {len(self.skipped)} files")
+            lines.append(f"skipped: {counted(len(self.skipped), 'file')}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

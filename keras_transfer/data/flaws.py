@@ -3,7 +3,7 @@
 from collections import Counter
 from contextlib import contextmanager
 
-from keras_transfer.utils.console import printable, say
+from keras_transfer.utils.console import counted, printable, say, verb
 
 _printed = True
 
@@ -33,5 +33,5 @@ def report_flaws(checked) -> None:
     counts = Counter(checked.flaws.values())
     for flaw, row in first.items():
         say(
-            f"{counts[flaw]} images are empty to the model ({printable(checked.names[row])}: {flaw})"
+            f"{counted(counts[flaw], checked.modality.one)} {verb(counts[flaw])} empty to the model ({printable(checked.names[row])}: {flaw})"
         )

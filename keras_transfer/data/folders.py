@@ -11,7 +11,7 @@ from keras_transfer.data.files import TABLES
 from keras_transfer.data.split_rule import SPLIT_NAMES
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import kinds_of_files
-from keras_transfer.utils.console import listed, printable, say
+from keras_transfer.utils.console import counted, listed, printable, say, verb
 
 # Names (lower case) that systems and network drives leave in folders; hidden ones are ignored anyway.
 _SYSTEM = {
@@ -183,7 +183,7 @@ def _find_splits(root: Path, inside: "_Inside") -> dict[str, Path]:
     for folder, count in others.items():
         if count:
             say(
-                f"ignored: {printable(str(folder))}, with {count} images: not a split with class folders"
+                f"ignored: {printable(str(folder))}, with {counted(count, 'image')}: not a split with class folders"
             )
     return {split: found[split] for split in ("train", "val", "test") if split in found}
 
@@ -237,7 +237,7 @@ def _read_classes(folder: Path, inside: "_Inside") -> dict[str, list[str]]:
         )
     if loose:
         say(
-            f"ignored: {loose} images directly in {printable(str(folder))}, outside its class folders"
+            f"ignored: {counted(loose, 'image')} directly in {printable(str(folder))}, outside its class folders"
         )
     found: dict[str, list[str]] = {}
     nested: list[str] = []
@@ -251,8 +251,9 @@ def _read_classes(folder: Path, inside: "_Inside") -> dict[str, list[str]]:
         found[name] = sorted(found.get(name, []) + files)
     if nested:
         say(
-            f"{len(nested)} images in {printable(str(folder))} lie in folders inside class folders "
-            f"(first {printable(str(Path(nested[0]).parent))}): they count as the class around them"
+            f"{counted(len(nested), 'image')} in {printable(str(folder))} "
+            f"{verb(len(nested), 'lies', 'lie')} in folders inside class folders "
+            f"(first {printable(str(Path(nested[0]).parent))}): part of the class around them"
         )
     return {name: found[name] for name in sorted_names(found)}
 

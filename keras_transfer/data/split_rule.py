@@ -26,7 +26,7 @@ from keras_transfer.data.group_names import suggest_groups
 from keras_transfer.data.readers import concatenated
 from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import listed, say
+from keras_transfer.utils.console import counted, listed, say, verb
 from keras_transfer.utils.files import csv_rows
 
 DEFAULT_VAL_SPLIT = 0.2
@@ -177,7 +177,9 @@ class SplitRule:
             for i, name in enumerate(names):
                 splits[i] = listed.get(name, splits[i])
             if open_places:
-                say(f"{self.split_file} does not name {open_places} images: the rule assigns them")
+                say(
+                    f"{self.split_file} does not name {counted(open_places, 'image')}: the rule assigns {verb(open_places, 'it', 'them')}"
+                )
             self._check(splits, examples.labels, target)
         return splits
 
@@ -220,7 +222,7 @@ class SplitRule:
             )
         if missing:
             say(
-                f"{self.split_file} names {len(missing)} images that no longer exist: {listed(missing)}"
+                f"{self.split_file} names {counted(len(missing), 'image')} that no longer {verb(len(missing), 'exists', 'exist')}: {listed(missing)}"
             )
         return {name: s for name, s in wanted.items() if name in existing}
 

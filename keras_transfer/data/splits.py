@@ -15,6 +15,7 @@ from numbers import Real
 import numpy as np
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.console import counted
 from keras_transfer.utils.files import encode_text
 
 _MAX_BINS, _MIN_PER_BIN = 10, 10
@@ -198,7 +199,7 @@ class _Pool:
         """Raise InputError if a class has too few groups for so many parts."""
         if len(self.held) < parts:
             raise InputError(
-                f"too few images to split: {len(self.held)} groups for {parts} parts; add images"
+                f"too few images to split: {counted(len(self.held), 'group')} for {parts} parts; add images"
             )
         groups = self._groups_left()
         counts = self.counts_of(None)

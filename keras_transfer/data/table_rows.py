@@ -16,7 +16,7 @@ from keras_transfer.data.table_files import TableCells
 from keras_transfer.errors import ColumnError, InputError
 from keras_transfer.modalities import find_modality, known_extensions
 from keras_transfer.modalities.text.check import pair_of
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import counted, say, verb
 
 _LONGEST_NAME = 255  # bytes
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -192,11 +192,13 @@ def image_paths(cells: TableCells, column: str, base: Path) -> list[Path]:
     _by_stem.cache_clear()
     for changed, what in (
         (backslashes, "backslashes, which are read as slashes"),
-        (drives, f"the drive of another machine, and are looked for below {base}"),
+        (drives, f"the drive of another machine: looked for below {base}"),
         (extensions, "no extension: the image of that name is read"),
     ):
         if changed:
-            say(f"{cells.name}: {len(changed)} paths have {what} (first: {changed[0]})")
+            say(
+                f"{cells.name}: {counted(len(changed), 'path')} {verb(len(changed), 'has', 'have')} {what} (first: {changed[0]})"
+            )
     return found
 
 

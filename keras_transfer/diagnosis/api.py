@@ -23,6 +23,7 @@ from keras_transfer.features.known import remember_diagnosis
 from keras_transfer.modalities import Modality
 from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.schedules.recipes import AUTO
+from keras_transfer.utils.console import counted
 from keras_transfer.utils.extras import missing_extra
 
 
@@ -79,7 +80,7 @@ def diagnose(
         if missing := len(seen) - errors.judged:
             head = f"{name}: " if name else ""
             notes.append(
-                f"{head}{missing} labels cannot be judged: a class needs two different examples"
+                f"{head}{counted(missing, 'label')} cannot be judged: a class needs two different examples"
             )
     if modality.sketched_by is not None and not can_sketch(modality):
         notes.append(

@@ -24,7 +24,7 @@ from keras_transfer.diagnosis.seen import (
     see,
 )
 from keras_transfer.schedules.recipes import AUTO
-from keras_transfer.utils.console import say
+from keras_transfer.utils.console import counted, say, verb
 from keras_transfer.utils.extras import require
 
 _PART = 1 << 12  # pairs that are compared at a time
@@ -55,7 +55,7 @@ def near_names(data: ImageData, backbone: str = AUTO) -> Callable[[str], str]:
     if seen.examples.groups is not None:
         together = np.array(joined(together.tolist(), seen.examples.groups.tolist()))
     say(
-        f"{len(found)} groups of near-duplicates stay together, in all {sum(len(r) for r, _ in found)} {data.modality.many}"
+        f"{counted(len(found), 'group')} of near-duplicates {verb(len(found), 'stays', 'stay')} together, in all {sum(len(r) for r, _ in found)} {data.modality.many}"
     )
     names = relative_paths(seen.examples.names, data.root)
     return dict(zip(names, map(str, together))).__getitem__

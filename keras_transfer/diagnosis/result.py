@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from keras_transfer.data.corrections import FIELDS
 from keras_transfer.diagnosis.label_errors import LabelErrors
-from keras_transfer.utils.console import list_lines, listed, printable
+from keras_transfer.utils.console import counted, list_lines, listed, printable, verb
 from keras_transfer.utils.files import csv_text, write_text
 
 # Kind of problem → heading.
@@ -93,7 +93,7 @@ class Diagnosis:
             if wrong["low"] is not None:
                 share += f" ({100 * wrong['low']:.1f} to {100 * wrong['high']:.1f})"
             yield (
-                f"{head}{len(found.rows)} labels are suspects; at most about {share} of "
+                f"{head}{counted(len(found.rows), 'label')} {verb(len(found.rows))} suspect; at most about {share} of "
                 f"{found.judged} labels are wrong"
             )
             yield from (

@@ -15,7 +15,7 @@ from keras_transfer.evaluation.tasks import (
     measure_values,
 )
 from keras_transfer.models.builders import by_head, check_targets, heads_of
-from keras_transfer.utils.console import Table
+from keras_transfer.utils.console import Table, counted
 
 
 def evaluate(model, data: ImageData, split: str = "val", *, batch_size: int = 32) -> dict:
@@ -153,7 +153,7 @@ def _check_calibration(calibration, heads, tta):
     for name, fitted in calibration.heads.items():
         count = len(fitted.get("label_thresholds", ()))
         if name not in heads or count not in (0, len(heads[name].names)):
-            labels = f" with {count} labels" if count else ""
+            labels = f" with {counted(count, 'label')}" if count else ""
             raise InputError(
                 f"The calibration belongs to another model, with a head {name}{labels}: calibrate "
                 "this model."
@@ -165,8 +165,8 @@ def _check_calibration(calibration, heads, tta):
 
 def summary_text(result: dict, split: str) -> str:
     """Return the result of `evaluate` as text: a line, and a table of classes, labels or targets."""
-    where = f"{result['images']} examples of {split}"
-    skipped = f", {result['skipped']} files skipped" if "skipped" in result else ""
+    where = f"{counted(result['images'], 'example')} of {split}"
+    skipped = f", {counted(result['skipped'], 'file')} skipped" if "skipped" in result else ""
     if "heads" not in result:
         line, table = _head_text(result, where)
         return f"{line}{skipped}\n{table}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_transfer.utils.console import Table
+from keras_transfer.utils.console import Table, counted
 from keras_transfer.utils.files import csv_text, explain_writing, write_text
 
 EVALUATION = "evaluation.json"
@@ -59,14 +59,16 @@ class Evaluation:
 
 def markdown(document: dict) -> str:
     """Return `Evaluation.table` for a document, which may come from evaluation.json."""
-    where = f"{document['images']} examples of {document['split']}"
+    where = f"{counted(document['images'], 'example')} of {document['split']}"
     if document["skipped"]:
-        where += f", {document['skipped']} files skipped"
+        where += f", {counted(document['skipped'], 'file')} skipped"
     if document["tta"] is not None:
         where += f", mean of views ({document['tta']})"
     calibrated = document["calibrated_on"]
     if calibrated:
-        where += f"; calibrated on {calibrated['images']} examples of {calibrated['split']}"
+        where += (
+            f"; calibrated on {counted(calibrated['images'], 'example')} of {calibrated['split']}"
+        )
         if calibrated["split"] == document["split"]:
             where += " (the same split, which is optimistic)"
     paragraphs = [f"{where[0].upper()}{where[1:]}."]

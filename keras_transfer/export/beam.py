@@ -18,7 +18,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.export.exporter import saved_model, temperatures_of
 from keras_transfer.modalities.registry import find_modality
 from keras_transfer.models.framing import modality_of
-from keras_transfer.utils.console import first_line, say
+from keras_transfer.utils.console import counted, first_line, say
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.files import write_file, write_text
 
@@ -78,7 +78,9 @@ def predict_files(
     for begun in folder.glob(".*.parquet"):  # by a worker that was killed
         begun.unlink(missing_ok=True)
     left = [shard for shard in shards if not _predictions(folder, shard).exists()]
-    say(f"{len(left)} of {len(shards)} shards to predict, {len(files)} files in all")
+    say(
+        f"{len(left)} of {counted(len(shards), 'shard')} to predict, {counted(len(files), 'file')} in all"
+    )
     if left:
         _pipeline(left, folder, modality_of(run.model).name, arguments)
     predicted, skipped = (
@@ -143,7 +145,7 @@ def _pipeline(shards, folder, modality, arguments):
     except Exception as error:  # of many types, from Beam and its runners
         left = sum(not _predictions(folder, shard).exists() for shard in shards)
         raise InputError(
-            f"The pipeline stopped with {left} of {len(shards)} shards left: {first_line(error)[:300]}. "
+            f"The pipeline stopped with {left} of {counted(len(shards), 'shard')} left: {first_line(error)[:300]}. "
             "Run the same command again to finish them."
         ) from error
 

@@ -14,7 +14,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.features.prefix import Prefix, choose_engine, engine_version, usable_engines
 from keras_transfer.features.store import DTYPES, Store, Table, Writer
 from keras_transfer.modalities.views import View
-from keras_transfer.utils.console import progress_bar, say
+from keras_transfer.utils.console import counted, progress_bar, say
 from keras_transfer.utils.python_calls import python_calls
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def extract(
         if on_disk:
             store.trim(keep=[table.key for table in tables[name]])
         how = "from those of an earlier cut" if source else choice.reason
-        many = examples.modality.many
-        say(f"features of {len(missing)} {many} computed; engine {name}: {how}")
+        computed = counted(len(missing), examples.modality.one)
+        say(f"features of {computed} computed; engine {name}: {how}")
     places = np.stack([table.locate(examples.digests) for table in tables[name]])
     return Activations(tables[name], places, name)
 

@@ -11,7 +11,7 @@ import numpy as np
 from keras_transfer.data.duplicates import find_duplicates
 from keras_transfer.data.examples import ImageData, label_texts
 from keras_transfer.features.store import Store, digest_of, recall, remember
-from keras_transfer.utils.console import printable, say
+from keras_transfer.utils.console import printable, say, verb
 
 _KIND = "diagnosis 1"
 # Shares from which accuracy is worth less. The lower end of the estimated share of wrong labels is below the
@@ -59,7 +59,7 @@ def caution(data: ImageData) -> str | None:
     for split, count, total in _leaked(data, digests, found["near"]):
         if count >= _MANY_LEAKED * total:
             reasons.append(
-                f"{count} of {total} examples of {split} are near-duplicates of training examples"
+                f"{count} of {total} examples of {split} {verb(count, 'is a near-duplicate', 'are near-duplicates')} of training examples"
             )
     if not reasons:
         return None

@@ -11,7 +11,7 @@ from keras_transfer.data.readers import concatenated
 from keras_transfer.diagnosis.result import TITLES, Diagnosis, Problem
 from keras_transfer.reporting.gallery import Budget, jpeg
 from keras_transfer.reporting.page import data_uri, render
-from keras_transfer.utils.console import printable
+from keras_transfer.utils.console import counted, printable
 from keras_transfer.utils.files import write_text
 
 _MOST = 600  # problems of a page
@@ -77,7 +77,7 @@ def render_problems(found: Diagnosis, data: ImageData) -> str:
 def _introduction(found):
     count = len(found.problems)
     return (
-        f"{count} problem{'' if count == 1 else 's'} in {found.examples} {found.many}, by features of "
+        f"{counted(count, 'problem')} in {found.examples} {found.many}, by features of "
         f"{found.backbone}. A problem is a reason to look, not a verdict."
     )
 

@@ -19,7 +19,7 @@ from keras_transfer.reporting.gallery import Budget, Item, Shot, gallery_items
 from keras_transfer.reporting.page import render, skipped_files
 from keras_transfer.reporting.scores import head_scores
 from keras_transfer.runs import CONFIG, RACE, Run
-from keras_transfer.utils.console import listed, printable, say
+from keras_transfer.utils.console import counted, listed, printable, say
 from keras_transfer.utils.documents import read_json
 from keras_transfer.utils.files import write_text
 
@@ -165,7 +165,7 @@ def data_name(run: Run) -> str:
 def _measured_on(config, document, note):
     if document is None:
         return f"Measured on the run's own validation images only. {note or ''}".strip()
-    text = f"Measured on {document['images']} examples of {document['split']}"
+    text = f"Measured on {counted(document['images'], 'example')} of {document['split']}"
     if document["skipped"]:
         text += f"; {document['skipped']} of the data's files cannot be read"
     text += "."

@@ -284,6 +284,11 @@ def counted(number: float | str, unit: str) -> str:
     return f"{number} {unit}" if str(number) == "1" else f"{number} {unit}s"
 
 
+def verb(number: int, one: str = "is", several: str = "are") -> str:
+    """Return the word that suits a number of things."""
+    return one if number == 1 else several
+
+
 def listed(items: Iterable, most: int = 10) -> str:
     """Return the first items on one line, separated by commas, and the number of the others."""
     items = list(items)

@@ -263,7 +263,7 @@ def test_the_whole_road(tmp_path, cache, source):
     options = ["--backbone", source, "--epochs", "2", "--batch-size", "8", "--test-split", "0.1"]
     trained = here("train", data, "--out", out, *LP_FT, *options)
     assert trained.exit_code == 0, trained.output
-    assert "95 % interval" in trained.stdout and "1 files skipped" in trained.stdout
+    assert "95 % interval" in trained.stdout and "1 file skipped" in trained.stdout
     assert "broken.jpg" in (out / "skipped.csv").read_text()
 
     evaluated = here("evaluate", out, data, "--json")

@@ -68,7 +68,7 @@ def test_duplicates_within_a_split_and_with_other_labels(leaking):
     assert [[m.label for m in group] for group in duplicates.groups] == [["cat", "cat", "dog"]]
     ((first, other),) = duplicates.conflicts
     assert (first.label, other.label) == ("cat", "dog") and duplicates.leaks == []
-    assert "1 examples have another label" in duplicates.warning
+    assert "1 example has another label" in duplicates.warning
 
 
 def test_a_split_that_is_drawn_leaks_nothing(tmp_path):
@@ -197,4 +197,4 @@ def test_images_that_are_empty_to_the_model_are_counted(tmp_path, capsys):
     from_directory(data, progress=False)  # known from the index, and said again
     said = capsys.readouterr().err
     assert "6 images are empty to the model" in said and "transparency" in said
-    assert "1 images are empty to the model" in said
+    assert "1 image is empty to the model" in said

@@ -101,7 +101,7 @@ def test_a_list_is_kept_to(animals, tmp_path, capsys):
     broken.write_bytes(b"")
     changed = from_directory(animals, split_file=file)
     said = capsys.readouterr().err
-    assert "names 1 images that no longer exist: dog/p1_01.png\n" in said
+    assert "names 1 image that no longer exists: dog/p1_01.png\n" in said
     assert "does not name 2 images: the rule assigns them" in said
     expected = sides(data)
     found = sides(changed)
@@ -348,7 +348,7 @@ def test_a_list_and_the_rule_for_the_rest(tmp_path, capsys):
     rows = [(path, "train") for path in PATHS[:56]] + [(PATHS[58], "train"), (PATHS[57], "test")]
     parts = assigned(SplitRule(split_file=write_list(file, rows)), given=given)
     assert parts == {"test": [57], "train": [*range(57), 58], "val": [59]}
-    assert "does not name 1 images" in capsys.readouterr().err
+    assert "does not name 1 image:" in capsys.readouterr().err
 
 
 def test_what_is_gone_is_named_ten_times_at_most(tmp_path, capsys):
@@ -361,7 +361,8 @@ def test_what_is_gone_is_named_ten_times_at_most(tmp_path, capsys):
         rule = SplitRule(split_file=write_list(tmp_path / "b.csv", [*rows, *more, ("left", "val")]))
         assert assigned(rule, skipped=["left"]) == whole
         said = capsys.readouterr().err
-        assert f"b.csv names {count} images that no longer exist: gone00" in said
+        exist = "image that no longer exists" if count == 1 else "images that no longer exist"
+        assert f"b.csv names {count} {exist}: gone00" in said
         assert said.endswith(f"{end}\n") and said.count("gone0") == min(count, 10)
 
 

@@ -104,7 +104,7 @@ def test_as_many_images_of_a_class_as_parts_are_enough():
             assert sorted(labels[fold]) == [0, 1, 2]
     parts = split(np.array([0.5, 0.7]), {"val": 0.5}, names(2))
     assert {name: len(part) for name, part in parts.items()} == {"train": 1, "val": 1}
-    with raises("too few images to split: 1 groups for 2 parts; add images"):
+    with raises("too few images to split: 1 group for 2 parts; add images"):
         split(np.array([0.5, 0.7]), {"val": 0.5}, ["same", "same"])
 
 

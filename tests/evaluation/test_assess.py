@@ -183,7 +183,7 @@ def test_several_heads_each_by_itself(colours, tmp_path):
     with (tmp_path / "out" / "predictions.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(whole)
     wrong = Calibration("val", 9, None, {"tags": {"label_thresholds": [0.5]}})
-    with pytest.raises(InputError, match="a head tags with 1 labels"):
+    with pytest.raises(InputError, match="a head tags with 1 label:"):
         assess(model, several, calibration=wrong)
 
 

@@ -174,11 +174,11 @@ def test_what_changed_is_said(colours, tmp_path):
         return from_directory(colours, split_file=tmp_path / "cut" / "split.csv")
 
     write_image(colours / "red" / "0.png", (1, 2, 3), seed=9)
-    refused(r"1 examples are changed \(\w+: red: red/0\.png\)", with_split_of_run())
+    refused(r"1 example is changed \(\w+: red: red/0\.png\)", with_split_of_run())
     (colours / "red" / "0.png").unlink()
-    refused(r"examples are gone \(.*red/0\.png", with_split_of_run())
+    refused(r"example is gone \(.*red/0\.png", with_split_of_run())
     write_image(colours / "blue" / "new.png", (1, 2, 3))
-    refused(r"examples are new \(.*blue/new\.png", with_split_of_run())
+    refused(r"example is new \(.*blue/new\.png", with_split_of_run())
     assert kept == {p: p.read_bytes() for p in (tmp_path / "cut").rglob("*") if p.is_file()}
 
 

@@ -93,5 +93,5 @@ def test_an_interrupted_run_with_other_settings_or_images_is_refused(interrupted
         trainer(data, batch_size=4).fit(data, interrupted, resume=True)
     file = interrupted / "state" / "pictures.json"
     file.write_text(file.read_text().replace(next(iter(json.loads(file.read_text()))), "other"))
-    with pytest.raises(InputError, match=r"1 examples are new \(.*1 examples are gone"):
+    with pytest.raises(InputError, match=r"1 example is new \(.*1 example is gone"):
         trainer(data).fit(data, interrupted, resume=True)

@@ -12,6 +12,7 @@ from keras_transfer.modalities.audio.framing import ClipFraming, choose_framing
 from keras_transfer.modalities.audio.sketch import NEAR, ODDITIES
 from keras_transfer.modalities.reading import digest
 from keras_transfer.modalities.statistics import binned, counted, described, spread
+from keras_transfer.utils.console import verb
 
 _RULES = 3  # of checking: increase it when `examine` changes what it finds in the same file
 _CLIPPED = 10  # thousandths of the samples
@@ -72,7 +73,7 @@ class Audio(Modality):
         titles = {"rates": "sample rate (Hz)", "channels": "channels", "formats": "format"}
         yield from described(statistics, titles)
         if count := statistics["clipped"]["clips"]:
-            yield f"clipped (over {_CLIPPED / 10:g} % of the samples at full scale): {count} clips"
+            yield f"clipped (over {_CLIPPED / 10:g} % of the samples at full scale): {count} {verb(count, 'clip', 'clips')}"
 
     def sizes(self, columns: Mapping) -> list[str]:
         return binned(columns["samples"] / np.maximum(1, columns["rate"]), _SLICES, "s")

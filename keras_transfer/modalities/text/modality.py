@@ -13,6 +13,7 @@ from keras_transfer.modalities.text import augment, check
 from keras_transfer.modalities.text.arrays import parts_of
 from keras_transfer.modalities.text.framing import TextFraming
 from keras_transfer.modalities.text.sketch import NEAR
+from keras_transfer.utils.console import verb
 from keras_transfer.utils.extras import require
 
 _SLICES = (5, 10, 20, 50, 100, 200, 500)  # words
@@ -77,7 +78,7 @@ class Texts(Modality):
                 yield f"{title}: {', '.join(f'{n} {found[k]:,}' for k, n in names.items())}"
         yield from described(statistics, {"scripts": "script"})
         if count := statistics["markup"]["texts"]:
-            yield f"HTML tags or entities, which the model would read as words: {count} texts"
+            yield f"HTML tags or entities, which the model would read as words: {count} {verb(count, 'text', 'texts')}"
 
     def sizes(self, columns: Mapping) -> list[str]:
         return binned(columns["words"], _SLICES, "words")
