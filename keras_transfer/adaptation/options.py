@@ -10,6 +10,7 @@ from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.sources.backbones import check_backbone
 from keras_transfer.schedules.recipes import AUTO
+from keras_transfer.utils.names import check_minutes
 
 
 def check_methods(names: Sequence[str]) -> None:
@@ -144,8 +145,7 @@ class RunOptions(CommonOptions):
         self._check_least("bottleneck", 0)
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f"learning_rate must be above 0, not {self.learning_rate}.")
-        if self.minutes is not None and not self.minutes > 0:
-            raise InputError(f"minutes must be above 0, not {self.minutes:g}.")
+        check_minutes(self.minutes)
         for name, value in {
             "method": ",".join(names),
             "backbone": str(self.backbone),

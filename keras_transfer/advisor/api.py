@@ -15,6 +15,7 @@ from keras_transfer.advisor.rules import (
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.models.sources.backbones import check_backbone
+from keras_transfer.utils.names import check_minutes
 
 _MAX_PROBED = 600  # examples whose activations are probed after every stage
 
@@ -120,8 +121,7 @@ def check_advice(backbones=None, image_size=None, minutes=None, policy=DEFAULT_P
     """
     check_policy(policy)
     size = open_framing(image_size).size
-    if minutes is not None and not minutes > 0:
-        raise InputError(f"minutes must be above 0, not {minutes:g}.")
+    check_minutes(minutes)
     if backbones is None:
         names = candidates(size)
         check_backbone(names[0], size)

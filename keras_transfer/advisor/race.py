@@ -3,7 +3,6 @@
 Each contender is a run in a folder of its own, so an interrupted race continues where it was.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from keras_transfer.advisor.judging import (
     plain_difference,
 )
 from keras_transfer.advisor.rules import Choice
-from keras_transfer.data.examples import Examples
+from keras_transfer.data.examples import Examples, digest_of_fingerprints
 from keras_transfer.runs import PLACES, RACE, Checkpoint, Run, place_of
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.documents import read_json
@@ -134,8 +133,7 @@ class Race:
         if not any((self.folder / name).exists() for name in ("0", "0.npz")):
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing was trained
         settings = {name: value for name, value in settings.items() if name not in PLACES}
-        images = json.dumps(fingerprints, sort_keys=True).encode("utf-8", "surrogateescape")
-        digest = hashlib.sha256(images).hexdigest()
+        digest = digest_of_fingerprints(fingerprints)
         # It may be without settings, which races did not save before.
         Checkpoint.open(self.folder, settings, what="race", fingerprint=digest, empty=False)
 

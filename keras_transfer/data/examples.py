@@ -4,6 +4,8 @@ Labels of n images are an int32 array [n] (one class each), a float32 array [n, 
 of labels each), a float32 array [n, D] (numbers), or a dict of such arrays, one per head.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,6 +199,11 @@ class Examples:
 def example_key(path: str, label: str, split: str) -> str:
     """Return the key of an example in `ImageData.fingerprint`; the arguments are a row of the split table."""
     return f"{split}: {label}: {path.replace('/', os.sep)}"
+
+
+def digest_of_fingerprints(fingerprints: Mapping[str, str]) -> str:
+    """Return one digest of `ImageData.fingerprint`."""
+    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(eq=False, repr=False)

@@ -1,6 +1,5 @@
 """Training both arms of a comparison: each size with each seed, resumable run by run."""
 
-import hashlib
 import inspect
 import json
 import math
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_transfer.data import ImageData, plain_augmentation
+from keras_transfer.data.examples import digest_of_fingerprints
 from keras_transfer.errors import InputError, Interrupted
 from keras_transfer.evaluation.baseline import fit_baseline
 from keras_transfer.experiments.comparison import ARMS, AtSize, Comparison
@@ -29,7 +29,7 @@ from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule
 from keras_transfer.utils.console import progress_bar, quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.global_state import restored
-from keras_transfer.utils.names import make_options
+from keras_transfer.utils.names import check_minutes, make_options
 
 SCRATCH = "from_scratch"
 _SMALLEST = 5  # images per class of the smallest default size
@@ -115,8 +115,7 @@ class CompareOptions:
         for value, name in ((self.batch_size, "batch_size"), (self.epochs, "epochs")):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be 1 or more, not {value}.")
-        if self.minutes is not None and not self.minutes > 0:
-            raise InputError(f"minutes must be above 0, not {self.minutes:g}.")
+        check_minutes(self.minutes)
         if not self.scratch_budget > 0:
             raise InputError(f"scratch_budget must be above 0, not {self.scratch_budget}.")
         if self.weights is None:
@@ -180,8 +179,7 @@ class Experiment:
                 f"Strategy '{self.options.strategy_name}' trains from scratch: choose one that "
                 "transfers."
             )
-        images = json.dumps(data.fingerprint(), sort_keys=True).encode("utf-8", "surrogateescape")
-        fingerprint = hashlib.sha256(images).hexdigest()
+        fingerprint = digest_of_fingerprints(data.fingerprint())
         Checkpoint.open(self.out, self._settings(), what="comparison", fingerprint=fingerprint)
 
     @property

@@ -24,6 +24,7 @@ from keras_transfer.utils.files import (
     write_file,
     write_text,
 )
+from keras_transfer.utils.names import check_minutes
 
 SETTINGS = "tune.yaml"
 JOURNAL = "study.jsonl"
@@ -44,8 +45,7 @@ def check_budget(trials: int | None, minutes: float | None) -> None:
     """Raise InputError for a budget that allows no trial."""
     if trials is not None and trials < 1:
         raise InputError(f"trials must be 1 or more, not {trials}.")
-    if minutes is not None and not minutes > 0:
-        raise InputError(f"minutes must be above 0, not {minutes:g}.")
+    check_minutes(minutes)
 
 
 def check_folder(path) -> None:

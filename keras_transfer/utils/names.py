@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from numbers import Real
 from typing import Any, TypeVar
 
 from keras_transfer.errors import InputError
@@ -65,6 +66,13 @@ def make_options(kind: type[Options], values: Mapping[str, Any], function: str) 
             hint = f"Did you mean {similar[0]}?" if similar else f"Choose from {', '.join(names)}."
             raise InputError(f"Unknown option '{name}' of {function}. {hint}")
     return kind(**values)
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Raise InputError unless a limit, if there is one, is a number above 0."""
+    if minutes is not None and not (isinstance(minutes, Real) and minutes > 0):
+        number = f"{minutes:g}" if isinstance(minutes, Real) else repr(minutes)
+        raise InputError(f"minutes must be above 0, not {number}.")
 
 
 def sequence_of_names(names: Any, what: str) -> tuple[str, ...]:

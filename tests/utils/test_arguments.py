@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import tiny_backbone
+from conftest import raises, tiny_backbone
 
 import keras_transfer as kt
 from keras_transfer import advisor
@@ -13,6 +13,7 @@ from keras_transfer.models.sources.backbones import build_backbone
 from keras_transfer.schedules.recipes import RECIPES, resolve_schedule
 from keras_transfer.training import TrainConfig
 from keras_transfer.utils.image_sizes import checked_size
+from keras_transfer.utils.names import check_minutes
 
 HEAD = Classification(["a", "b"])
 
@@ -107,3 +108,11 @@ def test_the_numbers_of_a_head_are_numbers(options, words):
 def test_a_model_is_built_with_a_head(head):
     with pytest.raises(kt.InputError, match="A head must be Classification"):
         build_model(tiny_backbone(), head, image_size=32)
+
+
+def test_limits_in_minutes():
+    for minutes in (None, 1, 0.5, np.float32(2)):
+        check_minutes(minutes)
+    for minutes, shown in ((0, "0"), (-1.5, "-1.5"), (float("nan"), "nan"), ("5", "'5'")):
+        with raises(f"minutes must be above 0, not {shown}."):
+            check_minutes(minutes)
