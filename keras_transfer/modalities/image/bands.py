@@ -167,13 +167,13 @@ def values_of(contents: bytes) -> np.ndarray | None:
 
 
 def _tags(contents):
-    """Return the tags of a TIFF file; none if they cannot be read."""
+    """Return the tags of a TIFF file that tell its values; none if they cannot be read."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(contents[:8])
         file = io.BytesIO(contents)
         file.seek(tags.next)
         tags.load(file)
-        return dict(tags)
+        return {tag: tags[tag] for tag in (_SAMPLES, _COLORS, _BITS, _KIND) if tag in tags}
     except Exception:  # Pillow raises many types on broken data, and explains the cause
         return {}
 
