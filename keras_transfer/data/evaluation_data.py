@@ -47,7 +47,7 @@ def open_labeled(
     """
     path = Path(source).expanduser()
     if library_of(source):
-        options = {"progress": progress, "split_file": split_file}
+        options: dict[str, Any] = {"progress": progress, "split_file": split_file}
         if library_of(source) == "hf:":
             options["known"] = known
         data = open_data(source, columns=columns, **options)
