@@ -14,7 +14,13 @@ from keras_transfer.models.framing import limit_tokens, modality_of
 from keras_transfer.models.graph import rebuild
 from keras_transfer.models.heads import HEADS, Head, TaskOutput
 from keras_transfer.models.sources.backbones import build_backbone
-from keras_transfer.models.stages import Backbone, backbone_of, parameter_count, stage_of_weights
+from keras_transfer.models.stages import (
+    Backbone,
+    backbone_of,
+    parameter_count,
+    require_model,
+    stage_of_weights,
+)
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.image_sizes import checked_size, sides, size_of
 from keras_transfer.utils.keras_versions import first_node
@@ -236,8 +242,9 @@ def heads_of(model: keras.Model) -> dict[str, Head]:
     """Return the heads of a model, sorted by name; a single head is called `output`.
 
     Raises:
-        InputError: the model was not built by this package.
+        InputError: the model was not built by this package, or is something else, such as a run.
     """
+    require_model(model)
     heads = {layer.name: layer.head for layer in model.layers if isinstance(layer, TaskOutput)}
     if not heads:
         raise InputError(

@@ -6,7 +6,7 @@ import keras
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, find_modality, framing_from, framing_of_shape
-from keras_transfer.models.stages import Backbone
+from keras_transfer.models.stages import Backbone, require_model
 from keras_transfer.models.tokens import TextEmbedding
 from keras_transfer.utils.console import say
 from keras_transfer.utils.image_sizes import size_of
@@ -19,6 +19,7 @@ def framing_of(model: keras.Model, image_size: int | str | None = None, data=Non
         image_size: by default the model's.
         data: decides the framing of a model that was built without one; the model stays as it is.
     """
+    require_model(model)
     size = image_size or size_of(model.input_shape)
     known = (backbone.framing for backbone in _backbones(model))
     known = [one for one in known if one is not None]

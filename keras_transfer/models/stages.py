@@ -135,8 +135,9 @@ def backbone_of(model: keras.Model) -> Backbone:
     """Return the backbone inside a model from `build_model` (or the model itself, if it is one).
 
     Raises:
-        InputError: the model has no backbone.
+        InputError: the model has no backbone, or is something else, such as a run.
     """
+    require_model(model)
     for layer in [model, *model.layers]:
         if isinstance(layer, Backbone):
             return layer
@@ -144,6 +145,14 @@ def backbone_of(model: keras.Model) -> Backbone:
         f"The model '{model.name}' has no keras_transfer backbone: build it with build_model, or "
         "take its backbone with backbone_from_model."
     )
+
+
+def require_model(model) -> None:
+    """Raise InputError if something else than a Keras model was passed, such as a run or its path."""
+    if not isinstance(model, keras.Model):
+        raise InputError(
+            f"This needs a Keras model, not {model!r}: load that of a run with load_model(PATH)."
+        )
 
 
 def batch_norms(part: "keras.Model | Stage") -> list:

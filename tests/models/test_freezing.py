@@ -8,7 +8,8 @@ from conftest import tiny_backbone
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
-from keras_transfer.models.builders import build_model, summary
+from keras_transfer.models.builders import build_model, heads_of, summary
+from keras_transfer.models.framing import framing_of
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import (
     Backbone,
@@ -120,6 +121,12 @@ def test_summary_counts_all_parameters(model):
     total, trained = (sum(int(r[i].replace(",", "")) for r in rows) for i in (-2, -1))
     assert (total, trained) == (done.parameters, done.trainable_parameters)
     assert "17 of 18 stages" in str(done)
+
+
+@pytest.mark.parametrize("use", [freeze, summary, heads_of, framing_of])
+def test_a_path_is_not_a_model(use):
+    with pytest.raises(InputError, match=r"a Keras model, not 'runs/a': load .*load_model\(PATH\)"):
+        use("runs/a")
 
 
 def test_a_foreign_model_says_what_to_do():
