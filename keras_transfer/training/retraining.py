@@ -5,6 +5,8 @@ import weakref
 
 import keras
 
+from keras_transfer.utils.console import say
+
 # Model → the run of its last training and the digest of the weights that it left.
 _trained: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -18,6 +20,11 @@ def earlier_training(model: keras.Model) -> str | None:
     """Return the run that the model's present weights come from, or None."""
     out, digest = _trained.get(model, (None, None))
     return out if out is not None and digest == _digest(model) else None
+
+
+def say_start(earlier: str) -> None:
+    """Print that a training starts from the weights of a run."""
+    say(f"the model starts from the weights of {earlier}: build a new one for a fresh start")
 
 
 def _digest(model):

@@ -26,7 +26,7 @@ from keras_transfer.runs import PLACES, STARTED_FROM, Run
 from keras_transfer.schedules.plans import Plan, anchor_at, make_optimizer, set_restart
 from keras_transfer.training.checkpoint import Progress, SwapAverages, watching_callbacks
 from keras_transfer.training.networks import network_of
-from keras_transfer.training.retraining import earlier_training, remember_training
+from keras_transfer.training.retraining import earlier_training, remember_training, say_start
 from keras_transfer.training.solving import solve_heads
 from keras_transfer.training.soup import obstacle
 from keras_transfer.training.temperature import scale_logits
@@ -70,11 +70,9 @@ class TrainingRun:
             previous: settings of the run to resume; None starts a new one.
             logs: see `Trainer.fit`.
         """
-        if not previous and (earlier := earlier_training(self.model)):
-            say(
-                f"the model starts from the weights of {earlier}: build a new one for a fresh start"
-            )
-            settings = {**settings, STARTED_FROM: earlier}
+        self.earlier = earlier_training(self.model)
+        if self.earlier and not previous:
+            settings = {**settings, STARTED_FROM: self.earlier}
         with seeded(self.trainer.config.seed), ExitStack() as self.cleanup:
             self.cleanup.callback(remember_training, self.model, out)
             merge(self.model)  # of low-rank updates that it came with
@@ -95,6 +93,8 @@ class TrainingRun:
             arrays = progress.load() if previous else None
             if arrays:
                 say(f"resuming after epoch {progress.epoch}")
+            elif self.earlier:  # also of this run, interrupted in its first epoch
+                say_start(self.earlier)
             features_of = self._features(caching)
             try:
                 while progress.phase < len(phases) and not self._cut_short():

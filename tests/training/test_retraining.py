@@ -39,6 +39,19 @@ def test_a_second_training_of_a_model_says_and_records_where_it_starts(data, tmp
     assert "started_from" not in trainer(model).fit(data, tmp_path / "three").config
 
 
+def test_a_model_interrupted_in_its_first_epoch_says_where_it_starts(data, tmp_path, capsys):
+    class CtrlC(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    model = built(data)
+    with pytest.raises(KeyboardInterrupt, match="0 finished epochs"):
+        trainer(model).fit(data, tmp_path / "run", callbacks=[CtrlC()])
+    trainer(model).fit(data, tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert f"starts from the weights of {tmp_path / 'run'}" in said
+
+
 def test_a_finished_run_says_how_to_train_further(data, tmp_path):
     run = trainer(built(data)).fit(data, tmp_path / "a run")
     with raises(f"--backbone '{run.path}/model.keras' with another --out"):
