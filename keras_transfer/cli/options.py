@@ -174,7 +174,7 @@ def read_config_file(path: Path) -> dict:
         raise InputError(f"Config file not found: {path}. Pass the config.yaml of a run.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # or not UTF-8
         where = str(error).replace("\n", " ")
         raise InputError(f"{path} is not valid YAML: {where}") from None
     if not isinstance(values, dict):
@@ -201,7 +201,7 @@ def overrides_of(pairs: list[str] | None) -> dict:
             raise InputError(f"--set {pair}: use KEY=VALUE, e.g. --set all.learning_rate=1e-4.")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # or a date that does not exist
             raise InputError(f"--set {pair}: invalid value '{text}'.") from None
         if isinstance(value, str):
             with contextlib.suppress(ValueError):

@@ -284,7 +284,7 @@ def _space_in(file):
         raise InputError(f"Search space not found: {file}. Give a .yaml file.")
     try:
         space = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # or not UTF-8
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(space, dict):
         raise InputError(f"{file} is not a search space: it must map names to ranges.")

@@ -166,10 +166,8 @@ class Phase:
             )
         object.__setattr__(self, "drops", tuple(self.drops))
         for key, value in self.rates.items():
-            known = key in ("head", "backbone") or (
-                key.startswith("stage:") and key[6:].isdecimal()
-            )
-            if not known or not _positive(value):
+            known = key in ("head", "backbone") or re.fullmatch(r"stage:\d+", str(key))
+            if not known or isinstance(value, str) or not _positive(value):
                 raise InputError(
                     f"Phase '{self.name}': rates has {key!r}: {value!r}; use 'head', 'backbone' or "
                     "'stage:N' and a number above 0 (to keep weights unchanged, set freeze)."
@@ -217,6 +215,7 @@ _BETWEEN = (lambda value: 0 < value < 1, "between 0 and 1")
 
 # Field, condition on its value, and the same in words.
 _CHECKS = (
+    ("name", lambda v: isinstance(v, str) and v, "a text"),
     ("freeze", lambda v: isinstance(v, (str, int, float)), "a name, a number or a share"),
     ("epochs", *_NATURAL),
     ("steps", *_NATURAL),
@@ -357,10 +356,10 @@ class Schedule:
             raise InputError(f"No schedule file {path}.")
         try:
             return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is not valid YAML: {error}") from None
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+        except (yaml.YAMLError, ValueError) as error:  # or not UTF-8, or a date that does not exist
+            raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
     def table(self) -> str:
         """Return one line of text per phase; `plans.Plan.table` adds one model and dataset."""

@@ -21,7 +21,7 @@ from keras_transfer.schedules.defaults import (
     whole,
 )
 from keras_transfer.schedules.phases import Phase, Schedule
-from keras_transfer.utils.image_sizes import changed
+from keras_transfer.utils.image_sizes import changed, sides
 
 DEFAULT = "lp_ft"
 AUTO = "auto"  # the advisor chooses
@@ -193,6 +193,10 @@ def bit(
     """
     updates, warmup = _bit_length(examples)
     updates = updates if steps is None else steps
+    if updates < 1 or accumulate < 1:
+        raise InputError(
+            f"bit: steps and accumulate must be 1 or more, not {updates} and {accumulate}."
+        )
     if batch_size % accumulate:
         raise InputError(
             f"bit: batch_size {batch_size} must be divisible by accumulate {accumulate}."
@@ -236,6 +240,11 @@ def progressive_resize(
     The head and half of the rest train on images that are `smaller_by` pixels smaller, which takes
     about half the time at 224 px. The trainer passes the model's `image_size`.
     """
+    if min(sides(image_size)) <= smaller_by:
+        raise InputError(
+            f"progressive_resize: images of {image_size} px cannot be {smaller_by} px smaller: lower "
+            "smaller_by, or use larger images."
+        )
     small = changed(image_size, -smaller_by)
     given = head_epochs, head_learning_rate, linear_head
     head, rest = head_and_rest("progressive_resize", examples, epochs, given, least=2)
@@ -375,6 +384,8 @@ def resolve_schedule(
             f"Cannot set {', '.join(unknown)}: {schedule} has the arguments {', '.join(names)}; set "
             "fields of a phase as PHASE.FIELD."
         )
+    if arguments.get("learning_rate") == 0:  # recipes would take it for the default
+        raise InputError(f"{schedule}: learning_rate must be above 0, not 0.")
     if "pictures" in names:  # the name of `examples` in 0.1
         text = f"Recipe '{schedule}': rename its argument pictures to examples; it goes in 0.3."
         warnings.warn(text, DeprecationWarning, stacklevel=2)

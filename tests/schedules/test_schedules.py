@@ -6,6 +6,7 @@ import math
 import pytest
 from conftest import raises
 
+from keras_transfer.cli.options import read_config_file
 from keras_transfer.errors import InputError
 from keras_transfer.modalities.image.augment import Augmentation
 from keras_transfer.schedules.phases import PHASE_FIELDS, Phase, Schedule, differences
@@ -147,8 +148,14 @@ def test_a_file_written_by_hand(tmp_path):
     file.write_text("name: mine\nphases: [{name: head, epoch: 2}]\n")
     with pytest.raises(InputError, match=r"mine\.yaml: .*epoch"):
         resolve_schedule(file)
-    file.write_text("{: 1")
-    with pytest.raises(InputError, match="not valid YAML"):
+    for text in ("{: 1", "# für", "name: 2024-13-01"):
+        file.write_text(text, "latin-1")
+        with pytest.raises(InputError, match=r"mine\.yaml is not valid YAML"):
+            resolve_schedule(file)
+        with pytest.raises(InputError, match=r"mine\.yaml is not valid YAML"):
+            read_config_file(file)
+    file.write_text("name: mine\nphases: [{name: 1, epochs: 2}]\n")
+    with pytest.raises(InputError, match=r"mine\.yaml: Phase '1': name must be a text"):
         resolve_schedule(file)
     with pytest.raises(InputError, match="No schedule file"):
         resolve_schedule(tmp_path / "none.yaml")
@@ -169,6 +176,8 @@ def test_a_file_written_by_hand(tmp_path):
         ({"drops": (0.9, 0.3)}, "increasing shares"),
         ({"rates": {"stage1": 2}}, "use 'head', 'backbone'"),
         ({"rates": {"head": 0}}, "set freeze"),
+        ({"rates": {1: 2}}, "use 'head', 'backbone'"),
+        ({"rates": {"head": "x"}}, "and a number above 0"),
         ({"lowest_rate": 0}, "lowest_rate"),
         ({"ema": 1.0}, "ema"),
         ({"clip_norm": 0}, "clip_norm"),
@@ -206,6 +215,13 @@ def test_a_schedule_says_what_is_wrong_with_it():
         resolve_schedule("fine")
     with pytest.raises(InputError, match="needs at least"):
         resolve_schedule("gradual_unfreeze", {"epochs": 3})
+    for settings in ({"steps": 0}, {"accumulate": 0}):
+        with pytest.raises(InputError, match="steps and accumulate must be 1 or more"):
+            resolve_schedule("bit", settings)
+    with pytest.raises(InputError, match="discriminative: learning_rate must be above 0"):
+        resolve_schedule("discriminative", {"learning_rate": 0})
+    with pytest.raises(InputError, match="images of 64x96 px cannot be 64 px smaller"):
+        resolve_schedule("progressive_resize", image_size="64x96")
     with pytest.raises(InputError, match="must be divisible"):
         resolve_schedule("bit", {"batch_size": 100, "accumulate": 3})
 
