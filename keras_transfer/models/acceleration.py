@@ -1,6 +1,7 @@
 """The same model, faster: folded BatchNorm, frozen parts in inference mode, precision, compilation."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import keras
@@ -79,7 +80,7 @@ def folded(model: keras.Model) -> keras.Model:
     BatchNorm is computed in inference mode regardless of `training`, and gradients reach the kernels
     as before: if the BatchNorm layers are frozen, a training step of the result is a training step
     of the model. A BatchNorm that does not directly follow a convolution (or whose convolution has
-    another consumer) is left as it is.
+    another consumer), or one of two that are called more than once, is left as it is.
 
     Args:
         model: functional, with one input and one output.
@@ -109,6 +110,7 @@ def _pairs(model):
         for tensor in () if node.is_input else node.input_tensors:
             consumers.setdefault(id(tensor), []).append(node.operation)
     pairs = {}
+    calls = Counter(node.operation for node in nodes)
     for node in nodes:
         layer = node.operation
         if type(layer) not in _CONVOLUTIONS or layer.activation is not keras.activations.linear:
@@ -117,7 +119,8 @@ def _pairs(model):
             continue
         following = consumers.get(id(node.output_tensors[0]), [])
         only_norm = [type(x) for x in following] == [keras.layers.BatchNormalization]
-        if only_norm and node.output_tensors[0] is not model.outputs[0]:
+        once = all(calls[each] == 1 for each in (layer, *following))
+        if once and only_norm and node.output_tensors[0] is not model.outputs[0]:
             pairs[layer] = following[0]
     return pairs
 

@@ -82,6 +82,17 @@ def test_a_training_step_of_the_folded_model_is_one_of_the_plain_model(freezing)
     assert scale > 1e-3
 
 
+@pytest.mark.parametrize("shared", ["convolution", "norm"])
+def test_layers_that_are_called_twice_are_not_folded(shared):
+    conv, norm = keras.layers.Conv2D(4, 3, padding="same"), keras.layers.BatchNormalization()
+    inputs = keras.Input((32, 32, 3))
+    x = norm(conv(keras.layers.Conv2D(4, 1)(inputs)))
+    x = keras.layers.ReLU()(x)
+    x = norm(keras.layers.Add()([x, x])) if shared == "norm" else conv(x)
+    model = shaken(keras.Model(inputs, keras.layers.ReLU()(x)))
+    np.testing.assert_allclose(folded(model)(images(size=32)), model(images(size=32)), rtol=1e-4)
+
+
 def test_a_frozen_part_sleeps_under_fit():
     """Dropout and StochasticDepth of frozen stages, which `training=True` would wake."""
     model = build_model(
