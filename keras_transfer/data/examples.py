@@ -173,7 +173,7 @@ class Examples:
     def together(self) -> np.ndarray:
         """A number for each image, int [N]; copies, and images of one group, have the same."""
         copies = np.unique(self.alike, return_inverse=True)[1]
-        return copies if self.groups is None else np.array(joined(copies, self.groups))
+        return copies if self.groups is None else np.array(joined(copies, self.groups), int)
 
     def lengths(self, framing) -> np.ndarray | None:
         """Return the lengths of the model inputs, int [N]; None if all examples cost the same."""

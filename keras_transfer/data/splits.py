@@ -319,7 +319,7 @@ def _numbers(names):
 
 def joined(groups, keys):
     """Return numbers of groups; groups that share a key get the same number."""
-    root = list(range(max(groups) + 1))
+    root = list(range(max(groups, default=-1) + 1))
 
     def find(group):
         while root[group] != group:

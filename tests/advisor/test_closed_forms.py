@@ -146,6 +146,11 @@ def test_random_labels_carry_no_signal_and_rare_classes_are_left_out(blind, rng)
     nothing = compare(one_each, blind)
     assert not nothing.rows and nothing.best.taps == "all" and nothing.expected is None
     assert "too few examples" in str(nothing)
+    # Neither do examples whose class lies in one group.
+    groups = np.repeat(np.arange(3), 2)
+    train = Examples(Arrays(images[:6]), groups.astype("int32"), groups)
+    target = Target("single_label", tuple("abc"))
+    assert not compare(ImageData((), {"train": train}, [], "data", target), blind).rows
     # Beside a class that each example has alone, numbers have no mean.
     targets = {"who": Target("single_label", tuple("abcd")), "age": Target("regression", ("x",))}
     labels = {"who": np.arange(4, dtype="int32"), "age": np.ones((4, 1), "float32")}
