@@ -129,7 +129,7 @@ def _array(labels, split):
             f"{split} has labels of different lengths ({error}): pass one per image, or 0 and 1 [N, L] "
             "with task='multi_label'."
         ) from None
-    if values.dtype.kind in "UT":  # NumPy has made names of what is missing
+    if values.dtype.kind in "UT":  # NumPy has made names of missing values
         missing = [
             i for i, value in enumerate(labels) if isinstance(value, float) and value != value
         ]

@@ -226,7 +226,7 @@ def _read_dataset(dataset, split):
 
 
 def _count(values) -> int | None:
-    """Return how many values there are; None if they are no sequence."""
+    """Return how many values there are; None without a length."""
     try:
         return len(values)
     except TypeError:

@@ -360,7 +360,7 @@ def cpu_flags() -> set[str]:
 
 
 def bytes_of(gigabytes: float | str) -> int:
-    """Return a number of gigabytes in bytes; -1 if it is none, such as nan."""
+    """Return a number of gigabytes in bytes; -1 if it is not one, such as nan."""
     try:
         return int(float(gigabytes) * (1 << 30))
     except (ValueError, OverflowError):

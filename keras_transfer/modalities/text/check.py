@@ -53,7 +53,7 @@ def decode(contents: bytes) -> str:
         ValueError: it is not UTF-8, empty, binary or too long.
     """
     try:
-        # Halves of pairs pass, because `fault_of` says what is wrong with them.
+        # Halves of pairs pass, because `fault_of` names their fault.
         text = contents.decode("utf-8-sig", "surrogatepass")
     except UnicodeDecodeError as error:
         fits = fitting_encoding(contents)
