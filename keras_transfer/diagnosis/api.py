@@ -53,8 +53,8 @@ def diagnose(
     Raises:
         InputError: the backbone is invalid, or images do not have three channels.
     """
+    check_channels(data, chosen_backbone(backbone, data.modality))
     backbone = check_diagnosis(backbone, image_size, data.modality)
-    check_channels(data, backbone)
     seen = see(data, backbone, image_size, engine)
     distinct = compare(seen)
     modality = data.modality
@@ -133,11 +133,13 @@ def check_diagnosis(
     """Return the backbone to use, after what can be checked without Keras.
 
     Args:
-        modality: of the examples, as soon as it is known.
+        modality: of the examples, as soon as it is known; before, `"auto"` stays open.
 
     Raises:
         InputError: see `diagnose`.
     """
+    if backbone == AUTO and modality is None:
+        return backbone
     backbone = chosen_backbone(backbone, modality)
     check_backbone(backbone, image_size)
     return backbone
@@ -145,7 +147,7 @@ def check_diagnosis(
 
 def is_examined(data: ImageData, backbone: str = AUTO, image_size: int | str | None = None) -> bool:
     """Return whether `diagnose` reads all features of these examples, so that it needs no Keras."""
-    return is_seen(data, check_diagnosis(backbone, image_size), image_size, AUTO)
+    return is_seen(data, check_diagnosis(backbone, image_size, data.modality), image_size, AUTO)
 
 
 def _label_errors(data: ImageData, seen: Seen, seed: int) -> dict[str, LabelErrors]:

@@ -195,4 +195,4 @@ def test_the_command(served, capsys):
     assert result.exit_code == 0, result.output
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [one.get("label") for one in found] == [*(p.label for p in predictions), None]
-    assert "1 of 6 images were not answered" in result.stderr
+    assert "1 of 6 images was not answered" in result.stderr
