@@ -17,6 +17,20 @@ for _name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS
     os.environ.setdefault(_name, "1")
 
 
+def large_tests() -> list[str]:
+    """Return the names in `large.txt`."""
+    lines = Path(__file__).with_name("large.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items):
+    large = set(large_tests())
+    for item in items:
+        if item.nodeid in large:
+            item.add_marker(pytest.mark.large)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Nothing that earlier runs of this machine left behind; workers side by side share theirs."""

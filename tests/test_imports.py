@@ -11,6 +11,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from conftest import large_tests
+
 import keras_transfer
 
 ROOT = Path(keras_transfer.__file__).parent
@@ -119,3 +121,12 @@ def test_modules_take_no_private_names_of_others():
                 private = [alias.name for alias in node.names if alias.name.startswith("_")]
                 private = [name for name in private if not name.endswith("__")]
                 assert not private, f"{name_of(file)} imports {private} from {node.module}"
+
+
+def test_the_list_of_large_tests_names_tests():
+    listed = large_tests()
+    assert listed == sorted(set(listed))
+    for line in listed:
+        file, name = line.split("::")
+        text = (ROOT.parent / file).read_text(encoding="utf-8")
+        assert f"\ndef {name.partition('[')[0]}(" in text, line
