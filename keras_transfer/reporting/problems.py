@@ -56,14 +56,14 @@ def render_problems(found: Diagnosis, data: ImageData) -> str:
     shown = _shown(examples, chosen, rows)
     place = {id(problem): i for i, problem in enumerate(found.problems)}
     chosen.sort(key=lambda problem: place[id(problem)])
-    place = found.title or found.root
+    data_name = found.title or found.root
     kinds = {kind: sum(p.problem == kind for p in found.problems) for kind in TITLES}
     classes = sorted({name for p in chosen for name in (p.label, p.suggested) if name})
     number = {name: str(i) for i, name in enumerate(classes)}  # a name may have any characters
     return render(
         "problems",
         script="filter.js",
-        title=f"Problems in {printable(Path(place).name or place)}",
+        title=f"Problems in {printable(Path(data_name).name or data_name)}",
         introduction=_introduction(found),
         shares=list(_shares(found)),
         kinds=[(kind, TITLES[kind], count) for kind, count in kinds.items() if count],
