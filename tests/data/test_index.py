@@ -109,13 +109,15 @@ def test_what_changes_while_it_is_read_is_not_remembered(images, read, monkeypat
     assert read == [Path(images[0]).name]
 
 
-def test_a_file_of_this_moment_is_not_remembered(tmp_path, read):
+def test_a_file_of_this_moment_is_not_remembered(tmp_path, read, monkeypatch):
     write_image(tmp_path / "new.png", (1, 2, 3))
     path = str(tmp_path / "new.png")
+    written = Path(path).stat().st_ctime_ns
+    monkeypatch.setattr(files.time, "time_ns", lambda: written + 50_000_000)
     check_files([path])
     check_files([path])
     assert len(read) == 2
-    time.sleep(0.15)
+    monkeypatch.setattr(files.time, "time_ns", lambda: written + 2_500_000_000)
     check_files([path])
     check_files([path])
     assert len(read) == 3

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import keras
@@ -100,10 +99,8 @@ def test_requests_to_an_unavailable_server_are_repeated(served, wire, monkeypatc
 
 def test_a_request_times_out(served, wire):
     addresses, _, files = served
-    started = time.perf_counter()
-    with pytest.raises(ServingError, match="after 1 try"):
+    with pytest.raises(ServingError, match="after 1 try"):  # it would answer after two seconds
         next(Client(addresses[wire], "slow", timeout=0.3, retries=0).predict(files[:1]))
-    assert time.perf_counter() - started < 1.5
 
 
 def test_rejected_requests_are_not_repeated(served, wire, monkeypatch):
