@@ -1,5 +1,6 @@
 """The client against a server that runs TensorFlow alone, over both protocols, and without a server."""
 
+import http.client
 import json
 import socket
 import subprocess
@@ -136,8 +137,10 @@ def test_a_server_that_is_not_tf_serving(tmp_path, answer, error, said):
 
         def reply():
             connection, _ = server.accept()
-            with connection:
-                connection.recv(1 << 20)
+            with connection, connection.makefile("rb") as request:
+                # All of it: with bytes left unread, closing resets the connection.
+                request.readline()
+                request.read(int(http.client.parse_headers(request)["Content-Length"]))
                 connection.sendall(answer)
 
         threading.Thread(target=reply, daemon=True).start()
