@@ -91,9 +91,13 @@ class TfIdf(keras.layers.Layer):
 
 
 def _bucket(first, second, vocabulary):
-    """Return the bucket of each term; the numbers stay below 2^31."""
+    """Return the bucket of each term; the numbers stay below 2^31.
+
+    Without `%`, which OpenVINO computes in float32 on a CPU: wrong from 2^24.
+    """
     factor = min(40_503, (2**31 - 1 - vocabulary) // vocabulary)
-    return (first * factor + second + 1) % _BUCKETS
+    number = first * factor + second + 1
+    return number - number // _BUCKETS * _BUCKETS
 
 
 # -- fitting --------------------------------------------------------------------------------------
