@@ -208,6 +208,12 @@ def check_to_predict(given, modality: Modality, lines=None) -> None:
         if any(map(_exists, given)):
             raise InputError("Pass files or --lines, not both: each line is one text.")
     elif not modality.typed or not given or any(map(_exists, given)):
+        for path in filter(_exists, given) if modality.typed else ():
+            if Path(path).suffix.lower() in TABLES:
+                raise InputError(
+                    f"{path} is a table: write its texts to a file, one per line, and pass it with "
+                    "--lines FILE. `keras-transfer evaluate` measures on tables with labels."
+                )
         list_images(given)
 
 
@@ -247,7 +253,7 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
             )
         files += images
     if not files:
-        raise InputError("no images given; name at least one file or folder")
+        raise InputError("no examples given; name at least one file or folder")
     return files
 
 

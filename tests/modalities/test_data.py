@@ -130,7 +130,7 @@ def test_list_images(tmp_path, animals):
         list_images([tmp_path / "empty"])
     with raises("the name of a file or folder is empty"):
         list_images([""])  # not the working directory
-    with raises("no images given"):
+    with raises("no examples given"):
         list_images([])
 
 

@@ -98,10 +98,13 @@ def test_texts_are_predicted_from_the_command_line_and_from_lines(trained, tmp_p
     (tmp_path / "one.txt").write_text("is in the red room")
     _, printed = command("predict", run.path, tmp_path / "one.txt")
     assert printed.splitlines()[1].split(",")[1] == "red"
+    table = tmp_path / "texts.csv"
+    table.write_text("text\na red room\n")
     for arguments, problem in (
         (["--lines", tmp_path / "no.txt"], "no such file"),
-        ([], "no images given"),
+        ([], "no examples given"),
         (["--lines", lines, lines], "Pass files or --lines, not both"),
+        ([table], "one per line, and pass it with --lines FILE"),
     ):
         error, _ = command("predict", run.path, *arguments)
         assert problem in str(error)
