@@ -88,8 +88,9 @@ def cleanlabs(probabilities, labels):
 
 def report(names: list[str], seeds: int, encoder: str | None) -> None:
     header = ["set", "flips", "true", "P@true", "AP", "estimated (95 %)", "cleanlab: P@true", "AP"]
-    rows, sums = [], []
+    rows, sums = [], {}
     for name in names:
+        sums[name] = []
         seen, target = opened(name, encoder)
         labels, groups = seen.examples.labels, seen.examples.together
         clean = held_out_outputs("single_label", seen.features, labels, groups)
@@ -104,7 +105,7 @@ def report(names: list[str], seeds: int, encoder: str | None) -> None:
                     found = find_label_errors(target, outputs, noisy)
                     other = cleanlabs(probabilities, noisy)
                     theirs = (*ranking(other[0], wrong), other[1]) if other else (np.nan,) * 3
-                    sums.append(
+                    sums[name].append(
                         (*own, found.wrong["value"] - share, *theirs[:2], theirs[2] - share)
                     )
                     if seed == 0:
@@ -119,12 +120,13 @@ def report(names: list[str], seeds: int, encoder: str | None) -> None:
                         )
                         print(*rows[-1], sep="  ", flush=True)
     print(Table((*header, "estimated"), rows, "lllrrrrrr").text())
-    mean = 100 * np.mean(sums, axis=0)
-    off = 100 * np.abs(np.array(sums)[:, [2, 5]]).mean(axis=0)
-    print(
-        f"mean of {len(sums)}: P@true {mean[0]:.1f} (cleanlab {mean[3]:.1f}), AP {mean[1]:.1f} "
-        f"({mean[4]:.1f}), estimated share off by {off[0]:.1f} points ({off[1]:.1f})"
-    )
+    for name, found in (*sums.items(), ("all", [one for part in sums.values() for one in part])):
+        mean = 100 * np.mean(found, axis=0)
+        off = 100 * np.abs(np.array(found)[:, [2, 5]]).mean(axis=0)
+        print(
+            f"{name}, mean of {len(found)}: P@true {mean[0]:.1f} (cleanlab {mean[3]:.1f}), AP {mean[1]:.1f} "
+            f"({mean[4]:.1f}), estimated share off by {off[0]:.1f} points ({off[1]:.1f})"
+        )
 
 
 def cleaned(names: list[str], seeds: int, share: float = 0.1) -> None:
