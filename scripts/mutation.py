@@ -100,6 +100,21 @@ PLACES = {
         },
         ("tests/features/test_keys.py", "tests/features/test_store.py -k another_identity"),
     ),
+    "rules": Place({"advisor/rules.py": None}, ("tests/advisor/test_rules.py",)),
+    "stages": Place({"models/graph.py": None}, ("tests/models/test_stages.py",)),
+    "low_rank": Place({"models/low_rank.py": None}, ("tests/models/test_low_rank.py",)),
+    "diagnosis": Place(
+        {
+            "diagnosis/label_errors.py": None,
+            "diagnosis/near.py": None,
+            "diagnosis/outliers.py": None,
+        },
+        (
+            "tests/diagnosis/test_label_errors.py",
+            "tests/diagnosis/test_near.py",
+            "tests/diagnosis/test_diagnose.py",
+        ),
+    ),
 }
 
 

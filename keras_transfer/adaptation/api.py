@@ -221,11 +221,7 @@ class _Adaptation:
 
 
 def _training_examples(data) -> Examples:
-    if isinstance(data, Examples):
-        return data
-    if "train" not in data.examples:
-        raise InputError(f"{data.root} has no training images: it has {', '.join(data.examples)}.")
-    return data.examples["train"]
+    return data if isinstance(data, Examples) else data.require("train")
 
 
 def _without_labels(target) -> Examples:

@@ -79,11 +79,10 @@ class Adaptation:
             self.source = open_data(source, **opened, **split, seed=options.seed)
         if self.source.task != "single_label":
             raise InputError(
-                f"The labels of {self.source.root} are {self.source.task}: adaptation needs one class "
+                f"The labels of {self.source.title} are {self.source.task}: adaptation needs one class "
                 "per image."
             )
-        if "train" not in self.source.examples:
-            raise InputError(f"{self.source.root} has no training images.")
+        self.source.require("train")
         self.report = None
         if options.target_labels:
             self.report = labeled_images(target, self.source.class_names)

@@ -96,7 +96,7 @@ class _Auto:
     def __init__(self, data, out, config, backbones, build, record, clock):
         if "val" not in data.examples:
             raise InputError(
-                f"{data.root} has no validation examples, on which trainings are judged: pass "
+                f"{data.title} has no validation examples, on which trainings are judged: pass "
                 "val_split."
             )
         check_policy(config.policy)

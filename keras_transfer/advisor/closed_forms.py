@@ -78,8 +78,7 @@ def compare_closed_forms(
         InputError: no backbone can be used.
     """
     started = time.perf_counter()
-    if "train" not in data.examples:
-        raise InputError(f"{data.root} has no train images; it has {', '.join(data.examples)}")
+    data.require("train")
     taps = tuple(data.modality.taps if taps is None else taps)
     table = _Comparison(data, taps, weights, engine, seed, built or {})
     given, names = open_framing(image_size), list(backbones)

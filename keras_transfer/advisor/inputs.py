@@ -56,16 +56,14 @@ def check_classes(data: ImageData, purpose: str) -> np.ndarray:
     Raises:
         InputError: fewer than two classes have two different training images, or there are none.
     """
-    if "train" not in data.examples:
-        raise InputError(f"{data.root} has no train images; it has {', '.join(data.examples)}")
-    train = data.examples["train"]
+    train = data.require("train")
     rows = distinct_rows(train)
     counts = np.bincount(rough_classes(train.labels)[rows])
     usable = (counts > 1).sum()
     if usable < 2:
         raise InputError(
-            f"{data.root}: {usable} of {max(len(counts), len(data.class_names))} classes have two different training "
-            f"images, but {purpose} needs at least two such classes. Add images."
+            f"{data.title}: {usable} of {max(len(counts), len(data.class_names))} classes have two different training "
+            f"{data.modality.many}, but {purpose} needs at least two such classes. Add {data.modality.many}."
         )
     return rows
 

@@ -25,7 +25,7 @@ class Report:
     """Result of `keras-transfer check`.
 
     Attributes:
-        root: the folder.
+        root: the folder or table.
         problem: why `train` would reject the dataset; None if it would not.
         images: split → number of usable images.
         labels: split → one line about the labels.
@@ -185,7 +185,7 @@ def report_on(
     checked = check_readers(known, data.modality)
     paths = checked.names
     return Report(
-        root=data.root,
+        root=data.title,
         problem=problem,
         images={split: len(part) for split, part in data.examples.items()},
         labels={s: label_summary(part.labels, data.targets) for s, part in data.examples.items()},

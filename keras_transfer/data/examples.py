@@ -302,7 +302,7 @@ class ImageData:
         if (task := self.task) != "single_label":
             task = "several heads" if isinstance(task, dict) else task
             raise InputError(
-                f"{self.root} is labeled for {task}, but {purpose} needs one class per image: pass "
+                f"{self.title} is labeled for {task}, but {purpose} needs one class per image: pass "
                 "class folders or one column of classes."
             )
         for split in splits:
@@ -336,7 +336,7 @@ class ImageData:
             kind = f"{len(self.targets)} heads"
         else:
             kind = f"{len(self.targets.names)} {kinds[self.targets.task]}"
-        lines = [f"{printable(self.root)}: {kind}"]
+        lines = [f"{printable(self.title)}: {kind}"]
         for split, examples in self.examples.items():
             summary = label_summary(examples.labels, self.targets)
             lines.append(
@@ -357,7 +357,7 @@ class ImageData:
         """Return the examples of a split; InputError if it does not exist."""
         if split not in self.examples:
             raise InputError(
-                f"{self.root} has no {split} images; it has {', '.join(self.examples)}"
+                f"{self.title} has no {split} {self.modality.many}; it has {', '.join(self.examples)}."
             )
         return self.examples[split]
 

@@ -93,8 +93,7 @@ def tune(
     require_optuna()
     require_single_process("A search")
     check_budget(trials, minutes)
-    if "val" not in data.examples:
-        raise InputError(f"{data.root} has no val images, which a search needs to rank trials.")
+    data.require("val")  # trials are ranked on it
     tuner = _Tuner(model, data, out, strategy, overrides, space, config, options)
     if trials is None and minutes is None:
         trials = TRIALS

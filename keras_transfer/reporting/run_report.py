@@ -318,8 +318,7 @@ def _choose_split(data, split):
         return next(
             name for name in ("test", "val", "all", *data.examples) if name in data.examples
         )
-    if split not in data.examples:
-        raise InputError(f"{data.root} has no {split} images; it has {', '.join(data.examples)}.")
+    data.require(split)
     return split
 
 

@@ -73,8 +73,7 @@ def show_batch(
     resolve = data.modality.resolve_augmentation
     titled = [(_title(one), views_of(resolve(one), variants)) for one in augmentations]
     mix = Mix(mix, mix_alpha)
-    if split not in data.examples:
-        raise InputError(f"{data.root} has no {split} images; it has {', '.join(data.examples)}.")
+    data.require(split)
     if mix and data.task not in ("single_label", "multi_label"):
         raise InputError(
             "show_batch: mixing requires data with a single head of classes or labels."
