@@ -12,6 +12,7 @@ import argparse
 import csv
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import adaptation_benchmark
@@ -93,12 +94,17 @@ def rows(name: str, beginning: str) -> list[list[str]]:
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
 
 
-def origin() -> str:
-    """Return the dates and machines of the measurements in one sentence."""
-    found = [measured(name)[0] for name in BENCHMARKS if (MEASURED / f"{name}.txt").exists()]
-    dates = sorted({about["date"] for about in found})
-    places = sorted({f"{about['machine']}; {about['versions']}" for about in found})
-    return f"Measured on {' and '.join(dates)}: {'; and '.join(places)}."
+def origins(names: Iterable[str]) -> dict[str, str]:
+    """Return date → machine and versions of benchmarks that have been run, the earliest first."""
+    found = [measured(name)[0] for name in names if (MEASURED / f"{name}.txt").exists()]
+    found.sort(key=lambda about: about["date"])
+    return {about["date"]: f"{about['machine']}; {about['versions']}" for about in found}
+
+
+def origin(names: Iterable[str]) -> str:
+    """Return the dates and machines of benchmarks in a few sentences."""
+    places = [f"{date}: {place}" for date, place in origins(names).items()]
+    return f"Measured on {'. On '.join(places)}."
 
 
 def comparisons() -> str:
@@ -107,14 +113,16 @@ def comparisons() -> str:
         "| measurement | keras_transfer | alternative | ratio | printed by |",
         "|---|---|---|---|---|",
     ]
+    names = [name for name, *_ in README_ROWS]
     for name, beginning, description in README_ROWS:
         text, value, alternative, ratio, *_ = rows(name, beginning)[0]
         accuracies = _ACCURACIES.search(text)
         if accuracies:
             description += f" {accuracies[0].replace(' and ', ' against ')}"
         link = f"[`{name}`](docs/measured.md#{name})"
+        link += f", {measured(name)[0]['date']}" * (len(origins(names)) > 1)
         lines.append(f"| {description} | {value} | {alternative} | {ratio} | {link} |")
-    return f"{origin()}\n\n" + "\n".join(lines)
+    return f"{origin(names)}\n\n" + "\n".join(lines)
 
 
 def table_in(name: str) -> str:
@@ -192,7 +200,7 @@ def page() -> str:
         "writes this page. To repeat one benchmark, run the command below its heading.",
         "`ours` is this package and `peer` the alternative; `ratio` is how many times faster this package is. "
         "Brackets give the lowest and highest of the rounds.",
-        origin(),
+        origin(BENCHMARKS),
     ]
     for name in BENCHMARKS:
         if not (MEASURED / f"{name}.txt").exists():

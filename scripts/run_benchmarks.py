@@ -34,7 +34,7 @@ PACKAGES = ("keras", "tensorflow", "openvino", "jax", "scikit-learn", "albumenta
 
 # Each needs the whole machine. DATA is `KERAS_TRANSFER_DATA`, TEMPORARY a temporary folder.
 BENCHMARKS = {
-    "whole": "benchmark.py whole --rounds 3",
+    "whole": "benchmark.py whole --rounds 2",
     "steps": "benchmark.py step extraction again advise --rounds 2",
     "cache": "benchmark.py cache --rounds 1",
     "cuts": "benchmark.py cuts",

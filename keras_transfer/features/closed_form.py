@@ -106,7 +106,7 @@ def logistic_regression(
     class_weights: np.ndarray | None = None,
     part: np.ndarray | None = None,
     seed: int = 0,
-    most: int = MAX_FOR_CHOOSING,
+    most: int | None = None,
 ) -> LinearHead:
     """Fit the head that a Dense layer would become by endless training with weight decay.
 
@@ -124,7 +124,7 @@ def logistic_regression(
         class_weights: float [C].
         part: positions of some features, int.
         seed: seed of the folds.
-        most: maximum number of rows on which the strength is chosen.
+        most: maximum number of rows on which the strength is chosen, see `folds_of`.
     """
     inputs = _inputs(features, part)
     return _logistic(inputs, labels, groups, class_weights, seed, most)
@@ -197,7 +197,7 @@ def label_regressions(
         class_weights: float [L, 2], weights of absent and present labels.
     """
     count = labels.shape[1]
-    most = max(500, min(MAX_FOR_CHOOSING, 4 * MAX_FOR_CHOOSING // count))
+    most = max(500, min(MAX_FOR_CHOOSING, 8 * MAX_FOR_CHOOSING // count))
     inputs = _inputs(features, part)
     kernel = np.zeros((features.shape[1], count), "float32")
     bias = np.zeros(count, "float32")
