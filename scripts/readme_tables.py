@@ -94,16 +94,16 @@ def rows(name: str, beginning: str) -> list[list[str]]:
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
 
 
-def origins(names: Iterable[str]) -> dict[str, str]:
-    """Return date → machine and versions of benchmarks that have been run, the earliest first."""
+def origins(names: Iterable[str], *about: str) -> dict[str, str]:
+    """Return date → where benchmarks were run: these facts of `run_benchmarks.py`, the earliest first."""
     found = [measured(name)[0] for name in names if (MEASURED / f"{name}.txt").exists()]
-    found.sort(key=lambda about: about["date"])
-    return {about["date"]: f"{about['machine']}; {about['versions']}" for about in found}
+    found.sort(key=lambda facts: facts["date"])
+    return {facts["date"]: "; ".join(facts[key] for key in about) for facts in found}
 
 
-def origin(names: Iterable[str]) -> str:
-    """Return the dates and machines of benchmarks in a few sentences."""
-    places = [f"{date}: {place}" for date, place in origins(names).items()]
+def origin(names: Iterable[str], *about: str) -> str:
+    """Return the dates of benchmarks, with these facts, in a few sentences."""
+    places = [f"{date}: {place}" for date, place in origins(names, *about).items()]
     return f"Measured on {'. On '.join(places)}."
 
 
@@ -122,7 +122,7 @@ def comparisons() -> str:
         link = f"[`{name}`](docs/measured.md#{name})"
         link += f", {measured(name)[0]['date']}" * (len(origins(names)) > 1)
         lines.append(f"| {description} | {value} | {alternative} | {ratio} | {link} |")
-    return f"{origin(names)}\n\n" + "\n".join(lines)
+    return f"{origin(names, 'machine')}\n\n" + "\n".join(lines)
 
 
 def table_in(name: str) -> str:
@@ -200,7 +200,7 @@ def page() -> str:
         "writes this page. To repeat one benchmark, run the command below its heading.",
         "`ours` is this package and `peer` the alternative; `ratio` is how many times faster this package is. "
         "Brackets give the lowest and highest of the rounds.",
-        origin(BENCHMARKS),
+        origin(BENCHMARKS, "machine", "versions"),
     ]
     for name in BENCHMARKS:
         if not (MEASURED / f"{name}.txt").exists():
