@@ -11,6 +11,7 @@ from test_transferability import blobs
 from keras_transfer.advisor.scores import Score, rank_scores
 from keras_transfer.advisor.transferability import score_backbone, score_features
 from keras_transfer.data import Examples, ImageData, from_directory
+from keras_transfer.data.arrays import Arrays
 from keras_transfer.data.examples import Target
 from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
@@ -111,7 +112,7 @@ def test_a_sample_contains_all_classes_in_proportion():
 
 
 def test_other_tasks_are_refused_for_scoring(cache):
-    images = np.zeros((4, 32, 32, 3), "uint8")
+    images = Arrays(np.zeros((4, 32, 32, 3), "uint8"))
     for labels, target in [
         (np.eye(4, dtype="float32")[:, :2], Target("multi_label", ("a", "b"))),
         (np.ones((4, 1), "float32"), Target("regression", ("age",))),
