@@ -94,16 +94,15 @@ def rows(name: str, beginning: str) -> list[list[str]]:
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
 
 
-def origins(names: Iterable[str], *about: str) -> dict[str, str]:
-    """Return date → where benchmarks were run: these facts of `run_benchmarks.py`, the earliest first."""
+def origins(names: Iterable[str], *about: str) -> list[tuple[str, str]]:
+    """Return the (date, machine, …) of benchmarks, once each: these facts of `run_benchmarks.py`, by date."""
     found = [measured(name)[0] for name in names if (MEASURED / f"{name}.txt").exists()]
-    found.sort(key=lambda facts: facts["date"])
-    return {facts["date"]: "; ".join(facts[key] for key in about) for facts in found}
+    return sorted({(facts["date"], "; ".join(facts[key] for key in about)) for facts in found})
 
 
 def origin(names: Iterable[str], *about: str) -> str:
     """Return the dates of benchmarks, with these facts, in a few sentences."""
-    places = [f"{date}: {place}" for date, place in origins(names, *about).items()]
+    places = [f"{date}: {place}" for date, place in origins(names, *about)]
     return f"Measured on {'. On '.join(places)}."
 
 
@@ -114,13 +113,14 @@ def comparisons() -> str:
         "|---|---|---|---|---|",
     ]
     names = [name for name, *_ in README_ROWS]
+    dated = len(origins(names)) > 1
     for name, beginning, description in README_ROWS:
         text, value, alternative, ratio, *_ = rows(name, beginning)[0]
         accuracies = _ACCURACIES.search(text)
         if accuracies:
             description += f" {accuracies[0].replace(' and ', ' against ')}"
         link = f"[`{name}`](docs/measured.md#{name})"
-        link += f", {measured(name)[0]['date']}" * (len(origins(names)) > 1)
+        link += f", {measured(name)[0]['date']}" * dated
         lines.append(f"| {description} | {value} | {alternative} | {ratio} | {link} |")
     return f"{origin(names, 'machine')}\n\n" + "\n".join(lines)
 

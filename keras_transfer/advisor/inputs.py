@@ -54,7 +54,7 @@ def check_classes(data: ImageData, purpose: str) -> np.ndarray:
         purpose: completes the error messages, for example "advice".
 
     Raises:
-        InputError: fewer than two classes have two different training images, or there are none.
+        InputError: fewer than two classes have two different training examples, or the train split is missing.
     """
     train = data.require("train")
     rows = distinct_rows(train)
