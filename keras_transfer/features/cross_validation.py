@@ -18,7 +18,8 @@ _WORSE = 2  # strengths in a row that raise the loss, after which no weaker pena
 # Rows of cross-validation, whose strength is used for all. With twice as many, MNIST has the same accuracy after
 # twice the time; the 77 classes of banking77's training texts need more than this.
 MAX_FOR_CHOOSING = 1500
-_PER_CLASS, _MOST = 40, 3000  # rows of each class, if these are more, up to so many in all
+MOST_FOR_CHOOSING = 3000
+_PER_CLASS = 40  # rows, if these are more in all, up to `MOST_FOR_CHOOSING`
 # Most rows × features × classes of cross-validation: where they are more, fewer rows have to do.
 _MOST_WORK = 3e8
 _LEAST_PER_CLASS = 5  # rows, however many classes there are
@@ -35,7 +36,7 @@ def folds_of(labels, groups, seed, most=None, width=1):
         width: number of features; with many of them, or many classes, fewer rows have to do.
     """
     rows, classes = np.arange(len(labels)), labels.max() + 1
-    most = most or max(MAX_FOR_CHOOSING, min(_MOST, _PER_CLASS * classes))
+    most = most or max(MAX_FOR_CHOOSING, min(MOST_FOR_CHOOSING, _PER_CLASS * classes))
     most = min(most, max(int(_MOST_WORK / (width * classes)), _LEAST_PER_CLASS * classes))
     if len(labels) > most:
         rows = stratified_sample(labels, most, groups=groups, seed=seed)

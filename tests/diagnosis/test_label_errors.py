@@ -74,11 +74,11 @@ def test_what_has_one_example_is_not_judged(blobs):
 
 
 def test_more_rows_than_choose_the_strength(blobs, monkeypatch):
-    from keras_transfer.features import cross_validation
+    from keras_transfer.features import held_out
 
     features, labels = blobs
     whole = held_out_outputs("single_label", features, labels, np.arange(240))
-    monkeypatch.setattr(cross_validation, "MAX_FOR_CHOOSING", 100)
+    monkeypatch.setattr(held_out, "MOST_FOR_CHOOSING", 100)
     sampled = held_out_outputs("single_label", features, labels, np.arange(240))
     assert np.isfinite(sampled).all()
     assert (log_softmax(sampled, 1).argmax(1) == whole.argmax(1)).mean() > 0.97
