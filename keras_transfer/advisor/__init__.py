@@ -12,7 +12,7 @@ _NAMES = {
     "advise": "api",
     "auto_trainer": "auto",
     "compare_closed_forms": "closed_forms",
-    "decide": "auto",
+    "decide": "plans",
     "domain_distance": "domains",
     "probe_stages": "stage_probes",
     "rank_scores": "scores",

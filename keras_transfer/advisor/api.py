@@ -56,9 +56,9 @@ def advise(
         InputError: an option is invalid, or no backbone can be built.
     """
     backbones = check_advice(backbones, image_size, minutes, policy)
-    from keras_transfer.advisor.auto import decide
     from keras_transfer.advisor.closed_forms import compare_closed_forms
     from keras_transfer.advisor.inputs import facts_of, sized_backbone
+    from keras_transfer.advisor.plans import decide
     from keras_transfer.evaluation.baseline import baseline_note
     from keras_transfer.features.known import cautions
 

@@ -19,7 +19,7 @@ from keras_transfer.advisor.budget import (
     longest,
 )
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined, widest
-from keras_transfer.advisor.evidence import Candidate, Evidence
+from keras_transfer.advisor.plans import NO_SIGNAL, closed_form_of, decide, first_plan
 from keras_transfer.advisor.race import ALWAYS, CLEARLY, UNLESS_WORSE, Entry, Race
 from keras_transfer.advisor.rules import (
     CLASSICAL_POLICY,
@@ -139,13 +139,14 @@ class _Auto:
             engine=self.config.engine,
             seed=self.config.seed,
             more=lambda: self.clock.has(_FOR_EVIDENCE),
+            fits=self._fits,
             built={first.backbone: self.made.model} if self.made else {},
         )
         say(str(evidence))
         document = {"evidence": evidence.to_dict()}
-        base = _choice(evidence.best, self._augment(evidence))
+        base = closed_form_of(evidence.best, self._augment(evidence))
         if not evidence.signal:
-            say(_NO_SIGNAL)
+            say(NO_SIGNAL)
         elif self.config.policy == CLASSICAL_POLICY:
             strategy, overrides, why = classical(self._facts(evidence))
             textbook = replace(base, strategy=strategy, overrides=overrides, why=why)
@@ -172,22 +173,24 @@ class _Auto:
             if contender is None:
                 return
             choice, lengths, share = contender
-            worth, left = self.worth, self.clock.left
-            if begun := self.race.begun:  # as long as in the race that was interrupted
-                if "epochs" not in begun["choice"]["overrides"]:  # it had begun what follows
+            limits = {"steps_per_epoch": steps, "worth": self.worth, "left": self.clock.left}
+            begun = (self.race.begun or {}).get("choice")  # as in the race that was interrupted
+            if begun:
+                if "epochs" not in begun["overrides"]:  # it had begun what follows
                     return
-                lengths = [begun["choice"]["overrides"]["epochs"]]
-                worth, left = -math.inf, math.inf
-            plan = longest(
-                pace,
-                error,
-                gains,
-                worth,
-                left,
-                steps_per_epoch=steps,
-                lengths=lengths,
-                share=share,
-            )
+                lengths = [begun["overrides"]["epochs"]]
+                limits |= {"worth": -math.inf, "left": math.inf}
+            margin = CLEARLY
+            if tuned:
+                plan = longest(pace, error, gains, lengths=lengths, share=share, **limits)
+            elif plan := first_plan(self.data, evidence, lengths, begun=begun, **limits):
+                base, pace = closed_form_of(plan.candidate, base.augment), plan.pace
+                choice = replace(base, strategy=choice.strategy)
+                if plan.candidate == evidence.best:
+                    margin = UNLESS_WORSE
+                else:
+                    say(f"The best candidate does not fit in time: {plan.candidate} is fine-tuned.")
+                plan = plan.epochs, plan.points, plan.minutes
             if plan is None:
                 say(f"No further training is expected to bring {self.worth:g} points per minute.")
                 return
@@ -199,7 +202,7 @@ class _Auto:
                 f"{minutes:.1f} min, {self.clock.spent + minutes:.1f} min in all."
             )
             try:
-                entry = self.race.enter(choice, CLEARLY if tuned else UNLESS_WORSE)
+                entry = self.race.enter(choice, margin)
             except Diverged:
                 say(f"{choice.recipe} is left out, because its loss became NaN or infinite.")
                 return
@@ -237,6 +240,12 @@ class _Auto:
         share = 1 - HALF if best.strategy == "freeze_k" else 1.0
         longer = 2 * best.overrides["epochs"]
         return (best, [longer], share) if longer <= 4 * most else None
+
+    def _fits(self, seconds, layers):
+        """See `compare_closed_forms`: whether there is time for a fine-tuning of the default length."""
+        train, val = len(self.data.examples["train"]), len(self.data.examples["val"])
+        epochs = self.overrides.get("epochs") or default_epochs(train)
+        return Pace(seconds, layers, train, val).minutes(epochs) <= self.clock.left
 
     def _of_length(self, choice, epochs, steps):
         """Return a choice with its epochs, and its learning rate where that depends on them."""
@@ -334,13 +343,6 @@ class _Auto:
         return facts_of(self.data, network, self.config.seed)
 
 
-_NO_SIGNAL = "The features carry no signal for these labels: longer training would gain nothing. Check the labels."
-
-
-def _choice(candidate: Candidate, augment) -> Choice:
-    return Choice(strategy="feature_extraction", augment=augment, **vars(candidate))
-
-
 def _questions(augment, questions):
     """Return the questions without that about mirror images, if the user answers it."""
     return [each for each in questions if each != "mirror" or augment == AUTO]
@@ -407,36 +409,3 @@ def auto_trainer(model: keras.Model, *, minutes: float | None = None, **options)
         return decide(data, evidence, config.batch_size, minutes, overrides), evidence
 
     return Trainer(model, AUTO, choose=choose, **options)
-
-
-def decide(
-    data: ImageData,
-    evidence: Evidence,
-    batch_size: int = 32,
-    minutes: float | None = None,
-    overrides: dict | None = None,
-) -> Choice:
-    """Return what to train, from evidence alone: the closed form, or the fine-tuning worth most."""
-    train = len(data.examples["train"])
-    steps = -(-train // batch_size)
-    augment = "light" if evidence.mirror else {"preset": "light", "flip": False}
-    closed = _choice(evidence.best, augment)
-    if not evidence.signal:
-        return replace(closed, why=_NO_SIGNAL)
-    pace = Pace.of(data, evidence)
-    given = (overrides or {}).get("epochs")
-    plan = longest(
-        pace,
-        evidence.error_left,
-        (),
-        WORTH if minutes is None else WORTH_WITH_LIMIT,
-        Clock(minutes).left,
-        steps_per_epoch=steps,
-        lengths=[given] if given else lengths_up_to(default_epochs(train)),
-    )
-    if plan is None:
-        why = "Fine-tuning is not expected to be worth its time."
-        return replace(closed, why=why, minutes=pace.minutes(0, 0))
-    epochs, points, took = plan
-    why = f"Fine-tuning is expected to add {points:.1f} points to the closed form."
-    return replace(closed, strategy=DEFAULT, overrides={"epochs": epochs}, why=why, minutes=took)

@@ -83,10 +83,17 @@ class Pace:
     factor: float = 1.0
 
     @classmethod
-    def of(cls, data, evidence) -> "Pace":
-        """Return the pace of the best candidate of some `Evidence` on an `ImageData`."""
+    def of(cls, data, evidence, row=None) -> "Pace":
+        """Return the pace of a candidate of some `Evidence` on an `ImageData`.
+
+        Args:
+            row: of the evidence; by default the best one, whose forward pass was timed. That of others
+                is expected to take as much longer as it has more multiplications.
+        """
         train, val = (len(data.examples.get(split, ())) for split in ("train", "val"))
-        return cls(evidence.forward, evidence.layers, train, val)
+        if row is None or row is evidence.rows[0]:
+            return cls(evidence.forward, evidence.layers, train, val)
+        return cls(evidence.forward * row.cost / evidence.rows[0].cost, row.layers, train, val)
 
     def minutes(self, epochs: float, share: float = 1.0) -> float:
         """Return the time of a training.
@@ -127,20 +134,22 @@ def longest(
     steps_per_epoch: int,
     lengths: Sequence[int],
     share: float = 1.0,
+    behind: float = 0.0,
 ) -> tuple[int, float, float] | None:
     """Return (epochs, expected points, minutes) of the first length that fits and is worth its time, or None.
 
     Args:
-        error: 1 − score of the best model so far.
+        error: 1 − score of the closed form or model that is trained further.
         worth: points that a minute must bring.
         left: minutes that it may take.
         lengths: epochs to choose from, the preferred ones first.
         share: see `Pace.minutes`.
+        behind: what its score lacks to that of the best model so far, in which the points are counted.
     """
     for epochs in lengths:
         minutes = pace.minutes(epochs, share)
         reached = 1 - math.exp(-epochs * steps_per_epoch / STEPS)
-        points = 100 * error * expected_share(gains) * reached
+        points = 100 * (error * expected_share(gains) * reached - behind)
         if minutes <= left and points > worth * minutes:
             return epochs, points, minutes
     return None

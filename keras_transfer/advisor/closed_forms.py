@@ -53,6 +53,7 @@ def compare_closed_forms(
     engine: str = "auto",
     seed: int = 0,
     more: Callable[[], bool] = lambda: True,
+    fits: Callable[[float, int], bool] = lambda seconds, layers: True,
     built: Mapping[str, Any] | None = None,
 ) -> Evidence:
     """Compare what a model could see, by the loss of closed-form heads in cross-validation.
@@ -71,6 +72,8 @@ def compare_closed_forms(
         taps: those to try for backbones that are built here; by default all for such examples.
         questions: those of `QUESTIONS` to answer.
         more: called before each further pass over the examples; False ends the comparison.
+        fits: whether a network can be trained in the time there is, from the seconds of its forward pass
+            for one example and its number of layers. Until one can, smaller sizes are tried.
         built: name → model with the backbone's pretrained weights and all of these taps, which saves
             building it again at its size.
 
@@ -99,22 +102,29 @@ def compare_closed_forms(
         if "mirror" in questions and table.train.modality.mirrors and more():
             table.add_mirror()
         if "framings" in questions:
-            _try_framings(table, given, more)
+            _try_framings(table, given, more, fits)
     return table.result(time.perf_counter() - started, "pace" in questions)
 
 
-def _try_framings(table, given, more):
-    """Add the best combination at other crops, then at smaller sizes while these are no worse."""
+def _try_framings(table, given, more, fits):
+    """Add the best combination at other crops, then at smaller sizes.
+
+    Sizes get smaller while these are no worse; where that is too large to be trained in time, they get
+    smaller until one is not, and the backbones of a combination are also tried alone.
+    """
     best, modality = table.best.candidate, table.train.modality
     for framing in () if given.settled else modality.other_framings(table.train, best.framing):
         if more():
             table.add_like(best, framing)
-    best = table.best.candidate
-    for framing in modality.smaller_framings(best.framing) if given.size is None else ():
-        if not more() or not table.add_like(best, framing):
+    best = table.best
+    large = not fits(*table.pace(best))
+    for framing in modality.smaller_framings(best.candidate.framing) if given.size is None else ():
+        before = len(table.rows)
+        if not more() or not table.add_like(best.candidate, framing, alone=large):
             return
-        gap, error = table.behind(table.rows[-1])
-        if gap > error:
+        new = table.rows[before:]
+        gap, error = table.behind(min(new, key=lambda row: row.judged.loss))
+        if gap > error and (not large or any(fits(*table.pace(row)) for row in new)):
             return
 
 
@@ -142,6 +152,7 @@ class _Option:
     columns: np.ndarray
     part: np.ndarray | None
     cost: float
+    layers: int
     part_taps: str | None = "last"  # what a head on the part alone reads
 
 
@@ -168,6 +179,7 @@ class _Comparison:
         self.first: Candidate | None = None
         self.sources: dict[str, Any] = {}  # name of a combination → what `sized_backbone` takes
         self.prefixes: dict[tuple, Any] = {}  # (name, size) → (prefix, options)
+        self.seconds: dict[Candidate, float] = {}  # of the forward pass for one example
         self.mirror_gain: tuple[float, float] | None = None
 
     def add(self, backbone, framing: Framing, only: str | None = None) -> bool:
@@ -186,9 +198,29 @@ class _Comparison:
                 self._add_rows(option, prefix, features)
         return True
 
-    def add_like(self, candidate: Candidate, framing: Framing) -> bool:
-        """Add a candidate's backbone at another size or crop."""
-        return self.add(self.sources[candidate.backbone], framing, only=candidate.backbone)
+    def add_like(self, candidate: Candidate, framing: Framing, alone: bool = False) -> bool:
+        """Add a candidate's backbone at another size or crop.
+
+        Args:
+            alone: also add the backbones of a combination alone.
+        """
+        only = None if alone else candidate.backbone
+        return self.add(self.sources[candidate.backbone], framing, only=only)
+
+    def pace(self, row: Row) -> tuple[float, int]:
+        """Return (seconds of a candidate's forward pass for one example, number of its layers).
+
+        The network of the best candidate is timed; others are expected to take as much longer as they
+        have more multiplications.
+        """
+        best = self.best
+        return self._seconds(best.candidate) * row.cost / best.cost, row.layers
+
+    def _seconds(self, candidate):
+        if candidate not in self.seconds:
+            prefix, _ = self._prefix(self.sources[candidate.backbone], candidate.framing)
+            self.seconds[candidate] = seconds_per_example(prefix)
+        return self.seconds[candidate]
 
     def add_mirror(self):
         """Find out whether the best candidate becomes better if it also learns from mirror images."""
@@ -245,8 +277,8 @@ class _Comparison:
             signal=signal,
             mirror=gain is None or gain[0] >= -gain[1],
             mirror_gain=gain,
-            forward=seconds_per_example(prefix) if pace else 0.0,
-            layers=len(prefix.model.layers),
+            forward=self._seconds(best) if pace else 0.0,
+            layers=rows[0].layers if rows else len(prefix.model.layers),
             seconds=seconds,
             notes=tuple(self.notes),
         )
@@ -273,25 +305,30 @@ class _Comparison:
     def _options(self, backbone, network) -> list[_Option]:
         """Return what heads could read: each backbone alone, and all together."""
         cuts, costs, name = network.cuts, stage_costs(network), _name(backbone)
+        sizes = [len(stage.layers) for stage in network.stages]
+        spent = sum(costs), sum(sizes)
         width = network.output_shape[-1]  # averaged over positions, if there are any
         whole = np.arange(width)
         if not cuts.tapped:
-            return [_Option(name, "last", whole, None, sum(costs))]
+            return [_Option(name, "last", whole, None, *spent)]
         last, branches = cuts.last_columns(), cuts.columns_of_branches()
-        groups = [(name, whole, sum(costs))]
+        groups = [(name, whole, spent)]
         if len(counted := cuts.tfidf_columns()):
-            both = _Option(name, WITH_TFIDF, whole, last, sum(costs), part_taps=None)
+            both = _Option(name, WITH_TFIDF, whole, last, *spent, part_taps=None)
             encoder = np.setdiff1d(whole, counted)
             part = np.flatnonzero(np.isin(encoder, last))
-            return [both, _Option(name, "all", encoder, part, sum(costs))]
+            return [both, _Option(name, "all", encoder, part, *spent)]
         if len(branches) > 1:
-            spent = [sum(costs[i] for i in stages) for stages in cuts.stages_of_branches()]
-            groups += zip(name.split("+"), branches, spent)
+            alone = [
+                (sum(costs[i] for i in stages), sum(sizes[i] for i in stages))
+                for stages in cuts.stages_of_branches()
+            ]
+            groups += zip(name.split("+"), branches, alone)
         if len(last) == width:  # there is one stage
-            return [_Option(one, "last", columns, None, cost) for one, columns, cost in groups]
+            return [_Option(one, "last", columns, None, *spent) for one, columns, spent in groups]
         return [
-            _Option(one, "all", columns, np.flatnonzero(np.isin(columns, last)), cost)
-            for one, columns, cost in groups
+            _Option(one, "all", columns, np.flatnonzero(np.isin(columns, last)), *spent)
+            for one, columns, spent in groups
         ]
 
     def _features(self, prefix, views) -> np.ndarray:
@@ -326,7 +363,7 @@ class _Comparison:
                 continue  # a class is too small for folds
             candidate = Candidate(option.backbone, taps, _seen(prefix))
             judged = judge(self.heads, self.train.labels, outputs)
-            self.rows.append(Row(candidate, judged, option.cost))
+            self.rows.append(Row(candidate, judged, option.cost, option.layers))
 
     def _constant(self) -> np.ndarray:
         """Return the losses of an answer that is the same for every example."""

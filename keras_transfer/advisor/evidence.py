@@ -36,6 +36,7 @@ class Row:
     Attributes:
         judged: its losses and its score.
         cost: multiplications for one example, forward.
+        layers: number of layers of its backbone.
         behind: its loss minus that of the chosen candidate, over the same examples.
         error: standard error of `behind`.
     """
@@ -43,6 +44,7 @@ class Row:
     candidate: Candidate
     judged: Judged
     cost: float
+    layers: int = 0
     behind: float = 0.0
     error: float = 0.0
 

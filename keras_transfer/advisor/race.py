@@ -100,6 +100,12 @@ class Race:
         """Where the contenders are until the race is over."""
         return place_of(self.out)
 
+    @property
+    def _together(self):
+        """Groups of the examples; of one alone, such as one speaker, the error is that of its examples."""
+        groups = self.examples.together
+        return groups if len(np.unique(groups)) > 1 else np.arange(len(groups))
+
     def enter(self, choice: Choice, margin: float = CLEARLY) -> Entry:
         """Train and judge a choice; where it is better than all before, its run replaces that at `out`.
 
@@ -112,7 +118,7 @@ class Race:
         judged = judge(self.heads, self.examples.labels, units)
         behind = None
         if self.best is not None:
-            behind = difference(judged.losses, self.best.judged.losses, self.examples.together)
+            behind = difference(judged.losses, self.best.judged.losses, self._together)
         entry = Entry(choice, judged, folder, minutes, self.clock.spent, behind)
         self.entries.append(entry)
         if self.best is None or self.better(entry, self.best, margin):
@@ -176,9 +182,8 @@ class Race:
         """Return whether an entry's loss is lower by a margin, and its score not significantly lower."""
         if margin == ALWAYS:
             return True
-        groups = self.examples.together
-        gap, error = difference(entry.judged.losses, other.judged.losses, groups)
-        lost, lost_error = difference(other.judged.scores, entry.judged.scores, groups)
+        gap, error = difference(entry.judged.losses, other.judged.losses, self._together)
+        lost, lost_error = difference(other.judged.scores, entry.judged.scores, self._together)
         return gap < -margin * error and lost <= _ERRORS * lost_error
 
     def publish(self, document: dict) -> None:

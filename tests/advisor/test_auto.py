@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import tiny_backbone, write_image
 
-from keras_transfer.advisor import auto, budget, limits
+from keras_transfer.advisor import auto, budget, limits, plans
 from keras_transfer.advisor.auto import auto_trainer, train_best
 from keras_transfer.advisor.budget import Clock
 from keras_transfer.advisor.evidence import Evidence
@@ -36,7 +36,8 @@ def quick(cache, monkeypatch):
     """A training is short, and worth its time, although the colors are told apart without it."""
     monkeypatch.setattr(Evidence, "expected", 0.7)
     monkeypatch.setattr(budget, "_SECONDS_PER_LAYER", 1e-9)
-    monkeypatch.setattr(auto, "lengths_up_to", lambda epochs: [2])
+    for module in (auto, plans):
+        monkeypatch.setattr(module, "lengths_up_to", lambda epochs: [2])
 
 
 def trained_model(names=("blue", "green", "red")):
@@ -65,11 +66,13 @@ def config(source, **settings):
 # -- the race -------------------------------------------------------------------------------------
 
 
-def raced(tmp_path, sharpness, start=0):
+def raced(tmp_path, sharpness, start=0, groups=None):
     """Race contenders whose logits are the labels times a sharpness plus noise."""
     labels = np.arange(60) % 3
     noise = np.random.default_rng(0).normal(size=(60, 3))
-    examples = Examples(Arrays(np.arange(60 * 12).reshape(60, 2, 2, 3).astype("uint8")), labels)
+    examples = Examples(
+        Arrays(np.arange(60 * 12).reshape(60, 2, 2, 3).astype("uint8")), labels, groups
+    )
     trained = []
 
     def train(choice, folder):
@@ -119,6 +122,14 @@ def test_a_tie_goes_to_the_first_or_to_what_is_favored(tmp_path):
     assert race.better(shifted(0.05), entry, UNLESS_WORSE)
     assert not race.better(shifted(0.3), entry, UNLESS_WORSE)
     assert race.better(shifted(0.3), entry, ALWAYS)
+
+
+def test_of_a_single_group_the_examples_decide(tmp_path):
+    race, _ = raced(tmp_path, (1.0, 0.0, 6.0), groups=np.zeros(60, int))
+    assert race.best is race.entries[2]
+    gap, error = race.entries[1].behind
+    assert gap > error > 0  # much worse, so it wins no tie either
+    assert not race.better(race.entries[1], race.entries[0], UNLESS_WORSE)
 
 
 def test_a_lower_loss_must_not_cost_accuracy(tmp_path):

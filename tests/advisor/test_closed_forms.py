@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from conftest import write_image
 
+from keras_transfer.advisor import closed_forms
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms
 from keras_transfer.advisor.evidence import Evidence, Row
 from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.data.arrays import Arrays
 from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.errors import InputError
+from keras_transfer.modalities.image.modality import Images
 from keras_transfer.models.builders import build_model, head_for
 from keras_transfer.models.stages import backbone_of
 
@@ -71,6 +73,41 @@ def test_an_earlier_stage_that_sees_more_is_read_and_every_crop_tried(blind, col
 
 
 @pytest.mark.parametrize(
+    ("enough", "sizes"),
+    [
+        (None, {32, 24}),  # the first smaller one is worse
+        (24, {32, 24}),
+        (16, {32, 24, 16}),
+        (0, {32, 24, 16, 8}),  # never small enough
+    ],
+)
+def test_sizes_get_smaller_until_one_can_be_trained_in_time(
+    enough, sizes, blind, colors, monkeypatch
+):
+    smaller = [24, 16, 8]
+    monkeypatch.setattr(Images, "smaller_framings", lambda _, f: [f.at(size) for size in smaller])
+    monkeypatch.setattr(Images, "other_framings", lambda *_: [])
+    # What is smaller is worse.
+    monkeypatch.setattr(
+        closed_forms._Comparison, "behind", lambda _, row: (32.0 - row.candidate.framing.size, 1.0)
+    )
+    monkeypatch.setattr(
+        closed_forms, "seconds_per_example", lambda prefix: (prefix.image_size / 32) ** 2
+    )
+    most = 1.0 if enough is None else (enough / 32) ** 2 + 0.01
+    asked = []
+
+    def fits(seconds, layers):
+        asked.append(layers)
+        return seconds <= most
+
+    found = compare(colors, blind, questions=("framings", "pace"), fits=fits)
+    assert {row.candidate.framing.size for row in found.rows} == sizes
+    assert set(asked) == {found.layers}
+    assert found.forward == (found.best.framing.size / 32) ** 2
+
+
+@pytest.mark.parametrize(
     ("behind", "words"),
     [
         ((0.0,), "; the other is within one standard error."),
@@ -82,7 +119,7 @@ def test_an_earlier_stage_that_sees_more_is_read_and_every_crop_tried(blind, col
 )
 def test_the_others_are_counted_in_words(behind, words):
     judged = SimpleNamespace(score=0.9, loss=0.3)
-    rows = tuple(Row("b", judged, 1.0, each, 0.1) for each in (0.0, *behind))
+    rows = tuple(Row("b", judged, 1.0, 1, each, 0.1) for each in (0.0, *behind))
     assert str(Evidence(rows, "b", "accuracy", 40)).endswith(words)
 
 

@@ -152,7 +152,7 @@ def smaller_sizes(image_size: int | str) -> tuple[int | str, ...]:
     They differ from it by multiples of 32, so that every layer pads the same way.
     """
     least = min(sides(image_size))
-    smaller = (round(least * share / 32) * 32 for share in (0.3, 0.43))
+    smaller = (round(least * share / 32) * 32 for share in (0.3, 0.43, 0.57))
     return tuple(changed(image_size, -s) for s in smaller if s and least - s >= _LEAST_SIZE)
 
 

@@ -1,0 +1,117 @@
+"""What to train, from evidence alone: which candidate, whether to fine-tune it, and for how long."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from keras_transfer.advisor.budget import (
+    WORTH,
+    WORTH_WITH_LIMIT,
+    Clock,
+    Pace,
+    lengths_up_to,
+    longest,
+)
+from keras_transfer.advisor.evidence import Candidate, Evidence
+from keras_transfer.advisor.rules import Choice
+from keras_transfer.data.examples import ImageData
+from keras_transfer.schedules.recipes import DEFAULT, default_epochs
+
+NO_SIGNAL = "The features carry no signal for these labels: longer training would gain nothing. Check the labels."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fine-tuning and what is expected of it.
+
+    Attributes:
+        candidate: what is trained.
+        pace: how fast.
+        epochs: how long.
+        points: by which the score is expected to exceed that of the best closed form.
+        minutes: that it is expected to take.
+    """
+
+    candidate: Candidate
+    pace: Pace
+    epochs: int
+    points: float
+    minutes: float
+
+
+def first_plan(
+    data: ImageData,
+    evidence: Evidence,
+    lengths: Sequence[int],
+    *,
+    begun: Mapping | None = None,
+    **limits,
+) -> Plan | None:
+    """Return the fine-tuning that is expected to bring most, or None if none is worth its time.
+
+    It is that of the best candidate, if its preferred length fits. If not, a cheaper one, which can be
+    trained for longer, may end higher although it begins lower.
+
+    Args:
+        evidence: the candidates.
+        lengths: see `budget.longest`.
+        begun: plain data of a training that was interrupted, whose candidate is taken again.
+        limits: other arguments of `budget.longest`.
+    """
+    rows = evidence.rows
+
+    def plan(candidate, row=None):
+        pace, behind = Pace.of(data, evidence, row), 0.0
+        if row is not None:
+            behind = rows[0].judged.score - row.judged.score
+        error = evidence.error_left + behind
+        found = longest(pace, error, (), lengths=lengths, behind=behind, **limits)
+        return Plan(candidate, pace, *found) if found else None
+
+    if begun is not None:
+        for row in rows:
+            if json.loads(json.dumps(row.candidate.to_dict())).items() <= begun.items():
+                return plan(row.candidate, row)
+    found = plan(evidence.best)
+    if found and found.epochs == lengths[0]:
+        return found
+    cheaper = (plan(row.candidate, row) for row in rows[1:] if row.cost < rows[0].cost)
+    return max(filter(None, [found, *cheaper]), key=lambda each: each.points, default=None)
+
+
+def closed_form_of(candidate: Candidate, augment) -> Choice:
+    """Return the choice to fit a candidate's head alone."""
+    return Choice(strategy="feature_extraction", augment=augment, **vars(candidate))
+
+
+def decide(
+    data: ImageData,
+    evidence: Evidence,
+    batch_size: int = 32,
+    minutes: float | None = None,
+    overrides: dict | None = None,
+) -> Choice:
+    """Return what to train, from evidence alone: the closed form, or the fine-tuning worth most."""
+    train = len(data.examples["train"])
+    steps = -(-train // batch_size)
+    augment = "light" if evidence.mirror else {"preset": "light", "flip": False}
+    closed = closed_form_of(evidence.best, augment)
+    if not evidence.signal:
+        return replace(closed, why=NO_SIGNAL)
+    pace = Pace.of(data, evidence)
+    given = (overrides or {}).get("epochs")
+    plan = longest(
+        pace,
+        evidence.error_left,
+        (),
+        WORTH if minutes is None else WORTH_WITH_LIMIT,
+        Clock(minutes).left,
+        steps_per_epoch=steps,
+        lengths=[given] if given else lengths_up_to(default_epochs(train)),
+    )
+    if plan is None:
+        why = "Fine-tuning is not expected to be worth its time."
+        return replace(closed, why=why, minutes=pace.minutes(0, 0))
+    epochs, points, took = plan
+    why = f"Fine-tuning is expected to add {points:.1f} points to the closed form."
+    return replace(closed, strategy=DEFAULT, overrides={"epochs": epochs}, why=why, minutes=took)
