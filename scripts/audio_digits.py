@@ -2,6 +2,7 @@
 
     python scripts/audio_digits.py                       three pairs of speakers held out
     python scripts/audio_digits.py --pairs 1 --methods closed_form lp_ft --seeds 1
+    python scripts/audio_digits.py --methods closed_form --sizes 96 64x128 --seeds 1
     python scripts/audio_digits.py --tune                the front end's range and padding
     python scripts/audio_digits.py --tune --sizes 96 64x128 96x192   heights and widths of the image
     python scripts/audio_digits.py --tune --methods lp_ft --seeds 1    the rate of fine-tuning
@@ -18,6 +19,7 @@ import os
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -83,7 +85,7 @@ def arranged(train: list[Path], held: list[Path], name: str = "val"):
 def trained(strategy: str, backbone=BACKBONE, **options):
     """Return a method: it trains as `keras-transfer train` does, and measures the last epoch."""
 
-    def method(train, held, seed):
+    def method(train, held, seed, size=SIZE):
         from keras_transfer.data import from_directory
         from keras_transfer.training.trainer import Trainer
 
@@ -93,7 +95,7 @@ def trained(strategy: str, backbone=BACKBONE, **options):
         with arranged(train, held) as (folder, out):
             data = from_directory(folder, progress=False)
             model = build_model(
-                backbone, head_for(data), image_size=SIZE, taps=taps, weights=weights
+                backbone, head_for(data), image_size=size, taps=taps, weights=weights
             )
             trainer = Trainer(
                 model,
@@ -142,7 +144,9 @@ def report(options) -> None:
     for held_out, train, held in pairs(REPORTED, options.pairs):
         print(f"{' and '.join(held_out)}: MFCC + SVM {100 * baseline(train, held):.1f}", flush=True)
         for name in options.methods or METHODS:
-            measured(name, METHODS[name], train, held, options.seeds)
+            for size in options.sizes or ("",):
+                method = partial(METHODS[name], size=size) if size else METHODS[name]
+                measured(f"{name} {size}".strip(), method, train, held, options.seeds)
 
 
 def measured(name, method, train, held, seeds):
@@ -211,7 +215,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tune", action="store_true", help="compare constants on other speakers")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all")
-    parser.add_argument("--sizes", nargs="+", help="of log-mel images, with --tune")
+    parser.add_argument("--sizes", nargs="+", help="of log-mel images; not of auto")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

@@ -186,6 +186,7 @@ class Adaptation:
             image_size=options.image_size,
             weights=options.weights,
             crop=options.crop,
+            data=self.source,
         )
         if self._framing is not None and not framing_of(model).settled:
             set_framing(model, self._framing)

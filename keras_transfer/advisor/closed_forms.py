@@ -107,7 +107,7 @@ def compare_closed_forms(
 
 
 def _try_framings(table, given, more, fits):
-    """Add the best combination at other crops, then at smaller sizes.
+    """Add the best combination at other crops, then at other sizes.
 
     Sizes get smaller while these are no worse; where that is too large to be trained in time, they get
     smaller until one is not, and the backbones of a combination are also tried alone.
@@ -116,10 +116,17 @@ def _try_framings(table, given, more, fits):
     for framing in () if given.settled else modality.other_framings(table.train, best.framing):
         if more():
             table.add_like(best, framing)
+    for framing in (
+        modality.larger_framings(table.best.candidate.framing) if given.size is None else ()
+    ):
+        if more():
+            table.add_like(table.best.candidate, framing)
     best = table.best
     large = not fits(*table.pace(best))
     for framing in modality.smaller_framings(best.candidate.framing) if given.size is None else ():
         before = len(table.rows)
+        if any(row.candidate.framing == framing for row in table.rows):
+            continue  # it was the default
         if not more() or not table.add_like(best.candidate, framing, alone=large):
             return
         new = table.rows[before:]
@@ -241,10 +248,19 @@ class _Comparison:
 
     @property
     def best(self) -> Row:
-        """The first row, unless the loss of another is lower by more than one standard error."""
-        first, lowest = self.rows[0], min(self.rows, key=lambda row: row.judged.loss)
-        gap, error = difference(lowest.judged.losses, first.judged.losses, self.together)
-        return lowest if gap < -error else first
+        """The first row, unless the loss of others is lower by more than one standard error.
+
+        Then it is the cheapest of these that is not worse than the lowest by more than one.
+        """
+        first = self.rows[0]
+        lower = [row for row in self.rows if self._surely_lower(row, first)]
+        lowest = min(lower, key=lambda row: row.judged.loss, default=first)
+        equal = [row for row in lower if not self._surely_lower(lowest, row)]
+        return min(equal, key=lambda row: (row.cost, row.judged.loss), default=first)
+
+    def _surely_lower(self, row: Row, other: Row) -> bool:
+        gap, error = difference(row.judged.losses, other.judged.losses, self.together)
+        return gap < -error
 
     def best_names(self) -> list[str]:
         """Return the names of the backbones, best first."""

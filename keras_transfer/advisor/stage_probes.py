@@ -146,8 +146,8 @@ class StageProbes:
             return (
                 f"No signal: no probe, after any stage of {self.backbone} or its random copy, is "
                 f"better than always predicting the largest class (best {_percent(top)}, chance "
-                f"{_percent(self.chance)}, {self.images} images). The labels may not depend on the "
-                "images, or there are too few images to tell."
+                f"{_percent(self.chance)}, {self.images} examples). The labels may not depend on the "
+                "examples, or there are too few to tell."
             )
         return " ".join([*self._about_depth(), *self._about_random_weights()])
 

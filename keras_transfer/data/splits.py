@@ -199,20 +199,20 @@ class _Pool:
         """Raise InputError if a class has too few groups for so many parts."""
         if len(self.held) < parts:
             raise InputError(
-                f"too few images to split: {counted(len(self.held), 'group')} for {parts} parts; add images"
+                f"too few examples to split: {counted(len(self.held), 'group')} for {parts} parts; add some"
             )
         groups = self._groups_left()
         counts = self.counts_of(None)
         for column in np.flatnonzero(self.required & (counts > 0) & (groups < parts)):
             n, g = int(counts[column]), int(groups[column])
-            have = f"{n} readable image{'s' * (n != 1)}"
+            have = f"{n} readable example{'s' * (n != 1)}"
             if g < n:
                 have += f", which belong together in {g} group{'s' * (g != 1)}"
             if parts > 2:
                 have += f", for {parts} parts"
             raise InputError(
-                f"too few images to split: class {self._name(column)} has {have}; "
-                "add images or pass a validation folder with --val"
+                f"too few examples to split: class {self._name(column)} has {have}; "
+                "add some or pass a validation folder with --val"
             )
 
     def fix(self, fixed, order) -> None:

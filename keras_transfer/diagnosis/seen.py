@@ -226,7 +226,7 @@ def _features(examples, backbone, image_size, engine):
     from keras_transfer.features.prefix import averaged, prefix_of
     from keras_transfer.models.framing import framing_of
 
-    network = build_backbone(backbone, image_size=image_size)
+    network = build_backbone(backbone, image_size=image_size, data=examples)
     prefix = prefix_of(network, len(network.stages))
     prefix = replace(prefix, framing=framing_of(network, data=examples))
     found = extract(prefix, examples, engine=engine)

@@ -390,6 +390,7 @@ class Experiment:
             head_for(data),
             image_size=open_framing(options.image_size, options.crop, **options.reading),
             weights=weights,
+            data=data,
         )
         settle_framing(model, self.data)
         trainer = Trainer(

@@ -24,6 +24,8 @@ class Modality(Offers, ABC):
             `served` (1, or 0 if a served model cannot read it) where files differ in that.
         mirrors: whether an example may be mirrored.
         rate_scale: of the default learning rates: higher for what is unlike the backbone's training.
+        image_size: for which networks of the table are built by default; None is that of their
+            pretraining.
         unreadable: what a served model answers for bytes that it cannot read.
         axes: number of axes of a batch of model inputs.
         any_length: whether inputs may differ in length from batch to batch.
@@ -41,6 +43,7 @@ class Modality(Offers, ABC):
     facts: Any
     mirrors: bool
     rate_scale: float = 1.0
+    image_size: int | None = None
     unreadable: str
     axes: int = 4
     any_length: bool = False
@@ -169,6 +172,10 @@ class Modality(Offers, ABC):
 
     def other_framings(self, data, framing: Any) -> Sequence[Framing]:
         """Return framings of the same size that are worth comparing with one, for some data."""
+        return ()
+
+    def larger_framings(self, framing: Any) -> Sequence[Framing]:
+        """Return framings of larger sizes that are worth comparing with the default one."""
         return ()
 
     def smaller_framings(self, framing: Any) -> Sequence[Framing]:

@@ -59,7 +59,8 @@ def build_model(
             that of the source model, or the data of the first training decides.
         tokens: most tokens that the model reads of a text, special ones included; by default as many
             as the encoder reads.
-        data: an `ImageData`; taps `"all+tfidf"` are fitted to its training texts.
+        data: an `ImageData`: of clips it decides the default size; taps `"all+tfidf"` are fitted to its
+            training texts.
         channels: of the images; by default 3 (RGB), or those of the source model. See
             `models.channels.with_channels`.
 

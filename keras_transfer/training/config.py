@@ -143,7 +143,7 @@ class TrainConfig:
     image_size: Any = setting(
         None,
         MODEL,
-        "Height and width in pixels, such as 224 or 96x192. (default: the backbone's)",
+        "Height and width in pixels, such as 224 or 96x192. (default: the backbone's; of clips 96)",
         metavar="HxW",
     )
     crop: Any = setting(

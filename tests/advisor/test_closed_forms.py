@@ -11,6 +11,7 @@ from conftest import write_image
 from keras_transfer.advisor import closed_forms
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms
 from keras_transfer.advisor.evidence import Evidence, Row
+from keras_transfer.advisor.judging import Judged
 from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.data.arrays import Arrays
 from keras_transfer.data.examples import Examples, ImageData, Target
@@ -70,6 +71,27 @@ def test_an_earlier_stage_that_sees_more_is_read_and_every_crop_tried(blind, col
     json.dumps(found.to_dict(), allow_nan=False)
     only = compare(colors, blind, taps=("last",))
     assert set(losses(only)) == {"last"}
+
+
+def test_the_cheapest_of_equally_good_ones_is_chosen(blind, colors):
+    table = closed_forms._Comparison(colors, ("last", "all"), None, "keras", 0, {})
+    table.together = np.arange(40)
+    noise = np.random.default_rng(0).normal(0, 0.1, 40)
+
+    def row(loss, cost, noise):
+        return Row(str(cost), Judged(loss + noise, 1 - loss + noise), cost)
+
+    def best(*rows):
+        table.rows = [row(*each) for each in rows]
+        return table.best.cost
+
+    first = 0.5, 2.0, 0 * noise
+    assert best(first, (0.501, 1.0, noise)) == 2.0  # no better than the first
+    assert best(first, (0.3, 3.0, noise), (0.301, 1.5, -noise)) == 1.5  # nor worse than the lowest
+    assert best(first, (0.3, 3.0, noise), (0.4, 1.5, noise)) == 3.0
+    assert (
+        best(first, (0.3, 3.0, noise), (0.495, 1.5, 3 * noise)) == 3.0
+    )  # not surely below the first
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_a_rule_draws_what_split_draws():
     values = np.random.RandomState(0).normal(size=60)
     number = SimpleNamespace(task="regression", names=("age",))
     assert assigned(SplitRule(), values, target=number) == drawn(values, {"val": 0.2}, keys)
-    with raises("class emu has 1 readable image"):
+    with raises("class emu has 1 readable example"):
         assigned(SplitRule(), [0, 0, 1, 1, 2], PATHS[:5])
 
 
@@ -245,9 +245,9 @@ def test_a_rule_takes_the_fold_that_was_asked_for():
     parts = assigned(SplitRule(folds=2, fold=2, groups=r"/(p\d+)_"))
     assert parts == {"train": plain[0].tolist(), "val": plain[1].tolist()}
     alone = [0] * 9 + [2]
-    with raises("class emu has 1 readable image"):
+    with raises("class emu has 1 readable example"):
         assigned(SplitRule(folds=2, fold=1), alone, PATHS[:10])
-    with raises("class emu has 1 readable image"):
+    with raises("class emu has 1 readable example"):
         assigned(SplitRule(folds=2, fold=1, test_split=0.2), alone, PATHS[:10])
 
 

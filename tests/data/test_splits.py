@@ -82,7 +82,7 @@ def test_several_labels_a_image_keep_their_shares():
         assert labels[val].any(axis=0).all()  # each label on both sides
     alone = np.zeros((50, 2), int)
     alone[:20, 0] = alone[0, 1] = 1
-    with raises("class tail has 1 readable image"):
+    with raises("class tail has 1 readable example"):
         split(alone, {"val": 0.2}, names(50), class_names=("dog", "tail"))
 
 
@@ -151,11 +151,11 @@ def test_copies_stay_together_also_across_groups():
 def test_classes_that_cannot_be_parted_are_named():
     labels = np.array([0] * 10 + [1] * 4)
     who = [f"a{i}" for i in range(10)] + ["b"] * 4
-    with raises("class dog has 4 readable images, which belong together in 1 group"):
+    with raises("class dog has 4 readable examples, which belong together in 1 group"):
         split(labels, {"val": 0.2}, names(14), groups=who, class_names=("cat", "dog"))
-    with raises("too few images to split: class dog has 1 readable image; add images or"):
+    with raises("too few examples to split: class dog has 1 readable example; add some or"):
         split(np.array([0, 0, 1]), {"val": 0.5}, names(3), class_names=("cat", "dog"))
-    with raises("class 0 has 2 readable images, for 3 parts"):
+    with raises("class 0 has 2 readable examples, for 3 parts"):
         split(np.array([0, 0, 1, 1, 1]), {"test": 0.2, "val": 0.2}, names(5))
     # Two persons have all: whoever goes takes one class away from the other side.
     with raises("no split found that has class"):
@@ -259,7 +259,7 @@ def test_folds_keep_groups():
 
 
 def test_folds_with_too_few_of_a_class():
-    with raises("class 1 has 3 readable images, for 5 parts"):
+    with raises("class 1 has 3 readable examples, for 5 parts"):
         folds(np.array([0] * 20 + [1] * 3), 5, names(23))
     with raises("3 groups for 4 parts"):
         folds(np.linspace(0, 1, 9), 4, names(9), groups=[*"aaabbbccc"])

@@ -104,7 +104,7 @@ def test_as_many_images_of_a_class_as_parts_are_enough():
             assert sorted(labels[fold]) == [0, 1, 2]
     parts = split(np.array([0.5, 0.7]), {"val": 0.5}, names(2))
     assert {name: len(part) for name, part in parts.items()} == {"train": 1, "val": 1}
-    with raises("too few images to split: 1 group for 2 parts; add images"):
+    with raises("too few examples to split: 1 group for 2 parts; add some"):
         split(np.array([0.5, 0.7]), {"val": 0.5}, ["same", "same"])
 
 
@@ -175,14 +175,14 @@ def test_there_is_a_quantile_for_ten_images():
 
 def test_messages_name_the_class_and_the_option():
     labels, who = np.array([0, 0, 0, 1]), [*"abcd"]
-    with raises("class emu has 1 readable image, for 3 parts"):
+    with raises("class emu has 1 readable example, for 3 parts"):
         folds(labels, 3, names(4), groups=who, class_names=("cat", "emu"))
-    with raises("class emu has 1 readable image; add images or pass a validation folder"):
+    with raises("class emu has 1 readable example; add some or pass a validation folder"):
         folds(labels, 2, names(4), class_names=("cat", "emu"))
     labels, who = np.array([0] * 9 + [1] * 4), [*names(9), *"aabb"]
-    with raises("class 1 has 4 readable images, which belong together in 2 groups, for 3 parts;"):
+    with raises("class 1 has 4 readable examples, which belong together in 2 groups, for 3 parts;"):
         folds(labels, 3, names(13, "p"), groups=who)
-    with raises("class 1 has 4 readable images, which belong together in 1 group; add images"):
+    with raises("class 1 has 4 readable examples, which belong together in 1 group; add images"):
         folds(labels, 2, names(13, "p"), groups=[*names(9), *"aaaa"])
     with raises("no split found that has class 0 in every part"):
         folds(np.array([0, 1, 0, 2, 1, 2]), 2, names(6), groups=[*"xxyyzz"])

@@ -23,6 +23,7 @@ from keras_transfer.modalities.audio.log_mel import image_of  # noqa: E402
 from keras_transfer.modalities.audio.modality import MODALITY  # noqa: E402
 from keras_transfer.modalities.audio.preparation import Preparation, window_of  # noqa: E402
 from keras_transfer.modalities.views import View  # noqa: E402
+from keras_transfer.models.builders import build_model, head_for  # noqa: E402
 
 RATE, FRAMING = 8000, ClipFraming(32, 8000, 0.5)
 WAV = ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"]
@@ -235,6 +236,29 @@ def test_the_data_choose_the_window_and_the_rate():
 
 
 # -- augmentation ---------------------------------------------------------------------------------
+
+
+def test_networks_for_images_are_built_at_the_size_of_the_bands_by_default():
+    clips = from_arrays(([tone(440 + 40 * i) for i in range(10)], [0, 1] * 5), rate=RATE, class_names=("a", "b"))
+    pixels = np.arange(10 * 192).reshape(10, 8, 8, 3).astype("uint8")
+    pixels = from_arrays((pixels, [0, 1] * 5), class_names=("a", "b"))
+    sizes = {}
+    for data in (clips, pixels):
+        for size in (None, 64):
+            model = build_model(
+                "mobilenet_0.25", head_for(data), image_size=size, weights=None, data=data
+            )
+            sizes[data.modality.name, size] = model.input_shape[1]
+    assert sizes == {
+        ("audio", None): 96,
+        ("audio", 64): 64,
+        ("image", None): 224,
+        ("image", 64): 64,
+    }
+    audio = clips.modality
+    default = audio.default_framing(clips, 96)
+    assert [each.size for each in audio.larger_framings(default)] == [128, "96x192"]
+    assert not audio.larger_framings(default.at(64))  # somebody chose a size
 
 
 def test_variants_follow_from_the_seed_alone():

@@ -264,7 +264,7 @@ def test_from_directory_refuses(tmp_path, animals):
     with raises(f"({animals / 'fox' / 'a.jpg'}: empty file); add images, or leave the class out"):
         from_directory(animals)
     (animals / "fox" / "b.png").write_bytes(encode(three_colours(), "PNG"))
-    with raises("class fox has 1 readable image"):
+    with raises("class fox has 1 readable example"):
         from_directory(animals)
     make_folder(tmp_path / "t", {"train/a": 2, "train/b": 2})
     (tmp_path / "t" / "val" / "a").mkdir(parents=True)

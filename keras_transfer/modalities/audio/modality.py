@@ -17,6 +17,7 @@ from keras_transfer.utils.console import verb
 _RULES = 3  # of checking: increase it when `examine` changes what it finds in the same file
 _CLIPPED = 10  # thousandths of the samples
 _SLICES = (1, 2, 5, 10, 30, 60)  # seconds
+_LARGER = (128, "96x192")  # a window of seconds has more columns than one of words
 _SAMPLE = 200  # clips whose headers are read
 _DRAWN = "96x192"  # pixels of a spectrogram for people
 _PLAYED_SECONDS, _PLAYED_RATE = 10, 16_000
@@ -31,6 +32,7 @@ class Audio(Modality):
     facts = decode.Facts
     mirrors = False
     rate_scale = 2.5  # see docs/audio.md
+    image_size = 96  # of 64 bands; larger images of them are worse and slower, see docs/audio.md
     sketched = 1
     near = NEAR
     oddities = ODDITIES
@@ -127,6 +129,9 @@ class Audio(Modality):
 
     def default_framing(self, data, size) -> ClipFraming:
         return self.choose_framing(data, size)[0]
+
+    def larger_framings(self, framing) -> Sequence[ClipFraming]:
+        return [framing.at(size) for size in _LARGER] if framing.size == self.image_size else []
 
     def smaller_framings(self, framing) -> Sequence[ClipFraming]:
         from keras_transfer.modalities.image.framing import smaller_sizes

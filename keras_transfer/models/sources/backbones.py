@@ -122,7 +122,8 @@ def build_backbone(
             `backbone_from_model`. A list of them, or names joined by `+`, makes one backbone that
             computes the features of all.
         image_size: height and width of the images, such as 224 or `"96x192"`, at least the row's `min_size`; by default the
-            row's `size`, or that of the source model (of the first, if there are several).
+            row's `size`, or that of the source model (of the first, if there are several). A row's for
+            clips is 96, if `data` tells that these are clips.
         weights: `"imagenet"` (found in `KERAS_HOME`, or downloaded), a path to a weights file of
             the same architecture without classifier, for a ConvNeXt also timm's (a safetensors
             file or `hf://timm/…`), or None for random weights. A source model brings its own
@@ -134,7 +135,8 @@ def build_backbone(
             over the positions after every stage, see `models.taps`; of texts also `"all+tfidf"`, every stage
             and TF-IDF features, see `models.tfidf`. A source model that was built with taps has them
             already, and retains them.
-        data: an `ImageData`, to whose training texts TF-IDF features are fitted.
+        data: an `ImageData` or `Examples`: what is read, which decides the default size. TF-IDF features are
+            fitted to the training texts of an `ImageData`.
         channels: of the images; by default 3 (RGB), or those of the source model. For others the first
             convolution is inflated, see `models.channels.with_channels`.
 
@@ -162,6 +164,8 @@ def build_backbone(
     for name in names:
         size = image_size or (size_of(parts[0].input_shape) if parts else None)
         source, tokens = _source(name)
+        if size is None and data is not None and source is backbone_from_application:
+            size = data.modality.image_size
         if source is not backbone_from_application:
             check_own_weights(getattr(name, "name", name), weights)
         # The trained features of a transformer are those of its pooling, not the mean of its tokens.
