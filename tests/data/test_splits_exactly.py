@@ -182,7 +182,7 @@ def test_messages_name_the_class_and_the_option():
     labels, who = np.array([0] * 9 + [1] * 4), [*names(9), *"aabb"]
     with raises("class 1 has 4 readable examples, which belong together in 2 groups, for 3 parts;"):
         folds(labels, 3, names(13, "p"), groups=who)
-    with raises("class 1 has 4 readable examples, which belong together in 1 group; add images"):
+    with raises("class 1 has 4 readable examples, which belong together in 1 group; add some"):
         folds(labels, 2, names(13, "p"), groups=[*names(9), *"aaaa"])
     with raises("no split found that has class 0 in every part"):
         folds(np.array([0, 1, 0, 2, 1, 2]), 2, names(6), groups=[*"xxyyzz"])
