@@ -33,7 +33,7 @@ def single_label_head(model: keras.Model):
     head = head_of(model)
     if head.task != "single_label":
         raise InputError(
-            f"Adaptation needs a model that predicts one class per image, not {head.task}: give the "
+            f"Adaptation needs a model that predicts one class per example, not {head.task}: give the "
             "model a Classification head."
         )
     return head

@@ -37,7 +37,7 @@ class Adaptation:
     ```
 
     Args:
-        source: labelled images: an `ImageData` with one class per image, or any argument of
+        source: labelled images: an `ImageData` with one class per example, or any argument of
             `open_data`.
         target: a folder of images at any depth; labels in the names of folders or files are ignored.
         out: directory of the run; must not exist, or be empty, unless `resume`.

@@ -186,10 +186,10 @@ class _Auto:
             elif plan := first_plan(self.data, evidence, lengths, begun=begun, **limits):
                 base, pace = closed_form_of(plan.candidate, base.augment), plan.pace
                 choice = replace(base, strategy=choice.strategy)
-                if plan.candidate == evidence.best:
+                if plan.candidate in [row.candidate for row in evidence.equal] or not evidence.rows:
                     margin = UNLESS_WORSE
-                else:
-                    say(f"The best candidate does not fit in time: {plan.candidate} is fine-tuned.")
+                if plan.candidate != evidence.best:
+                    say(f"The best candidate takes longer: {plan.candidate} is fine-tuned.")
                 plan = plan.epochs, plan.points, plan.minutes
             if plan is None:
                 say(f"No further training is expected to bring {self.worth:g} points per minute.")

@@ -169,7 +169,7 @@ def domain_distance(
 
     Args:
         data_a: the source. Of an `ImageData`, the training images are used (or the first split if
-            there is no `train`). If it has one class per image, the verdict includes a probe.
+            there is no `train`). If it has one class per example, the verdict includes a probe.
         data_b: the target, in the same form; its labels may be anything.
         backbone: a backbone name, the path of a source model or a run, or a model that contains a
             `Backbone`.

@@ -103,9 +103,9 @@ class Evidence:
         return 0.5 if self.expected is None else 1 - self.expected
 
     @property
-    def tied(self) -> int:
-        """How many candidates are within one standard error of the chosen one, itself included."""
-        return sum(abs(row.behind) <= row.error for row in self.rows)
+    def equal(self) -> list[Row]:
+        """The candidates within one standard error of the chosen one, which is the first of them."""
+        return [row for row in self.rows if abs(row.behind) <= row.error]
 
     def __str__(self):
         if not self.rows:
@@ -117,7 +117,7 @@ class Evidence:
         )
         if not others:
             return f"{text}."
-        near, count = self.tied - 1, len(others)
+        near, count = len(self.equal) - 1, len(others)
         subject = f"{near} of {count} others" if near else f"the {count} others"
         subject = subject if count > 1 else "the other"
         verb = "is" if count == 1 or near == 1 else "are"

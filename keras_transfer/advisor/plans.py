@@ -49,8 +49,9 @@ def first_plan(
 ) -> Plan | None:
     """Return the fine-tuning that is expected to bring most, or None if none is worth its time.
 
-    It is that of the best candidate, if its preferred length fits. If not, a cheaper one, which can be
-    trained for longer, may end higher although it begins lower.
+    It is that of the cheapest candidate that is as good as the best one within the standard error, if
+    its preferred length fits. If not, a cheaper one, which can be trained for longer, may end higher
+    although it begins lower.
 
     Args:
         evidence: the candidates.
@@ -58,11 +59,11 @@ def first_plan(
         begun: plain data of a training that was interrupted, whose candidate is taken again.
         limits: other arguments of `budget.longest`.
     """
-    rows = evidence.rows
+    rows, equal = evidence.rows, evidence.equal
 
     def plan(candidate, row=None):
         pace, behind = Pace.of(data, evidence, row), 0.0
-        if row is not None:
+        if row is not None and row not in equal:
             behind = rows[0].judged.score - row.judged.score
         error = evidence.error_left + behind
         found = longest(pace, error, (), lengths=lengths, behind=behind, **limits)
@@ -72,11 +73,14 @@ def first_plan(
         for row in rows:
             if json.loads(json.dumps(row.candidate.to_dict())).items() <= begun.items():
                 return plan(row.candidate, row)
-    found = plan(evidence.best)
+    if not rows:
+        return plan(evidence.best)
+    cheapest = min(equal, key=lambda row: row.cost)
+    found = plan(cheapest.candidate, cheapest)
     if found and found.epochs == lengths[0]:
         return found
-    cheaper = (plan(row.candidate, row) for row in rows[1:] if row.cost < rows[0].cost)
-    return max(filter(None, [found, *cheaper]), key=lambda each: each.points, default=None)
+    plans = (plan(row.candidate, row) for row in rows if row.cost <= rows[0].cost)
+    return max(filter(None, plans), key=lambda each: each.points, default=None)
 
 
 def closed_form_of(candidate: Candidate, augment) -> Choice:

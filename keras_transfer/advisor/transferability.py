@@ -48,7 +48,7 @@ def score_backbone(
     Args:
         backbone: a backbone name, the path of a source model or a run, a model of `build_model`, a
             `Backbone`, or a `features.prefix.Prefix` to score the features after some stages.
-        data: one class per image.
+        data: one class per example.
         name: shown in tables; by default the backbone's name, or the path of a source model.
         image_size: by default that of the pretraining or of the model.
         most: maximum number of images in the sample.

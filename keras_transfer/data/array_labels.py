@@ -90,8 +90,8 @@ def _one_per_image(values, split):
     if not names and values.dtype.kind not in "biuf":
         odd = [value for value in values.ravel().tolist() if not isinstance(value, str)]
         raise InputError(
-            f"Labels of {split} must be integers or names, one per image, not {values.dtype} "
-            f"({listed(odd[:1])}); for several labels per image pass 0 and 1 "
+            f"Labels of {split} must be integers or names, one per example, not {values.dtype} "
+            f"({listed(odd[:1])}); for several labels per example pass 0 and 1 "
             "[N, L] and task='multi_label'."
         )
     shape, cast, width = list(values.shape), None, None
@@ -101,7 +101,7 @@ def _one_per_image(values, split):
     if values.ndim == 2 and not names and len(values):
         if not _is_one_hot(values):
             raise InputError(
-                f"{split} has labels of shape {shape} that are not one-hot (one 1 per image): pass "
+                f"{split} has labels of shape {shape} that are not one-hot (one 1 per example): pass "
                 "integers [N], or task='multi_label' for 0 and 1, or task='regression' for numbers."
             )
         width, values = values.shape[1], values.argmax(axis=1)
@@ -115,7 +115,7 @@ def _one_per_image(values, split):
             )
         cast = f"of {values.dtype} are whole numbers and read as integers"
     if values.ndim != 1:
-        raise InputError(f"{split} has labels of shape {shape}: pass one per image, [N].")
+        raise InputError(f"{split} has labels of shape {shape}: pass one per example, [N].")
     if names:
         return [str(value) for value in values.tolist()], cast, width
     return [int(value) for value in values.tolist()], cast, width
@@ -126,7 +126,7 @@ def _array(labels, split):
         values = np.asarray(labels)
     except ValueError as error:
         raise InputError(
-            f"{split} has labels of different lengths ({error}): pass one per image, or 0 and 1 [N, L] "
+            f"{split} has labels of different lengths ({error}): pass one per example, or 0 and 1 [N, L] "
             "with task='multi_label'."
         ) from None
     if values.dtype.kind in "UT":  # NumPy has made names of missing values

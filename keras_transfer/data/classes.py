@@ -44,7 +44,7 @@ def require_each_class(
         why = next((f" ({item.path}: {item.reason})" for item in (*own, *skipped)), "")
         raise InputError(
             f"{'classes' if several else 'class'} {listed(empty)} {'have' if several else 'has'} no "
-            f"readable image in {where}{why}; add images, or leave the class out"
+            f"readable example in {where}{why}; add some, or leave the class out"
         )
 
 

@@ -265,5 +265,5 @@ def _listed(classes, root, split, split_file):
         paths = relative_paths(files, root)
         chosen[name] = [f for f, path in zip(files, paths) if listed.get(path) == split]
     if not any(chosen.values()):
-        raise InputError(f"{split_file} names no {split} image in {root}")
+        raise InputError(f"{split_file} names no {split} example in {root}")
     return chosen

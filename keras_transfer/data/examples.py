@@ -294,7 +294,7 @@ class ImageData:
         return pipeline.batches(examples, image_size=image_size, batch_size=batch_size, **options)
 
     def require_classes(self, purpose: str, *splits: str) -> None:
-        """Raise InputError unless there is one class per image, and the splits exist.
+        """Raise InputError unless there is one class per example, and the splits exist.
 
         Args:
             purpose: what needs them, for the message: "advice".
@@ -302,7 +302,7 @@ class ImageData:
         if (task := self.task) != "single_label":
             task = "several heads" if isinstance(task, dict) else task
             raise InputError(
-                f"{self.title} is labeled for {task}, but {purpose} needs one class per image: pass "
+                f"{self.title} is labeled for {task}, but {purpose} needs one class per example: pass "
                 "class folders or one column of classes."
             )
         for split in splits:
@@ -385,7 +385,7 @@ def check_balance(balance: str, tasks: Sequence[str]) -> None:
         raise InputError("balance cannot be used for several heads: use 'none'.")
     if balance == "sampling" and tasks[0] != "single_label":
         raise InputError(
-            "balance 'sampling' needs one class per image: use 'weights' for several labels."
+            "balance 'sampling' needs one class per example: use 'weights' for several labels."
         )
 
 

@@ -76,7 +76,7 @@ def _open(source, val, task, columns, options) -> ImageData:
     if val is not None:
         kind = LIBRARIES[library] if library else "a table" if is_table else "TFRecord shards"
         raise InputError(
-            f"{source} is {kind}: mark its validation images there; --val is for folders."
+            f"{source} is {kind}: mark its validation examples there; --val is for folders."
         )
     if library == "tfds:":
         from keras_transfer.data.tfds import from_tfds

@@ -122,7 +122,7 @@ class SplitRule:
         elif self.groups is not None and not shares and self.split_file is None:
             what = "--group" if isinstance(self.groups, str) else "--keep-together"
             raise InputError(
-                f"{what} determines the split, but the validation images are given already: omit "
+                f"{what} determines the split, but the validation examples are given already: omit "
                 "one of the two"
             )
         for name, share in shares.items():
@@ -217,8 +217,8 @@ class SplitRule:
         missing = sorted(wanted.keys() - existing - set(skipped))
         if wanted and not existing & wanted.keys():
             raise InputError(
-                f"{self.split_file} names none of the images: its paths must be relative to the "
-                f"folder of the images, like {names[0]}, not {missing[0]}"
+                f"{self.split_file} names none of the examples: its paths must be relative to the "
+                f"folder of the examples, like {names[0]}, not {missing[0]}"
             )
         if missing:
             say(
@@ -229,13 +229,13 @@ class SplitRule:
     def _check(self, splits, labels, target):
         for part in ("train", "val"):
             if part not in splits:
-                raise InputError(f"{self.split_file} leaves no image in {part}: list some")
+                raise InputError(f"{self.split_file} leaves no example in {part}: list some")
         labels, class_names = strata(labels, target)
         if labels.ndim == 1:
             missing = set(labels.tolist()) - set(labels[splits == "train"].tolist())
             if missing:
                 raise InputError(
-                    f"{self.split_file} leaves no image of class {class_names[min(missing)]} in "
+                    f"{self.split_file} leaves no example of class {class_names[min(missing)]} in "
                     "train: list some"
                 )
 
@@ -268,7 +268,7 @@ def divide(
         require_each_class(join_labels([part.labels for part in parts]), target, root, skipped)
     if rule.val_split is not None and ("val" in examples or rule.folds):
         why = "--folds draws them" if rule.folds else "they are given already"
-        say(f"--val-split has no effect on the validation images: {why}")
+        say(f"--val-split has no effect on the validation examples: {why}")
     if rule.check(examples):
         parts = list(examples.values())
         labels = join_labels([part.labels for part in parts])
@@ -289,7 +289,7 @@ def divide(
     if names and data.task != "regression":
         for name, counts in data.counts.items():
             if missing := [label for label, count in counts.items() if not count]:
-                say(f"{name} has no image of {listed(missing)}")
+                say(f"{name} has no example of {listed(missing)}")
     return data
 
 
@@ -342,5 +342,5 @@ def read_split_file(path: str | os.PathLike) -> dict[str, str]:
         if listed.setdefault(name, known) != known:
             raise InputError(f"{path}, line {line}: {name} is in {listed[name]} and in {known}")
     if not listed:
-        raise InputError(f"{path} names no image")
+        raise InputError(f"{path} names no example")
     return listed

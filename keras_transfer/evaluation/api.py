@@ -189,7 +189,7 @@ def _head_text(result, where):
     elif result["task"] == "multi_label":
         line = f"{metrics('map', 'auc', 'f1_macro', 'f1_micro')} ({where})"
         if result["one_class"]:
-            line += f", without {', '.join(result['one_class'])} (the same in all images)"
+            line += f", without {', '.join(result['one_class'])} (the same in all examples)"
         kind, rows = "label", result["per_label"]
     else:
         line = f"{metrics('mae', 'rmse', 'r2')} ({where})"

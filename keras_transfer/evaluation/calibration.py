@@ -104,7 +104,7 @@ def check_precision(precision: float, tasks: Collection[str] = ("single_label",)
         )
     if "single_label" not in tasks:
         raise InputError(
-            "A precision requires a head with one class per image; this model has only "
+            "A precision requires a head with one class per example; this model has only "
             f"{', '.join(tasks)}."
         )
 

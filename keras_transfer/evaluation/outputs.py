@@ -85,7 +85,7 @@ def require_finite(outputs: np.ndarray, names: Sequence[str]) -> None:
     wrong = np.flatnonzero([not np.isfinite(block).all() for block in outputs])
     if len(wrong):
         raise InputError(
-            f"The outputs of the model are not finite for {len(wrong)} of {len(outputs)} images "
+            f"The outputs of the model are not finite for {len(wrong)} of {len(outputs)} examples "
             f"(first {names[wrong[0]]}), so nothing can be measured. Training diverged: lower the "
             "learning rate or train in float32."
         )
@@ -195,7 +195,7 @@ class Softmax:
         return self.confidence, self.predicted == labels
 
     def log_of(self, classes: np.ndarray) -> np.ndarray:
-        """Return the log probability of one class per image, int [N] → float64 [N]."""
+        """Return the log probability of one class per example, int [N] → float64 [N]."""
         chosen = self.logits[np.arange(len(self)), classes].astype("float64")
         return chosen / self.temperature - self.log_total
 

@@ -1,4 +1,4 @@
-"""All metrics of a head, by its task: one class per image, any number of labels, or numbers.
+"""All metrics of a head, by its task: one class per example, any number of labels, or numbers.
 
 Each function returns the head's document (see docs/evaluation.md) and columns with one row per image.
 They take:
@@ -44,7 +44,7 @@ def measure_classes(
     slices: Mapping[str, Sequence[str]] | None = None,
     most: int = 50,
 ) -> tuple[dict, dict]:
-    """Measure predictions of one class per image.
+    """Measure predictions of one class per example.
 
     Args:
         labels: int [N].

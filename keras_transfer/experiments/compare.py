@@ -435,7 +435,7 @@ def _check_sizes(sizes, most, least, each):
     sizes = [most if size is None else size for size in sizes]
     for size in sizes:
         if not 1 <= size <= most:
-            raise InputError(f"Cannot draw {size} training images{each}: give 1 to {most} (all).")
+            raise InputError(f"Cannot draw {size} training examples{each}: give 1 to {most} (all).")
     if not sizes:
         raise InputError("Give at least one size.")
     return tuple(sorted(set(sizes)))

@@ -163,7 +163,9 @@ class Comparison:
             if size.a_class == a_class:
                 return size
         compared = ", ".join(str(size.a_class) for size in self.sizes)
-        raise InputError(f"{a_class} images{self.each} were not compared. Choose from {compared}.")
+        raise InputError(
+            f"{a_class} examples{self.each} were not compared. Choose from {compared}."
+        )
 
     @property
     def verdict(self) -> str:
@@ -174,12 +176,12 @@ class Comparison:
         return "\n".join(lines)
 
     def _conclusion(self, size, saving):
-        text = f"{size.a_class} image{'s' * (size.a_class != 1)}{self.each}: "
+        text = f"{size.a_class} example{'s' * (size.a_class != 1)}{self.each}: "
         best = max(size.mean(arm, "asymptote") for arm in ARMS)
         error = math.sqrt(size.chance * (1 - size.chance) / self.val_images)
         if best <= size.chance + 2 * error:
             return (
-                f"{text}neither arm learns anything measurable on {self.val_images} images "
+                f"{text}neither arm learns anything measurable on {self.val_images} examples "
                 f"(transfer {_percent(size.mean('transfer', 'asymptote'))}, from scratch "
                 f"{_percent(size.mean('scratch', 'asymptote'))}, chance {_percent(size.chance)})."
             )
@@ -190,9 +192,9 @@ class Comparison:
         )
         text += f"transfer {', '.join(parts)}; training from scratch "
         if saving.bound == "least":
-            text += f"is not as good at any size ({saving} the images)."
+            text += f"is not as good at any size ({saving} the examples)."
         else:
-            text += f"needs {saving} the images."
+            text += f"needs {saving} the examples."
         if size.negative:
             text += (
                 f" Negative transfer: the weights of {self.backbone} hurt here. Train from scratch, "
@@ -251,9 +253,15 @@ class Comparison:
                 rows.append(["", size.baseline, None, None, None, end, ""])
             found = size.advantages
             rise = None if found.slope is None else found.slope.points()
-            ends = [found.asymptote.points(), f"{saving} the images"]
+            ends = [found.asymptote.points(), f"{saving} the examples"]
             rows.append(["", "**difference**", found.start.points(), rise, "", *ends])
-        columns = (f"images{self.each}", "", "start", "slope per epoch", "epochs to the same level")
+        columns = (
+            f"examples{self.each}",
+            "",
+            "start",
+            "slope per epoch",
+            "epochs to the same level",
+        )
         columns = (*columns, "end", "as good as from scratch with")
         return Table(columns, rows, "l" * len(columns)).markdown()
 

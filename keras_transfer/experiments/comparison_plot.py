@@ -48,7 +48,7 @@ def draw(comparison: Comparison, size: AtSize, path: Path, title: str | None = N
     seeds = len(comparison.seeds)
     figure.suptitle(
         f"{title or f'{comparison.backbone}, {comparison.strategy}'}: transfer against training from "
-        f"scratch ({seeds} seed{'s' * (seeds > 1)}, {comparison.val_images} validation images)",
+        f"scratch ({seeds} seed{'s' * (seeds > 1)}, {comparison.val_images} validation examples)",
         fontsize=12,
     )
     write_file(path, lambda temporary: save(figure, temporary, dpi=110))
@@ -96,7 +96,7 @@ def _draw_epochs(axes, comparison, size):
         ylim=(0, 1.02),
         xlim=(0, longest + 1),
     )
-    axes.set_title(f"{size.a_class} images{comparison.each}", fontsize=11)
+    axes.set_title(f"{size.a_class} examples{comparison.each}", fontsize=11)
     axes.grid(alpha=0.3)
 
 
@@ -115,7 +115,7 @@ def _draw_sizes(axes, comparison, chosen):
         level = sizes[at].mean("transfer", "asymptote")
         _arrow(axes, (start, level), (start * saving.ratio, level))
         axes.annotate(
-            f"{saving} the images",
+            f"{saving} the examples",
             (start * saving.ratio**0.5, level),
             (0, 7),
             textcoords="offset points",
@@ -129,7 +129,7 @@ def _draw_sizes(axes, comparison, chosen):
     axes.minorticks_off()
     axes.axhline(chosen.chance, color="#7a7a7a", ls=":", lw=1, label="nothing learned")
     axes.set(
-        xlabel=f"training images ({comparison.each.strip() or 'requested'})",
+        xlabel=f"training examples ({comparison.each.strip() or 'requested'})",
         ylabel=f"final {comparison.score} (bars: all seeds)",
         ylim=(0, 1.08),
     )

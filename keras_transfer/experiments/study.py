@@ -318,8 +318,10 @@ class Tuned:
             text += self._chance(_rank(best)[0] - _rank(self.first)[0])
         text += " The validation result of the best of many trials is optimistic"
         if self.test:
-            return f"{text}; on the test images its {self.metric} is {self.test[self.metric]:.4f}."
-        return f"{text}: hold out test images (--test-split) to measure it."
+            return (
+                f"{text}; on the test examples its {self.metric} is {self.test[self.metric]:.4f}."
+            )
+        return f"{text}: hold out test examples (--test-split) to measure it."
 
     def _chance(self, gain):
         if self.metric != "accuracy":
@@ -330,7 +332,7 @@ class Tuned:
             return ""
         return (
             f" The gain of {100 * gain:.1f} points is within two standard errors of an accuracy on "
-            f"{self.images} images ({100 * error:.1f} points each): it may be chance."
+            f"{self.images} examples ({100 * error:.1f} points each): it may be chance."
         )
 
     def to_dict(self) -> dict:

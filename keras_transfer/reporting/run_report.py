@@ -159,12 +159,12 @@ def render_report(
 def data_name(run: Run) -> str:
     """Return a short name of the run's data."""
     data = run.config.get("data") or run.config.get("source")  # an adaptation has a source
-    return printable(Path(data).name or data) if data else "images in memory"
+    return printable(Path(data).name or data) if data else "examples in memory"
 
 
 def _measured_on(config, document, note):
     if document is None:
-        return f"Measured on the run's own validation images only. {note or ''}".strip()
+        return f"Measured on the run's own validation examples only. {note or ''}".strip()
     text = f"Measured on {counted(document['images'], 'example')} of {document['split']}"
     if document["skipped"]:
         text += f"; {document['skipped']} of the data's files cannot be read"
@@ -177,7 +177,7 @@ def _measured_on(config, document, note):
     if calibrated:
         same = ", the same ones" if calibrated["split"] == document["split"] else ""
         text += (
-            f" Temperature and thresholds were fitted on {calibrated['images']} images of "
+            f" Temperature and thresholds were fitted on {calibrated['images']} examples of "
             f"{calibrated['split']}{same}."
         )
     return text

@@ -122,7 +122,7 @@ def confusion(head: dict) -> dict:
     """Return the data of a confusion matrix, for the template.
 
     Args:
-        head: one head of an evaluation's document, with one class per image.
+        head: one head of an evaluation's document, with one class per example.
 
     Returns:
         `matrix` (`names` and `rows` of (count, shade in 0–1); of many classes only the most

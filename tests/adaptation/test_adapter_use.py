@@ -200,7 +200,7 @@ def test_invalid_settings(change, words):
 
 def test_other_heads_are_refused():
     model = build_model(backbone_of(small_model()), MultiLabel(("a", "b")), image_size=SIZE)
-    with pytest.raises(InputError, match="one class per image, not multi_label"):
+    with pytest.raises(InputError, match="one class per example, not multi_label"):
         Adapter(model, "dann")
 
 

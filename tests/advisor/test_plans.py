@@ -19,8 +19,17 @@ def candidate(name):
 
 
 def evidence(*scores_and_costs, forward=0.01):
+    """Candidates whose loss is 1 − score; its standard error is 0.005."""
+    best = scores_and_costs[0][0]
     rows = tuple(
-        Row(candidate(f"net{i}"), SimpleNamespace(score=score, loss=1 - score), cost, layers=90)
+        Row(
+            candidate(f"net{i}"),
+            SimpleNamespace(score=score, loss=1 - score),
+            cost,
+            layers=90,
+            behind=best - score,
+            error=0.005,
+        )
         for i, (score, cost) in enumerate(scores_and_costs)
     )
     return Evidence(rows, rows[0].candidate, "accuracy", 640, forward=forward, layers=200)
@@ -30,6 +39,16 @@ def test_the_best_candidate_is_trained_where_its_length_fits():
     found = first_plan(DATA, evidence((0.6, 10.0), (0.59, 1.0)), LENGTHS, **LIMITS)
     assert found.candidate.backbone == "net0" and found.epochs == 16
     assert found.pace == Pace(0.01, 200, 640, 160)
+
+
+def test_the_cheapest_of_those_that_are_as_good_is_trained():
+    known = evidence((0.6, 10.0), (0.598, 3.0), (0.597, 1.0), (0.59, 0.5), (0.601, 20.0))
+    assert [row.candidate.backbone for row in known.equal] == ["net0", "net1", "net2", "net4"]
+    found = first_plan(DATA, known, LENGTHS, **LIMITS)
+    assert found.candidate.backbone == "net2" and found.epochs == 16
+    # Nothing is lost by beginning with it.
+    best = first_plan(DATA, evidence((0.6, 10.0)), LENGTHS, **LIMITS)
+    assert found.points == best.points and found.minutes < best.minutes
 
 
 def test_a_cheaper_one_is_trained_for_longer_where_the_best_does_not_fit():

@@ -66,7 +66,7 @@ def bad_folder(tmp_path, case):
         folder_of(data, COLOURS)
         for file in (data / "blue").iterdir():
             file.write_bytes(b"not an image")
-        return data, "no readable image"
+        return data, "no readable example"
     assert case == "too few to split"
     folder_of(data, ["red"])
     folder_of(data, ["blue"], count=1)

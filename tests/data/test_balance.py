@@ -177,7 +177,7 @@ def test_balance_that_means_nothing():
     weighed = Schedule("s", (Phase("p", "all", 1, class_weights="balanced"),))
     with pytest.raises(InputError, match="cannot be used for regression"):
         new_trainer(weighed, Regression(["weight"]))
-    with pytest.raises(InputError, match="one class per image"):
+    with pytest.raises(InputError, match="one class per example"):
         new_trainer(schedule, MultiLabel("ab"), balance="sampling")
     new_trainer(schedule, MultiLabel("ab"), balance="weights")
 

@@ -113,7 +113,7 @@ def test_a_folder_that_training_refuses_is_reported(tmp_path):
     (tmp_path / "d" / "dog" / "0.png").write_bytes(b"")
     report = check_data(tmp_path / "d")
     assert report.counts == {"all": {"cat": 2, "dog": 0}}
-    assert "class dog has no readable image" in report.problem
+    assert "class dog has no readable example" in report.problem
     assert "train would stop: class dog" in report.text()
     assert len(report.duplicates.groups) == 1
     for wrong, words in (

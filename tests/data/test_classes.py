@@ -118,15 +118,15 @@ def test_a_class_without_an_image_is_named_with_a_reason():
     target = Target("single_label", ("a", "b", "c"))
     require_each_class(np.array([0, 1, 2]), target, "t.csv")
     with pytest.raises(
-        InputError, match=r"^classes b, c have no readable image in t\.csv; add images"
+        InputError, match=r"^classes b, c have no readable example in t\.csv; add some"
     ):
         require_each_class(np.array([0, 0]), target, "t.csv")
     skipped = [Skipped("d/a/1.png", "empty file"), Skipped("d/c/1.png", "truncated")]
     with pytest.raises(
-        InputError, match=r"^class c has no readable image in d \(d/c/1\.png: trunc"
+        InputError, match=r"^class c has no readable example in d \(d/c/1\.png: trunc"
     ):
         require_each_class(np.array([0, 1]), target, "d", skipped)
     tags = Target("multi_label", ("x", "y"))
-    with pytest.raises(InputError, match=r"^class y has no readable image"):
+    with pytest.raises(InputError, match=r"^class y has no readable example"):
         require_each_class({"t": np.array([[1, 0]])}, {"t": tags}, "t.csv")
     require_each_class(np.zeros((3, 1)), Target("regression", ("n",)), "t.csv")

@@ -56,7 +56,7 @@ def test_other_tasks(tmp_path):
         (["train/cat/0.png,dog,relabel", "train/cat/0.png,,drop"], "has two different actions"),
         ([",dog,relabel"], "line 2 has no path"),
         (["elsewhere/0.png,,drop"], "names none of the examples"),
-        ([f"train/cat/{i}.png,,drop" for i in range(3)], "class cat has no readable image"),
+        ([f"train/cat/{i}.png,,drop" for i in range(3)], "class cat has no readable example"),
     ],
 )
 def test_what_cannot_be_right(folder, tmp_path, rows, problem):

@@ -88,16 +88,20 @@ def test_labels_that_skip_numbers_name_the_classes(values, capsys):
         (CLASSES * np.nan, {}, "labels that are not whole numbers (nan"),
         (np.ones((12, 3)), {}, "labels of shape [12, 3] that are not one-hot"),
         (np.full((12, 3), 1 / 3), {}, "that are not one-hot"),
-        (np.zeros((12, 2, 2)), {}, "labels of shape [12, 2, 2]: pass one per image"),
-        ([["a", "b"]] * 12, {}, "labels of shape [12, 2]: pass one per image"),
+        (np.zeros((12, 2, 2)), {}, "labels of shape [12, 2, 2]: pass one per example"),
+        ([["a", "b"]] * 12, {}, "labels of shape [12, 2]: pass one per example"),
         ([["a"], ["a", "b"]] * 6, {}, "inhomogeneous"),
-        (["a", None] * 6, {}, "must be integers or names, one per image, not object (None)"),
+        (["a", None] * 6, {}, "must be integers or names, one per example, not object (None)"),
         (["a", float("nan")] * 6, {}, "train has no label at 1, 3, 5, 7, 9, 11"),
         (CLASSES + 1, {"class_names": ["a", "b", "c"]}, "not among the 3 classes: 3"),
-        (CLASSES, {"class_names": ["a", "b", "c", "d"]}, "class d has no readable image in arrays"),
+        (
+            CLASSES,
+            {"class_names": ["a", "b", "c", "d"]},
+            "class d has no readable example in arrays",
+        ),
         (CLASSES, {"class_names": 3}, "class_names must be a sequence of names"),
-        (np.eye(4)[CLASSES], {}, "class 3 has no readable image in arrays"),
-        (np.eye(4)[CLASSES], {"task": "multi_label"}, "class 3 has no readable image"),
+        (np.eye(4)[CLASSES], {}, "class 3 has no readable example in arrays"),
+        (np.eye(4)[CLASSES], {"task": "multi_label"}, "class 3 has no readable example"),
         (CLASSES, {"vall_split": 0.2}, "Unknown option 'vall_split' of from_arrays"),
         (CLASSES, {"task": "classes"}, "task must be one of single_label"),
         (["x"] * 12, {"task": "regression"}, "must be numbers of shape [N, C]"),
@@ -114,7 +118,7 @@ def test_a_class_whose_images_are_unusable_is_named():
     for i in np.flatnonzero(CLASSES == 1):
         images[i] = images[i][..., 0, 0]
     with pytest.raises(
-        InputError, match=r"class 1 has no readable image in arrays \(train 1: not of"
+        InputError, match=r"class 1 has no readable example in arrays \(train 1: not of"
     ):
         from_arrays((images, CLASSES), progress=False)
 

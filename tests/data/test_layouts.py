@@ -157,7 +157,7 @@ def test_a_validation_folder_makes_the_share_superfluous_and_says_so(tmp_path, c
     assert len(data.examples["train"]) == 8 and len(data.examples["val"]) == 1
     said = capsys.readouterr().err
     assert "--val-split has no effect" in said
-    assert "val has no image of b" in said
+    assert "val has no example of b" in said
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_a_path_or_name_opens_what_it_stands_for(folder, tmp_path):
         assert open_data(path, progress=False).counts == whole.counts
     with tfds.testing.mock_data(num_examples=60), pytest.raises(InputError, match="mnist has the"):
         open_data("tfds:mnist", progress=False)
-    with pytest.raises(InputError, match=r"is a table: mark its validation images there"):
+    with pytest.raises(InputError, match=r"is a table: mark its validation examples there"):
         open_data(tmp_path / "table.csv", val=folder, progress=False)
     with pytest.raises(InputError, match="no such folder"):
         open_data(tmp_path / "nothing", progress=False)

@@ -135,12 +135,12 @@ def test_lists_that_cannot_be_used(animals, tmp_path):
     refused("has no column split", [("a", "train")], ("path", "part"))
     refused("line 2: 'trian' is not a split; use train, val or test", [("a", "trian")])
     refused("is in train and in val", [("a", "train"), ("a", "val")])
-    refused("names no image", [])
-    refused("names none of the images", [("elsewhere/cat/p0_00.png", "val")])
+    refused("names no example", [])
+    refused("names none of the examples", [("elsewhere/cat/p0_00.png", "val")])
     everything = [(str(p.relative_to(animals)), "train") for p in animals.glob("*/*.png")]
-    refused("leaves no image in val", everything)
+    refused("leaves no example in val", everything)
     no_emu = [(name, "val" if name.startswith("emu") else part) for name, part in everything]
-    refused("leaves no image of class emu in train", no_emu)
+    refused("leaves no example of class emu in train", no_emu)
     assert read_split_file(write_list(tmp_path / "l.csv", [("a", "valid")])) == {"a": "val"}
 
 
@@ -177,7 +177,7 @@ def test_parts_of_a_list_are_measured(animals, tmp_path):
     assert test.examples["test"].names == data.examples["test"].names
     whole = labeled_images(animals, data.class_names, split_file=file)
     assert len(whole.examples["all"]) == 40
-    with raises("names no test image"):
+    with raises("names no test example"):
         only = write_list(tmp_path / "only.csv", [("cat/p0_00.png", "val")])
         labeled_images(animals, data.class_names, split="test", split_file=only)
 
@@ -322,7 +322,11 @@ def test_rules_that_cannot_be(options, words):
         ({"val_split": 0}, set(), "the validation share must be between 0 and 1"),
         ({"val_split": "0.2"}, set(), "between 0 and 1 (both excluded), not '0.2'; 0.2 is usual"),
         ({"folds": 2, "fold": 1}, {"val"}, "--folds needs all images in one folder"),
-        ({"groups": "(p)"}, {"val"}, "--group determines the split, but the validation images are"),
+        (
+            {"groups": "(p)"},
+            {"val"},
+            "--group determines the split, but the validation examples are",
+        ),
     ],
 )
 def test_rules_that_do_not_fit_the_folders(options, given, words):
@@ -372,14 +376,16 @@ def test_lists_that_leave_a_part_or_a_class_empty(tmp_path):
         return assigned(rule, labels, target=target)
 
     for part, other in (("train", "val"), ("val", "train")):
-        with raises(f"l.csv leaves no image in {part}: list some"):
+        with raises(f"l.csv leaves no example in {part}: list some"):
             listed([other] * 60)
     cats = ["train"] * 30 + ["val"] * 30
-    with raises("l.csv leaves no image of class dog in train: list some"):
+    with raises("l.csv leaves no example of class dog in train: list some"):
         listed(cats)
     many = SimpleNamespace(task="multi_label", names=ANIMALS.names)
     assert listed(cats, np.eye(3, dtype=int)[LABELS], many)["val"] == list(range(30, 60))
-    with raises("l.csv names none of the images: its paths must be relative to the folder of the"):
+    with raises(
+        "l.csv names none of the examples: its paths must be relative to the folder of the"
+    ):
         assigned(SplitRule(split_file=write_list(tmp_path / "l.csv", [("b", "val"), ("a", "val")])))
     with raises("like cat/p0_0.png, not a"):
         assigned(SplitRule(split_file=tmp_path / "l.csv"))
@@ -399,7 +405,7 @@ def test_files_of_lists(tmp_path, monkeypatch):
     for text, words in (
         ("", "has no column path and no column split; a list of splits has the columns path and"),
         ("path\n", "has no column split;"),
-        ("path,split\n", "l.csv names no image"),
+        ("path,split\n", "l.csv names no example"),
         ("path,split\na,val\nb\n", "l.csv, line 3: None is not a split; use train, val or test"),
         ("split,path\nval,a\ntrain\n", "l.csv, line 3 has no path"),
         ("path,split\n,val\n", "l.csv, line 2 has no path"),

@@ -488,10 +488,10 @@ def test_names_with_commas_are_classes_and_this_is_said(capsys):
 
 def test_a_class_without_a_readable_image_is_named(images):
     content = PLAIN + "images/bird/0.png,bird\nimages/bird/1.png,bird\n"
-    message = r"class bird has no readable image in .*bird/0\.png: .*; add images"
+    message = r"class bird has no readable example in .*bird/0\.png: .*; add some"
     with pytest.raises(InputError, match=message):
         table(images, content)
-    with pytest.raises(InputError, match="class fish has no readable image"):
+    with pytest.raises(InputError, match="class fish has no readable example"):
         table(images, PLAIN, class_names=("cat", "dog", "fish"))
     with pytest.raises(InputError, match=message):
         table(images, content.replace(",cat", ",cat|pet"), label_columns="label")

@@ -201,12 +201,12 @@ def test_what_cannot_be_assessed(whole, colours):
     with pytest.raises(InputError, match="is multi_label, but the data"):
         assess(labels, whole, "all")
     numbers = build_model(tiny_backbone(), Regression(["x"]), image_size=32)
-    with pytest.raises(InputError, match="one class per image"):
+    with pytest.raises(InputError, match="one class per example"):
         assess(numbers, whole, "all", precision=0.9)
     bias = model.get_layer("output").bias
     bias.assign([np.nan, 0, 0])
     for ask in (assess, calibrate, evaluate):
-        with pytest.raises(InputError, match="not finite for 36 of 36 images"):
+        with pytest.raises(InputError, match="not finite for 36 of 36 examples"):
             ask(model, whole, "all")
     with pytest.raises(InputError, match="not finite"):
         predict(model, [colours])
@@ -305,13 +305,13 @@ def test_what_is_wrong_is_said_at_once(tmp_path):
         (["--tta", "3"], "all views are the same"),
         (["--slice", "camera"], "is not a table"),
         (["--out", file], "is a file"),
-        (["--calibrate"], "names no val image"),
+        (["--calibrate"], "names no val example"),
     ):
         assert words in str(here("evaluate", folder, data, *options).exception)
     table = tmp_path / "table.csv"
     table.write_text("path,label\ndata/red/0.png,red\n")
     # The last to be found out, so that nothing before it loads Keras.
     missing = run("evaluate", folder, data, "--calibrate", "--slice", "size", "--tta", "mirror")
-    check_one_line(missing, "names no val image")
+    check_one_line(missing, "names no val example")
     missing = here("evaluate", folder, table, "--slice", "camera")
     assert "no column 'camera'" in str(missing.exception)

@@ -243,7 +243,7 @@ def test_what_is_fitted_goes_through_json(rng):
     for wrong in (0, -1, 1.5, float("nan")):
         with pytest.raises(InputError, match="must be above 0"):
             check_precision(wrong)
-    with pytest.raises(InputError, match="one class per image"):
+    with pytest.raises(InputError, match="one class per example"):
         check_precision(0.9, ["regression"])
 
 

@@ -127,6 +127,6 @@ def test_the_summary_text_of_every_task(rng):
     assert lines[1].startswith("kind: accuracy ") and "95 % interval" in lines[1]
     assert [line.split()[0] for line in lines[2:6]] == ["class", "a", "b", "c"]
     assert lines[6].startswith("tags: map ")
-    assert "without blue (the same in all images)" in lines[6]
+    assert "without blue (the same in all examples)" in lines[6]
     assert lines[9].startswith("blue ") and " – " in lines[9]  # undefined
     assert lines[10].startswith("age: mae ") and lines[12].startswith("years ")

@@ -140,7 +140,7 @@ def test_all_three_advantages():
     assert found.negative == ()
     for words in ("starts higher (+44.3", "learns faster", "after 1 epoch,", "ends higher (+38.7"):
         assert words in found.verdict
-    assert "from scratch is not as good at any size (≥ 1× [1, –] the images)" in found.verdict
+    assert "from scratch is not as good at any size (≥ 1× [1, –] the examples)" in found.verdict
 
 
 def test_negative_transfer_is_reported():
@@ -172,7 +172,7 @@ def test_table_json_and_plot(tmp_path):
     assert "| 5 | transfer | 55.0 |" in found.table()
     assert found.at().a_class == 20  # the middle one
     with pytest.raises(
-        InputError, match=r"7 images per class were not compared. Choose from 5, 20"
+        InputError, match=r"7 examples per class were not compared. Choose from 5, 20"
     ):
         found.at(7)
     found.write(tmp_path, a_class=5)
@@ -180,7 +180,7 @@ def test_table_json_and_plot(tmp_path):
     assert read == json.loads(json.dumps(found.to_dict()))
     assert read["sizes"][0]["transfer"]["curves"] == FAST
     assert read["sizes"][0]["images_saved"]["bound"] is None
-    assert (tmp_path / "comparison.md").read_text().startswith("| images per class |")
+    assert (tmp_path / "comparison.md").read_text().startswith("| examples per class |")
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -223,7 +223,7 @@ def source(tmp_path):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"sizes": [2, 11]}, "Cannot draw 11 training images per class: give 1 to 10"),
+        ({"sizes": [2, 11]}, "Cannot draw 11 training examples per class: give 1 to 10"),
         ({"sizes": []}, "at least one size"),
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"seeds": []}, "seeds must be different"),
@@ -294,7 +294,7 @@ def test_other_tasks_are_compared_by_their_own_score(
     assert found.at(12).chance == pytest.approx(chance, abs=0.1)
     start, *_ = found.at(12).transfer[0].accuracy
     assert start > found.at(12).scratch[0].start and start > chance
-    assert found.verdict.startswith("12 images: ") and "per class" not in str(found)
+    assert found.verdict.startswith("12 examples: ") and "per class" not in str(found)
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["sizes_are"] == "images"
 
 

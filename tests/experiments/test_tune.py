@@ -266,7 +266,7 @@ def test_a_search_finds_better_values(data, tmp_path, quick):
         assert ((part[..., 2] - part[..., 0]) > 60).sum() > 50
     assert json.loads(json.dumps(tuned.to_dict()))["best"]["number"] == best.number
     assert f"Best: trial {best.number} of 16" in tuned.verdict and "optimistic" in tuned.verdict
-    assert "on the test images its accuracy is 0.5000" in tuned.verdict
+    assert "on the test examples its accuracy is 0.5000" in tuned.verdict
     assert "(default)" in tuned.table() and "7 more in" in tuned.table()
 
 

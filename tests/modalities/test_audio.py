@@ -239,7 +239,9 @@ def test_the_data_choose_the_window_and_the_rate():
 
 
 def test_networks_for_images_are_built_at_the_size_of_the_bands_by_default():
-    clips = from_arrays(([tone(440 + 40 * i) for i in range(10)], [0, 1] * 5), rate=RATE, class_names=("a", "b"))
+    clips = from_arrays(
+        ([tone(440 + 40 * i) for i in range(10)], [0, 1] * 5), rate=RATE, class_names=("a", "b")
+    )
     pixels = np.arange(10 * 192).reshape(10, 8, 8, 3).astype("uint8")
     pixels = from_arrays((pixels, [0, 1] * 5), class_names=("a", "b"))
     sizes = {}

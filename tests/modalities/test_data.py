@@ -257,11 +257,11 @@ def test_from_directory_refuses(tmp_path, animals):
         from_directory(animals, val_split=1)
     (animals / "fox").mkdir()
     with raises(
-        f"class fox has no readable image in {animals}; add images, or leave the class out"
+        f"class fox has no readable example in {animals}; add some, or leave the class out"
     ):
         from_directory(animals)
     (animals / "fox" / "a.jpg").write_bytes(b"")
-    with raises(f"({animals / 'fox' / 'a.jpg'}: empty file); add images, or leave the class out"):
+    with raises(f"({animals / 'fox' / 'a.jpg'}: empty file); add some, or leave the class out"):
         from_directory(animals)
     (animals / "fox" / "b.png").write_bytes(encode(three_colours(), "PNG"))
     with raises("class fox has 1 readable example"):
