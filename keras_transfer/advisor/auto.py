@@ -14,11 +14,17 @@ from keras_transfer.advisor.budget import (
     WORTH_WITH_LIMIT,
     Clock,
     Pace,
+    TimeLeft,
     expected_share,
     lengths_up_to,
     longest,
 )
-from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined, widest
+from keras_transfer.advisor.closed_forms import (
+    QUESTIONS,
+    compare_closed_forms,
+    joined,
+    widest,
+)
 from keras_transfer.advisor.plans import NO_SIGNAL, closed_form_of, decide, first_plan
 from keras_transfer.advisor.race import ALWAYS, CLEARLY, UNLESS_WORSE, Entry, Race
 from keras_transfer.advisor.rules import (
@@ -138,8 +144,7 @@ class _Auto:
             questions=_questions(self.config.augment, QUESTIONS),
             engine=self.config.engine,
             seed=self.config.seed,
-            more=lambda: self.clock.has(_FOR_EVIDENCE),
-            fits=self._fits,
+            time_left=TimeLeft(lambda: self.clock.has(_FOR_EVIDENCE), self._fits),
             built={first.backbone: self.made.model} if self.made else {},
         )
         say(str(evidence))
@@ -242,7 +247,7 @@ class _Auto:
         return (best, [longer], share) if longer <= 4 * most else None
 
     def _fits(self, seconds, layers):
-        """See `compare_closed_forms`: whether there is time for a fine-tuning of the default length."""
+        """See `TimeLeft`: whether there is time for a fine-tuning of the default length."""
         train, val = len(self.data.examples["train"]), len(self.data.examples["val"])
         epochs = self.overrides.get("epochs") or default_epochs(train)
         return Pace(seconds, layers, train, val).minutes(epochs) <= self.clock.left

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from keras_transfer.schedules.recipes import DEFAULT, default_epochs
@@ -63,6 +63,20 @@ class Clock:
                     self.model.stop_training = True
 
         return Limit()
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Whether there is time for more, while candidates are compared.
+
+    Attributes:
+        more: called before each further pass over the examples; False ends the comparison.
+        fits: whether a network can be trained in time, from the seconds of its forward pass for one
+            example and its number of layers. Until one can, smaller sizes are tried.
+    """
+
+    more: Callable[[], bool] = lambda: True
+    fits: Callable[[float, int], bool] = lambda seconds, layers: True
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ other candidates, example by example.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from keras_transfer.advisor.budget import TimeLeft
 from keras_transfer.advisor.evidence import Candidate, Evidence, Row
 from keras_transfer.advisor.inputs import random_sample, sized_backbone
 from keras_transfer.advisor.judging import difference, judge, score_name
@@ -52,8 +53,7 @@ def compare_closed_forms(
     questions: Sequence[str] = QUESTIONS,
     engine: str = "auto",
     seed: int = 0,
-    more: Callable[[], bool] = lambda: True,
-    fits: Callable[[float, int], bool] = lambda seconds, layers: True,
+    time_left: TimeLeft = TimeLeft(),
     built: Mapping[str, Any] | None = None,
 ) -> Evidence:
     """Compare what a model could see, by the loss of closed-form heads in cross-validation.
@@ -71,9 +71,7 @@ def compare_closed_forms(
         image_size: the only size to try; a `Framing` may also say the crop.
         taps: those to try for backbones that are built here; by default all for such examples.
         questions: those of `QUESTIONS` to answer.
-        more: called before each further pass over the examples; False ends the comparison.
-        fits: whether a network can be trained in the time there is, from the seconds of its forward pass
-            for one example and its number of layers. Until one can, smaller sizes are tried.
+        time_left: what ends the comparison early; by default nothing.
         built: name → model with the backbone's pretrained weights and all of these taps, which saves
             building it again at its size.
 
@@ -89,24 +87,24 @@ def compare_closed_forms(
     pair = joined(names) if together else None
     if pair is None or not table.add(pair, given):
         for name in names:
-            if table.rows and not more():
+            if table.rows and not time_left.more():
                 table.notes.append(f"{_name(name)} is not compared, because the time is over.")
             else:
                 table.add(name, given)
         if not table.first:
             raise InputError(f"No backbone can be used. {' '.join(table.notes)}")
         pair = joined(table.best_names()[:2]) if together and len(names) > 2 else None
-        if pair and more():
+        if pair and time_left.more():
             table.add(pair, given, only=pair)
     if table.rows:
-        if "mirror" in questions and table.train.modality.mirrors and more():
+        if "mirror" in questions and table.train.modality.mirrors and time_left.more():
             table.add_mirror()
         if "framings" in questions:
-            _try_framings(table, given, more, fits)
+            _try_framings(table, given, time_left)
     return table.result(time.perf_counter() - started, "pace" in questions)
 
 
-def _try_framings(table, given, more, fits):
+def _try_framings(table, given, time_left):
     """Add the best combination at other crops, then at other sizes.
 
     Sizes get smaller while these are no worse; where that is too large to be trained in time, they get
@@ -114,24 +112,24 @@ def _try_framings(table, given, more, fits):
     """
     best, modality = table.best.candidate, table.train.modality
     for framing in () if given.settled else modality.other_framings(table.train, best.framing):
-        if more():
+        if time_left.more():
             table.add_like(best, framing)
     for framing in (
         modality.larger_framings(table.best.candidate.framing) if given.size is None else ()
     ):
-        if more():
+        if time_left.more():
             table.add_like(table.best.candidate, framing)
     best = table.best
-    large = not fits(*table.pace(best))
+    large = not time_left.fits(*table.pace(best))
     for framing in modality.smaller_framings(best.candidate.framing) if given.size is None else ():
         before = len(table.rows)
         if any(row.candidate.framing == framing for row in table.rows):
             continue  # it was the default
-        if not more() or not table.add_like(best.candidate, framing, alone=large):
+        if not time_left.more() or not table.add_like(best.candidate, framing, alone=large):
             return
         new = table.rows[before:]
         gap, error = table.behind(min(new, key=lambda row: row.judged.loss))
-        if gap > error and (not large or any(fits(*table.pace(row)) for row in new)):
+        if gap > error and (not large or any(time_left.fits(*table.pace(row)) for row in new)):
             return
 
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import write_image
 
 from keras_transfer.advisor import closed_forms
+from keras_transfer.advisor.budget import TimeLeft
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms
 from keras_transfer.advisor.evidence import Evidence, Row
 from keras_transfer.advisor.judging import Judged
@@ -123,7 +124,7 @@ def test_sizes_get_smaller_until_one_can_be_trained_in_time(
         asked.append(layers)
         return seconds <= most
 
-    found = compare(colors, blind, questions=("framings", "pace"), fits=fits)
+    found = compare(colors, blind, questions=("framings", "pace"), time_left=TimeLeft(fits=fits))
     assert {row.candidate.framing.size for row in found.rows} == sizes
     assert set(asked) == {found.layers}
     assert found.forward == (found.best.framing.size / 32) ** 2
