@@ -130,6 +130,22 @@ def test_sizes_get_smaller_until_one_can_be_trained_in_time(
     assert found.forward == (found.best.framing.size / 32) ** 2
 
 
+def test_sizes_get_smaller_while_one_of_their_rows_is_no_worse(blind, colors, monkeypatch):
+    smaller = [24, 16, 8]
+    monkeypatch.setattr(Images, "smaller_framings", lambda _, f: [f.at(size) for size in smaller])
+    monkeypatch.setattr(Images, "other_framings", lambda *_: [])
+
+    def behind(_, row):  # the last stage alone, whose row is added last, sees nothing anyway
+        size, taps = row.candidate.framing.size, row.candidate.taps
+        return (9.0 if taps == "last" or size < 16 else 0.0), 1.0
+
+    monkeypatch.setattr(closed_forms._Comparison, "behind", behind)
+    found = compare(colors, blind, questions=("framings",))
+    assert {row.candidate.framing.size for row in found.rows} == {32, 24, 16, 8}
+    found = compare(colors, blind, questions=("framings",), image_size=32)
+    assert {row.candidate.framing.size for row in found.rows} == {32}
+
+
 @pytest.mark.parametrize(
     ("behind", "words"),
     [
