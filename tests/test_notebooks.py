@@ -165,7 +165,7 @@ def test_advisor_and_compare_runs(real_data, real_weights):
     short = {"BACKBONES": ["mobilenet_0.25"], "SIZES": (40,), "EPOCHS": 5}
     for notebook in run("03_advisor_and_compare", **short):
         said = "\n".join(texts(notebook))
-        assert re.search("40 images per class: transfer starts higher.* ends higher", said)
+        assert re.search("40 examples per class: transfer starts higher.* ends higher", said)
 
 
 def test_adaptation_and_serving_runs(real_data, real_weights):

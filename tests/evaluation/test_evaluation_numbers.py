@@ -183,7 +183,7 @@ def test_outputs_that_are_not_finite_are_said():
     logits = np.zeros((3, 2), "float32")
     logits[1] = np.nan, 0
     logits[2] = 0, np.inf
-    with pytest.raises(InputError, match=r"for 2 of 3 images \(first b\.png\).*diverged"):
+    with pytest.raises(InputError, match=r"for 2 of 3 examples \(first b\.png\).*diverged"):
         require_finite(logits, ["a.png", "b.png", "c.png"])
     require_finite(logits[:1], ["a.png"])
 
