@@ -19,12 +19,7 @@ from keras_transfer.advisor.budget import (
     lengths_up_to,
     longest,
 )
-from keras_transfer.advisor.closed_forms import (
-    QUESTIONS,
-    compare_closed_forms,
-    joined,
-    widest,
-)
+from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined, widest
 from keras_transfer.advisor.plans import NO_SIGNAL, closed_form_of, decide, first_plan
 from keras_transfer.advisor.race import ALWAYS, CLEARLY, UNLESS_WORSE, Entry, Race
 from keras_transfer.advisor.rules import (
@@ -144,7 +139,10 @@ class _Auto:
             questions=_questions(self.config.augment, QUESTIONS),
             engine=self.config.engine,
             seed=self.config.seed,
-            time_left=TimeLeft(lambda: self.clock.has(_FOR_EVIDENCE), self._fits),
+            time_left=TimeLeft(
+                lambda: self.clock.has(_FOR_EVIDENCE),
+                None if self.clock.minutes is None else self._fits,
+            ),
             built={first.backbone: self.made.model} if self.made else {},
         )
         say(str(evidence))
@@ -191,7 +189,7 @@ class _Auto:
             elif plan := first_plan(self.data, evidence, lengths, begun=begun, **limits):
                 base, pace = closed_form_of(plan.candidate, base.augment), plan.pace
                 choice = replace(base, strategy=choice.strategy)
-                if plan.candidate in [row.candidate for row in evidence.equal] or not evidence.rows:
+                if plan.equal:
                     margin = UNLESS_WORSE
                 if plan.candidate != evidence.best:
                     say(f"The best candidate takes longer: {plan.candidate} is fine-tuned.")
@@ -321,7 +319,7 @@ class _Auto:
             data=self.data,
         )
 
-    # -- what is chosen
+    # -- choices
 
     def _first(self) -> Choice:
         """Return the closed form on the candidate that is best most often."""

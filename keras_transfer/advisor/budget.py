@@ -72,11 +72,11 @@ class TimeLeft:
     Attributes:
         more: called before each further pass over the examples; False ends the comparison.
         fits: whether a network can be trained in time, from the seconds of its forward pass for one
-            example and its number of layers. Until one can, smaller sizes are tried.
+            example and its number of layers. Until one can, smaller sizes are tried. None: all can.
     """
 
     more: Callable[[], bool] = lambda: True
-    fits: Callable[[float, int], bool] = lambda seconds, layers: True
+    fits: Callable[[float, int], bool] | None = None
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def compare_closed_forms(
 def _try_framings(table, given, time_left):
     """Add the best combination at other crops, then at other sizes.
 
-    Sizes get smaller while these are no worse; where that is too large to be trained in time, they get
+    Sizes get smaller until they are worse; where the best is too large to be trained in time, they get
     smaller until one is not, and the backbones of a combination are also tried alone.
     """
     best, modality = table.best.candidate, table.train.modality
@@ -119,9 +119,12 @@ def _try_framings(table, given, time_left):
     ):
         if time_left.more():
             table.add_like(table.best.candidate, framing)
-    best = table.best
-    large = not time_left.fits(*table.pace(best))
-    for framing in modality.smaller_framings(best.candidate.framing) if given.size is None else ():
+    smaller = modality.smaller_framings(table.best.candidate.framing) if given.size is None else ()
+    if not smaller:
+        return
+    best, fits = table.best, time_left.fits
+    large = fits is not None and not fits(*table.pace(best))
+    for framing in smaller:
         before = len(table.rows)
         if any(row.candidate.framing == framing for row in table.rows):
             continue  # it was the default
@@ -129,7 +132,7 @@ def _try_framings(table, given, time_left):
             return
         new = table.rows[before:]
         gap, error = table.behind(min(new, key=lambda row: row.judged.loss))
-        if gap > error and (not large or any(time_left.fits(*table.pace(row)) for row in new)):
+        if gap > error and (not large or any(fits(*table.pace(row)) for row in new)):
             return
 
 
@@ -184,7 +187,7 @@ class _Comparison:
         self.first: Candidate | None = None
         self.sources: dict[str, Any] = {}  # name of a combination → what `sized_backbone` takes
         self.prefixes: dict[tuple, Any] = {}  # (name, size) → (prefix, options)
-        self.seconds: dict[Candidate, float] = {}  # of the forward pass for one example
+        self.seconds: dict[tuple, float] = {}  # of the forward pass for one example
         self.mirror_gain: tuple[float, float] | None = None
 
     def add(self, backbone, framing: Framing, only: str | None = None) -> bool:
@@ -222,10 +225,11 @@ class _Comparison:
         return self._seconds(best.candidate) * row.cost / best.cost, row.layers
 
     def _seconds(self, candidate):
-        if candidate not in self.seconds:
+        key = candidate.backbone, candidate.framing  # the network is the same for all taps
+        if key not in self.seconds:
             prefix, _ = self._prefix(self.sources[candidate.backbone], candidate.framing)
-            self.seconds[candidate] = seconds_per_example(prefix)
-        return self.seconds[candidate]
+            self.seconds[key] = seconds_per_example(prefix)
+        return self.seconds[key]
 
     def add_mirror(self):
         """Find out whether the best candidate becomes better if it also learns from mirror images."""
@@ -257,8 +261,11 @@ class _Comparison:
         return min(equal, key=lambda row: (row.cost, row.judged.loss), default=first)
 
     def _surely_lower(self, row: Row, other: Row) -> bool:
-        gap, error = difference(row.judged.losses, other.judged.losses, self.together)
+        gap, error = self._gap(row, other)
         return gap < -error
+
+    def _gap(self, row: Row, other: Row) -> tuple[float, float]:
+        return difference(row.judged.losses, other.judged.losses, self.together)
 
     def best_names(self) -> list[str]:
         """Return the names of the backbones, best first."""
@@ -267,13 +274,13 @@ class _Comparison:
 
     def behind(self, row: Row) -> tuple[float, float]:
         """Return (loss behind the chosen row, its standard error)."""
-        return difference(row.judged.losses, self.best.judged.losses, self.together)
+        return self._gap(row, self.best)
 
     def result(self, seconds: float, pace: bool) -> Evidence:
         rows = []
-        chosen = self.best if self.rows else None
+        chosen: Any = self.best if self.rows else None
         for row in sorted(self.rows, key=lambda row: (row is not chosen, row.judged.loss)):
-            gap, error = (0.0, 0.0) if row is chosen else self.behind(row)
+            gap, error = (0.0, 0.0) if row is chosen else self._gap(row, chosen)
             rows.append(replace(row, behind=gap, error=error))
         assert self.first is not None, "a comparison without a backbone is an InputError"
         signal = True

@@ -25,7 +25,8 @@ class Plan:
     """A fine-tuning and what is expected of it.
 
     Attributes:
-        candidate: what is trained.
+        candidate: whose network is trained.
+        equal: whether its closed form is as good as the best one, within the standard error.
         pace: how fast.
         epochs: how long.
         points: by which the score is expected to exceed that of the best closed form.
@@ -33,6 +34,7 @@ class Plan:
     """
 
     candidate: Candidate
+    equal: bool
     pace: Pace
     epochs: int
     points: float
@@ -62,12 +64,11 @@ def first_plan(
     rows, equal = evidence.rows, evidence.equal
 
     def plan(candidate, row=None):
-        pace, behind = Pace.of(data, evidence, row), 0.0
-        if row is not None and row not in equal:
-            behind = rows[0].judged.score - row.judged.score
+        pace, as_good = Pace.of(data, evidence, row), row is None or row in equal
+        behind = 0.0 if as_good else rows[0].judged.score - row.judged.score
         error = evidence.error_left + behind
         found = longest(pace, error, (), lengths=lengths, behind=behind, **limits)
-        return Plan(candidate, pace, *found) if found else None
+        return Plan(candidate, as_good, pace, *found) if found else None
 
     if begun is not None:
         for row in rows:

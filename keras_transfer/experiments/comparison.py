@@ -256,13 +256,9 @@ class Comparison:
             ends = [found.asymptote.points(), f"{saving} the examples"]
             rows.append(["", "**difference**", found.start.points(), rise, "", *ends])
         columns = (
-            f"examples{self.each}",
-            "",
-            "start",
-            "slope per epoch",
-            "epochs to the same level",
+            *(f"examples{self.each}", "", "start", "slope per epoch", "epochs to the same level"),
+            *("end", "as good as from scratch with"),
         )
-        columns = (*columns, "end", "as good as from scratch with")
         return Table(columns, rows, "l" * len(columns)).markdown()
 
     def draw(self, path, *, a_class: int | None = None, title: str | None = None) -> None:

@@ -90,9 +90,8 @@ def test_the_cheapest_of_equally_good_ones_is_chosen(blind, colors):
     assert best(first, (0.501, 1.0, noise)) == 2.0  # no better than the first
     assert best(first, (0.3, 3.0, noise), (0.301, 1.5, -noise)) == 1.5  # nor worse than the lowest
     assert best(first, (0.3, 3.0, noise), (0.4, 1.5, noise)) == 3.0
-    assert (
-        best(first, (0.3, 3.0, noise), (0.495, 1.5, 3 * noise)) == 3.0
-    )  # not surely below the first
+    # Not surely below the first.
+    assert best(first, (0.3, 3.0, noise), (0.495, 1.5, 3 * noise)) == 3.0
 
 
 @pytest.mark.parametrize(
