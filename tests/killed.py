@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_transfer.runs import Checkpoint
+from keras_transfer.utils.checkpoint import Checkpoint
 
 
 class Killed(Exception):

@@ -17,8 +17,8 @@ from keras_transfer.adaptation.streams import MOST_BATCHES, Stream, check_target
 from keras_transfer.errors import Diverged, InputError
 from keras_transfer.evaluation.measures import predict_batches
 from keras_transfer.models.acceleration import jit_compile
-from keras_transfer.runs import Checkpoint
 from keras_transfer.training.weights import assign, collect, reseed
+from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import progress_bar, say
 from keras_transfer.utils.files import read_arrays, write_text
 from keras_transfer.utils.names import make_options

@@ -24,7 +24,8 @@ from keras_transfer.advisor.judging import (
 )
 from keras_transfer.advisor.rules import Choice
 from keras_transfer.data.examples import Examples, digest_of_fingerprints
-from keras_transfer.runs import PLACES, RACE, Checkpoint, Run, place_of
+from keras_transfer.runs import PLACES, RACE, Run, place_of
+from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.documents import read_json
 from keras_transfer.utils.files import read_arrays, write_arrays, write_text

@@ -23,9 +23,10 @@ from keras_transfer.features.known import say_cautions
 from keras_transfer.modalities import open_framing
 from keras_transfer.modalities.image.framing import checked_crop
 from keras_transfer.models.sources.backbones import check_backbone
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.recipes import DEFAULT, RECIPES, resolve_schedule
+from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import progress_bar, quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.global_state import restored

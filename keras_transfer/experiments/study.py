@@ -13,7 +13,8 @@ import numpy as np
 
 from keras_transfer.errors import InputError
 from keras_transfer.experiments.search_space import Space, format_values
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
+from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.files import (

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_transfer.errors import Diverged, Signals
 from keras_transfer.models.stages import Frozen
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
 from keras_transfer.schedules.plans import PlannedPhase, can_restart
 from keras_transfer.training.logs import LOGS
 from keras_transfer.training.rollback import LOW_EPOCHS, SLOWER, fell, restart_of
@@ -26,6 +26,7 @@ from keras_transfer.training.weights import (
     set_state,
     state_of,
 )
+from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import ProgressBar, counted, progress_bar, say
 from keras_transfer.utils.image_sizes import size_of
 

@@ -20,10 +20,11 @@ from keras_transfer.data.arrays import Arrays
 from keras_transfer.errors import Diverged, InputError, Interrupted
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import RACE, Checkpoint, Run, place_of
+from keras_transfer.runs import RACE, Run, place_of
 from keras_transfer.training.checkpoint import Progress
 from keras_transfer.training.config import TrainConfig
 from keras_transfer.training.trainer import Trainer
+from keras_transfer.utils.checkpoint import Checkpoint
 
 
 @pytest.fixture

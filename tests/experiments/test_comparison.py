@@ -26,7 +26,7 @@ from keras_transfer.experiments.learning_curves import (
     slope,
 )
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import Checkpoint
+from keras_transfer.utils.checkpoint import Checkpoint
 
 # -- learning curves ------------------------------------------------------------------------------
 

@@ -168,8 +168,8 @@ def test_an_interrupted_run_keeps_its_decisions(data, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    from keras_transfer.runs import Checkpoint
     from keras_transfer.training.checkpoint import Progress
+    from keras_transfer.utils.checkpoint import Checkpoint
 
     save = Checkpoint.save
 

@@ -96,7 +96,7 @@ from keras_transfer.evaluation.gradcam import grad_cam
 from keras_transfer.models.heads import Classification
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.models.stages import Backbone
-from keras_transfer.runs import Checkpoint
+from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.training.trainer import Trainer
 
 assert keras.backend.backend() == "jax"

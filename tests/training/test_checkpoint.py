@@ -11,8 +11,9 @@ import pytest
 
 from keras_transfer import runs as module
 from keras_transfer.errors import InputError
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
 from keras_transfer.training.weights import assign, collect
+from keras_transfer.utils.checkpoint import Checkpoint
 
 SETTINGS = {"rate": 0.1, "phases": [{"name": "head"}]}
 

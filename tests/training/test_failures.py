@@ -18,9 +18,10 @@ from keras_transfer.data import from_directory
 from keras_transfer.errors import Diverged, InputError, Interrupted
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training.trainer import Trainer
+from keras_transfer.utils.checkpoint import Checkpoint
 
 NAMES = ("blue", "green", "red")
 HEAD = Phase("head", "all", 2, 1e-2)

@@ -15,10 +15,11 @@ from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.recipes import RECIPES
 from keras_transfer.training.trainer import Trainer
+from keras_transfer.utils.checkpoint import Checkpoint
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 KILLS = 2  # the script with more of them is for by hand

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_transfer.errors import InputError
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.utils.checkpoint import Checkpoint
 
 CHOICES = ("auto", "none", "mirrored", "multi_worker", "jax")
 SCALINGS = ("auto", "none")

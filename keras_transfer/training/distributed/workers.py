@@ -21,9 +21,10 @@ from keras_transfer.features.extraction import Activations, extract
 from keras_transfer.features.store import DIGEST
 from keras_transfer.modalities.views import View
 from keras_transfer.models.framing import framing_of
-from keras_transfer.runs import Checkpoint, Run
+from keras_transfer.runs import Run
 from keras_transfer.training.distributed import faults
 from keras_transfer.training.distributed.single_process import SingleProcess
+from keras_transfer.utils.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from keras_transfer.data.order import Share
