@@ -38,6 +38,7 @@ HISTORY = "history.csv"
 SKIPPED = "skipped.csv"
 SPLIT = "split.csv"
 MODEL = "model.keras"
+VALIDATED = "validated.keras"  # before the refit, which has also seen the validation examples
 REPORT = "report.html"
 FEATURE_MAPS = "feature_maps.npz"  # of an adaptation, for its report
 EXPORT = "export"
@@ -87,6 +88,7 @@ class Run:
     Attributes:
         path: the directory.
         model_path, report_path: files of the model and of the report.
+        validated_path: the model before a refit; missing without one.
         feature_maps_path: feature maps of an adaptation, for its report.
         split_path: table of the splits, for `split_file`.
         state_path: folder of the checkpoint, which is deleted when the run is finished.
@@ -96,6 +98,7 @@ class Run:
     def __init__(self, path):
         self.path = Path(path)
         self.model_path = self.path / MODEL
+        self.validated_path = self.path / VALIDATED
         self.report_path = self.path / REPORT
         self.feature_maps_path = self.path / FEATURE_MAPS
         self.split_path = self.path / SPLIT
@@ -309,9 +312,14 @@ class Run:
     @property
     def model(self):
         """The best model, a plain `keras.Model`, loaded anew at each access."""
+        return self.model_for("all")
+
+    def model_for(self, split: str):
+        """Return the model with which a split is measured: the one before a refit for `"val"`."""
         from keras_transfer.models.sources.own import load_model
 
-        return load_model(self.model_path)
+        before = split == "val" and self.validated_path.is_file()
+        return load_model(self.validated_path if before else self.model_path)
 
     def write_history(self, rows: list[dict]) -> None:
         """Write one row per epoch; missing values stay empty."""
@@ -319,11 +327,16 @@ class Run:
         text = csv_text(columns, ([row.get(column, "") for column in columns] for row in rows))
         write_text(self.path / HISTORY, text)
 
-    def finish(self, model, metrics: dict) -> None:
-        """Write the metrics, then the model, whose presence marks the run as finished."""
+    def finish(self, model, metrics: dict, final: bool = True) -> None:
+        """Write the metrics, then the model, whose presence marks the run as finished.
+
+        Args:
+            final: False if a refit follows: the model is kept as the one that was validated.
+        """
         write_text(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
-        write_file(self.model_path, model.save)
-        shutil.rmtree(self.state_path, ignore_errors=True)
+        write_file(self.model_path if final else self.validated_path, model.save)
+        if final:
+            shutil.rmtree(self.state_path, ignore_errors=True)
 
     def next_export(self, format: str = "saved_model", int8: bool = False) -> Path:
         """Return the next version: `export/1`, `export/2`, …; TF Serving serves the highest.

@@ -77,6 +77,8 @@ CONTENDERS = (
         "lp_ft_rate1e-3": "--strategy lp_ft --learning-rate 1e-3",
         "lp_ft_crop1": "--strategy lp_ft --crop 1",
         "lp_ft_soup": "--strategy lp_ft --soup",
+        "lp_ft_refit": "--strategy lp_ft --refit always",
+        "closed_form_refit": "--strategy feature_extraction --refit always",
         "lp_ft_ema": "--strategy lp_ft --set all.ema=0.98",
         "discriminative": "--strategy discriminative",
         "bit": "--strategy bit",

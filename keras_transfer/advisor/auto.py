@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -18,6 +19,7 @@ from keras_transfer.advisor.budget import (
     expected_share,
     lengths_up_to,
     longest,
+    refit_points,
 )
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined, widest
 from keras_transfer.advisor.plans import NO_SIGNAL, closed_form_of, decide, first_plan
@@ -39,7 +41,7 @@ from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs, default_rate
-from keras_transfer.training.config import TYPES, TrainConfig
+from keras_transfer.training.config import NEVER, TYPES, TrainConfig
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import say
 
@@ -64,7 +66,10 @@ def train_best(
     3. A race of fine-tunings that start from the best closed form, judged on the validation
        examples. The best run so far is at `out` at any time.
 
-    It ends when the minutes are over, or when a further training is not expected to be worth its time.
+    4. A refit: the best model is trained again on training and validation examples, where these were
+       drawn from the same ones and it is worth its time.
+
+    The race ends when the minutes are over, or when a further training is not expected to be worth its time.
 
     Args:
         data: any task, or several heads; with training and validation examples.
@@ -159,6 +164,8 @@ class _Auto:
             other = evidence.best != evidence.default or base.augment != first.augment
             if other and self.race.best is self.race.entries[0] and self.clock.left > 0:
                 self.race.enter(base, UNLESS_WORSE)  # the evidence has seen more examples
+        if evidence.signal:
+            self._refit()
         self.race.publish(document)
         self.race.close()
         return Run.open(self.race.out)
@@ -259,16 +266,54 @@ class _Auto:
             )
         return replace(choice, overrides=overrides)
 
+    def _refit(self):
+        """Train the best model again on training and validation examples, where that is worth its time."""
+        wanted, best = self.config.refit, self.race.best
+        if wanted == NEVER or (wanted == AUTO and not self.data.val_drawn):
+            return
+        train, val = (len(self.data.examples[split]) for split in ("train", "val"))
+        points, minutes = (
+            refit_points(1 - best.judged.score, train, val),
+            best.minutes * (train + val) / train,
+        )
+        worth = self.worth if wanted == AUTO else -math.inf
+        if minutes > self.clock.left or points <= worth * minutes:
+            say(
+                f"refit: left out, because {points:.1f} points in {minutes:.1f} min are not worth it"
+            )
+            return
+        say(f"refit: expected to add {points:.1f} points in {minutes:.1f} min.")
+        self.race.refit(partial(self._train_again, best.choice))
+
+    def _train_again(self, choice, run, folder):
+        """See `race.TrainAgain`."""
+        trainer = self._trainer(choice)
+        found = trainer.refit(self.data, run, folder, [self.clock.callback()])
+        return found and (trainer.model, found)
+
     # -- a contender
 
     def train(self, choice: Choice, folder: Path) -> dict[str, np.ndarray]:
         """See `race.Train`."""
+        trainer = self._trainer(choice)
+        recorded = self.record(trainer.config)
+        recorded["advice"] = {"policy": self.config.policy, "choice": choice.to_dict()}
+        trainer.fit(
+            self.data,
+            folder,
+            config=recorded,
+            resume=Run.started(folder),
+            callbacks=[self.clock.callback()],
+        )
+        return by_head(trainer.heads, trainer.val_outputs)
+
+    def _trainer(self, choice):
         chosen = {
             "backbone": choice.backbone,
             "strategy": choice.strategy,
             "augment": choice.augment,
             "overrides": {**choice.overrides, **self._applicable(choice)},
-            **{"epochs": None, "learning_rate": None},
+            **{"epochs": None, "learning_rate": None, "refit": AUTO},
         }
         if choice.taps is not None:
             chosen["taps"] = choice.taps
@@ -278,17 +323,7 @@ class _Auto:
         if choice.strategy == "from_scratch":
             chosen["weights"] = None
         config = replace(self.config, **chosen)
-        trainer = Trainer(self._model(choice, config), config.strategy, config)
-        recorded = self.record(config)
-        recorded["advice"] = {"policy": config.policy, "choice": choice.to_dict()}
-        trainer.fit(
-            self.data,
-            folder,
-            config=recorded,
-            resume=Run.started(folder),
-            callbacks=[self.clock.callback()],
-        )
-        return by_head(trainer.heads, trainer.val_outputs)
+        return Trainer(self._model(choice, config), config.strategy, config)
 
     def _model(self, choice, config) -> keras.Model:
         """Return an untrained model: the last one again, if it is the same network."""

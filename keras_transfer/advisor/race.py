@@ -10,8 +10,10 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from keras_transfer.advisor.budget import Clock
@@ -28,7 +30,7 @@ from keras_transfer.runs import PLACES, RACE, Run, place_of
 from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import Table
 from keras_transfer.utils.documents import read_json
-from keras_transfer.utils.files import read_arrays, write_arrays, write_text
+from keras_transfer.utils.files import read_arrays, write_arrays, write_file, write_text
 
 OUTPUTS = "outputs.npz"  # of a contender for the validation examples
 # By how many standard errors of the difference a contender must be better than the best one so far.
@@ -40,6 +42,9 @@ _ERRORS = 1.0  # standard errors of accuracy that a lower loss may cost
 # Trains a choice into a folder, or continues there; returns the raw outputs of each head for the
 # validation examples, float [N, C].
 Train = Callable[[Choice, Path], dict[str, np.ndarray]]
+# Trains the model of a run again, on all examples, into a folder; returns the model and what metrics.json
+# says of it, or None if the first one should stay.
+TrainAgain = Callable[[Run, Path], tuple[keras.Model, dict] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +191,18 @@ class Race:
         gap, error = difference(entry.judged.losses, other.judged.losses, self._together)
         lost, lost_error = difference(other.judged.scores, entry.judged.scores, self._together)
         return gap < -margin * error and lost <= _ERRORS * lost_error
+
+    def refit(self, train: TrainAgain) -> None:
+        """Train the best entry again; its run gets that model, and keeps the one that was validated."""
+        assert self.best is not None, "nothing has been trained"
+        run = Run(self.best.folder)
+        found = train(run, self.folder / "refit")
+        if found is None:
+            return
+        model, how = found
+        if not run.validated_path.is_file():  # it is, if the process ended before the race did
+            write_file(run.validated_path, partial(shutil.copyfile, run.model_path))
+        run.finish(model, {**run.metrics, "refit": how})
 
     def publish(self, document: dict) -> None:
         """Put the best run at `out`, whole, with what is known about the race."""

@@ -113,7 +113,7 @@ def evaluate(
 
     (split,) = images.examples
     in_short = not (out or slice or precision or calibrate or tta)
-    model = run.model
+    model = run.model_for(split)
     if in_short:
         result = evaluation.evaluate(model, images, split)
         result["skipped"] = len(images.skipped)
@@ -122,7 +122,9 @@ def evaluate(
     options = {"tta": tta, "augmentation": augmentation}
     if calibrate:
         wanted = {*PRECISIONS, *([precision] if precision else [])}
-        fitted = evaluation.calibrate(model, validation, **options, precisions=sorted(wanted))
+        fitted = evaluation.calibrate(
+            run.model_for("val"), validation, **options, precisions=sorted(wanted)
+        )
         run.write_calibration(fitted.to_dict())
         print(
             f"{run.path}: calibrated on {counted(fitted.images, 'example')} of val", file=sys.stderr

@@ -69,6 +69,7 @@ _MORE = (
     "seed",
     "keep",
     "soup",
+    "refit",
     "calibrate",
     "minutes",
     "worth",
@@ -265,7 +266,13 @@ def _print_result(run, out, keep, explain, as_json):
         f"val {_val_text(metrics)}, {keep} epoch {metrics['best_epoch']}, "
         f"{metrics['wall_seconds']:.0f} s of training, {counted(metrics['skipped'], 'file')} skipped"
     )
-    print(f"{out}: model.keras, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
+    models = "model.keras"
+    if again := metrics.get("refit"):
+        print(
+            f"trained again on all {counted(again['examples'], 'example')}; validated.keras is the model before"
+        )
+        models += ", validated.keras"
+    print(f"{out}: {models}, metrics.json, history.csv, config.yaml, split.csv, skipped.csv")
     print(f"next: {shlex.join(['keras-transfer', 'report', str(out)])}", file=sys.stderr)
 
 

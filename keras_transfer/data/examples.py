@@ -221,6 +221,7 @@ class ImageData:
         source: how `open_data` finds the same images, for a run's `config.yaml`; empty if they do not
             lie in a folder, or are a part of one.
         opened: what a command has to be given to open them, if that is not `root`: a table.
+        val_drawn: whether a share of the training examples was drawn for validation.
     """
 
     class_names: tuple[str, ...]
@@ -230,6 +231,7 @@ class ImageData:
     targets: Target | dict[str, Target] = None  # type: ignore[assignment]  # see __post_init__
     source: dict[str, str] = field(default_factory=dict, init=False)  # `replace` does not copy it
     opened: str = ""
+    val_drawn: bool = False
 
     def __post_init__(self):
         if self.targets is None:

@@ -269,6 +269,7 @@ def divide(
     if rule.val_split is not None and ("val" in examples or rule.folds):
         why = "--folds draws them" if rule.folds else "they are given already"
         say(f"--val-split has no effect on the validation examples: {why}")
+    val_drawn = "val" not in examples and not (rule.folds or rule.listed)
     if rule.check(examples):
         parts = list(examples.values())
         labels = join_labels([part.labels for part in parts])
@@ -285,7 +286,7 @@ def divide(
         name: examples[name] for name in ("train", "val", "test") if name in examples
     }
     names = () if isinstance(target, dict) else target.names
-    data = ImageData(names, in_order, skipped, str(root), target)
+    data = ImageData(names, in_order, skipped, str(root), target, val_drawn=val_drawn)
     if names and data.task != "regression":
         for name, counts in data.counts.items():
             if missing := [label for label, count in counts.items() if not count]:

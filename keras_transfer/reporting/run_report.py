@@ -71,10 +71,10 @@ def write_report(
     own, note = data is None, None
     if own:
         data, note = _open_own_data(run, split)
-    model = run.model
-    document, shots = None, {}
+    model, document, shots = run.model_for("val"), None, {}
     if data is not None:
         split = _choose_split(data, split)
+        model = run.model_for(split)
         document = _measure(run, model, data, split, images, batch_size)
         shots = _shots(model, data.examples[split], document, images, batch_size)
         if own:
@@ -229,6 +229,11 @@ def _facts(config, metrics, model):
         "Augmentation": _augmentation(config),
         "Selected epoch": f"{metrics['best_epoch']} of {epochs} ({config['keep']})",
     }
+    if again := metrics.get("refit"):
+        facts["Refit"] = (
+            f"trained again on all {again['examples']:,} {many}, {counted(again['epochs'], 'epoch')} in "
+            f"{again['wall_seconds']:.0f} s; validation is measured with the model before it"
+        )
     if "stopped" in metrics:
         facts["Stopped"] = metrics["stopped"]
     return facts
@@ -336,7 +341,7 @@ def _measure(run, model, data, split, images, batch_size):
         calibration = None
     scalable = any(head.task in PROBABILITIES for head in heads.values())
     if calibration is None and scalable and "val" in data.examples:
-        calibration = calibrate(model, data, "val", batch_size=batch_size)
+        calibration = calibrate(run.model_for("val"), data, "val", batch_size=batch_size)
     most = max(images, IMAGES)
     evaluation = assess(
         model, data, split, calibration=calibration, most=most, batch_size=batch_size

@@ -31,6 +31,7 @@ from keras_transfer.utils.extras import require
 from keras_transfer.utils.image_sizes import checked_size
 
 FEATURE_DTYPES = ("auto", *DTYPES[:3])
+ALWAYS, NEVER = "always", "never"  # a refit
 POLICIES = ("evidence", "classical")  # of the advisor
 
 # The groups under which `--help` lists the settings.
@@ -228,6 +229,13 @@ class TrainConfig:
         False,
         TRAINING,
         "Save the average of the last phase's best epochs where it is no worse on validation.",
+    )
+    refit: str = setting(
+        AUTO,
+        TRAINING,
+        "Train the model again on training and validation examples, for as long as was best: auto, only "
+        "with the strategy auto, where the time is worth it.",
+        choices=(AUTO, ALWAYS, NEVER),
     )
     calibrate: bool = setting(
         True,

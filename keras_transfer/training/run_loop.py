@@ -418,21 +418,20 @@ class TrainingRun:
                 **compile_arguments(self.trainer.heads),
                 jit_compile=jit_compile(),
             )
-        metrics, scaled = progress.metrics(self.data, **more), {}
+        metrics = progress.metrics(self.data, **more)
         if "val" in self.data.examples:
-            size = self.trainer.config.batch_size
-            outputs = workers.outputs(self.model, self.data, "val", size, self._cached_outputs())
+            batch, cached = self.trainer.config.batch_size, self._cached_outputs()
+            outputs = workers.outputs(self.model, self.data, "val", batch, cached)
             # A closed form is calibrated already.
             steps = self.plan.phases[progress.phase_of_best].phase.solver == "gradient"
-            if steps and self.trainer.config.calibrate:
-                scaled = scale_logits(self.model, self.trainer.heads, *outputs)
+            calibrates = steps and self.trainer.config.calibrate
+            scaled = scale_logits(self.model, self.trainer.heads, *outputs) if calibrates else {}
             self.trainer.val_outputs = outputs[1]
             details = compute_metrics(self.trainer.heads, *outputs)
-            metrics["val"] = {**details, **metrics["val"]}
-            if scaled:
-                metrics |= {"temperature": scaled, "val": {**metrics["val"], **details}}
+            metrics["val"] = metrics["val"] | details if scaled else details | metrics["val"]
+            metrics |= {"temperature": scaled} if scaled else {}
         with workers.alone():  # only the chief saves
-            run.finish(model, metrics)
+            run.finish(model, metrics, final=bool(more) or not self.trainer.refits(self.data))
         for log in progress.logs:
             log.finish()
 
@@ -445,6 +444,7 @@ class TrainingRun:
         if self.validated is None:
             return None
         planned, outputs = self.validated
+        if planned.image_size != size_of(self.model.input_shape):
+            return None
         since = self.plan.phases[self.progress.phase_of_best :]
-        same_size = planned.image_size == size_of(self.model.input_shape)
-        return outputs if same_size and all(p.frozen >= planned.frozen for p in since) else None
+        return outputs if all(p.frozen >= planned.frozen for p in since) else None

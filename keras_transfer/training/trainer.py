@@ -16,19 +16,21 @@ from keras_transfer.modalities.views import Mix
 from keras_transfer.models.builders import check_targets, fit_heads, heads_of
 from keras_transfer.models.framing import framing_of, modality_of, set_framing, settle_framing
 from keras_transfer.models.heads import Head
+from keras_transfer.models.low_rank import merge
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import PLACES, Run
 from keras_transfer.schedules import recipes
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.plans import Plan, make_plan
 from keras_transfer.schedules.sizes import attention_stages
-from keras_transfer.training.config import TrainConfig, check_names
+from keras_transfer.training.config import ALWAYS, TrainConfig, check_names
 from keras_transfer.training.distributed.single_process import (
     SingleProcess,
     resolve_workers,
     scaled,
 )
 from keras_transfer.training.logs import check_logs
+from keras_transfer.training.refit import refit
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import absolute_paths, free_memory
@@ -88,6 +90,8 @@ class Trainer:
             raise InputError(
                 "data_service and distribute cannot be combined: leave out one of them."
             )
+        if self.workers.distributed and config.refit == ALWAYS:
+            raise InputError("refit 'always' is for one process: leave it out, or distribute.")
         self.devices = self.workers.replicas if config.scaling == "auto" else 1
         self.model = model
         check_balance(config.balance, [head.task for head in heads_of(model).values()])
@@ -298,15 +302,8 @@ class Trainer:
         logs = check_logs([*(["tensorboard"] if tensorboard else []), *logs])
         remember_saved_attributes()
         with self.workers.guarded():
-            data = check_targets(self.heads, data)
-            fit_heads(self.model, data.examples["train"].labels)
             previous = self._previous_settings(out) if resume else None
-            if previous is not None:
-                self._adopt(previous)
-            settle_framing(self.model, data, self.workers.on_chief)
-            if self._recipe == recipes.AUTO:
-                self._settle(data)
-            self._settle_augmentation(data)
+            data = self._prepared(data, previous)
             in_steps = self._head_in_steps
             if previous is None:  # the memory and the disk of the chief decide
                 in_steps = self.workers.on_chief(lambda: self._must_train_head(data))
@@ -315,7 +312,46 @@ class Trainer:
             schedule = self._schedule(len(data.examples["train"]), in_steps)
             places = absolute_paths({**data.source, **(config or {})}, PLACES)
             settings = self.settings(schedule, places)
-            return training.fit(out, settings, previous, logs)
+            if not self.refits(data):
+                return training.fit(out, settings, previous, logs)
+            merge(self.model)
+            start = self.model.get_weights()
+            run = training.fit(out, settings, previous, logs)
+            validated = self.model.get_weights()
+            self.model.set_weights(start)
+            found = refit(self, data, run, run.state_path / "refit")
+            if found is None:
+                self.model.set_weights(validated)
+                run.validated_path.unlink()
+            run.finish(self.model, run.metrics | ({"refit": found} if found else {}))
+            return run
+
+    def refits(self, data) -> bool:
+        """Return whether `fit` trains again on the validation examples of some data."""
+        return self.config.refit == ALWAYS and "val" in data.examples
+
+    def refit(self, data, run: Run, folder, callbacks=()) -> dict | None:
+        """Train the model of a finished run again on all examples, see `training.refit`.
+
+        Args:
+            data: the examples of the run.
+            run: stays as it is; `self.model` gets the new weights.
+            folder, callbacks: see `training.refit`.
+        """
+        with self.workers.guarded():
+            return refit(self, self._prepared(data), run, folder, callbacks)
+
+    def _prepared(self, data, previous=None):
+        """Return the data in the order of the heads, after everything that it decides is settled."""
+        data = check_targets(self.heads, data)
+        fit_heads(self.model, data.examples["train"].labels)
+        if previous is not None:
+            self._adopt(previous)
+        settle_framing(self.model, data, self.workers.on_chief)
+        if self._recipe == recipes.AUTO:
+            self._settle(data)
+        self._settle_augmentation(data)
+        return data
 
     def settings(self, schedule: Schedule, extra: dict) -> dict:
         """Return the content of `config.yaml`, except for the caching.

@@ -12,6 +12,7 @@ UNRECORDED = {
     "crop": 0.875,
     "depth": "full",
     "soup": False,
+    "refit": "auto",
     "calibrate": False,
 }  # settings that older runs do not record, and their value there
 

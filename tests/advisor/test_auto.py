@@ -259,6 +259,61 @@ def test_the_textbook_and_the_users_numbers(data, source, tmp_path):
         train_best(alone, tmp_path / "c", config(source), backbones=[source])
 
 
+# -- the refit ------------------------------------------------------------------------------------
+
+
+def test_the_best_model_is_trained_again_on_all_examples(data, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto, "refit_points", lambda *_: 100.0)
+    monkeypatch.setattr(Race, "better", lambda self, entry, *_: len(self.entries) == 2)
+    out, save, settings = tmp_path / "run", Checkpoint.save, config(source)
+
+    def interrupt(self, *args):
+        save(self, *args)
+        if self.folder.parent.name == "refit":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="best model so far"):
+        patch.setattr(Checkpoint, "save", interrupt)
+        train_best(data, out, settings, backbones=[source])
+    assert "refit" not in Run.open(out).metrics and Run.open(out).model is not None
+    run = train_best(data, out, settings, backbones=[source])
+    assert run.metrics["refit"]["examples"] == sum(map(len, data.examples.values()))
+    assert run.config["strategy"] == "lp_ft"
+    whole = train_best(data, tmp_path / "whole", settings, backbones=[source])
+    for split in ("val", "test"):
+        weights = (each.model_for(split).get_weights() for each in (run, whole))
+        for a, b in zip(*weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+    changed = run.model_for("test").get_weights()[-1] != run.model_for("val").get_weights()[-1]
+    assert changed.any() and not place_of(out).exists()
+
+
+def test_validation_examples_that_were_given_are_never_trained_on(
+    data, source, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(auto, "refit_points", lambda *_: 100.0)
+    monkeypatch.setattr(Evidence, "expected", 1.0)  # so that nothing is worth fine-tuning
+    assert data.val_drawn
+    given = replace(data, val_drawn=False)
+    for number, (images, wanted, done) in enumerate(
+        [(given, "auto", False), (data, "never", False), (given, "always", True)]
+    ):
+        run = train_best(
+            images, tmp_path / str(number), config(source, refit=wanted), backbones=[source]
+        )
+        assert ("refit" in run.metrics) is done
+    monkeypatch.setattr(auto, "refit_points", lambda *_: 0.0)
+    capsys.readouterr()
+    run = train_best(data, tmp_path / "worthless", config(source), backbones=[source])
+    assert "refit" not in run.metrics and "are not worth it" in capsys.readouterr().err
+
+
+def test_more_is_expected_of_a_refit_where_errors_and_examples_are_many():
+    assert budget.refit_points(0.0, 80, 20) == 0.0
+    assert 0 < budget.refit_points(0.1, 80, 20) < budget.refit_points(0.2, 80, 20)
+    assert budget.refit_points(0.2, 90, 10) < budget.refit_points(0.2, 80, 20) < 20
+
+
 # -- the trainer ----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,166 @@
+"""The refit: a second training on validation examples too, and the model that was validated without them."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from conftest import tiny_backbone, write_colours
+
+from keras_transfer.cli.main import app
+from keras_transfer.data import Examples, from_directory
+from keras_transfer.errors import InputError
+from keras_transfer.evaluation.api import evaluate
+from keras_transfer.models.builders import build_model
+from keras_transfer.models.heads import Classification
+from keras_transfer.reporting import write_report
+from keras_transfer.runs import Run
+from keras_transfer.schedules.phases import Phase, Schedule
+from keras_transfer.training import refit as module
+from keras_transfer.training.trainer import Trainer
+from keras_transfer.utils.checkpoint import Checkpoint
+
+HEAD = Phase("head", "all", 1, solver="logistic")
+ALL = Phase("all", "none", 3, 3e-3, ema=0.5)
+
+
+def trainer(*phases, **settings):
+    keras.utils.set_random_seed(0)
+    model = build_model(tiny_backbone(), Classification(("blue", "green", "red")), image_size=32)
+    return Trainer(model, Schedule("s", phases), **{"batch_size": 8, "refit": "always", **settings})
+
+
+def assert_equal(model, other):
+    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_colours(tmp_path_factory.mktemp("colours") / "colours")
+    return from_directory(folder, progress=False, val_split=0.25)
+
+
+@pytest.fixture(scope="module", params=[(HEAD,), (HEAD, ALL)], ids=["closed form", "fine-tuned"])
+def whole(request, data, tmp_path_factory):
+    """(phases, run, folders as a death after each epoch would have left the run)."""
+    folder, left = tmp_path_factory.mktemp("whole"), []
+    save = Checkpoint.save
+
+    def save_and_copy(self, *args):
+        save(self, *args)
+        left.append(shutil.copytree(folder / "run", folder / f"left-{len(left)}"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_copy)
+        run = trainer(*request.param).fit(data, folder / "run")
+    return request.param, run, left
+
+
+@pytest.fixture
+def plain(whole, data, tmp_path):
+    """The same training without a refit."""
+    return trainer(*whole[0], refit="never").fit(data, tmp_path / "plain")
+
+
+def test_the_validated_model_is_that_of_a_run_without_a_refit(whole, plain, data):
+    _, run, _ = whole
+    assert_equal(run.model_for("val"), plain.model)
+    assert run.metrics["val"] == plain.metrics["val"]
+    assert evaluate(run.model_for("val"), data)["loss"] == pytest.approx(
+        run.metrics["val"]["loss"], rel=1e-4
+    )
+
+
+def test_the_model_is_that_of_a_training_on_all_examples(whole, data, tmp_path):
+    settings = {"keep": "last", "calibrate": False}
+    run = trainer(*whole[0], **settings).fit(data, tmp_path / "run")
+    assert run.metrics["refit"]["examples"] == sum(map(len, data.examples.values())) == 36
+    other = trainer(*whole[0], **settings).fit(all_of(data), tmp_path / "all")
+    assert_equal(run.model, other.model)
+    assert not np.array_equal(run.model.get_weights()[-1], run.model_for("val").get_weights()[-1])
+
+
+def test_it_ends_where_the_best_epoch_was_at_the_rates_of_the_whole_plan(data):
+    plan = trainer(HEAD, ALL).plan(data)
+    head, all = module._cut(plan, [1, 3], 3).phases
+    assert head == plan.phases[0] and (all.epochs, all.steps) == (2, plan.phases[1].steps)
+    assert module._cut(plan, [1, 3], 1).phases == plan.phases[:1]
+
+
+def all_of(data):
+    """Return the data with training and validation examples in one split, in this order."""
+    images = [Path(name) for split in ("train", "val") for name in data.examples[split].names]
+    labels = np.concatenate([data.examples[split].labels for split in ("train", "val")])
+    return replace(data, examples={"train": Examples(images, labels)})
+
+
+def test_a_kill_at_any_moment_changes_nothing(whole, data, tmp_path):
+    phases, run, left = whole
+    assert len(left) == len(run.history) + run.metrics["refit"]["epochs"]
+    for state in left:
+        shutil.copytree(state, tmp_path / state.name)
+        resumed = trainer(*phases).fit(data, tmp_path / state.name, resume=True)
+        assert_equal(run.model, resumed.model)
+        assert_equal(run.model_for("val"), resumed.model_for("val"))
+        assert resumed.metrics["val"] == run.metrics["val"]
+
+
+def test_what_is_not_repeated_keeps_the_validated_model(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        module, "compute_metrics", lambda *_: {"loss": np.inf}
+    )  # the new one is bad
+    run = trainer(HEAD).fit(data, tmp_path / "run")
+    assert "refit: left out, because it is no better" in capsys.readouterr().err
+    assert "refit" not in run.metrics and not run.validated_path.exists()
+    assert evaluate(run.model, data)["loss"] == pytest.approx(run.metrics["val"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "metrics, reason",
+    [
+        ({"phases": [{"rollbacks": [1]}]}, "go back to earlier weights"),
+        ({"phases": [{}], "soup": {"used": True}}, "an average that validation has chosen"),
+    ],
+)
+def test_a_training_that_validation_has_steered_is_not_repeated(data, capsys, metrics, reason):
+    assert module.refit(None, data, SimpleNamespace(metrics=metrics), None) is None
+    assert reason in capsys.readouterr().err
+
+
+def test_without_validation_examples_there_is_nothing_to_repeat(data, tmp_path):
+    run = trainer(HEAD).fit(all_of(data), tmp_path / "run")
+    assert run.finished and not run.validated_path.exists()
+
+
+def test_it_is_off_by_default_and_for_one_process(data, tmp_path, monkeypatch):
+    run = trainer(HEAD, refit="auto").fit(data, tmp_path / "run")
+    assert "refit" not in run.metrics and not run.validated_path.exists()
+    workers = SimpleNamespace(distributed=True, replicas=2)
+    monkeypatch.setattr("keras_transfer.training.trainer.resolve_workers", lambda _: workers)
+    with pytest.raises(InputError, match="refit 'always' is for one process"):
+        trainer(HEAD)
+
+
+def test_commands_measure_validation_with_the_validated_model(tmp_path, capsys):
+    colours, out = write_colours(tmp_path / "colours"), tmp_path / "run"
+    tiny_backbone().save(tmp_path / "tiny.keras")
+    words = f"train {colours} --out {out} --backbone {tmp_path}/tiny.keras --image-size 32"
+    words += " --strategy feature_extraction --taps last --refit always --set head.solver=logistic"
+    app(words.split(), standalone_mode=False)
+    run = Run.open(out)
+    assert run.metrics["refit"]["examples"] == 36
+    # The two models are told apart by making that which has seen everything useless.
+    model = run.model
+    model.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
+    model.save(run.model_path)
+    for split, good in (("val", True), ("train", False)):
+        capsys.readouterr()
+        app(f"evaluate {out} {colours} --split {split} --json".split(), standalone_mode=False)
+        assert (json.loads(capsys.readouterr().out)["accuracy"] == 1.0) is good
+    write_report(run)
+    assert run.evaluation["heads"]["output"]["accuracy"]["value"] == 1.0
