@@ -111,7 +111,7 @@ def trained(strategy: str, backbone=BACKBONE, **options):
     return method
 
 
-def chosen(train, held, seed):
+def chosen(train, held, seed, size=None):
     """Return the accuracy of `auto` in three minutes, which validates on one of the training speakers."""
     from keras_transfer.advisor.auto import train_best
     from keras_transfer.data import from_directory
@@ -120,7 +120,7 @@ def chosen(train, held, seed):
 
     with arranged(train, held, "test") as (folder, out):
         data = from_directory(folder, groups=SPEAKER, val_split=0.25, seed=seed, progress=False)
-        run = train_best(data, out, TrainConfig(minutes=MINUTES, seed=seed))
+        run = train_best(data, out, TrainConfig(minutes=MINUTES, seed=seed, image_size=size))
         return evaluate(run.model, data, "test")["accuracy"]
 
 
@@ -215,7 +215,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tune", action="store_true", help="compare constants on other speakers")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all")
-    parser.add_argument("--sizes", nargs="+", help="of log-mel images; not of auto")
+    parser.add_argument("--sizes", nargs="+", help="of log-mel images")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

@@ -12,6 +12,7 @@ from conftest import raises
 from keras.src.applications.convnext import ConvNeXt
 
 import keras_transfer as kt
+from keras_transfer.data import from_arrays
 from keras_transfer.models.sources.applications import BACKBONES, BackboneSpec
 from keras_transfer.models.sources.backbones import build_backbone, check_backbone, default_size
 from keras_transfer.models.sources.keras_2 import readable
@@ -101,6 +102,9 @@ def test_a_repository_of_timm_is_a_backbone(original, tmp_path, monkeypatch):
     for backbone in (build_backbone(name), build_backbone("convnext_tiny", weights=name)):
         assert len(backbone.stages) == len(build_backbone(NAME, weights=None).stages) > 3
         np.testing.assert_allclose(backbone(images), original(images), atol=1e-4)
+    noise = list(np.random.default_rng(0).uniform(-1, 1, (10, 800)).astype("float32"))
+    clips = from_arrays((noise, [0, 1] * 5), rate=8000, class_names=("a", "b"))
+    assert build_backbone(name, data=clips).input_shape[1] == 96
     fresh = build_backbone(name, weights=None)
     assert np.abs(fresh(images).numpy() - original(images).numpy()).max() > 0.1
 

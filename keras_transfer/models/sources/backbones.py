@@ -164,7 +164,8 @@ def build_backbone(
     for name in names:
         size = image_size or (size_of(parts[0].input_shape) if parts else None)
         source, tokens = _source(name)
-        if size is None and data is not None and source is backbone_from_application:
+        resizable = source in (backbone_from_application, _backbone_from_timm)
+        if size is None and data is not None and resizable:
             size = data.modality.image_size
         if source is not backbone_from_application:
             check_own_weights(getattr(name, "name", name), weights)
