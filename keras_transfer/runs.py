@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from keras_transfer.data.examples import example_key, relative_paths
+from keras_transfer.data.examples import Examples, example_key, relative_paths
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import counted, listed, verb
 from keras_transfer.utils.documents import (
@@ -75,7 +75,7 @@ def place_of(out) -> Path:
 
 def finished_error(path) -> InputError:
     """Return the error for resuming a finished run, which says how to train further."""
-    model = shlex.quote(str(Path(path) / MODEL))
+    model = shlex.quote(str(path))
     return InputError(
         f"{path} is finished: there is nothing to resume, and its schedule has ended. To train further, "
         f"start a new run from its backbone: --backbone {model} with another --out."
@@ -133,7 +133,7 @@ class Run:
                 if place.is_dir():
                     shutil.copymode(place, run.path)
                 run._write_first(config, skipped, fingerprints, split)
-                run._take()
+                run.take()
                 run.path.replace(place)
         finally:
             shutil.rmtree(run.path, ignore_errors=True)
@@ -141,7 +141,12 @@ class Run:
         found._lock = run._lock
         return found
 
-    def _take(self):
+    def take(self) -> None:
+        """Keep other processes from resuming the run until `release`.
+
+        Raises:
+            InputError: if another process has taken it.
+        """
         message = f"Another process is training in {self.path}: wait for it, or stop it."
         self._lock.enter_context(locked(self.path, message))
 
@@ -179,7 +184,7 @@ class Run:
             raise finished_error(path)
         import yaml
 
-        run._take()
+        run.take()
         now = yaml.safe_load(dump_yaml(config))
         before = {key: value for key, value in UNRECORDED.items() if key in now} | run.config
         now.pop(STARTED_FROM, None)  # of the model that began the run
@@ -193,7 +198,8 @@ class Run:
                 f"{'; '.join(changed)}. Undo the change, or start a new run with another --out."
             )
         for file in [*run.path.glob(".[0-9]*.*"), *run.state_path.glob(".[0-9]*.*")]:
-            file.unlink()  # half-written by a killed process; others' hidden files stay
+            # Half-written by a killed process; others' hidden files stay.
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
         if moved != before:  # readers of the run look for the data there
             write_text(run.path / CONFIG, dump_yaml(moved))
         return run
@@ -314,11 +320,18 @@ class Run:
         """The best model, a plain `keras.Model`, loaded anew at each access."""
         return self.model_for("all")
 
-    def model_for(self, split: str):
-        """Return the model with which a split is measured: the one before a refit for `"val"`."""
+    def model_for(self, split: str, examples: Examples | None = None):
+        """Return the model with which a split is measured: for `"val"` the one before a refit.
+
+        Args:
+            examples: those of the split; if the run was validated on them, it is `"val"` by another name.
+        """
         from keras_transfer.models.sources.own import load_model
 
-        before = split == "val" and self.validated_path.is_file()
+        before = self.validated_path.is_file()
+        if before and split != "val":
+            known = {row["digest"] for row in read_rows(self.split_path) if row["split"] == "val"}
+            before = examples is not None and {d.hex() for d in examples.digests} <= known
         return load_model(self.validated_path if before else self.model_path)
 
     def write_history(self, rows: list[dict]) -> None:
@@ -327,16 +340,20 @@ class Run:
         text = csv_text(columns, ([row.get(column, "") for column in columns] for row in rows))
         write_text(self.path / HISTORY, text)
 
-    def finish(self, model, metrics: dict, final: bool = True) -> None:
-        """Write the metrics, then the model, whose presence marks the run as finished.
-
-        Args:
-            final: False if a refit follows: the model is kept as the one that was validated.
-        """
+    def write_metrics(self, metrics: dict) -> None:
+        """Save the metrics, replacing earlier ones."""
         write_text(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
-        write_file(self.model_path if final else self.validated_path, model.save)
-        if final:
-            shutil.rmtree(self.state_path, ignore_errors=True)
+
+    def keep_validated(self, model, metrics: dict) -> None:
+        """Write the metrics and the model of a training that a refit follows."""
+        self.write_metrics(metrics)
+        write_file(self.validated_path, model.save)
+
+    def finish(self, model, metrics: dict) -> None:
+        """Write the metrics, then the model, whose presence marks the run as finished."""
+        self.write_metrics(metrics)
+        write_file(self.model_path, model.save)
+        shutil.rmtree(self.state_path, ignore_errors=True)
 
     def next_export(self, format: str = "saved_model", int8: bool = False) -> Path:
         """Return the next version: `export/1`, `export/2`, …; TF Serving serves the highest.

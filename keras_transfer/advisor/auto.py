@@ -41,7 +41,7 @@ from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs, default_rate
-from keras_transfer.training.config import NEVER, TYPES, TrainConfig
+from keras_transfer.training.config import NO_REFIT, REFIT, TYPES, TrainConfig
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import say
 
@@ -164,7 +164,7 @@ class _Auto:
             other = evidence.best != evidence.default or base.augment != first.augment
             if other and self.race.best is self.race.entries[0] and self.clock.left > 0:
                 self.race.enter(base, UNLESS_WORSE)  # the evidence has seen more examples
-        if evidence.signal:
+        if evidence.signal or self.config.refit == REFIT:
             self._refit()
         self.race.publish(document)
         self.race.close()
@@ -269,21 +269,20 @@ class _Auto:
     def _refit(self):
         """Train the best model again on training and validation examples, where that is worth its time."""
         wanted, best = self.config.refit, self.race.best
-        if wanted == NEVER or (wanted == AUTO and not self.data.val_drawn):
+        if wanted == NO_REFIT or (wanted == AUTO and not self.data.val_drawn):
             return
         train, val = (len(self.data.examples[split]) for split in ("train", "val"))
-        points, minutes = (
-            refit_points(1 - best.judged.score, train, val),
-            best.minutes * (train + val) / train,
-        )
-        worth = self.worth if wanted == AUTO else -math.inf
-        if minutes > self.clock.left or points <= worth * minutes:
-            say(
-                f"refit: left out, because {points:.1f} points in {minutes:.1f} min are not worth it"
-            )
-            return
-        say(f"refit: expected to add {points:.1f} points in {minutes:.1f} min.")
-        self.race.refit(partial(self._train_again, best.choice))
+        minutes = best.minutes * (train + val) / train
+        points = refit_points(1 - best.judged.score, train, val)
+        what = f"refit: expected to add {points:.1f} points in {minutes:.1f} min"
+        begun = Run(best.folder).validated_path.is_file()  # before the process was interrupted
+        if not begun and minutes > self.clock.left:
+            say(f"{what}, for which there is no time.")
+        elif not begun and wanted == AUTO and points <= self.worth * minutes:
+            say(f"{what}, which are not worth it.")
+        else:
+            say(f"{what}.")
+            self.race.refit(partial(self._train_again, best.choice))
 
     def _train_again(self, choice, run, folder):
         """See `race.TrainAgain`."""
@@ -313,7 +312,7 @@ class _Auto:
             "strategy": choice.strategy,
             "augment": choice.augment,
             "overrides": {**choice.overrides, **self._applicable(choice)},
-            **{"epochs": None, "learning_rate": None, "refit": AUTO},
+            **{"epochs": None, "learning_rate": None, "refit": NO_REFIT},
         }
         if choice.taps is not None:
             chosen["taps"] = choice.taps

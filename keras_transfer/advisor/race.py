@@ -26,10 +26,11 @@ from keras_transfer.advisor.judging import (
 )
 from keras_transfer.advisor.rules import Choice
 from keras_transfer.data.examples import Examples, digest_of_fingerprints
-from keras_transfer.runs import PLACES, RACE, Run, place_of
+from keras_transfer.runs import CONFIG, PLACES, RACE, Run, place_of
+from keras_transfer.training.config import REFIT
 from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import Table
-from keras_transfer.utils.documents import read_json
+from keras_transfer.utils.documents import dump_yaml, read_json
 from keras_transfer.utils.files import read_arrays, write_arrays, write_file, write_text
 
 OUTPUTS = "outputs.npz"  # of a contender for the validation examples
@@ -196,12 +197,13 @@ class Race:
         """Train the best entry again; its run gets that model, and keeps the one that was validated."""
         assert self.best is not None, "nothing has been trained"
         run = Run(self.best.folder)
-        found = train(run, self.folder / "refit")
+        found = train(run, self.best.folder.with_suffix(".refit"))
         if found is None:
             return
         model, how = found
         if not run.validated_path.is_file():  # it is, if the process ended before the race did
             write_file(run.validated_path, partial(shutil.copyfile, run.model_path))
+        write_text(run.path / CONFIG, dump_yaml({**run.config, "refit": REFIT}))
         run.finish(model, {**run.metrics, "refit": how})
 
     def publish(self, document: dict) -> None:

@@ -113,7 +113,7 @@ def evaluate(
 
     (split,) = images.examples
     in_short = not (out or slice or precision or calibrate or tta)
-    model = run.model_for(split)
+    model = run.model_for(split, images.examples[split])
     if in_short:
         result = evaluation.evaluate(model, images, split)
         result["skipped"] = len(images.skipped)

@@ -37,6 +37,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.models import TAPS
 from keras_transfer.runs import RACE, UNRECORDED, place_of
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
+from keras_transfer.training.config import REFIT
 from keras_transfer.training.distributed.single_process import SINGLE, SingleProcess
 from keras_transfer.utils.console import counted, log_to, say
 from keras_transfer.utils.documents import read_json
@@ -136,6 +137,12 @@ def train(
     config = replace(config, overrides=overrides, epochs=None, learning_rate=None)
     if config.distribute != "none" and config.minutes is not None:
         raise InputError("--minutes limits a training in one process: leave out --distribute.")
+    if (
+        config.refit == REFIT
+        and config.minutes is not None
+        and (settings.schedule or config.strategy) != AUTO
+    ):
+        raise InputError("--refit always takes as long again: leave out --minutes.")
     workers = _start_workers(config.distribute, out)
     racing = resume and place_of(out).is_dir()
     begun = _begun(workers, out) if resume and not racing else None

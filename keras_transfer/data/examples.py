@@ -165,6 +165,11 @@ class Examples:
         return self.images.digests
 
     @property
+    def digest(self) -> str:
+        """A digest of the contents of all, in any order."""
+        return hashlib.sha256(b"".join(sorted(self.digests))).hexdigest()
+
+    @property
     def alike(self) -> list[bytes]:
         """Like `digests`, but near-duplicates share theirs, where the contents show them."""
         return self.images.alike

@@ -13,7 +13,7 @@ from keras_transfer.data.examples import ImageData, join_labels, map_labels
 from keras_transfer.errors import InputError, input_errors
 from keras_transfer.modalities import Modality, resolve_augmentation
 from keras_transfer.modalities.views import View, views_of
-from keras_transfer.utils.console import progress_bar
+from keras_transfer.utils.console import progress_bar, say
 
 _BLOCK_SIZE = 1 << 22  # numbers per block
 
@@ -40,6 +40,7 @@ def collect(
     """
     from keras_transfer.evaluation.measures import predict_split
     from keras_transfer.models.acceleration import jit_compile
+    from keras_transfer.models.stages import backbone_of
 
     if not model.compiled:
         model.jit_compile = jit_compile()
@@ -47,6 +48,11 @@ def collect(
         labels, outputs = predict_split(model, data, split, batch_size)
     else:
         labels, outputs = _collect_views(model, data, split, batch_size, views)
+    if (seen := backbone_of(model).seen) and seen == data.examples[split].digest:
+        say(
+            f"{split}: the refit of this model has trained on these {data.modality.many}, so the result is "
+            "too good; measure them with run.model_for('val')"
+        )
     names = data.examples[split].names
     map_labels(lambda values: require_finite(values, names), outputs)
     return labels, outputs

@@ -371,6 +371,7 @@ class Experiment:
 
         from keras_transfer.models.builders import build_model, head_for
         from keras_transfer.models.framing import settle_framing
+        from keras_transfer.training.config import NO_REFIT
         from keras_transfer.training.trainer import Trainer
 
         options, examples = self.options, self.data.examples
@@ -402,6 +403,7 @@ class Experiment:
             augment=options.augment,
             seed=seed,
             keep="last",
+            refit=NO_REFIT,
             validate_every=1,
         )
         trainer.fit(data, out, resume=True)

@@ -35,6 +35,7 @@ from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import CONFIG
 from keras_transfer.schedules import recipes
+from keras_transfer.training.config import NO_REFIT
 from keras_transfer.training.distributed.single_process import require_single_process
 from keras_transfer.training.estimate import say_estimate
 from keras_transfer.training.trainer import Trainer
@@ -111,7 +112,7 @@ class _Tuner:
         self.model, self.data, self.out = model, data, Path(out)
         settle_framing(model, data)
         augment = options.pop("augment", "light")
-        self.options = {"seed": 0, **options}
+        self.options = {"seed": 0, "refit": NO_REFIT, **options}
         backbone = backbone_of(model)
         if config is None:
             config = {"backbone": backbone.name} if backbone.name in BACKBONES else {}

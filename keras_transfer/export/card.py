@@ -182,6 +182,8 @@ def _quality(run, metrics, temperatures, many):
         if isinstance(value, float) and not name.startswith("images")
     )
     lines = [f"On the validation {many}: {values or 'not measured'}."]
+    if "refit" in metrics:
+        lines[0] += f" Then the model was trained again, on these {many} too."
     if "accuracy" in val and count:
         low, high = wilson_interval(round(val["accuracy"] * count), count)
         lines[0] += f" 95 % interval of the accuracy: {low:.3f}–{high:.3f} ({count} {many})."

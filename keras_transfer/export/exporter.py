@@ -289,7 +289,14 @@ def typicality_of(run, model, data=None, sample: Sample | None = None) -> Typica
         say("no typicality: the training and validation examples of the run were not found")
         return None
     noise = noise_sample(modality_of(model), framing_of(model), NOISE)
-    found, line = fit_typicality(*(features_of(model, s.inputs) for s in (train, sample, noise)))
+
+    def fitted(model):
+        return fit_typicality(*(features_of(model, s.inputs) for s in (train, sample, noise)))
+
+    found, line = fitted(model)
+    if found and run.validated_path.is_file():  # the model has seen the validation examples
+        unseen, line = fitted(run.model_for("val"))
+        found = unseen and replace(found, threshold=unseen.threshold, auroc=unseen.auroc)
     say(f"{'typicality' if found else 'no typicality'}: {line}")
     return found
 

@@ -45,29 +45,40 @@ class Backbone(keras.Model):
     Attributes:
         framing: how examples become its inputs (the size is that of the input); None until the data
             of the first training decides, see `models.framing.settle_framing`.
+        seen: digest of the validation examples that a refit has trained on (`Examples.digest`), or None.
     """
 
-    def __init__(self, inputs, outputs, name=None, *, framing: Framing | None = None, **kwargs):
+    def __init__(
+        self,
+        inputs,
+        outputs,
+        name=None,
+        *,
+        framing: Framing | None = None,
+        seen: str | None = None,
+        **kwargs,
+    ):
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
-        self.framing = framing
+        self.framing, self.seen = framing, seen
 
     # Keras 3.13 neither saves nor rebuilds the graph of a subclass, so a plain model does both.
 
     def get_config(self):
         plain = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
         framing = self.framing and self.framing.to_dict()
-        return {**plain.get_config(), "trainable": self.trainable, "framing": framing}
+        seen = {"seen": self.seen} if self.seen else {}
+        return {**plain.get_config(), "trainable": self.trainable, "framing": framing, **seen}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
         # 0.1 recorded nothing, as it had images and one crop.
         crop = {"crop": config.pop("crop")} if "crop" in config else {}
-        framing = config.pop("framing", crop)
+        framing, seen = config.pop("framing", crop), config.pop("seen", None)
         plain = keras.Model.from_config(config, custom_objects=custom_objects)
         names = {"name": plain.name, "trainable": plain.trainable}
         framing = None if framing is None else framing_from(framing)
-        return cls(plain.inputs[0], plain.outputs[0], **names, framing=framing)
+        return cls(plain.inputs[0], plain.outputs[0], **names, framing=framing, seen=seen)
 
     def with_framing(self, framing: Framing) -> "Backbone":
         """Return a backbone of the same layers whose examples are framed otherwise."""

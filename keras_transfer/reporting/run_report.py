@@ -74,7 +74,7 @@ def write_report(
     model, document, shots = run.model_for("val"), None, {}
     if data is not None:
         split = _choose_split(data, split)
-        model = run.model_for(split)
+        model = run.model_for(split, data.examples[split])
         document = _measure(run, model, data, split, images, batch_size)
         shots = _shots(model, data.examples[split], document, images, batch_size)
         if own:

@@ -223,6 +223,11 @@ class Progress(keras.callbacks.Callback):
         if self._bar:
             self._bar.close()
 
+    def finish_logs(self) -> None:
+        """Log what is known at the end of the run."""
+        for log in self.logs:
+            log.finish()
+
     def _diverged(self, batch, loss):
         phase = self.planned.phase
         saved = "no epoch was finished, so no model is saved"

@@ -31,7 +31,7 @@ from keras_transfer.utils.extras import require
 from keras_transfer.utils.image_sizes import checked_size
 
 FEATURE_DTYPES = ("auto", *DTYPES[:3])
-ALWAYS, NEVER = "always", "never"  # a refit
+REFIT, NO_REFIT = "always", "never"
 POLICIES = ("evidence", "classical")  # of the advisor
 
 # The groups under which `--help` lists the settings.
@@ -233,9 +233,9 @@ class TrainConfig:
     refit: str = setting(
         AUTO,
         TRAINING,
-        "Train the model again on training and validation examples, for as long as was best: auto, only "
-        "with the strategy auto, where the time is worth it.",
-        choices=(AUTO, ALWAYS, NEVER),
+        "Train the model again on training and validation examples, for as long as was best. auto: if "
+        "these were drawn from the same, closed forms, and whatever the advisor finds worth the time.",
+        choices=(AUTO, REFIT, NO_REFIT),
     )
     calibrate: bool = setting(
         True,

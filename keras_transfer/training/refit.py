@@ -1,5 +1,6 @@
 """The refit: a model is trained once more, on training and validation examples, for as long as was best."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -9,13 +10,17 @@ import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, join_labels
 from keras_transfer.data.readers import concatenated
-from keras_transfer.errors import Diverged
+from keras_transfer.errors import InputError
 from keras_transfer.evaluation.measures import compute_metrics
+from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.plans import Plan, make_plan
 from keras_transfer.training.distributed.single_process import scaled
+from keras_transfer.training.retraining import remember_training
 from keras_transfer.training.run_loop import TrainingRun
+from keras_transfer.training.weights import assign
+from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import counted, say
 
 
@@ -38,10 +43,37 @@ def refit(trainer, data: ImageData, run: Run, folder, callbacks: Sequence = ()) 
         validated weights should stay.
     """
     try:
-        return _refit(trainer, data, run, folder, callbacks)
-    except (_LeftOut, Diverged) as error:
+        found = _refit(trainer, data, run, folder, callbacks)
+    except (
+        _LeftOut,
+        InputError,
+    ) as error:  # no space, no memory, diverged: the first model is there
         say(f"refit: left out, because {error}")
+        shutil.rmtree(folder, ignore_errors=True)
         return None
+    backbone_of(trainer.model).seen = data.examples["val"].digest
+    return found
+
+
+def finish_refitted(trainer, data: ImageData, run: Run) -> None:
+    """Train the model of a run again, see `refit`, and finish the run, which has its validated model.
+
+    Args:
+        trainer: whose model has the validated weights; it gets those that are saved.
+        data: see `refit`.
+        run: saved by `Run.keep_validated`.
+    """
+    run.take()
+    model = trainer.model
+    validated, checkpoint = model.get_weights(), Checkpoint(run.state_path)
+    assign(model.weights, checkpoint.load_arrays("start") or {}, "start")
+    found = refit(trainer, data, run, run.state_path / "refit")
+    if found is None:
+        model.set_weights(validated)
+        run.validated_path.unlink(missing_ok=True)
+    run.finish(model, run.metrics | ({"refit": found} if found else {}))
+    run.release()
+    remember_training(model, run.path)
 
 
 class _LeftOut(Exception):
@@ -56,32 +88,36 @@ def _refit(trainer, data, run, folder, callbacks):
         raise _LeftOut("the saved weights are an average that validation has chosen")
     count, epochs = len(everything.examples["train"]), metrics["best_epoch"]
     schedule = Schedule.from_dict(run.config["schedule"])
+    if any(phase.shape == "plateau" for phase in schedule.phases):
+        raise _LeftOut("validation decided its learning rate")
     batch = trainer.config.batch_size
     plan = make_plan(
         trainer.model, scaled(schedule, trainer.devices, batch), count, batch * trainer.devices
     )
     plan = _cut(plan, [phase["epochs"] for phase in metrics["phases"]], epochs)
+    say(f"refit: {counted(plan.epochs, 'epoch')} on all {counted(count, data.modality.one)}")
     begun = Run.open(folder, finished=False).config if Run.started(folder) else None
-    say(f"refit: {counted(epochs, 'epoch')} on all {counted(count, data.modality.one)}")
-    again = Run(folder)
-    if again.finished:
-        trainer.model.set_weights(again.model.get_weights())
-    else:
-        settings = trainer.settings(schedule, {})
-        TrainingRun(trainer, everything, plan, callbacks).fit(folder, settings, begun, ())
-    done = again.metrics
-    if sum(phase["epochs"] for phase in done["phases"]) < epochs:
+    trainer.forget_images()
+    training = TrainingRun(trainer, everything, plan, callbacks, _only_metrics)
+    again = training.fit(folder, trainer.settings(schedule, {}), begun, ())
+    if any(getattr(each, "time_is_over", False) for each in callbacks):
         raise _LeftOut("the time is over")
     for name, temperature in metrics.get("temperature", {}).items():
         layer = trainer.model.get_layer(name)
         layer.set_weights([weight / temperature for weight in layer.get_weights()])
     outputs = trainer.workers.outputs(trainer.model, data, "val", batch, None)
     seen = compute_metrics(trainer.heads, *outputs)["loss"]
-    if seen >= metrics["val"]["loss"]:
+    if not seen < metrics["val"]["loss"]:
         raise _LeftOut(
             f"it is no better on the validation examples, although it has seen them ({seen:.4f})"
         )
-    return {"examples": count, "epochs": epochs, "wall_seconds": done["wall_seconds"]}
+    wall = again.metrics["wall_seconds"]
+    return {"examples": count, "epochs": plan.epochs, "wall_seconds": wall}
+
+
+def _only_metrics(run, model, metrics):
+    """Save what the refit needs; its checkpoint stays until the run of which it is a part is finished."""
+    run.write_metrics(metrics)
 
 
 def _joined(data: ImageData) -> ImageData:
@@ -105,5 +141,9 @@ def _cut(plan: Plan, trained: Sequence[int], epochs: int) -> Plan:
     phases = []
     for planned, done, before in zip(plan.phases, trained, accumulate(trained, initial=0)):
         if before < epochs:
-            phases.append(replace(planned, epochs=min(done, epochs - before)))
+            length = min(
+                planned.epochs, done, epochs - before
+            )  # of more batches, if it is given in steps
+            phase = replace(planned.phase, early_stopping=None)  # it has ended already
+            phases.append(replace(planned, epochs=length, phase=phase))
     return replace(plan, phases=tuple(phases))

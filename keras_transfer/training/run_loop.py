@@ -4,14 +4,13 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
 import keras
 import numpy as np
 
-from keras_transfer.data.examples import class_weights
 from keras_transfer.errors import Diverged, Interrupted, Signals, explained
 from keras_transfer.evaluation.measures import compute_metrics, predict_batches
 from keras_transfer.features.caching import Caching, Supply
@@ -51,11 +50,12 @@ class TrainingRun:
         data: the examples, a `keras_transfer.data.ImageData`.
         plan: the trainer's plan for them.
         callbacks: the user's Keras callbacks.
+        save: saves model and metrics when the last phase is over; `Run.finish` unless more follows.
     """
 
-    def __init__(self, trainer, data, plan: Plan, callbacks):
+    def __init__(self, trainer, data, plan: Plan, callbacks, save: Callable = Run.finish):
         self.trainer, self.data, self.plan = trainer, data, plan
-        self.callbacks = list(callbacks)
+        self.callbacks, self.save = list(callbacks), save
         self.model, self.workers = trainer.model, trainer.workers
         # The last phase, and a function that returns labels and outputs of its validation stream.
         self.validated: tuple | None = None
@@ -183,14 +183,16 @@ class TrainingRun:
         return [fields and Caching(**fields) for fields in caching], reasons
 
     def _starting_weights(self, checkpoint, resume):
-        """Return id of a weight → its value before the first phase, to which L2-SP pulls."""
-        if not any(phase.l2_sp for phase in self.plan.schedule.phases):
+        """Save the weights before the first phase if they are needed; return those to which L2-SP pulls, by id."""
+        anchored = any(phase.l2_sp for phase in self.plan.schedule.phases)
+        if not anchored and self.save is Run.finish:
             return {}
         start = checkpoint.load_arrays("start") if resume else None
         if start is None:
             start = collect(self.model.weights, "start")
             checkpoint.save_arrays("start", start)
-        return {id(w): start[f"start/{i}"] for i, w in enumerate(self.model.weights)}
+        weights = self.model.weights if anchored else ()
+        return {id(w): start[f"start/{i}"] for i, w in enumerate(weights)}
 
     def _features(self, caching):
         """Return a function that computes the features of a phase, given its number."""
@@ -362,7 +364,7 @@ class TrainingRun:
         training, framing = split == "train", framing_of(self.model, planned.image_size)
         if training:
             options |= {"seed": trainer.config.seed, "start_epoch": self.progress.epoch}
-            options |= self._balance(planned.phase)
+            options |= trainer.balancing(planned.phase, data.examples[split].labels)
         if features:
             make, dtype = evaluation_batches, network.inputs[0].dtype
             if training:
@@ -381,18 +383,6 @@ class TrainingRun:
             mix=trainer.mixing(planned.phase),
             **options,
         )
-
-    def _balance(self, phase):
-        """Return the options of a training stream that compensate for unequal classes."""
-        if phase.class_weights is None and self.trainer.config.balance == "sampling":
-            return {"equal_classes": True}
-        weights = phase.class_weights
-        if weights is None and self.trainer.config.balance == "weights":
-            weights = "balanced"
-        if weights is None:
-            return {}
-        labels = self.data.examples["train"].labels
-        return {"class_weights": class_weights(weights, self.trainer.head.names, labels)}
 
     def _steps_per_execution(self, planned, on_features):
         most = self.trainer.config.steps_per_execution
@@ -430,10 +420,11 @@ class TrainingRun:
             details = compute_metrics(self.trainer.heads, *outputs)
             metrics["val"] = metrics["val"] | details if scaled else details | metrics["val"]
             metrics |= {"temperature": scaled} if scaled else {}
+        save = Run.finish if more else self.save
         with workers.alone():  # only the chief saves
-            run.finish(model, metrics, final=bool(more) or not self.trainer.refits(self.data))
-        for log in progress.logs:
-            log.finish()
+            save(run, model, metrics)
+        if save is Run.finish:
+            progress.finish_logs()
 
     def _cached_outputs(self):
         """Return what computes the outputs from the last phase's validation stream, or None.

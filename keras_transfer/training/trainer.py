@@ -6,7 +6,7 @@ from functools import cached_property
 
 import keras
 
-from keras_transfer.data.examples import check_balance, check_class_weights
+from keras_transfer.data.examples import check_balance, check_class_weights, class_weights
 from keras_transfer.data.memory import ImageMemory
 from keras_transfer.errors import InputError
 from keras_transfer.features.caching import Caching, plan_caching
@@ -16,21 +16,20 @@ from keras_transfer.modalities.views import Mix
 from keras_transfer.models.builders import check_targets, fit_heads, heads_of
 from keras_transfer.models.framing import framing_of, modality_of, set_framing, settle_framing
 from keras_transfer.models.heads import Head
-from keras_transfer.models.low_rank import merge
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import PLACES, Run
 from keras_transfer.schedules import recipes
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.plans import Plan, make_plan
 from keras_transfer.schedules.sizes import attention_stages
-from keras_transfer.training.config import ALWAYS, TrainConfig, check_names
+from keras_transfer.training.config import REFIT, TrainConfig, check_names
 from keras_transfer.training.distributed.single_process import (
     SingleProcess,
     resolve_workers,
     scaled,
 )
 from keras_transfer.training.logs import check_logs
-from keras_transfer.training.refit import refit
+from keras_transfer.training.refit import finish_refitted, refit
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import absolute_paths, free_memory
@@ -90,7 +89,7 @@ class Trainer:
             raise InputError(
                 "data_service and distribute cannot be combined: leave out one of them."
             )
-        if self.workers.distributed and config.refit == ALWAYS:
+        if self.workers.distributed and config.refit == REFIT:
             raise InputError("refit 'always' is for one process: leave it out, or distribute.")
         self.devices = self.workers.replicas if config.scaling == "auto" else 1
         self.model = model
@@ -188,6 +187,19 @@ class Trainer:
         kind = self.config.mix if phase.mix is None else phase.mix
         return Mix(kind, self.config.mix_alpha if phase.mix_alpha is None else phase.mix_alpha)
 
+    def balancing(self, phase: Phase, labels) -> dict:
+        """Return the options of a training stream that compensate for unequal classes."""
+        weights = phase.class_weights
+        if weights is None and self.config.balance == "sampling":
+            return {"equal_classes": True}
+        if weights is None and self.config.balance == "weights":
+            weights = "balanced"
+        if weights is None:
+            return {}
+        return {
+            "class_weights": class_weights(weights, next(iter(self.heads.values())).names, labels)
+        }
+
     def smoothed_heads(self, phase: Phase) -> dict[str, Head]:
         """Return the heads with the phase's label smoothing, which regression does not have."""
         if phase.label_smoothing is None:
@@ -203,6 +215,10 @@ class Trainer:
     def image_memory(self) -> ImageMemory:
         """Decoded images that come again."""
         return ImageMemory(min(_MOST_IMAGE_BYTES, free_memory() // 4))
+
+    def forget_images(self) -> None:
+        """Free the decoded images: other examples follow."""
+        self.__dict__.pop("image_memory", None)
 
     # -- planning and training
 
@@ -308,27 +324,26 @@ class Trainer:
             if previous is None:  # the memory and the disk of the chief decide
                 in_steps = self.workers.on_chief(lambda: self._must_train_head(data))
             plan = self._planned(data, in_steps)
-            training = TrainingRun(self, data, plan, callbacks)
+            again = self._refits(data, plan)
+            save = Run.keep_validated if again else Run.finish
+            training = TrainingRun(self, data, plan, callbacks, save)
             schedule = self._schedule(len(data.examples["train"]), in_steps)
             places = absolute_paths({**data.source, **(config or {})}, PLACES)
             settings = self.settings(schedule, places)
-            if not self.refits(data):
-                return training.fit(out, settings, previous, logs)
-            merge(self.model)
-            start = self.model.get_weights()
             run = training.fit(out, settings, previous, logs)
-            validated = self.model.get_weights()
-            self.model.set_weights(start)
-            found = refit(self, data, run, run.state_path / "refit")
-            if found is None:
-                self.model.set_weights(validated)
-                run.validated_path.unlink()
-            run.finish(self.model, run.metrics | ({"refit": found} if found else {}))
+            if again:
+                finish_refitted(self, data, run)
+                training.progress.finish_logs()
             return run
 
-    def refits(self, data) -> bool:
-        """Return whether `fit` trains again on the validation examples of some data."""
-        return self.config.refit == ALWAYS and "val" in data.examples
+    def _refits(self, data, plan):
+        """Return whether a training is followed by one on the validation examples too."""
+        if "val" not in data.examples or self.workers.distributed:
+            return False
+        if self.config.refit != recipes.AUTO:
+            return self.config.refit == REFIT
+        closed = all(planned.phase.solver == "logistic" for planned in plan.phases)
+        return data.val_drawn and closed  # which takes seconds
 
     def refit(self, data, run: Run, folder, callbacks=()) -> dict | None:
         """Train the model of a finished run again on all examples, see `training.refit`.

@@ -269,7 +269,7 @@ def test_the_best_model_is_trained_again_on_all_examples(data, source, tmp_path,
 
     def interrupt(self, *args):
         save(self, *args)
-        if self.folder.parent.name == "refit":
+        if self.folder.parent.suffix == ".refit":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="best model so far"):

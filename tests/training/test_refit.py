@@ -14,9 +14,12 @@ from conftest import tiny_backbone, write_colours
 from keras_transfer.cli.main import app
 from keras_transfer.data import Examples, from_directory
 from keras_transfer.errors import InputError
+from keras_transfer.evaluation import typicality
 from keras_transfer.evaluation.api import evaluate
+from keras_transfer.export.exporter import typicality_of
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
+from keras_transfer.models.sources.applications import check_source_model
 from keras_transfer.reporting import write_report
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Phase, Schedule
@@ -89,6 +92,9 @@ def test_it_ends_where_the_best_epoch_was_at_the_rates_of_the_whole_plan(data):
     plan = trainer(HEAD, ALL).plan(data)
     head, all = module._cut(plan, [1, 3], 3).phases
     assert head == plan.phases[0] and (all.epochs, all.steps) == (2, plan.phases[1].steps)
+    stopped = replace(plan.phases[1], phase=replace(ALL, early_stopping=2), epochs=2)
+    (_, shorter) = module._cut(replace(plan, phases=(head, stopped)), [1, 3], 4).phases
+    assert shorter.epochs == 2 and shorter.phase.early_stopping is None
     assert module._cut(plan, [1, 3], 1).phases == plan.phases[:1]
 
 
@@ -99,6 +105,35 @@ def all_of(data):
     return replace(data, examples={"train": Examples(images, labels)})
 
 
+def test_a_model_that_has_seen_the_examples_says_so(whole, data, capsys):
+    _, run, _ = whole
+    evaluate(run.model_for("val"), data)
+    evaluate(run.model, data, "train")
+    assert "too good" not in capsys.readouterr().err
+    evaluate(run.model, data)
+    said = capsys.readouterr().err
+    assert "val: the refit of this model has trained on these images" in said
+    assert_equal(run.model_for("all", data.examples["val"]), run.model_for("val"))
+    assert_equal(run.model_for("all", data.examples["train"]), run.model)
+
+
+def test_another_training_starts_from_the_model_that_has_not_seen_them(whole):
+    _, run, _ = whole
+    assert check_source_model(str(run.path)) == run.validated_path
+    with pytest.raises(InputError, match=f"--backbone {run.path} with another --out"):
+        Run.resume(run.path, {}, {})
+
+
+def test_typicality_is_that_of_examples_that_were_not_seen(whole, data, monkeypatch):
+    phases, run, _ = whole
+    monkeypatch.setattr(typicality, "_LEAST", 5)
+    found = typicality_of(run, run.model, data)
+    again = typicality_of(run, run.model_for("val"), data)
+    assert (found.threshold, found.auroc) == (again.threshold, again.auroc)
+    same = np.array_equal(found.prototypes, again.prototypes)
+    assert same is (len(phases) == 1)  # a closed form changes no features
+
+
 def test_a_kill_at_any_moment_changes_nothing(whole, data, tmp_path):
     phases, run, left = whole
     assert len(left) == len(run.history) + run.metrics["refit"]["epochs"]
@@ -107,6 +142,8 @@ def test_a_kill_at_any_moment_changes_nothing(whole, data, tmp_path):
         resumed = trainer(*phases).fit(data, tmp_path / state.name, resume=True)
         assert_equal(run.model, resumed.model)
         assert_equal(run.model_for("val"), resumed.model_for("val"))
+        trains = [[w.trainable for w in each.model.weights] for each in (run, resumed)]
+        assert trains[0] == trains[1]
         assert resumed.metrics["val"] == run.metrics["val"]
 
 
@@ -125,11 +162,41 @@ def test_what_is_not_repeated_keeps_the_validated_model(data, tmp_path, capsys, 
     [
         ({"phases": [{"rollbacks": [1]}]}, "go back to earlier weights"),
         ({"phases": [{}], "soup": {"used": True}}, "an average that validation has chosen"),
+        ({"phases": [{}], "best_epoch": 1}, "validation decided its learning rate"),
     ],
 )
-def test_a_training_that_validation_has_steered_is_not_repeated(data, capsys, metrics, reason):
-    assert module.refit(None, data, SimpleNamespace(metrics=metrics), None) is None
+def test_a_training_that_validation_has_steered_is_not_repeated(
+    data, tmp_path, capsys, metrics, reason
+):
+    schedule = Schedule("s", (Phase("p", "none", 1, 1e-3, shape="plateau"),)).to_dict()
+    run = SimpleNamespace(metrics=metrics, config={"schedule": schedule})
+    assert module.refit(None, data, run, tmp_path) is None
     assert reason in capsys.readouterr().err
+
+
+def test_a_failure_keeps_the_validated_model_and_the_run_is_finished(
+    data, tmp_path, capsys, monkeypatch
+):
+    plan_caching = Trainer.plan_phase_caching
+
+    def no_space(self, plan, images):
+        if "val" not in images.examples:
+            raise InputError("2 MiB of activations do not fit")
+        return plan_caching(self, plan, images)
+
+    monkeypatch.setattr(Trainer, "plan_phase_caching", no_space)
+    run = trainer(HEAD).fit(data, tmp_path / "run")
+    assert "refit: left out, because 2 MiB of activations" in capsys.readouterr().err
+    assert run.finished and not run.validated_path.exists() and not run.state_path.exists()
+
+
+def test_the_time_that_is_over_keeps_the_validated_model(data, tmp_path, capsys):
+    begun = trainer(HEAD)
+    begun.fit(data, tmp_path / "run")
+    over = keras.callbacks.Callback()
+    over.time_is_over = True
+    found = begun.refit(data, Run.open(tmp_path / "run"), tmp_path / "again", [over])
+    assert found is None and "the time is over" in capsys.readouterr().err
 
 
 def test_without_validation_examples_there_is_nothing_to_repeat(data, tmp_path):
@@ -137,9 +204,24 @@ def test_without_validation_examples_there_is_nothing_to_repeat(data, tmp_path):
     assert run.finished and not run.validated_path.exists()
 
 
-def test_it_is_off_by_default_and_for_one_process(data, tmp_path, monkeypatch):
-    run = trainer(HEAD, refit="auto").fit(data, tmp_path / "run")
-    assert "refit" not in run.metrics and not run.validated_path.exists()
+def test_by_default_closed_forms_are_fitted_again_where_validation_examples_were_drawn(
+    data, tmp_path
+):
+    given = replace(data, val_drawn=False)
+    for number, (phases, images, wanted, done) in enumerate(
+        [
+            ((HEAD,), data, "auto", True),
+            ((HEAD,), given, "auto", False),
+            ((HEAD,), given, "always", True),
+            ((HEAD,), data, "never", False),
+            ((HEAD, replace(ALL, epochs=1)), data, "auto", False),
+        ]
+    ):
+        run = trainer(*phases, refit=wanted).fit(images, tmp_path / str(number))
+        assert ("refit" in run.metrics) is run.validated_path.exists() is done
+
+
+def test_several_processes_train_once(monkeypatch):
     workers = SimpleNamespace(distributed=True, replicas=2)
     monkeypatch.setattr("keras_transfer.training.trainer.resolve_workers", lambda _: workers)
     with pytest.raises(InputError, match="refit 'always' is for one process"):

@@ -271,7 +271,9 @@ def check_source_model(path: str) -> Path:
             f"{path} is a TensorFlow SavedModel (the format of TF Hub, too), whose layers Keras 3 cannot "
             "read: save the Keras model that it was made from with model.save('name.keras')."
         )
-    file = path / "model.keras" if path.is_dir() else path
+    # That of a run which has not seen the validation examples, if there is one.
+    files = [path / name for name in ("validated.keras", "model.keras")] if path.is_dir() else []
+    file = next((each for each in files if each.is_file()), path)
     if not file.is_file():
         what = "is not a run (it has no model.keras)" if path.is_dir() else "does not exist"
         raise InputError(
