@@ -318,11 +318,11 @@ def temperatures_of(run) -> dict[str, float]:
 def _sample_of(run, data, split, model, count) -> Sample | None:
     """Return images of a split; None if the run's own data cannot be found or read again."""
     heads, framing = heads_of(model), framing_of(model)
+    seen = split == "val" and run.validated_path.is_file()  # by the refit
+    of = f"seen {split}" if seen else split
     if isinstance(data, ImageData):
         return (
-            draw_sample(data, split, split, framing, count, heads)
-            if split in data.examples
-            else None
+            draw_sample(data, split, of, framing, count, heads) if split in data.examples else None
         )
     config, wanted, given = run.config, split, data is not None
     source = data if given else config.get("data")
@@ -350,7 +350,7 @@ def _sample_of(run, data, split, model, count) -> Sample | None:
         print(f"The export is not compared on the run's images: {error}", file=sys.stderr)
         return None
     (only,) = opened.examples
-    return draw_sample(opened, only, split, framing, count, heads)
+    return draw_sample(opened, only, of, framing, count, heads)
 
 
 def _has_val(folder, target) -> bool:
