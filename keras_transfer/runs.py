@@ -14,7 +14,7 @@ from pathlib import Path
 
 from keras_transfer.data.examples import Examples, example_key, relative_paths
 from keras_transfer.errors import InputError
-from keras_transfer.utils.console import counted, listed, verb
+from keras_transfer.utils.console import counted, listed, say, verb
 from keras_transfer.utils.documents import (
     UNRECORDED,
     changed_settings,
@@ -325,13 +325,23 @@ class Run:
 
         Args:
             examples: those of the split; if the run was validated on them, it is `"val"` by another name.
+                If the model was trained on some of them, a line says so.
         """
         from keras_transfer.models.sources.own import load_model
 
-        before = self.validated_path.is_file()
-        if before and split != "val":
-            known = {row["digest"] for row in read_rows(self.split_path) if row["split"] == "val"}
-            before = examples is not None and {d.hex() for d in examples.digests} <= known
+        refitted = self.validated_path.is_file()
+        before = refitted and split == "val"
+        if examples is not None and self.split_path.is_file():
+            given = [digest.hex() for digest in examples.digests]
+            rows = [(row["split"], row.get("digest")) for row in read_rows(self.split_path)]
+            train, val = ({d for part, d in rows if part == name} for name in ("train", "val"))
+            before = before or (refitted and set(given) <= val)
+            trained = train | val if refitted and not before else train
+            if count := sum(digest in trained for digest in given):
+                say(
+                    f"{count} of {counted(len(given), 'example')} of {split} were trained on, so the "
+                    "result is too good; --split val (or test) measures others"
+                )
         return load_model(self.validated_path if before else self.model_path)
 
     def write_history(self, rows: list[dict]) -> None:

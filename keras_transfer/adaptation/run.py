@@ -77,6 +77,11 @@ class Adaptation:
             require_source(source)
             split: dict[str, Any] = {"split_file": resumed.split_path} if resumed else {}
             self.source = open_data(source, **opened, **split, seed=options.seed)
+        if self.source.modality.any_length:
+            raise InputError(
+                f"{self.source.title} has {self.source.modality.many}, which cannot be adapted: adaptation "
+                "needs images or clips."
+            )
         if self.source.task != "single_label":
             raise InputError(
                 f"The labels of {self.source.title} are {self.source.task}: adaptation needs one class "
@@ -102,7 +107,7 @@ class Adaptation:
         """Return a few lines about the data of both domains."""
         lines = [
             self.source.describe(),
-            f"{self.target_folder}: {counted(len(self.target), 'image')}",
+            f"{self.target_folder}: {counted(len(self.target), self.target.modality.one)}",
         ]
         if self.target_skipped:
             lines[-1] += f", {counted(len(self.target_skipped), 'file')} skipped"

@@ -17,7 +17,10 @@ from keras_transfer.advisor.rules import Choice
 from keras_transfer.data.examples import ImageData
 from keras_transfer.schedules.recipes import DEFAULT, default_epochs
 
-NO_SIGNAL = "The features carry no signal for these labels: longer training would gain nothing. Check the labels."
+NO_SIGNAL = (
+    "The features carry no signal for these labels that so few examples could show: longer training would "
+    "gain nothing. Check the labels, or add examples."
+)
 
 
 @dataclass(frozen=True)

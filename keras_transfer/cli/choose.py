@@ -66,6 +66,7 @@ def advise(
     """Recommend a backbone and a strategy for the data, with the reasons and the cost on this machine."""
     from keras_transfer.advisor.api import check_advice
     from keras_transfer.advisor.rules import named
+    from keras_transfer.cli.kinds import require_reader
     from keras_transfer.data import require_source, unlabeled_images
     from keras_transfer.modalities import open_framing
     from keras_transfer.schedules.recipes import AUTO
@@ -78,6 +79,7 @@ def advise(
     require_source(data)
     check_advice(names, **limits)
     images = open_images(data, config)
+    require_reader(images.modality, names, "--backbones")
     target_images = target and unlabeled_images(target)[0]
     load_keras()
     from keras_transfer.advisor.api import advise as advise_on
@@ -137,6 +139,7 @@ def compare(
     as_json: Json = False,
 ):
     """Compare transfer with training from scratch: start, slope, end, images saved."""
+    from keras_transfer.cli.kinds import unflipped
     from keras_transfer.data import require_source
     from keras_transfer.experiments.compare import Experiment
     from keras_transfer.experiments.comparison import IMAGE, JSON, TABLE
@@ -147,7 +150,7 @@ def compare(
     check_backbones(config)
     images = open_images(data, config)
     print(images.describe(), file=sys.stderr)
-    config = without_auto(images, config)
+    config = without_auto(images, unflipped(images.modality, config, settings))
     rate = {} if config.learning_rate is None else {"learning_rate": config.learning_rate}
     same = ("backbone", "strategy", "image_size", "batch_size", "augment", "weights", "precision")
     experiment = Experiment(
@@ -202,6 +205,7 @@ def tune(
     as_json: Json = False,
 ):
     """Search rate, decay per stage, frozen stages, dropout and augmentation; needs Optuna."""
+    from keras_transfer.cli.kinds import unflipped
     from keras_transfer.data import require_source
     from keras_transfer.experiments.search_space import (
         check_base,
@@ -228,7 +232,7 @@ def tune(
     images = open_images(data, config)
     print(images.describe(), file=sys.stderr)
     load_keras()
-    config = without_auto(images, config)
+    config = without_auto(images, unflipped(images.modality, config, settings))
     from keras_transfer.experiments.tune import tune as search_in
 
     with interruption_reported():

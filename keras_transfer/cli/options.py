@@ -19,7 +19,7 @@ from keras_transfer.cli.columns import columns_of
 from keras_transfer.errors import InputError
 from keras_transfer.export import FORMATS
 from keras_transfer.models import TAPS
-from keras_transfer.runs import PLACES
+from keras_transfer.runs import CONFIG, PLACES, place_of
 from keras_transfer.schedules.recipes import AUTO, DEFAULT
 from keras_transfer.training.config import TYPES, TrainConfig
 from keras_transfer.utils.console import say
@@ -64,10 +64,14 @@ class Settings:
     Attributes:
         config: all of them, validated.
         schedule: the schedule that the config file contains, if it applies.
+        no_flip: whether mirror images were excluded.
+        augment: the augmentation, regardless of that.
     """
 
     config: TrainConfig
     schedule: Any = None
+    no_flip: bool = False
+    augment: Any = AUTO
 
 
 def takes(*names: str) -> Callable:
@@ -92,6 +96,8 @@ def takes(*names: str) -> Callable:
 
         def run(**values):
             typed = {name: values.pop(name) for name in generated}
+            if command.__name__ == "train" and values["resume"] and typed["config"] is None:
+                typed["config"] = begun_config(values["out"])
             return command(settings=read_settings(**typed), **values)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -152,8 +158,8 @@ def read_settings(config: Path | None = None, no_flip: bool = False, **typed) ->
         typed["overrides"] = overrides_of(typed["overrides"])
     file = {} if config is None else read_config_file(config)
     values = {**file, **typed}
+    augment = values.get("augment", AUTO)
     if no_flip:
-        augment = values.get("augment", AUTO)
         values["augment"] = without_flip("light" if augment == AUTO else augment)
     schedule = file.get("schedule")
     if isinstance(schedule, dict) and not typed.keys() & {"strategy", "epochs", "learning_rate"}:
@@ -163,7 +169,13 @@ def read_settings(config: Path | None = None, no_flip: bool = False, **typed) ->
             raise InputError(f"{config}: {error}") from None
     else:
         schedule = None
-    return Settings(TrainConfig.from_dict(values), schedule)
+    return Settings(TrainConfig.from_dict(values), schedule, no_flip, augment)
+
+
+def begun_config(out: Path) -> Path | None:
+    """Return the settings of the run that a command resumes; None if nothing, or a race, was begun."""
+    file = out / CONFIG
+    return file if file.is_file() and not place_of(out).is_dir() else None
 
 
 def read_config_file(path: Path) -> dict:
@@ -273,7 +285,7 @@ def interruption_reported():
     try:
         yield
     except KeyboardInterrupt as stop:
-        print(stop, file=sys.stderr)
+        print(str(stop) or "interrupted", file=sys.stderr)
         raise
 
 
@@ -284,6 +296,7 @@ def open_images(data, config: TrainConfig, **overrides):
         data: a path or name that `open_data` takes.
         overrides: arguments of `open_data` that win over the config.
     """
+    from keras_transfer.cli.kinds import require_suitable
     from keras_transfer.data import open_data
 
     options = {
@@ -301,6 +314,7 @@ def open_images(data, config: TrainConfig, **overrides):
     }
     options |= overrides
     images = open_data(data, **options)
+    require_suitable(images.modality, config)
     if config.keep_together == "copies" or options["split_file"] is not None:
         return images
     from keras_transfer.diagnosis.near import near_names
@@ -427,6 +441,10 @@ def without_auto(images, config: TrainConfig) -> TrainConfig:
     if config.strategy == AUTO:
         config = replace(config, strategy=DEFAULT)
     if advisor_chooses(config.backbone):
+        from keras_transfer.advisor.rules import named
+        from keras_transfer.cli.kinds import require_reader
+
+        require_reader(images.modality, named(config.backbone), "--backbone")
         load_keras()
         config = with_evidence(images, replace(config, taps=TAPS[0]), together=False)
     if config.augment == AUTO:

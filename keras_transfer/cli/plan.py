@@ -27,7 +27,7 @@ def schedule(
         str | None, typer.Argument(metavar="[STRATEGY]", help="A recipe or a .yaml file.")
     ] = None,
     examples: Annotated[
-        int, typer.Option("--examples", "--images", "--pictures", help="Training examples.")
+        int, typer.Option("--examples", "--images", "--pictures", min=1, help="Training examples.")
     ] = 1000,
     backbone: Annotated[
         str | None, typer.Option(help="Show the learning rates of each stage of this backbone.")

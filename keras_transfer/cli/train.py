@@ -118,6 +118,8 @@ def train(
     as_json: Json = False,
 ):
     """Train a model on labelled images."""
+    from keras_transfer.advisor.rules import named
+    from keras_transfer.cli.kinds import require_reader, say_ineffective, unflipped
     from keras_transfer.data import require_source
     from keras_transfer.data.check import report_reading
     from keras_transfer.data.classes import in_recorded_order
@@ -189,8 +191,11 @@ def train(
         images = in_recorded_order(images, targets_of(begun["config"]), sort=True)
     say(images.describe())
     report_reading(images, open_framing(**config.reading))
+    config = unflipped(images.modality, config, settings)
     if not advisor_chooses(config.backbone):
         check_kind(config.backbone, images.modality)
+    else:
+        require_reader(images.modality, named(config.backbone), "--backbone")
 
     load_keras()
     from keras_transfer.training.trainer import Trainer
@@ -204,6 +209,7 @@ def train(
         _print_result(run, out, config.keep, explain, as_json)
         return
     phases = resolve_schedule(schedule, config.overrides).phases
+    say_ineffective(config, all(phase.solver == "logistic" for phase in phases), explain)
     with workers.scope():
         trains_backbone = any(phase.freeze != "all" for phase in phases)
         config, model = built_on_evidence(images, config, trains_backbone)

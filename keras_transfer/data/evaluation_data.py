@@ -215,6 +215,12 @@ def check_to_predict(given, modality: Modality, lines=None) -> None:
                     "--lines FILE. `keras-transfer evaluate` measures on tables with labels."
                 )
         list_images(given)
+    else:
+        known = known_extensions() | {*TABLES}
+        for one in given:
+            path = os.fspath(one)
+            if " " not in path and (path.endswith("/") or Path(path).suffix.lower() in known):
+                raise InputError(f"no such file or folder: {path}; check the path")
 
 
 def _exists(path):

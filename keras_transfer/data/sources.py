@@ -70,7 +70,10 @@ def _open(source, val, task, columns, options) -> ImageData:
     library = library_of(source)
     given = [name for name, value in (columns or {}).items() if value is not None]
     if given and not is_table and library != "hf:":
-        raise InputError(f"{source} is not a table: {', '.join(given)} are only for tables.")
+        names = ", ".join(name.removesuffix("_column") for name in given)
+        raise InputError(
+            f"{source} is not a table, so it has no columns ({names}): leave them out."
+        )
     if not (library or is_table or (path / SCHEMA).is_file()):
         return from_directory(path, val=val, task=task, **options)
     if val is not None:

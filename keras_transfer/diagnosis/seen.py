@@ -22,7 +22,7 @@ from keras_transfer.features.store import (
 )
 from keras_transfer.modalities import Modality
 from keras_transfer.models.sources.applications import BACKBONES, weights_path
-from keras_transfer.models.sources.backbones import build_backbone, check_kind
+from keras_transfer.models.sources.backbones import build_backbone, check_kind, require_encoder_name
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.utils.extras import is_installed
 
@@ -155,11 +155,8 @@ def chosen_backbone(backbone: str, modality: Modality | None = None) -> str:
         if modality is not None:
             check_kind(backbone, modality)
         return backbone
-    if modality is not None and modality.reads != "image":
-        raise InputError(
-            f"Features of {modality.many} need an encoder: name one with --backbone (backbone=… in Python); "
-            f"`keras-transfer backbones --source hub --kind {modality.reads}` lists them."
-        )
+    if modality is not None:
+        require_encoder_name(modality, "--backbone")
     return default_backbone()
 
 

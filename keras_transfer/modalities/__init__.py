@@ -24,6 +24,7 @@ from keras_transfer.modalities.registry import framing_of_shape as framing_of_sh
 from keras_transfer.modalities.registry import kinds_of_examples as kinds_of_examples
 from keras_transfer.modalities.registry import kinds_of_files as kinds_of_files
 from keras_transfer.modalities.registry import known_extensions as known_extensions
+from keras_transfer.modalities.registry import modalities as modalities
 from keras_transfer.modalities.registry import modality_in_memory as modality_in_memory
 from keras_transfer.modalities.registry import modality_of_files as modality_of_files
 from keras_transfer.modalities.registry import open_framing as open_framing

@@ -22,6 +22,7 @@ class Modality(Offers, ABC):
         facts: the NamedTuple that `examine` returns. It has `digest` (bytes), `fault` (why the file
             cannot be used, or None) and `flaw` (why the model sees nothing in it, or None); and
             `served` (1, or 0 if a served model cannot read it) where files differ in that.
+        framed_by: settings of a training that say how examples become inputs.
         mirrors: whether an example may be mirrored.
         rate_scale: of the default learning rates: higher for what is unlike the backbone's training.
         image_size: for which networks of the table are built by default; None is that of their
@@ -41,6 +42,7 @@ class Modality(Offers, ABC):
     extensions: frozenset[str]
     formats: str
     facts: Any
+    framed_by: tuple[str, ...]
     mirrors: bool
     rate_scale: float = 1.0
     image_size: int | None = None

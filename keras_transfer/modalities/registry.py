@@ -27,10 +27,16 @@ def find_modality(name: str) -> "Modality":
     return importlib.import_module(_ROOMS[name]).MODALITY
 
 
+def modalities() -> "list[Modality]":
+    """Return all modalities."""
+    return [find_modality(name) for name in _ROOMS]
+
+
 def modality_in_memory(values: Sequence, facts: Mapping) -> "Modality":
     """Return the modality of values in memory, about which some facts are given, such as `rate`."""
-    rooms = map(find_modality, _ROOMS)
-    return next((room for room in rooms if room.holds(values, facts)), find_modality("image"))
+    return next(
+        (room for room in modalities() if room.holds(values, facts)), find_modality("image")
+    )
 
 
 def open_framing(

@@ -369,7 +369,7 @@ def resolve_schedule(
         if arguments:
             raise InputError(
                 f"Cannot set {', '.join(arguments)}: '{schedule.name}' is a schedule, not a recipe; "
-                "set PHASE.FIELD."
+                f"set a field of a phase, such as {schedule.phases[-1].name}.epochs."
             )
         return schedule.override(overrides)
     if schedule not in RECIPES:

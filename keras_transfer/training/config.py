@@ -102,7 +102,7 @@ class TrainConfig:
         None,
         DATA,
         f"Share drawn for validation. (default: {DEFAULT_VAL_SPLIT})",
-        least=0,
+        above=0,
         below=1,
     )
     test_split: float = setting(0.0, DATA, "Share set aside for testing.", least=0, below=1)

@@ -30,6 +30,7 @@ class Audio(Modality):
     extensions = frozenset(decode.EXTENSIONS)
     formats = "WAV, FLAC, OGG or MP3"
     facts = decode.Facts
+    framed_by = ("image_size",)
     mirrors = False
     rate_scale = 2.5  # see docs/audio.md
     image_size = 96  # of 64 bands; larger images of them are worse and slower, see docs/audio.md

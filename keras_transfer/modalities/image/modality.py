@@ -36,6 +36,7 @@ class Images(Modality):
     extensions = EXTENSIONS
     formats = NAMES
     facts = decode.Facts
+    framed_by = ("image_size", "crop", "channels", "depth")
     mirrors = True
     decoded = (("uint8", [None, None, 3]),)
     served = "encoded images, rotates them according to EXIF,"

@@ -29,6 +29,7 @@ class Texts(Modality):
     extensions = frozenset(check.EXTENSIONS)
     formats = "UTF-8"
     facts = check.Facts
+    framed_by = ("tokens",)
     mirrors = False
     not_in_8_bits = "the ranges of values are measured on images"
     taps = ("last", "all", "all+tfidf")

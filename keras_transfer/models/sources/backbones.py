@@ -87,6 +87,15 @@ def check_kind(backbone, modality) -> None:
             )
 
 
+def require_encoder_name(modality, option: str) -> None:
+    """Raise InputError if a modality's backbones have to be named, because none of the table reads it."""
+    if modality.reads != "image":
+        raise InputError(
+            f"Features of {modality.many} need an encoder: name one with {option} (backbone=… in Python); "
+            f"`keras-transfer backbones --source hub --kind {modality.reads}` lists them."
+        )
+
+
 def _kind_of(name) -> str | None:
     """Return `"image"` or `"text"`; None if the name does not tell it."""
     if not isinstance(name, (str, os.PathLike)):
