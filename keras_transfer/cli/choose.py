@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from keras_transfer.cli.models import build, without_auto
 from keras_transfer.cli.options import (
     Data,
     Json,
-    build,
     check_backbones,
     check_png,
     interruption_reported,
@@ -23,7 +23,6 @@ from keras_transfer.cli.options import (
     sizes_of,
     takes,
     trainer_options,
-    without_auto,
 )
 
 _DATA = ("task", "columns", "val", "val_split", "group", "split")

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +18,9 @@ from keras_transfer import adaptation
 from keras_transfer.cli.columns import columns_of
 from keras_transfer.errors import InputError
 from keras_transfer.export import FORMATS
-from keras_transfer.models import TAPS
 from keras_transfer.runs import CONFIG, PLACES, place_of
-from keras_transfer.schedules.recipes import AUTO, DEFAULT
+from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.config import TYPES, TrainConfig
-from keras_transfer.utils.console import say
 from keras_transfer.utils.files import absolute_paths, check_output
 
 BatchNorm = StrEnum("BatchNorm", adaptation.BATCH_NORM)
@@ -329,32 +327,6 @@ def saved_config(data, config: TrainConfig) -> dict:
     return absolute_paths({"data": data, **config.to_dict()}, PLACES)
 
 
-def build(images, config: TrainConfig, trains_backbone: bool = True):
-    """Build the model from its seed, with the number format that suits the machine."""
-    import keras
-
-    from keras_transfer.modalities import open_framing
-    from keras_transfer.models.acceleration import set_precision
-    from keras_transfer.models.builders import build_model, head_for
-
-    precision = set_precision(
-        config.precision, config.backbone, config.image_size, trains=trains_backbone
-    )
-    say(str(precision))
-    keras.utils.set_random_seed(config.seed)
-    return build_model(
-        config.backbone,
-        head_for(images),
-        # An open framing is one of images.
-        image_size=open_framing(config.image_size, **config.reading),  # type: ignore[arg-type]
-        weights=config.weights,
-        crop=config.open_crop,
-        tokens=config.tokens,
-        taps=TAPS[0] if config.taps == AUTO else config.taps,
-        data=images,
-    )
-
-
 def advisor_chooses(backbone: str) -> bool:
     """Return whether the option leaves the backbone to the advisor: `auto`, or several names."""
     return backbone == AUTO or "," in backbone
@@ -372,86 +344,6 @@ def check_backbones(config: TrainConfig) -> None:
         from keras_transfer.models.sources.backbones import check_backbone
 
         check_backbone(config.backbone, config.image_size, config.weights)
-
-
-def built_on_evidence(images, config: TrainConfig, trains_backbone: bool):
-    """Return (the config with what was open settled by evidence, the model that it describes).
-
-    A model of the first candidate is built before, if its backbone stays frozen in float32: the
-    evidence then reads the same network, which is built and traced once.
-    """
-    from keras_transfer.advisor.closed_forms import joined, widest
-    from keras_transfer.advisor.rules import candidates, named
-
-    first, model = config, None
-    if config.weights is not None and not trains_backbone:
-        names = [config.backbone]
-        if advisor_chooses(config.backbone):
-            names = named(config.backbone) or candidates(config.image_size)
-        taps = widest(images.modality.taps) if config.taps == AUTO else config.taps
-        first = replace(config, backbone=joined(names) or names[0], taps=taps)
-        with contextlib.suppress(InputError):  # of which the evidence takes note
-            model = build(images, first, trains_backbone)
-    if model is not None and model.dtype_policy.name != "float32":
-        model = None
-    settled = with_evidence(images, config, built={first.backbone: model} if model else {})
-    if model is None or settled != first:
-        model = build(images, settled, trains_backbone)
-    return settled, model
-
-
-def with_evidence(images, config: TrainConfig, together: bool = True, built=None) -> TrainConfig:
-    """Settle an open backbone, and what its head reads, by closed forms in cross-validation.
-
-    Args:
-        together: whether two backbones may be joined.
-        built: models that were built already, see `compare_closed_forms`.
-    """
-    if config.weights is None:  # random features say nothing
-        return replace(config, taps=TAPS[0] if config.taps == AUTO else config.taps)
-    if not advisor_chooses(config.backbone) and config.taps != AUTO:
-        return config
-    from keras_transfer.advisor.closed_forms import compare_closed_forms
-    from keras_transfer.advisor.rules import candidates, named
-    from keras_transfer.modalities import open_framing
-
-    names = [config.backbone]
-    if advisor_chooses(config.backbone):
-        names = named(config.backbone) or candidates(config.image_size)
-    evidence = compare_closed_forms(
-        images,
-        names,
-        image_size=open_framing(
-            config.image_size, config.open_crop, config.tokens, **config.reading
-        ),
-        taps=images.modality.taps if config.taps == AUTO else (config.taps,),
-        weights=config.weights,
-        questions=("together",) if together else (),
-        engine=config.engine,
-        seed=config.seed,
-        built=built,
-    )
-    say(str(evidence))
-    return replace(config, backbone=evidence.best.backbone, taps=evidence.best.taps)
-
-
-def without_auto(images, config: TrainConfig) -> TrainConfig:
-    """Resolve `auto` where one recipe is trained many times: the default recipe, on the backbone
-    that the evidence favors."""
-    if config.strategy == AUTO:
-        config = replace(config, strategy=DEFAULT)
-    if advisor_chooses(config.backbone):
-        from keras_transfer.advisor.rules import named
-        from keras_transfer.cli.kinds import require_reader
-
-        require_reader(images.modality, named(config.backbone), "--backbone")
-        load_keras()
-        config = with_evidence(images, replace(config, taps=TAPS[0]), together=False)
-    if config.augment == AUTO:
-        config = replace(config, augment="light")
-    if config.taps == AUTO:
-        config = replace(config, taps=TAPS[0])
-    return config
 
 
 def trainer_options(config: TrainConfig) -> dict:

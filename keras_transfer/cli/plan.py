@@ -6,17 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
+from keras_transfer.cli.models import build, without_auto
 from keras_transfer.cli.options import (
     Data,
     Freeze,
-    build,
     check_backbones,
     check_png,
     load_keras,
     open_images,
     overrides_of,
     takes,
-    without_auto,
 )
 from keras_transfer.errors import InputError
 from keras_transfer.utils.files import check_output, write_text

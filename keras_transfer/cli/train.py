@@ -15,6 +15,7 @@ import typer
 from keras_transfer.adaptation import METHOD_NAMES
 from keras_transfer.advisor.budget import Clock
 from keras_transfer.cli.callbacks import check_callbacks, make_callbacks
+from keras_transfer.cli.models import build, built_on_evidence
 from keras_transfer.cli.options import (
     BatchNorm,
     Data,
@@ -24,8 +25,6 @@ from keras_transfer.cli.options import (
     Resume,
     RunOut,
     advisor_chooses,
-    build,
-    built_on_evidence,
     check_backbones,
     interruption_reported,
     load_keras,
