@@ -96,7 +96,12 @@ def takes(*names: str) -> Callable:
             typed = {name: values.pop(name) for name in generated}
             if command.__name__ == "train" and values["resume"] and typed["config"] is None:
                 typed["config"] = begun_config(values["out"])
-            return command(settings=read_settings(**typed), **values)
+            try:
+                return command(settings=read_settings(**typed), **values)
+            except KeyboardInterrupt as stop:
+                if not stop.args:  # before any training
+                    print("interrupted; nothing was trained", file=sys.stderr)
+                raise
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         parameters = [
@@ -284,6 +289,7 @@ def interruption_reported():
         yield
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
+        stop.args = stop.args or ("interrupted",)  # it is not printed again
         raise
 
 

@@ -270,10 +270,11 @@ def _without_unlabeled(
     some = "1 row is" if len(numbers) == 1 else f"{len(numbers)} rows are"
     say(f"{cells.name}: {some} skipped, for {names} is empty (row {listed(numbers)})")
     kind, named = settings.examples(cells)
-    skipped = [
-        Skipped(_ROWS[kind].name(cells, named, base, i), f"row {cells.rows[i]}: {column} is empty")
-        for i, column in without.items()
-    ]
+    skipped = []
+    for i, column in without.items():
+        name, row = _ROWS[kind].name(cells, named, base, i), f"row {cells.rows[i]}"
+        where = "" if name.endswith(row) else f"{row}: "
+        skipped.append(Skipped(name, f"{where}{column} is empty"))
     rest = sorted(set(range(len(cells.rows))) - set(without))
     columns = {column: [values[i] for i in rest] for column, values in cells.columns.items()}
     rows = [cells.rows[i] for i in rest]

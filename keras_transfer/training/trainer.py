@@ -362,6 +362,12 @@ class Trainer:
         fit_heads(self.model, data.examples["train"].labels)
         if previous is not None:
             self._adopt(previous)
+        seen, val = backbone_of(self.model).seen, data.examples.get("val")
+        if seen and val is not None and seen == val.digest:
+            say(
+                "a refit of this model has trained on the validation examples, which are too easy for it now: "
+                "start from run.model_for('val'), or train with refit='never'"
+            )
         settle_framing(self.model, data, self.workers.on_chief)
         if self._recipe == recipes.AUTO:
             self._settle(data)

@@ -117,6 +117,14 @@ def test_a_model_that_has_seen_the_examples_says_so(whole, data, capsys):
     assert_equal(run.model_for("all", data.examples["train"]), run.model)
 
 
+def test_a_second_training_of_the_model_is_warned(data, tmp_path, capsys):
+    again = trainer(HEAD)
+    again.fit(data, tmp_path / "first")
+    assert "too easy" not in capsys.readouterr().err
+    again.fit(data, tmp_path / "second")
+    assert "a refit of this model has trained on the validation examples" in capsys.readouterr().err
+
+
 def test_another_training_starts_from_the_model_that_has_not_seen_them(whole):
     _, run, _ = whole
     assert check_source_model(str(run.path)) == run.validated_path
