@@ -103,7 +103,7 @@ CASES = {
     "a negative rate": (["--learning-rate", "-1"], "learning_rate must be a number above 0"),
     "a share": (
         [*UNTRAINED, "--val-split", "1.5"],
-        "val_split must be a number of 0 or more and below 1, not 1.5",
+        "val_split must be a number above 0 and below 1, not 1.5",
     ),
     "a group": ([*UNTRAINED, "--group", "(a"], "not a regular expression"),
     "a fold": ([*UNTRAINED, "--folds", "3"], "--fold"),
