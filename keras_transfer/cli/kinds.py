@@ -7,7 +7,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality, modalities
 from keras_transfer.models.sources.backbones import require_encoder_name
 from keras_transfer.training.config import TrainConfig
-from keras_transfer.utils.console import listed, say
+from keras_transfer.utils.console import say
 
 
 def require_suitable(modality: Modality, config: TrainConfig) -> None:
@@ -15,7 +15,7 @@ def require_suitable(modality: Modality, config: TrainConfig) -> None:
     plain = TrainConfig()
     for name in {name for each in modalities() for name in each.framed_by} - {*modality.framed_by}:
         if getattr(config, name) != getattr(plain, name):
-            kinds = listed([each.many for each in modalities() if name in each.framed_by])
+            kinds = " and ".join(each.many for each in modalities() if name in each.framed_by)
             option = name.replace("_", "-")
             raise InputError(
                 f"--{option} is for {kinds}, but these are {modality.many}: leave it out."

@@ -198,7 +198,7 @@ def test_feature_extraction_is_closed_and_a_plain_model(data, tmp_path, monkeypa
     assert {info.about["view"] for info in Store().list()} == {"plain", "mirror"}
     from keras_transfer.evaluation import evaluate
 
-    measured = evaluate(keras.saving.load_model(run.path / "model.keras", compile=False), data)
+    measured = evaluate(keras.saving.load_model(run.validated_path, compile=False), data)
     assert measured["loss"] == pytest.approx(run.metrics["val"]["loss"], rel=1e-3, abs=1e-6)
     config = yaml.safe_load((run.path / "config.yaml").read_text())
     assert config["schedule"]["phases"][0]["solver"] == "logistic"

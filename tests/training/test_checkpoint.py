@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_transfer import runs as module
 from keras_transfer.errors import InputError
 from keras_transfer.runs import Run
 from keras_transfer.training.weights import assign, collect
+from keras_transfer.utils import checkpoint as module
 from keras_transfer.utils.checkpoint import Checkpoint
 
 SETTINGS = {"rate": 0.1, "phases": [{"name": "head"}]}

@@ -54,7 +54,7 @@ def test_a_model_interrupted_in_its_first_epoch_says_where_it_starts(data, tmp_p
 
 def test_a_finished_run_says_how_to_train_further(data, tmp_path):
     run = trainer(built(data)).fit(data, tmp_path / "a run")
-    with raises(f"--backbone '{run.path}/model.keras' with another --out"):
+    with raises(f"--backbone '{run.path}' with another --out"):
         trainer(built(data)).fit(data, run.path, resume=True)
     done = subprocess.run(
         [
@@ -66,7 +66,7 @@ def test_a_finished_run_says_how_to_train_further(data, tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
-    assert f"--backbone '{run.path}/model.keras'" in done.stderr
+    assert f"--backbone '{run.path}'" in done.stderr
 
 
 def test_an_image_that_vanishes_during_training_is_one_line(data, tmp_path):
