@@ -95,7 +95,12 @@ def measure(setting: Setting, missing: list[tuple[str, int]], folder: Path, writ
         for seed in seeds:
             model.set_weights(pretrained)
             head = kt.Trainer(
-                model, "feature_extraction", augment=_light(setting), keep="last", seed=seed
+                model,
+                "feature_extraction",
+                augment=_light(setting),
+                keep="last",
+                refit="never",  # validation measures what follows
+                seed=seed,
             )
             head.fit(data[seed], Path(scratch) / str(seed))
             starts[seed] = model.get_weights()
