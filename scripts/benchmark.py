@@ -116,7 +116,8 @@ def whole(table, options):
                 run = Path(folder) / "run"
                 result = child(
                     "train", data, "--out", run, "--backbone", BACKBONE, "--strategy",
-                    "feature_extraction", "--image-size", SIZES[name],
+                    # Like the peer, which never trains on validation images.
+                    "feature_extraction", "--refit", "never", "--image-size", SIZES[name],
                     python=command, cache=Path(folder) / "cache",
                 )  # fmt: skip
                 metrics = json.loads((run / "metrics.json").read_text())
