@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -98,8 +99,10 @@ def _refit(trainer, data, run, folder, callbacks):
     say(f"refit: {counted(plan.epochs, 'epoch')} on all {counted(count, data.modality.one)}")
     begun = Run.open(folder, finished=False).config if Run.started(folder) else None
     trainer.forget_images()
-    training = TrainingRun(trainer, everything, plan, callbacks, _only_metrics)
-    again = training.fit(folder, trainer.settings(schedule, {}), begun, ())
+    other = copy(trainer)
+    other.config = replace(trainer.config, soup=False)  # which nothing could choose
+    training = TrainingRun(other, everything, plan, callbacks, _only_metrics)
+    again = training.fit(folder, other.settings(schedule, {}), begun, ())
     if any(getattr(each, "time_is_over", False) for each in callbacks):
         raise _LeftOut("the time is over")
     for name, temperature in metrics.get("temperature", {}).items():
