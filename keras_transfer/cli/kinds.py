@@ -13,8 +13,8 @@ from keras_transfer.utils.console import say
 def require_suitable(modality: Modality, config: TrainConfig) -> None:
     """Raise InputError for a setting of examples of other kinds, such as `--crop` of texts."""
     plain = TrainConfig()
-    for name in {name for each in modalities() for name in each.framed_by} - {*modality.framed_by}:
-        if getattr(config, name) != getattr(plain, name):
+    for name in dict.fromkeys(name for each in modalities() for name in each.framed_by):
+        if name not in modality.framed_by and getattr(config, name) != getattr(plain, name):
             kinds = " and ".join(each.many for each in modalities() if name in each.framed_by)
             option = name.replace("_", "-")
             raise InputError(

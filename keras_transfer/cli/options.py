@@ -72,10 +72,14 @@ class Settings:
     augment: Any = AUTO
 
 
-def takes(*names: str) -> Callable:
+def takes(*names: str, resumes: bool = False) -> Callable:
     """Give a command the options of these settings, and `--config` and `--no-flip` where they fit.
 
     The command receives them as one argument `settings`, a `Settings`.
+
+    Args:
+        names: of the settings.
+        resumes: with `--resume`, those that are not given are those of the run at `--out`.
     """
 
     def decorate(command: Callable) -> Callable:
@@ -94,7 +98,7 @@ def takes(*names: str) -> Callable:
 
         def run(**values):
             typed = {name: values.pop(name) for name in generated}
-            if command.__name__ == "train" and values["resume"] and typed["config"] is None:
+            if resumes and values["resume"] and typed["config"] is None:
                 typed["config"] = begun_config(values["out"])
             try:
                 return command(settings=read_settings(**typed), **values)

@@ -84,7 +84,7 @@ _ADAPTATION = (
 )
 
 
-@takes(*_DATA, *_MODEL, *_TRAINING, *_MORE, *_DEVICES)
+@takes(*_DATA, *_MODEL, *_TRAINING, *_MORE, *_DEVICES, resumes=True)
 def train(
     data: Data,
     out: RunOut,

@@ -16,10 +16,10 @@ from keras_transfer.evaluation.measures import compute_metrics
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import Run
 from keras_transfer.schedules.phases import Schedule
-from keras_transfer.schedules.plans import Plan, make_plan
-from keras_transfer.training.distributed.single_process import scaled
+from keras_transfer.schedules.plans import Plan
 from keras_transfer.training.retraining import remember_training
 from keras_transfer.training.run_loop import TrainingRun
+from keras_transfer.training.temperature import divide_logits
 from keras_transfer.training.weights import assign
 from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import counted, say
@@ -45,10 +45,7 @@ def refit(trainer, data: ImageData, run: Run, folder, callbacks: Sequence = ()) 
     """
     try:
         found = _refit(trainer, data, run, folder, callbacks)
-    except (
-        _LeftOut,
-        InputError,
-    ) as error:  # no space, no memory, diverged: the first model is there
+    except (_LeftOut, InputError) as error:  # such as no space: the first model is there
         say(f"refit: left out, because {error}")
         shutil.rmtree(folder, ignore_errors=True)
         return None
@@ -91,10 +88,7 @@ def _refit(trainer, data, run, folder, callbacks):
     schedule = Schedule.from_dict(run.config["schedule"])
     if any(phase.shape == "plateau" for phase in schedule.phases):
         raise _LeftOut("validation decided its learning rate")
-    batch = trainer.config.batch_size
-    plan = make_plan(
-        trainer.model, scaled(schedule, trainer.devices, batch), count, batch * trainer.devices
-    )
+    plan = trainer.plan_of(schedule, count)
     plan = _cut(plan, [phase["epochs"] for phase in metrics["phases"]], epochs)
     say(f"refit: {counted(plan.epochs, 'epoch')} on all {counted(count, data.modality.one)}")
     begun = Run.open(folder, finished=False).config if Run.started(folder) else None
@@ -106,9 +100,9 @@ def _refit(trainer, data, run, folder, callbacks):
     if any(getattr(each, "time_is_over", False) for each in callbacks):
         raise _LeftOut("the time is over")
     for name, temperature in metrics.get("temperature", {}).items():
-        layer = trainer.model.get_layer(name)
-        layer.set_weights([weight / temperature for weight in layer.get_weights()])
-    outputs = trainer.workers.outputs(trainer.model, data, "val", batch, None)
+        divide_logits(trainer.model, name, temperature)
+    size = trainer.config.batch_size
+    outputs = trainer.workers.outputs(trainer.model, data, "val", size, None)
     seen = compute_metrics(trainer.heads, *outputs)["loss"]
     if not seen < metrics["val"]["loss"]:
         raise _LeftOut(
@@ -144,9 +138,8 @@ def _cut(plan: Plan, trained: Sequence[int], epochs: int) -> Plan:
     phases = []
     for planned, done, before in zip(plan.phases, trained, accumulate(trained, initial=0)):
         if before < epochs:
-            length = min(
-                planned.epochs, done, epochs - before
-            )  # of more batches, if it is given in steps
+            # A length in steps is fewer epochs of more batches.
+            length = min(planned.epochs, done, epochs - before)
             phase = replace(planned.phase, early_stopping=None)  # it has ended already
             phases.append(replace(planned, epochs=length, phase=phase))
     return replace(plan, phases=tuple(phases))

@@ -34,8 +34,13 @@ def scale_logits(model, heads: dict, labels, outputs) -> dict[str, float]:
         gains -= probabilities(outputs[name], temperature).losses(labels[name])
         if len(gains) < 2 or gains.mean() <= gains.std(ddof=1) / np.sqrt(len(gains)):
             continue
-        layer = model.get_layer(name)
-        layer.set_weights([weight / temperature for weight in layer.get_weights()])
+        divide_logits(model, name, temperature)
         outputs[name] /= np.float32(temperature)
         found[name] = temperature
     return found
+
+
+def divide_logits(model, name: str, temperature: float) -> None:
+    """Divide the logits of a head, by its weights."""
+    layer = model.get_layer(name)
+    layer.set_weights([weight / temperature for weight in layer.get_weights()])

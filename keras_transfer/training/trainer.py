@@ -231,9 +231,13 @@ class Trainer:
 
     def _planned(self, data, head_in_steps=False):
         examples = len(data.examples["train"])
-        schedule = self._schedule(examples, head_in_steps)
-        schedule = scaled(schedule, self.devices, self.config.batch_size)
-        return make_plan(self.model, schedule, examples, self.config.batch_size * self.devices)
+        return self.plan_of(self._schedule(examples, head_in_steps), examples)
+
+    def plan_of(self, schedule: Schedule, examples: int) -> Plan:
+        """Return the plan of a schedule for one device, on all devices and a number of examples."""
+        batch = self.config.batch_size
+        schedule = scaled(schedule, self.devices, batch)
+        return make_plan(self.model, schedule, examples, batch * self.devices)
 
     def _must_train_head(self, data) -> bool:
         """Return whether a recipe trains its head in steps because the features do not fit.
