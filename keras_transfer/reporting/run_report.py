@@ -71,8 +71,10 @@ def write_report(
     own, note = data is None, None
     if own:
         data, note = _open_own_data(run, split)
-    model, document, shots = run.model_for("val"), None, {}
-    if data is not None:
+    document, shots = None, {}
+    if data is None:
+        model = run.model
+    else:
         split = _choose_split(data, split)
         model = run.model_for(split, data.examples[split])
         document = _measure(run, model, data, split, images, batch_size)
@@ -341,7 +343,9 @@ def _measure(run, model, data, split, images, batch_size):
         calibration = None
     scalable = any(head.task in PROBABILITIES for head in heads.values())
     if calibration is None and scalable and "val" in data.examples:
-        calibration = calibrate(run.model_for("val"), data, "val", batch_size=batch_size)
+        apart = split != "val" and run.validated_path.is_file()
+        validated = run.model_for("val") if apart else model
+        calibration = calibrate(validated, data, "val", batch_size=batch_size)
     most = max(images, IMAGES)
     evaluation = assess(
         model, data, split, calibration=calibration, most=most, batch_size=batch_size
