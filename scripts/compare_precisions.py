@@ -53,10 +53,11 @@ def accuracy(data, policy: str, seed: int, image_size: int | None) -> tuple[floa
             augment=AUGMENT,
             seed=seed,
             keep="last",
+            refit="never",
         )
     else:
         model = build_model("mobilenet_v2_0.35", head, image_size=image_size)
-        trainer = Trainer(model, lp_ft(images, epochs=6), seed=seed, keep="last")
+        trainer = Trainer(model, lp_ft(images, epochs=6), seed=seed, keep="last", refit="never")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run = trainer.fit(data, Path(folder) / "run")

@@ -39,6 +39,16 @@ def own_cache(tmp_path_factory):
     os.environ["KERAS_TRANSFER_CACHE"] = str((base.parent if worker else base) / "cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fine_tuned_once():
+    """Small sets would be trained twice in most tests; test_refit.py has those of the second training."""
+    from keras_transfer.schedules import defaults
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults, "MOST_REFITTED", 0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def clean_keras():
     """Keras keeps every layer of every model in a global state until told otherwise."""

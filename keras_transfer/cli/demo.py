@@ -73,7 +73,13 @@ def run_demo(out, *, seed: int = 0, modality: str = "image") -> None:
     source = build_model(
         demo.backbone(), Classification(source_data.class_names), image_size=demo.image_size
     )
-    trainer = Trainer(source, from_scratch(epochs=SOURCE_EPOCHS), augment=demo.augment, seed=seed)
+    trainer = Trainer(
+        source,
+        from_scratch(epochs=SOURCE_EPOCHS),
+        augment=demo.augment,
+        seed=seed,
+        refit="never",  # a source model is the validated one
+    )
     source_run = trainer.fit(source_data, out / "source")
     print(f"   validation accuracy {source_run.metrics['val']['accuracy']:.3f}")
 

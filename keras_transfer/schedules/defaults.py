@@ -8,6 +8,9 @@ from keras_transfer.schedules.phases import Phase
 _BATCH = 32  # examples per step, as recipes do not know the batch size
 HEAD_RATE = 3e-3  # of a head that is trained in steps
 PARTIAL = 10.0  # times the rate of full fine-tuning, where few weights train
+# Examples up to which fine-tunings are trained again on those of validation too. The share of the error that
+# this removes does not depend on their number; the time does.
+MOST_REFITTED = 5000
 LAYER_DECAY = 0.7  # of a transformer's rate, from one stage to the one below it
 
 

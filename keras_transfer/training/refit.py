@@ -15,14 +15,39 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation.measures import compute_metrics
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import Run
+from keras_transfer.schedules import defaults
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.plans import Plan
+from keras_transfer.training.config import NO_REFIT, REFIT, TrainConfig
 from keras_transfer.training.retraining import remember_training
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.training.temperature import divide_logits
 from keras_transfer.training.weights import assign
 from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import counted, say
+
+
+def refit_follows(config: TrainConfig, data: ImageData, plan: Plan) -> bool:
+    """Return whether a training is followed by one on the validation examples too, and say so.
+
+    Args:
+        config: `refit="auto"` means that validation was drawn from the training examples, and that all phases are
+            closed forms, or that there are few examples and no `minutes`.
+        data: the examples.
+        plan: of the training.
+    """
+    if config.refit == NO_REFIT or "val" not in data.examples:
+        return False
+    count = sum(len(data.examples[split]) for split in ("train", "val"))
+    closed = all(planned.phase.solver == "logistic" for planned in plan.phases)  # takes seconds
+    few = count <= defaults.MOST_REFITTED and config.minutes is None
+    wanted = config.refit == REFIT or (data.val_drawn and (closed or few))
+    if wanted and not closed:
+        say(
+            f"refit: after validation, trains once more on all {counted(count, data.modality.one)}, which "
+            "takes about as long again; --refit never (refit='never') leaves it out"
+        )
+    return wanted
 
 
 def refit(trainer, data: ImageData, run: Run, folder, callbacks: Sequence = ()) -> dict | None:
@@ -53,19 +78,20 @@ def refit(trainer, data: ImageData, run: Run, folder, callbacks: Sequence = ()) 
     return found
 
 
-def finish_refitted(trainer, data: ImageData, run: Run) -> None:
+def finish_refitted(trainer, data: ImageData, run: Run, wanted: bool = True) -> None:
     """Train the model of a run again, see `refit`, and finish the run, which has its validated model.
 
     Args:
         trainer: whose model has the validated weights; it gets those that are saved.
         data: see `refit`.
         run: saved by `Run.keep_validated`.
+        wanted: False keeps the validated model, where a run with a time limit continues one without.
     """
     run.take()
     model = trainer.model
     validated, checkpoint = model.get_weights(), Checkpoint(run.state_path)
     assign(model.weights, checkpoint.load_arrays("start") or {}, "start")
-    found = refit(trainer, data, run, run.state_path / "refit")
+    found = refit(trainer, data, run, run.state_path / "refit") if wanted else None
     if found is None:
         model.set_weights(validated)
         run.validated_path.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ from keras_transfer.training.distributed.single_process import (
     scaled,
 )
 from keras_transfer.training.logs import check_logs
-from keras_transfer.training.refit import finish_refitted, refit
+from keras_transfer.training.refit import finish_refitted, refit, refit_follows
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.utils.console import say
 from keras_transfer.utils.files import absolute_paths, free_memory
@@ -328,26 +328,18 @@ class Trainer:
             if previous is None:  # the memory and the disk of the chief decide
                 in_steps = self.workers.on_chief(lambda: self._must_train_head(data))
             plan = self._planned(data, in_steps)
-            again = self._refits(data, plan)
-            save = Run.keep_validated if again else Run.finish
+            again = not self.workers.distributed and refit_follows(self.config, data, plan)
+            begun = previous is not None and Run(out).validated_path.is_file()
+            save = Run.keep_validated if again or begun else Run.finish
             training = TrainingRun(self, data, plan, callbacks, save)
             schedule = self._schedule(len(data.examples["train"]), in_steps)
             places = absolute_paths({**data.source, **(config or {})}, PLACES)
             settings = self.settings(schedule, places)
             run = training.fit(out, settings, previous, logs)
-            if again:
-                finish_refitted(self, data, run)
+            if again or begun:
+                finish_refitted(self, data, run, again)
                 training.progress.finish_logs()
             return run
-
-    def _refits(self, data, plan):
-        """Return whether a training is followed by one on the validation examples too."""
-        if "val" not in data.examples or self.workers.distributed:
-            return False
-        if self.config.refit != recipes.AUTO:
-            return self.config.refit == REFIT
-        closed = all(planned.phase.solver == "logistic" for planned in plan.phases)
-        return data.val_drawn and closed  # which takes seconds
 
     def refit(self, data, run: Run, folder, callbacks=()) -> dict | None:
         """Train the model of a finished run again on all examples, see `training.refit`.

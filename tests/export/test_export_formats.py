@@ -127,7 +127,7 @@ def test_int8_of_a_run_is_small_and_as_good(format, run, converted, tmp_path):
     if format != "litert":
         whole = export.export_run(run, format, out=tmp_path / "float")
     small = export.export_run(run, format, int8=True, out=tmp_path / "int8")
-    assert whole.parity.labelled and whole.parity.of == "val"
+    assert whole.parity.labelled and whole.parity.of == "seen val"
     assert min(whole.parity.agreement.values()) == 1 and whole.parity.difference < 1e-4
     assert whole.parity.quality["output"] == (1.0, 1.0)
     assert small.bytes < 0.45 * whole.bytes
@@ -427,7 +427,7 @@ def test_missing_images(run, tmp_path, monkeypatch, capsys):
     data = from_directory(run.config["data"], progress=False)
     monkeypatch.setattr(type(run), "config", {**run.config, "data": str(tmp_path / "gone")})
     given = export.export_run(run, "litert", out=tmp_path / "0", data=data)
-    assert (given.parity.of, given.parity.images) == ("val", len(data.examples["val"]))
+    assert (given.parity.of, given.parity.images) == ("seen val", len(data.examples["val"]))
     assert given.parity.labelled
     found = export.export_run(run, "litert", out=tmp_path / "1")
     assert found.parity.of == "noise" and not found.parity.labelled
@@ -450,7 +450,7 @@ def test_the_command(run, tmp_path):
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert document["path"] == str(tmp_path / "1") and document["int8"] is False
-    assert document["parity"]["lost"] == 0 and document["parity"]["of"] == "val"
+    assert document["parity"]["lost"] == 0 and document["parity"]["of"] == "seen val"
     for words, said in (
         (("--int8",), "SavedModel has no int8"),
         (("--format", "litert", "--out", tmp_path / "1"), "exists. Choose another"),

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +23,10 @@ from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources.applications import check_source_model
 from keras_transfer.reporting import write_report
 from keras_transfer.runs import Run
+from keras_transfer.schedules import defaults
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.training import refit as module
+from keras_transfer.training.config import TrainConfig
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.checkpoint import Checkpoint
 
@@ -227,6 +230,40 @@ def test_by_default_closed_forms_are_fitted_again_where_validation_examples_were
     ):
         run = trainer(*phases, refit=wanted).fit(images, tmp_path / str(number))
         assert ("refit" in run.metrics) is run.validated_path.exists() is done
+
+
+def test_by_default_few_examples_are_trained_again_without_a_limit_of_time(
+    data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(defaults, "MOST_REFITTED", 36)
+    plan = trainer(HEAD, ALL).plan(data)
+    follows = partial(module.refit_follows, plan=plan)
+    assert follows(TrainConfig(), data)
+    assert "refit: after validation, trains once more on all 36 images" in capsys.readouterr().err
+    assert not follows(TrainConfig(refit="never"), data)
+    assert not follows(TrainConfig(minutes=1), data)
+    assert not follows(TrainConfig(), replace(data, val_drawn=False))
+    assert follows(TrainConfig(refit="always"), replace(data, val_drawn=False))
+    capsys.readouterr()
+    monkeypatch.setattr(defaults, "MOST_REFITTED", 35)
+    assert not follows(TrainConfig(), data) and not capsys.readouterr().err
+
+
+def test_a_limit_of_time_that_comes_later_keeps_the_validated_model(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(defaults, "MOST_REFITTED", 36)
+    phases = (HEAD, replace(ALL, epochs=1))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "refit", killed)
+        trainer(*phases, refit="auto").fit(data, tmp_path / "run")
+    validated = Run.open(tmp_path / "run", finished=False).model_for("val")
+    later = trainer(*phases, config=TrainConfig(minutes=1), refit="auto")
+    run = later.fit(data, tmp_path / "run", resume=True)
+    assert run.finished and not run.validated_path.exists() and "refit" not in run.metrics
+    assert_equal(run.model, validated)
 
 
 def test_several_processes_train_once(monkeypatch):
