@@ -1,7 +1,7 @@
 """The head in closed form: linear models on features, by scikit-learn."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import minimize
@@ -41,15 +41,17 @@ class LinearHead:
         held_out: outputs (logits or values) for each row by heads that were fitted without it and
             the rows of its group, float [N, C]; NaN where a row was in no fold, or its class only there.
         held_out_part: the same of the head on the `part`; None without one.
+        chosen: everything that cross-validation chose, plain data for `solve(chosen=…)`.
     """
 
     kernel: np.ndarray
     bias: np.ndarray
     strength: float
-    cross_validation: float | None
+    cross_validation: float | None = None
     criterion: str = "log loss"
     held_out: np.ndarray | None = None
     held_out_part: np.ndarray | None = None
+    chosen: dict[str, list] = field(default_factory=dict)
 
     def __str__(self):
         chosen = f"strength {self.strength:.3g}"
@@ -67,6 +69,7 @@ def solve(
     class_weights: np.ndarray | None = None,
     part: np.ndarray | None = None,
     seed: int = 0,
+    chosen: dict[str, list] | None = None,
 ) -> LinearHead:
     """Fit the head of a task: `logistic_regression`, `label_regressions` or `ridge_regression`.
 
@@ -75,6 +78,8 @@ def solve(
     Args:
         features: float [N, D]; or `Rows`, which are read in blocks and need not fit into memory.
         class_weights: from `data.examples.class_weights`; like `part`, it does not apply to numbers.
+        chosen: that of a head for the same task and features of fewer examples, instead of a further
+            cross-validation.
     """
 
     def fitted():
@@ -82,12 +87,12 @@ def solve(
         fit = {"single_label": logistic_regression, "multi_label": label_regressions}.get(task)
         if fit is None:
             fit, options = ridge_regression, {}
-        return fit(features, targets, groups, seed=seed, **options)
+        return fit(features, targets, groups, seed=seed, chosen=chosen, **options)
 
     if isinstance(features, Rows):  # reading them takes long, too
         return fitted()
     arrays = features, targets, groups, class_weights, part
-    key = hashlib.blake2b(f"{task} {seed}".encode())
+    key = hashlib.blake2b(f"{task} {seed} {chosen}".encode())
     for array in arrays:
         key.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     if (found := _solved.get(key.digest())) is None:
@@ -107,6 +112,7 @@ def logistic_regression(
     part: np.ndarray | None = None,
     seed: int = 0,
     most: int | None = None,
+    chosen: dict[str, list] | None = None,
 ) -> LinearHead:
     """Fit the head that a Dense layer would become by endless training with weight decay.
 
@@ -125,9 +131,10 @@ def logistic_regression(
         part: positions of some features, int.
         seed: seed of the folds.
         most: maximum number of rows on which the strength is chosen, see `folds_of`.
+        chosen: see `solve`.
     """
     inputs = _inputs(features, part)
-    return _logistic(inputs, labels, groups, class_weights, seed, most)
+    return _logistic(inputs, labels, groups, class_weights, seed, most, chosen)
 
 
 def _inputs(features, part) -> list:
@@ -135,27 +142,34 @@ def _inputs(features, part) -> list:
     return [kind(features, chosen) for chosen in ([None] if part is None else [part, None])]
 
 
-def _logistic(inputs, labels, groups, class_weights, seed, most) -> LinearHead:
+def _logistic(inputs, labels, groups, class_weights, seed, most, chosen) -> LinearHead:
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
-    width = max(x.count for x in inputs)
-    rows, splits = folds_of(labels, groups, seed, most, width)
-    found = [cross_validated(x.sample(rows), labels[rows], splits, weights) for x in inputs]
-    scores = [held_out for _, held_out in found if held_out is not None]
-    shares, loss, held_out, held_out_part = np.ones(len(inputs)) / len(inputs), None, None, None
-    if scores:
-        shares, loss = _blend(scores, labels[rows])
-        held_out = spread(np.tensordot(shares, np.stack(scores), 1), rows, len(labels))
-        if len(scores) > 1:
-            held_out_part = spread(scores[0], rows, len(labels))
+    told: dict = {}
+    if not chosen:
+        chosen, told = _choose(inputs, labels, groups, weights, seed, most)
     kernels, biases = [], []
-    for x, share, (strength, _) in zip(inputs, shares, found):
+    for x, strength, share in zip(inputs, chosen["strengths"], chosen["shares"]):
         coefficients, offsets = x.logistic(labels, strength, weights)
         kernel, bias = x.unfolded(share * coefficients, share * offsets)
         kernels.append(kernel)
         biases.append(bias)
     kernel, bias = np.sum(kernels, axis=0), np.sum(biases, axis=0)
-    strength = found[-1][0]
-    return LinearHead(kernel, bias, strength, loss, held_out=held_out, held_out_part=held_out_part)
+    return LinearHead(kernel, bias, chosen["strengths"][-1], chosen=chosen, **told)
+
+
+def _choose(inputs, labels, groups, weights, seed, most) -> tuple[dict, dict]:
+    """Return (strength and share of each head, what a `LinearHead` tells of cross-validation)."""
+    rows, splits = folds_of(labels, groups, seed, most, max(x.count for x in inputs))
+    found = [cross_validated(x.sample(rows), labels[rows], splits, weights) for x in inputs]
+    scores = [held_out for _, held_out in found if held_out is not None]
+    shares, told = np.ones(len(inputs)) / len(inputs), {}
+    if scores:
+        shares, loss = _blend(scores, labels[rows])
+        held_out = spread(np.tensordot(shares, np.stack(scores), 1), rows, len(labels))
+        told = {"cross_validation": loss, "held_out": held_out}
+        if len(scores) > 1:
+            told["held_out_part"] = spread(scores[0], rows, len(labels))
+    return {"strengths": [strength for strength, _ in found], "shares": shares.tolist()}, told
 
 
 def _blend(scores, labels):
@@ -187,6 +201,7 @@ def label_regressions(
     class_weights: np.ndarray | None = None,
     part: np.ndarray | None = None,
     seed: int = 0,
+    chosen: dict[str, list] | None = None,
 ) -> LinearHead:
     """Fit a logistic regression for each label, with a strength of its own.
 
@@ -195,8 +210,11 @@ def label_regressions(
         labels: 0/1 [N, L]. A label with the same value for all examples gets a constant logit, from
             its frequency.
         class_weights: float [L, 2], weights of absent and present labels.
+        chosen: see `solve`; a list for each label, empty where it had the same value for all.
     """
     count = labels.shape[1]
+    before = chosen or {name: [[]] * count for name in ("strengths", "shares")}
+    after: dict[str, list] = {name: [[] for _ in range(count)] for name in before}
     most = max(500, min(MAX_FOR_CHOOSING, 8 * MAX_FOR_CHOOSING // count))
     inputs = _inputs(features, part)
     kernel = np.zeros((features.shape[1], count), "float32")
@@ -212,7 +230,10 @@ def label_regressions(
                 outputs[:, i] = bias[i]
             continue
         weights = None if class_weights is None else class_weights[i]
-        head = _logistic(inputs, column, groups, weights, seed, most)
+        known = {name: values[i] for name, values in before.items() if values[i]}
+        head = _logistic(inputs, column, groups, weights, seed, most, known)
+        for name, values in head.chosen.items():
+            after[name][i] = values
         kernel[:, i] = head.kernel[:, 1] - head.kernel[:, 0]
         bias[i] = head.bias[1] - head.bias[0]
         heads.append(head)
@@ -227,23 +248,41 @@ def label_regressions(
         float(np.mean(losses)) if losses else None,
         held_out=held_out["held_out"] if losses else None,
         held_out_part=held_out["held_out_part"] if losses and part is not None else None,
+        chosen=after,
     )
 
 
 def ridge_regression(
-    features: np.ndarray | Rows, targets: np.ndarray, groups: np.ndarray, *, seed: int = 0
+    features: np.ndarray | Rows,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    *,
+    seed: int = 0,
+    chosen: dict[str, list] | None = None,
 ) -> LinearHead:
     """Fit ridge regression with the penalty that minimizes the error in 5-fold cross-validation.
 
     Args:
         features, groups, seed: see `logistic_regression`.
         targets: float [N, C], preferably standardized; each has a penalty of its own.
+        chosen: see `solve`; penalties for one row, as the errors of more rows weigh more.
     """
     (inputs,) = _inputs(features, None)
-    alphas, loss, held_out = chosen_alphas(inputs, targets, groups, seed)
-    strength = float(1 / np.median(alphas))
+    count, loss, held_out = len(targets), None, None
+    if chosen:
+        alphas = np.array(chosen["penalties"]) * count
+    else:
+        alphas, loss, held_out = chosen_alphas(inputs, targets, groups, seed)
     kernel, bias = inputs.unfolded(*inputs.ridge(targets, alphas))
-    return LinearHead(kernel, bias, strength, loss, "squared error", held_out)
+    return LinearHead(
+        kernel,
+        bias,
+        float(1 / np.median(alphas)),
+        loss,
+        "squared error",
+        held_out,
+        chosen={"penalties": (alphas / count).tolist()},
+    )
 
 
 def _spanned(rows):

@@ -121,7 +121,7 @@ def _refit(trainer, data, run, folder, callbacks):
     trainer.forget_images()
     other = copy(trainer)
     other.config = replace(trainer.config, soup=False)  # which nothing could choose
-    training = TrainingRun(other, everything, plan, callbacks, _only_metrics)
+    training = TrainingRun(other, everything, plan, callbacks, _only_metrics, metrics["phases"])
     again = training.fit(folder, other.settings(schedule, {}), begun, ())
     if any(getattr(each, "time_is_over", False) for each in callbacks):
         raise _LeftOut("the time is over")

@@ -4,7 +4,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -51,11 +51,13 @@ class TrainingRun:
         plan: the trainer's plan for them.
         callbacks: the user's Keras callbacks.
         save: saves model and metrics when the last phase is over; `Run.finish` unless more follows.
+        before: `phases` in metrics.json of a training on fewer examples, whose closed forms are fitted
+            with the strengths that were chosen then.
     """
 
-    def __init__(self, trainer, data, plan: Plan, callbacks, save: Callable = Run.finish):
+    def __init__(self, trainer, data, plan: Plan, callbacks, save=Run.finish, before=()):
         self.trainer, self.data, self.plan = trainer, data, plan
-        self.callbacks, self.save = list(callbacks), save
+        self.callbacks, self.save, self.before = list(callbacks), save, before
         self.model, self.workers = trainer.model, trainer.workers
         # The last phase, and a function that returns labels and outputs of its validation stream.
         self.validated: tuple | None = None
@@ -225,7 +227,10 @@ class TrainingRun:
         started = time.perf_counter()
         frozen = freeze(self.model, "all")
         self.progress.start_phase(planned, frozen, [])
-        solve_heads(self.trainer, planned.phase, self.data.examples["train"], features["train"])
+        before = self.before[self.progress.phase].get("closed_form") if self.before else None
+        train = self.data.examples["train"], features["train"]
+        chosen = solve_heads(self.trainer, planned.phase, *train, before)
+        self.progress.phases[-1]["closed_form"] = chosen
         model = self.workers.own_model(self.model)
         logs: dict[str, float] = {}
         with self.workers.alone():

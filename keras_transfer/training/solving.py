@@ -10,7 +10,7 @@ from keras_transfer.models.stages import backbone_of
 from keras_transfer.utils.console import say
 
 
-def solve_heads(trainer, phase, examples, features) -> None:
+def solve_heads(trainer, phase, examples, features, chosen=None) -> dict[str, dict]:
     """Set the weights of a trainer's heads; with several workers, the chief computes them.
 
     Args:
@@ -18,6 +18,10 @@ def solve_heads(trainer, phase, examples, features) -> None:
         phase: the phase of the closed form.
         examples: the training examples.
         features: their `features.extraction.Activations`.
+        chosen: what an earlier call for fewer examples returned, instead of a further cross-validation.
+
+    Returns:
+        Name of each head → `LinearHead.chosen`; nothing in other processes than the chief.
     """
     from keras_transfer.features.blocks import Rows, memory_budget
     from keras_transfer.features.closed_form import solve  # imports scikit-learn
@@ -39,6 +43,7 @@ def solve_heads(trainer, phase, examples, features) -> None:
     part = cuts.last_columns() if len(cuts.tapped) > len(cuts.branches) else None
 
     groups = np.tile(examples.together, features.views)
+    settled: dict[str, dict] = {}
 
     def solution(name, head):
         found = solve(
@@ -49,7 +54,9 @@ def solve_heads(trainer, phase, examples, features) -> None:
             class_weights=weights and class_weights(weights, head.names, labels[name]),
             part=part,
             seed=trainer.config.seed,
+            chosen=(chosen or {}).get(name),
         )
+        settled[name] = found.chosen
         say(f"head: {found}" if trainer.head else f"head {name}: {found}")
         return {"kernel": found.kernel, "bias": found.bias}
 
@@ -58,3 +65,4 @@ def solve_heads(trainer, phase, examples, features) -> None:
         layer = trainer.model.get_layer(name)
         layer.kernel.assign(arrays["kernel"])
         layer.bias.assign(arrays["bias"])
+    return settled

@@ -1,5 +1,7 @@
 """The head in closed form."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -7,6 +9,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 
+from keras_transfer.features import closed_form as module
 from keras_transfer.features.closed_form import logistic_regression, solve
 from keras_transfer.features.cross_validation import cross_validated, log_loss
 from keras_transfer.features.held_out import held_out_outputs
@@ -56,6 +59,24 @@ def test_a_part_of_the_features_has_a_say_of_its_own(classes):
     rest = np.linalg.lstsq(basis, both.kernel.ravel(), rcond=None)[1]
     assert rest.size == 0 or rest[0] < 1e-4 * np.square(both.kernel).sum()
     assert both.kernel.shape == whole.kernel.shape and both.bias.shape == (classes,)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_what_was_chosen_gives_the_same_head_without_choosing_again(task, monkeypatch):
+    features, labels = blobs(3, per_class=30, distance=0.8)
+    groups, part = np.arange(len(labels)), np.arange(5)
+    targets = labels if task == "single_label" else np.eye(3, dtype="float32")[labels]
+    if task == "multi_label":
+        targets = np.hstack([targets, np.zeros((len(labels), 1))])  # one that never occurs
+    first = solve(task, features, targets, groups, part=part)
+    chosen = json.loads(json.dumps(first.chosen))
+    for name in ("cross_validated", "chosen_alphas"):
+        monkeypatch.setattr(module, name, None)
+    second = solve(task, features, targets, groups, part=part, chosen=chosen)
+    np.testing.assert_array_equal(first.kernel, second.kernel)
+    np.testing.assert_array_equal(first.bias, second.bias)
+    assert second.chosen == first.chosen and second.strength == pytest.approx(first.strength)
+    assert first.cross_validation is not None and second.cross_validation is None
 
 
 def test_more_features_than_rows_make_no_difference():

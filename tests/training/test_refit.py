@@ -18,6 +18,8 @@ from keras_transfer.errors import InputError
 from keras_transfer.evaluation import typicality
 from keras_transfer.evaluation.api import evaluate
 from keras_transfer.export.exporter import typicality_of
+from keras_transfer.features import closed_form
+from keras_transfer.features.cross_validation import cross_validated
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.sources.applications import check_source_model
@@ -89,6 +91,26 @@ def test_the_model_is_that_of_a_training_on_all_examples(whole, data, tmp_path):
     other = trainer(*whole[0], **settings).fit(all_of(data), tmp_path / "all")
     assert_equal(run.model, other.model)
     assert not np.array_equal(run.model.get_weights()[-1], run.model_for("val").get_weights()[-1])
+
+
+def test_closed_forms_are_as_strong_as_was_chosen_before(data, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(*args):
+        calls.append(args)
+        return cross_validated(*args)
+
+    monkeypatch.setattr(closed_form, "cross_validated", counted)
+    run = trainer(HEAD).fit(data, tmp_path / "run")
+    (head,) = run.metrics["phases"]
+    assert len(calls) == 1 and run.metrics["refit"]
+    assert [len(values) for values in head["closed_form"]["output"].values()] == [1, 1]
+    head["closed_form"]["output"]["strengths"] = [1e-4]
+    run.write_metrics({**run.metrics, "phases": [head]})
+    again = trainer(HEAD)
+    again.refit(data, run, tmp_path / "again")
+    kernels = [model.get_layer("output").kernel.numpy() for model in (run.model, again.model)]
+    assert np.abs(kernels[1]).max() < 0.1 * np.abs(kernels[0]).max()
 
 
 def test_it_ends_where_the_best_epoch_was_at_the_rates_of_the_whole_plan(data):
