@@ -52,7 +52,7 @@ class Caching:
         views = f"{self.views} views" if self.views > 1 else "one view"
         where = "on disk" if self.where == "disk" else "in memory"
         return (
-            f"trains on activations, {views} per image, {format_bytes(self.bytes)} of {self.dtype} "
+            f"trains on activations, {views} each, {format_bytes(self.bytes)} of {self.dtype} "
             f"{where} (estimated gain {self.gain:.1f})"
         )
 

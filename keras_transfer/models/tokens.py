@@ -125,6 +125,7 @@ class TextEmbedding(keras.layers.Layer):
         length: the largest number of tokens.
         segments: number of segments, which a separator ends; 0: no segment embeddings.
         projected: number of channels after a last dense layer; None: no such layer.
+        placed: whether the position of a token is embedded, too.
         padding, separator: ids of these tokens; without a separator there is one segment.
         epsilon: of the layer normalization.
         dropout: rate in training.
@@ -137,6 +138,7 @@ class TextEmbedding(keras.layers.Layer):
         length,
         segments=0,
         projected=None,
+        placed=True,
         padding=0,
         separator=None,
         epsilon=1e-12,
@@ -145,11 +147,13 @@ class TextEmbedding(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.settings = dict(vocabulary=vocabulary, width=width, length=length, segments=segments)
-        self.settings |= dict(projected=projected, padding=padding, separator=separator)
-        self.settings |= dict(epsilon=epsilon, dropout=dropout)
+        self.settings |= dict(projected=projected, placed=placed, padding=padding)
+        self.settings |= dict(separator=separator, epsilon=epsilon, dropout=dropout)
         policy, layers = {"dtype": self.dtype_policy}, keras.layers
         self.words = layers.Embedding(vocabulary, width, name="words", **policy)
-        self.positions = layers.Embedding(length, width, name="positions", **policy)
+        self.positions = (
+            layers.Embedding(length, width, name="positions", **policy) if placed else None
+        )
         self.segments = layers.Embedding(segments, width, **policy) if segments else None
         self.norm = layers.LayerNormalization(epsilon=epsilon, name="norm", **policy)
         self.projection = layers.Dense(projected, **policy) if projected else None
@@ -167,7 +171,9 @@ class TextEmbedding(keras.layers.Layer):
             self.projection.build((*shape, self.settings["width"]))
 
     def call(self, ids, training=None):
-        x = self.words(ids) + self.positions(ops.arange(ops.shape(ids)[1]))[None]
+        x = self.words(ids)
+        if self.positions is not None:
+            x = x + self.positions(ops.arange(ops.shape(ids)[1]))[None]
         if self.segments is not None:
             x = x + self.segments(self._segments(ids))
         x = self.dropout(self.norm(x), training=training)

@@ -42,6 +42,8 @@ class Form:
         without_bias: names of the dense layers that have no bias.
         scaled: multiply both residual branches by a vector (LayerScale).
         gated: multiply the inner layer by an activated gate (GLU, arXiv:2002.05202).
+        relative: half of the number of relative positions that are told apart, and the longest distance,
+            for attention to positions (DeBERTa, arXiv:2111.09543); None for none.
         rotary: base of the rotary position embedding of square images (DINOv3); None for none.
         prefix: number of tokens before the patches.
         masked: zero rows are padding.
@@ -57,6 +59,7 @@ class Form:
     without_bias: tuple[str, ...] = ()
     scaled: bool = False
     gated: bool = False
+    relative: tuple[int, int] | None = None
     rotary: float | None = None
     prefix: int = 0
     masked: bool = False
@@ -66,6 +69,7 @@ class Form:
 
     def __post_init__(self):
         object.__setattr__(self, "without_bias", tuple(self.without_bias))
+        object.__setattr__(self, "relative", self.relative and tuple(self.relative))
 
     def dense(self, owner, name, units, **arguments):
         """Return a dense layer of this form, for a layer of this module."""
@@ -106,14 +110,20 @@ class Attention(_Formed):
     def build(self, shape):
         for dense in (self.query_dense, self.key_dense, self.value_dense, self.output_dense):
             dense.build((None, None, self.form.width))
+        if self.form.relative:
+            rows = 2 * self.form.relative[0]
+            self.relative = self.add_weight((rows, self.form.width), "normal", name="relative")
 
     def call(self, queries, context=None, tokens=None, training=None):
         context = queries if context is None else context
         query, key = self._heads(self.query_dense(queries)), self._heads(self.key_dense(context))
         if self.form.rotary:
             query, key = self._rotated(query), self._rotated(key)
-        scale = math.sqrt(1 / (self.form.width // self.form.heads))
-        scores = ops.matmul(query * scale, ops.transpose(key, (0, 1, 3, 2)))
+        sums = 3 if self.form.relative else 1
+        query = query * math.sqrt(1 / (sums * (self.form.width // self.form.heads)))
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+        if self.form.relative:
+            scores = scores + self._to_positions(query, key, sums, training)
         scores = ops.cast(scores, "float32")
         if tokens is not None:  # [N, T]; 0 for padding
             scores = scores + (ops.cast(tokens, "float32")[:, None, None, :] - 1.0) * 1e9
@@ -127,6 +137,20 @@ class Attention(_Formed):
         """[N, T, D] → [N, heads, T, D / heads]."""
         size = (-1, ops.shape(x)[1], self.form.heads, self.form.width // self.form.heads)
         return ops.transpose(ops.reshape(x, size), (0, 2, 1, 3))
+
+    def _to_positions(self, query, key, sums, training):
+        """Return what tokens and relative positions add to each other's scores, [N, heads, T, T]."""
+        table = self.dropout(ops.cast(self.relative, query.dtype)[None], training=training)
+        scale = math.sqrt(1 / (sums * (self.form.width // self.form.heads)))
+        places = self._heads(self.key_dense(table)), self._heads(self.query_dense(table)) * scale
+        rows = ops.arange(ops.shape(query)[2])
+        buckets = _buckets(*self.form.relative)
+        chosen = ops.take(buckets, rows[:, None] - rows[None] + len(buckets) // 2)
+        content, position = (
+            _taken(ops.matmul(x, ops.transpose(place, (0, 1, 3, 2))), indices)
+            for x, place, indices in zip((query, key), places, (chosen, ops.transpose(chosen)))
+        )
+        return content + ops.transpose(position, (0, 1, 3, 2))
 
     def _rotated(self, x):
         # Only the patches have a position.
@@ -143,7 +167,33 @@ class Attention(_Formed):
 
     def multiplications(self, queries: int, context: int) -> int:
         """Return the multiplications for one example with so many rows."""
-        return self.form.width * (2 * self.form.width * (queries + context) + 2 * queries * context)
+        positions = 2 * self.form.relative[0] * (queries + context) if self.form.relative else 0
+        pairs = 2 * queries * context + positions
+        return self.form.width * (2 * self.form.width * (queries + context) + pairs)
+
+
+def _taken(x, indices):
+    """Return [N, heads, T, T]: of each row of x [N, heads, T, P], the columns named by indices [T, T]."""
+    # One index into the last two axes together: every format that is exported has this operation.
+    count, heads, rows, width = ops.shape(x)[0], x.shape[1], ops.shape(x)[2], x.shape[3]
+    flat = ops.reshape(ops.arange(rows)[:, None] * width + indices, (-1,))
+    found = ops.take(ops.reshape(x, (count, heads, rows * width)), flat, axis=2)
+    return ops.reshape(found, (count, heads, rows, rows))
+
+
+def _buckets(half, longest):
+    """Return the row of the relative embedding for each distance from −longest to longest, int32.
+
+    Up to half of `half`, each distance has a row of its own; beyond, rows span logarithmic ranges.
+    """
+    distances = np.arange(-longest, longest + 1)
+    middle = half // 2
+    far = np.maximum(np.abs(distances), middle).astype("float32")
+    steps = np.log(far / np.float32(middle)) / np.log(np.float32(longest - 1) / np.float32(middle))
+    rows = np.ceil(steps * (middle - 1)) + middle
+    near = np.abs(distances) <= middle
+    found = np.where(near, distances, rows * np.sign(distances)) + half
+    return np.clip(found, 0, 2 * half - 1).astype("int32")
 
 
 def _rotation(shape, base):

@@ -147,6 +147,7 @@ TEXTS = {
     "distil_bert": ("DistilBertBackbone", dict(vocabulary_size=50, **_TEXT), "auto", 4),
     "albert": ("AlbertBackbone", dict(vocabulary_size=50, num_groups=1, **_NARROW), "auto", 4),
     "electra": ("ElectraBackbone", dict(vocab_size=50, **_NARROW), "auto", 4),
+    "deberta": ("DebertaV3Backbone", dict(vocabulary_size=50, bucket_size=4, **_TEXT), "auto", 4),
 }
 FORMS |= TEXTS
 

@@ -240,9 +240,8 @@ def _text_fields(preset: str, model) -> dict:
         reason = first_line(error)
         say(f"{preset} has no tokenizer ({reason}): its family's padding token, one segment")
         return {}
-    positions = getattr(model, "position_embedding", None) or model.embeddings.position_embedding
     framing = word_pieces.framing_of(
-        tokenizer, positions.sequence_length, lambda file: _file(preset, file)
+        tokenizer, model.max_sequence_length, lambda file: _file(preset, file)
     )
     fields = {"padding": tokenizer.pad_token_id, "framing": framing}
     if hasattr(model, "segment_embedding"):

@@ -53,6 +53,7 @@ FAMILIES = {
     "DistilBertBackbone": HubFamily("text", ("distilbert",)),
     "AlbertBackbone": HubFamily("text", ("albert",)),
     "ElectraBackbone": HubFamily("text"),
+    "DebertaV3Backbone": HubFamily("text"),
 }
 
 
@@ -234,6 +235,11 @@ PRESETS = {preset.name: preset for preset in (
         "electra_small_discriminator_uncased_en": 13_548_800, "electra_small_generator_uncased_en": 13_548_800,
         "electra_base_discriminator_uncased_en": 109_482_240, "electra_base_generator_uncased_en": 33_576_960,
         "electra_large_discriminator_uncased_en": 335_141_888, "electra_large_generator_uncased_en": 51_065_344,
+    }),
+    *_rows("DebertaV3Backbone", "deberta_v3", {
+        "deberta_v3_extra_small_en": 70_682_112, "deberta_v3_small_en": 141_304_320,
+        "deberta_v3_base_en": 183_831_552, "deberta_v3_large_en": 434_012_160,
+        "deberta_v3_base_multi": 278_218_752,
     }),
 )}
 # fmt: on

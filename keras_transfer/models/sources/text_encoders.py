@@ -9,6 +9,7 @@ from operator import itemgetter
 from keras_transfer.models.sources.encoders import Encoder, Part, blocks_of, places_of
 from keras_transfer.models.tokens import TextEmbedding
 
+_DENSE = ("query", "key", "value", "output")
 _PLACES = places_of(
     "_self_attention_layer_norm _feedforward_layer_norm",
     "_self_attention_layer",
@@ -16,7 +17,9 @@ _PLACES = places_of(
 )
 
 
-def _encoder(model, layers: dict, fields: dict, blocks=None, exact=False, padding=0) -> Encoder:
+def _encoder(
+    model, layers: dict, fields: dict, blocks=None, exact=False, padding=0, places=_PLACES
+) -> Encoder:
     """Return the parts of an encoder.
 
     Args:
@@ -26,6 +29,7 @@ def _encoder(model, layers: dict, fields: dict, blocks=None, exact=False, paddin
         blocks: of KerasHub; by default its `transformer_layers`.
         exact: whether its GELU is exact rather than an approximation.
         padding: the family's id of that token.
+        places: of the parts of a block.
     """
     fields = {"activation": "gelu" if exact else "gelu_approximate", **fields}
     special = {
@@ -36,7 +40,8 @@ def _encoder(model, layers: dict, fields: dict, blocks=None, exact=False, paddin
     embedding = TextEmbedding(
         layers["words"].input_dim,
         layers["words"].output_dim,
-        layers["positions"].sequence_length,
+        model.max_sequence_length,
+        placed="positions" in layers,
         segments=layers["segments"].input_dim if "segments" in layers else 0,
         projected=None if projection is None else projection.units,
         epsilon=fields.get("epsilon", layers["norm"].epsilon),
@@ -48,7 +53,7 @@ def _encoder(model, layers: dict, fields: dict, blocks=None, exact=False, paddin
     rates = {"dropout": model.dropout, "attention_dropout": model.dropout}
     form = {"norm_first": False, "masked": True, **rates, **fields}
     blocks = model.transformer_layers if blocks is None else blocks
-    return Encoder([first, *blocks_of(model, blocks, _PLACES, **form)], 0, "avg", None)
+    return Encoder([first, *blocks_of(model, blocks, places, **form)], 0, "avg", None)
 
 
 def _separate(model) -> dict:
@@ -95,6 +100,20 @@ def _distilbert(model, **fields) -> Encoder:
     return _encoder(model, _joint(model), fields, exact=True)
 
 
+def _deberta(model, **fields) -> Encoder:
+    # KerasHub's blocks share one embedding of relative positions. Here each has a copy, already normalized.
+    table = model.relative_embeddings
+    attention = "_self_attention_layer"
+    places = {
+        **_PLACES,
+        **{f"attention.{name}_dense": f"{attention}._{name}_dense" for name in _DENSE},
+        "attention.relative": lambda _: [table.layer_norm(table.rel_embeddings)],
+    }
+    layers = {"words": model.token_embedding, "norm": model.embeddings_layer_norm}
+    fields = {"relative": (model.bucket_size, model.max_sequence_length), **fields}
+    return _encoder(model, layers, fields, exact=True, places=places)
+
+
 TEXT_ENCODERS: dict[str, Callable[..., Encoder]] = {
     "BertBackbone": _bert,
     "RobertaBackbone": _roberta,
@@ -102,4 +121,5 @@ TEXT_ENCODERS: dict[str, Callable[..., Encoder]] = {
     "DistilBertBackbone": _distilbert,
     "AlbertBackbone": _albert,
     "ElectraBackbone": _electra,
+    "DebertaV3Backbone": _deberta,
 }
