@@ -34,6 +34,10 @@ class Diverged(InputError):
     """The loss became NaN or infinite. The run contains the best model before that, if any."""
 
 
+class OutOfSpace(InputError):
+    """Memory or disk is full. Finished epochs are saved, and the work can be resumed."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM. Finished epochs are saved, and the work can be resumed."""
 
@@ -122,7 +126,7 @@ def explained(planned, how_to_resume: str):
         # `explain_writing` has an InputError made of it, and Keras removes its cause.
         cause = error.__context__ if isinstance(error, InputError) else error
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InputError(
+            raise OutOfSpace(
                 f"Could not write the checkpoint: {cause}. Earlier epochs are saved: free some disk "
                 f"space and {how_to_resume}."
             ) from cause
@@ -131,7 +135,7 @@ def explained(planned, how_to_resume: str):
         if found := input_error_in(error):
             raise found from error
         if _out_of_memory(error):
-            raise InputError(_need_less_memory(planned)) from error
+            raise OutOfSpace(_need_less_memory(planned)) from error
         raise
 
 

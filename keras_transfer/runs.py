@@ -39,6 +39,7 @@ SKIPPED = "skipped.csv"
 SPLIT = "split.csv"
 MODEL = "model.keras"
 VALIDATED = "validated.keras"  # before the refit, which has also seen the validation examples
+REFITS = "refits"  # in config.yaml: whether such a refit follows the training
 REPORT = "report.html"
 FEATURE_MAPS = "feature_maps.npz"  # of an adaptation, for its report
 EXPORT = "export"
@@ -189,7 +190,8 @@ class Run:
         before = {key: value for key, value in UNRECORDED.items() if key in now} | run.config
         now.pop(STARTED_FROM, None)  # of the model that began the run
         now |= {key: before[key] for key in (STARTED_FROM,) if key in before}
-        places = {key: now[key] for key in PLACES if key in now}
+        # Whether a second training follows may be decided anew until it is over.
+        places = {key: now[key] for key in (*PLACES, "refit", REFITS) if key in now}
         moved = {**before, **places}
         changed = [*changed_settings(moved, now), *run._changed_examples(fingerprints)]
         if changed:
@@ -362,6 +364,8 @@ class Run:
     def finish(self, model, metrics: dict) -> None:
         """Write the metrics, then the model, whose presence marks the run as finished."""
         self.write_metrics(metrics)
+        if "refit" not in metrics:  # one was begun and left out
+            self.validated_path.unlink(missing_ok=True)
         write_file(self.model_path, model.save)
         shutil.rmtree(self.state_path, ignore_errors=True)
 

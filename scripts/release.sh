@@ -14,6 +14,7 @@ git archive HEAD | tar -x -C "$work/source"
     { tail -n 20 "$work/build.log" >&2; exit 1; }
 "$work/venv/bin/twine" check --strict "$work"/dist/*
 "$work/venv/bin/check-wheel-contents" "$work"/dist/*.whl
+./scripts/test.sh -m "large or not large"        # those that .ci/run leaves out, too
 ./scripts/compat.sh newest -q -k test_compat.py # Python 3.11, an empty environment
 ./scripts/compat.sh colab -q                    # Python 3.13, Colab's packages
 ls -l "$work/dist"

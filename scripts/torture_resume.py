@@ -1,15 +1,17 @@
 """Kill a training at random moments, resume it, and compare it with an undisturbed run.
 
-    python scripts/torture_resume.py --kills 200
+    python scripts/torture_resume.py --kills 200 [--refit]
 
 Prints one line per finished run; the exit code is 1 if a weight differs. Each attempt is a process that
 trains with `resume=True` and is killed with kill -9: after a random time, or as soon as it begins to write
 a file of its checkpoint. When a run finishes, its weights are compared with those of the undisturbed run,
 and the next run begins. The schedule contains all state that must survive: several phases, averaged
-weights, low-rank updates, accumulated gradients, dropout, L2-SP, early stopping and a plateau.
+weights, low-rank updates, accumulated gradients, dropout, L2-SP, early stopping and a plateau. With
+`--refit`, without the plateau, it is trained a second time on validation images, too.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -55,14 +57,26 @@ def tiny_backbone() -> Backbone:
     return Backbone(inputs, keras.layers.GlobalAveragePooling2D()(x), name="tiny")
 
 
-def train(images: Path, out: Path) -> None:
+def without_plateau() -> Schedule:
+    """Return the schedule that validation does not steer, so that it may be trained again."""
+    head, *others = SCHEDULE.phases
+    head = dataclasses.replace(head, shape="cosine", early_stopping=None)
+    others = [dataclasses.replace(phase, roll_back=False) for phase in others]
+    return dataclasses.replace(SCHEDULE, phases=(head, *others))
+
+
+def train(images: Path, out: Path, refit: bool) -> None:
     data = from_directory(images, progress=False)
     keras.utils.set_random_seed(0)
     model = build_model(tiny_backbone(), Classification(data.class_names), image_size=32)
-    Trainer(model, SCHEDULE, batch_size=4, augment=AUGMENT).fit(data, out, resume=True)
+    options = {"batch_size": 4, "augment": AUGMENT, "refit": "always" if refit else "never"}
+    schedule = without_plateau() if refit else SCHEDULE
+    Trainer(model, schedule, **options).fit(data, out, resume=True)
 
 
-def attempt(images: Path, out: Path, seconds: float, at_checkpoint: bool) -> tuple[bool, float]:
+def attempt(
+    images: Path, out: Path, seconds: float, at_checkpoint: bool, refit: bool
+) -> tuple[bool, float]:
     """Train in a process of its own; return (whether it was killed, seconds it ran).
 
     The process is a fork of this one, which has imported Keras but computed nothing: otherwise most of
@@ -76,7 +90,7 @@ def attempt(images: Path, out: Path, seconds: float, at_checkpoint: bool) -> tup
         try:
             errors = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(errors, 2)
-            train(images, out)
+            train(images, out, refit)
             code = 0
         except BaseException:
             import traceback
@@ -93,7 +107,7 @@ def attempt(images: Path, out: Path, seconds: float, at_checkpoint: bool) -> tup
             if status:
                 raise RuntimeError(out.with_suffix(".log").read_text())
             return False, ran
-        writing = at_checkpoint and ran > seconds and any((out / "state").glob(".*"))
+        writing = at_checkpoint and ran > seconds and any((out / "state").rglob(".*"))
         if writing or (ran > seconds and not at_checkpoint):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -128,7 +142,7 @@ def log_of(run: Path) -> list[dict]:
     return [{k: p[k] for k in ("name", "epochs", "val")} for p in metrics["phases"]]
 
 
-def torture(kills: int, seed: int, folder: Path, log=print) -> int:
+def torture(kills: int, seed: int, folder: Path, log=print, refit: bool = False) -> int:
     """Return the number of weights that differ, over all runs."""
     choose = random.Random(seed)
     write_images(folder / "images", seed=0)
@@ -138,7 +152,8 @@ def torture(kills: int, seed: int, folder: Path, log=print) -> int:
             for file in sorted(of_class.iterdir())[10:]:
                 file.unlink()
     whole = folder / "whole"
-    _, duration = attempt(images, whole, 1e9, False)
+    _, duration = attempt(images, whole, 1e9, False, refit)
+    assert refit == ("refit" in Run(whole).metrics)
     log(f"undisturbed: {duration:.1f} s; phases {log_of(whole)}")
     killed = finished = differing = at_checkpoints = attempts = 0
     largest = 0.0
@@ -148,7 +163,7 @@ def torture(kills: int, seed: int, folder: Path, log=print) -> int:
         at_checkpoint = choose.random() < 0.4
         moment = 1e9 if last else choose.uniform(0, duration * (0.4 if at_checkpoint else 0.8))
         attempts += 1
-        was_killed, _ = attempt(images, out, moment, at_checkpoint and not last)
+        was_killed, _ = attempt(images, out, moment, at_checkpoint and not last, refit)
         killed += was_killed
         at_checkpoints += was_killed and at_checkpoint
         if was_killed:
@@ -176,10 +191,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--refit", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         log = lambda text: print(text, flush=True)  # noqa: E731
-        sys.exit(bool(torture(options.kills, options.seed, Path(folder), log)))
+        sys.exit(bool(torture(options.kills, options.seed, Path(folder), log, options.refit)))
 
 
 if __name__ == "__main__":

@@ -41,12 +41,21 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def fine_tuned_once():
-    """Small sets would be trained twice in most tests; test_refit.py has those of the second training."""
+    """Small sets would be trained twice in most tests; `as_shipped` puts the default back."""
     from keras_transfer.schedules import defaults
 
+    shipped = defaults.MOST_REFITTED
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(defaults, "MOST_REFITTED", 0)
-        yield
+        yield shipped
+
+
+@pytest.fixture
+def as_shipped(fine_tuned_once, monkeypatch):
+    """Fine-tunings of small sets are followed by a second training, as for users."""
+    from keras_transfer.schedules import defaults
+
+    monkeypatch.setattr(defaults, "MOST_REFITTED", fine_tuned_once)
 
 
 @pytest.fixture(autouse=True)

@@ -15,13 +15,17 @@ class Killed(Exception):
 
 
 @contextmanager
-def killed_after(epoch: int = 1) -> Iterator[None]:
-    """Expect the run within to die right after the state of this epoch is written."""
+def killed_after(epoch: int = 1, part: str = "state") -> Iterator[None]:
+    """Expect the run within to die right after the state of this epoch is written.
+
+    Args:
+        part: folder of the run, such as `"refit"`, that the state is written into.
+    """
     save = Checkpoint.save
 
     def save_and_die(self, state, *args):
         save(self, state, *args)
-        if state["epoch"] == epoch:
+        if state["epoch"] == epoch and part in self.folder.parts:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):

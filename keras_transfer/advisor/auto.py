@@ -445,4 +445,5 @@ def auto_trainer(model: keras.Model, *, minutes: float | None = None, **options)
         say(str(evidence))
         return decide(data, evidence, config.batch_size, minutes, overrides), evidence
 
-    return Trainer(model, AUTO, choose=choose, **options)
+    config = replace(options.pop("config", None) or TrainConfig(), minutes=minutes)
+    return Trainer(model, AUTO, config, choose=choose, **options)

@@ -274,12 +274,14 @@ def _print_result(run, out, keep, explain, as_json):
         from keras_transfer.advisor.race import contenders_table
 
         print(f"{candidates_table(race['evidence'])}\n\n{contenders_table(race)}\n")
+    again = metrics.get("refit")
+    seconds = metrics["wall_seconds"] + (again["wall_seconds"] if again else 0)
     print(
         f"val {_val_text(metrics)}, {keep} epoch {metrics['best_epoch']}, "
-        f"{metrics['wall_seconds']:.0f} s of training, {counted(metrics['skipped'], 'file')} skipped"
+        f"{seconds:.0f} s of training, {counted(metrics['skipped'], 'file')} skipped"
     )
     models = "model.keras"
-    if again := metrics.get("refit"):
+    if again:
         print(
             f"trained again on all {counted(again['examples'], 'example')}; validated.keras is the model before"
         )

@@ -33,13 +33,14 @@ from keras_transfer.models.builders import heads_of
 from keras_transfer.models.framing import framing_of, settle_framing
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import backbone_of
-from keras_transfer.runs import CONFIG
+from keras_transfer.runs import REFITS, Run
 from keras_transfer.schedules import recipes
 from keras_transfer.training.config import NO_REFIT
 from keras_transfer.training.distributed.single_process import require_single_process
 from keras_transfer.training.estimate import say_estimate
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import progress_bar, say, silence
+from keras_transfer.utils.documents import dump_yaml
 from keras_transfer.utils.files import write_text
 from keras_transfer.utils.image_sizes import size_of
 
@@ -238,7 +239,8 @@ class _Tuner:
         if len(tuned.trials) >= _HOPELESS:
             _check_completed(tuned)
         if tuned.best is not None:
-            config = (self._folder(tuned.best.number) / CONFIG).read_text(encoding="utf-8")
+            config = Run(self._folder(tuned.best.number)).config
+            config = dump_yaml({k: v for k, v in config.items() if k not in ("refit", REFITS)})
             result = f"val {tuned.result(tuned.best)}"
             write_text(
                 self.out / BEST,

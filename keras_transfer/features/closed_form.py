@@ -41,7 +41,8 @@ class LinearHead:
         held_out: outputs (logits or values) for each row by heads that were fitted without it and
             the rows of its group, float [N, C]; NaN where a row was in no fold, or its class only there.
         held_out_part: the same of the head on the `part`; None without one.
-        chosen: everything that cross-validation chose, plain data for `solve(chosen=…)`.
+        chosen: everything that cross-validation chose, plain data for `solve(chosen=…)`; nothing if it
+            could not.
     """
 
     kernel: np.ndarray
@@ -145,6 +146,7 @@ def _inputs(features, part) -> list:
 def _logistic(inputs, labels, groups, class_weights, seed, most, chosen) -> LinearHead:
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
     told: dict = {}
+    known = bool(chosen)
     if not chosen:
         chosen, told = _choose(inputs, labels, groups, weights, seed, most)
     kernels, biases = [], []
@@ -154,7 +156,8 @@ def _logistic(inputs, labels, groups, class_weights, seed, most, chosen) -> Line
         kernels.append(kernel)
         biases.append(bias)
     kernel, bias = np.sum(kernels, axis=0), np.sum(biases, axis=0)
-    return LinearHead(kernel, bias, chosen["strengths"][-1], chosen=chosen, **told)
+    strength = chosen["strengths"][-1]
+    return LinearHead(kernel, bias, strength, chosen=chosen if told or known else {}, **told)
 
 
 def _choose(inputs, labels, groups, weights, seed, most) -> tuple[dict, dict]:
@@ -281,7 +284,7 @@ def ridge_regression(
         loss,
         "squared error",
         held_out,
-        chosen={"penalties": (alphas / count).tolist()},
+        chosen={"penalties": (alphas / count).tolist()} if chosen or loss is not None else {},
     )
 
 

@@ -11,14 +11,15 @@ import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, join_labels
 from keras_transfer.data.readers import concatenated
-from keras_transfer.errors import InputError
-from keras_transfer.evaluation.measures import compute_metrics
+from keras_transfer.errors import Diverged, InputError, Interrupted, OutOfSpace
+from keras_transfer.evaluation.measures import compute_metrics, predict_split
 from keras_transfer.models.stages import backbone_of
-from keras_transfer.runs import Run
+from keras_transfer.runs import REFITS, Run
 from keras_transfer.schedules import defaults
 from keras_transfer.schedules.phases import Schedule
 from keras_transfer.schedules.plans import Plan
-from keras_transfer.training.config import NO_REFIT, REFIT, TrainConfig
+from keras_transfer.schedules.recipes import AUTO
+from keras_transfer.training.config import NO_REFIT, REFIT
 from keras_transfer.training.retraining import remember_training
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.training.temperature import divide_logits
@@ -27,22 +28,36 @@ from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import counted, say
 
 
-def refit_follows(config: TrainConfig, data: ImageData, plan: Plan) -> bool:
+def refit_follows(trainer, data: ImageData, plan: Plan, previous: dict | None = None) -> bool:
     """Return whether a training is followed by one on the validation examples too, and say so.
 
     Args:
-        config: `refit="auto"` means that validation was drawn from the training examples, and that all phases are
-            closed forms, or that there are few examples and no `minutes`.
+        trainer: `refit="auto"` in its settings means that validation was drawn from the training examples,
+            and that all phases are closed forms, or that there are few examples and no `minutes`.
         data: the examples.
         plan: of the training.
+        previous: settings of the run to resume, which holds what was decided when it began.
     """
-    if config.refit == NO_REFIT or "val" not in data.examples:
+    config = trainer.config
+    if "val" not in data.examples or config.refit == NO_REFIT:
         return False
     count = sum(len(data.examples[split]) for split in ("train", "val"))
     closed = all(planned.phase.solver == "logistic" for planned in plan.phases)  # takes seconds
-    few = count <= defaults.MOST_REFITTED and config.minutes is None
-    wanted = config.refit == REFIT or (data.val_drawn and (closed or few))
-    if wanted and not closed:
+    wanted = config.refit == REFIT
+    if config.refit == AUTO:
+        few = count <= defaults.MOST_REFITTED and not _steered(plan.schedule)
+        wanted = data.val_drawn and (closed or few)
+        if previous is not None:
+            wanted = previous.get(REFITS, False)
+        wanted = wanted and (closed or config.minutes is None)
+    if wanted and trainer.workers.distributed:
+        if previous and previous.get(REFITS):
+            raise InputError(
+                "The run began in one process, where a second training on all examples follows: resume it "
+                "so, or leave that out with --refit never (refit='never')."
+            )
+        return False
+    if wanted and not closed and previous is None:
         say(
             f"refit: after validation, trains once more on all {counted(count, data.modality.one)}, which "
             "takes about as long again; --refit never (refit='never') leaves it out"
@@ -67,36 +82,50 @@ def refit(trainer, data: ImageData, run: Run, folder, callbacks: Sequence = ()) 
     Returns:
         What metrics.json says of it, and the model has the new weights; or None, after saying why the
         validated weights should stay.
+
+    Raises:
+        OutOfSpace: memory or disk is full; `folder` can be continued.
     """
     try:
         found = _refit(trainer, data, run, folder, callbacks)
-    except (_LeftOut, InputError) as error:  # such as no space: the first model is there
-        say(f"refit: left out, because {error}")
+    except OutOfSpace:
+        raise
+    except (
+        _LeftOut,
+        InputError,
+    ) as error:  # such as no space for its cache: the first model is there
+        reason = "its loss became NaN or infinite" if isinstance(error, Diverged) else error
+        say(f"refit: left out, because {reason}")
         shutil.rmtree(folder, ignore_errors=True)
         return None
     backbone_of(trainer.model).seen = data.examples["val"].digest
     return found
 
 
-def finish_refitted(trainer, data: ImageData, run: Run, wanted: bool = True) -> None:
+def finish_refitted(trainer, data: ImageData, run: Run) -> None:
     """Train the model of a run again, see `refit`, and finish the run, which has its validated model.
 
     Args:
         trainer: whose model has the validated weights; it gets those that are saved.
         data: see `refit`.
         run: saved by `Run.keep_validated`.
-        wanted: False keeps the validated model, where a run with a time limit continues one without.
     """
-    run.take()
     model = trainer.model
     validated, checkpoint = model.get_weights(), Checkpoint(run.state_path)
-    assign(model.weights, checkpoint.load_arrays("start") or {}, "start")
-    found = refit(trainer, data, run, run.state_path / "refit") if wanted else None
-    if found is None:
-        model.set_weights(validated)
-        run.validated_path.unlink(missing_ok=True)
-    run.finish(model, run.metrics | ({"refit": found} if found else {}))
-    run.release()
+    run.take()
+    try:
+        assign(model.weights, checkpoint.load_arrays("start") or {}, "start")
+        found = refit(trainer, data, run, run.state_path / "refit")
+        if found is None:
+            model.set_weights(validated)
+        run.finish(model, run.metrics | ({"refit": found} if found else {}))
+    except Interrupted:
+        raise Interrupted(
+            f"interrupted in the second training; {run.validated_path} is the model of the first: continue "
+            "with --resume (resume=True), or finish with that model by --resume --refit never"
+        ) from None
+    finally:
+        run.release()
     remember_training(model, run.path)
 
 
@@ -112,13 +141,16 @@ def _refit(trainer, data, run, folder, callbacks):
         raise _LeftOut("the saved weights are an average that validation has chosen")
     count, epochs = len(everything.examples["train"]), metrics["best_epoch"]
     schedule = Schedule.from_dict(run.config["schedule"])
-    if any(phase.shape == "plateau" for phase in schedule.phases):
+    if _steered(schedule):
         raise _LeftOut("validation decided its learning rate")
     plan = trainer.plan_of(schedule, count)
     plan = _cut(plan, [phase["epochs"] for phase in metrics["phases"]], epochs)
     say(f"refit: {counted(plan.epochs, 'epoch')} on all {counted(count, data.modality.one)}")
     begun = Run.open(folder, finished=False).config if Run.started(folder) else None
     trainer.forget_images()
+    validated = trainer.val_outputs
+    if validated is None:  # the first training was that of another trainer
+        validated = predict_split(run.model_for("val"), data, "val", trainer.config.batch_size)[1]
     other = copy(trainer)
     other.config = replace(trainer.config, soup=False)  # which nothing could choose
     training = TrainingRun(other, everything, plan, callbacks, _only_metrics, metrics["phases"])
@@ -130,7 +162,8 @@ def _refit(trainer, data, run, folder, callbacks):
     size = trainer.config.batch_size
     outputs = trainer.workers.outputs(trainer.model, data, "val", size, None)
     seen = compute_metrics(trainer.heads, *outputs)["loss"]
-    if not seen < metrics["val"]["loss"]:
+    before = compute_metrics(trainer.heads, outputs[0], validated)["loss"]
+    if not seen < before:
         raise _LeftOut(
             f"it is no better on the validation examples, although it has seen them ({seen:.4f})"
         )
@@ -141,6 +174,11 @@ def _refit(trainer, data, run, folder, callbacks):
 def _only_metrics(run, model, metrics):
     """Save what the refit needs; its checkpoint stays until the run of which it is a part is finished."""
     run.write_metrics(metrics)
+
+
+def _steered(schedule: Schedule) -> bool:
+    """Return whether validation decides the learning rate."""
+    return any(phase.shape == "plateau" for phase in schedule.phases)
 
 
 def _joined(data: ImageData) -> ImageData:

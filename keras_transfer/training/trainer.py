@@ -17,7 +17,7 @@ from keras_transfer.models.builders import check_targets, fit_heads, heads_of
 from keras_transfer.models.framing import framing_of, modality_of, set_framing, settle_framing
 from keras_transfer.models.heads import Head
 from keras_transfer.models.stages import backbone_of, is_untrained
-from keras_transfer.runs import PLACES, Run
+from keras_transfer.runs import PLACES, REFITS, Run
 from keras_transfer.schedules import recipes
 from keras_transfer.schedules.phases import Phase, Schedule
 from keras_transfer.schedules.plans import Plan, make_plan
@@ -65,7 +65,7 @@ class Trainer:
         workers: the processes that train together, see `distributed.single_process`.
         devices: factor of the batch size, see `scaling`.
         advice: the second result of `choose`, once it was called.
-        val_outputs: raw outputs of the saved weights for the validation examples, float32 [N, C] (a
+        val_outputs: raw outputs of the validated weights for the validation examples, float32 [N, C] (a
             dict with several heads), once `fit` is finished.
 
     Raises:
@@ -302,7 +302,8 @@ class Trainer:
             resume: continue an interrupted run with the same settings and examples; the model must
                 be built as it was then. If nothing was started yet, start.
             callbacks: of Keras, called after an epoch is saved. The numbers of epochs count on over
-                the phases. They are not called for a head in closed form. An exception ends the training.
+                the phases. They are not called for a head in closed form, nor in a second training on
+                all examples (`refit`). An exception ends the training.
             tensorboard: short for `logs=["tensorboard"]`.
             logs: where each epoch's numbers are logged as it ends, for a resumed run from there on:
                 `"tensorboard"` (`RUN/tensorboard`), `"mlflow"` (also settings and files, see
@@ -328,16 +329,15 @@ class Trainer:
             if previous is None:  # the memory and the disk of the chief decide
                 in_steps = self.workers.on_chief(lambda: self._must_train_head(data))
             plan = self._planned(data, in_steps)
-            again = not self.workers.distributed and refit_follows(self.config, data, plan)
-            begun = previous is not None and Run(out).validated_path.is_file()
-            save = Run.keep_validated if again or begun else Run.finish
+            again = refit_follows(self, data, plan, previous)
+            save = Run.keep_validated if again else Run.finish
             training = TrainingRun(self, data, plan, callbacks, save)
             schedule = self._schedule(len(data.examples["train"]), in_steps)
             places = absolute_paths({**data.source, **(config or {})}, PLACES)
-            settings = self.settings(schedule, places)
+            settings = {**self.settings(schedule, places), REFITS: again}
             run = training.fit(out, settings, previous, logs)
-            if again or begun:
-                finish_refitted(self, data, run, again)
+            if again:
+                finish_refitted(self, data, run)
                 training.progress.finish_logs()
             return run
 

@@ -1,6 +1,7 @@
 """Settings of other kinds of examples, and what the commands say before they train."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -108,17 +109,27 @@ def test_examples_that_were_trained_on_are_counted(trained, capsys):
     assert "were trained on" not in said.err and json.loads(said.out)["images"] == 7
 
 
-def test_resuming_needs_only_the_run(trained, tmp_path):
+@pytest.mark.parametrize("part", ["state", "refit"])
+def test_resuming_needs_only_the_run(trained, tmp_path, as_shipped, part):
     words = (
         f"train {trained}/colours --out {tmp_path}/run --backbone {trained}/tiny.keras "
         "--image-size 32 --strategy lp_ft --epochs 2 --cache off --seed 3"
     )
-    with killed_after(2):
+    with killed_after(2, part):
         call(words)
+    assert (tmp_path / "run" / "validated.keras").is_file() == (part == "refit")
+    shutil.copytree(tmp_path / "run", tmp_path / "once")
     call(f"train {trained}/colours --out {tmp_path}/run --resume")
     call(words.replace("/run", "/whole"))
-    a, b = (Run.open(tmp_path / name).model.get_weights() for name in ("run", "whole"))
-    for mine, other in zip(a, b, strict=True):
+    run, whole, once = (Run(tmp_path / name) for name in ("run", "whole", "once"))
+    assert run.metrics["refit"]["epochs"] == whole.metrics["refit"]["epochs"]
+    for split in ("all", "val"):
+        a, b = (each.model_for(split).get_weights() for each in (run, whole))
+        for mine, other in zip(a, b, strict=True):
+            np.testing.assert_array_equal(mine, other)
+    call(f"train {trained}/colours --out {once.path} --resume --refit never")
+    assert once.finished and not once.validated_path.exists() and "refit" not in once.metrics
+    for mine, other in zip(once.model.get_weights(), whole.model_for("val").get_weights()):
         np.testing.assert_array_equal(mine, other)
 
 

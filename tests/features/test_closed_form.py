@@ -79,6 +79,20 @@ def test_what_was_chosen_gives_the_same_head_without_choosing_again(task, monkey
     assert first.cross_validation is not None and second.cross_validation is None
 
 
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_what_could_not_be_chosen_is_chosen_later(task):
+    features, labels = blobs(2, per_class=6)
+    rows = np.arange(12) if task == "regression" else np.array([0, *range(6, 12)])  # one of class 0
+    targets = labels if task == "single_label" else np.eye(2, dtype="float32")[labels]
+    groups = np.zeros(12, int) if task == "regression" else np.arange(12)
+    few = solve(task, features[rows], targets[rows], groups[rows])
+    assert not any(any(values) for values in few.chosen.values())
+    later = solve(task, features, targets, np.arange(12), chosen=few.chosen)
+    alone = solve(task, features, targets, np.arange(12))
+    assert later.chosen == alone.chosen and any(map(any, alone.chosen.values()))
+    np.testing.assert_array_equal(later.kernel, alone.kernel)
+
+
 def test_more_features_than_rows_make_no_difference():
     """The rows are then expressed in another basis, which the penalty does not see."""
     features, labels = blobs(3, per_class=20, width=300)

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ from conftest import tiny_backbone, write_colours
 
 from keras_transfer.cli.main import app
 from keras_transfer.data import Examples, from_directory
-from keras_transfer.errors import InputError
+from keras_transfer.errors import Diverged, InputError, Interrupted, OutOfSpace
 from keras_transfer.evaluation import typicality
 from keras_transfer.evaluation.api import evaluate
 from keras_transfer.export.exporter import typicality_of
@@ -101,6 +100,7 @@ def test_closed_forms_are_as_strong_as_was_chosen_before(data, tmp_path, monkeyp
         return cross_validated(*args)
 
     monkeypatch.setattr(closed_form, "cross_validated", counted)
+    monkeypatch.setattr(closed_form, "_solved", {})
     run = trainer(HEAD).fit(data, tmp_path / "run")
     (head,) = run.metrics["phases"]
     assert len(calls) == 1 and run.metrics["refit"]
@@ -259,16 +259,32 @@ def test_by_default_few_examples_are_trained_again_without_a_limit_of_time(
 ):
     monkeypatch.setattr(defaults, "MOST_REFITTED", 36)
     plan = trainer(HEAD, ALL).plan(data)
-    follows = partial(module.refit_follows, plan=plan)
-    assert follows(TrainConfig(), data)
+
+    def follows(data, previous=None, plan=plan, distributed=False, **settings):
+        workers = SimpleNamespace(distributed=distributed)
+        asked = SimpleNamespace(config=TrainConfig(**settings), workers=workers)
+        return module.refit_follows(asked, data, plan, previous)
+
+    given = replace(data, val_drawn=False)
+    assert follows(data)
     assert "refit: after validation, trains once more on all 36 images" in capsys.readouterr().err
-    assert not follows(TrainConfig(refit="never"), data)
-    assert not follows(TrainConfig(minutes=1), data)
-    assert not follows(TrainConfig(), replace(data, val_drawn=False))
-    assert follows(TrainConfig(refit="always"), replace(data, val_drawn=False))
+    assert not follows(data, refit="never")
+    assert not follows(data, minutes=1)
+    assert not follows(data, distributed=True)
+    assert not follows(given)
+    assert follows(given, refit="always")
+    steered = replace(ALL, shape="plateau")
+    assert not follows(data, plan=trainer(HEAD, steered).plan(data))
+    # What was decided when the run began.
+    assert follows(given, {"refits": True})
+    assert not follows(data, {"refits": False}) and not follows(data, {})  # as before 0.2
+    assert not follows(given, {"refits": True}, minutes=1)
+    assert not follows(given, {"refits": True}, refit="never")
+    with pytest.raises(InputError, match="resume it so"):
+        follows(given, {"refits": True}, distributed=True)
     capsys.readouterr()
     monkeypatch.setattr(defaults, "MOST_REFITTED", 35)
-    assert not follows(TrainConfig(), data) and not capsys.readouterr().err
+    assert not follows(data) and not capsys.readouterr().err
 
 
 def test_a_limit_of_time_that_comes_later_keeps_the_validated_model(data, tmp_path, monkeypatch):
@@ -286,6 +302,30 @@ def test_a_limit_of_time_that_comes_later_keeps_the_validated_model(data, tmp_pa
     run = later.fit(data, tmp_path / "run", resume=True)
     assert run.finished and not run.validated_path.exists() and "refit" not in run.metrics
     assert_equal(run.model, validated)
+
+
+@pytest.mark.parametrize("failure", [Diverged("inf"), OutOfSpace("full"), Interrupted("stopped")])
+def test_failures_of_the_second_training(data, tmp_path, capsys, monkeypatch, failure):
+    begun = trainer(HEAD)
+
+    def fails(*_):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_refit", fails)
+        if isinstance(failure, Diverged):
+            run = begun.fit(data, tmp_path / "run")
+            assert "left out, because its loss became NaN" in capsys.readouterr().err
+            assert run.finished and not run.validated_path.exists()
+            return
+        said = (
+            "full" if isinstance(failure, OutOfSpace) else "run/validated.keras is the model of the"
+        )
+        with pytest.raises(type(failure), match=said):
+            begun.fit(data, tmp_path / "run")
+    # In the same process, too: nothing keeps the run locked.
+    run = trainer(HEAD).fit(data, tmp_path / "run", resume=True)
+    assert run.metrics["refit"] and run.validated_path.is_file()
 
 
 def test_several_processes_train_once(monkeypatch):
