@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing
@@ -15,28 +15,24 @@ from keras_transfer.modalities import Framing
 LEAST_TOKENS = 3  # the special tokens and one word
 
 
-@dataclass(frozen=True)
-class WordPiece:
-    """The tokenizer of BERT (arXiv:1810.04805), as plain data; see `tokens.Tokens` for the ops.
+class Vocabulary:
+    """The words of a tokenizer, of which some are special tokens.
 
     Attributes:
-        words: the vocabulary, one word a line; a word's id is the number of its line, from 0.
-        lowercase: whether letters become small.
-        strip_accents: whether accents are removed.
+        words: one a line; a word's id is the number of its line, from 0.
         start, end, padding, unknown, mask: the special tokens.
 
     Raises:
-        InputError: a special token is not in the vocabulary.
+        InputError: a special token other than the mask is not in the vocabulary.
     """
 
+    kind: ClassVar[str]
     words: str
-    lowercase: bool = True
-    strip_accents: bool = True
-    start: str = "[CLS]"
-    end: str = "[SEP]"
-    padding: str = "[PAD]"
-    unknown: str = "[UNK]"
-    mask: str = "[MASK]"
+    start: str
+    end: str
+    padding: str
+    unknown: str
+    mask: str
 
     def __post_init__(self):
         for token in (self.start, self.end, self.padding, self.unknown):
@@ -60,6 +56,72 @@ class WordPiece:
         """A digest of the vocabulary, in hexadecimal digits."""
         return hashlib.blake2b(self.words.encode(), digest_size=8).hexdigest()
 
+    def recorded(self) -> dict:
+        """Return its fields, as plain data, with a digest in place of the vocabulary."""
+        own: Any = self  # a dataclass
+        return {**asdict(own), "words": len(self.vocabulary), "digest": self.digest}
+
+
+@dataclass(frozen=True)
+class WordPiece(Vocabulary):
+    """The tokenizer of BERT (arXiv:1810.04805), as plain data; see `tokens.WordPieces` for the ops.
+
+    Attributes:
+        words, start, end, padding, unknown, mask: see `Vocabulary`.
+        lowercase: whether letters become small.
+        strip_accents: whether accents are removed.
+    """
+
+    kind = "WordPiece"
+
+    words: str
+    lowercase: bool = True
+    strip_accents: bool = True
+    start: str = "[CLS]"
+    end: str = "[SEP]"
+    padding: str = "[PAD]"
+    unknown: str = "[UNK]"
+    mask: str = "[MASK]"
+
+    def __str__(self) -> str:
+        letters = "small letters" if self.lowercase else "letters as they are"
+        return f"{self.kind}, {len(self.vocabulary):,} words, {letters}"
+
+
+@dataclass(frozen=True)
+class SentencePiece(Vocabulary):
+    """The tokenizer of multilingual encoders (arXiv:1808.06226), as plain data; see `tokens.SentencePieces`.
+
+    Attributes:
+        words, start, end, padding, unknown, mask: see `Vocabulary`.
+        model: the file of the package sentencepiece, in base64.
+        shift: what is added to the ids of that file.
+        ends: number of `end` tokens between the texts of a pair.
+    """
+
+    kind = "SentencePiece"
+
+    words: str
+    model: str
+    shift: int = 0
+    ends: int = 1
+    start: str = "[CLS]"
+    end: str = "[SEP]"
+    padding: str = "[PAD]"
+    unknown: str = "[UNK]"
+    mask: str = "[MASK]"
+
+    def recorded(self) -> dict:
+        """Return its fields, as plain data, with digests in place of the vocabulary and the file."""
+        digest = hashlib.blake2b(self.model.encode(), digest_size=8).hexdigest()
+        return {**super().recorded(), "model": digest}
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {len(self.vocabulary):,} pieces"
+
+
+TOKENIZERS = {tokenizer.kind: tokenizer for tokenizer in (WordPiece, SentencePiece)}
+
 
 @dataclass(frozen=True)
 class TextFraming(Framing):
@@ -76,7 +138,7 @@ class TextFraming(Framing):
     modality: ClassVar[str] = "text"
 
     size: int | None = None
-    tokenizer: WordPiece | None = None
+    tokenizer: WordPiece | SentencePiece | None = None
 
     def __post_init__(self):
         if self.size is not None and self.size < LEAST_TOKENS:
@@ -88,12 +150,12 @@ class TextFraming(Framing):
         return self.tokenizer is not None
 
     @property
-    def required(self) -> WordPiece:
+    def required(self) -> WordPiece | SentencePiece:
         """The tokenizer; an InputError if it is open."""
         if self.tokenizer is None:
             raise InputError(
-                "The model's tokenizer is unknown: choose an encoder with a WordPiece tokenizer (BERT, "
-                "DistilBERT, ELECTRA) by its name or its folder."
+                "The model's tokenizer is unknown: choose an encoder whose tokenizer is WordPiece (BERT, "
+                "DistilBERT, ELECTRA) or SentencePiece (XLM-R, DeBERTa), by its name or its folder."
             )
         return self.tokenizer
 
@@ -123,15 +185,13 @@ class TextFraming(Framing):
 
     def to_dict(self) -> dict:
         """Return everything, as plain data."""
-        tokenizer = self.tokenizer and asdict(self.tokenizer)
+        tokenizer = self.tokenizer and {"kind": self.tokenizer.kind, **asdict(self.tokenizer)}
         return {"modality": self.modality, "tokens": self.size, "tokenizer": tokenizer}
 
     def recorded(self) -> dict:
         """Return the same with a digest in place of the vocabulary, which the model contains."""
-        if self.tokenizer is None:
-            return self.to_dict()
-        words = {"words": len(self.tokenizer.vocabulary), "digest": self.tokenizer.digest}
-        return {**self.to_dict(), "tokenizer": {**asdict(self.tokenizer), **words}}
+        tokenizer = self.tokenizer and self.tokenizer.recorded()
+        return {"modality": self.modality, "tokens": self.size, "tokenizer": tokenizer}
 
     def settings(self) -> dict:
         """Return what a run's settings contain: the size is `tokens`, not that of an image."""
@@ -143,10 +203,9 @@ class TextFraming(Framing):
         tokenizer = values.get("tokenizer")
         if tokenizer is None or "digest" in tokenizer:
             return cls(values["tokens"])
-        return cls(values["tokens"], WordPiece(**tokenizer))
+        fields = dict(tokenizer)
+        # Models of before the second kind do not name theirs.
+        return cls(values["tokens"], TOKENIZERS[fields.pop("kind", WordPiece.kind)](**fields))
 
     def __str__(self) -> str:
-        if self.tokenizer is None:
-            return "WordPiece"
-        letters = "small letters" if self.tokenizer.lowercase else "letters as they are"
-        return f"WordPiece, {len(self.tokenizer.vocabulary):,} words, {letters}"
+        return "open" if self.tokenizer is None else str(self.tokenizer)

@@ -228,23 +228,14 @@ class Texts(Modality):
         write_description(folder, framing)
 
     def page_input(self, framing, examples=()) -> dict:
-        names = ("lowercase", "strip_accents", "start", "end", "unknown")
-        described = {name: getattr(framing.required, name) for name in names}
-        pair = any(check.BETWEEN in text for text in examples)
-        return {"size": framing.size, "pair": pair, **described}
+        from keras_transfer.modalities.text.description import page_input
+
+        return page_input(framing, any(check.BETWEEN in text for text in examples))
 
     def describe_preparation(self, framing) -> str:
-        lowercase = framing.required.lowercase
-        return (
-            "Tokenize texts as in training: WordPiece by `tokenizer.json` and `vocab.txt`, such as with\n"
-            "tokenizers or transformers:\n\n"
-            "```python\n"
-            "from transformers import BertTokenizerFast\n\n"
-            f"tokenizer = BertTokenizerFast('vocab.txt', do_lower_case={lowercase})\n"
-            f"ids = tokenizer(texts, truncation=True, max_length={framing.size}, padding=True,\n"
-            "                return_tensors='np')['input_ids'].astype('int32')\n"
-            "```"
-        )
+        from keras_transfer.modalities.text.description import describe
+
+        return describe(framing)
 
     def describe_limits(self, framing) -> str:
         return f"Of a text longer than {framing.size} tokens only the beginning is read."

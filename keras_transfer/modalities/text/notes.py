@@ -12,6 +12,7 @@ _SAMPLED = 500  # texts that tell the scripts
 _FEW = 0.1  # share of texts in a script that are worth a warning
 _LEAST, _SHARE = 300, 0.1  # words of a script in a vocabulary that was made for it
 _LETTERS = 2  # of a word: single letters are in every vocabulary
+_SPACE = "▁"  # begins a word in the vocabularies of SentencePiece
 
 
 def notes(reader, framing: TextFraming, lengths: np.ndarray) -> Iterator[str]:
@@ -32,8 +33,8 @@ def notes(reader, framing: TextFraming, lengths: np.ndarray) -> Iterator[str]:
     found = Counter(script_of(reader.decoded(row)) for row in rows)
     words = Counter(
         script_of(word)
-        for word in framing.required.vocabulary
-        if len(word) >= _LETTERS and not word.startswith("[")
+        for word in (word.lstrip(_SPACE) for word in framing.required.vocabulary)
+        if len(word) >= _LETTERS and not word.startswith(("[", "<"))
     )
     for script, count in found.most_common():
         known = words[script] >= min(_LEAST, _SHARE * len(framing.required.vocabulary))

@@ -9,7 +9,7 @@ import keras_hub
 
 from keras_transfer.errors import InputError
 from keras_transfer.models.graph import rebuild
-from keras_transfer.models.sources import word_pieces
+from keras_transfer.models.sources import tokenizers
 from keras_transfer.models.sources.applications import check_pooling, normalized, pooled
 from keras_transfer.models.sources.encoders import ENCODERS, IMAGENET, side
 from keras_transfer.models.sources.presets import FAMILIES, PRESETS, not_available
@@ -240,7 +240,7 @@ def _text_fields(preset: str, model) -> dict:
         reason = first_line(error)
         say(f"{preset} has no tokenizer ({reason}): its family's padding token, one segment")
         return {}
-    framing = word_pieces.framing_of(
+    framing = tokenizers.framing_of(
         tokenizer, model.max_sequence_length, lambda file: _file(preset, file)
     )
     fields = {"padding": tokenizer.pad_token_id, "framing": framing}

@@ -1,0 +1,67 @@
+"""The tokenizer of a preset of KerasHub or a folder of Hugging Face, as plain data."""
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+from keras_transfer.modalities.text.framing import SentencePiece, TextFraming, WordPiece
+
+_MOST = 256  # tokens, unless the preset states its own limit: attention to more is slow
+_TRIED, _ALIKE = (
+    300,
+    0.95,
+)  # words of a vocabulary, and the share that must be segmented as by KerasHub
+# Tokenizers of KerasHub that add nothing to the pieces of a text but special tokens → how they differ from BERT.
+_SENTENCE_PIECES: dict[str, dict[str, Any]] = {
+    "XLMRobertaTokenizer": dict(
+        **dict(shift=1, ends=2, start="<s>", end="</s>", padding="<pad>"),
+        **dict(unknown="<unk>", mask="<mask>"),
+    ),
+    "DebertaV3Tokenizer": {},
+}
+
+
+def framing_of(tokenizer, most: int, stated: Callable[[str], dict]) -> TextFraming:
+    """Return how an encoder reads texts; the tokenizer is left open if it is of another kind.
+
+    Args:
+        tokenizer: of KerasHub.
+        most: number of positions of the encoder.
+        stated: name of a JSON file of the preset → its content, {} if there is none.
+    """
+    limit = stated("sentence_bert_config.json").get("max_seq_length") or _MOST
+    size = min(most, limit)
+    if hasattr(tokenizer, "suffix_indicator"):
+        return TextFraming(size, _word_piece(tokenizer, stated("tokenizer_config.json")))
+    if type(tokenizer).__name__ in _SENTENCE_PIECES:
+        return TextFraming(size, _sentence_piece(tokenizer))
+    return TextFraming(size)
+
+
+def _word_piece(tokenizer, config) -> WordPiece:
+    lowercase = bool(config.get("do_lower_case", tokenizer.lowercase))
+    # KerasHub leaves accents alone, which BERT's own tokenizer removes from small letters.
+    strip = config.get("strip_accents")
+    return WordPiece(
+        "\n".join(tokenizer.vocabulary),
+        lowercase=lowercase,
+        strip_accents=lowercase if strip is None else bool(strip),
+        start=tokenizer.cls_token,
+        end=tokenizer.sep_token,
+        padding=tokenizer.pad_token,
+        unknown=tokenizer.oov_token,
+        mask=tokenizer.mask_token,
+    )
+
+
+def _sentence_piece(tokenizer) -> SentencePiece | None:
+    """Return the tokenizer, or None for a file that is not of the unigram kind, which alone fits into a graph."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    messages: Any = sentencepiece_model_pb2
+    model = messages.ModelProto.FromString(tokenizer.proto)
+    words = tokenizer.get_vocabulary()
+    if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM or any("\n" in w for w in words):
+        return None
+    file = base64.b64encode(tokenizer.proto).decode()
+    return SentencePiece("\n".join(words), file, **_SENTENCE_PIECES[type(tokenizer).__name__])
