@@ -112,6 +112,14 @@ def input_errors():
         raise
 
 
+def full_disk(error: Exception) -> OSError | None:
+    """Return what the system said of a full disk, if that is why an error was raised."""
+    # `explain_writing` has an InputError made of it, and Keras removes its cause.
+    cause = error.__context__ if isinstance(error, InputError) else error
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return cause if isinstance(cause, OSError) and cause.errno in full else None
+
+
 @contextmanager
 def explained(planned, how_to_resume: str):
     """Turn failures that the user can fix, such as too little memory or disk, into InputError.
@@ -123,9 +131,7 @@ def explained(planned, how_to_resume: str):
     try:
         yield
     except Exception as error:
-        # `explain_writing` has an InputError made of it, and Keras removes its cause.
-        cause = error.__context__ if isinstance(error, InputError) else error
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if cause := full_disk(error):
             raise OutOfSpace(
                 f"Could not write the checkpoint: {cause}. Earlier epochs are saved: free some disk "
                 f"space and {how_to_resume}."

@@ -426,6 +426,8 @@ def auto_trainer(model: keras.Model, *, minutes: float | None = None, **options)
     Raises:
         InputError: if an override does not exist in every recipe that the advisor may choose.
     """
+    config = options.pop("config", None) or TrainConfig()
+    config = config if minutes is None else replace(config, minutes=minutes)
     given = {key: options[key] for key in ("epochs", "learning_rate") if options.get(key)}
     overrides = {**(options.get("overrides") or {}), **given}
     check_overrides(overrides)
@@ -443,7 +445,6 @@ def auto_trainer(model: keras.Model, *, minutes: float | None = None, **options)
             seed=config.seed,
         )
         say(str(evidence))
-        return decide(data, evidence, config.batch_size, minutes, overrides), evidence
+        return decide(data, evidence, config.batch_size, config.minutes, overrides), evidence
 
-    config = replace(options.pop("config", None) or TrainConfig(), minutes=minutes)
     return Trainer(model, AUTO, config, choose=choose, **options)

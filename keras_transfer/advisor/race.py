@@ -26,10 +26,11 @@ from keras_transfer.advisor.judging import (
 )
 from keras_transfer.advisor.rules import Choice
 from keras_transfer.data.examples import Examples, digest_of_fingerprints
-from keras_transfer.runs import CONFIG, PLACES, RACE, Run, place_of
+from keras_transfer.errors import OutOfSpace
+from keras_transfer.runs import CONFIG, PLACES, RACE, REFITS, Run, place_of
 from keras_transfer.training.config import REFIT
 from keras_transfer.utils.checkpoint import Checkpoint
-from keras_transfer.utils.console import Table
+from keras_transfer.utils.console import Table, say
 from keras_transfer.utils.documents import dump_yaml, read_json
 from keras_transfer.utils.files import read_arrays, write_arrays, write_file, write_text
 
@@ -145,7 +146,9 @@ class Race:
         """
         if not any((self.folder / name).exists() for name in ("0", "0.npz")):
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing was trained
-        settings = {name: value for name, value in settings.items() if name not in PLACES}
+        # Whether the best is trained again may be decided anew until it is.
+        fixed = settings.keys() - {*PLACES, "refit"}
+        settings = {name: value for name, value in settings.items() if name in fixed}
         digest = digest_of_fingerprints(fingerprints)
         # It may be without settings, which races did not save before.
         Checkpoint.open(self.folder, settings, what="race", fingerprint=digest, empty=False)
@@ -197,13 +200,17 @@ class Race:
         """Train the best entry again; its run gets that model, and keeps the one that was validated."""
         assert self.best is not None, "nothing has been trained"
         run = Run(self.best.folder)
-        found = train(run, self.best.folder.with_suffix(".refit"))
+        try:
+            found = train(run, self.best.folder.with_suffix(".refit"))
+        except OutOfSpace as error:  # the race is over, and its best model is there
+            say(f"refit: left out. {error}")
+            return
         if found is None:
             return
         model, how = found
         if not run.validated_path.is_file():  # it is, if the process ended before the race did
             write_file(run.validated_path, partial(shutil.copyfile, run.model_path))
-        write_text(run.path / CONFIG, dump_yaml({**run.config, "refit": REFIT}))
+        write_text(run.path / CONFIG, dump_yaml({**run.config, "refit": REFIT, REFITS: True}))
         run.finish(model, {**run.metrics, "refit": how})
 
     def publish(self, document: dict) -> None:

@@ -236,7 +236,7 @@ def export_run(
     with new_folder(out) as new, plain_path(new) as folder:
         model, temperatures = run.model, temperatures_of(run)
         if format == "page":
-            check_page(modality_of(model))
+            check_page(modality_of(model), framing_of(model))
         sample = _sample_of(run, data, "val", model, COMPARED_IMAGES)
         if sample is None:
             say(f"validation images of {run.path} not found: the export is compared on noise")

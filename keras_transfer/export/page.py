@@ -29,10 +29,16 @@ _RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 _MINUTES = 5  # that the download may take
 
 
-def check_page(modality) -> None:
-    """Raise InputError if examples of a modality cannot be entered on a page, or npm is missing."""
+def check_page(modality, framing=None) -> None:
+    """Raise InputError if examples of a modality cannot be entered on a page, or npm is missing.
+
+    Args:
+        framing: of the model.
+    """
     if modality.page is None:
         raise InputError(f"A web page cannot take {modality.many}: choose another --format.")
+    if framing is not None:
+        modality.page_input(modality.framing_for(framing, None))
     if not _cached().exists() and shutil.which("npm") is None:
         raise InputError(
             f"The page needs {_PACKAGE} {_VERSION}, which npm downloads, and npm was not found. Install "

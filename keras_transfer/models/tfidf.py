@@ -38,12 +38,14 @@ class TfIdf(keras.layers.Layer):
         terms: number of terms.
         width: number of features.
         ignored: ids of tokens that are not words: padding, start, end, mask.
+        factor: of the first token in the hash of a pair; by default the one of before it was chosen odd.
     """
 
-    def __init__(self, vocabulary, terms, width, ignored=(), **kwargs):
+    def __init__(self, vocabulary, terms, width, ignored=(), factor=None, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.vocabulary, self.terms, self.width = vocabulary, terms, width
         self.ignored = tuple(ignored)
+        self.factor = factor or _largest_factor(vocabulary)
 
     def build(self, shape):
         def weight(name, shape, dtype="float32"):
@@ -69,7 +71,7 @@ class TfIdf(keras.layers.Layer):
         """Return the row of each term, int32 [N, T]; 0 for unknown ones."""
         one = second is None
         second = ops.full_like(first, -1) if one else second
-        rows = ops.take(self.rows, _bucket(first, second, self.vocabulary))
+        rows = ops.take(self.rows, _bucket(first, second, self.factor))
         known = ops.logical_and(
             ops.equal(ops.take(self.firsts, rows), first),
             ops.equal(ops.take(self.seconds, rows), second),
@@ -85,17 +87,27 @@ class TfIdf(keras.layers.Layer):
 
     def get_config(self):
         own = dict(vocabulary=self.vocabulary, terms=self.terms, width=self.width)
-        config = {**super().get_config(), **own, "ignored": list(self.ignored)}
+        own |= dict(ignored=list(self.ignored), factor=self.factor)
+        config = {**super().get_config(), **own}
         del config["dtype"]
         return config
 
 
-def _bucket(first, second, vocabulary):
+def _largest_factor(vocabulary):
+    """Return the largest factor whose products with token ids stay below 2^31, at most 40,503."""
+    return min(40_503, (2**31 - 1 - vocabulary) // vocabulary)
+
+
+def odd_factor(vocabulary):
+    """Return the factor for new layers: an even one reaches few of the buckets."""
+    return (_largest_factor(vocabulary) - 1) | 1
+
+
+def _bucket(first, second, factor):
     """Return the bucket of each term; the numbers stay below 2^31.
 
     Without `%`, which OpenVINO computes in float32 on a CPU: wrong from 2^24.
     """
-    factor = min(40_503, (2**31 - 1 - vocabulary) // vocabulary)
     number = first * factor + second + 1
     return number - number // _BUCKETS * _BUCKETS
 
@@ -114,13 +126,14 @@ def fitted_tfidf(examples: Examples, framing) -> TfIdf:
     special = ("start", "end", "padding", "mask")
     ignored = sorted({ids.get(getattr(framing.required, name), -1) for name in special} - {-1})
     rows, terms = _terms(_token_ids(examples, framing), ignored)
-    counts, terms = _counted(rows, terms, vocabulary)
+    factor = odd_factor(vocabulary)
+    counts, terms = _counted(rows, terms, vocabulary, factor)
     idf = np.log((1 + counts.shape[0]) / (1 + counts.getnnz(axis=0))) + 1
     directions = _directions(counts, idf)
-    layer = TfIdf(vocabulary, len(terms), directions.shape[1], ignored, name="tfidf")
+    layer = TfIdf(vocabulary, len(terms), directions.shape[1], ignored, factor, name="tfidf")
     layer.build((None, None))
     places = np.zeros(_BUCKETS, "int32")
-    places[_bucket(terms[:, 0], terms[:, 1], vocabulary)] = np.arange(1, len(terms) + 1)
+    places[_bucket(terms[:, 0], terms[:, 1], factor)] = np.arange(1, len(terms) + 1)
     none = np.zeros((1, 2), "int64")
     firsts, seconds = np.concatenate([none - 2, terms]).T  # row 0 is found by no term
     layer.set_weights(
@@ -156,7 +169,7 @@ def _terms(batches, ignored):
     return tuple(np.concatenate(part) for part in zip(*found))
 
 
-def _counted(rows, terms, vocabulary):
+def _counted(rows, terms, vocabulary, factor):
     """Return (texts × terms in use, sparse; the tokens of these terms, int64 [M, 2])."""
     from scipy.sparse import csr_matrix
 
@@ -169,7 +182,7 @@ def _counted(rows, terms, vocabulary):
     order = order[texts[order] >= _LEAST_TEXTS]
     terms = np.stack([keys // (vocabulary + 1), keys % (vocabulary + 1) - 1], 1)[order]
     # Of terms in one bucket, the most frequent is found.
-    first = np.sort(np.unique(_bucket(terms[:, 0], terms[:, 1], vocabulary), return_index=True)[1])
+    first = np.sort(np.unique(_bucket(terms[:, 0], terms[:, 1], factor), return_index=True)[1])
     return counts[:, order[first]], terms[first]
 
 

@@ -212,10 +212,13 @@ def _of_baseline(document, head, of):
 
 
 def _facts(config, metrics, model):
+    from keras_transfer.models.framing import framing_of
+
     skipped = f"; {metrics['skipped']} files skipped" if metrics["skipped"] else ""
     chosen = " (chosen by the advisor)" if config.get("advice") else ""
     epochs = sum(phase["epochs"] for phase in metrics["phases"])
     framing = framing_from(config).at(config["image_size"])
+    framing = framing if framing.settled else framing_of(model)  # with its tokenizer
     many = find_modality(framing.modality).many
     facts = {
         "Backbone": f"{config.get('backbone', model.name)}; {model.count_params():,} weights "

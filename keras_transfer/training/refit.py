@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_transfer.data.examples import Examples, ImageData, join_labels
 from keras_transfer.data.readers import concatenated
-from keras_transfer.errors import Diverged, InputError, Interrupted, OutOfSpace
+from keras_transfer.errors import Diverged, InputError, Interrupted, OutOfSpace, full_disk
 from keras_transfer.evaluation.measures import compute_metrics, predict_split
 from keras_transfer.models.stages import backbone_of
 from keras_transfer.runs import REFITS, Run
@@ -26,6 +26,8 @@ from keras_transfer.training.temperature import divide_logits
 from keras_transfer.training.weights import assign
 from keras_transfer.utils.checkpoint import Checkpoint
 from keras_transfer.utils.console import counted, say
+
+_STEERED = "validation decides its learning rate"
 
 
 def refit_follows(trainer, data: ImageData, plan: Plan, previous: dict | None = None) -> bool:
@@ -45,11 +47,15 @@ def refit_follows(trainer, data: ImageData, plan: Plan, previous: dict | None = 
     closed = all(planned.phase.solver == "logistic" for planned in plan.phases)  # takes seconds
     wanted = config.refit == REFIT
     if config.refit == AUTO:
-        few = count <= defaults.MOST_REFITTED and not _steered(plan.schedule)
+        few = count <= defaults.MOST_REFITTED
         wanted = data.val_drawn and (closed or few)
         if previous is not None:
             wanted = previous.get(REFITS, False)
         wanted = wanted and (closed or config.minutes is None)
+    if wanted and _steered(plan.schedule):
+        if config.refit == REFIT:
+            say(f"refit: left out, because {_STEERED}")
+        return False
     if wanted and trainer.workers.distributed:
         if previous and previous.get(REFITS):
             raise InputError(
@@ -65,7 +71,9 @@ def refit_follows(trainer, data: ImageData, plan: Plan, previous: dict | None = 
     return wanted
 
 
-def refit(trainer, data: ImageData, run: Run, folder, callbacks: Sequence = ()) -> dict | None:
+def refit(
+    trainer, data: ImageData, run: Run, folder, callbacks: Sequence = (), outputs=None
+) -> dict | None:
     """Train the model of a run again on all of its examples, with what validation has chosen.
 
     Schedule, rates and the number of epochs are those of the validated training; its temperatures are
@@ -78,6 +86,7 @@ def refit(trainer, data: ImageData, run: Run, folder, callbacks: Sequence = ()) 
         run: trained, with its metrics.
         folder: where the second training is saved; an interrupted one there is continued.
         callbacks: of Keras, for it.
+        outputs: of the validated model for the validation examples; by default they are computed.
 
     Returns:
         What metrics.json says of it, and the model has the new weights; or None, after saying why the
@@ -87,13 +96,12 @@ def refit(trainer, data: ImageData, run: Run, folder, callbacks: Sequence = ()) 
         OutOfSpace: memory or disk is full; `folder` can be continued.
     """
     try:
-        found = _refit(trainer, data, run, folder, callbacks)
-    except OutOfSpace:
-        raise
-    except (
-        _LeftOut,
-        InputError,
-    ) as error:  # such as no space for its cache: the first model is there
+        found = _refit(trainer, data, run, folder, callbacks, outputs)
+    except (_LeftOut, InputError) as error:  # such as no space for its cache
+        if isinstance(error, OutOfSpace):
+            raise
+        if cause := full_disk(error):
+            raise OutOfSpace(f"Could not begin a second training: {cause}.") from cause
         reason = "its loss became NaN or infinite" if isinstance(error, Diverged) else error
         say(f"refit: left out, because {reason}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -115,14 +123,17 @@ def finish_refitted(trainer, data: ImageData, run: Run) -> None:
     run.take()
     try:
         assign(model.weights, checkpoint.load_arrays("start") or {}, "start")
-        found = refit(trainer, data, run, run.state_path / "refit")
+        folder = run.state_path / "refit"
+        found = refit(trainer, data, run, folder, outputs=trainer.val_outputs)
         if found is None:
             model.set_weights(validated)
         run.finish(model, run.metrics | ({"refit": found} if found else {}))
-    except Interrupted:
-        raise Interrupted(
-            f"interrupted in the second training; {run.validated_path} is the model of the first: continue "
-            "with --resume (resume=True), or finish with that model by --resume --refit never"
+    except (Interrupted, OutOfSpace) as error:
+        interrupted = isinstance(error, Interrupted)
+        raise type(error)(
+            f"{'interrupted in the second training' if interrupted else error}; {run.validated_path} is the "
+            "model of the first: continue with --resume (resume=True), or finish with that model by "
+            "--resume --refit never"
         ) from None
     finally:
         run.release()
@@ -133,7 +144,7 @@ class _LeftOut(Exception):
     """Why the validated weights should stay."""
 
 
-def _refit(trainer, data, run, folder, callbacks):
+def _refit(trainer, data, run, folder, callbacks, validated):
     metrics, everything = run.metrics, _joined(data)
     if any("rollbacks" in phase for phase in metrics["phases"]):
         raise _LeftOut("the training had to go back to earlier weights")
@@ -142,14 +153,13 @@ def _refit(trainer, data, run, folder, callbacks):
     count, epochs = len(everything.examples["train"]), metrics["best_epoch"]
     schedule = Schedule.from_dict(run.config["schedule"])
     if _steered(schedule):
-        raise _LeftOut("validation decided its learning rate")
+        raise _LeftOut(_STEERED)
     plan = trainer.plan_of(schedule, count)
     plan = _cut(plan, [phase["epochs"] for phase in metrics["phases"]], epochs)
     say(f"refit: {counted(plan.epochs, 'epoch')} on all {counted(count, data.modality.one)}")
     begun = Run.open(folder, finished=False).config if Run.started(folder) else None
     trainer.forget_images()
-    validated = trainer.val_outputs
-    if validated is None:  # the first training was that of another trainer
+    if validated is None:
         validated = predict_split(run.model_for("val"), data, "val", trainer.config.batch_size)[1]
     other = copy(trainer)
     other.config = replace(trainer.config, soup=False)  # which nothing could choose

@@ -16,8 +16,10 @@ pytest.importorskip("tensorflow_text", reason="tensorflow-text is not installed"
 
 from keras_transfer.data import from_directory  # noqa: E402
 from keras_transfer.export import convert, saved_model  # noqa: E402
+from keras_transfer.export.page import check_page  # noqa: E402
+from keras_transfer.modalities import find_modality  # noqa: E402
 from keras_transfer.modalities.text.check import pair_of  # noqa: E402
-from keras_transfer.modalities.text.description import describe, page_input  # noqa: E402
+from keras_transfer.modalities.text.description import describe  # noqa: E402
 from keras_transfer.modalities.text.framing import TextFraming  # noqa: E402
 from keras_transfer.modalities.text.notes import notes  # noqa: E402
 from keras_transfer.modalities.text.tokens import token_ids, tokenized  # noqa: E402
@@ -50,15 +52,13 @@ FAMILIES = {
 }
 
 
-def pieces(model_type="unigram", **special) -> bytes:
+def pieces(**options) -> bytes:
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 50),
         model_writer=buffer,
-        vocab_size=56,
-        model_type=model_type,
         minloglevel=2,
-        **special,
+        **{"vocab_size": 56, **options},
     )
     return buffer.getvalue()
 
@@ -118,9 +118,13 @@ def test_the_framing_is_plain_data(preset):
     assert TextFraming.from_dict(recorded) == TextFraming(40)  # open
 
 
-def test_a_file_of_another_kind_is_left_open(tmp_path):
-    """Its merges need another algorithm than the one that fits into a graph."""
-    tokenizer = keras_hub.models.XLMRobertaTokenizer(proto=pieces("bpe", **FAMILIES["XLMRoberta"]))
+@pytest.mark.parametrize(
+    "other", [{"model_type": "bpe"}, {"byte_fallback": True, "vocab_size": 300}], ids=str
+)
+def test_a_file_of_another_kind_is_left_open(tmp_path, other):
+    """Merges, and bytes of unknown letters, need another algorithm than the one that fits into a graph."""
+    proto = pieces(**FAMILIES["XLMRoberta"], **other)
+    tokenizer = keras_hub.models.XLMRobertaTokenizer(proto=proto)
     network = keras_hub.models.XLMRobertaBackbone(
         vocabulary_size=tokenizer.vocabulary_size(),
         **dict(num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=24),
@@ -169,9 +173,13 @@ def test_from_words_to_exports(preset, tmp_path):
     np.testing.assert_array_equal(names["ids"], inputs)
 
 
-def test_what_has_no_such_tokenizer_says_so(preset):
+def test_what_has_no_such_tokenizer_says_so_before_the_export(preset):
+    framing = framing_for(preset[0])
     with raises("A web page has no SentencePiece tokenizer"):
-        page_input(framing_for(preset[0]), pair=False)
+        check_page(find_modality("text"), framing)
+    if framing.tokenizer.ends > 1:  # <s> a </s></s> b </s>
+        with raises("Texts need at least 4 tokens, not 3"):
+            framing.at(3)
 
 
 def test_scripts_that_the_vocabulary_lacks_are_named(preset):

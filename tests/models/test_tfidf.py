@@ -176,7 +176,7 @@ def test_openvino_finds_the_terms_of_a_real_vocabulary():
     model = keras.Model(ids, layer(ids))
     terms = np.stack([rng.permutation(30_522)[:200], np.full(200, -1)], 1)
     places = np.zeros(layer.rows.shape, "int32")
-    places[tfidf_module._bucket(terms[:, 0], terms[:, 1], 30_522)] = np.arange(1, 201)
+    places[tfidf_module._bucket(terms[:, 0], terms[:, 1], layer.factor)] = np.arange(1, 201)
     firsts, seconds = np.concatenate([[[-2, -2]], terms]).T
     layer.set_weights([places, firsts, seconds, np.ones(201), rng.normal(size=(201, 8))])
     rows = rng.choice(terms[:, 0], (16, 32)).astype("int32")
@@ -184,3 +184,17 @@ def test_openvino_finds_the_terms_of_a_real_vocabulary():
     expected = model(rows).numpy()
     assert np.ptp(expected, axis=0).min() > 0.1
     np.testing.assert_allclose(compiled(rows)[0], expected, atol=0.05)  # in bfloat16 where it can
+
+
+def test_a_large_vocabulary_reaches_all_buckets():
+    """An even factor would leave most of them empty, so that terms are dropped."""
+    before = TfIdf(250_002, 5, 8).factor  # of models that do not record theirs
+    assert before % 2 == 0
+    tokens = np.arange(250_002)
+    reached = [
+        len(np.unique(tfidf_module._bucket(tokens, -1, factor)))
+        for factor in (before, tfidf_module.odd_factor(250_002))
+    ]
+    assert reached[0] < 70_000 and reached[1] > 240_000
+    layer = fitted_tfidf(texts_of(TEXTS).examples["train"], FRAMING)
+    assert layer.factor % 2 == 1 and TfIdf.from_config(layer.get_config()).factor == layer.factor

@@ -181,13 +181,14 @@ def test_a_kill_at_any_moment_changes_nothing(whole, data, tmp_path):
 
 
 def test_what_is_not_repeated_keeps_the_validated_model(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        module, "compute_metrics", lambda *_: {"loss": np.inf}
-    )  # the new one is bad
+    losses = iter([0.5, 0.5, 0.4, 0.5])  # new, validated; twice
+    monkeypatch.setattr(module, "compute_metrics", lambda *_: {"loss": next(losses)})
     run = trainer(HEAD).fit(data, tmp_path / "run")
     assert "refit: left out, because it is no better" in capsys.readouterr().err
     assert "refit" not in run.metrics and not run.validated_path.exists()
     assert evaluate(run.model, data)["loss"] == pytest.approx(run.metrics["val"]["loss"], rel=1e-4)
+    better = trainer(HEAD).fit(data, tmp_path / "better")
+    assert better.metrics["refit"] and better.validated_path.is_file()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_what_is_not_repeated_keeps_the_validated_model(data, tmp_path, capsys, 
     [
         ({"phases": [{"rollbacks": [1]}]}, "go back to earlier weights"),
         ({"phases": [{}], "soup": {"used": True}}, "an average that validation has chosen"),
-        ({"phases": [{}], "best_epoch": 1}, "validation decided its learning rate"),
+        ({"phases": [{}], "best_epoch": 1}, "validation decides its learning rate"),
     ],
 )
 def test_a_training_that_validation_has_steered_is_not_repeated(
@@ -291,7 +292,7 @@ def test_a_limit_of_time_that_comes_later_keeps_the_validated_model(data, tmp_pa
     monkeypatch.setattr(defaults, "MOST_REFITTED", 36)
     phases = (HEAD, replace(ALL, epochs=1))
 
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -308,7 +309,7 @@ def test_a_limit_of_time_that_comes_later_keeps_the_validated_model(data, tmp_pa
 def test_failures_of_the_second_training(data, tmp_path, capsys, monkeypatch, failure):
     begun = trainer(HEAD)
 
-    def fails(*_):
+    def fails(*_, **__):
         raise failure
 
     with monkeypatch.context() as patch:

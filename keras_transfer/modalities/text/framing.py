@@ -141,8 +141,9 @@ class TextFraming(Framing):
     tokenizer: WordPiece | SentencePiece | None = None
 
     def __post_init__(self):
-        if self.size is not None and self.size < LEAST_TOKENS:
-            raise InputError(f"Texts need at least {LEAST_TOKENS} tokens, not {self.size}.")
+        least = LEAST_TOKENS + getattr(self.tokenizer, "ends", 1) - 1  # those between two texts
+        if self.size is not None and self.size < least:
+            raise InputError(f"Texts need at least {least} tokens, not {self.size}.")
 
     @property
     def settled(self) -> bool:
@@ -155,7 +156,7 @@ class TextFraming(Framing):
         if self.tokenizer is None:
             raise InputError(
                 "The model's tokenizer is unknown: choose an encoder whose tokenizer is WordPiece (BERT, "
-                "DistilBERT, ELECTRA) or SentencePiece (XLM-R, DeBERTa), by its name or its folder."
+                "DistilBERT, ELECTRA) or SentencePiece (XLM-R), by its name or its folder."
             )
         return self.tokenizer
 

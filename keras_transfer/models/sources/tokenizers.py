@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_transfer.modalities.text.framing import SentencePiece, TextFraming, WordPiece
+from keras_transfer.utils.console import first_line, say
 
 _MOST = 256  # tokens, unless the preset states its own limit: attention to more is slow
 _TRIED, _ALIKE = (
@@ -55,13 +56,20 @@ def _word_piece(tokenizer, config) -> WordPiece:
 
 
 def _sentence_piece(tokenizer) -> SentencePiece | None:
-    """Return the tokenizer, or None for a file that is not of the unigram kind, which alone fits into a graph."""
+    """Return the tokenizer, or None for a file that tensorflow-text's operation without a resource does not read as
+    SentencePiece does: of another kind than unigram, or with bytes in place of unknown letters."""
+    import tensorflow_text
     from sentencepiece import sentencepiece_model_pb2
 
     messages: Any = sentencepiece_model_pb2
-    model = messages.ModelProto.FromString(tokenizer.proto)
+    spec = messages.ModelProto.FromString(tokenizer.proto).trainer_spec
     words = tokenizer.get_vocabulary()
-    if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM or any("\n" in w for w in words):
+    if spec.model_type != spec.UNIGRAM or spec.byte_fallback or any("\n" in w for w in words):
+        return None
+    try:
+        tensorflow_text.FastSentencepieceTokenizer(tokenizer.proto).tokenize([words[-2]])
+    except Exception as error:
+        say(f"the tokenizer cannot be used in a graph: {first_line(error)}")
         return None
     file = base64.b64encode(tokenizer.proto).decode()
     return SentencePiece("\n".join(words), file, **_SENTENCE_PIECES[type(tokenizer).__name__])
