@@ -120,10 +120,10 @@ class Attention(_Formed):
         if self.form.rotary:
             query, key = self._rotated(query), self._rotated(key)
         sums = 3 if self.form.relative else 1
-        query = query * math.sqrt(1 / (sums * (self.form.width // self.form.heads)))
-        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+        scale = math.sqrt(1 / (sums * (self.form.width // self.form.heads)))
+        scores = ops.matmul(query * scale, ops.transpose(key, (0, 1, 3, 2)))
         if self.form.relative:
-            scores = scores + self._to_positions(query, key, sums, training)
+            scores = scores + self._to_positions(query * scale, key * scale, training)
         scores = ops.cast(scores, "float32")
         if tokens is not None:  # [N, T]; 0 for padding
             scores = scores + (ops.cast(tokens, "float32")[:, None, None, :] - 1.0) * 1e9
@@ -138,11 +138,10 @@ class Attention(_Formed):
         size = (-1, ops.shape(x)[1], self.form.heads, self.form.width // self.form.heads)
         return ops.transpose(ops.reshape(x, size), (0, 2, 1, 3))
 
-    def _to_positions(self, query, key, sums, training):
+    def _to_positions(self, query, key, training):
         """Return what tokens and relative positions add to each other's scores, [N, heads, T, T]."""
         table = self.dropout(ops.cast(self.relative, query.dtype)[None], training=training)
-        scale = math.sqrt(1 / (sums * (self.form.width // self.form.heads)))
-        places = self._heads(self.key_dense(table)), self._heads(self.query_dense(table)) * scale
+        places = self._heads(self.key_dense(table)), self._heads(self.query_dense(table))
         rows = ops.arange(ops.shape(query)[2])
         buckets = _buckets(*self.form.relative)
         chosen = ops.take(buckets, rows[:, None] - rows[None] + len(buckets) // 2)

@@ -5,9 +5,9 @@ Importing this module loads neither Keras nor TensorFlow.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing
@@ -15,6 +15,7 @@ from keras_transfer.modalities import Framing
 LEAST_TOKENS = 3  # the special tokens and one word
 
 
+@dataclass(frozen=True)
 class Vocabulary:
     """The words of a tokenizer, of which some are special tokens.
 
@@ -27,12 +28,13 @@ class Vocabulary:
     """
 
     kind: ClassVar[str]
+
     words: str
-    start: str
-    end: str
-    padding: str
-    unknown: str
-    mask: str
+    start: str = "[CLS]"
+    end: str = "[SEP]"
+    padding: str = "[PAD]"
+    unknown: str = "[UNK]"
+    mask: str = "[MASK]"
 
     def __post_init__(self):
         for token in (self.start, self.end, self.padding, self.unknown):
@@ -58,8 +60,7 @@ class Vocabulary:
 
     def recorded(self) -> dict:
         """Return its fields, as plain data, with a digest in place of the vocabulary."""
-        own: Any = self  # a dataclass
-        return {**asdict(own), "words": len(self.vocabulary), "digest": self.digest}
+        return {**asdict(self), "words": len(self.vocabulary), "digest": self.digest}
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,8 @@ class WordPiece(Vocabulary):
 
     kind = "WordPiece"
 
-    words: str
     lowercase: bool = True
     strip_accents: bool = True
-    start: str = "[CLS]"
-    end: str = "[SEP]"
-    padding: str = "[PAD]"
-    unknown: str = "[UNK]"
-    mask: str = "[MASK]"
 
     def __str__(self) -> str:
         letters = "small letters" if self.lowercase else "letters as they are"
@@ -101,15 +96,9 @@ class SentencePiece(Vocabulary):
 
     kind = "SentencePiece"
 
-    words: str
-    model: str
+    model: str = field(kw_only=True)
     shift: int = 0
     ends: int = 1
-    start: str = "[CLS]"
-    end: str = "[SEP]"
-    padding: str = "[PAD]"
-    unknown: str = "[UNK]"
-    mask: str = "[MASK]"
 
     def recorded(self) -> dict:
         """Return its fields, as plain data, with digests in place of the vocabulary and the file."""

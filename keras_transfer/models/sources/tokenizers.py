@@ -72,4 +72,4 @@ def _sentence_piece(tokenizer) -> SentencePiece | None:
         say(f"the tokenizer cannot be used in a graph: {first_line(error)}")
         return None
     file = base64.b64encode(tokenizer.proto).decode()
-    return SentencePiece("\n".join(words), file, **_SENTENCE_PIECES[type(tokenizer).__name__])
+    return SentencePiece("\n".join(words), model=file, **_SENTENCE_PIECES[type(tokenizer).__name__])
