@@ -9,6 +9,9 @@ if [ ! -e "$stamp" ]; then
         { echo "keras_transfer needs Python 3.11 or newer; $python is older" >&2; exit 1; }
     echo "creating .venv (once; TensorFlow is a large download)" >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" &&
-        touch "$stamp" || exit 1
+    install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" || exit 1; }
+    install --editable ".${extra:+[$extra]}"
+    # Its dependencies exclude today's TensorFlow, and its converter of SavedModels needs none of them.
+    [ "$extra" != dev ] || install --no-deps "tensorflowjs>=4.22,<5"
+    touch "$stamp"
 fi

@@ -1,8 +1,11 @@
 """What all tests share: real material where it is at hand, and a clean Keras between tests."""
 
+import functools
 import gc
 import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,6 +119,26 @@ def raises(part) -> pytest.RaisesExc:
     from keras_transfer.errors import InputError
 
     return pytest.raises(InputError, match=r"\A[^\n]*" + re.escape(str(part)) + r"[^\n]*\Z")
+
+
+@functools.cache
+def npm_has(package: str) -> bool:
+    """Return whether npm is here and its registry answers for a package."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return False
+    asked = [npm, "view", package, "version"]
+    return subprocess.run(asked, capture_output=True, timeout=120).returncode == 0
+
+
+def require_format(format: str, module: str | None) -> None:
+    """Skip the test where an export format cannot be written: `module` is a package that it needs."""
+    from keras_transfer.utils.extras import is_installed
+
+    if module and not is_installed(module):
+        pytest.skip(f"{module} is not installed")
+    if format == "tfjs" and not (shutil.which("node") and npm_has("@tensorflow/tfjs")):
+        pytest.skip("npm, which downloads TensorFlow.js, is not here or cannot")
 
 
 # What stands in the folder of a finished run.

@@ -1,12 +1,13 @@
-"""Exports: a trained model as a SavedModel for TF Serving, LiteRT, ONNX or OpenVINO, as a folder for the
-Hugging Face Hub, as a web page, and a client.
+"""Exports: a trained model as a SavedModel for TF Serving, LiteRT, ONNX, OpenVINO or TensorFlow.js, as a
+folder for the Hugging Face Hub, as a web page, and a client.
 
-`exporter` contains the functions to call, `serving`, `converters`, `hub` and `page` write the formats,
+`exporter` contains the functions to call, `serving`, `converters`, `tfjs`, `hub` and `page` write the formats,
 `parity` compares an export with its Keras model, `card` writes the model card, and `beam` predicts very
 many files with an export. The room may import everything below it: training, evaluation, models and data.
 """
 
 import shlex
+import shutil
 from pathlib import Path
 
 from keras_transfer.errors import InputError
@@ -19,10 +20,15 @@ FORMATS = {
     "litert": ((), ()),
     "onnx": (("tf2onnx", "onnxruntime"), ()),
     "openvino": (("openvino",), ("nncf",)),
+    "tfjs": (("tensorflowjs",), ()),
     "hub": ((), ()),
     "page": (("tf2onnx", "onnxruntime"), ()),
 }
-_WITHOUT_INT8 = {"saved_model": "A SavedModel", "hub": "A folder for the hub"}
+_WITHOUT_INT8 = {
+    "saved_model": "A SavedModel",
+    "tfjs": "TensorFlow.js",
+    "hub": "A folder for the hub",
+}
 
 _NAMES = {
     "Client": "client",
@@ -40,7 +46,7 @@ __all__ = ["FORMATS", "check_format", *_NAMES]
 
 
 def check_format(format: str, int8: bool = False) -> None:
-    """Raise InputError if a format is unknown, has no int8 form, or lacks an installed package."""
+    """Raise InputError if a format is unknown, has no int8 form, or lacks a package or program."""
     if format not in FORMATS:
         raise InputError(f"Unknown format '{format}'. Choose one of {', '.join(FORMATS)}.")
     if int8 and format in _WITHOUT_INT8:
@@ -50,6 +56,11 @@ def check_format(format: str, int8: bool = False) -> None:
     packages, int8_packages = FORMATS[format]
     for package in (*packages, *(int8_packages if int8 else ())):
         require(package, f"Exporting {format}{' int8' * int8}")
+    if format == "tfjs" and shutil.which("node") is None:
+        raise InputError(
+            "Exporting tfjs needs node, which compares the export with the model and was not found. "
+            "Install Node.js, or export on a machine that has it."
+        )
 
 
 def check_version(format: str, out) -> None:

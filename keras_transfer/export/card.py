@@ -136,11 +136,22 @@ def _usage(model, exported):
             "microphone need an https address, or localhost."
         )
     count = "1" if exported.format == "litert" else "N"
+    script = _IN_JAVASCRIPT if exported.format == "tfjs" else ""
     return (
         f"{modality.describe_input(framing, count)} Outputs: `scores` (`scores_NAME`\n"
         "for each of several heads), in the order of `labels.txt`. "
-        f"{modality.describe_preparation(framing)}"
+        f"{modality.describe_preparation(framing)}{script}"
     )
+
+
+_IN_JAVASCRIPT = """
+
+TensorFlow.js has no uint8: pass int32, which `tf.browser.fromPixels` returns.
+
+```js
+const model = await tf.loadGraphModel("model.json"); // the npm package @tensorflow/tfjs
+const { scores } = await model.predictAsync(inputs);
+```"""
 
 
 def _data(run, config, metrics, many):

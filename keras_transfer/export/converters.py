@@ -1,7 +1,7 @@
-"""LiteRT, ONNX and OpenVINO: files written by Keras's exporters, quantized to int8, and run.
+"""LiteRT, ONNX, OpenVINO and TensorFlow.js: files in other formats, quantized to int8, and run.
 
 Each file takes the input of `serving.exported_model`, such as `images`, uint8 [N, S, S, 3] (LiteRT:
-N = 1), and returns its outputs under their names.
+N = 1; TensorFlow.js: int32), and returns its outputs under their names.
 """
 
 import contextlib
@@ -13,12 +13,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_transfer.errors import InputError
+from keras_transfer.export import tfjs
 from keras_transfer.export.serving import inline_functions
 from keras_transfer.features.prefix import openvino_model
 from keras_transfer.utils.console import quiet_tensorflow
@@ -239,13 +241,40 @@ def _load_openvino(folder):
     return predict
 
 
-_WRITERS = {"litert": _write_litert, "onnx": _write_onnx, "openvino": _write_openvino}
-_LOADERS = {
-    "model.tflite": _load_litert,
-    "model.onnx": _load_onnx,
-    "model.xml": _load_openvino,
+# -- TensorFlow.js ----------------------------------------------------------------------------------
+
+
+def _write_tfjs(scorer, folder, examples):
+    tfjs.write_tfjs(scorer, folder, _signature(scorer, None))
+
+
+# -- all of them ------------------------------------------------------------------------------------
+
+
+class Form(NamedTuple):
+    """A format of the table below.
+
+    Attributes:
+        file: in the folder, by which the format is recognized.
+        write: from (scorer, folder, examples for int8 or None).
+        load: from the folder to a `Predict`.
+        fixed: whether it takes one example at a time, of one shape.
+        pixel: type of the images that it takes.
+    """
+
+    file: str
+    write: Callable
+    load: Callable
+    fixed: bool = False
+    pixel: str = "uint8"
+
+
+CONVERTED = {
+    "litert": Form("model.tflite", _write_litert, _load_litert, fixed=True),
+    "onnx": Form("model.onnx", _write_onnx, _load_onnx),
+    "openvino": Form("model.xml", _write_openvino, _load_openvino),
+    "tfjs": Form(tfjs.FILE, _write_tfjs, tfjs.load_tfjs, pixel="int32"),
 }
-CONVERTED = tuple(_WRITERS)
 
 
 def write_converted(
@@ -263,10 +292,10 @@ def write_converted(
         InputError: if the format does not support an operation of the model.
     """
     try:
-        _WRITERS[format](scorer, folder, examples)
-    except (OSError, MemoryError):
+        CONVERTED[format].write(scorer, folder, examples)
+    except (OSError, MemoryError, InputError):
         raise
-    except Exception as error:  # of many types, from four libraries
+    except Exception as error:  # of many types, from five libraries
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         others = ", ".join(other for other in ("saved_model", *CONVERTED) if other != format)
         without = "without int8, or " if examples is not None else ""
@@ -287,9 +316,8 @@ def open_export(folder) -> Predict:
         InputError: if the folder does not contain such a model.
     """
     folder = Path(folder)
-    for name, load in _LOADERS.items():
-        if (folder / name).is_file():
-            return load(folder)
-    raise InputError(
-        f"{folder} contains none of {', '.join(_LOADERS)}. Pass the version directory of an export."
-    )
+    for form in CONVERTED.values():
+        if (folder / form.file).is_file():
+            return form.load(folder)
+    files = ", ".join(form.file for form in CONVERTED.values())
+    raise InputError(f"{folder} contains none of {files}. Pass the version directory of an export.")

@@ -150,16 +150,18 @@ def convert(
     temperatures: Mapping[str, float] | None = None,
     most_lost: float = MAX_LOSS,
 ) -> Exported:
-    """Export LiteRT, ONNX or OpenVINO: `model.tflite`, `model.onnx`, or `model.xml` and `model.bin`.
+    """Export LiteRT, ONNX, OpenVINO or TensorFlow.js.
 
-    The file takes images that are already resized and cropped, `images` uint8 [N, S, S, 3] (LiteRT:
-    one at a time), and returns the scores that `saved_model` returns. It computes in float32,
-    whatever precision the model was trained in. `labels.txt` contains the class names.
+    The files are `model.tflite`, `model.onnx`, `model.xml` and `model.bin`, or `model.json` and
+    `group1-shard….bin`. They take images that are already resized and cropped, `images` uint8
+    [N, S, S, 3] (LiteRT: one at a time; TensorFlow.js: int32), and return the scores that `saved_model`
+    returns. They compute in float32, whatever precision the model was trained in. `labels.txt` contains
+    the class names.
 
     Args:
         model: from `build_model`.
         out: a directory that does not exist yet.
-        format: `"litert"`, `"onnx"` or `"openvino"`.
+        format: `"litert"`, `"onnx"`, `"openvino"` or `"tfjs"`.
         int8: quantize weights and activations to 8 bits; needs `examples`.
         examples: a few hundred typical images, uint8 [N, S, S, 3], to measure ranges on.
         sample: images for the comparison; noise by default, which cannot show int8's loss of accuracy.
@@ -188,13 +190,15 @@ def _convert(model, folder, format, int8, examples, sample, temperatures, most_l
     modality = modality_of(model)
     if int8 and modality.not_in_8_bits:
         raise InputError(f"int8 is not for {modality.many}: {modality.not_in_8_bits}.")
-    framing, fixed = modality.framing_for(framing_of(model), None), format == "litert"
-    exported = exported_model(exact, temperatures, fixed=fixed)
+    framing, form = modality.framing_for(framing_of(model), None), CONVERTED[format]
+    exported = exported_model(exact, temperatures, fixed=form.fixed, pixel=form.pixel)
     sample = sample or noise_sample(modality_of(model), framing_of(model))
     write_converted(exported, folder, format, examples if int8 else None)
     write_labels(folder, heads)
     modality.write_preparation(folder, framing)
-    inputs = modality.longest_inputs(sample.exported, framing) if fixed else sample.exported
+    inputs = sample.exported
+    if form.fixed:
+        inputs = modality.longest_inputs(inputs, framing)
     outputs = open_export(folder)(inputs)
     expected = _keras_scores(heads, scoring_model(exact, temperatures), sample)
     parity = compare(heads, expected, scores_by_head(heads, outputs), sample)

@@ -38,16 +38,21 @@ def signatures_of(model: keras.Model) -> tuple[str, ...]:
 
 
 def exported_model(
-    model: keras.Model, temperatures: Mapping[str, float] | None = None, *, fixed: bool = False
+    model: keras.Model,
+    temperatures: Mapping[str, float] | None = None,
+    *,
+    fixed: bool = False,
+    pixel: str = "uint8",
 ) -> keras.Model:
     """Return `scoring_model` from what an exported file takes: the modality's front end included.
 
     Args:
         fixed: whether its input has no open shape; texts are then padded to the largest length.
+        pixel: type of the images that it takes.
     """
     framing = framing_of(model)
     front = modality_of(model).front_end(framing)
-    scorer = scoring_model(model, temperatures)
+    scorer = scoring_model(model, temperatures, pixel=pixel)
     if front is None and fixed and None in scorer.inputs[0].shape[1:]:
         taken = scorer.inputs[0]
         inputs = keras.Input(framing.longest, dtype=taken.dtype, name=taken.name)
@@ -63,6 +68,7 @@ def scoring_model(
     temperatures: Mapping[str, float] | None = None,
     *,
     features: bool = False,
+    pixel: str = "uint8",
 ) -> keras.Model:
     """Return a model with shared weights that turns inputs of the model into scores.
 
@@ -71,6 +77,7 @@ def scoring_model(
         temperatures: head name → temperature that its logits are divided by (Guo et al. 2017,
             arXiv:1706.04599); 1 by default.
         features: whether the backbone's features are an output, too: `FEATURES`.
+        pixel: type of the images that it takes.
 
     Returns:
         A model from the inputs, such as `images`, uint8 [N, S, S, 3], to a dict of the heads'
@@ -78,6 +85,7 @@ def scoring_model(
     """
     heads, temperatures = heads_of(model), temperatures or {}
     dtype, name = modality_of(model).input_dtype, model.inputs[0].name
+    dtype = pixel if dtype == "uint8" else dtype
     inputs = keras.Input(model.input_shape[1:], dtype=dtype, name=name)
     whole = keras.Model(model.inputs, [model.output, _features_in(model)]) if features else model
     answers = whole(inputs, training=False)

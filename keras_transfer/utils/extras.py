@@ -31,6 +31,8 @@ EXTRAS = {
     "tifffile": "bands",
     "tf2onnx": "onnx",
 }
+# Module → what pip installs without its dependencies, because those exclude today's TensorFlow.
+ALONE = {"tensorflowjs": "tensorflowjs>=4.22,<5"}
 
 
 def is_installed(module: str) -> bool:
@@ -45,7 +47,7 @@ def require(module: str, purpose: str) -> None:
     """Raise InputError, which names the extra, if an optional module is not installed.
 
     Args:
-        module: a name in `EXTRAS`.
+        module: a name in `EXTRAS` or `ALONE`.
         purpose: what needs it; starts the message, such as `"Reading Parquet"`.
     """
     if not is_installed(module):
@@ -54,4 +56,8 @@ def require(module: str, purpose: str) -> None:
 
 def missing_extra(module: str) -> str:
     """Return the words that say that an optional module is not installed, and how to install it."""
-    return f'{module}, which is not installed: pip install "keras_transfer[{EXTRAS[module]}]"'
+    if module in ALONE:
+        installed = f'--no-deps "{ALONE[module]}"'
+    else:
+        installed = f'"keras_transfer[{EXTRAS[module]}]"'
+    return f"{module}, which is not installed: pip install {installed}"

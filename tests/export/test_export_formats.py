@@ -1,4 +1,4 @@
-"""LiteRT, ONNX and OpenVINO: correct, small in int8, and rejected if not; exports of runs; parity."""
+"""LiteRT, ONNX, OpenVINO and TensorFlow.js: correct, small in int8, and rejected if not; exports of runs; parity."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import tiny_backbone, write_colours, write_image
+from conftest import require_format, tiny_backbone, write_colours, write_image
 from packaging.version import Version
 from PIL import Image
 from typer.testing import CliRunner
@@ -19,7 +19,7 @@ from keras_transfer.cli.demo import small_backbone
 from keras_transfer.cli.main import app
 from keras_transfer.data import from_directory
 from keras_transfer.errors import InputError
-from keras_transfer.export import converters
+from keras_transfer.export import converters, npm
 from keras_transfer.export import exporter as exporting
 from keras_transfer.export.card import _LICENSES, _UNCONFIRMED, write_card
 from keras_transfer.export.parity import (
@@ -37,19 +37,19 @@ from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.models.stages import Backbone
 from keras_transfer.training.trainer import Trainer
 
-FORMATS = ("litert", "onnx", "openvino")
+FORMATS = ("litert", "onnx", "openvino", "tfjs")
 FILES = {
     "litert": {"model.tflite"},
     "onnx": {"model.onnx"},
     "openvino": {"model.xml", "model.bin"},
+    "tfjs": {"model.json", "group1-shard1of1.bin"},
 }
-NEEDED = {"onnx": ("tf2onnx", "onnxruntime"), "openvino": ("openvino", "nncf")}
 
 
 @pytest.fixture(params=FORMATS)
 def format(request):
-    for package in NEEDED.get(request.param, ()):
-        pytest.importorskip(package)
+    for package in sum(export.FORMATS[request.param], ()):
+        require_format(request.param, package)
     return request.param
 
 
@@ -123,6 +123,10 @@ def build_in_float32(model):
 
 
 def test_int8_of_a_run_is_small_and_as_good(format, run, converted, tmp_path):
+    if format == "tfjs":
+        with pytest.raises(InputError, match=r"TensorFlow\.js has no int8 form"):
+            export.export_run(run, format, int8=True)
+        return
     whole = converted
     if format != "litert":
         whole = export.export_run(run, format, out=tmp_path / "float")
@@ -249,6 +253,7 @@ def test_onnx_runtime_takes_zeros_around_a_max_pooling(kept):
     np.testing.assert_allclose(found, np.full([1, 1, 2, 2], -1.0 if forgets else 0.0), atol=1e-30)
 
 
+@pytest.mark.parametrize("format", ("litert", "onnx", "openvino"), indirect=True)
 def test_exports_of_0_1_with_another_input_name_still_run(
     format, run, images, monkeypatch, tmp_path
 ):
@@ -269,8 +274,11 @@ def test_unsupported_operations_are_reported(run, tmp_path, monkeypatch):
     def refuse(answers, folder, examples):
         raise RuntimeError("no kernel for Foo\nin the graph")
 
-    monkeypatch.setitem(converters._WRITERS, "litert", refuse)
-    with pytest.raises(InputError, match=r"as litert: no kernel for Foo\. Nothing .* openvino\)"):
+    litert = converters.CONVERTED["litert"]
+    monkeypatch.setitem(converters.CONVERTED, "litert", litert._replace(write=refuse))
+    with pytest.raises(
+        InputError, match=r"as litert: no kernel for Foo\. Nothing .* openvino, tfjs\)"
+    ):
         export.convert(run.model, tmp_path / "1", "litert")
     examples = np.zeros((2, 32, 32, 3), "uint8")
     with pytest.raises(InputError, match=r"litert in int8: .* Export it without int8, or in"):
@@ -294,8 +302,29 @@ def test_invalid_exports_are_reported_at_once(run, tmp_path, monkeypatch):
         export.check_format("onnx")
     with pytest.raises(InputError, match=r"needs openvino, .*\[openvino\]"):
         export.check_format("openvino", int8=True)
+    with pytest.raises(InputError, match=r'tensorflowjs, .*: pip install --no-deps "tensorflowjs>='):
+        export.check_format("tfjs")
     export.check_format("litert", int8=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tfjs_without_node_or_npm(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(InputError, match=r"needs node, .* Install Node\.js"):
+        export.check_format("tfjs")
+    monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"The comparison .* @tensorflow/tfjs 4.* npm was not found"):
+        npm.Package("@tensorflow/tfjs", "4.22.0", ()).require("The comparison")
+
+
+@pytest.mark.parametrize("format", ["tfjs"], indirect=True)
+def test_tfjs_names_the_operation_that_it_lacks(format, tmp_path):
+    inputs = keras.Input((2, 2))
+    scores = keras.ops.linalg.eigh(inputs)[0]
+    model = keras.Model(inputs, {"scores": scores})
+    with pytest.raises(InputError, match=r"as tfjs: Unsupported Ops .* SelfAdjointEigV2"):
+        converters.write_converted(model, tmp_path, format, None)
 
 
 # -- a run --------------------------------------------------------------------------------------------

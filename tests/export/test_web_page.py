@@ -1,13 +1,10 @@
 """The web page of a model: in a real browser it gives the scores that `predict` gives."""
 
-import shutil
-import subprocess
-
 import keras
 import numpy as np
 import pytest
 import soundfile
-from conftest import raises, tiny_backbone, tiny_bert, write_colours, write_words
+from conftest import npm_has, raises, tiny_backbone, tiny_bert, write_colours, write_words
 from page_parity import opened, shown
 from PIL import Image, ImageFilter
 from report_opening import CHROMIUM
@@ -26,20 +23,11 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 pytest.importorskip("tf2onnx", reason="the extra onnx is not installed")
 
 
-def npm_has_the_runtime() -> bool:
-    """Whether npm is here and its registry answers."""
-    npm = shutil.which("npm")
-    if npm is None:
-        return False
-    ask = [npm, "view", "onnxruntime-web", "version"]
-    return subprocess.run(ask, capture_output=True, timeout=120).returncode == 0
-
-
 @pytest.fixture(scope="module", autouse=True)
 def needed():
     if not CHROMIUM:
         pytest.skip("there is no Chromium on this machine")
-    if not npm_has_the_runtime():
+    if not npm_has("onnxruntime-web"):
         pytest.skip("npm, which downloads ONNX Runtime for the web, is not here or cannot")
 
 

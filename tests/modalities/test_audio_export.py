@@ -1,7 +1,7 @@
 """A model of clips in every format: each export is compared with the Keras model on the clips, and refused if it differs."""
 
 import pytest
-from conftest import tiny_backbone
+from conftest import require_format, tiny_backbone
 
 pytest.importorskip("soundfile", reason="the extra audio is not installed")
 pytest.importorskip("soxr", reason="the extra audio is not installed")
@@ -14,8 +14,6 @@ from keras_transfer.export.exporter import export_run
 from keras_transfer.models.builders import build_model, head_for
 from keras_transfer.training.trainer import Trainer
 
-NEEDED = {"onnx": ("tf2onnx", "onnxruntime"), "openvino": ("openvino",)}
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -27,8 +25,8 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", sorted(set(FORMATS) - {"page"}))  # tests/export/test_web_page.py
 def test_an_export_answers_like_the_model(trained, tmp_path, kind):
-    for package in NEEDED.get(kind, ()):
-        pytest.importorskip(package)
+    for package in FORMATS[kind][0]:
+        require_format(kind, package)
     run, data = trained
     parity = export_run(run, kind, out=tmp_path / "1", data=data).parity
     assert (

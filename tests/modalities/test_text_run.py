@@ -8,7 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import raises, tiny_bert
+from conftest import raises, require_format, tiny_bert
 
 from keras_transfer.data import from_table
 from keras_transfer.evaluation.occlusion import occlude
@@ -184,13 +184,13 @@ def test_a_saved_model_is_served_without_keras(trained, tmp_path):
         pytest.param("onnx", "tf2onnx", marks=pytest.mark.large),
         ("openvino", "openvino"),
         ("litert", None),
+        ("tfjs", "tensorflowjs"),
     ],
 )
 def test_other_formats_take_token_ids(trained, tmp_path, format, module):
     from keras_transfer.export import export_run
 
-    if module:
-        pytest.importorskip(module)
+    require_format(format, module)
     run, data = trained
     exported = export_run(run, format, out=tmp_path / "1", data=data)
     assert exported.parity.agreement["output"] == 1 and exported.parity.difference < 1e-5

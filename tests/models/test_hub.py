@@ -7,7 +7,7 @@ from subprocess import PIPE
 import keras
 import numpy as np
 import pytest
-from conftest import raises
+from conftest import raises, require_format
 
 from keras_transfer.errors import InputError
 from keras_transfer.export import convert, open_export
@@ -321,11 +321,16 @@ def test_engines(engine, images):
 
 
 @pytest.mark.parametrize(
-    ("form", "format"), [("dinov2", "litert"), ("dinov2", "onnx"), ("siglip", "openvino")]
+    ("form", "format", "module"),
+    [
+        ("dinov2", "litert", None),
+        ("dinov2", "onnx", "tf2onnx"),
+        ("siglip", "openvino", "openvino"),
+        ("dinov2", "tfjs", "tensorflowjs"),
+    ],
 )
-def test_exports(form, format, images, tmp_path):
-    for package in {"onnx": ("tf2onnx", "onnxruntime"), "openvino": ("openvino",)}.get(format, ()):
-        pytest.importorskip(package)
+def test_exports(form, format, module, images, tmp_path):
+    require_format(format, module)
     model = build_model(network(form), HEAD)
     convert(model, tmp_path / "1", format)
     expected = keras.ops.softmax(model(images, training=False))

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import raises, tiny_backbone, tiny_bert
+from conftest import raises, require_format, tiny_backbone, tiny_bert
 
 from keras_transfer.data import from_arrays, from_table
 from keras_transfer.models import tfidf as tfidf_module
@@ -140,13 +140,13 @@ def test_the_closed_form_reads_it_and_the_model_is_whole(data, model, tmp_path):
         ("onnx", "tf2onnx"),
         pytest.param("openvino", "openvino", marks=pytest.mark.large),
         pytest.param("litert", None, marks=pytest.mark.large),
+        pytest.param("tfjs", "tensorflowjs", marks=pytest.mark.large),
     ],
 )
 def test_every_format_contains_it(data, model, tmp_path, format, module):
     from keras_transfer.export import export_run
 
-    if module:
-        pytest.importorskip(module)
+    require_format(format, module)
     run = Trainer(model, "feature_extraction").fit(data, tmp_path / "run")
     exported = export_run(run, format, out=tmp_path / "1", data=data)
     assert exported.parity.agreement["output"] == 1 and exported.parity.difference < 1e-4
