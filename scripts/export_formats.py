@@ -37,6 +37,7 @@ from keras_transfer.models.sources.applications import BACKBONES
 KINDS = {"saved_model": ("saved_model", False)}
 for _name in ("litert", "onnx", "openvino"):
     KINDS |= {_name: (_name, False), f"{_name}_int8": (_name, True)}
+KINDS["tfjs"] = ("tfjs", False)
 TITLES = {
     "keras": "Keras, `predict_on_batch`",
     "saved_model": "SavedModel",
@@ -46,6 +47,7 @@ TITLES = {
     "onnx_int8": "ONNX, int8",
     "openvino": "OpenVINO",
     "openvino_int8": "OpenVINO, int8",
+    "tfjs": "TensorFlow.js",
 }
 # The smallest of each module of keras.applications; of MobileNetV3 the smallest that has its
 # hard-swish and squeeze-and-excite, which the minimalistic ones leave out.
@@ -145,7 +147,8 @@ class Measuring:
         parity = found.parity
         return {
             "mb": found.bytes / 1e6,
-            "images_per_s": speed(self.ask(found), self.batch),
+            # Each call of TensorFlow.js starts Node.js, which takes most of its time.
+            "images_per_s": "" if name == "tfjs" else speed(self.ask(found), self.batch),
             "agreement": min(parity.agreement.values()),
             "lost": parity.lost,
             "difference": parity.difference,
@@ -231,7 +234,8 @@ def long_table(rows):
     lines = head("format", "MB", "images/s", "same answer", "accuracy lost", "scores apart")
     for row in sorted(rows, key=lambda row: list(TITLES).index(row["format"])):
         cells = [f"{float(row['mb']):.1f}"] if row["mb"] else [""]
-        cells += [f"{float(row['images_per_s']):.0f}"] if row["images_per_s"] else ["refused"]
+        fast = f"{float(row['images_per_s']):.0f}" if row["images_per_s"] else ""
+        cells += [fast or ("refused" if row["refused"] else "")]
         if row["agreement"]:
             cells += [
                 percent(row["agreement"]),

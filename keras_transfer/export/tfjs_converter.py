@@ -14,7 +14,9 @@ _OTHER_KINDS = ("tensorflow_decision_forests", "tensorflow_hub")
 
 
 def main(saved_model: str, folder: str) -> None:
-    (place,) = importlib.util.find_spec("tensorflowjs").submodule_search_locations
+    found = importlib.util.find_spec("tensorflowjs")
+    assert found is not None, "the parent process has asked for it"
+    (place,) = found.submodule_search_locations or ()
     for name, path in (("tensorflowjs", place), ("tensorflowjs.converters", f"{place}/converters")):
         sys.modules[name] = types.ModuleType(name)  # whose __init__ imports every converter
         sys.modules[name].__path__ = [path]
@@ -26,7 +28,8 @@ def main(saved_model: str, folder: str) -> None:
         convert_tf_saved_model(saved_model, folder)
 
 
-try:
-    main(*sys.argv[1:])
-except Exception as error:  # of many types; the parent reads the last line
-    sys.exit(" ".join(str(error).split()) or type(error).__name__)
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except Exception as error:  # of many types; the parent reads the last line
+        sys.exit(" ".join(str(error).split()) or type(error).__name__)
