@@ -148,7 +148,10 @@ def extract(
             # The first batches are read while the engine is made.
             batches = _images(prefix, examples, missing, [views[n] for n in which], memory)
             sample = _sampler(prefix, examples, missing)
-            choice = choose_engine(engine, prefix, sample, len(missing) * len(which))
+            lengths = examples.lengths(prefix.framing)
+            # Of a text, the prefix counts the multiplications for one token.
+            each = len(missing) if lengths is None else int(lengths[missing].sum())
+            choice = choose_engine(engine, prefix, sample, each * len(which))
         if choice.name != name:
             name = choice.name
             tables[name] = tables.get(name) or tables_of(name)

@@ -66,7 +66,7 @@ class Prefix:
 
     @cached_property
     def cost(self) -> float:
-        """Multiplications for one image, see `stage_costs`."""
+        """Multiplications for one image, or for one token of a text, see `stage_costs`."""
         return sum(_layer_costs(self.model).values())
 
     @cached_property
@@ -333,7 +333,7 @@ def choose_engine(
             correct; or `"auto"`, the fastest of all, if enough work remains to justify comparing.
         sample: called with a number, returns that many of the remaining images (at least one),
             uint8 [N, H, W, 3], and labels, int [N]. Not needed for a name of `ENGINES`.
-        remaining: number of images to compute.
+        remaining: number of images, or of tokens of texts, to compute.
     """
 
     def engine(name):

@@ -302,7 +302,9 @@ def test_invalid_exports_are_reported_at_once(run, tmp_path, monkeypatch):
         export.check_format("onnx")
     with pytest.raises(InputError, match=r"needs openvino, .*\[openvino\]"):
         export.check_format("openvino", int8=True)
-    with pytest.raises(InputError, match=r'tensorflowjs, .*: pip install --no-deps "tensorflowjs>='):
+    with pytest.raises(
+        InputError, match=r'tensorflowjs, .*: pip install --no-deps "tensorflowjs>='
+    ):
         export.check_format("tfjs")
     export.check_format("litert", int8=True)
     assert list(tmp_path.iterdir()) == []
@@ -314,7 +316,9 @@ def test_tfjs_without_node_or_npm(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"needs node, .* Install Node\.js"):
         export.check_format("tfjs")
     monkeypatch.setenv("KERAS_TRANSFER_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"The comparison .* @tensorflow/tfjs 4.* npm was not found"):
+    with pytest.raises(
+        InputError, match=r"The comparison .* @tensorflow/tfjs 4.* npm was not found"
+    ):
         npm.Package("@tensorflow/tfjs", "4.22.0", ()).require("The comparison")
 
 

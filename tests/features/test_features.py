@@ -6,14 +6,15 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from conftest import tiny_backbone, variants, write_image
+from conftest import tiny_backbone, tiny_bert, variants, write_image
 
-from keras_transfer.data import Augmentation, View, from_directory
+from keras_transfer.data import Augmentation, View, from_arrays, from_directory
 from keras_transfer.errors import InputError
 from keras_transfer.features import extraction
 from keras_transfer.features import prefix as engines
 from keras_transfer.features.extraction import extract
 from keras_transfer.features.prefix import ENGINES, choose_engine, compare, prefix_of, stage_costs
+from keras_transfer.features.store import Store
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.models.stages import Backbone
@@ -271,6 +272,21 @@ def test_auto_takes_what_is_faster_and_right(
     # What was found is remembered: an engine that is trusted is made at once, and no other.
     again = choose(data, "auto", prefix, left)
     assert again.name == expected and made == [expected]
+
+
+def test_the_work_on_texts_is_counted_in_tokens(monkeypatch, tmp_path):
+    asked = []
+
+    def choice(requested, prefix, sample, remaining):
+        asked.append(remaining)
+        return choose_engine("keras", prefix)
+
+    monkeypatch.setattr(extraction, "choose_engine", choice)
+    texts = ["red walls of red", "blue"], [0, 1]
+    data = from_arrays(texts, val=texts)
+    prefix = prefix_of(build_model(tiny_bert(), Classification("ab")), 3)
+    extract(prefix, data.examples["train"], store=Store(tmp_path))
+    assert asked == [6 + 3]  # with the marks for start and end
 
 
 def test_openvino_asked_for_need_not_gain(data, monkeypatch, tmp_path):
