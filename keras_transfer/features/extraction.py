@@ -147,11 +147,9 @@ def extract(
             expected = missing, which
             # The first batches are read while the engine is made.
             batches = _images(prefix, examples, missing, [views[n] for n in which], memory)
-            sample = _sampler(prefix, examples, missing)
-            lengths = examples.lengths(prefix.framing)
-            # Of a text, the prefix counts the multiplications for one token.
-            each = len(missing) if lengths is None else int(lengths[missing].sum())
-            choice = choose_engine(engine, prefix, sample, each * len(which))
+            work, typical = _work(examples, missing, prefix.framing)
+            sample = _sampler(prefix, examples, typical)
+            choice = choose_engine(engine, prefix, sample, work * len(which))
         if choice.name != name:
             name = choice.name
             tables[name] = tables.get(name) or tables_of(name)
@@ -188,6 +186,15 @@ def _table(store, prefix, engine, view, dtype):
         "view": view.kind if view.kind != "augmented" else f"augmented {view.number + 1}",
     }
     return store.table(identity, about)
+
+
+def _work(examples, rows, framing):
+    """Return (images or tokens to compute, rows on which engines are compared)."""
+    lengths = examples.lengths(framing)
+    if lengths is None:
+        return len(rows), rows
+    # Texts come in the order of their lengths, and the longest would pad all others of a sample.
+    return int(lengths[rows].sum()), rows[len(rows) // 4 : -(-3 * len(rows) // 4)]
 
 
 def _sampler(prefix, examples, missing):
