@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_transfer.data.files import Skipped
-from keras_transfer.data.readers import as_reader
+from keras_transfer.data.readers import as_reader, concatenated
 from keras_transfer.data.splits import joined
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Modality
@@ -199,6 +199,14 @@ class Examples:
         labels = map_labels(lambda array: array[indices], self.labels)
         groups = None if self.groups is None else self.groups[indices]
         return Examples(self.images.take(indices), labels, groups)
+
+
+def join_examples(parts: Sequence[Examples]) -> Examples:
+    """Return the examples of all parts, one after the other; with groups if all have them."""
+    images = concatenated([part.images for part in parts])
+    groups = [part.groups for part in parts if part.groups is not None]
+    kept = np.concatenate(groups) if len(groups) == len(parts) else None
+    return Examples(images, join_labels([part.labels for part in parts]), kept)
 
 
 def example_key(path: str, label: str, split: str) -> str:

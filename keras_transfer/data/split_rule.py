@@ -18,12 +18,12 @@ from keras_transfer.data.examples import (
     Examples,
     ImageData,
     Target,
+    join_examples,
     join_labels,
     relative_paths,
 )
 from keras_transfer.data.files import Skipped
 from keras_transfer.data.group_names import suggest_groups
-from keras_transfer.data.readers import concatenated
 from keras_transfer.data.splits import folds, require_fraction, split
 from keras_transfer.errors import InputError
 from keras_transfer.utils.console import counted, listed, say, verb
@@ -271,9 +271,7 @@ def divide(
         say(f"--val-split has no effect on the validation examples: {why}")
     val_drawn = "val" not in examples and not (rule.folds or rule.listed)
     if rule.check(examples):
-        parts = list(examples.values())
-        labels = join_labels([part.labels for part in parts])
-        whole = Examples(concatenated([part.images for part in parts]), labels)
+        whole = join_examples([*examples.values()])
         given = np.repeat(list(examples), [len(part) for part in parts])
         left_out = relative_paths((item.path for item in skipped), root)
         paths = relative_paths(whole.names, root)

@@ -6,9 +6,9 @@ from importlib.metadata import version
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from keras_transfer.data.examples import Examples, ImageData, join_labels
+from keras_transfer.data.examples import Examples, ImageData, join_examples
 from keras_transfer.data.files import check_readers
-from keras_transfer.data.readers import Files, concatenated, file_stamp
+from keras_transfer.data.readers import Files, file_stamp
 from keras_transfer.diagnosis.sketches import sketches_of
 from keras_transfer.errors import InputError
 from keras_transfer.features.store import (
@@ -172,7 +172,7 @@ def see(data: ImageData, backbone: str, image_size: int | str | None, engine: st
 
     Cached features of the same examples are read without building the network or importing Keras.
     """
-    examples = _all_of(data)
+    examples = join_examples([*data.examples.values()])
     splits = np.repeat(list(data.examples), [len(part) for part in data.examples.values()])
     stored = _Stored.of(examples, backbone, image_size, engine)
     found = stored.read() if stored else None
@@ -186,7 +186,7 @@ def see(data: ImageData, backbone: str, image_size: int | str | None, engine: st
 
 def is_seen(data: ImageData, backbone: str, image_size: int | str | None, engine: str) -> bool:
     """Return whether `see` has been called for the same examples, so that it needs no network."""
-    stored = _Stored.of(_all_of(data), backbone, image_size, engine)
+    stored = _Stored.of(join_examples([*data.examples.values()]), backbone, image_size, engine)
     return stored is not None and stored.place() is not None
 
 
@@ -205,16 +205,6 @@ def check_channels(data: ImageData, backbone: str) -> None:
 
 def _is_known(backbone):
     return all(name in BACKBONES for name in backbone.split("+"))
-
-
-def _all_of(data):
-    """Return the examples of all splits, one after the other."""
-    parts = list(data.examples.values())
-    groups = None
-    if all(part.groups is not None for part in parts):
-        groups = np.concatenate([part.groups for part in parts])
-    images = concatenated([part.images for part in parts])
-    return Examples(images, join_labels([part.labels for part in parts]), groups)
 
 
 def _features(examples, backbone, image_size, engine):

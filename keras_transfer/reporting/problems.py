@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_transfer.data.examples import Examples, ImageData, join_labels, relative_paths
-from keras_transfer.data.readers import concatenated
+from keras_transfer.data.examples import ImageData, join_examples, relative_paths
 from keras_transfer.diagnosis.result import TITLES, Diagnosis, Problem
 from keras_transfer.reporting.gallery import Budget, jpeg
 from keras_transfer.reporting.page import data_uri, render
@@ -47,10 +46,7 @@ def write_problems(found: Diagnosis, data: ImageData, out: str | Path) -> Path:
 
 def render_problems(found: Diagnosis, data: ImageData) -> str:
     """Return the page as text, see `write_problems`."""
-    parts = list(data.examples.values())
-    examples = Examples(
-        concatenated([part.images for part in parts]), join_labels([part.labels for part in parts])
-    )
+    examples = join_examples([*data.examples.values()])
     rows = {path: i for i, path in enumerate(relative_paths(examples.names, data.root))}
     chosen = list(_in_turn(found.problems))[:_MOST]
     shown = _shown(examples, chosen, rows)

@@ -5,12 +5,8 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
-import numpy as np
-
-from keras_transfer.data.examples import Examples, ImageData, join_labels
-from keras_transfer.data.readers import concatenated
+from keras_transfer.data.examples import ImageData, join_examples
 from keras_transfer.errors import Diverged, InputError, Interrupted, OutOfSpace, full_disk
 from keras_transfer.evaluation.measures import compute_metrics, predict_split
 from keras_transfer.models.stages import backbone_of
@@ -145,7 +141,8 @@ class _LeftOut(Exception):
 
 
 def _refit(trainer, data, run, folder, callbacks, validated):
-    metrics, everything = run.metrics, _joined(data)
+    metrics, parts = run.metrics, [data.examples[name] for name in ("train", "val")]
+    everything = replace(data, examples={"train": join_examples(parts)})
     if any("rollbacks" in phase for phase in metrics["phases"]):
         raise _LeftOut("the training had to go back to earlier weights")
     if metrics.get("soup", {}).get("used"):
@@ -189,18 +186,6 @@ def _only_metrics(run, model, metrics):
 def _steered(schedule: Schedule) -> bool:
     """Return whether validation decides the learning rate."""
     return any(phase.shape == "plateau" for phase in schedule.phases)
-
-
-def _joined(data: ImageData) -> ImageData:
-    """Return a dataset whose training examples are those of training and of validation."""
-    parts = [data.examples["train"], data.examples["val"]]
-    groups: Any = [part.groups for part in parts]
-    whole = Examples(
-        concatenated([part.images for part in parts]),
-        join_labels([part.labels for part in parts]),
-        None if any(one is None for one in groups) else np.concatenate(groups),
-    )
-    return replace(data, examples={"train": whole})
 
 
 def _cut(plan: Plan, trained: Sequence[int], epochs: int) -> Plan:
