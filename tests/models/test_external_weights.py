@@ -203,7 +203,7 @@ def test_a_model_of_teachable_machine_is_a_source_model(tmp_path, name):
     images = saved["images"]
     scaled = images.astype("float32") / 127.5 - 1
     np.testing.assert_allclose(kt.load_model(file)(scaled), saved["outputs"], atol=1e-6)
-    backbone = backbone_from_model(file, preprocessing="tf")
+    backbone = backbone_from_model(file)  # whose form tells the preprocessing
     np.testing.assert_allclose(backbone(images), saved["features"], atol=1e-5)
     assert len(backbone.stages) == 2
     model = kt.build_model(backbone, kt.Classification("ab"))

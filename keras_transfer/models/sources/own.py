@@ -21,7 +21,7 @@ from keras_transfer.models.sources.applications import (
 from keras_transfer.models.sources.hub_files import HUB, downloaded
 from keras_transfer.models.sources.keras_2 import readable
 from keras_transfer.models.stages import Backbone
-from keras_transfer.utils.console import first_line
+from keras_transfer.utils.console import first_line, say
 from keras_transfer.utils.extras import require
 from keras_transfer.utils.global_state import restored
 from keras_transfer.utils.image_sizes import checked_size, sides
@@ -31,7 +31,7 @@ _MODEL = "model.keras"
 
 
 def backbone_from_model(
-    source, *, image_size=None, pooling="auto", weights="imagenet", preprocessing="none"
+    source, *, image_size=None, pooling="auto", weights="imagenet", preprocessing="auto"
 ):
     """Take the backbone out of your own trained model (the source model).
 
@@ -44,7 +44,8 @@ def backbone_from_model(
         pooling: as in `build_backbone`; a backbone of this package retains its own.
         weights: None re-initializes the weights (training from scratch); otherwise they remain.
         preprocessing: the key of `PREPROCESSING` that was applied to the images outside the source
-            model; a model of this package has it inside.
+            model; a model of this package has it inside. `"auto"` is that of Teachable Machine for a model
+            of its form, and `"none"` for others.
 
     Returns:
         A `keras_transfer.models.stages.Backbone` that shares the source model's weights.
@@ -174,8 +175,39 @@ def _without_head(model, inputs, pooling, preprocessing):
     unrolled = keras.Model(own_inputs, rebuild(model, own_inputs))
     spatial_part = keras.Model(own_inputs, _last_feature_map(unrolled))
     _check_layers(model.name, spatial_part.layers, unrolled.layers)
+    if preprocessing == "auto":
+        preprocessing = _likely_preprocessing(model, spatial_part.layers)
     features = rebuild(spatial_part, normalized(inputs, preprocessing))
     return pooled(features, pooling)
+
+
+def _likely_preprocessing(model, layers):
+    """Return a key of `PREPROCESSING`, and say so unless a layer scales the pixels."""
+    if any(isinstance(x, (keras.layers.Rescaling, keras.layers.Normalization)) for x in layers):
+        return "none"
+    if _is_of_teachable_machine(model):
+        say(f"source model '{model.name}': of Teachable Machine, so pixels are scaled to −1 to 1")
+        return "tf"
+    say(
+        f"source model '{model.name}': no layer scales the pixels, so it gets them from 0 to 255. If its images "
+        "were scaled before, name how: backbone_from_model(…, preprocessing=…)."
+    )
+    return "none"
+
+
+def _is_of_teachable_machine(model):
+    """Return whether a model is a sequence of two: a network with its pooling, and dense layers."""
+    sequences = isinstance(model, keras.Sequential) and [
+        x.layers for x in model.layers if isinstance(x, keras.Sequential)
+    ]
+    if not sequences or len(sequences) != len(model.layers) or len(sequences) != 2:
+        return False
+    (network, *others), dense = sequences
+    return (
+        isinstance(network, keras.Model)
+        and [type(x) for x in others] == [keras.layers.GlobalAveragePooling2D]
+        and all(isinstance(x, keras.layers.Dense) for x in dense)
+    )
 
 
 def _name_apart(model):
