@@ -352,7 +352,10 @@ def export(
     ),
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="8-bit weights and activations (not for saved_model)."),
+        typer.Option(
+            "--int8",
+            help="8-bit weights and activations (images; not for saved_model, tfjs and hub).",
+        ),
     ] = False,
     out: Annotated[
         Path | None,

@@ -59,7 +59,7 @@ def write_card(folder: Path, run, model: keras.Model, exported, temperatures) ->
     sections = (
         _title(config, model, exported),
         "## Outputs\n\n" + _outputs(model),
-        "## Usage\n\n" + _usage(model, exported),
+        "## Usage\n\n" + _usage(model, exported, (folder / PREVIEW).exists()),
         "## Data\n\n" + _data(run, config, metrics, modality_of(model).many),
         "## Training\n\n" + _training(config, metrics, model),
         "## Quality\n\n" + _quality(run, metrics, temperatures, modality_of(model).many),
@@ -105,7 +105,7 @@ def _outputs(model):
     return "\n".join(lines)
 
 
-def _usage(model, exported):
+def _usage(model, exported, shown):
     modality, framing = modality_of(model), framing_of(model)
     framing = modality.framing_for(framing, None)
     if exported.format == "saved_model":
@@ -122,11 +122,12 @@ def _usage(model, exported):
             "\"}]}' \\\n    http://localhost:8501/v1/models/NAME:predict\n```"
         )
     if exported.format == "hub":
+        preview = f" ![examples with the model's answers]({PREVIEW})" * shown
         return (
             "```python\nimport keras_transfer as kt\n\n"
             'model = kt.load_model("hf://USER/NAME")  # a keras.Model; the folder\'s path works, too\n'
             f'predictions, skipped = kt.evaluation.predict(model, ["{modality.file_example}"])\n```\n\n'
-            f"The model is `model.keras`. ![examples with the model's answers]({PREVIEW})"
+            f"The model is `model.keras`.{preview}"
         )
     if exported.format == "page":
         return (

@@ -177,7 +177,7 @@ class TrainConfig:
         AUTO,
         MODEL,
         "What the head reads: the last stage, all stages, all stages and TF-IDF features (texts), or "
-        "auto: the one with the lowest loss in cross-validation.",
+        "auto: all, unless less has a clearly lower loss in cross-validation.",
         choices=(AUTO, *TAPS),
     )
     precision: str = setting(AUTO, MODEL, "Number format of the training.", choices=PRECISIONS)

@@ -177,6 +177,14 @@ def test_a_saved_model_is_served_without_keras(trained, tmp_path):
     assert result.stdout.split() == ["red"]
 
 
+def test_the_card_on_the_hub_shows_no_image(trained, tmp_path):
+    from keras_transfer.export import export_run
+
+    run, data = trained
+    card = export_run(run, "hub", out=tmp_path / "hub", data=data).path / "README.md"
+    assert "kt.load_model(" in card.read_text() and "preview.png" not in card.read_text()
+
+
 @pytest.mark.parametrize(
     "format, module",
     [
