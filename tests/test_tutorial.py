@@ -18,9 +18,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", ["images", *(pytest.param(x, marks=pytest.mark.large) for x in ("sounds", "texts"))]
-)
+@pytest.mark.large  # CI runs the demo
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_command(kind, tmp_path, monkeypatch):
     if kind != "images":
         pytest.importorskip({"sounds": "soundfile", "texts": "tensorflow_text"}[kind])

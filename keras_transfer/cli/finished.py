@@ -352,10 +352,7 @@ def export(
     ),
     int8: Annotated[
         bool,
-        typer.Option(
-            "--int8",
-            help="8-bit weights and activations (images; not for saved_model, tfjs and hub).",
-        ),
+        typer.Option("--int8", help="8 bits (images; not saved_model, tfjs, hub)."),
     ] = False,
     out: Annotated[
         Path | None,
