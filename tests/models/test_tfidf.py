@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import raises, require_format, tiny_backbone, tiny_bert
+from killed import killed_after
 
 from keras_transfer.data import from_arrays, from_table
 from keras_transfer.models import tfidf as tfidf_module
@@ -96,11 +97,15 @@ def data(tmp_path_factory):
     return from_table(table, val_split=0.25, progress=False)
 
 
+def tapped(data, dropout=0.0):
+    keras.utils.set_random_seed(0)
+    backbone = build_backbone(tiny_bert(dropout=dropout), taps="all+tfidf", data=data)
+    return build_model(backbone, head_for(data))
+
+
 @pytest.fixture
 def model(data):
-    keras.utils.set_random_seed(0)
-    backbone = build_backbone(tiny_bert(), taps="all+tfidf", data=data)
-    return build_model(backbone, head_for(data))
+    return tapped(data)
 
 
 def test_it_is_a_tap_that_is_never_trained(data, model, tmp_path):
@@ -117,6 +122,19 @@ def test_it_is_a_tap_that_is_never_trained(data, model, tmp_path):
     Trainer(model, "lp_ft", epochs=1).fit(data, tmp_path / "run")
     for old, new in zip(before, backbone.get_layer("tfidf").get_weights()):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.large
+def test_a_killed_fine_tuning_ends_bit_for_bit_as_the_undisturbed_one(data, tmp_path):
+    def trainer():
+        return Trainer(tapped(data, dropout=0.2), "lp_ft", epochs=3)
+
+    whole = trainer().fit(data, tmp_path / "whole")
+    with killed_after(epoch=2):
+        trainer().fit(data, tmp_path / "cut")
+    resumed = trainer().fit(data, tmp_path / "cut", resume=True)
+    for one, other in zip(whole.model.weights, resumed.model.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_closed_form_reads_it_and_the_model_is_whole(data, model, tmp_path):
