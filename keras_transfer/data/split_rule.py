@@ -272,7 +272,7 @@ def divide(
     val_drawn = "val" not in examples and not (rule.folds or rule.listed)
     if rule.check(examples):
         whole = join_examples([*examples.values()])
-        given = np.repeat(list(examples), [len(part) for part in parts])
+        given = np.repeat(list(examples), [len(part) for part in examples.values()])
         left_out = relative_paths((item.path for item in skipped), root)
         paths = relative_paths(whole.names, root)
         splits = rule.assign(whole, paths, given, target, left_out)
