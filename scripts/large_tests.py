@@ -20,7 +20,7 @@ import numpy as np
 QUICK = 1.0  # seconds
 WORKERS = 3  # of scripts/test.sh
 START = 40  # seconds until the workers have collected the tests
-KEPT = (  # what is run in any case: whole roads, and that frozen is frozen
+KEPT = (  # run in any case: whole roads, and that frozen is frozen
     "tests/cli/test_kinds.py::",
     "tests/test_readme.py::",
     "tests/training/test_resume.py::",

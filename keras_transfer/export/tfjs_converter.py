@@ -15,7 +15,7 @@ _OTHER_KINDS = ("tensorflow_decision_forests", "tensorflow_hub")
 
 def main(saved_model: str, folder: str) -> None:
     found = importlib.util.find_spec("tensorflowjs")
-    assert found is not None, "the parent process has asked for it"
+    assert found is not None, "the parent process found it"
     place = (found.submodule_search_locations or [""])[0]
     for name, path in (("tensorflowjs", place), ("tensorflowjs.converters", f"{place}/converters")):
         sys.modules[name] = types.ModuleType(name)  # whose __init__ imports every converter
