@@ -40,6 +40,7 @@ from keras_transfer.models.builders import build_model, by_head, head_for
 from keras_transfer.models.framing import framing_of
 from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
+from keras_transfer.schedules import defaults
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs, default_rate
 from keras_transfer.training.config import NO_REFIT, REFIT, TYPES, TrainConfig
 from keras_transfer.training.trainer import Trainer
@@ -64,12 +65,9 @@ def train_best(
     1. A closed form on the first candidate, which is a finished run.
     2. Evidence: closed forms of other candidates, in cross-validation, see `compare_closed_forms`.
     3. A race of fine-tunings that start from the best closed form, judged on the validation
-       examples. The best run so far is at `out` at any time.
-
-    4. A refit: the best model is trained again on training and validation examples, where these were
-       drawn from the same ones and it is worth its time.
-
-    The race ends when the minutes are over, or when a further training is not expected to be worth its time.
+       examples. The best run so far is at `out` at any time. It ends when the minutes are over, or
+       when a further training is not expected to be worth its time.
+    4. A refit: the best model is trained again on training and validation examples, see `TrainConfig.refit`.
 
     Args:
         data: any task, or several heads; with training and validation examples.
@@ -267,11 +265,13 @@ class _Auto:
         return replace(choice, overrides=overrides)
 
     def _refit(self):
-        """Train the best model again on training and validation examples, where that is worth its time."""
-        wanted, best = self.config.refit, self.race.best
+        """Train the best model again on training and validation examples, by default or if it is worth it."""
+        config, best, wanted = self.config, self.race.best, self.config.refit
         if wanted == NO_REFIT or (wanted == AUTO and not self.data.val_drawn):
             return
         train, val = (len(self.data.examples[split]) for split in ("train", "val"))
+        if config.minutes is config.worth is None and train + val <= defaults.MOST_REFITTED:
+            wanted = REFIT  # as after a named strategy
         minutes = best.minutes * (train + val) / train
         points = refit_points(1 - best.judged.score, train, val)
         what = f"refit: expected to add {points:.1f} points in {minutes:.1f} min"

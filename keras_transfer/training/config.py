@@ -235,7 +235,7 @@ class TrainConfig:
         TRAINING,
         "Train the model again on training and validation examples, for as long as was best. auto: if "
         "these were drawn from the same, closed forms, fine-tunings with up to 5,000 examples and no "
-        "--minutes, and whatever the advisor finds worth the time.",
+        "--minutes, and what the advisor finds worth its time.",
         choices=(AUTO, REFIT, NO_REFIT),
     )
     calibrate: bool = setting(

@@ -21,6 +21,7 @@ from keras_transfer.errors import Diverged, InputError, Interrupted
 from keras_transfer.models.builders import build_model
 from keras_transfer.models.heads import Classification
 from keras_transfer.runs import RACE, Run, place_of
+from keras_transfer.schedules import defaults
 from keras_transfer.training.checkpoint import Progress
 from keras_transfer.training.config import TrainConfig
 from keras_transfer.training.trainer import Trainer
@@ -306,6 +307,11 @@ def test_validation_examples_that_were_given_are_never_trained_on(
     capsys.readouterr()
     run = train_best(data, tmp_path / "worthless", config(source), backbones=[source])
     assert "refit" not in run.metrics and "are not worth it" in capsys.readouterr().err
+    monkeypatch.setattr(defaults, "MOST_REFITTED", len(data.examples["train"]) * 2)
+    for worth, done in ((None, True), (0.5, False)):  # by default, as after a named strategy
+        folder = tmp_path / f"worth-{worth}"
+        run = train_best(data, folder, config(source, worth=worth), backbones=[source])
+        assert ("refit" in run.metrics) is done
 
 
 def test_more_is_expected_of_a_refit_where_errors_and_examples_are_many():
