@@ -211,6 +211,19 @@ def test_a_model_of_teachable_machine_is_a_source_model(tmp_path, name):
     np.testing.assert_allclose(kt.load_model(tmp_path / "model.keras")(images), model(images))
 
 
+def test_pixels_that_no_layer_scales_are_mentioned(capsys):
+    def source(scale):
+        inputs = keras.Input((32, 32, 3))
+        x = keras.layers.Conv2D(4, 3)(scale(inputs))
+        return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+
+    for scale in (lambda x: x / 127.5 - 1, keras.layers.Rescaling(1 / 255)):
+        backbone_from_model(source(scale))
+        assert "scales the pixels" not in capsys.readouterr().err
+    backbone_from_model(source(lambda x: x))
+    assert "no layer scales the pixels" in capsys.readouterr().err
+
+
 def test_files_of_keras_3_are_read_as_they_are(tmp_path):
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.BatchNormalization()(keras.layers.DepthwiseConv2D(3)(inputs))

@@ -176,14 +176,18 @@ def _without_head(model, inputs, pooling, preprocessing):
     spatial_part = keras.Model(own_inputs, _last_feature_map(unrolled))
     _check_layers(model.name, spatial_part.layers, unrolled.layers)
     if preprocessing == "auto":
-        preprocessing = _likely_preprocessing(model, spatial_part.layers)
+        preprocessing = _likely_preprocessing(model, spatial_part.operations)
     features = rebuild(spatial_part, normalized(inputs, preprocessing))
     return pooled(features, pooling)
 
 
-def _likely_preprocessing(model, layers):
-    """Return a key of `PREPROCESSING`, and say so unless a layer scales the pixels."""
-    if any(isinstance(x, (keras.layers.Rescaling, keras.layers.Normalization)) for x in layers):
+# Layers and operations that scale pixels; `preprocess_input` of `keras.applications` divides and subtracts.
+_SCALING = {"Rescaling", "Normalization", "TrueDivide", "Divide", "Subtract"}
+
+
+def _likely_preprocessing(model, operations):
+    """Return a key of `PREPROCESSING`, and say so unless the model scales the pixels."""
+    if any(type(x).__name__ in _SCALING for x in operations):
         return "none"
     if _is_of_teachable_machine(model):
         say(f"source model '{model.name}': of Teachable Machine, so pixels are scaled to −1 to 1")
