@@ -192,7 +192,7 @@ class _Auto:
             if tuned:
                 plan = longest(pace, error, gains, lengths=lengths, share=share, **limits)
             elif plan := first_plan(self.data, evidence, lengths, begun=begun, **limits):
-                base, pace = closed_form_of(plan.candidate, base.augment), plan.pace
+                base, pace = closed_form_of(evidence.tuned(plan.candidate), base.augment), plan.pace
                 choice = replace(base, strategy=choice.strategy)
                 if plan.equal:
                     margin = UNLESS_WORSE

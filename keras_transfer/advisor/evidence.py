@@ -1,6 +1,6 @@
 """Evidence before any training: candidates for what a model sees, by the loss of their closed form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from keras_transfer.advisor.judging import Judged, difference_text, plain_difference
 from keras_transfer.modalities import Framing, framing_from
@@ -106,6 +106,14 @@ class Evidence:
     def equal(self) -> list[Row]:
         """The candidates within one standard error of the chosen one, which is the first of them."""
         return [row for row in self.rows if abs(row.behind) <= row.error]
+
+    def tuned(self, candidate: Candidate) -> Candidate:
+        """Return a candidate as it is fine-tuned: with the default framing at its size.
+
+        Random crops enlarge what is seen in training, so a fine-tuned network needs the crop in evaluation
+        (Touvron et al., arXiv:1906.06423), even if a closed form on whole images is better.
+        """
+        return replace(candidate, framing=self.default.framing.at(candidate.framing.size))
 
     def __str__(self):
         if not self.rows:

@@ -75,7 +75,8 @@ def first_plan(
 
     if begun is not None:
         for row in rows:
-            if json.loads(json.dumps(row.candidate.to_dict())).items() <= begun.items():
+            own = evidence.tuned(row.candidate).to_dict()
+            if json.loads(json.dumps(own)).items() <= begun.items():
                 return plan(row.candidate, row)
     if not rows:
         return plan(evidence.best)
@@ -122,4 +123,5 @@ def decide(
         return replace(closed, why=why, minutes=pace.minutes(0, 0))
     epochs, points, took = plan
     why = f"Fine-tuning is expected to add {points:.1f} points to the closed form."
-    return replace(closed, strategy=DEFAULT, overrides={"epochs": epochs}, why=why, minutes=took)
+    tuned = closed_form_of(evidence.tuned(evidence.best), augment)
+    return replace(tuned, strategy=DEFAULT, overrides={"epochs": epochs}, why=why, minutes=took)

@@ -1,5 +1,6 @@
 """Which candidate is fine-tuned first, and for how long."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from keras_transfer.advisor.budget import Pace, lengths_up_to
 from keras_transfer.advisor.evidence import Candidate, Evidence, Row
 from keras_transfer.advisor.plans import decide, first_plan
 from keras_transfer.modalities import open_framing
+from keras_transfer.modalities.image.framing import Framing
 
 LIMITS = {"steps_per_epoch": 20, "worth": 0.05, "left": float("inf")}
 LENGTHS = lengths_up_to(16)
@@ -33,6 +35,16 @@ def evidence(*scores_and_costs, forward=0.01):
         for i, (score, cost) in enumerate(scores_and_costs)
     )
     return Evidence(rows, rows[0].candidate, "accuracy", 640, forward=forward, layers=200)
+
+
+def test_a_fine_tuning_has_the_default_crop_and_the_size_of_its_candidate():
+    default = Framing(32, 0.875)
+    whole = Candidate("net0", "all", Framing(64, 1.0))
+    found = replace(evidence((0.6, 10.0)), default=Candidate("net0", "all", default))
+    assert found.tuned(whole).framing == Framing(64, 0.875)
+    rows = (replace(found.rows[0], candidate=whole),)
+    choice = decide(DATA, replace(found, rows=rows))
+    assert (choice.strategy, choice.framing) == ("lp_ft", Framing(64, 0.875))
 
 
 def test_the_best_candidate_is_trained_where_its_length_fits():
