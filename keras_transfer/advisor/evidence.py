@@ -110,7 +110,7 @@ class Evidence:
     def tuned(self, candidate: Candidate) -> Candidate:
         """Return a candidate as it is fine-tuned: with the default framing at its size.
 
-        Random crops enlarge what is seen in training, so a fine-tuned network needs the crop in evaluation
+        Random crops enlarge the objects in training, so a fine-tuned network needs the crop in evaluation
         (Touvron et al., arXiv:1906.06423), even if a closed form on whole images is better.
         """
         return replace(candidate, framing=self.default.framing.at(candidate.framing.size))
