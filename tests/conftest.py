@@ -127,8 +127,11 @@ def npm_has(package: str) -> bool:
     npm = shutil.which("npm")
     if npm is None:
         return False
-    asked = [npm, "view", package, "version"]
-    return subprocess.run(asked, capture_output=True, timeout=120).returncode == 0
+    try:
+        asked = [npm, "view", package, "version"]
+        return subprocess.run(asked, capture_output=True, timeout=120).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def require_format(format: str, module: str | None) -> None:

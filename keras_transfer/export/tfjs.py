@@ -14,6 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_transfer.errors import InputError
 from keras_transfer.export.npm import Package
 from keras_transfer.export.serving import inline_functions
 from keras_transfer.utils.console import quiet_tensorflow, say
@@ -82,7 +83,12 @@ def load_tfjs(folder: Path):
             given, answered = Path(scratch) / "inputs", Path(scratch) / "outputs"
             np.ascontiguousarray(inputs, dtype).tofile(given)
             shape = json.dumps(inputs.shape)
-            _run(["node", _RUNNER, *scripts, folder, given, shape, dtype, answered])
+            try:
+                _run(["node", _RUNNER, *scripts, folder, given, shape, dtype, answered])
+            except RuntimeError as error:
+                raise InputError(
+                    f"TensorFlow.js cannot run the model: {error}. Export it in another format."
+                ) from error
             outputs = json.loads(answered.read_text())
         return {
             name: np.asarray(rows, "float32").reshape(len(inputs), -1)
@@ -99,7 +105,10 @@ def _scripts():
 
 def _run(command):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if done.returncode:
+    if done.returncode < 0:
         raise RuntimeError(
-            done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason"
+            f"{command[0]} was ended by signal {-done.returncode} (too little memory?)"
         )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line and "Node.js v" not in line]
+        raise RuntimeError(lines[-1] if lines else "it gave no reason")

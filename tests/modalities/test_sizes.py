@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import raises, write_colours
+from conftest import raises, require_format, write_colours
 from PIL import Image
 
 import keras_transfer as kt
@@ -20,7 +20,6 @@ from keras_transfer.training.config import TrainConfig
 from keras_transfer.training.trainer import Trainer
 
 SIZE = "48x64"
-NEEDED = {"onnx": ("tf2onnx", "onnxruntime"), "openvino": ("openvino",)}
 
 
 def of_images(folder):
@@ -76,8 +75,8 @@ def test_the_report_shows_them(trained, tmp_path):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_exports_answer_like_the_model(trained, tmp_path, kind):
-    for package in NEEDED.get(kind, ()):
-        pytest.importorskip(package)
+    for package in FORMATS[kind][0]:
+        require_format(kind, package)
     run, data = trained
     parity = export_run(run, kind, out=tmp_path / "1", data=data).parity
     assert min(parity.agreement.values()) == 1 and parity.difference < 5e-3
