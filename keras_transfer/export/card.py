@@ -147,11 +147,11 @@ def _usage(model, exported, shown):
 
 _IN_JAVASCRIPT = """
 
-TensorFlow.js has no uint8: pass int32, which `tf.browser.fromPixels` returns.
+In TensorFlow.js, which has no uint8 (images are int32 there):
 
 ```js
 const model = await tf.loadGraphModel("model.json"); // the npm package @tensorflow/tfjs
-const { scores } = await model.predictAsync(inputs);
+const outputs = await model.predictAsync(inputs); // by name
 ```"""
 
 

@@ -6,6 +6,7 @@ web page would load.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -104,7 +105,12 @@ def _scripts():
 
 
 def _run(command):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }  # this process may have all its memory
+    command = list(map(str, command))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode < 0:
         raise RuntimeError(
             f"{command[0]} was ended by signal {-done.returncode} (too little memory?)"

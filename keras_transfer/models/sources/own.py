@@ -204,7 +204,7 @@ def _is_of_teachable_machine(model):
     sequences = isinstance(model, keras.Sequential) and [
         x.layers for x in model.layers if isinstance(x, keras.Sequential)
     ]
-    if not sequences or len(sequences) != len(model.layers) or len(sequences) != 2:
+    if not sequences or not len(sequences) == len(model.layers) == 2 or not all(sequences):
         return False
     (network, *others), dense = sequences
     return (
