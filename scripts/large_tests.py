@@ -5,8 +5,9 @@
     python scripts/large_tests.py build/tests.xml .coverage --minutes 12 > build/large.txt
 
 The first command needs the package pytest-cov. The second prints the tests to leave out, for `tests/large.txt`:
-`./scripts/release.sh` runs those as well. Tests of up to a second are always run, and those in `KEPT`. Of the others, the test is chosen that reaches most lines
-per second that no chosen test reaches; once every line is reached, that one test reaches; then two; and so on.
+`./scripts/release.sh` runs those as well. Tests of up to a second are always run, and those in `KEPT`. Of the
+others, the test is chosen that reaches most lines per second that no chosen test reaches; once every line is
+reached, that one test reaches; then two; and so on.
 """
 
 import argparse

@@ -7,7 +7,7 @@ of labels each), a float32 array [n, D] (numbers), or a dict of such arrays, one
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,7 +201,7 @@ class Examples:
         return Examples(self.images.take(indices), labels, groups)
 
 
-def join_examples(parts: Sequence[Examples]) -> Examples:
+def join_examples(parts: Collection[Examples]) -> Examples:
     """Return the examples of all parts, one after the other; with groups if all have them."""
     images = concatenated([part.images for part in parts])
     groups = [part.groups for part in parts if part.groups is not None]

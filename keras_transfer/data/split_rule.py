@@ -271,7 +271,7 @@ def divide(
         say(f"--val-split has no effect on the validation examples: {why}")
     val_drawn = "val" not in examples and not (rule.folds or rule.listed)
     if rule.check(examples):
-        whole = join_examples([*examples.values()])
+        whole = join_examples(examples.values())
         given = np.repeat(list(examples), [len(part) for part in examples.values()])
         left_out = relative_paths((item.path for item in skipped), root)
         paths = relative_paths(whole.names, root)

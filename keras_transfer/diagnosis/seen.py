@@ -172,7 +172,7 @@ def see(data: ImageData, backbone: str, image_size: int | str | None, engine: st
 
     Cached features of the same examples are read without building the network or importing Keras.
     """
-    examples = join_examples([*data.examples.values()])
+    examples = join_examples(data.examples.values())
     splits = np.repeat(list(data.examples), [len(part) for part in data.examples.values()])
     stored = _Stored.of(examples, backbone, image_size, engine)
     found = stored.read() if stored else None
@@ -186,7 +186,7 @@ def see(data: ImageData, backbone: str, image_size: int | str | None, engine: st
 
 def is_seen(data: ImageData, backbone: str, image_size: int | str | None, engine: str) -> bool:
     """Return whether `see` has been called for the same examples, so that it needs no network."""
-    stored = _Stored.of(join_examples([*data.examples.values()]), backbone, image_size, engine)
+    stored = _Stored.of(join_examples(data.examples.values()), backbone, image_size, engine)
     return stored is not None and stored.place() is not None
 
 

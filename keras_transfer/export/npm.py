@@ -45,6 +45,7 @@ class Package(NamedTuple):
             InputError: if they cannot be downloaded.
         """
         if not self._place.exists():
+            self.require(purpose)
             try:
                 self._download(purpose)
             except InputError:

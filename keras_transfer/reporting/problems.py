@@ -46,7 +46,7 @@ def write_problems(found: Diagnosis, data: ImageData, out: str | Path) -> Path:
 
 def render_problems(found: Diagnosis, data: ImageData) -> str:
     """Return the page as text, see `write_problems`."""
-    examples = join_examples([*data.examples.values()])
+    examples = join_examples(data.examples.values())
     rows = {path: i for i, path in enumerate(relative_paths(examples.names, data.root))}
     chosen = list(_in_turn(found.problems))[:_MOST]
     shown = _shown(examples, chosen, rows)
