@@ -260,9 +260,9 @@ def amount(mine):
     """Return MB and images per second of each format."""
     for name in TITLES:
         row = mine.get(name, {})
-        mb = f"{float(row['mb']):.1f} MB, " if row.get("mb") else ""
+        mb = f"{float(row['mb']):.1f} MB" if row.get("mb") else ""
         fast = f"{float(row['images_per_s']):.0f}/s" if row.get("images_per_s") else ""
-        yield mb + fast or ("refused" if row else "")
+        yield ", ".join(filter(None, (mb, fast))) or ("refused" if row else "")
 
 
 def likeness(mine):

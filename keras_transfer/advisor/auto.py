@@ -110,12 +110,12 @@ class _Auto:
         self.names = list(backbones or candidates(config.image_size))
         self.build, self.record = build or self._build, record
         self.clock = clock or Clock(config.minutes)
-        limited = self.clock.minutes is not None
         self.worth = config.worth
+        self.open_ended = self.worth is None and self.clock.minutes is None
         if self.worth is None:
-            self.worth = WORTH_WITH_LIMIT if limited else WORTH
-        several = head_for(data)
-        heads = several if isinstance(several, dict) else {"output": several}
+            self.worth = WORTH if self.open_ended else WORTH_WITH_LIMIT
+        heads = head_for(data)
+        heads = heads if isinstance(heads, dict) else {"output": heads}
         labels = by_head(heads, data.examples["train"].labels)
         fitted = {name: head.fitted(labels[name]) for name, head in heads.items()}
         self.race = Race(out, self.train, fitted, data.examples["val"], self.clock)
@@ -149,7 +149,6 @@ class _Auto:
             built={first.backbone: self.made.model} if self.made else {},
         )
         say(str(evidence))
-        document = {"evidence": evidence.to_dict()}
         base = closed_form_of(evidence.best, self._augment(evidence))
         if not evidence.signal:
             say(NO_SIGNAL)
@@ -164,7 +163,7 @@ class _Auto:
                 self.race.enter(base, UNLESS_WORSE)  # the evidence has seen more examples
         if evidence.signal or self.config.refit == REFIT:
             self._refit()
-        self.race.publish(document)
+        self.race.publish({"evidence": evidence.to_dict()})
         self.race.close()
         return Run.open(self.race.out)
 
@@ -173,6 +172,7 @@ class _Auto:
         train, val = len(self.data.examples["train"]), len(self.data.examples["val"])
         steps = -(-train // self.config.batch_size)
         pace, error = Pace.of(self.data, evidence), evidence.error_left
+        tried = {"tried": self.clock.spent} if self.open_ended else {}
         tuned: list[Entry] = []
         gains: list[float] = []
         while True:
@@ -191,7 +191,7 @@ class _Auto:
             margin = CLEARLY
             if tuned:
                 plan = longest(pace, error, gains, lengths=lengths, share=share, **limits)
-            elif plan := first_plan(self.data, evidence, lengths, begun=begun, **limits):
+            elif plan := first_plan(self.data, evidence, lengths, begun=begun, **limits, **tried):
                 base, pace = closed_form_of(evidence.tuned(plan.candidate), base.augment), plan.pace
                 choice = replace(base, strategy=choice.strategy)
                 if plan.equal:
@@ -251,7 +251,7 @@ class _Auto:
 
     def _fits(self, seconds, layers):
         """See `TimeLeft`: whether there is time for a fine-tuning of the default length."""
-        train, val = len(self.data.examples["train"]), len(self.data.examples["val"])
+        train, val = (len(self.data.examples[split]) for split in ("train", "val"))
         epochs = self.overrides.get("epochs") or default_epochs(train)
         return Pace(seconds, layers, train, val).minutes(epochs) <= self.clock.left
 
@@ -266,16 +266,16 @@ class _Auto:
 
     def _refit(self):
         """Train the best model again on training and validation examples, by default or if it is worth it."""
-        config, best, wanted = self.config, self.race.best, self.config.refit
+        best, wanted = self.race.best, self.config.refit
         if wanted == NO_REFIT or (wanted == AUTO and not self.data.val_drawn):
             return
         train, val = (len(self.data.examples[split]) for split in ("train", "val"))
-        if config.minutes is config.worth is None and train + val <= defaults.MOST_REFITTED:
+        if self.open_ended and train + val <= defaults.MOST_REFITTED:
             wanted = REFIT  # as after a named strategy
         minutes = best.minutes * (train + val) / train
         points = refit_points(1 - best.judged.score, train, val)
         what = f"refit: expected to add {points:.1f} points in {minutes:.1f} min"
-        begun = Run(best.folder).validated_path.is_file()  # before the process was interrupted
+        begun = Run(best.folder).validated_path.is_file()  # before an interruption
         if not begun and minutes > self.clock.left:
             say(f"{what}, for which there is no time.")
         elif not begun and wanted == AUTO and points <= self.worth * minutes:

@@ -50,6 +50,7 @@ def first_plan(
     lengths: Sequence[int],
     *,
     begun: Mapping | None = None,
+    tried: float = 0.0,
     **limits,
 ) -> Plan | None:
     """Return the fine-tuning that is expected to bring most, or None if none is worth its time.
@@ -62,15 +63,17 @@ def first_plan(
         evidence: the candidates.
         lengths: see `budget.longest`.
         begun: plain data of a training that was interrupted, whose candidate is taken again.
+        tried: minutes that it may take without being expected to be worth them, because what it brings
+            is uncertain.
         limits: other arguments of `budget.longest`.
     """
     rows, equal = evidence.rows, evidence.equal
 
-    def plan(candidate, row=None):
+    def plan(candidate, row=None, **changed):
         pace, as_good = Pace.of(data, evidence, row), row is None or row in equal
         behind = 0.0 if as_good else rows[0].judged.score - row.judged.score
         error = evidence.error_left + behind
-        found = longest(pace, error, (), lengths=lengths, behind=behind, **limits)
+        found = longest(pace, error, (), lengths=lengths, behind=behind, **limits | changed)
         return Plan(candidate, as_good, pace, *found) if found else None
 
     if begun is not None:
@@ -85,7 +88,9 @@ def first_plan(
     if found and found.epochs == lengths[0]:
         return found
     plans = (plan(row.candidate, row) for row in rows if row.cost <= rows[0].cost)
-    return max(filter(None, plans), key=lambda each: each.points, default=None)
+    worth_it = max(filter(None, plans), key=lambda each: each.points, default=None)
+    left = min(limits["left"], tried)
+    return worth_it or plan(cheapest.candidate, cheapest, worth=0.0, left=left)
 
 
 def closed_form_of(candidate: Candidate, augment) -> Choice:

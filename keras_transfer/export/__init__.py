@@ -56,11 +56,16 @@ def check_format(format: str, int8: bool = False) -> None:
     packages, int8_packages = FORMATS[format]
     for package in (*packages, *(int8_packages if int8 else ())):
         require(package, f"Exporting {format}{' int8' * int8}")
-    if format == "tfjs" and shutil.which("node") is None:
-        raise InputError(
-            "Exporting tfjs needs node, which compares the export with the model and was not found. "
-            "Install Node.js, or export on a machine that has it."
-        )
+    if format == "tfjs":
+        if shutil.which("node") is None:
+            raise InputError(
+                "Exporting tfjs needs node, which compares the export with the model and was not found. "
+                "Install Node.js, or export on a machine that has it."
+            )
+        from keras_transfer.export.npm import TENSORFLOW_JS
+
+        for package in TENSORFLOW_JS:
+            package.require("The comparison in Node.js")
 
 
 def check_version(format: str, out) -> None:

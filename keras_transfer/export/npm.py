@@ -88,3 +88,13 @@ class Package(NamedTuple):
                     member = files.extractfile(f"package/dist/{name}")
                     assert member is not None, "it is a file"
                     (folder / name).write_bytes(member.read())
+
+
+TENSORFLOW_JS = (
+    Package("@tensorflow/tfjs", "4.22.0", ("tf.min.js",)),
+    Package(
+        "@tensorflow/tfjs-backend-wasm",
+        "4.22.0",
+        ("tf-backend-wasm.min.js", "tfjs-backend-wasm.wasm", "tfjs-backend-wasm-simd.wasm"),
+    ),
+)

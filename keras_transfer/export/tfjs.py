@@ -16,22 +16,13 @@ import keras
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.export.npm import Package
+from keras_transfer.export.npm import TENSORFLOW_JS
 from keras_transfer.export.serving import inline_functions
 from keras_transfer.utils.console import quiet_tensorflow, say
 from keras_transfer.utils.files import write_text
 
 FILE = "model.json"
 
-_VERSION = "4.22.0"
-_PACKAGES = (
-    Package("@tensorflow/tfjs", _VERSION, ("tf.min.js",)),
-    Package(
-        "@tensorflow/tfjs-backend-wasm",
-        _VERSION,
-        ("tf-backend-wasm.min.js", "tfjs-backend-wasm.wasm", "tfjs-backend-wasm-simd.wasm"),
-    ),
-)
 _CONVERTER, _RUNNER = (
     Path(__file__).with_name(name) for name in ("tfjs_converter.py", "tfjs_runner.js")
 )
@@ -74,43 +65,56 @@ def _name_outputs(file, names):
 
 
 def load_tfjs(folder: Path):
-    """Return a function from inputs [N, …] to the outputs by name, computed by Node.js."""
+    """Return a function from inputs [N, …] to the outputs by name, computed by Node.js.
+
+    Raises:
+        InputError: the file is not a graph model of `write_tfjs`, or the scripts cannot be downloaded.
+    """
+    try:
+        (taken,) = json.loads((folder / FILE).read_text("utf-8"))["signature"]["inputs"].values()
+        dtype = {"DT_INT32": "int32", "DT_FLOAT": "float32"}[taken["dtype"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / FILE} is not a graph model of keras_transfer. Export it again with --format tfjs."
+        ) from error
     scripts = _scripts()
-    (taken,) = json.loads((folder / FILE).read_text())["signature"]["inputs"].values()
-    dtype = {"DT_INT32": "int32", "DT_FLOAT": "float32"}[taken["dtype"]]
 
     def predict(inputs):
         with tempfile.TemporaryDirectory() as scratch:
             given, answered = Path(scratch) / "inputs", Path(scratch) / "outputs"
-            np.ascontiguousarray(inputs, dtype).tofile(given)
+            # Pixels are widened by Node.js, a few images at a time.
+            stored = "uint8" if inputs.dtype == np.uint8 else dtype
+            np.ascontiguousarray(inputs, stored).tofile(given)
             shape = json.dumps(inputs.shape)
             try:
-                _run(["node", _RUNNER, *scripts, folder, given, shape, dtype, answered])
+                told = _run(
+                    ["node", _RUNNER, *scripts, folder, given, shape, stored, dtype, answered]
+                )
             except RuntimeError as error:
                 raise InputError(
                     f"TensorFlow.js cannot run the model: {error}. Export it in another format."
                 ) from error
+            if told:
+                say(told)
             outputs = json.loads(answered.read_text())
         return {
             name: np.asarray(rows, "float32").reshape(len(inputs), -1)
             for name, rows in outputs.items()
         }
 
-    say(f"TensorFlow.js {_VERSION} computes the examples in Node.js")
+    say(f"TensorFlow.js {TENSORFLOW_JS[0].version} computes the examples in Node.js")
     return predict
 
 
 def _scripts():
-    return [package.folder("The comparison in Node.js") for package in _PACKAGES]
+    return [package.folder("The comparison in Node.js") for package in TENSORFLOW_JS]
 
 
-def _run(command):
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }  # this process may have all its memory
+def _run(command) -> str:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}  # this process may have its memory
     command = list(map(str, command))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    text = {"encoding": "utf-8", "errors": "replace"}
+    done = subprocess.run(command, env=environment, capture_output=True, **text)
     if done.returncode < 0:
         raise RuntimeError(
             f"{command[0]} was ended by signal {-done.returncode} (too little memory?)"
@@ -118,3 +122,4 @@ def _run(command):
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line and "Node.js v" not in line]
         raise RuntimeError(lines[-1] if lines else "it gave no reason")
+    return done.stdout.strip()

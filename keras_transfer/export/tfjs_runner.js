@@ -1,5 +1,5 @@
 // Run a TensorFlow.js graph model in Node.js, with the scripts that a web page would load.
-// node tfjs_runner.js TFJS WASM MODEL INPUTS SHAPE DTYPE OUTPUTS
+// node tfjs_runner.js TFJS WASM MODEL INPUTS SHAPE STORED DTYPE OUTPUTS
 "use strict";
 const fs = require("fs");
 const os = require("os");
@@ -7,7 +7,7 @@ const path = require("path");
 const perf_hooks = require("perf_hooks");
 const vm = require("vm");
 
-const [tfjs, wasm, folder, given, shape, dtype, answered] = process.argv.slice(2);
+const [tfjs, wasm, folder, given, shape, stored, dtype, answered] = process.argv.slice(2);
 const ROWS = 8; // at once, to bound the memory
 
 // The scripts find `tf` among the globals, as in a browser, and the WASM script Node's modules, too.
@@ -19,9 +19,9 @@ tf.env().set("IS_TEST", true); // no advertisement for the bindings of Node.js
 
 const sizes = JSON.parse(shape);
 const each = sizes.slice(1).reduce((a, b) => a * b, 1);
-const kind = dtype === "int32" ? Int32Array : Float32Array;
+const kinds = { uint8: Uint8Array, int32: Int32Array, float32: Float32Array };
 const bytes = fs.readFileSync(given);
-const values = new kind(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length));
+const values = new kinds[stored](bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length));
 
 async function answers(backend) {
   await tf.setBackend(backend);
@@ -40,7 +40,7 @@ async function answers(backend) {
   const outputs = {};
   for (let row = 0; row < sizes[0]; row += ROWS) {
     const rows = Math.min(ROWS, sizes[0] - row);
-    const part = values.subarray(row * each, (row + rows) * each);
+    const part = kinds[dtype].from(values.subarray(row * each, (row + rows) * each));
     const input = tf.tensor(part, [rows, ...sizes.slice(1)], dtype);
     const named = await model.predictAsync(input);
     for (const [name, tensor] of Object.entries(named)) {
@@ -58,7 +58,8 @@ async function main() {
     outputs = await answers("wasm");
   } catch (error) {
     if (!/wasm/i.test(String(error))) throw error;
-    outputs = await answers("cpu"); // slower, with every operation
+    console.log(`${String(error).split("\n")[0]}: JavaScript computes the examples, which takes longer`);
+    outputs = await answers("cpu");
   }
   fs.writeFileSync(answered, JSON.stringify(outputs));
 }

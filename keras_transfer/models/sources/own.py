@@ -1,5 +1,6 @@
 """Take a backbone out of your own model or file; load models of this package."""
 
+import functools
 import json
 import os
 import zipfile
@@ -181,22 +182,41 @@ def _without_head(model, inputs, pooling, preprocessing):
     return pooled(features, pooling)
 
 
-# Layers and operations that scale pixels; `preprocess_input` of `keras.applications` divides and subtracts.
-_SCALING = {"Rescaling", "Normalization", "TrueDivide", "Divide", "Subtract"}
+# Layers and operations that scale or shift pixels; `preprocess_input` of `keras.applications` adds or divides.
+_SCALING = {
+    *("Add", "BatchNormalization", "Divide", "Multiply", "Normalization", "Rescaling", "Subtract"),
+    "TrueDivide",
+}
 
 
 def _likely_preprocessing(model, operations):
     """Return a key of `PREPROCESSING`, and say so unless the model scales the pixels."""
-    if any(type(x).__name__ in _SCALING for x in operations):
+    if _scales_pixels(operations):
         return "none"
     if _is_of_teachable_machine(model):
-        say(f"source model '{model.name}': of Teachable Machine, so pixels are scaled to −1 to 1")
+        _say_once(
+            f"source model '{model.name}': of Teachable Machine, so pixels are scaled to −1 to 1. If that is "
+            'wrong: backbone_from_model(…, preprocessing="none").'
+        )
         return "tf"
-    say(
+    _say_once(
         f"source model '{model.name}': no layer scales the pixels, so it gets them from 0 to 255. If its images "
         "were scaled before, name how: backbone_from_model(…, preprocessing=…)."
     )
     return "none"
+
+
+_say_once = functools.cache(say)  # a backbone is built many times for one training
+
+
+def _scales_pixels(operations):
+    """Return whether pixels are scaled before the first layer with a matrix or filters."""
+    for operation in operations:
+        if type(operation).__name__ in _SCALING:
+            return True
+        if any(len(weight.shape) > 1 for weight in getattr(operation, "weights", ())):
+            return False
+    return False
 
 
 def _is_of_teachable_machine(model):
