@@ -2,10 +2,10 @@
 
     ./scripts/test.sh -m "large or not large" --junitxml=build/tests.xml \\
         --cov=keras_transfer --cov-context=test --cov-report=
-    python scripts/large_tests.py build/tests.xml .coverage --minutes 12 > build/large.txt
+    python scripts/large_tests.py .coverage build/tests.xml --minutes 8 > build/large.txt
 
-The first command needs the package pytest-cov. The second prints the tests to leave out, for `tests/large.txt`:
-`./scripts/release.sh` runs those as well. Tests of up to a second are always run, and those in `KEPT`. Of the
+The first command needs the package pytest-cov. The second prints the tests to leave out, for `tests/large.txt`; of several
+reports, the last one that has a test counts. `./scripts/release.sh` runs those as well. Tests of up to a second are always run, and those in `KEPT`. Of the
 others, the test is chosen that reaches most lines per second that no chosen test reaches; once every line is
 reached, that one test reaches; then two; and so on.
 """
@@ -87,11 +87,13 @@ def choose(seconds: dict[str, float], lines: dict[str, np.ndarray], budget: floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("report", type=Path)
     parser.add_argument("coverage", type=Path)
-    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("reports", type=Path, nargs="+")
+    parser.add_argument("--minutes", type=float, default=8.0)
     options = parser.parse_args()
-    seconds, lines = durations(options.report), reached(options.coverage)
+    seconds, lines = {}, reached(options.coverage)
+    for report in options.reports:
+        seconds |= durations(report)
     chosen = choose(seconds, lines, WORKERS * (60 * options.minutes - START))
     print("# Tests that `./scripts/test.sh` leaves out; scripts/large_tests.py chose them.")
     print(*sorted(seconds.keys() - chosen), sep="\n")

@@ -113,8 +113,9 @@ def _scripts():
 def _run(command) -> str:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}  # this process may have its memory
     command = list(map(str, command))
-    text = {"encoding": "utf-8", "errors": "replace"}
-    done = subprocess.run(command, env=environment, capture_output=True, **text)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode < 0:
         raise RuntimeError(
             f"{command[0]} was ended by signal {-done.returncode} (too little memory?)"
