@@ -134,14 +134,17 @@ def npm_has(package: str) -> bool:
         return False
 
 
-def require_format(format: str, module: str | None) -> None:
-    """Skip the test where an export format cannot be written: `module` is a package that it needs."""
-    from keras_transfer.utils.extras import is_installed
+def require_format(format: str, int8: bool = False) -> None:
+    """Skip the test where an export format cannot be written."""
+    from keras_transfer.errors import InputError
+    from keras_transfer.export import check_format
 
-    if module and not is_installed(module):
-        pytest.skip(f"{module} is not installed")
-    if format == "tfjs" and not (shutil.which("node") and npm_has("@tensorflow/tfjs")):
-        pytest.skip("npm, which downloads TensorFlow.js, is not here or cannot")
+    try:
+        check_format(format, int8)
+    except InputError as error:
+        pytest.skip(str(error))
+    if format == "tfjs" and not npm_has("@tensorflow/tfjs"):
+        pytest.skip("npm, which downloads TensorFlow.js, cannot")
 
 
 # What stands in the folder of a finished run.
