@@ -1,4 +1,4 @@
-"""`auto`: the best model within a budget, from evidence and a race; and a choice without a race."""
+"""`auto`: the best model within a budget, from evidence and a race."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from keras_transfer.advisor.budget import (
     refit_points,
 )
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined, widest
-from keras_transfer.advisor.plans import NO_SIGNAL, closed_form_of, decide, first_plan
+from keras_transfer.advisor.plans import NO_SIGNAL, closed_form_of, first_plan, questions_of
 from keras_transfer.advisor.race import ALWAYS, CLEARLY, UNLESS_WORSE, Entry, Race
 from keras_transfer.advisor.rules import (
     CLASSICAL_POLICY,
@@ -38,7 +38,6 @@ from keras_transfer.modalities import open_framing
 from keras_transfer.models import TAPS
 from keras_transfer.models.builders import build_model, by_head, head_for
 from keras_transfer.models.framing import framing_of
-from keras_transfer.models.stages import backbone_of, is_untrained
 from keras_transfer.runs import Run
 from keras_transfer.schedules import defaults
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs, default_rate
@@ -114,6 +113,8 @@ class _Auto:
         self.open_ended = self.worth is None and self.clock.minutes is None
         if self.worth is None:
             self.worth = WORTH if self.open_ended else WORTH_WITH_LIMIT
+        wanted = config.refit
+        self.may_refit = wanted == REFIT or (wanted == AUTO and data.val_drawn)
         heads = head_for(data)
         heads = heads if isinstance(heads, dict) else {"output": heads}
         labels = by_head(heads, data.examples["train"].labels)
@@ -139,7 +140,7 @@ class _Auto:
             ),
             taps=self.taps,
             weights=self.config.weights,
-            questions=_questions(self.config.augment, QUESTIONS),
+            questions=questions_of(self.config.augment, QUESTIONS),
             engine=self.config.engine,
             seed=self.config.seed,
             time_left=TimeLeft(
@@ -181,7 +182,7 @@ class _Auto:
             if contender is None:
                 return
             choice, lengths, share = contender
-            limits = {"steps_per_epoch": steps, "worth": self.worth, "left": self.clock.left}
+            limits = {"steps_per_epoch": steps, "worth": self.worth, "left": self._left}
             begun = (self.race.begun or {}).get("choice")  # as in the race that was interrupted
             if begun:
                 if "epochs" not in begun["overrides"]:  # it had begun what follows
@@ -249,11 +250,23 @@ class _Auto:
         longer = 2 * best.overrides["epochs"]
         return (best, [longer], share) if longer <= 4 * most else None
 
+    @property
+    def _left(self):
+        """Minutes for a contender, after which there is time for a refit of it, or of the best so far.
+
+        A fine-tuning without a refit is hardly better than a closed form with one (docs/accuracy.md).
+        """
+        if not self.may_refit:
+            return self.clock.left
+        train, val = (len(self.data.examples[split]) for split in ("train", "val"))
+        again = (train + val) / train
+        return min(self.clock.left / (1 + again), self.clock.left - again * self.race.best.minutes)
+
     def _fits(self, seconds, layers):
         """See `TimeLeft`: whether there is time for a fine-tuning of the default length."""
         train, val = (len(self.data.examples[split]) for split in ("train", "val"))
         epochs = self.overrides.get("epochs") or default_epochs(train)
-        return Pace(seconds, layers, train, val).minutes(epochs) <= self.clock.left
+        return Pace(seconds, layers, train, val).minutes(epochs) <= self._left
 
     def _of_length(self, choice, epochs, steps):
         """Return a choice with its epochs, and its learning rate where that depends on them."""
@@ -266,9 +279,9 @@ class _Auto:
 
     def _refit(self):
         """Train the best model again on training and validation examples, by default or if it is worth it."""
-        best, wanted = self.race.best, self.config.refit
-        if wanted == NO_REFIT or (wanted == AUTO and not self.data.val_drawn):
+        if not self.may_refit:
             return
+        best, wanted = self.race.best, self.config.refit
         train, val = (len(self.data.examples[split]) for split in ("train", "val"))
         if self.open_ended and train + val <= defaults.MOST_REFITTED:
             wanted = REFIT  # as after a named strategy
@@ -380,11 +393,6 @@ class _Auto:
         return facts_of(self.data, network, self.config.seed)
 
 
-def _questions(augment, questions):
-    """Return the questions without that about mirror images, if the user answers it."""
-    return [each for each in questions if each != "mirror" or augment == AUTO]
-
-
 @dataclass(frozen=True, eq=False)
 class _Made:
     """A model and the weights that it was built with.
@@ -405,46 +413,3 @@ class _Made:
         mine = self.choice.backbone, self.choice.taps, self.weights
         same = mine == (choice.backbone, choice.taps, config.weights)
         return same and choice.framing in (None, framing_of(self.model))
-
-
-# -- without a race ---------------------------------------------------------------------------------
-
-
-def auto_trainer(model: keras.Model, *, minutes: float | None = None, **options) -> Trainer:
-    """Return a `Trainer` whose schedule and augmentation follow from evidence on the data.
-
-    It decides on the first data that `fit` or `plan` receives: the closed form alone, or a
-    fine-tuning of a length that is expected to be worth its time. There is no race; `train_best` has
-    one. A resumed run continues with the schedule that it began with.
-
-    Args:
-        model: from `build_model`.
-        minutes: limit of the training.
-        options: of `Trainer`, except `schedule`. Numbers in `overrides`, `epochs` and
-            `learning_rate` win over the advice.
-
-    Raises:
-        InputError: if an override does not exist in every recipe that the advisor may choose.
-    """
-    config = options.pop("config", None) or TrainConfig()
-    config = config if minutes is None else replace(config, minutes=minutes)
-    given = {key: options[key] for key in ("epochs", "learning_rate") if options.get(key)}
-    overrides = {**(options.get("overrides") or {}), **given}
-    check_overrides(overrides)
-
-    def choose(trainer, data):
-        if is_untrained(backbone_of(model)):
-            say("The backbone's weights are random, so every layer is trained.")
-            return Choice(backbone_of(model).name, "from_scratch", augment="light"), None
-        config = trainer.config
-        evidence = compare_closed_forms(
-            data,
-            [model],
-            questions=_questions(config.augment, ("mirror", "pace")),
-            engine=config.engine,
-            seed=config.seed,
-        )
-        say(str(evidence))
-        return decide(data, evidence, config.batch_size, config.minutes, overrides), evidence
-
-    return Trainer(model, AUTO, config, choose=choose, **options)

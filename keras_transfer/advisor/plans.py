@@ -15,7 +15,7 @@ from keras_transfer.advisor.budget import (
 from keras_transfer.advisor.evidence import Candidate, Evidence
 from keras_transfer.advisor.rules import Choice
 from keras_transfer.data.examples import ImageData
-from keras_transfer.schedules.recipes import DEFAULT, default_epochs
+from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs
 
 NO_SIGNAL = (
     "The features carry no signal for these labels that so few examples could show: longer training would "
@@ -91,6 +91,11 @@ def first_plan(
     worth_it = max(filter(None, plans), key=lambda each: each.points, default=None)
     left = min(limits["left"], tried)
     return worth_it or plan(cheapest.candidate, cheapest, worth=0.0, left=left)
+
+
+def questions_of(augment, questions):
+    """Return the questions without that about mirror images, if the user answers it."""
+    return [each for each in questions if each != "mirror" or augment == AUTO]
 
 
 def closed_form_of(candidate: Candidate, augment) -> Choice:

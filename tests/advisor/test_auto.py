@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import yaml
 from conftest import tiny_backbone, write_image
 
-from keras_transfer.advisor import auto, budget, limits, plans
-from keras_transfer.advisor.auto import auto_trainer, train_best
+from keras_transfer.advisor import auto, budget, limits, plans, without_race
+from keras_transfer.advisor.auto import train_best
 from keras_transfer.advisor.budget import Clock
 from keras_transfer.advisor.evidence import Evidence
 from keras_transfer.advisor.race import ALWAYS, UNLESS_WORSE, Race
 from keras_transfer.advisor.rules import STRATEGIES, Choice
+from keras_transfer.advisor.without_race import auto_trainer
 from keras_transfer.data import Examples, from_directory
 from keras_transfer.data.arrays import Arrays
 from keras_transfer.errors import Diverged, InputError, Interrupted
@@ -314,6 +316,20 @@ def test_validation_examples_that_were_given_are_never_trained_on(
         assert ("refit" in run.metrics) is done
 
 
+@pytest.mark.parametrize(
+    ("best", "left"), [(0.5, 4.0), (5.0, 2.5)], ids=["of its own", "of the best"]
+)
+def test_minutes_are_left_for_a_refit(best, left, monkeypatch):
+    """Of ten: a contender may take four if its refit takes six, or less if that of the best takes more."""
+    monkeypatch.setattr(Clock, "left", 10.0)
+    data = SimpleNamespace(examples={"train": range(20), "val": range(10)})
+    race = SimpleNamespace(best=SimpleNamespace(minutes=best))
+    one = SimpleNamespace(data=data, clock=Clock(10), race=race, may_refit=True)
+    assert auto._Auto._left.fget(one) == pytest.approx(left)
+    one.may_refit = False
+    assert auto._Auto._left.fget(one) == 10
+
+
 def test_more_is_expected_of_a_refit_where_errors_and_examples_are_many():
     assert budget.refit_points(0.0, 80, 20) == 0.0
     assert 0 < budget.refit_points(0.1, 80, 20) < budget.refit_points(0.2, 80, 20)
@@ -346,7 +362,7 @@ def test_a_killed_run_resumes_with_its_schedule(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Checkpoint, "save", save_and_stop)
         trainer().fit(data, tmp_path / "cut")
-    monkeypatch.setattr(auto, "decide", None)
+    monkeypatch.setattr(without_race, "decide", None)
     resumed = trainer().fit(data, tmp_path / "cut", resume=True)
     assert resumed.config["schedule"] == schedule
     for a, b in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
