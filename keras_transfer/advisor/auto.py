@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_transfer.advisor.budget import (
     HALF,
+    TRIED,
     WORTH,
     WORTH_WITH_LIMIT,
     Clock,
@@ -22,7 +23,7 @@ from keras_transfer.advisor.budget import (
     refit_points,
 )
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms, joined, widest
-from keras_transfer.advisor.plans import NO_SIGNAL, closed_form_of, first_plan, questions_of
+from keras_transfer.advisor.plans import NO_SIGNAL, Plan, closed_form_of, first_plan, questions_of
 from keras_transfer.advisor.race import ALWAYS, CLEARLY, UNLESS_WORSE, Entry, Race
 from keras_transfer.advisor.rules import (
     CLASSICAL_POLICY,
@@ -34,14 +35,13 @@ from keras_transfer.advisor.rules import (
 )
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import Diverged, InputError, Interrupted
-from keras_transfer.modalities import open_framing
-from keras_transfer.models import TAPS
-from keras_transfer.models.builders import build_model, by_head, head_for
+from keras_transfer.models.builders import by_head, head_for
 from keras_transfer.models.framing import framing_of
 from keras_transfer.runs import Run
 from keras_transfer.schedules import defaults
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs, default_rate
 from keras_transfer.training.config import NO_REFIT, REFIT, TYPES, TrainConfig
+from keras_transfer.training.networks import model_of, open_framing_of
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import say
 
@@ -107,7 +107,7 @@ class _Auto:
         self.overrides = {**config.overrides, **config.recipe_arguments}
         check_overrides(self.overrides)
         self.names = list(backbones or candidates(config.image_size))
-        self.build, self.record = build or self._build, record
+        self.build, self.record = build or partial(model_of, data=data), record
         self.clock = clock or Clock(config.minutes)
         self.worth = config.worth
         self.open_ended = self.worth is None and self.clock.minutes is None
@@ -132,12 +132,7 @@ class _Auto:
         evidence = compare_closed_forms(
             self.data,
             self.names,
-            image_size=open_framing(
-                self.config.image_size,
-                self.config.open_crop,
-                self.config.tokens,
-                **self.config.reading,
-            ),
+            image_size=open_framing_of(self.config),
             taps=self.taps,
             weights=self.config.weights,
             questions=questions_of(self.config.augment, QUESTIONS),
@@ -158,53 +153,85 @@ class _Auto:
             textbook = replace(base, strategy=strategy, overrides=overrides, why=why)
             self.race.enter(textbook, ALWAYS)
         else:
-            self._fine_tune(base, evidence)
-            other = evidence.best != evidence.default or base.augment != first.augment
-            if other and self.race.best is self.race.entries[0] and self.clock.left > 0:
-                self.race.enter(base, UNLESS_WORSE)  # the evidence has seen more examples
-        if evidence.signal or self.config.refit == REFIT:
-            self._refit()
+            started = self._fine_tune(base, evidence)
+            if evidence.best != evidence.default or base.augment != first.augment:
+                self._enter_closed_form(base, evidence, started)
+        self._refit()
         self.race.publish({"evidence": evidence.to_dict()})
         self.race.close()
         return Run.open(self.race.out)
 
-    def _fine_tune(self, base, evidence):
-        """Train contenders as long as the next is expected to be worth its time."""
-        train, val = len(self.data.examples["train"]), len(self.data.examples["val"])
+    def _enter_closed_form(self, base, evidence, started):
+        """Enter the closed form of the best candidate, unless the best run started from it.
+
+        Args:
+            started: `Plan` of the first fine-tuning, or None.
+        """
+        train, val = self.counts
+        margin = UNLESS_WORSE  # the evidence has seen more examples
+        if started and self.race.best is not self.race.entries[0]:
+            if started.candidate == evidence.best:
+                return
+            margin = CLEARLY if started.equal else UNLESS_WORSE
+        minutes = evidence.forward * (2 * train + val) / 60
+        say(f"Closed form on {evidence.best}: about {minutes:.1f} min.")
+        if minutes <= self.clock.left:
+            self.race.enter(base, margin)
+        else:
+            say("There is no time for it.")
+
+    def _error(self, evidence):
+        """Return what the best closed form's score lacks to 1.
+
+        By cross-validation it is that of fewer examples, so it is at most that of the validation examples,
+        as if one more of them were wrong.
+        """
+        scores = self.race.entries[0].judged.scores
+        scores = scores[np.isfinite(scores)]
+        return float(min(evidence.error_left, 1 - scores.sum() / (len(scores) + 1)))
+
+    def _fine_tune(self, base, evidence) -> Plan | None:
+        """Train contenders as long as the next is expected to be worth its time; return the first's plan."""
+        train, val = self.counts
         steps = -(-train // self.config.batch_size)
-        pace, error = Pace.of(self.data, evidence), evidence.error_left
-        tried = {"tried": self.clock.spent} if self.open_ended else {}
+        pace, error, started = Pace.of(self.data, evidence), self._error(evidence), None
+        tried = {"tried": max(TRIED, self.clock.spent)} if self.open_ended else {}
         tuned: list[Entry] = []
         gains: list[float] = []
         while True:
             before = self.race.best
             contender = self._next(base, tuned, steps)
             if contender is None:
-                return
+                return started
             choice, lengths, share = contender
             limits = {"steps_per_epoch": steps, "worth": self.worth, "left": self._left}
             begun = (self.race.begun or {}).get("choice")  # as in the race that was interrupted
             if begun:
                 if "epochs" not in begun["overrides"]:  # it had begun what follows
-                    return
+                    return started
                 lengths = [begun["overrides"]["epochs"]]
                 limits |= {"worth": -math.inf, "left": math.inf}
             margin = CLEARLY
             if tuned:
-                plan = longest(pace, error, gains, lengths=lengths, share=share, **limits)
-            elif plan := first_plan(self.data, evidence, lengths, begun=begun, **limits, **tried):
+                found = longest(pace, error, gains, lengths=lengths, share=share, **limits)
+            elif plan := first_plan(
+                self.data, evidence, lengths, error=error, begun=begun, **limits, **tried
+            ):
+                started = plan
                 base, pace = closed_form_of(evidence.tuned(plan.candidate), base.augment), plan.pace
                 choice = replace(base, strategy=choice.strategy)
                 if plan.equal:
                     margin = UNLESS_WORSE
                 if plan.candidate != evidence.best:
                     say(f"The best candidate takes longer: {plan.candidate} is fine-tuned.")
-                plan = plan.epochs, plan.points, plan.minutes
-            if plan is None:
+                found = plan.epochs, plan.points, plan.minutes
+            else:
+                found = None
+            if found is None:
                 say(f"No further training is expected to bring {self.worth:g} points per minute.")
-                return
-            epochs, points, minutes = plan
-            choice = self._of_length(choice, epochs, steps)
+                return started
+            epochs, points, minutes = found
+            choice = replace(choice, overrides={**choice.overrides, "epochs": epochs})
             now = f"{evidence.score} {before.judged.score:.3f}"
             say(
                 f"{choice.recipe}: expected to add {points:.1f} points to {now} in "
@@ -214,7 +241,7 @@ class _Auto:
                 entry = self.race.enter(choice, margin)
             except Diverged:
                 say(f"{choice.recipe} is left out, because its loss became NaN or infinite.")
-                return
+                return started
             gains.append(1 - entry.judged.loss / max(before.judged.loss, 1e-12))
             error *= 1 - max(0.0, gains[-1])
             tuned.append(entry)
@@ -224,7 +251,7 @@ class _Auto:
                     f"What a further training is expected to bring is less than {val} validation "
                     "examples can tell apart."
                 )
-                return
+                return started
 
     def _next(self, base, tuned, steps):
         """Return (choice, lengths, share of the network that is trained) of the next contender, or None.
@@ -242,13 +269,19 @@ class _Auto:
             return replace(base, strategy="freeze_k", overrides={"k": HALF}), lengths, 1 - HALF
         if len(tuned) == 1 and "learning_rate" not in self.overrides:
             same = tuned[0].choice.overrides["epochs"]
-            return replace(base, strategy=DEFAULT, overrides={"learning_rate": _BOLD}), [same], 1.0
+            bold = {"learning_rate": _BOLD * _rate(tuned[0])}
+            return replace(base, strategy=DEFAULT, overrides=bold), [same], 1.0
         if given or not improved:
             return None
         best = self.race.best.choice
         share = 1 - HALF if best.strategy == "freeze_k" else 1.0
-        longer = 2 * best.overrides["epochs"]
-        return (best, [longer], share) if longer <= 4 * most else None
+        epochs = best.overrides["epochs"]
+        if epochs > 2 * most:
+            return None
+        if bold := best.overrides.get("learning_rate"):  # a longer training has a lower rate
+            slower = default_rate(2 * epochs * steps) / default_rate(epochs * steps)
+            best = replace(best, overrides={**best.overrides, "learning_rate": bold * slower})
+        return best, [2 * epochs], share
 
     @property
     def _left(self):
@@ -258,34 +291,37 @@ class _Auto:
         """
         if not self.may_refit:
             return self.clock.left
-        train, val = (len(self.data.examples[split]) for split in ("train", "val"))
-        again = (train + val) / train
-        return min(self.clock.left / (1 + again), self.clock.left - again * self.race.best.minutes)
+        train, val = self.counts
+        own = self.clock.left / (1 + (train + val) / train)
+        return min(own, self.clock.left - self._refit_minutes(self.race.best))
+
+    def _refit_minutes(self, entry):
+        """Return how long a refit takes; of a closed form, the features of the training examples are known."""
+        train, val = self.counts
+        closed = entry.choice.strategy == "feature_extraction"
+        return entry.minutes * (val / (train + val) if closed else (train + val) / train)
+
+    @property
+    def counts(self):
+        """Numbers of training and of validation examples."""
+        return tuple(len(self.data.examples[split]) for split in ("train", "val"))
 
     def _fits(self, seconds, layers):
         """See `TimeLeft`: whether there is time for a fine-tuning of the default length."""
-        train, val = (len(self.data.examples[split]) for split in ("train", "val"))
+        train, val = self.counts
         epochs = self.overrides.get("epochs") or default_epochs(train)
         return Pace(seconds, layers, train, val).minutes(epochs) <= self._left
-
-    def _of_length(self, choice, epochs, steps):
-        """Return a choice with its epochs, and its learning rate where that depends on them."""
-        overrides = {**choice.overrides, "epochs": epochs}
-        if overrides.get("learning_rate") == _BOLD:
-            overrides["learning_rate"] = (
-                _BOLD * self.data.modality.rate_scale * default_rate(epochs * steps)
-            )
-        return replace(choice, overrides=overrides)
 
     def _refit(self):
         """Train the best model again on training and validation examples, by default or if it is worth it."""
         if not self.may_refit:
             return
         best, wanted = self.race.best, self.config.refit
-        train, val = (len(self.data.examples[split]) for split in ("train", "val"))
-        if self.open_ended and train + val <= defaults.MOST_REFITTED:
+        train, val = self.counts
+        few = self.open_ended and train + val <= defaults.MOST_REFITTED
+        if few or best.choice.strategy == "feature_extraction":
             wanted = REFIT  # as after a named strategy
-        minutes = best.minutes * (train + val) / train
+        minutes = self._refit_minutes(best)
         points = refit_points(1 - best.judged.score, train, val)
         what = f"refit: expected to add {points:.1f} points in {minutes:.1f} min"
         begun = Run(best.folder).validated_path.is_file()  # before an interruption
@@ -354,18 +390,6 @@ class _Auto:
             return self.overrides
         return {k: v for k, v in self.overrides.items() if k not in ("epochs", "learning_rate")}
 
-    def _build(self, config):
-        return build_model(
-            config.backbone,
-            head_for(self.data),
-            image_size=open_framing(config.image_size, **config.reading),
-            weights=config.weights,
-            crop=config.open_crop,
-            tokens=config.tokens,
-            taps=TAPS[0] if config.taps == AUTO else config.taps,
-            data=self.data,
-        )
-
     # -- choices
 
     def _first(self) -> Choice:
@@ -388,9 +412,15 @@ class _Auto:
         from keras_transfer.advisor.inputs import facts_of, sized_backbone
 
         best = evidence.best
-        backbone = best.backbone.split("+")[-1] if joined(self.names) else best.backbone
+        names = best.backbone.split("+")
+        backbone = names[-1] if joined(names) else best.backbone
         network = sized_backbone(backbone, best.framing, self.data)
         return facts_of(self.data, network, self.config.seed)
+
+
+def _rate(entry) -> float:
+    """Return the learning rate of the last phase of a fine-tuning."""
+    return Run(entry.folder).config["schedule"]["phases"][-1]["learning_rate"]
 
 
 @dataclass(frozen=True, eq=False)

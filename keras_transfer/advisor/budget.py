@@ -10,6 +10,9 @@ from keras_transfer.schedules.recipes import DEFAULT, default_epochs
 HALF = 0.5  # of the layers, frozen by `freeze_k`
 WORTH = 0.5  # points per minute below which training ends, without a limit of the minutes
 WORTH_WITH_LIMIT = 0.05  # the same with a limit: the minutes are granted, but not for nothing
+# Minutes that a first fine-tuning may take without being expected to be worth them, if no limit and no worth
+# are given: as much as a coffee, to find out what is uncertain.
+TRIED = 3.0
 # Expected share of the remaining error that the first fine-tuning removes, if it is long enough, and
 # the steps after which it has removed 63 % of that. A further one is expected to remove half of what
 # the one before it has removed, or an eighth of the previous expectation if that is more.

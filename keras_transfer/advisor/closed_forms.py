@@ -14,11 +14,10 @@ import numpy as np
 
 from keras_transfer.advisor.budget import TimeLeft
 from keras_transfer.advisor.evidence import Candidate, Evidence, Row
-from keras_transfer.advisor.inputs import random_sample, sized_backbone
-from keras_transfer.advisor.judging import difference, judge, score_name
-from keras_transfer.data.examples import Examples, ImageData, map_labels
+from keras_transfer.advisor.inputs import comparable_sample, sized_backbone
+from keras_transfer.advisor.judging import difference, is_signal, judge, score_name
+from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.data.memory import ImageMemory
-from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
 from keras_transfer.features.closed_form import solve
 from keras_transfer.features.extraction import extract
@@ -31,11 +30,14 @@ from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.utils.files import free_memory
 from keras_transfer.utils.image_sizes import size_of
 
-MOST = 1500  # examples; two views of each are as many rows as cross-validation takes
+MOST = 1500  # examples
 _BATCH = 32  # of the timing
-_TYPICAL_LENGTH = 32  # of an example whose length is open, such as the tokens of a text
 _MEMORY = 1 << 30  # bytes of decoded examples, which several passes read
 _SIGNAL_ERRORS = 2.0  # standard errors by which the best candidate must beat a constant answer
+_PERMUTATIONS, _BY_CHANCE = (
+    199,
+    0.025,
+)  # of the labels; share of data sets without a signal that would pass
 
 
 # What else may be found out: whether two backbones are better together than alone, which other size and crop
@@ -87,6 +89,8 @@ def compare_closed_forms(
     pair = joined(names) if together else None
     if pair is None or not table.add(pair, given):
         for name in names:
+            if table.first and not table.comparable:
+                break
             if table.rows and not time_left.more():
                 table.notes.append(f"{_name(name)} is not compared, because the time is over.")
             else:
@@ -101,7 +105,7 @@ def compare_closed_forms(
             table.add_mirror()
         if "framings" in questions:
             _try_framings(table, given, time_left)
-    return table.result(time.perf_counter() - started, "pace" in questions)
+    return table.result(given, time.perf_counter() - started, "pace" in questions)
 
 
 def _try_framings(table, given, time_left):
@@ -171,9 +175,9 @@ class _Comparison:
         self.data, self.taps, self.weights = data, taps, weights
         self.engine, self.built = engine, built
         self.seed = seed
-        self.train = _sample(data, seed)
-        several = head_for(data)
-        heads = several if isinstance(several, dict) else {"output": several}
+        self.train = comparable_sample(data, MOST, seed)
+        heads = head_for(data)
+        heads = heads if isinstance(heads, dict) else {"output": heads}
         labels = by_head(heads, self.train.labels)
         if len(self.train):
             heads = {name: head.fitted(labels[name]) for name, head in heads.items()}
@@ -183,6 +187,7 @@ class _Comparison:
         self.comparable = len(self.train) > 1 and min(classes, default=2) > 1
         self.memory = ImageMemory(min(_MEMORY, free_memory() // 4))
         self.rows: list[Row] = []
+        self.outputs: dict[Candidate, dict] = {}  # held-out
         self.notes: list[str] = []
         self.first: Candidate | None = None
         self.sources: dict[str, Any] = {}  # name of a combination → what `sized_backbone` takes
@@ -228,7 +233,8 @@ class _Comparison:
         key = candidate.backbone, candidate.framing  # the network is the same for all taps
         if key not in self.seconds:
             prefix, _ = self._prefix(self.sources[candidate.backbone], candidate.framing)
-            self.seconds[key] = seconds_per_example(prefix)
+            examples = self.data.examples["train"]
+            self.seconds[key] = seconds_per_example(prefix, examples)
         return self.seconds[key]
 
     def add_mirror(self):
@@ -272,21 +278,32 @@ class _Comparison:
         rows = sorted(self.rows, key=lambda row: row.judged.loss)
         return list(dict.fromkeys(row.candidate.backbone for row in rows))
 
+    def _is_signal(self, candidate) -> bool:
+        labels, outputs = self.train.labels, self.outputs[candidate]
+        return is_signal(self.heads, labels, outputs, self.together, self.seed)
+
     def behind(self, row: Row) -> tuple[float, float]:
         """Return (loss behind the chosen row, its standard error)."""
         return self._gap(row, self.best)
 
-    def result(self, seconds: float, pace: bool) -> Evidence:
+    def _tuned_framings(self, given, sizes) -> dict[Any, Framing]:
+        """Return size → framing for fine-tuning where the data choose it, see `Evidence.tuned`."""
+        if given.settled or self.first is None:
+            return {}
+        known, modality = self.first.framing, self.train.modality
+        found = {
+            size: given.settled_as(modality.choose_framing(self.train, size)[0]).at(size)
+            for size in {known.size, *sizes}
+        }
+        return found if found[known.size] == known else {}  # a model of its own has its framing
+
+    def result(self, given: Framing, seconds: float, pace: bool) -> Evidence:
         rows = []
         chosen: Any = self.best if self.rows else None
         for row in sorted(self.rows, key=lambda row: (row is not chosen, row.judged.loss)):
             gap, error = (0.0, 0.0) if row is chosen else self._gap(row, chosen)
             rows.append(replace(row, behind=gap, error=error))
         assert self.first is not None, "a comparison without a backbone is an InputError"
-        signal = True
-        if rows:
-            gap, error = difference(rows[0].judged.losses, self._constant(), self.together)
-            signal = gap < -_SIGNAL_ERRORS * error
         gain = self.mirror_gain
         best = rows[0].candidate if rows else self.first
         prefix, _ = self._prefix(self.sources[best.backbone], best.framing)
@@ -295,11 +312,12 @@ class _Comparison:
             self.first,
             score_name(self.heads),
             len(self.train),
-            signal=signal,
+            signal=not rows or self._is_signal(best),
             mirror=gain is None or gain[0] >= -gain[1],
             mirror_gain=gain,
             forward=self._seconds(best) if pace else 0.0,
             layers=rows[0].layers if rows else len(prefix.model.layers),
+            framings=self._tuned_framings(given, (row.candidate.framing.size for row in rows)),
             seconds=seconds,
             notes=tuple(self.notes),
         )
@@ -369,7 +387,7 @@ class _Comparison:
             targets = np.concatenate([head.from_units(labels[name])] * views)
             groups = np.tile(self.together, views)
             solved[name] = solve(
-                head.task, inputs, targets, groups, part=option.part, seed=self.seed
+                head.task, inputs, targets, groups, part=option.part, seed=self.seed, views=views
             )
         return solved
 
@@ -385,22 +403,7 @@ class _Comparison:
             candidate = Candidate(option.backbone, taps, _seen(prefix))
             judged = judge(self.heads, self.train.labels, outputs)
             self.rows.append(Row(candidate, judged, option.cost, option.layers))
-
-    def _constant(self) -> np.ndarray:
-        """Return the losses of an answer that is the same for every example."""
-        outputs = {}
-        for name, labels in by_head(self.heads, self.train.labels).items():
-            head = self.heads[name]
-            targets = np.asarray(head.from_units(labels), "float64")
-            if head.task == "single_label":
-                row = np.log(np.bincount(labels) / len(labels))
-            elif head.task == "multi_label":
-                share = (targets.sum(axis=0) + 0.5) / (len(targets) + 1)
-                row = np.log(share / (1 - share))
-            else:
-                row = targets.mean(axis=0)
-            outputs[name] = np.tile(row, (len(targets), 1))
-        return judge(self.heads, self.train.labels, outputs).losses
+            self.outputs[candidate] = outputs
 
 
 def _seen(prefix) -> Framing:
@@ -408,11 +411,12 @@ def _seen(prefix) -> Framing:
     return prefix.framing.at(prefix.image_size)
 
 
-def seconds_per_example(prefix) -> float:
-    """Return the seconds of a prefix's forward pass for one example, in a batch of 32."""
+def seconds_per_example(prefix, examples: Examples) -> float:
+    """Return the seconds of a prefix's forward pass for one of the examples, in a batch of 32."""
     run = choose_engine("keras", prefix).run
-    lengths = zip(prefix.model.input_shape[1:], prefix.framing.longest)
-    shape = [length or min(_TYPICAL_LENGTH, most or _TYPICAL_LENGTH) for length, most in lengths]
+    lengths = examples.lengths(prefix.framing)
+    mean = 1 if lengths is None else max(1, round(float(lengths.mean())))
+    shape = [length or mean for length in prefix.model.input_shape[1:]]
     batch = np.ones((_BATCH, *shape), prefix.takes)
     seconds = []
     for _ in range(3):
@@ -420,29 +424,3 @@ def seconds_per_example(prefix) -> float:
         run(batch)
         seconds.append(time.perf_counter() - started)
     return min(seconds) / _BATCH
-
-
-def _sample(data, seed) -> Examples:
-    """Return at most `MOST` training examples, without classes that have fewer than two groups.
-
-    These would make folds impossible. The others are numbered anew.
-    """
-    train = data.examples["train"]
-    if data.task == "single_label" and len(train) > MOST:
-        rows = stratified_sample(train.labels, MOST, groups=train.together, seed=seed)
-        train = train.take(rows)
-    else:
-        train = random_sample(train, MOST, seed)
-    heads = train.labels if isinstance(train.labels, dict) else {"": train.labels}
-    enough = np.ones(len(train), bool)
-    for classes in (values for values in heads.values() if values.ndim == 1):
-        pairs = np.unique(np.stack([classes, train.together]), axis=1)
-        enough &= np.bincount(pairs[0])[classes] > 1
-    train = train.take(np.flatnonzero(enough))
-    return Examples(train.images, map_labels(_renumbered, train.labels), train.groups)
-
-
-def _renumbered(labels):
-    if labels.ndim > 1:
-        return labels
-    return np.unique(labels, return_inverse=True)[1].astype(labels.dtype)

@@ -1,6 +1,8 @@
 """Evidence before any training: candidates for what a model sees, by the loss of their closed form."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from keras_transfer.advisor.judging import Judged, difference_text, plain_difference
 from keras_transfer.modalities import Framing, framing_from
@@ -71,6 +73,7 @@ class Evidence:
         mirror_gain: (reduction of the loss by mirror images, its standard error), if measured.
         forward: seconds of the forward pass of the best candidate for one example; 0 if not measured.
         layers: number of its layers.
+        framings: size → the framing that the data choose for it, if they do.
         seconds: that the comparison took.
         notes: what was skipped.
     """
@@ -84,6 +87,7 @@ class Evidence:
     mirror_gain: tuple[float, float] | None = None
     forward: float = 0.0
     layers: int = 0
+    framings: Mapping[Any, Framing] = field(default_factory=dict)
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -108,12 +112,13 @@ class Evidence:
         return [row for row in self.rows if abs(row.behind) <= row.error]
 
     def tuned(self, candidate: Candidate) -> Candidate:
-        """Return a candidate as it is fine-tuned: with the default framing at its size.
+        """Return a candidate as it is fine-tuned: with the default framing of its size.
 
         Random crops enlarge the objects in training, so a fine-tuned network needs the crop in evaluation
         (Touvron et al., arXiv:1906.06423), even if a closed form on whole images is better.
         """
-        return replace(candidate, framing=self.default.framing.at(candidate.framing.size))
+        size = candidate.framing.size
+        return replace(candidate, framing=self.framings.get(size) or self.default.framing.at(size))
 
     def __str__(self):
         if not self.rows:

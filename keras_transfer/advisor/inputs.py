@@ -8,7 +8,8 @@ import os
 import numpy as np
 
 from keras_transfer.advisor.rules import Facts
-from keras_transfer.data.examples import Examples, ImageData, rough_classes
+from keras_transfer.data.examples import Examples, ImageData, map_labels, rough_classes
+from keras_transfer.data.splits import stratified_sample
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.models.sources.backbones import check_backbone
@@ -23,6 +24,43 @@ def random_sample(examples: Examples, most: int, seed: int) -> Examples:
     """Return at most `most` examples, drawn at random, in their own order."""
     rows = np.random.default_rng(seed).permutation(len(examples))[:most]
     return examples.take(np.sort(rows))
+
+
+def comparable_sample(data: ImageData, most: int, seed: int) -> Examples:
+    """Return at most `most` training examples, without classes that have fewer than two groups.
+
+    These would make folds impossible. The others are numbered anew.
+    """
+    train = data.examples["train"]
+    classes = train.labels
+    if data.task == "single_label" and not isinstance(classes, dict) and len(train) > most:
+        whole = train
+        train = whole.take(stratified_sample(classes, most, groups=whole.together, seed=seed))
+        if _in_groups(train).sum() / len(train) < _in_groups(whole).mean():
+            # Large groups, such as speakers, fill the sample: some examples of each have to do.
+            train = whole.take(stratified_sample(classes, most, seed=seed))
+    else:
+        train = random_sample(train, most, seed)
+    while not (enough := _in_groups(train)).all():  # of several heads, each may lack others
+        train = train.take(np.flatnonzero(enough))
+    return Examples(train.images, map_labels(_renumbered, train.labels), train.groups)
+
+
+def _in_groups(examples) -> np.ndarray:
+    """Return for each example whether its classes have two groups or more, bool [N]."""
+    labels = examples.labels
+    enough = np.ones(len(examples), bool)
+    for classes in labels.values() if isinstance(labels, dict) else [labels]:
+        if classes.ndim == 1 and len(classes):
+            pairs = np.unique(np.stack([classes, examples.together]), axis=1)
+            enough &= np.bincount(pairs[0])[classes] > 1
+    return enough
+
+
+def _renumbered(labels):
+    if labels.ndim > 1:
+        return labels
+    return np.unique(labels, return_inverse=True)[1].astype(labels.dtype)
 
 
 def facts_of(data: ImageData, backbone, seed: int) -> Facts:

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from scipy.special import log_softmax
+
+from keras_transfer.data.examples import map_labels
 
 
 def _log_loss(outputs, labels):
@@ -24,11 +27,17 @@ def _right(outputs, labels):
 
 
 def _labels_right(outputs, labels):
-    return ((outputs > 0) == (labels > 0)).mean(axis=1)
+    right = (outputs > 0) == (labels > 0)
+    return np.nanmean(np.where(np.isnan(outputs), np.nan, right), axis=1)
 
 
 def _explained(outputs, targets):
     return 1 - _squared_error(outputs, targets)
+
+
+_SIGNAL_ERRORS = 2.0  # standard errors by which groups must beat a constant answer
+_PERMUTATIONS, _BY_CHANCE = 199, 0.025  # of labels; share of data sets without a signal that pass
+_FEW_GROUPS = 10  # fewer than these tell little about how groups vary
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,8 @@ def difference(losses: np.ndarray, others: np.ndarray, groups: np.ndarray) -> tu
 
     Args:
         losses, others: float [N]; pairs with NaN are left out.
-        groups: int [N]; examples of one group count as one. The error of a single group is infinite.
+        groups: int [N]; examples of one group count as one, but a few groups that agree by chance make the
+            error no smaller than that of the examples. The error of a single group is infinite.
     """
     gaps = losses - others
     known = np.isfinite(gaps)
@@ -136,4 +146,47 @@ def difference(losses: np.ndarray, others: np.ndarray, groups: np.ndarray) -> tu
     mean = gaps.mean()
     sums = np.bincount(groups, gaps - mean)
     spread = np.square(sums).sum() * count / (count - 1)
+    if count < _FEW_GROUPS:
+        spread = max(spread, np.square(gaps - mean).sum())
     return float(mean), float(np.sqrt(spread) / len(gaps))
+
+
+def constant_losses(heads: dict, labels) -> np.ndarray:
+    """Return the losses [N] of an answer that is the same for every example."""
+    from keras_transfer.models.builders import by_head  # imports Keras
+
+    outputs = {}
+    for name, values in by_head(heads, labels).items():
+        head = heads[name]
+        targets = np.asarray(head.from_units(values), "float64")
+        if head.task == "single_label":
+            row = np.log(np.bincount(values) / len(values))
+        elif head.task == "multi_label":
+            share = (targets.sum(axis=0) + 0.5) / (len(targets) + 1)
+            row = np.log(share / (1 - share))
+        else:
+            row = targets.mean(axis=0)
+        outputs[name] = np.tile(row, (len(targets), 1))
+    return judge(heads, labels, outputs).losses
+
+
+def is_signal(heads: dict, labels, outputs: dict, groups: np.ndarray, seed: int) -> bool:
+    """Return whether held-out outputs fit the labels better than by chance, in 39 of 40 cases.
+
+    The labels are permuted: a log loss hardly below that of a constant answer, as where one class is
+    rare, may be far below that of wrong labels. Of groups, whose examples are alike, the loss must be
+    below that of a constant answer by two standard errors.
+
+    Args:
+        labels, outputs: see `judge`.
+        groups: int [N].
+    """
+    losses, count = judge(heads, labels, outputs).losses, len(groups)
+    if len(np.unique(groups)) < count:
+        gap, error = difference(losses, constant_losses(heads, labels), groups)
+        return bool(gap < -_SIGNAL_ERRORS * error)
+    rng, loss, by_chance = np.random.default_rng(seed), np.nanmean(losses), 0
+    for _ in range(_PERMUTATIONS):
+        permuted = map_labels(itemgetter(rng.permutation(count)), labels)
+        by_chance += int(judge(heads, permuted, outputs).loss <= loss)
+    return (by_chance + 1) / (_PERMUTATIONS + 1) <= _BY_CHANCE

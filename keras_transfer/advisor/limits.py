@@ -49,7 +49,9 @@ def with_limit(
         return {}
     backbone = backbone_of(model)
     prefix = prefix_of(backbone, len(backbone.stages)).framed_for(data.examples["train"])
-    pace = Pace(seconds_per_example(prefix), len(prefix.model.layers), train, val)
+    pace = Pace(
+        seconds_per_example(prefix, data.examples["train"]), len(prefix.model.layers), train, val
+    )
 
     def minutes(epochs):  # each phase compiles its steps
         return pace.minutes(epochs) + (phases - 1) * pace.minutes(0)

@@ -49,6 +49,7 @@ def first_plan(
     evidence: Evidence,
     lengths: Sequence[int],
     *,
+    error: float | None = None,
     begun: Mapping | None = None,
     tried: float = 0.0,
     **limits,
@@ -62,18 +63,21 @@ def first_plan(
     Args:
         evidence: the candidates.
         lengths: see `budget.longest`.
+        error: 1 − score of the best closed form; by default as in the evidence.
         begun: plain data of a training that was interrupted, whose candidate is taken again.
         tried: minutes that it may take without being expected to be worth them, because what it brings
-            is uncertain.
+            is uncertain; not if one validation example would be too many to tell.
         limits: other arguments of `budget.longest`.
     """
     rows, equal = evidence.rows, evidence.equal
+    left_to_gain = evidence.error_left if error is None else error
 
     def plan(candidate, row=None, **changed):
         pace, as_good = Pace.of(data, evidence, row), row is None or row in equal
         behind = 0.0 if as_good else rows[0].judged.score - row.judged.score
-        error = evidence.error_left + behind
-        found = longest(pace, error, (), lengths=lengths, behind=behind, **limits | changed)
+        found = longest(
+            pace, left_to_gain + behind, (), lengths=lengths, behind=behind, **limits | changed
+        )
         return Plan(candidate, as_good, pace, *found) if found else None
 
     if begun is not None:
@@ -89,8 +93,11 @@ def first_plan(
         return found
     plans = (plan(row.candidate, row) for row in rows if row.cost <= rows[0].cost)
     worth_it = max(filter(None, plans), key=lambda each: each.points, default=None)
-    left = min(limits["left"], tried)
-    return worth_it or plan(cheapest.candidate, cheapest, worth=0.0, left=left)
+    if worth_it:
+        return worth_it
+    found = plan(cheapest.candidate, cheapest, worth=0.0, left=min(limits["left"], tried))
+    visible = found and found.points / 100 * len(data.examples["val"]) >= 1
+    return found if visible else None
 
 
 def questions_of(augment, questions):

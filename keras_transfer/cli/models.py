@@ -15,26 +15,15 @@ def build(images, config: TrainConfig, trains_backbone: bool = True):
     """Build the model from its seed, with the number format that suits the machine."""
     import keras
 
-    from keras_transfer.modalities import open_framing
     from keras_transfer.models.acceleration import set_precision
-    from keras_transfer.models.builders import build_model, head_for
+    from keras_transfer.training.networks import model_of
 
     precision = set_precision(
         config.precision, config.backbone, config.image_size, trains=trains_backbone
     )
     say(str(precision))
     keras.utils.set_random_seed(config.seed)
-    return build_model(
-        config.backbone,
-        head_for(images),
-        # An open framing is one of images.
-        image_size=open_framing(config.image_size, **config.reading),  # type: ignore[arg-type]
-        weights=config.weights,
-        crop=config.open_crop,
-        tokens=config.tokens,
-        taps=TAPS[0] if config.taps == AUTO else config.taps,
-        data=images,
-    )
+    return model_of(config, images)
 
 
 def built_on_evidence(images, config: TrainConfig, trains_backbone: bool):
@@ -76,7 +65,7 @@ def with_evidence(images, config: TrainConfig, together: bool = True, built=None
         return config
     from keras_transfer.advisor.closed_forms import compare_closed_forms
     from keras_transfer.advisor.rules import candidates, named
-    from keras_transfer.modalities import open_framing
+    from keras_transfer.training.networks import open_framing_of
 
     names = [config.backbone]
     if advisor_chooses(config.backbone):
@@ -84,9 +73,7 @@ def with_evidence(images, config: TrainConfig, together: bool = True, built=None
     evidence = compare_closed_forms(
         images,
         names,
-        image_size=open_framing(
-            config.image_size, config.open_crop, config.tokens, **config.reading
-        ),
+        image_size=open_framing_of(config),
         taps=images.modality.taps if config.taps == AUTO else (config.taps,),
         weights=config.weights,
         questions=("together",) if together else (),

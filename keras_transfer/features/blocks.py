@@ -78,7 +78,6 @@ class Blocks:
     def __init__(self, features: Rows, columns: np.ndarray | None = None):
         self.features, self.width = features, features.shape[1]
         self.columns = np.arange(self.width) if columns is None else columns
-        self.count = len(self.columns)
         count, self.mean, spread = 0, np.zeros(len(self.columns)), np.zeros(len(self.columns))
         for _, block in self._blocks():
             # Chan, Golub and LeVeque: differences of large sums would lose the variance.

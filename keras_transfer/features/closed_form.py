@@ -70,6 +70,7 @@ def solve(
     class_weights: np.ndarray | None = None,
     part: np.ndarray | None = None,
     seed: int = 0,
+    views: int = 1,
     chosen: dict[str, list] | None = None,
 ) -> LinearHead:
     """Fit the head of a task: `logistic_regression`, `label_regressions` or `ridge_regression`.
@@ -79,21 +80,23 @@ def solve(
     Args:
         features: float [N, D]; or `Rows`, which are read in blocks and need not fit into memory.
         class_weights: from `data.examples.class_weights`; like `part`, it does not apply to numbers.
+        views: V, where the rows are N / V examples, and these again in other views; so many examples are in
+            cross-validation as with one.
         chosen: that of a head for the same task and features of fewer examples, instead of a further
             cross-validation.
     """
 
     def fitted():
-        options = dict(class_weights=class_weights, part=part)
+        options: dict = dict(class_weights=class_weights, part=part)
         fit = {"single_label": logistic_regression, "multi_label": label_regressions}.get(task)
         if fit is None:
             fit, options = ridge_regression, {}
-        return fit(features, targets, groups, seed=seed, chosen=chosen, **options)
+        return fit(features, targets, groups, seed=seed, views=views, chosen=chosen, **options)
 
     if isinstance(features, Rows):  # reading them takes long, too
         return fitted()
     arrays = features, targets, groups, class_weights, part
-    key = hashlib.blake2b(f"{task} {seed} {chosen}".encode())
+    key = hashlib.blake2b(f"{task} {seed} {views} {chosen}".encode())
     for array in arrays:
         key.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     if (found := _solved.get(key.digest())) is None:
@@ -112,6 +115,7 @@ def logistic_regression(
     class_weights: np.ndarray | None = None,
     part: np.ndarray | None = None,
     seed: int = 0,
+    views: int = 1,
     most: int | None = None,
     chosen: dict[str, list] | None = None,
 ) -> LinearHead:
@@ -131,11 +135,14 @@ def logistic_regression(
         class_weights: float [C].
         part: positions of some features, int.
         seed: seed of the folds.
-        most: maximum number of rows on which the strength is chosen, see `folds_of`.
+        views: see `solve`.
+        most: maximum number of examples on which the strength is chosen, see `folds_of`.
         chosen: see `solve`.
     """
     inputs = _inputs(features, part)
-    return _logistic(inputs, labels, groups, class_weights, seed, most, chosen)
+    return _logistic(
+        inputs, labels, groups, class_weights, chosen, seed=seed, most=most, views=views
+    )
 
 
 def _inputs(features, part) -> list:
@@ -143,12 +150,12 @@ def _inputs(features, part) -> list:
     return [kind(features, chosen) for chosen in ([None] if part is None else [part, None])]
 
 
-def _logistic(inputs, labels, groups, class_weights, seed, most, chosen) -> LinearHead:
+def _logistic(inputs, labels, groups, class_weights, chosen, **sampling) -> LinearHead:
     weights = None if class_weights is None else dict(enumerate(class_weights.tolist()))
     told: dict = {}
     known = bool(chosen)
     if not chosen:
-        chosen, told = _choose(inputs, labels, groups, weights, seed, most)
+        chosen, told = _choose(inputs, labels, groups, weights, sampling)
     kernels, biases = [], []
     for x, strength, share in zip(inputs, chosen["strengths"], chosen["shares"]):
         coefficients, offsets = x.logistic(labels, strength, weights)
@@ -160,9 +167,9 @@ def _logistic(inputs, labels, groups, class_weights, seed, most, chosen) -> Line
     return LinearHead(kernel, bias, strength, chosen=chosen if told or known else {}, **told)
 
 
-def _choose(inputs, labels, groups, weights, seed, most) -> tuple[dict, dict]:
+def _choose(inputs, labels, groups, weights, sampling) -> tuple[dict, dict]:
     """Return (strength and share of each head, what a `LinearHead` tells of cross-validation)."""
-    rows, splits = folds_of(labels, groups, seed, most, max(x.count for x in inputs))
+    rows, splits = folds_of(labels, groups, width=inputs[-1].width, **sampling)
     found = [cross_validated(x.sample(rows), labels[rows], splits, weights) for x in inputs]
     scores = [held_out for _, held_out in found if held_out is not None]
     shares, told = np.ones(len(inputs)) / len(inputs), {}
@@ -204,12 +211,13 @@ def label_regressions(
     class_weights: np.ndarray | None = None,
     part: np.ndarray | None = None,
     seed: int = 0,
+    views: int = 1,
     chosen: dict[str, list] | None = None,
 ) -> LinearHead:
     """Fit a logistic regression for each label, with a strength of its own.
 
     Args:
-        features, groups, part, seed: see `logistic_regression`.
+        features, groups, part, seed, views: see `logistic_regression`.
         labels: 0/1 [N, L]. A label with the same value for all examples gets a constant logit, from
             its frequency.
         class_weights: float [L, 2], weights of absent and present labels.
@@ -234,7 +242,7 @@ def label_regressions(
             continue
         weights = None if class_weights is None else class_weights[i]
         known = {name: values[i] for name, values in before.items() if values[i]}
-        head = _logistic(inputs, column, groups, weights, seed, most, known)
+        head = _logistic(inputs, column, groups, weights, known, seed=seed, most=most, views=views)
         for name, values in head.chosen.items():
             after[name][i] = values
         kernel[:, i] = head.kernel[:, 1] - head.kernel[:, 0]
@@ -261,12 +269,13 @@ def ridge_regression(
     groups: np.ndarray,
     *,
     seed: int = 0,
+    views: int = 1,
     chosen: dict[str, list] | None = None,
 ) -> LinearHead:
     """Fit ridge regression with the penalty that minimizes the error in 5-fold cross-validation.
 
     Args:
-        features, groups, seed: see `logistic_regression`.
+        features, groups, seed, views: see `logistic_regression`.
         targets: float [N, C], preferably standardized; each has a penalty of its own.
         chosen: see `solve`; penalties for one row, as the errors of more rows weigh more.
     """
@@ -275,7 +284,7 @@ def ridge_regression(
     if chosen:
         alphas = np.array(chosen["penalties"]) * count
     else:
-        alphas, loss, held_out = chosen_alphas(inputs, targets, groups, seed)
+        alphas, loss, held_out = chosen_alphas(inputs, targets, groups, seed, views)
     kernel, bias = inputs.unfolded(*inputs.ridge(targets, alphas))
     return LinearHead(
         kernel,
@@ -315,7 +324,7 @@ class Standardized:
 
     Attributes:
         rows: float32 [N, K].
-        count: K.
+        width: D.
     """
 
     def __init__(self, features: np.ndarray, columns: np.ndarray | None = None):
@@ -326,7 +335,6 @@ class Standardized:
         self.scale = scales(self.mean, features.var(axis=0, dtype="float64"))
         rows = (features - self.mean.astype("float32")) / self.scale.astype("float32")
         self.rows, self.basis = _spanned(rows.astype("float32", copy=False))
-        self.count = self.rows.shape[1]
 
     def sample(self, rows: np.ndarray) -> np.ndarray:
         """Return some rows for cross-validation, up to a rotation, float32 [n, K]."""

@@ -28,29 +28,38 @@ LEAST_PROBABILITY = 1e-12
 _ALPHAS = np.logspace(-1, 6, 15)  # of ridge regression
 
 
-def folds_of(labels, groups, seed, most=None, width=1):
+def folds_of(labels, groups, seed, most=None, width=1, views=1):
     """Return (rows for cross-validation, its splits; none if a class is too small for folds).
 
     Args:
-        most: number of rows; by default as many as choosing a strength needs.
-        width: number of features; with many of them, or many classes, fewer rows have to do.
+        most: number of examples; by default as many as choosing a strength needs.
+        width: number of features; with many of them, or many classes, fewer examples have to do.
+        views: rows of each example, see `rows_of`; those of all views of the same examples are returned.
     """
+    every, every_group = labels, groups
+    labels, groups = (values[: len(values) // views] for values in (labels, groups))
     rows, classes = np.arange(len(labels)), labels.max() + 1
     most = most or max(MAX_FOR_CHOOSING, min(MOST_FOR_CHOOSING, _PER_CLASS * classes))
     most = min(most, max(int(_MOST_WORK / (width * classes)), _LEAST_PER_CLASS * classes))
     if len(labels) > most:
         rows = stratified_sample(labels, most, groups=groups, seed=seed)
-        if _fewest_groups(labels[rows], groups[rows], classes) < 2:
+        if fewest_groups(labels[rows], groups[rows], classes) < 2:
             # Large groups fill the sample: some rows of each have to do.
             rows = stratified_sample(labels, most, seed=seed)
-    folds = min(FOLDS, _fewest_groups(labels[rows], groups[rows], classes))
+    folds = min(FOLDS, fewest_groups(labels[rows], groups[rows], classes))
+    rows = rows_of(rows, len(labels), views)
     if folds < 2:
         return rows, []
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return rows, list(splitter.split(rows, labels[rows], groups[rows]))
+    return rows, list(splitter.split(rows, every[rows], every_group[rows]))
 
 
-def _fewest_groups(labels, groups, classes):
+def rows_of(examples, count, views):
+    """Return the rows of some of `count` examples, of which each view is `count` rows further down."""
+    return np.concatenate([examples + view * count for view in range(views)])
+
+
+def fewest_groups(labels, groups, classes):
     """Return the number of distinct groups of the class that has the fewest."""
     # A group, such as a writer, may have examples of all classes.
     pairs = np.unique(np.stack([labels, groups]), axis=1)
@@ -121,9 +130,11 @@ def spread(values, rows, count) -> np.ndarray:
     return whole
 
 
-def chosen_alphas(inputs, targets, groups, seed):
+def chosen_alphas(inputs, targets, groups, seed, views=1):
     """Return (penalty of each target, error in cross-validation, held-out outputs; None without folds)."""
-    rows = np.sort(np.random.default_rng(seed).permutation(len(targets))[:MAX_FOR_CHOOSING])
+    count = len(targets) // views
+    rows = np.sort(np.random.default_rng(seed).permutation(count)[:MAX_FOR_CHOOSING])
+    rows = rows_of(rows, count, views)
     alphas, loss, held_out = np.ones(targets.shape[1]), None, None
     folds = min(FOLDS, len(np.unique(groups[rows])))
     if folds > 1:

@@ -44,7 +44,7 @@ def _held_out_classes(inputs, labels, groups, seed):
     classes, own = np.unique(labels[usable], return_inverse=True)
     if len(classes) < 2:
         return outputs
-    rows, splits = folds_of(own, groups[usable], seed, MOST_FOR_CHOOSING, inputs.count)
+    rows, splits = folds_of(own, groups[usable], seed, MOST_FOR_CHOOSING, inputs.width)
     strength, found = cross_validated(inputs.sample(usable[rows]), own[rows], splits, None)
     if found is None:
         return outputs

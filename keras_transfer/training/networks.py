@@ -1,12 +1,36 @@
-"""The network that a phase trains, on the weights of the trainer's model."""
+"""The model of a config, and the network that a phase trains on its weights."""
 
 import keras
 
 from keras_transfer.errors import InputError
+from keras_transfer.modalities import Framing, open_framing
+from keras_transfer.models import TAPS
 from keras_transfer.models.acceleration import training_model
-from keras_transfer.models.builders import head_layers
+from keras_transfer.models.builders import build_model, head_for, head_layers
 from keras_transfer.models.stages import Frozen
 from keras_transfer.schedules.plans import PlannedPhase, set_trainable
+from keras_transfer.schedules.recipes import AUTO
+from keras_transfer.training.config import TrainConfig
+
+
+def open_framing_of(config: TrainConfig) -> Framing:
+    """Return what a config says of the framing; the rest is open."""
+    return open_framing(config.image_size, config.open_crop, config.tokens, **config.reading)
+
+
+def model_of(config: TrainConfig, data) -> keras.Model:
+    """Build the model of a config for some data; `taps="auto"` stands for the last stage."""
+    return build_model(
+        config.backbone,
+        head_for(data),
+        # An open framing is one of images.
+        image_size=open_framing(config.image_size, **config.reading),  # type: ignore[arg-type]
+        weights=config.weights,
+        crop=config.open_crop,
+        tokens=config.tokens,
+        taps=TAPS[0] if config.taps == AUTO else config.taps,
+        data=data,
+    )
 
 
 def network_of(

@@ -292,21 +292,32 @@ def test_the_best_model_is_trained_again_on_all_examples(data, source, tmp_path,
 
 
 def test_validation_examples_that_were_given_are_never_trained_on(
-    data, source, tmp_path, monkeypatch, capsys
+    data, source, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(auto, "refit_points", lambda *_: 100.0)
+    """A closed form is always refitted otherwise, in seconds."""
+    monkeypatch.setattr(auto, "refit_points", lambda *_: 0.0)
     monkeypatch.setattr(Evidence, "expected", 1.0)  # so that nothing is worth fine-tuning
     assert data.val_drawn
     given = replace(data, val_drawn=False)
     for number, (images, wanted, done) in enumerate(
-        [(given, "auto", False), (data, "never", False), (given, "always", True)]
+        [
+            (given, "auto", False),
+            (data, "never", False),
+            (given, "always", True),
+            (data, "auto", True),
+        ]
     ):
         run = train_best(
             images, tmp_path / str(number), config(source, refit=wanted), backbones=[source]
         )
         assert ("refit" in run.metrics) is done
+
+
+def test_a_fine_tuning_is_refitted_where_that_is_worth_it(
+    data, source, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Race, "better", lambda self, entry, *_: len(self.entries) == 2)
     monkeypatch.setattr(auto, "refit_points", lambda *_: 0.0)
-    capsys.readouterr()
     run = train_best(data, tmp_path / "worthless", config(source), backbones=[source])
     assert "refit" not in run.metrics and "are not worth it" in capsys.readouterr().err
     monkeypatch.setattr(defaults, "MOST_REFITTED", len(data.examples["train"]) * 2)
@@ -322,12 +333,16 @@ def test_validation_examples_that_were_given_are_never_trained_on(
 def test_minutes_are_left_for_a_refit(best, left, monkeypatch):
     """Of ten: a contender may take four if its refit takes six, or less if that of the best takes more."""
     monkeypatch.setattr(Clock, "left", 10.0)
-    data = SimpleNamespace(examples={"train": range(20), "val": range(10)})
-    race = SimpleNamespace(best=SimpleNamespace(minutes=best))
-    one = SimpleNamespace(data=data, clock=Clock(10), race=race, may_refit=True)
-    assert auto._Auto._left.fget(one) == pytest.approx(left)
+    one = object.__new__(auto._Auto)
+    one.data = SimpleNamespace(examples={"train": range(20), "val": range(10)})
+    one.clock, one.may_refit = Clock(10), True
+    tuned, closed = (Choice("b", name) for name in ("lp_ft", "feature_extraction"))
+    one.race = SimpleNamespace(best=SimpleNamespace(minutes=best, choice=tuned))
+    assert one._left == pytest.approx(left)
+    one.race.best.choice = closed  # a third of it, because the features are known
+    assert one._left == pytest.approx(4.0)
     one.may_refit = False
-    assert auto._Auto._left.fget(one) == 10
+    assert one._left == 10
 
 
 def test_more_is_expected_of_a_refit_where_errors_and_examples_are_many():

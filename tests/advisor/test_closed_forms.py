@@ -12,6 +12,7 @@ from keras_transfer.advisor import closed_forms
 from keras_transfer.advisor.budget import TimeLeft
 from keras_transfer.advisor.closed_forms import QUESTIONS, compare_closed_forms
 from keras_transfer.advisor.evidence import Evidence, Row
+from keras_transfer.advisor.inputs import comparable_sample
 from keras_transfer.advisor.judging import Judged
 from keras_transfer.data import from_arrays, from_directory
 from keras_transfer.data.arrays import Arrays
@@ -114,7 +115,7 @@ def test_sizes_get_smaller_until_one_can_be_trained_in_time(
         closed_forms._Comparison, "behind", lambda _, row: (32.0 - row.candidate.framing.size, 1.0)
     )
     monkeypatch.setattr(
-        closed_forms, "seconds_per_example", lambda prefix: (prefix.image_size / 32) ** 2
+        closed_forms, "seconds_per_example", lambda prefix, _: (prefix.image_size / 32) ** 2
     )
     most = 1.0 if enough is None else (enough / 32) ** 2 + 0.01
     asked = []
@@ -233,6 +234,46 @@ def test_random_labels_carry_no_signal_and_rare_classes_are_left_out(blind, rng)
     assert not compare(ImageData((), {"train": train}, [], "data", targets), blind).rows
     with pytest.raises(InputError, match=r"No backbone can be used\. .*skipped"):
         compare(data, keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()]))
+
+
+def test_some_examples_of_each_large_group_are_compared():
+    """Of five speakers with 400 clips each, 1500 clips are of three, and of each class two would lack."""
+    speakers = np.repeat(np.arange(5), 1000)
+    labels = (np.arange(5000) % 10).astype("int32")
+    pixels = np.arange(5000)[:, None, None, None] // np.array([1, 256, 1 << 16])
+    train = Examples(Arrays((pixels % 256).astype("uint8")), labels, speakers)
+    data = ImageData(tuple("abcdefghij"), {"train": train}, [], "data")
+    found = comparable_sample(data, 1500, seed=0)
+    assert len(found) == 1500 and len(np.unique(found.groups)) == 5
+    few = comparable_sample(data, 3000, seed=0)  # three whole speakers
+    assert len(few) == 3000 and len(np.unique(few.groups)) == 3
+
+
+def test_a_class_that_another_head_leaves_too_small_is_left_out_too():
+    labels = {
+        "first": np.array([0, 0, 0, 1, 1, 2], "int32"),
+        "second": np.array([0, 0, 1, 1, 0, 1], "int32"),
+    }
+    labels["second"][:] = [0, 0, 0, 0, 0, 1]
+    labels["first"][:] = [0, 0, 1, 2, 2, 1]
+    train = Examples(Arrays(np.arange(18, dtype="uint8").reshape(6, 1, 1, 3)), labels)
+    targets = {name: Target("single_label", tuple("abc")) for name in labels}
+    found = comparable_sample(ImageData((), {"train": train}, [], "data", targets), 10, seed=0)
+    # Without the last example, whose second class is alone, that of the first class is alone, too.
+    np.testing.assert_array_equal(found.labels["first"], [0, 0, 1, 1])
+    np.testing.assert_array_equal(found.labels["second"], [0, 0, 0, 0])
+
+
+def test_the_crop_of_a_fine_tuning_suits_its_size(blind, tmp_path, monkeypatch):
+    """Images of 28 px are enlarged to 32 px, so all of them is seen there, but not at 24 px."""
+    for name, level in (("dark", 60), ("bright", 190)):
+        for i in range(6):
+            write_image(tmp_path / name / f"{i}.png", [level] * 3, size=(28, 30), seed=i)
+    monkeypatch.setattr(Images, "smaller_framings", lambda _, f: [f.at(24)] if f.size > 24 else [])
+    found = compare(from_directory(tmp_path, progress=False), blind, questions=QUESTIONS)
+    candidates = {row.candidate.framing.size: row.candidate for row in found.rows}
+    crops = {size: found.tuned(one).framing.crop for size, one in candidates.items()}
+    assert crops == {32: 1.0, 24: 0.875}
 
 
 def test_mirror_images_of_other_classes_are_found_out(tmp_path, rng):

@@ -5,7 +5,13 @@ import pytest
 from sklearn.metrics import log_loss
 
 from keras_transfer.advisor import budget
-from keras_transfer.advisor.judging import difference, judge, score_name
+from keras_transfer.advisor.judging import (
+    constant_losses,
+    difference,
+    is_signal,
+    judge,
+    score_name,
+)
 from keras_transfer.models.heads import Classification, MultiLabel, Regression
 
 
@@ -25,6 +31,11 @@ def test_losses_and_scores_of_every_task(rng):
         [log_loss(several[1:, i], 1 / (1 + np.exp(-logits[1:, i]))) for i in range(3)]
     )
     assert found.loss == pytest.approx(by_hand)
+
+    partly = logits.copy()
+    partly[1:, 0] = np.nan  # a label that no fold measured
+    found = judge({"output": MultiLabel("abc")}, several, {"output": partly})
+    assert found.score == pytest.approx(((logits[1:] > 0) == several[1:])[:, 1:].mean())
 
     numbers = rng.normal(7, 3, (50, 1))
     head = Regression(("age",)).fitted(numbers)
@@ -48,8 +59,28 @@ def test_differences_are_paired_and_groups_count_once(rng):
     assert difference(noise, losses, np.zeros(40))[1] == np.inf  # one group tells nothing
     twice = difference(np.tile(losses + noise, 2), np.tile(losses, 2), np.tile(np.arange(40), 2))[1]
     assert twice == pytest.approx(single)
+    # Two speakers whose gaps agree by chance say no more than all their examples.
+    speakers = np.arange(40) // 20
+    noise -= np.where(speakers, noise[20:].mean(), noise[:20].mean())
+    assert difference(noise + losses, losses, speakers)[1] == pytest.approx(noise.std() / 40**0.5)
     losses[3] = np.nan
     assert difference(losses + 1, losses, np.arange(40))[0] == pytest.approx(1)
+
+
+def test_a_signal_about_a_rare_class_is_found():
+    """Fifteen of 300 are sick, and the log odds of a test are known whose AUC is 0.74."""
+    rng = np.random.default_rng(3)
+    heads, labels = {"output": Classification("ab")}, (np.arange(300) < 15).astype(int)
+    half = (np.log(15 / 285) + 0.9 * (rng.normal(size=300) + 0.9 * labels) - 0.9**2 / 2) / 2
+    outputs, alone = {"output": np.stack([-half, half], axis=1)}, np.arange(300)
+    losses = judge(heads, labels, outputs).losses
+    gap, error = difference(losses, constant_losses(heads, labels), alone)
+    assert gap > -2 * error  # hardly better than a constant answer
+    assert is_signal(heads, labels, outputs, alone, seed=0)
+    passed = [is_signal(heads, rng.permutation(labels), outputs, alone, seed) for seed in range(20)]
+    assert sum(passed) <= 2
+    # Examples that come in groups are not permuted.
+    assert not is_signal(heads, labels, outputs, alone // 2, seed=0)
 
 
 def test_trainings_are_expected_to_bring_less_and_less():

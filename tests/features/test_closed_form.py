@@ -133,6 +133,26 @@ def test_views_of_a_image_stay_in_one_fold():
     assert found.strength == pytest.approx(1e-4)
 
 
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_as_many_examples_are_compared_in_two_views_as_in_one(task, rng):
+    """Otherwise a head would seem worse with another view, because it was fitted on fewer examples."""
+    count = 2000
+    features = rng.normal(size=(count, 3)).astype("float32")
+    targets = {
+        "single_label": np.arange(count) % 2,
+        "multi_label": (features[:, :2] > 0).astype("float32"),
+        "regression": features[:, :1],
+    }[task]
+    groups = np.arange(count)
+    once = solve(task, features, targets, groups)
+    twice = solve(
+        task, np.tile(features, (2, 1)), np.concatenate([targets] * 2), np.tile(groups, 2), views=2
+    )
+    known = np.isfinite(once.held_out)
+    assert 0 < known.sum() < known.size
+    np.testing.assert_array_equal(np.isfinite(twice.held_out), np.tile(known, (2, 1)))
+
+
 def test_few_images_and_class_weights():
     features, labels = blobs(2, per_class=1)
     alone = logistic_regression(features, labels, np.arange(2))
