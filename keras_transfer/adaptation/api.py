@@ -16,6 +16,7 @@ from keras_transfer.adaptation.streams import Stream, two_views
 from keras_transfer.adaptation.target_passes import apply_adabn, check_norms
 from keras_transfer.advisor.inputs import random_sample
 from keras_transfer.data import batches as pipeline
+from keras_transfer.data.evaluation_data import usual_split
 from keras_transfer.data.examples import Examples, ImageData
 from keras_transfer.errors import InputError
 from keras_transfer.models.acceleration import jit_compile
@@ -244,8 +245,7 @@ def _labelled(target_report, model, settings):
     examples = target_report
     if isinstance(target_report, ImageData):
         target_report = check_targets(heads_of(model), target_report)
-        splits = target_report.examples
-        examples = next(splits[name] for name in ("test", "val", "all", "train") if name in splits)
+        examples = target_report.examples[usual_split(target_report)]
     return pipeline.batches(examples, **settings)
 
 

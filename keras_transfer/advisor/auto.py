@@ -35,7 +35,7 @@ from keras_transfer.advisor.rules import (
 )
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import Diverged, InputError, Interrupted
-from keras_transfer.models.builders import by_head, head_for
+from keras_transfer.models.builders import by_head, heads_for
 from keras_transfer.models.framing import framing_of
 from keras_transfer.runs import Run
 from keras_transfer.schedules import defaults
@@ -115,8 +115,7 @@ class _Auto:
             self.worth = WORTH if self.open_ended else WORTH_WITH_LIMIT
         wanted = config.refit
         self.may_refit = wanted == REFIT or (wanted == AUTO and data.val_drawn)
-        heads = head_for(data)
-        heads = heads if isinstance(heads, dict) else {"output": heads}
+        heads = heads_for(data)
         labels = by_head(heads, data.examples["train"].labels)
         fitted = {name: head.fitted(labels[name]) for name, head in heads.items()}
         self.race = Race(out, self.train, fitted, data.examples["val"], self.clock)

@@ -25,7 +25,7 @@ from keras_transfer.features.prefix import averaged, choose_engine, prefix_of, s
 from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.modalities.views import View
 from keras_transfer.models import TAPS, WITH_TFIDF
-from keras_transfer.models.builders import by_head, head_for
+from keras_transfer.models.builders import by_head, heads_for
 from keras_transfer.models.sources.applications import BACKBONES
 from keras_transfer.utils.files import free_memory
 from keras_transfer.utils.image_sizes import size_of
@@ -176,8 +176,7 @@ class _Comparison:
         self.engine, self.built = engine, built
         self.seed = seed
         self.train = comparable_sample(data, MOST, seed)
-        heads = head_for(data)
-        heads = heads if isinstance(heads, dict) else {"output": heads}
+        heads = heads_for(data)
         labels = by_head(heads, self.train.labels)
         if len(self.train):
             heads = {name: head.fitted(labels[name]) for name, head in heads.items()}

@@ -21,6 +21,7 @@ from keras_transfer.export import FORMATS
 from keras_transfer.runs import CONFIG, PLACES, place_of
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.config import TYPES, TrainConfig
+from keras_transfer.utils.documents import read_yaml
 from keras_transfer.utils.files import absolute_paths, check_output
 
 BatchNorm = StrEnum("BatchNorm", adaptation.BATCH_NORM)
@@ -187,15 +188,9 @@ def begun_config(out: Path) -> Path | None:
 
 def read_config_file(path: Path) -> dict:
     """Read a `config.yaml`; raises InputError where it is not one."""
-    import yaml
-
     if not path.is_file():
         raise InputError(f"Config file not found: {path}. Pass the config.yaml of a run.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # or not UTF-8
-        where = str(error).replace("\n", " ")
-        raise InputError(f"{path} is not valid YAML: {where}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a config file: it must contain names and values.")
     return values

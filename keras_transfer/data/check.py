@@ -103,19 +103,14 @@ class Report:
             for split, count in self.images.items():
                 yield f"{split}: {counted(count, one)} ({printable(self.labels[split])})"
         found = self.duplicates
+
+        def reasons(skipped):
+            return [f"{printable(each.path)}: {printable(each.reason)}" for each in skipped]
+
         for title, rows in (
-            (
-                "faulty files, left out",
-                [f"{printable(s.path)}: {printable(s.reason)}" for s in self.faulty],
-            ),
-            (
-                f"{many} that are empty to the model",
-                [f"{printable(s.path)}: {printable(s.reason)}" for s in self.empty],
-            ),
-            (
-                f"{many} that the model cannot read",
-                [f"{printable(s.path)}: {printable(s.reason)}" for s in self.misfits],
-            ),
+            ("faulty files, left out", reasons(self.faulty)),
+            (f"{many} that are empty to the model", reasons(self.empty)),
+            (f"{many} that the model cannot read", reasons(self.misfits)),
             (
                 f"{many} that a model on TF Serving cannot read (`keras-transfer ask` converts them)",
                 [printable(path) for path in self.unserved],

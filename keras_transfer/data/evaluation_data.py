@@ -70,7 +70,7 @@ def open_labeled(
     options = table_columns(columns, map_labels(lambda target: target.task, known))
     options.pop("group_column", None)
     data = from_table(path, **options, known=known, progress=progress)
-    chosen = split or _usual(data)
+    chosen = split or usual_split(data)
     # A run may have drawn its validation rows from those of train.
     drawn = next((name for name in ("all", "train") if name in data.examples), None)
     if (
@@ -86,13 +86,14 @@ def open_labeled(
     return _only(data, chosen, path)
 
 
-def _usual(data: ImageData) -> str:
+def usual_split(data: ImageData) -> str:
+    """Return the split that is measured if none is named."""
     return next(name for name in ("test", "val", "all", "train") if name in data.examples)
 
 
 def _only(data: ImageData, split: str | None, source) -> ImageData:
     """Return the data with one split."""
-    chosen = split or _usual(data)
+    chosen = split or usual_split(data)
     if chosen not in data.examples:
         raise InputError(f"{source} has no split {chosen}; it has {', '.join(data.examples)}.")
     data.examples = {chosen: data.examples[chosen]}

@@ -1,6 +1,6 @@
 """Evaluate a model: `evaluate` returns the main metrics as a dict, `assess` a full `Evaluation`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from keras_transfer.data.examples import ImageData
 from keras_transfer.errors import InputError
@@ -8,12 +8,7 @@ from keras_transfer.evaluation.calibration import Calibration, check_precision
 from keras_transfer.evaluation.measures import compute_metrics, confusion_counts
 from keras_transfer.evaluation.outputs import collect, resolve_views
 from keras_transfer.evaluation.result import Evaluation, format_value
-from keras_transfer.evaluation.tasks import (
-    add_column,
-    measure_classes,
-    measure_labels,
-    measure_values,
-)
+from keras_transfer.evaluation.tasks import MEASURES, add_column
 from keras_transfer.models.builders import by_head, check_targets, heads_of
 from keras_transfer.utils.console import Table, counted
 
@@ -118,7 +113,7 @@ def assess(
             options["calibration"] = calibration and calibration.heads.get(name)
         if head.task == "single_label":
             options["precision"] = precision
-        documents[name], columns = _MEASURES[head.task](
+        documents[name], columns = MEASURES[head.task](
             head.names, labels[name], outputs[name], paths, **options
         )
         prefix = f"{name}_" if len(heads) > 1 else ""
@@ -135,13 +130,6 @@ def assess(
         "heads": documents,
     }
     return Evaluation(document, brief, rows)
-
-
-_MEASURES: dict[str, Callable[..., tuple[dict, dict]]] = {
-    "single_label": measure_classes,
-    "multi_label": measure_labels,
-    "regression": measure_values,
-}
 
 
 def _check_calibration(calibration, heads, tta):

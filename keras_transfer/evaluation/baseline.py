@@ -12,17 +12,12 @@ import numpy as np
 from keras_transfer.data.examples import Examples, ImageData, Target
 from keras_transfer.data.splits import folds, stratified_sample
 from keras_transfer.evaluation.result import summary_values
-from keras_transfer.evaluation.tasks import measure_classes, measure_labels, measure_values
+from keras_transfer.evaluation.tasks import MEASURES
 from keras_transfer.utils.console import say
 
 _STRENGTHS = (1.0, 10.0, 100.0)  # inverse of the regularization: features of unit norm need little
 _FOLDS, _MOST = 3, 1500  # of the advice
 _FOR_STRENGTH = 1000  # training examples on which the strength is chosen
-_MEASURES: dict[str, Any] = {
-    "single_label": measure_classes,
-    "multi_label": measure_labels,
-    "regression": measure_values,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +46,7 @@ class Baseline:
         """Return head → the document of `evaluation.tasks`, on labeled examples."""
         labels, outputs = _by_head(examples.labels), self.outputs(examples)
         return {
-            name: _MEASURES[target.task](
+            name: MEASURES[target.task](
                 target.names, labels[name], outputs[name], examples.names, most=0
             )[0]
             for name, target in self.targets.items()

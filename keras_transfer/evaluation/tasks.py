@@ -12,7 +12,7 @@ They take:
 - most: maximum number of mistakes and of uncertain images to list.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -325,3 +325,10 @@ def _per_target(names, labels, errors):
         name: {kind: intervals[k * d + i] for k, kind in enumerate(kinds)}
         for i, name in enumerate(names)
     }
+
+
+MEASURES: dict[str, Callable[..., tuple[dict, dict]]] = {
+    "single_label": measure_classes,
+    "multi_label": measure_labels,
+    "regression": measure_values,
+}

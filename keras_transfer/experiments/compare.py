@@ -329,10 +329,9 @@ class Experiment:
         if train.modality.baseline is None:
             return ()
         from keras_transfer.evaluation.measures import compute_metrics
-        from keras_transfer.models.builders import head_for
+        from keras_transfer.models.builders import heads_for
 
-        head = head_for(self.data)
-        heads = head if isinstance(head, dict) else {"output": head}
+        heads = heads_for(self.data)
         drawn = [draw_images(self._classes, size, seed) for seed in seeds]
         found = (fit_baseline(train.take(rows), self.data.targets) for rows in drawn)
         fitted = [one for one in found if one is not None]

@@ -9,6 +9,7 @@ from keras_transfer.errors import InputError
 from keras_transfer.modalities import plain_augmentation, resolve_augmentation
 from keras_transfer.modalities.image.augment import AUGMENTATIONS
 from keras_transfer.schedules.phases import PHASE_FIELDS, Schedule
+from keras_transfer.utils.documents import read_yaml
 
 # Searched by default; a space can add fields of phases.
 PARAMETERS = ("learning_rate", "lowest_rate", "k", "dropout", "augment")
@@ -278,14 +279,9 @@ def space_of(file: Path | None, pairs: Iterable[str] | None) -> dict:
 
 
 def _space_in(file):
-    import yaml
-
     if not file.is_file():
         raise InputError(f"Search space not found: {file}. Give a .yaml file.")
-    try:
-        space = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # or not UTF-8
-        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    space = read_yaml(file)
     if not isinstance(space, dict):
         raise InputError(f"{file} is not a search space: it must map names to ranges.")
     # YAML reads 1e-4, which has no dot, as text.

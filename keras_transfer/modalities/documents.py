@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from keras_transfer.errors import InputError
+from keras_transfer.utils.documents import read_yaml
 
 
 def read_fields(path: Path) -> dict:
@@ -11,16 +12,12 @@ def read_fields(path: Path) -> dict:
     Raises:
         InputError: if it cannot be read or contains anything else.
     """
-    import yaml
-
     try:
-        config = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+        config = read_yaml(path.expanduser())
     except OSError as error:
         raise InputError(f"augment: {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"augment: {path} is not valid YAML or JSON: {' '.join(str(error).split())}"
-        ) from None
+    except InputError as error:
+        raise InputError(f"augment: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"augment: {path} must contain names and values")
     return config

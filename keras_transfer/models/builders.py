@@ -239,6 +239,12 @@ def head_for(data, **options) -> Head | dict[str, Head]:
     return head(data.targets)
 
 
+def heads_for(data) -> dict[str, Head]:
+    """Return the heads for the labels of some data by name; a single one is called `output`."""
+    found = head_for(data)
+    return found if isinstance(found, dict) else {"output": found}
+
+
 def heads_of(model: keras.Model) -> dict[str, Head]:
     """Return the heads of a model, sorted by name; a single head is called `output`.
 

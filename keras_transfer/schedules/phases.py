@@ -14,7 +14,7 @@ from keras_transfer.modalities import plain_augmentation
 from keras_transfer.modalities.views import MIXES
 from keras_transfer.models import BATCH_NORM_POLICIES, LOW_RANK, TRAINED
 from keras_transfer.utils.console import Table
-from keras_transfer.utils.documents import dump_yaml
+from keras_transfer.utils.documents import dump_yaml, read_yaml
 from keras_transfer.utils.image_sizes import checked_size
 
 SHAPES = ("cosine", "one_cycle", "step", "constant", "annealed", "plateau")
@@ -349,17 +349,14 @@ class Schedule:
         Raises:
             InputError: missing file, invalid YAML or invalid schedule; the message names the file.
         """
-        import yaml
-
         path = Path(path)
         if not path.is_file():
             raise InputError(f"No schedule file {path}.")
+        found = read_yaml(path)
         try:
-            return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return cls.from_dict(found)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except (yaml.YAMLError, ValueError) as error:  # or not UTF-8, or a date that does not exist
-            raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
     def table(self) -> str:
         """Return one line of text per phase; `plans.Plan.table` adds one model and dataset."""

@@ -39,7 +39,7 @@ class Progress(keras.callbacks.Callback):
         checkpoint: where the state is written.
         trainer: the `training.Trainer`. `fit` may run another network on its model's weights.
         signals: deferred while a state is written.
-        validation: number of validation examples; if there are any, epochs without a validation are
+        validation: number of validation examples, of which those of a group count as one; if there are any, epochs without a validation are
             never the best.
         logs: names of `logs.LOGS` that get each row of the history, too.
 

@@ -76,7 +76,7 @@ def setting(
 class TrainConfig:
     """All settings of a training.
 
-    The help text of each field says what it does; `TrainConfig.describe()` prints all of them.
+    The help text of each field says what it does.
 
     Raises:
         InputError: a value is out of its range, or two values do not go together.
@@ -358,14 +358,6 @@ class TrainConfig:
         """Return the part of `to_dict` that a `Trainer` uses, but for strategy and augmentation."""
         saved = self.to_dict()
         return {name: saved[name] for name in _TRAINER_NAMES if name in saved}
-
-    @classmethod
-    def describe(cls) -> str:
-        """Return one line per setting: its name, default and help text."""
-        return "\n".join(
-            f"{spec.name} = {getattr(cls(), spec.name)!r}: {spec.metadata['help']}"
-            for spec in fields(cls)
-        )
 
 
 TYPES = get_type_hints(TrainConfig)

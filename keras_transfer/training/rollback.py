@@ -23,7 +23,8 @@ def fell(now: dict, best: dict, ranked_by: str | None, examples: int) -> bool:
     Args:
         now, best: metric → value.
         ranked_by: the metric whose highest value is best; None compares the losses.
-        examples: number of validation examples N, ≥ 1.
+        examples: number of validation examples N, ≥ 1; of those in groups, such as one speaker's, the
+            number of groups, because a network that hears one speaker less well may hear others better.
     """
     if ranked_by is None:
         drop = now["loss"] - best["loss"]

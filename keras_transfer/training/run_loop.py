@@ -84,12 +84,14 @@ class TrainingRun:
         phases = self.plan.phases
         run, checkpoint, caching = self._begin(out, settings, previous)
         with Signals() as signals:
+            val = self.data.examples.get("val", ())
+            groups = getattr(val, "groups", None)
             progress = self.progress = Progress(
                 run,
                 checkpoint,
                 self.trainer,
                 signals,
-                validation=len(self.data.examples.get("val", ())),
+                validation=len(val if groups is None else np.unique(groups)),
                 logs=logs,
             )
             arrays = progress.load() if previous else None

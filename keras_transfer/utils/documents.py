@@ -34,6 +34,20 @@ def read_json(path: Path, optional: bool = False):
         raise damaged(path) from None
 
 
+def read_yaml(path: Path):
+    """Return the content of a YAML (or JSON) file that a user wrote.
+
+    Raises:
+        InputError: it is neither.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # or not UTF-8, or a date that does not exist
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
 def damaged(path) -> InputError:
     """Return the error for a file of a run that cannot be parsed."""
     return InputError(f"{path} is damaged or incomplete: restore it from a copy, or train again.")

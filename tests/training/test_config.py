@@ -17,7 +17,6 @@ def test_every_setting_has_a_help_text_and_a_group():
         help = spec.metadata["help"]
         assert help[0].isupper() or help.split()[0].rstrip(",:") in ("none", "imagenet", "auto")
         assert spec.metadata["group"]
-    assert TrainConfig.describe().count("\n") == len(SPECS) - 1
 
 
 def test_every_number_has_a_range():
