@@ -121,7 +121,7 @@ class Race:
             margin: standard errors by which it must be better; below 0, by which it may be worse.
         """
         folder = self.folder / str(len(self.entries))
-        outputs, minutes = self._outputs(choice, folder)
+        choice, outputs, minutes = self._outputs(choice, folder)
         units = {name: head.from_units(outputs[name]) for name, head in self.heads.items()}
         judged = judge(self.heads, self.examples.labels, units)
         behind = None
@@ -159,16 +159,20 @@ class Race:
         return read_json(self.folder / f"{len(self.entries)}.json", optional=True)
 
     def _outputs(self, choice, folder):
-        """Return (outputs of a contender, minutes of its training), also of an interrupted race."""
+        """Return (a contender, its outputs, minutes of its training), also of an interrupted race.
+
+        What an interrupted race has finished counts, even if another limit of the minutes would lead to
+        another choice now.
+        """
         plain = json.loads(json.dumps(choice.to_dict()))
         saved, begun = folder.with_suffix(".npz"), self.begun
-        if begun is not None and begun["choice"] != plain:
-            shutil.rmtree(folder, ignore_errors=True)
-            saved.unlink(missing_ok=True)
-            begun = None
         before = begun["minutes"] if begun else 0.0
         if saved.is_file():
-            return read_arrays(saved), before
+            known = Choice.from_dict(begun["choice"]) if begun else choice
+            return known, read_arrays(saved), before
+        if begun and begun["choice"] != plain:
+            shutil.rmtree(folder, ignore_errors=True)
+            before = 0.0
         if folder.is_dir() and Run(folder).finished:
             shutil.rmtree(folder)  # its outputs were not saved
         started = time.perf_counter()
@@ -186,7 +190,7 @@ class Race:
         finally:
             minutes = note()
         write_arrays(saved, outputs)
-        return outputs, minutes
+        return choice, outputs, minutes
 
     def better(self, entry: Entry, other: Entry, margin: float = CLEARLY) -> bool:
         """Return whether an entry's loss is lower by a margin, and its score not significantly lower."""

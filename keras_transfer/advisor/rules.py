@@ -1,9 +1,9 @@
 """The candidates for backbones, and the textbooks' rules as a baseline. Neither needs data or Keras."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from keras_transfer.errors import InputError
-from keras_transfer.modalities import Framing
+from keras_transfer.modalities import Framing, framing_from
 from keras_transfer.models.sources.applications import BACKBONES, find_spec, weights_path
 from keras_transfer.schedules.recipes import AUTO, resolve_schedule
 from keras_transfer.training.config import POLICIES, TrainConfig
@@ -96,6 +96,13 @@ class Choice:
         values = dict(vars(self))
         framing = values.pop("framing")
         return {**values, **(framing.settings() if framing else {})}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Choice":
+        """Return the choice of which `to_dict` returned the values."""
+        size = values.get("image_size")
+        known = {spec.name: values[spec.name] for spec in fields(cls) if spec.name in values}
+        return cls(**known, framing=framing_from(values).at(size) if size else None)
 
     def __str__(self):
         seen = [f"taps {self.taps}"] if self.taps else []

@@ -70,7 +70,7 @@ def config(source, **settings):
 # -- the race -------------------------------------------------------------------------------------
 
 
-def raced(tmp_path, sharpness, start=0, groups=None):
+def raced(tmp_path, sharpness, groups=None, backbone="b"):
     """Race contenders whose logits are the labels times a sharpness plus noise."""
     labels = np.arange(60) % 3
     noise = np.random.default_rng(0).normal(size=(60, 3))
@@ -89,7 +89,7 @@ def raced(tmp_path, sharpness, start=0, groups=None):
     heads = {"output": Classification("abc")}
     race = Race(tmp_path / "run", train, heads, examples, Clock())
     for number in range(len(sharpness)):
-        race.enter(Choice("b", str(number)))
+        race.enter(Choice(backbone, str(number)))
     return race, trained
 
 
@@ -107,6 +107,10 @@ def test_the_best_contender_is_at_out_and_a_worse_one_never_replaces_it(tmp_path
     assert again.best is again.entries[4]
     for entry, before in zip(again.entries, race.entries, strict=False):
         assert entry.minutes == pytest.approx(before.minutes)
+    # Nor if another choice would be made now, as with another limit of the minutes.
+    other, trained = raced(tmp_path, (1.0, 0.5, 3.0), backbone="other")
+    assert [entry.choice for entry in other.entries] == [entry.choice for entry in race.entries[:3]]
+    assert trained == []
     again.close()
     assert not place_of(tmp_path / "run").exists() and (tmp_path / "run").is_dir()
 
