@@ -244,11 +244,7 @@ def _peer(plan, image_size, folder, scratch) -> dict:
     words = [plan.contender, folder, plan.backbone, size, plan.seed, flip]
     out, seconds, cpu = process([sys.executable, SCRIPTS / "accuracy_peers.py", *words], scratch)
     found = json.loads(out.splitlines()[-1])
-    return {
-        **found,
-        "seconds": seconds - found["measuring"],
-        "cpu": cpu - found["measuring_cpu"],
-    }
+    return {**found, "seconds": seconds - found["measuring"], "cpu": cpu - found["measuring_cpu"]}
 
 
 def process(command, scratch: Path) -> tuple[str, float, float]:

@@ -43,11 +43,7 @@ VARIANTS: dict[str, dict] = {
     "lowest_rate 0.05": {"lowest_rate": 0.05},
     "epsilon 1e-3": {"optimizer_options": {"epsilon": 1e-3}},
     "beta_2 0.99": {"optimizer_options": {"beta_2": 0.99}},
-    "SGD 3e-3": {
-        "optimizer": "sgd",
-        "optimizer_options": {"momentum": 0.9},
-        "learning_rate": 3e-3,
-    },
+    "SGD 3e-3": {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}, "learning_rate": 3e-3},
     "EMA 0.98": {"ema": 0.98},
     "recipe lp_ft": {},
 }

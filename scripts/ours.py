@@ -58,13 +58,7 @@ def fit(name, recipe, augment, backbone, where, folder, epochs, k=None):
     if recipe == "freeze_k":
         overrides["k"] = k or f"stage:{len(kt.models.backbone_of(model).stages) // 2}"
     trainer = kt.Trainer(
-        model,
-        recipe,
-        overrides=overrides,
-        augment=augment,
-        cache=where,
-        keep="last",
-        refit="never",
+        model, recipe, overrides=overrides, augment=augment, cache=where, keep="last", refit="never"
     )
     started = time.perf_counter()
     run = trainer.fit(data, Path(folder) / "run")

@@ -59,9 +59,7 @@ PLOTS = {
     "demo": ("demo/curves.png", "demo_curves.png"),
     "gain": ("TEMPORARY/gain/comparison.png", "compare.png"),
 }
-STUDIES = {
-    "adaptation": "adaptation_benchmark.py --rows docs/adaptation.csv",
-}
+STUDIES = {"adaptation": "adaptation_benchmark.py --rows docs/adaptation.csv"}
 
 
 def machine() -> str:

@@ -45,12 +45,7 @@ def by_features(probabilities, features, count, rng):
     return spread([(np.ones((len(features), 1)), features)], count, int(rng.integers(1 << 31)))
 
 
-WAYS = {
-    "select": by_gradients,
-    "random": at_random,
-    "margin": by_margin,
-    "features": by_features,
-}
+WAYS = {"select": by_gradients, "random": at_random, "margin": by_margin, "features": by_features}
 
 
 def curve(way, x, y, x_val, y_val, count: int, seed: int) -> list[float]:

@@ -293,12 +293,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         log = lambda text: print(text, flush=True)  # noqa: E731
         wrong = torture(
-            options.losses,
-            options.distribute,
-            options.workers,
-            options.seed,
-            Path(folder),
-            log,
+            options.losses, options.distribute, options.workers, options.seed, Path(folder), log
         )
     sys.exit(bool(wrong))
 

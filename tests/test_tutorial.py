@@ -11,11 +11,7 @@ from keras_transfer.cli.main import app
 
 # For a test, shorter.
 SHORT = {"compare": "--epochs 2", "lp_ft": "--epochs 3"}
-KINDS = {
-    "images": "",
-    "sounds": "--audio",
-    "texts": "--text",
-}
+KINDS = {"images": "", "sounds": "--audio", "texts": "--text"}
 
 
 @pytest.mark.large  # CI runs the demo

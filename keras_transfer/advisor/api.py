@@ -5,13 +5,7 @@ from typing import Any
 
 from keras_transfer.advisor.advice import Advice
 from keras_transfer.advisor.budget import estimates
-from keras_transfer.advisor.rules import (
-    DEFAULT_POLICY,
-    Choice,
-    candidates,
-    check_policy,
-    classical,
-)
+from keras_transfer.advisor.rules import DEFAULT_POLICY, Choice, candidates, check_policy, classical
 from keras_transfer.errors import InputError
 from keras_transfer.modalities import Framing, open_framing
 from keras_transfer.models.sources.backbones import check_backbone

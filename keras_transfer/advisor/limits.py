@@ -15,12 +15,7 @@ from keras_transfer.utils.console import counted, say
 
 
 def with_limit(
-    overrides: Mapping,
-    schedule,
-    model: keras.Model,
-    data: ImageData,
-    clock: Clock,
-    batch_size: int,
+    overrides: Mapping, schedule, model: keras.Model, data: ImageData, clock: Clock, batch_size: int
 ) -> dict:
     """Return further overrides with which a training is expected to end in time; say how long it takes.
 

@@ -29,8 +29,7 @@ _DATA = ("task", "columns", "val", "val_split", "group", "split")
 
 
 @takes(
-    *_DATA,
-    *("image_size", "crop", "channels", "depth", "batch_size", "minutes", "policy", "seed"),
+    *_DATA, *("image_size", "crop", "channels", "depth", "batch_size", "minutes", "policy", "seed")
 )
 def advise(
     data: Data,

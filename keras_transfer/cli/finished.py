@@ -8,15 +8,7 @@ from typing import Annotated
 import typer
 
 from keras_transfer.cli.columns import columns_of, merged
-from keras_transfer.cli.options import (
-    Column,
-    Format,
-    Images,
-    Json,
-    Runner,
-    RunPath,
-    load_keras,
-)
+from keras_transfer.cli.options import Column, Format, Images, Json, Runner, RunPath, load_keras
 from keras_transfer.cli.streams import print_document
 from keras_transfer.errors import InputError
 from keras_transfer.export import check_format, check_version
@@ -165,8 +157,7 @@ def predict(
         typer.Option(help="Write a CSV file instead of printing it; a folder with --runner beam."),
     ] = None,
     runner: Annotated[
-        Runner,
-        typer.Option(help="beam: for very many files, with restarts and other machines."),
+        Runner, typer.Option(help="beam: for very many files, with restarts and other machines.")
     ] = Runner("local"),
     shard_size: Annotated[
         int, typer.Option(min=1, help="With --runner beam: files per Parquet file.")
@@ -351,8 +342,7 @@ def export(
         "saved_model"
     ),
     int8: Annotated[
-        bool,
-        typer.Option("--int8", help="8 bits (images; not saved_model, tfjs, hub)."),
+        bool, typer.Option("--int8", help="8 bits (images; not saved_model, tfjs, hub).")
     ] = False,
     out: Annotated[
         Path | None,

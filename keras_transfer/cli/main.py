@@ -118,8 +118,7 @@ def check(
     data: Data,
     settings,
     deep: Annotated[
-        bool,
-        typer.Option("--deep", help="Also compare features: labels that are probably wrong."),
+        bool, typer.Option("--deep", help="Also compare features: labels that are probably wrong.")
     ] = False,
     write_list: Annotated[
         Path | None,

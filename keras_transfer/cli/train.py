@@ -103,8 +103,7 @@ def train(
     callback: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODULE:CLASS",
-            help="A Keras callback, made without arguments. Repeatable.",
+            metavar="MODULE:CLASS", help="A Keras callback, made without arguments. Repeatable."
         ),
     ] = None,
     explain: Annotated[
@@ -384,8 +383,7 @@ def _val_text(metrics):
 def adapt(
     source: Data,
     target: Annotated[
-        Path,
-        typer.Argument(metavar="TARGET", help="A folder of unlabelled images at any depth."),
+        Path, typer.Argument(metavar="TARGET", help="A folder of unlabelled images at any depth.")
     ],
     method: Annotated[str, typer.Option(metavar="NAME[,NAME]", help=f"{', '.join(METHOD_NAMES)}.")],
     out: RunOut,

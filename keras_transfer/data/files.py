@@ -19,12 +19,7 @@ from typing import Any
 import numpy as np
 
 from keras_transfer.data.flaws import report_flaws
-from keras_transfer.data.readers import (
-    Files,
-    encoded_bytes,
-    file_stamp,
-    in_threads,
-)
+from keras_transfer.data.readers import Files, encoded_bytes, file_stamp, in_threads
 from keras_transfer.modalities import Modality, modality_of_files
 from keras_transfer.modalities.reading import digest, examine_file
 from keras_transfer.utils.console import progress_bar, say
@@ -114,11 +109,7 @@ class Checked:
 
 
 def check_examples(
-    paths: Sequence[str],
-    *,
-    modality: Modality | None = None,
-    framing=None,
-    progress: bool = True,
+    paths: Sequence[str], *, modality: Modality | None = None, framing=None, progress: bool = True
 ) -> tuple[Files, list[Skipped]]:
     """Return the files that can be decoded in full, and the others with the reason, in order.
 

@@ -11,11 +11,7 @@ import numpy as np
 from keras_transfer.data.arrays import find_usable
 from keras_transfer.data.examples import Examples, ImageData, Target, map_labels
 from keras_transfer.data.files import Skipped
-from keras_transfer.data.label_columns import (
-    columns_of_labels,
-    is_missing,
-    read_targets,
-)
+from keras_transfer.data.label_columns import columns_of_labels, is_missing, read_targets
 from keras_transfer.data.readers import Encoded
 from keras_transfer.data.split_rule import SPLIT_NAMES, divide
 from keras_transfer.data.table_rows import name_of_pair

@@ -14,11 +14,7 @@ _MAX_WAITING = 256  # batches that arrive before a missing one, which then count
 
 
 def service_batches(
-    examples,
-    address: str,
-    framing: Framing,
-    batch_size: int,
-    settings: Training | None,
+    examples, address: str, framing: Framing, batch_size: int, settings: Training | None
 ) -> tf.data.Dataset:
     """Return the batches of `batches.batches`, prepared by the workers of a tf.data service.
 

@@ -135,12 +135,7 @@ class SplitRule:
         return {} if self.split_file is None else read_split_file(self.split_file)
 
     def assign(
-        self,
-        examples,
-        names: Sequence[str],
-        given: np.ndarray,
-        target,
-        skipped: Sequence[str] = (),
+        self, examples, names: Sequence[str], given: np.ndarray, target, skipped: Sequence[str] = ()
     ) -> np.ndarray:
         """Return the split of each example, `"train"`, `"val"` or `"test"` [n].
 

@@ -28,13 +28,7 @@ from keras_transfer.data.label_columns import (
 )
 from keras_transfer.data.split_rule import SPLIT_NAMES, SplitRule, divide
 from keras_transfer.data.table_files import TableCells, read_columns
-from keras_transfer.data.table_rows import (
-    FileRows,
-    TextRows,
-    join_pairs,
-    mean_words,
-    name_of_pair,
-)
+from keras_transfer.data.table_rows import FileRows, TextRows, join_pairs, mean_words, name_of_pair
 from keras_transfer.errors import ColumnError, InputError
 from keras_transfer.modalities import known_extensions
 from keras_transfer.utils.console import listed, say

@@ -100,11 +100,7 @@ def _measure_groups(values, measure):
     names, groups, counts = np.unique(texts, return_inverse=True, return_counts=True)
     largest = np.sort(np.argsort(-counts, kind="stable")[:_MOST_SLICES])
     return [
-        {
-            "value": str(names[i]),
-            "images": int(counts[i]),
-            **measure(np.flatnonzero(groups == i)),
-        }
+        {"value": str(names[i]), "images": int(counts[i]), **measure(np.flatnonzero(groups == i))}
         for i in sorted(largest, key=lambda i: _natural(names[i]))
     ]
 

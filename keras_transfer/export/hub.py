@@ -40,10 +40,7 @@ def write_hub(folder: Path, model: keras.Model, sample: Sample, scores: Mapping)
     write_text(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     (name, head), *others = heads.items()
     if sample.inputs.ndim == 4 and not others and head.task == "single_label":
-        write_file(
-            folder / PREVIEW,
-            lambda path: _draw(path, sample, scores[name], head.names),
-        )
+        write_file(folder / PREVIEW, lambda path: _draw(path, sample, scores[name], head.names))
 
 
 def front_matter(run, model: keras.Model) -> str:

@@ -31,10 +31,7 @@ def remember_diagnosis(
         near: groups of near-duplicates, rows of all splits one after the other.
     """
     digests = _contents(data)
-    value = {
-        "wrong": wrong,
-        "near": [[digests[row].hex() for row in rows] for rows in near],
-    }
+    value = {"wrong": wrong, "near": [[digests[row].hex() for row in rows] for rows in near]}
     about = {"backbone": f"{backbone}: diagnosis of {len(digests)} {data.modality.many}"}
     remember(Store(), _KIND, _identity(data, digests), about, value)
 

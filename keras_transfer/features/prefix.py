@@ -169,10 +169,7 @@ def _by_matrices(layer):
 
 # -- pooled features ------------------------------------------------------------------------------
 
-_POOLINGS = {
-    3: keras.layers.GlobalAveragePooling1D,
-    4: keras.layers.GlobalAveragePooling2D,
-}
+_POOLINGS = {3: keras.layers.GlobalAveragePooling1D, 4: keras.layers.GlobalAveragePooling2D}
 
 
 def pooled_stages(backbone: Backbone) -> Prefix:

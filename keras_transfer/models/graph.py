@@ -135,10 +135,7 @@ def clone_with(model: keras.Model, inputs, call):
     # Cloning walks the graph for us. Only the tensors made by `call` are used, because the cloned
     # model starts at an input of its own.
     keras.models.clone_model(
-        model,
-        input_tensors=inputs,
-        clone_function=lambda layer: layer,
-        call_function=recorded,
+        model, input_tensors=inputs, clone_function=lambda layer: layer, call_function=recorded
     )
     return keras.tree.map_structure(
         lambda tensor: results[producer(tensor).operation], model.output

@@ -9,14 +9,7 @@ import numpy as np
 from keras_transfer.adaptation.network import MOST_FEATURES, read_feature_maps
 from keras_transfer.adaptation.selection import Selector
 from keras_transfer.data import plain_augmentation, without_flip
-from keras_transfer.reporting.page import (
-    COLORS,
-    GRAY,
-    figure,
-    line_figure,
-    render,
-    skipped_files,
-)
+from keras_transfer.reporting.page import COLORS, GRAY, figure, line_figure, render, skipped_files
 from keras_transfer.reporting.training_curves import points
 from keras_transfer.runs import Run
 from keras_transfer.utils.console import printable

@@ -99,11 +99,7 @@ class TrainConfig:
     )
     val: str | None = setting(None, DATA, "Folder of validation examples, VAL/<class>/.")
     val_split: float | None = setting(
-        None,
-        DATA,
-        f"Share drawn for validation. (default: {DEFAULT_VAL_SPLIT})",
-        above=0,
-        below=1,
+        None, DATA, f"Share drawn for validation. (default: {DEFAULT_VAL_SPLIT})", above=0, below=1
     )
     test_split: float = setting(0.0, DATA, "Share set aside for testing.", least=0, below=1)
     group: str | None = setting(

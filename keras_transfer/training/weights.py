@@ -8,12 +8,7 @@ import keras
 import numpy as np
 
 from keras_transfer.errors import InputError
-from keras_transfer.models.low_rank import (
-    clear_updates,
-    factors_of,
-    merged_values,
-    plain_variables,
-)
+from keras_transfer.models.low_rank import clear_updates, factors_of, merged_values, plain_variables
 from keras_transfer.utils.keras_versions import global_seed_generator
 
 

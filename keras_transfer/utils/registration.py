@@ -20,10 +20,7 @@ REGISTERED = {
         ),
         "models.heads",
     ),
-    **dict.fromkeys(
-        ("AttentionPooling", "Block"),
-        "models.transformers",
-    ),
+    **dict.fromkeys(("AttentionPooling", "Block"), "models.transformers"),
     **dict.fromkeys(("Patches", "TextEmbedding", "TokenPooling"), "models.tokens"),
     "TfIdf": "models.tfidf",
     "LogMel": "modalities.audio.layer",

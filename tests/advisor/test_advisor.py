@@ -11,12 +11,7 @@ from PIL import Image
 from keras_transfer.advisor.advice import Advice
 from keras_transfer.advisor.api import advise
 from keras_transfer.advisor.evidence import Evidence
-from keras_transfer.advisor.rules import (
-    SHORTLIST,
-    STRATEGIES,
-    candidates,
-    fallback_backbone,
-)
+from keras_transfer.advisor.rules import SHORTLIST, STRATEGIES, candidates, fallback_backbone
 from keras_transfer.cli.demo import small_backbone
 from keras_transfer.data import Examples, ImageData, from_directory
 from keras_transfer.data.arrays import Arrays

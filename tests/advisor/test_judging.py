@@ -5,13 +5,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from keras_transfer.advisor import budget
-from keras_transfer.advisor.judging import (
-    constant_losses,
-    difference,
-    is_signal,
-    judge,
-    score_name,
-)
+from keras_transfer.advisor.judging import constant_losses, difference, is_signal, judge, score_name
 from keras_transfer.models.heads import Classification, MultiLabel, Regression
 
 

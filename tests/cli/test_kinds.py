@@ -28,11 +28,7 @@ def call(words):
     "kind, settings, said",
     [
         ("text", {"crop": 0.5}, "--crop is for images, but these are texts: leave it out"),
-        (
-            "text",
-            {"image_size": 64},
-            "--image-size is for images and clips, but these are texts",
-        ),
+        ("text", {"image_size": 64}, "--image-size is for images and clips, but these are texts"),
         ("audio", {"channels": 5}, "--channels is for images, but these are clips"),
         ("audio", {"tokens": 7}, "--tokens is for texts, but these are clips"),
         ("image", {"tokens": 7}, "--tokens is for texts, but these are images"),

@@ -74,10 +74,7 @@ def test_several_labels_and_heads_take_the_recorded_order():
     from keras_transfer.data import Examples, ImageData
 
     labels = {"tags": np.array([[1, 0, 1], [0, 1, 0]], "float32"), "x": np.ones((2, 1), "float32")}
-    targets = {
-        "tags": Target("multi_label", ("2", "9", "10")),
-        "x": Target("regression", ("x",)),
-    }
+    targets = {"tags": Target("multi_label", ("2", "9", "10")), "x": Target("regression", ("x",))}
     data = ImageData((), {"train": Examples(["a", "b"], labels)}, [], "", targets)
     old = {**targets, "tags": Target("multi_label", ("10", "2", "9"))}
     same = in_recorded_order(data, old)

@@ -81,10 +81,7 @@ def test_the_same_images_give_the_same_batches(folder, tmp_path, source):
     assert (
         data.counts
         == whole.counts
-        == {
-            "train": {"green": 7, "red": 7, "sky": 7},
-            "val": {"green": 3, "red": 3, "sky": 3},
-        }
+        == {"train": {"green": 7, "red": 7, "sky": 7}, "val": {"green": 3, "red": 3, "sky": 3}}
     )
     expected = batches_of(whole)
     assert len(expected) == 3 + 2 + 2 * 3

@@ -189,12 +189,7 @@ def test_what_conclusions_are_found_by(model, noted):
     answer = {"a": [0.1 + 0.2, None]}
     assert concluded(prefix, noted, "sums 1", lambda: answer, of="9 images", seed=4) == answer
     identity, about = noted.asked
-    assert identity == {
-        "what": "sums 1",
-        **prefix.identity,
-        "engine": "keras",
-        "seed": 4,
-    }
+    assert identity == {"what": "sums 1", **prefix.identity, "engine": "keras", "seed": 4}
     assert about == {
         "backbone": "tiny, 3 of 3 stages: 9 images",
         "image_size": 32,
@@ -253,10 +248,7 @@ def graph(name, layers, inputs, outputs):
 def network(a="a", b="b", inner="inner"):
     """Configuration of two layers and a network of two layers, as Keras writes it."""
     pair = graph(
-        inner,
-        [layer(b, kind="InputLayer"), layer(a, tensor(b), units=2)],
-        [[b, 0, 0]],
-        [[a, 0, 0]],
+        inner, [layer(b, kind="InputLayer"), layer(a, tensor(b), units=2)], [[b, 0, 0]], [[a, 0, 0]]
     )
     policy = {"class_name": "DTypePolicy", "config": {"name": "float32"}}
     return graph(

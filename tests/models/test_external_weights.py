@@ -217,11 +217,7 @@ def test_pixels_that_no_layer_scales_are_mentioned(capsys):
         x = after(keras.layers.Conv2D(4, 3)(scale(inputs)))
         return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
 
-    for scale in (
-        lambda x: x / 127.5 - 1,
-        keras.layers.Rescaling(1 / 255),
-        lambda x: x - 99.0,
-    ):
+    for scale in (lambda x: x / 127.5 - 1, keras.layers.Rescaling(1 / 255), lambda x: x - 99.0):
         backbone_from_model(source(scale))
         assert "scales the pixels" not in capsys.readouterr().err
     for model in (source(), source(after=lambda x: x / 2)):

@@ -43,8 +43,7 @@ def images(n=2, size=96):
 
 # densenet121 is resnet50_v2's case, BatchNorm before the convolution, in many more layers.
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=[pytest.mark.large] * (x == "densenet121")) for x in FAMILIES],
+    "name", [pytest.param(x, marks=[pytest.mark.large] * (x == "densenet121")) for x in FAMILIES]
 )
 def test_folded_gives_the_same_numbers(name):
     size = max(64, BACKBONES[name].min_size)

@@ -322,12 +322,7 @@ def test_engines(engine, images):
 
 @pytest.mark.parametrize(
     ("form", "format"),
-    [
-        ("dinov2", "litert"),
-        ("dinov2", "onnx"),
-        ("siglip", "openvino"),
-        ("dinov2", "tfjs"),
-    ],
+    [("dinov2", "litert"), ("dinov2", "onnx"), ("siglip", "openvino"), ("dinov2", "tfjs")],
 )
 def test_exports(form, format, images, tmp_path):
     require_format(format)

@@ -90,8 +90,7 @@ def test_the_gain_is_measured_on_the_real_backbone():
 
 # Nearly every other test trains in float32.
 @pytest.mark.parametrize(
-    "policy",
-    [pytest.param("float32", marks=pytest.mark.large), "mixed_bfloat16", "mixed_float16"],
+    "policy", [pytest.param("float32", marks=pytest.mark.large), "mixed_bfloat16", "mixed_float16"]
 )
 def test_training_in_each_precision(colours, tmp_path, policy):
     """Head, losses and weights are float32; under float16 the loss scale is at work."""

@@ -17,12 +17,7 @@ from keras_transfer.models.sources.applications import (
     find_spec,
     is_source_model,
 )
-from keras_transfer.models.sources.presets import (
-    PRESETS,
-    check_preset,
-    is_preset,
-    kind_of_preset,
-)
+from keras_transfer.models.sources.presets import PRESETS, check_preset, is_preset, kind_of_preset
 from keras_transfer.models.sources.timm import find_timm, is_timm, timm_backbone
 from keras_transfer.utils.image_sizes import checked_size, size_of
 
