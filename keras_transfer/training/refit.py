@@ -1,6 +1,5 @@
 """The refit: a model is trained once more, on training and validation examples, for as long as was best."""
 
-import math
 import shutil
 from collections.abc import Sequence
 from copy import copy
@@ -18,7 +17,6 @@ from keras_transfer.schedules.plans import Plan
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.config import NO_REFIT, REFIT
 from keras_transfer.training.retraining import remember_training
-from keras_transfer.training.rollback import fell, independent
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.training.temperature import divide_logits
 from keras_transfer.training.weights import assign
@@ -149,11 +147,10 @@ def _refit(trainer, data, run, folder, callbacks, validated):
         raise _LeftOut("the training had to go back to earlier weights")
     if metrics.get("soup", {}).get("used"):
         raise _LeftOut("the saved weights are an average that validation has chosen")
-    count = len(everything.examples["train"])
+    count, epochs = len(everything.examples["train"]), metrics["best_epoch"]
     schedule = Schedule.from_dict(run.config["schedule"])
     if _steered(schedule):
         raise _LeftOut(_STEERED)
-    epochs = _length(run, trainer.head.ranked_by if trainer.head else None, data.examples["val"])
     plan = trainer.plan_of(schedule, count)
     plan = _cut(plan, [phase["epochs"] for phase in metrics["phases"]], epochs)
     say(f"refit: {counted(plan.epochs, 'epoch')} on all {counted(count, data.modality.one)}")
@@ -189,18 +186,6 @@ def _only_metrics(run, model, metrics):
 def _steered(schedule: Schedule) -> bool:
     """Return whether validation decides the learning rate."""
     return any(phase.shape == "plateau" for phase in schedule.phases)
-
-
-def _length(run: Run, ranked_by: str | None, examples) -> int:
-    """Return the epochs of a refit: all of the phase with the best one, unless its last is far below that.
-
-    Which of several good epochs was the best one is luck, but the last ones have the lowest rate.
-    """
-    best, ends = run.metrics["best_epoch"], accumulate(p["epochs"] for p in run.metrics["phases"])
-    last = next(end for end in ends if end >= best)
-    name = ranked_by or "loss"
-    then, now = ({name: run.history[x - 1].get(f"val_{name}", math.nan)} for x in (best, last))
-    return best if fell(now, then, ranked_by, independent(examples)) else last
 
 
 def _cut(plan: Plan, trained: Sequence[int], epochs: int) -> Plan:

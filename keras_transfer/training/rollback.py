@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 SLOWER = 1 / 3  # factor of the learning rate after going back
 LOW_EPOCHS = 2  # validated epochs in a row
 _ERRORS = 2  # standard errors: chance alone exceeds this in one of 44 comparisons
@@ -36,12 +34,6 @@ def fell(now: dict, best: dict, ranked_by: str | None, examples: int) -> bool:
         drop = values[0] - values[1]
         error = math.sqrt(sum(max(0.0, p * (1 - p)) for p in values) / examples)
     return drop > _ERRORS * error
-
-
-def independent(examples) -> int:
-    """Return the number of examples, of which those of a group count as one."""
-    groups = getattr(examples, "groups", None)
-    return len(examples if groups is None else np.unique(groups))
 
 
 def restart_of(rollbacks: list[dict], first: int, epochs: int) -> tuple[float, float]:

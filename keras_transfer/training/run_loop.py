@@ -26,7 +26,6 @@ from keras_transfer.schedules.plans import Plan, anchor_at, make_optimizer, set_
 from keras_transfer.training.checkpoint import Progress, SwapAverages, watching_callbacks
 from keras_transfer.training.networks import network_of
 from keras_transfer.training.retraining import earlier_training, remember_training, say_start
-from keras_transfer.training.rollback import independent
 from keras_transfer.training.solving import solve_heads
 from keras_transfer.training.soup import obstacle
 from keras_transfer.training.temperature import scale_logits
@@ -85,12 +84,14 @@ class TrainingRun:
         phases = self.plan.phases
         run, checkpoint, caching = self._begin(out, settings, previous)
         with Signals() as signals:
+            val = self.data.examples.get("val", ())
+            groups = getattr(val, "groups", None)
             progress = self.progress = Progress(
                 run,
                 checkpoint,
                 self.trainer,
                 signals,
-                validation=independent(self.data.examples.get("val", ())),
+                validation=len(val if groups is None else np.unique(groups)),
                 logs=logs,
             )
             arrays = progress.load() if previous else None

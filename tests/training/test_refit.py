@@ -113,21 +113,6 @@ def test_closed_forms_are_as_strong_as_was_chosen_before(data, tmp_path, monkeyp
     assert np.abs(kernels[1]).max() < 0.1 * np.abs(kernels[0]).max()
 
 
-@pytest.mark.parametrize(
-    ("best", "accuracies", "length"),
-    [
-        (3, (0.5, 0.7, 0.82, 0.8, 0.79), 5),  # which epoch was best is luck
-        (3, (0.5, 0.7, 0.9, 0.8, 0.5), 3),
-        (1, (0.9, 0.7, 0.5, 0.8, 0.89), 1),  # the closed form
-    ],
-)
-def test_it_is_as_long_as_the_best_phase_unless_that_got_worse(best, accuracies, length):
-    history = [{"epoch": i, "val_accuracy": each} for i, each in enumerate(accuracies, 1)]
-    metrics = {"best_epoch": best, "phases": [{"epochs": 1}, {"epochs": 4}]}
-    run = SimpleNamespace(metrics=metrics, history=history)
-    assert module._length(run, "accuracy", range(50)) == length
-
-
 def test_it_ends_where_the_best_epoch_was_at_the_rates_of_the_whole_plan(data):
     plan = trainer(HEAD, ALL).plan(data)
     head, all = module._cut(plan, [1, 3], 3).phases
