@@ -3,8 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from keras_transfer.advisor.budget import (
+    TRIED,
     WORTH,
     WORTH_WITH_LIMIT,
     Clock,
@@ -96,8 +98,12 @@ def first_plan(
     if worth_it:
         return worth_it
     found = plan(cheapest.candidate, cheapest, worth=0.0, left=min(limits["left"], tried))
-    visible = found and found.points / 100 * len(data.examples["val"]) >= 1
-    return found if visible else None
+    return found if found and _is_visible(found.points, data) else None
+
+
+def _is_visible(points: float, data: ImageData) -> bool:
+    """Return whether some points are one validation example or more."""
+    return points / 100 * len(data.examples.get("val", ())) >= 1
 
 
 def questions_of(augment, questions):
@@ -126,15 +132,12 @@ def decide(
         return replace(closed, why=NO_SIGNAL)
     pace = Pace.of(data, evidence)
     given = (overrides or {}).get("epochs")
-    plan = longest(
-        pace,
-        evidence.error_left,
-        (),
-        WORTH if minutes is None else WORTH_WITH_LIMIT,
-        Clock(minutes).left,
-        steps_per_epoch=steps,
-        lengths=[given] if given else lengths_up_to(default_epochs(train)),
-    )
+    lengths = [given] if given else lengths_up_to(default_epochs(train))
+    of = partial(longest, pace, evidence.error_left, (), steps_per_epoch=steps, lengths=lengths)
+    plan = of(WORTH if minutes is None else WORTH_WITH_LIMIT, Clock(minutes).left)
+    if plan is None and minutes is None:  # as in a race
+        plan = of(0.0, TRIED)
+        plan = plan if plan and _is_visible(plan[1], data) else None
     if plan is None:
         why = "Fine-tuning is not expected to be worth its time."
         return replace(closed, why=why, minutes=pace.minutes(0, 0))

@@ -110,3 +110,12 @@ def test_without_candidates_the_default_is_trained():
 def test_a_choice_without_a_race(minutes, strategy):
     found = decide(DATA, evidence((0.6, 1.0), forward=1e-4), minutes=minutes)
     assert found.strategy == strategy and found.why
+
+
+@pytest.mark.parametrize(("score", "strategy"), [(0.95, "lp_ft"), (0.999, "feature_extraction")])
+def test_a_choice_that_is_not_worth_its_time_but_short(score, strategy):
+    found = decide(DATA, evidence((score, 1.0), forward=2e-3))
+    assert found.strategy == strategy
+    if strategy == "lp_ft":
+        points = float(found.why.split()[5])
+        assert points < 0.5 * found.minutes <= 0.5 * 3
