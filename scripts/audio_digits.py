@@ -6,6 +6,7 @@
     python scripts/audio_digits.py --tune                the front end's range and padding
     python scripts/audio_digits.py --tune --sizes 96 64x128 96x192   heights and widths of the image
     python scripts/audio_digits.py --tune --methods lp_ft --seeds 1    the rate of fine-tuning
+    python scripts/audio_digits.py --tune --methods auto --seeds 1     rules of the advisor
 
 Speakers are divided once. Constants of the front end and of fine-tuning were chosen on held-out speakers of
 TUNING, where those of REPORTED were only trained on; --tune repeats the comparisons of range, padding and rate.
@@ -140,8 +141,8 @@ def pairs(speakers, count: int):
         yield held_out, train, [file for file in clips() if speaker(file) in held_out]
 
 
-def report(options) -> None:
-    for held_out, train, held in pairs(REPORTED, options.pairs):
+def report(options, speakers) -> None:
+    for held_out, train, held in pairs(speakers, options.pairs):
         print(f"{' and '.join(held_out)}: MFCC + SVM {100 * baseline(train, held):.1f}", flush=True)
         for name in options.methods or METHODS:
             for size in options.sizes or ("",):
@@ -220,7 +221,9 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     if not options.tune:
-        report(options)
+        report(options, REPORTED)
+    elif options.methods == ["auto"]:
+        report(options, TUNING)
     elif options.methods == ["lp_ft"]:
         tune_rate(options)
     else:
