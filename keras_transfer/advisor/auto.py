@@ -298,7 +298,8 @@ class _Auto:
         """Return how long a refit takes; of a closed form, the features of the training examples are known."""
         train, val = self.counts
         closed = entry.choice.strategy == "feature_extraction"
-        return entry.minutes * (val / (train + val) if closed else (train + val) / train)
+        more = val / (train + val) if closed else (train + val) / train
+        return entry.minutes * more * _share_of_refit(entry)
 
     @property
     def counts(self):
@@ -315,8 +316,7 @@ class _Auto:
         """Train the best model again on training and validation examples, by default or if it is worth it."""
         if not self.may_refit:
             return
-        best, wanted = self.race.best, self.config.refit
-        train, val = self.counts
+        (train, val), best, wanted = self.counts, self.race.best, self.config.refit
         few = self.open_ended and train + val <= defaults.MOST_REFITTED
         if few or best.choice.strategy == "feature_extraction":
             wanted = REFIT  # as after a named strategy
@@ -415,6 +415,12 @@ class _Auto:
         backbone = names[-1] if joined(names) else best.backbone
         network = sized_backbone(backbone, best.framing, self.data)
         return facts_of(self.data, network, self.config.seed)
+
+
+def _share_of_refit(entry) -> float:
+    """Return the share of a training up to its best epoch, with which a refit ends."""
+    metrics = Run(entry.folder).metrics
+    return metrics["best_epoch"] / sum(phase["epochs"] for phase in metrics["phases"])
 
 
 def _rate(entry) -> float:
