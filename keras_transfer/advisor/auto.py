@@ -42,6 +42,7 @@ from keras_transfer.schedules import defaults
 from keras_transfer.schedules.recipes import AUTO, DEFAULT, default_epochs, default_rate
 from keras_transfer.training.config import NO_REFIT, REFIT, TYPES, TrainConfig
 from keras_transfer.training.networks import model_of, open_framing_of
+from keras_transfer.training.refit import share_of_refit
 from keras_transfer.training.trainer import Trainer
 from keras_transfer.utils.console import say
 
@@ -299,7 +300,7 @@ class _Auto:
         train, val = self.counts
         closed = entry.choice.strategy == "feature_extraction"
         more = val / (train + val) if closed else (train + val) / train
-        return entry.minutes * more * _share_of_refit(entry)
+        return entry.minutes * more * share_of_refit(Run(entry.folder), self.data.examples["val"])
 
     @property
     def counts(self):
@@ -415,12 +416,6 @@ class _Auto:
         backbone = names[-1] if joined(names) else best.backbone
         network = sized_backbone(backbone, best.framing, self.data)
         return facts_of(self.data, network, self.config.seed)
-
-
-def _share_of_refit(entry) -> float:
-    """Return the share of a training up to its best epoch, with which a refit ends."""
-    metrics = Run(entry.folder).metrics
-    return metrics["best_epoch"] / sum(phase["epochs"] for phase in metrics["phases"])
 
 
 def _rate(entry) -> float:

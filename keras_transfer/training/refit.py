@@ -1,10 +1,13 @@
 """The refit: a model is trained once more, on training and validation examples, for as long as was best."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import accumulate
+
+import numpy as np
 
 from keras_transfer.data.examples import ImageData, join_examples
 from keras_transfer.errors import Diverged, InputError, Interrupted, OutOfSpace, full_disk
@@ -17,6 +20,7 @@ from keras_transfer.schedules.plans import Plan
 from keras_transfer.schedules.recipes import AUTO
 from keras_transfer.training.config import NO_REFIT, REFIT
 from keras_transfer.training.retraining import remember_training
+from keras_transfer.training.rollback import fell
 from keras_transfer.training.run_loop import TrainingRun
 from keras_transfer.training.temperature import divide_logits
 from keras_transfer.training.weights import assign
@@ -147,10 +151,11 @@ def _refit(trainer, data, run, folder, callbacks, validated):
         raise _LeftOut("the training had to go back to earlier weights")
     if metrics.get("soup", {}).get("used"):
         raise _LeftOut("the saved weights are an average that validation has chosen")
-    count, epochs = len(everything.examples["train"]), metrics["best_epoch"]
+    count = len(everything.examples["train"])
     schedule = Schedule.from_dict(run.config["schedule"])
     if _steered(schedule):
         raise _LeftOut(_STEERED)
+    epochs = _length(run, trainer.head.ranked_by if trainer.head else None, data.examples["val"])
     plan = trainer.plan_of(schedule, count)
     plan = _cut(plan, [phase["epochs"] for phase in metrics["phases"]], epochs)
     say(f"refit: {counted(plan.epochs, 'epoch')} on all {counted(count, data.modality.one)}")
@@ -186,6 +191,33 @@ def _only_metrics(run, model, metrics):
 def _steered(schedule: Schedule) -> bool:
     """Return whether validation decides the learning rate."""
     return any(phase.shape == "plateau" for phase in schedule.phases)
+
+
+def _length(run: Run, ranked_by: str | None, examples) -> int:
+    """Return the epochs of a refit: up to the best one.
+
+    Where groups were held out, such as one speaker, which of several good epochs was the best one says little
+    about other groups, but the last ones have the lowest rate: all of its phase, unless its last epoch is
+    far below the best one, by the number of groups.
+    """
+    best, groups = run.metrics["best_epoch"], examples.groups
+    if groups is None:
+        return best
+    ends = accumulate(phase["epochs"] for phase in run.metrics["phases"])
+    last = next(end for end in ends if end >= best)
+    name = ranked_by or "loss"
+    then, now = ({name: run.history[x - 1].get(f"val_{name}", math.nan)} for x in (best, last))
+    return best if fell(now, then, ranked_by, len(np.unique(groups))) else last
+
+
+def share_of_refit(run: Run, examples) -> float:
+    """Return the share of a training after which its refit is expected to end.
+
+    Args:
+        examples: of validation.
+    """
+    best, total = run.metrics["best_epoch"], sum(each["epochs"] for each in run.metrics["phases"])
+    return best / total if examples.groups is None or best == 1 else 1.0
 
 
 def _cut(plan: Plan, trained: Sequence[int], epochs: int) -> Plan:

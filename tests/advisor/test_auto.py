@@ -337,16 +337,16 @@ def test_a_fine_tuning_is_refitted_where_that_is_worth_it(
 def test_minutes_are_left_for_a_refit(best, left, monkeypatch):
     """Of ten: a contender may take four if its refit takes six, or less if that of the best takes more."""
     monkeypatch.setattr(Clock, "left", 10.0)
-    monkeypatch.setattr(auto, "_share_of_refit", lambda entry: 1.0)
+    monkeypatch.setattr(auto, "share_of_refit", lambda *_: 1.0)
     one = object.__new__(auto._Auto)
     one.data = SimpleNamespace(examples={"train": range(20), "val": range(10)})
     one.clock, one.may_refit = Clock(10), True
     tuned, closed = (Choice("b", name) for name in ("lp_ft", "feature_extraction"))
-    one.race = SimpleNamespace(best=SimpleNamespace(minutes=best, choice=tuned))
+    one.race = SimpleNamespace(best=SimpleNamespace(minutes=best, choice=tuned, folder="run"))
     assert one._left == pytest.approx(left)
     one.race.best.choice = closed  # a third of it, because the features are known
     assert one._left == pytest.approx(4.0)
-    monkeypatch.setattr(auto, "_share_of_refit", lambda entry: 0.5)  # it was best halfway
+    monkeypatch.setattr(auto, "share_of_refit", lambda *_: 0.5)  # it was best halfway
     one.race.best.choice = tuned
     assert one._refit_minutes(one.race.best) == pytest.approx(best * 1.5 / 2)
     one.may_refit = False

@@ -113,6 +113,25 @@ def test_closed_forms_are_as_strong_as_was_chosen_before(data, tmp_path, monkeyp
     assert np.abs(kernels[1]).max() < 0.1 * np.abs(kernels[0]).max()
 
 
+@pytest.mark.parametrize(
+    ("groups", "best", "accuracies", "length"),
+    [
+        (None, 3, (0.5, 0.7, 0.82, 0.8, 0.79), 3),
+        (2, 3, (0.5, 0.7, 0.82, 0.8, 0.79), 5),  # two speakers do not tell which epoch is best
+        (50, 3, (0.5, 0.7, 0.9, 0.8, 0.5), 3),
+        (2, 1, (0.9, 0.7, 0.5, 0.8, 0.89), 1),  # the closed form
+    ],
+)
+def test_it_is_as_long_as_the_best_phase_where_few_groups_decide(groups, best, accuracies, length):
+    history = [{"epoch": i, "val_accuracy": each} for i, each in enumerate(accuracies, 1)]
+    metrics = {"best_epoch": best, "phases": [{"epochs": 1}, {"epochs": 4}]}
+    run = SimpleNamespace(metrics=metrics, history=history)
+    examples = SimpleNamespace(groups=None if groups is None else np.arange(100) % groups)
+    assert module._length(run, "accuracy", examples) == length
+    expected = 1.0 if groups and best > 1 else best / 5
+    assert module.share_of_refit(run, examples) == expected
+
+
 def test_it_ends_where_the_best_epoch_was_at_the_rates_of_the_whole_plan(data):
     plan = trainer(HEAD, ALL).plan(data)
     head, all = module._cut(plan, [1, 3], 3).phases
