@@ -287,9 +287,11 @@ class _Comparison:
 
     def _tuned_framings(self, given, sizes) -> dict[Any, Framing]:
         """Return size → framing for fine-tuning where the data choose it, see `Evidence.tuned`."""
-        if given.settled or self.first is None:
-            return {}
+        assert self.first is not None, "a comparison without a backbone is an InputError"
         known, modality = self.first.framing, self.train.modality
+        offers = (modality.smaller_framings, modality.larger_framings)
+        if given.settled or not any(offer(known) for offer in offers):
+            return {}  # such as texts, whose encoder brings its framing
         found = {
             size: given.settled_as(modality.choose_framing(self.train, size)[0]).at(size)
             for size in {known.size, *sizes}
