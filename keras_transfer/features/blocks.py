@@ -6,6 +6,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from keras_transfer.features.threads import shared_fits
 from keras_transfer.utils.console import progress_bar
 from keras_transfer.utils.files import bytes_in, total_memory
 
@@ -136,10 +137,10 @@ class Blocks:
             return value, gradient.ravel()
 
         options = dict(maxiter=_MAX_STEPS, maxls=50, gtol=1e-4, ftol=64 * np.finfo(float).eps)
+        start = np.zeros(classes * (width + 1))
         try:
-            found = minimize(
-                loss, np.zeros(classes * (width + 1)), jac=True, method="L-BFGS-B", options=options
-            )
+            with shared_fits():
+                found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
         finally:
             steps.close()
         values = found.x.reshape(classes, width + 1)

@@ -14,10 +14,9 @@ from keras_transfer.features.cross_validation import (
     cross_validated,
     folds_of,
     log_loss,
-    parallel_fits,
-    quiet_fits,
     spread,
 )
+from keras_transfer.features.threads import parallel_fits, shared_fits
 from keras_transfer.utils.console import progress_bar
 
 _LARGE = 2e8  # rows × features × classes from which all cores work on one fit
@@ -343,7 +342,7 @@ class Standardized:
     def logistic(self, labels, strength, class_weight) -> tuple[np.ndarray, np.ndarray]:
         """Return (weights [C, K], offsets [C]) of multinomial logistic regression."""
         work = self.rows.size * int(labels.max() + 1)  # more than 32 bits hold
-        with parallel_fits() if work < _LARGE else quiet_fits():
+        with parallel_fits() if work < _LARGE else shared_fits():
             fitted = LogisticRegression(C=strength, max_iter=300, class_weight=class_weight)
             fitted.fit(self.rows, labels)
         weights, offsets = fitted.coef_, fitted.intercept_

@@ -14,8 +14,8 @@ from keras_transfer.features.cross_validation import (
     cross_validated,
     folds_of,
     log_probabilities,
-    parallel_fits,
 )
+from keras_transfer.features.threads import parallel_fits
 from keras_transfer.utils.console import progress_bar
 
 

@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from keras_transfer.features.closed_form import parallel_fits
+from keras_transfer.features.threads import parallel_fits
 
 _PROBE_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # C times the number of features
 
