@@ -33,13 +33,6 @@ from keras_transfer.utils.image_sizes import size_of
 MOST = 1500  # examples
 _BATCH = 32  # of the timing
 _MEMORY = 1 << 30  # bytes of decoded examples, which several passes read
-_SIGNAL_ERRORS = 2.0  # standard errors by which the best candidate must beat a constant answer
-_PERMUTATIONS, _BY_CHANCE = (
-    199,
-    0.025,
-)  # of the labels; share of data sets without a signal that would pass
-
-
 # What else may be found out: whether two backbones are better together than alone, which other size and crop
 # are better where `image_size` leaves them open, whether mirror images help, and how long a forward pass takes.
 QUESTIONS = ("together", "framings", "mirror", "pace")

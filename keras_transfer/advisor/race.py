@@ -34,7 +34,6 @@ from keras_transfer.utils.console import Table, say
 from keras_transfer.utils.documents import dump_yaml, read_json
 from keras_transfer.utils.files import read_arrays, write_arrays, write_file, write_text
 
-OUTPUTS = "outputs.npz"  # of a contender for the validation examples
 # By how many standard errors of the difference a contender must be better than the best one so far.
 CLEARLY = 1.0
 UNLESS_WORSE = -1.0  # it wins a tie

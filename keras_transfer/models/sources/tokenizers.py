@@ -8,10 +8,6 @@ from keras_transfer.modalities.text.framing import SentencePiece, TextFraming, W
 from keras_transfer.utils.console import first_line, say
 
 _MOST = 256  # tokens, unless the preset states its own limit: attention to more is slow
-_TRIED, _ALIKE = (
-    300,
-    0.95,
-)  # words of a vocabulary, and the share that must be segmented as by KerasHub
 # Tokenizers of KerasHub that add nothing to the pieces of a text but special tokens → how they differ from BERT.
 _SENTENCE_PIECES: dict[str, dict[str, Any]] = {
     "XLMRobertaTokenizer": dict(
