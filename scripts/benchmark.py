@@ -304,7 +304,8 @@ def starts(table, options):
             for what, words in commands.items():
                 for side, root in sides.items():
                     out = runs[side] if not turn else runs[side].with_name(f"run{turn}")
-                    environment = dict(PYTHONPATH=str(root))
+                    # Without the current folder, which may be a checkout, too.
+                    environment = dict(PYTHONPATH=str(root), PYTHONSAFEPATH="1")
                     found = child(
                         "-m", "keras_transfer.cli", *words(runs[side], out),
                         cache=out.with_name(f"cache{turn}"), environment=environment,
