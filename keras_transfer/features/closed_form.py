@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -20,6 +21,7 @@ from keras_transfer.features.threads import parallel_fits, shared_fits
 from keras_transfer.utils.console import progress_bar
 
 _LARGE = 2e8  # rows × features × classes from which all cores work on one fit
+_JITTER = 1e-10  # share of the sum of squares that is added to that of each row
 _MOST_SOLVED = 16  # results of `solve` that are remembered
 
 _solved: dict[bytes, "LinearHead"] = {}
@@ -296,19 +298,17 @@ def ridge_regression(
     )
 
 
-def _spanned(rows):
-    """Return (rows in a basis of the space that they span, that basis [D, K]).
+def _factor(rows):
+    """Return coordinates of rows in a basis of the space that they span, float64 [N, N].
 
-    The basis is None, and the rows are as they were, unless there are far fewer of them than features.
+    None, unless there are far fewer rows than features.
     """
     if 3 * len(rows) >= 2 * rows.shape[1]:
-        return rows, None
-    values, vectors = np.linalg.eigh(rows.astype("float64") @ rows.T)
-    large = values > 1e-9 * max(values[-1], 1e-12)
-    if not large.any():  # all rows are equal
-        return rows, None
-    lengths, vectors = np.sqrt(values[large]), vectors[:, large]
-    return (vectors * lengths).astype("float32"), rows.T @ (vectors / lengths)
+        return None
+    gram = rows.astype("float64") @ rows.T
+    # Centered rows are dependent: without this, one of the values on the diagonal would be the root of 0.
+    size = np.trace(gram) * _JITTER
+    return np.linalg.cholesky(gram + size * np.eye(len(rows))) if size else None
 
 
 class Standardized:
@@ -333,11 +333,16 @@ class Standardized:
         self.mean = features.mean(axis=0, dtype="float64")
         self.scale = scales(self.mean, features.var(axis=0, dtype="float64"))
         rows = (features - self.mean.astype("float32")) / self.scale.astype("float32")
-        self.rows, self.basis = _spanned(rows.astype("float32", copy=False))
+        factor, self.basis = _factor(rows), None
+        if factor is not None:
+            self.basis = solve_triangular(factor, rows, lower=True).T
+            rows = factor
+        self.rows = rows.astype("float32", copy=False)
 
     def sample(self, rows: np.ndarray) -> np.ndarray:
         """Return some rows for cross-validation, up to a rotation, float32 [n, K]."""
-        return _spanned(self.rows[rows])[0]
+        factor = _factor(self.rows[rows])
+        return self.rows[rows] if factor is None else factor.astype("float32")
 
     def logistic(self, labels, strength, class_weight) -> tuple[np.ndarray, np.ndarray]:
         """Return (weights [C, K], offsets [C]) of multinomial logistic regression."""
