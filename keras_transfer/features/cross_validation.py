@@ -14,9 +14,9 @@ from keras_transfer.features.threads import parallel_fits
 _STRENGTHS = np.logspace(-4, 1, 11)
 _START = 4  # of them; strong penalties, which are seldom best, take many steps to fit
 _WORSE = 2  # strengths in a row that raise the loss, after which no further one is tried
-# Largest derivative of the loss at which a fit on folds ends: a choice needs no more, and takes half the time of
-# scikit-learn's 1e-4.
-_TOLERANCE = 3e-4
+# Largest derivative of the loss at which a fit on folds ends. With scikit-learn's 1e-4, on four sets of the tuning
+# half of the accuracy bench, the log loss of closed forms is the same to 0.0005, after three times as long.
+_TOLERANCE = 1e-3
 # Rows of cross-validation, whose strength is used for all. With twice as many, MNIST has the same accuracy after
 # twice the time; the 77 classes of banking77's training texts need more than this.
 MAX_FOR_CHOOSING = 1500
