@@ -267,7 +267,8 @@ class _Auto:
             return replace(base, strategy=DEFAULT), lengths, 1.0
         if len(tuned) == 1 and not improved:
             return replace(base, strategy="freeze_k", overrides={"k": HALF}), lengths, 1 - HALF
-        if len(tuned) == 1 and "learning_rate" not in self.overrides:
+        chosen = {name.rpartition(".")[2] for name in self.overrides}  # such as *.learning_rate
+        if len(tuned) == 1 and "learning_rate" not in chosen:
             same = tuned[0].choice.overrides["epochs"]
             bold = {"learning_rate": _BOLD * _rate(tuned[0])}
             return replace(base, strategy=DEFAULT, overrides=bold), [same], 1.0

@@ -60,13 +60,15 @@ class Clock:
         clock = self
 
         class Limit(keras.callbacks.Callback):
+            cut = False  # whether it has ended a training
+
             @property
             def time_is_over(self):  # a trainer then begins no further phase
                 return clock.left <= _RESERVE * (clock.minutes or 0.0)
 
             def on_train_batch_end(self, batch, logs=None):
                 if self.time_is_over:
-                    self.model.stop_training = True
+                    self.cut = self.model.stop_training = True
 
         return Limit()
 

@@ -167,7 +167,8 @@ def _refit(trainer, data, run, folder, callbacks, validated):
     other.config = replace(trainer.config, soup=False)  # which nothing could choose
     training = TrainingRun(other, everything, plan, callbacks, _only_metrics, metrics["phases"])
     again = training.fit(folder, other.settings(schedule, {}), begun, ())
-    if any(getattr(each, "time_is_over", False) for each in callbacks):
+    done = sum(phase["epochs"] for phase in again.metrics["phases"])
+    if done < plan.epochs or any(getattr(each, "cut", False) for each in callbacks):
         raise _LeftOut("the time is over")
     for name, temperature in metrics.get("temperature", {}).items():
         divide_logits(trainer.model, name, temperature)

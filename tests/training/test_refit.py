@@ -247,7 +247,9 @@ def test_the_time_that_is_over_keeps_the_validated_model(data, tmp_path, capsys)
     begun = trainer(HEAD)
     begun.fit(data, tmp_path / "run")
     over = keras.callbacks.Callback()
-    over.time_is_over = True
+    over.time_is_over = True  # just now, when all epochs had been trained
+    assert begun.refit(data, Run.open(tmp_path / "run"), tmp_path / "whole", [over])
+    over.cut = True
     found = begun.refit(data, Run.open(tmp_path / "run"), tmp_path / "again", [over])
     assert found is None and "the time is over" in capsys.readouterr().err
 
