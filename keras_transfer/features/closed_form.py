@@ -180,7 +180,10 @@ def _choose(inputs, labels, groups, weights, sampling) -> tuple[dict, dict]:
         told = {"cross_validation": loss, "held_out": held_out}
         if len(scores) > 1:
             told["held_out_part"] = spread(scores[0], rows, len(labels))
-    return {"strengths": [strength for strength, _ in found], "shares": shares.tolist()}, told
+    # The losses of more rows weigh more against the penalty.
+    per_row = len(rows) / len(labels) if scores else 1.0
+    strengths = [per_row * strength for strength, _ in found]
+    return {"strengths": strengths, "shares": shares.tolist()}, told
 
 
 def _blend(scores, labels):
